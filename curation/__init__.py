@@ -1,0 +1,1 @@
+"""From open datasets to tuples: read, shape, filter, deduplicate, report, publish."""

@@ -1,0 +1,60 @@
+"""The errors a user can mend, each one line: where, what, what to try.
+
+UserError
+├── ManifestError   a recipe that cannot be read as meant
+├── SourceError     rows that cannot be had or understood
+├── ModelError      a model or tokenizer that cannot be used
+├── BuildError      a build folder that is missing, incomplete or was changed by hand
+└── SetupError      an installation or a machine that cannot do what was asked
+
+Everything else that is raised is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """`where: what; hint`. The command line prints it and exits with 1."""
+
+    def __init__(self, where: object, what: str, hint: str = "") -> None:
+        self.where, self.what, self.hint = str(where), what, hint
+        super().__init__(f"{where}: {what}" + (f"; {hint}" if hint else ""))
+
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
+        return type(self), (self.where, self.what, self.hint)  # survives the way back from a worker process
+
+
+class ManifestError(UserError):
+    """A recipe that cannot be read as meant."""
+
+
+class SourceError(UserError):
+    """Rows that cannot be had or understood."""
+
+
+class ModelError(UserError):
+    """A model or tokenizer that cannot be used."""
+
+
+class BuildError(UserError):
+    """A build folder that is missing, incomplete or was changed by hand."""
+
+
+class SetupError(UserError):
+    """An installation or a machine that cannot do what was asked."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)`, or nothing where no known word is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def listed(words: Iterable[object], most: int = 12) -> str:
+    """Return the words as a readable list, cut after `most`."""
+    all_words = [str(word) for word in words]
+    more = f" and {len(all_words) - most} more" if len(all_words) > most else ""
+    return ", ".join(all_words[:most]) + more

@@ -1,0 +1,120 @@
+"""The record: what a source is turned into, and what every later stage reads and writes.
+
+A source becomes two tables and a few constants. Tuples hold ids, texts stand once:
+
+    passages                                pairs
+    pid  text             group             id         query                positives  negatives  label
+    0    "Paris is ..."   null              squad/0    "Capital of France?" [0]        []         null
+    1    "Find . -size"   7                 squad/1    "find empty files"   [1]        []         null
+    2    "find ! -size"   7                 squad/4    "who wrote Emma?"    [3, 4]     [0]        null
+    3    "Jane Austen.."  null              news/12    "rates rise again"   [5]        []         "business"
+    4    "Austen's Emma"  null              imdb/3     "a dull film"        [6]        [7]        "negative"
+
+`pid` is the row number. `positives[0]` is the one trained on. `key` (in both tables) is the identity of a text;
+`group` gathers texts of one source whose normalised form is equal, queries and passages alike, and is null for
+a text that has no such twin. `mine negatives` adds scores, ranks and origins, and negatives, to `pairs`.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+
+import numpy as np
+import polars as pl
+import xxhash
+
+TASKS = ("retrieval", "classification", "clustering")
+NEGATIVES = {"retrieval": 24, "clustering": 24, "classification": 1}  # per tuple; arXiv 2510.02294, section 2
+ORIGINS = ("given", "mined", "class", "random")  # what `negative_origin` counts from 0
+GIVEN, MINED, CLASS, RANDOM = range(4)
+
+PASSAGES = {"pid": pl.UInt32, "text": pl.String, "key": pl.Binary, "group": pl.UInt32}
+PAIRS = {
+    "id": pl.String,
+    "query": pl.String,
+    "key": pl.Binary,
+    "group": pl.UInt32,
+    "positives": pl.List(pl.UInt32),
+    "negatives": pl.List(pl.UInt32),
+    "label": pl.String,
+}
+MINED_PAIRS = PAIRS | {
+    "positive_score": pl.Float32,  # of positives[0]; null where nothing was scored
+    "negative_scores": pl.List(pl.Float32),  # one entry per negative; null where it was not scored
+    "negative_ranks": pl.List(pl.UInt16),  # 0 = nearest candidate; null where it was not ranked
+    "negative_origin": pl.List(pl.UInt8),  # index into ORIGINS
+}
+DROPPED = {
+    "id": pl.String,
+    "source": pl.String,
+    "stage": pl.String,  # read, shape, filter, merge, leak, mine
+    "reason": pl.String,
+    "evidence": pl.String,
+    "twin_id": pl.String,
+    "twin_source": pl.String,
+    "score": pl.Float64,
+}
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def render_query(instruction: str, query: str) -> str:
+    """Return the query as a decoder model sees it; an empty instruction gives the query alone."""
+    return f"Instruct: {instruction}\nQuery: {query}" if instruction else query
+
+
+def key_of(text: str) -> bytes:
+    """Return the identity of a text: xxh3-128 of its NFC form, 16 bytes."""
+    return xxhash.xxh3_128_digest(unicodedata.normalize("NFC", text).encode())
+
+
+def keys_of(texts: Iterable[str]) -> pl.Series:
+    """Return one key a text, as a binary series."""
+    return pl.Series("key", [key_of(text) for text in texts], dtype=pl.Binary)
+
+
+def draws(seed: int, purpose: str, numbers: np.ndarray) -> np.ndarray:
+    """Return one random u64 a number: a function of (seed, purpose, number) alone, so rows never disturb each other.
+
+    SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) over a state made of the seed, the purpose and the number.
+    """
+    start = np.uint64(xxhash.xxh3_64_intdigest(f"{seed}/{purpose}".encode()))
+    with np.errstate(over="ignore"):
+        z = start + (numbers.astype(np.uint64) + np.uint64(1)) * _GOLDEN
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(z ^ (z >> np.uint64(31)), dtype=np.uint64)
+
+
+def dropped_frame(
+    source: str,
+    stage: str,
+    ids: pl.Series,
+    reason: str | pl.Series,
+    evidence: pl.Series | str = "",
+    twin_id: pl.Series | None = None,
+    twin_source: pl.Series | str | None = None,
+) -> pl.DataFrame:
+    """Return a `DROPPED` table: why the rows or tuples `ids` are no longer there."""
+    columns = {
+        "id": ids,
+        "source": pl.lit(source),
+        "stage": pl.lit(stage),
+        "reason": pl.lit(reason) if isinstance(reason, str) else reason,
+        "evidence": pl.lit(evidence) if isinstance(evidence, str) else evidence,
+        "twin_id": pl.lit(None) if twin_id is None else twin_id,
+        "twin_source": pl.lit(twin_source) if twin_source is None or isinstance(twin_source, str) else twin_source,
+        "score": pl.lit(None),
+    }
+    return pl.DataFrame({"id": ids}).select(
+        [
+            (value if isinstance(value, pl.Expr) else pl.lit(value)).cast(DROPPED[name]).alias(name)
+            for name, value in columns.items()
+        ]
+    )
+
+
+def no_drops() -> pl.DataFrame:
+    """Return an empty `DROPPED` table."""
+    return pl.DataFrame(schema=DROPPED)

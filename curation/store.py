@@ -1,0 +1,203 @@
+"""Files that are whole or absent: atomic writes, parquet shards, and the receipts that make runs resumable.
+
+A stage is a folder. It is written under `<folder>.part`, its receipt `done.json` last, and then renamed; so a
+folder with a receipt is whole. The receipt holds the digest of everything the stage depends on, and the digest of
+each file in it. A stage runs if the first differs; a file that no longer has its digest was changed by hand.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+import polars as pl
+import pyarrow.parquet as pq
+import xxhash
+
+from curation.errors import BuildError
+
+RECEIPT = "done.json"
+ROWS_PER_SHARD = 1_000_000
+ROWS_PER_GROUP = 100_000
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PACKAGES = ("tuplesmith", "polars", "pyarrow", "torch", "transformers", "faiss-cpu", "faiss-gpu", "datasets", "datasketch")
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that appears under `path` only when it is whole and on the disk."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON with sorted keys, atomically."""
+    with atomic(path) as file:
+        file.write((json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON that a stage wrote.
+
+    Raises:
+        BuildError: the file is not there, or is no JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise BuildError(path, "no such file", "run `curate build` first") from None
+    except ValueError as error:
+        raise BuildError(path, f"not readable as JSON ({error})", f"delete {path.parent} and run the command again") from None
+
+
+def write_lines(path: Path, rows: Iterator[Mapping[str, object]]) -> None:
+    """Write JSON Lines, atomically."""
+    with atomic(path) as file:
+        for row in rows:
+            file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+
+
+def write_table(folder: Path, name: str, table: pl.DataFrame, constants: Mapping[str, str] | None = None) -> None:
+    """Write a table as `<name>-00000.parquet`, ... with `constants` in the parquet metadata; same table, same bytes."""
+    for shard, start in enumerate(range(0, max(len(table), 1), ROWS_PER_SHARD)):
+        write_parquet(folder / f"{name}-{shard:05d}.parquet", table.slice(start, ROWS_PER_SHARD), constants)
+
+
+def write_parquet(path: Path, table: pl.DataFrame, constants: Mapping[str, str] | None = None) -> None:
+    """Write one parquet file, atomically."""
+    arrow = table.to_arrow(compat_level=pl.CompatLevel.oldest()).replace_schema_metadata(dict(constants or {}))
+    with atomic(path) as file:
+        pq.write_table(arrow, file, row_group_size=ROWS_PER_GROUP, compression="zstd", write_page_index=True)
+
+
+def read_table(folder: Path, name: str, columns: list[str] | None = None) -> pl.DataFrame:
+    """Read all shards of a table back, in order.
+
+    Raises:
+        BuildError: there is no such table.
+    """
+    shards = sorted(folder.glob(f"{name}-[0-9]*.parquet"))
+    if not shards:
+        raise BuildError(folder, f"holds no table '{name}'", "run the command that makes it again")
+    return pl.concat([read_parquet(shard, columns) for shard in shards])
+
+
+def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
+    """Read one parquet file of a build."""
+    frame = pl.from_arrow(pq.read_table(path, columns=columns))
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def digest_of(value: object) -> str:
+    """Return the digest of anything that JSON can hold."""
+    return str(xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode()))
+
+
+def file_digest(path: Path) -> str:
+    """Return the digest of a file's bytes."""
+    state = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            state.update(block)
+    return str(state.hexdigest())
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that can change a result."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def read_receipt(folder: Path) -> dict[str, Any] | None:
+    """Return the receipt of a stage, or None where the stage is absent or unfinished."""
+    path = folder / RECEIPT
+    return dict(read_json(path)) if path.exists() else None
+
+
+def check_files(folder: Path, receipt: Mapping[str, Any]) -> None:
+    """Compare every file of a stage with its receipt.
+
+    Raises:
+        BuildError: a file was changed, added or removed since.
+    """
+    redo = f"delete {folder} and run the command again to make it anew"
+    for name, digest in receipt["files"].items():
+        path = folder / name
+        if not path.exists():
+            raise BuildError(path, "was removed since it was written", redo)
+        if file_digest(path) != digest:
+            raise BuildError(path, "was changed since it was written (its digest is not the receipt's)", redo)
+
+
+def run_stage(folder: Path, digest: str, work: Callable[[Path], Mapping[str, Any]]) -> tuple[dict[str, Any], bool]:
+    """Run `work(folder)` unless a whole stage with this digest stands there; return (receipt, whether it ran).
+
+    `work` writes its files into the folder it is given and returns what the receipt should say beside them.
+    """
+    receipt = read_receipt(folder)
+    if receipt is not None and receipt.get("digest") == digest:
+        check_files(folder, receipt)
+        return receipt, False
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        said = work(part)
+        files = {str(path.relative_to(part)): file_digest(path) for path in sorted(part.rglob("*")) if path.is_file()}
+        receipt = {**said, "digest": digest, "files": files, "versions": versions()}
+        write_json(part / RECEIPT, receipt)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    part.replace(folder)
+    sync_folder(folder.parent)
+    return receipt, True
+
+
+def newest_build(root: Path) -> Path:
+    """Return the build under `root` whose build.json is newest.
+
+    Raises:
+        BuildError: there is none.
+    """
+    marks = [path for path in root.glob("*/build.json") if path.is_file()]
+    if not marks:
+        raise BuildError(root, "holds no build", "run `curate build MANIFEST` first, or name a build folder")
+    return max(marks, key=lambda path: (path.stat().st_mtime_ns, str(path))).parent
+
+
+def no_room(error: OSError) -> bool:
+    """Tell whether an error means that the disk, or the quota on it, is full."""
+    return error.errno in NO_ROOM

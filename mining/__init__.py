@@ -1,0 +1,1 @@
+"""Hard negatives: encode, search, choose, write."""
