@@ -1,0 +1,46 @@
+"""What the three commands share: how an error becomes one line and an exit code.
+
+Exit codes: 0 done, 1 an error the user can mend, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from curation.errors import UserError
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
+
+
+def say(text: str) -> None:
+    """Print a line for the person, to stderr; stdout is for data."""
+    click.echo(text, err=True)
+
+
+def run(command: click.Command, name: str) -> None:
+    """Run a command line and exit."""
+    try:
+        code = command.main(prog_name=name, standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        say(f"{name}: interrupted; run the same command again to go on")
+        sys.exit(130)
+    except UserError as error:
+        say(f"{name}: {error}")
+        sys.exit(1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `curate show | head` ends quietly
+        sys.exit(0)
+    except OSError as error:
+        from curation.store import no_room
+
+        if not no_room(error):
+            raise
+        say(f"{name}: {error.filename or 'output'}: no room left on the disk; make room and run the same command again to go on")
+        sys.exit(1)
