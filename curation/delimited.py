@@ -31,7 +31,8 @@ def read_delimited(file: File, table: Table, start: int, comma: bool) -> Reading
         if first is None:
             raise SourceError(file.name, "is empty")
         names, rows = _columns(file, table, first, rows)
-        width = f"{'`header`' if isinstance(table.header, list) else 'the header' if table.header else 'the first row'} has {len(names)}"
+        known = "`header`" if isinstance(table.header, list) else "the header" if table.header else "the first row"
+        width = f"{known} has {len(names)}"
         for number, batch in enumerate(iter(lambda: list(islice(rows, BATCH)), [])):
             yield _cells(file, names, width, batch, start + number * BATCH)
 
