@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from curation.errors import SourceError
 from curation.functions import functions_of
 from curation.manifest import Table
-from curation.readers import ROW, Lost
+from curation.readers import ROW, Lost, Rows
 from curation.sources import read_rows
 
 SQUAD = {"data": [{"title": "T", "paragraphs": [{"context": "C.", "qas": []}]}]}
@@ -427,8 +427,8 @@ def test_a_function_without_a_body_and_a_file_that_does_not_parse(tmp_path):
 
 
 def same_function(row: dict) -> None:
-    """Assert that code and docstring together are the function: nothing of the body is lost or added."""
-    function = ast.parse(row["code"]).body[0]
+    """Assert that the code is one function of this name, alone."""
+    (function,) = ast.parse(row["code"]).body
     assert isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
     assert function.name == row["name"].rpartition(".")[2]
 
@@ -464,8 +464,20 @@ def test_cutting_the_docstring_never_loses_the_body(docstring, body, depth, tabs
     assert row["docstring"] == inspect.cleandoc(ast.get_docstring(tree, clean=False) or "")
 
 
-def test_the_standard_library():
-    batches = list(read_rows(Table(path="python:stdlib"), Path()))
+@pytest.fixture(scope="module")
+def library() -> list[Rows]:
+    return list(read_rows(Table(path="python:stdlib"), Path()))
+
+
+@pytest.mark.long
+def test_all_code_of_the_standard_library_still_parses(library):
+    for batch in library:
+        for row in batch.frame.iter_rows(named=True):
+            same_function(row)
+
+
+def test_the_standard_library(library):
+    batches = library
     rows = pl.concat([batch.frame for batch in batches if len(batch.frame)])
     lost = [one for batch in batches for one in batch.lost]
     assert len(rows) > 4000

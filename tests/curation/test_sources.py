@@ -1,5 +1,6 @@
 """Where rows come from: globs, local datasets in Hub layout through `datasets`, installed Python code; and samples of them."""
 
+# ruff: noqa: E501  (tables of exact messages)
 from __future__ import annotations
 
 import json
@@ -186,6 +187,34 @@ def test_complaints_of_datasets_are_one_line(hub_folder, tmp_path, monkeypatch):
         told = message(Table(path=name), tmp_path)
         assert told.startswith(f"{name}: `datasets` cannot read it (")
         assert "\n" not in told
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("Dataset 'o/n' is a gated dataset on the Hub. Visit the page", "is a gated dataset; ask for access on its page, then `hf auth login`"),
+        ("Dataset 'o/n' doesn't exist on the Hub or cannot be accessed.", "no such dataset on the Hub, or a private one; check the id; `hf auth login` for a private one"),
+        ("Revision 'v9' doesn't exist for dataset 'o/n' on the Hub.", "no revision 'v9'; name a commit, tag or branch of the dataset"),
+    ],
+)  # fmt: skip
+def test_what_the_hub_refuses(tmp_path, monkeypatch, error, said):
+    import datasets
+
+    def refuse(*args, **keys):
+        raise datasets.exceptions.DatasetNotFoundError(error)
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    assert message(Table(path="o/n", revision="v9"), tmp_path) == f"o/n: {said}"
+
+
+def test_an_unreachable_hub(tmp_path, monkeypatch):
+    import datasets
+
+    def fail(*args, **keys):
+        raise ConnectionError("Couldn't reach 'o/n' on the Hub (ConnectError)")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    assert message(Table(path="o/n"), tmp_path) == "o/n: the Hub cannot be reached; check the network, or name a local folder"
 
 
 def test_a_half_read_stream_does_not_abort_the_interpreter(hub_folder, tmp_path):
