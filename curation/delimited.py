@@ -13,7 +13,7 @@ from curation.errors import SourceError
 from curation.manifest import Table
 from curation.rows import BATCH, ROW, File, Lost, Reading, Rows, opened
 
-LARGEST_FIELD = 1 << 24  # characters; a longer field is an unclosed quote
+LARGEST_FIELD = 1 << 22  # characters; a longer field is an unclosed quote
 NO_QUOTES = "if quotes mean nothing in this file, say `quoting: false`"
 Row = tuple[int, int, "list[str] | str"]  # first line, lines, and the cells, or what is wrong with their quotes
 
@@ -31,10 +31,9 @@ def read_delimited(file: File, table: Table, start: int, comma: bool) -> Reading
         if first is None:
             raise SourceError(file.name, "is empty")
         names, rows = _columns(file, table, first, rows)
-        known = "`header`" if isinstance(table.header, list) else "the header" if table.header else "the first row"
-        width = f"{known} has {len(names)}"
+        said = "`header`" if isinstance(table.header, list) else "the header" if table.header else "the first row"
         for number, batch in enumerate(iter(lambda: list(islice(rows, BATCH)), [])):
-            yield _cells(file, names, width, batch, start + number * BATCH)
+            yield _cells(file, names, f"{said} has {len(names)}", batch, start + number * BATCH)
 
 
 def _plain_rows(lines: Iterable[str], delimiter: str) -> Iterator[Row]:
@@ -112,5 +111,5 @@ def _cells(file: File, names: list[str], width: str, batch: list[Row], start: in
                 raise SourceError(f"{file.name}:{line}", f"a row of {lines} lines begins here, with {what}", NO_QUOTES)
             lost.append(Lost(row, "wrong_number_of_fields", f"{file.name}:{line}: {what}", True))
     columns = zip(*good, strict=True) if good else [()] * len(names)
-    series = [pl.Series(name, column, dtype=pl.String) for name, column in zip(names, columns, strict=True)]
-    return Rows(pl.DataFrame([*series, pl.Series(ROW, numbers, dtype=pl.UInt64)]), lost)
+    series = {name: pl.Series(column, dtype=pl.String) for name, column in zip(names, columns, strict=True)}
+    return Rows(pl.DataFrame(series | {ROW: pl.Series(numbers, dtype=pl.UInt64)}), lost)

@@ -136,7 +136,7 @@ def _json_line(file: File, number: int, line: str) -> Record | tuple[str, str, b
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:
-        return "bad_json", f"{where}: {error.msg} at column {error.colno}", True
+        return "bad_json", f"{where}: {error.msg} at column {error.pos + 1}", True
     except (ValueError, RecursionError) as error:
         return "bad_json", f"{where}: {error}", True
     return _record(where, value, bool(SURROGATE.search(line)))
@@ -172,7 +172,7 @@ def _questions(file: File, articles: list[Any], suspect: bool) -> Found:
                 where = f"{file.name}: data[{a}].paragraphs[{p}].qas[{q}]"
                 try:
                     record = _question(article, paragraph, question)
-                except (KeyError, TypeError) as error:
+                except (KeyError, TypeError, AttributeError) as error:
                     yield "bad_question", f"{where}: {f'no {error}' if isinstance(error, KeyError) else 'not SQuAD'}", True
                     continue
                 if record["is_impossible"]:

@@ -125,11 +125,11 @@ def frame_of(records: list[Record], rows: list[int]) -> pl.DataFrame:
     lists, the others become lists of one.
     """
     names = dict.fromkeys(name for record in records for name in record)
-    columns = [_column(name, [record.get(name) for record in records]) for name in names]
-    return pl.DataFrame([*columns, pl.Series(ROW, rows, dtype=pl.UInt64)])
+    columns = {name: _column([record.get(name) for record in records]) for name in names}
+    return pl.DataFrame(columns | {ROW: pl.Series(rows, dtype=pl.UInt64)})
 
 
-def _column(name: str, values: list[Any]) -> pl.Series:
+def _column(values: list[Any]) -> pl.Series:
     kinds = {type(value) for value in values} - {type(None)}
     if list in kinds:
         values = [value if isinstance(value, list) or value is None else [value] for value in values]
@@ -141,9 +141,9 @@ def _column(name: str, values: list[Any]) -> pl.Series:
     elif not _alike(kinds):
         values = [_as_text(value) for value in values]
     try:
-        return pl.Series(name, values, strict=kinds != {int, float})
+        return pl.Series(values, strict=kinds != {int, float})
     except (TypeError, OverflowError, pl.exceptions.PolarsError):  # a number too large for any type
-        return pl.Series(name, [_as_text(value) for value in values], dtype=pl.String)
+        return pl.Series([_as_text(value) for value in values], dtype=pl.String)
 
 
 def _alike(kinds: set[type]) -> bool:

@@ -280,6 +280,10 @@ def _hub_complaint(table: Table, error: Exception) -> tuple[str, str]:
         return "the Hub cannot be reached", "check the network, or name a local folder"
     if "gated dataset" in text:
         return "is a gated dataset", "ask for access on its page, then `hf auth login`"
+    if text.startswith("Revision"):
+        return f"no revision '{table.revision}'", "name a commit, tag or branch of the dataset"
+    if "doesn't exist on the Hub" in text:
+        return "no such dataset on the Hub, or a private one", "check the id; `hf auth login` for a private one"
     if "BuilderConfig" in text and "not found" in text:
         return f"no config '{table.config}'", there_are
     if "Config name is missing" in text:

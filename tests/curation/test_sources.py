@@ -1,0 +1,314 @@
+"""Where rows come from: globs, local datasets in Hub layout through `datasets`, installed Python code; and samples of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from curation import schema
+from curation.errors import SourceError
+from curation.manifest import Source, Table
+from curation.readers import ROW, Lost
+from curation.sources import inputs, read_rows, take
+
+CARD = """---
+configs:
+- config_name: one
+  data_files:
+  - {split: train, path: one/train.parquet}
+  - {split: test, path: one/test.parquet}
+dataset_info:
+- config_name: one
+  features:
+  - {name: text, dtype: string}
+  - name: label
+    dtype:
+      class_label: {names: {'0': negative, '1': positive}}
+---
+"""
+LANGUAGES = """---
+configs:
+- config_name: de
+  data_files: de/*.jsonl
+- config_name: en
+  data_files: en/*.jsonl
+---
+"""
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+
+
+@pytest.fixture
+def hub_folder(tmp_path) -> Path:
+    folder = tmp_path / "sets" / "mine"
+    (folder / "one").mkdir(parents=True)
+    (folder / ".git").mkdir()
+    (folder / ".git" / "HEAD").write_text("x")
+    (folder / "README.md").write_text(CARD)
+    rows = pl.DataFrame({"text": [f"text {n}" for n in range(300)], "label": [n % 2 for n in range(300)]})
+    rows.with_columns(label=pl.when(pl.col("text") == "text 7").then(-1).otherwise("label")).write_parquet(
+        folder / "one/train.parquet"
+    )
+    rows.head(2).write_parquet(folder / "one/test.parquet")
+    languages = tmp_path / "sets" / "languages"
+    for language in ("de", "en"):
+        (languages / language).mkdir(parents=True)
+        rows = [json.dumps({"q": f"{language}{n}", "a": ["x", "y"]}) for n in range(5)]
+        (languages / language / "rows.jsonl").write_text("\n".join(rows))
+    (languages / "README.md").write_text(LANGUAGES)
+    return folder
+
+
+def source(**keys) -> Source:
+    return Source(**{"name": "s", "task": "retrieval", "fields": {"query": "q", "positive": "a"}, **keys})
+
+
+def all_rows(table: Table, base: Path) -> pl.DataFrame:
+    return pl.concat([batch.frame for batch in read_rows(table, base)], how="diagonal_relaxed")
+
+
+def message(table: Table, base: Path) -> str:
+    with pytest.raises(SourceError) as caught:
+        all_rows(table, base)
+    return str(caught.value)
+
+
+def lines(path: Path, *values: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"q": value, "a": "x"}) + "\n" for value in values))
+
+
+# --- files ---
+
+
+def test_globs_are_sorted_taken_once_and_numbered_through(tmp_path):
+    for name, value in (("d/b.jsonl", "b"), ("d/a.jsonl", "a"), ("d/e/c.jsonl", "c"), ("d/[x].jsonl", "x"), ("d/.h.jsonl", "h")):
+        lines(tmp_path / name, value)
+    rows = all_rows(Table(files=["d/b.jsonl", "d/*.jsonl", "d/**/*.jsonl", "d/[x].jsonl"]), tmp_path)
+    assert rows["q"].to_list() == ["b", "x", "a", "c"]
+    assert rows[ROW].to_list() == [0, 1, 2, 3]
+    assert all_rows(Table(files=[f"{tmp_path}/d/a*"]), Path("elsewhere"))["q"].to_list() == ["a"]
+
+
+def test_home_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    lines(tmp_path / "a.jsonl", "a")
+    assert all_rows(Table(files=["~/a.jsonl"]), Path("elsewhere"))["q"].to_list() == ["a"]
+
+
+def test_missing_files_are_told(tmp_path):
+    lines(tmp_path / "d/train.jsonl", 1)
+    hint = "paths count from the manifest's folder"
+    assert (
+        message(Table(files=["d/trian.jsonl"]), tmp_path) == f"d/trian.jsonl: no such file (did you mean 'train.jsonl'?); {hint}"
+    )
+    assert message(Table(files=["e/f.jsonl"]), tmp_path) == f"e/f.jsonl: no such file; {hint}"
+    assert message(Table(files=["d/*.csv"]), tmp_path) == f"d/*.csv: matches no file; {hint}"
+    assert message(Table(files=["d"]), tmp_path) == "d: is a folder; name its files, such as `d/*.jsonl`"
+    with pytest.raises(SourceError, match=r"^e/f\.jsonl: no such file"):
+        inputs(Table(files=["e/f.jsonl"]), tmp_path)
+
+
+def test_inputs_follow_the_bytes(tmp_path):
+    lines(tmp_path / "a.jsonl", 1)
+    lines(tmp_path / "b.jsonl", 2)
+    table = Table(files=["*.jsonl"])
+    before = inputs(table, tmp_path)
+    assert list(before) == ["a.jsonl", "b.jsonl"]
+    assert inputs(table, tmp_path) == before
+    lines(tmp_path / "b.jsonl", 3)
+    after = inputs(table, tmp_path)
+    assert after["a.jsonl"] == before["a.jsonl"]
+    assert after["b.jsonl"] != before["b.jsonl"]
+
+
+# --- datasets in Hub layout ---
+
+
+def test_a_local_folder_in_hub_layout(hub_folder, tmp_path):
+    for keys in ({}, {"config": "one"}):
+        rows = all_rows(Table(path="sets/mine", **keys), tmp_path)
+        assert rows["text"].to_list() == [f"text {n}" for n in range(300)]
+        assert rows["label"].to_list()[:9] == ["negative", "positive"] * 3 + ["negative", None, "negative"]
+        assert rows[ROW].to_list() == list(range(300))
+    assert len(all_rows(Table(path="sets/mine", split="test"), tmp_path)) == 2
+    assert set(inputs(Table(path="sets/mine"), tmp_path)) == {"README.md", "one/test.parquet", "one/train.parquet"}
+    rows = all_rows(Table(path=str(hub_folder.parent / "languages"), config="en"), Path("elsewhere"))
+    assert rows.drop(ROW).row(4, named=True) == {"q": "en4", "a": ["x", "y"]}
+
+
+@pytest.mark.parametrize(("limit", "name"), [(3, "mine"), (900, "mine"), (3, "languages"), (5, "languages")])
+def test_the_first_rows_are_streamed(hub_folder, tmp_path, limit, name):
+    where = {"path": f"sets/{name}", "config": {"mine": None, "languages": "en"}[name]}
+    got, lost = take(source(**where, sample="first"), 1, limit, tmp_path, lambda n: None)
+    assert got.equals(all_rows(Table(**where), tmp_path).head(limit))
+    assert lost == []
+    if limit == 3:
+        assert len(all_rows(source(**where, sample="first", limit=3), tmp_path)) == 3
+
+
+def test_complaints_of_datasets_are_one_line(hub_folder, tmp_path, monkeypatch):
+    scripted = tmp_path / "scripted"
+    scripted.mkdir()
+    (scripted / "scripted.py").write_text("raise SystemExit('ran')")
+    (tmp_path / "void").mkdir()
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "train.jsonl").write_text('{"a": 1}\n{"a":\n')
+    assert message(Table(path="sets/languages", config="fr"), tmp_path) == "sets/languages: no config 'fr'; there are: de, en"
+    assert message(Table(path="sets/mine", split="dev"), tmp_path) == "sets/mine: no split 'dev'; there are: train, test"
+    streamed = source(path="sets/mine", split="dev", sample="first", limit=1)
+    assert message(streamed, tmp_path) == "sets/mine: no split 'dev'; there are: train, test"
+    assert message(Table(path="sets/languages"), tmp_path) == "sets/languages: needs a `config:`; there are: de, en"
+    assert message(Table(path="scripted"), tmp_path) == (
+        "scripted: comes with a loading script, which would run code; `revision: refs/convert/parquet` may hold the same rows"
+    )
+    assert message(Table(path="nobody/nothing"), tmp_path) == (
+        "nobody/nothing: cannot be had while the Hub is switched off; unset HF_HUB_OFFLINE, or name a local folder"
+    )
+    with pytest.raises(SourceError, match=r"^nobody/nothing: cannot be had while the Hub is switched off"):
+        inputs(Table(path="nobody/nothing"), tmp_path)
+    assert message(Table(path="./nothing"), tmp_path) == "./nothing: no such folder; paths count from the manifest's folder"
+    monkeypatch.chdir(hub_folder.parent)
+    assert message(Table(path="mine"), tmp_path) == "mine: no such folder; paths count from the manifest's folder"
+    for name in ("void", "broken"):
+        told = message(Table(path=name), tmp_path)
+        assert told.startswith(f"{name}: `datasets` cannot read it (")
+        assert "\n" not in told
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("Dataset 'o/n' is a gated dataset on the Hub. Visit the page", "is a gated dataset; ask for access on its page, then `hf auth login`"),
+        ("Dataset 'o/n' doesn't exist on the Hub or cannot be accessed.", "no such dataset on the Hub, or a private one; check the id; `hf auth login` for a private one"),
+        ("Revision 'v9' doesn't exist for dataset 'o/n' on the Hub.", "no revision 'v9'; name a commit, tag or branch of the dataset"),
+    ],
+)  # fmt: skip
+def test_what_the_hub_refuses(tmp_path, monkeypatch, error, said):
+    import datasets
+
+    def refuse(*args, **keys):
+        raise datasets.exceptions.DatasetNotFoundError(error)
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    assert message(Table(path="o/n", revision="v9"), tmp_path) == f"o/n: {said}"
+
+
+def test_an_unreachable_hub(tmp_path, monkeypatch):
+    import datasets
+
+    def fail(*args, **keys):
+        raise ConnectionError("Couldn't reach 'o/n' on the Hub (ConnectError)")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    assert message(Table(path="o/n"), tmp_path) == "o/n: the Hub cannot be reached; check the network, or name a local folder"
+
+
+def test_a_half_read_stream_does_not_abort_the_interpreter(hub_folder, tmp_path):
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom curation.manifest import Source\nfrom curation.sources import take\n"
+        "s = Source(name='s', task='retrieval', fields={'query': 'q', 'positive': 'a'}, path='sets/mine', sample='first')\n"
+        "print(len(take(s, 1, 2, Path(sys.argv[1]), lambda n: None)[0]))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "2\n", "")
+
+
+# --- python ---
+
+
+def test_an_installed_package_is_found_without_importing_it(tmp_path, monkeypatch):
+    package = tmp_path / "unimportable"
+    (package / "inner").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise SystemExit('imported')\ndef f():\n    'F.'\n    return 1\n")
+    (package / "inner" / "part.py").write_text("def g():\n    'G.'\n    return 1\n")
+    (tmp_path / "single.py").write_text("def h():\n    'H.'\n    return 1\n")
+    (tmp_path / "hollow").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for path, modules in (
+        ("unimportable", ["unimportable", "unimportable.inner.part"]),
+        ("unimportable.inner", ["unimportable.inner.part"]),
+        ("unimportable.inner.part", ["unimportable.inner.part"]),
+        ("single", ["single"]),
+    ):
+        assert all_rows(Table(path=f"python:{path}"), Path())["module"].to_list() == modules
+    assert "unimportable" not in sys.modules
+    assert list(inputs(Table(path="python:unimportable"), Path())) == ["unimportable/__init__.py", "unimportable/inner/part.py"]
+    hint = "install it, or say `python:stdlib`"
+    assert message(Table(path="python:no_such_one"), Path()) == f"python:no_such_one: no such package is installed; {hint}"
+    assert message(Table(path="python:hollow"), Path()) == "python:hollow: holds no Python code"
+    assert message(Table(path="python:sys"), Path()) == "python:sys: holds no Python code"
+
+
+def test_inputs_of_the_standard_library():
+    (said,) = inputs(Table(path="python:stdlib"), Path()).values()
+    assert said.split()[0] == ".".join(map(str, sys.version_info[:3]))
+
+
+# --- samples ---
+
+
+def mixed_file(folder: Path, rows: int) -> None:
+    """Write rows 0, 1, ...: every third is broken."""
+    content = (f'{{"q": {n}, "a": "x"}}\n' if n % 3 else "broken\n" for n in range(rows))
+    (folder / "a.jsonl").write_text("".join(content))
+
+
+@pytest.mark.parametrize("limit", [1, 10, 500, 9_999, 50_000, None])
+def test_a_sample_is_the_smallest_draws_in_row_order(tmp_path, limit):
+    mixed_file(tmp_path, 60_000)
+    wanted, met = source(files=["a.jsonl"]), []
+    got, lost = take(wanted, 5, limit, tmp_path, met.append)
+    order = schema.draws(5, "s/limit", np.arange(60_000))
+    good = sorted((n for n in range(60_000) if n % 3), key=lambda n: order[n])[:limit]
+    assert got["q"].to_list() == sorted(good)
+    assert got[ROW].to_list() == sorted(good)
+    visited = 60_000 if limit is None or limit > 40_000 else None
+    last = max(order[n] for n in good)
+    assert [one.row for one in lost] == [n for n in range(0, 60_000, 3) if visited or order[n] <= last]
+    assert sum(met) == 60_000
+
+
+def test_a_sample_depends_on_seed_and_name_alone(tmp_path):
+    mixed_file(tmp_path, 1000)
+    first = take(source(files=["a.jsonl"]), 1, 50, tmp_path, lambda n: None)[0]
+    assert take(source(files=["./a.jsonl"]), 1, 50, tmp_path, lambda n: None)[0].equals(first)
+    assert not take(source(files=["a.jsonl"]), 2, 50, tmp_path, lambda n: None)[0].equals(first)
+    assert not take(source(files=["a.jsonl"], name="t"), 1, 50, tmp_path, lambda n: None)[0].equals(first)
+
+
+def test_the_first_rows_and_what_was_lost_before_them(tmp_path):
+    mixed_file(tmp_path, 100_000)
+    met = []
+    got, lost = take(source(files=["a.jsonl"], sample="first"), 1, 3, tmp_path, met.append)
+    assert got["q"].to_list() == [1, 2, 4]
+    assert lost == [
+        Lost(0, "bad_json", "a.jsonl:1: Expecting value at column 1", True),
+        Lost(3, "bad_json", "a.jsonl:4: Expecting value at column 1", True),
+    ]
+    assert sum(met) < 50_000
+
+
+def test_parts_of_different_columns_and_types(tmp_path):
+    lines(tmp_path / "a.jsonl", 1)
+    lines(tmp_path / "b.jsonl", "x")
+    (tmp_path / "c.jsonl").write_text('{"other": 1}\n')
+    got, _ = take(source(files=["a.jsonl", "b.jsonl", "c.jsonl"]), 1, None, tmp_path, lambda n: None)
+    assert got["q"].to_list() == ["1", "x", None]
+    lines(tmp_path / "d.jsonl", ["x"])
+    with pytest.raises(SourceError, match=r"^a\.jsonl, d\.jsonl: its parts have columns of types that do not go together \("):
+        take(source(files=["a.jsonl", "d.jsonl"]), 1, None, tmp_path, lambda n: None)
