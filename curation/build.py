@@ -19,7 +19,7 @@ from typing import NamedTuple
 from curation.errors import ManifestError, UserError, did_you_mean
 from curation.manifest import Manifest, Source, load_manifest
 from curation.progress import Progress, silent
-from curation.stages import Done, Job, Receipt, curate_source, shape_source
+from curation.stages import Done, Job, Receipt, curate_source, curate_stands, shape_source, shape_stands
 from curation.store import (
     write_json,
 )
@@ -57,9 +57,9 @@ def build(
     needed = [job for job in jobs if job.source.name in chosen or job.source.holdout]
     folder.mkdir(parents=True, exist_ok=True)
     started = time.time()
-    shaped, failed = _each(shape_source, needed, workers, progress, "read and shape")
+    shaped, failed = _each(shape_source, shape_stands, needed, workers, progress, "read and shape")
     ready = [job for job in needed if job.source.name in chosen and job.source.name in shaped]
-    curated, more = _each(curate_source, ready, workers, progress, "curate")
+    curated, more = _each(curate_source, curate_stands, ready, workers, progress, "curate")
     failed |= more
     receipts = {name: done.receipt for name, done in curated.items()}
     write_summary(folder, path, manifest, receipts, failed)
@@ -92,11 +92,17 @@ def job_of(manifest: Manifest, source: Source, base: Path, folder: Path, limit: 
 
 
 def _each(
-    work: Callable[[Job, Progress], Done], jobs: list[Job], workers: int, progress: Progress, what: str
+    work: Callable[[Job, Progress], Done],
+    stands: Callable[[Job], bool],
+    jobs: list[Job],
+    workers: int,
+    progress: Progress,
+    what: str,
 ) -> tuple[dict[str, Done], dict[str, UserError]]:
     """Run `work` over jobs, in this process or in several; the outcome does not depend on which."""
     done: dict[str, Done] = {}
     failed: dict[str, UserError] = {}
+    to_do: list[Job] = []
 
     def note(job: Job, result: Callable[[], Done]) -> None:
         try:
@@ -104,14 +110,21 @@ def _each(
         except UserError as error:
             failed[job.source.name] = error
 
-    if workers == 1 or len(jobs) < 2:
-        for job in jobs:
+    for job in jobs:
+        try:
+            idle = stands(job)
+        except UserError as error:
+            failed[job.source.name] = error
+            continue
+        if idle or workers == 1:
             note(job, functools.partial(work, job, progress))
-    else:
+        else:
+            to_do.append(job)
+    if to_do:
         # spawn, not fork: a forked polars waits for threads that are not there
         context = multiprocessing.get_context("spawn")
-        with progress(what, len(jobs), "sources") as advance, ProcessPoolExecutor(min(workers, len(jobs)), context) as pool:
-            futures = {pool.submit(work, job, silent): job for job in jobs}
+        with progress(what, len(to_do), "sources") as advance, ProcessPoolExecutor(min(workers, len(to_do)), context) as pool:
+            futures = {pool.submit(work, job, silent): job for job in to_do}
             for future in as_completed(futures):
                 note(futures[future], future.result)
                 advance(1)

@@ -26,6 +26,7 @@ from curation.store import (
     read_parquet,
     read_table,
     run_stage,
+    stands,
     write_parquet,
     write_table,
 )
@@ -54,19 +55,27 @@ class Done(NamedTuple):
     seconds: float
 
 
+def shape_digest(job: Job) -> tuple[str, dict[str, str]]:
+    """Return the digest of all that stage 1 depends on, and the digests of its inputs."""
+    reads = inputs(job.source, job.base)
+    for part, table in _extra(job.source):
+        reads |= {f"{part}/{name}": digest for name, digest in inputs(table, job.base).items()}
+    return digest_of([FORMAT, "shape", job.seed, job.source.model_dump(), job.filters.model_dump(), reads]), reads
+
+
+def shape_stands(job: Job) -> bool:
+    """Tell whether stage 1 has nothing to do."""
+    return stands(job.build / "shaped" / job.source.name, shape_digest(job)[0])
+
+
 def shape_source(job: Job, progress: Progress = silent) -> Done:
     """Stage 1 of one source: read, shape, filter, merge, set apart."""
     started = time.time()
-    source = job.source
-    reads = inputs(source, job.base) | {
-        f"{part}/{k}": v for part, table in _extra(source) for k, v in inputs(table, job.base).items()
-    }
-    depends = [FORMAT, "shape", job.seed, source.model_dump(), job.filters.model_dump(), reads]
-    target = job.build / "shaped" / source.name
-    receipt, ran = run_stage(target, digest_of(depends), lambda folder: _shape(job, folder, reads, progress))
-    heldout = job.build / "heldout" / source.name
-    if source.holdout:
-        run_stage(heldout, receipt["digest"], lambda folder: _hold_out(job, folder))
+    digest, reads = shape_digest(job)
+    receipt, ran = run_stage(job.build / "shaped" / job.source.name, digest, lambda folder: _shape(job, folder, reads, progress))
+    heldout = job.build / "heldout" / job.source.name
+    if job.source.holdout:
+        run_stage(heldout, digest, lambda folder: _hold_out(job, folder))
     else:
         shutil.rmtree(heldout, ignore_errors=True)
     return Done(receipt, ran, time.time() - started)
@@ -161,23 +170,35 @@ def _counts(dropped: pl.DataFrame) -> dict[str, int]:
     return dict(dropped.group_by("reason").len().sort("reason").iter_rows())
 
 
+def curate_digest(job: Job) -> str:
+    """Return the digest of all that stage 2 depends on: the source's own stage 1, and what is held out anywhere."""
+    mine = read_json(job.build / "shaped" / job.source.name / "done.json")
+    leaks = {name: read_json(stage / "done.json")["files"]["heldout.parquet"] for name, stage in _holding(job).items()}
+    return digest_of([FORMAT, "curate", mine["digest"], mine["files"], leaks])
+
+
+def _holding(job: Job) -> dict[str, Path]:
+    stages = {name: job.build / "shaped" / name for name in job.holding}
+    return {name: stage for name, stage in stages.items() if (stage / "done.json").exists()}
+
+
+def curate_stands(job: Job) -> bool:
+    """Tell whether stage 2 has nothing to do."""
+    return stands(job.build / "curated" / job.source.name, curate_digest(job))
+
+
 def curate_source(job: Job, progress: Progress = silent) -> Done:
     """Stage 2 of one source: take out leaks, group, number, write."""
     started = time.time()
-    mine = read_json(job.build / "shaped" / job.source.name / "done.json")
-    stages = {name: job.build / "shaped" / name for name in job.holding}
-    holding = {name: stage for name, stage in stages.items() if (stage / "done.json").exists()}
-    leaks = {name: read_json(stage / "done.json")["files"]["heldout.parquet"] for name, stage in holding.items()}
-    depends = [FORMAT, "curate", mine["digest"], mine["files"], leaks]
-    receipt, ran = run_stage(
-        job.build / "curated" / job.source.name, digest_of(depends), lambda folder: _curate(job, folder, mine, holding)
-    )
+    target = job.build / "curated" / job.source.name
+    receipt, ran = run_stage(target, curate_digest(job), lambda folder: _curate(job, folder))
     return Done(receipt, ran, time.time() - started)
 
 
-def _curate(job: Job, folder: Path, shaped: Receipt, holding: dict[str, Path]) -> Receipt:
+def _curate(job: Job, folder: Path) -> Receipt:
     source, stage = job.source, job.build / "shaped" / job.source.name
-    heldout = holdout.forms_of([(name, read_parquet(path / "heldout.parquet")) for name, path in holding.items()])
+    shaped = read_json(stage / "done.json")
+    heldout = holdout.forms_of([(name, read_parquet(path / "heldout.parquet")) for name, path in _holding(job).items()])
     tuples, gone, negatives_out = holdout.take_out_leaks(read_table(stage, "tuples"), heldout, source.name)
     if not len(tuples):
         raise SourceError(place_of(source), "every tuple of it is held out somewhere", "hold out fewer")

@@ -160,6 +160,12 @@ def check_files(folder: Path, receipt: Mapping[str, Any]) -> None:
             raise BuildError(path, "was changed since it was written (its digest is not the receipt's)", redo)
 
 
+def stands(folder: Path, digest: str) -> bool:
+    """Tell whether a whole stage with this digest stands there."""
+    receipt = read_receipt(folder)
+    return receipt is not None and receipt.get("digest") == digest
+
+
 def run_stage(folder: Path, digest: str, work: Callable[[Path], Mapping[str, Any]]) -> tuple[dict[str, Any], bool]:
     """Run `work(folder)` unless a whole stage with this digest stands there; return (receipt, whether it ran).
 
