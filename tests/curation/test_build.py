@@ -207,3 +207,26 @@ def test_parquet_carries_the_constants(recipe, tmp_path):
     build(recipe, tmp_path / "b", only=["faq"])
     (path,) = (tmp_path / "b/curated/faq").glob("pairs-*.parquet")
     assert pl.read_parquet_metadata(path)["instruction"] == "Answer"
+
+
+def test_a_beir_folder_is_a_source_of_qrels(recipe, tmp_path):
+    build(recipe, tmp_path / "b")
+    folder = tmp_path / "b/heldout/faq"
+    (tmp_path / "q.yaml").write_text(
+        f"""\
+name: again
+sources:
+  - name: beir
+    files: {folder}/qrels/test.tsv
+    task: retrieval
+    fields: {{query_id: query-id, positive_id: corpus-id, score: score}}
+    corpus: {{files: {folder}/corpus.jsonl, fields: {{title: title}}}}
+    queries: {{files: {folder}/queries.jsonl}}
+"""
+    )
+    outcome = build(tmp_path / "q.yaml", tmp_path / "q")
+    assert not outcome.failed
+    receipt = outcome.receipts["beir"]
+    assert (receipt["rows_in"], receipt["rows_used"], receipt["kept"], receipt["passages"]) == (4, 4, 2, 20)
+    (tmp_path / "q.yaml").write_text((tmp_path / "q.yaml").read_text() + "    limit: 1\n")
+    assert build(tmp_path / "q.yaml", tmp_path / "q").receipts["beir"]["kept"] == 1
