@@ -127,10 +127,12 @@ def load_model(name: str, *, pooling: str = "auto", max_tokens: int | None = Non
         ModelError: there is no such model, a part of it is missing, or it cannot do what is asked.
     """
     files, place = find_model(name), device_of(device)
-    with _quiet():
+    with quiet():
         backbone, tokenizer = _read(name, files)
     if getattr(backbone.config, "is_encoder_decoder", False):
         raise ModelError(name, "is an encoder-decoder model", "only encoders and decoders are supported")
+    if files.lower_case and _ids(tokenizer, ["A"]) != _ids(tokenizer, ["a"]):
+        raise ModelError(name, "asks for lower-cased text, which its tokenizer does not make", "set do_lower_case to false")
     is_decoder = any(attends_causally(module) for module in backbone.modules())
     chosen = pooling if pooling != "auto" else files.pooling or ("last" if is_decoder else "mean")
     if chosen not in POOLINGS:
@@ -213,7 +215,7 @@ def _lacks_end(name: str, tokenizer: Any) -> bool:
 
 
 def _ids(tokenizer: Any, texts: list[str], **options: Any) -> list[list[int]]:
-    with _quiet():
+    with quiet():
         batch = tokenizer(texts, padding=False, return_attention_mask=False, return_token_type_ids=False, **options)
     return batch["input_ids"]  # type: ignore[no-any-return]
 
@@ -258,7 +260,7 @@ def autocast(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers' log lines and bars off the screen: what matters of them is raised."""
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()

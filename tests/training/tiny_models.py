@@ -25,7 +25,7 @@ SMALL = {
     "intermediate_size": 48,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
-    "max_position_embeddings": 64,
+    "max_position_embeddings": 128,
     "initializer_range": 0.4,  # large weights: what leaks from one text to the next shows
 }
 GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
@@ -33,7 +33,7 @@ CONFIGS = {
     "qwen3": lambda: transformers.Qwen3Config(**SMALL, **GROUPED),
     "llama": lambda: transformers.LlamaConfig(**SMALL, **GROUPED),
     "bert": lambda: transformers.BertConfig(**SMALL),
-    "roberta": lambda: transformers.RobertaConfig(**SMALL | {"max_position_embeddings": 66}),
+    "roberta": lambda: transformers.RobertaConfig(**SMALL | {"max_position_embeddings": 130}),
     "mistral": lambda: transformers.MistralConfig(**SMALL, **GROUPED, sliding_window=8),
     "modernbert": lambda: transformers.ModernBertConfig(
         **SMALL, local_attention=8, global_attn_every_n_layers=2, pad_token_id=0, cls_token_id=2, sep_token_id=3
