@@ -127,7 +127,8 @@ def read_collection(folder: Path) -> Collection:
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a JSON Lines file that have text in `_id` and `text`."""
+    """Yield the objects of a JSON Lines file; each has text in `_id`, unlike the others', and in `text`."""
+    seen = set()
     for number, line in _lines(path):
         try:
             record = json.loads(line)
@@ -135,6 +136,9 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
             raise SourceError(f"{path}:{number}", f"not readable as JSON ({error})", "give one JSON object a line") from None
         if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in ("_id", "text")):
             raise SourceError(f"{path}:{number}", "lacks '_id' or 'text', or they are no strings")
+        if record["_id"] in seen:
+            raise SourceError(f"{path}:{number}", f"has the _id '{record['_id']}' of an earlier line")
+        seen.add(record["_id"])
         yield record
 
 

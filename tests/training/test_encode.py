@@ -18,7 +18,7 @@ from training.encode import batches, load_encoder
 from training.model import dtype_of
 from training.model_files import find_model
 
-MANY = [*TEXTS, *(f"{word} " * length for word in ("cat", "naïve", "x1") for length in (1, 7, 40, 300)), "end", " ", "\n\n"]
+MANY = [*TEXTS, *(f"{word} " * length for word in ("cat", "naïve") for length in (1, 7, 40)), "cat " * 300, "end", " ", "\n\n"]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,6 @@ def test_bfloat16_is_near(encoder):
 
 def test_the_same_texts_give_the_same_bytes_and_others_beside_them_the_same_vectors(encoder):
     first = encoder.encode(MANY)
-    assert first.tobytes() == encoder.encode(MANY).tobytes()
     assert first.tobytes() == load_encoder(MINILM).encode(tuple(MANY)).tobytes()
     alone = np.concatenate([encoder.encode([text]) for text in MANY])
     assert np.abs(first - alone).max() < 1e-6
@@ -59,8 +58,8 @@ def test_the_same_texts_give_the_same_bytes_and_others_beside_them_the_same_vect
 def test_no_texts_give_no_vectors_and_progress_counts_all(encoder):
     assert encoder.encode([]).shape == (0, 384)
     done = []
-    encoder.encode(MANY, done.append)
-    assert sum(done) == len(MANY)
+    encoder.encode([text[:400] for text in MANY] * 3, done.append)
+    assert sum(done) == 3 * len(MANY)
     assert len(done) > 1
 
 
@@ -84,19 +83,13 @@ def test_a_text_without_numbers_is_named(tmp_path):
     folder = tiny_folder("bert", tmp_path / "bert")
     weights = load_file(folder / "model.safetensors")
     encoder = load_encoder(str(folder))
-    rare = int(encoder.model.tokenize(["6"]).ids[1])
+    rare = int(encoder.model.tokenize(["東"]).ids[1])
     weights["embeddings.word_embeddings.weight"][rare] = float("nan")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError) as error:
-        load_encoder(str(folder)).encode(["fine", "6 " + "and a long story " * 9])
-    shown = "6 and a long story and a long story and a long story and a lo"
-    hint = "are its weights whole? try float32"
-    assert str(error.value).startswith(f"{folder}: ")
-    assert str(error.value) in (
-        f"{folder}: gives no numbers for the text '{shown[:60]}'; {hint}",
-        f"{folder}: texts packed together get other vectors than alone (they differ by nan); "
-        "its architecture cannot be trained or encoded without padding",
-    )
+        load_encoder(str(folder)).encode(["fine", "東 " + "and a long story " * 9])
+    shown = "東 and a long story and a long story and a long story and a lo"[:60]
+    assert str(error.value) == f"{folder}: gives no numbers for the text '{shown}'; are its weights whole? try float32"
 
 
 def test_the_fingerprint_tells_all_that_vectors_depend_on(tmp_path):

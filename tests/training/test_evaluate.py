@@ -180,6 +180,12 @@ def test_a_line_without_id_or_text_is_named(line, folder):
     complaint(folder, f"{path}:7: lacks '_id' or 'text', or they are no strings")
 
 
+def test_an_id_that_stands_twice_is_named(folder):
+    path = folder / "corpus.jsonl"
+    path.write_text(path.read_text() + '{"_id": "b", "text": "again"}\n')
+    complaint(folder, f"{path}:18: has the _id 'b' of an earlier line")
+
+
 @pytest.mark.parametrize("line", ["1\ta", "1\ta\thigh", "1 a 1"])
 def test_a_judgement_that_cannot_be_read_is_named(line, folder):
     path = folder / "qrels" / "test.tsv"
