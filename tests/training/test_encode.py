@@ -1,0 +1,161 @@
+"""The one encoder: equal to sentence-transformers, a function of its texts alone, and honest about what it depends on."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from tiny_models import MINILM, TEXTS, tiny_folder
+
+from curation.errors import ModelError, SetupError
+from training import encode as module
+from training.encode import batches, load_encoder
+from training.model import dtype_of
+from training.model_files import find_model
+
+MANY = [*TEXTS, *(f"{word} " * length for word in ("cat", "naïve") for length in (1, 7, 40)), "cat " * 300, "end", " ", "\n\n"]
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return load_encoder(MINILM)
+
+
+def test_equal_to_sentence_transformers(encoder):
+    theirs = SentenceTransformer(str(find_model(MINILM).transformer), device="cpu").encode(MANY, normalize_embeddings=True)
+    ours = encoder.encode(MANY)
+    assert ours.dtype == np.float32
+    assert ours.shape == (len(MANY), 384) == (len(MANY), encoder.dim)
+    assert np.abs(ours - theirs).max() < 1e-5
+    assert (ours * theirs).sum(1).min() > 0.99999
+    assert np.abs(np.linalg.norm(ours, axis=1) - 1).max() < 1e-6
+
+
+def test_bfloat16_is_near(encoder):
+    quick = load_encoder(MINILM, dtype="bfloat16")
+    assert quick.described["dtype"] == "bfloat16"
+    vectors = quick.encode(MANY)
+    assert vectors.dtype == np.float32
+    assert (vectors * encoder.encode(MANY)).sum(1).min() >= 0.9999
+    assert np.abs(np.linalg.norm(vectors, axis=1) - 1).max() < 1e-6
+
+
+def test_the_same_texts_give_the_same_bytes_and_others_beside_them_the_same_vectors(encoder):
+    first = encoder.encode(MANY)
+    assert first.tobytes() == load_encoder(MINILM).encode(tuple(MANY)).tobytes()
+    alone = np.concatenate([encoder.encode([text]) for text in MANY])
+    assert np.abs(first - alone).max() < 1e-6
+    assert np.array_equal(first[0], first[4])  # equal texts
+    backwards = encoder.encode(MANY[::-1])[::-1]
+    assert np.abs(first - backwards).max() < 1e-6
+
+
+def test_no_texts_give_no_vectors_and_progress_counts_all(encoder):
+    assert encoder.encode([]).shape == (0, 384)
+    done = []
+    encoder.encode([text[:400] for text in MANY] * 3, done.append)
+    assert sum(done) == 3 * len(MANY)
+    assert len(done) > 1
+
+
+def test_many_texts_are_tokenised_in_several_calls_with_the_same_result(encoder, monkeypatch):
+    expected = encoder.encode(MANY)
+    monkeypatch.setattr(module, "TEXTS_PER_CALL", 3)
+    assert encoder.encode(MANY).tobytes() == expected.tobytes()
+
+
+@given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 120))
+def test_batches_hold_every_text_once_within_the_budget(lengths, budget):
+    lengths = np.array(lengths, np.int64)
+    found = list(batches(lengths, budget))
+    assert sorted(np.concatenate([np.zeros(0, np.int64), *found]).tolist()) == list(range(len(lengths)))
+    assert all(lengths[rows].sum() <= budget or len(rows) == 1 for rows in found)
+    order = np.concatenate([np.zeros(0, np.int64), *found]).astype(int)
+    assert order.tolist() == sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+
+
+def test_a_text_without_numbers_is_named(tmp_path):
+    folder = tiny_folder("bert", tmp_path / "bert")
+    weights = load_file(folder / "model.safetensors")
+    encoder = load_encoder(str(folder))
+    rare = int(encoder.model.tokenize(["東"]).ids[1])
+    weights["embeddings.word_embeddings.weight"][rare] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError) as error:
+        load_encoder(str(folder)).encode(["fine", "東 " + "and a long story " * 9])
+    shown = "東 and a long story and a long story and a long story and a lo"[:60]
+    assert str(error.value) == f"{folder}: gives no numbers for the text '{shown}'; are its weights whole? try float32"
+
+
+def test_the_fingerprint_tells_all_that_vectors_depend_on(tmp_path):
+    folder = tiny_folder("bert", tmp_path / "bert")
+    first = load_encoder(str(folder)).fingerprint
+    assert load_encoder(str(folder)).fingerprint == first
+    shutil.copytree(folder, tmp_path / "copy")
+    assert load_encoder(str(tmp_path / "copy")).fingerprint == first  # the place does not matter
+    others = [
+        load_encoder(str(folder), dtype="bfloat16").fingerprint,
+        load_encoder(str(folder), max_tokens=40).fingerprint,
+    ]
+    weights = load_file(folder / "model.safetensors")
+    weights["embeddings.word_embeddings.weight"][7, 7] += 1e-3
+    save_file(weights, tmp_path / "copy" / "model.safetensors", metadata={"format": "pt"})
+    others.append(load_encoder(str(tmp_path / "copy")).fingerprint)
+    shutil.copytree(folder, tmp_path / "words")
+    core = json.loads((tmp_path / "words" / "tokenizer.json").read_text())
+    core["normalizer"]["lowercase"] = False
+    (tmp_path / "words" / "tokenizer.json").write_text(json.dumps(core))
+    others.append(load_encoder(str(tmp_path / "words")).fingerprint)
+    assert len({first, *others}) == 5
+    assert all(len(one) == 32 for one in others)
+
+
+def test_what_a_receipt_is_told(encoder):
+    described = {"model": MINILM, "dtype": "float32", "prompt": "none", "pooling": "mean", "max_tokens": 256}
+    assert encoder.described == described
+
+
+def test_queries_and_passages_are_rendered_as_asked(tmp_path):
+    folder = str(tiny_folder("qwen3", tmp_path / "qwen3"))
+    auto, bare = load_encoder(folder), load_encoder(folder, prompt="none")
+    assert auto.query("Find it", "where?") == "Instruct: Find it\nQuery: where?"
+    assert auto.query("", "where?") == "where?"
+    assert auto.passage("there") == "there"
+    assert auto.described["prompt"] == "instruct"
+    assert bare.query("Find it", "where?") == "where?"
+    instruct = load_encoder(MINILM, prompt="instruct")
+    assert instruct.query("Find it", "where?") == "Instruct: Find it\nQuery: where?"
+
+
+def test_unknown_settings_are_refused():
+    with pytest.raises(ModelError) as error:
+        load_encoder(MINILM, prompt="own")
+    assert str(error.value) == f"{MINILM}: unknown prompt 'own'; use one of auto, instruct, none"
+    with pytest.raises(SetupError) as error:
+        load_encoder(MINILM, dtype="float16")
+    assert str(error.value) == "float16: unknown dtype; use auto, float32 or bfloat16"
+    with pytest.raises(SetupError) as error:
+        load_encoder(MINILM, device="tpu")
+    assert str(error.value) == "tpu: unknown device; use auto, cpu, cuda or cuda:N"
+
+
+def test_auto_is_bfloat16_where_the_cpu_is_made_for_it(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for fast, expected in ((False, torch.float32), (True, torch.bfloat16)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda fast=fast: fast)
+        assert dtype_of("auto", torch.device("cpu")) == expected
+    assert dtype_of("auto", torch.device("cuda")) == torch.bfloat16
+    assert dtype_of("float32", torch.device("cuda")) == torch.float32
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_cuda_gives_the_cpus_vectors(encoder, dtype):
+    vectors = load_encoder(MINILM, device="cuda", dtype=dtype).encode(MANY)
+    assert (vectors * encoder.encode(MANY)).sum(1).min() > (0.99999 if dtype == "float32" else 0.999)
