@@ -38,12 +38,10 @@ def negatives(
     date is left alone; a new filter setting chooses again without encoding again.
     """
     build = _chosen(build)
-    from mining.mine import failed_sources, mine_build, plan, warning
+    from mining.builds import failed_sources
+    from mining.mine import mine_build, plan, warning
 
-    if dry_run:
-        receipts = plan(build, only, device)
-    else:
-        receipts = mine_build(build, only, device, for_terminal(quiet))
+    receipts = plan(build, only, device) if dry_run else mine_build(build, only, device, for_terminal(quiet))
     if not quiet:
         lines = [warning(name, receipt) for name, receipt in receipts.items() if "kept" in receipt]
         if only is None:
@@ -62,7 +60,7 @@ def negatives(
 def show(build: Path | None, only: str | None, number: int) -> None:
     """Print tuples of BUILD with their negatives: score, rank, origin, text."""
     build = _chosen(build)
-    from mining.mine import mined_sources, shown
+    from mining.builds import mined_sources, shown
 
     for name in mined_sources(build, only):
         for row in shown(build, name, number):

@@ -16,18 +16,17 @@ import numpy as np
 import polars as pl
 
 from curation import store
-from curation.errors import BuildError, ManifestError, did_you_mean, listed
-from curation.manifest import Mine, load_manifest
+from curation.errors import BuildError
+from curation.manifest import Mine
 from curation.progress import Progress, silent
-from curation.schema import NEGATIVES, ORIGINS
+from curation.schema import NEGATIVES
+from mining.builds import described, selected, settings_of
 from mining.embeddings import Embeddings, Encoder
 from mining.negatives import Rules
 from mining.rows import Found, Tally, by_class, by_search, finished, given_only
 
 FORMAT = 1  # raised when the same settings give other rows
 QUERIES = 4_096  # rows a block: with 1,024 numbers a vector and 120 candidates, about 60 MB
-KEYS_OF_BUILD = ("name", "seed", "sources")
-KEYS_OF_SOURCE = ("task", "instruction", "tuples")
 Open = Callable[[Mine, str], Encoder]
 Fill = Callable[[pl.DataFrame, int], Found]
 
@@ -91,66 +90,18 @@ def mine_build(
 def plan(build: Path, only: str | None = None, device: str = "auto", load: Open = open_encoder) -> dict[str, dict[str, Any]]:
     """Return what `mine_build` would do: for each source the way, the rows, and whether it would run."""
     encoder = cache(lambda: load(settings_of(build), device))
-    return {
-        job.name: {"way": job.way, "rows_in": job.entry["tuples"], "ran": (store.read_receipt(job.mined) or {}).get("digest") != job.digest}
-        for job in jobs(build, only, encoder)
-    }  # fmt: skip
-
-
-def settings_of(build: Path) -> Mine:
-    """Return the `mine:` section of a build's manifest.
-
-    Raises:
-        BuildError: there is none.
-        ManifestError: its numbers contradict each other.
-    """
-    path = build / "manifest.yaml"
-    settings = load_manifest(path).mine
-    if settings is None:
-        raise BuildError(
-            path, "has no 'mine:' section", "add `mine: {model: HUB_ID}` to your manifest and run `curate build` again"
-        )
-    if settings.negatives > settings.range_max - settings.range_min:
-        raise ManifestError(
-            path,
-            f"mine: {settings.negatives} negatives do not fit between range_min {settings.range_min} and range_max {settings.range_max}",
-            "raise 'range_max' or lower 'negatives'",
-        )
-    return settings
-
-
-def failed_sources(build: Path) -> dict[str, str]:
-    """Return the sources that the build could not make, and why."""
-    return {name: str(why) for name, why in described(build).get("failed", {}).items()}
-
-
-def described(build: Path) -> dict[str, Any]:
-    """Return build.json.
-
-    Raises:
-        BuildError: it is absent or not what `curate build` writes.
-    """
-    path = build / "build.json"
-    if not build.is_dir():
-        raise BuildError(build, "no such build folder", "run `curate build MANIFEST` first")
-    found = store.read_json(path)
-    missing = _missing(KEYS_OF_BUILD, found)
-    for name, entry in {} if missing else found["sources"].items():
-        missing += [f"sources.{name}.{key}" for key in _missing(KEYS_OF_SOURCE, entry)]
-    if missing:
-        raise BuildError(path, f"lacks {listed(missing)}: changed by hand?", "run `curate build` again")
-    return dict(found)
-
-
-def _missing(keys: tuple[str, ...], found: object) -> list[str]:
-    return [key for key in keys if not isinstance(found, dict) or key not in found]
+    found = {}
+    for job in jobs(build, only, encoder):
+        receipt = store.read_receipt(job.mined) or {}
+        found[job.name] = {"way": job.way, "rows_in": job.entry["tuples"], "ran": receipt.get("digest") != job.digest}
+    return found
 
 
 def jobs(build: Path, only: str | None, encoder: Callable[[], Encoder]) -> Iterator[Job]:
     """Return the sources to mine, checked, in the build's order."""
     whole = described(build)
     settings = settings_of(build)
-    for name in _selected(build, whole, only):
+    for name in selected(build, whole, only):
         entry, curated = whole["sources"][name], build / "curated" / name
         receipt = store.read_receipt(curated)
         if receipt is None or "digest" not in receipt:
@@ -161,7 +112,7 @@ def jobs(build: Path, only: str | None, encoder: Callable[[], Encoder]) -> Itera
         depends = _settings(way, settings) | {
             "format": FORMAT,
             "curated": receipt["digest"],
-            "encoder": opened.fingerprint if opened else "",
+            "encoder": [opened.fingerprint, opened.described] if opened else [],
             "instruction": entry["instruction"] if opened else "",
             "seed": int(whole["seed"]),
         }
@@ -187,52 +138,6 @@ def warning(name: str, receipt: Mapping[str, Any]) -> str | None:
         most = max(taken, key=lambda key: taken[key])
         text += f"; '{most}' took most candidates ({taken[most]:,} of {receipt['candidates']:,})"
     return text
-
-
-def mined_sources(build: Path, only: str | None) -> list[str]:
-    """Return the sources of a build that have been mined.
-
-    Raises:
-        BuildError: none has, or not the one that was asked for.
-    """
-    names = [name for name in _selected(build, described(build), only) if store.read_receipt(build / "mined" / name)]
-    if not names:
-        raise BuildError(build / "mined", f"holds nothing mined{f' for {only}' if only else ''}", "run `mine negatives` first")
-    return names
-
-
-def shown(build: Path, name: str, number: int) -> list[dict[str, Any]]:
-    """Return the first tuples of a mined source with their texts; negatives as (text, score, rank, origin)."""
-    rows = store.read_table(build / "mined" / name, "pairs").head(number)
-    needed = pl.concat([rows["positives"].explode(), rows["negatives"].explode()]).drop_nulls().unique()
-    passages = store.read_table(build / "curated" / name, "passages", ["pid", "text"]).filter(
-        pl.col("pid").is_in(needed.implode())
-    )
-    texts = dict(zip(passages["pid"], passages["text"], strict=True))
-    found = []
-    for row in rows.iter_rows(named=True):
-        parts = zip(row["negatives"], row["negative_scores"], row["negative_ranks"], row["negative_origin"], strict=True)
-        found.append(
-            {
-                "id": row["id"],
-                "query": row["query"],
-                "positives": [texts[pid] for pid in row["positives"]],
-                "positive_score": row["positive_score"],
-                "negatives": [(texts[pid], score, rank, ORIGINS[origin]) for pid, score, rank, origin in parts],
-            }
-        )
-    return found
-
-
-def _selected(build: Path, whole: Mapping[str, Any], only: str | None) -> list[str]:
-    names, failed = list(whole["sources"]), whole.get("failed", {})
-    if only is None:
-        return names
-    if only in failed:
-        raise BuildError(build, f"source '{only}' failed in the build: {failed[only]}", "mend it and run `curate build` again")
-    if only not in names:
-        raise BuildError(build, f"has no source '{only}'{did_you_mean(only, names)}", f"it has {listed(names)}")
-    return [only]
 
 
 def _way(task: str, curated: Path) -> str:
@@ -268,7 +173,7 @@ def _searcher(job: Job, encoder: Encoder, progress: Progress) -> Fill:
     lists = store.read_table(job.curated, "pairs", ["positives", "negatives"])
     corpus = lists["positives"].explode().drop_nulls().unique().sort().to_numpy().astype(np.int64)
     needed = np.union1d(corpus, lists["negatives"].explode().drop_nulls().to_numpy())
-    most_positives = int(lists["positives"].list.len().max() or 1)  # type: ignore[call-overload]
+    most_positives = int(lists["positives"].list.len().to_numpy().max(initial=1))
     instruction = job.entry["instruction"]
     embeddings = Embeddings(job.build / "embeddings", encoder)
     places = np.full(int(needed.max(initial=-1)) + 1, -1, np.int64)

@@ -46,7 +46,7 @@ class Chosen:
     """Negatives of q queries, nearest first; columns beyond `found` hold -1 (ids, ranks) and nan (scores)."""
 
     ids: np.ndarray  # (q, n) int64
-    scores: np.ndarray  # (q, n) float32
+    scores: np.ndarray  # (q, n) as given to `choose`
     ranks: np.ndarray  # (q, n) int64: column in the candidates, 0 = nearest, positives counted
     found: np.ndarray  # (q,) int64
     removed: dict[str, np.ndarray]  # filter -> (q,) int64: candidates it took that those before it had left
@@ -65,12 +65,12 @@ def choose(
 
     Args:
         candidates: (q, k) int64, nearest first; -1 stands for none.
-        scores: (q, k) float32, descending.
+        scores: (q, k) floats, descending.
         positives: known positives of each query, at least one each.
-        positive_scores: (len(positives.ids),) float32, the query's score with each.
+        positive_scores: (len(positives.ids),) of the same dtype, the query's score with each.
         given: negatives that each query has already; they are not chosen again.
         wanted: (q,) how many each query lacks.
-        rules: the filters' settings, all compared in float32.
+        rules: the filters' settings, all compared in the dtype of the scores.
     """
     alive = candidates >= 0
     reference = lowest(positives, positive_scores)
@@ -88,7 +88,7 @@ def choose(
 
 def lowest(positives: Ragged, scores: np.ndarray) -> np.ndarray:
     """Return the lowest positive score (q,) of each query: the safest reference for a margin."""
-    return np.minimum.reduceat(scores, positives.starts[:-1]) if len(scores) else np.empty(0, np.float32)
+    return np.minimum.reduceat(scores, positives.starts[:-1]) if len(scores) else scores
 
 
 def contains(lists: Ragged, candidates: np.ndarray) -> np.ndarray:
@@ -115,7 +115,7 @@ def _hits(
     limit = getattr(rules, name)
     if limit is None:
         return None
-    limit = np.float32(limit)
+    limit = scores.dtype.type(limit)
     if name == "absolute_margin":
         return np.asarray(scores + limit > reference[:, None])
     if name == "relative_margin":
@@ -132,7 +132,7 @@ def _packed(
     place = np.arange(len(rows)) - np.repeat(found.cumsum() - found, found)  # within the row
     shape = (len(candidates), int(wanted.max(initial=0)))
     ids, ranks = np.full(shape, -1, np.int64), np.full(shape, -1, np.int64)
-    kept = np.full(shape, np.nan, np.float32)
+    kept = np.full(shape, np.nan, scores.dtype)
     ids[rows, place], ranks[rows, place], kept[rows, place] = candidates[rows, columns], columns, scores[rows, columns]
     return Chosen(ids, kept, ranks, found, removed)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -21,10 +22,10 @@ class Found:
     """What a block of q rows gets: given negatives first, then `more`."""
 
     given: Ragged
-    given_scores: np.ndarray  # (len(given.ids),) float32; nan where not scored
+    given_scores: np.ndarray  # (len(given.ids),) float64; nan where not scored
     more: Chosen
     origin: int  # of `more`
-    positive_scores: np.ndarray  # (q,) float32, of positives[0]; nan where not scored
+    positive_scores: np.ndarray  # (q,) float64, of positives[0]; nan where not scored
     seen: np.ndarray  # (q,) candidates looked at
 
 
@@ -89,7 +90,7 @@ def by_class(frame: pl.DataFrame, classes: np.ndarray, own: np.ndarray, first: i
     rows = np.arange(first, first + len(frame))
     ids = of_other_classes(classes, own, rows, wanted, seed, source)
     shape = ids.shape
-    drawn = Chosen(ids, np.full(shape, np.nan, np.float32), np.full(shape, -1, np.int64), (ids >= 0).sum(axis=1), {})
+    drawn = Chosen(ids, np.full(shape, np.nan, np.float64), np.full(shape, -1, np.int64), (ids >= 0).sum(axis=1), {})
     return _unscored(Ragged(np.zeros(len(frame) + 1, np.int64), np.empty(0, np.int64)), drawn)
 
 
@@ -98,7 +99,7 @@ def given_only(frame: pl.DataFrame, first: int) -> Found:
     given = distinct(ragged(frame["negatives"]), ragged(frame["positives"]), 1)
     empty = (len(frame), 0)
     none = Chosen(
-        np.empty(empty, np.int64), np.empty(empty, np.float32), np.empty(empty, np.int64), np.zeros(len(frame), np.int64), {}
+        np.empty(empty, np.int64), np.empty(empty, np.float64), np.empty(empty, np.int64), np.zeros(len(frame), np.int64), {}
     )
     return _unscored(given, none)
 
@@ -113,10 +114,11 @@ def finished(
     have = np.diff(found.given.starts) + found.more.found
     short = have < wanted if shortage == "drop" else np.zeros(len(frame), bool)
     rows = frame.drop("negatives").with_columns(_lists(found, len(frame)))
-    rows = rows.with_columns(pl.Series("positive_score", found.positive_scores, pl.Float32).fill_nan(None))
-    rows = rows.filter(~short).select(pl.col(name).cast(kind) for name, kind in MINED_PAIRS.items())
+    rows = rows.with_columns(pl.Series("positive_score", found.positive_scores).fill_nan(None))
+    schema: Any = MINED_PAIRS
+    rows = rows.filter(~short).select(schema.keys()).cast(schema)
     lost = np.flatnonzero(short)
-    evidence = pl.Series([_evidence(row, have, wanted, found) for row in lost], dtype=pl.String)
+    evidence = pl.Series([_evidence(row, have, wanted, found) for row in lost.tolist()], dtype=pl.String)
     tally.rows_in += len(frame)
     tally.kept += len(rows)
     tally.candidates += int(found.seen.sum())
@@ -163,8 +165,8 @@ def _replaced(all_rows: Chosen, rows: np.ndarray, some: Chosen) -> Chosen:
 
 
 def _unscored(given: Ragged, more: Chosen) -> Found:
-    nothing = np.full(len(more.found), np.nan, np.float32)
-    return Found(given, np.full(len(given.ids), np.nan, np.float32), more, CLASS, nothing, np.zeros(len(nothing), np.int64))
+    nothing = np.full(len(more.found), np.nan, np.float64)
+    return Found(given, np.full(len(given.ids), np.nan, np.float64), more, CLASS, nothing, np.zeros(len(nothing), np.int64))
 
 
 def _lists(found: Found, count: int) -> list[pl.Series]:

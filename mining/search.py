@@ -1,7 +1,8 @@
 """Exact nearest passages by inner product. The only file that knows faiss.
 
-faiss finds candidates in blocks of queries and passages; their scores are then computed again, one fixed way. Sums of
-float32 products depend on the shape of a block, and so on memory and processor; the scores and ranks given here do not.
+faiss finds candidates in blocks of queries and passages; their scores are then computed again, in float64 and one fixed
+way. Sums of float32 products depend on the shape of a block, and so on memory and processor (2 of 10,000 rows of 24
+nearest passages differ between two such searches); the scores and ranks given here do not.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ DISTRIBUTIONS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs")
 class Vectors(Protocol):
     """Rows of unit length or shorter, float32: an array, a memory map, or a part of the embedding store."""
 
-    def __len__(self) -> int: ...  # noqa: D105
-    def __getitem__(self, rows: Any, /) -> np.ndarray: ...  # noqa: D105
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: Any, /) -> np.ndarray: ...
 
 
 def installed() -> list[str]:
@@ -66,11 +67,11 @@ def nearest(queries: np.ndarray, corpus: Vectors, k: int, block: int = PASSAGES)
         block: rows of the corpus searched at once; it changes memory and speed, never the result.
 
     Returns:
-        ids (q, min(k, n)) int64 and scores (q, min(k, n)) float32, descending.
+        ids (q, min(k, n)) int64 and scores (q, min(k, n)) float64, descending.
     """
     k = min(k, len(corpus))
     ids = np.empty((len(queries), k), np.int64)
-    scores = np.empty((len(queries), k), np.float32)
+    scores = np.empty((len(queries), k), np.float64)
     for start in range(0, len(queries), QUERIES):
         part = slice(start, start + QUERIES)
         ids[part], scores[part] = _nearest(np.ascontiguousarray(queries[part], np.float32), corpus, k, block)
@@ -78,14 +79,14 @@ def nearest(queries: np.ndarray, corpus: Vectors, k: int, block: int = PASSAGES)
 
 
 def scores_of(queries: np.ndarray, corpus: Vectors, ids: np.ndarray) -> np.ndarray:
-    """Return the inner product of each query with its own passages, summed in float64, rounded to float32.
+    """Return the inner product of each query with its own passages, (q, k) float64.
 
     Args:
         queries: (q, dim) float32.
         corpus: (n, dim) float32.
         ids: (q, k) rows of the corpus.
     """
-    found = np.empty(ids.shape, np.float32)
+    found = np.empty(ids.shape, np.float64)
     step = max(1, GATHERED // max(1, queries.shape[1] * ids.shape[1]))
     for start in range(0, len(ids), step):
         part = slice(start, start + step)
