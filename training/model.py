@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,7 +63,10 @@ class Model:
         elif not all(lists):
             lists = [ids or [_any_special(self.name, self.tokenizer)] for ids in lists]
         starts = np.cumsum([0, *map(len, lists)], dtype=np.int64)
-        flat = np.fromiter((token for ids in lists for token in ids), np.int32, count=int(starts[-1]))
+        flat = np.fromiter(chain.from_iterable(lists), np.int32, count=int(starts[-1]))
+        if flat.max() >= (rows := self.backbone.get_input_embeddings().num_embeddings):
+            what = f"its tokenizer gives token {flat.max()}, but the model knows {rows} tokens only"
+            raise ModelError(self.name, what, "are tokenizer and weights of the same model?")
         return Tokens(flat, starts)
 
     def embed(self, ids: Tensor, starts: Sequence[int]) -> Tensor:
