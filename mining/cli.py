@@ -32,10 +32,11 @@ def mine() -> None:
 def negatives(
     build: Path | None, only: str | None, device: str, dry_run: bool, as_json: bool, quiet: bool, verbose: bool
 ) -> None:
-    """Mine the negatives of BUILD, by default the newest build under ./builds.
+    """Mine the negatives of a build.
 
-    Settings come from the `mine:` section of the build's manifest. What is up to
-    date is left alone; a new filter setting chooses again without encoding again.
+    BUILD is a folder, by default the newest under ./builds. The settings are the
+    `mine:` section of its manifest. What is up to date is left alone; a new filter
+    setting chooses again without encoding again.
     """
     build = _chosen(build)
     from mining.builds import failed_sources
@@ -58,7 +59,11 @@ def negatives(
 @ONLY
 @click.option("-n", "number", default=5, show_default=True, type=click.IntRange(min=1), help="Tuples of each source.")
 def show(build: Path | None, only: str | None, number: int) -> None:
-    """Print tuples of BUILD with their negatives: score, rank, origin, text."""
+    """Print tuples with their negatives.
+
+    BUILD is a folder, by default the newest under ./builds. A positive comes with
+    its score, a negative with score, rank (0 is the nearest passage) and origin.
+    """
     build = _chosen(build)
     from mining.builds import mined_sources, shown
 

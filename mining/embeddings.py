@@ -23,7 +23,7 @@ from curation.errors import BuildError
 from curation.progress import Advance
 from curation.schema import key_of
 
-FORMAT = 1
+FORMAT = 1  # raised with any change of the files, or of ROWS, which places count by
 ROWS = 4_096  # texts a shard: what a kill can lose, and what is encoded together
 KEY = np.dtype("S16")  # compared byte by byte, all 16 of them; a trailing zero byte is not lost in a fixed width
 

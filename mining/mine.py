@@ -136,7 +136,8 @@ def warning(name: str, receipt: Mapping[str, Any]) -> str | None:
     taken = {key: count for key, count in receipt["filters"].items() if count}
     if taken:
         most = max(taken, key=lambda key: taken[key])
-        text += f"; '{most}' took most candidates ({taken[most]:,} of {receipt['candidates']:,})"
+        text += f"; '{most}' took most candidates ({taken[most]:,} of {receipt['candidates']:,}"
+        text += f", which is {receipt['candidates'] // receipt['rows_in']} a row)"
     return text
 
 

@@ -10,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import polars as pl
 import pytest
 from small_build import FakeEncoder, files_of, make_build, pairs_source
 
@@ -140,7 +139,7 @@ def test_a_filter_that_takes_all_is_named(tmp_path):
     assert receipt["kept"] == 0
     assert warning("s", receipt) == (
         "s: 40 of 40 rows have too few negatives and were dropped; 'max_score' took most candidates "
-        f"({receipt['filters']['max_score']:,} of 840)"
+        f"({receipt['filters']['max_score']:,} of 840, which is 21 a row)"
     )
     build = make_build(tmp_path / "c", {"s": retrieval(40)}, EASY)
     assert warning("s", run(build)["s"]) is None
@@ -296,12 +295,6 @@ def test_killed_at_random_moments(tmp_path):
 
     builds = [make_build(tmp_path / side / "x", sources, EASY) for side in ("killed", "undisturbed")]
     choose = random.Random(11)
-    assert -signal.SIGKILL in [once(builds[0], choose.uniform(0.02, 0.3)) for _ in range(5)]
+    assert -signal.SIGKILL in [once(builds[0], choose.uniform(0.02, 0.3)) for _ in range(4)]
     assert [once(build) for build in builds] == [0, 0]
     assert files_of(builds[0]) == files_of(builds[1])
-
-
-def test_tables_can_be_scanned(tmp_path):
-    build = make_build(tmp_path / "b", {"s": retrieval(40)}, EASY)
-    run(build)
-    assert pl.scan_parquet(build / "mined" / "s" / "pairs-*.parquet").select(pl.len()).collect().item() == len(mined(build)[0])

@@ -60,9 +60,9 @@ def test_ten_thousand_real_pairs(tmp_path, shared_data):
 
 
 @pytest.mark.shared_data
-@pytest.mark.parametrize("extra", [{}, {"min_score": 0.2, "absolute_margin": 0.03, "relative_margin": None, "max_score": None}])
+@pytest.mark.parametrize("extra", [{}, {"min_score": 0.1, "absolute_margin": 0.03, "relative_margin": None, "max_score": None}])
 def test_queries_with_several_positives_and_duplicates(tmp_path, shared_data, extra):
-    queries, positives = lines(shared_data / "nl2bash" / "all.nl")[:5000], lines(shared_data / "nl2bash" / "all.cm")[:5000]
+    queries, positives = lines(shared_data / "nl2bash" / "all.nl")[:3000], lines(shared_data / "nl2bash" / "all.cm")[:3000]
     assert len(set(queries)) < len(queries)
     assert len(set(positives)) < len(positives)
     pairs = list(dict.fromkeys(zip(queries, positives, strict=True)))  # the peer widens its search for repeated rows too
@@ -70,7 +70,7 @@ def test_queries_with_several_positives_and_duplicates(tmp_path, shared_data, ex
     mine = "model: fake" + "".join(f", {key}: {json.dumps(value)}" for key, value in extra.items())
     theirs = peer_rows(queries, positives, Vectors(hashed, exact=True), **extra)
     ours = our_rows(tmp_path / "b", queries, positives, FakeEncoder(), mine)
-    assert len(ours) > 500
+    assert len(ours) > 300
     assert_equal(ours, theirs)
 
 
@@ -80,7 +80,7 @@ score = st.one_of(st.none(), st.integers(-10, 10).map(lambda n: n / 10))
 
 
 @given(pairs, st.integers(0, 4), st.integers(1, 6), st.integers(0, 6), margin, margin, score, score, st.integers(0, 2**32))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_small_cases(tmp_path_factory, pairs, range_min, count, room, absolute, relative, most, least, seed):
     noise = np.random.default_rng(seed)
     table = noise.standard_normal((40, 6))
