@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,8 @@ def negatives(
     setting chooses again without encoding again.
     """
     build = _chosen(build)
+    import json
+
     from mining.builds import failed_sources
     from mining.mine import mine_build, plan, warning
 
