@@ -1,0 +1,118 @@
+"""A build as mining sees it: what it says of itself, which sources it has, and what was mined."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from curation import store
+from curation.errors import BuildError, ManifestError, did_you_mean, listed
+from curation.manifest import Mine, load_manifest
+from curation.schema import ORIGINS
+
+KEYS_OF_BUILD = ("name", "seed", "sources")
+KEYS_OF_SOURCE = ("task", "instruction", "tuples")
+
+
+def settings_of(build: Path) -> Mine:
+    """Return the `mine:` section of a build's manifest.
+
+    Raises:
+        BuildError: there is none.
+        ManifestError: its numbers contradict each other.
+    """
+    path = build / "manifest.yaml"
+    settings = load_manifest(path).mine
+    if settings is None:
+        raise BuildError(
+            path, "has no 'mine:' section", "add `mine: {model: HUB_ID}` to your manifest and run `curate build` again"
+        )
+    if settings.negatives > settings.range_max - settings.range_min:
+        raise ManifestError(
+            path,
+            f"mine: {settings.negatives} negatives do not fit between range_min {settings.range_min} "
+            f"and range_max {settings.range_max}",
+            "raise 'range_max' or lower 'negatives'",
+        )
+    return settings
+
+
+def failed_sources(build: Path) -> dict[str, str]:
+    """Return the sources that the build could not make, and why."""
+    return {name: str(why) for name, why in described(build).get("failed", {}).items()}
+
+
+def described(build: Path) -> dict[str, Any]:
+    """Return build.json.
+
+    Raises:
+        BuildError: it is absent or not what `curate build` writes.
+    """
+    path = build / "build.json"
+    if not build.is_dir():
+        raise BuildError(build, "no such build folder", "run `curate build MANIFEST` first")
+    found = store.read_json(path)
+    missing = _missing(KEYS_OF_BUILD, found)
+    for name, entry in {} if missing else found["sources"].items():
+        missing += [f"sources.{name}.{key}" for key in _missing(KEYS_OF_SOURCE, entry)]
+    if missing:
+        raise BuildError(path, f"lacks {listed(missing)}: changed by hand?", "run `curate build` again")
+    return dict(found)
+
+
+def mined_sources(build: Path, only: str | None) -> list[str]:
+    """Return the sources of a build that have been mined.
+
+    Raises:
+        BuildError: none has, or not the one that was asked for.
+    """
+    names = [name for name in selected(build, described(build), only) if store.read_receipt(build / "mined" / name)]
+    if not names:
+        raise BuildError(build / "mined", f"holds nothing mined{f' for {only}' if only else ''}", "run `mine negatives` first")
+    return names
+
+
+def shown(build: Path, name: str, number: int) -> list[dict[str, Any]]:
+    """Return the first tuples of a mined source with their texts; negatives as (text, score, rank, origin)."""
+    rows = store.read_table(build / "mined" / name, "pairs").head(number)
+    needed = pl.concat([rows["positives"].explode(), rows["negatives"].explode()]).drop_nulls().unique()
+    passages = store.read_table(build / "curated" / name, "passages", ["pid", "text"]).filter(
+        pl.col("pid").is_in(needed.implode())
+    )
+    texts = dict(zip(passages["pid"], passages["text"], strict=True))
+    found = []
+    for row in rows.iter_rows(named=True):
+        parts = zip(row["negatives"], row["negative_scores"], row["negative_ranks"], row["negative_origin"], strict=True)
+        found.append(
+            {
+                "id": row["id"],
+                "query": row["query"],
+                "positives": [texts[pid] for pid in row["positives"]],
+                "positive_score": row["positive_score"],
+                "negatives": [(texts[pid], score, rank, ORIGINS[origin]) for pid, score, rank, origin in parts],
+            }
+        )
+    return found
+
+
+def selected(build: Path, whole: Mapping[str, Any], only: str | None) -> list[str]:
+    """Return the names of the sources, or of the one asked for.
+
+    Raises:
+        BuildError: it failed in the build, or there is none of that name.
+    """
+    names, failed = list(whole["sources"]), whole.get("failed", {})
+    if only is None:
+        return names
+    if only in failed:
+        raise BuildError(build, f"source '{only}' failed in the build: {failed[only]}", "mend it and run `curate build` again")
+    if only not in names:
+        raise BuildError(build, f"has no source '{only}'{did_you_mean(only, names)}", f"it has {listed(names)}")
+    return [only]
+
+
+def _missing(keys: tuple[str, ...], found: object) -> list[str]:
+    return [key for key in keys if not isinstance(found, dict) or key not in found]

@@ -1,0 +1,123 @@
+"""The command `mine`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from curation.command import SETTINGS, run, say
+from curation.progress import for_terminal
+
+WIDTH = 78  # columns of `mine show`
+BUILD = click.argument("build", required=False, type=click.Path(path_type=Path))
+ONLY = click.option("--only", metavar="SOURCE", help="This source alone.")
+
+
+@click.group(context_settings=SETTINGS)
+def mine() -> None:
+    """Find hard negatives for the tuples of a build."""
+
+
+@mine.command()
+@BUILD
+@ONLY
+@click.option("--device", default="auto", show_default=True, help="Where the model runs: auto, cpu, cuda, cuda:1, ...")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print the receipts as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Neither progress nor warnings.")
+@click.option("-v", "--verbose", is_flag=True, help="Also print what each filter took, and the signature.")
+def negatives(
+    build: Path | None, only: str | None, device: str, dry_run: bool, as_json: bool, quiet: bool, verbose: bool
+) -> None:
+    """Mine the negatives of a build.
+
+    BUILD is a folder, by default the newest under ./builds. The settings are the
+    `mine:` section of its manifest. What is up to date is left alone; a new filter
+    setting chooses again without encoding again.
+    """
+    build = _chosen(build)
+    import json
+
+    from mining.builds import failed_sources
+    from mining.mine import mine_build, plan, warning
+
+    receipts = plan(build, only, device) if dry_run else mine_build(build, only, device, for_terminal(quiet))
+    if not quiet:
+        lines = [warning(name, receipt) for name, receipt in receipts.items() if "kept" in receipt]
+        if only is None:
+            lines += [
+                f"{name}: failed in the build and has nothing to mine: {why}" for name, why in failed_sources(build).items()
+            ]
+        for line in filter(None, lines):
+            say(f"warning: {line}")
+    click.echo(json.dumps(receipts, indent=1, ensure_ascii=False) if as_json else _table(receipts, verbose))
+
+
+@mine.command()
+@BUILD
+@ONLY
+@click.option("-n", "number", default=5, show_default=True, type=click.IntRange(min=1), help="Tuples of each source.")
+def show(build: Path | None, only: str | None, number: int) -> None:
+    """Print tuples with their negatives.
+
+    BUILD is a folder, by default the newest under ./builds. A positive comes with
+    its score, a negative with score, rank (0 is the nearest passage) and origin.
+    """
+    build = _chosen(build)
+    from mining.builds import mined_sources, shown
+
+    for name in mined_sources(build, only):
+        for row in shown(build, name, number):
+            click.echo(_readable(row) + "\n")
+
+
+def main() -> None:
+    """Run the command line."""
+    run(mine, "mine")
+
+
+def _chosen(build: Path | None) -> Path:
+    if build is not None:
+        return build
+    from curation.store import newest_build
+
+    newest = newest_build(Path("builds"))
+    say(f"mine: taking the newest build, {newest}")
+    return newest
+
+
+def _table(receipts: dict[str, dict[str, Any]], verbose: bool) -> str:
+    """Return a line a source, and with `verbose` what its filters took."""
+    width = max([6, *(len(name) for name in receipts)])
+    lines = [f"{'source':<{width}}  {'way':<6}  {'rows':>10}  {'kept':>10}  {'dropped':>8}  state"]
+    for name, said in receipts.items():
+        dry = "kept" not in said
+        kept, lost = ("", "") if dry else (f"{said['kept']:,}", f"{sum(said['dropped'].values()):,}")
+        state = ("would be mined" if dry else "mined") if said["ran"] else "up to date"
+        lines.append(f"{name:<{width}}  {said['way']:<6}  {said['rows_in']:>10,}  {kept:>10}  {lost:>8}  {state}")
+        if verbose and not dry:
+            lines += [f"  {key} took {count:,} of {said['candidates']:,} candidates" for key, count in said["filters"].items()]
+            lines.append(f"  {said['signature']}")
+    return "\n".join(lines)
+
+
+def _readable(row: dict[str, Any]) -> str:
+    """Return a tuple on lines of at most 80 columns."""
+    lines = [row["id"], _line("query", "", row["query"])]
+    scores = [row["positive_score"]] + [None] * (len(row["positives"]) - 1)
+    lines += [_line("positive", _score(score), text) for score, text in zip(scores, row["positives"], strict=True)]
+    lines += [
+        _line(origin, f"{_score(score)} {'' if rank is None else rank}", text) for text, score, rank, origin in row["negatives"]
+    ]
+    return "\n".join(lines)
+
+
+def _line(what: str, numbers: str, text: str) -> str:
+    line = f"  {what:<9}{numbers:<10}{' '.join(text.split())}"
+    return line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."
+
+
+def _score(score: float | None) -> str:
+    return "" if score is None else f"{score:.3f}"

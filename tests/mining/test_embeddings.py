@@ -1,0 +1,135 @@
+"""The embedding store: each text once, whole after any kill, mended after damage."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_build import FakeEncoder, files_of, hashed
+
+from curation.errors import BuildError
+from mining import embeddings
+from mining.embeddings import Embeddings
+
+SLOW_RUN = """
+import sys, time
+from pathlib import Path
+sys.path[:0] = [{tests!r}, {root!r}]
+from small_build import FakeEncoder, hashed
+from mining import embeddings
+embeddings.ROWS = 8
+def slow(texts):
+    time.sleep(0.01)
+    return hashed(texts, 16)
+store = embeddings.Embeddings(Path({folder!r}), FakeEncoder(dim=16, vectors=slow))
+store.ensure(f"passage {{n % 90}}" for n in range(130))
+store.ensure(f"query {{n}}" for n in range(85))
+"""
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Eight texts a shard."""
+    monkeypatch.setattr(embeddings, "ROWS", 8)
+
+
+def opened(folder, dim=16):
+    encoder = FakeEncoder(dim=dim)
+    return Embeddings(folder, encoder), encoder
+
+
+def test_each_text_once_in_order_of_need(tmp_path, few):
+    store, encoder = opened(tmp_path)
+    texts = [f"text {n % 20}" for n in range(50)]
+    told = []
+    places = store.ensure(texts, told.append)
+    assert encoder.calls == [
+        [f"text {n}" for n in range(8)],
+        [f"text {n}" for n in range(8, 16)],
+        [f"text {n}" for n in range(16, 20)],
+    ]
+    assert sum(told) == 50
+    assert len(store) == 20
+    np.testing.assert_array_equal(store.take(places), hashed(texts, 16))
+    np.testing.assert_array_equal(store.view(places)[10:13], hashed(texts[10:13], 16))
+    np.testing.assert_array_equal(store.view(places)[np.array([9, 9, 1])], hashed([texts[9], texts[9], texts[1]], 16))
+
+    again, encoder = opened(tmp_path)
+    assert (again.ensure([*texts, "new"])[:50] == places).all()
+    assert encoder.calls == [["new"]]
+
+
+def test_equal_by_nfc_only(tmp_path):
+    store, _ = opened(tmp_path)
+    first, second, third = store.ensure(["caf\u00e9", "cafe\u0301", "Café"])
+    assert first == second != third
+
+
+def test_nothing_to_do(tmp_path):
+    store, encoder = opened(tmp_path)
+    assert store.ensure([]).shape == (0,)
+    assert encoder.calls == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "keys", "receipt", "gone"])
+def test_a_damaged_shard_is_made_again(tmp_path, few, damage):
+    texts = [f"text {n}" for n in range(30)]
+    opened(tmp_path)[0].ensure(texts)
+    whole = files_of(tmp_path)
+    shard = tmp_path / "fake" / "shard-00001.f32"
+    content = shard.read_bytes()
+    if damage == "cut":
+        shard.write_bytes(content[:-4])
+    elif damage == "flip":
+        shard.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
+    elif damage == "keys":
+        shard.with_suffix(".keys").write_bytes(bytes(128))
+    elif damage == "receipt":
+        shard.with_suffix(".json").write_text("{")
+    else:
+        shard.unlink()
+    store, encoder = opened(tmp_path)
+    places = store.ensure(texts)
+    assert encoder.calls == [texts[8:16]]
+    np.testing.assert_array_equal(store.take(places), hashed(texts, 16))
+    assert files_of(tmp_path) == whole
+
+
+def test_another_format_is_refused(tmp_path):
+    opened(tmp_path)
+    with pytest.raises(BuildError) as error:
+        opened(tmp_path, dim=32)
+    folder = tmp_path / "fake"
+    assert str(error.value) == f"{folder}/meta.json: is of another format or dimension than this version writes; delete {folder}"
+
+
+def test_killed_at_random_moments(tmp_path):
+    here = Path(__file__).resolve()
+
+    def run(folder, after=None):
+        code = SLOW_RUN.format(tests=str(here.parent), root=str(here.parents[2]), folder=str(folder))
+        process = subprocess.Popen([sys.executable, "-c", code], env=os.environ)
+        if after is None:
+            assert process.wait(60) == 0
+            return True
+        folder.mkdir(exist_ok=True)
+        until = time.monotonic() + 60
+        while not any(folder.iterdir()) and time.monotonic() < until:  # the imports are over
+            time.sleep(0.005)
+        time.sleep(after)
+        process.send_signal(signal.SIGKILL)
+        return process.wait(60) == 0
+
+    run(tmp_path / "undisturbed")
+    choose = random.Random(7)
+    finished = sum(run(tmp_path / "killed", choose.uniform(0.02, 0.12)) for _ in range(6))
+    assert finished < 6
+    run(tmp_path / "killed")
+    assert files_of(tmp_path / "killed") == files_of(tmp_path / "undisturbed")

@@ -1,0 +1,107 @@
+"""The command `mine`: what goes to stdout and stderr, exit codes, and what `-h` imports."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_build import make_build
+from test_mine import clustering
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def mine(*words, cwd):
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    code = "from mining.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)], cwd=cwd, env=env, capture_output=True, text=True, timeout=120
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("place")
+    (place / "builds" / "small").mkdir(parents=True)
+    rows = [{"query": f"q{n} " + "word " * 30, "positives": ["good"], "negatives": ["bad"]} for n in range(4)]
+    sources = {"tone": {"task": "classification", "tuples": rows}, "topics": clustering(), "few": clustering(10, 2)}
+    make_build(place / "builds" / "small", sources, failed={"news": "news.csv: no such file"})
+    return place
+
+
+def test_newest_build(place):
+    code, out, err = mine("negatives", "--dry-run", cwd=place)
+    assert (code, out.splitlines()) == (
+        0,
+        [
+            "source  way           rows        kept   dropped  state",
+            "tone    given            4                        would be mined",
+            "topics  class           60                        would be mined",
+            "few     class           10                        would be mined",
+        ],
+    )
+    assert err.splitlines() == [
+        "mine: taking the newest build, builds/small",
+        "warning: news: failed in the build and has nothing to mine: news.csv: no such file",
+    ]
+    code, out, err = mine("negatives", cwd=place)
+    assert (code, out.splitlines()[1:]) == (
+        0,
+        [
+            "tone    given            4           4         0  mined",
+            "topics  class           60          60         0  mined",
+            "few     class           10           0        10  mined",
+        ],
+    )
+    assert "warning: few: 10 of 10 rows have too few negatives and were dropped" in err
+    code, out, err = mine("negatives", "builds/small", "--json", "-q", cwd=place)
+    assert (code, err) == (0, "")
+    assert {name: receipt["ran"] for name, receipt in json.loads(out).items()} == {"tone": False, "topics": False, "few": False}
+    assert json.loads(out)["topics"]["kept"] == 60
+
+
+def test_show(place):
+    mine("negatives", "-q", cwd=place)
+    code, out, _ = mine("show", "builds/small", "--only", "tone", "-n", "1", cwd=place)
+    assert code == 0
+    assert out.splitlines() == [
+        "tone/0",
+        "  query              q0 " + "word " * 10 + "w...",
+        "  positive           good",
+        "  given              bad",
+        "",
+    ]
+
+
+def test_user_errors_are_one_line(place, tmp_path):
+    assert mine("negatives", cwd=tmp_path) == (
+        1, "", "mine: builds: holds no build; run `curate build MANIFEST` first, or name a build folder\n",
+    )  # fmt: skip
+    code, out, err = mine("show", "builds/small", "--only", "topcs", cwd=place)
+    assert (code, out, err) == (
+        1,
+        "",
+        "mine: builds/small: has no source 'topcs' (did you mean 'topics'?); it has tone, topics, few\n",
+    )
+    assert mine("negatives", "--sideways", cwd=place)[0] == 2
+
+
+@pytest.mark.parametrize("words", [["-h"], ["negatives", "-h"], ["show", "-h"]])
+def test_help_imports_nothing_heavy(words):
+    code = (
+        "import sys; sys.argv = ['mine', *sys.argv[1:]]\n"
+        "try:\n    from mining.cli import main; main()\n"
+        "finally:\n    heavy = {'torch', 'polars', 'datasets', 'transformers', 'numpy', 'faiss'}\n"
+        "    print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert done.stderr == "[]\n"
+    assert max(map(len, done.stdout.splitlines())) <= 80
