@@ -84,9 +84,11 @@ def pick(manifest: Manifest, only: Iterable[str]) -> list[str]:
 
 
 def job_of(manifest: Manifest, source: Source, base: Path, folder: Path, limit: int | None) -> Job:
-    """Return a source's job; the lower of its own limit and `limit` holds."""
-    limits = [n for n in (source.limit, limit) if n is not None]
-    limited = source.model_copy(update={"limit": min(limits) if limits else None})
+    """Return a source's job; with `limit`, a quick look: at most so many rows, and at most a fifth of them held out."""
+    limited = source
+    if limit is not None:
+        fewer = {"limit": min(source.limit or limit, limit), "holdout": min(source.holdout, limit // 5)}
+        limited = source.model_copy(update=fewer)
     holding = tuple(other.name for other in manifest.sources if other.holdout)
     return Job(limited, source.filters or manifest.filters, manifest.seed, base, folder, holding)
 
