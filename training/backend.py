@@ -39,7 +39,7 @@ class Torch:
     def __init__(self, model: Model, recipe: Train) -> None:
         self.model, self.recipe = model, recipe
         self.backbone = model.backbone.float().eval()
-        self.weights = {name: weight for name, weight in self.backbone.named_parameters() if weight.requires_grad}
+        self.weights = trained(model)
         self.device = next(iter(self.weights.values())).device
         matrices, others = decayed(self.backbone)
         groups = [
@@ -93,6 +93,11 @@ class Torch:
         self.optimizer.state.update({self.weights[name]: moments for name, moments in state.items()})
 
 
+def trained(model: Model) -> dict[str, Tensor]:
+    """Return the weights that are trained, by name; an unused pooler is not."""
+    return {name: weight for name, weight in model.backbone.named_parameters() if weight.requires_grad}
+
+
 def load_weights(model: Model, folder: Path) -> None:
     """Put the weights of a checkpoint into a model.
 
@@ -100,7 +105,7 @@ def load_weights(model: Model, folder: Path) -> None:
         BuildError: they are the weights of another model.
     """
     found = load_file(folder / WEIGHTS)
-    weights = dict(model.backbone.named_parameters())
+    weights = trained(model)
     if {name: value.shape for name, value in found.items()} != {name: value.shape for name, value in weights.items()}:
         raise BuildError(folder, f"holds the weights of another model than {model.name}", "start anew with `--restart`")
     with torch.no_grad():

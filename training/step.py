@@ -49,7 +49,7 @@ def learning_rate(recipe: Train, step: int, total: int) -> float:
 
 
 def decayed(backbone: nn.Module) -> tuple[list[str], list[str]]:
-    """Return the names of the weights that decay, and of those that do not.
+    """Return the names of the trained weights that decay, and of those that do not.
 
     Matrices do. Norms, biases and embeddings do not: a shorter embedding row is not a simpler model, and rows of rare
     tokens would shrink without ever being trained.
@@ -57,5 +57,6 @@ def decayed(backbone: nn.Module) -> tuple[list[str], list[str]]:
     embeddings = {id(module.weight) for module in backbone.modules() if isinstance(module, nn.Embedding)}
     names: tuple[list[str], list[str]] = ([], [])
     for name, weight in backbone.named_parameters():
-        names[weight.ndim < 2 or id(weight) in embeddings].append(name)
+        if weight.requires_grad:
+            names[weight.ndim < 2 or id(weight) in embeddings].append(name)
     return names
