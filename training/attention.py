@@ -1,0 +1,217 @@
+"""Attention over many texts in one row of tokens, without padding and without a mask.
+
+All texts of a batch stand one after the other in one row of T tokens. `Segments` says where each begins; it travels
+through the model as a keyword argument (so that gradient checkpointing hands it over a second time) and arrives at
+`packed_attention`, which transformers knows by the name `packed`. What transformers itself offers for packed rows goes
+wrong in silence with its default `use_cache=True`, with a mask of ones, or with boundaries that only flash attention
+reads; `check_packing` compares every loaded model with its own eager attention, one text at a time.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers.masking_utils import AttentionMaskInterface
+from transformers.modeling_utils import AttentionInterface
+
+from curation.errors import ModelError
+
+if TYPE_CHECKING:
+    from training.model import Model
+
+NAME = "packed"
+CHECK_TEXTS = ("one", "a text of a few more words", "and a third one, the longest of them: 1, 2, 3, 4, 5, 6, 7, 8, 9")
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # per component of unit vectors; a leak measures above 0.1
+UNSUPPORTED = ("softcap", "s_aux", "position_bias")  # what some attentions add to the scores; none of it is done here
+
+
+class BoundariesMissing(RuntimeError):
+    """The model did not hand the segments to its attention."""
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Where each of n texts begins in a row of T tokens: `starts` has n + 1 entries, from 0 to T, strictly rising."""
+
+    starts: tuple[int, ...]
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each text, (n,) int64."""
+        return np.diff(np.asarray(self.starts, dtype=np.int64))
+
+    @cached_property
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """Consecutive texts of equal length as (how many, tokens each): texts sorted by length make few runs."""
+        breaks = np.flatnonzero(np.diff(self.lengths)) + 1
+        ends = np.append(breaks, len(self.lengths))
+        return tuple((int(end - begin), int(self.lengths[begin])) for begin, end in zip(np.append(0, breaks), ends, strict=True))
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return int(self.lengths.max())
+
+    def positions(self, first: int, device: torch.device) -> Tensor:
+        """Return the positions (1, T) int64, counted anew from `first` in each text."""
+        starts = np.asarray(self.starts, dtype=np.int64)
+        return torch.from_numpy(np.arange(starts[-1]) - np.repeat(starts[:-1], self.lengths) + first)[None].to(device)
+
+    def cumulative(self, device: torch.device) -> Tensor:
+        """Return `starts` as (n + 1,) int32 on the device, made once."""
+        if "_cumulative" not in self.__dict__:
+            self.__dict__["_cumulative"] = torch.tensor(self.starts, dtype=torch.int32, device=device)
+        return self.__dict__["_cumulative"]  # type: ignore[no-any-return]
+
+
+def packed_inputs(ids: Tensor, starts: Sequence[int], first_position: int) -> dict[str, Any]:
+    """Return the keyword arguments of one packed forward: ids (T,) int64 on the model's device, starts n + 1 entries.
+
+    No cache, no mask, and positions that restart: the three things that keep the texts apart beside the segments.
+    """
+    segments = Segments(tuple(int(start) for start in starts))
+    return {
+        "input_ids": ids[None],
+        "position_ids": segments.positions(first_position, ids.device),
+        "use_cache": False,
+        "segments": segments,
+    }
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    segments: Segments | None = None,
+    sliding_window: int | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attend within each segment only: query (1, heads, T, d), key and value (1, kv heads, T, d) -> (1, T, heads, d)."""
+    if segments is None:
+        raise BoundariesMissing(type(module).__name__)
+    for name in UNSUPPORTED:
+        if others.get(name) is not None:
+            raise ModelError(type(module).__name__, f"uses '{name}' in its attention, which is not supported")
+    if sliding_window is not None and segments.longest > sliding_window:
+        hint = f"give max_tokens: {sliding_window} or less"
+        raise ModelError(type(module).__name__, f"attends within windows of {sliding_window} tokens only", hint)
+    causal = attends_causally(module) if is_causal is None else is_causal
+    # Autocast leaves what a norm or a rotation touched in float32, and the kernels want one dtype.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    kernel = _cuda_kernel() if query.is_cuda and query.dtype != torch.float32 and not dropout else None
+    query, key, value = (states[0].transpose(0, 1).contiguous() for states in (query, key, value))  # (T, heads, d)
+    if kernel is None:
+        return _by_runs(query, key, value, segments, dropout, scaling, causal)[None], None
+    return kernel(query, key, value, segments, scaling, causal)[None], None
+
+
+def attends_causally(module: torch.nn.Module) -> bool:
+    """Tell whether an attention module looks back only; a config may overrule what a decoder's module says."""
+    config = getattr(module, "config", None)
+    return getattr(module, "is_causal", False) is True and getattr(config, "is_causal", None) is not False
+
+
+def _by_runs(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, dropout: float, scaling: float | None, causal: bool
+) -> Tensor:
+    """Call sdpa once per run of equally long segments, (T, heads, d) -> (T, heads, d).
+
+    Splitting, not slicing: the backward of a split is one concatenation, that of a slice a whole row of zeros.
+    """
+    sizes = [count * length for count, length in segments.runs]
+    grouped = key.shape[1] != query.shape[1]
+    attended = []
+    pieces = zip(*(torch.split(states, sizes) for states in (query, key, value)), segments.runs, strict=True)
+    for *piece, (count, length) in pieces:
+        q, k, v = (states.unflatten(0, (count, length)).transpose(1, 2) for states in piece)  # (count, heads, length, d)
+        out = functional.scaled_dot_product_attention(
+            q, k, v, dropout_p=dropout, scale=scaling, is_causal=causal and length > 1, enable_gqa=grouped
+        )
+        attended.append(out.transpose(1, 2).flatten(0, 1))
+    return torch.cat(attended)
+
+
+def _torch_varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None, causal: bool) -> Tensor:
+    """Attend with torch's own variable-length kernel; (T, heads, d), bfloat16 or float16, on CUDA."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    known = inspect.signature(varlen_attn).parameters
+    options: dict[str, Any] = {"scale": scaling}
+    if "window_size" in known:
+        options["window_size"] = (-1, 0) if causal else (-1, -1)
+    else:
+        options["is_causal"] = causal
+    if key.shape[1] != query.shape[1]:
+        if "enable_gqa" in known:
+            options["enable_gqa"] = True
+        else:
+            key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for states in (key, value))
+    cumulative, longest = segments.cumulative(query.device), segments.longest
+    return varlen_attn(query, key, value, cumulative, cumulative, longest, longest, **options)  # type: ignore[return-value]
+
+
+def _flash_varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None, causal: bool) -> Tensor:
+    """Attend with flash-attn's variable-length kernel; (T, heads, d), bfloat16 or float16, on CUDA."""
+    from flash_attn import flash_attn_varlen_func
+
+    cumulative, longest = segments.cumulative(query.device), segments.longest
+    attended: Tensor = flash_attn_varlen_func(
+        query, key, value, cumulative, cumulative, longest, longest, softmax_scale=scaling, causal=causal
+    )
+    return attended
+
+
+@cache
+def _cuda_kernel() -> Any:
+    return _flash_varlen if importlib.util.find_spec("flash_attn") else _torch_varlen
+
+
+def _no_mask(*arguments: Any, **named: Any) -> None:
+    """Make no mask: T x T numbers for T tokens would be the largest thing in the memory."""
+
+
+AttentionInterface.register(NAME, packed_attention)
+AttentionMaskInterface.register(NAME, _no_mask)
+
+
+def check_packing(model: Model) -> None:
+    """Compare three texts packed with the same texts one at a time through the model's own eager attention.
+
+    Raises:
+        ModelError: they differ, or the architecture does not hand segments to its attention.
+    """
+    backbone, advice = model.backbone, "its architecture cannot be trained or encoded without padding"
+    tokens = model.tokenize(CHECK_TEXTS)
+    ids, device = torch.from_numpy(tokens.ids.astype(np.int64)), backbone.device
+    dtype = torch.bfloat16 if device.type == "cuda" else next(backbone.parameters()).dtype
+    training, implementation = backbone.training, backbone.config._attn_implementation
+    backbone.eval()
+    try:
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            packed = model.embed(ids, tokens.starts.tolist())
+            backbone.set_attn_implementation("eager")
+            bounds = zip(tokens.starts, tokens.starts[1:], strict=False)
+            alone = torch.cat([model.embed(ids[start:end], [0, int(end - start)]) for start, end in bounds])
+    except BoundariesMissing as error:
+        raise ModelError(model.name, f"{error} is not told where a text begins", advice) from None
+    finally:
+        backbone.set_attn_implementation(implementation)
+        backbone.train(training)
+    difference = float((packed - alone).abs().max())
+    if not difference <= TOLERANCE[dtype]:
+        what = f"texts packed together get other vectors than alone (they differ by {difference:.2g})"
+        raise ModelError(model.name, what, advice)

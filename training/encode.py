@@ -1,0 +1,123 @@
+"""Many texts to vectors: the one encoder that mining, training and evaluation share.
+
+Texts are sorted by length and packed into batches of so many tokens, each one forward without padding. On a CPU small
+batches are best, for they stay in its cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+
+from curation.errors import ModelError
+from curation.store import digest_of, file_digest
+from training.model import Model, Tokens, device_of, dtype_of, load_model
+
+FORMAT = 1  # of the vectors: raise it when the same weights and texts give others
+TOKENS_PER_BATCH = {("cpu", torch.bfloat16): 2048, ("cpu", torch.float32): 1024}  # measured best on 2 cores
+TOKENS_PER_GPU_BATCH = 65_536
+TEXTS_PER_CALL = 8192  # of the tokenizer
+SHOWN = 60  # characters of a text in a complaint
+
+
+class Encoder:
+    """A loaded model that turns texts into unit vectors, with the digest of everything they depend on."""
+
+    def __init__(self, model: Model, dtype: torch.dtype, prompt: str) -> None:
+        """Take a model over: with bfloat16 its weights are cast for good, so give one that is not trained further."""
+        self.model, self.prompt = model, prompt
+        self.dim = model.dim
+        self.described: dict[str, object] = {
+            "model": model.name,
+            "dtype": str(dtype).removeprefix("torch."),
+            "prompt": model.prompt_used(prompt),
+            "pooling": model.pooling,
+            "max_tokens": model.max_tokens,
+        }
+        self.fingerprint = _fingerprint(model, self.described)
+        self._budget = TOKENS_PER_BATCH.get((model.backbone.device.type, dtype), TOKENS_PER_GPU_BATCH)
+        # Weights in bfloat16 are faster than autocast, which casts them again in every batch.
+        model.backbone.to(dtype).eval().requires_grad_(False)
+
+    def query(self, instruction: str, text: str) -> str:
+        """Return a query as this model reads it."""
+        return self.model.render_query(instruction, text, self.prompt)
+
+    def passage(self, text: str) -> str:
+        """Return a passage as this model reads it."""
+        return self.model.render_passage(text, self.prompt)
+
+    def encode(self, texts: Sequence[str], advance: Callable[[int], None] = lambda done: None) -> np.ndarray:
+        """Return unit vectors (n, dim) float32 of rendered texts, in their order; `advance` hears of finished texts.
+
+        The result depends on `texts` alone, as the batches do.
+
+        Raises:
+            ModelError: a vector has a component that is not a number.
+        """
+        tokens = self._tokenize(texts)
+        vectors = np.empty((len(texts), self.dim), np.float32)
+        for rows in batches(np.diff(tokens.starts), self._budget):
+            found = self._forward(tokens, rows)
+            bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
+            if len(bad):
+                shown = repr(texts[rows[bad[0]]][:SHOWN])
+                raise ModelError(self.model.name, f"gives no numbers for the text {shown}", "are its weights whole? try float32")
+            vectors[rows] = found
+            advance(len(rows))
+        return vectors
+
+    def _tokenize(self, texts: Sequence[str]) -> Tokens:
+        parts = [self.model.tokenize(texts[first : first + TEXTS_PER_CALL]) for first in range(0, len(texts), TEXTS_PER_CALL)]
+        lengths = [np.diff(part.starts) for part in parts]
+        starts = np.concatenate([np.zeros(1, np.int64), *lengths]).cumsum()
+        return Tokens(np.concatenate([np.zeros(0, np.int32), *(part.ids for part in parts)]), starts)
+
+    def _forward(self, tokens: Tokens, rows: np.ndarray) -> np.ndarray:
+        pieces = [tokens.ids[tokens.starts[row] : tokens.starts[row + 1]] for row in rows]
+        starts = np.cumsum([0, *map(len, pieces)])
+        with torch.inference_mode():
+            vectors = self.model.embed(torch.from_numpy(np.concatenate(pieces).astype(np.int64)), starts.tolist())
+        return vectors.cpu().numpy()
+
+
+def load_encoder(
+    model: str, *, device: str = "auto", dtype: str = "float32", max_tokens: int | None = None, prompt: str = "auto"
+) -> Encoder:
+    """Load a model for encoding; arguments as for `load_model`, dtype auto, float32 or bfloat16, prompt auto, instruct or none.
+
+    Raises:
+        ModelError: as `load_model`, or the prompt is unknown.
+        SetupError: the device or dtype is unknown or not there.
+    """
+    kind = dtype_of(dtype, device_of(device))
+    return Encoder(load_model(model, max_tokens=max_tokens, device=device), kind, prompt)
+
+
+def batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
+    """Yield row numbers by falling length, each batch of at most `budget` tokens, or of one text longer than that.
+
+    The longest come first, so that memory runs out at once or never.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    first, ends = 0, np.cumsum(lengths[order])
+    while first < len(order):
+        before = ends[first - 1] if first else 0
+        last = max(int(np.searchsorted(ends, before + budget, side="right")), first + 1)
+        yield order[first:last]
+        first = last
+
+
+def _fingerprint(model: Model, described: dict[str, object]) -> str:
+    """Return the digest of all that a vector of a rendered text depends on."""
+    files = [model.files.transformer / "config.json", *model.files.weights(), *model.files.tokenizer()]
+    return digest_of(
+        {
+            "format": FORMAT,
+            "files": {path.name: file_digest(path) for path in files},
+            "settings": {key: described[key] for key in ("dtype", "pooling", "max_tokens")},
+            "normalised": True,
+        }
+    )
