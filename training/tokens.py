@@ -1,13 +1,13 @@
 """The texts of a mined source as tokens: each distinct text once, in flat arrays that are mapped into memory.
 
-    ids.bin        (T,)    u16 or u32  the tokens of all texts, one after the other
-    starts.npy     (n+1,)  i64         text t is ids[starts[t]:starts[t+1]]
-    rows.npy       (r,)    u64         what each row's draws are a function of: the head of its query's key
-    query.npy      (r,)    u32         text of the row's query
-    positives.npy  (P,)    u32         passages; row i has positives[positive_starts[i]:positive_starts[i+1]]
-    negatives.npy  (N,)    u32         likewise, with negative_starts.npy
-    text.npy       (p,)    u32         text of each passage; ABSENT where no row names it
-    identity.npy   (p,)    i64         equal for two passages exactly if they may not serve as each other's negatives
+ids.bin        (T,)    u16 or u32  the tokens of all texts, one after the other
+starts.npy     (n+1,)  i64         text t is ids[starts[t]:starts[t+1]]
+rows.npy       (r,)    u64         what each row's draws are a function of: the head of its query's key
+query.npy      (r,)    u32         text of the row's query
+positives.npy  (P,)    u32         passages; row i has positives[positive_starts[i]:positive_starts[i+1]]
+negatives.npy  (N,)    u32         likewise, with negative_starts.npy
+text.npy       (p,)    u32         text of each passage; ABSENT where no row names it
+identity.npy   (p,)    i64         equal for two passages exactly if they may not serve as each other's negatives
 """
 
 from __future__ import annotations
@@ -76,9 +76,7 @@ def mined_sources(build: Path, only: Sequence[str] = ()) -> dict[str, dict[str, 
     return chosen
 
 
-def load_sources(
-    build: Path, model: Model, prompt: str, only: Sequence[str] = (), progress: Progress = silent
-) -> list[Source]:
+def load_sources(build: Path, model: Model, prompt: str, only: Sequence[str] = (), progress: Progress = silent) -> list[Source]:
     """Return the sources of a build as tokens, making those that are not there yet or no longer right.
 
     They stand in `train/tokens/<tokenizer>/<source>`, so runs with different models do not undo each other's work.

@@ -1,9 +1,9 @@
 """The training loop, top to bottom: a build with mined negatives goes in, a model comes out.
 
-    <out>/log.jsonl     one line a step; the only file in which times of the clock stand
-    <out>/checkpoints/  step-000200/ ...: weights, optimizer, and what they are a state of
-    <out>/model/        the trained model, for sentence-transformers and transformers
-    <out>/done.json     what it was trained on, and how; written last
+<out>/log.jsonl     one line a step; the only file in which times of the clock stand
+<out>/checkpoints/  step-000200/ ...: weights, optimizer, and what they are a state of
+<out>/model/        the trained model, for sentence-transformers and transformers
+<out>/done.json     what it was trained on, and how; written last
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from curation.errors import BuildError, listed
 from curation.manifest import Train
 from curation.progress import Progress, silent
 from training import checkpoint
-from training.backend import Torch, deterministic
+from training.backend import Torch, deterministic, load_weights
 from training.data import Batch, Plan
 from training.export import export
 from training.log import Log, readable
@@ -90,9 +90,7 @@ def train(
     return receipt, True
 
 
-def loop(
-    plan: Plan, recipe: Train, backend: Torch, first: int, total: int, out: Path, run: Mapping[str, Any], say: Say
-) -> None:
+def loop(plan: Plan, recipe: Train, backend: Torch, first: int, total: int, out: Path, run: Mapping[str, Any], say: Say) -> None:
     """Do the steps from `first` to `total`, saving every so often, at the end, and when a signal comes."""
 
     def save(done: int) -> None:
@@ -177,7 +175,7 @@ def weights_digest(model: Model) -> str:
     state = xxhash.xxh3_128()
     for name, weight in model.backbone.named_parameters():
         state.update(name.encode())
-        state.update(np.ascontiguousarray(weight.detach().cpu().numpy()))
+        state.update(np.ascontiguousarray(weight.detach().cpu().numpy()).data)
     return str(state.hexdigest())
 
 
@@ -208,6 +206,22 @@ def resume(folder: Path, run: Mapping[str, Any], backend: Torch, say: Say) -> in
     backend.load(found[0])
     say(f"going on from {found[0]}")
     return int(said["step"])
+
+
+def export_checkpoint(run: Path, out: Path) -> Path:
+    """Export a checkpoint, or the newest one of a run, to a folder; return the checkpoint.
+
+    Raises:
+        BuildError: there is none.
+    """
+    found = [run] if (run / checkpoint.STATE).exists() else checkpoint.whole(run / "checkpoints")
+    if not found:
+        raise BuildError(run, "holds no checkpoint", "name the folder of a run, such as builds/NAME/train, or a checkpoint")
+    recipe = Train.model_validate(checkpoint.read(found[0])["recipe"])
+    model = load_model(recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device="cpu")
+    load_weights(model, found[0])
+    export(model, out)
+    return found[0]
 
 
 def forget(out: Path) -> None:

