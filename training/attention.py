@@ -14,6 +14,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,12 +31,12 @@ if TYPE_CHECKING:
 
 NAME = "packed"
 CHECK_TEXTS = ("one", "a text of a few more words", "and a third one, the longest of them: 1, 2, 3, 4, 5, 6, 7, 8, 9")
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # per component of unit vectors; a leak measures above 0.1
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # per component of unit vectors; leaks of real models are above 0.1
 UNSUPPORTED = ("softcap", "s_aux", "position_bias")  # what some attentions add to the scores; none of it is done here
 
 
-class BoundariesMissing(RuntimeError):
-    """The model did not hand the segments to its attention."""
+class CannotPack(Exception):
+    """What an attention module lacks or does that packing cannot do; `check_packing` says of which model."""
 
 
 @dataclass(frozen=True)
@@ -102,21 +103,19 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Attend within each segment only: query (1, heads, T, d), key and value (1, kv heads, T, d) -> (1, T, heads, d)."""
     if segments is None:
-        raise BoundariesMissing(type(module).__name__)
+        raise CannotPack(f"its {type(module).__name__} is not told where a text begins")
     for name in UNSUPPORTED:
         if others.get(name) is not None:
-            raise ModelError(type(module).__name__, f"uses '{name}' in its attention, which is not supported")
-    if sliding_window is not None and segments.longest > sliding_window:
-        hint = f"give max_tokens: {sliding_window} or less"
-        raise ModelError(type(module).__name__, f"attends within windows of {sliding_window} tokens only", hint)
+            raise CannotPack(f"its {type(module).__name__} adds '{name}' to its scores")
     causal = attends_causally(module) if is_causal is None else is_causal
+    left = -1 if sliding_window is None or sliding_window >= segments.longest else sliding_window - 1
+    window = (left, 0 if causal else left)  # tokens seen before and after each one; -1 = all
     # Autocast leaves what a norm or a rotation touched in float32, and the kernels want one dtype.
     query, key = query.to(value.dtype), key.to(value.dtype)
-    kernel = _cuda_kernel() if query.is_cuda and query.dtype != torch.float32 and not dropout else None
     query, key, value = (states[0].transpose(0, 1).contiguous() for states in (query, key, value))  # (T, heads, d)
-    if kernel is None:
-        return _by_runs(query, key, value, segments, dropout, scaling, causal)[None], None
-    return kernel(query, key, value, segments, scaling, causal)[None], None
+    if query.is_cuda and query.dtype != torch.float32 and not dropout:
+        return _cuda_kernel()(query, key, value, segments, scaling, window)[None], None
+    return _by_runs(query, key, value, segments, dropout, scaling, window)[None], None
 
 
 def attends_causally(module: torch.nn.Module) -> bool:
@@ -126,7 +125,13 @@ def attends_causally(module: torch.nn.Module) -> bool:
 
 
 def _by_runs(
-    query: Tensor, key: Tensor, value: Tensor, segments: Segments, dropout: float, scaling: float | None, causal: bool
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segments: Segments,
+    dropout: float,
+    scaling: float | None,
+    window: tuple[int, int],
 ) -> Tensor:
     """Call sdpa once per run of equally long segments, (T, heads, d) -> (T, heads, d).
 
@@ -138,40 +143,50 @@ def _by_runs(
     pieces = zip(*(torch.split(states, sizes) for states in (query, key, value)), segments.runs, strict=True)
     for *piece, (count, length) in pieces:
         q, k, v = (states.unflatten(0, (count, length)).transpose(1, 2) for states in piece)  # (count, heads, length, d)
+        mask = _window_mask(length, window, query.device)
+        causal = mask is None and window[1] == 0 and length > 1
         out = functional.scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout, scale=scaling, is_causal=causal and length > 1, enable_gqa=grouped
+            q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling, is_causal=causal, enable_gqa=grouped
         )
         attended.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(attended)
 
 
-def _torch_varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None, causal: bool) -> Tensor:
+def _window_mask(length: int, window: tuple[int, int], device: torch.device) -> Tensor | None:
+    """Return who sees whom (length, length), or None where the window holds the whole text."""
+    left, right = window
+    if left < 0 or length <= left + 1:
+        return None
+    place = torch.arange(length, device=device)
+    distance = place[:, None] - place[None, :]  # how far back the other token lies
+    return (distance <= left) & (distance >= -right)
+
+
+def _torch_varlen(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None, window: tuple[int, int]
+) -> Tensor:
     """Attend with torch's own variable-length kernel; (T, heads, d), bfloat16 or float16, on CUDA."""
     from torch.nn.attention.varlen import varlen_attn
 
-    known = inspect.signature(varlen_attn).parameters
-    options: dict[str, Any] = {"scale": scaling}
-    if "window_size" in known:
-        options["window_size"] = (-1, 0) if causal else (-1, -1)
-    else:
-        options["is_causal"] = causal
+    options: dict[str, Any] = {"scale": scaling, "window_size": window}
     if key.shape[1] != query.shape[1]:
-        if "enable_gqa" in known:
+        if "enable_gqa" in inspect.signature(varlen_attn).parameters:
             options["enable_gqa"] = True
-        else:
+        else:  # before torch 2.12
             key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for states in (key, value))
     cumulative, longest = segments.cumulative(query.device), segments.longest
     return varlen_attn(query, key, value, cumulative, cumulative, longest, longest, **options)  # type: ignore[return-value]
 
 
-def _flash_varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None, causal: bool) -> Tensor:
+def _flash_varlen(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None, window: tuple[int, int]
+) -> Tensor:
     """Attend with flash-attn's variable-length kernel; (T, heads, d), bfloat16 or float16, on CUDA."""
     from flash_attn import flash_attn_varlen_func
 
     cumulative, longest = segments.cumulative(query.device), segments.longest
-    attended: Tensor = flash_attn_varlen_func(
-        query, key, value, cumulative, cumulative, longest, longest, softmax_scale=scaling, causal=causal
-    )
+    options = {"softmax_scale": scaling, "causal": window[1] == 0, "window_size": window}
+    attended: Tensor = flash_attn_varlen_func(query, key, value, cumulative, cumulative, longest, longest, **options)
     return attended
 
 
@@ -194,24 +209,30 @@ def check_packing(model: Model) -> None:
     Raises:
         ModelError: they differ, or the architecture does not hand segments to its attention.
     """
-    backbone, advice = model.backbone, "its architecture cannot be trained or encoded without padding"
-    tokens = model.tokenize(CHECK_TEXTS)
-    ids, device = torch.from_numpy(tokens.ids.astype(np.int64)), backbone.device
-    dtype = torch.bfloat16 if device.type == "cuda" else next(backbone.parameters()).dtype
+    advice = "its architecture cannot be trained or encoded without padding"
+    on_cuda = model.backbone.device.type == "cuda"  # where float32 and bfloat16 take different kernels
+    for dtype in (torch.float32, torch.bfloat16) if on_cuda else (torch.float32,):
+        try:
+            difference = _packing_difference(model, dtype)
+        except CannotPack as error:
+            raise ModelError(model.name, str(error), advice) from None
+        if not difference <= TOLERANCE[dtype]:
+            what = f"texts packed together get other vectors than alone (they differ by {difference:.2g})"
+            raise ModelError(model.name, what, advice)
+
+
+def _packing_difference(model: Model, dtype: torch.dtype) -> float:
+    """Return how far the vectors of `CHECK_TEXTS`, packed, are from those of each alone in transformers' eager attention."""
+    backbone, tokens = model.backbone, model.tokenize(CHECK_TEXTS)
+    ids, starts = torch.from_numpy(tokens.ids.astype(np.int64)), tokens.starts.tolist()
     training, implementation = backbone.training, backbone.config._attn_implementation
     backbone.eval()
     try:
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            packed = model.embed(ids, tokens.starts.tolist())
+        with torch.no_grad(), torch.autocast(backbone.device.type, dtype, enabled=dtype != torch.float32):
+            packed = model.embed(ids, starts)
             backbone.set_attn_implementation("eager")
-            bounds = zip(tokens.starts, tokens.starts[1:], strict=False)
-            alone = torch.cat([model.embed(ids[start:end], [0, int(end - start)]) for start, end in bounds])
-    except BoundariesMissing as error:
-        raise ModelError(model.name, f"{error} is not told where a text begins", advice) from None
+            alone = [model.embed(ids[start:end], [0, end - start]) for start, end in pairwise(starts)]
     finally:
         backbone.set_attn_implementation(implementation)
         backbone.train(training)
-    difference = float((packed - alone).abs().max())
-    if not difference <= TOLERANCE[dtype]:
-        what = f"texts packed together get other vectors than alone (they differ by {difference:.2g})"
-        raise ModelError(model.name, what, advice)
+    return float((packed - torch.cat(alone)).abs().max())

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,7 +63,10 @@ class Model:
         elif not all(lists):
             lists = [ids or [_any_special(self.name, self.tokenizer)] for ids in lists]
         starts = np.cumsum([0, *map(len, lists)], dtype=np.int64)
-        flat = np.fromiter((token for ids in lists for token in ids), np.int32, count=int(starts[-1]))
+        flat = np.fromiter(chain.from_iterable(lists), np.int32, count=int(starts[-1]))
+        if flat.max() >= (rows := self.backbone.get_input_embeddings().num_embeddings):
+            what = f"its tokenizer gives token {flat.max()}, but the model knows {rows} tokens only"
+            raise ModelError(self.name, what, "are tokenizer and weights of the same model?")
         return Tokens(flat, starts)
 
     def embed(self, ids: Tensor, starts: Sequence[int]) -> Tensor:
@@ -123,10 +127,12 @@ def load_model(name: str, *, pooling: str = "auto", max_tokens: int | None = Non
         ModelError: there is no such model, a part of it is missing, or it cannot do what is asked.
     """
     files, place = find_model(name), device_of(device)
-    with _quiet():
+    with quiet():
         backbone, tokenizer = _read(name, files)
     if getattr(backbone.config, "is_encoder_decoder", False):
         raise ModelError(name, "is an encoder-decoder model", "only encoders and decoders are supported")
+    if files.lower_case and _ids(tokenizer, ["A"]) != _ids(tokenizer, ["a"]):
+        raise ModelError(name, "asks for lower-cased text, which its tokenizer does not make", "set do_lower_case to false")
     is_decoder = any(attends_causally(module) for module in backbone.modules())
     chosen = pooling if pooling != "auto" else files.pooling or ("last" if is_decoder else "mean")
     if chosen not in POOLINGS:
@@ -209,7 +215,7 @@ def _lacks_end(name: str, tokenizer: Any) -> bool:
 
 
 def _ids(tokenizer: Any, texts: list[str], **options: Any) -> list[list[int]]:
-    with _quiet():
+    with quiet():
         batch = tokenizer(texts, padding=False, return_attention_mask=False, return_token_type_ids=False, **options)
     return batch["input_ids"]  # type: ignore[no-any-return]
 
@@ -254,7 +260,7 @@ def autocast(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers' log lines and bars off the screen: what matters of them is raised."""
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()

@@ -36,6 +36,7 @@ class ModelFiles:
     pooling: str | None = None
     max_tokens: int | None = None
     prompts: dict[str, str] = field(default_factory=dict)
+    lower_case: bool = False  # whether the text is to be lower-cased first
 
     def weights(self) -> list[Path]:
         """Return the files with the weights, sorted by name."""
@@ -115,10 +116,16 @@ def _read_folder(name: str, folder: Path) -> ModelFiles:
         raise ModelError(name, f"modules.json names {listed(unknown)}", "only Transformer, Pooling and Normalize are supported")
     if "Transformer" not in paths:
         raise ModelError(name, "modules.json names no Transformer")
-    limit = (_json(name, paths["Transformer"] / "sentence_bert_config.json") or {}).get("max_seq_length")
+    reading = _json(name, paths["Transformer"] / "sentence_bert_config.json") or {}
     prompts = (_json(name, folder / "config_sentence_transformers.json") or {}).get("prompts") or {}
     pooling = _pooling(name, paths["Pooling"] / "config.json") if "Pooling" in paths else None
-    return ModelFiles(paths["Transformer"], pooling, limit, {str(key): str(prompt) for key, prompt in prompts.items()})
+    return ModelFiles(
+        transformer=paths["Transformer"],
+        pooling=pooling,
+        max_tokens=reading.get("max_seq_length"),
+        prompts={str(key): str(prompt) for key, prompt in prompts.items()},
+        lower_case=bool(reading.get("do_lower_case")),
+    )
 
 
 def _pooling(name: str, path: Path) -> str:
