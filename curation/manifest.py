@@ -236,7 +236,7 @@ def load_manifest(path: Path) -> Manifest:
         ManifestError: `file:line: what`, for the first thing that is wrong.
     """
     document = read_yaml(path)
-    if not isinstance(document.value, dict):
+    if not isinstance(document.value, dict) or not document.value:
         raise ManifestError(path, "holds no keys", "a manifest begins with `name:` and `sources:`")
     return _checked(Manifest, path, document)
 

@@ -29,32 +29,39 @@ NEGATIVES = {"retrieval": 24, "clustering": 24, "classification": 1}  # per tupl
 ORIGINS = ("given", "mined", "class", "random")  # what `negative_origin` counts from 0
 GIVEN, MINED, CLASS, RANDOM = range(4)
 
-PASSAGES = {"pid": pl.UInt32, "text": pl.String, "key": pl.Binary, "group": pl.UInt32}
-PAIRS = {
-    "id": pl.String,
-    "query": pl.String,
-    "key": pl.Binary,
-    "group": pl.UInt32,
-    "positives": pl.List(pl.UInt32),
-    "negatives": pl.List(pl.UInt32),
-    "label": pl.String,
-}
-MINED_PAIRS = PAIRS | {
-    "positive_score": pl.Float32,  # of positives[0]; null where nothing was scored
-    "negative_scores": pl.List(pl.Float32),  # one entry per negative; null where it was not scored
-    "negative_ranks": pl.List(pl.UInt16),  # 0 = nearest candidate; null where it was not ranked
-    "negative_origin": pl.List(pl.UInt8),  # index into ORIGINS
-}
-DROPPED = {
-    "id": pl.String,
-    "source": pl.String,
-    "stage": pl.String,  # read, shape, filter, merge, leak, mine
-    "reason": pl.String,
-    "evidence": pl.String,
-    "twin_id": pl.String,
-    "twin_source": pl.String,
-    "score": pl.Float64,
-}
+PASSAGES = pl.Schema({"pid": pl.UInt32(), "text": pl.String(), "key": pl.Binary(), "group": pl.UInt32()})
+PAIRS = pl.Schema(
+    {
+        "id": pl.String(),
+        "query": pl.String(),
+        "key": pl.Binary(),
+        "group": pl.UInt32(),
+        "positives": pl.List(pl.UInt32),
+        "negatives": pl.List(pl.UInt32),
+        "label": pl.String(),
+    }
+)
+MINED_PAIRS = pl.Schema(
+    {
+        **PAIRS,
+        "positive_score": pl.Float32(),  # of positives[0]; null where nothing was scored
+        "negative_scores": pl.List(pl.Float32),  # one entry per negative; null where it was not scored
+        "negative_ranks": pl.List(pl.UInt16),  # 0 = nearest candidate; null where it was not ranked
+        "negative_origin": pl.List(pl.UInt8),  # index into ORIGINS
+    }
+)
+DROPPED = pl.Schema(
+    {
+        "id": pl.String(),
+        "source": pl.String(),
+        "stage": pl.String(),  # read, shape, filter, merge, leak, mine
+        "reason": pl.String(),
+        "evidence": pl.String(),
+        "twin_id": pl.String(),
+        "twin_source": pl.String(),
+        "score": pl.Float64(),
+    }
+)
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 

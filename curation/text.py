@@ -15,6 +15,11 @@ def normalised(texts: pl.Series) -> pl.Series:
     return pl.select(pl.when(words != "").then(words)).to_series()
 
 
+def forms(texts: pl.Series) -> pl.Series:
+    """Return what counts as the same text: the normalised form, or the text itself where that is empty."""
+    return normalised(texts).fill_null(texts)
+
+
 def groups_of(texts: pl.Series, keys: pl.Series) -> pl.Series:
     """Return a group number (u32) for each text that has a twin: equal normalised form, another key; else null.
 

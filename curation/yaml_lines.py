@@ -15,6 +15,8 @@ import yaml
 from curation.errors import ManifestError
 
 NULLS = ("", "~", "null", "Null", "NULL")
+PLAIN = ("str", "int", "float", "bool", "null", "timestamp", "merge", "value", "map", "seq")
+PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in PLAIN}
 MOST_NODES = 100_000  # a recipe is small; an alias bomb is not
 Place = tuple[str | int, ...]
 
@@ -70,7 +72,7 @@ class _Reader:
         self.nodes += 1
         if self.nodes > MOST_NODES:
             raise ManifestError(f"{self.path}:{line}", "too many values (an alias that repeats itself?)")
-        if not node.tag.startswith("tag:yaml.org,2002:"):
+        if node.tag not in PLAIN_TAGS:
             raise ManifestError(f"{self.path}:{line}", f"tags such as {node.tag} are not allowed", "a manifest runs no code")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, place)

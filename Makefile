@@ -1,0 +1,37 @@
+# Every target makes what it needs: a virtual environment in .venv, with pinned versions.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+export HF_HUB_OFFLINE = 1
+
+.PHONY: demo test test-all check bench docs clean
+
+demo: $(INSTALLED)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python manifests/quickstart.py
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 -m "not long and not shared_data and not browser"
+
+test-all: test
+	$(BIN)/python -m pytest -n 2 -m "long or shared_data or browser"
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+docs: $(INSTALLED)
+	$(BIN)/python -m tests.documents
+
+# torch first and pinned: anything else that needs it would bring a build of several gigabytes.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,demo,dev]'
+	touch $(INSTALLED)
+
+clean:
+	rm -rf .venv builds .pytest_cache .ruff_cache .mypy_cache *.egg-info

@@ -1,0 +1,119 @@
+"""`curate build`: manifest in, tables with provenance for every row out. Reads as a table of contents.
+
+    1. shape   each source alone: read -> shape -> filter -> merge equal queries -> set held-out queries apart
+    2. curate  each source in sight of all: take out what is held out anywhere -> group -> number passages -> write
+
+Both are stages with receipts (`store.run_stage`): a stage runs if what it depends on has changed, and only then.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import NamedTuple
+
+from curation.errors import ManifestError, UserError, did_you_mean
+from curation.manifest import Manifest, Source, load_manifest
+from curation.progress import Progress, silent
+from curation.stages import Done, Job, Receipt, curate_source, shape_source
+from curation.store import (
+    write_json,
+)
+from curation.summary import write_summary
+
+
+class Outcome(NamedTuple):
+    """What a build did."""
+
+    folder: Path
+    receipts: dict[str, Receipt]  # source -> the receipt of its curated stage
+    ran: set[str]  # sources of which a stage ran
+    failed: dict[str, UserError]
+
+
+def build(
+    path: Path,
+    out: Path | None = None,
+    only: Iterable[str] = (),
+    limit: int | None = None,
+    workers: int = 1,
+    progress: Progress = silent,
+) -> Outcome:
+    """Build a manifest into `out`, or `builds/<name>`.
+
+    A source that fails does not undo the others: it stands in `failed`, and in build.json.
+
+    Raises:
+        ManifestError: the manifest is wrong, or `only` names a source that it has not.
+    """
+    manifest = load_manifest(path)
+    folder = out or Path("builds") / manifest.name
+    chosen = pick(manifest, only)
+    jobs = [job_of(manifest, source, path.parent, folder, limit) for source in manifest.sources]
+    needed = [job for job in jobs if job.source.name in chosen or job.source.holdout]
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.time()
+    shaped, failed = _each(shape_source, needed, workers, progress, "read and shape")
+    ready = [job for job in needed if job.source.name in chosen and job.source.name in shaped]
+    curated, more = _each(curate_source, ready, workers, progress, "curate")
+    failed |= more
+    receipts = {name: done.receipt for name, done in curated.items()}
+    write_summary(folder, path, manifest, receipts, failed)
+    stages = {"shape": shaped, "curate": curated}
+    seconds = {f"{stage}/{name}": round(done.seconds, 3) for stage, all_done in stages.items() for name, done in all_done.items()}
+    write_json(folder / "timings.json", {"seconds": round(time.time() - started, 3), "stages": seconds})
+    ran = {name for all_done in stages.values() for name, done in all_done.items() if done.ran and name in chosen}
+    return Outcome(folder, receipts, ran, failed)
+
+
+def pick(manifest: Manifest, only: Iterable[str]) -> list[str]:
+    """Return the names of the sources to work on.
+
+    Raises:
+        ManifestError: there is no such source.
+    """
+    names = [source.name for source in manifest.sources]
+    for name in only:
+        if name not in names:
+            raise ManifestError("--only", f"no source '{name}'" + did_you_mean(name, names))
+    return [name for name in names if name in set(only)] or names
+
+
+def job_of(manifest: Manifest, source: Source, base: Path, folder: Path, limit: int | None) -> Job:
+    """Return a source's job; the lower of its own limit and `limit` holds."""
+    limits = [n for n in (source.limit, limit) if n is not None]
+    limited = source.model_copy(update={"limit": min(limits) if limits else None})
+    holding = tuple(other.name for other in manifest.sources if other.holdout)
+    return Job(limited, source.filters or manifest.filters, manifest.seed, base, folder, holding)
+
+
+def _each(
+    work: Callable[[Job, Progress], Done], jobs: list[Job], workers: int, progress: Progress, what: str
+) -> tuple[dict[str, Done], dict[str, UserError]]:
+    """Run `work` over jobs, in this process or in several; the outcome does not depend on which."""
+    done: dict[str, Done] = {}
+    failed: dict[str, UserError] = {}
+
+    def note(job: Job, result: Callable[[], Done]) -> None:
+        try:
+            done[job.source.name] = result()
+        except UserError as error:
+            failed[job.source.name] = error
+
+    if workers == 1 or len(jobs) < 2:
+        for job in jobs:
+            note(job, functools.partial(work, job, progress))
+    else:
+        # spawn, not fork: a forked polars waits for threads that are not there
+        context = multiprocessing.get_context("spawn")
+        with progress(what, len(jobs), "sources") as advance, ProcessPoolExecutor(min(workers, len(jobs)), context) as pool:
+            futures = {pool.submit(work, job, silent): job for job in jobs}
+            for future in as_completed(futures):
+                note(futures[future], future.result)
+                advance(1)
+    order = [job.source.name for job in jobs]
+    return {name: done[name] for name in order if name in done}, {name: failed[name] for name in order if name in failed}

@@ -1,0 +1,111 @@
+"""The `curate` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from curation.command import SETTINGS, run, say
+from curation.errors import BuildError
+from curation.progress import for_terminal
+
+
+@click.group(context_settings=SETTINGS)
+def curate() -> None:
+    """From open datasets to tuples: build, look, count."""
+
+
+@curate.command()
+@click.argument("manifest", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Build folder [default: builds/NAME].")
+@click.option("--only", multiple=True, metavar="SOURCE", help="Build this source only; may be given again.")
+@click.option("--limit", type=click.IntRange(1), help="At most this many rows a source, for a quick look.")
+@click.option("-j", "--workers", type=click.IntRange(1), help="Processes [default: one a core].")
+@click.option("--dry-run", is_flag=True, help="Read a little of each source, show what it becomes, write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="The receipts as JSON instead of a table.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def build(
+    manifest: Path,
+    out: Path | None,
+    only: tuple[str, ...],
+    limit: int | None,
+    workers: int | None,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Build the sources of MANIFEST into tables of tuples.
+
+    A second run does nothing; after a change, only what depends on it runs.
+    """
+    import os
+
+    from curation import build as building
+    from curation import look
+
+    if dry_run:
+        look.preview(manifest, only, limit, click.echo)
+        return 0
+    outcome = building.build(manifest, out, only, limit, workers or os.cpu_count() or 1, for_terminal(quiet))
+    if as_json:
+        click.echo(look.as_json(outcome.receipts))
+    elif outcome.receipts:
+        click.echo(look.counts_table(outcome.receipts))
+    for error in outcome.failed.values():
+        say(f"curate: {manifest}: {error}")
+    if not quiet:
+        fresh = f"{len(outcome.ran)} of {len(outcome.receipts)} sources built" if outcome.ran else "nothing to do"
+        say(f"{outcome.folder}: {fresh}; next: `mine negatives {outcome.folder}`")
+    return 1 if outcome.failed else 0
+
+
+@curate.command()
+@click.argument("build", type=click.Path(path_type=Path), required=False)
+@click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")
+@click.option("--json", "as_json", is_flag=True, help="The receipts as JSON instead of a table.")
+def stats(build: Path | None, only: tuple[str, ...], as_json: bool) -> None:
+    """Count rows, tuples and what was dropped why, in BUILD or the newest build."""
+    from curation import look
+
+    receipts = look.receipts(_newest(build), only)
+    click.echo(look.as_json(receipts) if as_json else look.counts_table(receipts))
+    if not as_json:
+        click.echo(look.reasons_table(receipts))
+
+
+@curate.command()
+@click.argument("build", type=click.Path(path_type=Path), required=False)
+@click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")
+@click.option("-n", "count", type=click.IntRange(1), default=3, show_default=True, help="Records a source.")
+@click.option("--dropped", is_flag=True, help="Show what was dropped, and why, instead.")
+@click.option("--reason", help="With --dropped: this reason only.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON record a line.")
+def show(build: Path | None, only: tuple[str, ...], count: int, dropped: bool, reason: str | None, as_json: bool) -> None:
+    """Print records of BUILD (or of the newest build) as they will be trained on."""
+    from curation import look
+
+    folder = _newest(build)
+    records = look.dropped_records(folder, only, count, reason) if dropped else look.records(folder, only, count)
+    found = False
+    for record in records:
+        found = True
+        click.echo(look.as_line(record) if as_json else look.as_text(record))
+    if not found:
+        raise BuildError(folder, "has no such records", "see `curate stats` for sources and reasons")
+
+
+def _newest(build: Path | None) -> Path:
+    if build is not None:
+        return build
+    from curation.store import newest_build
+
+    newest: Path = newest_build(Path("builds"))
+    say(f"using {newest}, the newest build")
+    return newest
+
+
+def main(arguments: Any = None) -> None:
+    """Run the command line."""
+    run(curate, "curate")

@@ -1,0 +1,105 @@
+"""What the shapes share: the table they make, mapped columns as texts, and reasons for what is left out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import polars as pl
+
+from curation.errors import SourceError, listed
+from curation.manifest import Source
+from curation.rows import ROW
+from curation.schema import dropped_frame
+
+TUPLES = pl.Schema(
+    {
+        "row": pl.UInt64(),  # the number of the (first) row it was made of
+        "id": pl.String(),
+        "query": pl.String(),
+        "positives": pl.List(pl.String),
+        "negatives": pl.List(pl.String),
+        "label": pl.String(),
+    }
+)
+EVIDENCE_CHARS = 200
+# Rows that a reader of the source would call broken; they count against `max_bad`. Other reasons are choices.
+BAD = ("empty_query", "empty_positive", "bad_score", "unknown_query", "unknown_passage", "empty_text", "empty_label")
+
+
+class Tuples(NamedTuple):
+    """What a shape makes of a source."""
+
+    tuples: pl.DataFrame  # TUPLES, in order of their first rows
+    dropped: pl.DataFrame  # DROPPED, one line a row that is in no tuple
+    corpus: pl.Series  # texts that are passages although no tuple names them
+
+
+def place_of(source: Source) -> str:
+    """Return how errors name a source."""
+    return f"source '{source.name}'"
+
+
+def column(where: str, rows: pl.DataFrame, wanted: str) -> pl.Series:
+    """Return a mapped column.
+
+    Raises:
+        SourceError: there is no such column; the error names those there are.
+    """
+    if wanted not in rows.columns:
+        there = [other for other in rows.columns if other != ROW]
+        raise SourceError(where, f"no column '{wanted}'", f"columns there are: {listed(there, 20)}")
+    return rows[wanted]
+
+
+def texts_of(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
+    """Return a mapped column as text, null where it is blank."""
+    values = column(place_of(source), rows, wanted)
+    if values.dtype.is_nested():
+        raise SourceError(place_of(source), f"column '{wanted}' holds {_kind(values)}, not text", "map a column of texts")
+    texts = values.cast(pl.String)
+    return pl.select(pl.when(texts.str.strip_chars() != "").then(texts)).to_series()
+
+
+def text_lists(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
+    """Return a mapped column as lists of texts without blanks: a text is a list of one."""
+    values = column(place_of(source), rows, wanted)
+    if not isinstance(values.dtype, pl.List):
+        texts = texts_of(source, rows, wanted)
+        return pl.select(pl.concat_list(texts).list.drop_nulls()).to_series()
+    if values.dtype.inner in (pl.Null, pl.String) or not pl.List(values.dtype.inner).inner.is_nested():
+        lists = values.cast(pl.List(pl.String)).fill_null([])
+        return lists.list.eval(pl.element().filter(pl.element().str.strip_chars() != ""))
+    raise SourceError(place_of(source), f"column '{wanted}' holds {_kind(values)}, not texts", "map a column of texts")
+
+
+def _kind(values: pl.Series) -> str:
+    return "lists" if isinstance(values.dtype, pl.List) else "records"
+
+
+def labels_of(source: Source, rows: pl.DataFrame) -> pl.Series:
+    """Return the label column as text."""
+    assert source.fields.label is not None
+    return texts_of(source, rows, source.fields.label)
+
+
+def finish(source: Source, frame: pl.DataFrame, evidence: str = "evidence") -> Tuples:
+    """Split rows with a `reason` from the tuples."""
+    kept = frame.filter(pl.col("reason").is_null())
+    gone = frame.filter(pl.col("reason").is_not_null())
+    tuples = kept.with_columns(_id(source)).select(pl.col(name).cast(dtype) for name, dtype in TUPLES.items())
+    return Tuples(tuples, dropped_rows(source, gone, evidence), pl.Series("text", [], dtype=pl.String))
+
+
+def dropped_rows(source: Source, gone: pl.DataFrame, evidence: str = "evidence") -> pl.DataFrame:
+    """Return a `DROPPED` line for each row that made no tuple."""
+    shown = gone[evidence].cast(pl.String).str.slice(0, EVIDENCE_CHARS)
+    return dropped_frame(source.name, "shape", gone.select(_id(source))["id"], gone["reason"], shown)
+
+
+def _id(source: Source) -> pl.Expr:
+    return pl.format("{}/{}", pl.lit(source.name), pl.col("row")).alias("id")
+
+
+def reason_of(*cases: tuple[pl.Expr, str]) -> pl.Expr:
+    """Return the reason of the first case that holds, else null."""
+    return pl.coalesce([pl.when(case).then(pl.lit(reason)) for case, reason in cases]).alias("reason")

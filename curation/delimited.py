@@ -1,0 +1,116 @@
+"""Rows of text cells: csv and tsv, by Python's csv module in strict mode where quotes mean something."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+
+import polars as pl
+
+from curation.errors import SourceError
+from curation.manifest import Table
+from curation.rows import BATCH, ROW, File, Lost, Reading, Rows, opened
+
+LARGEST_FIELD = 1 << 24  # characters; a longer field is an unclosed quote
+NO_QUOTES = "if quotes mean nothing in this file, say `quoting: false`"
+Row = tuple[int, int, "list[str] | str"]  # first line, lines, and the cells, or what is wrong with their quotes
+
+
+def read_delimited(file: File, table: Table, start: int, comma: bool) -> Reading:
+    """Read csv and tsv, every cell as text; blank lines are no rows.
+
+    `header: false` names the columns column_1, column_2, ...; a column that the header leaves unnamed gets such a name too.
+    """
+    delimiter = table.delimiter or ("," if comma else "\t")
+    quoting = comma if table.quoting is None else table.quoting
+    with opened(file, table) as lines:
+        rows = _quoted_rows(file, lines, delimiter) if quoting else _plain_rows(lines, delimiter)
+        first = next(rows, None)
+        if first is None:
+            raise SourceError(file.name, "is empty")
+        names, rows = _columns(file, table, first, rows)
+        known = "`header`" if isinstance(table.header, list) else "the header" if table.header else "the first row"
+        width = f"{known} has {len(names)}"
+        for number, batch in enumerate(iter(lambda: list(islice(rows, BATCH)), [])):
+            yield _cells(file, names, width, batch, start + number * BATCH)
+
+
+def _plain_rows(lines: Iterable[str], delimiter: str) -> Iterator[Row]:
+    for number, line in enumerate(lines, 1):
+        cells = line.removesuffix("\n").removesuffix("\r")
+        if cells:
+            yield number, 1, cells.split(delimiter)
+
+
+def _quoted_rows(file: File, lines: Iterable[str], delimiter: str) -> Iterator[Row]:
+    held: list[str] = []  # the lines of this row
+
+    def feed() -> Iterator[str]:
+        for line in lines:
+            held.append(line)
+            yield line
+
+    csv.field_size_limit(max(LARGEST_FIELD, csv.field_size_limit()))
+    reader, start = csv.reader(feed(), delimiter=delimiter, strict=True), 1
+    while True:
+        held.clear()
+        try:
+            cells: list[str] | str = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if len(held) > 1 or "end of data" in str(error):
+                line = start + _quoteopened("".join(held), delimiter)
+                raise SourceError(f"{file.name}:{line}", "the quote that opens here is not closed properly", NO_QUOTES) from None
+            cells = str(error)
+        if cells:
+            yield start, len(held), cells
+        start = reader.line_num + 1
+
+
+def _quoteopened(row: str, delimiter: str) -> int:
+    """Return the line of a broken row (from 0) in which its broken field begins."""
+    mark = re.escape(delimiter)
+    whole = re.compile(rf'(?:"(?:[^"]++|"")*+"|(?!")[^{mark}\n]*+){mark}')  # a field and the delimiter after it
+    at = 0
+    while match := whole.match(row, at):
+        at = match.end()
+    return row.count("\n", 0, at)
+
+
+def _columns(file: File, table: Table, first: Row, rows: Iterator[Row]) -> tuple[list[str], Iterator[Row]]:
+    """Return the column names and the rows that follow."""
+    number, _, cells = first
+    if isinstance(table.header, list):
+        names, rows = table.header, chain([first], rows)
+    elif isinstance(cells, str):
+        raise SourceError(f"{file.name}:{number}", f"the first row cannot be read ({cells})", NO_QUOTES)
+    else:
+        names = [(table.header and cell) or f"column_{i}" for i, cell in enumerate(cells, 1)]
+        rows = rows if table.header else chain([first], rows)
+    twice = [name for i, name in enumerate(names) if name in names[:i]]
+    if twice:
+        raise SourceError(f"{file.name}:{number}", f"two columns are named '{twice[0]}'", "name them all: `header: [...]`")
+    return names, rows
+
+
+def _cells(file: File, names: list[str], width: str, batch: list[Row], start: int) -> Rows:
+    lost: list[Lost] = []
+    good: list[list[str]] = []
+    numbers: list[int] = []
+    for row, (line, lines, cells) in enumerate(batch, start):
+        if isinstance(cells, str):
+            lost.append(Lost(row, "bad_quotes", f"{file.name}:{line}: {cells}", True))
+        elif len(cells) == len(names):
+            good.append(cells)
+            numbers.append(row)
+        else:
+            what = f"{len(cells)} field{'s' if len(cells) > 1 else ''}, {width}"
+            if lines > 1:  # no honest row is likely to be short and long at once
+                raise SourceError(f"{file.name}:{line}", f"a row of {lines} lines begins here, with {what}", NO_QUOTES)
+            lost.append(Lost(row, "wrong_number_of_fields", f"{file.name}:{line}: {what}", True))
+    columns = zip(*good, strict=True) if good else [()] * len(names)
+    series = [pl.Series(name, column, dtype=pl.String) for name, column in zip(names, columns, strict=True)]
+    return Rows(pl.DataFrame([*series, pl.Series(ROW, numbers, dtype=pl.UInt64)]), lost)

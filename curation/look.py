@@ -1,0 +1,153 @@
+"""What a person looks at: counts, reasons, records as they will be trained on, and a preview of a manifest."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from curation.build import job_of, pick
+from curation.errors import BuildError, did_you_mean, listed
+from curation.manifest import load_manifest, shape_of
+from curation.schema import render_query
+from curation.shapes import to_tuples
+from curation.sources import read_rows
+from curation.store import check_files, read_json, read_parquet, read_receipt, read_table
+
+Receipt = dict[str, Any]
+PREVIEW_ROWS = 1000
+WIDTH = 80
+MARGIN = 14
+TEXT_LINES = 6
+
+
+def receipts(build: Path, only: Iterable[str] = ()) -> dict[str, Receipt]:
+    """Return the receipt of each source of a build, files checked.
+
+    Raises:
+        BuildError: no build, no such source, or a file was changed by hand.
+    """
+    names = list(read_json(build / "build.json")["sources"])
+    for name in only:
+        if name not in names:
+            raise BuildError(build, f"no source '{name}'" + did_you_mean(name, names), f"sources: {listed(names)}")
+    found = {}
+    for name in [name for name in names if name in set(only)] or names:
+        folder = build / "curated" / name
+        receipt = read_receipt(folder)
+        if receipt is None:
+            raise BuildError(folder, "is missing or unfinished", "run `curate build` again")
+        check_files(folder, receipt)
+        found[name] = receipt
+    return found
+
+
+def counts_table(found: dict[str, Receipt]) -> str:
+    """Return one line a source: rows in and used, tuples made, and what became of them."""
+    head = ("source", "rows in", "used", "tuples", "merged", "dropped", "held out", "kept", "passages")
+    lines = [_counts(name, receipt) for name, receipt in found.items()]
+    if len(lines) > 1:
+        lines.append(("all", *(sum(line[at] for line in lines) for at in range(1, len(head)))))
+    return table(head, lines)
+
+
+def _counts(name: str, receipt: Receipt) -> tuple[Any, ...]:
+    dropped = sum(receipt["dropped"].values())
+    return (name, *(receipt[key] for key in ("rows_in", "rows_used", "tuples_made", "merged")), dropped,
+            receipt["heldout"], receipt["kept"], receipt["passages"])  # fmt: skip
+
+
+def reasons_table(found: dict[str, Receipt]) -> str:
+    """Return one line a reason: rows that made no tuple, tuples dropped, texts taken out of tuples that stayed."""
+    kinds = (("rows_dropped", "row"), ("dropped", "tuple"), ("texts_out", "text"))
+    lines: list[tuple[Any, ...]] = []
+    for name, receipt in found.items():
+        lines += [(name, what, reason, count) for key, what in kinds for reason, count in receipt[key].items()]
+    return table(("source", "left out", "reason", "count"), lines) if lines else "nothing was left out"
+
+
+def table(head: tuple[str, ...], lines: list[tuple[Any, ...]]) -> str:
+    """Return an aligned table; numbers to the right."""
+    cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in line] for line in lines]
+    widths = [max(len(row[at]) for row in [list(head), *cells]) for at in range(len(head))]
+    right = [all(isinstance(line[at], int) for line in lines) for at in range(len(head))]
+
+    def draw(row: Iterable[str]) -> str:
+        return "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)).rstrip()
+
+    return "\n".join([draw(head), "  ".join("-" * w for w in widths), *(draw(row) for row in cells)])
+
+
+def as_json(found: object) -> str:
+    """Return JSON for programs."""
+    return json.dumps(found, indent=1, ensure_ascii=False)
+
+
+def as_line(record: object) -> str:
+    """Return one line of JSON."""
+    return json.dumps(record, ensure_ascii=False)
+
+
+def records(build: Path, only: Iterable[str], count: int) -> Iterator[dict[str, Any]]:
+    """Yield the first `count` tuples of each source as they will be trained on: instruction rendered, ids as texts."""
+    for name, receipt in receipts(build, only).items():
+        folder = build / "curated" / name
+        texts = read_table(folder, "passages", ["text"])["text"]
+        for row in read_table(folder, "pairs").head(count).iter_rows(named=True):
+            yield {
+                "id": row["id"],
+                "query": render_query(receipt["instruction"], row["query"]),
+                "positives": [texts[pid] for pid in row["positives"]],
+                "negatives": [texts[pid] for pid in row["negatives"]],
+                **({"label": row["label"]} if row["label"] is not None else {}),
+            }
+
+
+def dropped_records(build: Path, only: Iterable[str], count: int, reason: str | None) -> Iterator[dict[str, Any]]:
+    """Yield `count` dropped rows or tuples of each source and reason."""
+    for name in receipts(build, only):
+        dropped = read_parquet(build / "curated" / name / "dropped.parquet")
+        if reason is not None:
+            dropped = dropped.filter(pl.col("reason") == reason)
+        for row in dropped.group_by("reason", maintain_order=True).head(count).iter_rows(named=True):
+            yield {key: value for key, value in row.items() if value is not None}
+
+
+def as_text(record: dict[str, Any]) -> str:
+    """Return a record to read at 80 columns; the lines of code stay lines."""
+    out = []
+    for key, value in record.items():
+        many = isinstance(value, list)
+        for text in value if many else [value]:
+            shown = _short(str(text))
+            out.append(f"{key.removesuffix('s') if many else key:>12}  {shown[0]}")
+            out += [" " * MARGIN + more for more in shown[1:]]
+    return "\n".join(out) + "\n"
+
+
+def _short(text: str) -> list[str]:
+    """Return a text as a few lines of the screen."""
+    width = WIDTH - MARGIN
+    lines = [part for line in text.strip().splitlines() for part in textwrap.wrap(line, width, drop_whitespace=False) or [""]]
+    return lines if len(lines) <= TEXT_LINES else [*lines[: TEXT_LINES - 1], "..."]
+
+
+def preview(manifest_path: Path, only: Iterable[str], limit: int | None, write: Callable[[str], None]) -> None:
+    """Show the shape of each source, and a first tuple made of its first rows; write no file."""
+    manifest = load_manifest(manifest_path)
+    chosen = pick(manifest, only)
+    for source in manifest.sources:
+        if source.name not in chosen:
+            continue
+        job = job_of(manifest, source, manifest_path.parent, Path(), limit)
+        rows = next((batch.frame for batch in read_rows(source, job.base) if len(batch.frame)), pl.DataFrame())
+        write(f"{source.name}: {source.task}, shape {shape_of(source)}, columns {listed(rows.columns[:-1], 20)}")
+        if shape_of(source) != "qrels":  # a tuple of qrels needs the whole corpus
+            made = to_tuples(source, rows.head(PREVIEW_ROWS), manifest.seed)
+            for row in made.tuples.head(1).iter_rows(named=True):
+                query = render_query(source.instruction, row["query"])
+                write(as_text({"query": query, "positives": row["positives"], "negatives": row["negatives"]}))

@@ -1,0 +1,154 @@
+"""Rows on their way in: files opened, what is wrong with them said in one line, records gathered into tables."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import polars as pl
+
+from curation.errors import SourceError
+from curation.manifest import Table
+
+ROW = "__row"
+BATCH = 20_000  # rows
+
+
+class Lost(NamedTuple):
+    """A row that was left out. `bad` counts against the source's `max_bad`; else it was left out on purpose."""
+
+    row: int
+    reason: str
+    evidence: str
+    bad: bool
+
+
+class Rows(NamedTuple):
+    """A batch: `frame` has the file's columns and `ROW` (u64); the row numbers of `frame` and `lost` together have no gap."""
+
+    frame: pl.DataFrame
+    lost: list[Lost]
+
+
+class File(NamedTuple):
+    """A file: where it is, what it is called in messages, and the folder that Python modules are named from."""
+
+    path: Path
+    name: str
+    root: Path
+
+
+Reading = Iterator[Rows]
+Record = dict[str, Any]
+Found = Iterable["Record | tuple[str, str, bool]"]  # a record, or (reason, evidence, bad) of a lost one
+
+
+@contextmanager
+def mendable(file: File, table: Table) -> Iterator[None]:
+    """Turn what is wrong with a file into one line."""
+    again = "fetch the file again"
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        byte = f"0x{error.object[error.start]:02x}"
+        line, hint = _undecodable(file, table.encoding)
+        raise SourceError(f"{file.name}:{line}", f"byte {byte} is no {table.encoding} text", hint) from None
+    except EOFError:
+        raise SourceError(file.name, "the gz file is cut off", again) from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise SourceError(file.name, f"not readable as gz ({error})", again) from None
+    except OSError as error:
+        raise SourceError(file.name, f"cannot be opened ({error.strerror or error})", "check path and permissions") from None
+
+
+def _undecodable(file: File, encoding: str) -> tuple[int, str]:
+    """Return the line of the first byte that does not decode, and the encoding to try."""
+    decoder, line = codecs.getincrementaldecoder(encoding)(), 1
+    with open_bytes(file.path) as raw:
+        hint = "utf-16" if raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "latin-1"
+        raw.seek(0)
+        try:
+            while block := raw.read(1 << 16):
+                line += decoder.decode(block).count("\n")
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError as error:
+            line += error.object[: error.start].decode(encoding, "replace").count("\n")
+    return line, f"declare the file's own encoding, perhaps `encoding: {hint}`"
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """Open a file for reading, unpacked where it ends in `.gz`."""
+    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
+
+
+@contextmanager
+def opened(file: File, table: Table) -> Iterator[IO[str]]:
+    """Open a text file: its lines end in LF alone and keep their ends; a byte-order mark is skipped."""
+    try:
+        "".encode(table.encoding)
+    except LookupError:
+        raise SourceError(
+            file.name, f"'{table.encoding}' is no text encoding", "such as utf-8, utf-16, latin-1, cp1252"
+        ) from None
+    encoding = codecs.lookup(table.encoding).name
+    with (
+        open_bytes(file.path) as raw,
+        io.TextIOWrapper(raw, "utf-8-sig" if encoding == "utf-8" else encoding, newline="\n") as text,
+    ):
+        yield text
+
+
+def batches(found: Found, start: int) -> Reading:
+    """Gather records and losses into batches."""
+    source = iter(found)
+    while batch := list(islice(source, BATCH)):
+        numbered = list(enumerate(batch, start))
+        start += len(batch)
+        kept = [(row, record) for row, record in numbered if isinstance(record, dict)]
+        lost = [Lost(row, *record) for row, record in numbered if not isinstance(record, dict)]
+        yield Rows(frame_of([record for _, record in kept], [row for row, _ in kept]), lost)
+
+
+def frame_of(records: list[Record], rows: list[int]) -> pl.DataFrame:
+    """Return records as a table, columns in order of appearance; a key that a record lacks is null.
+
+    Text, whole numbers, numbers, truth values and lists of them keep their type; whole numbers among numbers become
+    numbers. Values of other mixed types become text, and objects become JSON text. Where some values of a column are
+    lists, the others become lists of one.
+    """
+    names = dict.fromkeys(name for record in records for name in record)
+    columns = [_column(name, [record.get(name) for record in records]) for name in names]
+    return pl.DataFrame([*columns, pl.Series(ROW, rows, dtype=pl.UInt64)])
+
+
+def _column(name: str, values: list[Any]) -> pl.Series:
+    kinds = {type(value) for value in values} - {type(None)}
+    if list in kinds:
+        values = [value if isinstance(value, list) or value is None else [value] for value in values]
+        kinds = {type(item) for value in values if value is not None for item in value} - {type(None)}
+        if kinds & {list, dict}:
+            values = [_as_text(value) for value in values]
+        elif not _alike(kinds):
+            values = [None if value is None else [_as_text(item) for item in value] for value in values]
+    elif not _alike(kinds):
+        values = [_as_text(value) for value in values]
+    try:
+        return pl.Series(name, values, strict=kinds != {int, float})
+    except (TypeError, OverflowError, pl.exceptions.PolarsError):  # a number too large for any type
+        return pl.Series(name, [_as_text(value) for value in values], dtype=pl.String)
+
+
+def _alike(kinds: set[type]) -> bool:
+    return dict not in kinds and (len(kinds) < 2 or kinds == {int, float})
+
+
+def _as_text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,293 @@
+"""Where rows come from: files beside the manifest, datasets of the Hub, Python code that is installed here."""
+
+from __future__ import annotations
+
+import gc
+import glob
+import importlib.util
+import platform
+import re
+import sysconfig
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from itertools import takewhile
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from curation.errors import SourceError, did_you_mean, listed
+from curation.manifest import Source, Table
+from curation.readers import ROW, File, Lost, Rows, read_file
+from curation.rows import BATCH
+from curation.schema import draws
+from curation.store import digest_of, file_digest
+
+PYTHON = "python:"
+NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}  # folders of the stdlib
+
+
+def read_rows(table: Table, base: Path) -> Iterator[Rows]:
+    """Return all rows of a table in batches of at most 50,000, numbered through from 0.
+
+    A source with `sample: first` and a limit stops after the batch that fills it. `base` is the manifest's folder.
+
+    Raises:
+        SourceError: a file or dataset that is missing, unreadable or without rows.
+    """
+    first = table.limit if isinstance(table, Source) and table.sample == "first" else None
+    return _read(table, base, first)
+
+
+def inputs(table: Table, base: Path) -> dict[str, str]:
+    """Return digests of all that the rows depend on: by file, or one entry for a Hub dataset or Python's own library.
+
+    Raises:
+        SourceError: a file or dataset that is missing.
+    """
+    if table.path == PYTHON + "stdlib":
+        digests = {file.name: file_digest(file.path) for file in _files(table, base)}
+        return {table.path: f"{platform.python_version()} {digest_of(digests)}"}
+    folder = _folder(table, base)
+    if folder:
+        names = sorted(glob.glob("**", root_dir=folder, recursive=True))  # hidden files are no data
+        return {name: file_digest(folder / name) for name in names if (folder / name).is_file()}
+    if table.path and not table.path.startswith(PYTHON):
+        return {table.path: _hub_fingerprint(table)}
+    return {file.name: file_digest(file.path) for file in _files(table, base)}
+
+
+def take(
+    source: Source, seed: int, limit: int | None, base: Path, advance: Callable[[int], None]
+) -> tuple[pl.DataFrame, list[Lost]]:
+    """Return a source's rows in row order (columns as in the files, and `ROW`) and the rows lost on the way.
+
+    With a limit, rows are visited until that many are had: in file order for `sample: first`, else in the order of
+    `schema.draws`, which needs all rows to be read but about two limits of memory. Lost rows count as far as they were
+    visited, so their share is that of the whole source.
+
+    Raises:
+        SourceError: see `read_rows`; or parts of the source whose types do not go together.
+    """
+    parts: list[pl.DataFrame] = []
+    lost: list[Lost] = []
+    in_order = source.sample == "first"
+    for rows in _read(source, base, limit if in_order else None):
+        advance(len(rows.frame) + len(rows.lost))
+        parts.append(rows.frame)
+        lost += rows.lost
+        if limit and sum(map(len, parts)) > 2 * limit:
+            frame, lost = _visited(_joined(parts, source), lost, limit, None if in_order else (source, seed))
+            parts = [frame]
+    return _visited(_joined(parts, source), lost, limit, None if in_order else (source, seed))
+
+
+def _visited(
+    frame: pl.DataFrame, lost: list[Lost], limit: int | None, drawn: tuple[Source, int] | None
+) -> tuple[pl.DataFrame, list[Lost]]:
+    """Return the first `limit` rows, in row order or as drawn, and the lost rows that are met before the last of them."""
+    if limit is None or len(frame) <= limit:
+        return frame, lost
+    rows, lost_rows = frame[ROW].to_numpy(), np.array([one.row for one in lost], dtype=np.uint64)
+    if drawn:
+        source, seed = drawn
+        rows, lost_rows = (draws(seed, f"{source.name}/limit", numbers) for numbers in (rows, lost_rows))
+    last = np.partition(rows, limit - 1)[limit - 1]
+    return frame.filter(rows <= last), [one for one, early in zip(lost, lost_rows <= last, strict=True) if early]
+
+
+def _joined(parts: list[pl.DataFrame], table: Table) -> pl.DataFrame:
+    try:
+        return pl.concat(parts, how="diagonal_relaxed")
+    except (pl.exceptions.SchemaError, pl.exceptions.InvalidOperationError) as error:
+        what = f"its parts have columns of types that do not go together ({str(error).splitlines()[0]})"
+        raise SourceError(_called(table), what, "name files of one kind only") from None
+
+
+def _called(table: Table) -> str:
+    return table.path or listed(table.files, 3)
+
+
+def _read(table: Table, base: Path, first: int | None) -> Iterator[Rows]:
+    """Return rows in batches, to the end or until `first` of them could be read."""
+    hub = table.path and not table.path.startswith(PYTHON)
+    batches = _hub_rows(table, base, first) if hub else _merged(_file_rows(table, base))
+    good = met = 0
+    with closing(batches):
+        for rows in batches:
+            yield rows
+            good, met = good + len(rows.frame), met + len(rows.frame) + len(rows.lost)
+            if first and good >= first:
+                return
+    if not met:
+        raise SourceError(_called(table), "holds no rows")
+
+
+def _file_rows(table: Table, base: Path) -> Generator[Rows]:
+    start = 0
+    for file in _files(table, base):
+        for rows in read_file(file, table, start):
+            yield rows
+            start += len(rows.frame) + len(rows.lost)
+
+
+def _merged(batches: Generator[Rows]) -> Generator[Rows]:
+    """Put small batches with equal columns together: a Python file holds a handful of rows."""
+    held: list[Rows] = []
+    with closing(batches):
+        for rows in batches:
+            full = sum(len(one.frame) + len(one.lost) for one in held) >= BATCH
+            if held and (full or rows.frame.schema != held[0].frame.schema):
+                yield _one(held)
+                held = []
+            held.append(rows)
+    if held:
+        yield _one(held)
+
+
+def _one(batches: list[Rows]) -> Rows:
+    return Rows(pl.concat([rows.frame for rows in batches]), [lost for rows in batches for lost in rows.lost])
+
+
+def _files(table: Table, base: Path) -> list[File]:
+    """Return the files a table names, each once, sorted within each pattern."""
+    if table.path:
+        return _python_files(table.path.removeprefix(PYTHON))
+    found: dict[str, File] = {}
+    for pattern in table.files:
+        path = Path(pattern).expanduser()
+        if (base / path).is_file():
+            found.setdefault(str(path), File(base / path, str(path), (base / path).parent))
+            continue
+        names = [name for name in sorted(glob.glob(str(path), root_dir=base, recursive=True)) if (base / name).is_file()]
+        if not names:
+            raise _nothing(pattern, base / path)
+        plain = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
+        for name in names:
+            found.setdefault(name, File(base / name, name, base / plain))
+    return list(found.values())
+
+
+def _nothing(pattern: str, path: Path) -> SourceError:
+    """Return what to say where a pattern matches nothing."""
+    if glob.has_magic(pattern):
+        return SourceError(pattern, "matches no file", "paths count from the manifest's folder")
+    if path.is_dir():
+        return SourceError(pattern, "is a folder", f"name its files, such as `{pattern.rstrip('/')}/*.jsonl`")
+    beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    return SourceError(pattern, "no such file" + did_you_mean(path.name, beside), "paths count from the manifest's folder")
+
+
+def _python_files(package: str) -> list[File]:
+    """Return the .py files of Python's own library (`stdlib`, without its tests) or of an installed package, unimported.
+
+    Raises:
+        SourceError: there is no such package, or it holds no Python code.
+    """
+    if package == "stdlib":
+        root = Path(sysconfig.get_path("stdlib"))
+        paths = [path for path in root.rglob("*.py") if NOT_LIBRARY.isdisjoint(path.relative_to(root).parts[:-1])]
+        return [File(path, path.relative_to(root).as_posix(), root) for path in sorted(paths)]
+    top, *inner = package.split(".")
+    try:
+        spec = importlib.util.find_spec(top)  # imports nothing: `top` has no parent
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:
+        raise SourceError(PYTHON + package, "no such package is installed", "install it, or say `python:stdlib`")
+    folders = [Path(folder) for folder in spec.submodule_search_locations or []]
+    files = (
+        []
+        if folders or not spec.origin or not spec.has_location
+        else [File(Path(spec.origin), f"{top}.py", Path(spec.origin).parent)]
+    )
+    for folder in folders:
+        part = folder.joinpath(*inner)
+        paths = sorted(part.rglob("*.py")) if part.is_dir() else [path for path in [part.with_suffix(".py")] if path.is_file()]
+        files += [File(path, path.relative_to(folder.parent).as_posix(), folder.parent) for path in paths]
+    if not files:
+        raise SourceError(PYTHON + package, "holds no Python code")
+    return files
+
+
+def _folder(table: Table, base: Path) -> Path | None:
+    """Return the local folder in Hub layout that `path` names, or None for a Hub id and for Python code."""
+    if not table.path or table.path.startswith(PYTHON):
+        return None
+    path = Path(table.path).expanduser()
+    if (base / path).is_dir():
+        return base / path
+    if path.is_absolute() or table.path.startswith(("./", "../", "~")) or path.is_dir():
+        raise SourceError(table.path, "no such folder", "paths count from the manifest's folder")
+    return None
+
+
+def _hub_rows(table: Table, base: Path, first: int | None) -> Generator[Rows]:
+    """Return a dataset's rows through `datasets`: streamed where only the first are wanted, else from its cache."""
+    folder = _folder(table, base)
+    start = 0
+    with _hub_errors(table):
+        import datasets
+
+        at = {"path": str(folder)} if folder else {"path": table.path, "revision": table.revision}
+        dataset = datasets.load_dataset(**at, name=table.config, split=table.split, streaming=first is not None)
+        names = {name: kind.names for name, kind in (dataset.features or {}).items() if isinstance(kind, datasets.ClassLabel)}
+        try:
+            for batch in dataset.with_format("arrow").iter(min(first or BATCH, BATCH)):
+                frame = pl.DataFrame(pl.from_arrow(batch)).with_columns(_named(name, names[name]) for name in names)
+                yield Rows(frame.with_columns(pl.int_range(start, start + len(frame), dtype=pl.UInt64).alias(ROW)), [])
+                start += len(frame)
+        finally:  # a streaming iterator that is left half-read can abort the interpreter at exit, unless it is gone by then
+            dataset = batch = None
+            gc.collect()
+
+
+def _named(column: str, names: list[str]) -> pl.Expr:
+    """Return the names of a ClassLabel column; -1, no label, is null."""
+    return pl.col(column).replace_strict(range(len(names)), names, default=None, return_dtype=pl.String)
+
+
+def _hub_fingerprint(table: Table) -> str:
+    with _hub_errors(table):
+        import datasets
+
+        builder = datasets.load_dataset_builder(table.path, table.config, revision=table.revision)
+        return f"{table.revision or 'main'} {builder.hash}"
+
+
+@contextmanager
+def _hub_errors(table: Table) -> Iterator[None]:
+    """Keep `datasets` silent, and turn what it raises into one line."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        what, hint = _hub_complaint(table, error)
+        raise SourceError(table.path, what, hint) from None
+
+
+def _hub_complaint(table: Table, error: Exception) -> tuple[str, str]:
+    text = str(error)
+    there_are = "there are: " + listed(re.findall(r"'([^']*)'", text.partition("[")[2].partition("]")[0]))
+    if "scripts are no longer supported" in text:
+        return "comes with a loading script, which would run code", "`revision: refs/convert/parquet` may hold the same rows"
+    if "OfflineModeIsEnabled" in text:
+        return "cannot be had while the Hub is switched off", "unset HF_HUB_OFFLINE, or name a local folder"
+    if isinstance(error, ConnectionError):
+        return "the Hub cannot be reached", "check the network, or name a local folder"
+    if "gated dataset" in text:
+        return "is a gated dataset", "ask for access on its page, then `hf auth login`"
+    if "BuilderConfig" in text and "not found" in text:
+        return f"no config '{table.config}'", there_are
+    if "Config name is missing" in text:
+        return "needs a `config:`", there_are
+    if text.startswith(("Unknown split", "Bad split")):
+        return f"no split '{table.split}'", there_are
+    cause = error.__cause__ or error
+    return (
+        f"`datasets` cannot read it ({(str(cause) or type(cause).__name__).splitlines()[0]})",
+        "check path, config, split and revision",
+    )

@@ -1,0 +1,220 @@
+"""The two stages of one source: shaped alone, then curated in sight of the others. Small jobs, fit for a worker process."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from curation import dedup, filters, holdout
+from curation.columns import BAD, place_of
+from curation.errors import SourceError
+from curation.labelled import pair_up
+from curation.manifest import Filters, Source, TextTable, shape_of
+from curation.numbering import number
+from curation.progress import Progress, silent
+from curation.rows import Lost
+from curation.schema import DROPPED, dropped_frame
+from curation.shapes import to_tuples
+from curation.sources import inputs, read_rows, take
+from curation.store import (
+    digest_of,
+    read_json,
+    read_parquet,
+    read_table,
+    run_stage,
+    write_parquet,
+    write_table,
+)
+from curation.text import forms
+
+FORMAT = 1  # of what the two stages write; a new one makes every build run again
+Receipt = dict[str, Any]
+
+
+class Job(NamedTuple):
+    """One source's part of a build; small, so that it travels to a worker process."""
+
+    source: Source
+    filters: Filters
+    seed: int
+    base: Path  # the manifest's folder: `files` are relative to it
+    build: Path
+    holding: tuple[str, ...]  # sources with held-out queries
+
+
+class Done(NamedTuple):
+    """One stage of one source."""
+
+    receipt: Receipt
+    ran: bool
+    seconds: float
+
+
+def shape_source(job: Job, progress: Progress = silent) -> Done:
+    """Stage 1 of one source: read, shape, filter, merge, set apart."""
+    started = time.time()
+    source = job.source
+    reads = inputs(source, job.base) | {
+        f"{part}/{k}": v for part, table in _extra(source) for k, v in inputs(table, job.base).items()
+    }
+    depends = [FORMAT, "shape", job.seed, source.model_dump(), job.filters.model_dump(), reads]
+    target = job.build / "shaped" / source.name
+    receipt, ran = run_stage(target, digest_of(depends), lambda folder: _shape(job, folder, reads, progress))
+    heldout = job.build / "heldout" / source.name
+    if source.holdout:
+        run_stage(heldout, receipt["digest"], lambda folder: _hold_out(job, folder))
+    else:
+        shutil.rmtree(heldout, ignore_errors=True)
+    return Done(receipt, ran, time.time() - started)
+
+
+def _hold_out(job: Job, folder: Path) -> Receipt:
+    stage = job.build / "shaped" / job.source.name
+    tuples, held = read_table(stage, "tuples"), read_parquet(stage / "heldout.parquet")
+    texts = [
+        tuples["positives"].explode(),
+        tuples["negatives"].explode(empty_as_null=False),
+        read_parquet(stage / "corpus.parquet")["text"],
+    ]
+    holdout.write_beir(folder, held, pl.concat(texts).drop_nulls())
+    return {"source": job.source.name, "queries": len(held)}
+
+
+def _extra(source: Source) -> list[tuple[str, TextTable]]:
+    return [(part, table) for part, table in (("corpus", source.corpus), ("queries", source.queries)) if table]
+
+
+def _shape(job: Job, folder: Path, reads: dict[str, str], progress: Progress) -> Receipt:
+    source = job.source
+    by_rows = shape_of(source) != "qrels"  # a limit of qrels counts queries, and is taken when they are known
+    with progress(f"read {source.name}", None, "rows") as advance:
+        rows, lost = take(source, job.seed, source.limit if by_rows else None, job.base, advance)
+    tables = {part: _read_whole(f"{place_of(source)} ({part})", table, job.base) for part, table in _extra(source)}
+    made = to_tuples(source, rows, job.seed, **tables)
+    unread = _unread(source, lost)
+    rows_in = len(rows) + len(lost)
+    _check_rows(source, rows_in, lost, made.dropped, len(made.tuples))
+    good, poor, texts_out = filters.apply(made.tuples, job.filters, source.name, source.task)
+    merged_tuples, merged = dedup.merge_queries(good, source.name)
+    train, held = holdout.set_apart(merged_tuples, source.holdout, job.seed, source.name)
+    passages = pl.concat(
+        [merged_tuples["positives"].explode(), merged_tuples["negatives"].explode(empty_as_null=False), made.corpus]
+    )
+    if len(held):
+        holdout.write_beir(folder / "heldout", held, passages.drop_nulls())
+    dropped_rows = pl.concat([unread, made.dropped])
+    write_table(folder, "tuples", train)
+    write_parquet(folder / "corpus.parquet", pl.DataFrame({"text": made.corpus}))
+    write_parquet(folder / "heldout.parquet", held)
+    write_parquet(folder / "dropped.parquet", pl.concat([dropped_rows, poor, merged]))
+    return {
+        "source": source.name,
+        "shape": shape_of(source),
+        "inputs": reads,
+        "rows_in": rows_in,
+        "rows_used": rows_in - len(dropped_rows),
+        "rows_dropped": _counts(dropped_rows),
+        "tuples_made": len(made.tuples),
+        "merged": len(merged),
+        "heldout": len(held),
+        "dropped": _counts(poor),
+        "texts_out": texts_out,
+    }
+
+
+def _read_whole(where: str, table: TextTable, base: Path) -> pl.DataFrame:
+    """Return all rows of a corpus or of queries, which must be readable to the last."""
+    batches = list(read_rows(table, base))
+    for lost in (one for batch in batches for one in batch.lost if one.bad):
+        raise SourceError(where, f"row {lost.row} is unreadable ({lost.reason})", lost.evidence)
+    return pl.concat([batch.frame for batch in batches])
+
+
+def _unread(source: Source, lost: list[Lost]) -> pl.DataFrame:
+    ids = pl.Series([f"{source.name}/{one.row}" for one in lost], dtype=pl.String)
+    reasons = pl.Series([one.reason for one in lost], dtype=pl.String)
+    return dropped_frame(source.name, "read", ids, reasons, pl.Series([one.evidence for one in lost], dtype=pl.String))
+
+
+def _check_rows(source: Source, rows_in: int, lost: list[Lost], dropped: pl.DataFrame, tuples: int) -> None:
+    """Refuse a source without rows, with too many bad ones, or with none that makes a tuple."""
+    if rows_in == 0:
+        raise SourceError(place_of(source), "has no rows", "check 'path', 'split' or 'files'")
+    broken = dropped.filter(pl.col("reason").is_in(BAD))
+    bad = sum(one.bad for one in lost) + len(broken)
+    reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(_counts(pl.concat([_unread(source, lost), dropped])).items()))
+    if bad > source.max_bad * rows_in:
+        first = next((one.evidence for one in lost if one.bad), None) or f"{broken['id'][0]} {broken['reason'][0]}"
+        what = f"{bad} of {rows_in} rows are bad ({reasons}), and 'max_bad' allows {source.max_bad:.1%}"
+        raise SourceError(place_of(source), what, f"first: {first}")
+    if tuples == 0:
+        raise SourceError(
+            place_of(source), f"none of its {rows_in} rows makes a tuple ({reasons})", "check 'fields', 'labels' and 'threshold'"
+        )
+
+
+def _counts(dropped: pl.DataFrame) -> dict[str, int]:
+    return dict(dropped.group_by("reason").len().sort("reason").iter_rows())
+
+
+def curate_source(job: Job, progress: Progress = silent) -> Done:
+    """Stage 2 of one source: take out leaks, group, number, write."""
+    started = time.time()
+    mine = read_json(job.build / "shaped" / job.source.name / "done.json")
+    stages = {name: job.build / "shaped" / name for name in job.holding}
+    holding = {name: stage for name, stage in stages.items() if (stage / "done.json").exists()}
+    leaks = {name: read_json(stage / "done.json")["files"]["heldout.parquet"] for name, stage in holding.items()}
+    depends = [FORMAT, "curate", mine["digest"], mine["files"], leaks]
+    receipt, ran = run_stage(
+        job.build / "curated" / job.source.name, digest_of(depends), lambda folder: _curate(job, folder, mine, holding)
+    )
+    return Done(receipt, ran, time.time() - started)
+
+
+def _curate(job: Job, folder: Path, shaped: Receipt, holding: dict[str, Path]) -> Receipt:
+    source, stage = job.source, job.build / "shaped" / job.source.name
+    heldout = holdout.forms_of([(name, read_parquet(path / "heldout.parquet")) for name, path in holding.items()])
+    tuples, gone, negatives_out = holdout.take_out_leaks(read_table(stage, "tuples"), heldout, source.name)
+    if not len(tuples):
+        raise SourceError(place_of(source), "every tuple of it is held out somewhere", "hold out fewer")
+    if source.task == "clustering":
+        tuples, lonely = pair_up(tuples, job.seed, source.name)
+        gone = pl.concat([gone, lonely])
+    corpus = read_parquet(stage / "corpus.parquet")["text"]
+    corpus = corpus.filter(~forms(corpus).is_in(heldout["form"].implode()))
+    pairs, passages = number(tuples, corpus, source.task)
+    dropped = pl.concat([read_parquet(stage / "dropped.parquet"), gone])
+    constants = _constants(job, shaped)
+    write_table(folder, "pairs", pairs, constants)
+    write_table(folder, "passages", passages, constants)
+    write_parquet(folder / "dropped.parquet", dropped.cast(DROPPED))
+    texts_out = shaped["texts_out"] | ({"heldout_negative": negatives_out} if negatives_out else {})
+    counts = {
+        "kept": len(pairs),
+        "passages": len(passages),
+        "dropped": shaped["dropped"] | _counts(gone),
+        "texts_out": texts_out,
+    }
+    carried = ("rows_in", "rows_used", "rows_dropped", "tuples_made", "merged", "heldout", "inputs", "shape")
+    return {**constants, **{name: shaped[name] for name in carried}, **counts}
+
+
+def _constants(job: Job, shaped: Receipt) -> dict[str, str]:
+    """Return what is the same for every row of a source; it stands in the receipt and in the parquet metadata."""
+    source = job.source
+    used = job.filters.model_dump(exclude_none=True)
+    said = ",".join(f"{name}={value}" for name, value in sorted(used.items()))
+    signature = f"tuplesmith:{FORMAT}|seed:{job.seed}|shape:{shaped['shape']}|limit:{source.limit or 'none'}|filters:{said}"
+    return {
+        "source": source.name,
+        "task": source.task,
+        "language": source.language,
+        "instruction": source.instruction,
+        "revision": source.revision or "",
+        "license": source.license or "",
+        "signature": signature,
+    }

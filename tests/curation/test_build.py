@@ -1,0 +1,209 @@
+"""A build adds up, repeats to the byte, does nothing twice, and fails without undoing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from curation.build import build
+from curation.cli import curate
+from curation.errors import BuildError, ManifestError
+from curation.store import read_parquet, read_table
+
+MANIFEST = """\
+name: small
+seed: 7
+sources:
+  - {name: faq, files: faq.jsonl, task: retrieval, instruction: Answer, license: mit, holdout: 2, fields: {query: q, positive: a}}
+  - {name: topics, files: topics.jsonl, task: clustering, fields: {query: text, label: topic}}
+  - {name: tone, files: topics.jsonl, task: classification, fields: {query: text, label: tone}}
+"""
+
+
+def write_lines(path: Path, rows) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    write_lines(
+        tmp_path / "faq.jsonl",
+        [{"q": f"question number {i // 2}", "a": f"the answer {i}"} for i in range(20)],
+    )
+    topics = [{"text": f"text {i} of {i % 3}", "topic": f"topic {i % 3}", "tone": i % 2} for i in range(30)]
+    write_lines(tmp_path / "topics.jsonl", [*topics, {"text": "question number 3", "topic": "topic 1", "tone": 0}])
+    path = tmp_path / "m.yaml"
+    path.write_text(MANIFEST)
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "timings.json"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def check_counts(receipt):
+    assert receipt["rows_in"] == receipt["rows_used"] + sum(receipt["rows_dropped"].values())
+    assert receipt["tuples_made"] == receipt["kept"] + receipt["merged"] + receipt["heldout"] + sum(receipt["dropped"].values())
+
+
+def test_what_a_build_holds(recipe, tmp_path):
+    outcome = build(recipe, tmp_path / "b")
+    assert not outcome.failed
+    for name, receipt in outcome.receipts.items():
+        check_counts(receipt)
+        dropped = read_parquet(tmp_path / "b" / "curated" / name / "dropped.parquet")
+        assert len(dropped) == sum(receipt["rows_dropped"].values()) + sum(receipt["dropped"].values()) + receipt["merged"]
+    faq = outcome.receipts["faq"]
+    assert (faq["rows_in"], faq["tuples_made"], faq["merged"], faq["heldout"], faq["kept"]) == (20, 20, 10, 2, 8)
+    pairs, passages = (read_table(tmp_path / "b" / "curated" / "faq", name) for name in ("pairs", "passages"))
+    assert passages["pid"].to_list() == list(range(16))
+    first = pairs.row(0, named=True)
+    assert [passages["text"][pid] for pid in first["positives"]] == [
+        f"the answer {2 * int(first['query'][-1]) + i}" for i in range(2)
+    ]
+    held = [json.loads(line)["text"] for line in (tmp_path / "b/heldout/faq/queries.jsonl").read_text().splitlines()]
+    assert len(held) == 2
+    assert not set(held) & set(pairs["query"])
+    corpus = (tmp_path / "b/heldout/faq/corpus.jsonl").read_text().splitlines()
+    assert len(corpus) == 20
+
+
+def test_a_held_out_text_is_in_no_other_source(recipe, tmp_path):
+    for seed in range(12):
+        recipe.write_text(MANIFEST.replace("seed: 7", f"seed: {seed}"))
+        outcome = build(recipe, tmp_path / "b")
+        held = [json.loads(line)["text"] for line in (tmp_path / "b/heldout/faq/queries.jsonl").read_text().splitlines()]
+        texts = read_table(tmp_path / "b/curated/tone", "pairs")["query"].to_list()
+        assert not set(held) & set(texts)
+        if "question number 3" in held:
+            assert outcome.receipts["tone"]["dropped"] == {"heldout_query": 1}
+            return
+    pytest.fail("no seed of twelve held out question 3")
+
+
+def test_same_bytes_whatever_the_number_of_workers(recipe, tmp_path):
+    build(recipe, tmp_path / "one", workers=1)
+    build(recipe, tmp_path / "two", workers=2)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_a_second_run_does_nothing_and_a_change_only_what_depends_on_it(recipe, tmp_path):
+    assert build(recipe, tmp_path / "b").ran == {"faq", "topics", "tone"}
+    before = contents(tmp_path / "b")
+    assert build(recipe, tmp_path / "b").ran == set()
+    assert contents(tmp_path / "b") == before
+    recipe.write_text(MANIFEST.replace("label: tone}", "label: tone}, filters: {min_chars: 5}"))
+    assert build(recipe, tmp_path / "b").ran == {"tone"}
+    recipe.write_text(MANIFEST.replace("holdout: 2", "holdout: 3"))
+    assert build(recipe, tmp_path / "b").ran == {"faq", "topics", "tone"}
+
+
+def test_a_failed_source_does_not_undo_the_others(recipe, tmp_path):
+    build(recipe, tmp_path / "b")
+    recipe.write_text(MANIFEST.replace("label: tone", "label: mood"))
+    outcome = build(recipe, tmp_path / "b")
+    assert {name: str(error) for name, error in outcome.failed.items()} == {
+        "tone": "source 'tone': no column 'mood'; columns there are: text, topic, tone"
+    }
+    summary = json.loads((tmp_path / "b/build.json").read_text())
+    assert list(summary["sources"]) == ["faq", "topics"]
+    assert list(summary["failed"]) == ["tone"]
+
+
+def test_too_many_bad_rows_fail_a_source(recipe, tmp_path):
+    write_lines(recipe.parent / "faq.jsonl", [{"q": f"q{i}", "a": "" if i < 2 else f"text {i}"} for i in range(100)])
+    (error,) = build(recipe, tmp_path / "b", only=["faq"]).failed.values()
+    assert (
+        str(error)
+        == "source 'faq': 2 of 100 rows are bad (empty_positive 2), and 'max_bad' allows 1.0%; first: faq/0 empty_positive"
+    )
+    recipe.write_text(MANIFEST.replace("holdout: 2", "holdout: 2, max_bad: 0.02"))
+    assert not build(recipe, tmp_path / "b", only=["faq"]).failed
+
+
+def test_a_source_without_tuples_fails(recipe, tmp_path):
+    recipe.write_text(
+        MANIFEST.replace("fields: {query: q, positive: a}", "fields: {query: q, positive: a, score: a}, threshold: 1, max_bad: 1")
+    )
+    (error,) = build(recipe, tmp_path / "b", only=["faq"]).failed.values()
+    assert (
+        str(error) == "source 'faq': none of its 20 rows makes a tuple (bad_score 20); check 'fields', 'labels' and 'threshold'"
+    )
+
+
+def test_only_and_limit(recipe, tmp_path):
+    outcome = build(recipe, tmp_path / "b", only=["topics"], limit=12)
+    assert list(outcome.receipts) == ["topics"]
+    assert outcome.receipts["topics"]["rows_in"] == 12
+    with pytest.raises(ManifestError, match=r"--only: no source 'topic' \(did you mean 'topics'\?\)"):
+        build(recipe, tmp_path / "b", only=["topic"])
+
+
+def test_a_build_changed_by_hand_is_found(recipe, tmp_path):
+    build(recipe, tmp_path / "b")
+    path = tmp_path / "b/curated/faq/pairs-00000.parquet"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(BuildError, match=r"pairs-00000\.parquet: was changed since it was written"):
+        from curation.look import receipts
+
+        receipts(tmp_path / "b")
+    outcome = build(recipe, tmp_path / "b")
+    assert "was changed since it was written" in str(outcome.failed["faq"])
+
+
+lines = st.lists(
+    st.tuples(st.sampled_from(["", "a b", "A, b!", "cde", "x y z"]), st.sampled_from(["", "p q", "pq", "A b"])),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(lines)
+def test_counts_add_up_whatever_comes(tmp_path_factory, table):
+    folder = tmp_path_factory.mktemp("h")
+    write_lines(folder / "x.jsonl", [{"q": q, "a": a} for q, a in table])
+    (folder / "m.yaml").write_text(
+        "name: h\nsources:\n  - {name: x, files: x.jsonl, task: retrieval, max_bad: 1, both_ways: yes, fields: {query: q, positive: a}}\n"
+    )
+    outcome = build(folder / "m.yaml", folder / "b")
+    for receipt in outcome.receipts.values():
+        check_counts(receipt)
+        assert receipt["rows_in"] == len(table)
+    for error in outcome.failed.values():
+        assert "makes a tuple" in str(error) or "held out" in str(error)
+
+
+def run(*words, code=0):
+    done = CliRunner().invoke(curate, [str(word) for word in words], standalone_mode=False)
+    assert done.exception is None, done.exception
+    assert (done.return_value or 0) == code
+    return done.stdout
+
+
+def test_the_command_line(recipe, tmp_path):
+    out = tmp_path / "b"
+    preview = run("build", recipe, "-o", out, "--dry-run")
+    assert "faq: retrieval, shape pairs, columns q, a" in preview
+    assert "Instruct: Answer" in preview
+    assert not out.exists()
+    assert "faq" in run("build", recipe, "-o", out, "-q", "-j", 1)
+    shown = json.loads(run("show", out, "--only", "faq", "-n", 1, "--json"))
+    assert shown["query"].startswith("Instruct: Answer\nQuery: question")
+    assert json.loads(run("stats", out, "--json"))["topics"]["rows_in"] == 31
+    assert "same_query" in run("show", out, "--dropped", "--reason", "same_query")
+    assert max(len(line) for line in run("show", out).splitlines()) <= 80
+    assert max(len(line) for line in run("stats", out).splitlines()) <= 80
+
+
+def test_parquet_carries_the_constants(recipe, tmp_path):
+    build(recipe, tmp_path / "b", only=["faq"])
+    (path,) = (tmp_path / "b/curated/faq").glob("pairs-*.parquet")
+    assert pl.read_parquet_metadata(path)["instruction"] == "Answer"

@@ -1,0 +1,142 @@
+"""Every complaint about a manifest has a file, a line, what is wrong and, for a misspelt word, the likely right one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from curation.errors import ManifestError
+from curation.manifest import load_manifest, load_recipe, shape_of
+
+GOOD = """\
+name: demo
+sources:
+  - name: a
+    files: x.csv
+    task: retrieval
+    language: no
+    revision: 0123e5
+    limit: 0100
+    fields: {query: q, positive: p}
+mine: {model: x, relative_margin: 5e-2}
+train: {model: x, lr: 1e-5, betas: [0.9, 0.98]}
+"""
+
+
+@pytest.fixture
+def complain(tmp_path):
+    def run(text: str | bytes, load=load_manifest) -> str:
+        path = tmp_path / "m.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(ManifestError) as caught:
+            load(path)
+        return str(caught.value).replace(f"{tmp_path}/", "")
+
+    return run
+
+
+def test_traps_of_yaml_are_read_as_a_person_means_them(tmp_path):
+    path = tmp_path / "m.yaml"
+    path.write_text(GOOD)
+    manifest = load_manifest(path)
+    source = manifest.sources[0]
+    assert (source.language, source.revision, source.limit) == ("no", "0123e5", 100)
+    assert manifest.mine is not None
+    assert manifest.train is not None
+    assert (manifest.mine.relative_margin, manifest.train.lr, manifest.train.betas) == (0.05, 1e-5, (0.9, 0.98))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("query: q", "qeury: q", "m.yaml:9: unknown key 'qeury' (did you mean 'query'?)"),
+        ("limit: 0100", "feilds: 3", "m.yaml:8: unknown key 'feilds' (did you mean 'fields'?)"),
+        ("limit: 0100", "limit: many", "m.yaml:8: sources[0].limit: 'many' is not a whole number"),
+        ("limit: 0100", "limit: 1.5", "m.yaml:8: sources[0].limit: '1.5' is not a whole number"),
+        ("limit: 0100", "both_ways: perhaps", "m.yaml:8: sources[0].both_ways: 'perhaps' is not yes or no"),
+        ("limit: 0100", "holdout: -1", "m.yaml:8: sources[0].holdout: input should be greater than or equal to 0, not '-1'"),
+        (
+            "task: retrieval",
+            "task: retreival",
+            "m.yaml:5: sources[0].task: 'retreival' is none of retrieval, classification or clustering (did you mean 'retrieval'?)",
+        ),
+        ("lr: 1e-5", "lr: fast", "m.yaml:11: train.lr: 'fast' is not a number"),
+        ("files: x.csv", "files: x.csv\n    files: y", "m.yaml:5: 'files' stands twice (first on line 4); keep one"),
+        ("name: a", "name: A B", "m.yaml:3: sources[0].name: 'A B' is no name; use small letters, digits, '-', '_' and '.'"),
+        ("    files: x.csv\n", "", "m.yaml:3: needs either 'path' (a Hub id or folder) or 'files', and not both"),
+        ("mine: {model: x, relative_margin: 5e-2}", "mine: 3", "m.yaml:10: mine: '3' is not a set of keys"),
+        ("mine: {model: x,", "mine: {range_min: 200, model: x,", "m.yaml:10: 'range_min' (200) must be below 'range_max' (100)"),
+        ("    task: retrieval\n", "", "m.yaml:3: 'task' is missing in sources[0]"),
+        ("name: demo\n", "", "m.yaml:1: 'name' is missing"),
+        (
+            "language: no",
+            "language: !!python/name:os.system x",
+            "m.yaml:6: tags such as tag:yaml.org,2002:python/name:os.system are not allowed; a manifest runs no code",
+        ),
+        ("language: no", "language: !x y", "m.yaml:6: tags such as !x are not allowed; a manifest runs no code"),
+        ("language: no", "language: 'no", "m.yaml:12: not YAML: found unexpected end of stream"),
+    ],
+)
+def test_each_complaint(complain, old, new, said):
+    assert old in GOOD
+    assert complain(GOOD.replace(old, new)) == said
+
+
+def test_complaints_about_the_whole_file(complain, tmp_path):
+    assert complain("") == "m.yaml: holds no keys; a manifest begins with `name:` and `sources:`"
+    assert complain(b"name: \xff") == "m.yaml: not UTF-8 (byte 6); save it as UTF-8"
+    with pytest.raises(ManifestError, match="none.yaml: no such file"):
+        load_manifest(tmp_path / "none.yaml")
+    with pytest.raises(ManifestError, match="is a folder, not a manifest"):
+        load_manifest(tmp_path)
+
+
+def test_an_alias_bomb_ends(complain):
+    bomb = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
+        f"{b}: &{b} [{','.join(['*' + a] * 10)}]\n" for a, b in zip("abcdefg", "bcdefgh", strict=True)
+    )
+    assert "too many values" in complain(bomb)
+
+
+def test_names_of_sources_differ(complain):
+    twice = GOOD.replace("mine:", "  - {name: a, files: y.csv, task: retrieval, fields: {query: q, positive: p}}\nmine:")
+    assert complain(twice) == "m.yaml:1: two sources are named 'a'"
+
+
+def test_holdout_is_for_retrieval(complain):
+    text = GOOD.replace("task: retrieval", "task: clustering\n    holdout: 5").replace("positive: p", "label: p")
+    assert complain(text) == "m.yaml:3: 'holdout' sets retrieval queries apart, and this source's task is clustering"
+
+
+def test_a_recipe_is_a_file_of_its_own(tmp_path, complain):
+    path = tmp_path / "r.yaml"
+    path.write_text("model: x\nlr: 2e-5\n")
+    assert load_recipe(path).lr == 2e-5
+    assert complain("model: x\nlearning_rate: 1\n", load_recipe).startswith("m.yaml:2: unknown key 'learning_rate'")
+
+
+@pytest.mark.parametrize(
+    ("fields", "more", "shape"),
+    [
+        ("{query: q, positive: p}", "", "pairs"),
+        ("{query: q, positive: p, negatives: n}", "", "pairs"),
+        ("{query: q, positive: p, label: l}", "", "nli"),
+        ("{query: q, positive: p, score: s}", "threshold: 4", "scored"),
+        ("{query_id: q, positive_id: p}", "corpus: {files: c.jsonl}\n    queries: {files: q.jsonl}", "qrels"),
+    ],
+)
+def test_mapped_columns_decide_the_shape(tmp_path, fields, more, shape):
+    path = tmp_path / "m.yaml"
+    path.write_text(GOOD.replace("{query: q, positive: p}", fields + "\n    " + more))
+    assert shape_of(load_manifest(path).sources[0]) == shape
+
+
+def test_a_score_needs_a_threshold(complain):
+    said = complain(GOOD.replace("positive: p}", "positive: p, score: s}"))
+    assert said == "m.yaml:3: a 'score' column needs 'threshold', the lowest score that makes a positive"
+
+
+def test_the_manifests_that_ship_are_right():
+    for path in sorted((Path(__file__).resolve().parents[2] / "manifests").glob("*.yaml")):
+        assert load_manifest(path).sources

@@ -1,0 +1,191 @@
+"""Rows to tuples, shape by shape, on a few rows each."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from curation.errors import SourceError
+from curation.labelled import pair_up
+from curation.manifest import Source
+from curation.rows import ROW
+from curation.shapes import to_tuples
+from curation.text import forms
+
+
+def source(task="retrieval", **more):
+    fields = more.pop("fields", {"query": "q", "positive": "p"})
+    return Source(**{"name": "s", "files": ["x"], "task": task, "fields": fields, **more})
+
+
+def rows(**columns):
+    frame = pl.DataFrame(columns, strict=False)
+    return frame.with_columns(pl.Series(ROW, range(len(frame)), dtype=pl.UInt64))
+
+
+def made(of, *args, **more):
+    tuples = to_tuples(of, *args, seed=1, **more)
+    return [(t["id"], t["query"], t["positives"], t["negatives"]) for t in tuples.tuples.iter_rows(named=True)], reasons(tuples)
+
+
+def reasons(tuples):
+    return list(tuples.dropped.select("id", "reason").iter_rows())
+
+
+def test_pairs_with_lists_and_given_negatives():
+    table = rows(q=["a", " ", "c", "d"], p=[["x", "", "y"], ["x"], [], ["z"]], n=["n1", "n2", "n3", None])
+    got = made(source(fields={"query": "q", "positive": "p", "negatives": "n"}), table)
+    assert got == (
+        [("s/0", "a", ["x", "y"], ["n1"]), ("s/3", "d", ["z"], [])],
+        [("s/1", "empty_query"), ("s/2", "empty_positive")],
+    )
+
+
+def test_numbers_are_texts_and_records_are_not():
+    assert made(source(), rows(q=[1], p=[2.5]))[0] == [("s/0", "1", ["2.5"], [])]
+    with pytest.raises(SourceError, match="source 's': column 'q' holds records, not text; map a column of texts"):
+        made(source(), rows(q=[{"a": 1}], p=["x"]))
+
+
+def test_a_missing_column_names_those_there_are():
+    with pytest.raises(SourceError, match="source 's': no column 'q'; columns there are: query, p"):
+        made(source(), rows(query=["a"], p=["x"]))
+
+
+def test_scored_pairs_both_ways():
+    of = source(fields={"query": "q", "positive": "p", "score": "v"}, threshold=4, both_ways=True)
+    got = made(of, rows(q=["a", "b", "c", "d"], p=["x", "y", "z", "w"], v=["4.0", "3.9", "good", "nan"]))
+    assert got == (
+        [("s/0", "a", ["x"], []), ("s/0/r", "x", ["a"], [])],
+        [("s/1", "below_threshold"), ("s/2", "bad_score"), ("s/3", "bad_score")],
+    )
+
+
+NLI = {"query": "q", "positive": "p", "label": "l"}
+
+
+def test_nli_rows_of_a_premise_make_one_tuple():
+    table = rows(
+        q=["a", "b", "a", "a", "c", "c", "d", "a"],
+        p=["x", "y", "z", "w", "u", "u", "t", "v"],
+        l=["entailment", "entailment", "neutral", "contradiction", "entailment", "neutral", "neutral", "-"],
+    )
+    assert made(source(fields=NLI), table) == (
+        [("s/0", "a", ["x"], ["z", "w"]), ("s/1", "b", ["y"], [])],
+        [("s/4", "conflicting_label"), ("s/5", "conflicting_label"), ("s/6", "no_positive"), ("s/7", "unknown_label")],
+    )
+
+
+def test_nli_labels_of_another_name_are_mapped_or_refused():
+    table = rows(q=["a", "a"], p=["x", "y"], l=["e", "c"])
+    assert made(source(fields=NLI, labels={"e": "positive", "c": "negative"}), table)[0] == [("s/0", "a", ["x"], ["y"])]
+    with pytest.raises(
+        SourceError,
+        match="no label is one of entailment, neutral, contradiction; labels there are: c, e; map them under 'labels'",
+    ):
+        made(source(fields=NLI), table)
+
+
+LABELLED = {"query": "q", "label": "l"}
+
+
+def test_classification_has_the_other_label_as_its_negative():
+    of = source("classification", fields=LABELLED, labels={"0": "dull", "1": "fun"})
+    got = made(of, rows(q=["a", "b", "B!", "c", "", "d"], l=[0, 1, 0, 1, 1, 2]))
+    assert got == (
+        [("s/0", "a", ["dull"], ["fun"]), ("s/3", "c", ["fun"], ["dull"])],
+        [("s/1", "conflicting_label"), ("s/2", "conflicting_label"), ("s/4", "empty_text"), ("s/5", "unknown_label")],
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["1", "1"], "classification takes two labels, and column 'l' has 1: 1; a label with one class only teaches nothing"),
+        (
+            ["1", "2", "3"],
+            "classification takes two labels, and column 'l' has 3: 1, 2, 3; use `task: clustering` for more than two",
+        ),
+    ],
+)
+def test_classification_takes_two_labels(labels, said):
+    with pytest.raises(SourceError, match=said):
+        made(source("classification", fields=LABELLED), rows(q=[f"t{i}" for i in range(len(labels))], l=labels))
+
+
+def test_clustering_draws_a_positive_of_the_class_and_of_another_form():
+    table = rows(q=["One", "one!", "two", "three", "four", "alone", ""], l=["a", "a", "a", "b", "b", "c", "a"])
+    shaped = to_tuples(source("clustering", fields=LABELLED), table, seed=1)
+    assert reasons(shaped) == [("s/6", "empty_text")]
+    paired, lonely = pair_up(shaped.tuples, 1, "s")
+    assert lonely.select("id", "reason", "evidence").rows() == [("s/5", "lonely_class", "c")]
+    found = {t["query"]: t["positives"] for t in paired.iter_rows(named=True)}
+    assert found["One"] == found["one!"] == ["two"]
+    assert found["two"] in (["One"], ["one!"])
+    assert (found["three"], found["four"]) == (["four"], ["three"])
+
+
+def test_clustering_wants_two_classes():
+    shaped = to_tuples(source("clustering", fields=LABELLED), rows(q=["a", "b"], l=["x", "x"]), seed=1)
+    with pytest.raises(
+        SourceError, match="source 's': fewer than two of its classes have two texts each; check the label column"
+    ):
+        pair_up(shaped.tuples, 1, "s")
+
+
+def test_qrels_join_corpus_and_queries():
+    of = source(
+        fields={"query_id": "q", "positive_id": "p", "score": "v"},
+        corpus={"files": "c", "fields": {"id": "_id", "text": "text", "title": "title"}},
+        queries={"files": "q"},
+    )
+    corpus = rows(_id=["d1", "d2", "d3"], title=["T", "", None], text=["one", "two", "three"])
+    queries = rows(_id=["q1", "q2"], text=["first", "second"])
+    table = rows(q=["q1", "q1", "q2", "q2", "q9", "q1"], p=["d1", "d2", "d3", "d9", "d1", "d3"], v=[1, 2, 0, 1, 1, 1])
+    tuples = to_tuples(of, table, 1, corpus, queries)
+    assert [(t["query"], t["positives"]) for t in tuples.tuples.iter_rows(named=True)] == [("first", ["T\none", "two", "three"])]
+    assert reasons(tuples) == [("s/2", "below_threshold"), ("s/3", "unknown_passage"), ("s/4", "unknown_query")]
+    assert tuples.corpus.to_list() == ["T\none", "two", "three"]
+
+
+words = st.sampled_from(["", " ", "a", "b", "A!", "c", "word", "x y", "X  y."])
+
+
+@given(
+    st.lists(
+        st.tuples(words, words, st.sampled_from(["entailment", "neutral", "contradiction", "-", ""])), min_size=1, max_size=20
+    )
+)
+def test_every_row_is_in_a_tuple_or_dropped(table):
+    frame = rows(q=[r[0] for r in table], p=[r[1] for r in table], l=[r[2] for r in table])
+    for of in (source(), source(fields=NLI), source("clustering", fields=LABELLED)):
+        try:
+            tuples = to_tuples(of, frame, seed=1)
+        except SourceError:
+            continue
+        gone = tuples.dropped["id"].to_list()
+        assert len(gone) == len(set(gone))
+        left = [f"s/{i}" for i in range(len(table)) if f"s/{i}" not in gone]
+        if of.fields.label is None or of.task == "clustering":
+            assert tuples.tuples["id"].to_list() == left
+        else:
+            used = [(q, p) for i, (q, p, _) in enumerate(table) if f"s/{i}" in left]
+            inside = [(t["query"], x) for t in tuples.tuples.iter_rows(named=True) for x in t["positives"] + t["negatives"]]
+            assert sorted(set(used)) == sorted(inside)
+
+
+@given(st.lists(st.tuples(st.text("ab!", max_size=3), st.sampled_from("xyz")), min_size=4, max_size=40), st.integers(0, 5))
+def test_clustering_positives_share_the_class_and_never_the_form(table, seed):
+    frame = rows(q=[r[0] for r in table], l=[r[1] for r in table])
+    try:
+        tuples, _ = pair_up(to_tuples(source("clustering", fields=LABELLED), frame, seed=seed).tuples, seed, "s")
+    except SourceError:
+        return
+    classes = dict(zip(tuples["query"], tuples["label"], strict=True))
+    for t in tuples.iter_rows(named=True):
+        (positive,) = t["positives"]
+        assert classes[positive] == t["label"]
+        pair = forms(pl.Series([t["query"], positive]))
+        assert pair[0] != pair[1]

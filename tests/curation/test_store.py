@@ -1,0 +1,73 @@
+"""Files are whole or absent; receipts tell what is done and what was touched."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+
+from curation import store
+from curation.errors import BuildError
+
+
+def work(folder):
+    (folder / "a.txt").write_text("a")
+    return {"rows": 1}
+
+
+def test_a_stage_runs_once(tmp_path):
+    receipt, ran = store.run_stage(tmp_path / "s", "d1", work)
+    assert ran
+    assert receipt["rows"] == 1
+    assert store.run_stage(tmp_path / "s", "d1", work) == (receipt, False)
+    assert store.run_stage(tmp_path / "s", "d2", work)[1]
+
+
+def test_a_failed_stage_leaves_what_was_there(tmp_path):
+    store.run_stage(tmp_path / "s", "d1", work)
+
+    def fail(folder):
+        (folder / "half").write_text("")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        store.run_stage(tmp_path / "s", "d2", fail)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s"]
+    assert store.run_stage(tmp_path / "s", "d1", work)[1] is False
+
+
+def test_a_touched_file_is_found(tmp_path):
+    store.run_stage(tmp_path / "s", "d1", work)
+    (tmp_path / "s" / "a.txt").write_text("b")
+    with pytest.raises(BuildError, match=r"a\.txt: was changed since it was written .* delete .*s and run the command again"):
+        store.run_stage(tmp_path / "s", "d1", work)
+    (tmp_path / "s" / "a.txt").unlink()
+    with pytest.raises(BuildError, match="was removed since"):
+        store.run_stage(tmp_path / "s", "d1", work)
+
+
+def test_atomic_leaves_nothing_half_written(tmp_path):
+    path = tmp_path / "x"
+    path.write_text("old")
+    with pytest.raises(ValueError, match="stop"), store.atomic(path) as file:
+        file.write(b"new")
+        raise ValueError("stop")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_tables_come_back_and_bytes_repeat(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "ROWS_PER_SHARD", 3)
+    table = pl.DataFrame({"a": list(range(8)), "b": [[i] for i in range(8)]}, schema={"a": pl.UInt32, "b": pl.List(pl.UInt32)})
+    store.write_table(tmp_path, "t", table, {"source": "x"})
+    first = [path.read_bytes() for path in sorted(tmp_path.iterdir())]
+    assert len(first) == 3
+    assert store.read_table(tmp_path, "t").equals(table)
+    store.write_table(tmp_path, "t", table, {"source": "x"})
+    assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == first
+
+
+def test_a_missing_build_says_what_to_run(tmp_path):
+    with pytest.raises(BuildError, match="holds no build; run `curate build MANIFEST` first"):
+        store.newest_build(tmp_path)
+    with pytest.raises(BuildError, match="holds no table 'pairs'"):
+        store.read_table(tmp_path, "pairs")

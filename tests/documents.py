@@ -1,0 +1,107 @@
+"""The parts of the documents that are made from the code: help texts, the manifest's keys, its JSON Schema.
+
+`python -m tests.documents` (`make docs`) writes them; `test_docs.py` fails when they are stale.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import click
+from click.testing import CliRunner
+
+from curation.manifest import Filters, Manifest, Mine, Section, Source, Train
+
+ROOT = Path(__file__).resolve().parents[1]
+README, KEYS, SCHEMA = ROOT / "README.md", ROOT / "manifests" / "README.md", ROOT / "manifests" / "manifest.schema.json"
+HELP = re.compile(r"<!-- help: (?P<words>[a-z ]+) -->\n```text\n.*?```\n", re.DOTALL)
+
+
+def commands() -> dict[str, click.Command]:
+    """Every command a person can type, by its words."""
+    from mining.cli import mine
+    from training.cli import train
+
+    from curation.cli import curate
+
+    found = {}
+    for name, group in (("curate", curate), ("mine", mine), ("train", train)):
+        found[name] = group
+        found |= {f"{name} {sub}": command for sub, command in group.commands.items() if not command.hidden}
+    return found
+
+
+def help_of(words: str) -> str:
+    """What `words -h` prints."""
+    root, *rest = words.split()
+    done = CliRunner().invoke(commands()[root], [*rest, "-h"], prog_name=root, env={"COLUMNS": "80"}, terminal_width=80)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def readme() -> str:
+    """README.md with fresh help texts."""
+
+    def fresh(match: re.Match[str]) -> str:
+        words = match["words"]
+        return f"<!-- help: {words} -->\n```text\n{help_of(words).rstrip()}\n```\n"
+
+    return HELP.sub(fresh, README.read_text())
+
+
+def schema() -> str:
+    """The JSON Schema that editors check a manifest with."""
+    return json.dumps(Manifest.model_json_schema(), indent=1) + "\n"
+
+
+def keys() -> str:
+    """manifests/README.md: every key of a manifest."""
+    parts = [
+        "# Manifests\n\nA manifest is the recipe of a dataset and a model: what changes the result stands here, where and how fast it "
+        "runs are flags.\nThis page is made from the code by `make docs`. `manifest.schema.json` beside it tells editors the same.\n\n"
+        "| file | what it is |\n|---|---|\n"
+        "| quickstart.yaml | the demo: the standard library of the Python that runs it, offline, in minutes |\n\n"
+        "Plain words stay words: `language: no` is Norwegian, `revision: 0123e5` a revision, `lr: 1e-5` a number because `lr` is one.\n"
+        "Paths in `files:` start at the manifest's folder. Unknown and repeated keys are errors.\n"
+    ]
+    sections: list[tuple[str, str, type[Section]]] = [
+        ("The manifest", "", Manifest),
+        ("`filters:`", "Also inside a source, instead of the manifest's.", Filters),
+        ("`sources:`", "A list; the order is the priority.", Source),
+        ("`mine:`", "", Mine),
+        ("`train:`", "Also a file of its own: `train BUILD --recipe FILE`.", Train),
+    ]
+    return "\n".join(parts + [_section(*section) for section in sections])
+
+
+def _section(title: str, about: str, model: type[Section]) -> str:
+    lines = [f"## {title}\n", *([about + "\n"] if about else []), "| key | default | meaning |", "|---|---|---|"]
+    for name, field in model.model_fields.items():
+        default = "needed" if field.is_required() else _default(field.get_default(call_default_factory=True))
+        lines.append(f"| `{name}` | {default} | {field.description} |")
+        inner = next((a for a in (field.annotation, *getattr(field.annotation, "__args__", ())) if _is_fields(a)), None)
+        if inner:
+            lines += [f"| `{name}.{sub}` | {_default(f.default)} | {f.description} |" for sub, f in inner.model_fields.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _is_fields(annotation: object) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Section) and annotation.__name__ == "Fields"
+
+
+def _default(value: object) -> str:
+    if value is None or value in ("", [], {}):
+        return ""
+    if isinstance(value, Section):
+        return "see below"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"`{value}`"
+
+
+if __name__ == "__main__":
+    README.write_text(readme())
+    KEYS.write_text(keys())
+    SCHEMA.write_text(schema())

@@ -1,0 +1,68 @@
+"""Dependencies point one way, and heavy packages live in the rooms that are named for them."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FLOOR = {f"curation.{name}" for name in ("errors", "schema", "manifest", "yaml_lines", "store", "text", "progress", "command")}
+HOMES = {
+    "pyarrow": {"curation/store.py"},
+    "datasets": {"curation/sources.py", "curation/hub.py"},
+    "faiss": {"mining/search.py"},
+    "deepspeed": {"training/backend.py"},
+}
+LIGHT = {"click", "curation.errors", "curation.progress", "curation.command"}
+FILES = sorted(path for room in ("curation", "mining", "training") for path in (ROOT / room).glob("*.py"))
+
+
+def imports(path: Path, top_only: bool = False) -> set[str]:
+    """Modules that a file imports; `from a import b` counts as a.b where that is one of our modules."""
+    tree = ast.parse(path.read_text())
+    found = set()
+    for node in tree.body if top_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            ours = {name for name in inner if (ROOT / (name.replace(".", "/") + ".py")).exists()}
+            found |= ours or {node.module}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_imports_point_one_way(path):
+    room = path.parent.name
+    allowed_elsewhere = FLOOR | ({"training.encode"} if room == "mining" else set())
+    for name in imports(path):
+        if name.split(".")[0] in ("curation", "mining", "training") and name.split(".")[0] != room:
+            assert name in allowed_elsewhere, f"{path} imports {name}"
+    if f"{room}.{path.stem}" in FLOOR:
+        ours = {name for name in imports(path) if name.startswith("curation.")}
+        assert ours <= FLOOR, f"the floor stands on nothing else: {ours - FLOOR}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_heavy_packages_have_one_home(path):
+    here = f"{path.parent.name}/{path.name}"
+    for package, homes in HOMES.items():
+        if any(name.split(".")[0] == package for name in imports(path)):
+            assert here in homes, f"{here} imports {package}"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.name == "cli.py"], ids=lambda path: path.parent.name)
+def test_command_lines_import_little(path):
+    standard = {"__future__", "pathlib", "typing", "collections.abc"}
+    assert imports(path, top_only=True) <= LIGHT | standard
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_libraries_do_not_print(path):
+    if path.name in ("cli.py", "command.py", "progress.py"):
+        return
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    assert not [node for node in calls if isinstance(node.func, ast.Name) and node.func.id == "print"]
+    assert "click" not in imports(path)

@@ -1,0 +1,53 @@
+"""The documents say what the code does."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests import documents
+
+HEAVY = ("torch", "transformers", "datasets", "polars", "numpy", "pyarrow", "faiss")
+
+
+def test_help_in_the_readme_is_the_real_one():
+    assert documents.README.read_text() == documents.readme(), "run `make docs`"
+
+
+def test_every_command_stands_in_the_readme():
+    shown = {match["words"] for match in documents.HELP.finditer(documents.README.read_text())}
+    assert shown == set(documents.commands())
+
+
+def test_keys_page_is_fresh():
+    assert documents.KEYS.read_text() == documents.keys(), "run `make docs`"
+
+
+def test_schema_is_fresh():
+    assert documents.SCHEMA.read_text() == documents.schema(), "run `make docs`"
+
+
+@pytest.mark.parametrize("words", sorted(documents.commands()))
+def test_help_fits_80_columns(words):
+    assert max(len(line) for line in documents.help_of(words).splitlines()) <= 80
+
+
+@pytest.mark.parametrize("module", ["curation.cli", "mining.cli", "training.cli"])
+def test_help_loads_nothing_heavy(module):
+    name = {"curation.cli": "curate", "mining.cli": "mine", "training.cli": "train"}[module]
+    code = (
+        f"import sys, click\nfrom click.testing import CliRunner\nimport {module} as m\n"
+        f"done = CliRunner().invoke(m.{name}, ['-h'])\nassert done.exit_code == 0, done.output\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_changelog_names_the_version():
+    root = documents.ROOT
+    version = re.search(r'^version = "(.+)"$', (root / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    assert f"## {version}" in (root / "CHANGELOG.md").read_text()
