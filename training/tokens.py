@@ -141,7 +141,8 @@ def _write_source(
     curated, mined = build / "curated" / name, build / "mined" / name
     for stage in (curated, mined):
         store.check_files(stage, _receipt(stage))
-    pairs = store.read_table(mined, "pairs", ["key", "query", "positives", "negatives"])
+    pairs = store.read_table(mined, "pairs", ["id", "key", "query", "positives", "negatives"])
+    _same_tuples(pairs, store.read_table(curated, "pairs", ["id", "key", "positives"]), mined)
     passages = store.read_table(curated, "passages", ["pid", "text", "group"])
 
     def work(part: Path) -> dict[str, Any]:
@@ -162,6 +163,16 @@ def _write_source(
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     return store.run_stage(folder, digest, work)[0]
+
+
+def _same_tuples(pairs: pl.DataFrame, before: pl.DataFrame, mined: Path) -> None:
+    """Refuse negatives that were mined before the source was built anew: their passage ids would name other texts."""
+    first = pl.col("positives").list.first().alias("first")
+    known = before.select("id", "key", first, pl.col("positives").list.len().alias("count"))
+    found = pairs.select("id", "key", first, pl.col("positives").list.len().alias("count"))
+    if len(strange := found.join(known, on=["id", "key", "first", "count"], how="anti", nulls_equal=True)):
+        told = f"was mined from other tuples than curated/{mined.name} now holds ({strange['id'][0]} is one)"
+        raise BuildError(mined, told, "run `mine negatives` again")
 
 
 def _arrays(pairs: pl.DataFrame, passages: pl.DataFrame, mined: Path) -> dict[str, np.ndarray]:

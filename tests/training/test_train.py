@@ -241,6 +241,12 @@ def test_bad_builds_are_told_in_one_line(model, tmp_path):
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(BuildError, match="was changed since it was written"):
         load_sources(build, loaded, "auto", ["pairs"])
+    build = write_build(tmp_path / "e", {"quiz": retrieval(6, salt=1)})
+    anew = write_build(tmp_path / "f", {"quiz": retrieval(6, salt=2)})
+    (build / "curated/quiz").rename(tmp_path / "old")
+    (anew / "curated/quiz").rename(build / "curated/quiz")
+    with pytest.raises(BuildError, match=r"from other tuples than curated/quiz now holds \(quiz/0 is one\); run `mine neg"):
+        load_sources(build, loaded, "auto")
     wrong = retrieval(4)
     wrong["negatives"][2] = [99]
     build = write_build(tmp_path / "c", {"pairs": wrong})
