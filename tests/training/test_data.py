@@ -1,0 +1,181 @@
+"""The plan: every tuple once an epoch, one source a batch, any step alone, and texts gathered once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training.data import Plan, assemble, draw_negatives, shared_positives
+from training.tokens import Source
+
+
+def flat(lists):
+    starts = np.cumsum([0, *map(len, lists)])
+    return np.array([value for row in lists for value in row], dtype=np.uint32), starts.astype(np.int64)
+
+
+def source_of(name, positives, negatives, identity=None, task="retrieval", keys=None):
+    """Return a source whose query i is text i, whose passage p is text rows + p, and whose text t has 1 + t % 5 tokens."""
+    rows, passages = len(positives), 1 + max(map(max, [*positives, *[row or [0] for row in negatives]]), default=0)
+    lengths = 1 + np.arange(rows + passages) % 5
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    return Source(
+        name, task, Path(name), "digest",
+        ids=np.repeat(np.arange(rows + passages), lengths).astype(np.uint16), starts=starts,
+        rows=np.array(keys if keys is not None else np.arange(rows) * 7919 + 1, dtype=np.uint64),
+        query=np.arange(rows, dtype=np.uint32),
+        positives=flat(positives)[0], positive_starts=flat(positives)[1],
+        negatives=flat(negatives)[0], negative_starts=flat(negatives)[1],
+        text=(rows + np.arange(passages)).astype(np.uint32),
+        identity=np.array(identity if identity is not None else np.arange(passages), dtype=np.int64),
+    )  # fmt: skip
+
+
+def plain(name, rows, negatives=6, **more):
+    return source_of(
+        name, [[i] for i in range(rows)], [[(i + j + 1) % rows for j in range(negatives)] for i in range(rows)], **more
+    )
+
+
+@given(sizes=st.lists(st.integers(1, 60), min_size=1, max_size=4), batch=st.integers(1, 17), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_every_row_once_an_epoch_and_one_source_a_batch(sizes, batch, seed):
+    plan = Plan([plain(f"s{i}", size) for i, size in enumerate(sizes)], seed, batch, 3)
+    assert plan.steps_per_epoch == sum(-(-size // batch) for size in sizes)
+    for epoch in range(2):
+        seen = {source.name: [] for source in plan.sources}
+        for step in range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch):
+            source, rows = plan.rows(step)
+            assert 1 <= len(rows) <= batch
+            seen[source.name].extend(rows.tolist())
+        assert all(sorted(seen[f"s{i}"]) == list(range(size)) for i, size in enumerate(sizes))
+
+
+def test_any_step_alone_equals_the_step_of_a_walk():
+    sources = [plain("a", 40), plain("b", 23)]
+    walk = Plan(sources, 7, 5, 2)
+    for step in range(30):
+        walk.batch_at(step)
+    for step in (29, 3, 14, 0, 27):
+        alone, walked = Plan(sources, 7, 5, 2).batch_at(step), walk.batch_at(step)
+        assert alone.source == walked.source
+        assert all(np.array_equal(x, y) for x, y in zip(alone[2:], walked[2:], strict=True))
+
+
+def test_sources_are_interleaved_and_epochs_differ():
+    plan = Plan([plain("a", 200), plain("b", 200)], 1, 10, 1)
+    names = [plan.rows(step)[0].name for step in range(40)]
+    assert max(len(run) for run in "".join(names).replace("ab", "a b").replace("ba", "b a").split()) < 12
+    assert names != [plan.rows(step)[0].name for step in range(40, 80)]
+    first = {step: plan.rows(step)[1].tolist() for step in range(40)}
+    assert first != {step: plan.rows(40 + step)[1].tolist() for step in range(40)}
+    assert first != {step: Plan(plan.sources, 2, 10, 1).rows(step)[1].tolist() for step in range(40)}
+
+
+def test_another_source_or_another_row_leaves_the_order_of_the_others():
+    keys = np.random.Philox(5).random_raw(50)
+    small, large = plain("a", 49, keys=keys[:49]), plain("a", 50, keys=keys)
+    one, two = Plan([small], 3, 10, 2), Plan([large, plain("b", 30)], 3, 10, 2)
+
+    first, second = (np.concatenate([rows for _, rows in sorted(in_source_order(plan, "a"))]) for plan in (one, two))
+    assert [row for row in second if row != 49] == first.tolist()
+
+
+def in_source_order(plan, name):
+    """Return the batches of a source with their number in it."""
+    plan.rows(0)
+    number = [source.name for source in plan.sources].index(name)
+    places = np.flatnonzero(plan._order[:, 0] == number)
+    return [(int(plan._order[place, 1]), plan.rows(int(place))[1].tolist()) for place in places]
+
+
+def test_negatives_are_the_rows_own_and_redrawn_each_epoch():
+    source = plain("a", 50, negatives=24)
+    rows = np.arange(50)
+    draws = [draw_negatives(source, rows, 42, epoch, 7) for epoch in range(40)]
+    for drawn in draws:
+        assert drawn.shape == (50, 7)
+        for row in rows:
+            own = set(range(row * 24, row * 24 + 24))
+            assert len(set(drawn[row]) & own) == 7
+    assert not np.array_equal(np.sort(draws[0]), np.sort(draws[1]))
+    share = np.bincount(np.concatenate(draws).ravel() % 24, minlength=24) / (40 * 50 * 7)
+    assert np.abs(share - 1 / 24).max() < 0.006  # every place is drawn alike
+
+
+def test_a_rows_negatives_depend_on_no_other_row():
+    source = plain("a", 50, negatives=9)
+    every = draw_negatives(source, np.arange(50), 42, 3, 4)
+    for row in (0, 17, 49):
+        assert np.array_equal(draw_negatives(source, np.array([row]), 42, 3, 4)[0], every[row])
+
+
+def test_a_row_short_of_negatives_has_its_own_and_then_none():
+    source = source_of("a", [[0], [1], [2]], [[3, 4], [], [5, 6, 7, 8]])
+    drawn = draw_negatives(source, np.arange(3), 1, 0, 3)
+    assert [sorted(row[row >= 0]) for row in drawn[:2]] == [[0, 1], []]
+    assert ((drawn[2] >= 2) & (drawn[2] < 6)).all()
+    assert draw_negatives(source, np.array([1]), 1, 0, 3).tolist() == [[-1, -1, -1]]
+    assert draw_negatives(source, np.arange(3), 1, 0, 0).shape == (3, 0)
+    batch = Plan([source], 1, 3, 3).batch_at(0)
+    assert batch.has_negative.sum(axis=1).tolist() == [{0: 2, 1: 0, 2: 3}[row] for row in batch.rows.tolist()]
+
+
+@given(seed=st.integers(0, 1000), rows=st.integers(1, 12), k=st.integers(0, 4))
+@settings(max_examples=40, deadline=None)
+def test_a_batch_holds_each_text_once_and_maps_back(seed, rows, k):
+    random = np.random.Generator(np.random.Philox(seed))
+    positives = [[int(p)] for p in random.integers(0, 6, rows)]
+    negatives = [random.integers(0, 6, random.integers(0, 5)).tolist() for _ in range(rows)]
+    source = source_of("a", positives, negatives)
+    chosen = random.permutation(rows)
+    slots = draw_negatives(source, chosen, seed, 0, k)
+    batch = assemble(source, chosen, slots)
+    texts = [batch.ids[a:b].tolist() for a, b in zip(batch.starts, batch.starts[1:], strict=False)]
+    lengths = [len(text) for text in texts]
+    assert lengths == sorted(lengths)
+    # In these sources the tokens of a text are its number, so the texts can be read off.
+    assert len({text[0] for text in texts}) == len(texts)
+    assert all(set(text) == {text[0]} and len(text) == 1 + text[0] % 5 for text in texts)
+    for i, row in enumerate(chosen):
+        assert texts[batch.query[i]][0] == row
+        assert texts[batch.positive[i]][0] == rows + positives[row][0]
+        for j in range(k):
+            assert batch.has_negative[i, j] == (slots[i, j] >= 0)
+            if batch.has_negative[i, j]:
+                assert texts[batch.negative[i, j]][0] == rows + source.negatives[slots[i, j]]
+    used = {*batch.query, *batch.positive, *batch.negative[batch.has_negative]}
+    assert used == set(range(len(texts)))
+
+
+def test_shared_positives_by_id_by_group_and_by_second_positive():
+    #            row 0       1    2         3 (twin of 0's positive)   4
+    source = source_of("a", [[0], [0], [1, 3], [2], [3]], [[], [], [], [], []], identity=[7, 100, 7, 101])
+    want = np.zeros((5, 5), dtype=bool)
+    for i, j in [(0, 1), (1, 0), (0, 3), (3, 0), (1, 3), (3, 1), (2, 4)]:  # (4, 2) is not: row 2 trains on passage 1
+        want[i, j] = True
+    assert np.array_equal(shared_positives(source, np.arange(5)), want)
+    order = np.array([4, 2, 0, 3, 1])
+    assert np.array_equal(shared_positives(source, order), want[np.ix_(order, order)])
+
+
+@pytest.mark.parametrize("rows", [1_000_000])
+def test_a_plan_of_a_million_rows_starts_at_any_step_at_once(rows):
+    import time
+
+    source = plain("a", 1)
+    keys = np.random.Philox(1).random_raw(rows)
+    zeros = np.zeros(rows, dtype=np.uint32)
+    starts = np.arange(rows + 1)
+    large = Source(
+        "a", "retrieval", Path("a"), "d", source.ids, source.starts, keys, zeros, zeros, starts, zeros, starts,
+        np.zeros(1, np.uint32), np.zeros(1, np.int64),
+    )  # fmt: skip
+    begun = time.perf_counter()
+    plan = Plan([large], 1, 512, 1)
+    plan.batch_at(plan.steps_per_epoch - 3)
+    assert time.perf_counter() - begun < 5

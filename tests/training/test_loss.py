@@ -1,0 +1,89 @@
+"""The two losses against a double loop in float64."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from training.loss import contrastive, hard_loss, in_batch_loss
+
+
+def unit(*shape, seed):
+    values = torch.from_numpy(np.random.Generator(np.random.Philox(seed)).normal(size=shape))
+    return torch.nn.functional.normalize(values, dim=-1)
+
+
+def by_loops(query, positive, negative, has, shared, temperature):
+    """Return (hard, in_batch) as F2LLM defines them, one product at a time."""
+    hard = in_batch = 0.0
+    for i in range(len(query)):
+        near = math.exp(float(query[i] @ positive[i]) / temperature)
+        far = sum(math.exp(float(query[i] @ negative[i, j]) / temperature) for j in range(negative.shape[1]) if has[i, j])
+        hard -= math.log(near / (near + far)) / len(query)
+        others = sum(
+            math.exp(float(query[i] @ positive[j]) / temperature)
+            for j in range(len(query))
+            if j != i and not (shared is not None and shared[i, j])
+        )
+        in_batch -= math.log(near / (near + others)) / len(query)
+    return hard, in_batch
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("temperature", [0.05, 1.0])
+def test_equals_the_double_loop(masked, temperature):
+    query, positive, negative = unit(6, 16, seed=1), unit(6, 16, seed=2), unit(6, 4, 16, seed=3)
+    has = torch.tensor([[True] * 4, [True] * 3 + [False], [False] * 4, [True] * 4, [True] + [False] * 3, [True] * 4])
+    shared = None
+    if masked:
+        shared = torch.zeros(6, 6, dtype=torch.bool)
+        shared[0, 1] = shared[1, 0] = shared[4, 2] = True
+    hard, in_batch = by_loops(query, positive, negative, has, shared, temperature)
+    got = contrastive(query, positive, negative, has, shared, temperature, "retrieval")
+    assert float(got.hard) == pytest.approx(hard, rel=1e-12)
+    assert float(got.in_batch) == pytest.approx(in_batch, rel=1e-12)
+    assert float(got.total) == pytest.approx(hard + in_batch, rel=1e-12)
+
+
+def test_other_tasks_have_the_hard_term_only():
+    query, positive, negative = unit(3, 8, seed=1), unit(3, 8, seed=2), unit(3, 1, 8, seed=3)
+    has = torch.ones(3, 1, dtype=torch.bool)
+    for task in ("classification", "clustering"):
+        got = contrastive(query, positive, negative, has, None, 0.05, task)
+        assert got.in_batch is None
+        assert float(got.total) == float(got.hard) == float(hard_loss(query, positive, negative, has, 0.05))
+
+
+def test_a_row_with_all_others_masked_and_one_without_negatives_cost_nothing_and_are_finite():
+    query, positive = unit(3, 8, seed=4), unit(3, 8, seed=5)
+    shared = ~torch.eye(3, dtype=torch.bool)
+    assert float(in_batch_loss(query, positive, shared, 0.05)) == 0
+    none = torch.zeros(3, 2, dtype=torch.bool)
+    query.requires_grad_(True)
+    loss = hard_loss(query, positive, unit(3, 2, 8, seed=6), none, 0.05) + in_batch_loss(query, positive, shared, 0.05)
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.isfinite(query.grad).all()
+    assert hard_loss(query, positive, positive.new_zeros(3, 0, 8), none[:, :0], 0.05).item() == 0
+
+
+def test_every_part_gets_a_gradient():
+    parts = [unit(4, 8, seed=1), unit(4, 8, seed=2), unit(4, 2, 8, seed=3)]
+    for part in parts:
+        part.requires_grad_(True)
+    contrastive(*parts, torch.ones(4, 2, dtype=torch.bool), None, 0.05, "retrieval").total.backward()
+    assert all(float(part.grad.norm()) > 0.1 for part in parts)
+
+
+def test_in_batch_gradient_reaches_other_rows_passages():
+    query, positive = unit(4, 8, seed=1), unit(4, 8, seed=2).requires_grad_(True)
+    logits = query @ positive.T / 0.05
+    torch.nn.functional.cross_entropy(logits[:1], torch.zeros(1, dtype=torch.long)).backward()
+    alone = positive.grad.clone()
+    positive.grad = None
+    in_batch_loss(query, positive, None, 0.05).backward()
+    assert not torch.allclose(positive.grad, alone / 4)
+    assert (positive.grad.norm(dim=1) > 0).all()

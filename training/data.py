@@ -1,0 +1,129 @@
+"""Which tuples a step trains on, and what of them the model reads.
+
+The plan is a pure function of (seed, epoch, step): each batch is of one source, each tuple comes once an epoch, and
+the sources' batches lie in a shuffled order. So the place in the data is one integer, the step, and a run goes on at
+any of them without walking there. Every draw is made from the seed, the source's name and the tuple's own key, so
+another source, or another tuple of the same one, changes neither the order of two tuples nor a drawn negative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from curation.schema import draws
+from training.tokens import Source
+
+NEVER = np.uint64(0xFFFFFFFFFFFFFFFF)  # sorts behind every draw
+
+
+class Batch(NamedTuple):
+    """What one step reads: n distinct texts, the shortest first, and which of them each of b tuples is made of."""
+
+    source: str
+    task: str
+    rows: np.ndarray  # (b,) i64, row numbers in the source
+    ids: np.ndarray  # (T,) i64, the tokens of all texts
+    starts: np.ndarray  # (n+1,) i64
+    query: np.ndarray  # (b,) i64, which of the n texts
+    positive: np.ndarray  # (b,) i64
+    negative: np.ndarray  # (b, k) i64, 0 where there is none
+    has_negative: np.ndarray  # (b, k) bool
+    shared: np.ndarray  # (b, b) bool: positive j is, or equals but for its form, a positive of tuple i, and j != i
+
+
+class Plan:
+    """The order of batches. It keeps the orders of the epoch it was last asked for, and nothing else."""
+
+    def __init__(self, sources: Sequence[Source], seed: int, batch: int, negatives: int) -> None:
+        self.sources, self.seed, self.batch, self.negatives = list(sources), seed, batch, negatives
+        self.batches = [-(-len(source) // batch) for source in sources]  # the last of a source may be smaller
+        self.steps_per_epoch = sum(self.batches)
+        self._epoch = -1
+        self._order = np.zeros((0, 2), dtype=np.int64)
+        self._rows: dict[int, np.ndarray] = {}
+
+    def rows(self, step: int) -> tuple[Source, np.ndarray]:
+        """Return the source of a step, and which of its rows, (b,) i64."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order, self._rows = epoch, self._batch_order(epoch), {}
+        number, batch = self._order[place].tolist()
+        if number not in self._rows:
+            source = self.sources[number]
+            self._rows[number] = np.argsort(draws(self.seed, f"{source.name}/epoch/{epoch}", source.rows), kind="stable")
+        return self.sources[number], self._rows[number][batch * self.batch : (batch + 1) * self.batch]
+
+    def batch_at(self, step: int) -> Batch:
+        """Return the batch of a step, counted from 0 over all epochs."""
+        source, rows = self.rows(step)
+        slots = draw_negatives(source, rows, self.seed, step // self.steps_per_epoch, self.negatives)
+        return assemble(source, rows, slots)
+
+    def _batch_order(self, epoch: int) -> np.ndarray:
+        """Return (source, batch of the source) for each step of an epoch, (steps, 2) i64."""
+        keys = [
+            draws(self.seed, f"{source.name}/order/{epoch}", np.arange(count))
+            for source, count in zip(self.sources, self.batches, strict=True)
+        ]
+        number = np.repeat(np.arange(len(self.sources)), self.batches)
+        batch = np.concatenate([np.arange(count) for count in self.batches])
+        return np.stack([number, batch], axis=1)[np.argsort(np.concatenate(keys), kind="stable")]
+
+
+def draw_negatives(source: Source, rows: np.ndarray, seed: int, epoch: int, k: int) -> np.ndarray:
+    """Return k of each row's negatives, drawn anew each epoch, as places in `source.negatives`, (b, k) i64.
+
+    A row with fewer has all of its own and then -1.
+    """
+    first = source.negative_starts[rows]
+    count = source.negative_starts[rows + 1] - first
+    most = int(count.max(initial=0))
+    if not most or not k:
+        return np.full((len(rows), k), -1, dtype=np.int64)
+    purpose, slot = f"{source.name}/negatives/{epoch}", np.arange(most)
+    start = draws(seed, purpose, source.rows[rows])
+    draw = draws(seed, purpose, start[:, None] + slot.astype(np.uint64))
+    absent = slot >= count[:, None]
+    draw[absent] = NEVER
+    chosen = np.argsort(draw, axis=1, kind="stable")[:, :k]  # (b, at most k)
+    places = np.where(np.take_along_axis(absent, chosen, axis=1), -1, first[:, None] + chosen)
+    return np.pad(places, ((0, 0), (0, k - places.shape[1])), constant_values=-1)
+
+
+def assemble(source: Source, rows: np.ndarray, slots: np.ndarray) -> Batch:
+    """Gather the texts of some tuples, each distinct text once; `slots` is as `draw_negatives` returns it."""
+    has = slots >= 0
+    positive = source.positives[source.positive_starts[rows]]
+    texts = np.concatenate([source.query[rows], source.text[positive], source.text[source.negatives[slots[has]]]])
+    distinct, number = np.unique(texts, return_inverse=True)
+    order = np.argsort(source.starts[distinct + 1] - source.starts[distinct], kind="stable")
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    number, b = place[number], len(rows)
+    negative = np.zeros(slots.shape, dtype=np.int64)
+    negative[has] = number[2 * b :]
+    ids, starts = gather(source.ids, source.starts, distinct[order])
+    shared = shared_positives(source, rows)
+    return Batch(source.name, source.task, rows, ids, starts, number[:b], number[b : 2 * b], negative, has, shared)
+
+
+def gather(values: np.ndarray, starts: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the chosen segments of flat values, one after the other, as (values i64, starts i64)."""
+    first = starts[chosen]
+    length = starts[chosen + 1] - first
+    new = np.concatenate([[0], np.cumsum(length)])
+    places = np.arange(new[-1]) + np.repeat(first - new[:-1], length)
+    return values[places].astype(np.int64), new
+
+
+def shared_positives(source: Source, rows: np.ndarray) -> np.ndarray:
+    """Return (b, b) bool: the positive of row j is no negative for row i != j, by its id or its group."""
+    passages, starts = gather(source.positives, source.positive_starts, rows)
+    mine = source.identity[passages]  # (all positives of all rows,)
+    column = mine[starts[:-1]]  # (b,), the ones that are trained on
+    shared = np.logical_or.reduceat(mine[:, None] == column, starts[:-1], axis=0)
+    np.fill_diagonal(shared, False)
+    return shared

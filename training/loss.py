@@ -1,0 +1,59 @@
+"""F2LLM's two losses (arXiv 2510.02294, section 3), and a guard against false negatives that they lack.
+
+All embeddings are rows of unit length, so a product is a cosine.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IN_BATCH_TASKS = ("retrieval",)  # elsewhere other rows' positives are of the same class too often
+
+
+class Losses(NamedTuple):
+    """Means over the rows of a batch, 0-d; `total` is the sum of the others."""
+
+    total: Tensor
+    hard: Tensor
+    in_batch: Tensor | None  # None for a task without it
+
+
+def contrastive(
+    query: Tensor, positive: Tensor, negative: Tensor, has_negative: Tensor, shared: Tensor | None, temperature: float, task: str
+) -> Losses:
+    """Return the loss of b tuples of one source.
+
+    Args:
+        query: (b, dim).
+        positive: (b, dim).
+        negative: (b, k, dim), anything where `has_negative` is false.
+        has_negative: (b, k) bool.
+        shared: (b, b) bool, which other rows' positives are no negatives of a row; None gives F2LLM's own formula.
+        temperature: divides the cosines.
+        task: retrieval adds the in-batch term.
+    """
+    hard = hard_loss(query, positive, negative, has_negative, temperature)
+    if task not in IN_BATCH_TASKS:
+        return Losses(hard, hard, None)
+    in_batch = in_batch_loss(query, positive, shared, temperature)
+    return Losses(hard + in_batch, hard, in_batch)
+
+
+def hard_loss(query: Tensor, positive: Tensor, negative: Tensor, has_negative: Tensor, temperature: float) -> Tensor:
+    """Return the mean cross-entropy of each positive among itself and its row's own negatives."""
+    near = (query * positive).sum(-1, keepdim=True)  # (b, 1)
+    far = torch.einsum("bd,bkd->bk", query, negative).masked_fill(~has_negative, -torch.inf)
+    logits = torch.cat([near, far], dim=1) / temperature
+    return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
+
+
+def in_batch_loss(query: Tensor, positive: Tensor, shared: Tensor | None, temperature: float) -> Tensor:
+    """Return the mean cross-entropy of each positive among the positives of all rows, but for those `shared` excludes."""
+    logits = query @ positive.T / temperature  # (b, b)
+    if shared is not None:
+        logits = logits.masked_fill(shared, -torch.inf)
+    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))

@@ -1,0 +1,235 @@
+"""The texts of a mined source as tokens: each distinct text once, in flat arrays that are mapped into memory.
+
+ids.bin        (T,)    u16 or u32  the tokens of all texts, one after the other
+starts.npy     (n+1,)  i64         text t is ids[starts[t]:starts[t+1]]
+rows.npy       (r,)    u64         what each row's draws are a function of: the head of its query's key
+query.npy      (r,)    u32         text of the row's query
+positives.npy  (P,)    u32         passages; row i has positives[positive_starts[i]:positive_starts[i+1]]
+negatives.npy  (N,)    u32         likewise, with negative_starts.npy
+text.npy       (p,)    u32         text of each passage; ABSENT where no row names it
+identity.npy   (p,)    i64         equal for two passages exactly if they may not serve as each other's negatives
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from curation import store
+from curation.errors import BuildError, listed
+from curation.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from training.model import Model
+
+ABSENT = np.uint32(0xFFFFFFFF)
+TEXTS_AT_ONCE = 8192
+FIRST_UNGROUPED = 1 << 32  # groups are u32, so a passage without one gets an identity that no group has
+ARRAYS = ("starts", "rows", "query", "positives", "positive_starts", "negatives", "negative_starts", "text", "identity")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source to train on; the arrays are as in the module's picture, mapped and not read."""
+
+    name: str
+    task: str
+    folder: Path  # of the mined pairs, where the ids of the rows are
+    digest: str
+    ids: np.ndarray
+    starts: np.ndarray
+    rows: np.ndarray
+    query: np.ndarray
+    positives: np.ndarray
+    positive_starts: np.ndarray
+    negatives: np.ndarray
+    negative_starts: np.ndarray
+    text: np.ndarray
+    identity: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def row_ids(self, rows: np.ndarray) -> list[str]:
+        """Return the ids of some rows, such as `squad/87431`."""
+        return [str(name) for name in store.read_table(self.folder, "pairs", ["id"])["id"].gather(rows.astype(np.uint32))]
+
+
+def mined_sources(build: Path, only: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """Return the entries of build.json for the sources to train on, in the manifest's order.
+
+    Raises:
+        BuildError: no build stands there, a source of `only` is not in it, or a source has no mined negatives.
+    """
+    known: dict[str, dict[str, Any]] = store.read_json(build / "build.json")["sources"]
+    if strange := [name for name in only if name not in known]:
+        raise BuildError(build, f"has no source '{strange[0]}'", f"it has {listed(known)}")
+    chosen = {name: entry for name, entry in known.items() if not only or name in only}
+    if missing := [name for name in chosen if not (build / "mined" / name / store.RECEIPT).exists()]:
+        raise BuildError(build, f"no mined negatives for {listed(missing)}", f"run `mine negatives {build}` first")
+    return chosen
+
+
+def load_sources(build: Path, model: Model, prompt: str, only: Sequence[str] = (), progress: Progress = silent) -> list[Source]:
+    """Return the sources of a build as tokens, making those that are not there yet or no longer right.
+
+    They stand in `train/tokens/<tokenizer>/<source>`, so runs with different models do not undo each other's work.
+
+    Raises:
+        BuildError: no mined negatives, files changed by hand, or not one row to train on.
+    """
+    reader = reader_digest(model)
+    sources = []
+    for name, entry in mined_sources(build, only).items():
+        folder = build / "train" / "tokens" / reader[:12] / name
+        digest = _source_digest(build, name, entry, model, prompt, reader)
+        receipt = store.read_receipt(folder)
+        if receipt is None or receipt["digest"] != digest or not _whole(folder, receipt):
+            receipt = _write_source(build, name, entry, model, prompt, folder, digest, progress)
+        if receipt["rows"]:
+            sources.append(_open(build, name, entry["task"], folder, receipt))
+    if not sources:
+        raise BuildError(build, "has not one mined tuple to train on", "look at `curate show` for what was dropped and why")
+    return sources
+
+
+def reader_digest(model: Model) -> str:
+    """Return the digest of how a model cuts texts into tokens."""
+    described = json.loads(model.tokenizer.backend_tokenizer.to_str())
+    # Truncation and padding are states of the last call, and not what the tokenizer is.
+    told = {key: value for key, value in described.items() if key not in ("truncation", "padding")}
+    return store.digest_of([told, model.max_tokens, model.appends_eos])
+
+
+def _source_digest(build: Path, name: str, entry: Mapping[str, Any], model: Model, prompt: str, reader: str) -> str:
+    """Return the digest of all that a source's tokens depend on; the prompts are told by what they make of a word."""
+    rendered = [model.render_query(entry["instruction"], "word", prompt), model.render_passage("word", prompt)]
+    stages = [_receipt(build / stage / name)["digest"] for stage in ("curated", "mined")]
+    return store.digest_of([reader, rendered, stages, entry["task"]])
+
+
+def _receipt(folder: Path) -> dict[str, Any]:
+    receipt = store.read_receipt(folder)
+    if receipt is None:
+        raise BuildError(folder, "is not there or unfinished", "run `curate build` and `mine negatives` first")
+    return receipt
+
+
+def _whole(folder: Path, receipt: Mapping[str, Any]) -> bool:
+    """Tell whether every file has its length; reading gigabytes for a digest at each start would cost more than it tells."""
+    sizes: dict[str, int] = receipt["bytes"]
+    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
+
+
+def _write_source(
+    build: Path,
+    name: str,
+    entry: Mapping[str, Any],
+    model: Model,
+    prompt: str,
+    folder: Path,
+    digest: str,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Read, check and tokenise a source; return its receipt."""
+    curated, mined = build / "curated" / name, build / "mined" / name
+    for stage in (curated, mined):
+        store.check_files(stage, _receipt(stage))
+    pairs = store.read_table(mined, "pairs", ["id", "key", "query", "positives", "negatives"])
+    _same_tuples(pairs, store.read_table(curated, "pairs", ["id", "key", "positives"]), mined)
+    passages = store.read_table(curated, "passages", ["pid", "text", "group"])
+
+    def work(part: Path) -> dict[str, Any]:
+        arrays = _arrays(pairs, passages, mined)
+        named = passages["text"].gather(np.flatnonzero(arrays["text"] != ABSENT).astype(np.uint32))
+        texts = [model.render_query(entry["instruction"], query, prompt) for query in pairs["query"]]
+        texts += [model.render_passage(text, prompt) for text in named]
+        number, distinct = _distinct(texts)
+        arrays["query"] = number[: len(pairs)]
+        arrays["text"][arrays["text"] != ABSENT] = number[len(pairs) :]
+        with progress(f"tokenise {name}", len(distinct), "texts") as advance, store.atomic(part / "ids.bin") as file:
+            arrays["starts"] = _tokenise(model, distinct, file, advance)
+        for label, array in arrays.items():
+            with store.atomic(part / f"{label}.npy") as file:
+                np.save(file, array)
+        sizes = {path.name: path.stat().st_size for path in sorted(part.iterdir())}
+        return {"rows": len(pairs), "texts": len(distinct), "bytes": sizes, "wide": _width(model).itemsize}
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return store.run_stage(folder, digest, work)[0]
+
+
+def _same_tuples(pairs: pl.DataFrame, before: pl.DataFrame, mined: Path) -> None:
+    """Refuse negatives that were mined before the source was built anew: their passage ids would name other texts."""
+    first = pl.col("positives").list.first().alias("first")
+    known = before.select("id", "key", first, pl.col("positives").list.len().alias("count"))
+    found = pairs.select("id", "key", first, pl.col("positives").list.len().alias("count"))
+    if len(strange := found.join(known, on=["id", "key", "first", "count"], how="anti", nulls_equal=True)):
+        told = f"was mined from other tuples than curated/{mined.name} now holds ({strange['id'][0]} is one)"
+        raise BuildError(mined, told, "run `mine negatives` again")
+
+
+def _arrays(pairs: pl.DataFrame, passages: pl.DataFrame, mined: Path) -> dict[str, np.ndarray]:
+    """Return the arrays that need no tokenizer; `text` is 0 for now where a row names the passage."""
+    positives, positive_starts = _flat(pairs["positives"])
+    negatives, negative_starts = _flat(pairs["negatives"])
+    named = np.unique(np.concatenate([positives, negatives]))
+    if len(named) and named[-1] >= len(passages):
+        raise BuildError(mined, f"names passage {named[-1]} of {len(passages)}", "run `mine negatives` again")
+    if (np.diff(positive_starts) == 0).any():
+        raise BuildError(mined, "has a tuple without a positive", "run `mine negatives` again")
+    text = np.full(len(passages), ABSENT, dtype=np.uint32)
+    text[named] = 0
+    alone = np.arange(len(passages), dtype=np.int64) + FIRST_UNGROUPED
+    group = passages["group"].cast(pl.Int64).fill_null(-1).to_numpy()
+    return {
+        "rows": np.frombuffer(b"".join(key[:8] for key in pairs["key"]), dtype="<u8"),
+        "positives": positives,
+        "positive_starts": positive_starts,
+        "negatives": negatives,
+        "negative_starts": negative_starts,
+        "text": text,
+        "identity": np.where(group >= 0, group, alone),
+    }
+
+
+def _flat(lists: pl.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Return a list column as (values u32, starts i64)."""
+    starts = np.zeros(len(lists) + 1, dtype=np.int64)
+    np.cumsum(lists.list.len().fill_null(0).to_numpy(), out=starts[1:])
+    return lists.explode().drop_nulls().cast(pl.UInt32).to_numpy(), starts
+
+
+def _distinct(texts: list[str]) -> tuple[np.ndarray, list[str]]:
+    """Return (number of each text u32, distinct texts in order of first appearance)."""
+    column = pl.DataFrame({"text": pl.Series(texts, dtype=pl.String)})
+    once = column.unique(maintain_order=True).with_row_index("number")
+    number = column.join(once, on="text", how="left", maintain_order="left")["number"].to_numpy()
+    return number.astype(np.uint32), once["text"].to_list()
+
+
+def _width(model: Model) -> np.dtype[Any]:
+    return np.dtype(np.uint16 if len(model.tokenizer) <= 1 << 16 else np.uint32)
+
+
+def _tokenise(model: Model, texts: list[str], file: IO[bytes], advance: Any) -> np.ndarray:
+    """Write the tokens of all texts to a file and return where each begins, (n+1,) i64."""
+    width, lengths = _width(model), [np.zeros(1, dtype=np.int64)]
+    for first in range(0, len(texts), TEXTS_AT_ONCE):
+        tokens = model.tokenize(texts[first : first + TEXTS_AT_ONCE])
+        file.write(tokens.ids.astype(width).tobytes())
+        lengths.append(np.diff(tokens.starts))
+        advance(len(tokens.starts) - 1)
+    return np.cumsum(np.concatenate(lengths))
+
+
+def _open(build: Path, name: str, task: str, folder: Path, receipt: Mapping[str, Any]) -> Source:
+    arrays = {label: np.load(folder / f"{label}.npy", mmap_mode="r") for label in ARRAYS}
+    ids = np.memmap(folder / "ids.bin", dtype=np.uint16 if receipt["wide"] == 2 else np.uint32, mode="r")
+    return Source(name, task, build / "mined" / name, receipt["digest"], ids, **arrays)
