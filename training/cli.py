@@ -126,10 +126,23 @@ def run_training(
 @click.argument("model")
 @click.option("--data", type=FOLDER, required=True, help="Folder in BEIR layout, such as BUILD/heldout/SOURCE.")
 @click.option("--instruction", default="", metavar="TEXT", help="What the model is told before each query.")
+@click.option("--prompt", type=click.Choice(["auto", "instruct", "none"]), default="auto", help="As in a manifest; default auto.")
+@click.option("--max-tokens", type=click.IntRange(4), help="Longer texts are cut; by default the model's own limit.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "auto"]), default="float32", help="Default float32.")
 @DEVICE
 @JSON
 @QUIET
-def evaluate(model: str, data: Path, instruction: str, device: str, as_json: bool, quiet: bool) -> None:
+def evaluate(
+    model: str,
+    data: Path,
+    instruction: str,
+    prompt: str,
+    max_tokens: int | None,
+    dtype: str,
+    device: str,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Measure how well MODEL retrieves: nDCG@10, recall@10, MRR@10.
 
     MODEL is a folder, a Hub id, or package:NAME.
@@ -137,7 +150,8 @@ def evaluate(model: str, data: Path, instruction: str, device: str, as_json: boo
     from training.encode import load_encoder
     from training.evaluate import evaluate as measure
 
-    _show(measure(load_encoder(model, device=device), data, instruction, for_terminal(quiet)), as_json)
+    encoder = load_encoder(model, device=device, dtype=dtype, max_tokens=max_tokens, prompt=prompt)
+    _show(measure(encoder, data, instruction, for_terminal(quiet)), as_json)
 
 
 @train.command()
