@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -20,9 +22,7 @@ from curation.errors import ManifestError, UserError, did_you_mean
 from curation.manifest import Manifest, Source, load_manifest
 from curation.progress import Progress, silent
 from curation.stages import Done, Job, Receipt, curate_source, curate_stands, shape_source, shape_stands
-from curation.store import (
-    write_json,
-)
+from curation.store import locked, write_json
 from curation.summary import write_summary
 
 
@@ -55,7 +55,13 @@ def build(
     chosen = pick(manifest, only)
     jobs = [job_of(manifest, source, path.parent, folder, limit) for source in manifest.sources]
     needed = [job for job in jobs if job.source.name in chosen or job.source.holdout]
-    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, "curate build"):
+        return _build(path, manifest, folder, chosen, needed, workers, progress)
+
+
+def _build(
+    path: Path, manifest: Manifest, folder: Path, chosen: list[str], needed: list[Job], workers: int, progress: Progress
+) -> Outcome:
     started = time.time()
     shaped, failed = _each(shape_source, shape_stands, needed, workers, progress, "read and shape")
     ready = [job for job in needed if job.source.name in chosen and job.source.name in shaped]
@@ -125,10 +131,24 @@ def _each(
     if to_do:
         # spawn, not fork: a forked polars waits for threads that are not there
         context = multiprocessing.get_context("spawn")
-        with progress(what, len(to_do), "sources") as advance, ProcessPoolExecutor(min(workers, len(to_do)), context) as pool:
+        with (
+            progress(what, len(to_do), "sources") as advance,
+            ProcessPoolExecutor(min(workers, len(to_do)), context, initializer=_die_with, initargs=(os.getpid(),)) as pool,
+        ):
             futures = {pool.submit(work, job, silent): job for job in to_do}
             for future in as_completed(futures):
                 note(futures[future], future.result)
                 advance(1)
     order = [job.source.name for job in jobs]
     return {name: done[name] for name in order if name in done}, {name: failed[name] for name in order if name in failed}
+
+
+def _die_with(parent: int) -> None:
+    """End this worker when the process that wants its work is gone: a killed build leaves nobody writing."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,6 +1,6 @@
 """Files that are whole or absent: atomic writes, parquet shards, and the receipts that make runs resumable.
 
-A stage is a folder. It is written under `<folder>.part`, its receipt `done.json` last, and then renamed; so a
+A stage is a folder. It is written under `<folder>.<process>.part`, its receipt `done.json` last, and then renamed; so a
 folder with a receipt is whole. The receipt holds the digest of everything the stage depends on, and the digest of
 each file in it. A stage runs if the first differs; a file that no longer has its digest was changed by hand.
 """
@@ -8,6 +8,7 @@ each file in it. A stage runs if the first differs; a file that no longer has it
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -175,8 +176,9 @@ def run_stage(folder: Path, digest: str, work: Callable[[Path], Mapping[str, Any
     if receipt is not None and receipt.get("digest") == digest:
         check_files(folder, receipt)
         return receipt, False
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
+    for left_over in folder.parent.glob(f"{folder.name}.*.part"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     part.mkdir(parents=True)
     try:
         said = work(part)
@@ -190,6 +192,22 @@ def run_stage(folder: Path, digest: str, work: Callable[[Path], Mapping[str, Any
     part.replace(folder)
     sync_folder(folder.parent)
     return receipt, True
+
+
+@contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Keep a second `what` out of a folder; the system lets go of the lock when the process ends, however it ends.
+
+    Raises:
+        BuildError: another process is at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f".{what.replace(' ', '-')}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BuildError(folder, f"another `{what}` is at work there", "wait until it is done, or stop it") from None
+        yield
 
 
 def newest_build(root: Path) -> Path:

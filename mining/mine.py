@@ -80,10 +80,12 @@ def mine_build(
         ModelError: the model cannot be loaded, or gives numbers that are none.
     """
     receipts = {}
-    encoder = cache(lambda: load(settings_of(build), device))
-    for job in jobs(build, only, encoder):
-        receipt, ran = store.run_stage(job.mined, job.digest, partial(_mine, job, encoder, progress))
-        receipts[job.name] = {**receipt, "ran": ran}
+    settings = settings_of(build)
+    encoder = cache(lambda: load(settings, device))
+    with store.locked(build, "mine negatives"):
+        for job in jobs(build, only, encoder):
+            receipt, ran = store.run_stage(job.mined, job.digest, partial(_mine, job, encoder, progress))
+            receipts[job.name] = {**receipt, "ran": ran}
     return receipts
 
 

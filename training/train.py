@@ -70,8 +70,22 @@ def train(
     out = out or build / "train"
     seed = int(store.read_json(build / "build.json")["seed"])
     mined_sources(build, only)  # complain before a model is loaded
-    if restart:
-        forget(out)
+    with store.locked(out, "train"):
+        if restart:
+            forget(out)
+        return _train(build, recipe, out, seed, device, only, say, progress)
+
+
+def _train(
+    build: Path,
+    recipe: Train,
+    out: Path,
+    seed: int,
+    device: str,
+    only: Sequence[str],
+    say: Say,
+    progress: Progress,
+) -> tuple[dict[str, Any], bool]:
     model = load_model(recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device=device)
     backend = Torch(model, recipe)
     sources = load_sources(build, model, recipe.prompt, only, progress)

