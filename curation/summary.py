@@ -10,19 +10,8 @@ from curation.manifest import Manifest
 from curation.store import atomic, read_json, write_json
 
 Receipt = dict[str, Any]
-CARRIED = (
-    "task",
-    "instruction",
-    "language",
-    "license",
-    "revision",
-    "digest",
-    "rows_in",
-    "tuples_made",
-    "merged",
-    "heldout",
-    "passages",
-)
+CONSTANTS = ("task", "instruction", "language", "license", "revision")
+COUNTS = ("digest", "rows_in", "tuples_made", "merged", "heldout", "passages")
 
 
 def write_summary(
@@ -42,24 +31,11 @@ def write_summary(
     if not copy.exists() or copy.read_bytes() != text:
         with atomic(copy) as file:
             file.write(text)
-    if summary.exists() and earlier == whole:
+    if summary.exists() and earlier == whole and list(earlier["sources"]) == list(sources):
         summary.touch()  # the newest build is the one last asked for
     else:
         write_json(summary, whole)
 
 
 def _entry(receipt: Receipt) -> Receipt:
-    names = (
-        "task",
-        "instruction",
-        "language",
-        "license",
-        "revision",
-        "digest",
-        "rows_in",
-        "tuples_made",
-        "merged",
-        "heldout",
-        "passages",
-    )
-    return {name: receipt[name] for name in names} | {"tuples": receipt["kept"]}
+    return {name: receipt[name] for name in CONSTANTS + COUNTS} | {"tuples": receipt["kept"]}

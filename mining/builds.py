@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def described(build: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def mined_sources(build: Path, only: str | None) -> list[str]:
+def mined_sources(build: Path, only: Sequence[str]) -> list[str]:
     """Return the sources of a build that have been mined.
 
     Raises:
@@ -71,7 +71,9 @@ def mined_sources(build: Path, only: str | None) -> list[str]:
     """
     names = [name for name in selected(build, described(build), only) if store.read_receipt(build / "mined" / name)]
     if not names:
-        raise BuildError(build / "mined", f"holds nothing mined{f' for {only}' if only else ''}", "run `mine negatives` first")
+        raise BuildError(
+            build / "mined", f"holds nothing mined{f' for {listed(only)}' if only else ''}", "run `mine negatives` first"
+        )
     return names
 
 
@@ -98,20 +100,21 @@ def shown(build: Path, name: str, number: int) -> list[dict[str, Any]]:
     return found
 
 
-def selected(build: Path, whole: Mapping[str, Any], only: str | None) -> list[str]:
-    """Return the names of the sources, or of the one asked for.
+def selected(build: Path, whole: Mapping[str, Any], only: Sequence[str]) -> list[str]:
+    """Return the names of the sources, or of those asked for.
 
     Raises:
         BuildError: it failed in the build, or there is none of that name.
     """
     names, failed = list(whole["sources"]), whole.get("failed", {})
-    if only is None:
-        return names
-    if only in failed:
-        raise BuildError(build, f"source '{only}' failed in the build: {failed[only]}", "mend it and run `curate build` again")
-    if only not in names:
-        raise BuildError(build, f"has no source '{only}'{did_you_mean(only, names)}", f"it has {listed(names)}")
-    return [only]
+    for name in only:
+        if name in failed:
+            raise BuildError(
+                build, f"source '{name}' failed in the build: {failed[name]}", "mend it and run `curate build` again"
+            )
+        if name not in names:
+            raise BuildError(build, f"has no source '{name}'{did_you_mean(name, names)}", f"it has {listed(names)}")
+    return [name for name in names if name in only] or names
 
 
 def _missing(keys: tuple[str, ...], found: object) -> list[str]:

@@ -12,7 +12,7 @@ from curation.progress import for_terminal
 
 WIDTH = 78  # columns of `mine show`
 BUILD = click.argument("build", required=False, type=click.Path(path_type=Path))
-ONLY = click.option("--only", metavar="SOURCE", help="This source alone.")
+ONLY = click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")
 
 
 @click.group(context_settings=SETTINGS)
@@ -29,7 +29,7 @@ def mine() -> None:
 @click.option("-q", "--quiet", is_flag=True, help="Neither progress nor warnings.")
 @click.option("-v", "--verbose", is_flag=True, help="Also print what each filter took, and the signature.")
 def negatives(
-    build: Path | None, only: str | None, device: str, dry_run: bool, as_json: bool, quiet: bool, verbose: bool
+    build: Path | None, only: tuple[str, ...], device: str, dry_run: bool, as_json: bool, quiet: bool, verbose: bool
 ) -> None:
     """Mine the negatives of a build.
 
@@ -46,7 +46,7 @@ def negatives(
     receipts = plan(build, only, device) if dry_run else mine_build(build, only, device, for_terminal(quiet))
     if not quiet:
         lines = [warning(name, receipt) for name, receipt in receipts.items() if "kept" in receipt]
-        if only is None:
+        if not only:
             lines += [
                 f"{name}: failed in the build and has nothing to mine: {why}" for name, why in failed_sources(build).items()
             ]
@@ -59,7 +59,7 @@ def negatives(
 @BUILD
 @ONLY
 @click.option("-n", "number", default=5, show_default=True, type=click.IntRange(min=1), help="Tuples of each source.")
-def show(build: Path | None, only: str | None, number: int) -> None:
+def show(build: Path | None, only: tuple[str, ...], number: int) -> None:
     """Print tuples with their negatives.
 
     BUILD is a folder, by default the newest under ./builds. A positive comes with

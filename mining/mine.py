@@ -6,7 +6,7 @@ of other classes. Classification sources keep the other label, which they were b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -70,7 +70,7 @@ def open_encoder(settings: Mine, device: str) -> Encoder:
 
 
 def mine_build(
-    build: Path, only: str | None = None, device: str = "auto", progress: Progress = silent, load: Open = open_encoder
+    build: Path, only: Sequence[str] = (), device: str = "auto", progress: Progress = silent, load: Open = open_encoder
 ) -> dict[str, dict[str, Any]]:
     """Mine the sources of a build and return their receipts, each with `ran`: whether there was anything to do.
 
@@ -89,7 +89,7 @@ def mine_build(
     return receipts
 
 
-def plan(build: Path, only: str | None = None, device: str = "auto", load: Open = open_encoder) -> dict[str, dict[str, Any]]:
+def plan(build: Path, only: Sequence[str] = (), device: str = "auto", load: Open = open_encoder) -> dict[str, dict[str, Any]]:
     """Return what `mine_build` would do: for each source the way, the rows, and whether it would run."""
     encoder = cache(lambda: load(settings_of(build), device))
     found = {}
@@ -99,7 +99,7 @@ def plan(build: Path, only: str | None = None, device: str = "auto", load: Open 
     return found
 
 
-def jobs(build: Path, only: str | None, encoder: Callable[[], Encoder]) -> Iterator[Job]:
+def jobs(build: Path, only: Sequence[str], encoder: Callable[[], Encoder]) -> Iterator[Job]:
     """Return the sources to mine, checked, in the build's order."""
     whole = described(build)
     settings = settings_of(build)

@@ -240,10 +240,10 @@ def test_wrong_builds(tmp_path):
     )
     build = make_build(tmp_path / "c", {"squad": retrieval(5)}, EASY, {"news": "news.csv:3: unbalanced quotes"})
     assert failed_sources(build) == {"news": "news.csv:3: unbalanced quotes"}
-    assert complaint(only="news") == (
+    assert complaint(only=["news"]) == (
         f"{build}: source 'news' failed in the build: news.csv:3: unbalanced quotes; mend it and run `curate build` again"
     )
-    assert complaint(only="squat") == f"{build}: has no source 'squat' (did you mean 'squad'?); it has squad"
+    assert complaint(only=["squat"]) == f"{build}: has no source 'squat' (did you mean 'squad'?); it has squad"
     shard = build / "curated" / "squad" / "pairs-00000.parquet"
     shard.write_bytes(shard.read_bytes() + b"x")
     assert complaint().startswith(f"{shard}: was changed since it was written")
