@@ -80,6 +80,7 @@ def mine_build(
         ModelError: the model cannot be loaded, or gives numbers that are none.
     """
     receipts = {}
+    described(build)  # complain before anything is written
     settings = settings_of(build)
     encoder = cache(lambda: load(settings, device))
     with store.locked(build, "mine negatives"):
