@@ -9,7 +9,7 @@ import polars as pl
 from curation.errors import SourceError, listed
 from curation.manifest import Source
 from curation.rows import ROW
-from curation.schema import dropped_frame
+from curation.schema import dropped_frame, split_query
 
 TUPLES = pl.Schema(
     {
@@ -32,6 +32,7 @@ class Tuples(NamedTuple):
     tuples: pl.DataFrame  # TUPLES, in order of their first rows
     dropped: pl.DataFrame  # DROPPED, one line a row that is in no tuple
     corpus: pl.Series  # texts that are passages although no tuple names them
+    instruction: str = ""  # the source's, or else the one its queries came with
 
 
 def place_of(source: Source) -> str:
@@ -60,16 +61,49 @@ def texts_of(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
     return pl.select(pl.when(texts.str.strip_chars() != "").then(texts)).to_series()
 
 
+def queries_of(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
+    """Return a mapped column as queries: text, without an instruction that was rendered into it, null where blank."""
+    bare = split_query(texts_of(source, rows, wanted))[1]
+    return pl.select(pl.when(bare.str.strip_chars() != "").then(bare)).to_series()
+
+
+def instruction_of(source: Source, queries: pl.Series) -> str:
+    """Return the instruction of a source: the manifest's, or the one that is rendered into its queries.
+
+    Raises:
+        SourceError: the manifest has none, and the queries have several.
+    """
+    if source.instruction or queries.dtype != pl.String:
+        return source.instruction
+    found = split_query(queries)[0].drop_nulls().unique().sort()
+    if len(found) > 1:
+        what = f"its queries begin with {len(found)} instructions, '{found[0]}' and '{found[1]}' among them"
+        raise SourceError(place_of(source), what, "say `instruction:`, which then stands for all of them")
+    return str(found[0]) if len(found) else ""
+
+
 def text_lists(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
     """Return a mapped column as lists of texts without blanks: a text is a list of one."""
     values = column(place_of(source), rows, wanted)
     if not isinstance(values.dtype, pl.List):
         texts = texts_of(source, rows, wanted)
         return pl.select(pl.concat_list(texts).list.drop_nulls()).to_series()
+    if isinstance(values.dtype.inner, pl.Struct) and "text" in {field.name for field in values.dtype.inner.fields}:
+        return values.list.eval(_record_text(values.dtype.inner)).fill_null([])
     if values.dtype.inner in (pl.Null, pl.String) or not pl.List(values.dtype.inner).inner.is_nested():
         lists = values.cast(pl.List(pl.String)).fill_null([])
         return lists.list.eval(pl.element().filter(pl.element().str.strip_chars() != ""))
     raise SourceError(place_of(source), f"column '{wanted}' holds {_kind(values)}, not texts", "map a column of texts")
+
+
+def _record_text(record: pl.Struct) -> pl.Expr:
+    """Return the texts of records {title, text}, as Tevatron and MIRACL have them; blank ones left out."""
+    parts = [name for name in ("title", "text") if name in {field.name for field in record.fields}]
+    fields = [pl.element().struct.field(name).cast(pl.String) for name in parts]
+    joined = pl.concat_str(
+        [pl.when(part.str.strip_chars() != "").then(part) for part in fields], separator="\n", ignore_nulls=True
+    )
+    return joined.filter(joined.str.strip_chars() != "")
 
 
 def _kind(values: pl.Series) -> str:

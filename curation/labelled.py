@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from curation.columns import Tuples, finish, labels_of, place_of, reason_of, texts_of
+from curation.columns import Tuples, finish, labels_of, place_of, queries_of, reason_of
 from curation.errors import SourceError, listed
 from curation.manifest import Source
 from curation.rows import ROW
@@ -16,7 +16,7 @@ from curation.text import forms
 def _labelled(source: Source, rows: pl.DataFrame) -> pl.DataFrame:
     """Return row, query, label, form (what counts as the same text), reason and evidence."""
     assert source.fields.query is not None
-    texts, labels = texts_of(source, rows, source.fields.query), labels_of(source, rows)
+    texts, labels = queries_of(source, rows, source.fields.query), labels_of(source, rows)
     frame = pl.DataFrame({"row": rows[ROW], "query": texts, "evidence": labels, "label": labels, "form": forms(texts)})
     if source.labels:
         frame = frame.with_columns(pl.col("label").replace_strict(source.labels, default=None, return_dtype=pl.String))

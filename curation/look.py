@@ -25,18 +25,27 @@ MARGIN = 14
 TEXT_LINES = 6
 
 
+def names_of(build: Path, only: Iterable[str] = ()) -> list[str]:
+    """Return the names of a build's sources, or those of `only`, in the build's order.
+
+    Raises:
+        BuildError: no build, or no such source.
+    """
+    names = list(read_json(build / "build.json")["sources"])
+    for name in only:
+        if name not in names:
+            raise BuildError(build, f"no source '{name}'" + did_you_mean(name, names), f"sources: {listed(names)}")
+    return [name for name in names if name in set(only)] or names
+
+
 def receipts(build: Path, only: Iterable[str] = ()) -> dict[str, Receipt]:
     """Return the receipt of each source of a build, files checked.
 
     Raises:
         BuildError: no build, no such source, or a file was changed by hand.
     """
-    names = list(read_json(build / "build.json")["sources"])
-    for name in only:
-        if name not in names:
-            raise BuildError(build, f"no source '{name}'" + did_you_mean(name, names), f"sources: {listed(names)}")
     found = {}
-    for name in [name for name in names if name in set(only)] or names:
+    for name in names_of(build, only):
         folder = build / "curated" / name
         receipt = read_receipt(folder)
         if receipt is None:
@@ -149,5 +158,5 @@ def preview(manifest_path: Path, only: Iterable[str], limit: int | None, write: 
         if shape_of(source) != "qrels":  # a tuple of qrels needs the whole corpus
             made = to_tuples(source, rows.head(PREVIEW_ROWS), manifest.seed)
             for row in made.tuples.head(1).iter_rows(named=True):
-                query = render_query(source.instruction, row["query"])
+                query = render_query(made.instruction, row["query"])
                 write(as_text({"query": query, "positives": row["positives"], "negatives": row["negatives"]}))

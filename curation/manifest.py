@@ -11,7 +11,7 @@ from curation.errors import ManifestError, did_you_mean, listed
 from curation.yaml_lines import Document, Place, read_yaml
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")]
-Reader = Literal["json", "jsonl", "csv", "tsv", "parquet", "squad", "python"]
+Reader = Literal["json", "jsonl", "csv", "tsv", "parquet", "squad", "flagembedding", "tevatron", "python"]
 Task = Literal["retrieval", "classification", "clustering"]
 Prompt = Literal["auto", "instruct", "none"]
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -83,9 +83,15 @@ class TextTable(Table):
 class Fields(Section):
     """Which column is what. The mapped columns decide the shape of the source."""
 
-    query: str | None = Field(None, description="column of the query, premise, first sentence, or text to classify")
+    query: str | None = Field(
+        None,
+        description="column of the query, premise, first sentence, or text to classify; an instruction rendered into it (`Instruct: ...`, a new line, `Query: ...`) is taken off again",
+    )
     positive: str | None = Field(None, description="column of the positive; a list gives several")
-    negatives: list[str] = Field(default_factory=list, description="column or columns of given negatives; lists are taken apart")
+    negatives: list[str] = Field(
+        default_factory=list,
+        description="column or columns of given negatives, or a pattern such as `negative_*`; lists are taken apart",
+    )
     label: str | None = Field(None, description="column of the label (NLI, classification, clustering)")
     score: str | None = Field(None, description="column of the score (STS, paraphrase, graded qrels)")
     query_id: str | None = Field(None, description="qrels: column of the query's id")
@@ -104,7 +110,9 @@ class Source(Table):
 
     name: Name = Field(description="short name; ids are `name/row`")
     task: Task = Field(description="retrieval, classification or clustering: decides loss and number of negatives")
-    instruction: str = Field("", description="what a decoder is told before the query")
+    instruction: str = Field(
+        "", description="what a decoder is told before the query; by default the one that is rendered into the queries, if any"
+    )
     license: str | None = Field(None, description="licence as claimed; publishing needs it")
     language: str = Field("en", description="language of the texts")
     fields: Fields = Field(description="which column is what")

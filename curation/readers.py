@@ -3,6 +3,7 @@
     json     a list of objects                            jsonl    one object a line
     csv tsv  text cells; Python's csv module, strict      parquet  through polars
     squad    one row a question                           python   one row a function that has a docstring
+    flagembedding  jsonl whose pos and neg are lists      tevatron  jsonl of passages, as query_id, query, positives, negatives
 
 A row that cannot be read is a `Lost`, and the file goes on. A file that cannot be read raises a SourceError. `.gz`
 is peeled off first. Python's own json and csv do the parsing: polars' are about twice as fast, but fill the missing
@@ -38,6 +39,8 @@ ENDINGS = {
     ".parquet": "parquet",
     ".py": "python",
 }
+Loss = tuple[str, str, bool]  # reason, evidence, whether it is bad
+LineOf = Callable[[File, int, str], "Record | Loss"]
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that may be half a character
 
 
@@ -97,7 +100,7 @@ def _read_json(file: File, table: Table, start: int) -> Reading:
     return batches((_record(f"{file.name}: item {i}", item, suspect) for i, item in enumerate(document)), start)
 
 
-def _record(where: str, value: Any, suspect: bool) -> Record | tuple[str, str, bool]:
+def _record(where: str, value: Any, suspect: bool) -> Record | Loss:
     if not isinstance(value, dict):
         return "not_an_object", f"{where}: {_kind(value)}, not an object", True
     if suspect and not _encodes(value):
@@ -110,14 +113,15 @@ def _kind(value: object) -> str:
     return kinds.get(type(value), "a number")
 
 
-def _read_jsonl(file: File, table: Table, start: int) -> Reading:
+def _read_jsonl(file: File, table: Table, start: int, line_of: LineOf | None = None) -> Reading:
+    read = line_of or _json_line
     with opened(file, table) as lines:
         numbered = ((number, line) for number, line in enumerate(lines, 1) if not line.isspace())
         first = next(numbered, None)
         if first is None:
             raise SourceError(file.name, "is empty")
         _refuse_document(file, *first)
-        yield from batches((_json_line(file, *line) for line in chain([first], numbered)), start)
+        yield from batches((read(file, *line) for line in chain([first], numbered)), start)
 
 
 def _refuse_document(file: File, number: int, line: str) -> None:
@@ -131,7 +135,7 @@ def _refuse_document(file: File, number: int, line: str) -> None:
         raise SourceError(f"{file.name}:{number}", "this is one JSON document, not JSON Lines", "say `reader: json`")
 
 
-def _json_line(file: File, number: int, line: str) -> Record | tuple[str, str, bool]:
+def _json_line(file: File, number: int, line: str) -> Record | Loss:
     where = f"{file.name}:{number}"
     try:
         value = json.loads(line)
@@ -140,6 +144,44 @@ def _json_line(file: File, number: int, line: str) -> Record | tuple[str, str, b
     except (ValueError, RecursionError) as error:
         return "bad_json", f"{where}: {error}", True
     return _record(where, value, bool(SURROGATE.search(line)))
+
+
+def _flagembedding_line(file: File, number: int, line: str) -> Record | Loss:
+    """Read FlagEmbedding's query, pos, neg, ...; a text for a list would give a trainer single characters."""
+    record = _json_line(file, number, line)
+    if isinstance(record, dict):
+        for name in ("pos", "neg"):
+            _refuse_text(file, number, record, name)
+    return record
+
+
+def _tevatron_line(file: File, number: int, line: str) -> Record | Loss:
+    """Read Tevatron's query_id, query, positive_passages, negative_passages; a passage becomes its title and text."""
+    record = _json_line(file, number, line)
+    if not isinstance(record, dict):
+        return record
+    passages = {"positives": "positive_passages", "negatives": "negative_passages"}
+    others = {name: value for name, value in record.items() if name not in passages.values()}
+    return others | {to: _passages(file, number, record, name) for to, name in passages.items()}
+
+
+def _refuse_text(file: File, number: int, record: Record, name: str) -> None:
+    value = record.get(name)
+    hint = f'write `"{name}": ["a text", ...]`, for one text too'
+    if value is not None and not isinstance(value, list):
+        raise SourceError(f"{file.name}:{number}", f"'{name}' is {_kind(value)}, not a list of texts", hint)
+    if not all(isinstance(text, str) for text in value or []):
+        raise SourceError(f"{file.name}:{number}", f"'{name}' lists other things than texts", hint)
+
+
+def _passages(file: File, number: int, record: Record, name: str) -> list[str]:
+    value = record.get(name)
+    whole = isinstance(value, list) and all(isinstance(one, dict) and isinstance(one.get("text"), str) for one in value)
+    if value is not None and not whole:
+        hint = "each passage is {docid, title, text}"
+        raise SourceError(f"{file.name}:{number}", f"'{name}' is not a list of passages with a text", hint)
+    parts = ([str(one.get("title") or ""), one["text"]] for one in value or [])
+    return ["\n".join(part for part in both if part.strip()) for both in parts]
 
 
 def _read_parquet(file: File, table: Table, start: int) -> Reading:
@@ -209,6 +251,8 @@ READERS: dict[str, Callable[[File, Table, int], Reading]] = {
     "csv": partial(read_delimited, comma=True),
     "tsv": partial(read_delimited, comma=False),
     "parquet": _read_parquet,
+    "flagembedding": partial(_read_jsonl, line_of=_flagembedding_line),
+    "tevatron": partial(_read_jsonl, line_of=_tevatron_line),
     "squad": _read_squad,
     "python": _read_python,
 }

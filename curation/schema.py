@@ -63,12 +63,18 @@ DROPPED = pl.Schema(
     }
 )
 
+RENDERED = r"(?s)^Instruct: (.*?)\nQuery: ?(.*)$"  # as `render_query` writes it; some leave out the last space
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def render_query(instruction: str, query: str) -> str:
     """Return the query as a decoder model sees it; an empty instruction gives the query alone."""
     return f"Instruct: {instruction}\nQuery: {query}" if instruction else query
+
+
+def split_query(queries: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """Undo `render_query`: return (instructions, null where there is none; queries without them)."""
+    return queries.str.extract(RENDERED, 1), queries.str.extract(RENDERED, 2).fill_null(queries)
 
 
 def key_of(text: str) -> bytes:

@@ -12,15 +12,29 @@ Every row is in a tuple or in `dropped`, never in both, never in none.
 
 from __future__ import annotations
 
+import fnmatch
+
 import numpy as np
 import polars as pl
 
-from curation.columns import Tuples, column, dropped_rows, finish, labels_of, place_of, reason_of, text_lists, texts_of
+from curation.columns import (
+    Tuples,
+    column,
+    dropped_rows,
+    finish,
+    instruction_of,
+    labels_of,
+    place_of,
+    queries_of,
+    reason_of,
+    text_lists,
+    texts_of,
+)
 from curation.errors import SourceError, listed
 from curation.labelled import classification, clustering
 from curation.manifest import Source, TextTable, shape_of
 from curation.rows import ROW
-from curation.schema import draws
+from curation.schema import draws, split_query
 
 NLI_LABELS = {"entailment": "positive", "neutral": "negative", "contradiction": "negative"}
 
@@ -44,23 +58,28 @@ def to_tuples(
     if shape == "qrels":
         assert corpus is not None
         assert queries is not None
-        return _qrels(source, rows, seed, corpus, queries)
+        assert source.queries is not None
+        made = _qrels(source, rows, seed, corpus, queries)
+        return made._replace(instruction=instruction_of(source, queries[source.queries.fields.text]))
+    assert source.fields.query is not None
     if shape == "nli":
-        return _nli(source, rows)
-    if shape == "labelled":
-        return classification(source, rows) if source.task == "classification" else clustering(source, rows)
-    return _pairs(source, rows, scored=shape == "scored")
+        made = _nli(source, rows)
+    elif shape == "labelled":
+        made = classification(source, rows) if source.task == "classification" else clustering(source, rows)
+    else:
+        made = _pairs(source, rows, scored=shape == "scored")
+    return made._replace(instruction=instruction_of(source, rows[source.fields.query]))
 
 
 def _pairs(source: Source, rows: pl.DataFrame, scored: bool) -> Tuples:
     f = source.fields
     assert f.query is not None
     assert f.positive is not None
-    negatives = [text_lists(source, rows, name) for name in f.negatives]
+    negatives = [text_lists(source, rows, name) for name in _named(source, rows)]
     frame = pl.DataFrame(
         {
             "row": rows[ROW],
-            "query": texts_of(source, rows, f.query),
+            "query": queries_of(source, rows, f.query),
             "positives": text_lists(source, rows, f.positive),
             "negatives": pl.select(pl.concat_list(negatives)).to_series()
             if negatives
@@ -79,6 +98,20 @@ def _pairs(source: Source, rows: pl.DataFrame, scored: bool) -> Tuples:
         cases += [(pl.col("score").is_null(), "bad_score"), (pl.col("score") < source.threshold, "below_threshold")]
     made = finish(source, frame.with_columns(reason_of(*cases)))
     return made._replace(tuples=_both_ways(source, made.tuples)) if source.both_ways else made
+
+
+def _named(source: Source, rows: pl.DataFrame) -> list[str]:
+    """Return the columns of negatives: those mapped, a pattern such as `negative_*` as all it matches, in the rows' order."""
+    found: dict[str, None] = {}
+    for name in source.fields.negatives:
+        matching = (
+            [name] if name in rows.columns or not any(sign in name for sign in "*?[") else fnmatch.filter(rows.columns, name)
+        )
+        if not matching:
+            there = listed([other for other in rows.columns if other != ROW], 20)
+            raise SourceError(place_of(source), f"no column matches '{name}'", f"columns there are: {there}")
+        found |= dict.fromkeys(matching)
+    return [name for name in found if name != ROW]
 
 
 def _both_ways(source: Source, tuples: pl.DataFrame) -> pl.DataFrame:
@@ -102,7 +135,7 @@ def _nli(source: Source, rows: pl.DataFrame) -> Tuples:
     frame = pl.DataFrame(
         {
             "row": rows[ROW],
-            "query": texts_of(source, rows, f.query),
+            "query": queries_of(source, rows, f.query),
             "other": texts_of(source, rows, f.positive),
             "evidence": labels_of(source, rows),
         }
@@ -146,6 +179,7 @@ def _qrels(source: Source, rows: pl.DataFrame, seed: int, corpus: pl.DataFrame, 
     assert source.queries is not None
     passages = _text_table(source, "corpus", source.corpus, corpus)
     asked = _text_table(source, "queries", source.queries, queries)
+    asked = asked.with_columns(split_query(asked["text"])[1])
     frame = pl.DataFrame(
         {"row": rows[ROW], "query_id": texts_of(source, rows, f.query_id), "passage_id": texts_of(source, rows, f.positive_id)}
     ).with_columns(

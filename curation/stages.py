@@ -32,7 +32,7 @@ from curation.store import (
 )
 from curation.text import forms
 
-FORMAT = 1  # of what the two stages write; a new one makes every build run again
+FORMAT = 2  # of what the two stages write; a new one makes every build run again
 Receipt = dict[str, Any]
 
 
@@ -123,6 +123,7 @@ def _shape(job: Job, folder: Path, reads: dict[str, str], progress: Progress) ->
     return {
         "source": source.name,
         "shape": shape_of(source),
+        "instruction": made.instruction,
         "inputs": reads,
         "rows_in": rows_in,
         "rows_used": rows_in - len(dropped_rows),
@@ -202,7 +203,7 @@ def _curate(job: Job, folder: Path) -> Receipt:
     tuples, gone, negatives_out = holdout.take_out_leaks(read_table(stage, "tuples"), heldout, source.name)
     if not len(tuples):
         raise SourceError(place_of(source), "every tuple of it is held out somewhere", "hold out fewer")
-    if source.task == "clustering":
+    if source.task == "clustering" and shaped["shape"] == "labelled":
         tuples, lonely = pair_up(tuples, job.seed, source.name)
         gone = pl.concat([gone, lonely])
     corpus = read_parquet(stage / "corpus.parquet")["text"]
@@ -234,7 +235,7 @@ def _constants(job: Job, shaped: Receipt) -> dict[str, str]:
         "source": source.name,
         "task": source.task,
         "language": source.language,
-        "instruction": source.instruction,
+        "instruction": shaped["instruction"],
         "revision": source.revision or "",
         "license": source.license or "",
         "signature": signature,

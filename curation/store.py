@@ -12,8 +12,8 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -79,14 +79,30 @@ def read_json(path: Path) -> Any:
 def write_lines(path: Path, rows: Iterator[Mapping[str, object]]) -> None:
     """Write JSON Lines, atomically."""
     with atomic(path) as file:
-        for row in rows:
-            file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+        file.writelines(json_line(row) for row in rows)
+
+
+def json_line(row: Mapping[str, object]) -> bytes:
+    """Return one line of JSON Lines."""
+    return (json.dumps(row, ensure_ascii=False) + "\n").encode()
 
 
 def write_table(folder: Path, name: str, table: pl.DataFrame, constants: Mapping[str, str] | None = None) -> None:
     """Write a table as `<name>-00000.parquet`, ... with `constants` in the parquet metadata; same table, same bytes."""
     for shard, start in enumerate(range(0, max(len(table), 1), ROWS_PER_SHARD)):
         write_parquet(folder / f"{name}-{shard:05d}.parquet", table.slice(start, ROWS_PER_SHARD), constants)
+
+
+def write_blocks(path: Path, blocks: Iterable[pl.DataFrame], constants: Mapping[str, str] | None = None) -> None:
+    """Write one parquet file block by block, each a row group, atomically; there is at least one block."""
+    with atomic(path) as file, ExitStack() as closing:
+        writer = None
+        for block in blocks:
+            arrow = block.to_arrow(compat_level=pl.CompatLevel.oldest()).replace_schema_metadata(dict(constants or {}))
+            if writer is None:
+                options = {"compression": "zstd", "write_page_index": True}
+                writer = closing.enter_context(pq.ParquetWriter(file, arrow.schema, **options))
+            writer.write_table(arrow)
 
 
 def write_parquet(path: Path, table: pl.DataFrame, constants: Mapping[str, str] | None = None) -> None:

@@ -125,6 +125,7 @@ def run_training(
 @train.command()
 @click.argument("model")
 @click.option("--data", type=FOLDER, required=True, help="Folder in BEIR layout, such as BUILD/heldout/SOURCE.")
+@click.option("--split", default="test", metavar="NAME", help="Judgements in qrels/NAME.tsv; default test.")
 @click.option("--instruction", default="", metavar="TEXT", help="What the model is told before each query.")
 @click.option("--prompt", type=click.Choice(["auto", "instruct", "none"]), default="auto", help="As in a manifest; default auto.")
 @click.option("--max-tokens", type=click.IntRange(4), help="Longer texts are cut; by default the model's own limit.")
@@ -135,6 +136,7 @@ def run_training(
 def evaluate(
     model: str,
     data: Path,
+    split: str,
     instruction: str,
     prompt: str,
     max_tokens: int | None,
@@ -151,7 +153,7 @@ def evaluate(
     from training.evaluate import evaluate as measure
 
     encoder = load_encoder(model, device=device, dtype=dtype, max_tokens=max_tokens, prompt=prompt)
-    _show(measure(encoder, data, instruction, for_terminal(quiet)), as_json)
+    _show(measure(encoder, data, instruction, for_terminal(quiet), split), as_json)
 
 
 @train.command()

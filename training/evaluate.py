@@ -1,4 +1,4 @@
-"""Retrieval quality on a folder in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/test.tsv.
+"""Retrieval quality on a folder in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/test.tsv (or another split's).
 
 nDCG@10 as trec_eval's `ndcg_cut_10`: gain = the grade itself, discount = log2(rank + 1), the ideal over all relevant
 documents. recall@10 and MRR@10 count a document as relevant where its grade is above 0. All are means over the queries
@@ -34,14 +34,16 @@ class Collection:
     relevant: list[dict[int, float]]
 
 
-def evaluate(encoder: Encoder, folder: Path, instruction: str = "", progress: Progress = silent) -> dict[str, float | int]:
+def evaluate(
+    encoder: Encoder, folder: Path, instruction: str = "", progress: Progress = silent, split: str = "test"
+) -> dict[str, float | int]:
     """Return {"ndcg@10", "recall@10", "mrr@10", "queries"} of exact search in float32; the instruction is for queries only.
 
     Raises:
         SourceError: a file is missing or cannot be read as meant, or no query has a relevant document.
         ModelError: a text gets no vector.
     """
-    collection = read_collection(folder)
+    collection = read_collection(folder, split)
     queries = [encoder.query(instruction, text) for text in collection.queries]
     passages = [encoder.passage(text) for text in collection.passages]
     with progress("encode queries", len(queries), "texts") as advance:
@@ -102,27 +104,28 @@ def _top(products: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor]:
     return best, columns.gather(1, again)
 
 
-def read_collection(folder: Path) -> Collection:
+def read_collection(folder: Path, split: str = "test") -> Collection:
     """Read a folder in BEIR's layout; a document's text is its title, a space and its text.
 
     Raises:
         SourceError: a file is missing, a line is not what it should be, or no query has a relevant document.
     """
-    qrels = _read_qrels(folder / "qrels" / "test.tsv")
+    judged = folder / "qrels" / f"{split}.tsv"
+    qrels = _read_qrels(judged)
     passages = {
         record["_id"]: f"{record.get('title') or ''} {record['text']}".strip() for record in _records(folder / "corpus.jsonl")
     }
     queries = {record["_id"]: record["text"] for record in _records(folder / "queries.jsonl")}
     row_of = {name: row for row, name in enumerate(passages)}
-    _refuse_unknown(folder, "query", [query for query, _, _ in qrels if query not in queries])
-    _refuse_unknown(folder, "document", [document for _, document, _ in qrels if document not in passages])
+    _refuse_unknown(judged, "query", [query for query, _, _ in qrels if query not in queries])
+    _refuse_unknown(judged, "document", [document for _, document, _ in qrels if document not in passages])
     grades: dict[str, dict[int, float]] = {}
     for query, document, grade in qrels:
         if grade > 0:
             grades.setdefault(query, {})[row_of[document]] = grade
     asked = [name for name in queries if name in grades]
     if not asked:
-        raise SourceError(folder / "qrels" / "test.tsv", "no query has a relevant document", LAYOUT)
+        raise SourceError(judged, "no query has a relevant document", LAYOUT)
     return Collection(list(passages.values()), [queries[name] for name in asked], [grades[name] for name in asked])
 
 
@@ -170,10 +173,10 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise SourceError(path, f"is not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
-def _refuse_unknown(folder: Path, kind: str, names: list[str]) -> None:
+def _refuse_unknown(judged: Path, kind: str, names: list[str]) -> None:
     distinct = list(dict.fromkeys(names))
     if distinct:
         file = "queries.jsonl" if kind == "query" else "corpus.jsonl"
         many = f"{len(distinct)} {kind} id{'s' if len(distinct) > 1 else ''}"
         what = f"names {many} that {file} does not have, the first is '{distinct[0]}'"
-        raise SourceError(folder / "qrels" / "test.tsv", what, "are the three files of one dataset?")
+        raise SourceError(judged, what, "are the three files of one dataset?")
