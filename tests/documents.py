@@ -21,10 +21,9 @@ HELP = re.compile(r"<!-- help: (?P<words>[a-z ]+) -->\n```text\n.*?```\n", re.DO
 
 def commands() -> dict[str, click.Command]:
     """Every command a person can type, by its words."""
+    from curation.cli import curate
     from mining.cli import mine
     from training.cli import train
-
-    from curation.cli import curate
 
     found = {}
     for name, group in (("curate", curate), ("mine", mine), ("train", train)):
