@@ -113,7 +113,12 @@ def sketch(data, starts, rows, a, b, digests, counts, kinds, forms):
     """Fill digests (rows, permutations) u32, counts, kinds and forms (rows,) of the texts numbered `rows`."""
     room = _room(starts, rows)
     form = np.empty(room, np.uint8)
-    sums, backs, ends, hashes = np.empty(room, np.uint64), np.empty(room, np.uint64), np.empty(room, np.uint64), np.empty(room, np.uint64)
+    sums, backs, ends, hashes = (
+        np.empty(room, np.uint64),
+        np.empty(room, np.uint64),
+        np.empty(room, np.uint64),
+        np.empty(room, np.uint64),
+    )
     for at in range(len(rows)):
         row = rows[at]
         count, kind, whole = _shingle(data, starts[row], starts[row + 1], form, sums, backs, ends, hashes)
@@ -136,7 +141,12 @@ def sets(data, starts, rows, bounds, hashes, sizes):
     """Fill hashes[bounds[i]:bounds[i] + sizes[i]] with the sorted distinct shingles of text rows[i]."""
     room = _room(starts, rows)
     form = np.empty(room, np.uint8)
-    sums, backs, ends, found = np.empty(room, np.uint64), np.empty(room, np.uint64), np.empty(room, np.uint64), np.empty(room, np.uint64)
+    sums, backs, ends, found = (
+        np.empty(room, np.uint64),
+        np.empty(room, np.uint64),
+        np.empty(room, np.uint64),
+        np.empty(room, np.uint64),
+    )
     for at in range(len(rows)):
         row = rows[at]
         count, _, _ = _shingle(data, starts[row], starts[row + 1], form, sums, backs, ends, found)

@@ -44,14 +44,14 @@ def near(texts: pl.Series, threshold: float) -> Near:
     """Return which texts (no nulls) match. The threshold, in (0, 1], sets the bands."""
     count = len(texts)
     if not count:
-        return Near(*(np.zeros(0, np.int64) for _ in range(3)), np.zeros(0))
+        none = np.zeros(0, np.int64)
+        return Near(none, none, none, np.zeros(0))
     source = read(texts)
     sketches = sketch(source, *bands_for(threshold))
     form = _firsts(sketches.forms)
     able = np.flatnonzero((form == np.arange(count)) & (sketches.counts > 0))
-    pairs = [np.zeros(0, np.uint64)]
-    for band in range(sketches.keys.shape[1]):
-        pairs.append(_pairs(sketches.keys[able, band], able, count))
+    bands = range(sketches.keys.shape[1] if len(able) else 0)
+    pairs = [np.zeros(0, np.uint64), *(_pairs(sketches.keys[able, band], able, count) for band in bands)]
     left, right = (half.astype(np.int64) for half in np.divmod(np.unique(np.concatenate(pairs)), np.uint64(count)))
     score = jaccard(source, sketches.counts, left, right, threshold - BELOW)
     kept = score >= threshold - BELOW
@@ -71,7 +71,7 @@ def _pairs(keys: np.ndarray, texts: np.ndarray, count: int) -> np.ndarray:
     same = keys[1:] == keys[:-1]
     member = np.append(same, False) | np.append(False, same)
     # the sort is not stable: texts of a run are put in order here, where few are left
-    run = np.cumsum(np.append(True, ~same)[: len(keys)])[member].astype(np.uint64)
+    run = np.cumsum(np.append(True, ~same))[member].astype(np.uint64)
     placed = np.sort(run * np.uint64(count) + texts[order[member]].astype(np.uint64))
     run, text = np.divmod(placed, np.uint64(count))
     found = [np.zeros(0, np.uint64)]

@@ -11,8 +11,9 @@ A source becomes two tables and a few constants. Tuples hold ids, texts stand on
     4    "Austen's Emma"  null              imdb/3     "a dull film"        [6]        [7]        "negative"
 
 `pid` is the row number. `positives[0]` is the one trained on. `key` (in both tables) is the identity of a text;
-`group` gathers texts of one source whose normalised form is equal (with `dedup:`, also near-duplicates), queries and
-passages alike, and is null for a text that has no such twin. `mine negatives` adds scores, ranks and origins, and negatives, to `pairs`.
+`group` gathers texts of one source whose normalised form is equal, queries and passages alike (with `dedup:`,
+near-duplicates too), and is null for a text that has no such twin. `mine negatives` adds scores, ranks and
+origins, and negatives, to `pairs`.
 """
 
 from __future__ import annotations

@@ -30,7 +30,9 @@ WIDTH = (0, 3, 5, 3)  # units of a shingle, by kind
 LONG, SHORT, SPACELESS_LEAST = 25, 8, 12  # words, words, characters
 SHINGLING = f"words{WIDTH[1]}>={LONG}|chars{WIDTH[2]}>={SHORT}|spaceless{WIDTH[3]}>={SPACELESS_LEAST}|poly64:{BASE:x}"
 # Lao and Thai, Myanmar, Khmer, kana, Han
-SPACELESS_CHARS = r"[\x{E00}-\x{EFF}\x{1000}-\x{109F}\x{1780}-\x{17FF}\x{3040}-\x{30FF}\x{3400}-\x{9FFF}\x{F900}-\x{FAFF}\x{20000}-\x{3FFFF}]"
+SPACELESS_CHARS = (
+    r"[\x{E00}-\x{EFF}\x{1000}-\x{109F}\x{1780}-\x{17FF}\x{3040}-\x{30FF}\x{3400}-\x{9FFF}\x{F900}-\x{FAFF}\x{20000}-\x{3FFFF}]"
+)
 
 
 class Buffers(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 
 import numpy as np
@@ -18,7 +19,26 @@ from curation.shingles import BASE, CHARS, EXACT, SPACELESS, WORDS
 from curation.signatures import digests, jaccard, read, sketch
 from curation.text import normalised
 
-VOCABULARY = "alpha Beta gamma, delta! état ﬁne ΩMEGA x_y 3.14 Straße co-op İstanbul don't 中文 ไทย 𠀀 a\u0301 \u00a0".split(" ")
+VOCABULARY = [
+    "alpha",
+    "Beta",
+    "gamma,",
+    "delta!",
+    "état",
+    "\ufb01ne",
+    "ΩMEGA",
+    "x_y",
+    "3.14",
+    "Straße",
+    "co-op",
+    "İstanbul",
+    "don't",
+    "中文",
+    "ไทย",
+    "𠀀",
+    "a\u0301",
+    "\u00a0",
+]
 ENGINES = [pytest.param(True, id="numba"), pytest.param(False, id="numpy")]
 
 
@@ -29,15 +49,28 @@ def engine(request, monkeypatch):
         monkeypatch.setattr(signatures, "kernels", None)
 
 
+POWERS = [pow(BASE, at + 1, 2**64) for at in range(2000)]
+
+
+@functools.cache
 def shingle_hash(shingle: bytes) -> int:
-    return sum(byte * pow(BASE, at + 1, 2**64) for at, byte in enumerate(shingle)) % 2**64
+    return sum(byte * power for byte, power in zip(shingle, POWERS)) % 2**64  # noqa: B905
 
 
 def spaceless(char: str) -> bool:
-    ranges = ((0xE00, 0xEFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
+    ranges = (
+        (0xE00, 0xEFF),
+        (0x1000, 0x109F),
+        (0x1780, 0x17FF),
+        (0x3040, 0x30FF),
+        (0x3400, 0x9FFF),
+        (0xF900, 0xFAFF),
+        (0x20000, 0x3FFFF),
+    )
     return any(first <= ord(char) <= last for first, last in ranges)
 
 
+@functools.cache
 def kind_and_shingles(text: str) -> tuple[int, set[bytes]]:
     """What the module docstring of `shingles` says, in plain Python."""
     form = normalised(pl.Series([text], dtype=pl.String))[0] or ""
@@ -62,7 +95,17 @@ def true_jaccard(a: str, b: str) -> float:
 def some_texts(count: int, seed: int = 1) -> list[str]:
     draw = random.Random(seed)
     made = [" ".join(draw.choice(VOCABULARY) for _ in range(draw.randint(0, 50))) for _ in range(count)]
-    return [*made, "我爱北京天安门,天安门上太阳升。", "日本語のテキストはここにあります", "短い", "", "!!!", "ภาษาไทยไม่มีช่องว่าง", "A", " a  "]
+    return [
+        *made,
+        "我爱北京天安门,天安门上太阳升。",
+        "日本語のテキストはここにあります",
+        "短い",
+        "",
+        "!!!",
+        "ภาษาไทยไม่มีช่องว่าง",
+        "A",
+        " a  ",
+    ]
 
 
 def edited_texts(count: int, seed: int = 2) -> list[str]:
@@ -89,8 +132,10 @@ def test_digests_are_those_of_datasketch(engine):
     assert set(kinds) == {EXACT, WORDS, CHARS, SPACELESS}
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.one_of(st.text(max_size=80), st.text(alphabet=" aB_9.\u00e9\u0130中\ufb01", max_size=80)), min_size=1, max_size=8))
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.one_of(st.text(max_size=80), st.text(alphabet=" aB_9.\u00e9\u0130中\ufb01", max_size=80)), min_size=1, max_size=8)
+)
 def test_the_kernel_normalises_as_the_text_module_does(texts):
     forms = normalised(pl.Series(texts)).fill_null("").to_list()
     assert sketch(read(pl.Series(texts)), 2, 2).forms.tolist() == [shingle_hash(form.encode()) for form in forms]
@@ -108,7 +153,9 @@ def test_engines_agree_on_every_key_and_score(monkeypatch):
     assert np.array_equal(scores, jaccard(read(texts), plain.counts, left, right, 0.1))
 
 
-@pytest.mark.parametrize(("threshold", "bands"), [(0.7, (17, 4)), (0.8, (16, 6)), (0.9, (11, 10)), (1.0, (1, 128)), (0.5, (35, 3))])
+@pytest.mark.parametrize(
+    ("threshold", "bands"), [(0.7, (17, 4)), (0.8, (16, 6)), (0.9, (11, 10)), (1.0, (1, 128)), (0.5, (35, 3))]
+)
 def test_bands_follow_from_the_recall(threshold, bands):
     assert bands_for(threshold) == bands
     count, rows = bands
@@ -116,7 +163,7 @@ def test_bands_follow_from_the_recall(threshold, bands):
 
 
 def test_pairs_are_exact_and_few_are_missed(engine):
-    texts = edited_texts(500)
+    texts = edited_texts(250)
     found = near(pl.Series(texts), 0.8)
     got = dict(zip(zip(found.left.tolist(), found.right.tolist(), strict=True), found.score.tolist(), strict=True))
     for (a, b), score in got.items():
@@ -130,9 +177,10 @@ def test_pairs_are_exact_and_few_are_missed(engine):
         for b in firsts
         if a < b
         and sets[a][0] == sets[b][0]
+        and len(sets[a][1]) < 2 * len(sets[b][1])
         and len(sets[a][1] & sets[b][1]) >= 0.8 * len(sets[a][1] | sets[b][1])
     }
-    assert len(truth) > 50
+    assert len(truth) > 30
     assert len(truth & set(got)) >= 0.99 * len(truth)
 
 
