@@ -23,6 +23,7 @@ import polars as pl
 
 from curation.text import normalised
 
+# The compiled loops keep these values in numba's cache, which looks at the date of kernels.py alone.
 BASE = 0x9E3779B97F4A7C15 | 1  # odd, so that it has an inverse modulo 2^64
 INVERSE = pow(BASE, -1, 2**64)
 EXACT, WORDS, CHARS, SPACELESS = range(4)
