@@ -184,7 +184,7 @@ def test_pairs_are_exact_and_few_are_missed(engine):
     assert len(truth & set(got)) >= 0.99 * len(truth)
 
 
-def test_equal_forms_are_one_and_wordless_texts_are_alone():
+def test_equal_forms_are_one_and_wordless_texts_are_alone(engine):
     found = near(pl.Series(["What is it?", "what is it", "!!!", "???", "what  IS it!", "what is IT then"]), 0.8)
     assert found.form.tolist() == [0, 0, 2, 3, 0, 5]
     assert families(found, 0.8).tolist() == [0, 0, 2, 3, 0, 5]
