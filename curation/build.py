@@ -1,7 +1,7 @@
 """`curate build`: manifest in, tables with provenance for every row out. Reads as a table of contents.
 
     1. shape   each source alone: read -> shape -> filter -> merge equal queries -> set held-out queries apart
-    2. curate  each source in sight of all: take out what is held out anywhere -> group -> number passages -> write
+    2. curate  each source in sight of all: take out what is held out anywhere -> near-duplicates -> number passages -> write
 
 Both are stages with receipts (`store.run_stage`): a stage runs if what it depends on has changed, and only then.
 """
@@ -96,7 +96,7 @@ def job_of(manifest: Manifest, source: Source, base: Path, folder: Path, limit: 
         fewer = {"limit": min(source.limit or limit, limit), "holdout": min(source.holdout, limit // 5)}
         limited = source.model_copy(update=fewer)
     holding = tuple(other.name for other in manifest.sources if other.holdout)
-    return Job(limited, source.filters or manifest.filters, manifest.seed, base, folder, holding)
+    return Job(limited, source.filters or manifest.filters, manifest.seed, base, folder, holding, manifest.dedup)
 
 
 def _each(

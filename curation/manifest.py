@@ -34,6 +34,15 @@ class Filters(Section):
     no_echo: bool = Field(True, description="drop a positive or negative whose normalised text is the query's")
 
 
+class Dedup(Section):
+    """Near-duplicates within a source. A query that asks the same for the same positive is dropped; other twins share a group."""
+
+    threshold: float = Field(
+        0.8, ge=0.5, le=1, description="lowest Jaccard of two texts' shingles that makes them near-duplicates"
+    )
+    max_loss_per_source: float = Field(0.5, ge=0, le=1, description="share of near-duplicate tuples above which the source fails")
+
+
 class Table(Section):
     """Where rows come from, and how their file is read."""
 
@@ -224,6 +233,7 @@ class Manifest(Section):
     name: Name = Field(description="the build folder is `builds/<name>`")
     seed: int = Field(42, ge=0, description="every random choice is a function of it")
     filters: Filters = Field(Filters(), description="filters of all sources")
+    dedup: Dedup | None = Field(None, description="near-duplicates; absent, only texts of equal normalised form share a group")
     sources: list[Source] = Field(min_length=1, description="the datasets, in order of priority")
     mine: Mine | None = Field(None, description="how hard negatives are found")
     train: Train | None = Field(None, description="how the model is trained")

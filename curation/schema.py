@@ -11,8 +11,9 @@ A source becomes two tables and a few constants. Tuples hold ids, texts stand on
     4    "Austen's Emma"  null              imdb/3     "a dull film"        [6]        [7]        "negative"
 
 `pid` is the row number. `positives[0]` is the one trained on. `key` (in both tables) is the identity of a text;
-`group` gathers texts of one source whose normalised form is equal, queries and passages alike, and is null for
-a text that has no such twin. `mine negatives` adds scores, ranks and origins, and negatives, to `pairs`.
+`group` gathers texts of one source whose normalised form is equal, queries and passages alike (with `dedup:`,
+near-duplicates too), and is null for a text that has no such twin. `mine negatives` adds scores, ranks and
+origins, and negatives, to `pairs`.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ DROPPED = pl.Schema(
     {
         "id": pl.String(),
         "source": pl.String(),
-        "stage": pl.String(),  # read, shape, filter, merge, leak, mine
+        "stage": pl.String(),  # read, shape, filter, merge, leak, dedup, pair, mine
         "reason": pl.String(),
         "evidence": pl.String(),
         "twin_id": pl.String(),

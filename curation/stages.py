@@ -13,12 +13,13 @@ from curation import dedup, filters, holdout
 from curation.columns import BAD, place_of
 from curation.errors import SourceError
 from curation.labelled import pair_up
-from curation.manifest import Filters, Source, TextTable, shape_of
+from curation.manifest import Dedup, Filters, Source, TextTable, shape_of
 from curation.numbering import number
 from curation.progress import Progress, silent
 from curation.rows import Lost
 from curation.schema import DROPPED, dropped_frame
 from curation.shapes import to_tuples
+from curation.shingles import SHINGLING
 from curation.sources import inputs, read_rows, take
 from curation.store import (
     digest_of,
@@ -45,6 +46,7 @@ class Job(NamedTuple):
     base: Path  # the manifest's folder: `files` are relative to it
     build: Path
     holding: tuple[str, ...]  # sources with held-out queries
+    dedup: Dedup | None = None
 
 
 class Done(NamedTuple):
@@ -175,7 +177,8 @@ def curate_digest(job: Job) -> str:
     """Return the digest of all that stage 2 depends on: the source's own stage 1, and what is held out anywhere."""
     mine = read_json(job.build / "shaped" / job.source.name / "done.json")
     leaks = {name: read_json(stage / "done.json")["files"]["heldout.parquet"] for name, stage in _holding(job).items()}
-    return digest_of([FORMAT, "curate", mine["digest"], mine["files"], leaks])
+    near = [[job.dedup.model_dump(), SHINGLING]] if job.dedup else []
+    return digest_of([FORMAT, "curate", mine["digest"], mine["files"], leaks, *near])
 
 
 def _holding(job: Job) -> dict[str, Path]:
@@ -203,12 +206,16 @@ def _curate(job: Job, folder: Path) -> Receipt:
     tuples, gone, negatives_out = holdout.take_out_leaks(read_table(stage, "tuples"), heldout, source.name)
     if not len(tuples):
         raise SourceError(place_of(source), "every tuple of it is held out somewhere", "hold out fewer")
+    corpus = read_parquet(stage / "corpus.parquet")["text"]
+    corpus = corpus.filter(~forms(corpus).is_in(heldout["form"].implode()))
+    families = None
+    if job.dedup:
+        tuples, twins, families = _near_duplicates(job, job.dedup, tuples, corpus, folder)
+        gone = pl.concat([gone, twins])
     if source.task == "clustering" and shaped["shape"] == "labelled":
         tuples, lonely = pair_up(tuples, job.seed, source.name)
         gone = pl.concat([gone, lonely])
-    corpus = read_parquet(stage / "corpus.parquet")["text"]
-    corpus = corpus.filter(~forms(corpus).is_in(heldout["form"].implode()))
-    pairs, passages = number(tuples, corpus, source.task)
+    pairs, passages = number(tuples, corpus, source.task, families)
     dropped = pl.concat([read_parquet(stage / "dropped.parquet"), gone])
     constants = _constants(job, shaped)
     write_table(folder, "pairs", pairs, constants)
@@ -225,12 +232,26 @@ def _curate(job: Job, folder: Path) -> Receipt:
     return {**constants, **{name: shaped[name] for name in carried}, **counts}
 
 
+def _near_duplicates(
+    job: Job, wanted: Dedup, tuples: pl.DataFrame, corpus: pl.Series, folder: Path
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """Return (tuples left, dropped ones, families of texts); write the verified pairs."""
+    from curation.duplicates import drop_queries, edges_of, links_of  # loads scipy and the compiled loops
+
+    links = links_of(tuples, corpus, wanted.threshold)
+    left, twins = drop_queries(tuples, links, wanted, job.source.name, by_label=job.source.task == "clustering")
+    write_parquet(folder / "near.parquet", edges_of(links))
+    return left, twins, links.texts.select("text", "family")
+
+
 def _constants(job: Job, shaped: Receipt) -> dict[str, str]:
     """Return what is the same for every row of a source; it stands in the receipt and in the parquet metadata."""
     source = job.source
     used = job.filters.model_dump(exclude_none=True)
     said = ",".join(f"{name}={value}" for name, value in sorted(used.items()))
     signature = f"tuplesmith:{FORMAT}|seed:{job.seed}|shape:{shaped['shape']}|limit:{source.limit or 'none'}|filters:{said}"
+    if job.dedup:
+        signature += f"|dedup:{job.dedup.threshold}"
     return {
         "source": source.name,
         "task": source.task,

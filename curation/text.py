@@ -20,12 +20,12 @@ def forms(texts: pl.Series) -> pl.Series:
     return normalised(texts).fill_null(texts)
 
 
-def groups_of(texts: pl.Series, keys: pl.Series) -> pl.Series:
-    """Return a group number (u32) for each text that has a twin: equal normalised form, another key; else null.
+def groups_of(same: pl.Series, keys: pl.Series) -> pl.Series:
+    """Return a group number (u32) for each text that has a twin: equal in `same`, another key; else null.
 
-    Numbers count up in order of first appearance. Near-duplicates will join the same groups.
+    `same` is the normalised form, or the family of near-duplicates. Numbers count up in order of first appearance.
     """
-    forms = pl.DataFrame({"form": normalised(texts), "key": keys})
+    forms = pl.DataFrame({"form": same, "key": keys})
     twins = (
         forms.drop_nulls("form")
         .group_by("form", maintain_order=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 from click.testing import CliRunner
 
-from curation.manifest import Filters, Manifest, Mine, Section, Source, Train
+from curation.manifest import Dedup, Filters, Manifest, Mine, Section, Source, Train
 
 ROOT = Path(__file__).resolve().parents[1]
 README, KEYS, SCHEMA = ROOT / "README.md", ROOT / "manifests" / "README.md", ROOT / "manifests" / "manifest.schema.json"
@@ -68,6 +68,7 @@ def keys() -> str:
     sections: list[tuple[str, str, type[Section]]] = [
         ("The manifest", "", Manifest),
         ("`filters:`", "Also inside a source, instead of the manifest's.", Filters),
+        ("`dedup:`", Dedup.__doc__ or "", Dedup),
         ("`sources:`", "A list; the order is the priority.", Source),
         ("`mine:`", "", Mine),
         ("`train:`", "Also a file of its own: `train BUILD --recipe FILE`.", Train),

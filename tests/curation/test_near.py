@@ -1,0 +1,209 @@
+"""Digests are datasketch's, scores are exact, few pairs are missed, and nothing depends on engine, threads or order of work."""
+
+from __future__ import annotations
+
+import functools
+import random
+
+import numpy as np
+import polars as pl
+import pytest
+from datasketch import MinHash
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from curation import near as near_module
+from curation import signatures
+from curation.near import bands_for, families, near
+from curation.shingles import BASE, CHARS, EXACT, SPACELESS, WORDS
+from curation.signatures import digests, jaccard, read, sketch
+from curation.text import normalised
+
+VOCABULARY = [
+    "alpha",
+    "Beta",
+    "gamma,",
+    "delta!",
+    "état",
+    "\ufb01ne",
+    "ΩMEGA",
+    "x_y",
+    "3.14",
+    "Straße",
+    "co-op",
+    "İstanbul",
+    "don't",
+    "中文",
+    "ไทย",
+    "𠀀",
+    "a\u0301",
+    "\u00a0",
+]
+ENGINES = [pytest.param(True, id="numba"), pytest.param(False, id="numpy")]
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request, monkeypatch):
+    assert signatures.kernels is not None, "the tests need numba"
+    if not request.param:
+        monkeypatch.setattr(signatures, "kernels", None)
+
+
+POWERS = [pow(BASE, at + 1, 2**64) for at in range(2000)]
+
+
+@functools.cache
+def shingle_hash(shingle: bytes) -> int:
+    return sum(byte * power for byte, power in zip(shingle, POWERS)) % 2**64  # noqa: B905
+
+
+def spaceless(char: str) -> bool:
+    ranges = (
+        (0xE00, 0xEFF),
+        (0x1000, 0x109F),
+        (0x1780, 0x17FF),
+        (0x3040, 0x30FF),
+        (0x3400, 0x9FFF),
+        (0xF900, 0xFAFF),
+        (0x20000, 0x3FFFF),
+    )
+    return any(first <= ord(char) <= last for first, last in ranges)
+
+
+@functools.cache
+def kind_and_shingles(text: str) -> tuple[int, set[bytes]]:
+    """What the module docstring of `shingles` says, in plain Python."""
+    form = normalised(pl.Series([text], dtype=pl.String))[0] or ""
+    words, chars = form.split(" "), len(form)
+    if 2 * sum(map(spaceless, form)) > len(form.replace(" ", "")):
+        kind = SPACELESS if chars >= 12 else EXACT
+    else:
+        kind = WORDS if len(words) >= 25 else CHARS if len(words) >= 8 else EXACT
+    if kind == WORDS:
+        return kind, {" ".join(words[at : at + 3]).encode() for at in range(len(words) - 2)}
+    width = {EXACT: chars + 1, CHARS: 5, SPACELESS: 3}[kind]
+    return kind, {form[at : at + width].encode() for at in range(chars - width + 1)}
+
+
+def true_jaccard(a: str, b: str) -> float:
+    (kind, first), (other, second) = kind_and_shingles(a), kind_and_shingles(b)
+    if kind == EXACT or kind != other:
+        return float(normalised(pl.Series([a]))[0] == normalised(pl.Series([b]))[0])
+    return len(first & second) / len(first | second)
+
+
+def some_texts(count: int, seed: int = 1) -> list[str]:
+    draw = random.Random(seed)
+    made = [" ".join(draw.choice(VOCABULARY) for _ in range(draw.randint(0, 50))) for _ in range(count)]
+    return [
+        *made,
+        "我爱北京天安门,天安门上太阳升。",
+        "日本語のテキストはここにあります",
+        "短い",
+        "",
+        "!!!",
+        "ภาษาไทยไม่มีช่องว่าง",
+        "A",
+        " a  ",
+    ]
+
+
+def edited_texts(count: int, seed: int = 2) -> list[str]:
+    """Return texts of which many are edits of others, short and long."""
+    draw = random.Random(seed)
+    texts: list[str] = []
+    while len(texts) < count:
+        words = [f"word{draw.randrange(300)}" for _ in range(draw.choice([6, 9, 15, 23, 26, 40, 80]))]
+        for _ in range(draw.choice([1, 1, 2, 4])):
+            texts.append(" ".join(words))
+            words = list(words)
+            words[draw.randrange(len(words))] = draw.choice(["other", "Word1", "thing"])
+    return texts[:count]
+
+
+def test_digests_are_those_of_datasketch(engine):
+    texts = some_texts(3000)
+    found = digests(read(pl.Series(texts)), 96)
+    sketches = sketch(read(pl.Series(texts)), 16, 6)
+    kinds, sets = zip(*map(kind_and_shingles, texts), strict=True)
+    theirs = MinHash.bulk(sets, num_perm=96, seed=1, scheme="affine32", hashfunc=lambda shingle: shingle_hash(shingle) >> 32)
+    assert np.array_equal(found, np.stack([one.digest() for one in theirs]))
+    assert sketches.kinds.tolist() == list(kinds)
+    assert set(kinds) == {EXACT, WORDS, CHARS, SPACELESS}
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.one_of(st.text(max_size=80), st.text(alphabet=" aB_9.\u00e9\u0130中\ufb01", max_size=80)), min_size=1, max_size=8)
+)
+def test_the_kernel_normalises_as_the_text_module_does(texts):
+    forms = normalised(pl.Series(texts)).fill_null("").to_list()
+    assert sketch(read(pl.Series(texts)), 2, 2).forms.tolist() == [shingle_hash(form.encode()) for form in forms]
+
+
+def test_engines_agree_on_every_key_and_score(monkeypatch):
+    texts = pl.Series(edited_texts(600) + some_texts(200))
+    left, right = np.repeat(np.arange(100), 8), np.tile(np.arange(100, 108), 100)
+    compiled = sketch(read(texts), 16, 6)
+    scores = jaccard(read(texts), compiled.counts, left, right, 0.1)
+    monkeypatch.setattr(signatures, "kernels", None)
+    monkeypatch.setattr(signatures, "NUMPY_BYTES", 2000)
+    plain = sketch(read(texts), 16, 6)
+    assert all(np.array_equal(a, b) for a, b in zip(compiled, plain, strict=True))
+    assert np.array_equal(scores, jaccard(read(texts), plain.counts, left, right, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("threshold", "bands"), [(0.7, (17, 4)), (0.8, (16, 6)), (0.9, (11, 10)), (1.0, (1, 128)), (0.5, (35, 3))]
+)
+def test_bands_follow_from_the_recall(threshold, bands):
+    assert bands_for(threshold) == bands
+    count, rows = bands
+    assert 1 - (1 - threshold**rows) ** count >= 0.99
+
+
+def test_pairs_are_exact_and_few_are_missed(engine):
+    texts = edited_texts(250)
+    found = near(pl.Series(texts), 0.8)
+    got = dict(zip(zip(found.left.tolist(), found.right.tolist(), strict=True), found.score.tolist(), strict=True))
+    for (a, b), score in got.items():
+        assert score == pytest.approx(true_jaccard(texts[a], texts[b]), abs=1e-12)
+        assert score >= 0.7 - 1e-9
+    firsts = [at for at in range(len(texts)) if found.form[at] == at and kind_and_shingles(texts[at])[0] != EXACT]
+    sets = {at: kind_and_shingles(texts[at]) for at in firsts}
+    truth = {
+        (a, b)
+        for a in firsts
+        for b in firsts
+        if a < b
+        and sets[a][0] == sets[b][0]
+        and len(sets[a][1]) < 2 * len(sets[b][1])
+        and len(sets[a][1] & sets[b][1]) >= 0.8 * len(sets[a][1] | sets[b][1])
+    }
+    assert len(truth) > 30
+    assert len(truth & set(got)) >= 0.99 * len(truth)
+
+
+def test_equal_forms_are_one_and_wordless_texts_are_alone(engine):
+    found = near(pl.Series(["What is it?", "what is it", "!!!", "???", "what  IS it!", "what is IT then"]), 0.8)
+    assert found.form.tolist() == [0, 0, 2, 3, 0, 5]
+    assert families(found, 0.8).tolist() == [0, 0, 2, 3, 0, 5]
+    assert near(pl.Series([], dtype=pl.String), 0.8).form.tolist() == []
+    assert near(pl.Series(["", "!"]), 0.8).form.tolist() == [0, 1]
+
+
+def test_nothing_depends_on_runs_or_threads(monkeypatch):
+    texts = pl.Series(edited_texts(800))
+    before = near(texts, 0.8)
+    monkeypatch.setattr(signatures, "RUN", 37)
+    monkeypatch.setattr(signatures, "PAIRS", 11)
+    monkeypatch.setattr(signatures, "threads", lambda: 3)
+    assert all(np.array_equal(a, b) for a, b in zip(before, near(texts, 0.8), strict=True))
+
+
+def test_a_crowd_of_equal_keys_costs_no_square(monkeypatch):
+    monkeypatch.setattr(near_module, "WINDOW", 4)
+    texts = [f"{' '.join(f'same{at}' for at in range(40))} tail{number}" for number in range(100)]
+    found = near(pl.Series(texts), 0.8)
+    assert len(found.left) <= 16 * 4 * 100
+    assert families(found, 0.8).tolist() == [0] * 100
