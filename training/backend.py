@@ -110,7 +110,7 @@ def checkpoint_activations(model: Model) -> None:
     layers = [module for module in model.backbone.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         raise ModelError(
-            model.name, "its layers cannot be computed again", "set `checkpointing: no`; a `token_budget` saves memory too"
+            model.name, "its layers cannot be computed again", "set `checkpointing: no`, and perhaps a `token_budget`"
         )
     model.backbone.activation_checkpointing_enable()
     for layer in layers:

@@ -70,8 +70,8 @@ def batch_loss(embeddings: Tensor, batch: Batch, recipe: Train) -> Losses:
     )
     if recipe.loss == "f2llm":
         return contrastive(*parts, recipe.temperature, batch.task)
-    masked = recipe.mask_false_negatives and batch.shared_negative is not None
-    return infonce(*parts, there(batch.shared_negative) if masked else None, recipe.temperature, batch.task)
+    negatives = batch.shared_negative if recipe.mask_false_negatives else None
+    return infonce(*parts, None if negatives is None else there(negatives), recipe.temperature, batch.task)
 
 
 def warmup_steps(recipe: Train, total: int) -> int:

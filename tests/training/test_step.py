@@ -114,7 +114,9 @@ def test_dropout_stays_off_where_layers_are_computed_twice(build, tmp_path):
 def test_layers_that_cannot_be_computed_twice_are_told(tmp_path):
     model = load_model(str(tiny_folder("llama", tmp_path / "m")), device="cpu")
     model.backbone.layers = torch.nn.ModuleList()
-    with pytest.raises(ModelError, match=r"its layers cannot be computed again; set `checkpointing: no`; a `token_budget`"):
+    with pytest.raises(
+        ModelError, match=r"its layers cannot be computed again; set `checkpointing: no`, and perhaps a `token_budget`"
+    ):
         Torch(model, recipe(model.name, checkpointing=True))
 
 
