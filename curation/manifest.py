@@ -207,6 +207,10 @@ class Train(Section):
     max_tokens: int = Field(1024, ge=4, description="longer texts are cut")
     batch: int = Field(512, ge=1, description="tuples a step, over all processes")
     negatives: int = Field(7, ge=0, description="hard negatives a tuple, redrawn each epoch")
+    loss: Literal["f2llm", "infonce"] = Field(
+        "f2llm",
+        description="f2llm: hard negatives, and for retrieval other rows' positives, apart; infonce: all of them together",
+    )
     temperature: float = Field(0.05, gt=0, description="divides cosine similarities in the loss")
     lr: float = Field(1e-5, gt=0, description="highest learning rate")
     min_lr: float = Field(1e-7, ge=0, description="learning rate at the last step")
@@ -222,6 +226,12 @@ class Train(Section):
     prompt: Prompt = Field("auto", description="as in `mine`")
     dtype: Dtype = Field("auto", description="of the matrix products; weights stay float32")
     mask_false_negatives: bool = Field(True, description="a passage that is a query's positive is no in-batch negative of it")
+    token_budget: int | None = Field(
+        None,
+        ge=1,
+        description="tokens a forward may hold: a batch with more takes two passes (GradCache); by default all at once",
+    )
+    checkpointing: bool = Field(False, description="keep only the layers' inputs and compute the rest again: less memory, slower")
     save_every: int = Field(200, ge=1, description="steps between checkpoints")
     keep: int = Field(2, ge=1, description="checkpoints to keep")
     log_every: int = Field(10, ge=1, description="steps between lines on the screen; the log has every step")

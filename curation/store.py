@@ -41,8 +41,10 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # so that a full disk can be told by its place
         raise
     sync_folder(path.parent)
 
@@ -72,8 +74,10 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise BuildError(path, "no such file", "run `curate build` first") from None
+    except NotADirectoryError:
+        raise BuildError(path.parent, "is a file, not a folder", "name a build folder") from None
     except ValueError as error:
-        raise BuildError(path, f"not readable as JSON ({error})", f"delete {path.parent} and run the command again") from None
+        raise BuildError(path, f"not readable as JSON ({error})", "delete this file and run `curate build` again") from None
 
 
 def write_lines(path: Path, rows: Iterator[Mapping[str, object]]) -> None:
@@ -169,6 +173,9 @@ def check_files(folder: Path, receipt: Mapping[str, Any]) -> None:
         BuildError: a file was changed, added or removed since.
     """
     redo = f"delete {folder} and run the command again to make it anew"
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != RECEIPT and str(path.relative_to(folder)) not in receipt["files"]:
+            raise BuildError(path, "was added after the folder was written", redo)
     for name, digest in receipt["files"].items():
         path = folder / name
         if not path.exists():
@@ -193,7 +200,8 @@ def run_stage(folder: Path, digest: str, work: Callable[[Path], Mapping[str, Any
         check_files(folder, receipt)
         return receipt, False
     for left_over in folder.parent.glob(f"{folder.name}.*.part"):
-        shutil.rmtree(left_over, ignore_errors=True)
+        if left_over.name[len(folder.name) + 1 : -len(".part")].isdigit():  # `squad.v2.17.part` is another stage's
+            shutil.rmtree(left_over, ignore_errors=True)
     part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     part.mkdir(parents=True)
     try:
@@ -204,6 +212,8 @@ def run_stage(folder: Path, digest: str, work: Callable[[Path], Mapping[str, Any
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+    if folder.is_file():
+        raise BuildError(folder, "is a file, not a folder", "delete it and run the command again")
     shutil.rmtree(folder, ignore_errors=True)
     part.replace(folder)
     sync_folder(folder.parent)
@@ -217,8 +227,11 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     Raises:
         BuildError: another process is at work there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f".{what.replace(' ', '-')}.lock").open("w") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise BuildError(folder, "is a file, not a folder", "name another folder") from None
+    with (folder / f".{what.replace(' ', '-')}.lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

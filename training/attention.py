@@ -112,7 +112,8 @@ def packed_attention(
     window = (left, 0 if causal else left)  # tokens seen before and after each one; -1 = all
     # Autocast leaves what a norm or a rotation touched in float32, and the kernels want one dtype.
     # On the CPU the backward of bfloat16 attention takes four times as long as that of float32.
-    dtype = torch.float32 if value.requires_grad and not value.is_cuda else value.dtype
+    trained = next(module.parameters()).requires_grad  # also in a pass without gradients: the two must give the same numbers
+    dtype = torch.float32 if trained and not value.is_cuda else value.dtype
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     query, key, value = (states[0].transpose(0, 1).contiguous() for states in (query, key, value))  # (T, heads, d)
     if query.is_cuda and query.dtype != torch.float32 and not dropout:

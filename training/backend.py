@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from curation.errors import BuildError
+from curation.errors import BuildError, ModelError
 from curation.manifest import Train
 from training.model import Model, autocast
 from training.step import decayed
@@ -40,6 +41,8 @@ class Torch:
     def __init__(self, model: Model, recipe: Train) -> None:
         self.model, self.recipe = model, recipe
         self.backbone = model.backbone.float().eval()
+        if recipe.checkpointing:
+            checkpoint_activations(model)
         self.weights = trained(model)
         self.device = next(iter(self.weights.values())).device
         matrices, others = decayed(self.backbone)
@@ -96,6 +99,22 @@ class Torch:
 def trained(model: Model) -> dict[str, Tensor]:
     """Return the weights that are trained, by name; an unused pooler is not."""
     return {name: weight for name, weight in model.backbone.named_parameters() if weight.requires_grad}
+
+
+def checkpoint_activations(model: Model) -> None:
+    """Let the layers keep only their inputs for the backward, which computes them a second time.
+
+    Raises:
+        ModelError: the architecture's layers cannot.
+    """
+    layers = [module for module in model.backbone.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ModelError(
+            model.name, "its layers cannot be computed again", "set `checkpointing: no`, and perhaps a `token_budget`"
+        )
+    model.backbone.activation_checkpointing_enable()
+    for layer in layers:
+        layer.training = True  # which they ask for; what is in them, dropout too, stays in evaluation mode
 
 
 def load_weights(model: Model, folder: Path) -> None:

@@ -32,13 +32,15 @@ class Batch(NamedTuple):
     negative: np.ndarray  # (b, k) i64, 0 where there is none
     has_negative: np.ndarray  # (b, k) bool
     shared: np.ndarray  # (b, b) bool: positive j is, or equals but for its form, a positive of tuple i, and j != i
+    shared_negative: np.ndarray | None  # (b, b, k) bool: likewise negative m of tuple j; None where no loss asks for it
 
 
 class Plan:
     """The order of batches. It keeps the orders of the epoch it was last asked for, and nothing else."""
 
-    def __init__(self, sources: Sequence[Source], seed: int, batch: int, negatives: int) -> None:
-        self.sources, self.seed, self.batch, self.negatives = list(sources), seed, batch, negatives
+    def __init__(self, sources: Sequence[Source], seed: int, batch: int, negatives: int, joint: bool = False) -> None:
+        """Take what batches depend on; `joint`: the loss takes other rows' negatives too, so tell the false ones."""
+        self.sources, self.seed, self.batch, self.negatives, self.joint = list(sources), seed, batch, negatives, joint
         self.batches = [-(-len(source) // batch) for source in sources]  # the last of a source may be smaller
         self.steps_per_epoch = sum(self.batches)
         self._epoch = -1
@@ -60,7 +62,8 @@ class Plan:
         """Return the batch of a step, counted from 0 over all epochs."""
         source, rows = self.rows(step)
         slots = draw_negatives(source, rows, self.seed, step // self.steps_per_epoch, self.negatives)
-        return assemble(source, rows, slots)
+        batch = assemble(source, rows, slots)
+        return batch._replace(shared_negative=shared_negatives(source, rows, slots)) if self.joint else batch
 
     def _batch_order(self, epoch: int) -> np.ndarray:
         """Return (source, batch of the source) for each step of an epoch, (steps, 2) i64."""
@@ -107,7 +110,7 @@ def assemble(source: Source, rows: np.ndarray, slots: np.ndarray) -> Batch:
     negative[has] = number[2 * b :]
     ids, starts = gather(source.ids, source.starts, distinct[order])
     shared = shared_positives(source, rows)
-    return Batch(source.name, source.task, rows, ids, starts, number[:b], number[b : 2 * b], negative, has, shared)
+    return Batch(source.name, source.task, rows, ids, starts, number[:b], number[b : 2 * b], negative, has, shared, None)
 
 
 def gather(values: np.ndarray, starts: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -121,9 +124,21 @@ def gather(values: np.ndarray, starts: np.ndarray, chosen: np.ndarray) -> tuple[
 
 def shared_positives(source: Source, rows: np.ndarray) -> np.ndarray:
     """Return (b, b) bool: the positive of row j is no negative for row i != j, by its id or its group."""
+    trained = source.positives[source.positive_starts[rows]]  # the first of each row
+    return _shared(source, rows, source.identity[trained][:, None])[:, :, 0]
+
+
+def shared_negatives(source: Source, rows: np.ndarray, slots: np.ndarray) -> np.ndarray:
+    """Return (b, b, k) bool: the negative at `slots` (j, m) is no negative for row i != j, by its id or its group."""
+    if not (slots >= 0).any():
+        return np.zeros((len(rows), *slots.shape), dtype=bool)
+    return _shared(source, rows, source.identity[source.negatives[np.maximum(slots, 0)]])
+
+
+def _shared(source: Source, rows: np.ndarray, identity: np.ndarray) -> np.ndarray:
+    """Return (b, b, k) bool: passage (j, m), of the identities (b, k), is a positive of row i != j."""
     passages, starts = gather(source.positives, source.positive_starts, rows)
     mine = source.identity[passages]  # (all positives of all rows,)
-    column = mine[starts[:-1]]  # (b,), the ones that are trained on
-    shared = np.logical_or.reduceat(mine[:, None] == column, starts[:-1], axis=0)
-    np.fill_diagonal(shared, False)
+    shared = np.logical_or.reduceat(mine[:, None, None] == identity, starts[:-1], axis=0)
+    shared[np.arange(len(rows)), np.arange(len(rows))] = False
     return shared

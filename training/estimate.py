@@ -19,7 +19,7 @@ SAMPLE = 256  # tuples and passages of a source whose tokens are counted
 
 
 def estimate(build: Path, recipe: Train, *, device: str = "auto", only: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the steps, the tuples of each source and the tokens a step of a run (fewer where tuples share texts).
+    """Return the steps, the tuples of each source, and the tokens of a step (fewer where tuples share texts) and its chunks.
 
     Raises:
         BuildError: no mined negatives, or not one tuple.
@@ -34,12 +34,14 @@ def estimate(build: Path, recipe: Train, *, device: str = "auto", only: Sequence
     steps = min(steps_per_epoch * recipe.epochs, recipe.steps or steps_per_epoch * recipe.epochs)
     per_tuple = {name: _tokens(build, name, entries[name], model, recipe) for name, count in tuples.items() if count}
     tokens = sum(per_tuple[name] * tuples[name] for name in per_tuple)  # of an epoch
+    per_step = round(tokens / steps_per_epoch)
     return {
         "steps": steps,
         "epochs": round(steps / steps_per_epoch, 3),
         "warmup": warmup_steps(recipe, steps),
         "tuples": tuples,
-        "tokens_per_step": round(tokens / steps_per_epoch),
+        "tokens_per_step": per_step,
+        "chunks_per_step": -(-per_step // (recipe.token_budget or per_step)),
         "prompt": model.prompt_used(recipe.prompt),
         "pooling": model.pooling,
     }

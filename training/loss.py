@@ -1,4 +1,4 @@
-"""F2LLM's two losses (arXiv 2510.02294, section 3), and a guard against false negatives that they lack.
+"""F2LLM's two losses (arXiv 2510.02294, section 3), InfoNCE over all candidates, and a guard against false negatives.
 
 All embeddings are rows of unit length, so a product is a cosine.
 """
@@ -15,11 +15,11 @@ IN_BATCH_TASKS = ("retrieval",)  # elsewhere other rows' positives are of the sa
 
 
 class Losses(NamedTuple):
-    """Means over the rows of a batch, 0-d; `total` is the sum of the others."""
+    """Means over the rows of a batch, 0-d; `total` is the sum of the others, or stands alone where they are one."""
 
     total: Tensor
-    hard: Tensor
-    in_batch: Tensor | None  # None for a task without it
+    hard: Tensor | None  # None where own and other rows' negatives share a softmax
+    in_batch: Tensor | None  # None there too, and for a task without it
 
 
 def contrastive(
@@ -41,6 +41,35 @@ def contrastive(
         return Losses(hard, hard, None)
     in_batch = in_batch_loss(query, positive, shared, temperature)
     return Losses(hard + in_batch, hard, in_batch)
+
+
+def infonce(
+    query: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    has_negative: Tensor,
+    shared: Tensor | None,
+    shared_negative: Tensor | None,
+    temperature: float,
+    task: str,
+) -> Losses:
+    """Return the mean cross-entropy of each positive among all positives and negatives of the batch (arXiv 1807.03748).
+
+    Arguments are as for `contrastive`; `shared_negative` is (b, b, k) bool, which other rows' negatives are no negatives
+    of a row. A task without in-batch loss has its own negatives only.
+    """
+    if task not in IN_BATCH_TASKS:
+        hard = hard_loss(query, positive, negative, has_negative, temperature)
+        return Losses(hard, hard, None)
+    logits = query @ torch.cat([positive, negative.flatten(0, 1)]).T / temperature  # (b, b + b * k)
+    b = len(query)
+    absent = ~has_negative.flatten().expand(b, -1)  # (b, b * k)
+    if shared is not None and shared_negative is not None:
+        out = torch.cat([shared, absent | shared_negative.flatten(1)], dim=1)
+    else:
+        out = torch.cat([absent.new_zeros(b, b), absent], dim=1)
+    logits = logits.masked_fill(out, -torch.inf)
+    return Losses(F.cross_entropy(logits, torch.arange(b, device=logits.device)), None, None)
 
 
 def hard_loss(query: Tensor, positive: Tensor, negative: Tensor, has_negative: Tensor, temperature: float) -> Tensor:

@@ -33,7 +33,7 @@ from training.export import export
 from training.log import Log, readable
 from training.loss import Losses
 from training.model import Model, load_model
-from training.step import batch_loss, learning_rate, warmup_steps
+from training.step import add_gradients, learning_rate, warmup_steps
 from training.tokens import Source, load_sources, mined_sources
 
 CIRCUMSTANCES = {"save_every", "keep", "log_every"}  # keys of a recipe that change nothing of its result
@@ -89,7 +89,7 @@ def _train(
     model = load_model(recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device=device)
     backend = Torch(model, recipe)
     sources = load_sources(build, model, recipe.prompt, only, progress)
-    plan = Plan(sources, seed, recipe.batch, recipe.negatives)
+    plan = Plan(sources, seed, recipe.batch, recipe.negatives, joint=recipe.loss == "infonce")
     total = total_steps(plan, recipe)
     run = describe(recipe, seed, sources, model)
     if (receipt := finished(out, run)) is not None:
@@ -115,9 +115,8 @@ def loop(plan: Plan, recipe: Train, backend: Torch, first: int, total: int, out:
         for step in range(first, total):
             begun = time.perf_counter()
             batch = plan.batch_at(step)
-            losses = batch_loss(backend.embed(batch.ids, batch.starts), batch, recipe)
+            losses = add_gradients(backend, batch, recipe)
             loss = _finite(float(losses.total.detach()), "loss", step, batch, plan, out)
-            backend.backward(losses.total)
             lr = learning_rate(recipe, step, total)
             norm = _finite(backend.step(lr), "gradient", step, batch, plan, out)
             seconds = time.perf_counter() - begun
@@ -141,7 +140,7 @@ def _line(
         "source": batch.source,
         "task": batch.task,
         "loss": loss,
-        "loss_hard": float(losses.hard.detach()),
+        "loss_hard": None if losses.hard is None else float(losses.hard.detach()),
         "loss_inbatch": None if losses.in_batch is None else float(losses.in_batch.detach()),
         "lr": lr,
         "grad_norm": norm,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.data import Plan, assemble, draw_negatives, shared_positives
+from training.data import Plan, assemble, draw_negatives, shared_negatives, shared_positives
 from training.tokens import Source
 
 
@@ -179,3 +179,15 @@ def test_a_plan_of_a_million_rows_starts_at_any_step_at_once(rows):
     plan = Plan([large], 1, 512, 1)
     plan.batch_at(plan.steps_per_epoch - 3)
     assert time.perf_counter() - begun < 5
+
+
+def test_shared_negatives_by_id_and_by_group_but_never_a_rows_own():
+    # Passage 3 is passage 0 in another form (one group), and row 2 has two positives.
+    source = source_of("a", [[0], [1], [2, 4]], [[3, 5], [0, 4], [5, 1]], identity=[7, 101, 102, 7, 104, 105])
+    slots = np.array([[0, 1], [2, 3], [5, -1]])
+    found = {tuple(place) for place in np.argwhere(shared_negatives(source, np.arange(3), slots)).tolist()}
+    # (0, 0, 0) is row 0's own; row 0's positive is row 1's negative; row 2's is too; row 1's is row 2's.
+    assert found - {(i, 2, 1) for i in range(3)} == {(0, 1, 0), (2, 1, 1), (1, 2, 0)}
+    assert not shared_negatives(source, np.arange(3), np.full((3, 2), -1)).any()
+    assert Plan([source], 1, 3, 2).batch_at(0).shared_negative is None
+    assert Plan([source], 1, 3, 2, joint=True).batch_at(0).shared_negative.shape == (3, 3, 2)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.loss import contrastive, hard_loss, in_batch_loss
+from training.loss import contrastive, hard_loss, in_batch_loss, infonce
 
 
 def unit(*shape, seed):
@@ -87,3 +87,43 @@ def test_in_batch_gradient_reaches_other_rows_passages():
     in_batch_loss(query, positive, None, 0.05).backward()
     assert not torch.allclose(positive.grad, alone / 4)
     assert (positive.grad.norm(dim=1) > 0).all()
+
+
+def joint_by_loops(query, positive, negative, has, shared, shared_negative, temperature):
+    """Return InfoNCE over every positive and negative of the batch, one product at a time."""
+    b, k, loss = len(query), negative.shape[1], 0.0
+    for i in range(b):
+        near = math.exp(float(query[i] @ positive[i]) / temperature)
+        everything = near
+        for j in range(b):
+            if j != i and not (shared is not None and shared[i, j]):
+                everything += math.exp(float(query[i] @ positive[j]) / temperature)
+            for m in range(k):
+                if has[j, m] and not (shared_negative is not None and shared_negative[i, j, m]):
+                    everything += math.exp(float(query[i] @ negative[j, m]) / temperature)
+        loss -= math.log(near / everything) / b
+    return loss
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("k", [0, 3])
+def test_infonce_equals_the_double_loop(masked, k):
+    query, positive, negative = unit(5, 16, seed=1), unit(5, 16, seed=2), unit(5, k, 16, seed=3)
+    has = torch.arange(5 * k).reshape(5, k) % 4 != 3
+    shared = shared_negative = None
+    if masked:
+        shared, shared_negative = torch.zeros(5, 5, dtype=torch.bool), torch.zeros(5, 5, k, dtype=torch.bool)
+        shared[0, 1] = shared[3, 2] = True
+        shared_negative[2, 4, :1] = shared_negative[0, 1, :] = True
+    arguments = (query, positive, negative, has, shared, shared_negative, 0.2)
+    got = infonce(*arguments, "retrieval")
+    assert float(got.total) == pytest.approx(joint_by_loops(*arguments), rel=1e-12)
+    assert got.hard is None
+    assert got.in_batch is None
+
+
+def test_infonce_of_a_task_without_in_batch_loss_has_own_negatives_only():
+    query, positive, negative = unit(3, 8, seed=1), unit(3, 8, seed=2), unit(3, 2, 8, seed=3)
+    has = torch.ones(3, 2, dtype=torch.bool)
+    got = infonce(query, positive, negative, has, None, None, 0.05, "clustering")
+    assert float(got.total) == float(got.hard) == float(hard_loss(query, positive, negative, has, 0.05))

@@ -83,6 +83,11 @@ def test_dry_run_writes_nothing(place):
     said = json.loads(result.stdout)
     assert (said["steps"], said["epochs"], said["warmup"], said["tuples"]) == (12, 2.0, 2, {"pairs": 32, "more": 16})
     assert 300 < said["tokens_per_step"] < 1000
+    assert said["chunks_per_step"] == 1
+    (place / "small.yaml").write_text((place / "recipe.yaml").read_text() + "token_budget: 100\n")
+    small = json.loads(call("builds/tiny", "--dry-run", "--json", "--recipe", "small.yaml").stdout)
+    assert small["chunks_per_step"] == -(-said["tokens_per_step"] // 100)
+    (place / "small.yaml").unlink()
     assert "tuples of pairs" in call("builds/tiny", "--dry-run").stdout
     assert sorted(place.rglob("*")) == before
 

@@ -1,0 +1,148 @@
+"""A step by chunks, or with layers computed twice, is the plain step."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny_build import retrieval, tiny_model, write_build
+from tiny_models import tiny_folder
+
+from curation.errors import ModelError
+from curation.manifest import Train
+from training.backend import Torch
+from training.data import Plan
+from training.model import load_model
+from training.step import add_gradients, batch_loss, cut
+from training.tokens import load_sources
+from training.train import train
+
+
+@pytest.fixture(scope="module", params=["bert", "qwen3"])
+def model(request, tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp(request.param) / "m", request.param)
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    return write_build(tmp_path_factory.mktemp("builds") / "tiny", {"pairs": retrieval(40)})
+
+
+def recipe(model, **keys):
+    # AdamW's first step is lr * g / (|g| + 1e-8): where a gradient is itself noise, so is that step. Ten times the usual lr.
+    common = {"max_tokens": 32, "batch": 16, "negatives": 2, "lr": 1e-4, "warmup": 0, "dtype": "float32"}
+    return Train(model=model, **{**common, **keys})
+
+
+def planned(build, rule):
+    sources = load_sources(build, load_model(rule.model, max_tokens=32, device="cpu"), "auto")
+    return Plan(sources, 42, rule.batch, rule.negatives, joint=rule.loss == "infonce")
+
+
+def one_step(rule, plan, watch=lambda tokens: None):
+    """Return (gradients, weights after the step, loss) of the plan's first batch."""
+    backend = Torch(load_model(rule.model, max_tokens=32, device="cpu"), rule)
+    plain = backend.embed
+
+    def embed(ids, starts):
+        if torch.is_grad_enabled():
+            watch(np.diff(starts))
+        return plain(ids, starts)
+
+    backend.embed = embed
+    losses = add_gradients(backend, plan.batch_at(0), rule)
+    gradients = {name: weight.grad.clone() for name, weight in backend.weights.items()}
+    backend.step(rule.lr)
+    return gradients, {name: weight.detach().clone() for name, weight in backend.weights.items()}, float(losses.total.detach())
+
+
+def largest_difference(one, other):
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+@pytest.mark.parametrize("loss", ["f2llm", "infonce"])
+@pytest.mark.parametrize("budget", [1, 60, 200])
+def test_chunks_give_the_plain_step_and_no_forward_holds_more_than_the_budget(model, build, budget, loss):
+    plain = recipe(model, loss=loss)
+    plan = planned(build, plain)
+    gradients, weights, value = one_step(plain, plan)
+    held = []
+    by_chunks = one_step(recipe(model, loss=loss, token_budget=budget), plan, held.append)
+    assert by_chunks[2] == pytest.approx(value, rel=1e-6)
+    assert largest_difference(gradients, by_chunks[0]) < 1e-5 * max(float(value.abs().max()) for value in gradients.values())
+    assert largest_difference(weights, by_chunks[1]) < 1e-6
+    assert len(held) > 1
+    assert all(lengths.sum() <= budget or len(lengths) == 1 for lengths in held)
+    assert sum(lengths.sum() for lengths in held) == len(plan.batch_at(0).ids)
+
+
+def test_a_batch_within_the_budget_takes_one_forward_and_the_same_bits(model, build):
+    plan, held = planned(build, recipe(model)), []
+    tokens = len(plan.batch_at(0).ids)
+    _, plain, _ = one_step(recipe(model), plan)
+    _, weights, _ = one_step(recipe(model, token_budget=tokens), plan, held.append)
+    assert len(held) == 1
+    assert all(torch.equal(plain[name], weights[name]) for name in plain)
+
+
+def test_computing_layers_twice_gives_the_same_gradients_and_keeps_less(model, build):
+    plan, kept = planned(build, recipe(model)), {}
+    batch = plan.batch_at(0)
+    for checkpointing in (False, True):
+        rule = recipe(model, checkpointing=checkpointing)
+        backend, sizes = Torch(load_model(model, max_tokens=32, device="cpu"), rule), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, sizes=sizes: (sizes.append(x.numel()), x)[1], lambda x: x):
+            batch_loss(backend.embed(batch.ids, batch.starts), batch, rule)
+        kept[checkpointing] = sum(sizes)
+    assert kept[True] < kept[False] / 2
+    plain = one_step(recipe(model), plan)
+    for budget in (None, 100):
+        twice = one_step(recipe(model, checkpointing=True, token_budget=budget), plan)
+        assert largest_difference(plain[1], twice[1]) < 1e-6
+    assert largest_difference(plain[0], one_step(recipe(model, checkpointing=True), plan)[0]) == 0
+
+
+def test_dropout_stays_off_where_layers_are_computed_twice(build, tmp_path):
+    model = tiny_model(tmp_path / "m")
+    backend = Torch(load_model(model, max_tokens=32, device="cpu"), recipe(model, checkpointing=True))
+    dropouts = [module for module in backend.backbone.modules() if isinstance(module, torch.nn.Dropout)]
+    assert dropouts
+    assert not any(module.training for module in dropouts)
+
+
+def test_layers_that_cannot_be_computed_twice_are_told(tmp_path):
+    model = load_model(str(tiny_folder("llama", tmp_path / "m")), device="cpu")
+    model.backbone.layers = torch.nn.ModuleList()
+    with pytest.raises(
+        ModelError, match=r"its layers cannot be computed again; set `checkpointing: no`, and perhaps a `token_budget`"
+    ):
+        Torch(model, recipe(model.name, checkpointing=True))
+
+
+@pytest.mark.parametrize("keys", [{"token_budget": 120}, {"token_budget": 120, "checkpointing": True, "loss": "infonce"}])
+def test_a_run_by_chunks_goes_on_to_the_bit(model, build, tmp_path, keys):
+    rule = recipe(model, lr=1e-3, steps=4, epochs=2, save_every=2, log_every=1, **keys)
+    train(build, rule, out=tmp_path / "whole")
+
+    class Killed(BaseException):
+        pass
+
+    def say(line):
+        if line.startswith("step 3/"):
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(build, rule, out=tmp_path / "torn", say=say)
+    train(build, rule, out=tmp_path / "torn")
+    files = ["model/model.safetensors", "checkpoints/step-000004/optimizer.safetensors", "done.json"]
+    assert all((tmp_path / "whole" / name).read_bytes() == (tmp_path / "torn" / name).read_bytes() for name in files)
+
+
+def test_cut():
+    starts = np.array([0, 3, 5, 9, 20, 22])
+    assert cut(starts, None) == [(0, 5)]
+    assert cut(starts, 22) == [(0, 5)]
+    assert cut(starts, 9) == [(0, 3), (3, 4), (4, 5)]
+    assert cut(starts, 5) == [(0, 2), (2, 3), (3, 4), (4, 5)]
+    assert cut(starts, 1) == [(i, i + 1) for i in range(5)]
