@@ -11,14 +11,16 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
-from curation.errors import ManifestError, UserError, did_you_mean
+from curation.errors import ManifestError, SetupError, UserError, did_you_mean
 from curation.manifest import Manifest, Source, load_manifest
 from curation.progress import Progress, silent
 from curation.stages import Done, Job, Receipt, curate_source, curate_stands, shape_source, shape_stands
@@ -54,26 +56,40 @@ def build(
     folder = out or Path("builds") / manifest.name
     chosen = pick(manifest, only)
     jobs = [job_of(manifest, source, path.parent, folder, limit) for source in manifest.sources]
-    needed = [job for job in jobs if job.source.name in chosen or job.source.holdout]
     with locked(folder, "curate build"):
-        return _build(path, manifest, folder, chosen, needed, workers, progress)
+        return _build(path, manifest, folder, chosen, jobs, workers, progress)
 
 
 def _build(
-    path: Path, manifest: Manifest, folder: Path, chosen: list[str], needed: list[Job], workers: int, progress: Progress
+    path: Path,
+    manifest: Manifest,
+    folder: Path,
+    chosen: list[str],
+    jobs: list[Job],
+    workers: int,
+    progress: Progress,
 ) -> Outcome:
     started = time.time()
+    needed = [job for job in jobs if job.source.name in chosen or job.source.holdout]
     shaped, failed = _each(shape_source, shape_stands, needed, workers, progress, "read and shape")
-    ready = [job for job in needed if job.source.name in chosen and job.source.name in shaped]
+    holding = tuple(name for name in shaped if shaped[name].receipt["heldout"])
+    jobs = [job._replace(holding=holding) for job in jobs]
+    ready = [job for job in jobs if job.source.name in chosen and job.source.name in shaped]
     curated, more = _each(curate_source, curate_stands, ready, workers, progress, "curate")
     failed |= more
     receipts = {name: done.receipt for name, done in curated.items()}
-    write_summary(folder, path, manifest, receipts, failed)
+    current = [job.source.name for job in jobs if job.source.name not in chosen and _stands_still(job)]
+    write_summary(folder, path, manifest, receipts, failed, current)
     stages = {"shape": shaped, "curate": curated}
     seconds = {f"{stage}/{name}": round(done.seconds, 3) for stage, all_done in stages.items() for name, done in all_done.items()}
     write_json(folder / "timings.json", {"seconds": round(time.time() - started, 3), "stages": seconds})
     ran = {name for all_done in stages.values() for name, done in all_done.items() if done.ran and name in chosen}
     return Outcome(folder, receipts, ran, failed)
+
+
+def _stands_still(job: Job) -> bool:
+    """Tell whether a source that was not asked for is still what it was, with all that is held out now."""
+    return (job.build / "shaped" / job.source.name / "done.json").exists() and curate_stands(job)
 
 
 def pick(manifest: Manifest, only: Iterable[str]) -> list[str]:
@@ -136,9 +152,14 @@ def _each(
             ProcessPoolExecutor(min(workers, len(to_do)), context, initializer=_die_with, initargs=(os.getpid(),)) as pool,
         ):
             futures = {pool.submit(work, job, silent): job for job in to_do}
-            for future in as_completed(futures):
-                note(futures[future], future.result)
-                advance(1)
+            try:
+                for future in as_completed(futures):
+                    note(futures[future], future.result)
+                    advance(1)
+            except BrokenProcessPool:
+                raise SetupError(
+                    "a worker process", "was killed; was the memory full?", "try fewer with -j, such as -j 1"
+                ) from None
     order = [job.source.name for job in jobs]
     return {name: done[name] for name in order if name in done}, {name: failed[name] for name in order if name in failed}
 
@@ -151,4 +172,5 @@ def _die_with(parent: int) -> None:
             time.sleep(0.2)
         os._exit(1)
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, says one line and goes; so do we, then
     threading.Thread(target=watch, daemon=True).start()

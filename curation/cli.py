@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from curation.command import SETTINGS, run, say
+from curation.command import SETTINGS, output, run, say
 from curation.errors import BuildError
 from curation.progress import for_terminal
 
@@ -46,13 +46,13 @@ def build(
     from curation import look
 
     if dry_run:
-        look.preview(manifest, only, limit, click.echo)
+        look.preview(manifest, only, limit, output)
         return 0
     outcome = building.build(manifest, out, only, limit, workers or os.cpu_count() or 1, for_terminal(quiet))
     if as_json:
-        click.echo(look.as_json(outcome.receipts))
+        output(look.as_json(outcome.receipts))
     elif outcome.receipts:
-        click.echo(look.counts_table(outcome.receipts))
+        output(look.counts_table(outcome.receipts))
     for error in outcome.failed.values():
         say(f"curate: {manifest}: {error}")
     if not quiet:
@@ -70,9 +70,9 @@ def stats(build: Path | None, only: tuple[str, ...], as_json: bool) -> None:
     from curation import look
 
     receipts = look.receipts(_newest(build), only)
-    click.echo(look.as_json(receipts) if as_json else look.counts_table(receipts))
+    output(look.as_json(receipts) if as_json else look.counts_table(receipts))
     if not as_json:
-        click.echo(look.reasons_table(receipts))
+        output(look.reasons_table(receipts))
 
 
 @curate.command()
@@ -91,7 +91,7 @@ def show(build: Path | None, only: tuple[str, ...], count: int, dropped: bool, r
     found = False
     for record in records:
         found = True
-        click.echo(look.as_line(record) if as_json else look.as_text(record))
+        output(look.as_line(record) if as_json else look.as_text(record))
     if not found:
         raise BuildError(folder, "has no such records", "see `curate stats` for sources and reasons")
 
@@ -131,7 +131,7 @@ def export(
     if negatives and name in ("pair", "beir"):
         raise click.UsageError(f"'{name}' holds no negatives, so --negatives says nothing.")
     receipt, ran = exporting.export(_newest(build), out, name, only, negatives, for_terminal(quiet))
-    click.echo(look.as_json(receipt) if as_json else exporting.exported_table(receipt))
+    output(look.as_json(receipt) if as_json else exporting.exported_table(receipt))
     if not quiet:
         say(f"{out / 'data'}: {'written' if ran else 'nothing to do'}")
 
@@ -152,10 +152,10 @@ def verify(build: Path | None, only: tuple[str, ...], as_json: bool, quiet: bool
     folder = _newest(build)
     problems = checking.problems(folder, only, for_terminal(quiet))
     if as_json:
-        click.echo(look.as_json([{"where": one.where, "what": one.what} for one in problems]))
+        output(look.as_json([{"where": one.where, "what": one.what} for one in problems]))
     else:
         for one in problems:
-            click.echo(f"{one.where}: {one.what}")
+            output(f"{one.where}: {one.what}")
         if not quiet:
             say(f"{folder}: {f'{len(problems)} problems' if problems else 'all is as it was written'}")
     return 1 if problems else 0

@@ -54,11 +54,29 @@ def column(where: str, rows: pl.DataFrame, wanted: str) -> pl.Series:
 
 def texts_of(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
     """Return a mapped column as text, null where it is blank."""
-    values = column(place_of(source), rows, wanted)
-    if values.dtype.is_nested():
-        raise SourceError(place_of(source), f"column '{wanted}' holds {_kind(values)}, not text", "map a column of texts")
-    texts = values.cast(pl.String)
+    texts = as_texts(place_of(source), wanted, column(place_of(source), rows, wanted))
     return pl.select(pl.when(texts.str.strip_chars() != "").then(texts)).to_series()
+
+
+def as_texts(where: str, name: str, values: pl.Series) -> pl.Series:
+    """Return values as texts.
+
+    Raises:
+        SourceError: they are lists, records, or bytes that are no text.
+    """
+    try:
+        if not values.dtype.is_nested():
+            return values.alias("text").cast(pl.String)
+    except pl.exceptions.PolarsError:
+        raise SourceError(where, f"column '{name}' holds {values.dtype}, not text", "map a column of texts") from None
+    raise SourceError(where, f"column '{name}' holds {_kind(values)}, not text", "map a column of texts")
+
+
+def numbers_of(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
+    """Return a mapped column as finite numbers, null where it holds none."""
+    texts = as_texts(place_of(source), wanted, column(place_of(source), rows, wanted))
+    numbers = texts.str.strip_chars().cast(pl.Float64, strict=False)
+    return pl.select(pl.when(numbers.is_finite()).then(numbers)).to_series()
 
 
 def queries_of(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
@@ -75,7 +93,7 @@ def instruction_of(source: Source, queries: pl.Series) -> str:
     """
     if source.instruction or queries.dtype != pl.String:
         return source.instruction
-    found = split_query(queries)[0].drop_nulls().unique().sort()
+    found = split_query(queries.alias("query"))[0].drop_nulls().unique().sort()
     if len(found) > 1:
         what = f"its queries begin with {len(found)} instructions, '{found[0]}' and '{found[1]}' among them"
         raise SourceError(place_of(source), what, "say `instruction:`, which then stands for all of them")
@@ -84,7 +102,9 @@ def instruction_of(source: Source, queries: pl.Series) -> str:
 
 def text_lists(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
     """Return a mapped column as lists of texts without blanks: a text is a list of one."""
-    values = column(place_of(source), rows, wanted)
+    values = column(place_of(source), rows, wanted).alias("texts")
+    if isinstance(values.dtype, pl.Array):
+        values = values.cast(pl.List(values.dtype.inner))
     if not isinstance(values.dtype, pl.List):
         texts = texts_of(source, rows, wanted)
         return pl.select(pl.concat_list(texts).list.drop_nulls()).to_series()

@@ -20,6 +20,16 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
+def output(text: str) -> None:
+    """Print data to stdout; a reader that has seen enough, as in `curate show | head`, ends the command quietly."""
+    try:
+        click.echo(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+
+
 def run(command: click.Command, name: str) -> None:
     """Run a command line and exit."""
     try:
@@ -28,15 +38,12 @@ def run(command: click.Command, name: str) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except click.Abort:
+    except (click.Abort, KeyboardInterrupt):
         say(f"{name}: interrupted; run the same command again to go on")
         sys.exit(130)
     except UserError as error:
         say(f"{name}: {error}")
         sys.exit(1)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `curate show | head` ends quietly
-        sys.exit(0)
     except OSError as error:
         from curation.store import no_room
 

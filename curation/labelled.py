@@ -25,7 +25,7 @@ def _labelled(source: Source, rows: pl.DataFrame) -> pl.DataFrame:
             (pl.col("query").is_null(), "empty_text"),
             (pl.col("evidence").is_null(), "empty_label"),
             (pl.col("label").is_null(), "unknown_label"),
-            (pl.col("label").n_unique().over("form") > 1, "conflicting_label"),
+            (pl.col("label").drop_nulls().n_unique().over("form") > 1, "conflicting_label"),
         )
     )
 
@@ -34,6 +34,10 @@ def classification(source: Source, rows: pl.DataFrame) -> Tuples:
     """Make a tuple of each text: its own label's text is the positive, the other label's the one negative."""
     frame = _labelled(source, rows)
     there = sorted(frame.filter(pl.col("reason").is_null())["label"].unique().to_list())
+    if len(frame) and source.labels and frame["label"].null_count() == len(frame):
+        seen = listed(sorted(frame["evidence"].drop_nulls().unique().to_list()))
+        what = f"no value of column '{source.fields.label}' is one of 'labels' ({listed(source.labels)})"
+        raise SourceError(place_of(source), what, f"values there are: {seen}")
     if len(frame) and len(there) != 2:
         what = f"classification takes two labels, and column '{source.fields.label}' has {len(there)}" + (
             f": {listed(there)}" if there else ""

@@ -11,12 +11,15 @@ from typing import Any
 import polars as pl
 
 from curation.build import job_of, pick
-from curation.errors import BuildError, did_you_mean, listed
-from curation.manifest import load_manifest, shape_of
+from curation.columns import column, place_of
+from curation.errors import BuildError, SourceError, did_you_mean, listed
+from curation.manifest import Source, load_manifest, shape_of
+from curation.rows import ROW
 from curation.schema import render_query
 from curation.shapes import to_tuples
 from curation.sources import read_rows
-from curation.store import check_files, read_json, read_parquet, read_receipt, read_table
+from curation.store import check_files, read_parquet, read_receipt, read_table
+from curation.summary import read_summary
 
 Receipt = dict[str, Any]
 PREVIEW_ROWS = 1000
@@ -31,7 +34,7 @@ def names_of(build: Path, only: Iterable[str] = ()) -> list[str]:
     Raises:
         BuildError: no build, or no such source.
     """
-    names = list(read_json(build / "build.json")["sources"])
+    names = list(read_summary(build)["sources"])
     for name in only:
         if name not in names:
             raise BuildError(build, f"no source '{name}'" + did_you_mean(name, names), f"sources: {listed(names)}")
@@ -154,9 +157,23 @@ def preview(manifest_path: Path, only: Iterable[str], limit: int | None, write: 
             continue
         job = job_of(manifest, source, manifest_path.parent, Path(), limit)
         rows = next((batch.frame for batch in read_rows(source, job.base) if len(batch.frame)), pl.DataFrame())
-        write(f"{source.name}: {source.task}, shape {shape_of(source)}, columns {listed(rows.columns[:-1], 20)}")
-        if shape_of(source) != "qrels":  # a tuple of qrels needs the whole corpus
+        there = [name for name in rows.columns if name != ROW]
+        write(f"{source.name}: {source.task}, shape {shape_of(source)}, columns {listed(there, 20)}")
+        if shape_of(source) == "qrels":  # a tuple of qrels needs the whole corpus
+            continue
+        for name in mapped(source):
+            column(place_of(source), rows, name)
+        try:
             made = to_tuples(source, rows.head(PREVIEW_ROWS), manifest.seed)
-            for row in made.tuples.head(1).iter_rows(named=True):
-                query = render_query(made.instruction, row["query"])
-                write(as_text({"query": query, "positives": row["positives"], "negatives": row["negatives"]}))
+        except SourceError as error:
+            write(f"  of its first {min(len(rows), PREVIEW_ROWS):,} rows alone: {error.what}")
+            continue
+        for row in made.tuples.head(1).iter_rows(named=True):
+            query = render_query(made.instruction, row["query"])
+            write(as_text({"query": query, "positives": row["positives"], "negatives": row["negatives"]}))
+
+
+def mapped(source: Source) -> list[str]:
+    """Return the columns that a source maps by name."""
+    fields = source.fields
+    return [name for name in (fields.query, fields.positive, fields.label, fields.score) if name is not None]

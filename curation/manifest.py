@@ -70,6 +70,10 @@ class Table(Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Table:
+        if self.delimiter in ("\n", "\r", '"'):
+            raise ValueError("'delimiter' cannot be a line end or a quote")
+        if self.header == []:
+            raise ValueError("'header' is yes, no, or the list of names")
         if bool(self.path) == bool(self.files):
             raise ValueError("needs either 'path' (a Hub id or folder) or 'files', and not both")
         return self
@@ -98,7 +102,7 @@ class Fields(Section):
     )
     positive: str | None = Field(None, description="column of the positive; a list gives several")
     negatives: list[str] = Field(
-        default_factory=list,
+        [],
         description="column or columns of given negatives, or a pattern such as `negative_*`; lists are taken apart",
     )
     label: str | None = Field(None, description="column of the label (NLI, classification, clustering)")
@@ -143,7 +147,17 @@ class Source(Table):
     def _known_shape(self) -> Source:
         if self.holdout and self.task != "retrieval":
             raise ValueError(f"'holdout' sets retrieval queries apart, and this source's task is {self.task}")
-        shape_of(self)
+        shape = shape_of(self)
+        useless = {
+            "both_ways": self.both_ways and shape not in ("pairs", "scored"),
+            "labels": self.labels and shape not in ("nli", "labelled"),
+            "threshold": self.threshold is not None and shape not in ("scored", "qrels"),
+            "corpus": self.corpus and shape != "qrels",
+            "queries": self.queries and shape != "qrels",
+            "negatives": self.fields.negatives and shape not in ("pairs", "scored"),
+        }
+        if wrong := [name for name, said in useless.items() if said]:
+            raise ValueError(f"'{wrong[0]}' means nothing here: the mapped columns make shape '{shape}'")
         return self
 
 

@@ -19,6 +19,7 @@ from curation.errors import SourceError
 from curation.manifest import Table
 
 ROW = "__row"
+GZIP_MARK = b"\x1f\x8b"
 BATCH = 20_000  # rows
 
 
@@ -61,6 +62,8 @@ def mendable(file: File, table: Table) -> Iterator[None]:
         byte = f"0x{error.object[error.start]:02x}"
         line, hint = _undecodable(file, table.encoding)
         raise SourceError(f"{file.name}:{line}", f"byte {byte} is no {table.encoding} text", hint) from None
+    except UnicodeError as error:  # a codec's own complaint, such as a missing mark
+        raise SourceError(file.name, f"is no {table.encoding} text ({error})", "declare the file's own encoding") from None
     except EOFError:
         raise SourceError(file.name, "the gz file is cut off", again) from None
     except (gzip.BadGzipFile, zlib.error) as error:
@@ -73,7 +76,8 @@ def _undecodable(file: File, encoding: str) -> tuple[int, str]:
     """Return the line of the first byte that does not decode, and the encoding to try."""
     decoder, line = codecs.getincrementaldecoder(encoding)(), 1
     with open_bytes(file.path) as raw:
-        hint = "utf-16" if raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "latin-1"
+        mark = raw.read(2)
+        hint = "utf-16" if mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "latin-1"
         raw.seek(0)
         try:
             while block := raw.read(1 << 16):
@@ -81,6 +85,8 @@ def _undecodable(file: File, encoding: str) -> tuple[int, str]:
             decoder.decode(b"", final=True)
         except UnicodeDecodeError as error:
             line += error.object[: error.start].decode(encoding, "replace").count("\n")
+    if mark == GZIP_MARK:
+        return line, "it is packed: let its name end in .gz"
     return line, f"declare the file's own encoding, perhaps `encoding: {hint}`"
 
 
@@ -94,7 +100,7 @@ def opened(file: File, table: Table) -> Iterator[IO[str]]:
     """Open a text file: its lines end in LF alone and keep their ends; a byte-order mark is skipped."""
     try:
         "".encode(table.encoding)
-    except LookupError:
+    except (LookupError, ValueError):
         raise SourceError(
             file.name, f"'{table.encoding}' is no text encoding", "such as utf-8, utf-16, latin-1, cp1252"
         ) from None
@@ -124,7 +130,7 @@ def frame_of(records: list[Record], rows: list[int]) -> pl.DataFrame:
     numbers. Values of other mixed types become text, and objects become JSON text. Where some values of a column are
     lists, the others become lists of one.
     """
-    names = dict.fromkeys(name for record in records for name in record)
+    names = dict.fromkeys(name for record in records for name in record if name != ROW)
     columns = {name: _column([record.get(name) for record in records]) for name in names}
     return pl.DataFrame(columns | {ROW: pl.Series(rows, dtype=pl.UInt64)})
 

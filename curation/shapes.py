@@ -19,11 +19,13 @@ import polars as pl
 
 from curation.columns import (
     Tuples,
+    as_texts,
     column,
     dropped_rows,
     finish,
     instruction_of,
     labels_of,
+    numbers_of,
     place_of,
     queries_of,
     reason_of,
@@ -85,16 +87,14 @@ def _pairs(source: Source, rows: pl.DataFrame, scored: bool) -> Tuples:
             if negatives
             else pl.Series([[]] * len(rows), dtype=pl.List(pl.String)),
             "label": pl.Series([None] * len(rows), dtype=pl.String),
-            "evidence": rows[f.query].cast(pl.String) if not rows[f.query].dtype.is_nested() else "",
+            "evidence": texts_of(source, rows, f.query),
         }
     )
     cases = [(pl.col("query").is_null(), "empty_query"), (pl.col("positives").list.len() == 0, "empty_positive")]
     if scored:
         assert f.score is not None
-        score = column(place_of(source), rows, f.score)
-        frame = frame.with_columns(
-            score.cast(pl.Float64, strict=False).fill_nan(None).alias("score"), score.cast(pl.String).alias("evidence")
-        )
+        shown = texts_of(source, rows, f.score)
+        frame = frame.with_columns(numbers_of(source, rows, f.score).alias("score"), shown.alias("evidence"))
         cases += [(pl.col("score").is_null(), "bad_score"), (pl.col("score") < source.threshold, "below_threshold")]
     made = finish(source, frame.with_columns(reason_of(*cases)))
     return made._replace(tuples=_both_ways(source, made.tuples)) if source.both_ways else made
@@ -151,7 +151,7 @@ def _nli(source: Source, rows: pl.DataFrame) -> Tuples:
             (pl.col("query").is_null(), "empty_query"),
             (pl.col("other").is_null(), "empty_positive"),
             (pl.col("side").is_null(), "unknown_label"),
-            (pl.col("side").n_unique().over(pair) > 1, "conflicting_label"),
+            (pl.col("side").drop_nulls().n_unique().over(pair) > 1, "conflicting_label"),
         )
     )
     good = pl.col("reason").is_null()
@@ -183,7 +183,7 @@ def _qrels(source: Source, rows: pl.DataFrame, seed: int, corpus: pl.DataFrame, 
     frame = pl.DataFrame(
         {"row": rows[ROW], "query_id": texts_of(source, rows, f.query_id), "passage_id": texts_of(source, rows, f.positive_id)}
     ).with_columns(
-        (column(place_of(source), rows, f.score).cast(pl.Float64, strict=False) if f.score else pl.lit(1.0)).alias("score"),
+        (numbers_of(source, rows, f.score) if f.score else pl.lit(1.0)).alias("score"),
         pl.format("{} -> {}", pl.col("query_id").fill_null(""), pl.col("passage_id").fill_null("")).alias("evidence"),
     )
     frame = frame.join(asked.rename({"id": "query_id", "text": "query"}), on="query_id", how="left", maintain_order="left")
@@ -200,13 +200,7 @@ def _qrels(source: Source, rows: pl.DataFrame, seed: int, corpus: pl.DataFrame, 
     )
     good = pl.col("reason").is_null()
     if source.limit is not None:
-        number = frame.select(pl.col("query_id").rank("dense") - 1).to_series().to_numpy()
-        place = (
-            draws(seed, f"{source.name}/limit", np.arange(int(number.max(initial=0)) + 1))
-            .argsort(kind="stable")
-            .argsort(kind="stable")
-        )
-        over = pl.Series(place[number] >= source.limit)
+        over = ~pl.col("query_id").is_in(_sampled(frame.filter(good)["query_id"], source, seed).implode())
         frame = frame.with_columns(pl.when(good & over).then(pl.lit("over_limit")).otherwise("reason").alias("reason"))
     tuples = (
         frame.filter(good)
@@ -221,14 +215,23 @@ def _qrels(source: Source, rows: pl.DataFrame, seed: int, corpus: pl.DataFrame, 
     return Tuples(made.tuples, dropped_rows(source, frame.filter(~good)), passages["text"])
 
 
+def _sampled(query_ids: pl.Series, source: Source, seed: int) -> pl.Series:
+    """Return the queries of a limit, drawn by their place in order of first appearance."""
+    asked = query_ids.unique(maintain_order=True)
+    drawn = draws(seed, f"{source.name}/limit", np.arange(len(asked))).argsort(kind="stable")
+    return asked.gather(np.sort(drawn[: source.limit]))
+
+
 def _text_table(source: Source, which: str, table: TextTable, rows: pl.DataFrame) -> pl.DataFrame:
     """Return id and text of a corpus or of queries, blanks left out."""
     where = f"{place_of(source)} ({which})"
-    ids, texts = column(where, rows, table.fields.id).cast(pl.String), column(where, rows, table.fields.text).cast(pl.String)
+    ids, texts = (as_texts(where, name, column(where, rows, name)) for name in (table.fields.id, table.fields.text))
     if table.fields.title is not None:
-        titles = column(where, rows, table.fields.title).cast(pl.String)
+        titles = as_texts(where, table.fields.title, column(where, rows, table.fields.title))
         texts = pl.select(pl.concat_str([titles, texts], separator="\n", ignore_nulls=True).str.strip_chars()).to_series()
     frame = pl.DataFrame({"id": ids, "text": texts}).filter(pl.col("text").str.strip_chars() != "")
+    if frame["id"].null_count():
+        raise SourceError(where, f"a row has no '{table.fields.id}': '{frame.filter(pl.col('id').is_null())['text'][0][:60]}'")
     twice = frame.filter(pl.col("id").is_duplicated())
     if len(twice):
         raise SourceError(where, f"id '{twice['id'][0]}' stands twice")

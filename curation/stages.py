@@ -89,6 +89,7 @@ def _hold_out(job: Job, folder: Path) -> Receipt:
     texts = [
         tuples["positives"].explode(),
         tuples["negatives"].explode(empty_as_null=False),
+        held["negatives"].explode(empty_as_null=False),
         read_parquet(stage / "corpus.parquet")["text"],
     ]
     holdout.write_beir(folder, held, pl.concat(texts).drop_nulls())
@@ -110,13 +111,11 @@ def _shape(job: Job, folder: Path, reads: dict[str, str], progress: Progress) ->
     rows_in = len(rows) + len(lost)
     _check_rows(source, rows_in, lost, made.dropped, len(made.tuples))
     good, poor, texts_out = filters.apply(made.tuples, job.filters, source.name, source.task)
+    if not len(good):
+        told = ", ".join(f"{reason} {n}" for reason, n in _counts(poor).items())
+        raise SourceError(place_of(source), f"filters leave none of its {len(made.tuples)} tuples ({told})", "loosen 'filters'")
     merged_tuples, merged = dedup.merge_queries(good, source.name)
     train, held = holdout.set_apart(merged_tuples, source.holdout, job.seed, source.name)
-    passages = pl.concat(
-        [merged_tuples["positives"].explode(), merged_tuples["negatives"].explode(empty_as_null=False), made.corpus]
-    )
-    if len(held):
-        holdout.write_beir(folder / "heldout", held, passages.drop_nulls())
     dropped_rows = pl.concat([unread, made.dropped])
     write_table(folder, "tuples", train)
     write_parquet(folder / "corpus.parquet", pl.DataFrame({"text": made.corpus}))
@@ -143,7 +142,7 @@ def _read_whole(where: str, table: TextTable, base: Path) -> pl.DataFrame:
     batches = list(read_rows(table, base))
     for lost in (one for batch in batches for one in batch.lost if one.bad):
         raise SourceError(where, f"row {lost.row} is unreadable ({lost.reason})", lost.evidence)
-    return pl.concat([batch.frame for batch in batches])
+    return pl.concat([batch.frame for batch in batches], how="diagonal_relaxed")
 
 
 def _unread(source: Source, lost: list[Lost]) -> pl.DataFrame:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from curation.errors import UserError
+from curation.errors import BuildError, UserError
 from curation.manifest import Manifest
 from curation.store import atomic, read_json, write_json
 
@@ -15,16 +15,20 @@ COUNTS = ("digest", "rows_in", "tuples_made", "merged", "heldout", "passages")
 
 
 def write_summary(
-    folder: Path, path: Path, manifest: Manifest, curated: dict[str, Receipt], failed: dict[str, UserError]
+    folder: Path, path: Path, manifest: Manifest, curated: dict[str, Receipt], failed: dict[str, UserError], current: list[str]
 ) -> None:
-    """Write manifest.yaml and build.json; sources that this run did not touch keep their entries."""
+    """Write manifest.yaml and build.json; of the sources that this run did not touch, the `current` ones keep their entries.
+
+    Raises:
+        BuildError: build.json is not what this function wrote.
+    """
     text = path.read_bytes()
     copy, summary = folder / "manifest.yaml", folder / "build.json"
-    earlier = read_json(summary) if summary.exists() else {"sources": {}, "failed": {}}
+    earlier = read_summary(folder) if summary.exists() else {"sources": {}, "failed": {}}
     fresh = {name: _entry(receipt) for name, receipt in curated.items()}
     errors = {name: str(error) for name, error in failed.items()}
     names = [source.name for source in manifest.sources]
-    entries = {name: earlier["sources"][name] for name in names if name in earlier["sources"] and name not in errors} | fresh
+    entries = {name: earlier["sources"][name] for name in current if name in earlier["sources"]} | fresh
     broken = {name: text for name, text in (earlier["failed"] | errors).items() if name in names and name not in fresh}
     sources = {name: entries[name] for name in names if name in entries}
     whole = {"name": manifest.name, "seed": manifest.seed, "sources": sources, "failed": broken}
@@ -35,6 +39,18 @@ def write_summary(
         summary.touch()  # the newest build is the one last asked for
     else:
         write_json(summary, whole)
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Return build.json.
+
+    Raises:
+        BuildError: it is missing, or is not what a build wrote.
+    """
+    found = read_json(folder / "build.json")
+    if not isinstance(found, dict) or not all(isinstance(found.get(part), dict) for part in ("sources", "failed")):
+        raise BuildError(folder / "build.json", "is not what a build wrote", "delete it and run `curate build` again")
+    return found
 
 
 def _entry(receipt: Receipt) -> Receipt:

@@ -50,6 +50,8 @@ def read_yaml(path: Path) -> Document:
         raise ManifestError(path, "is a folder, not a manifest") from None
     except UnicodeDecodeError as error:
         raise ManifestError(path, f"not UTF-8 (byte {error.start})", "save it as UTF-8") from None
+    except RecursionError:
+        raise ManifestError(path, "is nested too deeply") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else path
@@ -57,7 +59,10 @@ def read_yaml(path: Path) -> Document:
         raise ManifestError(where, f"not YAML: {what}") from None
     document = Document({})
     if node is not None:
-        document.value = _Reader(path, document).read(node, ())
+        try:
+            document.value = _Reader(path, document).read(node, ())
+        except RecursionError:
+            raise ManifestError(path, "is nested too deeply (an alias inside itself?)") from None
     return document
 
 

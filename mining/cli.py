@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from curation.command import SETTINGS, run, say
+from curation.command import SETTINGS, output, run, say
 from curation.progress import for_terminal
 
 WIDTH = 78  # columns of `mine show`
@@ -52,7 +52,7 @@ def negatives(
             ]
         for line in filter(None, lines):
             say(f"warning: {line}")
-    click.echo(json.dumps(receipts, indent=1, ensure_ascii=False) if as_json else _table(receipts, verbose))
+    output(json.dumps(receipts, indent=1, ensure_ascii=False) if as_json else _table(receipts, verbose))
 
 
 @mine.command()
@@ -70,7 +70,7 @@ def show(build: Path | None, only: tuple[str, ...], number: int) -> None:
 
     for name in mined_sources(build, only):
         for row in shown(build, name, number):
-            click.echo(_readable(row) + "\n")
+            output(_readable(row) + "\n")
 
 
 def main() -> None:

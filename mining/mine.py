@@ -43,6 +43,7 @@ class Job:
     way: str  # search, class or given
     digest: str
     described: Mapping[str, object]  # the encoder; empty where none is needed
+    source: str  # the digest of the curated stage
 
     @property
     def curated(self) -> Path:
@@ -120,7 +121,15 @@ def jobs(build: Path, only: Sequence[str], encoder: Callable[[], Encoder]) -> It
             "seed": int(whole["seed"]),
         }
         yield Job(
-            build, name, entry, settings, int(whole["seed"]), way, store.digest_of(depends), opened.described if opened else {}
+            build,
+            name,
+            entry,
+            settings,
+            int(whole["seed"]),
+            way,
+            store.digest_of(depends),
+            opened.described if opened else {},
+            receipt["digest"],
         )
 
 
@@ -168,7 +177,13 @@ def _mine(job: Job, encoder: Callable[[], Encoder], progress: Progress, folder: 
         "given": lambda: given_only,
     }
     tally = _write(job, folder, ways[job.way](), progress)
-    said = {**asdict(tally), "way": job.way, "signature": signature(job), "settings": _settings(job.way, job.settings)}
+    said = {
+        **asdict(tally),
+        "way": job.way,
+        "curated": job.source,
+        "signature": signature(job),
+        "settings": _settings(job.way, job.settings),
+    }
     return said | ({"encoder": dict(job.described)} if job.described else {})
 
 

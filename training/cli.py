@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from curation.command import SETTINGS, run, say
+from curation.command import SETTINGS, output, run, say
 from curation.errors import BuildError, ManifestError
 from curation.progress import for_terminal
 
@@ -198,7 +198,7 @@ def _show(result: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         import json
 
-        click.echo(json.dumps(result, indent=1, ensure_ascii=False))
+        output(json.dumps(result, indent=1, ensure_ascii=False))
         return
     flat = {**{key: value for key, value in result.items() if not isinstance(value, Mapping)}}
     for key, value in result.items():
@@ -207,7 +207,7 @@ def _show(result: Mapping[str, Any], as_json: bool) -> None:
     width = max(map(len, flat))
     for key, value in flat.items():
         told = f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-        click.echo(f"{key:<{width}}  {told:>10}")
+        output(f"{key:<{width}}  {told:>10}")
 
 
 def main() -> None:

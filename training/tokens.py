@@ -139,8 +139,11 @@ def _write_source(
 ) -> dict[str, Any]:
     """Read, check and tokenise a source; return its receipt."""
     curated, mined = build / "curated" / name, build / "mined" / name
-    for stage in (curated, mined):
-        store.check_files(stage, _receipt(stage))
+    receipts = {stage: _receipt(stage) for stage in (curated, mined)}
+    for stage, receipt in receipts.items():
+        store.check_files(stage, receipt)
+    if receipts[mined].get("curated", receipts[curated]["digest"]) != receipts[curated]["digest"]:
+        raise BuildError(mined, f"was mined before curated/{name} was built anew", "run `mine negatives` again")
     pairs = store.read_table(mined, "pairs", ["id", "key", "query", "positives", "negatives"])
     _same_tuples(pairs, store.read_table(curated, "pairs", ["id", "key", "positives"]), mined)
     passages = store.read_table(curated, "passages", ["pid", "text", "group"])

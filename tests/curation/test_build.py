@@ -178,7 +178,7 @@ def test_counts_add_up_whatever_comes(tmp_path_factory, table):
         check_counts(receipt)
         assert receipt["rows_in"] == len(table)
     for error in outcome.failed.values():
-        assert "makes a tuple" in str(error) or "held out" in str(error)
+        assert "makes a tuple" in str(error) or "filters leave none" in str(error)
 
 
 def run(*words, code=0):
@@ -230,3 +230,60 @@ sources:
     assert (receipt["rows_in"], receipt["rows_used"], receipt["kept"], receipt["passages"]) == (4, 4, 2, 20)
     (tmp_path / "q.yaml").write_text((tmp_path / "q.yaml").read_text() + "    limit: 1\n")
     assert build(tmp_path / "q.yaml", tmp_path / "q").receipts["beir"]["kept"] == 1
+
+
+HELD = "  - {name: %s, files: x.jsonl, task: retrieval, holdout: 8, fields: {query: q, positive: a}}\n"
+
+
+def test_only_never_leaves_a_source_that_trains_on_what_is_held_out_now(tmp_path):
+    write_lines(tmp_path / "x.jsonl", [{"q": f"question {i}", "a": f"answer {i}"} for i in range(60)])
+    recipe = tmp_path / "m.yaml"
+    recipe.write_text("name: h\nseed: 1\nsources:\n" + HELD % "a" + HELD % "a.b")
+    build(recipe, tmp_path / "b")
+    recipe.write_text(recipe.read_text().replace("seed: 1", "seed: 2"))
+    build(recipe, tmp_path / "b", only=["a"])
+    listed = json.loads((tmp_path / "b/build.json").read_text())["sources"]
+    assert list(listed) == ["a"], "a.b trains on queries that the new seed holds out"
+    build(recipe, tmp_path / "b", only=["a.b"])
+    assert list(json.loads((tmp_path / "b/build.json").read_text())["sources"]) == ["a", "a.b"]
+    build(recipe, tmp_path / "whole")
+    assert contents(tmp_path / "b") == contents(tmp_path / "whole")
+
+
+def test_a_source_that_begins_to_fail_holds_nothing_out_any_more(tmp_path):
+    write_lines(tmp_path / "x.jsonl", [{"q": f"question {i}", "a": f"answer {i}"} for i in range(60)])
+    recipe = tmp_path / "m.yaml"
+    recipe.write_text("name: h\nsources:\n" + HELD % "a" + HELD.replace("holdout: 8, ", "") % "c")
+    assert build(recipe, tmp_path / "b").receipts["c"]["kept"] == 52
+    recipe.write_text(recipe.read_text().replace("positive: a}", "positive: nothing}", 1))
+    outcome = build(recipe, tmp_path / "b")
+    assert list(outcome.failed) == ["a"]
+    assert outcome.receipts["c"]["kept"] == 60
+
+
+def test_filters_that_leave_nothing_are_named(recipe, tmp_path):
+    recipe.write_text(MANIFEST.replace("seed: 7", "seed: 7\nfilters: {min_chars: 500}"))
+    outcome = build(recipe, tmp_path / "b", only=["topics"])
+    assert str(outcome.failed["topics"]) == (
+        "source 'topics': filters leave none of its 31 tuples (short_query 31); loosen 'filters'"
+    )
+
+
+def test_a_dry_run_of_sorted_labels_is_no_error(tmp_path):
+    write_lines(tmp_path / "x.jsonl", [{"t": f"text {i}", "l": int(i >= 1500)} for i in range(3000)])
+    (tmp_path / "m.yaml").write_text(
+        "name: h\nsources:\n  - {name: x, files: x.jsonl, task: classification, fields: {query: t, label: l}}\n"
+    )
+    said = run("build", tmp_path / "m.yaml", "--dry-run")
+    assert said.splitlines()[1] == "  of its first 1,000 rows alone: classification takes two labels, and column 'l' has 1: 0"
+    assert not build(tmp_path / "m.yaml", tmp_path / "b").failed
+
+
+def test_a_broken_summary_and_a_file_for_a_folder_are_told(recipe, tmp_path):
+    build(recipe, tmp_path / "b")
+    (tmp_path / "b/build.json").write_text("[]")
+    with pytest.raises(BuildError, match=r"build\.json: is not what a build wrote; delete it and run `curate build` again"):
+        build(recipe, tmp_path / "b")
+    (tmp_path / "f").write_text("")
+    with pytest.raises(BuildError, match="f: is a file, not a folder; name another folder"):
+        build(recipe, tmp_path / "f")

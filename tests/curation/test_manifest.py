@@ -99,6 +99,25 @@ def test_an_alias_bomb_ends(complain):
     assert "too many values" in complain(bomb)
 
 
+def test_an_endless_alias_and_endless_brackets_end(complain):
+    assert complain("sources: &a [*a]\n") == "m.yaml: is nested too deeply (an alias inside itself?)"
+    assert "nested too deeply" in complain("[" * 3000)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("labels: {a: b}", "'labels' means nothing here: the mapped columns make shape 'pairs'"),
+        ("threshold: 1", "'threshold' means nothing here: the mapped columns make shape 'pairs'"),
+        ("corpus: {files: c.jsonl}", "'corpus' means nothing here: the mapped columns make shape 'pairs'"),
+        ('delimiter: "\\n"', "'delimiter' cannot be a line end or a quote"),
+        ("header: []", "'header' is yes, no, or the list of names"),
+    ],
+)
+def test_a_key_without_meaning_is_refused(complain, more, said):
+    assert complain(GOOD.replace("limit: 0100", more)) == f"m.yaml:3: {said}"
+
+
 def test_names_of_sources_differ(complain):
     twice = GOOD.replace("mine:", "  - {name: a, files: y.csv, task: retrieval, fields: {query: q, positive: p}}\nmine:")
     assert complain(twice) == "m.yaml:1: two sources are named 'a'"

@@ -150,6 +150,58 @@ def test_qrels_join_corpus_and_queries():
     assert tuples.corpus.to_list() == ["T\none", "two", "three"]
 
 
+def beir(table, **more):
+    of = source(fields={"query_id": "q", "positive_id": "p"}, corpus={"files": "c"}, queries={"files": "q"}, **more)
+    corpus, queries = (
+        rows(_id=["d1", "d2"], text=["one", "two"]),
+        rows(_id=[f"q{i}" for i in range(20)], text=[f"ask {i}" for i in range(20)]),
+    )
+    return to_tuples(of, table, 1, corpus, queries)
+
+
+def test_a_limit_of_qrels_counts_the_queries_that_make_tuples():
+    table = rows(q=[None] + [f"q{i}" for i in range(20)], p=["d1"] + ["d1", "d9"] * 10)
+    made_of_all = beir(table)
+    assert len(made_of_all.tuples) == 10
+    limited = beir(table, limit=4)
+    assert len(limited.tuples) == 4
+    assert set(limited.tuples["id"]) < set(made_of_all.tuples["id"])
+    assert dict(limited.dropped.group_by("reason").len().iter_rows()) == {
+        "unknown_query": 1,
+        "unknown_passage": 10,
+        "over_limit": 6,
+    }
+
+
+def test_a_row_without_a_known_label_spoils_no_other():
+    table = rows(q=["a", "a"], p=["x", "x"], l=["entailment", "-"])
+    assert made(source(fields=NLI), table) == ([("s/0", "a", ["x"], [])], [("s/1", "unknown_label")])
+
+
+def test_labels_that_match_nothing_are_named():
+    of = source("classification", fields=LABELLED, labels={"0": "no", "1": "yes"})
+    with pytest.raises(SourceError, match=r"no value of column 'l' is one of 'labels' \(0, 1\); values there are: x, y"):
+        made(of, rows(q=["a", "b"], l=["x", "y"]))
+
+
+def test_columns_of_strange_types_and_names():
+    assert made(source(fields={"query": "^q$", "positive": "p"}), rows(**{"^q$": ["a"], "p": ["x"]}))[0] == [
+        ("s/0", "a", ["x"], [])
+    ]
+    of = source(fields={"query": "q", "positive": "p", "score": "v"}, threshold=1)
+    with pytest.raises(SourceError, match="source 's': column 'v' holds lists, not text; map a column of texts"):
+        made(of, rows(q=["a"], p=["x"], v=[[1.0]]))
+    assert made(of, rows(q=["a", "b"], p=["x", "y"], v=["inf", "1e400"]))[1] == [("s/0", "bad_score"), ("s/1", "bad_score")]
+    with pytest.raises(SourceError, match="source 's': column 'q' holds Binary, not text; map a column of texts"):
+        made(source(), rows(q=[b"\xff\xfe"], p=["x"]))
+
+
+def test_an_error_is_one_line_whatever_a_file_holds():
+    with pytest.raises(SourceError) as caught:
+        made(source(), rows(**{"q\nx\0": ["a"], "p": ["x"]}))
+    assert str(caught.value) == r"source 's': no column 'q'; columns there are: q\nx\x00, p"
+
+
 words = st.sampled_from(["", " ", "a", "b", "A!", "c", "word", "x y", "X  y."])
 
 

@@ -71,3 +71,17 @@ def test_a_missing_build_says_what_to_run(tmp_path):
         store.newest_build(tmp_path)
     with pytest.raises(BuildError, match="holds no table 'pairs'"):
         store.read_table(tmp_path, "pairs")
+
+
+def test_an_added_file_is_found(tmp_path):
+    store.run_stage(tmp_path / "s", "d1", work)
+    (tmp_path / "s" / "b.txt").write_text("b")
+    with pytest.raises(BuildError, match=r"b\.txt: was added after the folder was written"):
+        store.run_stage(tmp_path / "s", "d1", work)
+
+
+def test_a_stage_leaves_the_unfinished_work_of_others_alone(tmp_path):
+    (tmp_path / "squad.v2.17.part").mkdir()
+    (tmp_path / "squad.18.part").mkdir()
+    store.run_stage(tmp_path / "squad", "d", work)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["squad", "squad.v2.17.part"]
