@@ -41,13 +41,15 @@ def main() -> None:
         print(f"{name:<16}{built['rows_in']:>9,}{built['tuples']:>8,}{dropped:>9,}{built['heldout']:>10,}{mined['kept']:>8,}")
     scores = f"{before['ndcg@10']:.3f} before, {after['ndcg@10']:.3f} after training"
     print(f"\nnDCG@10 on {after['queries']} held-out functions: {scores}  ({time.time() - started:.0f} s)")
-    print(f"""
-Where to look next
-  curate show {BUILD}            tuples as they are trained on
-  curate show --dropped {BUILD}  what was left out, and why
-  mine show {BUILD}              negatives with score, rank and origin
-  {BUILD}/train/model            loads in sentence-transformers and transformers
-  manifests/README.md                  every key of a manifest, to bring your own data""")
+    print("\nWhere to look next")
+    for where, what in (
+        (f"curate show {BUILD}", "tuples as they are trained on"),
+        (f"curate show --dropped {BUILD}", "what was left out, and why"),
+        (f"mine show {BUILD}", "negatives with score, rank and origin"),
+        (f"{BUILD}/train/model", "loads in sentence-transformers and transformers"),
+        ("manifests/README.md", "every key of a manifest, to bring your own data"),
+    ):
+        print(f"  {where:<40}  {what}")
 
 
 if __name__ == "__main__":
