@@ -60,7 +60,7 @@ def receipts(build: Path, only: Iterable[str] = ()) -> dict[str, Receipt]:
 
 def counts_table(found: dict[str, Receipt]) -> str:
     """Return one line a source: rows in and used, tuples made, and what became of them."""
-    head = ("source", "rows in", "used", "tuples", "merged", "dropped", "held out", "kept", "passages")
+    head = ("source", "rows", "used", "tuples", "merged", "dropped", "held", "kept", "passages")
     lines = [_counts(name, receipt) for name, receipt in found.items()]
     if len(lines) > 1:
         lines.append(("all", *(sum(line[at] for line in lines) for at in range(1, len(head)))))
@@ -144,7 +144,9 @@ def as_text(record: dict[str, Any]) -> str:
 def _short(text: str) -> list[str]:
     """Return a text as a few lines of the screen."""
     width = WIDTH - MARGIN
-    lines = [part for line in text.strip().splitlines() for part in textwrap.wrap(line, width, drop_whitespace=False) or [""]]
+    lines = [
+        part.rstrip() for line in text.strip().splitlines() for part in textwrap.wrap(line, width, drop_whitespace=False) or [""]
+    ]
     return lines if len(lines) <= TEXT_LINES else [*lines[: TEXT_LINES - 1], "..."]
 
 
