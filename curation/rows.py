@@ -158,3 +158,37 @@ def _alike(kinds: set[type]) -> bool:
 
 def _as_text(value: Any) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def joined(parts: list[pl.DataFrame], where: str) -> pl.DataFrame:
+    """Join batches; a column that is not of one type throughout becomes text, or lists of text where any part has lists.
+
+    Raises:
+        SourceError: types that do not go together even so.
+    """
+    kinds: dict[str, set[pl.DataType]] = {}
+    for part in parts:
+        for name, kind in part.schema.items():
+            if kind != pl.Null:
+                kinds.setdefault(name, set()).add(kind)
+    mixed = {name for name, found in kinds.items() if len(found) > 1 and name != ROW}
+    with_lists = {name for name in mixed if any(isinstance(kind, pl.List) for kind in kinds[name])}
+    try:
+        return pl.concat([_of_one_type(part, mixed, with_lists) for part in parts], how="diagonal_relaxed")
+    except (pl.exceptions.SchemaError, pl.exceptions.InvalidOperationError) as error:
+        what = f"its parts have columns of types that do not go together ({str(error).splitlines()[0]})"
+        raise SourceError(where, what, "name files of one kind only") from None
+
+
+def _of_one_type(part: pl.DataFrame, mixed: set[str], with_lists: set[str]) -> pl.DataFrame:
+    columns = []
+    for name in sorted(mixed & set(part.columns)):
+        values = part[name]
+        if name not in with_lists:
+            columns.append(values.cast(pl.String))
+        elif isinstance(values.dtype, pl.List):
+            columns.append(values.cast(pl.List(pl.String)))
+        else:
+            texts = values.cast(pl.String)
+            columns.append(pl.select(pl.when(texts.is_not_null()).then(pl.concat_list(texts)).alias(name)).to_series())
+    return part.with_columns(columns)

@@ -19,7 +19,7 @@ import polars as pl
 from curation.errors import SourceError, did_you_mean, listed
 from curation.manifest import Source, Table
 from curation.readers import ROW, File, Lost, Rows, read_file
-from curation.rows import BATCH
+from curation.rows import BATCH, joined
 from curation.schema import draws
 from curation.store import digest_of, file_digest
 
@@ -77,9 +77,9 @@ def take(
         parts.append(rows.frame)
         lost += rows.lost
         if limit and sum(map(len, parts)) > 2 * limit:
-            frame, lost = _visited(_joined(parts, source), lost, limit, None if in_order else (source, seed))
+            frame, lost = _visited(joined(parts, _called(source)), lost, limit, None if in_order else (source, seed))
             parts = [frame]
-    return _visited(_joined(parts, source), lost, limit, None if in_order else (source, seed))
+    return _visited(joined(parts, _called(source)), lost, limit, None if in_order else (source, seed))
 
 
 def _visited(
@@ -94,36 +94,6 @@ def _visited(
         rows, lost_rows = (draws(seed, f"{source.name}/limit", numbers) for numbers in (rows, lost_rows))
     last = np.partition(rows, limit - 1)[limit - 1]
     return frame.filter(rows <= last), [one for one, early in zip(lost, lost_rows <= last, strict=True) if early]
-
-
-def _joined(parts: list[pl.DataFrame], table: Table) -> pl.DataFrame:
-    """Join batches; a column that is not of one type throughout becomes text, or lists of text where any part has lists."""
-    kinds: dict[str, set[pl.DataType]] = {}
-    for part in parts:
-        for name, kind in part.schema.items():
-            if kind != pl.Null:
-                kinds.setdefault(name, set()).add(kind)
-    mixed = {name for name, found in kinds.items() if len(found) > 1 and name != ROW}
-    with_lists = {name for name in mixed if any(isinstance(kind, pl.List) for kind in kinds[name])}
-    try:
-        return pl.concat([_alike(part, mixed, with_lists) for part in parts], how="diagonal_relaxed")
-    except (pl.exceptions.SchemaError, pl.exceptions.InvalidOperationError) as error:
-        what = f"its parts have columns of types that do not go together ({str(error).splitlines()[0]})"
-        raise SourceError(_called(table), what, "name files of one kind only") from None
-
-
-def _alike(part: pl.DataFrame, mixed: set[str], with_lists: set[str]) -> pl.DataFrame:
-    columns = []
-    for name in sorted(mixed & set(part.columns)):
-        values = part[name]
-        if name not in with_lists:
-            columns.append(values.cast(pl.String))
-        elif isinstance(values.dtype, pl.List):
-            columns.append(values.cast(pl.List(pl.String)))
-        else:
-            texts = values.cast(pl.String)
-            columns.append(pl.select(pl.when(texts.is_not_null()).then(pl.concat_list(texts)).alias(name)).to_series())
-    return part.with_columns(columns)
 
 
 def _called(table: Table) -> str:

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FLOOR = {f"curation.{name}" for name in ("errors", "schema", "manifest", "yaml_lines", "store", "text", "progress", "command")}
+FLOOR = {
+    f"curation.{name}"
+    for name in ("errors", "schema", "manifest", "complaints", "yaml_lines", "store", "text", "progress", "command")
+}
 HOMES = {
     "pyarrow": {"curation/store.py"},
     "datasets": {"curation/sources.py", "curation/hub.py"},
