@@ -25,9 +25,8 @@ ROUNDS = 3
 
 def texts(count: int) -> list[str]:
     """Return summaries and functions in turn, drawn evenly over the library."""
-    found: list[str] = []
-    for batch in read_rows(Table(path="python:stdlib"), Path()):
-        found += [text for pair in batch.frame.select("summary", "code").iter_rows() for text in pair]
+    batches = (batch.frame for batch in read_rows(Table(path="python:stdlib"), Path()))
+    found = [text for frame in batches if len(frame) for pair in frame.select("summary", "code").iter_rows() for text in pair]
     return found[:: max(len(found) // count, 1)][:count]
 
 
