@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from curation.errors import ManifestError, SetupError, UserError, did_you_mean
-from curation.manifest import Manifest, Source, load_manifest
+from curation.manifest import Manifest, load_manifest
+from curation.manifest_source import Source
 from curation.progress import Progress, silent
 from curation.stages import Done, Job, Receipt, curate_source, curate_stands, shape_source, shape_stands
 from curation.store import locked, write_json

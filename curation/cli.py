@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from curation.command import SETTINGS, output, run, say
+from curation.cli_exchange import export, verify
+from curation.command import SETTINGS, newest, output, run, say
 from curation.errors import BuildError
 from curation.progress import for_terminal
 
@@ -69,7 +70,7 @@ def stats(build: Path | None, only: tuple[str, ...], as_json: bool) -> None:
     """Count rows, tuples and what was dropped why, in BUILD or the newest build."""
     from curation import look
 
-    receipts = look.receipts(_newest(build), only)
+    receipts = look.receipts(newest(build), only)
     output(look.as_json(receipts) if as_json else look.counts_table(receipts))
     if not as_json:
         output(look.reasons_table(receipts))
@@ -86,7 +87,7 @@ def show(build: Path | None, only: tuple[str, ...], count: int, dropped: bool, r
     """Print records of BUILD (or of the newest build) as they will be trained on."""
     from curation import look
 
-    folder = _newest(build)
+    folder = newest(build)
     records = look.dropped_records(folder, only, count, reason) if dropped else look.records(folder, only, count)
     found = False
     for record in records:
@@ -96,79 +97,8 @@ def show(build: Path | None, only: tuple[str, ...], count: int, dropped: bool, r
         raise BuildError(folder, "has no such records", "see `curate stats` for sources and reasons")
 
 
-FORMATS = ("f2llm", "pair", "triplet", "n-tuple", "labeled-list", "scored-list", "flagembedding", "tevatron", "beir")
-
-
-@curate.command()
-@click.argument("build", type=click.Path(path_type=Path), required=False)
-@click.option("--format", "name", type=click.Choice(FORMATS), required=True, metavar="FORMAT", help="One of the above.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder to write; the files are in its data/.")
-@click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")
-@click.option("--negatives", type=click.IntRange(1), help="Negatives a tuple, see above.")
-@click.option("--json", "as_json", is_flag=True, help="The receipt as JSON instead of a table.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
-def export(
-    build: Path | None, name: str, out: Path, only: tuple[str, ...], negatives: int | None, as_json: bool, quiet: bool
-) -> None:
-    """Write BUILD (or the newest build) as another tool's training data.
-
-    \b
-    f2llm          parquet of F2LLM's trainer, instructions in the queries
-    pair, triplet, n-tuple, labeled-list, scored-list
-                   parquet of sentence-transformers
-    flagembedding  JSON Lines of FlagEmbedding (bge)
-    tevatron       JSON Lines of Tevatron and MIRACL
-    beir           corpus, queries and qrels
-
-    Where negatives have columns of their own (f2llm, n-tuple), tuples with fewer
-    are left out: fewer than 24, or 1 for a classification, unless --negatives
-    says another number. Elsewhere --negatives is the most a tuple keeps. All but
-    pair and beir need mined negatives.
-    """
-    from curation import export as exporting
-    from curation import look
-
-    if negatives and name in ("pair", "beir"):
-        raise click.UsageError(f"'{name}' holds no negatives, so --negatives says nothing.")
-    receipt, ran = exporting.export(_newest(build), out, name, only, negatives, for_terminal(quiet))
-    output(look.as_json(receipt) if as_json else exporting.exported_table(receipt))
-    if not quiet:
-        say(f"{out / 'data'}: {'written' if ran else 'nothing to do'}")
-
-
-@curate.command()
-@click.argument("build", type=click.Path(path_type=Path), required=False)
-@click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")
-@click.option("--json", "as_json", is_flag=True, help="The problems as a JSON list.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress, and nothing where all is well.")
-def verify(build: Path | None, only: tuple[str, ...], as_json: bool, quiet: bool) -> int:
-    """Check every receipt, digest, id and count of BUILD or the newest build.
-
-    One line a problem; the exit code is 1 where there is any.
-    """
-    from curation import look
-    from curation import verify as checking
-
-    folder = _newest(build)
-    problems = checking.problems(folder, only, for_terminal(quiet))
-    if as_json:
-        output(look.as_json([{"where": one.where, "what": one.what} for one in problems]))
-    else:
-        for one in problems:
-            output(f"{one.where}: {one.what}")
-        if not quiet:
-            say(f"{folder}: {f'{len(problems)} problems' if problems else 'all is as it was written'}")
-    return 1 if problems else 0
-
-
-def _newest(build: Path | None) -> Path:
-    if build is not None:
-        return build
-    from curation.store import newest_build
-
-    newest: Path = newest_build(Path("builds"))
-    say(f"using {newest}, the newest build")
-    return newest
+for command in (export, verify):
+    curate.add_command(command)
 
 
 def main(arguments: Any = None) -> None:

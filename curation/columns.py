@@ -7,7 +7,7 @@ from typing import NamedTuple
 import polars as pl
 
 from curation.errors import SourceError, listed
-from curation.manifest import Source
+from curation.manifest_source import Source
 from curation.rows import ROW
 from curation.schema import dropped_frame, split_query
 

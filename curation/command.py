@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import click
 
@@ -51,3 +52,15 @@ def run(command: click.Command, name: str) -> None:
             raise
         say(f"{name}: {error.filename or 'output'}: no room left on the disk; make room and run the same command again to go on")
         sys.exit(1)
+
+
+def newest(build: Path | None, quiet: bool = False) -> Path:
+    """Return BUILD, or the newest one below `builds`, and say which."""
+    if build is not None:
+        return build
+    from curation.store import newest_build
+
+    found = newest_build(Path("builds"))
+    if not quiet:
+        say(f"using {found}, the newest build")
+    return found

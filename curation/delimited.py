@@ -10,7 +10,7 @@ from itertools import chain, islice
 import polars as pl
 
 from curation.errors import SourceError
-from curation.manifest import Table
+from curation.manifest_source import Table
 from curation.rows import BATCH, ROW, File, Lost, Reading, Rows, opened
 
 LARGEST_FIELD = 1 << 22  # characters; a longer field is an unclosed quote

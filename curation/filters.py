@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from curation.columns import EVIDENCE_CHARS
-from curation.manifest import Filters
+from curation.manifest_source import Filters
 from curation.schema import dropped_frame
 from curation.text import normalised
 

@@ -7,7 +7,7 @@ import polars as pl
 
 from curation.columns import Tuples, finish, labels_of, place_of, queries_of, reason_of
 from curation.errors import SourceError, listed
-from curation.manifest import Source
+from curation.manifest_source import Source
 from curation.rows import ROW
 from curation.schema import draws, dropped_frame
 from curation.text import forms

@@ -13,7 +13,8 @@ import polars as pl
 from curation.build import job_of, pick
 from curation.columns import column, place_of
 from curation.errors import BuildError, SourceError, did_you_mean, listed
-from curation.manifest import Source, load_manifest, shape_of
+from curation.manifest import load_manifest
+from curation.manifest_source import Source, shape_of
 from curation.rows import ROW
 from curation.schema import render_query
 from curation.shapes import to_tuples

@@ -25,7 +25,7 @@ import polars as pl
 from curation.delimited import read_delimited
 from curation.errors import SourceError, listed
 from curation.functions import functions_of
-from curation.manifest import Table
+from curation.manifest_source import Table
 from curation.rows import BATCH, ROW, File, Found, Lost, Reading, Record, Rows, batches, mendable, open_bytes, opened
 
 __all__ = ["READERS", "ROW", "File", "Lost", "Rows", "read_file", "reader_of"]

@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple
 import polars as pl
 
 from curation.errors import SourceError
-from curation.manifest import Table
+from curation.manifest_source import Table
 
 ROW = "__row"
 GZIP_MARK = b"\x1f\x8b"

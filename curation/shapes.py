@@ -34,7 +34,7 @@ from curation.columns import (
 )
 from curation.errors import SourceError, listed
 from curation.labelled import classification, clustering
-from curation.manifest import Source, TextTable, shape_of
+from curation.manifest_source import Source, TextTable, shape_of
 from curation.rows import ROW
 from curation.schema import draws, split_query
 

@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from curation.errors import SourceError, did_you_mean, listed
-from curation.manifest import Source, Table
+from curation.manifest_source import Source, Table
 from curation.readers import ROW, File, Lost, Rows, read_file
 from curation.rows import BATCH, joined
 from curation.schema import draws

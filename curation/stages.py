@@ -13,7 +13,8 @@ from curation import dedup, filters, holdout
 from curation.columns import BAD, place_of
 from curation.errors import SourceError
 from curation.labelled import pair_up
-from curation.manifest import Dedup, Filters, Source, TextTable, shape_of
+from curation.manifest import Dedup
+from curation.manifest_source import Filters, Source, TextTable, shape_of
 from curation.numbering import number
 from curation.progress import Progress, silent
 from curation.rows import Lost

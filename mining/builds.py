@@ -10,7 +10,8 @@ import polars as pl
 
 from curation import store
 from curation.errors import BuildError, ManifestError, did_you_mean, listed
-from curation.manifest import Mine, load_manifest
+from curation.manifest import load_manifest
+from curation.manifest_models import Mine
 from curation.schema import ORIGINS
 
 KEYS_OF_BUILD = ("name", "seed", "sources")

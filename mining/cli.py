@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from curation.command import SETTINGS, output, run, say
+from curation.command import SETTINGS, newest, output, run, say
 from curation.progress import for_terminal
 
 WIDTH = 78  # columns of `mine show`
@@ -37,7 +37,7 @@ def negatives(
     `mine:` section of its manifest. What is up to date is left alone; a new filter
     setting chooses again without encoding again.
     """
-    build = _chosen(build)
+    build = newest(build)
     import json
 
     from mining.builds import failed_sources
@@ -65,7 +65,7 @@ def show(build: Path | None, only: tuple[str, ...], number: int) -> None:
     BUILD is a folder, by default the newest under ./builds. A positive comes with
     its score, a negative with score, rank (0 is the nearest passage) and origin.
     """
-    build = _chosen(build)
+    build = newest(build)
     from mining.builds import mined_sources, shown
 
     for name in mined_sources(build, only):
@@ -76,16 +76,6 @@ def show(build: Path | None, only: tuple[str, ...], number: int) -> None:
 def main() -> None:
     """Run the command line."""
     run(mine, "mine")
-
-
-def _chosen(build: Path | None) -> Path:
-    if build is not None:
-        return build
-    from curation.store import newest_build
-
-    newest = newest_build(Path("builds"))
-    say(f"mine: taking the newest build, {newest}")
-    return newest
 
 
 def _table(receipts: dict[str, dict[str, Any]], verbose: bool) -> str:

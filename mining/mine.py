@@ -17,7 +17,7 @@ import polars as pl
 
 from curation import store
 from curation.errors import BuildError
-from curation.manifest import Mine
+from curation.manifest_models import Mine
 from curation.progress import Progress, silent
 from curation.schema import NEGATIVES
 from mining.builds import described, selected, settings_of

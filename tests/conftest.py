@@ -6,9 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+settings.register_profile("facts")  # tests assert facts, not times
+settings.load_profile("facts")
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 

@@ -12,7 +12,10 @@ from pathlib import Path
 import click
 from click.testing import CliRunner
 
-from curation.manifest import Dedup, Filters, Manifest, Mine, Section, Source, Train
+from curation.manifest import Dedup, Manifest
+from curation.manifest_models import Mine, Train
+from curation.manifest_source import Filters, Source
+from curation.section import Section
 
 ROOT = Path(__file__).resolve().parents[1]
 README, KEYS, SCHEMA = ROOT / "README.md", ROOT / "manifests" / "README.md", ROOT / "manifests" / "manifest.schema.json"

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from curation import store
 from curation.build import build
-from curation.cli import FORMATS as OFFERED
 from curation.cli import curate
+from curation.cli_exchange import FORMATS as OFFERED
 from curation.errors import BuildError, SourceError
 from curation.export import export
 from curation.formats import FORMATS

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from curation.errors import BuildError, ModelError
-from curation.manifest import Train
+from curation.manifest_models import Train
 from training.model import Model, autocast
 from training.step import decayed
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from curation.command import SETTINGS, output, run, say
+from curation.command import SETTINGS, newest, output, run, say
 from curation.errors import BuildError, ManifestError
 from curation.progress import for_terminal
 
 if TYPE_CHECKING:
-    from curation.manifest import Train
+    from curation.manifest_models import Train
 
 FOLDER = click.Path(path_type=Path)
 DEVICE = click.option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N; by default a GPU if any.")
@@ -97,7 +97,7 @@ def run_training(
     verbose: bool,
 ) -> None:
     """Train."""
-    build = build or _newest(quiet)
+    build = newest(build, quiet)
     settings = _recipe(build, recipe)
     changes = {"steps": steps or settings.steps, "log_every": 1 if verbose else settings.log_every}
     settings = settings.model_copy(update=changes)
@@ -168,15 +168,6 @@ def export(run: Path, out: Path) -> None:
     from training.train import export_checkpoint
 
     say(f"exported {export_checkpoint(run, out)} to {out}")
-
-
-def _newest(quiet: bool) -> Path:
-    from curation.store import newest_build
-
-    build = newest_build(Path("builds"))
-    if not quiet:
-        say(f"using the newest build, {build}")
-    return build
 
 
 def _recipe(build: Path, recipe: Path | None) -> Train:

@@ -10,7 +10,7 @@ import numpy as np
 
 from curation import schema, store
 from curation.errors import BuildError
-from curation.manifest import Train
+from curation.manifest_models import Train
 from training.model import Model, load_model
 from training.step import warmup_steps
 from training.tokens import mined_sources

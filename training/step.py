@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from curation.manifest import Train
+from curation.manifest_models import Train
 from training.data import Batch
 from training.loss import Losses, contrastive, infonce
 

@@ -24,7 +24,7 @@ import xxhash
 
 from curation import store
 from curation.errors import BuildError, listed
-from curation.manifest import Train
+from curation.manifest_models import Train
 from curation.progress import Progress, silent
 from training import checkpoint
 from training.backend import Torch, deterministic, load_weights

@@ -14,7 +14,8 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from curation.build import build
-from curation.manifest import load_manifest, shape_of
+from curation.manifest import load_manifest
+from curation.manifest_source import shape_of
 from curation.store import read_table
 from tests.conftest import SHARED
 from tests.curation.dataset_manifests import DATASETS, manifest_of

@@ -78,7 +78,7 @@ def test_a_chain_keeps_both_of_its_ends():
         assert twin in left["id"].to_list(), id_
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 10**6), st.sampled_from([0.6, 0.8, 0.9]))
 def test_every_dropped_query_has_a_kept_twin(seed, threshold):
     draw = random.Random(seed)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from curation.errors import ManifestError
-from curation.manifest import load_manifest, load_recipe, shape_of
+from curation.manifest import load_manifest, load_recipe
+from curation.manifest_source import shape_of
 
 GOOD = """\
 name: demo

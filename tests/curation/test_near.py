@@ -132,7 +132,7 @@ def test_digests_are_those_of_datasketch(engine):
     assert set(kinds) == {EXACT, WORDS, CHARS, SPACELESS}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.one_of(st.text(max_size=80), st.text(alphabet=" aB_9.\u00e9\u0130中\ufb01", max_size=80)), min_size=1, max_size=8)
 )

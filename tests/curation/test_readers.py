@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from curation.errors import SourceError
 from curation.functions import functions_of
-from curation.manifest import Table
+from curation.manifest_source import Table
 from curation.readers import ROW, Lost, Rows
 from curation.sources import read_rows
 
@@ -194,7 +194,7 @@ def test_header_delimiter_and_quoting_as_declared(tmp_path):
 cells = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.text(',"\r\n\t ;\ufeff\0', max_size=6)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 @given(st.lists(st.lists(cells, min_size=2, max_size=2), min_size=1, max_size=8), st.sampled_from([",", ";", "\t"]))
 def test_csv_is_read_back_as_written(tmp_path, rows, delimiter):
     text = io.StringIO(newline="")
@@ -209,7 +209,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 records = st.dictionaries(texts.filter(lambda name: name != ROW), texts | st.none(), max_size=4)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 @given(st.lists(records, min_size=1, max_size=8), st.booleans())
 def test_json_lines_are_read_back_as_written(tmp_path, written, escaped):
     write(tmp_path, "a.jsonl", "".join(json.dumps(record, ensure_ascii=escaped) + "\n" for record in written))
@@ -448,7 +448,7 @@ statements = st.sampled_from(
 docstrings = st.sampled_from(['"D."', "'''D.\n\n    é more\n    '''", '("D." "E")', 'r"""D\\d"""  # why', "'D.' ;", "'D.' \\\n"])
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(docstrings, st.lists(statements, min_size=1, max_size=4), st.integers(0, 2), st.booleans())
 def test_cutting_the_docstring_never_loses_the_body(docstring, body, depth, tabs):
     margin = "\t" if tabs else "    "

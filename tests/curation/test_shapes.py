@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from curation.errors import SourceError
 from curation.labelled import pair_up
-from curation.manifest import Source
+from curation.manifest_source import Source
 from curation.rows import ROW
 from curation.shapes import to_tuples
 from curation.text import forms

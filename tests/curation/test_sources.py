@@ -13,7 +13,7 @@ import pytest
 
 from curation import schema
 from curation.errors import SourceError
-from curation.manifest import Source, Table
+from curation.manifest_source import Source, Table
 from curation.readers import ROW, Lost
 from curation.sources import inputs, read_rows, take
 

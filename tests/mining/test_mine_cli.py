@@ -46,7 +46,7 @@ def test_newest_build(place):
         ],
     )
     assert err.splitlines() == [
-        "mine: taking the newest build, builds/small",
+        "using builds/small, the newest build",
         "warning: news: failed in the build and has nothing to mine: news.csv: no such file",
     ]
     code, out, err = mine("negatives", cwd=place)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mining.negatives import Ragged, Rules, choose, contains, distinct, of_other_classes
@@ -89,7 +89,6 @@ def test_lists(rows, data):
     st.integers(1, 12),
     st.integers(0, 99),
 )
-@settings(deadline=None)
 def test_draws_are_distinct_and_of_other_classes(classes, own, wanted, seed):
     classes, own = np.array(classes), np.array(own, np.int64)
     rows = np.arange(len(own))

@@ -80,7 +80,7 @@ score = st.one_of(st.none(), st.integers(-10, 10).map(lambda n: n / 10))
 
 
 @given(pairs, st.integers(0, 4), st.integers(1, 6), st.integers(0, 6), margin, margin, score, score, st.integers(0, 2**32))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_small_cases(tmp_path_factory, pairs, range_min, count, room, absolute, relative, most, least, seed):
     noise = np.random.default_rng(seed)
     table = noise.standard_normal((40, 6))

@@ -42,7 +42,7 @@ def plain(name, rows, negatives=6, **more):
 
 
 @given(sizes=st.lists(st.integers(1, 60), min_size=1, max_size=4), batch=st.integers(1, 17), seed=st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_row_once_an_epoch_and_one_source_a_batch(sizes, batch, seed):
     plan = Plan([plain(f"s{i}", size) for i, size in enumerate(sizes)], seed, batch, 3)
     assert plan.steps_per_epoch == sum(-(-size // batch) for size in sizes)
@@ -126,7 +126,7 @@ def test_a_row_short_of_negatives_has_its_own_and_then_none():
 
 
 @given(seed=st.integers(0, 1000), rows=st.integers(1, 12), k=st.integers(0, 4))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_batch_holds_each_text_once_and_maps_back(seed, rows, k):
     random = np.random.Generator(np.random.Philox(seed))
     positives = [[int(p)] for p in random.integers(0, 6, rows)]

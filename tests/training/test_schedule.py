@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from curation.manifest import Train
+from curation.manifest_models import Train
 from training.step import decayed, learning_rate, warmup_steps
 
 

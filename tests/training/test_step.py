@@ -9,7 +9,7 @@ from tiny_build import retrieval, tiny_model, write_build
 from tiny_models import tiny_folder
 
 from curation.errors import ModelError
-from curation.manifest import Train
+from curation.manifest_models import Train
 from training.backend import Torch
 from training.data import Plan
 from training.model import load_model

@@ -18,7 +18,7 @@ from tiny_build import retrieval, sentence, tiny_model, write_build
 
 from curation import store
 from curation.errors import BuildError
-from curation.manifest import Train
+from curation.manifest_models import Train
 from training.data import Plan
 from training.log import read_log
 from training.model import load_model

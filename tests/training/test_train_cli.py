@@ -51,7 +51,7 @@ def test_trains_the_newest_build_and_says_so_and_then_has_nothing_to_do(place):
     assert result.exit_code == 0, result.output
     assert result.stdout == ""
     lines = result.stderr.splitlines()
-    assert lines[0] == f"using the newest build, {Path('builds/tiny')}"
+    assert lines[0] == f"using {Path('builds/tiny')}, the newest build"
     assert "a warm-up" not in result.stderr
     assert lines[-2].startswith("step 12/12  loss ")
     assert lines[-1] == "trained: builds/tiny/train/model"

@@ -1,0 +1,77 @@
+"""What a manifest may say of models: how negatives are mined, how the embedding model is trained."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from curation.section import Section
+
+Prompt = Literal["auto", "instruct", "none"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+class Mine(Section):
+    """How hard negatives are found."""
+
+    model: str = Field(description="Hub id, folder, or `package:NAME` of an installed package that carries a model")
+    preset: Literal["f2llm"] = Field(
+        "f2llm", description="f2llm: the filters of sentence-transformers' miner with F2LLM's settings"
+    )
+    negatives: int = Field(24, ge=1, le=1000, description="negatives a query")
+    range_min: int = Field(5, ge=0, description="nearest candidates to skip; counted after the other filters")
+    range_max: int = Field(100, ge=1, description="nearest candidates to look at")
+    max_score: float | None = Field(0.8, description="candidates scoring higher are dropped")
+    min_score: float | None = Field(None, description="candidates scoring lower are dropped")
+    absolute_margin: float | None = Field(None, ge=0, description="candidates scoring above positive - margin are dropped")
+    relative_margin: float | None = Field(
+        0.05, ge=0, le=1, description="candidates scoring above positive * (1 - margin) are dropped"
+    )
+    shortage: Literal["drop", "keep"] = Field("drop", description="a tuple with fewer negatives: dropped, or kept short")
+    prompt: Prompt = Field("auto", description="auto: the model's own prompts, else instruct for decoders, none for encoders")
+    dtype: Dtype = Field("float32", description="float32, bfloat16, or auto: bfloat16 where the processor has it")
+    max_tokens: int | None = Field(None, ge=4, description="longer texts are cut; the model's own limit by default")
+
+    @model_validator(mode="after")
+    def _window(self) -> Mine:
+        if self.range_min >= self.range_max:
+            raise ValueError(f"'range_min' ({self.range_min}) must be below 'range_max' ({self.range_max})")
+        return self
+
+
+class Train(Section):
+    """How the model is trained. Where the paper (arXiv 2510.02294) is silent, its released configuration speaks."""
+
+    model: str = Field(description="Hub id, folder, or `package:NAME`: the foundation model or encoder to train")
+    max_tokens: int = Field(1024, ge=4, description="longer texts are cut")
+    batch: int = Field(512, ge=1, description="tuples a step, over all processes")
+    negatives: int = Field(7, ge=0, description="hard negatives a tuple, redrawn each epoch")
+    loss: Literal["f2llm", "infonce"] = Field(
+        "f2llm",
+        description="f2llm: hard negatives, and for retrieval other rows' positives, apart; infonce: all of them together",
+    )
+    temperature: float = Field(0.05, gt=0, description="divides cosine similarities in the loss")
+    lr: float = Field(1e-5, gt=0, description="highest learning rate")
+    min_lr: float = Field(1e-7, ge=0, description="learning rate at the last step")
+    warmup: int = Field(500, ge=0, description="steps of linear warm-up")
+    epochs: int = Field(2, ge=1, description="times each tuple is seen")
+    steps: int | None = Field(None, ge=1, description="stop after this many steps; the schedule ends there")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's, on matrices only")
+    betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's")
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    pooling: Literal["auto", "mean", "cls", "last"] = Field(
+        "auto", description="auto: the model's own, else last for decoders, mean for encoders"
+    )
+    prompt: Prompt = Field("auto", description="as in `mine`")
+    dtype: Dtype = Field("auto", description="of the matrix products; weights stay float32")
+    mask_false_negatives: bool = Field(True, description="a passage that is a query's positive is no in-batch negative of it")
+    token_budget: int | None = Field(
+        None,
+        ge=1,
+        description="tokens a forward may hold: a batch with more takes two passes (GradCache); by default all at once",
+    )
+    checkpointing: bool = Field(False, description="keep only the layers' inputs and compute the rest again: less memory, slower")
+    save_every: int = Field(200, ge=1, description="steps between checkpoints")
+    keep: int = Field(2, ge=1, description="checkpoints to keep")
+    log_every: int = Field(10, ge=1, description="steps between lines on the screen; the log has every step")

@@ -1,0 +1,165 @@
+"""What a manifest may say of a source: where its rows come from, how they are read, and how they become tuples."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from curation.section import Name, Section
+
+Reader = Literal["json", "jsonl", "csv", "tsv", "parquet", "squad", "flagembedding", "tevatron", "python"]
+Task = Literal["retrieval", "classification", "clustering"]
+
+
+class Filters(Section):
+    """Which texts are too poor to train on. A text that fails is dropped, and its tuple with it where none is left."""
+
+    min_chars: int = Field(3, ge=0, description="fewer characters than this: dropped")
+    max_chars: int | None = Field(
+        None, ge=1, description="more characters than this: dropped; off by default, as the tokenizer truncates"
+    )
+    no_echo: bool = Field(True, description="drop a positive or negative whose normalised text is the query's")
+
+
+class Table(Section):
+    """Where rows come from, and how their file is read."""
+
+    path: str | None = Field(
+        None, description="a Hub dataset id, a local folder in Hub layout, `python:stdlib` or `python:PACKAGE`"
+    )
+    config: str | None = Field(None, description="configuration of the Hub dataset")
+    split: str = Field("train", description="split of the Hub dataset")
+    revision: str | None = Field(None, description="commit, tag or branch of the Hub dataset; publishing needs a commit")
+    files: list[str] = Field(default_factory=list, description="file or glob, or a list of them, from the manifest's folder")
+    reader: Reader | None = Field(None, description="file format; by default from the file's ending")
+    encoding: str = Field("utf-8", description="encoding of text files; a byte-order mark is skipped")
+    delimiter: str | None = Field(None, min_length=1, max_length=1, description="csv, tsv: one character; `,` and tab by default")
+    quoting: bool | None = Field(None, description='csv, tsv: whether `"` quotes fields; yes for csv, no for tsv by default')
+    header: bool | list[str] = Field(
+        True, description="csv, tsv: whether the first line names the columns, or the names themselves"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_file(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("files"), str):
+            return {**data, "files": [data["files"]]}
+        return data
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Table:
+        if self.delimiter in ("\n", "\r", '"'):
+            raise ValueError("'delimiter' cannot be a line end or a quote")
+        if self.header == []:
+            raise ValueError("'header' is yes, no, or the list of names")
+        if bool(self.path) == bool(self.files):
+            raise ValueError("needs either 'path' (a Hub id or folder) or 'files', and not both")
+        return self
+
+
+class TextFields(Section):
+    """Columns of a corpus or of a table of queries."""
+
+    id: str = Field("_id", description="column of the id that qrels name")
+    text: str = Field("text", description="column of the text")
+    title: str | None = Field(None, description="column of a title that is put before the text")
+
+
+class TextTable(Table):
+    """A table of texts with ids: a corpus, or queries."""
+
+    fields: TextFields = Field(TextFields(), description="which column is what")
+
+
+class Fields(Section):
+    """Which column is what. The mapped columns decide the shape of the source."""
+
+    query: str | None = Field(
+        None,
+        description="column of the query, premise, first sentence, or text to classify; an instruction rendered into it (`Instruct: ...`, a new line, `Query: ...`) is taken off again",
+    )
+    positive: str | None = Field(None, description="column of the positive; a list gives several")
+    negatives: list[str] = Field(
+        [],
+        description="column or columns of given negatives, or a pattern such as `negative_*`; lists are taken apart",
+    )
+    label: str | None = Field(None, description="column of the label (NLI, classification, clustering)")
+    score: str | None = Field(None, description="column of the score (STS, paraphrase, graded qrels)")
+    query_id: str | None = Field(None, description="qrels: column of the query's id")
+    positive_id: str | None = Field(None, description="qrels: column of the passage's id")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_negative(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("negatives"), str):
+            return {**data, "negatives": [data["negatives"]]}
+        return data
+
+
+class Source(Table):
+    """One open dataset, and how its rows become tuples."""
+
+    name: Name = Field(description="short name; ids are `name/row`")
+    task: Task = Field(description="retrieval, classification or clustering: decides loss and number of negatives")
+    instruction: str = Field(
+        "", description="what a decoder is told before the query; by default the one that is rendered into the queries, if any"
+    )
+    license: str | None = Field(None, description="licence as claimed; publishing needs it")
+    language: str = Field("en", description="language of the texts")
+    fields: Fields = Field(description="which column is what")
+    corpus: TextTable | None = Field(None, description="qrels: the passages")
+    queries: TextTable | None = Field(None, description="qrels: the queries")
+    labels: dict[str, str] = Field(
+        default_factory=dict,
+        description="label value: its text; for NLI, label value: positive or negative",
+    )
+    threshold: float | None = Field(None, description="lowest score that makes a positive; 1 by default for qrels")
+    both_ways: bool = Field(False, description="each pair also the other way round (symmetric sources)")
+    limit: int | None = Field(None, ge=1, description="rows to take")
+    sample: Literal["random", "first"] = Field("random", description="which rows a limit takes; `first` streams from the Hub")
+    holdout: int = Field(0, ge=0, description="queries to set apart for evaluation (retrieval)")
+    max_bad: float = Field(0.01, ge=0, le=1, description="share of unreadable rows above which the source fails")
+    filters: Filters | None = Field(None, description="filters of this source, instead of the manifest's")
+
+    @model_validator(mode="after")
+    def _known_shape(self) -> Source:
+        if self.holdout and self.task != "retrieval":
+            raise ValueError(f"'holdout' sets retrieval queries apart, and this source's task is {self.task}")
+        shape = shape_of(self)
+        useless = {
+            "both_ways": self.both_ways and shape not in ("pairs", "scored"),
+            "labels": self.labels and shape not in ("nli", "labelled"),
+            "threshold": self.threshold is not None and shape not in ("scored", "qrels"),
+            "corpus": self.corpus and shape != "qrels",
+            "queries": self.queries and shape != "qrels",
+            "negatives": self.fields.negatives and shape not in ("pairs", "scored"),
+        }
+        if wrong := [name for name, said in useless.items() if said]:
+            raise ValueError(f"'{wrong[0]}' means nothing here: the mapped columns make shape '{shape}'")
+        return self
+
+
+def shape_of(source: Source) -> str:
+    """Return which of the five shapes the mapped columns make: pairs, nli, scored, labelled or qrels.
+
+    Raises:
+        ValueError: they make none.
+    """
+    f = source.fields
+    if f.query_id and f.positive_id and source.corpus and source.queries:
+        return "qrels"
+    if f.query and f.positive and f.label and not f.score:
+        return "nli"
+    if f.query and f.positive and f.score and not f.label:
+        if source.threshold is None:
+            raise ValueError("a 'score' column needs 'threshold', the lowest score that makes a positive")
+        return "scored"
+    if f.query and f.positive and not f.label:
+        return "pairs"
+    if f.query and f.label and not f.positive and source.task != "retrieval":
+        return "labelled"
+    raise ValueError(
+        "fields make no known shape; map query+positive, query+positive+label (NLI), query+positive+score, "
+        "query+label (classification, clustering), or query_id+positive_id with 'corpus' and 'queries'"
+    )
