@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -10,6 +11,8 @@ from curation.section import Name, Section
 
 Reader = Literal["json", "jsonl", "csv", "tsv", "parquet", "squad", "flagembedding", "tevatron", "python"]
 Task = Literal["retrieval", "classification", "clustering"]
+# Keys that tell of a source and change no row of it: another word in them builds nothing again.
+ABOUT = ("license_url", "license_checked", "verified", "notes", "substitute_for", "citation", "expected_tuples", "expected_rows")
 
 
 class Filters(Section):
@@ -31,7 +34,10 @@ class Table(Section):
     config: str | None = Field(None, description="configuration of the Hub dataset")
     split: str = Field("train", description="split of the Hub dataset")
     revision: str | None = Field(None, description="commit, tag or branch of the Hub dataset; publishing needs a commit")
-    files: list[str] = Field(default_factory=list, description="file or glob, or a list of them, from the manifest's folder")
+    files: list[str] = Field(
+        default_factory=list,
+        description="file or glob, or a list of them, from the manifest's folder; with `path`, files of that dataset, read by `reader`",
+    )
     reader: Reader | None = Field(None, description="file format; by default from the file's ending")
     encoding: str = Field("utf-8", description="encoding of text files; a byte-order mark is skipped")
     delimiter: str | None = Field(None, min_length=1, max_length=1, description="csv, tsv: one character; `,` and tab by default")
@@ -39,6 +45,7 @@ class Table(Section):
     header: bool | list[str] = Field(
         True, description="csv, tsv: whether the first line names the columns, or the names themselves"
     )
+    expected_rows: int | None = Field(None, ge=1, description="rows there are, where known; `curate check` adds them up")
 
     @model_validator(mode="before")
     @classmethod
@@ -53,9 +60,20 @@ class Table(Section):
             raise ValueError("'delimiter' cannot be a line end or a quote")
         if self.header == []:
             raise ValueError("'header' is yes, no, or the list of names")
-        if bool(self.path) == bool(self.files):
-            raise ValueError("needs either 'path' (a Hub id or folder) or 'files', and not both")
+        if not self.path and not self.files:
+            raise ValueError("needs 'path' (a Hub id or folder), or 'files', or files of a 'path'")
+        if self.path and self.files:
+            self._files_of_path(self.path)
         return self
+
+    def _files_of_path(self, path: str) -> None:
+        outside = [name for name in self.files if PurePath(name).is_absolute() or {"..", "~"} & set(PurePath(name).parts)]
+        if path.startswith("python:"):
+            raise ValueError("'files' means nothing beside a 'path' of Python code")
+        if outside:
+            raise ValueError(f"'{outside[0]}' lies outside of '{path}'")
+        if self.config:
+            raise ValueError("'config' means nothing beside 'files', which name what is read")
 
 
 class TextFields(Section):
@@ -105,7 +123,18 @@ class Source(Table):
     instruction: str = Field(
         "", description="what a decoder is told before the query; by default the one that is rendered into the queries, if any"
     )
-    license: str | None = Field(None, description="licence as claimed; publishing needs it")
+    license: str | None = Field(None, description="licence as claimed, several with commas; publishing needs it")
+    license_url: str | None = Field(None, description="where that is claimed")
+    license_checked: str | None = Field(None, pattern=r"^\d{4}-\d\d-\d\d$", description="day on which it was seen there")
+    verified: bool = Field(
+        True, description="no: a fact of this source is uncertain, `notes` says which, and publishing refuses it"
+    )
+    notes: str | None = Field(None, description="what a user of this source should know")
+    substitute_for: str | None = Field(None, description="the dataset that this one stands in for, and why")
+    citation: str | None = Field(None, description="how to cite it; stands in ATTRIBUTION.md")
+    expected_tuples: int | None = Field(
+        None, ge=1, description="tuples it should give, where that is not the limit, or the rows there are"
+    )
     language: str = Field("en", description="language of the texts")
     fields: Fields = Field(description="which column is what")
     corpus: TextTable | None = Field(None, description="qrels: the passages")
@@ -121,6 +150,12 @@ class Source(Table):
     holdout: int = Field(0, ge=0, description="queries to set apart for evaluation (retrieval)")
     max_bad: float = Field(0.01, ge=0, le=1, description="share of unreadable rows above which the source fails")
     filters: Filters | None = Field(None, description="filters of this source, instead of the manifest's")
+
+    @model_validator(mode="after")
+    def _doubt_is_told(self) -> Source:
+        if not self.verified and not self.notes:
+            raise ValueError("'verified: no' needs 'notes' that say what is uncertain")
+        return self
 
     @model_validator(mode="after")
     def _known_shape(self) -> Source:
