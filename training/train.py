@@ -15,24 +15,25 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import xxhash
 
 from curation import store
-from curation.errors import BuildError, listed
+from curation.errors import BuildError, SetupError, listed
 from curation.manifest_models import Train
 from curation.progress import Progress, silent
-from training import checkpoint
-from training.backend import Torch, deterministic, load_weights
+from training import checkpoint, ranks
+from training.backend import Backend, backend_of, deterministic, load_weights
 from training.data import Batch, Plan
 from training.export import export
 from training.log import Log, readable
 from training.loss import Losses
-from training.model import Model, load_model
+from training.model import Model, device_of, load_model
 from training.step import add_gradients, learning_rate, warmup_steps
 from training.tokens import Source, load_sources, mined_sources
 
@@ -70,10 +71,35 @@ def train(
     out = out or build / "train"
     seed = int(store.read_json(build / "build.json")["seed"])
     mined_sources(build, only)  # complain before a model is loaded
-    with store.locked(out, "train"):
-        if restart:
-            forget(out)
-        return _train(build, recipe, out, seed, device, only, say, progress)
+    rank, world, local = ranks.ranks()
+    check_ranks(recipe, world)
+    place = device_of(device)
+    if place.type == "cuda" and world > 1:
+        place = torch.device("cuda", local)
+        torch.cuda.set_device(place)
+    with ExitStack() as stack:
+        stack.enter_context(ranks.joined(place, recipe.deepspeed is not None))
+        if rank == 0:
+            stack.enter_context(store.locked(out, "train"))
+            if restart:
+                forget(out)
+        else:
+            say, progress = (lambda line: None), silent
+        ranks.wait()
+        return _train(build, recipe, out, seed, str(place), only, say, progress)
+
+
+def check_ranks(recipe: Train, world: int) -> None:
+    """Refuse a number of processes that the recipe cannot be trained with.
+
+    Raises:
+        SetupError: there is no `deepspeed` section for several, or they cannot have equal parts of a batch.
+    """
+    if world > 1 and recipe.deepspeed is None:
+        raise SetupError(f"{world} processes", "the recipe trains in one", "add `deepspeed: {zero: 2}` to it, or start one")
+    if recipe.batch % world:
+        what = f"do not divide the batch of {recipe.batch} tuples"
+        raise SetupError(f"{world} processes", what, f"set `batch` to {-(-recipe.batch // world) * world}")
 
 
 def _train(
@@ -87,31 +113,45 @@ def _train(
     progress: Progress,
 ) -> tuple[dict[str, Any], bool]:
     model = load_model(recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device=device)
-    backend = Torch(model, recipe)
+    first_process = ranks.ranks().rank == 0
+    if not first_process:
+        ranks.wait()  # until the first has made the tokens
     sources = load_sources(build, model, recipe.prompt, only, progress)
+    if first_process:
+        ranks.wait()
     plan = Plan(sources, seed, recipe.batch, recipe.negatives, joint=recipe.loss == "infonce")
     total = total_steps(plan, recipe)
     run = describe(recipe, seed, sources, model)
     if (receipt := finished(out, run)) is not None:
         return receipt, False
+    backend = backend_of(model, recipe)
     first = resume(out / "checkpoints", run, backend, say)
     if recipe.warmup != warmup_steps(recipe, total):
         say(f"a warm-up of {recipe.warmup} steps does not fit into {total}; it takes {warmup_steps(recipe, total)}")
     loop(plan, recipe, backend, first, total, out, run, say)
     receipt = receipt_of(run, plan, total, model, recipe)
-    export(model, out / "model")
-    store.write_json(out / store.RECEIPT, receipt)
+    if first_process:
+        if recipe.deepspeed:  # whose weights may be in shares
+            export_checkpoint(out, out / "model")
+        else:
+            export(model, out / "model")
+        store.write_json(out / store.RECEIPT, receipt)
     return receipt, True
 
 
-def loop(plan: Plan, recipe: Train, backend: Torch, first: int, total: int, out: Path, run: Mapping[str, Any], say: Say) -> None:
+def loop(
+    plan: Plan, recipe: Train, backend: Backend, first: int, total: int, out: Path, run: Mapping[str, Any], say: Say
+) -> None:
     """Do the steps from `first` to `total`, saving every so often, at the end, and when a signal comes."""
 
     def save(done: int) -> None:
-        checkpoint.save(out / "checkpoints", done, run, backend.save, recipe.keep)
+        if backend.rank == 0:
+            checkpoint.save(out / "checkpoints", done, run, backend.save, recipe.keep)
+        else:
+            backend.save(checkpoint.part_of(out / "checkpoints", done))
 
     recent: deque[dict[str, Any]] = deque(maxlen=recipe.log_every)
-    with signals() as received, deterministic(backend.device), Log(out / "log.jsonl", first) as log:
+    with signals() as received, deterministic(backend.device), log_of(out, first, backend) as log:
         for step in range(first, total):
             begun = time.perf_counter()
             batch = plan.batch_at(step)
@@ -121,14 +161,21 @@ def loop(plan: Plan, recipe: Train, backend: Torch, first: int, total: int, out:
             norm = _finite(backend.step(lr), "gradient", step, batch, plan, out)
             seconds = time.perf_counter() - begun
             recent.append(_line(step, plan, batch, losses, loss, lr, norm, seconds))
-            log.write(recent[-1])
+            if log:
+                log.write(recent[-1])
             done = step + 1
             if done % recipe.log_every == 0 or done == total:
                 say(readable(recent, total))
-            if done % recipe.save_every == 0 or done == total or received:
+            ended = ranks.largest(received[0] if received else 0, backend.device)  # a signal may reach one process first
+            if done % recipe.save_every == 0 or done == total or ended:
                 save(done)
-            if received and done < total:
-                raise Stopped(received[0], done)
+            if ended and done < total:
+                raise Stopped(ended, done)
+
+
+def log_of(out: Path, first: int, backend: Backend) -> AbstractContextManager[Log | None]:
+    """Return the log of the run, which the first process writes."""
+    return nullcontext() if backend.rank else Log(out / "log.jsonl", first)
 
 
 def _line(
@@ -180,6 +227,7 @@ def describe(recipe: Train, seed: int, sources: Sequence[Source], model: Model) 
         "seed": seed,
         "sources": {source.name: source.digest for source in sources},
         "start": weights_digest(model),
+        **({"processes": ranks.ranks().world} if recipe.deepspeed else {}),  # each holds its share of a checkpoint
     }
 
 
@@ -205,7 +253,7 @@ def finished(out: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
     return receipt if (out / "model").is_dir() else None
 
 
-def resume(folder: Path, run: Mapping[str, Any], backend: Torch, say: Say) -> int:
+def resume(folder: Path, run: Mapping[str, Any], backend: Backend, say: Say) -> int:
     """Take up the newest whole checkpoint and return the steps it has behind it; 0 where there is none.
 
     Raises:
