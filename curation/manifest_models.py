@@ -43,7 +43,7 @@ class Mine(Section):
 class DeepSpeed(Section):
     """Training in several processes, started with torchrun or deepspeed."""
 
-    zero: Literal[0, 1, 2, 3] = Field(2, description="what the processes share out: 1 optimizer, 2 gradients too, 3 weights too")
+    zero: int = Field(2, ge=0, le=3, description="what the processes share out: 1 optimizer, 2 gradients too, 3 weights too")
     offload: bool = Field(False, description="keep the optimizer in the machine's memory, with `zero: 3` the weights too")
 
 

@@ -29,8 +29,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from curation.errors import BuildError, ModelError, SetupError
 from curation.manifest_models import Train
+from training import ranks
 from training.model import Model, autocast, dtype_of
-from training.ranks import wait
 from training.step import decayed
 
 WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
@@ -62,14 +62,15 @@ def prepared(model: Model, recipe: Train) -> tuple[dict[str, Tensor], torch.opti
 
 
 class Torch:
-    """Plain torch on the CPU or one GPU: float32 weights, matrix products in the recipe's dtype, AdamW.
+    """Plain torch: float32 weights, matrix products in the recipe's dtype, AdamW. Every process holds all of it.
 
     Dropout stays off: the model is in evaluation mode. Contrastive fine-tuning at these learning rates does not need it
     (decoders have none to begin with), and without it a step depends on nothing but its number.
     """
 
     def __init__(self, model: Model, recipe: Train) -> None:
-        self.model, self.recipe, self.rank, self.world = model, recipe, 0, 1
+        self.model, self.recipe = model, recipe
+        self.rank, self.world, _ = ranks.ranks() if dist.is_initialized() else (0, 1, 0)
         self.device = model.backbone.device
         self.weights, self.optimizer = prepared(model, recipe)
 
@@ -84,6 +85,8 @@ class Torch:
 
     def step(self, lr: float) -> float:
         """Clip and apply the gradients, unless they are not finite, and forget them; return their norm before clipping."""
+        if self.world > 1:
+            ranks.add_up([weight.grad for weight in self.weights.values() if weight.grad is not None])
         norm = float(torch.nn.utils.clip_grad_norm_(self.weights.values(), self.recipe.clip))
         if math.isfinite(norm):
             for group in self.optimizer.param_groups:
@@ -94,6 +97,8 @@ class Torch:
 
     def save(self, folder: Path) -> None:
         """Write weights and optimizer as safetensors: same state, same bytes, and nothing in them can run."""
+        if self.rank:
+            return  # the first process has the same
         moments = {
             f"{name}|{key}": value.detach().cpu().contiguous()
             for name, weight in self.weights.items()
@@ -157,7 +162,7 @@ class DeepSpeed:
 
     def save(self, folder: Path) -> None:
         """Write the weights, whole, as `Torch.save` does, and each process's share of the state."""
-        wait()  # for the first process, which makes the folder
+        ranks.wait()  # for the first process, which makes the folder
         whole = {}
         for name, weight in self.weights.items():
             with self._gathered([weight], enabled=self.stage == 3):
@@ -166,7 +171,10 @@ class DeepSpeed:
         if not self.rank:
             save_file(whole, folder / WEIGHTS)
         self.engine.save_checkpoint(str(folder), tag=SHARES, save_latest=False)
-        wait()  # before the first process calls it whole
+        if not self.rank:
+            for script in folder.glob("zero_to_*.py"):  # the weights stand beside it whole
+                script.unlink()
+        ranks.wait()  # before the first process calls it whole
 
     def load(self, folder: Path) -> None:
         """Take up the state that `save` wrote with as many processes."""
