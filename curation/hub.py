@@ -88,19 +88,21 @@ def errors(table: Table) -> Iterator[None]:
 
 
 def _complaint(table: Table, error: Exception) -> tuple[str, str]:
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+
     text = str(error)
     there_are = "there are: " + listed(re.findall(r"'([^']*)'", text.partition("[")[2].partition("]")[0]))
     if "scripts are no longer supported" in text:
         return "comes with a loading script, which would run code", "`revision: refs/convert/parquet` may hold the same rows"
-    if "OfflineModeIsEnabled" in text:
+    if "OfflineModeIsEnabled" in text or "offline mode is enabled" in text:
         return "cannot be had while the Hub is switched off", "unset HF_HUB_OFFLINE, or name a local folder"
-    if isinstance(error, ConnectionError):
+    if isinstance(error, ConnectionError | LocalEntryNotFoundError):
         return "the Hub cannot be reached", "check the network, or name a local folder"
-    if "gated dataset" in text:
+    if "gated dataset" in text or isinstance(error, GatedRepoError):
         return "is a gated dataset", "ask for access on its page, then `hf auth login`"
-    if text.startswith("Revision"):
+    if text.startswith("Revision") or isinstance(error, RevisionNotFoundError):
         return f"no revision '{table.revision}'", "name a commit, tag or branch of the dataset"
-    if "doesn't exist on the Hub" in text:
+    if "doesn't exist on the Hub" in text or isinstance(error, RepositoryNotFoundError):
         return "no such dataset on the Hub, or a private one", "check the id; `hf auth login` for a private one"
     if "BuilderConfig" in text and "not found" in text:
         return f"no config '{table.config}'", there_are

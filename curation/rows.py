@@ -45,6 +45,7 @@ class File(NamedTuple):
     path: Path
     name: str
     root: Path
+    beside: tuple[File, ...] = ()  # files whose line i belongs to line i of this one
 
 
 Reading = Iterator[Rows]
