@@ -24,7 +24,7 @@ from typing import IO, NamedTuple
 
 from curation.errors import SourceError, did_you_mean, listed
 from curation.manifest_source import Table
-from curation.packed import BLOCK, PACKED, Budget, blocks_of, counted, ending_of, unpacking
+from curation.packed import BLOCK, Budget, blocks_of, counted, ending_of, unpacking
 from curation.rows import BROKEN, File, mendable
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.zst")
@@ -59,7 +59,7 @@ def parts(file: File, table: Table, budget: Budget, known: Collection[str]) -> G
     elif table.member:
         raise SourceError(file.name, "is no archive, so `member:` means nothing", "archives are zip, " + ", ".join(TARS))
     else:
-        yield unpacking(file, budget) if name.endswith(PACKED) else file
+        yield unpacking(file, budget)
 
 
 def _wanted(file: File, table: Table, budget: Budget, known: Collection[str], members: Members) -> Generator[File]:
@@ -86,7 +86,7 @@ def _member(file: File, member: Member, seen: Collection[str]) -> File:
         raise SourceError(shown, f"is a {member.kind}, which is not followed", "name the file itself with `member:`")
     if member.name in seen:
         raise SourceError(shown, "stands twice in the archive", "pack it anew")
-    return File(file.path / member.name, shown, file.path, member.open)
+    return File(file.path / member.name, shown, file.path, unpack=member.open)
 
 
 def _only(file: File, table: Table, known: Collection[str], members: Members) -> str:

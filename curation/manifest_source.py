@@ -8,7 +8,10 @@ from pydantic import Field, model_validator
 
 from curation.section import Name, Section
 
-Reader = Literal["json", "jsonl", "csv", "tsv", "parquet", "squad", "flagembedding", "tevatron", "python"]
+Reader = Literal[
+    "json", "jsonl", "csv", "tsv", "parquet", "squad", "xml", "aligned", "lines", "folders",
+    "beir", "embedding-training-data", "flagembedding", "tevatron", "python",
+]  # fmt: skip
 Task = Literal["retrieval", "classification", "clustering"]
 
 
@@ -37,12 +40,24 @@ class Table(Section):
         description="member or glob, or a list of them, of a zip, tar, tar.gz or tar.zst; needless where it holds one data file",
     )
     max_unpacked: float = Field(20, gt=0, description="gigabytes that .gz, .zst and archives may unpack to, all files together")
-    reader: Reader | None = Field(None, description="file format; by default from the file's ending")
+    reader: Reader | None = Field(
+        None,
+        description="file format; by default from the file's ending. aligned: line i of several files makes a row; "
+        "lines: a label and a text a line; folders: a file is a text and its folder the label; "
+        "beir: the folder or Hub dataset of a whole source, `split` its qrels",
+    )
+    records: str | None = Field(None, description="xml: path of the elements that are rows, such as `QAPairs/QAPair`")
+    pattern: str | None = Field(
+        None, description="lines: regular expression of a line, its named groups the columns; `(?P<label>\\S+)\\s+(?P<text>.*)`"
+    )
     encoding: str = Field("utf-8", description="encoding of text files; a byte-order mark is skipped")
     delimiter: str | None = Field(None, min_length=1, max_length=1, description="csv, tsv: one character; `,` and tab by default")
     quoting: bool | None = Field(None, description='csv, tsv: whether `"` quotes fields; yes for csv, no for tsv by default')
     header: bool | list[str] = Field(
-        True, description="csv, tsv: whether the first line names the columns, or the names themselves"
+        True, description="csv, tsv: whether the first line names the columns, or the names themselves; aligned: a name a file"
+    )
+    join: dict[str, str] = Field(
+        default_factory=dict, description="column whose lists are one text each: what to put between the parts"
     )
 
     @model_validator(mode="before")
@@ -62,6 +77,15 @@ class Table(Section):
             raise ValueError("'header' is yes, no, or the list of names")
         if bool(self.path) == bool(self.files):
             raise ValueError("needs either 'path' (a Hub id or folder) or 'files', and not both")
+        if self.reader == "beir":
+            raise ValueError("'reader: beir' reads a whole source: qrels, corpus and queries")
+        if self.reader == "aligned" and (not isinstance(self.header, list) or len(self.header) != len(self.files)):
+            raise ValueError("'reader: aligned' needs 'header' with a name for each of 'files'")
+        for key, reader in (("records", "xml"), ("pattern", "lines")):
+            if getattr(self, key) is not None and self.reader != reader:
+                raise ValueError(f"'{key}' is for 'reader: {reader}'")
+        if self.reader == "xml" and not self.records:
+            raise ValueError("'reader: xml' needs 'records', the path of the elements that are rows")
         return self
 
 
@@ -129,22 +153,46 @@ class Source(Table):
     max_bad: float = Field(0.01, ge=0, le=1, description="share of unreadable rows above which the source fails")
     filters: Filters | None = Field(None, description="filters of this source, instead of the manifest's")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _beir(cls, data: Any) -> Any:
+        return beir(data) if isinstance(data, dict) and data.get("reader") == "beir" else data
+
     @model_validator(mode="after")
     def _known_shape(self) -> Source:
         if self.holdout and self.task != "retrieval":
             raise ValueError(f"'holdout' sets retrieval queries apart, and this source's task is {self.task}")
-        shape = shape_of(self)
+        shape, f = shape_of(self), self.fields
         useless = {
             "both_ways": self.both_ways and shape not in ("pairs", "scored"),
             "labels": self.labels and shape not in ("nli", "labelled"),
             "threshold": self.threshold is not None and shape not in ("scored", "qrels"),
             "corpus": self.corpus and shape != "qrels",
             "queries": self.queries and shape != "qrels",
-            "negatives": self.fields.negatives and shape not in ("pairs", "scored"),
+            "negatives": f.negatives and shape not in ("pairs", "scored"),
         }
+        said = [name for name in f.model_dump().values() if isinstance(name, str)]
+        if unmapped := [name for name in self.join if name not in (*said, *f.negatives)]:
+            raise ValueError(f"'join' names column '{unmapped[0]}', which 'fields' does not")
         if wrong := [name for name, said in useless.items() if said]:
             raise ValueError(f"'{wrong[0]}' means nothing here: the mapped columns make shape '{shape}'")
         return self
+
+
+def beir(data: dict[str, Any]) -> dict[str, Any]:
+    """Write out what `reader: beir` says in a word: qrels of a split, corpus and queries, of a folder or of the Hub."""
+    split, said = data.get("split", "train"), {key: value for key, value in data.items() if key != "reader"}
+    if data.get("path"):
+        hub = {key: data[key] for key in ("path", "revision") if key in data}
+        tables = [{}, *({**hub, "config": part, "split": part} for part in ("corpus", "queries"))]
+    else:
+        files = data.get("files")
+        folder = str(files[0] if isinstance(files, list) and files else files).rstrip("/")
+        tables = [{"files": f"{folder}/{name}"} for name in (f"qrels/{split}.tsv", "corpus.jsonl", "queries.jsonl")]
+        said = {key: value for key, value in said.items() if key not in ("files", "split")}
+    qrels, corpus, queries = tables
+    fields = {"query_id": "query-id", "positive_id": "corpus-id", "score": "score"}
+    return {"fields": fields, "corpus": corpus | {"fields": {"title": "title"}}, "queries": queries, **qrels, **said}
 
 
 def shape_of(source: Source) -> str:

@@ -42,7 +42,8 @@ def ending_of(path: Path) -> str:
 
 
 def unpacking(file: File, budget: Budget) -> File:
-    """Return a file that unpacks as it is read, where its name says that it is packed."""
+    """Return a file, and those beside it, that unpack as they are read where their names say that they are packed."""
+    file = file._replace(beside=tuple(unpacking(one, budget) for one in file.beside))
     if not file.path.name.lower().endswith(PACKED):
         return file
     return file._replace(unpack=lambda: counted(_unpacked(file), budget, file.name))

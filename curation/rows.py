@@ -55,6 +55,7 @@ class File(NamedTuple):
     path: Path
     name: str
     root: Path
+    beside: tuple[File, ...] = ()  # files whose line i belongs to line i of this one
     unpack: Callable[[], IO[bytes]] | None = None
 
     def open(self) -> IO[bytes]:

@@ -109,7 +109,7 @@ def _read(table: Table, base: Path, first: int | None) -> Iterator[Rows]:
     good = met = 0
     with closing(batches):
         for rows in batches:
-            yield rows
+            yield _joined_lists(table, rows)
             good, met = good + len(rows.frame), met + len(rows.frame) + len(rows.lost)
             if first and good >= first:
                 return
@@ -119,12 +119,33 @@ def _read(table: Table, base: Path, first: int | None) -> Iterator[Rows]:
 
 def _file_rows(table: Table, base: Path) -> Generator[Rows]:
     start, budget = 0, Budget(table.max_unpacked)
-    for file in _files(table, base):
+    for file in _aligned(table, base) if table.reader == "aligned" else _files(table, base):
         with closing(parts(file, table, budget, ENDINGS)) as whole:
             for part in whole:
                 for rows in read_file(part, table, start):
                     yield rows
                     start += len(rows.frame) + len(rows.lost)
+
+
+def _aligned(table: Table, base: Path) -> list[File]:
+    """Return the first pattern's files, each with those of the other patterns that stand at its place.
+
+    Raises:
+        SourceError: the patterns match unequal numbers of files.
+    """
+    found = [_files(table.model_copy(update={"files": [pattern]}), base) for pattern in table.files]
+    for pattern, files in zip(table.files, found, strict=True):
+        if len(files) != len(found[0]):
+            raise SourceError(
+                pattern, f"matches {len(files)} files, and '{table.files[0]}' {len(found[0])}", "each has one beside it"
+            )
+    return [first._replace(beside=tuple(others)) for first, *others in zip(*found, strict=True)]
+
+
+def _joined_lists(table: Table, rows: Rows) -> Rows:
+    lists = [name for name in table.join if isinstance(rows.frame.schema.get(name), pl.List)]
+    texts = [pl.col(name).cast(pl.List(pl.String)).list.join(table.join[name], ignore_nulls=True) for name in lists]
+    return rows._replace(frame=rows.frame.with_columns(texts)) if lists else rows
 
 
 def _merged(batches: Generator[Rows]) -> Generator[Rows]:
