@@ -88,15 +88,17 @@ def errors(table: Table) -> Iterator[None]:
 
 
 def _complaint(table: Table, error: Exception) -> tuple[str, str]:
+    from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
     text = str(error)
     there_are = "there are: " + listed(re.findall(r"'([^']*)'", text.partition("[")[2].partition("]")[0]))
     if "scripts are no longer supported" in text:
         return "comes with a loading script, which would run code", "`revision: refs/convert/parquet` may hold the same rows"
-    if "OfflineModeIsEnabled" in text or "offline mode is enabled" in text:
+    missing = isinstance(error, LocalEntryNotFoundError)
+    if "OfflineModeIsEnabled" in text or "offline mode is enabled" in text or (missing and HF_HUB_OFFLINE):
         return "cannot be had while the Hub is switched off", "unset HF_HUB_OFFLINE, or name a local folder"
-    if isinstance(error, ConnectionError | LocalEntryNotFoundError):
+    if missing or isinstance(error, ConnectionError):
         return "the Hub cannot be reached", "check the network, or name a local folder"
     if "gated dataset" in text or isinstance(error, GatedRepoError):
         return "is a gated dataset", "ask for access on its page, then `hf auth login`"
