@@ -35,6 +35,11 @@ class Table(Section):
     split: str = Field("train", description="split of the Hub dataset")
     revision: str | None = Field(None, description="commit, tag or branch of the Hub dataset; publishing needs a commit")
     files: list[str] = Field(default_factory=list, description="file or glob, or a list of them, from the manifest's folder")
+    member: list[str] = Field(
+        [],
+        description="member or glob, or a list of them, of a zip, tar, tar.gz or tar.zst; needless where it holds one data file",
+    )
+    max_unpacked: float = Field(20, gt=0, description="gigabytes that .gz, .zst and archives may unpack to, all files together")
     reader: Reader | None = Field(
         None,
         description="file format; by default from the file's ending. aligned: line i of several files makes a row; "
@@ -58,8 +63,10 @@ class Table(Section):
     @model_validator(mode="before")
     @classmethod
     def _one_file(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("files"), str):
-            return {**data, "files": [data["files"]]}
+        if isinstance(data, dict):
+            return {
+                name: [value] if name in ("files", "member") and isinstance(value, str) else value for name, value in data.items()
+            }
         return data
 
     @model_validator(mode="after")

@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from curation.archives import parts
 from curation.errors import SourceError, did_you_mean, listed
 from curation.manifest_source import Source, Table
-from curation.readers import ROW, File, Lost, Rows, read_file
+from curation.packed import Budget
+from curation.readers import ENDINGS, ROW, File, Lost, Rows, read_file
 from curation.rows import BATCH, joined
 from curation.schema import draws
 from curation.store import digest_of, file_digest
@@ -116,11 +118,13 @@ def _read(table: Table, base: Path, first: int | None) -> Iterator[Rows]:
 
 
 def _file_rows(table: Table, base: Path) -> Generator[Rows]:
-    start = 0
+    start, budget = 0, Budget(table.max_unpacked)
     for file in _aligned(table, base) if table.reader == "aligned" else _files(table, base):
-        for rows in read_file(file, table, start):
-            yield rows
-            start += len(rows.frame) + len(rows.lost)
+        with closing(parts(file, table, budget, ENDINGS)) as whole:
+            for part in whole:
+                for rows in read_file(part, table, start):
+                    yield rows
+                    start += len(rows.frame) + len(rows.lost)
 
 
 def _aligned(table: Table, base: Path) -> list[File]:

@@ -92,7 +92,7 @@ def _section(title: str, about: str, model: type[Section]) -> str:
 
 
 def _is_fields(annotation: object) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, Section) and annotation.__name__ == "Fields"
+    return isinstance(annotation, type) and issubclass(annotation, Section) and annotation.__name__ in ("Fields", "DeepSpeed")
 
 
 def _default(value: object) -> str:
