@@ -198,7 +198,8 @@ def test_columns_of_strange_types_and_names():
         ("s/0", "a", ["x"], [])
     ]
     of = source(fields={"query": "q", "positive": "p", "score": "v"}, threshold=1)
-    with pytest.raises(SourceError, match="source 's': column 'v' holds lists, not text; map a column of texts, or `join` its lists"):
+    message = "column 'v' holds lists, not text; map a column of texts, or `join` its lists"
+    with pytest.raises(SourceError, match=message):
         made(of, rows(q=["a"], p=["x"], v=[[1.0]]))
     assert made(of, rows(q=["a", "b"], p=["x", "y"], v=["inf", "1e400"]))[1] == [("s/0", "bad_score"), ("s/1", "bad_score")]
     with pytest.raises(SourceError, match="source 's': column 'q' holds Binary, not text; map a column of texts"):
