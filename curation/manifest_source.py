@@ -174,6 +174,7 @@ class Source(Table):
         default_factory=dict,
         description="label value: its text; for NLI, label value: positive or negative",
     )
+    skip_labels: list[str] = Field([], description="labels that are no class, such as `out of scope`: their rows are left out")
     threshold: float | None = Field(None, description="lowest score that makes a positive; 1 by default for qrels")
     both_ways: bool = Field(False, description="each pair also the other way round (symmetric sources)")
     limit: int | None = Field(None, ge=1, description="rows to take")
@@ -201,6 +202,7 @@ class Source(Table):
         useless = {
             "both_ways": self.both_ways and shape not in ("pairs", "scored"),
             "labels": self.labels and shape not in ("nli", "labelled"),
+            "skip_labels": self.skip_labels and shape != "labelled",
             "threshold": self.threshold is not None and shape not in ("scored", "qrels"),
             "corpus": self.corpus and shape != "qrels",
             "queries": self.queries and shape != "qrels",
