@@ -20,6 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
+from curation import report
 from curation.errors import ManifestError, SetupError, UserError, did_you_mean
 from curation.manifest import Manifest, load_manifest
 from curation.manifest_source import Source
@@ -81,6 +82,7 @@ def _build(
     receipts = {name: done.receipt for name, done in curated.items()}
     current = [job.source.name for job in jobs if job.source.name not in chosen and _stands_still(job)]
     write_summary(folder, path, manifest, receipts, failed, current)
+    report.write(folder)  # after all that it tells of
     stages = {"shape": shaped, "curate": curated}
     seconds = {f"{stage}/{name}": round(done.seconds, 3) for stage, all_done in stages.items() for name, done in all_done.items()}
     write_json(folder / "timings.json", {"seconds": round(time.time() - started, 3), "stages": seconds})

@@ -122,10 +122,19 @@ def read_table(folder: Path, name: str, columns: list[str] | None = None) -> pl.
     Raises:
         BuildError: there is no such table.
     """
-    shards = sorted(folder.glob(f"{name}-[0-9]*.parquet"))
-    if not shards:
+    return pl.concat(shards(folder, name, columns))
+
+
+def shards(folder: Path, name: str, columns: list[str] | None = None) -> Iterator[pl.DataFrame]:
+    """Yield the shards of a table, in order: at most ROWS_PER_SHARD rows each.
+
+    Raises:
+        BuildError: there is no such table.
+    """
+    paths = sorted(folder.glob(f"{name}-[0-9]*.parquet"))
+    if not paths:
         raise BuildError(folder, f"holds no table '{name}'", "run the command that makes it again")
-    return pl.concat([read_parquet(shard, columns) for shard in shards])
+    yield from (read_parquet(path, columns) for path in paths)
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
