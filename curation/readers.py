@@ -4,10 +4,14 @@
     csv tsv  text cells; Python's csv module, strict      parquet  through polars
     squad    one row a question                           python   one row a function that has a docstring
     flagembedding  jsonl whose pos and neg are lists      tevatron  jsonl of passages, as query_id, query, positives, negatives
+    embedding-training-data  jsonl of [text, text, ...] or {"set": [...]}, as query, positives, negatives
+    aligned  line i of several files                      lines    a label and a text a line, or what `pattern` says
+    folders  a text a file, labelled by its folder        xml      the elements at `records`
 
-A row that cannot be read is a `Lost`, and the file goes on. A file that cannot be read raises a SourceError. `.gz`
-is peeled off first. Python's own json and csv do the parsing: polars' are about twice as fast, but fill the missing
-cells of a short row, take a blank line for a row, and read half of a surrogate pair as NUL, all without a word.
+A row that cannot be read is a `Lost`, and the file goes on. A file that cannot be read raises a SourceError. What is
+packed is unpacked on the way in (packed.py, archives.py). Python's own json and csv do the parsing: polars' are about
+twice as fast, but fill the missing cells of a short row, take a blank line for a row, and read half of a surrogate pair
+as NUL, all without a word.
 """
 
 from __future__ import annotations
@@ -18,15 +22,18 @@ from collections.abc import Callable
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import polars as pl
 
 from curation.delimited import read_delimited
 from curation.errors import SourceError, listed
 from curation.functions import functions_of
-from curation.manifest_source import Table
-from curation.rows import BATCH, ROW, File, Found, Lost, Reading, Record, Rows, batches, mendable, open_bytes, opened
+from curation.manifest_source import Reader, Table
+from curation.packed import ending_of
+from curation.rows import BATCH, ROW, File, Found, Lost, Reading, Record, Rows, batches, mendable, opened
+from curation.text_files import read_aligned, read_folders, read_lines
+from curation.xml_records import read_xml
 
 __all__ = ["READERS", "ROW", "File", "Lost", "Rows", "read_file", "reader_of"]
 
@@ -60,10 +67,10 @@ def reader_of(file: File, table: Table) -> str:
     Raises:
         SourceError: no reader is declared, and none is known for the ending.
     """
-    ending = Path(file.path.name.lower().removesuffix(".gz")).suffix
+    ending = ending_of(file.path)
     if table.reader is None and ending not in ENDINGS:
         what = f"no reader for the ending '{ending}'" if ending else "no ending to tell the reader by"
-        raise SourceError(file.name, what, f"say `reader:` and one of {listed(READERS)}")
+        raise SourceError(file.name, what, f"say `reader:` and one of {listed(get_args(Reader), 20)}")
     return table.reader or ENDINGS[ending]
 
 
@@ -136,9 +143,13 @@ def _refuse_document(file: File, number: int, line: str) -> None:
 
 
 def _json_line(file: File, number: int, line: str) -> Record | Loss:
+    return _line_of(file, number, line, lambda value: value)
+
+
+def _line_of(file: File, number: int, line: str, record_of: Callable[[Any], Any]) -> Record | Loss:
     where = f"{file.name}:{number}"
     try:
-        value = json.loads(line)
+        value = record_of(json.loads(line))
     except json.JSONDecodeError as error:
         return "bad_json", f"{where}: {error.msg} at column {error.pos + 1}", True
     except (ValueError, RecursionError) as error:
@@ -153,6 +164,27 @@ def _flagembedding_line(file: File, number: int, line: str) -> Record | Loss:
         for name in ("pos", "neg"):
             _refuse_text(file, number, record, name)
     return record
+
+
+def _embedding_line(file: File, number: int, line: str) -> Record | Loss:
+    """Read a line of sentence-transformers' embedding-training-data: pair, triplet, set, or query with lists."""
+    return _line_of(file, number, line, _tuple_of)
+
+
+def _tuple_of(value: Any) -> Any:
+    if isinstance(value, dict) and isinstance(value.get("query"), str):
+        query, positives, negatives = value["query"], value.get("pos"), value.get("neg") or []
+    elif isinstance(value, dict) and isinstance(value.get("set"), list) and value["set"]:
+        (query, *positives), negatives = value["set"], []
+    elif isinstance(value, list) and len(value) > 1:
+        query, positives, negatives = value[0], [value[1]], value[2:]
+    else:
+        raise ValueError(f"{_kind(value)} that is no pair, triplet, set or query")
+    if not isinstance(positives, list) or not isinstance(negatives, list):
+        raise ValueError("'pos' and 'neg' have to be lists")
+    if not all(isinstance(text, str) for text in (query, *positives, *negatives)):
+        raise ValueError("holds other things than texts")
+    return {"query": query, "positives": positives, "negatives": negatives}
 
 
 def _tevatron_line(file: File, number: int, line: str) -> Record | Loss:
@@ -185,15 +217,16 @@ def _passages(file: File, number: int, record: Record, name: str) -> list[str]:
 
 
 def _read_parquet(file: File, table: Table, start: int) -> Reading:
-    if not file.path.stat().st_size:
-        raise SourceError(file.name, "is empty")
-    try:
-        for frame in pl.scan_parquet(file.path, glob=False).collect_batches(chunk_size=BATCH, maintain_order=True):
-            yield Rows(frame.with_row_index(ROW, start).with_columns(pl.col(ROW).cast(pl.UInt64)), [])
-            start += len(frame)
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        what = str(error).splitlines()[0].removeprefix("parquet: ")
-        raise SourceError(file.name, f"not readable as parquet ({what})", "fetch the file again") from None
+    with file.on_disk() as place:
+        if not (place.stat().st_size if isinstance(place, Path) else place.peek(1)):
+            raise SourceError(file.name, "is empty")
+        try:
+            for frame in pl.scan_parquet(place, glob=False).collect_batches(chunk_size=BATCH, maintain_order=True):
+                yield Rows(frame.with_row_index(ROW, start).with_columns(pl.col(ROW).cast(pl.UInt64)), [])
+                start += len(frame)
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+            what = str(error).splitlines()[0].removeprefix("parquet: ")
+            raise SourceError(file.name, f"not readable as parquet ({what})", "fetch the file again") from None
 
 
 def _read_squad(file: File, table: Table, start: int) -> Reading:
@@ -241,7 +274,7 @@ def _question(article: Any, paragraph: Any, question: Any) -> dict[str, Any]:
 
 
 def _read_python(file: File, table: Table, start: int) -> Reading:
-    with open_bytes(file.path) as raw:
+    with file.open() as raw:
         return batches(list(functions_of(raw.read(), file.path, file.name, file.root)), start)
 
 
@@ -253,6 +286,11 @@ READERS: dict[str, Callable[[File, Table, int], Reading]] = {
     "parquet": _read_parquet,
     "flagembedding": partial(_read_jsonl, line_of=_flagembedding_line),
     "tevatron": partial(_read_jsonl, line_of=_tevatron_line),
+    "embedding-training-data": partial(_read_jsonl, line_of=_embedding_line),
+    "aligned": read_aligned,
+    "lines": read_lines,
+    "folders": read_folders,
+    "xml": read_xml,
     "squad": _read_squad,
     "python": _read_python,
 }
