@@ -15,7 +15,7 @@ from curation import report_figures as figures
 from curation import report_sections as sections
 from curation.manifest import load_manifest
 from curation.report_samples import drops, near_pairs, records, twins
-from curation.store import atomic, digest_of, file_digest, read_parquet, read_receipt, read_table, shards, versions
+from curation.store import atomic, check_files, digest_of, file_digest, read_parquet, read_receipt, read_table, shards, versions
 from curation.summary import read_summary
 
 LAYOUT = 1  # of the page; a new one makes every report be written again
@@ -37,7 +37,7 @@ def write(folder: Path, again: bool = False) -> bool:
     Same build, same bytes. `again` writes in any case.
 
     Raises:
-        BuildError: there is no build.
+        BuildError: there is no build, or a file of it was changed by hand.
     """
     summary = read_summary(folder)
     receipts = {name: receipt for name in summary["sources"] if (receipt := read_receipt(folder / "curated" / name))}
@@ -45,6 +45,8 @@ def write(folder: Path, again: bool = False) -> bool:
     state = STATE.format(_state(folder, summary, receipts))
     if not again and _starts_with(target, state):
         return False
+    for name, receipt in receipts.items():
+        check_files(folder / "curated" / name, receipt)
     page = _page(folder, summary, receipts, state)
     with atomic(target) as file:
         file.write(page.encode())
@@ -78,13 +80,13 @@ def _page(folder: Path, summary: dict[str, Any], receipts: dict[str, Any], state
         lengths[name], labels[name] = _lengths(stage), _labels(stage)
         left_out = drops(dropped, summary["seed"], name)
         near = near_pairs(folder, name, dropped, threshold, summary["seed"])
-        texts = twins(folder / "curated", [row for rows in left_out.values() for row in rows])
+        texts = twins({name: folder / "curated" / name for name in receipts}, left_out)
         shown = records(stage, summary["seed"], name)
         facts = receipt | summary["sources"][name]
         parts.append(sections.source(name, facts, counts[name], shown, near, threshold, left_out, texts))
     overview = [
         sections.sources(summary, receipts, counts),
-        sections.failed(summary["failed"]),
+        sections.absent(summary),
         sections.overlap(_table(folder / "overlaps.parquet"), list(receipts)),
         sections.lengths(lengths),
         sections.labels({name: found for name, found in labels.items() if found}),

@@ -64,16 +64,15 @@ def drops(dropped: pl.DataFrame, seed: int, name: str) -> dict[str, list[dict[st
     return found
 
 
-def twins(curated: Path, found: list[dict[str, Any]]) -> dict[str, str]:
-    """Return the queries of the kept tuples that dropped ones gave way to, by id."""
+def twins(stages: dict[str, Path], samples: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
+    """Return the queries of the kept tuples that near-duplicates gave way to, by id; `stages` are the sources' folders."""
     wanted: dict[str, set[str]] = {}
-    for row in found:
-        if row["twin_id"] and row["twin_source"]:
+    for row in (row for rows in samples.values() for row in rows):
+        if row["stage"] == "dedup" and row["twin_id"] and row["twin_source"] in stages:
             wanted.setdefault(row["twin_source"], set()).add(row["twin_id"])
     texts: dict[str, str] = {}
     for source, ids in wanted.items():
-        folder = curated / source
-        for shard in shards(folder, "pairs", ["id", "query"]) if folder.is_dir() else ():
+        for shard in shards(stages[source], "pairs", ["id", "query"]):
             texts |= dict(shard.filter(pl.col("id").is_in(sorted(ids))).iter_rows())
     return texts
 

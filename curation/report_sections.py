@@ -120,14 +120,14 @@ def _licence(entry: Mapping[str, Any], none: str = "no licence given") -> str:
     return said + (f' <span class="quiet">{escape(kind)}</span>' if kind else "")
 
 
-def failed(errors: Mapping[str, str]) -> Section | None:
-    """Return the sources that could not be built, with the reasons."""
-    if not errors:
+def absent(summary: Mapping[str, Any]) -> Section | None:
+    """Return the sources of the manifest that are not in the build, because they failed or their licence is not let in."""
+    lines = [[escape(name), "failed", safe(error)] for name, error in summary["failed"].items()]
+    lines += [[escape(name), "left out", safe(reason)] for name, reason in summary["excluded"].items()]
+    if not lines:
         return None
-    lines = [[escape(name), safe(error)] for name, error in errors.items()]
-    return _section(
-        "failed", "Failed", "These sources are not part of the build.", _table(("Source", "Reason"), lines, "Failed", words=2)
-    )
+    body = _table(("Source", "What", "Reason"), lines, "Sources that are not here", words=3)
+    return _section("absent", "Not in the build", "", body)
 
 
 def overlap(found: pl.DataFrame | None, names: list[str]) -> Section | None:

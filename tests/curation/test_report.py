@@ -186,10 +186,17 @@ def test_failed_sources_are_named_and_one_source_has_no_overlap(tmp_path):
     )
     outcome = build(tmp_path / "m.yaml", tmp_path / "b")
     read = Reader((tmp_path / "b" / "report.html").read_text())
-    assert read.tables["failed"] == [["Source", "Reason"], ["bad", str(outcome.failed["bad"])]]
+    assert read.tables["absent"] == [["Source", "What", "Reason"], ["bad", "failed", str(outcome.failed["bad"])]]
     assert "overlap" not in read.ids
     assert [row[0] for row in read.tables["sources"]] == ["Source", "good"]
     assert "Nothing was left out." in read.text["source-good"]
+
+
+def test_sources_whose_licence_is_not_let_in_are_named(tmp_path):
+    build(write_inputs(tmp_path), tmp_path / "b", licenses="permissive")
+    read = Reader((tmp_path / "b" / "report.html").read_text())
+    assert [row[:2] for row in read.tables["absent"]] == [["Source", "What"], ["tone", "left out"]]
+    assert [row[0] for row in read.tables["sources"]] == ["Source", "faq", "topics", "all"]
 
 
 def test_nothing_built_still_makes_a_page(tmp_path):
@@ -197,7 +204,7 @@ def test_nothing_built_still_makes_a_page(tmp_path):
         "name: none\nsources:\n  - {name: bad, files: none.jsonl, task: retrieval, fields: {query: q, positive: a}}\n"
     )
     build(tmp_path / "m.yaml", tmp_path / "b")
-    assert "bad" in Reader((tmp_path / "b" / "report.html").read_text()).text["failed"]
+    assert "bad" in Reader((tmp_path / "b" / "report.html").read_text()).text["absent"]
 
 
 def test_sixty_two_sources_of_long_texts_stay_below_two_megabytes(tmp_path):
