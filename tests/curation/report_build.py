@@ -26,7 +26,7 @@ SENTENCE = "the river near our old town floods every spring when snow melts fast
 
 def write_inputs(folder: Path) -> Path:
     """Write input files and their manifest; return its path."""
-    faq = [{"q": f"question number {i // 2}", "a": f"the answer {i}", "n": [f"no answer {i}"]} for i in range(6)]
+    faq = [{"q": f"question number {i // 2}", "a": f"the answer {i}", "n": [f"no answer {i} {HOSTILE}"]} for i in range(20)]
     faq += [
         {"q": "which  one?", "a": HOSTILE, "n": [LONG]},
         {"q": HOSTILE, "a": "كتاب 本 📚\u0007", "n": []},
