@@ -125,11 +125,14 @@ def spread(order: np.ndarray, identity: np.ndarray, batch: int, seed: int, purpo
     Rows whose identity stands in their batch already change places with as many drawn ones, over and over: a few rows in
     a hundred have to move. What is left after some rounds is for the loss to mask.
     """
-    group, place, before = np.unique(identity, return_inverse=True)[1], np.arange(len(order)), len(order)
+    group, place = np.unique(identity, return_inverse=True)[1], np.arange(len(order))
+    best, fewest, before = order, len(order), len(order)
     for turn in range(SPREADS):
         cell = place // batch * len(order) + group[order]  # (rows,) batch and identity as one number
         by_cell = np.argsort(cell, kind="stable")
         again = by_cell[1:][np.diff(cell[by_cell]) == 0]
+        if len(again) < fewest:
+            best, fewest = order, len(again)
         if not len(again) or len(again) > max(0.9 * before, batch):  # done, or too many rows have the same passage
             break
         before = len(again)
@@ -137,7 +140,7 @@ def spread(order: np.ndarray, identity: np.ndarray, batch: int, seed: int, purpo
         moved = np.union1d(again, np.argsort(drawn, kind="stable")[: len(again)])
         order = order.copy()
         order[moved] = order[moved[np.argsort(drawn[moved] ^ TURN, kind="stable")]]
-    return order
+    return best
 
 
 def draw_negatives(source: Source, rows: np.ndarray, seed: int, time: int, k: int) -> np.ndarray:
