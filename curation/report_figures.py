@@ -110,7 +110,9 @@ def heat(overlaps: pl.DataFrame, names: Sequence[str]) -> str:
             parts.append(
                 f'<text class="on{shade}" x="{x + width / 2 - 1:.0f}" y="{y + 16:.0f}" text-anchor="middle">{equal:,}</text>'
             )
+    beds = []
     for at, name in enumerate(names):
+        beds.append(f'<rect class="bed" x="{margin:.0f}" y="{top + (at - 1) * height:.0f}" width="{at * width - 2:.0f}" height="{height - 2}"/>')
         if at:  # the first has nobody before it, the last nobody after
             parts.append(
                 f'<text x="{margin - 8:.0f}" y="{top + (at - 1) * height + height / 2 + 3:.0f}" text-anchor="end">{escape(name)}</text>'
@@ -121,5 +123,5 @@ def heat(overlaps: pl.DataFrame, names: Sequence[str]) -> str:
     across, down = margin + (len(names) - 1) * width + margin * 0.72, top + (len(names) - 1) * height + 4
     return (
         f'<svg class="heat" viewBox="0 0 {across:.0f} {down:.0f}" width="{across:.0f}" height="{down:.0f}" role="img" '
-        f'aria-label="Texts that two sources share; the table below has the numbers">{"".join(parts)}</svg>'
+        f'aria-label="Texts that two sources share; the table below has the numbers">{"".join(beds[1:] + parts)}</svg>'
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from curation.report import Lengths
 
 LARGEST = 20  # overlaps listed below the heat map
+BRIEF = 40  # characters of evidence that fit beside an id
 LEAKS = 3  # sampled a task
 STAGES = {"dedup": "duplicates", "leak": "leaked"}  # stage -> fate; tuples that other stages drop are filtered
 HEAD = ("Source", "Task", "Licence", "Tuples became", "Rows", "Unused", "Tuples", "Merged", "Filtered", "Duplicates", "Leaked",
@@ -57,8 +60,11 @@ def totals(summary: Mapping[str, Any], receipts: Mapping[str, Any], counted: Map
     boxes = "".join(
         f"<div><dt>{name}</dt><dd>{count:,}</dd></div>" for name, count in [*numbers, ("passages", whole["passages"])]
     )
-    told = " · ".join(f"{count:,} {task}" for task, count in tasks.items())
-    return f'<dl class="totals">{boxes}</dl><p class="quiet">Kept for training: {told}. Seed {summary["seed"]}.</p>'
+    told = ", ".join(f"{count:,} {task}" for task, count in tasks.items())
+    classes = Counter(entry.get("license_class", "unknown") for entry in summary["sources"].values())
+    licences = ", ".join(f"{count} {kind}" for kind, count in classes.items())
+    lines = f"Kept: {told or 'nothing'}.<br>Licences as claimed: {licences or 'none'}.<br>Seed {summary['seed']}."
+    return f'<dl class="totals">{boxes}</dl><p class="quiet">{lines}</p>'
 
 
 def contents(overview: Iterable[Section], names: Iterable[str]) -> str:
@@ -94,7 +100,7 @@ def sources(summary: Mapping[str, Any], receipts: Mapping[str, Any], counted: Ma
     lines = []
     for name, receipt in receipts.items():
         link = f'<a href="#source-{escape(name)}">{escape(name)}</a>'
-        lines.append([link, receipt["task"], _licence(summary["sources"][name], "\u2013"), *_numbers(counted[name])])
+        lines.append([link, receipt["task"], _licence(summary["sources"][name] | {"license_class": None}, "\u2013"), *_numbers(counted[name])])
     keys = next(iter(counted.values()), {})
     whole = {key: sum(one[key] for one in counted.values()) for key in keys}
     foot = ["all", "", "", *_numbers(whole)] if len(lines) > 1 else []
@@ -116,7 +122,7 @@ def _licence(entry: Mapping[str, Any], none: str = "no licence given") -> str:
     said = f'<span class="licence">{escape(name or none)}</span>'
     if url.startswith(("https://", "http://")):
         said = f'<a href="{escape(url)}" rel="noopener noreferrer">{said}</a>'
-    kind = entry.get("license_class")
+    kind = entry.get("license_class") if name else None
     return said + (f' <span class="quiet">{escape(kind)}</span>' if kind else "")
 
 
@@ -255,8 +261,12 @@ def _record(row: Mapping[str, Any]) -> str:
     return f'<article class="record"><p class="id">{escape(row["id"])}</p><dl>{"".join(lines)}</dl></article>'
 
 
+def _jaccard(score: float) -> str:
+    return f"Jaccard {math.floor(100 * score + 1e-9) / 100:.2f}"  # never rounded up over a threshold
+
+
 def _pair(pair: Pair) -> str:
-    said = f"Jaccard {pair.score:.2f}: {pair.verdict}"
+    said = f"{_jaccard(pair.score)}: {pair.verdict}"
     return f'<div class="pair"><p class="quiet">{said}</p>{compared(pair.left, pair.right)}</div>'
 
 
@@ -278,10 +288,11 @@ def _left_out(facts: Mapping[str, Any], samples: Mapping[str, list[dict[str, Any
 
 def _drop(row: Mapping[str, Any], twins: Mapping[str, str]) -> str:
     evidence, twin = row["evidence"] or "", twins.get(row["twin_id"] or "")
-    score = f", Jaccard {row['score']:.2f}" if row["score"] is not None else ""
+    score = f", {_jaccard(row['score'])}" if row["score"] is not None else ""
     gave_way = f" for {escape(row['twin_id'])}{score}" if row["twin_id"] else ""
     if row["stage"] == "dedup" and twin and evidence.strip() != twin.strip():
         body = compared(evidence, twin[:EVIDENCE_CHARS] if len(evidence) == EVIDENCE_CHARS else twin)
     else:
-        body = shown(evidence) if evidence else ""
-    return f'<li><p class="id">{escape(row["id"])}{gave_way}</p>{body}</li>'
+        brief = len(evidence) <= BRIEF and "\n" not in evidence
+        body = f'<span class="brief" dir="auto">{safe(evidence)}</span>' if brief else shown(evidence)
+    return f'<li><p class="id">{escape(row["id"])}{gave_way}</p>\n{body}</li>'
