@@ -272,6 +272,30 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def claimed(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Hold a claim that one process at a time can have; yield whether it was got, or wait for it.
+
+    The system lets go of a claim when its process ends, however it ends. Look again, once you have it, whether the work is
+    still to be done.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with path.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
+                continue  # its holder took it away between our opening and locking it
+            try:
+                yield True
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
 def newest_build(root: Path) -> Path:
     """Return the build under `root` whose build.json is newest.
 
