@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from difflib import SequenceMatcher
 from html import escape
+from typing import Any
 
 SHOWN = 320  # characters before a text folds
 LINES = 5  # of them that show before a text folds
@@ -58,3 +60,13 @@ def _ends(text: str, first: bool, last: bool) -> str:
     head = "" if first else text[:half]
     tail = "" if last else text[-half:]
     return f"{head} … {tail}" if head or tail else text[:APART] + " …"
+
+
+def licence(entry: Mapping[str, Any], none: str = "no licence given") -> str:
+    """Return the licence as claimed, with its class and where it was seen, as far as they are known."""
+    name, url = entry.get("license") or "", str(entry.get("license_url") or "")
+    said = f'<span class="licence">{escape(name or none)}</span>'
+    if url.startswith(("https://", "http://")):
+        said = f'<a href="{escape(url)}" rel="noopener noreferrer">{said}</a>'
+    kind = entry.get("license_class") if name else None
+    return said + (f' <span class="quiet">{escape(kind)}</span>' if kind else "")
