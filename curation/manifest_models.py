@@ -40,6 +40,13 @@ class Mine(Section):
         return self
 
 
+class DeepSpeed(Section):
+    """Training in several processes, started with torchrun or deepspeed."""
+
+    zero: int = Field(2, ge=0, le=3, description="what the processes share out: 1 optimizer, 2 gradients too, 3 weights too")
+    offload: bool = Field(False, description="keep the optimizer in the machine's memory, with `zero: 3` the weights too")
+
+
 class Train(Section):
     """How the model is trained. Where the paper (arXiv 2510.02294) is silent, its released configuration speaks."""
 
@@ -72,6 +79,7 @@ class Train(Section):
         description="tokens a forward may hold: a batch with more takes two passes (GradCache); by default all at once",
     )
     checkpointing: bool = Field(False, description="keep only the layers' inputs and compute the rest again: less memory, slower")
+    deepspeed: DeepSpeed | None = Field(None, description="train with DeepSpeed, in as many processes as torchrun starts")
     save_every: int = Field(200, ge=1, description="steps between checkpoints")
     keep: int = Field(2, ge=1, description="checkpoints to keep")
     log_every: int = Field(10, ge=1, description="steps between lines on the screen; the log has every step")

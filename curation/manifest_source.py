@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -13,6 +14,8 @@ Reader = Literal[
     "beir", "embedding-training-data", "flagembedding", "tevatron", "python",
 ]  # fmt: skip
 Task = Literal["retrieval", "classification", "clustering"]
+# Keys that tell of a source and change no row of it: another word in them builds nothing again.
+ABOUT = ("license_url", "license_checked", "verified", "notes", "substitute_for", "citation", "expected_tuples", "expected_rows")
 
 
 class Filters(Section):
@@ -34,7 +37,15 @@ class Table(Section):
     config: str | None = Field(None, description="configuration of the Hub dataset")
     split: str = Field("train", description="split of the Hub dataset")
     revision: str | None = Field(None, description="commit, tag or branch of the Hub dataset; publishing needs a commit")
-    files: list[str] = Field(default_factory=list, description="file or glob, or a list of them, from the manifest's folder")
+    files: list[str] = Field(
+        default_factory=list,
+        description="file or glob, or a list of them, from the manifest's folder; with `path`, files of that dataset, read by `reader`",
+    )
+    member: list[str] = Field(
+        [],
+        description="member or glob, or a list of them, of a zip, tar, tar.gz or tar.zst; needless where it holds one data file",
+    )
+    max_unpacked: float = Field(20, gt=0, description="gigabytes that .gz, .zst and archives may unpack to, all files together")
     reader: Reader | None = Field(
         None,
         description="file format; by default from the file's ending. aligned: line i of several files makes a row; "
@@ -54,12 +65,15 @@ class Table(Section):
     join: dict[str, str] = Field(
         default_factory=dict, description="column whose lists are one text each: what to put between the parts"
     )
+    expected_rows: int | None = Field(None, ge=1, description="rows there are, where known; `curate check` adds them up")
 
     @model_validator(mode="before")
     @classmethod
     def _one_file(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("files"), str):
-            return {**data, "files": [data["files"]]}
+        if isinstance(data, dict):
+            return {
+                name: [value] if name in ("files", "member") and isinstance(value, str) else value for name, value in data.items()
+            }
         return data
 
     @model_validator(mode="after")
@@ -68,8 +82,10 @@ class Table(Section):
             raise ValueError("'delimiter' cannot be a line end or a quote")
         if self.header == []:
             raise ValueError("'header' is yes, no, or the list of names")
-        if bool(self.path) == bool(self.files):
-            raise ValueError("needs either 'path' (a Hub id or folder) or 'files', and not both")
+        if not self.path and not self.files:
+            raise ValueError("needs 'path' (a Hub id or folder), or 'files', or files of a 'path'")
+        if self.path and self.files:
+            self._files_of_path(self.path)
         if self.reader == "beir":
             raise ValueError("'reader: beir' reads a whole source: qrels, corpus and queries")
         if self.reader == "aligned" and (not isinstance(self.header, list) or len(self.header) != len(self.files)):
@@ -80,6 +96,15 @@ class Table(Section):
         if self.reader == "xml" and not self.records:
             raise ValueError("'reader: xml' needs 'records', the path of the elements that are rows")
         return self
+
+    def _files_of_path(self, path: str) -> None:
+        outside = [name for name in self.files if PurePath(name).is_absolute() or {"..", "~"} & set(PurePath(name).parts)]
+        if path.startswith("python:"):
+            raise ValueError("'files' means nothing beside a 'path' of Python code")
+        if outside:
+            raise ValueError(f"'{outside[0]}' lies outside of '{path}'")
+        if self.config:
+            raise ValueError("'config' means nothing beside 'files', which name what is read")
 
 
 class TextFields(Section):
@@ -129,7 +154,18 @@ class Source(Table):
     instruction: str = Field(
         "", description="what a decoder is told before the query; by default the one that is rendered into the queries, if any"
     )
-    license: str | None = Field(None, description="licence as claimed; publishing needs it")
+    license: str | None = Field(None, description="licence as claimed, several with commas; publishing needs it")
+    license_url: str | None = Field(None, description="where that is claimed")
+    license_checked: str | None = Field(None, pattern=r"^\d{4}-\d\d-\d\d$", description="day on which it was seen there")
+    verified: bool = Field(
+        True, description="no: a fact of this source is uncertain, `notes` says which, and publishing refuses it"
+    )
+    notes: str | None = Field(None, description="what a user of this source should know")
+    substitute_for: str | None = Field(None, description="the dataset that this one stands in for, and why")
+    citation: str | None = Field(None, description="how to cite it; stands in ATTRIBUTION.md")
+    expected_tuples: int | None = Field(
+        None, ge=1, description="tuples it should give, where that is not the limit, or the rows there are"
+    )
     language: str = Field("en", description="language of the texts")
     fields: Fields = Field(description="which column is what")
     corpus: TextTable | None = Field(None, description="qrels: the passages")
@@ -138,6 +174,7 @@ class Source(Table):
         default_factory=dict,
         description="label value: its text; for NLI, label value: positive or negative",
     )
+    skip_labels: list[str] = Field([], description="labels that are no class, such as `out of scope`: their rows are left out")
     threshold: float | None = Field(None, description="lowest score that makes a positive; 1 by default for qrels")
     both_ways: bool = Field(False, description="each pair also the other way round (symmetric sources)")
     limit: int | None = Field(None, ge=1, description="rows to take")
@@ -152,6 +189,12 @@ class Source(Table):
         return beir(data) if isinstance(data, dict) and data.get("reader") == "beir" else data
 
     @model_validator(mode="after")
+    def _doubt_is_told(self) -> Source:
+        if not self.verified and not self.notes:
+            raise ValueError("'verified: no' needs 'notes' that say what is uncertain")
+        return self
+
+    @model_validator(mode="after")
     def _known_shape(self) -> Source:
         if self.holdout and self.task != "retrieval":
             raise ValueError(f"'holdout' sets retrieval queries apart, and this source's task is {self.task}")
@@ -159,6 +202,7 @@ class Source(Table):
         useless = {
             "both_ways": self.both_ways and shape not in ("pairs", "scored"),
             "labels": self.labels and shape not in ("nli", "labelled"),
+            "skip_labels": self.skip_labels and shape != "labelled",
             "threshold": self.threshold is not None and shape not in ("scored", "qrels"),
             "corpus": self.corpus and shape != "qrels",
             "queries": self.queries and shape != "qrels",

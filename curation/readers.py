@@ -8,9 +8,10 @@
     aligned  line i of several files                      lines    a label and a text a line, or what `pattern` says
     folders  a text a file, labelled by its folder        xml      the elements at `records`
 
-A row that cannot be read is a `Lost`, and the file goes on. A file that cannot be read raises a SourceError. `.gz`
-is peeled off first. Python's own json and csv do the parsing: polars' are about twice as fast, but fill the missing
-cells of a short row, take a blank line for a row, and read half of a surrogate pair as NUL, all without a word.
+A row that cannot be read is a `Lost`, and the file goes on. A file that cannot be read raises a SourceError. What is
+packed is unpacked on the way in (packed.py, archives.py). Python's own json and csv do the parsing: polars' are about
+twice as fast, but fill the missing cells of a short row, take a blank line for a row, and read half of a surrogate pair
+as NUL, all without a word.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from curation.delimited import read_delimited
 from curation.errors import SourceError, listed
 from curation.functions import functions_of
 from curation.manifest_source import Reader, Table
-from curation.rows import BATCH, ROW, File, Found, Lost, Reading, Record, Rows, batches, mendable, open_bytes, opened
+from curation.packed import ending_of
+from curation.rows import BATCH, ROW, File, Found, Lost, Reading, Record, Rows, batches, mendable, opened
 from curation.text_files import read_aligned, read_folders, read_lines
 from curation.xml_records import read_xml
 
@@ -65,7 +67,7 @@ def reader_of(file: File, table: Table) -> str:
     Raises:
         SourceError: no reader is declared, and none is known for the ending.
     """
-    ending = Path(file.path.name.lower().removesuffix(".gz")).suffix
+    ending = ending_of(file.path)
     if table.reader is None and ending not in ENDINGS:
         what = f"no reader for the ending '{ending}'" if ending else "no ending to tell the reader by"
         raise SourceError(file.name, what, f"say `reader:` and one of {listed(get_args(Reader), 20)}")
@@ -215,15 +217,16 @@ def _passages(file: File, number: int, record: Record, name: str) -> list[str]:
 
 
 def _read_parquet(file: File, table: Table, start: int) -> Reading:
-    if not file.path.stat().st_size:
-        raise SourceError(file.name, "is empty")
-    try:
-        for frame in pl.scan_parquet(file.path, glob=False).collect_batches(chunk_size=BATCH, maintain_order=True):
-            yield Rows(frame.with_row_index(ROW, start).with_columns(pl.col(ROW).cast(pl.UInt64)), [])
-            start += len(frame)
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        what = str(error).splitlines()[0].removeprefix("parquet: ")
-        raise SourceError(file.name, f"not readable as parquet ({what})", "fetch the file again") from None
+    with file.on_disk() as place:
+        if not (place.stat().st_size if isinstance(place, Path) else place.peek(1)):
+            raise SourceError(file.name, "is empty")
+        try:
+            for frame in pl.scan_parquet(place, glob=False).collect_batches(chunk_size=BATCH, maintain_order=True):
+                yield Rows(frame.with_row_index(ROW, start).with_columns(pl.col(ROW).cast(pl.UInt64)), [])
+                start += len(frame)
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+            what = str(error).splitlines()[0].removeprefix("parquet: ")
+            raise SourceError(file.name, f"not readable as parquet ({what})", "fetch the file again") from None
 
 
 def _read_squad(file: File, table: Table, start: int) -> Reading:
@@ -271,7 +274,7 @@ def _question(article: Any, paragraph: Any, question: Any) -> dict[str, Any]:
 
 
 def _read_python(file: File, table: Table, start: int) -> Reading:
-    with open_bytes(file.path) as raw:
+    with file.open() as raw:
         return batches(list(functions_of(raw.read(), file.path, file.name, file.root)), start)
 
 

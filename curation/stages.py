@@ -14,7 +14,7 @@ from curation.columns import BAD, place_of
 from curation.errors import SourceError
 from curation.labelled import pair_up
 from curation.manifest import Dedup
-from curation.manifest_source import Filters, Source, TextTable, shape_of
+from curation.manifest_source import ABOUT, Filters, Source, TextTable, shape_of
 from curation.numbering import number
 from curation.progress import Progress, silent
 from curation.rows import Lost
@@ -63,7 +63,8 @@ def shape_digest(job: Job) -> tuple[str, dict[str, str]]:
     reads = inputs(job.source, job.base)
     for part, table in _extra(job.source):
         reads |= {f"{part}/{name}": digest for name, digest in inputs(table, job.base).items()}
-    return digest_of([FORMAT, "shape", job.seed, job.source.model_dump(), job.filters.model_dump(), reads]), reads
+    what = job.source.model_dump(exclude=set(ABOUT))
+    return digest_of([FORMAT, "shape", job.seed, what, job.filters.model_dump(), reads]), reads
 
 
 def shape_stands(job: Job) -> bool:

@@ -11,7 +11,7 @@ from xml.parsers import expat
 
 from curation.errors import SourceError, listed
 from curation.manifest_source import Table
-from curation.rows import File, Found, Reading, Record, batches, open_bytes
+from curation.rows import File, Found, Reading, Record, batches
 
 DEEPEST = 100  # elements within a record; each holds the text of those inside it
 
@@ -38,7 +38,7 @@ def _records(file: File, table: Table) -> Found:
     parser.EntityDeclHandler = reading.refuse
     parser.SkippedEntityHandler = reading.skipped
     some = False
-    with open_bytes(file.path) as raw:
+    with file.open() as raw:
         while True:
             block = raw.read(1 << 18)
             try:

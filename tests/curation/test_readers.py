@@ -322,8 +322,8 @@ BAD_FILES = [
     ("a.csv", 'a,b\n1,2\n"' + "x,y\n" * 1_100_000, {}, f"a.csv:3: the quote that opens here is not closed properly; {NO_QUOTES}"),
     ("a.csv", '"a"x,b\n1,2\n', {}, f"a.csv:1: the first row cannot be read (',' expected after '\"'); {NO_QUOTES}"),
     ("a.csv", "a,b,a\n1,2,3\n", {}, "a.csv:1: two columns are named 'a'; name them all: `header: [...]`"),
-    ("a.csv.gz", WHOLE_GZ[:-12], {}, "a.csv.gz: the gz file is cut off; fetch the file again"),
-    ("a.csv.gz", b"a,b\n1,2\n", {}, "a.csv.gz: not readable as gz (Not a gzipped file (b'a,')); fetch the file again"),
+    ("a.csv.gz", WHOLE_GZ[:-12], {}, "a.csv.gz: what is packed here is cut off; fetch the file again"),
+    ("a.csv.gz", b"a,b\n1,2\n", {}, "a.csv.gz: cannot be unpacked (Not a gzipped file (b'a,')); fetch the file again"),
     ("a.csv.gz", WHOLE_GZ[:-8] + b"xxxx" + WHOLE_GZ[-4:], {}, None),
     ("a.json", '{"a": 1}\n{"a": 2}\n', {}, "a.json:2: a second JSON value begins here: this is JSON Lines; say `reader: jsonl`"),
     ("a.json", '{"a": 1}', {}, "a.json: holds one object, not a list of objects; say `reader: squad` for SQuAD, `reader: jsonl` for JSON Lines"),
@@ -344,7 +344,7 @@ def test_a_bad_file_is_told_in_one_line(tmp_path, name, content, keys, message):
     if message:
         assert str(caught.value) == message
     else:  # the checksums in the message depend on the zlib in use
-        assert str(caught.value).startswith("a.csv.gz: not readable as gz (CRC check failed")
+        assert str(caught.value).startswith("a.csv.gz: cannot be unpacked (CRC check failed")
 
 
 def test_a_truncated_parquet_file(tmp_path):

@@ -106,7 +106,7 @@ def test_computing_layers_twice_gives_the_same_gradients_and_keeps_less(model, b
 def test_dropout_stays_off_where_layers_are_computed_twice(build, tmp_path):
     model = tiny_model(tmp_path / "m")
     backend = Torch(load_model(model, max_tokens=32, device="cpu"), recipe(model, checkpointing=True))
-    dropouts = [module for module in backend.backbone.modules() if isinstance(module, torch.nn.Dropout)]
+    dropouts = [module for module in backend.model.backbone.modules() if isinstance(module, torch.nn.Dropout)]
     assert dropouts
     assert not any(module.training for module in dropouts)
 
