@@ -12,13 +12,16 @@ from typing import Any
 import yaml
 
 LICENSES = frozenset(
-    "apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m afl-3.0 "
-    "artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 "
-    "cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 "
-    "cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 "
-    "eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c ms-pl apple-ascl "
-    "apple-amlr mpl-2.0 odc-by odbl openmdw-1.0 openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr llama2 llama3 "
-    "llama3.1 llama3.2 llama3.3 llama4 gemma unknown other".split()
+    """
+    apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
+    afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5
+    cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0
+    cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0
+    cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl
+    lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl openmdw-1.0
+    openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr llama2 llama3 llama3.1 llama3.2 llama3.3 llama4
+    gemma unknown other
+    """.split()  # noqa: SIM905  one a line would be a page
 )
 TASKS = ("text-retrieval", "feature-extraction", "sentence-similarity", "text-classification")
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"),
@@ -67,11 +70,15 @@ def complaints(text: str, config_files: Iterable[str] = ()) -> Iterator[str]:
     if not head:
         yield "it has no YAML between two lines of dashes at its head"
         return
-    for key in LISTS:
-        if not isinstance(head.get(key, []), list):
-            yield f"'{key}' is not a list"
-            return
+    if unlisted := [key for key in LISTS if not isinstance(head.get(key, []), list)]:
+        yield f"'{unlisted[0]}' is not a list"
+        return
     yield from _license(head)
+    yield from _words(head)
+    yield from _configs(head, list(config_files))
+
+
+def _words(head: Mapping[str, Any]) -> Iterator[str]:
     for key, known, what in (("language", LANGUAGE, "an ISO 639 code"), ("tags", None, "a text of 1 to 100 characters")):
         for word in head.get(key, []):
             fits = isinstance(word, str) and (known.fullmatch(word) is not None if known else 0 < len(word) <= 100)
@@ -81,7 +88,6 @@ def complaints(text: str, config_files: Iterable[str] = ()) -> Iterator[str]:
         for word in head.get(key, []):
             if word not in words:
                 yield f"{key} '{word}' is none of {', '.join(words)}"
-    yield from _configs(head, list(config_files))
 
 
 def _license(head: Mapping[str, Any]) -> Iterator[str]:

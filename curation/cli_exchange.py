@@ -81,7 +81,8 @@ def publish(
     travel along. Sources that are not verified, or whose licence is unknown, are
     left out and listed. Again after a change: only what changed is sent.
     """
-    from curation import look, publish as publishing
+    from curation import look
+    from curation import publish as publishing
 
     chosen = [name.strip() for name in columns.split(",") if name.strip()]
     if wrong := [name for name in chosen if name not in publishing.GROUPS]:

@@ -54,7 +54,9 @@ def dataset_card(
     """
     body = [f"# {repo.partition('/')[2]}", "", _about(build, made), "", "## Load", "", *_loading(repo, made), "## Sources", ""]
     body += [_sources(sources, entries, made), ""]
-    body += [f"`{name}` was published although it is in doubt: {_doubt(entries[name])}.\n" for name in allowed if _doubt(entries[name])]
+    body += [
+        f"`{name}` was published although it is in doubt: {_doubt(entries[name])}.\n" for name in allowed if _doubt(entries[name])
+    ]
     body += ["## Rows left out", "", _drops(made), ""] if _drop_lines(made) else []
     body += ["## Hard negatives", "", _mining(made), ""]
     body += _section("Sources left out", [f"`{name}`: {why}" for name, why in left_out.items()])
@@ -63,10 +65,14 @@ def dataset_card(
     return with_yaml(_head(repo, sources, entries, made), "\n".join(body).rstrip() + "\n")
 
 
-def _head(repo: str, sources: Mapping[str, Source], entries: Mapping[str, Receipt], made: Mapping[str, Receipt]) -> dict[str, Any]:
+def _head(
+    repo: str, sources: Mapping[str, Source], entries: Mapping[str, Receipt], made: Mapping[str, Receipt]
+) -> dict[str, Any]:
     rows = sum(one["rows"] for one in made.values())
     hub = [sources[name].path or "" for name in made]
-    configs = [{"config_name": name, "data_files": [{"split": "train", "path": f"{name}/train-*"}]} for name in made]
+    configs: list[dict[str, Any]] = [
+        {"config_name": name, "data_files": [{"split": "train", "path": f"{name}/train-*"}]} for name in made
+    ]
     if len(configs) == 1:
         configs[0]["default"] = True
     return {
@@ -97,32 +103,40 @@ def _license(repo: str, names: set[str]) -> dict[str, str]:
 
 
 def _info(name: str, one: Receipt) -> dict[str, Any]:
-    download = sum(shard["piece"][0] for shard in one["shards"].values())
+    download = sum(shard["bytes"] for shard in one["shards"].values())
     split = {"name": "train", "num_bytes": one["bytes"], "num_examples": one["rows"]}
-    return {"config_name": name, "features": one["features"], "splits": [split], "download_size": download, "dataset_size": one["bytes"]}
+    return {
+        "config_name": name,
+        "features": one["features"],
+        "splits": [split],
+        "download_size": download,
+        "dataset_size": one["bytes"],
+    }
 
 
 def _about(build: str, made: Mapping[str, Receipt]) -> str:
     rows, without = sum(one["rows"] for one in made.values()), [name for name, one in made.items() if not one["negatives"]]
-    text = f"{rows:,} (query, passage{'' if len(without) == len(made) else ', hard negatives'}) tuples of {len(made)} open datasets, "
-    text += f"one config each, made by tuplesmith as build `{build}`. `manifest.yaml` is the recipe, `manifest.lock` pins what it read, "
-    text += "`provenance.json` counts every row, and `ATTRIBUTION.md` says whose data it is."
-    if without and len(without) < len(made):
-        text += f" Without hard negatives, pairs only: {', '.join(without)}."
+    what = "(query, passage)" if len(without) == len(made) else "(query, passage, hard negatives)"
+    lines = [
+        f"{rows:,} {what} tuples of {len(made)} open datasets, one config each, made by tuplesmith as build `{build}`.",
+        "`manifest.yaml` is the recipe, `manifest.lock` pins what it read, `provenance.json` counts every row, and",
+        "`ATTRIBUTION.md` says whose data it is.",
+    ]
+    if len(without) == len(made):
+        lines.append("No hard negatives were mined: these are pairs only.")
     elif without:
-        text += " No hard negatives were mined: these are pairs only."
-    return text
+        lines.append(f"Without hard negatives, pairs only: {', '.join(without)}.")
+    return "\n".join(lines)
 
 
 def _loading(repo: str, made: Mapping[str, Receipt]) -> list[str]:
     name, one = next(iter(made.items()))
-    columns = [feature["name"] for feature in one["features"]]
-    flat = columns[: 2 + one["negatives"]]
-    more = len(columns) > len(flat)
+    more = len(one["features"]) > 2 + one["negatives"]
     select = f".select_columns(['query', 'passage', *(f'negative_{{i + 1}}' for i in range({one['negatives']}))])" if more else ""
-    only = ", without the further columns" if more else ""
-    train = TRAIN.format(repo=repo, config=name, select=select, only=only)
-    told = "`query` holds the instruction where a source has one (`Instruct: ...`, a new line, `Query: ...`), so nothing is put before it."
+    train = TRAIN.format(repo=repo, config=name, select=select, only=", without the further columns" if more else "")
+    told = (
+        "`query` holds the instruction where a source has one (`Instruct: ...`, a new line, `Query: ...`): put nothing before it."
+    )
     return [LOAD.format(repo=repo, config=name), train, told, ""]
 
 
@@ -137,7 +151,18 @@ def _sources(sources: Mapping[str, Source], entries: Mapping[str, Receipt], made
         mined = one["mined"]["kept"] if one["mined"] else "-"
         kept = (curated["rows_in"], curated["kept"], mined, one["rows"], one["negatives"])
         lines.append((f"`{name}`", shown, curated["revision"] or "-", seen + day, curated["task"], *kept))
-    head = ("config", "dataset", "revision", "licence", "task", "rows in", "tuples kept", "with negatives", "rows here", "negatives")
+    head = (
+        "config",
+        "dataset",
+        "revision",
+        "licence",
+        "task",
+        "rows in",
+        "tuples kept",
+        "with negatives",
+        "rows here",
+        "negatives",
+    )
     return table(head, lines)
 
 

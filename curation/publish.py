@@ -33,9 +33,10 @@ from curation.upload import MARK, Piece, Published, Say, upload
 Receipt = dict[str, Any]
 FORMAT = 1  # raised when the same build gives other files
 SHARD = 500_000_000  # bytes of text a file, before compression
+GROUPS = ("ids", "scores", "provenance")
 BESIDE = ("manifest.yaml", "manifest.lock", "ATTRIBUTION.md", "report.html")
 RANKED = ("negative_ranks", "negative_origin")
-KINDS = {pl.String: "string", pl.Float32: "float32", pl.UInt16: "uint16"}
+KINDS: dict[Any, str] = {pl.String: "string", pl.Float32: "float32", pl.UInt16: "uint16"}
 
 
 class Plan(NamedTuple):
@@ -91,16 +92,27 @@ def plan(
         raise BuildError(build, f"no source is left to publish ({listed(f'{name}: {why}' for name, why in left_out.items())})")
     allowed = [name for name in allow if name in made]
     pieces = {
-        f"{name}/{file}": Piece(build / "publish" / name / file, *shard["piece"])
+        f"{name}/{file}": Piece(build / "publish" / name / file, shard["bytes"], shard["sha256"])
         for name, one in made.items()
         for file, shard in one["shards"].items()
     }
-    card = dataset_card(repo, summary["name"], {source.name: source for source in manifest.sources}, summary["sources"], made, left_out, allowed)
+    card = dataset_card(
+        repo, summary["name"], {source.name: source for source in manifest.sources}, summary["sources"], made, left_out, allowed
+    )
     if wrong := list(complaints(card, pieces)):
         raise BuildError(build, f"the Hub would refuse its card: {wrong[0]}", "mend the manifest and build again")
     whole = _beside(build, locked, bool(left_out)) | pieces
-    told = {"build": summary["name"], "seed": summary["seed"], "left_out": left_out, "files": sorted([*whole, "README.md", MARK]), "sources": made}
-    first = {"README.md": Piece.of(card.encode()), MARK: Piece.of((json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode())}
+    told = {
+        "build": summary["name"],
+        "seed": summary["seed"],
+        "left_out": left_out,
+        "files": sorted([*whole, "README.md", MARK]),
+        "sources": made,
+    }
+    first = {
+        "README.md": Piece.of(card.encode()),
+        MARK: Piece.of((json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode()),
+    }
     return Plan(repo, first | whole, card, left_out, made)
 
 
@@ -120,7 +132,7 @@ def _left_out(build: Path, summary: Mapping[str, Any], allow: list[str]) -> dict
         if name not in entries:
             raise BuildError(build, f"no source '{name}'" + did_you_mean(name, entries), f"sources: {listed(entries)}")
     reasons = {name: _doubt(entry) for name, entry in entries.items() if name not in allow}
-    broken = {name: "it could not be built" for name in summary["failed"]}
+    broken = dict.fromkeys(summary["failed"], "it could not be built")
     return {name: why for name, why in reasons.items() if why} | broken | dict(summary.get("excluded", {}))
 
 
@@ -174,7 +186,9 @@ def _staged(
     work = partial(_shards_of, build, receipt, mined, negatives, columns, progress)
     staged, _ = store.run_stage(build / "publish" / name, store.digest_of(depends), work)
     origin = {"curated": _without_files(receipt), "mined": mined and _without_files(mined)}
-    return {key: staged[key] for key in ("rows", "negatives", "features", "shards", "left_out", "positives_left_out", "bytes")} | origin
+    return {
+        key: staged[key] for key in ("rows", "negatives", "features", "shards", "left_out", "positives_left_out", "bytes")
+    } | origin
 
 
 def _without_files(receipt: Receipt) -> Receipt:
@@ -203,7 +217,9 @@ def _shards_of(
                 nonlocal block
                 size = 0
                 while block is not None and size < SHARD:
-                    size += sum(int(block[name].str.len_bytes().sum()) for name, kind in block.schema.items() if kind == pl.String)
+                    size += sum(
+                        int(block[name].str.len_bytes().sum()) for name, kind in block.schema.items() if kind == pl.String
+                    )
                     yield block
                     block = next(waiting, None)
 
@@ -212,7 +228,8 @@ def _shards_of(
     for number, path in enumerate(paths):
         name = f"train-{number:05d}-of-{len(paths):05d}.parquet"
         path = path.rename(part / name)
-        said["shards"][name] = {"piece": Piece.of(path)[1:]}
+        piece = Piece.of(path)
+        said["shards"][name] = {"bytes": piece.size, "sha256": piece.sha256}
     return said
 
 
@@ -253,5 +270,5 @@ def _extras(columns: Iterable[str], n: int) -> list[pl.Expr]:
 def _feature(name: str, kind: pl.DataType) -> dict[str, Any]:
     """Return how the card describes a column."""
     if isinstance(kind, pl.List):
-        return {"name": name, "list": KINDS[type(kind.inner)]}  # type: ignore[index]
-    return {"name": name, "dtype": KINDS[type(kind)]}  # type: ignore[index]
+        return {"name": name, "list": KINDS[kind.inner.base_type()]}
+    return {"name": name, "dtype": KINDS[kind.base_type()]}

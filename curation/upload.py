@@ -200,27 +200,30 @@ def _unchanged(adding: Mapping[str, Any], pieces: Mapping[str, Piece], read: boo
         now = Piece.of(piece.content).sha256 if read else info.sha256.hex() if info.is_hashed else piece.sha256
         if now != piece.sha256:
             where = piece.content if isinstance(piece.content, Path) else path
-            raise HubError(where, "was changed while it was sent, so nothing was published", "delete it and run the command again")
+            raise HubError(
+                where, "was changed while it was sent, so nothing was published", "delete it and run the command again"
+            )
 
 
 def _again(say: Say, call: Callable[[], Any]) -> Any:
     """Return what a call gives; one that the Hub is too busy for, or the network loses, is tried again after a while."""
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
     from httpx2 import TransportError
+    from huggingface_hub.errors import HfHubHTTPError
 
     for wait in (*WAITS, None):
         try:
             return call()
-        except HfHubHTTPError as error:
-            if wait is None or error.response is None or error.response.status_code not in AGAIN:
-                raise
-            what = f"the Hub answers {error.response.status_code}"
-            asked = error.response.headers.get("Retry-After", "")
-            pause = min(int(asked), 300) if asked.isdigit() else wait
-        except TransportError as error:
-            if wait is None or isinstance(error, OfflineModeIsEnabled):
-                raise
-            what, pause = f"the Hub cannot be reached ({type(error).__name__})", wait
+        except (HfHubHTTPError, TransportError, RuntimeError) as error:  # RuntimeError: how a failed large file is told
+            cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+        if isinstance(cause, HfHubHTTPError):
+            if wait is None or cause.response.status_code not in AGAIN:
+                raise cause
+            asked = cause.response.headers.get("Retry-After", "")
+            what, pause = f"the Hub answers {cause.response.status_code}", min(int(asked), 300) if asked.isdigit() else wait
+        elif isinstance(cause, TransportError) and wait is not None:
+            what, pause = f"the Hub cannot be reached ({type(cause).__name__})", wait
+        else:
+            raise cause
         say(f"{what}; trying again in {pause} s")
         time.sleep(pause)
     raise AssertionError("the last try returns or raises")
@@ -235,16 +238,20 @@ def _hub_errors(repo: str) -> Iterator[None]:
     try:
         yield
     except LocalTokenNotFoundError:
-        raise HubError(repo, "no token to publish with", "`hf auth login`, or set HF_TOKEN, with a token that may write") from None
+        raise HubError(
+            repo, "no token to publish with", "`hf auth login`, or set HF_TOKEN, with a token that may write"
+        ) from None
     except HFValidationError as error:
         raise HubError(repo, f"is no name for the Hub ({str(error).splitlines()[0]})", "name it ORG/NAME") from None
     except OfflineModeIsEnabled:
         raise HubError(repo, "the Hub is switched off", "unset HF_HUB_OFFLINE") from None
     except HfHubHTTPError as error:
-        what, hint = _told(error.response.status_code if error.response is not None else 0, error)
+        what, hint = _told(error.response.status_code, error)
         raise HubError(repo, what, hint) from None
     except TransportError as error:
-        raise HubError(repo, f"the Hub cannot be reached ({error or type(error).__name__})", "run the same command again") from None
+        raise HubError(
+            repo, f"the Hub cannot be reached ({error or type(error).__name__})", "run the same command again"
+        ) from None
 
 
 def _told(status: int, error: Any) -> tuple[str, str]:
