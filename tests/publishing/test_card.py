@@ -57,7 +57,7 @@ def test_what_is_wrong_is_said(change, words):
 
 def test_a_card_without_yaml_or_with_a_broken_one():
     assert list(complaints("# only text\n")) == ["it has no YAML between two lines of dashes at its head"]
-    assert list(complaints("---\na: [\n---\n"))[0].startswith("its YAML cannot be read (")
+    assert next(complaints("---\na: [\n---\n")).startswith("its YAML cannot be read (")
 
 
 def test_sizes_and_tables():
