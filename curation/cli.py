@@ -71,7 +71,7 @@ def build(
         say(f"curate: {manifest}: {error}")
     if not quiet:
         fresh = f"{len(outcome.ran)} of {len(outcome.receipts)} sources built" if outcome.ran else "nothing to do"
-        say(f"{outcome.folder}: {fresh}; next: `mine negatives {outcome.folder}`")
+        say(f"{outcome.folder}: {fresh}; see report.html; next: `mine negatives {outcome.folder}`")
     return 1 if outcome.failed else 0
 
 
@@ -94,6 +94,21 @@ def stats(build: Path | None, only: tuple[str, ...], as_json: bool) -> None:
         output(look.reasons_table(receipts))
         if lines := overlaps.largest(folder, list(receipts)):
             output(look.table(("source", "and", "equal texts", "near", "dropped"), lines))
+
+
+@curate.command()
+@click.argument("build", type=click.Path(path_type=Path), required=False)
+def report(build: Path | None) -> None:
+    """Write report.html of BUILD or the newest build anew, and print its path.
+
+    `curate build` writes it too: one page with counts, overlaps, lengths, labels,
+    near-duplicates and samples of what was kept and of what was left out.
+    """
+    from curation import report as reporting
+
+    folder = newest(build)
+    reporting.write(folder, again=True)
+    output(str(folder / "report.html"))
 
 
 @curate.command()
