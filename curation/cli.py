@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from curation.cli_exchange import export, verify
+from curation.cli_exchange import export, publish, verify
 from curation.command import SETTINGS, newest, output, run, say
 from curation.errors import BuildError
 from curation.progress import for_terminal
@@ -132,7 +132,7 @@ def show(build: Path | None, only: tuple[str, ...], count: int, dropped: bool, r
         raise BuildError(folder, "has no such records", "see `curate stats` for sources and reasons")
 
 
-for command in (export, verify):
+for command in (export, publish, verify):
     curate.add_command(command)
 
 
