@@ -36,7 +36,7 @@ class Side(NamedTuple):
     name: str
     build: Path | None
     repo: str
-    revision: str | None
+    revision: str
     manifest: Path
     sources: dict[str, Receipt]  # source -> {"curated": receipt, "mined": receipt or None, "negatives": n where published, ...}
     left_out: dict[str, str]  # source -> why it is not in it
@@ -57,7 +57,7 @@ def open_side(name: str) -> Side:
             for source, receipt in receipts(folder).items()
         }
         left_out = summary["failed"] | summary.get("excluded", {})
-        return Side(name, folder, "", None, folder / "manifest.yaml", sources, left_out)
+        return Side(name, folder, "", "", folder / "manifest.yaml", sources, left_out)
     repo = found["repo"]
     revision = commit_of(repo, "dataset", found["revision"])
     told = store.read_json(read_file(repo, "dataset", revision, MARK))
