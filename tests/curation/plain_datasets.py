@@ -2,7 +2,7 @@
 
 `rows(name, data)` returns what the files hold, row by row: (query, positive, label or score). None in the first place
 marks a row that has to be left out: a question without an answer, a class that is none, a file without records.
-`counts(name, data)` says how many rows there are, and how many tuples the shape should make of them.
+`expected(name, data)` says how many rows there are, how many tuples the shape should make of them, and of what.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def tweets(kind: str, split: str = "train", **names: str) -> Callable[[Path], It
 
 
 def amcd(part: str) -> Callable[[Path], Iterator[Row]]:
-    return lambda data: named(table(data, f"amcd/{part}.tsv", 0, None, 1, raw=True), AMCD)
+    return lambda data: named(table(data, f"amcd/{part}.tsv", 0, None, 1, delimiter="\t"), AMCD)
 
 
 def stsb(pattern: str) -> Callable[[Path], Iterator[Row]]:
@@ -206,25 +206,44 @@ def rows(name: str, data: Path) -> list[Row]:
     return list(SOURCES[name](data))
 
 
-def counts(name: str, data: Path) -> tuple[int, int]:
-    """Return (rows, tuples that the shape makes before anything is filtered or merged)."""
-    found = rows(name, data)
-    (said,) = [source for source in yaml.safe_load(DEV.read_text())["sources"] if source["name"] == name]
-    good = [row for row in found if blank(row[0]) is False]
+def source(name: str) -> dict[str, object]:
+    """What the manifest says of a source."""
+    (said,) = [one for one in yaml.safe_load(DEV.read_text())["sources"] if one["name"] == name]
+    return said
+
+
+def expected(name: str, data: Path) -> tuple[int, int, dict[str, tuple[str, set[str], str | None]]]:
+    """Return (rows, tuples that they make before anything is filtered or merged, what a tuple's id stands for).
+
+    That is (query, positives, label): of NLI all positives of the premise, of a clustering none, as they are drawn.
+    """
+    found, said = rows(name, data), source(name)
+    numbered = [(f"{name}/{number}", *row) for number, row in enumerate(found) if not blank(row[0])]
     if said["task"] != "retrieval":
-        return len(found), unambiguous([(form(query), label) for query, _, label in good])
-    good = [row for row in good if blank(row[1]) is False]
+        told = {at: (query, {label} if said["task"] == "classification" else set(), label) for at, query, _, label in numbered}
+        return len(found), unambiguous([(form(query), label) for query, _, label in told.values()]), told
+    good = [row for row in numbered if not blank(row[2])]
+    if "label" in said["fields"]:
+        return len(found), *entailed(good, said.get("labels") or {"entailment": "positive", "neutral": "", "contradiction": ""})
     if "score" in said["fields"]:
-        fit = sum(float(score) >= said["threshold"] for _, _, score in good)
-        return len(found), fit * (2 if said.get("both_ways") else 1)
-    if "label" not in said["fields"]:
-        return len(found), len(good)
-    sides = said.get("labels") or {"entailment": "positive", "neutral": "negative", "contradiction": "negative"}
-    seen = defaultdict(set)
-    for query, positive, label in good:
+        good = [row for row in good if float(row[3]) >= said["threshold"]]
+    told = {at: (query, {positive}, None) for at, query, positive, _ in good}
+    if said.get("both_ways"):
+        told |= {f"{at}/r": (positive, {query}, None) for at, query, positive, _ in good}
+    return len(found), len(told), told
+
+
+def entailed(good: list[tuple[str, str, str, str]], sides: dict[str, str]) -> tuple[int, dict[str, tuple[str, set[str], None]]]:
+    """A premise with a hypothesis that it entails, and that no other row denies, makes one tuple."""
+    said = defaultdict(set)
+    for _, premise, hypothesis, label in good:
         if label in sides:
-            seen[query, positive].add(sides[label])
-    return len(found), len({query for (query, _), labels in seen.items() if labels == {"positive"}})
+            said[premise, hypothesis].add(sides[label] == "positive")
+    of = defaultdict(set)
+    for (premise, hypothesis), positive in said.items():
+        if positive == {True}:
+            of[premise].add(hypothesis)
+    return len(of), {at: (premise, of[premise], None) for at, premise, _, _ in good if premise in of}
 
 
 def unambiguous(labelled: list[tuple[str, str]]) -> int:
