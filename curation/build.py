@@ -1,9 +1,11 @@
 """`curate build`: manifest in, tables with provenance for every row out. Reads as a table of contents.
 
     1. shape   each source alone: read -> shape -> filter -> merge equal queries -> set held-out queries apart
-    2. curate  each source in sight of all: take out what is held out anywhere -> near-duplicates -> number passages -> write
+    2. near    which of its texts nearly match (with `dedup:`)
+    3. clean   take out what is held out anywhere
+    4. curate  drop near-duplicates -> number passages -> write
 
-Both are stages with receipts (`store.run_stage`): a stage runs if what it depends on has changed, and only then.
+All are stages with receipts (`store.run_stage`): a stage runs if what it depends on has changed, and only then.
 """
 
 from __future__ import annotations
@@ -20,11 +22,15 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
+from curation import attribution
+from curation.cleaned import clean_source, clean_stands, near_source, near_stands
+from curation.curated import curate_source, curate_stands
 from curation.errors import ManifestError, SetupError, UserError, did_you_mean
+from curation.licenses import Excluded, Policy, allowed
 from curation.manifest import Manifest, load_manifest
 from curation.manifest_source import Source
 from curation.progress import Progress, silent
-from curation.stages import Done, Job, Receipt, curate_source, curate_stands, shape_source, shape_stands
+from curation.stages import Done, Job, Receipt, shape_source, shape_stands
 from curation.store import locked, write_json
 from curation.summary import write_summary
 
@@ -36,6 +42,7 @@ class Outcome(NamedTuple):
     receipts: dict[str, Receipt]  # source -> the receipt of its curated stage
     ran: set[str]  # sources of which a stage ran
     failed: dict[str, UserError]
+    excluded: list[Excluded]  # sources that the licence policy leaves out
 
 
 def build(
@@ -45,20 +52,26 @@ def build(
     limit: int | None = None,
     workers: int = 1,
     progress: Progress = silent,
+    licenses: Policy | None = None,
 ) -> Outcome:
-    """Build a manifest into `out`, or `builds/<name>`.
+    """Build a manifest into `out`, or `builds/<name>`; `licenses` is a policy instead of the manifest's.
+
+    Revisions come from the lock file beside the manifest, where there is one.
 
     A source that fails does not undo the others: it stands in `failed`, and in build.json.
 
     Raises:
-        ManifestError: the manifest is wrong, or `only` names a source that it has not.
+        ManifestError: the manifest is wrong, or `only` names a source that it has not, or that the policy leaves out.
+        SourceError: a source is not what the lock file says.
     """
-    manifest = load_manifest(path)
+    manifest, excluded = allowed(load_manifest(path), licenses)
     folder = out or Path("builds") / manifest.name
-    chosen = pick(manifest, only)
+    chosen = pick(manifest, only, excluded)
     jobs = [job_of(manifest, source, path.parent, folder, limit) for source in manifest.sources]
     with locked(folder, "curate build"):
-        return _build(path, manifest, folder, chosen, jobs, workers, progress)
+        outcome = _build(path, manifest, folder, chosen, jobs, workers, progress, excluded)
+        attribution.write(folder, manifest)
+        return outcome
 
 
 def _build(
@@ -69,6 +82,7 @@ def _build(
     jobs: list[Job],
     workers: int,
     progress: Progress,
+    excluded: list[Excluded],
 ) -> Outcome:
     started = time.time()
     needed = [job for job in jobs if job.source.name in chosen or job.source.holdout]
@@ -76,31 +90,38 @@ def _build(
     holding = tuple(name for name in shaped if shaped[name].receipt["heldout"])
     jobs = [job._replace(holding=holding) for job in jobs]
     ready = [job for job in jobs if job.source.name in chosen and job.source.name in shaped]
-    curated, more = _each(curate_source, curate_stands, ready, workers, progress, "curate")
-    failed |= more
-    receipts = {name: done.receipt for name, done in curated.items()}
+    stages = {"shape": shaped}
+    steps = [("near", near_source, near_stands)] if manifest.dedup else []
+    for name, work, stand in (*steps, ("clean", clean_source, clean_stands), ("curate", curate_source, curate_stands)):
+        stages[name], more = _each(work, stand, ready, workers, progress, name)
+        failed |= more
+        ready = [job for job in ready if job.source.name in stages[name]]
+    receipts = {name: done.receipt for name, done in stages["curate"].items()}
     current = [job.source.name for job in jobs if job.source.name not in chosen and _stands_still(job)]
-    write_summary(folder, path, manifest, receipts, failed, current)
-    stages = {"shape": shaped, "curate": curated}
+    write_summary(folder, path, manifest, receipts, failed, current, excluded)
     seconds = {f"{stage}/{name}": round(done.seconds, 3) for stage, all_done in stages.items() for name, done in all_done.items()}
     write_json(folder / "timings.json", {"seconds": round(time.time() - started, 3), "stages": seconds})
     ran = {name for all_done in stages.values() for name, done in all_done.items() if done.ran and name in chosen}
-    return Outcome(folder, receipts, ran, failed)
+    return Outcome(folder, receipts, ran, failed, excluded)
 
 
 def _stands_still(job: Job) -> bool:
     """Tell whether a source that was not asked for is still what it was, with all that is held out now."""
-    return (job.build / "shaped" / job.source.name / "done.json").exists() and curate_stands(job)
+    needed = ("shaped", "cleaned", *(["near"] if job.dedup else []))
+    there = all((job.build / stage / job.source.name / "done.json").exists() for stage in needed)
+    return there and clean_stands(job) and (not job.dedup or near_stands(job)) and curate_stands(job)
 
 
-def pick(manifest: Manifest, only: Iterable[str]) -> list[str]:
+def pick(manifest: Manifest, only: Iterable[str], excluded: Iterable[Excluded] = ()) -> list[str]:
     """Return the names of the sources to work on.
 
     Raises:
-        ManifestError: there is no such source.
+        ManifestError: there is no such source, or the licence policy leaves it out.
     """
-    names = [source.name for source in manifest.sources]
+    names, out = [source.name for source in manifest.sources], dict(excluded)
     for name in only:
+        if name in out:
+            raise ManifestError("--only", f"source '{name}' is left out: {out[name]}")
         if name not in names:
             raise ManifestError("--only", f"no source '{name}'" + did_you_mean(name, names))
     return [name for name in names if name in set(only)] or names

@@ -12,6 +12,8 @@ from curation.command import SETTINGS, newest, output, run, say
 from curation.errors import BuildError
 from curation.progress import for_terminal
 
+POLICIES = ["all", "no-nc", "permissive"]
+
 
 @click.group(context_settings=SETTINGS)
 def curate() -> None:
@@ -24,6 +26,9 @@ def curate() -> None:
 @click.option("--only", multiple=True, metavar="SOURCE", help="Build this source only; may be given again.")
 @click.option("--limit", type=click.IntRange(1), help="At most this many rows a source, for a quick look.")
 @click.option("-j", "--workers", type=click.IntRange(1), help="Processes [default: one a core].")
+@click.option(
+    "--licenses", type=click.Choice(["all", "no-nc", "permissive"]), help="Sources to take, instead of what MANIFEST says."
+)
 @click.option("--dry-run", is_flag=True, help="Read a little of each source, show what it becomes, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="The receipts as JSON instead of a table.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
@@ -33,6 +38,7 @@ def build(
     only: tuple[str, ...],
     limit: int | None,
     workers: int | None,
+    licenses: Any,
     dry_run: bool,
     as_json: bool,
     quiet: bool,
@@ -40,6 +46,11 @@ def build(
     """Build the sources of MANIFEST into tables of tuples.
 
     A second run does nothing; after a change, only what depends on it runs.
+    Where the lock file of `curate lock` lies beside MANIFEST, revisions are its.
+
+    `--licenses no-nc` leaves out sources whose licence forbids commercial use,
+    `permissive` also those that ask for the same terms, and both all sources
+    whose licence is not known. The sources left out stand in build.json.
     """
     import os
 
@@ -49,11 +60,13 @@ def build(
     if dry_run:
         look.preview(manifest, only, limit, output)
         return 0
-    outcome = building.build(manifest, out, only, limit, workers or os.cpu_count() or 1, for_terminal(quiet))
+    outcome = building.build(manifest, out, only, limit, workers or os.cpu_count() or 1, for_terminal(quiet), licenses)
     if as_json:
         output(look.as_json(outcome.receipts))
     elif outcome.receipts:
         output(look.counts_table(outcome.receipts))
+    for name, reason in outcome.excluded:
+        say(f"curate: {manifest}: source '{name}' is left out: {reason}")
     for error in outcome.failed.values():
         say(f"curate: {manifest}: {error}")
     if not quiet:

@@ -69,7 +69,8 @@ def as_texts(where: str, name: str, values: pl.Series) -> pl.Series:
             return values.alias("text").cast(pl.String)
     except pl.exceptions.PolarsError:
         raise SourceError(where, f"column '{name}' holds {values.dtype}, not text", "map a column of texts") from None
-    raise SourceError(where, f"column '{name}' holds {_kind(values)}, not text", "map a column of texts")
+    hint = "map a column of texts" + (", or `join` its lists" if isinstance(values.dtype, pl.List) else "")
+    raise SourceError(where, f"column '{name}' holds {_kind(values)}, not text", hint)
 
 
 def numbers_of(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:

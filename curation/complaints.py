@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -24,7 +23,7 @@ WANTED = {  # pydantic's kind of error: what should stand there
 }
 
 
-def checked(model: type[S], path: Path, document: Document) -> S:
+def checked(model: type[S], document: Document) -> S:
     """Return the section that a document holds.
 
     Raises:
@@ -35,7 +34,7 @@ def checked(model: type[S], path: Path, document: Document) -> S:
     except ValidationError as error:
         first = error.errors()[0]
         place: Place = tuple(first["loc"])
-        raise ManifestError(f"{path}:{document.line(place)}", _complaint(model, first, place)) from None
+        raise ManifestError(document.where(place), _complaint(model, first, place)) from None
 
 
 def _complaint(model: type[BaseModel], error: Any, place: Place) -> str:
@@ -54,6 +53,8 @@ def _complaint(model: type[BaseModel], error: Any, place: Place) -> str:
         )
     if kind == "value_error":
         return str(error["ctx"]["error"])
+    if kind == "string_pattern_mismatch" and key == "license_checked":
+        return f"{_readable(place)}: '{got}' is no day, such as 2026-11-22"
     if kind == "string_pattern_mismatch":
         return f"{_readable(place)}: '{got}' is no name; use small letters, digits, '-', '_' and '.'"
     if kind in WANTED:

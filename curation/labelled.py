@@ -24,6 +24,7 @@ def _labelled(source: Source, rows: pl.DataFrame) -> pl.DataFrame:
         reason_of(
             (pl.col("query").is_null(), "empty_text"),
             (pl.col("evidence").is_null(), "empty_label"),
+            (pl.col("evidence").is_in(source.skip_labels), "skipped_label"),
             (pl.col("label").is_null(), "unknown_label"),
             (pl.col("label").drop_nulls().n_unique().over("form") > 1, "conflicting_label"),
         )

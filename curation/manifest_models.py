@@ -40,6 +40,13 @@ class Mine(Section):
         return self
 
 
+class DeepSpeed(Section):
+    """Training in several processes, started with torchrun or deepspeed."""
+
+    zero: int = Field(2, ge=0, le=3, description="what the processes share out: 1 optimizer, 2 gradients too, 3 weights too")
+    offload: bool = Field(False, description="keep the optimizer in the machine's memory, with `zero: 3` the weights too")
+
+
 class Train(Section):
     """How the model is trained. Where the paper (arXiv 2510.02294) is silent, its released configuration speaks."""
 
@@ -66,12 +73,35 @@ class Train(Section):
     prompt: Prompt = Field("auto", description="as in `mine`")
     dtype: Dtype = Field("auto", description="of the matrix products; weights stay float32")
     mask_false_negatives: bool = Field(True, description="a passage that is a query's positive is no in-batch negative of it")
+    mask_margin: float | None = Field(
+        None,
+        ge=0,
+        description="a passage of another tuple that scores above the own positive by more than this is no in-batch negative",
+    )
+    symmetric: bool = Field(False, description="f2llm: the in-batch term also for passages among queries")
+    matryoshka: list[int] = Field(
+        [],
+        description="leading dimensions that are to serve alone too, such as `[128, 256]`: the loss is the mean over them and all",
+    )
+    distill: float = Field(0.0, ge=0, description="weight of the divergence from the miner's scores of a tuple's candidates")
+    evenness: float = Field(
+        1.0, ge=1, description="T: a source has a share of size^(1/T) of the steps; 1 takes every tuple once an epoch"
+    )
     token_budget: int | None = Field(
         None,
         ge=1,
         description="tokens a forward may hold: a batch with more takes two passes (GradCache); by default all at once",
     )
     checkpointing: bool = Field(False, description="keep only the layers' inputs and compute the rest again: less memory, slower")
+    deepspeed: DeepSpeed | None = Field(None, description="train with DeepSpeed, in as many processes as torchrun starts")
     save_every: int = Field(200, ge=1, description="steps between checkpoints")
     keep: int = Field(2, ge=1, description="checkpoints to keep")
     log_every: int = Field(10, ge=1, description="steps between lines on the screen; the log has every step")
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Train:
+        if self.symmetric and self.loss != "f2llm":
+            raise ValueError("'symmetric' belongs to `loss: f2llm`")
+        if min(self.matryoshka, default=1) < 1:
+            raise ValueError("'matryoshka' names dimensions, which are 1 or more")
+        return self

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from curation.section import Name, Section
 
-Reader = Literal["json", "jsonl", "csv", "tsv", "parquet", "squad", "flagembedding", "tevatron", "python"]
+Reader = Literal[
+    "json", "jsonl", "csv", "tsv", "parquet", "arrow", "squad", "xml", "aligned", "lines", "folders",
+    "beir", "embedding-training-data", "flagembedding", "tevatron", "python",
+]  # fmt: skip
 Task = Literal["retrieval", "classification", "clustering"]
+# Keys that tell of a source and change no row of it: another word in them builds nothing again.
+ABOUT = ("license_url", "license_checked", "verified", "notes", "substitute_for", "citation", "expected_tuples", "expected_rows")
 
 
 class Filters(Section):
@@ -31,20 +37,48 @@ class Table(Section):
     config: str | None = Field(None, description="configuration of the Hub dataset")
     split: str = Field("train", description="split of the Hub dataset")
     revision: str | None = Field(None, description="commit, tag or branch of the Hub dataset; publishing needs a commit")
-    files: list[str] = Field(default_factory=list, description="file or glob, or a list of them, from the manifest's folder")
-    reader: Reader | None = Field(None, description="file format; by default from the file's ending")
+    files: list[str] = Field(
+        default_factory=list,
+        description="file or glob, or a list of them, from the manifest's folder; with `path`, files of that dataset, read by `reader`",
+    )
+    member: list[str] = Field(
+        [],
+        description="member or glob, or a list of them, of a zip, tar, tar.gz or tar.zst; needless where it holds one data file",
+    )
+    max_unpacked: float = Field(20, gt=0, description="gigabytes that .gz, .zst and archives may unpack to, all files together")
+    reader: Reader | None = Field(
+        None,
+        description="file format; by default from the file's ending. aligned: line i of several files makes a row; "
+        "lines: a label and a text a line; folders: a file is a text and its folder the label; "
+        "beir: the folder or Hub dataset of a whole source, `split` its qrels",
+    )
+    records: str | None = Field(
+        None,
+        description="xml: path of the elements that are rows, such as `QAPairs/QAPair`; json, jsonl: path to the rows, such as "
+        "`data/items`; `*` is each value of an object, its key the column `key`",
+    )
+    pattern: str | None = Field(
+        None, description="lines: regular expression of a line, its named groups the columns; `(?P<label>\\S+)\\s+(?P<text>.*)`"
+    )
     encoding: str = Field("utf-8", description="encoding of text files; a byte-order mark is skipped")
     delimiter: str | None = Field(None, min_length=1, max_length=1, description="csv, tsv: one character; `,` and tab by default")
     quoting: bool | None = Field(None, description='csv, tsv: whether `"` quotes fields; yes for csv, no for tsv by default')
     header: bool | list[str] = Field(
-        True, description="csv, tsv: whether the first line names the columns, or the names themselves"
+        True,
+        description="csv, tsv: whether the first line names the columns, or the names themselves; aligned: a name a file; json: names for rows that are lists",
     )
+    join: dict[str, str] = Field(
+        default_factory=dict, description="column whose lists are one text each: what to put between the parts"
+    )
+    expected_rows: int | None = Field(None, ge=1, description="rows there are, where known; `curate check` adds them up")
 
     @model_validator(mode="before")
     @classmethod
     def _one_file(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("files"), str):
-            return {**data, "files": [data["files"]]}
+        if isinstance(data, dict):
+            return {
+                name: [value] if name in ("files", "member") and isinstance(value, str) else value for name, value in data.items()
+            }
         return data
 
     @model_validator(mode="after")
@@ -53,9 +87,28 @@ class Table(Section):
             raise ValueError("'delimiter' cannot be a line end or a quote")
         if self.header == []:
             raise ValueError("'header' is yes, no, or the list of names")
-        if bool(self.path) == bool(self.files):
-            raise ValueError("needs either 'path' (a Hub id or folder) or 'files', and not both")
+        if not self.path and not self.files:
+            raise ValueError("needs 'path' (a Hub id or folder), or 'files', or files of a 'path'")
+        if self.path and self.files:
+            self._files_of_path(self.path)
+        if self.reader == "beir":
+            raise ValueError("'reader: beir' reads a whole source: qrels, corpus and queries")
+        if self.reader == "aligned" and (not isinstance(self.header, list) or len(self.header) != len(self.files)):
+            raise ValueError("'reader: aligned' needs 'header' with a name for each of 'files'")
+        if self.pattern is not None and self.reader != "lines":
+            raise ValueError("'pattern' is for 'reader: lines'")
+        if self.reader == "xml" and not self.records:
+            raise ValueError("'reader: xml' needs 'records', the path of the elements that are rows")
         return self
+
+    def _files_of_path(self, path: str) -> None:
+        outside = [name for name in self.files if PurePath(name).is_absolute() or {"..", "~"} & set(PurePath(name).parts)]
+        if path.startswith("python:"):
+            raise ValueError("'files' means nothing beside a 'path' of Python code")
+        if outside:
+            raise ValueError(f"'{outside[0]}' lies outside of '{path}'")
+        if self.config:
+            raise ValueError("'config' means nothing beside 'files', which name what is read")
 
 
 class TextFields(Section):
@@ -105,7 +158,18 @@ class Source(Table):
     instruction: str = Field(
         "", description="what a decoder is told before the query; by default the one that is rendered into the queries, if any"
     )
-    license: str | None = Field(None, description="licence as claimed; publishing needs it")
+    license: str | None = Field(None, description="licence as claimed, several with commas; publishing needs it")
+    license_url: str | None = Field(None, description="where that is claimed")
+    license_checked: str | None = Field(None, pattern=r"^\d{4}-\d\d-\d\d$", description="day on which it was seen there")
+    verified: bool = Field(
+        True, description="no: a fact of this source is uncertain, `notes` says which, and publishing refuses it"
+    )
+    notes: str | None = Field(None, description="what a user of this source should know")
+    substitute_for: str | None = Field(None, description="the dataset that this one stands in for, and why")
+    citation: str | None = Field(None, description="how to cite it; stands in ATTRIBUTION.md")
+    expected_tuples: int | None = Field(
+        None, ge=1, description="tuples it should give, where that is not the limit, or the rows there are"
+    )
     language: str = Field("en", description="language of the texts")
     fields: Fields = Field(description="which column is what")
     corpus: TextTable | None = Field(None, description="qrels: the passages")
@@ -114,6 +178,7 @@ class Source(Table):
         default_factory=dict,
         description="label value: its text; for NLI, label value: positive or negative",
     )
+    skip_labels: list[str] = Field([], description="labels that are no class, such as `out of scope`: their rows are left out")
     threshold: float | None = Field(None, description="lowest score that makes a positive; 1 by default for qrels")
     both_ways: bool = Field(False, description="each pair also the other way round (symmetric sources)")
     limit: int | None = Field(None, ge=1, description="rows to take")
@@ -122,22 +187,53 @@ class Source(Table):
     max_bad: float = Field(0.01, ge=0, le=1, description="share of unreadable rows above which the source fails")
     filters: Filters | None = Field(None, description="filters of this source, instead of the manifest's")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _beir(cls, data: Any) -> Any:
+        return beir(data) if isinstance(data, dict) and data.get("reader") == "beir" else data
+
+    @model_validator(mode="after")
+    def _doubt_is_told(self) -> Source:
+        if not self.verified and not self.notes:
+            raise ValueError("'verified: no' needs 'notes' that say what is uncertain")
+        return self
+
     @model_validator(mode="after")
     def _known_shape(self) -> Source:
         if self.holdout and self.task != "retrieval":
             raise ValueError(f"'holdout' sets retrieval queries apart, and this source's task is {self.task}")
-        shape = shape_of(self)
+        shape, f = shape_of(self), self.fields
         useless = {
             "both_ways": self.both_ways and shape not in ("pairs", "scored"),
             "labels": self.labels and shape not in ("nli", "labelled"),
+            "skip_labels": self.skip_labels and shape != "labelled",
             "threshold": self.threshold is not None and shape not in ("scored", "qrels"),
             "corpus": self.corpus and shape != "qrels",
             "queries": self.queries and shape != "qrels",
-            "negatives": self.fields.negatives and shape not in ("pairs", "scored"),
+            "negatives": f.negatives and shape not in ("pairs", "scored"),
         }
+        said = [name for name in f.model_dump().values() if isinstance(name, str)]
+        if unmapped := [name for name in self.join if name not in (*said, *f.negatives)]:
+            raise ValueError(f"'join' names column '{unmapped[0]}', which 'fields' does not")
         if wrong := [name for name, said in useless.items() if said]:
             raise ValueError(f"'{wrong[0]}' means nothing here: the mapped columns make shape '{shape}'")
         return self
+
+
+def beir(data: dict[str, Any]) -> dict[str, Any]:
+    """Write out what `reader: beir` says in a word: qrels of a split, corpus and queries, of a folder or of the Hub."""
+    split, said = data.get("split", "train"), {key: value for key, value in data.items() if key != "reader"}
+    if data.get("path"):
+        hub = {key: data[key] for key in ("path", "revision") if key in data}
+        tables = [{}, *({**hub, "config": part, "split": part} for part in ("corpus", "queries"))]
+    else:
+        files = data.get("files")
+        folder = str(files[0] if isinstance(files, list) and files else files).rstrip("/")
+        tables = [{"files": f"{folder}/{name}"} for name in (f"qrels/{split}.tsv", "corpus.jsonl", "queries.jsonl")]
+        said = {key: value for key, value in said.items() if key not in ("files", "split")}
+    qrels, corpus, queries = tables
+    fields = {"query_id": "query-id", "positive_id": "corpus-id", "score": "score"}
+    return {"fields": fields, "corpus": corpus | {"fields": {"title": "title"}}, "queries": queries, **qrels, **said}
 
 
 def shape_of(source: Source) -> str:

@@ -6,20 +6,26 @@ import codecs
 import gzip
 import io
 import json
+import shutil
+import tarfile
+import tempfile
+import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import polars as pl
+import zstandard
 
 from curation.errors import SourceError
 from curation.manifest_source import Table
 
 ROW = "__row"
-GZIP_MARK = b"\x1f\x8b"
+MARKS = {b"\x1f\x8b": "gz", b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zst"}
+BROKEN = (zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, tarfile.TarError, zstandard.ZstdError)
 BATCH = 20_000  # rows
 
 
@@ -40,11 +46,32 @@ class Rows(NamedTuple):
 
 
 class File(NamedTuple):
-    """A file: where it is, what it is called in messages, and the folder that Python modules are named from."""
+    """A file, or a member of an archive: where it is, what it is called in messages, and the folder its source begins in.
+
+    A member's `path` is as if the archive were a folder, and so is its `root`, the archive. `unpack` is how to open
+    what does not stand on the disk as it is.
+    """
 
     path: Path
     name: str
     root: Path
+    beside: tuple[File, ...] = ()  # files whose line i belongs to line i of this one
+    unpack: Callable[[], IO[bytes]] | None = None
+
+    def open(self) -> IO[bytes]:
+        """Open the file's own bytes, unpacked, to be read once from the start."""
+        return self.unpack() if self.unpack else self.path.open("rb")
+
+    @contextmanager
+    def on_disk(self) -> Iterator[Path | io.BufferedRandom]:
+        """Return the file for a reader that has to jump about in it: a packed one as a nameless temporary file."""
+        if self.unpack is None:
+            yield self.path
+            return
+        with tempfile.TemporaryFile() as whole, self.open() as raw:
+            shutil.copyfileobj(raw, whole, 1 << 20)
+            whole.seek(0)
+            yield whole
 
 
 Reading = Iterator[Rows]
@@ -65,34 +92,29 @@ def mendable(file: File, table: Table) -> Iterator[None]:
     except UnicodeError as error:  # a codec's own complaint, such as a missing mark
         raise SourceError(file.name, f"is no {table.encoding} text ({error})", "declare the file's own encoding") from None
     except EOFError:
-        raise SourceError(file.name, "the gz file is cut off", again) from None
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise SourceError(file.name, f"not readable as gz ({error})", again) from None
+        raise SourceError(file.name, "what is packed here is cut off", again) from None
+    except BROKEN as error:
+        raise SourceError(file.name, f"cannot be unpacked ({error})", again) from None
     except OSError as error:
         raise SourceError(file.name, f"cannot be opened ({error.strerror or error})", "check path and permissions") from None
 
 
 def _undecodable(file: File, encoding: str) -> tuple[int, str]:
     """Return the line of the first byte that does not decode, and the encoding to try."""
-    decoder, line = codecs.getincrementaldecoder(encoding)(), 1
-    with open_bytes(file.path) as raw:
-        mark = raw.read(2)
-        hint = "utf-16" if mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "latin-1"
-        raw.seek(0)
+    decoder, line, mark = codecs.getincrementaldecoder(encoding)(), 1, b""
+    with file.open() as raw:
         try:
             while block := raw.read(1 << 16):
+                mark = mark or block[:4]
                 line += decoder.decode(block).count("\n")
             decoder.decode(b"", final=True)
         except UnicodeDecodeError as error:
             line += error.object[: error.start].decode(encoding, "replace").count("\n")
-    if mark == GZIP_MARK:
-        return line, "it is packed: let its name end in .gz"
+    for start, packing in MARKS.items():
+        if mark.startswith(start):
+            return line, f"it is packed: let its name end in .{packing}"
+    hint = "utf-16" if mark[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "latin-1"
     return line, f"declare the file's own encoding, perhaps `encoding: {hint}`"
-
-
-def open_bytes(path: Path) -> IO[bytes]:
-    """Open a file for reading, unpacked where it ends in `.gz`."""
-    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
 
 
 @contextmanager
@@ -106,7 +128,7 @@ def opened(file: File, table: Table) -> Iterator[IO[str]]:
         ) from None
     encoding = codecs.lookup(table.encoding).name
     with (
-        open_bytes(file.path) as raw,
+        file.open() as raw,
         io.TextIOWrapper(raw, "utf-8-sig" if encoding == "utf-8" else encoding, newline="\n") as text,
     ):
         yield text

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import gc
 import glob
 import importlib.util
 import platform
-import re
 import sysconfig
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from curation import hub
+from curation.archives import parts
 from curation.errors import SourceError, did_you_mean, listed
 from curation.manifest_source import Source, Table
-from curation.readers import ROW, File, Lost, Rows, read_file
+from curation.packed import Budget
+from curation.readers import ENDINGS, ROW, File, Lost, Rows, read_file
 from curation.rows import BATCH, joined
 from curation.schema import draws
 from curation.store import digest_of, file_digest
@@ -48,12 +49,14 @@ def inputs(table: Table, base: Path) -> dict[str, str]:
     if table.path == PYTHON + "stdlib":
         digests = {file.name: file_digest(file.path) for file in _files(table, base)}
         return {table.path: f"{platform.python_version()} {digest_of(digests)}"}
+    if table.files:
+        return {file.name: file_digest(file.path) for file in _files(table, base)}
     folder = _folder(table, base)
     if folder:
         names = sorted(glob.glob("**", root_dir=folder, recursive=True))  # hidden files are no data
         return {name: file_digest(folder / name) for name in names if (folder / name).is_file()}
     if table.path and not table.path.startswith(PYTHON):
-        return {table.path: _hub_fingerprint(table)}
+        return {table.path: hub.fingerprint(table)}
     return {file.name: file_digest(file.path) for file in _files(table, base)}
 
 
@@ -102,12 +105,12 @@ def _called(table: Table) -> str:
 
 def _read(table: Table, base: Path, first: int | None) -> Iterator[Rows]:
     """Return rows in batches, to the end or until `first` of them could be read."""
-    hub = table.path and not table.path.startswith(PYTHON)
-    batches = _hub_rows(table, base, first) if hub else _merged(_file_rows(table, base))
+    as_dataset = table.path and not table.path.startswith(PYTHON) and not table.files
+    batches = hub.rows(table, _folder(table, base), first) if as_dataset else _merged(_file_rows(table, base))
     good = met = 0
     with closing(batches):
         for rows in batches:
-            yield rows
+            yield _joined_lists(table, rows)
             good, met = good + len(rows.frame), met + len(rows.frame) + len(rows.lost)
             if first and good >= first:
                 return
@@ -116,11 +119,34 @@ def _read(table: Table, base: Path, first: int | None) -> Iterator[Rows]:
 
 
 def _file_rows(table: Table, base: Path) -> Generator[Rows]:
-    start = 0
-    for file in _files(table, base):
-        for rows in read_file(file, table, start):
-            yield rows
-            start += len(rows.frame) + len(rows.lost)
+    start, budget = 0, Budget(table.max_unpacked)
+    for file in _aligned(table, base) if table.reader == "aligned" else _files(table, base):
+        with closing(parts(file, table, budget, ENDINGS)) as whole:
+            for part in whole:
+                for rows in read_file(part, table, start):
+                    yield rows
+                    start += len(rows.frame) + len(rows.lost)
+
+
+def _aligned(table: Table, base: Path) -> list[File]:
+    """Return the first pattern's files, each with those of the other patterns that stand at its place.
+
+    Raises:
+        SourceError: the patterns match unequal numbers of files.
+    """
+    found = [_files(table.model_copy(update={"files": [pattern]}), base) for pattern in table.files]
+    for pattern, files in zip(table.files, found, strict=True):
+        if len(files) != len(found[0]):
+            raise SourceError(
+                pattern, f"matches {len(files)} files, and '{table.files[0]}' {len(found[0])}", "each has one beside it"
+            )
+    return [first._replace(beside=tuple(others)) for first, *others in zip(*found, strict=True)]
+
+
+def _joined_lists(table: Table, rows: Rows) -> Rows:
+    lists = [name for name in table.join if isinstance(rows.frame.schema.get(name), pl.List)]
+    texts = [pl.col(name).cast(pl.List(pl.String)).list.join(table.join[name], ignore_nulls=True) for name in lists]
+    return rows._replace(frame=rows.frame.with_columns(texts)) if lists else rows
 
 
 def _merged(batches: Generator[Rows]) -> Generator[Rows]:
@@ -143,8 +169,10 @@ def _one(batches: list[Rows]) -> Rows:
 
 def _files(table: Table, base: Path) -> list[File]:
     """Return the files a table names, each once, sorted within each pattern."""
-    if table.path:
+    if table.path and table.path.startswith(PYTHON):
         return _python_files(table.path.removeprefix(PYTHON))
+    if table.path:
+        base = _folder(table, base) or hub.snapshot(table)
     found: dict[str, File] = {}
     for pattern in table.files:
         path = Path(pattern).expanduser()
@@ -212,78 +240,3 @@ def _folder(table: Table, base: Path) -> Path | None:
     if path.is_absolute() or table.path.startswith(("./", "../", "~")) or path.is_dir():
         raise SourceError(table.path, "no such folder", "paths count from the manifest's folder")
     return None
-
-
-def _hub_rows(table: Table, base: Path, first: int | None) -> Generator[Rows]:
-    """Return a dataset's rows through `datasets`: streamed where only the first are wanted, else from its cache."""
-    folder = _folder(table, base)
-    start = 0
-    with _hub_errors(table):
-        import datasets
-
-        at = {"path": str(folder)} if folder else {"path": table.path, "revision": table.revision}
-        dataset = datasets.load_dataset(**at, name=table.config, split=table.split, streaming=first is not None)
-        names = {name: kind.names for name, kind in (dataset.features or {}).items() if isinstance(kind, datasets.ClassLabel)}
-        try:
-            for batch in dataset.with_format("arrow").iter(min(first or BATCH, BATCH)):
-                frame = pl.DataFrame(pl.from_arrow(batch)).with_columns(_named(name, names[name]) for name in names)
-                yield Rows(frame.with_columns(pl.int_range(start, start + len(frame), dtype=pl.UInt64).alias(ROW)), [])
-                start += len(frame)
-        finally:  # a streaming iterator that is left half-read can abort the interpreter at exit, unless it is gone by then
-            dataset = batch = None
-            gc.collect()
-
-
-def _named(column: str, names: list[str]) -> pl.Expr:
-    """Return the names of a ClassLabel column; -1, no label, is null."""
-    return pl.col(column).replace_strict(range(len(names)), names, default=None, return_dtype=pl.String)
-
-
-def _hub_fingerprint(table: Table) -> str:
-    with _hub_errors(table):
-        import datasets
-
-        builder = datasets.load_dataset_builder(table.path, table.config, revision=table.revision)
-        return f"{table.revision or 'main'} {builder.hash}"
-
-
-@contextmanager
-def _hub_errors(table: Table) -> Iterator[None]:
-    """Keep `datasets` silent, and turn what it raises into one line."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        what, hint = _hub_complaint(table, error)
-        raise SourceError(table.path, what, hint) from None
-
-
-def _hub_complaint(table: Table, error: Exception) -> tuple[str, str]:
-    text = str(error)
-    there_are = "there are: " + listed(re.findall(r"'([^']*)'", text.partition("[")[2].partition("]")[0]))
-    if "scripts are no longer supported" in text:
-        return "comes with a loading script, which would run code", "`revision: refs/convert/parquet` may hold the same rows"
-    if "OfflineModeIsEnabled" in text:
-        return "cannot be had while the Hub is switched off", "unset HF_HUB_OFFLINE, or name a local folder"
-    if isinstance(error, ConnectionError):
-        return "the Hub cannot be reached", "check the network, or name a local folder"
-    if "gated dataset" in text:
-        return "is a gated dataset", "ask for access on its page, then `hf auth login`"
-    if text.startswith("Revision"):
-        return f"no revision '{table.revision}'", "name a commit, tag or branch of the dataset"
-    if "doesn't exist on the Hub" in text:
-        return "no such dataset on the Hub, or a private one", "check the id; `hf auth login` for a private one"
-    if "BuilderConfig" in text and "not found" in text:
-        return f"no config '{table.config}'", there_are
-    if "Config name is missing" in text:
-        return "needs a `config:`", there_are
-    if text.startswith(("Unknown split", "Bad split")):
-        return f"no split '{table.split}'", there_are
-    cause = error.__cause__ or error
-    return (
-        f"`datasets` cannot read it ({(str(cause) or type(cause).__name__).splitlines()[0]})",
-        "check path, config, split and revision",
-    )

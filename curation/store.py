@@ -13,12 +13,14 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.ipc
 import pyarrow.parquet as pq
 import xxhash
 
@@ -133,6 +135,28 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
     frame = pl.from_arrow(pq.read_table(path, columns=columns))
     assert isinstance(frame, pl.DataFrame)
     return frame
+
+
+def arrow_frames(source: Path | IO[bytes], rows: int) -> Iterator[pl.DataFrame]:
+    """Return the batches of an Arrow IPC file or stream, of at most `rows` rows; what they hold is checked first.
+
+    Raises:
+        ValueError: not Arrow IPC, or broken.
+    """
+    try:
+        with source.open("rb") if isinstance(source, Path) else nullcontext(source) as raw:
+            whole = raw.read(6) == b"ARROW1"
+            if not raw.tell():
+                raise ValueError("it is empty")
+            raw.seek(0)
+            with (pa.ipc.open_file if whole else pa.ipc.open_stream)(raw) as reader:
+                for batch in map(reader.get_batch, range(reader.num_record_batches)) if whole else reader:
+                    batch.validate(full=True)  # offsets of a broken file could lead anywhere in memory
+                    frame = pl.from_arrow(batch)
+                    assert isinstance(frame, pl.DataFrame)
+                    yield from frame.iter_slices(rows)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(error) from None
 
 
 def digest_of(value: object) -> str:

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from curation.errors import BuildError, UserError
-from curation.manifest import Manifest
+from curation.licenses import Excluded, class_of
+from curation.manifest import Manifest, read_manifest
+from curation.manifest_source import Source
 from curation.store import atomic, read_json, write_json
+from curation.yaml_lines import as_yaml
 
 Receipt = dict[str, Any]
 CONSTANTS = ("task", "instruction", "language", "license", "revision")
@@ -15,14 +18,22 @@ COUNTS = ("digest", "rows_in", "tuples_made", "merged", "heldout", "passages")
 
 
 def write_summary(
-    folder: Path, path: Path, manifest: Manifest, curated: dict[str, Receipt], failed: dict[str, UserError], current: list[str]
+    folder: Path,
+    path: Path,
+    manifest: Manifest,
+    curated: dict[str, Receipt],
+    failed: dict[str, UserError],
+    current: list[str],
+    excluded: list[Excluded],
 ) -> None:
     """Write manifest.yaml and build.json; of the sources that this run did not touch, the `current` ones keep their entries.
+
+    `manifest` holds the sources that the licence policy lets in; the others stand in `excluded`.
 
     Raises:
         BuildError: build.json is not what this function wrote.
     """
-    text = path.read_bytes()
+    text = as_yaml(read_manifest(path))
     copy, summary = folder / "manifest.yaml", folder / "build.json"
     earlier = read_summary(folder) if summary.exists() else {"sources": {}, "failed": {}}
     fresh = {name: _entry(receipt) for name, receipt in curated.items()}
@@ -30,8 +41,15 @@ def write_summary(
     names = [source.name for source in manifest.sources]
     entries = {name: earlier["sources"][name] for name in current if name in earlier["sources"]} | fresh
     broken = {name: text for name, text in (earlier["failed"] | errors).items() if name in names and name not in fresh}
-    sources = {name: entries[name] for name in names if name in entries}
-    whole = {"name": manifest.name, "seed": manifest.seed, "sources": sources, "failed": broken}
+    sources = {source.name: entries[source.name] | _about(source) for source in manifest.sources if source.name in entries}
+    whole = {
+        "name": manifest.name,
+        "seed": manifest.seed,
+        "licenses": manifest.licenses,
+        "sources": sources,
+        "failed": broken,
+        "excluded": {one.source: one.reason for one in excluded},
+    }
     if not copy.exists() or copy.read_bytes() != text:
         with atomic(copy) as file:
             file.write(text)
@@ -55,3 +73,15 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 def _entry(receipt: Receipt) -> Receipt:
     return {name: receipt[name] for name in CONSTANTS + COUNTS} | {"tuples": receipt["kept"]}
+
+
+def _about(source: Source) -> dict[str, Any]:
+    """Return what is told of a source, as it stands in the manifest now."""
+    return {
+        "license": source.license or "",
+        "license_class": class_of(source.license),
+        "license_url": source.license_url,
+        "license_checked": source.license_checked,
+        "verified": source.verified,
+        "notes": source.notes,
+    }

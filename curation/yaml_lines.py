@@ -25,14 +25,22 @@ Place = tuple[str | int, ...]
 class Document:
     """The values of a YAML file, and the line (from 1) on which each key or item stands."""
 
+    path: Path
     value: Any
     lines: dict[Place, int] = field(default_factory=dict)
+    base: Document | None = None  # the file that this one extends
+    inherited: frozenset[str] = frozenset()  # the keys that come from there
 
     def line(self, place: Place) -> int:
         """Return the line of a place, or of what holds it."""
         while place and place not in self.lines:
             place = place[:-1]
         return self.lines.get(place, 1)
+
+    def where(self, place: Place) -> str:
+        """Return `file:line` of a place."""
+        document = self.base if self.base and place and place[0] in self.inherited else self
+        return f"{document.path}:{document.line(place)}"
 
 
 def read_yaml(path: Path) -> Document:
@@ -57,13 +65,21 @@ def read_yaml(path: Path) -> Document:
         where = f"{path}:{mark.line + 1}" if mark else path
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ManifestError(where, f"not YAML: {what}") from None
-    document = Document({})
+    document = Document(path, {})
     if node is not None:
         try:
             document.value = _Reader(path, document).read(node, ())
         except RecursionError:
             raise ManifestError(path, "is nested too deeply (an alias inside itself?)") from None
     return document
+
+
+def as_yaml(document: Document) -> bytes:
+    """Return a file that says the same as a document and those it extends; as it stands, where it extends none."""
+    if document.base is None:
+        return document.path.read_bytes()
+    head = f"# {document.path.name} and {document.base.path.name}, which it extends\n"
+    return head.encode() + yaml.safe_dump(document.value, sort_keys=False, allow_unicode=True, width=120, encoding="utf-8")
 
 
 class _Reader:

@@ -64,7 +64,8 @@ def keys() -> str:
         "# Manifests\n\nA manifest is the recipe of a dataset and a model: what changes the result stands here, where and how fast it "
         "runs are flags.\nThis page is made from the code by `make docs`. `manifest.schema.json` beside it tells editors the same.\n\n"
         "| file | what it is |\n|---|---|\n"
-        "| quickstart.yaml | the demo: the standard library of the Python that runs it, offline, in minutes |\n\n"
+        "| quickstart.yaml | the demo: the standard library of the Python that runs it, offline, in minutes |\n"
+        "| dev.yaml | thirty real datasets, from a folder `shared/data` beside the checkout: every reader, every shape |\n\n"
         "Plain words stay words: `language: no` is Norwegian, `revision: 0123e5` a revision, `lr: 1e-5` a number because `lr` is one.\n"
         "Paths in `files:` start at the manifest's folder. Unknown and repeated keys are errors.\n"
     ]
@@ -91,7 +92,7 @@ def _section(title: str, about: str, model: type[Section]) -> str:
 
 
 def _is_fields(annotation: object) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, Section) and annotation.__name__ == "Fields"
+    return isinstance(annotation, type) and issubclass(annotation, Section) and annotation.__name__ in ("Fields", "DeepSpeed")
 
 
 def _default(value: object) -> str:

@@ -28,13 +28,14 @@ def save(folder: Path, step: int, described: Mapping[str, Any], write: Callable[
         keep: how many to keep.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"step-{step:06d}"
-    part = folder / f"{target.name}.part"
+    part = part_of(folder, step)
+    target = part.with_suffix("")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     try:
         write(part)
-        sizes = {path.name: _flushed(path) for path in sorted(part.iterdir())}
+        files = sorted(path for path in part.rglob("*") if path.is_file())
+        sizes = {path.relative_to(part).as_posix(): _flushed(path) for path in files}
         store.write_json(part / STATE, {"step": step, "bytes": sizes, **described})
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)  # a full disk is not made fuller
@@ -47,6 +48,11 @@ def save(folder: Path, step: int, described: Mapping[str, Any], write: Callable[
         if path not in kept:
             shutil.rmtree(path)  # older ones, and what a killed run left half written
     return target
+
+
+def part_of(folder: Path, step: int) -> Path:
+    """Return where the checkpoint after `step` steps is written before it is whole."""
+    return folder / f"step-{step:06d}.part"
 
 
 def whole(folder: Path) -> list[Path]:

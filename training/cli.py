@@ -105,10 +105,11 @@ def run_training(
         from training.estimate import estimate
 
         return _show(estimate(build, settings, device=device, only=only), as_json)
+    from training import ranks
     from training.train import Stopped
     from training.train import train as train_model
 
-    tell = (lambda line: None) if quiet else say
+    tell = (lambda line: None) if quiet or not ranks.first() else say
     try:
         receipt, ran = train_model(
             build, settings, out=out, device=device, only=only, restart=restart, say=tell, progress=for_terminal(quiet)
@@ -165,7 +166,7 @@ def export(run: Path, out: Path) -> None:
     RUN is a folder such as builds/quickstart/train, whose newest checkpoint is taken, or a checkpoint.
     sentence-transformers and transformers load the result.
     """
-    from training.train import export_checkpoint
+    from training.runs import export_checkpoint
 
     say(f"exported {export_checkpoint(run, out)} to {out}")
 

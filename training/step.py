@@ -3,49 +3,88 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from curation.manifest_models import Train
-from training.data import Batch
-from training.loss import Losses, contrastive, infonce
+from training import ranks
+from training.data import Batch, gather
+from training.loss import Losses, contrastive, distillation, infonce, too_near
 
 if TYPE_CHECKING:
-    from training.backend import Torch
+    from training.backend import Backend
 
 
-def add_gradients(backend: Torch, batch: Batch, recipe: Train) -> Losses:
+def add_gradients(backend: Backend, batch: Batch, recipe: Train) -> Losses:
     """Add the gradients of a batch's loss to the weights' and return the loss.
 
     A batch of at most `token_budget` tokens takes one forward and one backward. A larger one takes two passes over
     chunks of it (GradCache, arXiv 2101.06983): the first makes all embeddings without a graph; the loss gives each
     embedding's gradient; the second makes the embeddings of a chunk again and carries their gradients on into the
     weights. The memory is that of the largest chunk, and the gradients are those of one forward.
+
+    Several processes embed a share of the texts each, and then all compute the loss of the whole batch: the result is
+    that of one process.
     """
-    chunks = cut(batch.starts, recipe.token_budget)
+    world, own = backend.world, share(batch, backend.rank, backend.world)
+    chunks = cut(own.starts, recipe.token_budget)
+    if world > 1:  # every process must go forward and back equally often
+        most = max(len(cut(share(batch, rank, world).starts, recipe.token_budget)) for rank in range(world))
+        chunks += [(own.texts, own.texts)] * (most - len(chunks))
     if len(chunks) == 1:
-        losses = batch_loss(backend.embed(batch.ids, batch.starts), batch, recipe)
+        losses = batch_loss(together(_embed(backend, own, *chunks[0]), batch, world), batch, recipe)
         backend.backward(losses.total)
         return losses
-
-    def embed(first: int, end: int) -> Tensor:
-        starts = batch.starts[first : end + 1]
-        return backend.embed(batch.ids[starts[0] : starts[-1]], starts - starts[0])
-
     with torch.no_grad():
-        embeddings = torch.cat([embed(*chunk) for chunk in chunks])
-    losses = batch_loss(embeddings.requires_grad_(), batch, recipe)
+        embeddings = torch.cat([_embed(backend, own, *chunk) for chunk in chunks])
+    losses = batch_loss(together(embeddings.requires_grad_(), batch, world), batch, recipe)
     (gradient,) = torch.autograd.grad(losses.total, embeddings)
     for first, end in chunks:
-        backend.backward((embed(first, end) * gradient[first:end]).sum())
+        backend.backward((_embed(backend, own, first, end) * gradient[first:end]).sum())
     return losses
 
 
+class Share(NamedTuple):
+    """The texts of a batch that one process embeds: and where it has none, one to go through."""
+
+    ids: np.ndarray  # (T,) i64
+    starts: np.ndarray  # (texts+1,) i64
+    texts: int
+    filler: np.ndarray  # (t,) i64, the shortest text of the batch
+
+
+def share(batch: Batch, rank: int, world: int) -> Share:
+    """Return every world-th text of a batch: as they are sorted, each process gets about as many tokens."""
+    filler = batch.ids[: batch.starts[1]]
+    if world == 1:
+        return Share(batch.ids, batch.starts, len(batch.starts) - 1, filler)
+    places = np.arange(rank, len(batch.starts) - 1, world)
+    return Share(*gather(batch.ids, batch.starts, places), len(places), filler)
+
+
+def together(own: Tensor, batch: Batch, world: int) -> Tensor:
+    """Return the embeddings of all texts of a batch, (n, dim), from those of this process's share."""
+    if world == 1:
+        return own
+    places = [np.arange(rank, len(batch.starts) - 1, world) for rank in range(world)]
+    parts = ranks.gather(own, [len(part) for part in places])
+    return torch.cat(parts)[torch.from_numpy(np.argsort(np.concatenate(places))).to(own.device)]
+
+
+def _embed(backend: Backend, own: Share, first: int, end: int) -> Tensor:
+    """Return the embeddings of a chunk; of an empty one (0, dim), made by a forward all the same."""
+    if first == end:
+        return backend.embed(own.filler, np.array([0, len(own.filler)]))[:0]
+    starts = own.starts[first : end + 1]
+    return backend.embed(own.ids[starts[0] : starts[-1]], starts - starts[0])
+
+
 def cut(starts: np.ndarray, budget: int | None) -> list[tuple[int, int]]:
-    """Return texts as (first, end) chunks in order, each of at most `budget` tokens or of one text longer than that."""
+    """Return texts as (first, end) chunks in order, if any, each of at most `budget` tokens or of one text longer than that."""
     texts = len(starts) - 1
     chunks, first = [], 0
     while first < texts:
@@ -56,22 +95,35 @@ def cut(starts: np.ndarray, budget: int | None) -> list[tuple[int, int]]:
 
 
 def batch_loss(embeddings: Tensor, batch: Batch, recipe: Train) -> Losses:
-    """Return the loss of a batch from the embeddings of its distinct texts, (n, dim) float32, differentiable."""
+    """Return the loss of a batch from the embeddings of its distinct texts, (n, dim) float32, differentiable.
 
+    With `matryoshka` it is the mean over the leading dimensions asked for and all of them (arXiv 2205.13147).
+    """
+    sizes = [*recipe.matryoshka, embeddings.shape[1]]
+    each = [_loss(F.normalize(embeddings[:, :size], dim=1) if recipe.matryoshka else embeddings, batch, recipe) for size in sizes]
+    return Losses(*(None if one[0] is None else torch.stack(one).mean() for one in zip(*each, strict=True)))  # type: ignore[arg-type]
+
+
+def _loss(embeddings: Tensor, batch: Batch, recipe: Train) -> Losses:
     def there(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(embeddings.device)
 
-    parts = (
-        embeddings[there(batch.query)],
-        embeddings[there(batch.positive)],
-        embeddings[there(batch.negative)],
-        there(batch.has_negative),
-        there(batch.shared) if recipe.mask_false_negatives else None,
-    )
+    query, positive = embeddings[there(batch.query)], embeddings[there(batch.positive)]
+    negative = embeddings[there(batch.negative)]
+    shared = there(batch.shared) if recipe.mask_false_negatives else None
+    if recipe.mask_margin is not None:
+        near = too_near(query, positive, recipe.mask_margin)
+        shared = near if shared is None else shared | near
+    parts = (query, positive, negative, there(batch.has_negative), shared)
     if recipe.loss == "f2llm":
-        return contrastive(*parts, recipe.temperature, batch.task)
-    negatives = batch.shared_negative if recipe.mask_false_negatives else None
-    return infonce(*parts, None if negatives is None else there(negatives), recipe.temperature, batch.task)
+        losses = contrastive(*parts, recipe.temperature, batch.task, recipe.symmetric)
+    else:
+        negatives = batch.shared_negative if recipe.mask_false_negatives else None
+        losses = infonce(*parts, None if negatives is None else there(negatives), recipe.temperature, batch.task)
+    if not recipe.distill:
+        return losses
+    distilled = distillation(query, positive, negative, there(batch.teacher), recipe.temperature)
+    return losses._replace(total=losses.total + recipe.distill * distilled, distilled=distilled)
 
 
 def warmup_steps(recipe: Train, total: int) -> int:

@@ -9,36 +9,29 @@
 from __future__ import annotations
 
 import math
-import shutil
 import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import xxhash
-
 from curation import store
-from curation.errors import BuildError, listed
+from curation.errors import BuildError, ModelError, listed
 from curation.manifest_models import Train
 from curation.progress import Progress, silent
-from training import checkpoint
-from training.backend import Torch, deterministic, load_weights
+from training import checkpoint, ranks
+from training.backend import Backend, backend_of, deterministic
 from training.data import Batch, Plan
 from training.export import export
 from training.log import Log, readable
 from training.loss import Losses
-from training.model import Model, load_model
+from training.model import device_of, load_model
+from training.runs import Say, describe, export_checkpoint, finished, forget, receipt_of, resume
 from training.step import add_gradients, learning_rate, warmup_steps
-from training.tokens import Source, load_sources, mined_sources
-
-CIRCUMSTANCES = {"save_every", "keep", "log_every"}  # keys of a recipe that change nothing of its result
-MADE = ("checkpoints", "model", "log.jsonl", store.RECEIPT)
-Say = Callable[[str], None]
+from training.tokens import load_sources, mined_sources
 
 
 class Stopped(Exception):
@@ -70,10 +63,17 @@ def train(
     out = out or build / "train"
     seed = int(store.read_json(build / "build.json")["seed"])
     mined_sources(build, only)  # complain before a model is loaded
-    with store.locked(out, "train"):
-        if restart:
-            forget(out)
-        return _train(build, recipe, out, seed, device, only, say, progress)
+    ranks.check(recipe.batch)
+    place = ranks.own(device_of(device))
+    with ExitStack() as stack:
+        stack.enter_context(ranks.joined(place, recipe.deepspeed is not None))
+        if ranks.first():
+            stack.enter_context(store.locked(out, "train"))
+            if restart:
+                forget(out)
+        else:
+            say, progress = (lambda line: None), silent
+        return _train(build, recipe, out, seed, str(place), only, say, progress)
 
 
 def _train(
@@ -87,31 +87,43 @@ def _train(
     progress: Progress,
 ) -> tuple[dict[str, Any], bool]:
     model = load_model(recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device=device)
-    backend = Torch(model, recipe)
-    sources = load_sources(build, model, recipe.prompt, only, progress)
-    plan = Plan(sources, seed, recipe.batch, recipe.negatives, joint=recipe.loss == "infonce")
+    if max(recipe.matryoshka, default=0) >= model.dim:
+        raise ModelError(recipe.model, f"has {model.dim} dimensions", "`matryoshka` names fewer than that")
+    with ranks.first_alone():  # it makes the tokens, and the others find them
+        sources = load_sources(build, model, recipe.prompt, only, progress)
+    plan = Plan(sources, seed, recipe.batch, recipe.negatives, joint=recipe.loss == "infonce", evenness=recipe.evenness)
     total = total_steps(plan, recipe)
     run = describe(recipe, seed, sources, model)
     if (receipt := finished(out, run)) is not None:
         return receipt, False
+    backend = backend_of(model, recipe)
     first = resume(out / "checkpoints", run, backend, say)
     if recipe.warmup != warmup_steps(recipe, total):
         say(f"a warm-up of {recipe.warmup} steps does not fit into {total}; it takes {warmup_steps(recipe, total)}")
     loop(plan, recipe, backend, first, total, out, run, say)
     receipt = receipt_of(run, plan, total, model, recipe)
-    export(model, out / "model")
-    store.write_json(out / store.RECEIPT, receipt)
+    if ranks.first():
+        if recipe.deepspeed:  # whose weights may be in shares
+            export_checkpoint(out, out / "model")
+        else:
+            export(model, out / "model")
+        store.write_json(out / store.RECEIPT, receipt)
     return receipt, True
 
 
-def loop(plan: Plan, recipe: Train, backend: Torch, first: int, total: int, out: Path, run: Mapping[str, Any], say: Say) -> None:
+def loop(
+    plan: Plan, recipe: Train, backend: Backend, first: int, total: int, out: Path, run: Mapping[str, Any], say: Say
+) -> None:
     """Do the steps from `first` to `total`, saving every so often, at the end, and when a signal comes."""
 
     def save(done: int) -> None:
-        checkpoint.save(out / "checkpoints", done, run, backend.save, recipe.keep)
+        if backend.rank == 0:
+            checkpoint.save(out / "checkpoints", done, run, backend.save, recipe.keep)
+        else:
+            backend.save(checkpoint.part_of(out / "checkpoints", done))
 
     recent: deque[dict[str, Any]] = deque(maxlen=recipe.log_every)
-    with signals() as received, deterministic(backend.device), Log(out / "log.jsonl", first) as log:
+    with signals() as received, deterministic(backend.device), log_of(out, first, backend) as log:
         for step in range(first, total):
             begun = time.perf_counter()
             batch = plan.batch_at(step)
@@ -121,14 +133,21 @@ def loop(plan: Plan, recipe: Train, backend: Torch, first: int, total: int, out:
             norm = _finite(backend.step(lr), "gradient", step, batch, plan, out)
             seconds = time.perf_counter() - begun
             recent.append(_line(step, plan, batch, losses, loss, lr, norm, seconds))
-            log.write(recent[-1])
+            if log:
+                log.write(recent[-1])
             done = step + 1
             if done % recipe.log_every == 0 or done == total:
                 say(readable(recent, total))
-            if done % recipe.save_every == 0 or done == total or received:
+            ended = ranks.largest(received[0] if received else 0, backend.device)  # a signal may reach one process first
+            if done % recipe.save_every == 0 or done == total or ended:
                 save(done)
-            if received and done < total:
-                raise Stopped(received[0], done)
+            if ended and done < total:
+                raise Stopped(ended, done)
+
+
+def log_of(out: Path, first: int, backend: Backend) -> AbstractContextManager[Log | None]:
+    """Return the log of the run, which the first process writes."""
+    return nullcontext() if backend.rank else Log(out / "log.jsonl", first)
 
 
 def _line(
@@ -142,6 +161,7 @@ def _line(
         "loss": loss,
         "loss_hard": None if losses.hard is None else float(losses.hard.detach()),
         "loss_inbatch": None if losses.in_batch is None else float(losses.in_batch.detach()),
+        "loss_distilled": None if losses.distilled is None else float(losses.distilled.detach()),
         "lr": lr,
         "grad_norm": norm,
         "tokens": len(batch.ids),
@@ -171,94 +191,6 @@ def total_steps(plan: Plan, recipe: Train) -> int:
     """Return the steps of a run: `epochs` over all tuples, or fewer where `steps` says so."""
     steps = plan.steps_per_epoch * recipe.epochs
     return min(steps, recipe.steps or steps)
-
-
-def describe(recipe: Train, seed: int, sources: Sequence[Source], model: Model) -> dict[str, Any]:
-    """Return all that the result depends on; two runs that are described alike give the same weights."""
-    return {
-        "recipe": recipe.model_dump(mode="json", exclude=CIRCUMSTANCES),
-        "seed": seed,
-        "sources": {source.name: source.digest for source in sources},
-        "start": weights_digest(model),
-    }
-
-
-def weights_digest(model: Model) -> str:
-    """Return the digest of a model's weights as they are now."""
-    state = xxhash.xxh3_128()
-    for name, weight in model.backbone.named_parameters():
-        state.update(name.encode())
-        state.update(np.ascontiguousarray(weight.detach().cpu().numpy()).data)
-    return str(state.hexdigest())
-
-
-def finished(out: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the receipt of a run that is done, or None.
-
-    Raises:
-        BuildError: another run is done there.
-    """
-    receipt = store.read_receipt(out)
-    if receipt is None:
-        return None
-    checkpoint.check(receipt, run, out)
-    return receipt if (out / "model").is_dir() else None
-
-
-def resume(folder: Path, run: Mapping[str, Any], backend: Torch, say: Say) -> int:
-    """Take up the newest whole checkpoint and return the steps it has behind it; 0 where there is none.
-
-    Raises:
-        BuildError: it belongs to another run.
-    """
-    found = checkpoint.whole(folder)
-    if not found:
-        return 0
-    said = checkpoint.read(found[0])
-    checkpoint.check(said, run, found[0])
-    backend.load(found[0])
-    say(f"going on from {found[0]}")
-    return int(said["step"])
-
-
-def export_checkpoint(run: Path, out: Path) -> Path:
-    """Export a checkpoint, or the newest one of a run, to a folder; return the checkpoint.
-
-    Raises:
-        BuildError: there is none.
-    """
-    found = [run] if (run / checkpoint.STATE).exists() else checkpoint.whole(run / "checkpoints")
-    if not found:
-        raise BuildError(run, "holds no checkpoint", "name the folder of a run, such as builds/NAME/train, or a checkpoint")
-    recipe = Train.model_validate(checkpoint.read(found[0])["recipe"])
-    model = load_model(recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device="cpu")
-    load_weights(model, found[0])
-    export(model, out)
-    return found[0]
-
-
-def forget(out: Path) -> None:
-    """Delete what an earlier run made, and nothing else of the folder; its tokens can serve again."""
-    for name in reversed(MADE):  # the receipt first: what is half deleted must not look done
-        path = out / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def receipt_of(run: Mapping[str, Any], plan: Plan, total: int, model: Model, recipe: Train) -> dict[str, Any]:
-    """Return what done.json says."""
-    tuples = {source.name: {"task": source.task, "tuples": len(source)} for source in plan.sources}
-    prompt = model.prompt_used(recipe.prompt)
-    return {
-        **run,
-        "digest": store.digest_of(run),
-        "steps": total,
-        "trained_on": tuples,
-        "prompt": prompt,
-        "versions": store.versions(),
-    }
 
 
 @contextmanager

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from curation.errors import ManifestError
-from curation.manifest import load_manifest, load_recipe
+from curation.manifest import load_manifest, load_recipe, read_manifest
 from curation.manifest_source import shape_of
+from curation.yaml_lines import as_yaml
 
 GOOD = """\
 name: demo
@@ -65,11 +66,13 @@ def test_traps_of_yaml_are_read_as_a_person_means_them(tmp_path):
         ("lr: 1e-5", "lr: fast", "m.yaml:11: train.lr: 'fast' is not a number"),
         ("files: x.csv", "files: x.csv\n    files: y", "m.yaml:5: 'files' stands twice (first on line 4); keep one"),
         ("name: a", "name: A B", "m.yaml:3: sources[0].name: 'A B' is no name; use small letters, digits, '-', '_' and '.'"),
-        ("    files: x.csv\n", "", "m.yaml:3: needs either 'path' (a Hub id or folder) or 'files', and not both"),
+        ("    files: x.csv\n", "", "m.yaml:3: needs 'path' (a Hub id or folder), or 'files', or files of a 'path'"),
         ("mine: {model: x, relative_margin: 5e-2}", "mine: 3", "m.yaml:10: mine: '3' is not a set of keys"),
         ("mine: {model: x,", "mine: {range_min: 200, model: x,", "m.yaml:10: 'range_min' (200) must be below 'range_max' (100)"),
         ("    task: retrieval\n", "", "m.yaml:3: 'task' is missing in sources[0]"),
         ("name: demo\n", "", "m.yaml:1: 'name' is missing"),
+        ("files: x.csv", "path: o/n\n    files: ../x.csv", "m.yaml:3: '../x.csv' lies outside of 'o/n'"),
+        ("limit: 0100", "license_checked: today", "m.yaml:8: sources[0].license_checked: 'today' is no day, such as 2026-11-22"),
         (
             "language: no",
             "language: !!python/name:os.system x",
@@ -113,6 +116,9 @@ def test_an_endless_alias_and_endless_brackets_end(complain):
         ("corpus: {files: c.jsonl}", "'corpus' means nothing here: the mapped columns make shape 'pairs'"),
         ('delimiter: "\\n"', "'delimiter' cannot be a line end or a quote"),
         ("header: []", "'header' is yes, no, or the list of names"),
+        ("verified: no", "'verified: no' needs 'notes' that say what is uncertain"),
+        ("path: python:stdlib", "'files' means nothing beside a 'path' of Python code"),
+        ("path: o/n\n    config: c", "'config' means nothing beside 'files', which name what is read"),
     ],
 )
 def test_a_key_without_meaning_is_refused(complain, more, said):
@@ -160,3 +166,54 @@ def test_a_score_needs_a_threshold(complain):
 def test_the_manifests_that_ship_are_right():
     for path in sorted((Path(__file__).resolve().parents[2] / "manifests").glob("*.yaml")):
         assert load_manifest(path).sources
+
+
+# --- a manifest that extends another ---
+
+BASE = """\
+name: base
+seed: 7
+filters: {min_chars: 9}
+sources:
+  - {name: a, files: x.csv, license: no, task: retrieval, fields: {query: q, positive: p}}
+"""
+
+
+@pytest.fixture
+def extended(tmp_path, complain):
+    (tmp_path / "base.yaml").write_text(BASE)
+    return complain
+
+
+def test_keys_of_the_extended_manifest_count_but_for_those_that_stand_here(extended, tmp_path):
+    path = tmp_path / "m.yaml"
+    path.write_text("name: child\nextends: base.yaml\nfilters: {no_echo: no}\nlicenses: no-nc\n")
+    manifest = load_manifest(path)
+    assert (manifest.name, manifest.seed, manifest.licenses) == ("child", 7, "no-nc")
+    assert (manifest.filters.min_chars, manifest.filters.no_echo) == (3, False)  # replaced whole
+    assert manifest.sources == load_manifest(tmp_path / "base.yaml").sources
+    whole = tmp_path / "whole.yaml"
+    whole.write_bytes(as_yaml(read_manifest(path)))
+    assert whole.read_text().startswith("# m.yaml and base.yaml, which it extends\n")
+    assert load_manifest(whole) == manifest
+    assert as_yaml(read_manifest(tmp_path / "base.yaml")).decode() == BASE
+
+
+@pytest.mark.parametrize(
+    ("base", "child", "said"),
+    [
+        ("min_chars: 9", "name: m\nextends: base.yaml\nfilters: {min_char: 1}\n",
+         "m.yaml:3: unknown key 'min_char' (did you mean 'min_chars'?)"),
+        ("min_char: 9", "name: m\nextends: base.yaml\n", "base.yaml:3: unknown key 'min_char' (did you mean 'min_chars'?)"),
+        ("min_chars: x", "name: m\nextends: base.yaml\n", "base.yaml:3: filters.min_chars: 'x' is not a whole number"),
+        ("min_chars: 9", "extends: base.yaml\nsources:\n  - {name: a}\n", "m.yaml:3: 'task' is missing in sources[0]"),
+        ("min_chars: 9", "name: m\nextends: ../base.yaml\n", "m.yaml:2: 'extends' names a manifest in the same folder"),
+        ("min_chars: 9", "name: m\nextends: [base.yaml]\n", "m.yaml:2: 'extends' names a manifest in the same folder"),
+        ("min_chars: 9", "name: m\nextends: bose.yaml\n", "bose.yaml: no such file"),
+        ("min_chars: 9}\nextends: m.yaml\nmine: {model: x", "name: m\nextends: base.yaml\n",
+         "m.yaml:2: 'base.yaml' itself extends another; extend that one"),
+    ],
+)  # fmt: skip
+def test_complaints_name_the_file_that_has_the_key(extended, tmp_path, base, child, said):
+    (tmp_path / "base.yaml").write_text(BASE.replace("min_chars: 9", base))
+    assert extended(child) == said

@@ -309,8 +309,8 @@ BAD_FILES = [
     ("a.jsonl", "\n", {}, "a.jsonl: is empty"),
     ("a.parquet", "", {}, "a.parquet: is empty"),
     ("a.csv", "a,b\n", {}, "a.csv: holds no rows"),
-    ("a.txt", "x", {}, "a.txt: no reader for the ending '.txt'; say `reader:` and one of json, jsonl, csv, tsv, parquet, flagembedding, tevatron, squad, python"),
-    ("a", "x", {}, "a: no ending to tell the reader by; say `reader:` and one of json, jsonl, csv, tsv, parquet, flagembedding, tevatron, squad, python"),
+    ("a.txt", "x", {}, "a.txt: no reader for the ending '.txt'; say `reader:` and one of json, jsonl, csv, tsv, parquet, arrow, squad, xml, aligned, lines, folders, beir, embedding-training-data, flagembedding, tevatron, python"),
+    ("a", "x", {}, "a: no ending to tell the reader by; say `reader:` and one of json, jsonl, csv, tsv, parquet, arrow, squad, xml, aligned, lines, folders, beir, embedding-training-data, flagembedding, tevatron, python"),
     ("a.csv", b"a,b\n1,\xe9\n", {}, "a.csv:2: byte 0xe9 is no utf-8 text; declare the file's own encoding, perhaps `encoding: latin-1`"),
     ("a.jsonl", b'{"a": 1}\n' * 99_999 + b"\xff", {}, "a.jsonl:100000: byte 0xff is no utf-8 text; declare the file's own encoding, perhaps `encoding: latin-1`"),
     ("a.csv", "a,b\n1,2\n".encode("utf-16"), {}, "a.csv:1: byte 0xff is no utf-8 text; declare the file's own encoding, perhaps `encoding: utf-16`"),
@@ -322,11 +322,11 @@ BAD_FILES = [
     ("a.csv", 'a,b\n1,2\n"' + "x,y\n" * 1_100_000, {}, f"a.csv:3: the quote that opens here is not closed properly; {NO_QUOTES}"),
     ("a.csv", '"a"x,b\n1,2\n', {}, f"a.csv:1: the first row cannot be read (',' expected after '\"'); {NO_QUOTES}"),
     ("a.csv", "a,b,a\n1,2,3\n", {}, "a.csv:1: two columns are named 'a'; name them all: `header: [...]`"),
-    ("a.csv.gz", WHOLE_GZ[:-12], {}, "a.csv.gz: the gz file is cut off; fetch the file again"),
-    ("a.csv.gz", b"a,b\n1,2\n", {}, "a.csv.gz: not readable as gz (Not a gzipped file (b'a,')); fetch the file again"),
+    ("a.csv.gz", WHOLE_GZ[:-12], {}, "a.csv.gz: what is packed here is cut off; fetch the file again"),
+    ("a.csv.gz", b"a,b\n1,2\n", {}, "a.csv.gz: cannot be unpacked (Not a gzipped file (b'a,')); fetch the file again"),
     ("a.csv.gz", WHOLE_GZ[:-8] + b"xxxx" + WHOLE_GZ[-4:], {}, None),
     ("a.json", '{"a": 1}\n{"a": 2}\n', {}, "a.json:2: a second JSON value begins here: this is JSON Lines; say `reader: jsonl`"),
-    ("a.json", '{"a": 1}', {}, "a.json: holds one object, not a list of objects; say `reader: squad` for SQuAD, `reader: jsonl` for JSON Lines"),
+    ("a.json", '{"a": 1}', {}, "a.json: holds one object, not a list of objects; `records: data/items` would lead to a list, `records: '*'` takes each value; or say `reader: squad` or `jsonl`"),
     ("a.json", '[{"a": 1},\n {"a": ', {}, "a.json:2: not readable as JSON (Expecting value); is the file cut off?"),
     ("a.jsonl", '[\n{"a": 1}\n]', {}, "a.jsonl:1: this is one JSON document, not JSON Lines; say `reader: json`"),
     ("a.jsonl", '[{"a": 1}, {"a": 2}]', {}, "a.jsonl:1: this is one JSON document, not JSON Lines; say `reader: json`"),
@@ -344,7 +344,7 @@ def test_a_bad_file_is_told_in_one_line(tmp_path, name, content, keys, message):
     if message:
         assert str(caught.value) == message
     else:  # the checksums in the message depend on the zlib in use
-        assert str(caught.value).startswith("a.csv.gz: not readable as gz (CRC check failed")
+        assert str(caught.value).startswith("a.csv.gz: cannot be unpacked (CRC check failed")
 
 
 def test_a_truncated_parquet_file(tmp_path):

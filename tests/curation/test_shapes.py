@@ -127,6 +127,15 @@ def test_clustering_draws_a_positive_of_the_class_and_of_another_form():
     assert (found["three"], found["four"]) == (["four"], ["three"])
 
 
+def test_labels_that_are_no_class_are_left_out():
+    table = rows(q=["one", "two", "three", "four", "whatever"], l=[1, 1, 2, 2, 42])
+    shaped = to_tuples(source("clustering", fields=LABELLED, skip_labels=["42"]), table, seed=1)
+    assert reasons(shaped) == [("s/4", "skipped_label")]
+    assert shaped.tuples["label"].to_list() == ["1", "1", "2", "2"]
+    with pytest.raises(ValueError, match="'skip_labels' means nothing here: the mapped columns make shape 'pairs'"):
+        source(skip_labels=["42"])
+
+
 def test_clustering_wants_two_classes():
     shaped = to_tuples(source("clustering", fields=LABELLED), rows(q=["a", "b"], l=["x", "x"]), seed=1)
     with pytest.raises(
@@ -189,7 +198,8 @@ def test_columns_of_strange_types_and_names():
         ("s/0", "a", ["x"], [])
     ]
     of = source(fields={"query": "q", "positive": "p", "score": "v"}, threshold=1)
-    with pytest.raises(SourceError, match="source 's': column 'v' holds lists, not text; map a column of texts"):
+    message = "column 'v' holds lists, not text; map a column of texts, or `join` its lists"
+    with pytest.raises(SourceError, match=message):
         made(of, rows(q=["a"], p=["x"], v=[[1.0]]))
     assert made(of, rows(q=["a", "b"], p=["x", "y"], v=["inf", "1e400"]))[1] == [("s/0", "bad_score"), ("s/1", "bad_score")]
     with pytest.raises(SourceError, match="source 's': column 'q' holds Binary, not text; map a column of texts"):

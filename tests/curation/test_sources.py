@@ -228,6 +228,16 @@ def test_a_half_read_stream_does_not_abort_the_interpreter(hub_folder, tmp_path)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "2\n", "")
 
 
+def test_files_of_a_dataset(hub_folder, tmp_path):
+    table = Table(path="sets/languages", files=["*/rows.jsonl"])
+    assert all_rows(table, tmp_path)["q"].to_list() == [f"{language}{n}" for language in ("de", "en") for n in range(5)]
+    assert list(inputs(table, tmp_path)) == ["de/rows.jsonl", "en/rows.jsonl"]
+    assert message(Table(path="sets/languages", files=["fr/*"]), tmp_path).startswith("fr/*: matches no file;")
+    assert message(Table(path="nobody/nothing", files=["fr/*"]), tmp_path) == (
+        "nobody/nothing: cannot be had while the Hub is switched off; unset HF_HUB_OFFLINE, or name a local folder"
+    )
+
+
 # --- python ---
 
 

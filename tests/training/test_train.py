@@ -309,7 +309,7 @@ def test_loss_falls_on_real_pairs(tmp_path):
 @pytest.mark.long
 def test_kill_nine_at_random_moments_ends_with_the_same_bytes(model, build, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from curation.manifest import Train; from training.train import train\n"
+        "import sys; from pathlib import Path; from curation.manifest_models import Train; from training.train import train\n"
         "train(Path(sys.argv[1]), Train.model_validate_json(sys.argv[2]), out=Path(sys.argv[3]))"
     )
     rule = recipe(model, steps=None, epochs=20, save_every=3)

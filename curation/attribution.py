@@ -1,0 +1,81 @@
+"""ATTRIBUTION.md: whose data a build is made of, under which licences, as claimed by its sources; one with every build."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from curation.licenses import CLASSES
+from curation.manifest import Manifest
+from curation.manifest_source import Source, Table
+from curation.store import atomic
+from curation.summary import read_summary
+
+HEAD = ("source", "dataset", "revision", "licence as claimed", "class", "seen on", "tuples")
+
+
+def write(folder: Path, manifest: Manifest) -> None:
+    """Write ATTRIBUTION.md beside build.json, of the sources that build.json has. No date of today: equal builds, equal bytes.
+
+    Raises:
+        BuildError: there is no build.json.
+    """
+    summary = read_summary(folder)
+    sources = [source for source in manifest.sources if source.name in summary["sources"]]
+    text = "\n".join(_lines(summary, sources)) + "\n"
+    target = folder / "ATTRIBUTION.md"
+    if not target.exists() or target.read_text(encoding="utf-8") != text:
+        with atomic(target) as file:
+            file.write(text.encode())
+
+
+def _lines(summary: dict[str, Any], sources: list[Source]) -> list[str]:
+    entries = summary["sources"]
+    classes = Counter(entries[source.name]["license_class"] for source in sources)
+    counts = ", ".join(f"{classes[kind]} {kind}" for kind in CLASSES if classes[kind])
+    lines = [
+        f"# Attribution: {summary['name']}",
+        "",
+        f"Made of {len(sources)} sources ({counts or 'none'}), each under its own licence as its publisher claims it.",
+        "The classes are tuplesmith's reading of the names, and no legal advice.",
+        "",
+        _row(HEAD),
+        _row("---" for _ in HEAD),
+        *(_row(_cells(source, entries[source.name])) for source in sources),
+    ]
+    lines += _list("Cite", [(source.name, source.citation) for source in sources])
+    lines += _list("In place of another dataset", [(source.name, source.substitute_for) for source in sources])
+    lines += _list("To know", [(source.name, _doubt(source)) for source in sources])
+    return lines + _list("Left out by licence", list(summary["excluded"].items()))
+
+
+def _cells(source: Source, entry: dict[str, Any]) -> list[str]:
+    license = entry["license"] or "none seen"
+    shown = f"[{license}]({source.license_url})" if source.license_url else license
+    revision = entry["revision"] or ("the newest" if source.path and not source.path.startswith("python:") else "")
+    seen, tuples = source.license_checked or "", f"{entry['tuples']:,}"
+    return [source.name, _dataset(source), revision, shown, entry["license_class"], seen, tuples]
+
+
+def _dataset(table: Table) -> str:
+    """Return the dataset's id with a link, or the files."""
+    if not table.path:
+        return ", ".join(table.files)
+    parts = [part for part in (table.config, *table.files) if part]
+    local = table.path.startswith((".", "/", "~", "python:")) or table.path.count("/") != 1
+    name = table.path if local else f"[{table.path}](https://huggingface.co/datasets/{table.path})"
+    return f"{name} ({', '.join(parts)})" if parts else name
+
+
+def _doubt(source: Source) -> str | None:
+    return source.notes if source.verified else f"Not verified. {source.notes}"
+
+
+def _list(title: str, items: list[tuple[str, str | None]]) -> list[str]:
+    told = [f"- {name}: {' '.join(text.split())}" for name, text in items if text]
+    return ["", f"## {title}", "", *told] if told else []
+
+
+def _row(cells: Any) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

@@ -1,0 +1,127 @@
+"""Two processes, with DeepSpeed at every stage or without, do what one does, by chunks or not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from tiny_build import retrieval, tiny_model, write_build
+
+from curation import store
+from curation.errors import SetupError
+from curation.manifest_models import Train
+from training import ranks
+from training.log import read_log
+from training.train import train
+
+HERE = Path(__file__).parent
+STAGES = (None, 0, 1, 2, 3)  # None: plain torch
+
+
+def recipe(model, **keys):
+    # AdamW's first step is lr * g / (|g| + 1e-8): where a gradient is itself noise, so is that step. Ten times the usual lr.
+    common = {"max_tokens": 32, "batch": 16, "negatives": 2, "lr": 1e-4, "warmup": 0, "dtype": "float32", "log_every": 1}
+    return {"model": model, **common, "steps": 1, **keys}
+
+
+def torchrun(jobs, folder, processes=2):
+    """Do the jobs in so many processes."""
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*command, str(HERE / "peer_ranks.py"), str(folder / "jobs.json")],
+        env=environment, capture_output=True, text=True, check=False, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Return a folder with a build whose last batch is an odd one, and what two processes made of many recipes."""
+    place = tmp_path_factory.mktemp("ranks")
+    model = tiny_model(place / "bert")
+    build = write_build(place / "b", {"pairs": retrieval(23, negatives=0)})
+    jobs = []
+    for stage in STAGES:
+        keys = {} if stage is None else {"deepspeed": {"zero": stage}}
+        for budget in (None, 60):
+            job = {
+                "build": str(build),
+                "recipe": recipe(model, token_budget=budget, **keys),
+                "out": str(place / f"z{stage}-{budget}"),
+            }
+            jobs.append(job)
+        joint = recipe(model, loss="infonce", token_budget=60, **keys)
+        jobs.append({"build": str(build), "recipe": joint, "out": str(place / f"z{stage}-infonce")})
+        steps = recipe(model, steps=4, save_every=2, epochs=2, token_budget=60, lr=1e-3, **keys)
+        jobs.append({"build": str(build), "recipe": steps, "out": str(place / f"z{stage}-whole")})
+        torn = {"build": str(build), "recipe": steps, "out": str(place / f"z{stage}-torn")}
+        jobs += [{**torn, "stop": 3}, torn]
+    torchrun(jobs, place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def alone(place):
+    """Return the folders of the same step in one process of plain torch, by loss."""
+    for loss in ("f2llm", "infonce"):
+        train(place / "b", Train.model_validate(recipe(str(place / "bert"), loss=loss)), out=place / loss, device="cpu")
+    return place
+
+
+def weights(out, step=1):
+    return load_file(out / f"checkpoints/step-{step:06d}/model.safetensors")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", ["None", "60", "infonce"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_step_of_two_processes_is_that_of_one(place, alone, stage, way):
+    """In the infonce one, passages of the other process are negatives: without their gradients the weights would differ."""
+    single, double = alone / ("infonce" if way == "infonce" else "f2llm"), place / f"z{stage}-{way}"
+    before, one, two = load_file(place / "bert/model.safetensors"), weights(single), weights(double)
+    assert one.keys() == two.keys()
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-6
+    assert max(float((one[name] - before[name]).abs().max()) for name in one) > 9e-5  # they did move
+    lines = [next(read_log(out / "log.jsonl")) for out in (single, double)]
+    for key in ("loss", "grad_norm"):
+        assert lines[0][key] == pytest.approx(lines[1][key], rel=1e-5)
+    assert lines[0]["tokens"] == lines[1]["tokens"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_stop_at_a_signal_and_go_on_to_the_bit(place, stage):
+    whole, torn = place / f"z{stage}-whole", place / f"z{stage}-torn"
+    assert "going on from" in (place / f"z{stage}-torn.rank0.txt").read_text()
+    assert (whole / "model/model.safetensors").read_bytes() == (torn / "model/model.safetensors").read_bytes()
+    assert [line["step"] for line in read_log(torn / "log.jsonl")] == [0, 1, 2, 3]
+    assert store.read_receipt(whole).get("processes") == (None if stage is None else 2)
+
+
+@pytest.mark.long
+def test_a_process_that_never_comes_is_told(place):
+    code = (
+        "import sys; from datetime import timedelta; from training import ranks; ranks.MEET = timedelta(seconds=3)\n"
+        "from training.cli import main; sys.argv = ['train', *sys.argv[1:]]; main()"
+    )
+    (place / "recipe.yaml").write_text(f"model: {place / 'bert'}\nbatch: 16\nnegatives: 0\nmax_tokens: 32\n")
+    told = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29417"}
+    command = [sys.executable, "-c", code, str(place / "b"), "--recipe", str(place / "recipe.yaml"), "--device", "cpu"]
+    environment = {**os.environ, **told, "PYTHONPATH": str(HERE.parents[1])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1
+    assert "train: rank 0: the 2 processes do not find each other (" in done.stderr
+    assert done.stderr.endswith("); start as many with torchrun; is one missing or dead?\n")
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(SetupError, match=r"^3 processes: do not divide the batch of 16 tuples; set `batch` to 18$"):
+        ranks.check(16)

@@ -1,0 +1,114 @@
+"""What a run is: what its result depends on, whether it is done, where it goes on, and what it leaves."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from curation import store
+from curation.errors import BuildError
+from curation.manifest_models import Train
+from training import checkpoint, ranks
+from training.backend import Backend, load_weights
+from training.data import Plan
+from training.export import export
+from training.model import Model, load_model
+from training.tokens import Source
+
+CIRCUMSTANCES = {"save_every", "keep", "log_every"}  # keys of a recipe that change nothing of its result
+MADE = ("checkpoints", "model", "log.jsonl", store.RECEIPT)
+Say = Callable[[str], None]
+
+
+def describe(recipe: Train, seed: int, sources: Sequence[Source], model: Model) -> dict[str, Any]:
+    """Return all that the result depends on; two runs that are described alike give the same weights."""
+    return {
+        "recipe": recipe.model_dump(mode="json", exclude=CIRCUMSTANCES),
+        "seed": seed,
+        "sources": {source.name: source.digest for source in sources},
+        "start": weights_digest(model),
+        **({"processes": ranks.ranks().world} if recipe.deepspeed else {}),  # each holds its share of a checkpoint
+    }
+
+
+def weights_digest(model: Model) -> str:
+    """Return the digest of a model's weights as they are now."""
+    state = xxhash.xxh3_128()
+    for name, weight in model.backbone.named_parameters():
+        state.update(name.encode())
+        state.update(np.ascontiguousarray(weight.detach().cpu().numpy()).data)
+    return str(state.hexdigest())
+
+
+def finished(out: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the receipt of a run that is done, or None.
+
+    Raises:
+        BuildError: another run is done there.
+    """
+    receipt = store.read_receipt(out)
+    if receipt is None:
+        return None
+    checkpoint.check(receipt, run, out)
+    return receipt if (out / "model").is_dir() else None
+
+
+def resume(folder: Path, run: Mapping[str, Any], backend: Backend, say: Say) -> int:
+    """Take up the newest whole checkpoint and return the steps it has behind it; 0 where there is none.
+
+    Raises:
+        BuildError: it belongs to another run.
+    """
+    found = checkpoint.whole(folder)
+    if not found:
+        return 0
+    said = checkpoint.read(found[0])
+    checkpoint.check(said, run, found[0])
+    backend.load(found[0])
+    say(f"going on from {found[0]}")
+    return int(said["step"])
+
+
+def receipt_of(run: Mapping[str, Any], plan: Plan, total: int, model: Model, recipe: Train) -> dict[str, Any]:
+    """Return what done.json says."""
+    tuples = {source.name: {"task": source.task, "tuples": len(source)} for source in plan.sources}
+    prompt = model.prompt_used(recipe.prompt)
+    return {
+        **run,
+        "digest": store.digest_of(run),
+        "steps": total,
+        "trained_on": tuples,
+        "prompt": prompt,
+        "versions": store.versions(),
+    }
+
+
+def export_checkpoint(run: Path, out: Path) -> Path:
+    """Export a checkpoint, or the newest one of a run, to a folder; return the checkpoint.
+
+    Raises:
+        BuildError: there is none.
+    """
+    found = [run] if (run / checkpoint.STATE).exists() else checkpoint.whole(run / "checkpoints")
+    if not found:
+        raise BuildError(run, "holds no checkpoint", "name the folder of a run, such as builds/NAME/train, or a checkpoint")
+    recipe = Train.model_validate(checkpoint.read(found[0])["recipe"])
+    model = load_model(recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device="cpu")
+    load_weights(model, found[0])
+    export(model, out)
+    return found[0]
+
+
+def forget(out: Path) -> None:
+    """Delete what an earlier run made, and nothing else of the folder; its tokens can serve again."""
+    for name in reversed(MADE):  # the receipt first: what is half deleted must not look done
+        path = out / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
