@@ -66,11 +66,13 @@ def _flat(where: str, frame: pl.DataFrame, name: str) -> pl.DataFrame:
 
 
 def _of_qrels(one: EvalSet, base: Path) -> Iterator[pl.DataFrame]:
-    assert one.corpus and one.queries
+    assert one.corpus
+    assert one.queries
     where = f"evaluation set '{one.title}'"
     asked, answers = [], []
+    columns = [name for name in (one.fields.query_id, one.fields.positive_id) if name]
     for frame in _frames(where, one, base):
-        ids = [as_texts(where, name, column(where, frame, name)) for name in (one.fields.query_id, one.fields.positive_id) if name]
+        ids = [as_texts(where, name, column(where, frame, name)) for name in columns]
         good = pl.lit(True)
         if one.fields.score:
             scores = as_texts(where, one.fields.score, column(where, frame, one.fields.score))
@@ -81,9 +83,7 @@ def _of_qrels(one: EvalSet, base: Path) -> Iterator[pl.DataFrame]:
     yield from _by_id(f"{where} (corpus)", one.corpus, base, pl.concat(answers).unique(), (DOCUMENT, CORPUS))
 
 
-def _by_id(
-    where: str, table: TextTable, base: Path, wanted: pl.Series, roles: tuple[int, int | None]
-) -> Iterator[pl.DataFrame]:
+def _by_id(where: str, table: TextTable, base: Path, wanted: pl.Series, roles: tuple[int, int | None]) -> Iterator[pl.DataFrame]:
     """Yield eval_id, role and text of a table's rows; those that are not wanted have the second role, or are left out."""
     for frame in _frames(where, table, base):
         ids, texts = (as_texts(where, name, column(where, frame, name)) for name in (table.fields.id, table.fields.text))

@@ -24,7 +24,15 @@ WHOLE, CHARS, WORDS, SEEDS = range(4)
 CHARS_WIDTH, SEEDS_WIDTH = (7, 3), (16, 5)  # characters; of texts with and without spaces
 WORDS_WIDTH = (13, 20)  # words; characters
 LONG = (25, 40)  # words, characters: from here on a text is looked for by its words, below by its characters
-MARKS = np.array([[0x1D8E4E27C47D124F, 0x1D8E4E27C47D124F], [0xEB44ACCAB455D165, 0x6C9C83AF6FA8A76B], [0x27D4EB2F165667C5, 0x8EBC6AF09C88C6E3], [0x9FB21C651E98DF25, 0xA0761D6478BD642F]], dtype=np.uint64)  # fmt: skip
+MARKS = np.array(  # by kind and script
+    [
+        [0x1D8E4E27C47D124F, 0x1D8E4E27C47D124F],
+        [0xEB44ACCAB455D165, 0x6C9C83AF6FA8A76B],
+        [0x27D4EB2F165667C5, 0x8EBC6AF09C88C6E3],
+        [0x9FB21C651E98DF25, 0xA0761D6478BD642F],
+    ],
+    dtype=np.uint64,
+)
 MIX = 0xFF51AFD7ED558CCD
 
 

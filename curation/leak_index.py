@@ -61,9 +61,7 @@ def write_index(folder: Path, sets: Iterable[pl.DataFrame], allowed: pl.Series) 
         texts += len(made)
     if shard < 0:
         return {"texts": 0, "entries": 0, "low_information": 0, "allowed": 0}
-    entries = (
-        pl.concat(heads).group_by("key", maintain_order=True).agg(pl.col("role").min(), pl.col("shard", "at").first())
-    )
+    entries = pl.concat(heads).group_by("key", maintain_order=True).agg(pl.col("role").min(), pl.col("shard", "at").first())
     common = _common_words(folder, entries)
     parts, left_out, allowances = [], 0, 0
     for frame in _forms(folder, entries):
@@ -71,7 +69,7 @@ def write_index(folder: Path, sets: Iterable[pl.DataFrame], allowed: pl.Series) 
         allowances, left_out = allowances + int(allow.sum()), left_out + int((poor & ~allow).sum())
         parts.append(_grams(frame.filter(~allow & ~poor)))
     index = _joined(parts)
-    for name, array in index._asdict().items():
+    for name, array in index._asdict().items() if len(index.keys) else ():
         with atomic(folder / f"{name}.npy") as file:
             np.save(file, array)
     return {"texts": texts, "entries": len(index.entry_keys), "low_information": left_out, "allowed": allowances}
@@ -155,7 +153,7 @@ def _joined(parts: list[tuple[pl.DataFrame, pl.DataFrame]]) -> Index:
 
 
 def read_index(folder: Path) -> Index | None:
-    """Read the arrays back; None where the evaluation sets hold no text at all."""
+    """Read the arrays back; None where the evaluation sets hold no text that could leak."""
     if not (folder / "keys.npy").exists():
         return None
     return Index(*(np.load(folder / f"{name}.npy") for name in Index._fields))

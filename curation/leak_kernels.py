@@ -27,7 +27,7 @@ def _mixed(value):
 
 @njit(nogil=True, cache=True)
 def fill(keys, log_words, log_slots):
-    """Return (bits, slots) of sorted distinct keys: a filter with two bits a key in one word, and a table of key and place + 1."""
+    """Return (bits, slots) of sorted distinct keys: a filter, two bits of one word a key, and a table of key and place + 1."""
     bits, slots = np.zeros(1 << log_words, np.uint64), np.zeros((1 << log_slots, 2), np.uint64)
     mask = np.uint64((1 << log_slots) - 1)
     for at in range(len(keys)):
@@ -118,6 +118,35 @@ def _count(first, end, entries, hits, touched, met):
 
 
 @njit(nogil=True, cache=True)
+def _meet(dense, chars, words, sums, backs, word_sums, word_backs, word_ends, table, hits, touched):
+    """Look up all grams of one text; count hits by entry, -1 for an equal form. Returns how many entries were met."""
+    bits, slots, begins, entries, shift, mask = table
+    met = 0
+    place = _find(_mixed(sums[chars] ^ _MARKS[WHOLE, dense]), bits, slots, shift, mask)
+    if place >= 0:
+        for at in range(begins[place], begins[place + 1]):
+            hits[entries[at]] = -1
+            touched[met] = entries[at]
+            met += 1
+    width = _SEEDS_WIDTH[dense]
+    for at in range(chars - width + 1):
+        key = _mixed(((sums[at + width] - sums[at]) * backs[at]) ^ _MARKS[SEEDS, dense])
+        place = _find(key, bits, slots, shift, mask)
+        if place >= 0:
+            met = _count(begins[place], begins[place + 1], entries, hits, touched, met)
+    width = _WORDS_WIDTH[dense]
+    for at in range((chars if dense else words) - width + 1):
+        if dense:
+            value = (sums[at + width] - sums[at]) * backs[at]
+        else:
+            value = (word_ends[at + width - 1] - word_sums[at]) * word_backs[at]
+        place = _find(_mixed(value ^ _MARKS[WORDS, dense]), bits, slots, shift, mask)
+        if place >= 0:
+            met = _count(begins[place], begins[place + 1], entries, hits, touched, met)
+    return met
+
+
+@njit(nogil=True, cache=True)
 def scan(data, starts, first, bits, slots, begins, entries, gram_begins, grams, few, share, hits, found):
     """Look texts up from number `first` on; fill found (room, 4) i64: text, entry, kind, grams shared.
 
@@ -137,7 +166,7 @@ def scan(data, starts, first, bits, slots, begins, entries, gram_begins, grams, 
     log_words = 1
     while (1 << log_words) < len(bits):
         log_words += 1
-    shift, mask = _BITS - np.uint64(log_words), np.uint64(len(slots) - 1)
+    table = (bits, slots, begins, entries, _BITS - np.uint64(log_words), np.uint64(len(slots) - 1))
     count = 0
     for text in range(first, len(starts) - 1):
         size, n_words, n_chars, n_spaceless = _normalise(data, starts[text], starts[text + 1], form[1:])
@@ -146,50 +175,23 @@ def scan(data, starts, first, bits, slots, begins, entries, gram_begins, grams, 
         form[0], form[size + 1] = 32, 32
         dense = 1 if 2 * n_spaceless > n_chars - n_words + 1 else 0
         chars, words = _sums(form, size + 2, sums, backs, word_sums, word_backs, word_ends)
-        met = 0
-        place = _find(_mixed(sums[chars] ^ _MARKS[WHOLE, dense]), bits, slots, shift, mask)
-        if place >= 0:
-            for at in range(begins[place], begins[place + 1]):
-                hits[entries[at]] = -1
-                touched[met] = entries[at]
-                met += 1
-        width = _SEEDS_WIDTH[dense]
-        for at in range(chars - width + 1):
-            key = _mixed(((sums[at + width] - sums[at]) * backs[at]) ^ _MARKS[SEEDS, dense])
-            place = _find(key, bits, slots, shift, mask)
-            if place >= 0:
-                met = _count(begins[place], begins[place + 1], entries, hits, touched, met)
-        width = _WORDS_WIDTH[dense]
-        for at in range(max((chars if dense else words) - width + 1, 0)):
-            if dense:
-                h = (sums[at + width] - sums[at]) * backs[at]
-            else:
-                h = (word_ends[at + width - 1] - word_sums[at]) * word_backs[at]
-            place = _find(_mixed(h ^ _MARKS[WORDS, dense]), bits, slots, shift, mask)
-            if place >= 0:
-                met = _count(begins[place], begins[place + 1], entries, hits, touched, met)
-        full = count + met > len(found)
-        distinct = -1
+        met = _meet(dense, chars, words, sums, backs, word_sums, word_backs, word_ends, table, hits, touched)
+        full, distinct = count + met > len(found), -1
         for at in range(met):
             entry = touched[at]
-            kind, shared = WORDS, hits[entry]
+            kind, shared, wanted = WORDS, hits[entry], grams[gram_begins[entry] : gram_begins[entry + 1]]
             hits[entry] = 0
-            own = gram_begins[entry + 1] - gram_begins[entry]
-            if full:
-                continue
             if shared < 0:
                 kind, shared = WHOLE, 1
-            elif own:
-                wanted = grams[gram_begins[entry] : gram_begins[entry + 1]]
+            elif len(wanted) and not full:
                 if distinct < 0:
                     distinct = _gather(sums, backs, chars, _CHARS_WIDTH[dense], _MARKS[CHARS, dense], seen, stamps, text)
-                if few[entry] and share * distinct > 10 * len(wanted):
-                    continue
                 kind, shared = CHARS, _shared(wanted, seen, stamps, text)
-                if 10 * shared < share * len(wanted) or (few[entry] and 10 * shared < share * distinct):
+                if 10 * shared < share * max(len(wanted), distinct if few[entry] else 0):
                     continue
-            found[count, 0], found[count, 1], found[count, 2], found[count, 3] = text, entry, kind, shared
-            count += 1
+            if not full:
+                found[count, 0], found[count, 1], found[count, 2], found[count, 3] = text, entry, kind, shared
+                count += 1
         if full:
             return text, count
     return len(starts) - 1, count

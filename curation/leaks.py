@@ -1,15 +1,16 @@
 """Which texts stand in an evaluation set: looked up by the compiled loop, or by numpy and polars with the same result.
 
-    equal  the normalised forms are the same
-    chars  a short text: one of its SEEDS and seven tenths of its distinct CHARS are in the other text (and, below 8 words,
-           seven tenths of the other's in it)
-    words  a long text: 13 words in a row are in the other text
+equal  the normalised forms are the same
+chars  a short text: one of its SEEDS and seven tenths of its distinct CHARS are in the other text (and, below 8 words,
+       seven tenths of the other's in it)
+words  a long text: 13 words in a row are in the other text
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from types import ModuleType
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ import polars as pl
 
 from curation.grams import CHARS, CHARS_WIDTH, WHOLE, WORDS, WORDS_WIDTH, Forms, measures_of
 from curation.leak_index import SHARE, Index
-from curation.shingles import buffers_of, half_normalised
+from curation.shingles import half_normalised
 from curation.signatures import threads
 from curation.text import normalised
 
@@ -37,7 +38,7 @@ NUMPY_BYTES = 1 << 20
 class Lookup(NamedTuple):
     """An index, ready for the compiled loop."""
 
-    index: Index
+    arrays: Index
     table: tuple[np.ndarray, ...]  # bits, slots
 
 
@@ -59,7 +60,7 @@ def look_up(lookup: Lookup, texts: pl.Series) -> pl.DataFrame:
         parts = list(pool.map(lambda block: _scan(lookup, texts, *block), blocks))
     found = np.concatenate([np.zeros((0, 4), np.int64), *parts])
     table = pl.DataFrame(found, schema=["text", "entry", "kind", "shared"], orient="row")
-    size = np.where(found[:, 2] == WHOLE, 1, lookup.index.sizes[found[:, 1]])
+    size = np.where(found[:, 2] == WHOLE, 1, lookup.arrays.sizes[found[:, 1]])
     score = pl.Series(np.minimum(found[:, 3] / np.maximum(size, 1), 1.0), dtype=pl.Float64)
     return table.with_columns(score.alias("score")).select(list(FOUND)).cast(FOUND).sort("text", "entry")
 
@@ -69,15 +70,15 @@ def _blocks(texts: pl.Series, size: int) -> Iterator[tuple[int, int]]:
     ends = np.cumsum(texts.str.len_bytes().to_numpy().astype(np.int64))
     cuts = np.flatnonzero(np.diff(ends // size)) + 1
     bounds = [0, *cuts.tolist(), len(texts)]
-    yield from ((first, end) for first, end in zip(bounds, bounds[1:], strict=False) if first < end)
+    yield from ((first, end) for first, end in pairwise(bounds) if first < end)
 
 
 def _scan(lookup: Lookup, texts: pl.Series, first: int, end: int) -> np.ndarray:
     """Return (matches, 4) i64: text, entry, kind, grams shared."""
     block = texts.slice(first, end - first)
     if not leak_kernels:
-        return _scan_numpy(lookup.index, block) + np.array([first, 0, 0, 0])
-    index, data = lookup.index, half_normalised(block)
+        return np.asarray(_scan_numpy(lookup.arrays, block) + np.array([first, 0, 0, 0]))
+    index, data = lookup.arrays, half_normalised(block)
     hits, parts, at = np.zeros(len(index.entry_keys), np.int64), [], 0
     room = len(hits) + len(block)
     entries = (index.begins, index.entries, index.gram_begins, index.grams, index.few)
@@ -85,7 +86,7 @@ def _scan(lookup: Lookup, texts: pl.Series, first: int, end: int) -> np.ndarray:
         found = np.empty((room, 4), np.int64)
         at, count = leak_kernels.scan(*data, at, *lookup.table, *entries, SHARE, hits, found)
         parts.append(found[:count] + np.array([first, 0, 0, 0]))
-    return np.concatenate(parts)
+    return np.asarray(np.concatenate(parts))
 
 
 def _scan_numpy(index: Index, texts: pl.Series) -> np.ndarray:
@@ -104,7 +105,7 @@ def _scan_numpy(index: Index, texts: pl.Series) -> np.ndarray:
         ),
     ]
     columns = [pl.col(name).cast(pl.Int64) for name in ("text", "entry", "kind", "shared")]
-    return pl.concat([part.select(columns) for part in parts]).to_numpy().reshape(-1, 4)
+    return np.asarray(pl.concat([part.select(columns) for part in parts]).to_numpy().reshape(-1, 4))
 
 
 def _postings(index: Index, text: np.ndarray, keys: np.ndarray) -> pl.DataFrame:
@@ -114,7 +115,9 @@ def _postings(index: Index, text: np.ndarray, keys: np.ndarray) -> pl.DataFrame:
     place, text = place[there], text[there]
     counts = index.begins[place + 1] - index.begins[place]
     inside = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    return pl.DataFrame({"text": np.repeat(text, counts), "entry": index.entries[np.repeat(index.begins[place], counts) + inside]})
+    return pl.DataFrame(
+        {"text": np.repeat(text, counts), "entry": index.entries[np.repeat(index.begins[place], counts) + inside]}
+    )
 
 
 def _near(index: Index, forms: Forms, candidates: pl.DataFrame) -> pl.DataFrame:
@@ -141,25 +144,19 @@ def _near(index: Index, forms: Forms, candidates: pl.DataFrame) -> pl.DataFrame:
 
 def span_of(text: str, entry: str, kind: int) -> str:
     """Return what a text shares with the form of an entry, from the first common gram to the last of that run."""
-    form = normalised(pl.Series([text]))[0]
     if kind == WHOLE:
         return text
+    form = str(normalised(pl.Series([text]))[0])
     dense = int(measures_of(pl.Series([entry])).spaceless[0])
-    units: list[str] | str
-    if kind == CHARS or dense:
-        width = (CHARS_WIDTH if kind == CHARS else WORDS_WIDTH)[dense]
-        here, there, gap = f" {form} ", f" {entry} ", ""
-    else:
-        width, gap = WORDS_WIDTH[0], " "
-        here, there = form.split(" "), entry.split(" ")
+    by_words = kind == WORDS and not dense
+    gap = " " if by_words else ""
+    width = (WORDS_WIDTH if kind == WORDS else CHARS_WIDTH)[dense]
+    here, there = (one.split(" ") if by_words else list(f" {one} ") for one in (form, entry))
     known = {gap.join(there[at : at + width]) for at in range(len(there) - width + 1)}
     places = [at for at in range(len(here) - width + 1) if gap.join(here[at : at + width]) in known]
     if not places:
-        return str(form)
-    last = places[0]
-    if kind == CHARS:
-        last = places[-1]
-    else:
-        while last + 1 in places:
-            last += 1
+        return form
+    last = places[-1]
+    if kind == WORDS:
+        last = next(at for at in places if at + 1 not in places)
     return gap.join(here[places[0] : last + width]).strip()

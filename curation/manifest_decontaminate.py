@@ -15,7 +15,9 @@ class EvalSet(Table):
 
     split: str = Field("test", description="split of the Hub dataset")
     name: str | None = Field(None, min_length=1, description="what reports call it; by default its path or first file")
-    fields: Fields = Field(description="which column is what; `query` alone will do, labels and scores of pairs are not looked at")
+    fields: Fields = Field(
+        description="which column is what; `query` alone will do, labels and scores of pairs are not looked at"
+    )
     corpus: TextTable | None = Field(None, description="qrels: the passages")
     queries: TextTable | None = Field(None, description="qrels: the queries")
     threshold: float = Field(1, description="qrels: lowest score that makes a passage relevant")
@@ -40,9 +42,6 @@ class Decontaminate(Section):
     """No tuple whose query or positive stands in an evaluation set, no negative that does; held-out queries are protected too."""
 
     against: list[EvalSet] = Field([], description="evaluation sets, a list; same keys as a source's table")
-    mteb: list[str] = Field(
-        [], description="mteb tasks or benchmarks by name, such as `SciFact` or `MTEB(eng, v2)`; needs `tuplesmith[mteb]`"
-    )
     mode: Literal["drop", "report", "strict"] = Field(
         "drop", description="drop: leaks go; report: nothing changes but the report; strict: texts shared with a corpus go too"
     )
@@ -52,7 +51,7 @@ class Decontaminate(Section):
 
     @model_validator(mode="after")
     def _names_differ(self) -> Decontaminate:
-        names = [one.title for one in self.against] + self.mteb
+        names = [one.title for one in self.against]
         twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise ValueError(f"two evaluation sets are called '{min(twice)}'; give one of them a 'name'")
