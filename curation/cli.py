@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from curation.cli_exchange import export, verify
+from curation.cli_exchange import diff, export, publish, verify
 from curation.command import SETTINGS, newest, output, run, say
 from curation.errors import BuildError
 from curation.progress import for_terminal
@@ -71,7 +71,7 @@ def build(
         say(f"curate: {manifest}: {error}")
     if not quiet:
         fresh = f"{len(outcome.ran)} of {len(outcome.receipts)} sources built" if outcome.ran else "nothing to do"
-        say(f"{outcome.folder}: {fresh}; next: `mine negatives {outcome.folder}`")
+        say(f"{outcome.folder}: {fresh}; see report.html; next: `mine negatives {outcome.folder}`")
     return 1 if outcome.failed else 0
 
 
@@ -81,12 +81,34 @@ def build(
 @click.option("--json", "as_json", is_flag=True, help="The receipts as JSON instead of a table.")
 def stats(build: Path | None, only: tuple[str, ...], as_json: bool) -> None:
     """Count rows, tuples and what was dropped why, in BUILD or the newest build."""
-    from curation import look
+    from curation import look, overlaps
 
-    receipts = look.receipts(newest(build), only)
-    output(look.as_json(receipts) if as_json else look.counts_table(receipts))
-    if not as_json:
+    folder = newest(build)
+    receipts = look.receipts(folder, only)
+    if as_json:
+        output(
+            look.as_json({name: {**receipt, "overlaps": overlaps.of_source(folder, name)} for name, receipt in receipts.items()})
+        )
+    else:
+        output(look.counts_table(receipts))
         output(look.reasons_table(receipts))
+        if lines := overlaps.largest(folder, list(receipts)):
+            output(look.table(("source", "and", "equal texts", "near", "dropped"), lines))
+
+
+@curate.command()
+@click.argument("build", type=click.Path(path_type=Path), required=False)
+def report(build: Path | None) -> None:
+    """Write report.html of BUILD or the newest build anew, and print its path.
+
+    `curate build` writes it too: one page with counts, overlaps, lengths, labels,
+    near-duplicates and samples of what was kept and of what was left out.
+    """
+    from curation import report as reporting
+
+    folder = newest(build)
+    reporting.write(folder, again=True)
+    output(str(folder / "report.html"))
 
 
 @curate.command()
@@ -110,7 +132,7 @@ def show(build: Path | None, only: tuple[str, ...], count: int, dropped: bool, r
         raise BuildError(folder, "has no such records", "see `curate stats` for sources and reasons")
 
 
-for command in (export, verify):
+for command in (diff, export, publish, verify):
     curate.add_command(command)
 
 
