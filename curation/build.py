@@ -23,6 +23,7 @@ from typing import NamedTuple
 from curation import attribution
 from curation.errors import ManifestError, SetupError, UserError, did_you_mean
 from curation.licenses import Excluded, Policy, allowed
+from curation.lock import pinned
 from curation.manifest import Manifest, load_manifest
 from curation.manifest_source import Source
 from curation.progress import Progress, silent
@@ -52,20 +53,21 @@ def build(
 ) -> Outcome:
     """Build a manifest into `out`, or `builds/<name>`; `licenses` is a policy instead of the manifest's.
 
-    Revisions come from the lock file beside the manifest, where there is one.
+    Revisions come from the lock file beside the manifest, where there is one; a source that is not as it was locked fails.
 
     A source that fails does not undo the others: it stands in `failed`, and in build.json.
 
     Raises:
         ManifestError: the manifest is wrong, or `only` names a source that it has not, or that the policy leaves out.
-        SourceError: a source is not what the lock file says.
     """
     manifest, excluded = allowed(load_manifest(path), licenses)
     folder = out or Path("builds") / manifest.name
     chosen = pick(manifest, only, excluded)
-    jobs = [job_of(manifest, source, path.parent, folder, limit) for source in manifest.sources]
+    manifest, changed = pinned(manifest, path)
+    jobs = [job_of(manifest, source, path.parent, folder, limit) for source in manifest.sources if source.name not in changed]
+    changed = {name: error for name, error in changed.items() if name in chosen}
     with locked(folder, "curate build"):
-        outcome = _build(path, manifest, folder, chosen, jobs, workers, progress, excluded)
+        outcome = _build(path, manifest, folder, chosen, jobs, workers, progress, excluded, changed)
         attribution.write(folder, manifest)
         return outcome
 
@@ -79,6 +81,7 @@ def _build(
     workers: int,
     progress: Progress,
     excluded: list[Excluded],
+    changed: dict[str, UserError],
 ) -> Outcome:
     started = time.time()
     needed = [job for job in jobs if job.source.name in chosen or job.source.holdout]
@@ -87,7 +90,7 @@ def _build(
     jobs = [job._replace(holding=holding) for job in jobs]
     ready = [job for job in jobs if job.source.name in chosen and job.source.name in shaped]
     curated, more = _each(curate_source, curate_stands, ready, workers, progress, "curate")
-    failed |= more
+    failed |= more | changed
     receipts = {name: done.receipt for name, done in curated.items()}
     current = [job.source.name for job in jobs if job.source.name not in chosen and _stands_still(job)]
     write_summary(folder, path, manifest, receipts, failed, current, excluded)
