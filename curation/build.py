@@ -1,9 +1,11 @@
 """`curate build`: manifest in, tables with provenance for every row out. Reads as a table of contents.
 
     1. shape   each source alone: read -> shape -> filter -> merge equal queries -> set held-out queries apart
-    2. curate  each source in sight of all: take out what is held out anywhere -> near-duplicates -> number passages -> write
+    2. near    which of its texts nearly match (with `dedup:`)
+    3. clean   take out what is held out anywhere
+    4. curate  drop near-duplicates -> number passages -> write
 
-Both are stages with receipts (`store.run_stage`): a stage runs if what it depends on has changed, and only then.
+All are stages with receipts (`store.run_stage`): a stage runs if what it depends on has changed, and only then.
 """
 
 from __future__ import annotations
@@ -20,14 +22,16 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
-from curation import attribution
+from curation import attribution, report
+from curation.cleaned import clean_source, clean_stands, near_source, near_stands
+from curation.curated import curate_source, curate_stands
 from curation.errors import ManifestError, SetupError, UserError, did_you_mean
 from curation.licenses import Excluded, Policy, allowed
 from curation.lock import pinned
 from curation.manifest import Manifest, load_manifest
 from curation.manifest_source import Source
 from curation.progress import Progress, silent
-from curation.stages import Done, Job, Receipt, curate_source, curate_stands, shape_source, shape_stands
+from curation.stages import Done, Job, Receipt, shape_source, shape_stands
 from curation.store import locked, write_json
 from curation.summary import write_summary
 
@@ -69,6 +73,7 @@ def build(
     with locked(folder, "curate build"):
         outcome = _build(path, manifest, folder, chosen, jobs, workers, progress, excluded, changed)
         attribution.write(folder, manifest)
+        report.write(folder)  # last: it tells of all the others
         return outcome
 
 
@@ -89,12 +94,16 @@ def _build(
     holding = tuple(name for name in shaped if shaped[name].receipt["heldout"])
     jobs = [job._replace(holding=holding) for job in jobs]
     ready = [job for job in jobs if job.source.name in chosen and job.source.name in shaped]
-    curated, more = _each(curate_source, curate_stands, ready, workers, progress, "curate")
-    failed |= more | changed
-    receipts = {name: done.receipt for name, done in curated.items()}
+    stages = {"shape": shaped}
+    steps = [("near", near_source, near_stands)] if manifest.dedup else []
+    for name, work, stand in (*steps, ("clean", clean_source, clean_stands), ("curate", curate_source, curate_stands)):
+        stages[name], more = _each(work, stand, ready, workers, progress, name)
+        failed |= more
+        ready = [job for job in ready if job.source.name in stages[name]]
+    failed |= changed
+    receipts = {name: done.receipt for name, done in stages["curate"].items()}
     current = [job.source.name for job in jobs if job.source.name not in chosen and _stands_still(job)]
     write_summary(folder, path, manifest, receipts, failed, current, excluded)
-    stages = {"shape": shaped, "curate": curated}
     seconds = {f"{stage}/{name}": round(done.seconds, 3) for stage, all_done in stages.items() for name, done in all_done.items()}
     write_json(folder / "timings.json", {"seconds": round(time.time() - started, 3), "stages": seconds})
     ran = {name for all_done in stages.values() for name, done in all_done.items() if done.ran and name in chosen}
@@ -103,7 +112,9 @@ def _build(
 
 def _stands_still(job: Job) -> bool:
     """Tell whether a source that was not asked for is still what it was, with all that is held out now."""
-    return (job.build / "shaped" / job.source.name / "done.json").exists() and curate_stands(job)
+    needed = ("shaped", "cleaned", *(["near"] if job.dedup else []))
+    there = all((job.build / stage / job.source.name / "done.json").exists() for stage in needed)
+    return there and clean_stands(job) and (not job.dedup or near_stands(job)) and curate_stands(job)
 
 
 def pick(manifest: Manifest, only: Iterable[str], excluded: Iterable[Excluded] = ()) -> list[str]:

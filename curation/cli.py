@@ -71,7 +71,7 @@ def build(
         say(f"curate: {manifest}: {error}")
     if not quiet:
         fresh = f"{len(outcome.ran)} of {len(outcome.receipts)} sources built" if outcome.ran else "nothing to do"
-        say(f"{outcome.folder}: {fresh}; next: `mine negatives {outcome.folder}`")
+        say(f"{outcome.folder}: {fresh}; see report.html; next: `mine negatives {outcome.folder}`")
     return 1 if outcome.failed else 0
 
 
@@ -87,6 +87,21 @@ def stats(build: Path | None, only: tuple[str, ...], as_json: bool) -> None:
     output(look.as_json(receipts) if as_json else look.counts_table(receipts))
     if not as_json:
         output(look.reasons_table(receipts))
+
+
+@curate.command()
+@click.argument("build", type=click.Path(path_type=Path), required=False)
+def report(build: Path | None) -> None:
+    """Write report.html of BUILD or the newest build anew, and print its path.
+
+    `curate build` writes it too: one page with counts, overlaps, lengths, labels,
+    near-duplicates and samples of what was kept and of what was left out.
+    """
+    from curation import report as reporting
+
+    folder = newest(build)
+    reporting.write(folder, again=True)
+    output(str(folder / "report.html"))
 
 
 @curate.command()

@@ -6,6 +6,7 @@ stays: most such pairs differ by a year or a number. Passages always stay.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +15,10 @@ import polars as pl
 from curation.columns import EVIDENCE_CHARS
 from curation.errors import SourceError
 from curation.manifest import Dedup
-from curation.near import Near, families, near
+from curation.near import Near, families
 from curation.schema import dropped_frame, keys_of
+from curation.stages import Job
+from curation.store import read_parquet, read_table
 
 SHOWN = 60  # characters of a text in an error
 
@@ -24,23 +27,51 @@ class Links(NamedTuple):
     """How the texts of a source hang together."""
 
     texts: pl.DataFrame  # text; number u32; form i64; family i64: equal for texts linked at the threshold, also through others
-    found: Near  # by number
+    found: Near  # by number; between texts that are left
 
 
-def links_of(tuples: pl.DataFrame, corpus: pl.Series, threshold: float) -> Links:
-    """Compare all texts of a source: queries, positives, negatives, corpus."""
+def texts_of(stage: Path) -> pl.Series:
+    """Return the distinct texts of a shaped source in order: queries, positives, negatives, corpus."""
+    tuples = read_table(stage, "tuples", ["query", "positives", "negatives"])
+    return distinct(tuples, read_parquet(stage / "corpus.parquet")["text"])
+
+
+def distinct(tuples: pl.DataFrame, corpus: pl.Series) -> pl.Series:
+    """Return the distinct texts of tuples and a corpus, in order."""
     lists = [tuples[name].explode(empty_as_null=False) for name in ("positives", "negatives")]
-    texts = pl.concat([tuples["query"], *lists, corpus]).drop_nulls().unique(maintain_order=True)
-    found = near(texts, threshold)
-    columns = {"text": texts, "form": found.form, "family": families(found, threshold)}
-    return Links(pl.DataFrame(columns).with_row_index("number"), found)
+    return pl.concat([tuples["query"], *lists, corpus]).drop_nulls().unique(maintain_order=True).alias("text")
+
+
+def links_of(job: Job, tuples: pl.DataFrame, corpus: pl.Series) -> Links:
+    """Return what links the texts that are left of a source, from the pairs that were found among all of its texts."""
+    assert job.dedup
+    stage = job.build / "near" / job.source.name
+    pairs, form = read_parquet(stage / "pairs.parquet"), read_parquet(stage / "form.parquet")["form"].to_numpy()
+    numbers = pairs.select(pl.col("left", "right").cast(pl.Int64))
+    found = Near(form, numbers["left"].to_numpy(), numbers["right"].to_numpy(), pairs["score"].to_numpy())
+    return link(texts_of(job.build / "shaped" / job.source.name), found, distinct(tuples, corpus), job.dedup.threshold)
+
+
+def link(texts: pl.Series, found: Near, left: pl.Series, threshold: float) -> Links:
+    """Return what links the texts that are `left` of `texts`, which `found` numbers."""
+    numbered = pl.DataFrame({"text": texts, "form": found.form}).with_row_index("number")
+    numbered = numbered.join(left.alias("text").to_frame(), on="text", how="semi", maintain_order="left")
+    alive = np.zeros(len(texts), bool)
+    alive[numbered["form"].to_numpy()] = True
+    kept = alive[found.left] & alive[found.right]
+    found = Near(found.form, found.left[kept], found.right[kept], found.score[kept])
+    family = families(found, threshold)[numbered["number"].to_numpy()]
+    return Links(numbered.with_columns(pl.Series("family", family)), found)
 
 
 def edges_of(links: Links) -> pl.DataFrame:
     """Return left, right (keys of the texts) and score of every verified pair, also of those below the threshold."""
-    keys = keys_of(links.texts["text"])
-    left, right, score = links.found.left, links.found.right, links.found.score
-    return pl.DataFrame({"left": keys.gather(left), "right": keys.gather(right), "score": score})
+    firsts = links.texts.unique("form", keep="first", maintain_order=True)
+    firsts = firsts.select("form", keys_of(firsts["text"]))
+    edges = pl.DataFrame({"left": links.found.left, "right": links.found.right, "score": links.found.score})
+    for name in ("left", "right"):
+        edges = edges.join(firsts, left_on=name, right_on="form", maintain_order="left").drop(name).rename({"key": name})
+    return edges.select("left", "right", "score")
 
 
 def drop_queries(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from curation.shingles import BASE, CHARS, EXACT, INVERSE, LONG, SHORT, SPACELESS, SPACELESS_LEAST, WIDTH, WORDS
+from curation.shingles import BASE, CHARS, EXACT, INVERSE, LONG, LONGER, SHORT, SPACELESS, SPACELESS_LEAST, WIDTH, WORDS
 
 _LOWER = np.array([at if at >= 128 or chr(at).isalnum() or at == 95 else 0 for at in range(256)], dtype=np.uint8)
 _LOWER[65:91] += 32
@@ -61,13 +61,15 @@ def _normalise(data, first, end, out):
 
 
 @njit(nogil=True, cache=True)
-def _shingle(data, first, end, form, sums, backs, ends, out):
-    """Write a text's shingle hashes into `out`; return (their number, kind, hash of the whole form)."""
-    size, words, chars, spaceless = _normalise(data, first, end, form)
+def _shingle(data, starts, row, scratch):
+    """Put a text's shingle hashes into scratch[4]; return (their number, kind, hash of the whole form). `rows` as below."""
+    form, sums, backs, ends, out = scratch
+    text, long = (row, LONG) if row >= 0 else (~row, LONGER)
+    size, words, chars, spaceless = _normalise(data, starts[text], starts[text + 1], form)
     if 2 * spaceless > chars - words + 1:
         kind = SPACELESS if chars >= SPACELESS_LEAST else EXACT
     else:
-        kind = WORDS if words >= LONG else CHARS if words >= SHORT else EXACT
+        kind = WORDS if words >= long else CHARS if words >= SHORT else EXACT
     total, place, back = np.uint64(0), _BASE, _ONE
     units = 0
     if kind == WORDS:
@@ -101,27 +103,26 @@ def _shingle(data, first, end, form, sums, backs, ends, out):
 
 
 @njit(nogil=True, cache=True)
-def _room(starts, rows):
+def _scratch(starts, rows):
+    """Return room for the longest of the texts: its form, three running values of its units, its shingles."""
     most = 1
     for row in rows:
-        most = max(most, starts[row + 1] - starts[row])
-    return most + 1
+        text = row if row >= 0 else ~row
+        most = max(most, starts[text + 1] - starts[text])
+    room = np.empty((4, most + 1), np.uint64)
+    return np.empty(most + 1, np.uint8), room[0], room[1], room[2], room[3]
 
 
 @njit(nogil=True, cache=True)
 def sketch(data, starts, rows, a, b, digests, counts, kinds, forms):
-    """Fill digests (rows, permutations) u32, counts, kinds and forms (rows,) of the texts numbered `rows`."""
-    room = _room(starts, rows)
-    form = np.empty(room, np.uint8)
-    sums, backs, ends, hashes = (
-        np.empty(room, np.uint64),
-        np.empty(room, np.uint64),
-        np.empty(room, np.uint64),
-        np.empty(room, np.uint64),
-    )
+    """Fill digests (rows, permutations) u32, counts, kinds and forms (rows,) of the texts numbered `rows`.
+
+    A row ~n is text n taken as a shorter one: words are its shingles from LONGER words on.
+    """
+    scratch = _scratch(starts, rows)
+    hashes = scratch[4]
     for at in range(len(rows)):
-        row = rows[at]
-        count, kind, whole = _shingle(data, starts[row], starts[row + 1], form, sums, backs, ends, hashes)
+        count, kind, whole = _shingle(data, starts, rows[at], scratch)
         counts[at], kinds[at], forms[at] = count, kind, whole
         digest = digests[at]
         digest[:] = _MOST
@@ -138,19 +139,11 @@ def sketch(data, starts, rows, a, b, digests, counts, kinds, forms):
 
 @njit(nogil=True, cache=True)
 def sets(data, starts, rows, bounds, hashes, sizes):
-    """Fill hashes[bounds[i]:bounds[i] + sizes[i]] with the sorted distinct shingles of text rows[i]."""
-    room = _room(starts, rows)
-    form = np.empty(room, np.uint8)
-    sums, backs, ends, found = (
-        np.empty(room, np.uint64),
-        np.empty(room, np.uint64),
-        np.empty(room, np.uint64),
-        np.empty(room, np.uint64),
-    )
+    """Fill hashes[bounds[i]:bounds[i] + sizes[i]] with the sorted distinct shingles of text rows[i]; `rows` as in `sketch`."""
+    scratch = _scratch(starts, rows)
     for at in range(len(rows)):
-        row = rows[at]
-        count, _, _ = _shingle(data, starts[row], starts[row + 1], form, sums, backs, ends, found)
-        ordered = np.sort(found[:count])
+        count, _, _ = _shingle(data, starts, rows[at], scratch)
+        ordered = np.sort(scratch[4][:count])
         size, first = 0, bounds[at]
         for place in range(count):
             if place == 0 or ordered[place] != ordered[place - 1]:
@@ -161,14 +154,14 @@ def sets(data, starts, rows, bounds, hashes, sizes):
 
 @njit(nogil=True, cache=True)
 def band_keys(digests, kinds, rows_a_band, keys):
-    """Fill keys (texts, bands) u64: equal where kind and the band's digest values are."""
+    """Fill keys (texts, bands) u32: equal where kind and the band's digest values are, and by chance once in 2^32."""
     for text in range(len(digests)):
         for band in range(keys.shape[1]):
             key = np.uint64(kinds[text])
             for at in range(band * rows_a_band, (band + 1) * rows_a_band):
                 key = (key ^ np.uint64(digests[text, at])) * _BAND
                 key ^= key >> _HALF
-            keys[text, band] = key
+            keys[text, band] = np.uint32(key)
 
 
 @njit(nogil=True, cache=True)

@@ -16,12 +16,30 @@ from curation.yaml_lines import Document, read_yaml
 
 
 class Dedup(Section):
-    """Near-duplicates within a source. A query that asks the same for the same positive is dropped; other twins share a group."""
+    """Near-duplicates. A query that asks the same for the same positive is dropped; other twins of a source share a group."""
 
     threshold: float = Field(
         0.8, ge=0.5, le=1, description="lowest Jaccard of two texts' shingles that makes them near-duplicates"
     )
+    lowest: float | None = Field(
+        None,
+        ge=0.3,
+        le=1,
+        description="lowest Jaccard of the pairs that are stored: a threshold down to it compares nothing anew; "
+        "absent, 0.7, or 0.5 for a threshold below 0.7. Lower ones take longer",
+    )
     max_loss_per_source: float = Field(0.5, ge=0, le=1, description="share of near-duplicate tuples above which the source fails")
+
+    @property
+    def stored(self) -> float:
+        """The lowest Jaccard of the pairs that are stored."""
+        return self.lowest if self.lowest is not None else 0.7 if self.threshold >= 0.7 else 0.5
+
+    @model_validator(mode="after")
+    def _stored_reach_the_threshold(self) -> Dedup:
+        if self.stored > self.threshold:
+            raise ValueError(f"'lowest: {self.lowest}' is above 'threshold: {self.threshold}'")
+        return self
 
 
 class Manifest(Section):

@@ -12,31 +12,91 @@ Prompt = Literal["auto", "instruct", "none"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 
 
+OFF: dict[str, object] = {"range_min": 0, "max_score": None, "relative_margin": None}
+SAME: dict[str, object] = {"exclude_query": True, "exclude_group": True, "containment": 0.8, "distinct": True}
+PRESETS: dict[str, dict[str, object]] = {  # what a preset sets otherwise than F2LLM
+    "f2llm": {},
+    "nv-retriever": {**OFF, "relative_margin": 0.05, **SAME},  # arXiv 2407.15831: below 95 % of the positive, top k
+    "clean": {**OFF, "relative_margin": 0.05, **SAME, "max_similarity": "auto"},
+}
+
+
 class Mine(Section):
     """How hard negatives are found."""
 
     model: str = Field(description="Hub id, folder, or `package:NAME` of an installed package that carries a model")
-    preset: Literal["f2llm"] = Field(
-        "f2llm", description="f2llm: the filters of sentence-transformers' miner with F2LLM's settings"
+    preset: Literal["f2llm", "nv-retriever", "clean"] = Field(
+        "f2llm",
+        description="sets the keys below, as far as you do not. f2llm: the filters of sentence-transformers' miner with F2LLM's "
+        "settings; nv-retriever: below 95 % of the positive's score, copies excluded; clean: also `max_similarity: auto`",
     )
     negatives: int = Field(24, ge=1, le=1000, description="negatives a query")
-    range_min: int = Field(5, ge=0, description="nearest candidates to skip; counted after the other filters")
+    range_min: int = Field(5, ge=0, description="nearest candidates to skip")
     range_max: int = Field(100, ge=1, description="nearest candidates to look at")
+    rank_basis: Literal["surviving", "raw"] = Field(
+        "surviving", description="whether the range counts candidates that passed the other filters, or all that were found"
+    )
+    exclude_query: bool = Field(False, description="the query's own text is no negative")
+    exclude_group: bool = Field(
+        False, description="texts that count as the same as a positive, or are one of a query of the same group, are no negatives"
+    )
+    containment: float | None = Field(
+        None, gt=0, le=1, description="candidates sharing this much of their, or a positive's, word 3-grams are dropped"
+    )
     max_score: float | None = Field(0.8, description="candidates scoring higher are dropped")
     min_score: float | None = Field(None, description="candidates scoring lower are dropped")
     absolute_margin: float | None = Field(None, ge=0, description="candidates scoring above positive - margin are dropped")
     relative_margin: float | None = Field(
-        0.05, ge=0, le=1, description="candidates scoring above positive * (1 - margin) are dropped"
+        0.05, ge=0, le=1, description="candidates scoring above positive - |positive| * margin are dropped"
     )
-    shortage: Literal["drop", "keep"] = Field("drop", description="a tuple with fewer negatives: dropped, or kept short")
+    margin_reference: Literal["min", "max", "mean"] = Field(
+        "min", description="the score of several positives that both margins count from"
+    )
+    max_similarity: float | Literal["auto"] | None = Field(
+        None, description="candidates with this cosine, or more, to a positive are dropped; auto: calibrated for each source"
+    )
+    target_yield: float = Field(
+        0.9, gt=0, le=1, description="`max_similarity: auto` keeps this share of what would be chosen without it"
+    )
+    target_false_negatives: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="`max_similarity: auto` allows this share of known positives, hidden, among negatives; in sources with several",
+    )
+    distinct: bool = Field(False, description="of negatives that count as the same text only the nearest is taken")
+    pick: Literal["top", "random", "stratified"] = Field(
+        "top", description="of the candidates that are left: the nearest, any, or one of each stretch of ranks"
+    )
+    classes: Literal["random", "hard"] = Field(
+        "random", description="negatives of labelled clustering: any texts of other classes, or the nearest ones"
+    )
+    shortage: Literal["drop", "keep", "relax", "random"] = Field(
+        "drop",
+        description="a tuple with fewer negatives: dropped, kept short, or filled, by letting go of range_min, similarity, scores "
+        "and margins in this order, or at random",
+    )
     prompt: Prompt = Field("auto", description="auto: the model's own prompts, else instruct for decoders, none for encoders")
     dtype: Dtype = Field("float32", description="float32, bfloat16, or auto: bfloat16 where the processor has it")
     max_tokens: int | None = Field(None, ge=4, description="longer texts are cut; the model's own limit by default")
+    store: Literal["float32", "float16"] = Field(
+        "float32", description="how vectors are kept; float16 halves the disk and changes some ranks"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, given: object) -> object:
+        if not isinstance(given, dict):
+            return given
+        preset = given.get("preset", "f2llm")
+        return {**PRESETS.get(preset, {}), **given} if isinstance(preset, str) else given
 
     @model_validator(mode="after")
     def _window(self) -> Mine:
         if self.range_min >= self.range_max:
             raise ValueError(f"'range_min' ({self.range_min}) must be below 'range_max' ({self.range_max})")
+        if self.preset == "f2llm" and self.store != "float32":
+            raise ValueError("preset 'f2llm' takes 'store: float32', for float16 changes ranks")
         return self
 
 
@@ -73,6 +133,20 @@ class Train(Section):
     prompt: Prompt = Field("auto", description="as in `mine`")
     dtype: Dtype = Field("auto", description="of the matrix products; weights stay float32")
     mask_false_negatives: bool = Field(True, description="a passage that is a query's positive is no in-batch negative of it")
+    mask_margin: float | None = Field(
+        None,
+        ge=0,
+        description="a passage of another tuple that scores above the own positive by more than this is no in-batch negative",
+    )
+    symmetric: bool = Field(False, description="f2llm: the in-batch term also for passages among queries")
+    matryoshka: list[int] = Field(
+        [],
+        description="leading dimensions that are to serve alone too, such as `[128, 256]`: the loss is the mean over them and all",
+    )
+    distill: float = Field(0.0, ge=0, description="weight of the divergence from the miner's scores of a tuple's candidates")
+    evenness: float = Field(
+        1.0, ge=1, description="T: a source has a share of size^(1/T) of the steps; 1 takes every tuple once an epoch"
+    )
     token_budget: int | None = Field(
         None,
         ge=1,
@@ -83,3 +157,11 @@ class Train(Section):
     save_every: int = Field(200, ge=1, description="steps between checkpoints")
     keep: int = Field(2, ge=1, description="checkpoints to keep")
     log_every: int = Field(10, ge=1, description="steps between lines on the screen; the log has every step")
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Train:
+        if self.symmetric and self.loss != "f2llm":
+            raise ValueError("'symmetric' belongs to `loss: f2llm`")
+        if min(self.matryoshka, default=1) < 1:
+            raise ValueError("'matryoshka' names dimensions, which are 1 or more")
+        return self

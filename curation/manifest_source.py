@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from curation.section import Name, Section
 
 Reader = Literal[
-    "json", "jsonl", "csv", "tsv", "parquet", "squad", "xml", "aligned", "lines", "folders",
+    "json", "jsonl", "csv", "tsv", "parquet", "arrow", "squad", "xml", "aligned", "lines", "folders",
     "beir", "embedding-training-data", "flagembedding", "tevatron", "python",
 ]  # fmt: skip
 Task = Literal["retrieval", "classification", "clustering"]
@@ -52,7 +52,11 @@ class Table(Section):
         "lines: a label and a text a line; folders: a file is a text and its folder the label; "
         "beir: the folder or Hub dataset of a whole source, `split` its qrels",
     )
-    records: str | None = Field(None, description="xml: path of the elements that are rows, such as `QAPairs/QAPair`")
+    records: str | None = Field(
+        None,
+        description="xml: path of the elements that are rows, such as `QAPairs/QAPair`; json, jsonl: path to the rows, such as "
+        "`data/items`; `*` is each value of an object, its key the column `key`",
+    )
     pattern: str | None = Field(
         None, description="lines: regular expression of a line, its named groups the columns; `(?P<label>\\S+)\\s+(?P<text>.*)`"
     )
@@ -60,7 +64,8 @@ class Table(Section):
     delimiter: str | None = Field(None, min_length=1, max_length=1, description="csv, tsv: one character; `,` and tab by default")
     quoting: bool | None = Field(None, description='csv, tsv: whether `"` quotes fields; yes for csv, no for tsv by default')
     header: bool | list[str] = Field(
-        True, description="csv, tsv: whether the first line names the columns, or the names themselves; aligned: a name a file"
+        True,
+        description="csv, tsv: whether the first line names the columns, or the names themselves; aligned: a name a file; json: names for rows that are lists",
     )
     join: dict[str, str] = Field(
         default_factory=dict, description="column whose lists are one text each: what to put between the parts"
@@ -99,9 +104,8 @@ class Table(Section):
     def _reader_keys(self) -> None:
         if self.file_column and not self.files:
             raise ValueError("'file_column' needs 'files'")
-        for key, reader in (("records", "xml"), ("pattern", "lines")):
-            if getattr(self, key) is not None and self.reader != reader:
-                raise ValueError(f"'{key}' is for 'reader: {reader}'")
+        if self.pattern is not None and self.reader != "lines":
+            raise ValueError("'pattern' is for 'reader: lines'")
         if self.reader == "xml" and not self.records:
             raise ValueError("'reader: xml' needs 'records', the path of the elements that are rows")
 

@@ -1,20 +1,40 @@
-"""Which texts are nearly the same: MinHash finds candidates, the exact Jaccard of their shingles decides."""
+"""Which texts are nearly the same: MinHash finds candidates, the exact Jaccard of their shingles decides.
+
+The texts and their band keys lie in files; one band at a time is in memory, sorted. So many texts need little memory.
+"""
 
 from __future__ import annotations
 
 import math
+import mmap
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
+from curation.shingles import Buffers
 from curation.signatures import jaccard, read, sketch
 from curation.text import connected
 
-RECALL = 0.99  # share of pairs exactly at the threshold that become candidates
-PERMUTATIONS = 128  # at most
-BELOW = 0.1  # pairs this much below the threshold are kept with their score
-WINDOW = 64  # texts with an equal band key that one text is compared with, at most
+RECALL = 0.99  # share of pairs exactly at the lowest score that become candidates
+PERMUTATIONS = 130  # at most; 128 would not do for 5 rows a band at 0.7
+WINDOW = 64  # entries with an equal band key that one is compared with, at most
+BATCH = 1 << 16  # texts sketched, and entries compared, at a time
+HALF = np.uint64(32)
+LOW = np.uint64(0xFFFFFFFF)
+
+
+class Corpus(NamedTuple):
+    """Texts and what is known of each, in the files of a folder. An entry is a text taken one way (`signatures.Sketches`)."""
+
+    folder: Path
+    texts: Buffers
+    entries: np.ndarray  # (entries,) i64
+    counts: np.ndarray  # (entries,) u32
+    forms: np.ndarray  # (texts,) u64
 
 
 class Near(NamedTuple):
@@ -23,66 +43,164 @@ class Near(NamedTuple):
     form: np.ndarray  # (texts,) i64: the first text of the same normalised form
     left: np.ndarray  # (edges,) i64: first texts of a form; left < right, in order
     right: np.ndarray
-    score: np.ndarray  # (edges,) f64: exact Jaccard, at least threshold - BELOW
+    score: np.ndarray  # (edges,) f64: exact Jaccard
 
 
-def bands_for(threshold: float, recall: float = RECALL) -> tuple[int, int]:
-    """Return (bands, rows a band) that find a pair at the threshold with probability `recall`, and the fewest below it.
+def bands_for(lowest: float, recall: float = RECALL) -> tuple[int, int]:
+    """Return (bands, rows a band) that find a pair of Jaccard `lowest` with probability `recall`, and the fewest below it.
 
     A pair of Jaccard j is found with probability 1 - (1 - j^rows)^bands; more rows let fewer through from below.
     """
     fits = [(1, 1)]
     for rows in range(1, PERMUTATIONS + 1):
-        found = threshold**rows
+        found = lowest**rows
         bands = max(1, math.ceil(math.log(1 - recall) / math.log1p(-found))) if found < 1 else 1
         if bands * rows <= PERMUTATIONS:
             fits.append((bands, rows))
     return fits[-1]
 
 
-def near(texts: pl.Series, threshold: float) -> Near:
-    """Return which texts (no nulls) match. The threshold, in (0, 1], sets the bands."""
-    count = len(texts)
-    if not count:
-        none = np.zeros(0, np.int64)
-        return Near(none, none, none, np.zeros(0))
-    source = read(texts)
-    sketches = sketch(source, *bands_for(threshold))
-    form = _firsts(sketches.forms)
-    able = np.flatnonzero((form == np.arange(count)) & (sketches.counts > 0))
-    bands = range(sketches.keys.shape[1] if len(able) else 0)
-    pairs = [np.zeros(0, np.uint64), *(_pairs(sketches.keys[able, band], able, count) for band in bands)]
-    left, right = (half.astype(np.int64) for half in np.divmod(np.unique(np.concatenate(pairs)), np.uint64(count)))
-    score = jaccard(source, sketches.counts, left, right, threshold - BELOW)
-    kept = score >= threshold - BELOW
-    return Near(form, left[kept], right[kept], score[kept])
+def near(batches: Iterable[pl.Series], lowest: float, folder: Path) -> Near:
+    """Return which texts (no nulls) match with a Jaccard of at least `lowest`, in (0, 1]; it sets the bands.
+
+    Everything that is large is written into `folder`.
+    """
+    corpus = write_corpus(batches, lowest, folder)
+    form = firsts(corpus.forms)
+    able = np.flatnonzero((form == np.arange(len(form)))[_texts_of(corpus.entries)] & (corpus.counts > 0))
+    return Near(form, *matches(corpus, able, lowest))
 
 
-def _firsts(forms: np.ndarray) -> np.ndarray:
-    """Return for each text the first one with its form; a text without any word is alone."""
-    first, of = np.unique(forms, return_index=True, return_inverse=True)[1:]
-    return np.asarray(np.where(forms == 0, np.arange(len(forms)), first[of]), dtype=np.int64)
+def slices(texts: pl.Series) -> Iterator[pl.Series]:
+    """Cut texts into batches."""
+    yield from (texts.slice(first, BATCH) for first in range(0, len(texts), BATCH))
 
 
-def _pairs(keys: np.ndarray, texts: np.ndarray, count: int) -> np.ndarray:
-    """Return left * count + right of texts with an equal key, each with at most WINDOW before it."""
-    order = np.argsort(keys)
-    keys = keys[order]
-    same = keys[1:] == keys[:-1]
-    member = np.append(same, False) | np.append(False, same)
-    # the sort is not stable: texts of a run are put in order here, where few are left
-    run = np.cumsum(np.append(True, ~same))[member].astype(np.uint64)
-    placed = np.sort(run * np.uint64(count) + texts[order[member]].astype(np.uint64))
-    run, text = np.divmod(placed, np.uint64(count))
-    found = [np.zeros(0, np.uint64)]
-    later = np.arange(len(text))
-    for step in range(1, WINDOW + 1):
-        later = later[later >= step]
-        later = later[run[later] == run[later - step]]
-        if not len(later):
-            break
-        found.append(text[later - step] * np.uint64(count) + text[later])
-    return np.concatenate(found)
+def write_corpus(batches: Iterable[pl.Series], lowest: float, folder: Path) -> Corpus:
+    """Sketch texts batch by batch into files: data, starts, entries, counts, forms, and keys of each band."""
+    bands, rows = bands_for(lowest)
+    total = texts = 0
+    with ExitStack() as closing:
+        names = ["data", "starts", "entries", "counts", "forms", *(f"keys-{band}" for band in range(bands))]
+        file = {name: closing.enter_context((folder / name).open("wb")) for name in names}
+        file["starts"].write(np.zeros(1, np.int64).tobytes())
+        for batch in batches:
+            buffers = read(batch)
+            found = sketch(buffers, bands, rows)
+            first, last = int(buffers.starts[0]), int(buffers.starts[-1])
+            file["data"].write(buffers.data[first:last].tobytes())
+            file["starts"].write((buffers.starts[1:] + (total - first)).tobytes())
+            file["entries"].write(np.where(found.entries < 0, found.entries - texts, found.entries + texts).tobytes())
+            file["counts"].write(found.counts.tobytes())
+            file["forms"].write(found.forms.tobytes())
+            for band, keys in enumerate(np.ascontiguousarray(found.keys.T)):
+                file[f"keys-{band}"].write(keys.tobytes())
+            total, texts = total + last - first, texts + len(batch)
+    return open_corpus(folder)
+
+
+def open_corpus(folder: Path) -> Corpus:
+    """Return the corpus that lies in a folder."""
+    texts = Buffers(_mapped(folder / "data", np.uint8), _mapped(folder / "starts", np.int64))
+    columns = (("entries", np.int64), ("counts", np.uint32), ("forms", np.uint64))
+    return Corpus(folder, texts, *(_mapped(folder / name, kind) for name, kind in columns))
+
+
+def _mapped(path: Path, kind: type) -> np.ndarray:
+    return np.memmap(path, kind, "r") if path.stat().st_size else np.zeros(0, kind)
+
+
+def _texts_of(entries: np.ndarray) -> np.ndarray:
+    return np.where(entries < 0, ~entries, entries)
+
+
+def firsts(forms: np.ndarray) -> np.ndarray:
+    """Return for each text the first one with its form, (texts,) i64; a text without any word is alone."""
+    order = np.argsort(forms, kind="stable")
+    placed = forms[order]
+    new = np.append(True, placed[1:] != placed[:-1])[: len(placed)] | (placed == 0)
+    del placed
+    first = np.empty(len(order), np.int64)
+    first[order] = np.repeat(order[new], np.diff(np.append(np.flatnonzero(new), len(order))))
+    return first
+
+
+def matches(
+    corpus: Corpus, able: np.ndarray, lowest: float, owners: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (left, right, score) of the pairs of texts, in order, that the bands find among the entries `able`.
+
+    With `owners`, the first entry of each owner of entries, only pairs of two owners.
+    """
+    known = np.zeros(0, np.uint64)  # pairs of entries found so far, left << 32 | right, sorted
+    scores = np.zeros(0)
+    for band in range(len(list(corpus.folder.glob("keys-*")))):
+        placed = _placed(corpus.folder / f"keys-{band}", able)
+        met, their_scores = [known], [scores]
+        for pairs in _candidates(placed, owners):
+            pairs = pairs[~_among(pairs, known)]
+            left, right = (pairs >> HALF).astype(np.int64), (pairs & LOW).astype(np.int64)
+            one_way = (corpus.entries[left] >= 0) | (corpus.entries[right] >= 0)  # long texts are compared by words alone
+            pairs, left, right = pairs[one_way], left[one_way], right[one_way]
+            score = jaccard(corpus.texts, corpus.entries, corpus.counts, left, right, lowest)
+            met.append(pairs[score >= lowest])
+            their_scores.append(score[score >= lowest])
+        _forget(corpus)
+        known, scores = np.concatenate(met), np.concatenate(their_scores)
+        known, first = np.unique(known, return_index=True)
+        scores = scores[first]
+    left, right = (_texts_of(corpus.entries[half.astype(np.int64)]) for half in (known >> HALF, known & LOW))
+    left, right = np.minimum(left, right), np.maximum(left, right)
+    order = np.lexsort((right, left))
+    order = order[left[order] != right[order]]
+    return left[order], right[order], scores[order]
+
+
+def _placed(path: Path, able: np.ndarray) -> np.ndarray:
+    """Return key << 32 | entry of the entries whose key another one has too, sorted: equal keys lie side by side."""
+    placed = np.fromfile(path, np.uint32)[able].astype(np.uint64) << HALF
+    placed |= able.astype(np.uint64)
+    placed.sort()
+    same = np.zeros(len(placed) + 1, bool)  # whether an entry has the key of the one before
+    for first in range(0, len(placed), BATCH):
+        keys = placed[first : first + BATCH + 1] >> HALF
+        same[first + 1 : first + len(keys)] = keys[1:] == keys[:-1]
+    return np.asarray(placed[same[:-1] | same[1:]])
+
+
+def _candidates(placed: np.ndarray, owners: np.ndarray | None) -> Iterator[np.ndarray]:
+    """Yield pairs of entries with an equal key, each with at most WINDOW before it, or before the first of its owner."""
+    keys, entries = placed >> HALF, placed & LOW
+    own = np.arange(len(placed))
+    if owners is not None and len(placed):
+        owner = np.searchsorted(owners, entries, side="right")
+        new = np.append(True, (keys[1:] != keys[:-1]) | (owner[1:] != owner[:-1]))
+        own = np.maximum.accumulate(np.where(new, own, 0))
+    for first in range(0, len(placed), BATCH):
+        later = np.arange(first, min(first + BATCH, len(placed)))
+        found = []
+        for step in range(1, WINDOW + 1):
+            later = later[own[later] >= step]
+            later = later[keys[own[later] - step] == keys[later]]
+            if not len(later):
+                break
+            found.append(entries[own[later] - step] << HALF | entries[later])
+        if found:
+            yield np.unique(np.concatenate(found))
+
+
+def _among(pairs: np.ndarray, known: np.ndarray) -> np.ndarray:
+    if not len(known):
+        return np.zeros(len(pairs), bool)
+    return np.asarray(known[np.minimum(np.searchsorted(known, pairs), len(known) - 1)] == pairs)
+
+
+def _forget(corpus: Corpus) -> None:
+    """Let the system take back the pages of the mapped files."""
+    for array in (*corpus.texts, corpus.entries, corpus.counts, corpus.forms):
+        base = getattr(array, "_mmap", None)
+        if base is not None:
+            base.madvise(mmap.MADV_DONTNEED)
 
 
 def families(found: Near, threshold: float) -> np.ndarray:

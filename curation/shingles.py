@@ -8,6 +8,9 @@ A text's normalised form (`text.normalised`) and its length and script decide wh
                12 characters or more
     EXACT      anything shorter                    none: only equal forms are the same
 
+So a text of 25 words would never meet its twin of 24. Therefore texts of 25 to 29 words are also taken as CHARS, and meet
+shorter ones so; two long ones are compared by words alone.
+
 A shingle's hash is that of its UTF-8 bytes, a polynomial modulo 2^64; MinHash takes its upper half:
 
     def shingle_hash(shingle: bytes) -> int:
@@ -29,7 +32,8 @@ INVERSE = pow(BASE, -1, 2**64)
 EXACT, WORDS, CHARS, SPACELESS = range(4)
 WIDTH = (0, 3, 5, 3)  # units of a shingle, by kind
 LONG, SHORT, SPACELESS_LEAST = 25, 8, 12  # words, words, characters
-SHINGLING = f"words{WIDTH[1]}>={LONG}|chars{WIDTH[2]}>={SHORT}|spaceless{WIDTH[3]}>={SPACELESS_LEAST}|poly64:{BASE:x}"
+LONGER = 30  # words from which on a text is never taken as CHARS
+SHINGLING = f"words{WIDTH[1]}>={LONG}|chars{WIDTH[2]}>={SHORT}<{LONGER}|spaceless{WIDTH[3]}>={SPACELESS_LEAST}|poly64:{BASE:x}"
 # Lao and Thai, Myanmar, Khmer, kana, Han
 SPACELESS_CHARS = (
     r"[\x{E00}-\x{EFF}\x{1000}-\x{109F}\x{1780}-\x{17FF}\x{3040}-\x{30FF}\x{3400}-\x{9FFF}\x{F900}-\x{FAFF}\x{20000}-\x{3FFFF}]"
@@ -78,10 +82,20 @@ def powers(base: int, count: int) -> np.ndarray:
     return np.cumprod(table, dtype=np.uint64)
 
 
-def shingle(texts: pl.Series) -> Shingled:
-    """Shingle texts with numpy alone: differences of one running sum over all their bytes."""
-    forms = normalised(texts).fill_null("")
-    kinds = kinds_of(forms)
+def forms_of(texts: Buffers, numbers: np.ndarray) -> pl.Series:
+    """Return the normalised forms of some texts of buffers that `half_normalised` made."""
+    bounds = zip(texts.starts[numbers].tolist(), texts.starts[numbers + 1].tolist(), strict=True)
+    half = pl.Series([texts.data[first:end].tobytes().decode() for first, end in bounds], dtype=pl.String)
+    ascii_only = half.str.len_bytes() == half.str.len_chars()
+    return pl.select(pl.when(ascii_only).then(normalised(half)).otherwise(half).fill_null("")).to_series()
+
+
+def shingle(forms: pl.Series, longer: bool = False) -> Shingled:
+    """Shingle normalised texts with numpy alone, by differences of one running sum over all their bytes.
+
+    With `longer`, texts of up to LONGER words are taken as CHARS.
+    """
+    kinds = kinds_of(forms, LONGER if longer else LONG)
     data, starts = buffers_of(forms)
     starts = starts - starts[:1]
     place = powers(BASE, len(data) + 2)
@@ -93,7 +107,7 @@ def shingle(texts: pl.Series) -> Shingled:
         return np.asarray((sums[end] - sums[first]) * back[first], dtype=np.uint64)
 
     whole = hashes_of(starts[:-1], starts[1:])
-    text_of_byte = np.repeat(np.arange(len(texts)), np.diff(starts))
+    text_of_byte = np.repeat(np.arange(len(forms)), np.diff(starts))
     by_words = (kinds == WORDS)[text_of_byte]
     by_chars = (kinds >= CHARS)[text_of_byte]
     first_bytes = np.zeros(len(data) + 1, dtype=bool)
@@ -101,7 +115,7 @@ def shingle(texts: pl.Series) -> Shingled:
     after_space = np.append(True, data[:-1] == ord(" ")) if len(data) else np.zeros(0, bool)
     begins = np.flatnonzero((by_words & (after_space | first_bytes[:-1])) | (by_chars & (data & 0xC0 != 0x80)))
     text = text_of_byte[begins]
-    units = np.bincount(text, minlength=len(texts))
+    units = np.bincount(text, minlength=len(forms))
     width = np.asarray(WIDTH)[kinds]
     counts = np.where(kinds == EXACT, 0, np.maximum(units - width + 1, 0))
     # a unit ends where the next one begins, less the space between words, or where the text ends
@@ -109,20 +123,20 @@ def shingle(texts: pl.Series) -> Shingled:
     last = np.append(text[1:] != text[:-1], True) if len(text) else np.zeros(0, bool)
     ends = np.where(last, starts[text + 1], following)
     bounds = np.append(0, np.cumsum(counts))
-    owner = np.repeat(np.arange(len(texts)), counts)
+    owner = np.repeat(np.arange(len(forms)), counts)
     unit = np.arange(bounds[-1]) - bounds[owner] + (np.cumsum(units) - units)[owner]
     hashes = hashes_of(begins[unit], ends[unit + width[owner] - 1])
     return Shingled(hashes, bounds, kinds, whole)
 
 
-def kinds_of(forms: pl.Series) -> np.ndarray:
-    """Return which shingles each normalised form has, (texts,) u8."""
+def kinds_of(forms: pl.Series, long: int = LONG) -> np.ndarray:
+    """Return which shingles each normalised form has, (texts,) u8; words from `long` words on."""
     counts = pl.select(
         words=pl.when(forms != "").then(forms.str.count_matches(" ", literal=True) + 1).otherwise(0),
         chars=forms.str.len_chars(),
         spaceless=forms.str.count_matches(SPACELESS_CHARS),
     )
     words, chars, spaceless = (counts[name].to_numpy().astype(np.int64) for name in ("words", "chars", "spaceless"))
-    by_words = np.where(words >= LONG, WORDS, np.where(words >= SHORT, CHARS, EXACT))
+    by_words = np.where(words >= long, WORDS, np.where(words >= SHORT, CHARS, EXACT))
     by_chars = np.where(chars >= SPACELESS_LEAST, SPACELESS, EXACT)
     return np.where(2 * spaceless > chars - words + 1, by_chars, by_words).astype(np.uint8)

@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from datasketch import MinHash
 
-from curation.shingles import Buffers, half_normalised, shingle
+from curation.shingles import LONGER, WIDTH, WORDS, Buffers, Shingled, forms_of, half_normalised, shingle
 
 kernels: ModuleType | None
 try:
@@ -28,30 +28,23 @@ except (ImportError, RuntimeError):  # no numba, or no folder in which it could 
 SEED = 1  # of the permutations; datasketch's default
 RUN = 1 << 14  # texts sketched at a time: bounds the digests in memory
 NUMPY_BYTES = 1 << 21  # bytes shingled at a time by numpy
-PAIRS = 1 << 16  # pairs compared at a time
+PAIRS = 1 << 14  # pairs compared at a time
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Texts(NamedTuple):
-    """Texts as given, and as the compiled loops read them."""
-
-    series: pl.Series
-    buffers: Buffers
-
-
 class Sketches(NamedTuple):
-    """What is kept of each text."""
+    """What is kept of each entry: all texts in order, then those that are also taken as shorter ones."""
 
-    keys: np.ndarray  # (texts, bands) u64: equal keys in a band make two texts candidates
-    counts: np.ndarray  # (texts,) i64 shingles, repeats included; 0 for a text that only exact copies match
-    kinds: np.ndarray  # (texts,) u8, as in `shingles`
+    entries: np.ndarray  # (entries,) i64: number of the text; ~number where it is taken as a shorter one
+    keys: np.ndarray  # (entries, bands) u32: equal keys in a band make two entries candidates
+    counts: np.ndarray  # (entries,) u32 shingles, repeats included; 0 for a text that only exact copies match
     forms: np.ndarray  # (texts,) u64 hash of the normalised form; 0 where it is empty
 
 
-def read(texts: pl.Series) -> Texts:
+def read(texts: pl.Series) -> Buffers:
     """Return texts (no nulls) ready for the other functions."""
-    return Texts(texts, half_normalised(texts) if kernels else Buffers(np.zeros(0, np.uint8), np.zeros(1, np.int64)))
+    return half_normalised(texts)
 
 
 def threads() -> int:
@@ -65,37 +58,45 @@ def permutations(count: int) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(a, dtype=np.uint32), np.asarray(b, dtype=np.uint32)
 
 
-def digests(texts: Texts, count: int) -> np.ndarray:
+def digests(texts: Buffers, count: int) -> np.ndarray:
     """Return MinHash digests, (texts, count) u32; a text without shingles has datasketch's digest of the empty set."""
     a, b = permutations(count)
     return np.concatenate([_sketch(texts, run, a, b)[0] for run in _runs(texts)] or [np.zeros((0, count), np.uint32)])
 
 
-def sketch(texts: Texts, bands: int, rows: int) -> Sketches:
+def sketch(texts: Buffers, bands: int, rows: int) -> Sketches:
     """Sketch texts with `bands * rows` permutations, `rows` a band."""
     a, b = permutations(bands * rows)
 
-    def one(run: np.ndarray) -> Sketches:
+    def one(run: np.ndarray) -> tuple[np.ndarray, ...]:
         found, counts, kinds, forms = _sketch(texts, run, a, b)
-        return Sketches(_band_keys(found, kinds, bands, rows), counts, kinds, forms)
+        twice = ~run[(kinds == WORDS) & (counts <= LONGER - WIDTH[WORDS])]
+        more, more_counts, more_kinds, _ = _sketch(texts, twice, a, b)
+        keys, more_keys = _band_keys(found, kinds, bands, rows), _band_keys(more, more_kinds, bands, rows)
+        return run, keys, counts, forms, twice, more_keys, more_counts
 
-    parts = _each(one, _runs(texts))
-    return Sketches(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    parts = list(zip(*_each(one, _runs(texts)), strict=True))
+    if not parts:
+        return Sketches(np.zeros(0, np.int64), np.zeros((0, bands), np.uint32), np.zeros(0, np.uint32), np.zeros(0, np.uint64))
+    run, keys, counts, forms, twice, more_keys, more_counts = parts
+    entries, all_keys, all_counts = map(np.concatenate, ((*run, *twice), (*keys, *more_keys), (*counts, *more_counts)))
+    return Sketches(entries, all_keys, all_counts, np.concatenate(forms))
 
 
-def _runs(texts: Texts) -> Iterator[np.ndarray]:
-    count = len(texts.series)
+def _runs(texts: Buffers) -> Iterator[np.ndarray]:
+    count = len(texts.starts) - 1
     if kernels:
         yield from (np.arange(first, min(first + RUN, count)) for first in range(0, count, RUN))
-    else:
-        yield from _runs_of_bytes(texts.series, np.arange(count))
+    elif count:
+        yield from _runs_of_bytes(texts, np.arange(count))
 
 
-def _runs_of_bytes(series: pl.Series, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Cut texts into runs of about NUMPY_BYTES, each of at least one text."""
-    sizes = series.gather(rows).str.len_bytes().to_numpy().astype(np.int64)
+def _runs_of_bytes(texts: Buffers, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Cut rows into runs of about NUMPY_BYTES, each of at least one text, and all taken the same way."""
+    numbers = np.where(rows < 0, ~rows, rows)
+    sizes = texts.starts[numbers + 1] - texts.starts[numbers]
     block = (np.cumsum(sizes) - sizes) // NUMPY_BYTES
-    yield from np.split(rows, np.flatnonzero(np.diff(block)) + 1)
+    yield from np.split(rows, np.flatnonzero(np.diff(block) | np.diff(rows < 0)) + 1)
 
 
 def _each(work: Callable[[T], R], parts: Iterable[T]) -> list[R]:
@@ -104,21 +105,26 @@ def _each(work: Callable[[T], R], parts: Iterable[T]) -> list[R]:
         return list(pool.map(work, parts))
 
 
-def _sketch(texts: Texts, rows: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return digests, counts, kinds and forms of the texts numbered `rows`."""
+def _sketch(texts: Buffers, rows: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return digests, counts, kinds and forms of `rows`: texts, or ~texts as shorter ones, not both at once."""
     if kernels:
         found = np.empty((len(rows), len(a)), np.uint32)
-        counts, kinds, forms = np.empty(len(rows), np.int64), np.empty(len(rows), np.uint8), np.empty(len(rows), np.uint64)
-        kernels.sketch(*texts.buffers, rows, a, b, found, counts, kinds, forms)
+        counts, kinds, forms = np.empty(len(rows), np.uint32), np.empty(len(rows), np.uint8), np.empty(len(rows), np.uint64)
+        kernels.sketch(*texts, rows, a, b, found, counts, kinds, forms)
         return found, counts, kinds, forms
-    hashes, starts, kinds, forms = shingle(texts.series.gather(rows))
+    hashes, starts, kinds, forms = _shingled(texts, rows)
     counts = np.diff(starts)
     mixed = fmix32((hashes >> np.uint64(32)).astype(np.uint32))
     found = np.full((len(rows), len(a)), 0xFFFFFFFF, np.uint32)
     some = np.flatnonzero(counts)
     for k in range(len(a) if len(some) else 0):
         found[some, k] = np.minimum.reduceat(mixed * a[k] + b[k], starts[some])
-    return found, counts, kinds, forms
+    return found, counts.astype(np.uint32), kinds, forms
+
+
+def _shingled(texts: Buffers, rows: np.ndarray) -> Shingled:
+    longer = bool(len(rows) and rows[0] < 0)
+    return shingle(forms_of(texts, ~rows if longer else rows), longer)
 
 
 def fmix32(h: np.ndarray) -> np.ndarray:
@@ -129,29 +135,30 @@ def fmix32(h: np.ndarray) -> np.ndarray:
 
 
 def _band_keys(found: np.ndarray, kinds: np.ndarray, bands: int, rows: int) -> np.ndarray:
-    keys = np.empty((len(found), bands), np.uint64)
     if kernels:
+        keys = np.empty((len(found), bands), np.uint32)
         kernels.band_keys(found, kinds, rows, keys)
         return keys
     values = found.reshape(len(found), bands, rows).astype(np.uint64)
-    keys[:] = kinds[:, None]
+    wide = np.repeat(kinds.astype(np.uint64)[:, None], bands, axis=1)
     for at in range(rows):
-        keys = (keys ^ values[:, :, at]) * np.uint64(0xFF51AFD7ED558CCD)
-        keys ^= keys >> np.uint64(32)
-    return keys
+        wide = (wide ^ values[:, :, at]) * np.uint64(0xFF51AFD7ED558CCD)
+        wide ^= wide >> np.uint64(32)
+    return wide.astype(np.uint32)
 
 
-def jaccard(texts: Texts, counts: np.ndarray, left: np.ndarray, right: np.ndarray, least: float) -> np.ndarray:
-    """Return the Jaccard of the shingle sets of texts left[i] and right[i]; 0 where it is certain to be below `least`.
+def jaccard(
+    texts: Buffers, entries: np.ndarray, counts: np.ndarray, left: np.ndarray, right: np.ndarray, least: float
+) -> np.ndarray:
+    """Return the Jaccard of the shingle sets of entries left[i] and right[i]; 0 where it is certain to be below `least`.
 
-    Exact up to equal 64-bit hashes. Sorted pairs are quickest: a text's set is made once a run of PAIRS.
+    Exact up to equal 64-bit hashes. Sorted pairs are quickest: an entry's set is made once a run of PAIRS.
     """
-    size = PAIRS if kernels else PAIRS // 8
 
     def one(first: int) -> np.ndarray:
-        some = slice(first, first + size)
-        rows, at = np.unique(np.concatenate([left[some], right[some]]), return_inverse=True)
-        hashes, bounds, sizes = _sets(texts, rows, counts)
+        some = slice(first, first + PAIRS)
+        used, at = np.unique(np.concatenate([left[some], right[some]]), return_inverse=True)
+        hashes, bounds, sizes = _sets(texts, entries[used], counts[used].astype(np.int64))
         i, j = np.split(at, 2)
         scores = np.empty(len(i))
         if kernels:
@@ -161,20 +168,20 @@ def jaccard(texts: Texts, counts: np.ndarray, left: np.ndarray, right: np.ndarra
         fit = np.minimum(sizes[i], sizes[j]) >= least * np.maximum(sizes[i], sizes[j])
         return np.asarray(np.where(fit, both / np.maximum(sizes[i] + sizes[j] - both, 1), 0.0))
 
-    return np.concatenate([np.zeros(0), *_each(one, range(0, len(left), size))])
+    return np.concatenate([np.zeros(0), *_each(one, range(0, len(left), PAIRS))])
 
 
-def _sets(texts: Texts, rows: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (hashes, bounds, sizes): the sorted distinct shingles of text rows[i] begin at bounds[i]."""
+def _sets(texts: Buffers, rows: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (hashes, bounds, sizes): the sorted distinct shingles of row i, which has counts[i], begin at bounds[i]."""
     if kernels:
-        ends = np.cumsum(counts[rows])
-        bounds, sizes = ends - counts[rows], np.empty(len(rows), np.int64)
+        ends = np.cumsum(counts)
+        sizes = np.empty(len(rows), np.int64)
         hashes = np.empty(ends[-1], np.uint64)
-        kernels.sets(*texts.buffers, rows, bounds, hashes, sizes)
-        return hashes, bounds, sizes
+        kernels.sets(*texts, rows, ends - counts, hashes, sizes)
+        return hashes, ends - counts, sizes
     parts = []
-    for run in _runs_of_bytes(texts.series, rows):
-        found = shingle(texts.series.gather(run))
+    for run in _runs_of_bytes(texts, rows):
+        found = _shingled(texts, run)
         owner = np.repeat(np.arange(len(run)), np.diff(found.starts))
         order = np.lexsort((found.hashes, owner))
         owner, hashes = owner[order], found.hashes[order]

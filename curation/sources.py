@@ -8,7 +8,7 @@ import platform
 import re
 import sysconfig
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from itertools import takewhile
 from pathlib import Path, PurePath
 
@@ -152,9 +152,10 @@ def _read(table: Table, base: Path, first: int | None) -> Iterator[Rows]:
 def _file_rows(table: Table, base: Path) -> Generator[Rows]:
     start, budget = 0, Budget(table.max_unpacked)
     for file in _aligned(table, base) if table.reader == "aligned" else _files(table, base):
-        with closing(parts(file, table, budget, ENDINGS)) as whole:
-            for part in whole:
-                for rows in read_file(part, table, start):
+        with ExitStack() as stack:
+            wholes = [stack.enter_context(closing(parts(one, table, budget, ENDINGS))) for one in (file, *file.beside)]
+            for part, *beside in zip(*wholes, strict=True):
+                for rows in read_file(part._replace(beside=tuple(beside)), table, start):
                     yield _with_file_name(table, file, rows)
                     start += len(rows.frame) + len(rows.lost)
 
@@ -196,13 +197,14 @@ def _joined_lists(table: Table, rows: Rows) -> Rows:
 def _merged(batches: Generator[Rows]) -> Generator[Rows]:
     """Put small batches with equal columns together: a Python file holds a handful of rows."""
     held: list[Rows] = []
+    many = 0  # rows in `held`
     with closing(batches):
         for rows in batches:
-            full = sum(len(one.frame) + len(one.lost) for one in held) >= BATCH
-            if held and (full or rows.frame.schema != held[0].frame.schema):
+            if held and (many >= BATCH or rows.frame.schema != held[0].frame.schema):
                 yield _one(held)
-                held = []
+                held, many = [], 0
             held.append(rows)
+            many += len(rows.frame) + len(rows.lost)
     if held:
         yield _one(held)
 

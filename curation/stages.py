@@ -1,4 +1,4 @@
-"""The two stages of one source: shaped alone, then curated in sight of the others. Small jobs, fit for a worker process."""
+"""The first stage of a source: read, shaped and filtered alone. Small jobs, fit for a worker process."""
 
 from __future__ import annotations
 
@@ -12,19 +12,15 @@ import polars as pl
 from curation import dedup, filters, holdout
 from curation.columns import BAD, place_of
 from curation.errors import SourceError
-from curation.labelled import pair_up
 from curation.manifest import Dedup
 from curation.manifest_source import ABOUT, Filters, Source, TextTable, shape_of
-from curation.numbering import number
 from curation.progress import Progress, silent
 from curation.rows import Lost
-from curation.schema import DROPPED, dropped_frame
+from curation.schema import dropped_frame
 from curation.shapes import to_tuples
-from curation.shingles import SHINGLING
 from curation.sources import inputs, read_rows, take
 from curation.store import (
     digest_of,
-    read_json,
     read_parquet,
     read_table,
     run_stage,
@@ -32,9 +28,8 @@ from curation.store import (
     write_parquet,
     write_table,
 )
-from curation.text import forms
 
-FORMAT = 2  # of what the two stages write; a new one makes every build run again
+FORMAT = 3  # of what the stages write; a new one makes every build run again
 Receipt = dict[str, Any]
 
 
@@ -114,7 +109,7 @@ def _shape(job: Job, folder: Path, reads: dict[str, str], progress: Progress) ->
     _check_rows(source, rows_in, lost, made.dropped, len(made.tuples))
     good, poor, texts_out = filters.apply(made.tuples, job.filters, source.name, source.task)
     if not len(good):
-        told = ", ".join(f"{reason} {n}" for reason, n in _counts(poor).items())
+        told = ", ".join(f"{reason} {n}" for reason, n in counts_of(poor).items())
         raise SourceError(place_of(source), f"filters leave none of its {len(made.tuples)} tuples ({told})", "loosen 'filters'")
     merged_tuples, merged = dedup.merge_queries(good, source.name)
     train, held = holdout.set_apart(merged_tuples, source.holdout, job.seed, source.name)
@@ -130,11 +125,11 @@ def _shape(job: Job, folder: Path, reads: dict[str, str], progress: Progress) ->
         "inputs": reads,
         "rows_in": rows_in,
         "rows_used": rows_in - len(dropped_rows),
-        "rows_dropped": _counts(dropped_rows),
+        "rows_dropped": counts_of(dropped_rows),
         "tuples_made": len(made.tuples),
         "merged": len(merged),
         "heldout": len(held),
-        "dropped": _counts(poor),
+        "dropped": counts_of(poor),
         "texts_out": texts_out,
     }
 
@@ -159,7 +154,7 @@ def _check_rows(source: Source, rows_in: int, lost: list[Lost], dropped: pl.Data
         raise SourceError(place_of(source), "has no rows", "check 'path', 'split' or 'files'")
     broken = dropped.filter(pl.col("reason").is_in(BAD))
     bad = sum(one.bad for one in lost) + len(broken)
-    reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(_counts(pl.concat([_unread(source, lost), dropped])).items()))
+    reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(counts_of(pl.concat([_unread(source, lost), dropped])).items()))
     if bad > source.max_bad * rows_in:
         first = next((one.evidence for one in lost if one.bad), None) or f"{broken['id'][0]} {broken['reason'][0]}"
         what = f"{bad} of {rows_in} rows are bad ({reasons}), and 'max_bad' allows {source.max_bad:.1%}"
@@ -170,95 +165,6 @@ def _check_rows(source: Source, rows_in: int, lost: list[Lost], dropped: pl.Data
         )
 
 
-def _counts(dropped: pl.DataFrame) -> dict[str, int]:
+def counts_of(dropped: pl.DataFrame) -> dict[str, int]:
+    """Return how many of a DROPPED table have each reason."""
     return dict(dropped.group_by("reason").len().sort("reason").iter_rows())
-
-
-def curate_digest(job: Job) -> str:
-    """Return the digest of all that stage 2 depends on: the source's own stage 1, and what is held out anywhere."""
-    mine = read_json(job.build / "shaped" / job.source.name / "done.json")
-    leaks = {name: read_json(stage / "done.json")["files"]["heldout.parquet"] for name, stage in _holding(job).items()}
-    near = [[job.dedup.model_dump(), SHINGLING]] if job.dedup else []
-    return digest_of([FORMAT, "curate", mine["digest"], mine["files"], leaks, *near])
-
-
-def _holding(job: Job) -> dict[str, Path]:
-    stages = {name: job.build / "shaped" / name for name in job.holding}
-    return {name: stage for name, stage in stages.items() if (stage / "done.json").exists()}
-
-
-def curate_stands(job: Job) -> bool:
-    """Tell whether stage 2 has nothing to do."""
-    return stands(job.build / "curated" / job.source.name, curate_digest(job))
-
-
-def curate_source(job: Job, progress: Progress = silent) -> Done:
-    """Stage 2 of one source: take out leaks, group, number, write."""
-    started = time.time()
-    target = job.build / "curated" / job.source.name
-    receipt, ran = run_stage(target, curate_digest(job), lambda folder: _curate(job, folder))
-    return Done(receipt, ran, time.time() - started)
-
-
-def _curate(job: Job, folder: Path) -> Receipt:
-    source, stage = job.source, job.build / "shaped" / job.source.name
-    shaped = read_json(stage / "done.json")
-    heldout = holdout.forms_of([(name, read_parquet(path / "heldout.parquet")) for name, path in _holding(job).items()])
-    tuples, gone, negatives_out = holdout.take_out_leaks(read_table(stage, "tuples"), heldout, source.name)
-    if not len(tuples):
-        raise SourceError(place_of(source), "every tuple of it is held out somewhere", "hold out fewer")
-    corpus = read_parquet(stage / "corpus.parquet")["text"]
-    corpus = corpus.filter(~forms(corpus).is_in(heldout["form"].implode()))
-    families = None
-    if job.dedup:
-        tuples, twins, families = _near_duplicates(job, job.dedup, tuples, corpus, folder)
-        gone = pl.concat([gone, twins])
-    if source.task == "clustering" and shaped["shape"] == "labelled":
-        tuples, lonely = pair_up(tuples, job.seed, source.name)
-        gone = pl.concat([gone, lonely])
-    pairs, passages = number(tuples, corpus, source.task, families)
-    dropped = pl.concat([read_parquet(stage / "dropped.parquet"), gone])
-    constants = _constants(job, shaped)
-    write_table(folder, "pairs", pairs, constants)
-    write_table(folder, "passages", passages, constants)
-    write_parquet(folder / "dropped.parquet", dropped.cast(DROPPED))
-    texts_out = shaped["texts_out"] | ({"heldout_negative": negatives_out} if negatives_out else {})
-    counts = {
-        "kept": len(pairs),
-        "passages": len(passages),
-        "dropped": shaped["dropped"] | _counts(gone),
-        "texts_out": texts_out,
-    }
-    carried = ("rows_in", "rows_used", "rows_dropped", "tuples_made", "merged", "heldout", "inputs", "shape")
-    return {**constants, **{name: shaped[name] for name in carried}, **counts}
-
-
-def _near_duplicates(
-    job: Job, wanted: Dedup, tuples: pl.DataFrame, corpus: pl.Series, folder: Path
-) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """Return (tuples left, dropped ones, families of texts); write the verified pairs."""
-    from curation.duplicates import drop_queries, edges_of, links_of  # loads scipy and the compiled loops
-
-    links = links_of(tuples, corpus, wanted.threshold)
-    left, twins = drop_queries(tuples, links, wanted, job.source.name, by_label=job.source.task == "clustering")
-    write_parquet(folder / "near.parquet", edges_of(links))
-    return left, twins, links.texts.select("text", "family")
-
-
-def _constants(job: Job, shaped: Receipt) -> dict[str, str]:
-    """Return what is the same for every row of a source; it stands in the receipt and in the parquet metadata."""
-    source = job.source
-    used = job.filters.model_dump(exclude_none=True)
-    said = ",".join(f"{name}={value}" for name, value in sorted(used.items()))
-    signature = f"tuplesmith:{FORMAT}|seed:{job.seed}|shape:{shaped['shape']}|limit:{source.limit or 'none'}|filters:{said}"
-    if job.dedup:
-        signature += f"|dedup:{job.dedup.threshold}"
-    return {
-        "source": source.name,
-        "task": source.task,
-        "language": source.language,
-        "instruction": shaped["instruction"],
-        "revision": source.revision or "",
-        "license": source.license or "",
-        "signature": signature,
-    }

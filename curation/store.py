@@ -13,12 +13,14 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.ipc
 import pyarrow.parquet as pq
 import xxhash
 
@@ -122,10 +124,19 @@ def read_table(folder: Path, name: str, columns: list[str] | None = None) -> pl.
     Raises:
         BuildError: there is no such table.
     """
-    shards = sorted(folder.glob(f"{name}-[0-9]*.parquet"))
-    if not shards:
+    return pl.concat(shards(folder, name, columns))
+
+
+def shards(folder: Path, name: str, columns: list[str] | None = None) -> Iterator[pl.DataFrame]:
+    """Yield the shards of a table, in order: at most ROWS_PER_SHARD rows each.
+
+    Raises:
+        BuildError: there is no such table.
+    """
+    paths = sorted(folder.glob(f"{name}-[0-9]*.parquet"))
+    if not paths:
         raise BuildError(folder, f"holds no table '{name}'", "run the command that makes it again")
-    return pl.concat([read_parquet(shard, columns) for shard in shards])
+    yield from (read_parquet(path, columns) for path in paths)
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
@@ -139,6 +150,28 @@ def parquet_rows(file: IO[bytes]) -> int:
     """Return the number of rows of a parquet file, from its end alone."""
     with file:
         return int(pq.ParquetFile(file).metadata.num_rows)
+
+
+def arrow_frames(source: Path | IO[bytes], rows: int) -> Iterator[pl.DataFrame]:
+    """Return the batches of an Arrow IPC file or stream, of at most `rows` rows; what they hold is checked first.
+
+    Raises:
+        ValueError: not Arrow IPC, or broken.
+    """
+    try:
+        with source.open("rb") if isinstance(source, Path) else nullcontext(source) as raw:
+            whole = raw.read(6) == b"ARROW1"
+            if not raw.tell():
+                raise ValueError("it is empty")
+            raw.seek(0)
+            with (pa.ipc.open_file if whole else pa.ipc.open_stream)(raw) as reader:
+                for batch in map(reader.get_batch, range(reader.num_record_batches)) if whole else reader:
+                    batch.validate(full=True)  # offsets of a broken file could lead anywhere in memory
+                    frame = pl.from_arrow(batch)
+                    assert isinstance(frame, pl.DataFrame)
+                    yield from frame.iter_slices(rows)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(error) from None
 
 
 def digest_of(value: object) -> str:
@@ -243,6 +276,30 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         except OSError:
             raise BuildError(folder, f"another `{what}` is at work there", "wait until it is done, or stop it") from None
         yield
+
+
+@contextmanager
+def claimed(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Hold a claim that one process at a time can have; yield whether it was got, or wait for it.
+
+    The system lets go of a claim when its process ends, however it ends. Look again, once you have it, whether the work is
+    still to be done.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with path.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
+                continue  # its holder took it away between our opening and locking it
+            try:
+                yield True
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 def newest_build(root: Path) -> Path:

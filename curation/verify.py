@@ -17,7 +17,7 @@ from curation.progress import Progress, silent
 from curation.schema import ORIGINS, keys_of
 
 Receipt = dict[str, Any]
-STAGES = ("shaped", "curated", "mined", "heldout")
+STAGES = ("shaped", "near", "cleaned", "curated", "mined", "heldout")
 LISTS = ("negative_scores", "negative_ranks", "negative_origin")
 BY_ROWS = ("read", "shape")  # stages that drop rows; later ones drop tuples
 

@@ -24,18 +24,28 @@ def mine() -> None:
 @BUILD
 @ONLY
 @click.option("--device", default="auto", show_default=True, help="Where the model runs: auto, cpu, cuda, cuda:1, ...")
+@click.option("--rank", type=click.IntRange(min=0), envvar="RANK", help="Share the work: each process has its own number.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the receipts as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Neither progress nor warnings.")
 @click.option("-v", "--verbose", is_flag=True, help="Also print what each filter took, and the signature.")
 def negatives(
-    build: Path | None, only: tuple[str, ...], device: str, dry_run: bool, as_json: bool, quiet: bool, verbose: bool
+    build: Path | None,
+    only: tuple[str, ...],
+    device: str,
+    rank: int | None,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
 ) -> None:
     """Mine the negatives of a build.
 
     BUILD is a folder, by default the newest under ./builds. The settings are the
     `mine:` section of its manifest. What is up to date is left alone; a new filter
-    setting chooses again without encoding again.
+    setting chooses again without encoding or searching again. Processes with a
+    --rank each, or under torchrun, share the work through the build's folder; one
+    that dies is replaced by the others.
     """
     build = newest(build)
     import json
@@ -43,7 +53,7 @@ def negatives(
     from mining.builds import failed_sources
     from mining.mine import mine_build, plan, warning
 
-    receipts = plan(build, only, device) if dry_run else mine_build(build, only, device, for_terminal(quiet))
+    receipts = plan(build, only, device) if dry_run else mine_build(build, only, device, for_terminal(quiet), rank=rank)
     if not quiet:
         lines = [warning(name, receipt) for name, receipt in receipts.items() if "kept" in receipt]
         if not only:

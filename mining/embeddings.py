@@ -1,18 +1,20 @@
 """The embedding store: each distinct text encoded once, kept on disk, read through memory maps.
 
     embeddings/<fingerprint>/meta.json                  who encoded: model, pooling, dtype, ...; dim; format
-                             shard-00000.f32            rows x dim float32, nothing else
+                             shard-00000.f32            rows x dim float32 (.f16: float16), nothing else
                              shard-00000.keys           rows x 16 bytes: schema.key_of the text as encoded
                              shard-00000.json           rows and digests of the two files: the receipt, written last
 
 The text as encoded includes its prompt, so a query and a passage of the same words have a vector each. Shards are only
-added. A shard without a receipt, or with files that are not what the receipt says, does not count and is made again.
+added. Processes claim the shards they make (.claim, gone when it is made). A shard without a receipt, or with files that
+are not what the receipt says, does not count and is made again.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +27,7 @@ from curation.schema import key_of
 
 FORMAT = 1  # raised with any change of the files, or of ROWS, which places count by
 ROWS = 4_096  # texts a shard: what a kill can lose, and what is encoded together
+PAUSE = 0.1  # seconds between looks at what other processes do
 KEY = np.dtype("S16")  # compared byte by byte, all 16 of them; a trailing zero byte is not lost in a fixed width
 
 
@@ -51,42 +54,62 @@ class Encoder(Protocol):
 class Embeddings:
     """An open store. `ensure` adds what is missing; `view` reads."""
 
-    def __init__(self, folder: Path, encoder: Encoder) -> None:
-        """Open, or begin, the store of an encoder under `folder`.
+    def __init__(self, folder: Path, encoder: Encoder, kind: str = "float32") -> None:
+        """Open, or begin, the store of an encoder under `folder`; `kind` is float32 or float16.
 
         Raises:
             BuildError: the store there was written in another format, or its meta.json is damaged.
         """
-        self.folder, self.encoder = folder / encoder.fingerprint, encoder
+        self.kind, self.ending = np.dtype(kind), {"float32": "f32", "float16": "f16"}[kind]
+        self.folder = folder / (encoder.fingerprint + ("" if kind == "float32" else f"-{self.ending}"))
+        self.encoder = encoder
         self.shards: dict[int, np.ndarray] = {}  # number -> (rows, dim) memory map
         self.keys = np.empty(0, KEY)  # sorted
         self.places = np.empty(0, np.int64)  # of each key: shard number * ROWS + row in the shard
+        self.new: list[tuple[np.ndarray, np.ndarray]] = []  # keys and places that are not in the index yet
         self._open()
 
     def __len__(self) -> int:
         """Return the number of distinct texts."""
+        self._index()
         return len(self.keys)
 
-    def ensure(self, texts: Iterable[str], advance: Advance = lambda n: None) -> np.ndarray:
+    def ensure(self, texts: Callable[[], Iterable[str]], advance: Advance = lambda n: None) -> np.ndarray:
         """Encode the texts that are not in the store, in order of first need, and return the place (n,) int64 of each.
 
-        `advance` is told of every text: at once where it is known, as it is encoded otherwise.
+        Several processes may do this at once, with the same texts: each encodes the shards that no other is at work on,
+        and in the end waits for those of the others; where one of them died, it takes over. Shards are cut from the
+        missing texts alone, so a run that was killed, or had company, makes the same ones.
 
-        Shards are cut from the missing texts alone, so a run that was killed and started again makes the same ones.
+        Args:
+            texts: gives the texts; called again where other processes were at work.
+            advance: told of every text, at once where it is known, as it is encoded otherwise.
         """
-        keys, missing = [], dict[bytes, str]()
+        while True:
+            keys, busy = self._pass(texts(), advance)
+            if not busy:
+                return self._find(np.concatenate(keys)) if keys else np.empty(0, np.int64)
+            while not any(self._free(number) for number in busy):
+                time.sleep(PAUSE)
+            self._open()
+            advance = _unheard  # it knows of all texts
+
+    def _pass(self, texts: Iterable[str], advance: Advance) -> tuple[list[np.ndarray], list[int]]:
+        """Go through the texts once; return their keys, and the shards that other processes are at work on."""
+        keys, missing = list[np.ndarray](), dict[bytes, str]()
+        busy, theirs = list[int](), set[bytes]()  # shards that others make, and what they hold
         for some in _batched(texts, ROWS):
             own = [key_of(text) for text in some]
             keys.append(np.array(own, KEY))
-            new = self._find(keys[-1]) < 0
+            new = np.flatnonzero(self._find(keys[-1]) < 0)
             before = len(missing)
-            missing |= {own[i]: some[i] for i in np.flatnonzero(new) if own[i] not in missing}
+            missing |= {own[i]: some[i] for i in new if own[i] not in missing and own[i] not in theirs}
             advance(len(some) - (len(missing) - before))
-            if len(missing) >= ROWS:
-                missing = self._add(missing, ROWS, advance)
-        if missing:
-            self._add(missing, len(missing), advance)
-        return self._find(np.concatenate(keys)) if keys else np.empty(0, np.int64)
+            while len(missing) >= ROWS:
+                missing = self._add(missing, ROWS, advance, busy, theirs)
+        while missing:
+            missing = self._add(missing, min(ROWS, len(missing)), advance, busy, theirs)
+        return keys, busy
 
     def view(self, places: np.ndarray) -> View:
         """Return the vectors at these places as one array-like; nothing is read yet."""
@@ -103,34 +126,47 @@ class Embeddings:
 
     def _find(self, keys: np.ndarray) -> np.ndarray:
         """Return the place of each key, -1 where it has none."""
+        self._index()
         if not len(self.keys):
             return np.full(len(keys), -1, np.int64)
         at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         return np.where(self.keys[at] == keys, self.places[at], -1)
 
-    def _add(self, missing: dict[bytes, str], rows: int, advance: Advance) -> dict[bytes, str]:
-        """Encode the first `rows` missing texts as one shard and return the others."""
+    def _add(
+        self, missing: dict[bytes, str], rows: int, advance: Advance, busy: list[int], theirs: set[bytes]
+    ) -> dict[bytes, str]:
+        """Make the first `rows` missing texts a shard, or leave them to the process that is at it; return the others."""
         items = list(missing.items())
-        now = dict(items[:rows])
-        number = next(n for n in itertools.count() if n not in self.shards)
-        vectors = np.ascontiguousarray(self.encoder.encode(list(now.values()), advance), np.float32)
-        assert vectors.shape == (rows, self.encoder.dim), f"the encoder gave {vectors.shape} for {rows} texts"
-        keys = np.array(list(now), KEY)
-        path = self._path(number)
-        receipt: dict[str, object] = {"rows": rows}
-        for ending, values in ((".f32", vectors), (".keys", keys)):
-            with store.atomic(path.with_suffix(ending)) as file:
-                file.write(values.data if values.dtype != KEY else values.tobytes())
-            receipt[ending[1:]] = store.file_digest(path.with_suffix(ending))
+        now, later = dict(items[:rows]), dict(items[rows:])
+        number = next(n for n in itertools.count() if n not in self.shards and n not in busy)
+        with store.claimed(self._path(number).with_suffix(".claim")) as ours:
+            if not ours:
+                busy.append(number)
+                theirs.update(now)
+                return later
+            if self._found(number):  # made by another process since we looked
+                known = self._find(np.array(list(missing), KEY)) >= 0
+                return {key: text for (key, text), there in zip(items, known, strict=True) if not there}
+            self._write(number, now, advance)
+        return later
+
+    def _write(self, number: int, texts: dict[bytes, str], advance: Advance) -> None:
+        """Encode texts as one shard: vectors and keys, then the receipt."""
+        path, keys = self._path(number), np.array(list(texts), KEY)
+        for leftover in self.folder.glob(f".{path.name}.*.part"):  # of a process that died at it
+            leftover.unlink()
+        vectors = np.ascontiguousarray(self.encoder.encode(list(texts.values()), advance), self.kind)
+        assert vectors.shape == (len(keys), self.encoder.dim), f"the encoder gave {vectors.shape} for {len(keys)} texts"
+        receipt: dict[str, object] = {"rows": len(keys)}
+        for ending, values in ((self.ending, vectors.tobytes()), ("keys", keys.tobytes())):
+            with store.atomic(path.with_suffix(f".{ending}")) as file:
+                file.write(values)
+            receipt[ending] = store.file_digest(path.with_suffix(f".{ending}"))
         store.write_json(path.with_suffix(".json"), receipt)
-        self._map(number, rows)
-        self._index(keys, number * ROWS + np.arange(rows))
-        return dict(items[rows:])
+        self._map(number, len(keys), keys)
 
     def _open(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self.folder.glob(".*.part"):
-            leftover.unlink()
         meta = {"format": FORMAT, "dim": self.encoder.dim, "encoder": self.encoder.described}
         path = self.folder / "meta.json"
         if not path.exists():
@@ -139,36 +175,49 @@ class Embeddings:
         if not isinstance(found, dict) or (found.get("format"), found.get("dim")) != (FORMAT, self.encoder.dim):
             raise BuildError(path, "is of another format or dimension than this version writes", f"delete {self.folder}")
         for receipt in sorted(self.folder.glob("shard-*.json")):
-            if rows := self._whole(receipt):
-                self._map(int(receipt.stem.removeprefix("shard-")), rows)
-        if self.shards:
-            keys = [np.fromfile(self._path(number).with_suffix(".keys"), KEY) for number in self.shards]
-            places = [number * ROWS + np.arange(len(rows)) for number, rows in self.shards.items()]
-            self._index(np.concatenate(keys), np.concatenate(places))
+            number = int(receipt.stem.removeprefix("shard-"))
+            if number not in self.shards:
+                self._found(number)
+                if receipt.with_suffix(".claim").exists():
+                    self._free(number)  # takes away the claim of a process killed after its work
 
-    def _whole(self, receipt: Path) -> int:
-        """Return the rows of a shard that is what its receipt says; remove the receipt of any other and return 0."""
+    def _found(self, number: int) -> bool:
+        """Map a shard that is what its receipt says; remove the receipt of any other."""
+        receipt = self._path(number).with_suffix(".json")
+        if not receipt.exists():
+            return False
         try:
             said: Mapping[str, Any] = store.read_json(receipt)
             rows = int(said["rows"])
-            same = all(store.file_digest(receipt.with_suffix(f".{name}")) == said[name] for name in ("f32", "keys"))
-            if same and receipt.with_suffix(".f32").stat().st_size == rows * self.encoder.dim * 4:
-                return rows
+            same = all(store.file_digest(receipt.with_suffix(f".{name}")) == said[name] for name in (self.ending, "keys"))
+            size = rows * self.encoder.dim * self.kind.itemsize
+            if same and receipt.with_suffix(f".{self.ending}").stat().st_size == size:
+                self._map(number, rows, np.fromfile(receipt.with_suffix(".keys"), KEY))
+                return True
         except (BuildError, FileNotFoundError, KeyError, TypeError, ValueError):
             pass
-        receipt.unlink()
-        return 0
+        receipt.unlink(missing_ok=True)
+        return False
 
-    def _map(self, number: int, rows: int) -> None:
-        path = self._path(number).with_suffix(".f32")
-        self.shards[number] = np.memmap(path, np.float32, "r", shape=(rows, self.encoder.dim))
+    def _free(self, number: int) -> bool:
+        """Tell whether no process is at work on a shard."""
+        with store.claimed(self._path(number).with_suffix(".claim")) as ours:
+            return ours
 
-    def _index(self, keys: np.ndarray, places: np.ndarray) -> None:
-        """Merge keys (n,) and their places (n,) into the sorted index."""
-        order = np.argsort(keys, kind="stable")
-        at = np.searchsorted(self.keys, keys[order])
-        self.keys = np.insert(self.keys, at, keys[order])
-        self.places = np.insert(self.places, at, places[order])
+    def _map(self, number: int, rows: int, keys: np.ndarray) -> None:
+        path = self._path(number).with_suffix(f".{self.ending}")
+        self.shards[number] = np.memmap(path, self.kind, "r", shape=(rows, self.encoder.dim))
+        self.new.append((keys, number * ROWS + np.arange(rows)))
+
+    def _index(self) -> None:
+        """Merge the keys of shards mapped since into the sorted index."""
+        if self.new:
+            keys = np.concatenate([keys for keys, _ in self.new])
+            order = np.argsort(keys, kind="stable")
+            at = np.searchsorted(self.keys, keys[order])
+            self.keys = np.insert(self.keys, at, keys[order])
+            self.places = np.insert(self.places, at, np.concatenate([places for _, places in self.new])[order])
+            self.new.clear()
 
     def _path(self, number: int) -> Path:
         return self.folder / f"shard-{number:05d}"
@@ -187,6 +236,10 @@ class View:
     def __getitem__(self, rows: Any) -> np.ndarray:
         """Return the vectors of a slice or of an array of rows."""
         return self.embeddings.take(self.places[rows])
+
+
+def _unheard(done: int) -> None:
+    """Take no note."""
 
 
 def _batched(texts: Iterable[str], size: int) -> Iterator[list[str]]:

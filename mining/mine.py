@@ -1,18 +1,18 @@
 """A build's tuples get their negatives. For each source: encode, search, choose, write.
 
 Retrieval sources are searched; the corpus is the source's distinct positives. Clustering sources with labels draw texts
-of other classes. Classification sources keep the other label, which they were built with.
+of other classes, or search those. Classification sources keep the other label, which they were built with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from curation import store
@@ -20,15 +20,17 @@ from curation.errors import BuildError
 from curation.manifest_models import Mine
 from curation.progress import Progress, silent
 from curation.schema import NEGATIVES
+from mining import candidates
 from mining.builds import described, selected, settings_of
-from mining.embeddings import Embeddings, Encoder
-from mining.negatives import Rules
-from mining.rows import Found, Tally, by_class, by_search, finished, given_only
+from mining.calibrate import calibrated
+from mining.classes import classes_of
+from mining.embeddings import Encoder
+from mining.models import Models, Open, open_encoder
+from mining.rows import Fill, Tally, by_class, finished, given_only
+from mining.searching import Asked, Search, blocks
 
-FORMAT = 1  # raised when the same settings give other rows
-QUERIES = 4_096  # rows a block: with 1,024 numbers a vector and 120 candidates, about 60 MB
-Open = Callable[[Mine, str], Encoder]
-Fill = Callable[[pl.DataFrame, int], Found]
+FORMAT = 2  # raised when the same settings give other rows
+NOT_RULES = {"model", "dtype", "max_tokens", "prompt", "store"}  # these are in the fingerprint or the texts
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Job:
     digest: str
     described: Mapping[str, object]  # the encoder; empty where none is needed
     source: str  # the digest of the curated stage
+    searched: str = ""  # the digest of what the candidates depend on
 
     @property
     def curated(self) -> Path:
@@ -60,48 +63,72 @@ class Job:
         """Return the number of negatives a row."""
         return NEGATIVES["classification"] if self.way == "given" else self.settings.negatives
 
-
-def open_encoder(settings: Mine, device: str) -> Encoder:
-    """Load the model of a `mine:` section."""
-    from training.encode import load_encoder  # torch: only where something must be encoded
-
-    return load_encoder(
-        settings.model, device=device, dtype=settings.dtype, max_tokens=settings.max_tokens, prompt=settings.prompt
-    )
+    def asked(self) -> Asked:
+        """Return what is to be searched."""
+        return Asked(
+            name=self.name,
+            curated=self.curated,
+            candidates=self.build / "candidates" / self.name,
+            embeddings=self.build / "embeddings",
+            instruction=self.entry["instruction"],
+            digest=self.searched,
+            seed=self.seed,
+            by_class=self.way == "hard",
+            store=self.settings.store,
+        )
 
 
 def mine_build(
-    build: Path, only: Sequence[str] = (), device: str = "auto", progress: Progress = silent, load: Open = open_encoder
+    build: Path,
+    only: Sequence[str] = (),
+    device: str = "auto",
+    progress: Progress = silent,
+    load: Open = open_encoder,
+    rank: int | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Mine the sources of a build and return their receipts, each with `ran`: whether there was anything to do.
+
+    Processes that give each its own `rank` may do this at once: they share the encoding and the search by shards and blocks,
+    and the sources; where one dies, the others do its part. The files are those of one process.
 
     Raises:
         BuildError: the folder holds no whole build, or was changed by hand.
         ManifestError: its manifest has no usable `mine:` section.
         ModelError: the model cannot be loaded, or gives numbers that are none.
     """
-    receipts = {}
     described(build)  # complain before anything is written
-    settings = settings_of(build)
-    encoder = cache(lambda: load(settings, device))
-    with store.locked(build, "mine negatives"):
-        for job in jobs(build, only, encoder):
-            receipt, ran = store.run_stage(job.mined, job.digest, partial(_mine, job, encoder, progress))
+    models = Models(build, settings_of(build), device, load)
+    receipts = dict[str, dict[str, Any]]()
+    with store.locked(build, "mine negatives" + ("" if rank is None else f" rank {rank}")):
+        todo = list(jobs(build, only, models))
+        for job in todo if rank is not None else ():
+            _together(job, models, progress)
+        for job in todo:
+            with nullcontext() if rank is None else store.claimed(build / "mined" / f".{job.name}.claim", wait=True):
+                receipt, ran = store.run_stage(job.mined, job.digest, partial(_mine, job, models, progress))
             receipts[job.name] = {**receipt, "ran": ran}
     return receipts
 
 
+def _together(job: Job, models: Models, progress: Progress) -> None:
+    """Do this process's part of a source's encoding and searching."""
+    if job.way in ("search", "hard") and not store.stands(job.mined, job.digest):
+        search = searching(job, models.encoder, progress)
+        for wait in (False, True):
+            for _, number, rows, frame in blocks(job.curated):
+                search.prepare(frame, number, rows, wait)
+
+
 def plan(build: Path, only: Sequence[str] = (), device: str = "auto", load: Open = open_encoder) -> dict[str, dict[str, Any]]:
     """Return what `mine_build` would do: for each source the way, the rows, and whether it would run."""
-    encoder = cache(lambda: load(settings_of(build), device))
     found = {}
-    for job in jobs(build, only, encoder):
+    for job in jobs(build, only, Models(build, settings_of(build), device, load)):
         receipt = store.read_receipt(job.mined) or {}
         found[job.name] = {"way": job.way, "rows_in": job.entry["tuples"], "ran": receipt.get("digest") != job.digest}
     return found
 
 
-def jobs(build: Path, only: Sequence[str], encoder: Callable[[], Encoder]) -> Iterator[Job]:
+def jobs(build: Path, only: Sequence[str], models: Models) -> Iterator[Job]:
     """Return the sources to mine, checked, in the build's order."""
     whole = described(build)
     settings = settings_of(build)
@@ -111,32 +138,23 @@ def jobs(build: Path, only: Sequence[str], encoder: Callable[[], Encoder]) -> It
         if receipt is None or "digest" not in receipt:
             raise BuildError(curated, "is missing or unfinished", "run `curate build` again")
         store.check_files(curated, receipt)
-        way = _way(entry["task"], curated)
-        opened = encoder() if way == "search" else None
-        depends = _settings(way, settings) | {
-            "format": FORMAT,
-            "curated": receipt["digest"],
-            "encoder": [opened.fingerprint, opened.described] if opened else [],
-            "instruction": entry["instruction"] if opened else "",
-            "seed": int(whole["seed"]),
-        }
-        yield Job(
-            build,
-            name,
-            entry,
-            settings,
-            int(whole["seed"]),
-            way,
-            store.digest_of(depends),
-            opened.described if opened else {},
-            receipt["digest"],
-        )
+        way = _way(entry["task"], curated, settings)
+        fingerprint, about = models.identity() if way in ("search", "hard") else ("", {})
+        depends = {"curated": receipt["digest"]}
+        if fingerprint:
+            depends |= {"encoder": [fingerprint, about, settings.store], "instruction": entry["instruction"]}
+        searched = store.digest_of([candidates.FORMAT, depends, way])
+        depends |= _settings(way, settings) | {"format": FORMAT, "seed": int(whole["seed"])}
+        digest = store.digest_of(depends)
+        yield Job(build, name, entry, settings, int(whole["seed"]), way, digest, about, receipt["digest"], searched)
 
 
 def signature(job: Job) -> str:
     """Return everything that shapes the negatives, in one line."""
     parts = {**job.described, **_settings(job.way, job.settings), "seed": job.seed, "format": FORMAT}
-    return f"mine:{job.way}|" + "|".join(f"{key}:{value}" for key, value in parts.items() if value is not None)
+    return f"mine:{job.way}|" + "|".join(
+        f"{key}:{value}" for key, value in parts.items() if value is not None and value is not False
+    )
 
 
 def warning(name: str, receipt: Mapping[str, Any]) -> str | None:
@@ -153,31 +171,34 @@ def warning(name: str, receipt: Mapping[str, Any]) -> str | None:
     return text
 
 
-def _way(task: str, curated: Path) -> str:
+def _way(task: str, curated: Path, settings: Mine) -> str:
     if task == "classification":
         return "given"
     labelled = task == "clustering" and store.read_table(curated, "pairs", ["label"])["label"].null_count() == 0
-    return "class" if labelled else "search"
+    if labelled:
+        return "hard" if settings.classes == "hard" else "class"
+    return "search"
 
 
 def _settings(way: str, settings: Mine) -> dict[str, object]:
     """Return the settings that matter for a way, so that no other one makes it run again."""
-    if way == "search":
-        return settings.model_dump(
-            exclude={"model", "dtype", "max_tokens", "prompt"}
-        )  # these are in the fingerprint or the texts
+    if way in ("search", "hard"):
+        return settings.model_dump(exclude=NOT_RULES)
     return {"shortage": settings.shortage} | ({"negatives": settings.negatives} if way == "class" else {})
 
 
-def _mine(job: Job, encoder: Callable[[], Encoder], progress: Progress, folder: Path) -> dict[str, Any]:
+def _mine(job: Job, models: Models, progress: Progress, folder: Path) -> dict[str, Any]:
     """Do one source: files into `folder`, and what its receipt says."""
-    ways: dict[str, Callable[[], Fill]] = {
-        "search": lambda: _searcher(job, encoder(), progress),
-        "class": lambda: _drawer(job),
-        "given": lambda: given_only,
-    }
-    tally = _write(job, folder, ways[job.way](), progress)
-    said = {
+    said: dict[str, Any] = {}
+    fill: Fill
+    if job.way == "given":
+        fill = given_only
+    elif job.way == "class":
+        fill = _drawer(job)
+    else:
+        fill, said = _searcher(job, models.encoder, progress)
+    tally = _write(job, folder, fill, progress)
+    said |= {
         **asdict(tally),
         "way": job.way,
         "curated": job.source,
@@ -187,73 +208,44 @@ def _mine(job: Job, encoder: Callable[[], Encoder], progress: Progress, folder: 
     return said | ({"encoder": dict(job.described)} if job.described else {})
 
 
-def _searcher(job: Job, encoder: Encoder, progress: Progress) -> Fill:
-    """Encode the source and return the function that searches and chooses for a block of its rows."""
-    lists = store.read_table(job.curated, "pairs", ["positives", "negatives"])
-    corpus = lists["positives"].explode().drop_nulls().unique().sort().to_numpy().astype(np.int64)
-    needed = np.union1d(corpus, lists["negatives"].explode().drop_nulls().to_numpy())
-    most_positives = int(lists["positives"].list.len().to_numpy().max(initial=1))
-    instruction = job.entry["instruction"]
-    embeddings = Embeddings(job.build / "embeddings", encoder)
-    places = np.full(int(needed.max(initial=-1)) + 1, -1, np.int64)
-    with progress(f"{job.name}: encode", len(needed) + len(lists), "texts") as advance:
-        places[needed] = embeddings.ensure((encoder.passage(text) for text in _passages(job, needed)), advance)
-        queries = (text for frame in _pairs(job) for text in frame["query"])
-        asked = embeddings.ensure((encoder.query(instruction, text) for text in queries), advance)
-    rules = Rules(**{key: getattr(job.settings, key) for key in Rules.__dataclass_fields__})
-    widest = rules.range_max + most_positives
+def _searcher(job: Job, encoder: Callable[[], Encoder], progress: Progress) -> tuple[Fill, dict[str, Any]]:
+    """Return the function that searches and chooses for a block of the source's rows, and what was calibrated."""
+    search = searching(job, encoder, progress)
+    rules, said = calibrated(search, lambda: searching(job, encoder, progress, hide=True), job.settings)
+    return (lambda frame, number, rows: search.fill(frame, number, rows, rules, job.settings.shortage)), said
 
-    def fill(frame: pl.DataFrame, first: int) -> Found:
-        vectors = embeddings.take(asked[first : first + len(frame)])
-        return by_search(frame, vectors, embeddings.view(places), corpus, job.wanted, widest, rules)
 
-    return fill
+def searching(job: Job, encoder: Callable[[], Encoder], progress: Progress, hide: bool = False) -> Search:
+    """Return the search of a source; with `hide` only the first positive of a row is known."""
+    return Search(job.asked(), job.wanted, job.settings.range_max, encoder, progress, hide)
 
 
 def _drawer(job: Job) -> Fill:
     """Return the function that draws texts of other classes for a block of rows."""
-    pairs = store.read_table(job.curated, "pairs", ["key", "label"])
-    labels = pairs["label"].unique().sort()
-    numbers = pl.DataFrame({"label": labels, "class": np.arange(len(labels))})
-    of_key = pairs.unique("key", keep="first").join(numbers, on="label").select("key", "class")
-    passages = store.read_table(job.curated, "passages", ["pid", "key"])
-    classes = passages.join(of_key, on="key", how="left", maintain_order="left")["class"].fill_null(-1).to_numpy()
-
-    def fill(frame: pl.DataFrame, first: int) -> Found:
-        own = frame.join(numbers, on="label", how="left", maintain_order="left")["class"].fill_null(-1).to_numpy()
-        return by_class(frame, classes, own, first, job.wanted, job.seed, job.name)
-
-    return fill
+    classes, own = classes_of(job.curated)
+    return lambda frame, number, rows: by_class(classes, own[rows], rows, job.wanted, job.seed, job.name)
 
 
 def _write(job: Job, folder: Path, fill: Fill, progress: Progress) -> Tally:
     """Fill all rows block by block; a shard is written for each shard read."""
-    tally, dropped, first = Tally(), [], 0
+    tally, dropped, shards = Tally(), [], dict[int, list[pl.DataFrame]]()
     constants = {key: str(job.entry.get(key, "")) for key in ("task", "instruction", "language")}
     constants |= {"source": job.name, "signature": signature(job)}
     with progress(f"{job.name}: negatives", job.entry["tuples"], "rows") as advance:
-        for number, pairs in enumerate(_pairs(job)):
-            kept = []
-            for start in range(0, max(len(pairs), 1), QUERIES):
-                block = pairs.slice(start, QUERIES)
-                rows, lost = finished(job.name, block, fill(block, first), job.wanted, job.settings.shortage, tally)
-                kept.append(rows)
-                dropped.append(lost)
-                first += len(block)
-                advance(len(block))
-            store.write_parquet(folder / f"pairs-{number:05d}.parquet", pl.concat(kept), constants)
+        for shard, number, rows, frame in blocks(job.curated):
+            if shard not in shards:
+                _flush(folder, shards, constants)
+            kept, lost = finished(job.name, frame, fill(frame, number, rows), job.wanted, job.settings.shortage, tally)
+            shards.setdefault(shard, []).append(kept)
+            dropped.append(lost)
+            advance(len(frame))
+    _flush(folder, shards, constants)
     store.write_parquet(folder / "dropped.parquet", pl.concat(dropped), constants)
     return tally
 
 
-def _pairs(job: Job) -> Iterator[pl.DataFrame]:
-    for shard in sorted(job.curated.glob("pairs-[0-9]*.parquet")):
-        yield store.read_parquet(shard)
-
-
-def _passages(job: Job, needed: np.ndarray) -> Iterator[str]:
-    """Return the texts of the needed passages, in order, shard by shard."""
-    wanted = pl.Series("pid", needed, dtype=pl.UInt32)
-    for shard in sorted(job.curated.glob("passages-[0-9]*.parquet")):
-        frame = store.read_parquet(shard, ["pid", "text"])
-        yield from frame.filter(pl.col("pid").is_in(wanted.implode()))["text"]
+def _flush(folder: Path, shards: dict[int, list[pl.DataFrame]], constants: Mapping[str, str]) -> None:
+    """Write what is whole, and forget it."""
+    for shard, kept in shards.items():
+        store.write_parquet(folder / f"pairs-{shard:05d}.parquet", pl.concat(kept), constants)
+    shards.clear()

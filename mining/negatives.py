@@ -1,44 +1,105 @@
 """Which candidates are negatives: pure functions from arrays to arrays.
 
-`choose` gives what sentence-transformers 6.2 `mine_hard_negatives` gives (sampling "top", format "n-tuple"). Its rules:
-a candidate must pass every filter; the reference of both margins is the lowest score among the query's positives; the
-relative margin is a share of that score's magnitude; and range_min skips the nearest of the candidates that *passed*.
+A candidate must pass every filter that is switched on; then the rank window, then the pick. With only the margins, the
+score limits and the window, `choose` gives what sentence-transformers 6.2 `mine_hard_negatives` gives (sampling "top",
+format "n-tuple"): the reference of both margins is the lowest score among the query's positives, the relative margin is
+a share of that score's magnitude, and range_min skips the nearest of the candidates that *passed*.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from curation.schema import draws
+from mining.lists import Ragged, contains
 
-FILTERS = ("positive", "given", "absolute_margin", "relative_margin", "max_score", "min_score", "range_min")
-MOST_NEGATIVES = 1_024  # a row has this many draws of its own; the manifest allows 1,000 negatives
+FILTERS = (
+    "positive",
+    "given",
+    "exclude_query",
+    "exclude_group",
+    "containment",
+    "absolute_margin",
+    "relative_margin",
+    "max_score",
+    "min_score",
+    "max_similarity",
+    "distinct",
+    "range_min",
+)
+# what `shortage: relax` lets go of, one after the other; what makes a text the same as a positive it never does
+RELAXED: tuple[dict[str, Any], ...] = (
+    {"range_min": 0},
+    {"max_similarity": None},
+    {"max_score": None, "min_score": None},
+    {"absolute_margin": None, "relative_margin": None},
+)
+TABLES = ("ids", "scores", "similarity", "overlap", "same_query", "same_group", "groups", "draw")  # (q, k) each
+REFERENCE = {"min": np.minimum, "max": np.maximum, "mean": np.add}
 
 
 @dataclass(frozen=True)
 class Rules:
-    """The numbers of the `mine:` section that decide; None switches a filter off."""
+    """The keys of the `mine:` section that decide; None and False switch a filter off."""
 
     range_min: int = 5
     range_max: int = 100
-    max_score: float | None = 0.8
-    min_score: float | None = None
+    rank_basis: str = "surviving"  # or raw: the window counts all that the search found
+    exclude_query: bool = False
+    exclude_group: bool = False
+    containment: float | None = None
     absolute_margin: float | None = None
     relative_margin: float | None = 0.05
+    margin_reference: str = "min"  # or max or mean, of the positives' scores
+    max_score: float | None = 0.8
+    min_score: float | None = None
+    max_similarity: float | None = None
+    distinct: bool = False
+    pick: str = "top"  # or random or stratified
 
 
 @dataclass(frozen=True)
-class Ragged:
-    """A list of ids a row: row i has `ids[starts[i]:starts[i + 1]]`."""
+class Candidates:
+    """What is known of q queries with k candidates each, nearest first. What no rule asks for may be None."""
 
-    starts: np.ndarray  # (rows + 1,) int64
-    ids: np.ndarray  # (starts[-1],) int64
+    ids: np.ndarray  # (q, k) int64; -1 stands for none
+    scores: np.ndarray  # (q, k) floats, descending
+    positives: Ragged  # known positives, at least one a query
+    positive_scores: np.ndarray  # (len(positives.ids),) of the dtype of the scores
+    given: Ragged  # negatives that a query has already
+    given_scores: np.ndarray  # (len(given.ids),)
+    similarity: np.ndarray | None = None  # (q, k) floats: highest cosine to a positive
+    overlap: np.ndarray | None = None  # (q, k) floats: highest share of words in a row shared with a positive
+    same_query: np.ndarray | None = None  # (q, k) bool: the query's own text
+    same_group: np.ndarray | None = None  # (q, k) bool: counts as the same text as a positive
+    groups: np.ndarray | None = None  # (q, k) int64: equal for texts that count as the same; -1 for those with no twin
+    draw: np.ndarray | None = None  # (q, k) uint64: a random number each
 
-    def row_of_each(self) -> np.ndarray:
-        """Return the row that each id belongs to."""
-        return np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
+    def rows(self, some: np.ndarray) -> Candidates:
+        """Return some queries, ascending."""
+        return replace(
+            self._each(lambda values: values[some]),
+            positives=self.positives.rows(some),
+            positive_scores=Ragged(self.positives.starts, self.positive_scores).rows(some).ids,
+            given=self.given.rows(some),
+            given_scores=Ragged(self.given.starts, self.given_scores).rows(some).ids,
+        )
+
+    def narrowed(self, k: int) -> Candidates:
+        """Return the k nearest candidates of each query."""
+        return self._each(lambda values: values[:, :k])
+
+    def first_scores(self) -> np.ndarray:
+        """Return the score (q,) of each query with its first positive."""
+        return np.asarray(self.positive_scores[self.positives.starts[:-1]])
+
+    def _each(self, change: Callable[[np.ndarray], np.ndarray]) -> Candidates:
+        tables: dict[str, Any] = {name: getattr(self, name) for name in TABLES}
+        changed: dict[str, Any] = {name: None if table is None else change(table) for name, table in tables.items()}
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True)
@@ -47,74 +108,118 @@ class Chosen:
 
     ids: np.ndarray  # (q, n) int64
     scores: np.ndarray  # (q, n) as given to `choose`
-    ranks: np.ndarray  # (q, n) int64: column in the candidates, 0 = nearest, positives counted
+    ranks: np.ndarray  # (q, n) int64: column in the candidates, 0 = nearest, positives counted; -1: not a candidate
     found: np.ndarray  # (q,) int64
     removed: dict[str, np.ndarray]  # filter -> (q,) int64: candidates it took that those before it had left
 
 
-def choose(
-    candidates: np.ndarray,
-    scores: np.ndarray,
-    positives: Ragged,
-    positive_scores: np.ndarray,
-    given: Ragged,
-    wanted: np.ndarray,
-    rules: Rules,
-) -> Chosen:
-    """Choose the `wanted` nearest candidates of each query that pass the rules, after the first `range_min` of them.
+def choose(candidates: Candidates, wanted: np.ndarray, rules: Rules) -> Chosen:
+    """Choose up to `wanted` (q,) candidates of each query; limits are compared in the dtype of the scores."""
+    eligible, removed = eligible_of(candidates, rules)
+    return packed(candidates, picked(candidates, eligible, wanted, rules.pick), wanted, removed)
 
-    Args:
-        candidates: (q, k) int64, nearest first; -1 stands for none.
-        scores: (q, k) floats, descending.
-        positives: known positives of each query, at least one each.
-        positive_scores: (len(positives.ids),) of the same dtype, the query's score with each.
-        given: negatives that each query has already; they are not chosen again.
-        wanted: (q,) how many each query lacks.
-        rules: the filters' settings, all compared in the dtype of the scores.
-    """
-    alive = candidates >= 0
-    reference = lowest(positives, positive_scores)
+
+def eligible_of(candidates: Candidates, rules: Rules) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return (q, k) bool, the candidates to pick from, and what each filter took."""
+    alive = candidates.ids >= 0
+    reference = reference_of(candidates.positives, candidates.positive_scores, rules.margin_reference)
     removed: dict[str, np.ndarray] = {}
-    for name in FILTERS[:-1]:
-        hit = _hits(name, candidates, scores, positives, given, reference, rules)
+    for name in FILTERS[:-2]:
+        hit = _hits(name, candidates, reference, rules)
         if hit is not None:
             removed[name] = (alive & hit).sum(axis=1)
             alive &= ~hit
+    if rules.distinct:
+        again = _repeats(alive, candidates.groups)
+        removed["distinct"] = again.sum(axis=1)
+        alive &= ~again
     rank = alive.cumsum(axis=1) - 1  # among those that passed
+    if rules.rank_basis == "raw":
+        rank = np.broadcast_to(np.arange(alive.shape[1]), alive.shape)
     removed["range_min"] = (alive & (rank < rules.range_min)).sum(axis=1)
-    last = np.minimum(rules.range_min + wanted, rules.range_max)
-    return _packed(candidates, scores, alive & (rank >= rules.range_min) & (rank < last[:, None]), wanted, removed)
+    return alive & (rank >= rules.range_min) & (rank < rules.range_max), removed
 
 
-def lowest(positives: Ragged, scores: np.ndarray) -> np.ndarray:
-    """Return the lowest positive score (q,) of each query: the safest reference for a margin."""
-    return np.minimum.reduceat(scores, positives.starts[:-1]) if len(scores) else scores
+def picked(candidates: Candidates, eligible: np.ndarray, wanted: np.ndarray, pick: str) -> np.ndarray:
+    """Return (q, k) bool: at most `wanted` (q,) of the eligible ones of each query.
+
+    top: the nearest. random: any, all alike. stratified: the eligible ones are cut, in order, into `wanted` runs of equal
+    length, and one is drawn from each.
+    """
+    rank = eligible.cumsum(axis=1) - 1
+    count = eligible.sum(axis=1)
+    if pick == "top":
+        return np.asarray(eligible & (rank < wanted[:, None]))
+    assert candidates.draw is not None
+    rows, columns = np.nonzero(eligible)
+    draw = candidates.draw[rows, columns]
+    taken = np.zeros_like(eligible)
+    if pick == "random":
+        order = np.lexsort((draw, rows))
+        place = np.arange(len(rows)) - np.repeat(count.cumsum() - count, count)
+        order = order[place < wanted[rows[order]]]
+    else:
+        stratum = rank[rows, columns] * np.minimum(wanted, count)[rows] // np.maximum(count, 1)[rows]
+        order = np.lexsort((draw, stratum, rows))
+        same = (np.diff(rows[order]) == 0) & (np.diff(stratum[order]) == 0)
+        order = order[np.concatenate([[True], ~same])] if len(order) else order
+        order = order[wanted[rows[order]] > 0]
+    taken[rows[order], columns[order]] = True
+    return taken
 
 
-def contains(lists: Ragged, candidates: np.ndarray) -> np.ndarray:
-    """Return (q, k) bool: whether a candidate is in its row's list."""
-    width = int(max(candidates.max(initial=0), lists.ids.max(initial=0))) + 2  # ids from -1 on
-    rows = np.arange(len(candidates))[:, None]
-    return np.isin(rows * width + candidates + 1, lists.row_of_each() * width + lists.ids + 1)
+def relax(candidates: Candidates, chosen: Chosen, wanted: np.ndarray, rules: Rules) -> tuple[Chosen, int]:
+    """Fill queries short of negatives by letting go of one filter after the other; return also how many were added.
+
+    What a step lets in is taken from the far end: the least like a positive first.
+    """
+    taken = np.zeros(candidates.ids.shape, bool)
+    rows, columns = np.nonzero(np.arange(chosen.ids.shape[1]) < chosen.found[:, None])
+    taken[rows, chosen.ranks[rows, columns]] = True
+    for step in RELAXED:
+        rules = replace(rules, **step)
+        more = eligible_of(candidates, rules)[0] & ~taken
+        from_end = more[:, ::-1].cumsum(axis=1)[:, ::-1]  # 1 = the farthest
+        taken |= more & (from_end <= (wanted - taken.sum(axis=1))[:, None])
+    filled = packed(candidates, taken, wanted, chosen.removed)
+    return filled, int((filled.found - chosen.found).sum())
 
 
-def _hits(
-    name: str,
-    candidates: np.ndarray,
-    scores: np.ndarray,
-    positives: Ragged,
-    given: Ragged,
-    reference: np.ndarray,
-    rules: Rules,
-) -> np.ndarray | None:
+def reference_of(positives: Ragged, scores: np.ndarray, reference: str) -> np.ndarray:
+    """Return the score (q,) that margins count from: the positives' lowest (the safest), highest or mean."""
+    if not len(scores):
+        return scores
+    found = REFERENCE[reference].reduceat(scores, positives.starts[:-1])
+    return found / np.diff(positives.starts).astype(scores.dtype) if reference == "mean" else found
+
+
+def replaced(all_rows: Chosen, rows: np.ndarray, some: Chosen) -> Chosen:
+    """Return `all_rows` with the rows `rows` taken from `some`."""
+    width = some.ids.shape[1]
+    for old, new in ((all_rows.ids, some.ids), (all_rows.scores, some.scores), (all_rows.ranks, some.ranks)):
+        old[rows, :width] = new
+    all_rows.found[rows] = some.found
+    for name, counts in some.removed.items():
+        all_rows.removed[name][rows] = counts
+    return all_rows
+
+
+def _hits(name: str, candidates: Candidates, reference: np.ndarray, rules: Rules) -> np.ndarray | None:
     """Return (q, k) bool: what a filter would take; None where it is switched off."""
     if name == "positive":
-        return contains(positives, candidates)
+        return contains(candidates.positives, candidates.ids)
     if name == "given":
-        return contains(given, candidates) if len(given.ids) else None
+        return contains(candidates.given, candidates.ids) if len(candidates.given.ids) else None
     limit = getattr(rules, name)
-    if limit is None:
+    if limit is None or limit is False:
         return None
+    if name in ("exclude_query", "exclude_group"):
+        return candidates.same_query if name == "exclude_query" else candidates.same_group
+    if name in ("containment", "max_similarity"):
+        evidence = candidates.overlap if name == "containment" else candidates.similarity
+        assert evidence is not None
+        return np.asarray(evidence >= evidence.dtype.type(limit))
+    scores = candidates.scores
     limit = scores.dtype.type(limit)
     if name == "absolute_margin":
         return np.asarray(scores + limit > reference[:, None])
@@ -123,61 +228,26 @@ def _hits(
     return np.asarray(scores > limit if name == "max_score" else scores < limit)
 
 
-def _packed(
-    candidates: np.ndarray, scores: np.ndarray, taken: np.ndarray, wanted: np.ndarray, removed: dict[str, np.ndarray]
-) -> Chosen:
-    """Move the taken candidates of each row to its front."""
+def _repeats(alive: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+    """Return (q, k) bool: candidates of whose group a nearer one is alive."""
+    assert groups is not None
+    rows, columns = np.nonzero(alive & (groups >= 0))
+    codes = rows * (int(groups.max(initial=0)) + 1) + groups[rows, columns]
+    again = np.ones(len(codes), bool)
+    again[np.unique(codes, return_index=True)[1]] = False
+    found = np.zeros_like(alive)
+    found[rows[again], columns[again]] = True
+    return found
+
+
+def packed(candidates: Candidates, taken: np.ndarray, wanted: np.ndarray, removed: dict[str, np.ndarray]) -> Chosen:
+    """Move the taken candidates (q, k) bool of each row to its front."""
     rows, columns = np.nonzero(taken)
     found = taken.sum(axis=1)
     place = np.arange(len(rows)) - np.repeat(found.cumsum() - found, found)  # within the row
-    shape = (len(candidates), int(wanted.max(initial=0)))
+    shape = (len(taken), int(wanted.max(initial=0)))
     ids, ranks = np.full(shape, -1, np.int64), np.full(shape, -1, np.int64)
-    kept = np.full(shape, np.nan, scores.dtype)
-    ids[rows, place], ranks[rows, place], kept[rows, place] = candidates[rows, columns], columns, scores[rows, columns]
+    kept = np.full(shape, np.nan, candidates.scores.dtype)
+    ids[rows, place], ranks[rows, place] = candidates.ids[rows, columns], columns
+    kept[rows, place] = candidates.scores[rows, columns]
     return Chosen(ids, kept, ranks, found, removed)
-
-
-def distinct(lists: Ragged, barred: Ragged, most: int) -> Ragged:
-    """Return the first `most` distinct ids of each row's list that are not in its `barred` list, in their order."""
-    rows = lists.row_of_each()
-    width = int(max(lists.ids.max(initial=0), barred.ids.max(initial=0))) + 1
-    codes = rows * width + lists.ids
-    first = np.zeros(len(codes), bool)
-    first[np.unique(codes, return_index=True)[1]] = True
-    first &= ~np.isin(codes, barred.row_of_each() * width + barred.ids)
-    before = np.concatenate([[0], first.cumsum()])
-    first &= before[:-1] - before[lists.starts[rows]] < most
-    counts = np.bincount(rows[first], minlength=len(lists.starts) - 1)
-    return Ragged(np.concatenate([[0], counts.cumsum()]), lists.ids[first])
-
-
-def of_other_classes(classes: np.ndarray, own: np.ndarray, rows: np.ndarray, wanted: int, seed: int, source: str) -> np.ndarray:
-    """Draw for each row `wanted` distinct passages of other classes, uniformly: F2LLM's rule for clustering.
-
-    Args:
-        classes: (n,) class of each passage, -1 where it is unknown; such a passage is never drawn.
-        own: (q,) class of each row, -1 where it has none; such a row draws nothing.
-        rows: (q,) number of each row in its source.
-        wanted: negatives a row, at most `MOST_NEGATIVES`.
-        seed: the manifest's.
-        source: the source's name.
-
-    Returns:
-        (q, wanted) int64 passages; -1 at the end of rows whose source has too few.
-
-    Method: R. W. Floyd's sampling without replacement (Bentley, CACM 30(9), 1987), all rows at once; draw j of row r is
-    a function of (seed, source, r, j).
-    """
-    order = np.argsort(classes, kind="stable")  # passages class by class, the unknown first
-    order = order[np.searchsorted(classes[order], 0) :]
-    first, after = (np.searchsorted(classes[order], own, side) for side in ("left", "right"))
-    pool = np.where(own >= 0, len(order) - (after - first), 0)  # (q,) passages of other classes
-    drawn = np.full((len(own), wanted), -1, np.int64)
-    for step in range(wanted):
-        top = pool - np.minimum(pool, wanted) + step  # Floyd's j: the draw is from 0..j
-        numbers = draws(seed, f"{source}/negatives", rows * MOST_NEGATIVES + step)
-        draw = (numbers % (np.maximum(top, 0) + 1).astype(np.uint64)).astype(np.int64)
-        draw = np.where((drawn == draw[:, None]).any(axis=1), top, draw)
-        drawn[:, step] = np.where(top < pool, draw, -1)
-    drawn += np.where(drawn >= first[:, None], (after - first)[:, None], 0)  # step over the own class
-    return np.where(drawn >= 0, order[drawn], -1) if len(order) else drawn

@@ -1,9 +1,10 @@
 """Which tuples a step trains on, and what of them the model reads.
 
-The plan is a pure function of (seed, epoch, step): each batch is of one source, each tuple comes once an epoch, and
-the sources' batches lie in a shuffled order. So the place in the data is one integer, the step, and a run goes on at
-any of them without walking there. Every draw is made from the seed, the source's name and the tuple's own key, so
-another source, or another tuple of the same one, changes neither the order of two tuples nor a drawn negative.
+The plan is a pure function of (seed, epoch, step): each batch is of one source, each tuple comes once an epoch (unless
+small sources are to come more often), and the sources' batches lie in a shuffled order. So the place in the data is one
+integer, the step, and a run goes on at any of them without walking there. Every draw is made from the seed, the source's
+name and the tuple's own key, so another source, or another tuple of the same one, changes neither a drawn negative nor
+the order of two tuples (but where tuples with one positive have to be kept out of one batch).
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from typing import NamedTuple
 import numpy as np
 
 from curation.schema import draws
+from training.loss import IN_BATCH_TASKS
 from training.tokens import Source
 
+SPREADS = 20  # rounds
+TURN = np.uint64(0x5555555555555555)  # makes a second order of the same draws
 NEVER = np.uint64(0xFFFFFFFFFFFFFFFF)  # sorts behind every draw
 
 
@@ -32,51 +36,114 @@ class Batch(NamedTuple):
     negative: np.ndarray  # (b, k) i64, 0 where there is none
     has_negative: np.ndarray  # (b, k) bool
     shared: np.ndarray  # (b, b) bool: positive j is, or equals but for its form, a positive of tuple i, and j != i
+    teacher: np.ndarray  # (b, 1 + k) f32, the miner's scores of positive and negatives; NaN where there is none
     shared_negative: np.ndarray | None  # (b, b, k) bool: likewise negative m of tuple j; None where no loss asks for it
 
 
 class Plan:
     """The order of batches. It keeps the orders of the epoch it was last asked for, and nothing else."""
 
-    def __init__(self, sources: Sequence[Source], seed: int, batch: int, negatives: int, joint: bool = False) -> None:
-        """Take what batches depend on; `joint`: the loss takes other rows' negatives too, so tell the false ones."""
+    def __init__(
+        self, sources: Sequence[Source], seed: int, batch: int, negatives: int, joint: bool = False, evenness: float = 1
+    ) -> None:
+        """Take what batches depend on.
+
+        Args:
+            sources: what there is.
+            seed: of every draw.
+            batch: tuples a step.
+            negatives: hard negatives a tuple.
+            joint: the loss takes other rows' negatives too, so tell the false ones.
+            evenness: T; a source has a share of size^(1/T) of the steps, whose number stays.
+        """
         self.sources, self.seed, self.batch, self.negatives, self.joint = list(sources), seed, batch, negatives, joint
-        self.batches = [-(-len(source) // batch) for source in sources]  # the last of a source may be smaller
-        self.steps_per_epoch = sum(self.batches)
+        self.batches = [-(-len(source) // batch) for source in sources]  # of a pass; the last of a source may be smaller
+        self.shares = shares(self.batches, [len(source) for source in sources], evenness)  # of an epoch
+        self.steps_per_epoch = sum(self.shares)
         self._epoch = -1
         self._order = np.zeros((0, 2), dtype=np.int64)
-        self._rows: dict[int, np.ndarray] = {}
+        self._rows: dict[tuple[int, int], np.ndarray] = {}
 
     def rows(self, step: int) -> tuple[Source, np.ndarray]:
         """Return the source of a step, and which of its rows, (b,) i64."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._order, self._rows = epoch, self._batch_order(epoch), {}
-        number, batch = self._order[place].tolist()
-        if number not in self._rows:
-            source = self.sources[number]
-            self._rows[number] = np.argsort(draws(self.seed, f"{source.name}/epoch/{epoch}", source.rows), kind="stable")
-        return self.sources[number], self._rows[number][batch * self.batch : (batch + 1) * self.batch]
+        number, time, batch = self._place(step)
+        if (number, time) not in self._rows:
+            self._rows[number, time] = row_order(self.sources[number], self.seed, time, self.batch)
+        return self.sources[number], self._rows[number, time][batch * self.batch : (batch + 1) * self.batch]
 
     def batch_at(self, step: int) -> Batch:
         """Return the batch of a step, counted from 0 over all epochs."""
         source, rows = self.rows(step)
-        slots = draw_negatives(source, rows, self.seed, step // self.steps_per_epoch, self.negatives)
+        slots = draw_negatives(source, rows, self.seed, self._place(step)[1], self.negatives)
         batch = assemble(source, rows, slots)
         return batch._replace(shared_negative=shared_negatives(source, rows, slots)) if self.joint else batch
 
+    def _place(self, step: int) -> tuple[int, int, int]:
+        """Return a step's source, how often that has been passed through before, and which batch of this pass it is."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order, self._rows = epoch, self._batch_order(epoch), {}
+        number, batch = self._order[place].tolist()
+        return number, *divmod(epoch * self.shares[number] + batch, self.batches[number])
+
     def _batch_order(self, epoch: int) -> np.ndarray:
-        """Return (source, batch of the source) for each step of an epoch, (steps, 2) i64."""
+        """Return (source, batch of its share) for each step of an epoch, (steps, 2) i64."""
         keys = [
             draws(self.seed, f"{source.name}/order/{epoch}", np.arange(count))
-            for source, count in zip(self.sources, self.batches, strict=True)
+            for source, count in zip(self.sources, self.shares, strict=True)
         ]
-        number = np.repeat(np.arange(len(self.sources)), self.batches)
-        batch = np.concatenate([np.arange(count) for count in self.batches])
+        number = np.repeat(np.arange(len(self.sources)), self.shares)
+        batch = np.concatenate([np.arange(count) for count in self.shares])
         return np.stack([number, batch], axis=1)[np.argsort(np.concatenate(keys), kind="stable")]
 
 
-def draw_negatives(source: Source, rows: np.ndarray, seed: int, epoch: int, k: int) -> np.ndarray:
+def shares(batches: Sequence[int], sizes: Sequence[int], evenness: float) -> list[int]:
+    """Return each source's batches of an epoch: of the same number in all, a share of size^(1/evenness), and one at least."""
+    if evenness == 1:
+        return list(batches)
+    weight = np.array(sizes, dtype=np.float64) ** (1 / evenness)
+    exact = (sum(batches) - len(batches)) * weight / weight.sum()
+    share = 1 + np.floor(exact).astype(np.int64)
+    left = sum(batches) - int(share.sum())
+    share[np.argsort(np.floor(exact) - exact, kind="stable")[:left]] += 1  # the largest remainders
+    return [int(count) for count in share]
+
+
+def row_order(source: Source, seed: int, time: int, batch: int) -> np.ndarray:
+    """Return the rows of a source in the order of its pass number `time`, (rows,) i64."""
+    order = np.argsort(draws(seed, f"{source.name}/epoch/{time}", source.rows), kind="stable")
+    if source.task not in IN_BATCH_TASKS:
+        return order
+    return spread(
+        order, source.identity[source.positives[source.positive_starts[:-1]]], batch, seed, f"{source.name}/spread/{time}"
+    )
+
+
+def spread(order: np.ndarray, identity: np.ndarray, batch: int, seed: int, purpose: str) -> np.ndarray:
+    """Return the order with rows of one identity in different batches, as far as there are batches for them.
+
+    Rows whose identity stands in their batch already change places with as many drawn ones, over and over: a few rows in
+    a hundred have to move. What is left after some rounds is for the loss to mask.
+    """
+    group, place = np.unique(identity, return_inverse=True)[1], np.arange(len(order))
+    best, fewest, before = order, len(order), len(order)
+    for turn in range(SPREADS):
+        cell = place // batch * len(order) + group[order]  # (rows,) batch and identity as one number
+        by_cell = np.argsort(cell, kind="stable")
+        again = by_cell[1:][np.diff(cell[by_cell]) == 0]
+        if len(again) < fewest:
+            best, fewest = order, len(again)
+        if not len(again) or len(again) > max(0.9 * before, batch):  # done, or too many rows have the same passage
+            break
+        before = len(again)
+        drawn = draws(seed, f"{purpose}/{turn}", place)
+        moved = np.union1d(again, np.argsort(drawn, kind="stable")[: len(again)])
+        order = order.copy()
+        order[moved] = order[moved[np.argsort(drawn[moved] ^ TURN, kind="stable")]]
+    return best
+
+
+def draw_negatives(source: Source, rows: np.ndarray, seed: int, time: int, k: int) -> np.ndarray:
     """Return k of each row's negatives, drawn anew each epoch, as places in `source.negatives`, (b, k) i64.
 
     A row with fewer has all of its own and then -1.
@@ -86,7 +153,7 @@ def draw_negatives(source: Source, rows: np.ndarray, seed: int, epoch: int, k: i
     most = int(count.max(initial=0))
     if not most or not k:
         return np.full((len(rows), k), -1, dtype=np.int64)
-    purpose, slot = f"{source.name}/negatives/{epoch}", np.arange(most)
+    purpose, slot = f"{source.name}/negatives/{time}", np.arange(most)
     start = draws(seed, purpose, source.rows[rows])
     draw = draws(seed, purpose, start[:, None] + slot.astype(np.uint64))
     absent = slot >= count[:, None]
@@ -109,8 +176,11 @@ def assemble(source: Source, rows: np.ndarray, slots: np.ndarray) -> Batch:
     negative = np.zeros(slots.shape, dtype=np.int64)
     negative[has] = number[2 * b :]
     ids, starts = gather(source.ids, source.starts, distinct[order])
-    shared = shared_positives(source, rows)
-    return Batch(source.name, source.task, rows, ids, starts, number[:b], number[b : 2 * b], negative, has, shared, None)
+    teacher = np.full((b, 1 + slots.shape[1]), np.nan, dtype=np.float32)
+    teacher[:, 0] = source.positive_score[rows]
+    teacher[:, 1:][has] = source.negative_scores[slots[has]]
+    which = number[:b], number[b : 2 * b], negative, has
+    return Batch(source.name, source.task, rows, ids, starts, *which, shared_positives(source, rows), teacher, None)
 
 
 def gather(values: np.ndarray, starts: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

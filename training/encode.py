@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from curation.errors import ModelError
-from curation.store import digest_of, file_digest
+from curation.store import digest_of
 from training.model import Model, Tokens, autocast, device_of, dtype_of, load_model
+from training.model_files import VECTORS
 
-FORMAT = 1  # of the vectors: raise it when the same weights and texts give others
 TOKENS_PER_BATCH = {("cpu", torch.bfloat16): 2048, ("cpu", torch.float32): 1024}  # measured best on 2 cores
 TOKENS_PER_GPU_BATCH = 65_536
 TEXTS_PER_CALL = 8192  # of the tokenizer
@@ -115,11 +115,10 @@ def batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
 
 def _fingerprint(model: Model, described: dict[str, object]) -> str:
     """Return the digest of all that a vector of a rendered text depends on."""
-    files = [model.files.transformer / "config.json", *model.files.weights(), *model.files.tokenizer()]
     return digest_of(
         {
-            "format": FORMAT,
-            "files": {path.name: file_digest(path) for path in files},
+            "format": VECTORS,
+            "files": model.files.digests(),
             "settings": {key: described[key] for key in ("dtype", "pooling", "max_tokens")},
             "normalised": True,
         }

@@ -11,6 +11,7 @@ import numpy as np
 from curation import schema, store
 from curation.errors import BuildError
 from curation.manifest_models import Train
+from training.data import shares
 from training.model import Model, load_model
 from training.step import warmup_steps
 from training.tokens import mined_sources
@@ -27,13 +28,18 @@ def estimate(build: Path, recipe: Train, *, device: str = "auto", only: Sequence
     """
     entries = mined_sources(build, only)
     tuples = {name: len(store.read_table(build / "mined" / name, "pairs", ["id"])) for name in entries}
-    steps_per_epoch = sum(-(-count // recipe.batch) for count in tuples.values())
+    some = {name: count for name, count in tuples.items() if count}
+    batches = [-(-count // recipe.batch) for count in some.values()]
+    steps_per_epoch = sum(batches)
     if not steps_per_epoch:
         raise BuildError(build, "has not one mined tuple to train on", "look at `curate show` for what was dropped and why")
     model = load_model(recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device=device)
     steps = min(steps_per_epoch * recipe.epochs, recipe.steps or steps_per_epoch * recipe.epochs)
-    per_tuple = {name: _tokens(build, name, entries[name], model, recipe) for name, count in tuples.items() if count}
-    tokens = sum(per_tuple[name] * tuples[name] for name in per_tuple)  # of an epoch
+    taken = shares(batches, list(some.values()), recipe.evenness)  # batches of an epoch
+    tokens = sum(
+        _tokens(build, name, entries[name], model, recipe) * count / passed * share
+        for (name, count), passed, share in zip(some.items(), batches, taken, strict=True)
+    )
     per_step = round(tokens / steps_per_epoch)
     return {
         "steps": steps,

@@ -15,15 +15,23 @@ IN_BATCH_TASKS = ("retrieval",)  # elsewhere other rows' positives are of the sa
 
 
 class Losses(NamedTuple):
-    """Means over the rows of a batch, 0-d; `total` is the sum of the others, or stands alone where they are one."""
+    """Means over the rows of a batch, 0-d; `total` is the (weighted) sum of the others, or stands alone where they are one."""
 
     total: Tensor
     hard: Tensor | None  # None where own and other rows' negatives share a softmax
     in_batch: Tensor | None  # None there too, and for a task without it
+    distilled: Tensor | None = None  # None without a teacher
 
 
 def contrastive(
-    query: Tensor, positive: Tensor, negative: Tensor, has_negative: Tensor, shared: Tensor | None, temperature: float, task: str
+    query: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    has_negative: Tensor,
+    shared: Tensor | None,
+    temperature: float,
+    task: str,
+    symmetric: bool = False,
 ) -> Losses:
     """Return the loss of b tuples of one source.
 
@@ -35,11 +43,15 @@ def contrastive(
         shared: (b, b) bool, which other rows' positives are no negatives of a row; None gives F2LLM's own formula.
         temperature: divides the cosines.
         task: retrieval adds the in-batch term.
+        symmetric: that term is the mean of queries among passages and passages among queries.
     """
     hard = hard_loss(query, positive, negative, has_negative, temperature)
     if task not in IN_BATCH_TASKS:
         return Losses(hard, hard, None)
     in_batch = in_batch_loss(query, positive, shared, temperature)
+    if symmetric:
+        back = in_batch_loss(positive, query, None if shared is None else shared.T, temperature)
+        in_batch = (in_batch + back) / 2
     return Losses(hard + in_batch, hard, in_batch)
 
 
@@ -63,11 +75,10 @@ def infonce(
         return Losses(hard, hard, None)
     logits = query @ torch.cat([positive, negative.flatten(0, 1)]).T / temperature  # (b, b + b * k)
     b = len(query)
-    absent = ~has_negative.flatten().expand(b, -1)  # (b, b * k)
-    if shared is not None and shared_negative is not None:
-        out = torch.cat([shared, absent | shared_negative.flatten(1)], dim=1)
-    else:
-        out = torch.cat([absent.new_zeros(b, b), absent], dim=1)
+    own = ~has_negative.flatten().expand(b, -1)  # (b, b * k)
+    others = own.new_zeros(b, b) if shared is None else shared
+    absent = own if shared_negative is None else own | shared_negative.flatten(1)
+    out = torch.cat([others, absent], dim=1)
     logits = logits.masked_fill(out, -torch.inf)
     return Losses(F.cross_entropy(logits, torch.arange(b, device=logits.device)), None, None)
 
@@ -86,3 +97,32 @@ def in_batch_loss(query: Tensor, positive: Tensor, shared: Tensor | None, temper
     if shared is not None:
         logits = logits.masked_fill(shared, -torch.inf)
     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+
+
+def too_near(query: Tensor, positive: Tensor, margin: float) -> Tensor:
+    """Return (b, b) bool: another row's positive that scores above the row's own by more than a margin is no negative.
+
+    The guard of Qwen3-Embedding (arXiv 2506.05176, section 3.1), whose margin is 0.1.
+    """
+    scores = (query @ positive.T).detach()
+    near = scores > scores.diagonal()[:, None] + margin
+    return near & ~torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+
+
+def distillation(query: Tensor, positive: Tensor, negative: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return the mean divergence KL(teacher || student) over each row's positive and own negatives.
+
+    Args:
+        query: (b, dim).
+        positive: (b, dim).
+        negative: (b, k, dim).
+        teacher: (b, 1 + k), the teacher's cosines; NaN takes a candidate out, and a row with fewer than two counts 0.
+        temperature: divides the cosines of both.
+    """
+    student = torch.cat([(query * positive).sum(-1, keepdim=True), torch.einsum("bd,bkd->bk", query, negative)], dim=1)
+    known = ~teacher.isnan()
+    wanted = torch.where(known, teacher / temperature, -torch.inf)
+    wanted = wanted.masked_fill(~known.any(dim=1, keepdim=True), 0.0).softmax(dim=1)  # a row of nothing but -inf gives NaN
+    given = (student / temperature).masked_fill(~known, torch.finfo(student.dtype).min).log_softmax(dim=1)
+    each = (torch.xlogy(wanted, wanted) - wanted * given).masked_fill(~known, 0.0).sum(dim=1)
+    return each.masked_fill(known.sum(dim=1) < 2, 0.0).mean()

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from curation.errors import ModelError, listed
+from curation.store import file_digest
 
+VECTORS = 1  # raised when the same weights and texts give other vectors
 PACKAGE = "package:"
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # the first that is there is what transformers reads
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
@@ -48,6 +50,11 @@ class ModelFiles:
     def tokenizer(self) -> list[Path]:
         """Return the files of the tokenizer, sorted by name."""
         return sorted({path for pattern in TOKENIZER_FILES for path in self.transformer.glob(pattern)})
+
+    def digests(self) -> dict[str, str]:
+        """Return the digest of each file that a vector depends on, by its name."""
+        files = [self.transformer / "config.json", *self.weights(), *self.tokenizer()]
+        return {path.name: file_digest(path) for path in files}
 
 
 def find_model(name: str) -> ModelFiles:

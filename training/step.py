@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from curation.manifest_models import Train
 from training import ranks
 from training.data import Batch, gather
-from training.loss import Losses, contrastive, infonce
+from training.loss import Losses, contrastive, distillation, infonce, too_near
 
 if TYPE_CHECKING:
     from training.backend import Backend
@@ -94,22 +95,35 @@ def cut(starts: np.ndarray, budget: int | None) -> list[tuple[int, int]]:
 
 
 def batch_loss(embeddings: Tensor, batch: Batch, recipe: Train) -> Losses:
-    """Return the loss of a batch from the embeddings of its distinct texts, (n, dim) float32, differentiable."""
+    """Return the loss of a batch from the embeddings of its distinct texts, (n, dim) float32, differentiable.
 
+    With `matryoshka` it is the mean over the leading dimensions asked for and all of them (arXiv 2205.13147).
+    """
+    sizes = [*recipe.matryoshka, embeddings.shape[1]]
+    each = [_loss(F.normalize(embeddings[:, :size], dim=1) if recipe.matryoshka else embeddings, batch, recipe) for size in sizes]
+    return Losses(*(None if one[0] is None else torch.stack(one).mean() for one in zip(*each, strict=True)))  # type: ignore[arg-type]
+
+
+def _loss(embeddings: Tensor, batch: Batch, recipe: Train) -> Losses:
     def there(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(embeddings.device)
 
-    parts = (
-        embeddings[there(batch.query)],
-        embeddings[there(batch.positive)],
-        embeddings[there(batch.negative)],
-        there(batch.has_negative),
-        there(batch.shared) if recipe.mask_false_negatives else None,
-    )
+    query, positive = embeddings[there(batch.query)], embeddings[there(batch.positive)]
+    negative = embeddings[there(batch.negative)]
+    shared = there(batch.shared) if recipe.mask_false_negatives else None
+    if recipe.mask_margin is not None:
+        near = too_near(query, positive, recipe.mask_margin)
+        shared = near if shared is None else shared | near
+    parts = (query, positive, negative, there(batch.has_negative), shared)
     if recipe.loss == "f2llm":
-        return contrastive(*parts, recipe.temperature, batch.task)
-    negatives = batch.shared_negative if recipe.mask_false_negatives else None
-    return infonce(*parts, None if negatives is None else there(negatives), recipe.temperature, batch.task)
+        losses = contrastive(*parts, recipe.temperature, batch.task, recipe.symmetric)
+    else:
+        negatives = batch.shared_negative if recipe.mask_false_negatives else None
+        losses = infonce(*parts, None if negatives is None else there(negatives), recipe.temperature, batch.task)
+    if not recipe.distill:
+        return losses
+    distilled = distillation(query, positive, negative, there(batch.teacher), recipe.temperature)
+    return losses._replace(total=losses.total + recipe.distill * distilled, distilled=distilled)
 
 
 def warmup_steps(recipe: Train, total: int) -> int:

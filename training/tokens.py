@@ -6,6 +6,8 @@ rows.npy       (r,)    u64         what each row's draws are a function of: the 
 query.npy      (r,)    u32         text of the row's query
 positives.npy  (P,)    u32         passages; row i has positives[positive_starts[i]:positive_starts[i+1]]
 negatives.npy  (N,)    u32         likewise, with negative_starts.npy
+positive_score.npy   (r,)  f32     the miner's score of the positive that is trained on, NaN where there is none
+negative_scores.npy  (N,)  f32     likewise of each negative
 text.npy       (p,)    u32         text of each passage; ABSENT where no row names it
 identity.npy   (p,)    i64         equal for two passages exactly if they may not serve as each other's negatives
 """
@@ -29,9 +31,11 @@ if TYPE_CHECKING:
     from training.model import Model
 
 ABSENT = np.uint32(0xFFFFFFFF)
+FORMAT = 2  # of these arrays
 TEXTS_AT_ONCE = 8192
 FIRST_UNGROUPED = 1 << 32  # groups are u32, so a passage without one gets an identity that no group has
-ARRAYS = ("starts", "rows", "query", "positives", "positive_starts", "negatives", "negative_starts", "text", "identity")
+SCORES = ("positive_score", "negative_scores")
+ARRAYS = ("starts", "rows", "query", "positives", "positive_starts", "negatives", "negative_starts", "text", "identity", *SCORES)
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Source:
     negative_starts: np.ndarray
     text: np.ndarray
     identity: np.ndarray
+    positive_score: np.ndarray
+    negative_scores: np.ndarray
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -111,7 +117,7 @@ def _source_digest(build: Path, name: str, entry: Mapping[str, Any], model: Mode
     """Return the digest of all that a source's tokens depend on; the prompts are told by what they make of a word."""
     rendered = [model.render_query(entry["instruction"], "word", prompt), model.render_passage("word", prompt)]
     stages = [_receipt(build / stage / name)["digest"] for stage in ("curated", "mined")]
-    return store.digest_of([reader, rendered, stages, entry["task"]])
+    return store.digest_of([FORMAT, reader, rendered, stages, entry["task"]])
 
 
 def _receipt(folder: Path) -> dict[str, Any]:
@@ -144,7 +150,7 @@ def _write_source(
         store.check_files(stage, receipt)
     if receipts[mined].get("curated", receipts[curated]["digest"]) != receipts[curated]["digest"]:
         raise BuildError(mined, f"was mined before curated/{name} was built anew", "run `mine negatives` again")
-    pairs = store.read_table(mined, "pairs", ["id", "key", "query", "positives", "negatives"])
+    pairs = store.read_table(mined, "pairs", ["id", "key", "query", "positives", "negatives", *SCORES])
     _same_tuples(pairs, store.read_table(curated, "pairs", ["id", "key", "positives"]), mined)
     passages = store.read_table(curated, "passages", ["pid", "text", "group"])
 
@@ -199,6 +205,8 @@ def _arrays(pairs: pl.DataFrame, passages: pl.DataFrame, mined: Path) -> dict[st
         "negative_starts": negative_starts,
         "text": text,
         "identity": np.where(group >= 0, group, alone),
+        "positive_score": pairs["positive_score"].fill_null(np.nan).to_numpy(),
+        "negative_scores": pairs["negative_scores"].explode(empty_as_null=False).fill_null(np.nan).to_numpy(),
     }
 
 

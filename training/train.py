@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from curation import store
-from curation.errors import BuildError, listed
+from curation.errors import BuildError, ModelError, listed
 from curation.manifest_models import Train
 from curation.progress import Progress, silent
 from training import checkpoint, ranks
@@ -87,9 +87,11 @@ def _train(
     progress: Progress,
 ) -> tuple[dict[str, Any], bool]:
     model = load_model(recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device=device)
+    if max(recipe.matryoshka, default=0) >= model.dim:
+        raise ModelError(recipe.model, f"has {model.dim} dimensions", "`matryoshka` names fewer than that")
     with ranks.first_alone():  # it makes the tokens, and the others find them
         sources = load_sources(build, model, recipe.prompt, only, progress)
-    plan = Plan(sources, seed, recipe.batch, recipe.negatives, joint=recipe.loss == "infonce")
+    plan = Plan(sources, seed, recipe.batch, recipe.negatives, joint=recipe.loss == "infonce", evenness=recipe.evenness)
     total = total_steps(plan, recipe)
     run = describe(recipe, seed, sources, model)
     if (receipt := finished(out, run)) is not None:
@@ -159,6 +161,7 @@ def _line(
         "loss": loss,
         "loss_hard": None if losses.hard is None else float(losses.hard.detach()),
         "loss_inbatch": None if losses.in_batch is None else float(losses.in_batch.detach()),
+        "loss_distilled": None if losses.distilled is None else float(losses.distilled.detach()),
         "lr": lr,
         "grad_norm": norm,
         "tokens": len(batch.ids),

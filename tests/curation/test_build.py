@@ -165,7 +165,7 @@ lines = st.lists(
 )
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(lines)
 def test_counts_add_up_whatever_comes(tmp_path_factory, table):
     folder = tmp_path_factory.mktemp("h")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import time
+import zipfile
 
 import pytest
 from pydantic import ValidationError
@@ -282,3 +283,19 @@ def test_a_beir_folder_is_built_from_one_line(tmp_path):
     curated = tmp_path / "out" / "curated" / "s"
     assert read_table(curated, "pairs").select("query", "positives").rows() == [("which one?", [0])]
     assert read_table(curated, "passages")["text"].to_list() == [f"Title {i}\ntext number {i}" for i in range(3)]
+
+
+def test_packed_files_are_aligned_too(tmp_path):
+    for name, text in (("a.txt.gz", "x\ny\n"), ("b.txt.gz", "1\n2\n")):
+        (tmp_path / name).write_bytes(gzip.compress(text.encode()))
+    table = Table(files=["a.txt.gz", "b.txt.gz"], reader="aligned", header=["x", "y"])
+    assert [row[:-1] for batch in read_rows(table, tmp_path) for row in batch.frame.rows()] == [("x", "1"), ("y", "2")]
+
+
+def test_members_of_an_archive_are_posts(tmp_path):
+    with zipfile.ZipFile(tmp_path / "posts.zip", "w") as file:
+        for name in ("posts/cats/1", "posts/dogs/2", "posts/.DS_Store", "posts/dogs/.DS_Store"):
+            file.writestr(name, f"From: me\n\nin {name}")
+    rows, lost = read(tmp_path, "posts.zip", member="posts/*/*", reader="folders")
+    assert [(row["label"], row["body"]) for row in rows] == [("cats", "in posts/cats/1"), ("dogs", "in posts/dogs/2")]
+    assert lost == []

@@ -29,8 +29,8 @@ def slow(texts):
     time.sleep(0.01)
     return hashed(texts, 16)
 store = embeddings.Embeddings(Path({folder!r}), FakeEncoder(dim=16, vectors=slow))
-store.ensure(f"passage {{n % 90}}" for n in range(130))
-store.ensure(f"query {{n}}" for n in range(85))
+store.ensure(lambda: [f"passage {{n % 90}}" for n in range(130)])
+store.ensure(lambda: [f"query {{n}}" for n in range(85)])
 """
 
 
@@ -49,7 +49,7 @@ def test_each_text_once_in_order_of_need(tmp_path, few):
     store, encoder = opened(tmp_path)
     texts = [f"text {n % 20}" for n in range(50)]
     told = []
-    places = store.ensure(texts, told.append)
+    places = store.ensure(lambda: texts, told.append)
     assert encoder.calls == [
         [f"text {n}" for n in range(8)],
         [f"text {n}" for n in range(8, 16)],
@@ -62,26 +62,26 @@ def test_each_text_once_in_order_of_need(tmp_path, few):
     np.testing.assert_array_equal(store.view(places)[np.array([9, 9, 1])], hashed([texts[9], texts[9], texts[1]], 16))
 
     again, encoder = opened(tmp_path)
-    assert (again.ensure([*texts, "new"])[:50] == places).all()
+    assert (again.ensure(lambda: [*texts, "new"])[:50] == places).all()
     assert encoder.calls == [["new"]]
 
 
 def test_equal_by_nfc_only(tmp_path):
     store, _ = opened(tmp_path)
-    first, second, third = store.ensure(["caf\u00e9", "cafe\u0301", "Café"])
+    first, second, third = store.ensure(lambda: ["caf\u00e9", "cafe\u0301", "Café"])
     assert first == second != third
 
 
 def test_nothing_to_do(tmp_path):
     store, encoder = opened(tmp_path)
-    assert store.ensure([]).shape == (0,)
+    assert store.ensure(lambda: []).shape == (0,)
     assert encoder.calls == []
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "keys", "receipt", "gone"])
 def test_a_damaged_shard_is_made_again(tmp_path, few, damage):
     texts = [f"text {n}" for n in range(30)]
-    opened(tmp_path)[0].ensure(texts)
+    opened(tmp_path)[0].ensure(lambda: texts)
     whole = files_of(tmp_path)
     shard = tmp_path / "fake" / "shard-00001.f32"
     content = shard.read_bytes()
@@ -96,7 +96,7 @@ def test_a_damaged_shard_is_made_again(tmp_path, few, damage):
     else:
         shard.unlink()
     store, encoder = opened(tmp_path)
-    places = store.ensure(texts)
+    places = store.ensure(lambda: texts)
     assert encoder.calls == [texts[8:16]]
     np.testing.assert_array_equal(store.take(places), hashed(texts, 16))
     assert files_of(tmp_path) == whole

@@ -61,7 +61,8 @@ def test_what_is_written(tmp_path):
     assert receipt["filters"]["positive"] == 40
     assert receipt["signature"] == (
         "mine:search|model:fake|dtype:float32|prompt:ask: |pooling:mean|max_tokens:256|preset:f2llm|negatives:3|range_min:1|"
-        "range_max:20|max_score:0.8|relative_margin:0.05|shortage:drop|seed:42|format:1"
+        "range_max:20|rank_basis:surviving|max_score:0.8|relative_margin:0.05|margin_reference:min|target_yield:0.9|pick:top|"
+        "classes:random|shortage:drop|seed:42|format:2"
     )
 
 
@@ -158,7 +159,7 @@ def test_classification_keeps_the_other_label(tmp_path):
     assert kept["negative_scores"].to_list() == kept["negative_ranks"].to_list() == [[None]] * 6
     assert kept["positive_score"].null_count() == 6
     assert dropped["evidence"].to_list() == ["0 of 1 negatives"]
-    assert receipt["signature"] == "mine:given|shortage:drop|seed:42|format:1"
+    assert receipt["signature"] == "mine:given|shortage:drop|seed:42|format:2"
 
 
 def clustering(count=60, classes=4):
@@ -199,9 +200,10 @@ def test_clustering_with_too_few_other_texts(tmp_path):
 def test_blocks_change_nothing(tmp_path, monkeypatch):
     sources = {"s": retrieval(40), "t": clustering()}
     for name in ("a", "b"):
-        monkeypatch.setattr("mining.mine.QUERIES", 7 if name == "b" else 4096)
+        monkeypatch.setattr("mining.searching.QUERIES", 7 if name == "b" else 4096)
         run(make_build(tmp_path / name / "x", sources, EASY))
-    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+    for part in ("mined", "embeddings"):
+        assert files_of(tmp_path / "a" / "x" / part) == files_of(tmp_path / "b" / "x" / part)
 
 
 def test_several_shards(tmp_path, monkeypatch):
@@ -265,9 +267,9 @@ import sys, time
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {root!r}]
 from small_build import FakeEncoder, hashed
-from mining import embeddings, mine
+from mining import embeddings, mine, searching
 embeddings.ROWS = 8
-mine.QUERIES = 8
+searching.QUERIES = 8
 def slow(texts):
     time.sleep(0.01)
     return hashed(texts)

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mining.negatives import Ragged, Rules, choose, contains, distinct, of_other_classes
+from mining.classes import of_other_classes
+from mining.lists import Ragged, contains, distinct
+from mining.negatives import Candidates, Rules, choose, picked, relax
 
 OFF = Rules(range_min=0, range_max=100, max_score=None, relative_margin=None)
 
@@ -20,7 +22,11 @@ def chosen(rules, positives=((0,),), positive_scores=(0.9,), given=((),), wanted
     candidates = np.array([[5, 0, 3, 4, 1, 2, 7, -1]])
     scores = np.array([[0.95, 0.9, 0.86, 0.85, 0.5, 0.4, -0.2, -np.inf]], dtype)
     found = choose(
-        candidates, scores, ragged(positives), np.array(positive_scores, dtype), ragged(given), np.array([wanted]), rules
+        Candidates(
+            candidates, scores, ragged(positives), np.array(positive_scores, dtype), ragged(given), np.zeros(sum(map(len, given)))
+        ),
+        np.array([wanted]),
+        rules,
     )
     taken = {name: int(count[0]) for name, count in found.removed.items() if count[0]}
     return found.ids[0].tolist(), found.ranks[0].tolist(), taken
@@ -57,6 +63,93 @@ def test_the_relative_margin_of_a_negative_score_lowers_the_limit():
     assert chosen(rules, positive_scores=(-0.1,))[0] == [7, -1, -1]  # below -0.1 - 0.05, not below -0.05
 
 
+def all_of(rules, wanted=3, **tables):
+    """Choose for one query with eight candidates 0 to 7, positive 0, and tables of one row."""
+    scores = np.array([[0.9, 0.88, 0.84, 0.8, 0.7, 0.5, 0.4, 0.3]])
+    one = Candidates(
+        np.arange(8)[None],
+        scores,
+        ragged([[0]]),
+        np.array([0.9]),
+        ragged([[]]),
+        np.empty(0),
+        **{k: np.array([v]) for k, v in tables.items()},
+    )
+    found = choose(one, np.array([wanted]), rules)
+    return one, found, {name: int(count[0]) for name, count in found.removed.items() if count[0]}
+
+
+YES, NO = True, False
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "tables", "expected"),
+    [
+        ("exclude_query", True, {"same_query": [NO, YES, NO, NO, NO, NO, NO, NO]}, [2, 3, 4]),
+        ("exclude_group", True, {"same_group": [YES, NO, YES, NO, NO, NO, NO, NO]}, [1, 3, 4]),
+        ("containment", 0.8, {"overlap": [1, 0.79, 0.8, 1, 0, 0, 0, 0]}, [1, 4, 5]),
+        ("max_similarity", 0.5, {"similarity": [1, 0.5, 0.49, 0.9, 0, 0, 0, 0]}, [2, 4, 5]),
+        ("distinct", True, {"groups": [7, 3, -1, 3, -1, 7, 5, 5]}, [1, 2, 4]),
+    ],
+)
+def test_filters_on_evidence(name, value, tables, expected):
+    _, found, taken = all_of(Rules(0, 100, max_score=None, relative_margin=None, **{name: value}), **tables)
+    assert found.ids[0].tolist() == expected
+    assert name in taken
+    _, found, taken = all_of(OFF, **tables)
+    assert (found.ids[0].tolist(), taken) == ([1, 2, 3], {"positive": 1})
+
+
+def test_the_raw_window_counts_all_that_was_found():
+    rules = Rules(3, 6, rank_basis="raw", max_score=0.75, relative_margin=None)
+    _, found, taken = all_of(rules)
+    assert (found.ids[0].tolist(), taken) == ([4, 5, -1], {"positive": 1, "max_score": 3})
+
+
+def test_references_of_several_positives():
+    scores = {"min": 0.5, "max": 0.9, "mean": 0.7}
+    for reference, limit in scores.items():
+        rules = Rules(0, 100, max_score=None, absolute_margin=0.0, relative_margin=None, margin_reference=reference)
+        ids = chosen(rules, positives=((0, 1),), positive_scores=(0.9, 0.5))[0]
+        assert [x for x in ids if x >= 0] == [
+            x for x, score in ((5, 0.95), (3, 0.86), (4, 0.85), (2, 0.4), (7, -0.2)) if score <= limit
+        ][:3]
+
+
+def test_random_and_stratified_picks():
+    draw = np.array([0, 90, 80, 10, 70, 60, 20, 30], np.uint64)
+    assert all_of(Rules(0, 100, max_score=None, relative_margin=None, pick="random"), draw=draw)[1].ids[0].tolist() == [3, 6, 7]
+    # seven are left: runs of 1-3, 4-5, 6-7
+    found = all_of(Rules(0, 100, max_score=None, relative_margin=None, pick="stratified"), draw=draw)[1]
+    assert (found.ids[0].tolist(), found.ranks[0].tolist()) == ([3, 5, 6], [3, 5, 6])
+    few = all_of(Rules(0, 100, max_score=0.45, relative_margin=None, pick="stratified"), draw=draw)[1]
+    assert few.ids[0].tolist() == [6, 7, -1]
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=30), st.integers(0, 12), st.sampled_from(["random", "stratified", "top"]))
+def test_a_pick_takes_as_many_as_it_can(left, wanted, pick):
+    eligible = np.array([left])
+    draw = np.random.default_rng(1).integers(0, 2**63, eligible.shape).astype(np.uint64)
+    one = Candidates(
+        np.arange(len(left))[None], np.zeros(eligible.shape), ragged([[0]]), np.zeros(1), ragged([[]]), np.empty(0), draw=draw
+    )
+    taken = picked(one, eligible, np.array([wanted]), pick)
+    assert not (taken & ~eligible).any()
+    assert taken.sum() == min(wanted, eligible.sum())
+
+
+def test_relaxing_takes_the_least_like_a_positive_first():
+    rules = Rules(2, 100, max_score=0.6, relative_margin=None, max_similarity=0.5)
+    similarity = [1, 0.9, 0.1, 0.2, 0.3, 0.4, 0.6, 0.1]
+    one, found, _ = all_of(rules, 5, similarity=similarity)
+    assert found.ids[0].tolist() == [-1] * 5
+    more, added = relax(one, found, np.array([5]), rules)
+    # range_min gives back 5 and 7, max_similarity 6, max_score the two farthest of 1 to 4
+    assert (more.ids[0].tolist(), added) == ([3, 4, 5, 6, 7], 5)
+    more, added = relax(one, found, np.array([9]), rules)
+    assert (more.ids[0].tolist(), added) == ([1, 2, 3, 4, 5, 6, 7, -1, -1], 7)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_limits_are_compared_in_the_dtype_of_the_scores(dtype):
     rules = Rules(0, 100, max_score=0.85, relative_margin=None)
@@ -65,7 +158,8 @@ def test_limits_are_compared_in_the_dtype_of_the_scores(dtype):
 
 def test_no_rows():
     nothing = ragged([])
-    found = choose(np.empty((0, 4), np.int64), np.empty((0, 4)), nothing, np.empty(0), nothing, np.empty(0, np.int64), Rules())
+    none = Candidates(np.empty((0, 4), np.int64), np.empty((0, 4)), nothing, np.empty(0), nothing, np.empty(0))
+    found = choose(none, np.empty(0, np.int64), Rules())
     assert found.ids.shape == (0, 0)
 
 

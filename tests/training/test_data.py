@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.data import Plan, assemble, draw_negatives, shared_negatives, shared_positives
+from training.data import Plan, assemble, draw_negatives, row_order, shared_negatives, shared_positives, shares, spread
 from training.tokens import Source
 
 
@@ -32,6 +32,8 @@ def source_of(name, positives, negatives, identity=None, task="retrieval", keys=
         negatives=flat(negatives)[0], negative_starts=flat(negatives)[1],
         text=(rows + np.arange(passages)).astype(np.uint32),
         identity=np.array(identity if identity is not None else np.arange(passages), dtype=np.int64),
+        positive_score=np.arange(rows, dtype=np.float32) / rows,
+        negative_scores=np.arange(len(flat(negatives)[0]), dtype=np.float32),
     )  # fmt: skip
 
 
@@ -173,7 +175,7 @@ def test_a_plan_of_a_million_rows_starts_at_any_step_at_once(rows):
     starts = np.arange(rows + 1)
     large = Source(
         "a", "retrieval", Path("a"), "d", source.ids, source.starts, keys, zeros, zeros, starts, zeros, starts,
-        np.zeros(1, np.uint32), np.zeros(1, np.int64),
+        np.zeros(1, np.uint32), np.zeros(1, np.int64), zeros, zeros,
     )  # fmt: skip
     begun = time.perf_counter()
     plan = Plan([large], 1, 512, 1)
@@ -191,3 +193,65 @@ def test_shared_negatives_by_id_and_by_group_but_never_a_rows_own():
     assert not shared_negatives(source, np.arange(3), np.full((3, 2), -1)).any()
     assert Plan([source], 1, 3, 2).batch_at(0).shared_negative is None
     assert Plan([source], 1, 3, 2, joint=True).batch_at(0).shared_negative.shape == (3, 3, 2)
+
+
+@given(
+    groups=st.lists(st.integers(0, 30), min_size=1, max_size=120),
+    batch=st.integers(1, 12),
+    seed=st.integers(0, 99),
+)
+def test_rows_of_one_identity_are_kept_apart(groups, batch, seed):
+    order = np.argsort(np.arange(len(groups)) * 7919 % 131, kind="stable")
+    spreaded = spread(order, np.array(groups), batch, seed, "p")
+    assert sorted(spreaded) == sorted(order)
+    assert (spreaded == spread(order, np.array(groups), batch, seed, "p")).all()
+
+    def doubles(rows):
+        batches = [np.array(groups)[rows[first : first + batch]] for first in range(0, len(rows), batch)]
+        return sum(len(one) - len(set(one.tolist())) for one in batches)
+
+    assert doubles(spreaded) <= doubles(order)
+
+
+def test_five_questions_a_paragraph_never_meet_in_a_batch():
+    paragraph = [[row // 5] for row in range(4000)]
+    source = source_of("squad", paragraph, [[] for _ in paragraph])
+    order = row_order(source, 1, 0, 64)
+    first = [order[start : start + 64] // 5 for start in range(0, 4000, 64)]
+    assert all(len(set(one.tolist())) == len(one) for one in first)
+    assert sorted(order) == list(range(4000))
+    other = source_of("squad", paragraph, [[] for _ in paragraph], task="clustering")
+    moved = (row_order(other, 1, 0, 64) != order).mean()
+    assert 0 < moved < 0.3  # only a few have to move
+
+
+@pytest.mark.parametrize("evenness", [1, 2, 5])
+def test_the_steps_stay_and_small_sources_come_more_often(evenness):
+    sizes = [10_000, 900, 33]
+    batches = [-(-size // 10) for size in sizes]
+    got = shares(batches, sizes, evenness)
+    assert sum(got) == sum(batches)
+    wanted = np.array(sizes) ** (1 / evenness)
+    assert np.abs(np.array(got) / sum(got) - wanted / wanted.sum()).max() < 0.003
+
+
+def test_a_source_that_is_passed_through_twice_has_new_orders_and_negatives():
+    plan = Plan([plain("large", 400), plain("small", 21)], 5, 10, 2, evenness=3)
+    assert plan.steps_per_epoch == 43
+    assert plan.shares[1] > 2 * plan.batches[1]
+    seen = [plan.rows(step)[1].tolist() for step in range(3 * plan.steps_per_epoch) if plan.rows(step)[0].name == "small"]
+    assert len(seen) == 3 * plan.shares[1]
+    counts = np.bincount(np.concatenate(seen), minlength=21)
+    assert counts.max() - counts.min() <= 1  # over epochs every tuple comes equally often
+    large = [plan.rows(step)[1] for step in range(2 * plan.steps_per_epoch) if plan.rows(step)[0].name == "large"]
+    assert np.bincount(np.concatenate(large), minlength=400).max() <= 2  # it goes on where the epoch before ended
+    assert plan.batch_at(100).rows.tolist() == Plan(plan.sources, 5, 10, 2, evenness=3).batch_at(100).rows.tolist()
+
+
+def test_teacher_scores_stand_beside_their_candidates():
+    source = source_of("a", [[0], [1]], [[2, 3], [4]])
+    batch = assemble(source, np.array([1, 0]), np.array([[2, -1], [1, 0]]))
+    assert batch.teacher[:, 0].tolist() == [0.5, 0.0]
+    assert batch.teacher[1].tolist() == [0.0, 1.0, 0.0]
+    assert batch.teacher[0, 1] == 2.0
+    assert np.isnan(batch.teacher[0, 2])

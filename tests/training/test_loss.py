@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.loss import contrastive, hard_loss, in_batch_loss, infonce
+from training.loss import contrastive, distillation, hard_loss, in_batch_loss, infonce, too_near
 
 
 def unit(*shape, seed):
@@ -127,3 +127,51 @@ def test_infonce_of_a_task_without_in_batch_loss_has_own_negatives_only():
     has = torch.ones(3, 2, dtype=torch.bool)
     got = infonce(query, positive, negative, has, None, None, 0.05, "clustering")
     assert float(got.total) == float(got.hard) == float(hard_loss(query, positive, negative, has, 0.05))
+
+
+def test_passages_among_queries_too():
+    query, positive, negative = unit(5, 8, seed=1), unit(5, 8, seed=2), unit(5, 1, 8, seed=3)
+    has, shared = torch.ones(5, 1, dtype=torch.bool), torch.zeros(5, 5, dtype=torch.bool)
+    shared[0, 3] = True
+    one, other = (
+        by_loops(query, positive, negative, has, shared, 0.1)[1],
+        by_loops(positive, query, negative, has, shared.T, 0.1)[1],
+    )
+    got = contrastive(query, positive, negative, has, shared, 0.1, "retrieval", symmetric=True)
+    assert float(got.in_batch) == pytest.approx((one + other) / 2, rel=1e-12)
+
+
+def test_another_rows_positive_that_scores_above_the_own_one_is_masked():
+    query, positive = unit(6, 4, seed=1), unit(6, 4, seed=2)
+    scores = query @ positive.T
+    got = too_near(query.requires_grad_(), positive, 0.1)
+    assert got.any()
+    for i in range(6):
+        for j in range(6):
+            assert bool(got[i, j]) == (i != j and float(scores[i, j]) > float(scores[i, i]) + 0.1)
+
+
+def test_distillation_is_the_divergence_from_the_teacher():
+    query, positive, negative = unit(4, 8, seed=1), unit(4, 8, seed=2), unit(4, 3, 8, seed=3)
+    nan = math.nan
+    teacher = torch.tensor([[0.9, 0.2, 0.5, 0.1], [0.8, nan, 0.3, nan], [nan, nan, nan, nan], [0.7, nan, nan, nan]]).double()
+    expected = 0.0
+    for i in range(2):  # the others have nothing to compare
+        known = [j for j in range(4) if not math.isnan(float(teacher[i, j]))]
+        passages = [positive[i], *negative[i]]
+        wanted = [math.exp(float(teacher[i, j]) / 0.2) for j in known]
+        given = [math.exp(float(query[i] @ passages[j]) / 0.2) for j in known]
+        for w, g in zip(wanted, given, strict=True):
+            expected += w / sum(wanted) * math.log((w / sum(wanted)) / (g / sum(given))) / 4
+    student = query.clone().requires_grad_()
+    got = distillation(student, positive, negative, teacher, 0.2)
+    assert float(got.detach()) == pytest.approx(expected, rel=1e-9)
+    got.backward()
+    assert student.grad.isfinite().all()
+    assert not student.grad[2:].any()
+
+
+def test_a_student_that_agrees_with_its_teacher_has_nothing_to_learn():
+    query, positive, negative = unit(3, 8, seed=1), unit(3, 8, seed=2), unit(3, 2, 8, seed=3)
+    teacher = torch.cat([(query * positive).sum(-1, keepdim=True), torch.einsum("bd,bkd->bk", query, negative)], 1)
+    assert float(distillation(query, positive, negative, teacher, 0.05)) == pytest.approx(0, abs=1e-12)

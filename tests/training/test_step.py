@@ -61,14 +61,17 @@ def largest_difference(one, other):
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
-@pytest.mark.parametrize("loss", ["f2llm", "infonce"])
+EVERYTHING = {"matryoshka": [8, 16], "distill": 0.5, "symmetric": True, "mask_margin": 0.1}
+
+
+@pytest.mark.parametrize("keys", [{}, {"loss": "infonce"}, EVERYTHING], ids=["f2llm", "infonce", "everything"])
 @pytest.mark.parametrize("budget", [1, 60, 200])
-def test_chunks_give_the_plain_step_and_no_forward_holds_more_than_the_budget(model, build, budget, loss):
-    plain = recipe(model, loss=loss)
+def test_chunks_give_the_plain_step_and_no_forward_holds_more_than_the_budget(model, build, budget, keys):
+    plain = recipe(model, **keys)
     plan = planned(build, plain)
     gradients, weights, value = one_step(plain, plan)
     held = []
-    by_chunks = one_step(recipe(model, loss=loss, token_budget=budget), plan, held.append)
+    by_chunks = one_step(recipe(model, token_budget=budget, **keys), plan, held.append)
     assert by_chunks[2] == pytest.approx(value, rel=1e-6)
     assert largest_difference(gradients, by_chunks[0]) < 1e-5 * max(float(value.abs().max()) for value in gradients.values())
     assert largest_difference(weights, by_chunks[1]) < 1e-6
@@ -146,3 +149,24 @@ def test_cut():
     assert cut(starts, 9) == [(0, 3), (3, 4), (4, 5)]
     assert cut(starts, 5) == [(0, 2), (2, 3), (3, 4), (4, 5)]
     assert cut(starts, 1) == [(i, i + 1) for i in range(5)]
+
+
+def test_matryoshka_is_the_mean_of_the_losses_of_leading_dimensions(build, tmp_path):
+    model = tiny_model(tmp_path / "m")
+    rule = recipe(model, matryoshka=[8, 16])
+    batch = planned(build, rule).batch_at(0)
+    backend = Torch(load_model(model, max_tokens=32, device="cpu"), rule)
+    embeddings = backend.embed(batch.ids, batch.starts).detach()
+    alone = recipe(model)
+    cut = [torch.nn.functional.normalize(embeddings[:, :size], dim=1) for size in (8, 16, 32)]
+    losses = [batch_loss(part, batch, alone) for part in cut]
+    got = batch_loss(embeddings, batch, rule)
+    for term in ("total", "hard", "in_batch"):
+        mean = sum(float(getattr(one, term)) for one in losses) / 3
+        assert float(getattr(got, term)) == pytest.approx(mean, rel=1e-6)
+
+
+def test_matryoshka_with_too_many_dimensions_is_told(build, tmp_path):
+    model = tiny_model(tmp_path / "m")
+    with pytest.raises(ModelError, match=r"has 32 dimensions; `matryoshka` names fewer than that$"):
+        train(build, recipe(model, matryoshka=[32]), out=tmp_path / "out", device="cpu")

@@ -1,0 +1,102 @@
+"""The last stage of a source: near-duplicates out, passages numbered, tables written."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import polars as pl
+
+from curation.labelled import pair_up
+from curation.manifest import Dedup
+from curation.numbering import number
+from curation.progress import Progress, silent
+from curation.schema import DROPPED, no_drops
+from curation.stages import FORMAT, Done, Job, Receipt, counts_of
+from curation.store import digest_of, read_json, read_parquet, read_table, run_stage, stands, write_parquet, write_table
+
+
+def curate_digest(job: Job) -> str:
+    """Return the digest of all that the tables depend on."""
+    mine = read_json(job.build / "cleaned" / job.source.name / "done.json")
+    near = []
+    if job.dedup:
+        pairs = read_json(job.build / "near" / job.source.name / "done.json")
+        near = [job.dedup.model_dump(), pairs["digest"], pairs["files"]]
+    return digest_of([FORMAT, "curate", mine["digest"], mine["files"], *near])
+
+
+def curate_stands(job: Job) -> bool:
+    """Tell whether the tables of a source stand."""
+    return stands(job.build / "curated" / job.source.name, curate_digest(job))
+
+
+def curate_source(job: Job, progress: Progress = silent) -> Done:
+    """Drop near-duplicates, group, number, write."""
+    started = time.time()
+    target = job.build / "curated" / job.source.name
+    receipt, ran = run_stage(target, curate_digest(job), lambda folder: _curate(job, folder))
+    return Done(receipt, ran, time.time() - started)
+
+
+def _curate(job: Job, folder: Path) -> Receipt:
+    source, stage = job.source, job.build / "cleaned" / job.source.name
+    clean = read_json(stage / "done.json")
+    tuples, corpus = read_table(stage, "tuples"), read_parquet(stage / "corpus.parquet")["text"]
+    gone, families = no_drops(), None
+    if job.dedup:
+        tuples, gone, families = _without_twins(job, job.dedup, tuples, corpus, folder)
+    if source.task == "clustering" and clean["shape"] == "labelled":
+        tuples, lonely = pair_up(tuples, job.seed, source.name)
+        gone = pl.concat([_lonely_too(gone, lonely), lonely])
+    pairs, passages = number(tuples, corpus, source.task, families)
+    constants = _constants(job, clean)
+    write_table(folder, "pairs", pairs, constants)
+    write_table(folder, "passages", passages, constants)
+    write_parquet(folder / "dropped.parquet", pl.concat([read_parquet(stage / "dropped.parquet"), gone.cast(DROPPED)]))
+    counts = {"kept": len(pairs), "passages": len(passages), "dropped": clean["dropped"] | counts_of(gone)}
+    carried = ("rows_in", "rows_used", "rows_dropped", "tuples_made", "merged", "heldout", "inputs", "shape", "texts_out")
+    return {**constants, **{name: clean[name] for name in carried}, **counts}
+
+
+def _without_twins(
+    job: Job, wanted: Dedup, tuples: pl.DataFrame, corpus: pl.Series, folder: Path
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """Return (tuples left, dropped ones, families of texts); write the verified pairs."""
+    from curation.duplicates import drop_queries, edges_of, links_of
+
+    links = links_of(job, tuples, corpus)
+    left, twins = drop_queries(tuples, links, wanted, job.source.name, by_label=job.source.task == "clustering")
+    write_parquet(folder / "near.parquet", edges_of(links))
+    return left, twins, links.texts.select("text", "family")
+
+
+def _lonely_too(gone: pl.DataFrame, lonely: pl.DataFrame) -> pl.DataFrame:
+    """Return dropped tuples: one whose kept twin is alone in its class was in no other company, and goes for the same reason."""
+    with_it = gone.join(lonely.select(pl.col("id").alias("twin_id"), pl.col("evidence").alias("label")), on="twin_id", how="left")
+    alone = pl.col("label").is_not_null()
+    return with_it.with_columns(
+        pl.when(alone).then(pl.lit("pair")).otherwise("stage").alias("stage"),
+        pl.when(alone).then(pl.lit("lonely_class")).otherwise("reason").alias("reason"),
+        pl.when(alone).then("label").otherwise("evidence").alias("evidence"),
+        *(pl.when(~alone).then(name).alias(name) for name in ("twin_id", "twin_source", "score")),
+    ).select(gone.columns)
+
+
+def _constants(job: Job, clean: Receipt) -> dict[str, str]:
+    """Return what is the same for every row of a source; it stands in the receipt and in the parquet metadata."""
+    source = job.source
+    used = job.filters.model_dump(exclude_none=True)
+    said = ",".join(f"{name}={value}" for name, value in sorted(used.items()))
+    signature = f"tuplesmith:{FORMAT}|seed:{job.seed}|shape:{clean['shape']}|limit:{source.limit or 'none'}|filters:{said}"
+    if job.dedup:
+        signature += f"|dedup:{job.dedup.threshold}"
+    return {
+        "source": source.name,
+        "task": source.task,
+        "language": source.language,
+        "instruction": clean["instruction"],
+        "revision": source.revision or "",
+        "license": source.license or "",
+        "signature": signature,
+    }

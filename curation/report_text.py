@@ -1,0 +1,55 @@
+"""Texts of a report: escaped, clipped, and with what differs between two of them marked."""
+
+from __future__ import annotations
+
+import re
+from difflib import SequenceMatcher
+from html import escape
+
+SHOWN = 320  # characters before a text folds
+LINES = 5  # of them that show before a text folds
+MOST = 1000  # characters of a text that a report carries
+COMPARED = 2500  # characters of two texts that are compared
+APART = 120  # characters of an equal run that stay whole
+WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+|\s+|[^\w\s]")
+CONTROL = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n"} | {0x7F: "\u2421"}
+
+
+def safe(text: str) -> str:
+    """Return a text as HTML; control characters become their pictures."""
+    return escape(text.replace("\r\n", "\n").translate(CONTROL))
+
+
+def shown(text: str) -> str:
+    """Return a text as a block of its own; a long one folds, and says how much of it is left out."""
+    text = text.strip()
+    body = safe(text[:MOST])
+    if len(text) > MOST:
+        body += f'<span class="cut"> … {len(text) - MOST:,} more characters</span>'
+    if len(text) <= SHOWN and text.count("\n") < LINES:
+        return f'<div class="text" dir="auto">{body}</div>'
+    return f'<details class="text"><summary dir="auto">{body}</summary></details>'
+
+
+def compared(left: str, right: str) -> str:
+    """Return two texts as one: words of `left` alone struck out, words of `right` alone underlined, long equal runs shortened."""
+    one, two = (WORDS.findall(text.strip()[:COMPARED]) for text in (left, right))
+    parts = []
+    for what, a, b, c, d in SequenceMatcher(None, one, two, autojunk=False).get_opcodes():
+        old, new = "".join(one[a:b]), "".join(two[c:d])
+        if what == "equal":
+            parts.append(safe(_ends(old, first=a == 0, last=b == len(one))))
+            continue
+        parts += [f"<del>{safe(old)}</del>"] if old else []
+        parts += [f"<ins>{safe(new)}</ins>"] if new else []
+    return f'<div class="text" dir="auto">{"".join(parts)}</div>'
+
+
+def _ends(text: str, first: bool, last: bool) -> str:
+    """Return the two ends of a long run of equal words: the ends that touch what differs."""
+    if len(text) <= APART:
+        return text
+    half = APART // 2
+    head = "" if first else text[:half]
+    tail = "" if last else text[-half:]
+    return f"{head} … {tail}" if head or tail else text[:APART] + " …"

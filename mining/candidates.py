@@ -1,0 +1,143 @@
+"""The candidates of a source on disk, a folder a block of rows: what the search found, and all that filters ask about it.
+
+    candidates/<source>/00000/candidates.npz    ids, scores, similarity, overlap: (rows, k); positive_scores, given_scores
+                              done.json
+
+Filters read these files alone, so another filter setting neither encodes nor searches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from curation import store
+from mining.copies import overlaps
+from mining.lists import Ragged
+from mining.search import Vectors, nearest, scores_of
+
+FORMAT = 1
+FILE = "candidates.npz"
+PAIRS = 1 << 20  # of a candidate and a positive, compared at once
+
+
+@dataclass(frozen=True)
+class Searched:
+    """The candidates of a block of q rows, nearest first."""
+
+    ids: np.ndarray  # (q, k) int64 pids; -1 stands for none
+    scores: np.ndarray  # (q, k) float64
+    similarity: np.ndarray  # (q, k) float32: highest cosine of the candidate to one of the row's positives
+    overlap: np.ndarray  # (q, k) float32: highest share of words in a row shared with a positive, as `copies.overlaps`
+    positive_scores: np.ndarray  # (p,) float64, of all the block's positives
+    given_scores: np.ndarray  # (g,) float64, of all the block's given negatives
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a source is searched in."""
+
+    passages: Vectors  # vectors by pid
+    pids: np.ndarray  # (n,) int64, ascending: those to search
+    shingles: Ragged  # by pid, as `copies.shingles_of`
+    classes: np.ndarray | None = None  # by pid; a row is then searched in other classes than its own; -1 is in none
+
+
+def search(queries: np.ndarray, positives: Ragged, given: Ragged, corpus: Corpus, k: int, own: np.ndarray | None) -> Searched:
+    """Search for a block of rows.
+
+    Args:
+        queries: (q, dim) float32.
+        positives: known positives of each row, at least one each.
+        given: negatives that a row has already.
+        corpus: what to search.
+        k: candidates a row; a smaller corpus gives them all.
+        own: (q,) the class of each row, or None where there are no classes.
+    """
+    if own is None or corpus.classes is None:
+        found, scores = nearest(queries, Part(corpus.passages, corpus.pids), k)
+        ids = corpus.pids[found]
+    else:
+        ids, scores = _in_other_classes(queries, corpus, k, own)
+    likeness = np.full(ids.shape, -1, np.float32)
+    overlap = np.zeros(ids.shape, np.float32)
+    rows = positives.row_of_each()
+    step = max(1, PAIRS // max(1, ids.shape[1]))
+    for first in range(0, len(positives.ids), step):
+        some, own_rows = positives.ids[first : first + step], rows[first : first + step]
+        theirs = ids[own_rows]
+        safe = np.maximum(theirs, 0)
+        np.maximum.at(likeness, own_rows, scores_of(corpus.passages[some], corpus.passages, safe).astype(np.float32))
+        shared = overlaps(corpus.shingles, np.repeat(some, theirs.shape[1]), safe.reshape(-1))
+        np.maximum.at(overlap, own_rows, shared.reshape(theirs.shape))
+    return Searched(
+        ids, scores, likeness, overlap, paired(queries, corpus.passages, positives), paired(queries, corpus.passages, given)
+    )
+
+
+def saved(folder: Path, digest: str, work: Callable[[], Searched], wait: bool) -> None:
+    """Search for a block and write it, where it does not stand there with this digest.
+
+    Several processes may want it at once: one searches; the others wait for it, or leave it alone. Where it dies,
+    another takes over.
+    """
+
+    def write(part: Path) -> dict[str, int]:
+        found = work()
+        arrays = {name: getattr(found, name) for name in Searched.__dataclass_fields__}
+        with store.atomic(part / FILE) as file:
+            np.savez(file, **{**arrays, "ids": found.ids.astype(np.int32)})
+        return {"rows": len(found.ids), "candidates": int((found.ids >= 0).sum())}
+
+    claim = folder.with_name(f".{folder.name}.claim")
+    if claim.exists() or not store.stands(folder, digest):
+        with store.claimed(claim, wait) as ours:
+            if ours:
+                store.run_stage(folder, digest, write)
+
+
+def read(folder: Path) -> Searched:
+    """Return the candidates of a block.
+
+    Raises:
+        BuildError: the file was changed by hand.
+    """
+    store.check_files(folder, store.read_receipt(folder) or {"files": {FILE: ""}})
+    with np.load(folder / FILE) as arrays:
+        found = {name: arrays[name] for name in Searched.__dataclass_fields__}
+    return Searched(**{**found, "ids": found["ids"].astype(np.int64)})
+
+
+class Part:
+    """The vectors of some passages, as an array-like of their own."""
+
+    def __init__(self, passages: Vectors, pids: np.ndarray) -> None:
+        self.passages, self.pids = passages, pids
+
+    def __len__(self) -> int:
+        """Return the number of vectors."""
+        return len(self.pids)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        """Return the vectors of a slice or of an array of rows."""
+        return self.passages[self.pids[rows]]
+
+
+def paired(queries: np.ndarray, passages: Vectors, lists: Ragged) -> np.ndarray:
+    """Return the score (len(lists.ids),) of each id with its row's query."""
+    return scores_of(queries[lists.row_of_each()], passages, lists.ids[:, None])[:, 0]
+
+
+def _in_other_classes(queries: np.ndarray, corpus: Corpus, k: int, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return ids and scores (q, k) of the nearest passages of other classes; a row of no class gets none."""
+    assert corpus.classes is not None
+    ids, scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf)
+    classes = corpus.classes[corpus.pids]
+    for number in np.unique(own[own >= 0]):
+        rows, others = np.flatnonzero(own == number), corpus.pids[(classes >= 0) & (classes != number)]
+        found, theirs = nearest(queries[rows], Part(corpus.passages, others), k)
+        ids[rows, : found.shape[1]], scores[rows, : found.shape[1]] = others[found], theirs
+    return ids, scores

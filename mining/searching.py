@@ -1,0 +1,226 @@
+"""The way of sources that are searched: texts to vectors, vectors to candidates, candidates to negatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from curation import store
+from curation.progress import Progress
+from curation.schema import MINED, draws
+from mining.candidates import Corpus, Searched, read, saved, search
+from mining.classes import classes_of
+from mining.copies import shingles_of
+from mining.embeddings import Embeddings, Encoder
+from mining.lists import Ragged, contains, distinct, ragged
+from mining.negatives import Candidates, Chosen, Rules, choose, relax, replaced
+from mining.rows import Found
+from mining.twins import Twins, twins_of
+
+QUERIES = 4_096  # rows a block: with 1,024 numbers a vector and 120 candidates, about 60 MB
+LEAST_SEEN = 100  # candidates a row that are always fetched, so that a smaller range_max searches nothing again
+MOST_WIDENED = 20  # known positives that every query's search makes room for; where there are more, the rows in need
+EVERY = int(np.iinfo(np.int64).max)
+SPARE_DRAWS, MOST_DRAWS = 16, 8_192  # draws beyond four for each negative that lacks; numbers a row has of its own
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A source to search, and everything that decides what is found."""
+
+    name: str
+    curated: Path
+    candidates: Path  # the folder
+    embeddings: Path  # the folder
+    instruction: str
+    digest: str  # of all that the candidates depend on, but their number
+    seed: int
+    by_class: bool  # whether a row's negatives come from other classes
+    store: str  # float32 or float16
+
+
+class Search:
+    """A source being searched. Reads candidates from disk; opens model and vectors only where some are missing."""
+
+    def __init__(
+        self,
+        asked: Asked,
+        wanted: int,
+        range_max: int,
+        encoder: Callable[[], Encoder],
+        progress: Progress,
+        hide: bool = False,
+    ) -> None:
+        """Take a source; with `hide` only the first positive of a row is known, the others are texts like any other."""
+        self.asked, self.wanted, self.encoder, self.progress, self.hide = asked, wanted, encoder, progress, hide
+        lists = store.read_table(asked.curated, "pairs", ["positives"])["positives"]
+        self.corpus_pids = lists.explode().drop_nulls().unique().sort().to_numpy().astype(np.int64)
+        if self.classes:
+            self.corpus_pids = np.flatnonzero(self.classes[0] >= 0)
+        most = int(lists.list.len().to_numpy().max(initial=1))
+        self.rows = len(lists)
+        self.widest = range_max + most
+        self.fetched = max(range_max, LEAST_SEEN) + min(most, MOST_WIDENED)
+        self.digest = store.digest_of([asked.digest, self.fetched])
+
+    def prepare(self, frame: pl.DataFrame, number: int, rows: np.ndarray, wait: bool = True) -> Path:
+        """Search for block `number`, the rows numbered `rows` (q,) of the source, unless that is done; return its folder.
+
+        Where another process is at it: leave it alone, or wait for it.
+        """
+        folder = self.asked.candidates / f"{number:05d}"
+        saved(folder, self.digest, lambda: self.look(frame, rows, self.fetched), wait)
+        return folder
+
+    def candidates(self, frame: pl.DataFrame, number: int, rows: np.ndarray, rules: Rules) -> Candidates:
+        """Return the candidates of block `number`."""
+        return self.known(frame, read(self.prepare(frame, number, rows)), rows, rules)
+
+    def positives(self, frame: pl.DataFrame) -> Ragged:
+        """Return the known positives of some rows."""
+        return ragged(frame["positives"]).first() if self.hide else ragged(frame["positives"])
+
+    def look(self, frame: pl.DataFrame, rows: np.ndarray, k: int) -> Searched:
+        """Search for the k nearest passages of some rows."""
+        embeddings, places, asked = self.vectors
+        known = self.positives(frame)
+        corpus = Corpus(embeddings.view(places), self.corpus_pids, self.shingles, self.classes and self.classes[0])
+        own = self.classes[1][rows] if self.classes else None
+        return search(embeddings.take(asked[rows]), known, given_of(frame, known), corpus, k, own)
+
+    def known(self, frame: pl.DataFrame, found: Searched, rows: np.ndarray, rules: Rules) -> Candidates:
+        """Return what was found for some rows, with all that the rules ask for."""
+        known = self.positives(frame)
+        given, safe = given_of(frame, known), np.maximum(found.ids, 0)
+        wanted = given.heads(self.wanted)
+        twins = self.twins if rules.exclude_query or rules.exclude_group or rules.distinct else None
+        return Candidates(
+            found.ids,
+            found.scores,
+            known,
+            found.positive_scores,
+            Ragged(np.concatenate([[0], np.minimum(np.diff(given.starts), self.wanted).cumsum()]), given.ids[wanted]),
+            found.given_scores[wanted],
+            found.similarity,
+            found.overlap,
+            twins.same_query(safe, rows) if twins else None,
+            twins.same_group(safe, rows) if twins else None,
+            twins.groups[safe] if twins else None,
+            draws(self.asked.seed, f"{self.asked.name}/pick", rows[:, None] << 32 | safe) if rules.pick != "top" else None,
+        )
+
+    def fill(self, frame: pl.DataFrame, number: int, rows: np.ndarray, rules: Rules, shortage: str) -> Found:
+        """Choose for a block of rows.
+
+        sentence-transformers looks at range_max + the most positives of any query, for every query. Where one query has
+        very many, only rows that found too little are looked at so far here: the same rows come out.
+        """
+        near = self.candidates(frame, number, rows, rules).narrowed(self.widest)
+        lacking = self.wanted - np.diff(near.given.starts)
+        chosen = choose(near, lacking, rules)
+        seen = np.full(len(frame), min(near.ids.shape[1], len(self.corpus_pids)))
+        short, filled = np.flatnonzero(chosen.found < lacking), dict[str, int]()
+        if len(short):
+            part, need = near.rows(short), lacking[short]
+            if min(self.widest, len(self.corpus_pids)) > near.ids.shape[1]:
+                some = frame[short]
+                part = self.known(some, self.look(some, rows[short], self.widest), rows[short], rules)
+                seen[short] = part.ids.shape[1]
+            again = choose(part, need, rules)
+            if shortage == "relax":
+                again, filled["relax"] = relax(part, again, need, rules)
+            elif shortage == "random":
+                filled["random"] = self._pad(part, again, need, rows[short], rules)
+            chosen = replaced(chosen, short, again)
+        return Found(near.given, near.given_scores, chosen, MINED, near.first_scores(), seen, filled)
+
+    def _pad(self, part: Candidates, chosen: Chosen, need: np.ndarray, rows: np.ndarray, rules: Rules) -> int:
+        """Fill rows, in place, with passages drawn from the corpus that no filter on texts forbids; return how many."""
+        lacking = need - chosen.found
+        tries = SPARE_DRAWS + 4 * int(lacking.max(initial=0))
+        numbers = draws(self.asked.seed, f"{self.asked.name}/fill", rows[:, None] * MOST_DRAWS + np.arange(tries))
+        drawn = self.corpus_pids[(numbers % np.uint64(len(self.corpus_pids))).astype(np.int64)]
+        bad = contains(part.positives, drawn) | contains(part.given, drawn)
+        if rules.exclude_query:
+            bad |= self.twins.same_query(drawn, rows)
+        if rules.exclude_group:
+            bad |= self.twins.same_group(drawn, rows)
+        if self.classes:
+            bad |= self.classes[0][drawn] == self.classes[1][rows, None]
+        free = Ragged(np.concatenate([[0], (~bad).sum(axis=1).cumsum()]), drawn[~bad])
+        taken = Ragged(np.concatenate([[0], chosen.found.cumsum()]), chosen.ids[chosen.ids >= 0])
+        fresh = distinct(free, taken, EVERY)
+        fresh = Ragged(
+            np.concatenate([[0], np.minimum(np.diff(fresh.starts), lacking).cumsum()]), fresh.ids[fresh.heads(lacking)]
+        )
+        row = fresh.row_of_each()
+        chosen.ids[row, chosen.found[row] + np.arange(len(row)) - fresh.starts[row]] = fresh.ids
+        chosen.found[:] += np.diff(fresh.starts)
+        return len(row)
+
+    @cached_property
+    def twins(self) -> Twins:
+        """Which texts count as the same."""
+        return twins_of(self.asked.curated, self.hide)
+
+    @cached_property
+    def classes(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The class of each passage and of each row, where negatives come from other classes."""
+        return classes_of(self.asked.curated) if self.asked.by_class else None
+
+    @cached_property
+    def shingles(self) -> Ragged:
+        """What tells copies of a positive."""
+        return shingles_of(self._passages(self.corpus_pids), self.corpus_pids)
+
+    @cached_property
+    def vectors(self) -> tuple[Embeddings, np.ndarray, np.ndarray]:
+        """The store, with all of the source's texts in it; the place in it of each passage, and of each row's query."""
+        encoder, asked = self.encoder(), self.asked
+        pairs = store.read_table(asked.curated, "pairs", ["negatives"])["negatives"].explode().drop_nulls().unique()
+        needed = np.union1d(self.corpus_pids, pairs.to_numpy())
+        embeddings = Embeddings(asked.embeddings, encoder, asked.store)
+        places = np.full(int(needed.max(initial=-1)) + 1, -1, np.int64)
+
+        def texts() -> Iterator[str]:
+            yield from map(encoder.passage, self._passages(needed))
+            for frame in pairs_of(asked.curated):
+                yield from (encoder.query(asked.instruction, text) for text in frame["query"])
+
+        with self.progress(f"{asked.name}: encode", len(needed) + self.rows, "texts") as advance:
+            found = embeddings.ensure(texts, advance)
+        places[needed] = found[: len(needed)]
+        return embeddings, places, found[len(needed) :]
+
+    def _passages(self, needed: np.ndarray) -> Iterator[str]:
+        """Return the texts of the needed passages, in order, shard by shard."""
+        wanted = pl.Series("pid", needed, dtype=pl.UInt32)
+        for shard in sorted(self.asked.curated.glob("passages-[0-9]*.parquet")):
+            frame = store.read_parquet(shard, ["pid", "text"])
+            yield from frame.filter(pl.col("pid").is_in(wanted.implode()))["text"]
+
+
+def given_of(frame: pl.DataFrame, known: Ragged) -> Ragged:
+    """Return the distinct given negatives of each row that are none of its known positives."""
+    return distinct(ragged(frame["negatives"]), known, EVERY)
+
+
+def pairs_of(curated: Path) -> Iterator[pl.DataFrame]:
+    """Return the shards of a source's pairs."""
+    for shard in sorted(curated.glob("pairs-[0-9]*.parquet")):
+        yield store.read_parquet(shard)
+
+
+def blocks(curated: Path) -> Iterator[tuple[int, int, np.ndarray, pl.DataFrame]]:
+    """Return a source's rows in blocks: number of the shard, of the block, of each row (q,), and the rows; no row, one block."""
+    number, first = 0, 0
+    for shard, pairs in enumerate(pairs_of(curated)):
+        for start in range(0, max(len(pairs), 1), QUERIES):
+            frame = pairs.slice(start, QUERIES)
+            yield shard, number, np.arange(first, first + len(frame)), frame
+            number, first = number + 1, first + len(frame)

