@@ -78,21 +78,29 @@ def snapshot(table: Table) -> Path:
 
 @contextmanager
 def errors(table: Table) -> Iterator[None]:
-    """Keep `datasets` silent, and turn what it raises into one line."""
+    """Keep `datasets` silent, and turn what it and the Hub's client raise into one line."""
     import datasets
+    from huggingface_hub.errors import HTTPError
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         yield
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, HTTPError, datasets.exceptions.DatasetsError) as error:
         what, hint = _complaint(table, error)
         raise SourceError(table.path, what, hint) from None
 
 
 def _complaint(table: Table, error: Exception) -> tuple[str, str]:
     from huggingface_hub.constants import HF_HUB_OFFLINE
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )  # fmt: skip
 
     text = str(error)
     there_are = "there are: " + listed(re.findall(r"'([^']*)'", text.partition("[")[2].partition("]")[0]))
@@ -101,7 +109,8 @@ def _complaint(table: Table, error: Exception) -> tuple[str, str]:
     missing = isinstance(error, LocalEntryNotFoundError)
     if "OfflineModeIsEnabled" in text or "offline mode is enabled" in text or (missing and HF_HUB_OFFLINE):
         return "cannot be had while the Hub is switched off", "unset HF_HUB_OFFLINE, or name a local folder"
-    if missing or isinstance(error, ConnectionError):
+    lost = isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError)  # no answer at all
+    if missing or lost or isinstance(error, ConnectionError):
         return "the Hub cannot be reached", "check the network, or name a local folder"
     if "gated dataset" in text or isinstance(error, GatedRepoError):
         return "is a gated dataset", "ask for access on its page, then `hf auth login`"
@@ -189,7 +198,7 @@ def _data_files(table: Table) -> tuple[list[str], int | None]:
 
 def _columns(table: Table) -> list[str]:
     with closing(rows(table, None, 1)) as found:
-        return [name for batch in found for name in batch.frame.columns if name != ROW]
+        return [name for name in next(found).frame.columns if name != ROW]
 
 
 def _parquet_rows(table: Table, names: list[str]) -> int:
@@ -202,9 +211,10 @@ def _parquet_rows(table: Table, names: list[str]) -> int:
 def _likely(wanted: str) -> str:
     """Return ` (did you mean ...?)` of the Hub's datasets, or nothing where it has none alike or cannot be asked."""
     import huggingface_hub
+    from huggingface_hub.errors import HTTPError
 
     try:
         found = [one.id for one in huggingface_hub.HfApi().list_datasets(search=wanted.rpartition("/")[2], limit=50)]
-    except (OSError, ValueError):
+    except (OSError, ValueError, HTTPError):
         return ""
     return did_you_mean(wanted, found) or (f" (did you mean '{found[0]}'?)" if found else "")

@@ -15,7 +15,12 @@ Reader = Literal[
 ]  # fmt: skip
 Task = Literal["retrieval", "classification", "clustering"]
 # Keys that tell of a source and change no row of it: another word in them builds nothing again.
-ABOUT = ("license_url", "license_checked", "verified", "notes", "substitute_for", "citation", "expected_tuples", "expected_rows")
+ABOUT: Any = {
+    **dict.fromkeys(
+        ("license_url", "license_checked", "verified", "notes", "substitute_for", "citation", "expected_tuples"), True
+    ),
+    **{"expected_rows": True, "corpus": {"expected_rows"}, "queries": {"expected_rows"}},
+}
 
 
 class Filters(Section):
