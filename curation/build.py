@@ -3,7 +3,8 @@
     1. shape   each source alone: read -> shape -> filter -> merge equal queries -> set held-out queries apart
     2. near    which of its texts nearly match (with `dedup:`)
     3. clean   take out what is held out anywhere
-    4. curate  drop near-duplicates -> number passages -> write
+    4. across  which of its tuples ask what an earlier source asks (with `dedup: {across: yes}`), all sources at once
+    5. curate  drop near-duplicates -> number passages -> write
 
 All are stages with receipts (`store.run_stage`): a stage runs if what it depends on has changed, and only then.
 """
@@ -22,11 +23,12 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
-from curation import attribution, report
+from curation import attribution, overlaps, report
 from curation.cleaned import clean_source, clean_stands, near_source, near_stands
 from curation.curated import curate_source, curate_stands
 from curation.errors import ManifestError, SetupError, UserError, did_you_mean
 from curation.licenses import Excluded, Policy, allowed
+from curation.lock import keep as keep_lock
 from curation.lock import pinned
 from curation.manifest import Manifest, load_manifest
 from curation.manifest_source import Source
@@ -72,6 +74,7 @@ def build(
     changed = {name: error for name, error in changed.items() if name in chosen}
     with locked(folder, "curate build"):
         outcome = _build(path, manifest, folder, chosen, jobs, workers, progress, excluded, changed)
+        keep_lock(path, folder)
         attribution.write(folder, manifest)
         report.write(folder)  # last: it tells of all the others
         return outcome
@@ -89,20 +92,28 @@ def _build(
     changed: dict[str, UserError],
 ) -> Outcome:
     started = time.time()
-    needed = [job for job in jobs if job.source.name in chosen or job.source.holdout]
+    across = manifest.dedup is not None and manifest.dedup.across
+    needed = [job for job in jobs if across or job.source.name in chosen or job.source.holdout]
     shaped, failed = _each(shape_source, shape_stands, needed, workers, progress, "read and shape")
     holding = tuple(name for name in shaped if shaped[name].receipt["heldout"])
     jobs = [job._replace(holding=holding) for job in jobs]
-    ready = [job for job in jobs if job.source.name in chosen and job.source.name in shaped]
+    ready = [job for job in jobs if (across or job.source.name in chosen) and job.source.name in shaped]
     stages = {"shape": shaped}
     steps = [("near", near_source, near_stands)] if manifest.dedup else []
-    for name, work, stand in (*steps, ("clean", clean_source, clean_stands), ("curate", curate_source, curate_stands)):
+    for name, work, stand in (*steps, ("clean", clean_source, clean_stands)):
         stages[name], more = _each(work, stand, ready, workers, progress, name)
         failed |= more
         ready = [job for job in ready if job.source.name in stages[name]]
-    failed |= changed
+    if across and ready:
+        from curation.across import compare  # loads the compiled loops
+
+        stages["across"] = compare(ready)
+    ready = [job for job in ready if job.source.name in chosen]
+    stages["curate"], more = _each(curate_source, curate_stands, ready, workers, progress, "curate")
+    failed |= more | changed
     receipts = {name: done.receipt for name, done in stages["curate"].items()}
     current = [job.source.name for job in jobs if job.source.name not in chosen and _stands_still(job)]
+    overlaps.write(folder, [job.source.name for job in jobs if job.source.name in {*receipts, *current}], across)
     write_summary(folder, path, manifest, receipts, failed, current, excluded)
     seconds = {f"{stage}/{name}": round(done.seconds, 3) for stage, all_done in stages.items() for name, done in all_done.items()}
     write_json(folder / "timings.json", {"seconds": round(time.time() - started, 3), "stages": seconds})

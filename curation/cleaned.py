@@ -27,7 +27,7 @@ def near_digest(job: Job) -> str:
     assert job.dedup
     mine = read_json(job.build / "shaped" / job.source.name / "done.json")
     texts = {name: digest for name, digest in mine["files"].items() if name.startswith(("tuples-", "corpus."))}
-    return digest_of([FORMAT, "near", texts, job.dedup.stored, SHINGLING])
+    return digest_of([FORMAT, "near", texts, job.dedup.stored, job.dedup.across, SHINGLING])
 
 
 def near_stands(job: Job) -> bool:
@@ -53,7 +53,8 @@ def _near(job: Job, folder: Path) -> Receipt:
     write_parquet(folder / "pairs.parquet", pairs.cast({"left": pl.UInt32, "right": pl.UInt32}))
     write_parquet(folder / "form.parquet", pl.DataFrame({"form": found.form}))
     for path in folder.iterdir():
-        if path.suffix != ".parquet":
+        for_others = path.name.startswith(("entries", "counts", "forms", "keys-")) and job.dedup.across
+        if path.suffix != ".parquet" and not for_others:
             path.unlink()
     return {"source": job.source.name, "texts": len(texts), "pairs": len(found.score), "lowest": job.dedup.stored}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from curation.cli_exchange import export, verify
+from curation.cli_exchange import diff, export, publish, verify
 from curation.command import SETTINGS, newest, output, run, say
 from curation.errors import BuildError
 from curation.progress import for_terminal
@@ -81,12 +81,19 @@ def build(
 @click.option("--json", "as_json", is_flag=True, help="The receipts as JSON instead of a table.")
 def stats(build: Path | None, only: tuple[str, ...], as_json: bool) -> None:
     """Count rows, tuples and what was dropped why, in BUILD or the newest build."""
-    from curation import look
+    from curation import look, overlaps
 
-    receipts = look.receipts(newest(build), only)
-    output(look.as_json(receipts) if as_json else look.counts_table(receipts))
-    if not as_json:
+    folder = newest(build)
+    receipts = look.receipts(folder, only)
+    if as_json:
+        output(
+            look.as_json({name: {**receipt, "overlaps": overlaps.of_source(folder, name)} for name, receipt in receipts.items()})
+        )
+    else:
+        output(look.counts_table(receipts))
         output(look.reasons_table(receipts))
+        if lines := overlaps.largest(folder, list(receipts)):
+            output(look.table(("source", "and", "equal texts", "near", "dropped"), lines))
 
 
 @curate.command()
@@ -174,7 +181,7 @@ def lock(manifest: Path, only: tuple[str, ...], quiet: bool) -> int:
     return 1 if failed else 0
 
 
-for command in (export, verify):
+for command in (diff, export, publish, verify):
     curate.add_command(command)
 
 

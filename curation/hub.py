@@ -80,7 +80,7 @@ def snapshot(table: Table) -> Path:
 def errors(table: Table) -> Iterator[None]:
     """Keep `datasets` silent, and turn what it and the Hub's client raise into one line."""
     import datasets
-    from huggingface_hub.errors import HTTPError
+    from httpx2 import HTTPError
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
@@ -92,11 +92,11 @@ def errors(table: Table) -> Iterator[None]:
 
 
 def _complaint(table: Table, error: Exception) -> tuple[str, str]:
+    from httpx2 import HTTPError
     from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
-        HTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -211,7 +211,7 @@ def _parquet_rows(table: Table, names: list[str]) -> int:
 def _likely(wanted: str) -> str:
     """Return ` (did you mean ...?)` of the Hub's datasets, or nothing where it has none alike or cannot be asked."""
     import huggingface_hub
-    from huggingface_hub.errors import HTTPError
+    from httpx2 import HTTPError
 
     try:
         found = [one.id for one in huggingface_hub.HfApi().list_datasets(search=wanted.rpartition("/")[2], limit=50)]

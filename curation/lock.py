@@ -17,7 +17,7 @@ from curation.manifest_source import Source, Table
 from curation.progress import Progress, silent
 from curation.rows import ROW
 from curation.sources import PYTHON, inputs, is_local, read_rows, sizes
-from curation.store import digest_of, read_json, write_json
+from curation.store import atomic, digest_of, read_json, write_json
 
 Entry = dict[str, Any]
 FORMAT = 1
@@ -66,6 +66,16 @@ def write_lock(path: Path, manifest: Manifest, only: list[str], progress: Progre
     sources = {name: entries[name] for name in sorted(entries)}
     write_json(lock_of(path), {"format": FORMAT, "sources": sources})
     return failed
+
+
+def keep(path: Path, build: Path) -> None:
+    """Put a manifest's lock file into its build as manifest.lock; where there is none, take an earlier one away."""
+    lock, copy = lock_of(path), build / "manifest.lock"
+    if not lock.exists():
+        copy.unlink(missing_ok=True)
+    elif not copy.exists() or copy.read_bytes() != lock.read_bytes():
+        with atomic(copy) as file:
+            file.write(lock.read_bytes())
 
 
 def pinned(manifest: Manifest, path: Path) -> tuple[Manifest, dict[str, UserError]]:

@@ -28,6 +28,11 @@ class Dedup(Section):
         description="lowest Jaccard of the pairs that are stored: a threshold down to it compares nothing anew; "
         "absent, 0.7, or 0.5 for a threshold below 0.7. Lower ones take longer",
     )
+    across: bool = Field(
+        False,
+        description="also compare sources with each other: a query that asks the same for the same positive as one of an "
+        "earlier source is dropped, clusterings aside",
+    )
     max_loss_per_source: float = Field(0.5, ge=0, le=1, description="share of near-duplicate tuples above which the source fails")
 
     @property

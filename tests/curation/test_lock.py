@@ -108,13 +108,15 @@ def test_one_source_alone_is_locked_anew(recipe):
 def test_a_source_that_is_not_as_it_was_locked_fails_alone(recipe, tmp_path, change, said):
     locked(recipe)
     assert failures(recipe, tmp_path / "b") == {}
+    assert (tmp_path / "b/manifest.lock").read_bytes() == (tmp_path / "m.lock").read_bytes()
     change(tmp_path)
     told = f"source 'faq': {said}; undo that, or run `curate lock` again"
     assert failures(recipe, tmp_path / "b") == {"faq": told}
     assert list(json.loads((tmp_path / "b/build.json").read_text())["sources"]) == ["ranked"]
     assert check(recipe)["problems"] == [told]
-    locked(recipe)
+    (tmp_path / "m.lock").unlink()
     assert failures(recipe, tmp_path / "b") == {}
+    assert not (tmp_path / "b/manifest.lock").exists()
 
 
 def test_a_part_of_a_source_and_a_source_that_is_new(recipe, tmp_path):
