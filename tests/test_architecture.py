@@ -23,6 +23,8 @@ FLOOR = {
         "text",
         "progress",
         "command",
+        "card",
+        "upload",
     )
 }
 HOMES = {
