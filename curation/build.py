@@ -2,7 +2,7 @@
 
     1. shape   each source alone: read -> shape -> filter -> merge equal queries -> set held-out queries apart
     2. near    which of its texts nearly match (with `dedup:`)
-    3. clean   take out what is held out anywhere
+    3. clean   take out what is held out anywhere, or stands in an evaluation set (with `decontaminate:`)
     4. across  which of its tuples ask what an earlier source asks (with `dedup: {across: yes}`), all sources at once
     5. curate  drop near-duplicates -> number passages -> write
 
@@ -23,7 +23,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
-from curation import attribution, overlaps, report
+from curation import attribution, decontaminate, overlaps, report
 from curation.cleaned import clean_source, clean_stands, near_source, near_stands
 from curation.curated import curate_source, curate_stands
 from curation.errors import ManifestError, SetupError, UserError, did_you_mean
@@ -92,6 +92,7 @@ def _build(
     shaped, failed = _each(shape_source, shape_stands, needed, workers, progress, "read and shape")
     holding = tuple(name for name in shaped if shaped[name].receipt["heldout"])
     jobs = [job._replace(holding=holding) for job in jobs]
+    decontaminate.make_index(manifest.decontaminate, path.parent, folder, holding, progress)
     ready = [job for job in jobs if (across or job.source.name in chosen) and job.source.name in shaped]
     stages = {"shape": shaped}
     steps = [("near", near_source, near_stands)] if manifest.dedup else []
@@ -108,8 +109,10 @@ def _build(
     failed |= more
     receipts = {name: done.receipt for name, done in stages["curate"].items()}
     current = [job.source.name for job in jobs if job.source.name not in chosen and _stands_still(job)]
-    overlaps.write(folder, [job.source.name for job in jobs if job.source.name in {*receipts, *current}], across)
-    write_summary(folder, path, manifest, receipts, failed, current, excluded)
+    there = [job.source.name for job in jobs if job.source.name in {*receipts, *current}]
+    overlaps.write(folder, there, across)
+    leaks = decontaminate.gather(manifest.decontaminate, folder, there)
+    write_summary(folder, path, manifest, receipts, failed, current, excluded, leaks)
     seconds = {f"{stage}/{name}": round(done.seconds, 3) for stage, all_done in stages.items() for name, done in all_done.items()}
     write_json(folder / "timings.json", {"seconds": round(time.time() - started, 3), "stages": seconds})
     ran = {name for all_done in stages.values() for name, done in all_done.items() if done.ran and name in chosen}
@@ -145,7 +148,9 @@ def job_of(manifest: Manifest, source: Source, base: Path, folder: Path, limit: 
         fewer = {"limit": min(source.limit or limit, limit), "holdout": min(source.holdout, limit // 5)}
         limited = source.model_copy(update=fewer)
     holding = tuple(other.name for other in manifest.sources if other.holdout)
-    return Job(limited, source.filters or manifest.filters, manifest.seed, base, folder, holding, manifest.dedup)
+    return Job(
+        limited, source.filters or manifest.filters, manifest.seed, base, folder, holding, manifest.dedup, manifest.decontaminate
+    )
 
 
 def _each(

@@ -132,6 +132,20 @@ def show(build: Path | None, only: tuple[str, ...], count: int, dropped: bool, r
         raise BuildError(folder, "has no such records", "see `curate stats` for sources and reasons")
 
 
+@curate.command()
+@click.argument("build", type=click.Path(path_type=Path), required=False)
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Parquet file to write.")
+@click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")
+def signatures(build: Path | None, out: Path, only: tuple[str, ...]) -> None:
+    """Write MinHash signatures of the texts of BUILD or the newest build.
+
+    datasketch's MinHashLSH loads them, see curation/signature_file.py.
+    """
+    from curation.signature_file import write_signatures
+
+    say(f"{out}: {write_signatures(newest(build), out, only):,} signatures")
+
+
 for command in (diff, export, publish, verify):
     curate.add_command(command)
 

@@ -13,6 +13,7 @@ import click
 from click.testing import CliRunner
 
 from curation.manifest import Dedup, Manifest
+from curation.manifest_decontaminate import Decontaminate, EvalSet
 from curation.manifest_models import Mine, Train
 from curation.manifest_source import Filters, Source
 from curation.section import Section
@@ -73,6 +74,8 @@ def keys() -> str:
         ("The manifest", "", Manifest),
         ("`filters:`", "Also inside a source, instead of the manifest's.", Filters),
         ("`dedup:`", Dedup.__doc__ or "", Dedup),
+        ("`decontaminate:`", Decontaminate.__doc__ or "", Decontaminate),
+        ("`decontaminate: against:`", EvalSet.__doc__ or "", EvalSet),
         ("`sources:`", "A list; the order is the priority.", Source),
         ("`mine:`", "", Mine),
         ("`train:`", "Also a file of its own: `train BUILD --recipe FILE`.", Train),
