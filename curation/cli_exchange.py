@@ -50,6 +50,78 @@ def export(
 
 
 @click.command()
+@click.argument("build", type=click.Path(path_type=Path))
+@click.argument("repo", metavar="ORG/NAME")
+@click.option("--lock", type=click.Path(path_type=Path), help="The lock file; by default BUILD/manifest.lock.")
+@click.option("--allow", multiple=True, metavar="SOURCE", help="Publish this doubtful source too, and say so; repeatable.")
+@click.option("--negatives", type=click.IntRange(1), help="Columns of negatives; by default as many as were mined.")
+@click.option("--columns", default="", metavar="LIST", help="Further columns: ids,scores,provenance.")
+@click.option("--private", is_flag=True, help="Make the repository private.")
+@click.option("--tag", metavar="NAME", help="Name this version, such as v1.0.")
+@click.option("--dry-run", is_flag=True, help="Show files, bytes and the card; send nothing.")
+@click.option("--json", "as_json", is_flag=True, help="What was done as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def publish(
+    build: Path,
+    repo: str,
+    lock: Path | None,
+    allow: tuple[str, ...],
+    negatives: int | None,
+    columns: str,
+    private: bool,
+    tag: str | None,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Publish BUILD on the Hub as ORG/NAME, in one commit.
+
+    One config a source: query (with its instruction), passage, negative_1..n. The
+    card, the manifest, the lock of what it read, the report and the attribution
+    travel along. Sources that are not verified, or whose licence is unknown, are
+    left out and listed. Again after a change: only what changed is sent.
+    """
+    from curation import look
+    from curation import publish as publishing
+
+    chosen = [name.strip() for name in columns.split(",") if name.strip()]
+    if wrong := [name for name in chosen if name not in publishing.GROUPS]:
+        raise click.UsageError(f"--columns knows {', '.join(publishing.GROUPS)}, not '{wrong[0]}'.")
+    made = publishing.plan(build, repo, lock, allow, negatives, chosen, for_terminal(quiet))
+    for name, why in made.left_out.items():
+        say(f"left out: {name}: {why}")
+    if dry_run:
+        files = {path: piece.size for path, piece in made.pieces.items()}
+        shown = {"repo": repo, "files": files, "bytes": made.size(), "left_out": made.left_out, "card": made.card}
+        lines = [*files.items(), ("all", made.size())]
+        return output(look.as_json(shown) if as_json else f"{look.table(('file', 'bytes'), lines)}\n\n{made.card}")
+    done = publishing.publish(made, private, tag, (lambda line: None) if quiet else say)
+    result = {"url": done.url, "commit": done.commit, "tag": tag, "sent": done.sent, "deleted": done.deleted}
+    told = f"{len(done.sent)} of {len(made.pieces)} files, {sum(done.sent.values()):,} bytes" if done.sent else "nothing to do"
+    output(look.as_json(result) if as_json else f"{done.url} at {done.commit[:12]}: {told}")
+
+
+@click.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")
+@click.option("--json", "as_json", is_flag=True, help="The differences as JSON, with the first rows.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def diff(a: str, b: str, only: tuple[str, ...], as_json: bool, quiet: bool) -> int:
+    """Tell what changed from A to B: recipe, sources, counts, rows and why.
+
+    A and B are builds, or published versions such as my-org/name@v1.0. The exit
+    code is 1 where anything differs.
+    """
+    from curation import diff as comparing
+    from curation import look
+
+    found = comparing.diff(a, b, only, for_terminal(quiet))
+    output(look.as_json(found) if as_json else comparing.as_text(found))
+    return 1 if comparing.differs(found) else 0
+
+
+@click.command()
 @click.argument("build", type=click.Path(path_type=Path), required=False)
 @click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")
 @click.option("--json", "as_json", is_flag=True, help="The problems as a JSON list.")

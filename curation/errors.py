@@ -5,6 +5,7 @@ UserError
 ├── SourceError     rows that cannot be had or understood
 ├── ModelError      a model or tokenizer that cannot be used
 ├── BuildError      a build folder that is missing, incomplete or was changed by hand
+├── HubError        a repository that cannot be had or written
 └── SetupError      an installation or a machine that cannot do what was asked
 
 Everything else that is raised is a bug and keeps its traceback.
@@ -45,6 +46,10 @@ class ModelError(UserError):
 
 class BuildError(UserError):
     """A build folder that is missing, incomplete or was changed by hand."""
+
+
+class HubError(UserError):
+    """A repository of the Hub that cannot be had or written."""
 
 
 class SetupError(UserError):

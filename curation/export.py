@@ -19,7 +19,7 @@ from curation.formats import FORMATS, Constants, fitting
 from curation.look import Receipt, receipts, table
 from curation.progress import Advance, Progress, silent
 
-FORMAT = 1  # raised when the same build gives other files
+FORMAT = 2  # raised when the same build gives other files
 BLOCK = 8192  # tuples: with 25 texts of 500 bytes, 100 MB
 CURATED = ("id", "key", "query", "positives", "negatives")
 MINED = (*CURATED, "positive_score", "negative_scores")
@@ -113,7 +113,7 @@ def _source(
     passages = passages.with_columns(pl.col("key").bin.encode("hex"))
     with progress(f"export {source}", receipt["kept"], "tuples") as advance:
         if shape.make is None:
-            _beir(data / source, _blocks(folder, MINED if shape.mined else CURATED), passages, said, advance)
+            _beir(data / source, blocks_of(folder, MINED if shape.mined else CURATED), passages, said, advance)
             return said
         data.mkdir(exist_ok=True)
         blocks = _made(folder, passages, name, said, negatives, advance)
@@ -135,8 +135,8 @@ def _made(
     shape = FORMATS[name]
     assert shape.make is not None
     constants = Constants(said["task"], said["instruction"])
-    for pairs in _blocks(folder, MINED if shape.mined else CURATED):
-        rows, most, left_out = fitting(_with_texts(pairs, passages), shape, said["task"], negatives)
+    for pairs in blocks_of(folder, MINED if shape.mined else CURATED):
+        rows, most, left_out = fitting(with_texts(pairs, passages), shape, said["task"], negatives)
         made = shape.make(rows, constants, most)
         said["tuples"] += len(pairs)
         said["used"] += len(rows)
@@ -148,7 +148,7 @@ def _made(
         advance(len(pairs))
 
 
-def _blocks(folder: Path, columns: Iterable[str]) -> Iterator[pl.DataFrame]:
+def blocks_of(folder: Path, columns: Iterable[str]) -> Iterator[pl.DataFrame]:
     """Yield the tuples of a stage in blocks, at least one."""
     for shard in sorted(folder.glob("pairs-[0-9]*.parquet")):
         pairs = store.read_parquet(shard, list(columns))
@@ -156,16 +156,16 @@ def _blocks(folder: Path, columns: Iterable[str]) -> Iterator[pl.DataFrame]:
             yield pairs.slice(start, BLOCK)
 
 
-def _with_texts(pairs: pl.DataFrame, passages: pl.DataFrame) -> pl.DataFrame:
+def with_texts(pairs: pl.DataFrame, passages: pl.DataFrame) -> pl.DataFrame:
     """Return tuples with the texts of their passages for the numbers, and the texts' ids beside them."""
     lists: dict[str, pl.Series] = {}
     for role in ("positive", "negative"):
         numbers = pairs[f"{role}s"]
-        lists |= {f"{role}s": _gathered(numbers, passages["text"]), f"{role}_ids": _gathered(numbers, passages["key"])}
+        lists |= {f"{role}s": gathered(numbers, passages["text"]), f"{role}_ids": gathered(numbers, passages["key"])}
     return pairs.with_columns(values.alias(name) for name, values in lists.items())
 
 
-def _gathered(lists: pl.Series, values: pl.Series) -> pl.Series:
+def gathered(lists: pl.Series, values: pl.Series) -> pl.Series:
     """Return for lists of numbers the lists of values that stand at these numbers."""
     rows = pl.DataFrame({"number": lists}).with_row_index("at")
     long = rows.explode("number", empty_as_null=False).drop_nulls("number")
@@ -183,7 +183,7 @@ def _beir(folder: Path, blocks: Iterator[pl.DataFrame], passages: pl.DataFrame, 
         for pairs in blocks:
             asked = pairs.select(_id="id", text="query")
             queries.writelines(store.json_line(row) for row in asked.iter_rows(named=True))
-            right = pairs.select("id", key=_gathered(pairs["positives"], passages["key"])).explode("key")
+            right = pairs.select("id", key=gathered(pairs["positives"], passages["key"])).explode("key")
             qrels.writelines(f"{id_}\t{key}\t1\n".encode() for id_, key in right.iter_rows())
             said["tuples"] += len(pairs)
             said["used"] += len(pairs)

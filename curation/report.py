@@ -15,6 +15,7 @@ from curation import report_figures as figures
 from curation import report_sections as sections
 from curation.manifest import load_manifest
 from curation.report_samples import drops, near_pairs, records, twins
+from curation.report_source import source as source_section
 from curation.store import atomic, check_files, digest_of, file_digest, read_parquet, read_receipt, read_table, shards, versions
 from curation.summary import read_summary
 
@@ -83,7 +84,7 @@ def _page(folder: Path, summary: dict[str, Any], receipts: dict[str, Any], state
         texts = twins({name: folder / "curated" / name for name in receipts}, left_out)
         shown = records(stage, summary["seed"], name)
         facts = receipt | summary["sources"][name]
-        parts.append(sections.source(name, facts, counts[name], shown, near, threshold, left_out, texts))
+        parts.append(source_section(name, facts, counts[name], shown, near, threshold, left_out, texts))
     overview = [
         sections.sources(summary, receipts, counts),
         sections.absent(summary),

@@ -29,6 +29,7 @@ from curation.errors import BuildError
 RECEIPT = "done.json"
 ROWS_PER_SHARD = 1_000_000
 ROWS_PER_GROUP = 100_000
+CHUNKS = {"min_chunk_size": 262_144, "max_chunk_size": 1_048_576, "norm_level": 0}  # as `datasets` writes them
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PACKAGES = ("tuplesmith", "polars", "pyarrow", "torch", "transformers", "faiss-cpu", "faiss-gpu", "datasets", "datasketch")
 
@@ -99,16 +100,34 @@ def write_table(folder: Path, name: str, table: pl.DataFrame, constants: Mapping
         write_parquet(folder / f"{name}-{shard:05d}.parquet", table.slice(start, ROWS_PER_SHARD), constants)
 
 
-def write_blocks(path: Path, blocks: Iterable[pl.DataFrame], constants: Mapping[str, str] | None = None) -> None:
-    """Write one parquet file block by block, each a row group, atomically; there is at least one block."""
+def write_blocks(path: Path, blocks: Iterable[pl.DataFrame], constants: Mapping[str, str] | None = None) -> int:
+    """Write one parquet file block by block, each a row group, atomically; return the bytes of its rows in memory.
+
+    There is at least one block. Pages end where the content says so: where a row more or less shifts all others, most
+    pages are those of the file before, and storage that knows pieces by their content takes only the new ones.
+    """
+    size = 0
     with atomic(path) as file, ExitStack() as closing:
         writer = None
         for block in blocks:
-            arrow = block.to_arrow(compat_level=pl.CompatLevel.oldest()).replace_schema_metadata(dict(constants or {}))
+            arrow = _plain(block.to_arrow(compat_level=pl.CompatLevel.oldest())).replace_schema_metadata(dict(constants or {}))
             if writer is None:
-                options = {"compression": "zstd", "write_page_index": True}
+                options = {"compression": "zstd", "write_page_index": True, "use_content_defined_chunking": CHUNKS}
                 writer = closing.enter_context(pq.ParquetWriter(file, arrow.schema, **options))
             writer.write_table(arrow)
+            size += arrow.nbytes
+    return size
+
+
+def _plain(table: Any) -> Any:
+    """Return an Arrow table with 32-bit offsets, which every reader knows: string for large_string, list for large_list."""
+    return table.cast(pa.schema([field.with_type(_plain_type(field.type)) for field in table.schema]))
+
+
+def _plain_type(kind: Any) -> Any:
+    if pa.types.is_large_list(kind):
+        return pa.list_(_plain_type(kind.value_type))
+    return pa.string() if pa.types.is_large_string(kind) else kind
 
 
 def write_parquet(path: Path, table: pl.DataFrame, constants: Mapping[str, str] | None = None) -> None:
@@ -144,6 +163,12 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
     frame = pl.from_arrow(pq.read_table(path, columns=columns))
     assert isinstance(frame, pl.DataFrame)
     return frame
+
+
+def parquet_rows(file: IO[bytes]) -> int:
+    """Return the number of rows of a parquet file, from its end alone."""
+    with file:
+        return int(pq.ParquetFile(file).metadata.num_rows)
 
 
 def arrow_frames(source: Path | IO[bytes], rows: int) -> Iterator[pl.DataFrame]:

@@ -60,7 +60,10 @@ class Hub:
         return self.storage.put_repo(kind, id_, files, **more)
 
     def fail(self, status, times=1, path=""):
-        """Answer the next `times` requests whose "METHOD path" fits with an error; 0 = cut the connection."""
+        """Answer the next `times` requests whose "METHOD path" fits with an error.
+
+        0 cuts the connection before anything is done, 1 after all is done: the answer is lost.
+        """
         self.faults.append([re.compile(path), times, status])
 
     def client(self, code, token="hf_owner", home=None):
@@ -83,6 +86,7 @@ class Handler(BaseHTTPRequestHandler):
     """One request."""
 
     protocol_version = "HTTP/1.1"
+    lost = False
 
     def log_message(self, *args):
         pass
@@ -129,9 +133,14 @@ class Handler(BaseHTTPRequestHandler):
                 fault[1] -= 1
                 if fault[2] == 0:
                     raise ConnectionAbortedError
+                if fault[2] == 1:
+                    self.lost = True
+                    return
                 raise Refused(fault[2], "", "injected")
 
     def send(self, status, value=b"", headers=None):
+        if self.lost:
+            raise ConnectionAbortedError
         data = value if isinstance(value, bytes) else json.dumps(value).encode()
         self.send_response(status)
         kind = {} if isinstance(value, bytes) else {"Content-Type": "application/json"}

@@ -1,0 +1,65 @@
+"""What the Hub would refuse in a card is found before it is asked."""
+
+from __future__ import annotations
+
+import pytest
+
+from curation.card import complaints, size_of, table, with_yaml
+
+GOOD = {
+    "language": ["en", "zh-Hans", "code"],
+    "license": "mit",
+    "task_categories": ["text-retrieval"],
+    "size_categories": ["n<1K"],
+    "tags": ["sentence-transformers"],
+    "configs": [{"config_name": "faq", "data_files": [{"split": "train", "path": "faq/train-*"}]}],
+    "dataset_info": [{"config_name": "faq"}],
+}
+TWICE = {"configs": GOOD["configs"] * 2, "dataset_info": GOOD["dataset_info"] * 2}
+
+
+def told(head, text="# card\n"):
+    return list(complaints(with_yaml(head, text), ["faq/train-00000-of-00001.parquet"]))
+
+
+def test_a_good_card_has_none():
+    assert told(GOOD) == []
+    assert told(GOOD | {"license": "other", "license_name": "mixture-1", "license_link": "https://example.org"}) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"license": "MIT"}, "license 'MIT' is none that the Hub knows"),
+        ({"license": None}, "license 'None' is none that the Hub knows"),
+        ({"license": "other"}, "license 'other' needs a license_name of small letters, digits, dots and dashes"),
+        ({"license": "other", "license_name": "a"}, "license 'other' needs a license_link"),
+        ({"language": ["English"]}, "language 'English' is not an ISO 639 code"),
+        ({"language": "en"}, "'language' is not a list"),
+        ({"tags": [""]}, "tags '' is not a text of 1 to 100 characters"),
+        (
+            {"task_categories": ["retrieval"]},
+            "task_categories 'retrieval' is none of text-retrieval, feature-extraction, sentence-similarity, text-classification",
+        ),
+        ({"size_categories": ["big"]}, "size_categories 'big' is none of "),
+        (
+            {"configs": [{"config_name": "a b", "data_files": []}], "dataset_info": [{"config_name": "a b"}]},
+            "config_name 'a b' holds signs that the Hub does not allow",
+        ),
+        ({"configs": [{"config_name": "faq", "data_files": [{"path": "nowhere/*"}]}]}, "no file fits 'nowhere/*'"),
+        ({"dataset_info": []}, "dataset_info does not describe the configs in their order"),
+        (TWICE, "two configs have one name"),
+    ],
+)
+def test_what_is_wrong_is_said(change, words):
+    assert any(line.startswith(words) for line in told(GOOD | change))
+
+
+def test_a_card_without_yaml_or_with_a_broken_one():
+    assert list(complaints("# only text\n")) == ["it has no YAML between two lines of dashes at its head"]
+    assert next(complaints("---\na: [\n---\n")).startswith("its YAML cannot be read (")
+
+
+def test_sizes_and_tables():
+    assert [size_of(rows) for rows in (0, 999, 1000, 6_000_000, 2 * 10**9)] == ["n<1K", "n<1K", "1K<n<10K", "1M<n<10M", "n>1B"]
+    assert table(("a", "b"), [("x|y\nz", 1234)]) == "| a | b |\n| --- | --- |\n| x\\|y z | 1,234 |"

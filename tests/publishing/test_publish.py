@@ -1,0 +1,139 @@
+"""A build published on a Hub of our own with the real clients: the same rows when loaded back, and what the card says."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import polars as pl
+import pytest
+
+from curation import publish as publishing
+from curation import store
+from curation.card import head_of
+from curation.errors import BuildError
+from curation.publish import plan
+from tests.hub_server import hub
+from tests.publishing.small_published import (
+    PUBLISHED,
+    curate,
+    expected,
+    loaded,
+    lock,
+    make,
+    published,
+    rows_of,
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return lock(make(tmp_path_factory.mktemp("publish") / "b"))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with hub(tmp_path_factory.mktemp("hub")) as running:
+        yield running
+
+
+@pytest.mark.parametrize("xet", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_each_config_comes_back_row_by_row(made, tmp_path, xet):
+    with hub(tmp_path / "hub", xet=xet) as server:
+        assert re.fullmatch(
+            rf"{server.endpoint}/datasets/org/small at [0-9a-f]{{12}}: 8 of 8 files, [\d,]+ bytes\n",
+            published(server, made, "org/small", "--tag", "v1"),
+        )
+        assert any(path.startswith("/lfs/") for _, path, _ in server.requests) is not xet
+        rows = rows_of(made)
+        assert min(map(len, rows.values())) > 300
+        assert loaded(server, "org/small") == rows
+        assert loaded(server, "org/small", revision="v1") == rows
+        assert loaded(server, "org/small", streaming=True) == rows
+        before = server.sent()
+        assert published(server, made, "org/small", "--tag", "v1").endswith(": nothing to do\n")
+        assert server.sent() == before
+        names = [path for path in server.storage.files("org/small") if not path.endswith(".parquet")]
+        assert names == ["ATTRIBUTION.md", "README.md", "manifest.lock", "manifest.yaml", "provenance.json"]
+        assert server.storage.files("org/small")["manifest.yaml"] == (made / "manifest.yaml").read_bytes()
+
+
+def test_a_dry_run_shows_all_and_asks_nobody(server, made):
+    before = len(server.requests)
+    _, out, _ = curate(server, "publish", made, "org/dry", "--dry-run", "--json", "-q", token="")
+    shown = json.loads(out)
+    assert len(server.requests) == before
+    assert shown["bytes"] == sum(shown["files"].values())
+    assert shown["left_out"] == {"nobody": "it names no licence", "doubt": "it is not verified: who wrote it is open"}
+    _, out, _ = curate(server, "publish", made, "org/dry", "--dry-run", "-q", token="")
+    lines = out.splitlines()
+    assert re.fullmatch(r"README.md +[\d,]+", lines[2])
+    assert out.endswith(shown["card"] + "\n")
+
+
+def test_the_card_tells_where_all_is_from(made):
+    card = plan(made, "org/small").card
+    head = head_of(card)
+    assert (head["license"], head["license_name"]) == ("other", "mixture")
+    assert [config["data_files"][0]["path"] for config in head["configs"]] == ["faq/train-*", "topics/train-*", "tone/train-*"]
+    assert [info["splits"][0]["num_examples"] for info in head["dataset_info"]] == [len(rows) for rows in rows_of(made).values()]
+    assert "| `faq` | faq.jsonl | - | [mit](https://example.org/faq), seen 2026-11-20 | retrieval | 400 | 395 |" in card
+    assert "| `faq` | tuple | held out for evaluation | 5 |" in card
+    assert "- `nobody`: it names no licence\n" in card
+    assert "- `faq`: Faq, 2026\n" in card
+    assert "mine:search\\|model:fake" in card
+    allowed = plan(made, "org/small", allow=["doubt", "nobody"]).card
+    assert "`doubt` was published although it is in doubt: not verified (who wrote it is open)." in allowed
+    assert "`nobody` was published although it is in doubt: its licence is 'not named'." in allowed
+    assert "Sources left out" not in allowed
+
+
+def test_pairs_alone_are_said_to_be_pairs(tmp_path):
+    made = lock(make(tmp_path / "b", rows=20, mined=False))
+    found = plan(made, "org/pairs")
+    assert "No hard negatives were mined: these are pairs only." in found.card
+    frame = pl.read_parquet(found.pieces["faq/train-00000-of-00001.parquet"].content)
+    assert frame.rows(named=True) == expected(made, "faq", 0)
+
+
+def test_large_sources_are_cut_into_shards(made, monkeypatch, tmp_path):
+    monkeypatch.setattr(publishing, "SHARD", 10_000)
+    monkeypatch.setattr("curation.export.BLOCK", 64)
+    shutil.copytree(made, tmp_path / "b", ignore=shutil.ignore_patterns("publish"))
+    found = plan(tmp_path / "b", "org/small")
+    paths = [path for path in found.pieces if path.startswith("faq/")]
+    assert len(paths) > 3
+    assert paths == [f"faq/train-{number:05d}-of-{len(paths):05d}.parquet" for number in range(len(paths))]
+    frame = pl.concat([pl.read_parquet(found.pieces[path].content) for path in paths])
+    assert frame.rows(named=True) == expected(made, "faq", 3)
+
+
+def test_what_cannot_be_published(made, tmp_path):
+    other = tmp_path / "b"
+    shutil.copytree(made, other)
+    with pytest.raises(
+        BuildError, match=r"no source 'tones' \(did you mean 'tone'\?\); sources: faq, topics, tone, nobody, doubt"
+    ):
+        plan(other, "org/x", allow=["tones"])
+    locks = store.read_json(other / "manifest.lock")
+    store.write_json(other / "manifest.lock", {name: entry for name, entry in locks.items() if name != "tone"})
+    with pytest.raises(
+        BuildError, match=r"manifest\.lock: does not lock 'tone'; `curate lock MANIFEST` makes it; then `curate build` again"
+    ):
+        plan(other, "org/x")
+    (other / "manifest.lock").unlink()
+    with pytest.raises(
+        BuildError, match=r"manifest\.lock: there is no lock of the sources' revisions and digests; .*, or name it with --lock"
+    ):
+        plan(other, "org/x")
+    assert plan(other, "org/x", lock=made / "manifest.lock").sources.keys() == set(PUBLISHED)
+    with pytest.raises(BuildError, match="no source is left to publish .*topics: no tuple has 999 negatives"):
+        plan(made, "org/x", negatives=999)
+    receipt = store.read_json(other / "curated/faq/done.json")
+    store.write_json(other / "curated/faq/done.json", receipt | {"language": "English"})
+    store.write_json(other / "manifest.lock", locks)
+    with pytest.raises(
+        BuildError, match="the Hub would refuse its card: language 'English' is not an ISO 639 code; mend the manifest"
+    ):
+        plan(other, "org/x")
