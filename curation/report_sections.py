@@ -142,7 +142,7 @@ def overlap(found: pl.DataFrame | None, names: list[str]) -> Section | None:
     shared = there.filter(pl.col("equal") > 0)
     among = [name for name in names if name in {*shared["source_a"], *shared["source_b"]}]
     alone = len(names) - len(among)
-    note = "Texts of 12 characters or more, queries and passages, that two sources share once case and spacing are evened out."
+    note = "Texts of 12 characters or more, queries and passages, that two sources share once case and spacing are evened out, before any was dropped."
     note += f" {alone} of {len(names)} sources share none." if alone else ""
     order = ["equal", "source_a", "source_b"]
     top = there.filter((pl.col("equal") > 0) | (pl.col("near").fill_null(0) > 0)).sort(order, descending=[True, False, False])
