@@ -102,6 +102,26 @@ def publish(
 
 
 @click.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")
+@click.option("--json", "as_json", is_flag=True, help="The differences as JSON, with the first rows.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def diff(a: str, b: str, only: tuple[str, ...], as_json: bool, quiet: bool) -> int:
+    """Tell what changed from A to B: recipe, sources, counts, rows and why.
+
+    A and B are builds, or published versions such as my-org/name@v1.0. The exit
+    code is 1 where anything differs.
+    """
+    from curation import diff as comparing
+    from curation import look
+
+    found = comparing.diff(a, b, only, for_terminal(quiet))
+    output(look.as_json(found) if as_json else comparing.as_text(found))
+    return 1 if comparing.differs(found) else 0
+
+
+@click.command()
 @click.argument("build", type=click.Path(path_type=Path), required=False)
 @click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")
 @click.option("--json", "as_json", is_flag=True, help="The problems as a JSON list.")

@@ -13,7 +13,17 @@ from curation.numbering import number
 from curation.progress import Progress, silent
 from curation.schema import DROPPED, no_drops
 from curation.stages import FORMAT, Done, Job, Receipt, counts_of
-from curation.store import digest_of, read_json, read_parquet, read_table, run_stage, stands, write_parquet, write_table
+from curation.store import (
+    digest_of,
+    file_digest,
+    read_json,
+    read_parquet,
+    read_table,
+    run_stage,
+    stands,
+    write_parquet,
+    write_table,
+)
 
 
 def curate_digest(job: Job) -> str:
@@ -21,9 +31,16 @@ def curate_digest(job: Job) -> str:
     mine = read_json(job.build / "cleaned" / job.source.name / "done.json")
     near = []
     if job.dedup:
+        drops = _drops(job)
         pairs = read_json(job.build / "near" / job.source.name / "done.json")
-        near = [job.dedup.model_dump(), pairs["digest"], pairs["files"]]
+        near = [job.dedup.model_dump(), pairs["digest"], pairs["files"], file_digest(drops) if drops else None]
     return digest_of([FORMAT, "curate", mine["digest"], mine["files"], *near])
+
+
+def _drops(job: Job) -> Path | None:
+    """Return the file of what goes of a source for an earlier one's sake."""
+    path = job.build / "across" / "drops" / "sources" / f"{job.source.name}.parquet"
+    return path if job.dedup and job.dedup.across and path.exists() else None
 
 
 def curate_stands(job: Job) -> bool:
@@ -63,12 +80,18 @@ def _without_twins(
     job: Job, wanted: Dedup, tuples: pl.DataFrame, corpus: pl.Series, folder: Path
 ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """Return (tuples left, dropped ones, families of texts); write the verified pairs."""
-    from curation.duplicates import drop_queries, edges_of, links_of
+    from curation.duplicates import drop_queries, edges_of, links_of, refuse_loss
 
+    every = len(tuples)
+    drops = _drops(job)
+    across = read_parquet(drops) if drops else no_drops()
+    tuples = tuples.filter(~pl.col("id").is_in(across["id"].implode()))
     links = links_of(job, tuples, corpus)
     left, twins = drop_queries(tuples, links, wanted, job.source.name, by_label=job.source.task == "clustering")
+    gone = pl.concat([across, twins])
+    refuse_loss(gone, every, wanted, job.source.name)
     write_parquet(folder / "near.parquet", edges_of(links))
-    return left, twins, links.texts.select("text", "family")
+    return left, gone, links.texts.select("text", "family")
 
 
 def _lonely_too(gone: pl.DataFrame, lonely: pl.DataFrame) -> pl.DataFrame:
@@ -90,7 +113,7 @@ def _constants(job: Job, clean: Receipt) -> dict[str, str]:
     said = ",".join(f"{name}={value}" for name, value in sorted(used.items()))
     signature = f"tuplesmith:{FORMAT}|seed:{job.seed}|shape:{clean['shape']}|limit:{source.limit or 'none'}|filters:{said}"
     if job.dedup:
-        signature += f"|dedup:{job.dedup.threshold}"
+        signature += f"|dedup:{job.dedup.threshold}" + (",across" if job.dedup.across else "")
     return {
         "source": source.name,
         "task": source.task,

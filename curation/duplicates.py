@@ -77,23 +77,29 @@ def edges_of(links: Links) -> pl.DataFrame:
 def drop_queries(
     tuples: pl.DataFrame, links: Links, wanted: Dedup, source: str, by_label: bool
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return (tuples left, dropped ones); with `by_label`, the label stands for the positive (clusterings have none yet).
-
-    Raises:
-        SourceError: more of the source would go than `max_loss_per_source` allows.
-    """
+    """Return (tuples left, dropped ones); with `by_label`, the label stands for the positive (clusterings have none yet)."""
     pairs = _pairs(tuples, links, wanted.threshold, by_label)
     twin, score = _survivors(pairs, len(tuples))
     gone = np.flatnonzero(twin >= 0)
     lost, kept = tuples[gone], tuples[twin[gone]]
-    if len(gone) > wanted.max_loss_per_source * len(tuples):
-        share = f"{len(gone) / len(tuples):.1%} of its {len(tuples)} tuples are near-duplicates"
-        what = f"{share}, and 'max_loss_per_source' allows {wanted.max_loss_per_source:.1%}"
-        first, second = (f"{table['id'][0]} {table['query'][0][:SHOWN]!r}" for table in (lost, kept))
-        raise SourceError(f"source '{source}'", what, f"for example {first} matches {second}")
     shown = lost["query"].str.slice(0, EVIDENCE_CHARS)
     dropped = dropped_frame(source, "dedup", lost["id"], "near_duplicate_query", shown, kept["id"], source)
     return tuples.filter(pl.Series(twin < 0)), dropped.with_columns(pl.Series("score", score[gone], dtype=pl.Float64))
+
+
+def refuse_loss(gone: pl.DataFrame, tuples: int, wanted: Dedup, source: str) -> None:
+    """Stop rather than wipe a source out.
+
+    Raises:
+        SourceError: more of the source's tuples would go than `max_loss_per_source` allows.
+    """
+    if len(gone) <= wanted.max_loss_per_source * tuples:
+        return
+    share = f"{len(gone) / tuples:.1%} of its {tuples} tuples are near-duplicates"
+    what = f"{share}, and 'max_loss_per_source' allows {wanted.max_loss_per_source:.1%}"
+    first = gone.row(0, named=True)
+    twin = f"{first['twin_id']}" + (f" of source '{first['twin_source']}'" if first["twin_source"] != source else "")
+    raise SourceError(f"source '{source}'", what, f"for example {first['id']} {first['evidence'][:SHOWN]!r} matches {twin}")
 
 
 def _policy(tuples: pl.DataFrame) -> pl.DataFrame:

@@ -161,11 +161,11 @@ def with_texts(pairs: pl.DataFrame, passages: pl.DataFrame) -> pl.DataFrame:
     lists: dict[str, pl.Series] = {}
     for role in ("positive", "negative"):
         numbers = pairs[f"{role}s"]
-        lists |= {f"{role}s": _gathered(numbers, passages["text"]), f"{role}_ids": _gathered(numbers, passages["key"])}
+        lists |= {f"{role}s": gathered(numbers, passages["text"]), f"{role}_ids": gathered(numbers, passages["key"])}
     return pairs.with_columns(values.alias(name) for name, values in lists.items())
 
 
-def _gathered(lists: pl.Series, values: pl.Series) -> pl.Series:
+def gathered(lists: pl.Series, values: pl.Series) -> pl.Series:
     """Return for lists of numbers the lists of values that stand at these numbers."""
     rows = pl.DataFrame({"number": lists}).with_row_index("at")
     long = rows.explode("number", empty_as_null=False).drop_nulls("number")
@@ -183,7 +183,7 @@ def _beir(folder: Path, blocks: Iterator[pl.DataFrame], passages: pl.DataFrame, 
         for pairs in blocks:
             asked = pairs.select(_id="id", text="query")
             queries.writelines(store.json_line(row) for row in asked.iter_rows(named=True))
-            right = pairs.select("id", key=_gathered(pairs["positives"], passages["key"])).explode("key")
+            right = pairs.select("id", key=gathered(pairs["positives"], passages["key"])).explode("key")
             qrels.writelines(f"{id_}\t{key}\t1\n".encode() for id_, key in right.iter_rows())
             said["tuples"] += len(pairs)
             said["used"] += len(pairs)

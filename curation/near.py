@@ -10,7 +10,7 @@ import mmap
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -67,8 +67,12 @@ def near(batches: Iterable[pl.Series], lowest: float, folder: Path) -> Near:
     """
     corpus = write_corpus(batches, lowest, folder)
     form = firsts(corpus.forms)
-    able = np.flatnonzero((form == np.arange(len(form)))[_texts_of(corpus.entries)] & (corpus.counts > 0))
-    return Near(form, *matches(corpus, able, lowest))
+    return Near(form, *matches(corpus, own_entries(form, corpus.entries, corpus.counts), lowest))
+
+
+def own_entries(form: np.ndarray, entries: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return the numbers of the entries that have shingles and are of the first text of a form."""
+    return np.flatnonzero((form == np.arange(len(form)))[_texts_of(entries)] & (counts > 0))
 
 
 def slices(texts: pl.Series) -> Iterator[pl.Series]:
@@ -77,26 +81,38 @@ def slices(texts: pl.Series) -> Iterator[pl.Series]:
 
 
 def write_corpus(batches: Iterable[pl.Series], lowest: float, folder: Path) -> Corpus:
-    """Sketch texts batch by batch into files: data, starts, entries, counts, forms, and keys of each band."""
+    """Sketch texts, batch by batch, into the files of a folder."""
     bands, rows = bands_for(lowest)
     total = texts = 0
     with ExitStack() as closing:
-        names = ["data", "starts", "entries", "counts", "forms", *(f"keys-{band}" for band in range(bands))]
-        file = {name: closing.enter_context((folder / name).open("wb")) for name in names}
-        file["starts"].write(np.zeros(1, np.int64).tobytes())
+        file = files_for(folder, bands, closing)
         for batch in batches:
             buffers = read(batch)
             found = sketch(buffers, bands, rows)
-            first, last = int(buffers.starts[0]), int(buffers.starts[-1])
-            file["data"].write(buffers.data[first:last].tobytes())
-            file["starts"].write((buffers.starts[1:] + (total - first)).tobytes())
+            total = append_texts(file, buffers, total)
             file["entries"].write(np.where(found.entries < 0, found.entries - texts, found.entries + texts).tobytes())
             file["counts"].write(found.counts.tobytes())
             file["forms"].write(found.forms.tobytes())
             for band, keys in enumerate(np.ascontiguousarray(found.keys.T)):
                 file[f"keys-{band}"].write(keys.tobytes())
-            total, texts = total + last - first, texts + len(batch)
+            texts += len(batch)
     return open_corpus(folder)
+
+
+def files_for(folder: Path, bands: int, closing: ExitStack) -> dict[str, BinaryIO]:
+    """Open the files of a corpus, to be appended to: data, starts, entries, counts, forms, and the keys of each band."""
+    names = ["data", "starts", "entries", "counts", "forms", *(f"keys-{band}" for band in range(bands))]
+    file: dict[str, BinaryIO] = {name: closing.enter_context((folder / name).open("wb")) for name in names}
+    file["starts"].write(np.zeros(1, np.int64).tobytes())
+    return file
+
+
+def append_texts(file: dict[str, BinaryIO], buffers: Buffers, total: int) -> int:
+    """Append texts to a corpus of `total` bytes; return how many it has then."""
+    first, last = int(buffers.starts[0]), int(buffers.starts[-1])
+    file["data"].write(buffers.data[first:last].data)
+    file["starts"].write((buffers.starts[1:] + (total - first)).data)
+    return total + last - first
 
 
 def open_corpus(folder: Path) -> Corpus:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -90,6 +89,17 @@ def _bars(labels: Sequence[tuple[str, int]], most: int, gap: int = 0) -> str:
     return f'<table class="bars"><tbody>{"".join(lines)}</tbody></table>'
 
 
+def heat_key(overlaps: pl.DataFrame) -> str:
+    """Return what the shades of a heat map stand for, as far as they are used."""
+    used = sorted({_shade(equal) for equal in overlaps["equal"]})
+    told = "".join(f'<span><i class="heat{shade}"></i>{10 ** (shade - 1):,} or more</span>' for shade in used)
+    return f'<p class="key">{told}</p>'
+
+
+def _shade(equal: int) -> int:
+    return min(HEAT, len(str(equal)))
+
+
 def heat(overlaps: pl.DataFrame, names: Sequence[str]) -> str:
     """Return a heat map of source_a, source_b, equal; `names` are those that share anything, in the manifest's order."""
     few = len(names) <= FEW
@@ -102,7 +112,7 @@ def heat(overlaps: pl.DataFrame, names: Sequence[str]) -> str:
         column, row = sorted((place[a], place[b]))
         x, y = margin + column * width, top + (row - 1) * height
         said = f"{escape(a)} and {escape(b)}: {equal:,}"
-        shade = min(HEAT, int(math.log10(equal)) + 1)
+        shade = _shade(equal)
         parts.append(
             f'<rect class="heat{shade}" x="{x:.0f}" y="{y:.0f}" width="{width - 2}" height="{height - 2}"><title>{said}</title></rect>'
         )
@@ -110,7 +120,11 @@ def heat(overlaps: pl.DataFrame, names: Sequence[str]) -> str:
             parts.append(
                 f'<text class="on{shade}" x="{x + width / 2 - 1:.0f}" y="{y + 16:.0f}" text-anchor="middle">{equal:,}</text>'
             )
+    beds = []
     for at, name in enumerate(names):
+        beds.append(
+            f'<rect class="bed" x="{margin:.0f}" y="{top + (at - 1) * height:.0f}" width="{at * width - 2:.0f}" height="{height - 2}"/>'
+        )
         if at:  # the first has nobody before it, the last nobody after
             parts.append(
                 f'<text x="{margin - 8:.0f}" y="{top + (at - 1) * height + height / 2 + 3:.0f}" text-anchor="end">{escape(name)}</text>'
@@ -121,5 +135,5 @@ def heat(overlaps: pl.DataFrame, names: Sequence[str]) -> str:
     across, down = margin + (len(names) - 1) * width + margin * 0.72, top + (len(names) - 1) * height + 4
     return (
         f'<svg class="heat" viewBox="0 0 {across:.0f} {down:.0f}" width="{across:.0f}" height="{down:.0f}" role="img" '
-        f'aria-label="Texts that two sources share; the table below has the numbers">{"".join(parts)}</svg>'
+        f'aria-label="Texts that two sources share; the table below has the numbers">{"".join(beds[1:] + parts)}</svg>'
     )

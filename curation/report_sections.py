@@ -1,7 +1,8 @@
-"""The sections of a report: figures and samples in, HTML out."""
+"""The sections of a report that tell of the whole build: figures and samples in, HTML out."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,9 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import polars as pl
 
 from curation import report_figures as figures
-from curation.columns import EVIDENCE_CHARS
-from curation.report_samples import Near, Pair, drawn
-from curation.report_text import compared, safe, shown
+from curation.report_samples import drawn
+from curation.report_text import licence, safe, shown
 
 if TYPE_CHECKING:
     from curation.report import Lengths
@@ -57,8 +57,11 @@ def totals(summary: Mapping[str, Any], receipts: Mapping[str, Any], counted: Map
     boxes = "".join(
         f"<div><dt>{name}</dt><dd>{count:,}</dd></div>" for name, count in [*numbers, ("passages", whole["passages"])]
     )
-    told = " · ".join(f"{count:,} {task}" for task, count in tasks.items())
-    return f'<dl class="totals">{boxes}</dl><p class="quiet">Kept for training: {told}. Seed {summary["seed"]}.</p>'
+    told = ", ".join(f"{count:,} {task}" for task, count in tasks.items())
+    classes = Counter(entry.get("license_class", "unknown") for entry in summary["sources"].values())
+    licences = ", ".join(f"{count} {kind}" for kind, count in classes.items())
+    lines = f"Kept: {told or 'nothing'}.<br>Licences as claimed: {licences or 'none'}.<br>Seed {summary['seed']}."
+    return f'<dl class="totals">{boxes}</dl><p class="quiet">{lines}</p>'
 
 
 def contents(overview: Iterable[Section], names: Iterable[str]) -> str:
@@ -94,7 +97,14 @@ def sources(summary: Mapping[str, Any], receipts: Mapping[str, Any], counted: Ma
     lines = []
     for name, receipt in receipts.items():
         link = f'<a href="#source-{escape(name)}">{escape(name)}</a>'
-        lines.append([link, receipt["task"], _licence(summary["sources"][name], "\u2013"), *_numbers(counted[name])])
+        lines.append(
+            [
+                link,
+                receipt["task"],
+                licence(summary["sources"][name] | {"license_class": None}, "\u2013"),
+                *_numbers(counted[name]),
+            ]
+        )
     keys = next(iter(counted.values()), {})
     whole = {key: sum(one[key] for one in counted.values()) for key in keys}
     foot = ["all", "", "", *_numbers(whole)] if len(lines) > 1 else []
@@ -108,16 +118,6 @@ def _numbers(counted: Mapping[str, int]) -> list[str]:
     fates = {fate: counted[fate] for fate in figures.FATES}
     said = ", ".join(f"{count:,} {fate}" for fate, count in fates.items() if count)
     return [figures.flow(fates, said), *(f"{counted[key]:,}" for key in order)]
-
-
-def _licence(entry: Mapping[str, Any], none: str = "no licence given") -> str:
-    """Return the licence as claimed, with its class and where it was seen, as far as they are known."""
-    name, url = entry.get("license") or "", str(entry.get("license_url") or "")
-    said = f'<span class="licence">{escape(name or none)}</span>'
-    if url.startswith(("https://", "http://")):
-        said = f'<a href="{escape(url)}" rel="noopener noreferrer">{said}</a>'
-    kind = entry.get("license_class")
-    return said + (f' <span class="quiet">{escape(kind)}</span>' if kind else "")
 
 
 def absent(summary: Mapping[str, Any]) -> Section | None:
@@ -142,7 +142,7 @@ def overlap(found: pl.DataFrame | None, names: list[str]) -> Section | None:
     shared = there.filter(pl.col("equal") > 0)
     among = [name for name in names if name in {*shared["source_a"], *shared["source_b"]}]
     alone = len(names) - len(among)
-    note = "Texts of 12 characters or more, queries and passages, that two sources share once case and spacing are evened out."
+    note = "Texts of 12 characters or more, queries and passages, that two sources share once case and spacing are evened out, before any was dropped."
     note += f" {alone} of {len(names)} sources share none." if alone else ""
     order = ["equal", "source_a", "source_b"]
     top = there.filter((pl.col("equal") > 0) | (pl.col("near").fill_null(0) > 0)).sort(order, descending=[True, False, False])
@@ -150,9 +150,9 @@ def overlap(found: pl.DataFrame | None, names: list[str]) -> Section | None:
         [f"{escape(a)} · {escape(b)}", *(f"{count:,}" if count is not None else "\u2013" for count in rest)]
         for a, b, *rest in top.head(LARGEST).select("source_a", "source_b", "equal", "near", "dropped").iter_rows()
     ]
-    picture = (
-        f'<div class="wide" role="region" aria-label="Overlap" tabindex="0">{figures.heat(shared, among)}</div>' if among else ""
-    )
+    picture = figures.heat_key(shared) if len(among) > figures.FEW else ""
+    if among:
+        picture += f'<div class="wide" role="region" aria-label="Overlap" tabindex="0">{figures.heat(shared, among)}</div>'
     heads = ("Sources", "Equal", "Near-duplicate", "Dropped from the second")
     return _section("overlap", "Overlap", note, picture + (_table(heads, lines, "Largest overlaps") if lines else ""))
 
@@ -180,7 +180,7 @@ def labels(found: Mapping[str, list[tuple[str, int]]]) -> Section | None:
         return None
     pictures = []
     for name, counted in found.items():
-        said = f"{len(counted):,} labels, {counted[-1][1]:,} to {counted[0][1]:,} tuples each"
+        said = f"{len(counted):,} labels, {counted[-1][1]:,} to {counted[0][1]:,} tuples"
         pictures.append(
             f"<figure><figcaption><b>{escape(name)}</b> <span>{said}</span></figcaption>{figures.balance(counted)}</figure>"
         )
@@ -212,76 +212,3 @@ def leaks(said: Mapping[str, Any] | None, found: pl.DataFrame | None, seed: int)
         f'<details class="more"><summary>Samples</summary><ul class="plain">{"".join(samples)}</ul></details>' if samples else ""
     )
     return _section("leaks", "Leaks", note, body)
-
-
-def source(
-    name: str,
-    facts: Mapping[str, Any],
-    counted: Mapping[str, int],
-    records: Sequence[Mapping[str, Any]],
-    near: Near,
-    threshold: float,
-    left_out: Mapping[str, list[dict[str, Any]]],
-    twins: Mapping[str, str],
-) -> str:
-    """Return a source's own section: its facts, a record to read, and more of them folded away."""
-    told = [facts["task"], facts["shape"], facts["language"], f"{counted['kept']:,} of {counted['tuples']:,} tuples kept"]
-    first, *others = [_record(row) for row in records] or [""]
-    parts = [f"<h3>{escape(name)}</h3>", f'<p class="quiet">{" · ".join(map(escape, told))} · {_licence(facts)}</p>']
-    if facts["instruction"]:
-        parts.append(f'<p class="instruction" dir="auto">{safe(facts["instruction"])}</p>')
-    if facts.get("verified") is False:
-        parts.append(f'<p class="warning">Not verified. {safe(str(facts.get("notes") or ""))}</p>')
-    parts += [first, _more(f"{len(others)} more records", "".join(others))] if others else [first]
-    if near.pairs:
-        title = f"Near-duplicate pairs: {near.above:,} at or above {threshold:g}, {near.below:,} just below"
-        parts.append(_more(title, "".join(_pair(pair) for pair in near.pairs)))
-    parts.append(_left_out(facts, left_out, twins))
-    return f'<section class="source" id="source-{escape(name)}">{"".join(parts)}</section>'
-
-
-def _more(title: str, body: str) -> str:
-    return f'<details class="more"><summary>{title}</summary>{body}</details>'
-
-
-def _record(row: Mapping[str, Any]) -> str:
-    label = f'<span class="label">{safe(row["label"])}</span>' if row["label"] is not None else ""
-    lines = [f'<dt>query</dt><dd class="q">{shown(row["query"])}{label}</dd>']
-    others = f'<p class="quiet">and {row["others"]:,} more</p>' if row["others"] > 0 else ""
-    lines += [f"<dt>positive</dt><dd>{shown(text)}{others}</dd>" for text in row["positives"][:1]]
-    for at, text in enumerate(row["negatives"], 1):
-        more = f'<p class="quiet">and {row["more"]:,} more</p>' if row["more"] and at == len(row["negatives"]) else ""
-        lines.append(f"<dt>negative</dt><dd>{shown(text)}{more}</dd>")
-    return f'<article class="record"><p class="id">{escape(row["id"])}</p><dl>{"".join(lines)}</dl></article>'
-
-
-def _pair(pair: Pair) -> str:
-    said = f"Jaccard {pair.score:.2f}: {pair.verdict}"
-    return f'<div class="pair"><p class="quiet">{said}</p>{compared(pair.left, pair.right)}</div>'
-
-
-def _left_out(facts: Mapping[str, Any], samples: Mapping[str, list[dict[str, Any]]], twins: Mapping[str, str]) -> str:
-    """Return the reasons for which rows, tuples and texts were left out, with samples."""
-    kinds = (("rows_dropped", "rows"), ("dropped", "tuples"), ("texts_out", "texts"))
-    reasons = [(what, reason, count) for key, what in kinds for reason, count in facts[key].items()]
-    reasons += [("tuples merged", "same_query", facts["merged"])] if facts["merged"] else []
-    if not reasons:
-        return '<p class="quiet">Nothing was left out.</p>'
-    parts = []
-    for what, reason, count in reasons:
-        rows = "".join(_drop(row, twins) for row in samples.get(reason, []))
-        listed = f'<ul class="plain">{rows}</ul>' if rows else ""
-        parts.append(f'<div class="reason"><h4><code>{escape(reason)}</code> <span>{count:,}</span> {what}</h4>{listed}</div>')
-    whole = ", ".join(f"{escape(reason)} {count:,}" for _, reason, count in reasons)
-    return _more(f'Left out: <span class="quiet">{whole}</span>', "".join(parts))
-
-
-def _drop(row: Mapping[str, Any], twins: Mapping[str, str]) -> str:
-    evidence, twin = row["evidence"] or "", twins.get(row["twin_id"] or "")
-    score = f", Jaccard {row['score']:.2f}" if row["score"] is not None else ""
-    gave_way = f" for {escape(row['twin_id'])}{score}" if row["twin_id"] else ""
-    if row["stage"] == "dedup" and twin and evidence.strip() != twin.strip():
-        body = compared(evidence, twin[:EVIDENCE_CHARS] if len(evidence) == EVIDENCE_CHARS else twin)
-    else:
-        body = shown(evidence) if evidence else ""
-    return f'<li><p class="id">{escape(row["id"])}{gave_way}</p>{body}</li>'

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from difflib import SequenceMatcher
 from html import escape
+from typing import Any
 
 SHOWN = 320  # characters before a text folds
 LINES = 5  # of them that show before a text folds
@@ -34,15 +36,20 @@ def shown(text: str) -> str:
 def compared(left: str, right: str) -> str:
     """Return two texts as one: words of `left` alone struck out, words of `right` alone underlined, long equal runs shortened."""
     one, two = (WORDS.findall(text.strip()[:COMPARED]) for text in (left, right))
-    parts = []
+    parts, old, new = [], "", ""
     for what, a, b, c, d in SequenceMatcher(None, one, two, autojunk=False).get_opcodes():
-        old, new = "".join(one[a:b]), "".join(two[c:d])
-        if what == "equal":
-            parts.append(safe(_ends(old, first=a == 0, last=b == len(one))))
-            continue
-        parts += [f"<del>{safe(old)}</del>"] if old else []
-        parts += [f"<ins>{safe(new)}</ins>"] if new else []
-    return f'<div class="text" dir="auto">{"".join(parts)}</div>'
+        gone, come = "".join(one[a:b]), "".join(two[c:d])
+        if what == "equal" and (not gone.isspace() or not old + new):
+            parts += _marked(old, new)
+            parts.append(safe(_ends(gone, first=a == c == 0, last=b == len(one) and d == len(two))))
+            old = new = ""
+        else:  # a space between two changes is part of them
+            old, new = old + gone, new + come
+    return f'<div class="text" dir="auto">{"".join(parts + _marked(old, new))}</div>'
+
+
+def _marked(old: str, new: str) -> list[str]:
+    return [f"<{tag}>{safe(text)}</{tag}>" for tag, text in (("del", old), ("ins", new)) if text]
 
 
 def _ends(text: str, first: bool, last: bool) -> str:
@@ -53,3 +60,13 @@ def _ends(text: str, first: bool, last: bool) -> str:
     head = "" if first else text[:half]
     tail = "" if last else text[-half:]
     return f"{head} … {tail}" if head or tail else text[:APART] + " …"
+
+
+def licence(entry: Mapping[str, Any], none: str = "no licence given") -> str:
+    """Return the licence as claimed, with its class and where it was seen, as far as they are known."""
+    name, url = entry.get("license") or "", str(entry.get("license_url") or "")
+    said = f'<span class="licence">{escape(name or none)}</span>'
+    if url.startswith(("https://", "http://")):
+        said = f'<a href="{escape(url)}" rel="noopener noreferrer">{said}</a>'
+    kind = entry.get("license_class") if name else None
+    return said + (f" ({escape(kind)})" if kind else "")

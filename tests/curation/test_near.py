@@ -72,6 +72,7 @@ def spaceless(char: str) -> bool:
     return any(first <= ord(char) <= last for first, last in ranges)
 
 
+@functools.cache
 def form_of(text: str) -> str:
     return normalised(pl.Series([text], dtype=pl.String))[0] or ""
 
@@ -100,6 +101,7 @@ def kind_and_shingles(text: str) -> tuple[int, set[bytes]]:
     return kind, {form[at : at + width].encode() for at in range(chars - width + 1)}
 
 
+@functools.cache
 def true_jaccard(a: str, b: str) -> float:
     (kind, first), (other, second) = kind_and_shingles(a), kind_and_shingles(b)
     if {kind, other} == {WORDS, CHARS} and len(form_of(a if kind == WORDS else b).split(" ")) < 30:

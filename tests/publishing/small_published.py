@@ -31,7 +31,7 @@ mine: {model: fake, negatives: 3, range_min: 0, range_max: 30, max_score: 1, rel
 PUBLISHED = ("faq", "topics", "tone")
 
 
-def make(folder, rows=400, changed=0, mined=True):
+def make(folder, rows=400, changed=0, mined=True, negatives=3):
     """Build below a folder; `changed` is how many of the faq's rows are other ones than before. Returns the build."""
     folder.mkdir(exist_ok=True)
     lines = []
@@ -51,7 +51,7 @@ def make(folder, rows=400, changed=0, mined=True):
             for i in range(rows * 25)
         ],
     )
-    (folder / "small.yaml").write_text(MANIFEST)
+    (folder / "small.yaml").write_text(MANIFEST.replace("negatives: 3", f"negatives: {negatives}"))
     outcome = build(folder / "small.yaml", folder / "build")
     assert not outcome.failed
     if mined:
