@@ -179,4 +179,4 @@ def preview(manifest_path: Path, only: Iterable[str], limit: int | None, write: 
 def mapped(source: Source) -> list[str]:
     """Return the columns that a source maps by name."""
     fields = source.fields
-    return [name for name in (fields.query, fields.positive, fields.label, fields.score) if name is not None]
+    return [name for name in (fields.query, fields.title, fields.positive, fields.label, fields.score) if name is not None]

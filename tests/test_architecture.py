@@ -24,6 +24,8 @@ FLOOR = {
         "text",
         "progress",
         "command",
+        "card",
+        "upload",
     )
 }
 HOMES = {
