@@ -2,7 +2,7 @@
 
     1. shape   each source alone: read -> shape -> filter -> merge equal queries -> set held-out queries apart
     2. near    which of its texts nearly match (with `dedup:`)
-    3. clean   take out what is held out anywhere
+    3. clean   take out what is held out anywhere, or stands in an evaluation set (with `decontaminate:`)
     4. across  which of its tuples ask what an earlier source asks (with `dedup: {across: yes}`), all sources at once
     5. curate  drop near-duplicates -> number passages -> write
 
@@ -23,11 +23,13 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
-from curation import attribution, overlaps, report
+from curation import attribution, decontaminate, overlaps, report
 from curation.cleaned import clean_source, clean_stands, near_source, near_stands
 from curation.curated import curate_source, curate_stands
 from curation.errors import ManifestError, SetupError, UserError, did_you_mean
 from curation.licenses import Excluded, Policy, allowed
+from curation.lock import keep as keep_lock
+from curation.lock import pinned
 from curation.manifest import Manifest, load_manifest
 from curation.manifest_source import Source
 from curation.progress import Progress, silent
@@ -57,20 +59,22 @@ def build(
 ) -> Outcome:
     """Build a manifest into `out`, or `builds/<name>`; `licenses` is a policy instead of the manifest's.
 
-    Revisions come from the lock file beside the manifest, where there is one.
+    Revisions come from the lock file beside the manifest, where there is one; a source that is not as it was locked fails.
 
     A source that fails does not undo the others: it stands in `failed`, and in build.json.
 
     Raises:
         ManifestError: the manifest is wrong, or `only` names a source that it has not, or that the policy leaves out.
-        SourceError: a source is not what the lock file says.
     """
     manifest, excluded = allowed(load_manifest(path), licenses)
     folder = out or Path("builds") / manifest.name
     chosen = pick(manifest, only, excluded)
-    jobs = [job_of(manifest, source, path.parent, folder, limit) for source in manifest.sources]
+    manifest, changed = pinned(manifest, path)
+    jobs = [job_of(manifest, source, path.parent, folder, limit) for source in manifest.sources if source.name not in changed]
+    changed = {name: error for name, error in changed.items() if name in chosen}
     with locked(folder, "curate build"):
-        outcome = _build(path, manifest, folder, chosen, jobs, workers, progress, excluded)
+        outcome = _build(path, manifest, folder, chosen, jobs, workers, progress, excluded, changed)
+        keep_lock(path, folder)
         attribution.write(folder, manifest)
         report.write(folder)  # last: it tells of all the others
         return outcome
@@ -85,6 +89,7 @@ def _build(
     workers: int,
     progress: Progress,
     excluded: list[Excluded],
+    changed: dict[str, UserError],
 ) -> Outcome:
     started = time.time()
     across = manifest.dedup is not None and manifest.dedup.across
@@ -92,6 +97,7 @@ def _build(
     shaped, failed = _each(shape_source, shape_stands, needed, workers, progress, "read and shape")
     holding = tuple(name for name in shaped if shaped[name].receipt["heldout"])
     jobs = [job._replace(holding=holding) for job in jobs]
+    decontaminate.make_index(manifest.decontaminate, path.parent, folder, holding, progress)
     ready = [job for job in jobs if (across or job.source.name in chosen) and job.source.name in shaped]
     stages = {"shape": shaped}
     steps = [("near", near_source, near_stands)] if manifest.dedup else []
@@ -105,11 +111,13 @@ def _build(
         stages["across"] = compare(ready)
     ready = [job for job in ready if job.source.name in chosen]
     stages["curate"], more = _each(curate_source, curate_stands, ready, workers, progress, "curate")
-    failed |= more
+    failed |= more | changed
     receipts = {name: done.receipt for name, done in stages["curate"].items()}
     current = [job.source.name for job in jobs if job.source.name not in chosen and _stands_still(job)]
-    overlaps.write(folder, [job.source.name for job in jobs if job.source.name in {*receipts, *current}], across)
-    write_summary(folder, path, manifest, receipts, failed, current, excluded)
+    there = [job.source.name for job in jobs if job.source.name in {*receipts, *current}]
+    overlaps.write(folder, there, across)
+    leaks = decontaminate.gather(manifest.decontaminate, folder, there)
+    write_summary(folder, path, manifest, receipts, failed, current, excluded, leaks)
     seconds = {f"{stage}/{name}": round(done.seconds, 3) for stage, all_done in stages.items() for name, done in all_done.items()}
     write_json(folder / "timings.json", {"seconds": round(time.time() - started, 3), "stages": seconds})
     ran = {name for all_done in stages.values() for name, done in all_done.items() if done.ran and name in chosen}
@@ -145,7 +153,9 @@ def job_of(manifest: Manifest, source: Source, base: Path, folder: Path, limit: 
         fewer = {"limit": min(source.limit or limit, limit), "holdout": min(source.holdout, limit // 5)}
         limited = source.model_copy(update=fewer)
     holding = tuple(other.name for other in manifest.sources if other.holdout)
-    return Job(limited, source.filters or manifest.filters, manifest.seed, base, folder, holding, manifest.dedup)
+    return Job(
+        limited, source.filters or manifest.filters, manifest.seed, base, folder, holding, manifest.dedup, manifest.decontaminate
+    )
 
 
 def _each(

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 import xxhash
 
-from curation import holdout
+from curation import decontaminate, holdout
 from curation.columns import place_of
 from curation.errors import SourceError
 from curation.progress import Progress, silent
@@ -63,7 +63,8 @@ def clean_digest(job: Job) -> str:
     """Return the digest of all that is left of a source depends on: its stage 1, and what is held out anywhere."""
     mine = read_json(job.build / "shaped" / job.source.name / "done.json")
     leaks = {name: read_json(stage / "done.json")["files"]["heldout.parquet"] for name, stage in _holding(job).items()}
-    return digest_of([FORMAT, "clean", mine["digest"], mine["files"], leaks])
+    guard = decontaminate.depends_on(job.decontaminate, job.build)
+    return digest_of([FORMAT, "clean", mine["digest"], mine["files"], leaks, *guard])
 
 
 def _holding(job: Job) -> dict[str, Path]:
@@ -92,11 +93,19 @@ def _clean(job: Job, folder: Path) -> Receipt:
         raise SourceError(place_of(source), "every tuple of it is held out somewhere", "hold out fewer")
     corpus = read_parquet(stage / "corpus.parquet")["text"]
     corpus = corpus.filter(~forms(corpus).is_in(heldout["form"].implode()))
+    more_out: dict[str, int] = {}
+    if job.decontaminate:
+        tuples, corpus, leaked, more_out = decontaminate.take_out(
+            job.decontaminate, job.build, folder, tuples, corpus, source.name
+        )
+        gone = pl.concat([gone, leaked])
+        if not len(tuples):
+            raise SourceError(place_of(source), "every tuple of it is a leak", "see `mode: report`, or leave the source out")
     write_table(folder, "tuples", tuples)
     write_parquet(folder / "corpus.parquet", pl.DataFrame({"text": corpus}))
     write_parquet(folder / "dropped.parquet", pl.concat([read_parquet(stage / "dropped.parquet"), gone]).cast(DROPPED))
     write_parquet(folder / "forms.parquet", _forms(tuples, corpus))
-    texts_out = shaped["texts_out"] | ({"heldout_negative": negatives_out} if negatives_out else {})
+    texts_out = shaped["texts_out"] | ({"heldout_negative": negatives_out} if negatives_out else {}) | more_out
     carried = ("instruction", "rows_in", "rows_used", "rows_dropped", "tuples_made", "merged", "heldout", "inputs", "shape")
     counts: dict[str, Any] = {"dropped": shaped["dropped"] | counts_of(gone), "texts_out": texts_out}
     return {"source": source.name, **{name: shaped[name] for name in carried}, **counts}

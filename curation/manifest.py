@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from curation.complaints import checked
 from curation.errors import ManifestError
+from curation.manifest_decontaminate import Decontaminate
 from curation.manifest_models import Mine, Train
 from curation.manifest_source import Filters, Source, Task
 from curation.section import Name, Section
@@ -59,6 +60,9 @@ class Manifest(Section):
     seed: int = Field(42, ge=0, description="every random choice is a function of it")
     filters: Filters = Field(Filters(), description="filters of all sources")
     dedup: Dedup | None = Field(None, description="near-duplicates; absent, only texts of equal normalised form share a group")
+    decontaminate: Decontaminate | None = Field(
+        None, description="evaluation sets to stay clear of; absent, only texts of the form of a held-out one are taken out"
+    )
     sources: list[Source] = Field(min_length=1, description="the datasets, in order of priority")
     licenses: Literal["all", "no-nc", "permissive"] = Field(
         "all", description="which sources to take; other than `all`, only those whose licence's class is known"
@@ -75,6 +79,8 @@ class Manifest(Section):
         twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise ValueError(f"two sources are named '{min(twice)}'")
+        if self.decontaminate and not self.decontaminate.against and not any(source.holdout for source in self.sources):
+            raise ValueError("'decontaminate' has nothing to go by; name evaluation sets, or hold queries out")
         return self
 
 

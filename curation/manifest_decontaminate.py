@@ -1,0 +1,58 @@
+"""What a manifest may say of evaluation sets: nothing that they ask or answer with is to be trained on."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from curation.manifest_source import Fields, Table, TextTable
+from curation.section import Section
+
+
+class EvalSet(Table):
+    """An evaluation set. Column by column as in a source: `fields`, and `corpus` and `queries` where there are qrels."""
+
+    split: str = Field("test", description="split of the Hub dataset")
+    name: str | None = Field(None, min_length=1, description="what reports call it; by default its path or first file")
+    fields: Fields = Field(
+        description="which column is what; `query` alone will do, labels and scores of pairs are not looked at"
+    )
+    corpus: TextTable | None = Field(None, description="qrels: the passages")
+    queries: TextTable | None = Field(None, description="qrels: the queries")
+    threshold: float = Field(1, description="qrels: lowest score that makes a passage relevant")
+
+    @property
+    def title(self) -> str:
+        """What reports call it."""
+        return self.name or self.path or self.files[0]
+
+    @model_validator(mode="after")
+    def _readable(self) -> EvalSet:
+        f = self.fields
+        ids, tables = (f.query_id, f.positive_id), (self.corpus, self.queries)
+        if any((*ids, *tables)) and not all((*ids, *tables)):
+            raise ValueError("qrels need 'query_id' and 'positive_id' in 'fields', and 'corpus' and 'queries'")
+        if not any((*ids, f.query, f.positive)):
+            raise ValueError("'fields' maps no text; map query, positive or both, or query_id and positive_id")
+        return self
+
+
+class Decontaminate(Section):
+    """No tuple whose query or positive stands in an evaluation set, no negative that does; held-out queries are protected too."""
+
+    against: list[EvalSet] = Field([], description="evaluation sets, a list; same keys as a source's table")
+    mode: Literal["drop", "report", "strict"] = Field(
+        "drop", description="drop: leaks go; report: nothing changes but the report; strict: texts shared with a corpus go too"
+    )
+    allow: list[str] | str = Field(
+        [], description="texts that are no leak: a list, or a file with one a line; short and common texts never are"
+    )
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Decontaminate:
+        names = [one.title for one in self.against]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ValueError(f"two evaluation sets are called '{min(twice)}'; give one of them a 'name'")
+        return self

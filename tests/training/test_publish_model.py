@@ -1,0 +1,102 @@
+"""A trained model on a Hub of our own: the folder as it is, with its card, and the same vectors when loaded from there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from curation import store
+from curation.card import complaints, head_of
+from curation.errors import ModelError
+from tests.hub_server import hub
+from tests.training.tiny_models import tiny_folder
+from training.export import export
+from training.model import load_model
+from training.publish import plan
+
+RECEIPT = {
+    "recipe": {"model": "org/base", "batch": 8},
+    "steps": 12,
+    "trained_on": {"faq": {"task": "retrieval", "tuples": 1234}, "tone": {"task": "classification", "tuples": 5}},
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's folder below a build, as `train` leaves it."""
+    build = tmp_path_factory.mktemp("model") / "small"
+    base = tiny_folder("qwen3", build.parent / "base")
+    (build / "train").mkdir(parents=True)
+    export(load_model(str(base), pooling="last", max_tokens=64, device="cpu"), build / "train/model", {"query": "Query: "})
+    store.write_json(build / "train" / store.RECEIPT, RECEIPT)
+    store.write_json(build / "build.json", {"sources": {"faq": {"license": "mit"}, "tone": {"license": ""}}})
+    return build / "train"
+
+
+def test_the_card_names_use_data_and_recipe(run):
+    made = plan(run, "org/small", "apache-2.0", ("org/data",))
+    head = head_of(made.card)
+    assert list(complaints(made.card)) == []
+    assert (head["license"], head["base_model"], head["datasets"]) == ("apache-2.0", "org/base", ["org/data"])
+    assert "32 dimensions, lasttoken pooling" in made.card
+    assert 'model.encode(["how do I find empty files?"], prompt_name="query")' in made.card
+    assert '| `query` | `"Query: "` |' in made.card
+    assert "| `faq` | retrieval | 1,234 | mit |\n| `tone` | classification | 5 | not named |" in made.card
+    assert "for 12 steps from `org/base`" in made.card
+    files = {path.relative_to(run / "model").as_posix() for path in (run / "model").rglob("*") if path.is_file()}
+    assert made.pieces.keys() == files | {"README.md", "provenance.json"}
+    assert json.loads(made.pieces["provenance.json"].content)["run"]["trained_on"]["faq"]["license"] == "mit"
+
+
+def test_no_folder_of_this_machine_is_published(run, tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/model").symlink_to(run / "model")
+    store.write_json(tmp_path / "train" / store.RECEIPT, RECEIPT | {"recipe": {"model": str(run.parent.parent / "base")}})
+    made = plan(tmp_path / "train/model", "org/small")
+    assert "from `base`" in made.card
+    text = made.card + made.pieces["provenance.json"].content.decode() + (run / "model/config.json").read_text()
+    assert str(run.parent.parent) not in text
+    assert "base_model" not in head_of(made.card)
+
+
+def test_what_is_no_model_or_no_licence(run, tmp_path):
+    with pytest.raises(ModelError, match=r"is no exported model: it has no modules\.json; `train export RUN -o DIR` makes one"):
+        plan(tmp_path, "org/small")
+    with pytest.raises(
+        ModelError,
+        match="org/small: the Hub would refuse its card: license 'free' is none that the Hub knows; mend it, or see --license",
+    ):
+        plan(run, "org/small", "free")
+
+
+@pytest.mark.long
+def test_published_it_gives_the_same_vectors(run, tmp_path):
+    code = "import sys\nfrom sentence_transformers import SentenceTransformer\nprint(SentenceTransformer(sys.argv[1], device='cpu').encode(['one', 'a dull film']).tolist())"
+    with hub(tmp_path / "hub") as server:
+        env = (
+            os.environ
+            | server.environment()
+            | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONWARNINGS": "default"}
+        )
+
+        def command(*arguments):
+            done = subprocess.run([sys.executable, *map(str, arguments)], env=env, capture_output=True, text=True, timeout=120)
+            return done.returncode, done.stdout, done.stderr.splitlines()[-1:]
+
+        train = ("-c", "from training.cli import main; main()", "publish", run, "org/small", "--tag", "v1")
+        status, out, errors = command(*train, "--private")
+        assert status == 0, errors
+        assert out.startswith(f"{server.endpoint}/org/small at ")
+        found = server.storage.files("org/small", kind="models")
+        assert {path: data for path, data in found.items() if path not in ("README.md", "provenance.json")} == {
+            path.relative_to(run / "model").as_posix(): path.read_bytes() for path in (run / "model").rglob("*") if path.is_file()
+        }
+        assert server.storage.repo("models", "org/small")["private"]
+        assert command(*train)[1].endswith(": nothing to do, 0 bytes\n")
+        local, remote = command("-c", code, run / "model"), command("-c", code, "org/small")
+        assert local[0] == remote[0] == 0, remote[2]
+        assert remote[1] == local[1] != ""

@@ -1,0 +1,135 @@
+"""An exported model as a repository of the Hub, with a card that says from which data and recipe it came.
+
+Where the folder is the model of a run, the run's done.json tells that; the folder's own README.md goes before ours.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from curation import store
+from curation.card import complaints, table, with_yaml
+from curation.errors import ModelError
+from curation.upload import MARK, Piece, Published, Say, upload
+
+NEEDED = ("modules.json", "config.json")
+USE = """\
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("{repo}")
+queries = model.encode(["how do I find empty files?"]{prompt})
+passages = model.encode(["find . -size 0"])
+print(model.similarity(queries, passages))
+```
+"""
+
+
+class Plan(NamedTuple):
+    """What a repository is to hold."""
+
+    repo: str
+    pieces: dict[str, Piece]  # path -> file
+    card: str
+
+
+def plan(folder: Path, repo: str, license: str = "unknown", datasets: tuple[str, ...] = ()) -> Plan:
+    """Return the files of a model, or of the model of a run, with its card; nothing is sent.
+
+    Args:
+        folder: what `train` or `train export` wrote.
+        repo: ORG/NAME.
+        license: the model's licence, as the Hub names it.
+        datasets: Hub ids of what it was trained on.
+
+    Raises:
+        ModelError: no whole model, or a card that the Hub would refuse.
+    """
+    model = folder / "model" if (folder / "model" / "modules.json").is_file() else folder
+    if missing := [name for name in NEEDED if not (model / name).is_file()] or _weightless(model):
+        raise ModelError(folder, f"is no exported model: it has no {missing[0]}", "`train export RUN -o DIR` makes one")
+    run = _run(model)
+    own = model / "README.md"
+    card = own.read_text(encoding="utf-8") if own.is_file() else _card(model, repo, run, license, datasets)
+    if wrong := list(complaints(card)):
+        raise ModelError(
+            own if own.is_file() else repo, f"the Hub would refuse its card: {wrong[0]}", "mend it, or see --license"
+        )
+    paths = [path for path in sorted(model.rglob("*")) if path.is_file() and path.name not in ("README.md", MARK)]
+    pieces = {path.relative_to(model).as_posix(): Piece.of(path) for path in paths}
+    told = json.dumps({"files": sorted([*pieces, "README.md", MARK]), "run": run}, indent=1, ensure_ascii=False) + "\n"
+    return Plan(repo, {"README.md": Piece.of(card.encode()), MARK: Piece.of(told.encode()), **pieces}, card)
+
+
+def publish(plan: Plan, private: bool = False, tag: str | None = None, say: Say = lambda line: None) -> Published:
+    """Make the repository hold the plan's files, in one commit.
+
+    Raises:
+        HubError: see `upload`.
+    """
+    return upload(plan.repo, "model", plan.pieces, private, tag, say)
+
+
+def _weightless(model: Path) -> list[str]:
+    return [] if list(model.glob("*.safetensors")) else ["weights (model.safetensors)"]
+
+
+def _run(model: Path) -> dict[str, Any] | None:
+    """Return the receipt of the run that made a model, with the licences of its sources where the build is there."""
+    receipt = store.read_receipt(model.parent) if model.name == "model" else None
+    if receipt is None or "recipe" not in receipt:
+        return None
+    build = model.parent.parent / "build.json"
+    entries = store.read_json(build)["sources"] if build.is_file() else {}
+    sources = {name: one | {"license": entries.get(name, {}).get("license", "")} for name, one in receipt["trained_on"].items()}
+    recipe = receipt["recipe"] | {"model": _public(receipt["recipe"]["model"])}
+    return receipt | {"recipe": recipe, "trained_on": sources}
+
+
+def _public(name: str) -> str:
+    """Return the name of a model without the folders of this machine."""
+    return Path(name).name if Path(name).expanduser().exists() or name.startswith((".", "/", "~")) else name
+
+
+def _card(model: Path, repo: str, run: Mapping[str, Any] | None, license: str, datasets: tuple[str, ...]) -> str:
+    about = json.loads((model / "config_sentence_transformers.json").read_bytes())
+    pooling = json.loads((model / "1_Pooling" / "config.json").read_bytes())
+    tokens = json.loads((model / "sentence_bert_config.json").read_bytes())["max_seq_length"]
+    head: dict[str, Any] = {"license": license, "library_name": "sentence-transformers", "pipeline_tag": "sentence-similarity"}
+    head["tags"] = ["sentence-transformers", "feature-extraction", "sentence-similarity", "tuplesmith"]
+    if run and run["recipe"]["model"].count("/") == 1 and ":" not in run["recipe"]["model"]:
+        head["base_model"] = run["recipe"]["model"]
+    if datasets:
+        head["datasets"] = list(datasets)
+    prompts = {name: text for name, text in about["prompts"].items() if text}
+    body = [f"# {repo.partition('/')[2]}", ""]
+    kind = f"{pooling['embedding_dimension']} dimensions, {pooling['pooling_mode']} pooling"
+    body += [
+        f"A text-embedding model: {kind}, vectors of length 1 (compare by cosine), texts of up to {tokens:,} tokens.",
+        "",
+    ]
+    body += [USE.format(repo=repo, prompt=', prompt_name="query"' if "query" in prompts else "")]
+    if prompts:
+        lines = [(f"`{name}`", f"`{json.dumps(text, ensure_ascii=False)}`") for name, text in prompts.items()]
+        body += ["## Prompts", "", table(("name", "put before a text"), lines), ""]
+    return with_yaml(head, "\n".join(body + (_training(run) if run else [])).rstrip() + "\n")
+
+
+def _training(run: Mapping[str, Any]) -> list[str]:
+    lines = [(f"`{name}`", one["task"], one["tuples"], one["license"] or "not named") for name, one in run["trained_on"].items()]
+    recipe = yaml.safe_dump({"train": run["recipe"]}, sort_keys=False, allow_unicode=True, width=100)
+    return [
+        "## Training",
+        "",
+        f"Trained with tuplesmith for {run['steps']:,} steps from `{run['recipe']['model']}` on the tuples below.",
+        "The licences are as the sources claim them; nobody has checked what they mean for the model.",
+        "",
+        table(("source", "task", "tuples", "licence"), lines),
+        "",
+        f"```yaml\n{recipe}```",
+    ]
