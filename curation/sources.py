@@ -131,7 +131,7 @@ def _compact(frame: pl.DataFrame) -> pl.DataFrame:
     """Return a table with texts of its own: filtered ones keep the bytes of all rows that they stood among."""
     alone = pl.from_arrow(frame.to_arrow(compat_level=pl.CompatLevel.oldest()))
     assert isinstance(alone, pl.DataFrame)
-    return alone.cast(dict(frame.schema))
+    return alone.cast(frame.schema)
 
 
 def _called(table: Table) -> str:
