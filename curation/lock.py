@@ -105,7 +105,8 @@ def _pinned(source: Source, entry: Entry | None, path: Path) -> Source:
         where = f"source '{source.name}'" + (f" ({part})" if part else "")
         for key, said in _asked(table).items():
             if said != locked.get(key):
-                raise SourceError(where, f"'{key}' is {_shown(said)}, and {lock} has {_shown(locked.get(key))}", HINT)
+                name = "revision" if key == "asked" else key
+                raise SourceError(where, f"'{name}' is {_shown(said)}, and {lock} has {_shown(locked.get(key))}", HINT)
         if is_local(table, path.parent):
             _same_files(where, lock, inputs(table, path.parent), locked)
         else:
