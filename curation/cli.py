@@ -58,7 +58,7 @@ def build(
     from curation import look
 
     if dry_run:
-        look.preview(manifest, only, limit, output)
+        look.preview(manifest, only, limit, output, licenses)
         return 0
     outcome = building.build(manifest, out, only, limit, workers or os.cpu_count() or 1, for_terminal(quiet), licenses)
     if as_json:
