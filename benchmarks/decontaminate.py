@@ -129,9 +129,8 @@ def main() -> None:
         assert index
         lookup = leaks.ready(index)
         leaks.look_up(lookup, texts.head(100))  # compiled, or loaded
-        print(
-            f"index of {len(rows)} texts: {seconds:.2f} CPU-s; {len(texts)} texts, {megabytes(texts):.1f} MB; peer {megabytes(some):.2f} MB"
-        )
+        print(f"index of {len(rows)} texts: {seconds:.2f} CPU-s")
+        print(f"{len(texts)} texts, {megabytes(texts):.1f} MB; peer {megabytes(some):.2f} MB")
         speeds: dict[str, list[float]] = {"datatrove": [], "ours, the same texts": [], "ours, all": []}
         theirs: dict[str, int] = {}
         for turn in range(rounds):
@@ -146,9 +145,8 @@ def main() -> None:
                 theirs.setdefault(name, caught)
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     for name, median in medians.items():
-        print(
-            f"{name}: {median:.2f} MB/CPU-s ({', '.join(f'{value:.2f}' for value in speeds[name])}), {median / medians['datatrove']:.0f}x"
-        )
+        runs = ", ".join(f"{value:.2f}" for value in speeds[name])
+        print(f"{name}: {median:.2f} MB/CPU-s ({runs}), {median / medians['datatrove']:.0f}x")
     for name, made in sets.items():
         found = leaks.look_up(lookup, pl.Series(made))["text"].n_unique()
         print(f"{name}: ours {found / len(made):.4f}, datatrove {theirs[name] / len(made):.4f} of {len(made)}")
