@@ -28,6 +28,8 @@ from curation.cleaned import clean_source, clean_stands, near_source, near_stand
 from curation.curated import curate_source, curate_stands
 from curation.errors import ManifestError, SetupError, UserError, did_you_mean
 from curation.licenses import Excluded, Policy, allowed
+from curation.lock import keep as keep_lock
+from curation.lock import pinned
 from curation.manifest import Manifest, load_manifest
 from curation.manifest_source import Source
 from curation.progress import Progress, silent
@@ -57,20 +59,22 @@ def build(
 ) -> Outcome:
     """Build a manifest into `out`, or `builds/<name>`; `licenses` is a policy instead of the manifest's.
 
-    Revisions come from the lock file beside the manifest, where there is one.
+    Revisions come from the lock file beside the manifest, where there is one; a source that is not as it was locked fails.
 
     A source that fails does not undo the others: it stands in `failed`, and in build.json.
 
     Raises:
         ManifestError: the manifest is wrong, or `only` names a source that it has not, or that the policy leaves out.
-        SourceError: a source is not what the lock file says.
     """
     manifest, excluded = allowed(load_manifest(path), licenses)
     folder = out or Path("builds") / manifest.name
     chosen = pick(manifest, only, excluded)
-    jobs = [job_of(manifest, source, path.parent, folder, limit) for source in manifest.sources]
+    manifest, changed = pinned(manifest, path)
+    jobs = [job_of(manifest, source, path.parent, folder, limit) for source in manifest.sources if source.name not in changed]
+    changed = {name: error for name, error in changed.items() if name in chosen}
     with locked(folder, "curate build"):
-        outcome = _build(path, manifest, folder, chosen, jobs, workers, progress, excluded)
+        outcome = _build(path, manifest, folder, chosen, jobs, workers, progress, excluded, changed)
+        keep_lock(path, folder)
         attribution.write(folder, manifest)
         mteb_tasks.write_training_datasets(folder, manifest)
         report.write(folder)  # last: it tells of all the others
@@ -86,6 +90,7 @@ def _build(
     workers: int,
     progress: Progress,
     excluded: list[Excluded],
+    changed: dict[str, UserError],
 ) -> Outcome:
     started = time.time()
     across = manifest.dedup is not None and manifest.dedup.across
@@ -107,7 +112,7 @@ def _build(
         stages["across"] = compare(ready)
     ready = [job for job in ready if job.source.name in chosen]
     stages["curate"], more = _each(curate_source, curate_stands, ready, workers, progress, "curate")
-    failed |= more
+    failed |= more | changed
     receipts = {name: done.receipt for name, done in stages["curate"].items()}
     current = [job.source.name for job in jobs if job.source.name not in chosen and _stands_still(job)]
     there = [job.source.name for job in jobs if job.source.name in {*receipts, *current}]

@@ -58,7 +58,7 @@ def build(
     from curation import look
 
     if dry_run:
-        look.preview(manifest, only, limit, output)
+        look.preview(manifest, only, limit, output, licenses)
         return 0
     outcome = building.build(manifest, out, only, limit, workers or os.cpu_count() or 1, for_terminal(quiet), licenses)
     if as_json:
@@ -132,6 +132,55 @@ def show(build: Path | None, only: tuple[str, ...], count: int, dropped: bool, r
         output(look.as_line(record) if as_json else look.as_text(record))
     if not found:
         raise BuildError(folder, "has no such records", "see `curate stats` for sources and reasons")
+
+
+@curate.command()
+@click.argument("manifest", type=click.Path(path_type=Path))
+@click.option("--online", is_flag=True, help="Ask the Hub, too, whether all that is named is there.")
+@click.option("--json", "as_json", is_flag=True, help="What was found as JSON.")
+def check(manifest: Path, online: bool, as_json: bool) -> int:
+    """Look MANIFEST over: what it gives, what that costs, what is in doubt.
+
+    Without --online nothing leaves this machine: keys, names, licences, limits,
+    expected tuples, local files, the lock file. With it also ids, revisions,
+    configs, splits, columns and files. No row is read. The exit code is 1 where
+    there is a problem; a source that is not verified is none.
+    """
+    from curation import check as checking
+    from curation import look
+
+    found = checking.check(manifest, online)
+    output(look.as_json(found) if as_json else checking.as_text(found))
+    if not as_json:
+        say(checking.verdict(found))
+    return 1 if found["problems"] else 0
+
+
+@curate.command()
+@click.argument("manifest", type=click.Path(path_type=Path))
+@click.option("--only", multiple=True, metavar="SOURCE", help="Resolve this source only; may be given again.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def lock(manifest: Path, only: tuple[str, ...], quiet: bool) -> int:
+    """Write down what each source of MANIFEST is now, beside it.
+
+    MANIFEST.lock has the commit, columns, rows, bytes and a digest of each, and
+    its licence. From then on builds take these commits, and a source that is not
+    as it was locked fails; publishing needs the file. No rows of the Hub are
+    fetched; local ones are read and counted.
+    """
+    from curation import lock as locking
+    from curation.build import pick
+    from curation.licenses import allowed
+    from curation.manifest import load_manifest
+
+    kept, out = allowed(load_manifest(manifest))
+    chosen = pick(kept, only, out)
+    failed = locking.write_lock(manifest, kept, chosen, for_terminal(quiet))
+    for name, error in failed.items():
+        say(f"curate: {manifest}: source '{name}': {error}")
+    if not quiet:
+        say(f"{locking.lock_of(manifest)}: {len(chosen) - len(failed)} of {len(chosen)} sources locked")
+    return 1 if failed else 0
 
 
 @curate.command()

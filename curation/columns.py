@@ -8,7 +8,7 @@ import polars as pl
 
 from curation.errors import SourceError, listed
 from curation.manifest_source import Source
-from curation.rows import ROW
+from curation.rows import ROW, inside
 from curation.schema import dropped_frame, split_query
 
 TUPLES = pl.Schema(
@@ -41,12 +41,15 @@ def place_of(source: Source) -> str:
 
 
 def column(where: str, rows: pl.DataFrame, wanted: str) -> pl.Series:
-    """Return a mapped column.
+    """Return a mapped column, or a part of one that holds records: `answers.text`.
 
     Raises:
         SourceError: there is no such column; the error names those there are.
     """
     if wanted not in rows.columns:
+        part = inside(rows, wanted)
+        if part is not None:
+            return part
         there = [other for other in rows.columns if other != ROW]
         raise SourceError(where, f"no column '{wanted}'", f"columns there are: {listed(there, 20)}")
     return rows[wanted]
@@ -81,8 +84,13 @@ def numbers_of(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
 
 
 def queries_of(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
-    """Return a mapped column as queries: text, without an instruction that was rendered into it, null where blank."""
+    """Return a mapped column as queries: text, after its title, without a rendered instruction, null where blank."""
     bare = split_query(texts_of(source, rows, wanted))[1]
+    if source.fields.title is not None:
+        titles = texts_of(source, rows, source.fields.title)
+        bare = pl.select(
+            pl.when(bare.is_not_null()).then(pl.concat_str([titles, bare], separator="\n", ignore_nulls=True))
+        ).to_series()
     return pl.select(pl.when(bare.str.strip_chars() != "").then(bare)).to_series()
 
 

@@ -54,7 +54,7 @@ def _complaint(model: type[BaseModel], error: Any, place: Place) -> str:
     if kind == "value_error":
         return str(error["ctx"]["error"])
     if kind == "string_pattern_mismatch" and key == "license_checked":
-        return f"{_readable(place)}: '{got}' is no day, such as 2026-11-22"
+        return f"{_readable(place)}: '{got}' is no day or month, such as 2026-11-22"
     if kind == "string_pattern_mismatch":
         return f"{_readable(place)}: '{got}' is no name; use small letters, digits, '-', '_' and '.'"
     if kind in WANTED:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from itertools import islice, tee
 
 import polars as pl
 
@@ -26,24 +26,51 @@ def read_delimited(file: File, table: Table, start: int, comma: bool) -> Reading
     delimiter = table.delimiter or ("," if comma else "\t")
     quoting = comma if table.quoting is None else table.quoting
     with opened(file, table) as lines:
-        rows = _quoted_rows(file, lines, delimiter) if quoting else _plain_rows(lines, delimiter)
+        rows = _quoted_rows(file, lines, delimiter, 1) if quoting else _plain_rows(lines, delimiter, 1)
         first = next(rows, None)
         if first is None:
             raise SourceError(file.name, "is empty")
-        names, rows = _columns(file, table, first, rows)
+        names = _columns(file, table, first)
         said = "`header`" if isinstance(table.header, list) else "the header" if table.header else "the first row"
+        width = f"{said} has {len(names)}"
+        if table.header is not True:
+            yield _cells(file, names, width, [first], start)
+            start += 1
+        line = first[0] + first[1]
+        while True:
+            ahead, again = tee(lines)  # a block at once; if a row of it is odd, the rest of the file row by row
+            block, used = _block(ahead, delimiter, quoting)
+            if block is None or not {len(cells) for cells in block} <= {len(names)}:
+                break
+            if not used:
+                return
+            yield _frame(names, block, list(range(start, start + len(block))), [])
+            line, start = line + used, start + len(block)
+        rows = _quoted_rows(file, again, delimiter, line) if quoting else _plain_rows(again, delimiter, line)
         for number, batch in enumerate(iter(lambda: list(islice(rows, BATCH)), [])):
-            yield _cells(file, names, f"{said} has {len(names)}", batch, start + number * BATCH)
+            yield _cells(file, names, width, batch, start + number * BATCH)
 
 
-def _plain_rows(lines: Iterable[str], delimiter: str) -> Iterator[Row]:
-    for number, line in enumerate(lines, 1):
+def _block(lines: Iterator[str], delimiter: str, quoting: bool) -> tuple[list[list[str]] | None, int]:
+    """Return the rows of the next lines, None if their quotes are odd, and how many lines they took."""
+    if not quoting:
+        ahead = list(islice(lines, BATCH))
+        return [cells.split(delimiter) for line in ahead if (cells := line.removesuffix("\n").removesuffix("\r"))], len(ahead)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    try:
+        return [cells for cells in islice(reader, BATCH) if cells], reader.line_num
+    except csv.Error:
+        return None, reader.line_num
+
+
+def _plain_rows(lines: Iterable[str], delimiter: str, start: int) -> Iterator[Row]:
+    for number, line in enumerate(lines, start):
         cells = line.removesuffix("\n").removesuffix("\r")
         if cells:
             yield number, 1, cells.split(delimiter)
 
 
-def _quoted_rows(file: File, lines: Iterable[str], delimiter: str) -> Iterator[Row]:
+def _quoted_rows(file: File, lines: Iterable[str], delimiter: str, start: int) -> Iterator[Row]:
     held: list[str] = []  # the lines of this row
 
     def feed() -> Iterator[str]:
@@ -52,7 +79,7 @@ def _quoted_rows(file: File, lines: Iterable[str], delimiter: str) -> Iterator[R
             yield line
 
     csv.field_size_limit(max(LARGEST_FIELD, csv.field_size_limit()))
-    reader, start = csv.reader(feed(), delimiter=delimiter, strict=True), 1
+    reader, before = csv.reader(feed(), delimiter=delimiter, strict=True), start
     while True:
         held.clear()
         try:
@@ -66,7 +93,7 @@ def _quoted_rows(file: File, lines: Iterable[str], delimiter: str) -> Iterator[R
             cells = str(error)
         if cells:
             yield start, len(held), cells
-        start = reader.line_num + 1
+        start = before + reader.line_num
 
 
 def _quoteopened(row: str, delimiter: str) -> int:
@@ -79,20 +106,19 @@ def _quoteopened(row: str, delimiter: str) -> int:
     return row.count("\n", 0, at)
 
 
-def _columns(file: File, table: Table, first: Row, rows: Iterator[Row]) -> tuple[list[str], Iterator[Row]]:
-    """Return the column names and the rows that follow."""
+def _columns(file: File, table: Table, first: Row) -> list[str]:
+    """Return the names of the columns."""
     number, _, cells = first
     if isinstance(table.header, list):
-        names, rows = table.header, chain([first], rows)
+        names = table.header
     elif isinstance(cells, str):
         raise SourceError(f"{file.name}:{number}", f"the first row cannot be read ({cells})", NO_QUOTES)
     else:
         names = [(table.header and cell) or f"column_{i}" for i, cell in enumerate(cells, 1)]
-        rows = rows if table.header else chain([first], rows)
     twice = [name for i, name in enumerate(names) if name in names[:i]]
     if twice:
         raise SourceError(f"{file.name}:{number}", f"two columns are named '{twice[0]}'", "name them all: `header: [...]`")
-    return names, rows
+    return names
 
 
 def _cells(file: File, names: list[str], width: str, batch: list[Row], start: int) -> Rows:
@@ -110,6 +136,10 @@ def _cells(file: File, names: list[str], width: str, batch: list[Row], start: in
             if lines > 1:  # no honest row is likely to be short and long at once
                 raise SourceError(f"{file.name}:{line}", f"a row of {lines} lines begins here, with {what}", NO_QUOTES)
             lost.append(Lost(row, "wrong_number_of_fields", f"{file.name}:{line}: {what}", True))
-    columns = zip(*good, strict=True) if good else [()] * len(names)
+    return _frame(names, good, numbers, lost)
+
+
+def _frame(names: list[str], rows: list[list[str]], numbers: list[int], lost: list[Lost]) -> Rows:
+    columns = zip(*rows, strict=True) if rows else [()] * len(names)
     series = {name: pl.Series(column, dtype=pl.String) for name, column in zip(names, columns, strict=True)}
     return Rows(pl.DataFrame(series | {ROW: pl.Series(numbers, dtype=pl.UInt64)}), lost)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import fnmatch
 import gc
 import re
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import polars as pl
 
-from curation.errors import SourceError, listed
+from curation.errors import SourceError, did_you_mean, listed
 from curation.manifest_source import Table
 from curation.rows import BATCH, ROW, Rows
+from curation.store import digest_of, parquet_rows
 
 
 def rows(table: Table, folder: Path | None, first: int | None) -> Generator[Rows]:
@@ -90,21 +93,29 @@ def snapshot(table: Table) -> Path:
 
 @contextmanager
 def errors(table: Table) -> Iterator[None]:
-    """Keep `datasets` silent, and turn what it raises into one line."""
+    """Keep `datasets` silent, and turn what it and the Hub's client raise into one line."""
     import datasets
+    from httpx2 import HTTPError
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         yield
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, HTTPError, datasets.exceptions.DatasetsError) as error:
         what, hint = _complaint(table, error)
         raise SourceError(table.path, what, hint) from None
 
 
 def _complaint(table: Table, error: Exception) -> tuple[str, str]:
+    from httpx2 import HTTPError
     from huggingface_hub.constants import HF_HUB_OFFLINE
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )  # fmt: skip
 
     text = str(error)
     there_are = "there are: " + listed(re.findall(r"'([^']*)'", text.partition("[")[2].partition("]")[0]))
@@ -113,14 +124,16 @@ def _complaint(table: Table, error: Exception) -> tuple[str, str]:
     missing = isinstance(error, LocalEntryNotFoundError)
     if "OfflineModeIsEnabled" in text or "offline mode is enabled" in text or (missing and HF_HUB_OFFLINE):
         return "cannot be had while the Hub is switched off", "unset HF_HUB_OFFLINE, or name a local folder"
-    if missing or isinstance(error, ConnectionError):
+    lost = isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError)  # no answer at all
+    if missing or lost or isinstance(error, ConnectionError):
         return "the Hub cannot be reached", "check the network, or name a local folder"
     if "gated dataset" in text or isinstance(error, GatedRepoError):
         return "is a gated dataset", "ask for access on its page, then `hf auth login`"
     if text.startswith("Revision") or isinstance(error, RevisionNotFoundError):
         return f"no revision '{table.revision}'", "name a commit, tag or branch of the dataset"
     if "doesn't exist on the Hub" in text or isinstance(error, RepositoryNotFoundError):
-        return "no such dataset on the Hub, or a private one", "check the id; `hf auth login` for a private one"
+        what = "no such dataset on the Hub, or a private one" + _likely(str(table.path))
+        return what, "check the id; `hf auth login` for a private one"
     if "BuilderConfig" in text and "not found" in text:
         return f"no config '{table.config}'", there_are
     if "Config name is missing" in text:
@@ -132,3 +145,91 @@ def _complaint(table: Table, error: Exception) -> tuple[str, str]:
         f"`datasets` cannot read it ({(str(cause) or type(cause).__name__).splitlines()[0]})",
         "check path, config, split and revision",
     )
+
+
+class Facts(NamedTuple):
+    """What the Hub says of a table, without its rows: where it stands now, what it has, how much, and a digest of its files."""
+
+    revision: str  # commit
+    columns: list[str] | None  # None of `files`, which only their reader knows
+    rows: int | None  # None where neither the card nor parquet files say it
+    bytes: int
+    digest: str  # of the names and content hashes of the files that are read
+    license: str | None  # the card's
+
+
+def facts(table: Table) -> Facts:
+    """Ask the Hub about a table: its id, revision, config, split and columns, or its files.
+
+    Raises:
+        SourceError: one of them is not there, or the dataset is gated, or comes with a loading script.
+    """
+    with errors(table):
+        import huggingface_hub
+
+        info = huggingface_hub.HfApi().dataset_info(str(table.path), revision=table.revision, files_metadata=True)
+        known = {one.rfilename: one for one in info.siblings or []}
+        pinned = table.model_copy(update={"revision": info.sha})
+        if info.gated and known:  # its page is open to all, and its files are not
+            huggingface_hub.get_hf_file_metadata(
+                huggingface_hub.hf_hub_url(str(table.path), min(known), repo_type="dataset", revision=info.sha)
+            )
+        names, total = (_matching(table, list(known)), None) if table.files else _data_files(pinned)
+        columns = None if table.files else _columns(pinned)
+        if total is None and names and all(name.endswith(".parquet") for name in names):
+            total = _parquet_rows(pinned, names)
+        hashes = {name: large.sha256 if (large := known[name].lfs) else known[name].blob_id for name in names}
+        size = sum(known[name].size or 0 for name in names)
+        return Facts(str(info.sha), columns, total, size, digest_of(hashes), _card_license(info))
+
+
+def _card_license(info: Any) -> str | None:
+    said = getattr(info.card_data, "license", None)
+    return ", ".join(said) if isinstance(said, list) else said
+
+
+def _matching(table: Table, names: list[str]) -> list[str]:
+    for pattern in table.files:
+        if not fnmatch.filter(names, pattern):
+            raise SourceError(f"{table.path}: {pattern}", "matches no file of the dataset" + did_you_mean(pattern, names))
+    return sorted({name for pattern in table.files for name in fnmatch.filter(names, pattern)})
+
+
+def _data_files(table: Table) -> tuple[list[str], int | None]:
+    """Return the names of a split's files, and its rows as the card counts them."""
+    import datasets
+
+    builder = datasets.load_dataset_builder(str(table.path), table.config, revision=table.revision)
+    parts = [re.sub(r"\[.*", "", part).strip() for part in table.split.split("+")]
+    files = builder.config.data_files or {}
+    for part in parts:
+        if part not in files:
+            raise SourceError(table.path, f"no split '{part}'", f"there are: {listed(files)}")
+    names = [str(name).partition(f"@{table.revision}/")[2] for part in parts for name in files[part]]
+    counted = [builder.info.splits[part].num_examples for part in parts if part in (builder.info.splits or {})]
+    whole = len(counted) == len(parts) and "[" not in table.split and all(counted)
+    return names, sum(counted) if whole else None
+
+
+def _columns(table: Table) -> list[str]:
+    with closing(rows(table, None, 1)) as found:
+        return [name for name in next(found).frame.columns if name != ROW]
+
+
+def _parquet_rows(table: Table, names: list[str]) -> int:
+    import huggingface_hub
+
+    files = huggingface_hub.HfFileSystem()
+    return sum(parquet_rows(files.open(f"datasets/{table.path}@{table.revision}/{name}", "rb")) for name in names)
+
+
+def _likely(wanted: str) -> str:
+    """Return ` (did you mean ...?)` of the Hub's datasets, or nothing where it has none alike or cannot be asked."""
+    import huggingface_hub
+    from httpx2 import HTTPError
+
+    try:
+        found = [one.id for one in huggingface_hub.HfApi().list_datasets(search=wanted.rpartition("/")[2], limit=50)]
+    except (OSError, ValueError, HTTPError):
+        return ""
+    return did_you_mean(wanted, found) or (f" (did you mean '{found[0]}'?)" if found else "")

@@ -166,7 +166,7 @@ def band_keys(digests, kinds, rows_a_band, keys):
 
 @njit(nogil=True, cache=True)
 def jaccard(hashes, bounds, sizes, left, right, least, scores):
-    """Fill scores with the Jaccard of the sets left[i] and right[i]; 0 where their sizes alone put it below `least`."""
+    """Fill scores with the Jaccard of the sets left[i] and right[i]; 0 where it is below `least`."""
     for pair in range(len(left)):
         i, j = left[pair], right[pair]
         n, m = sizes[i], sizes[j]
@@ -175,10 +175,13 @@ def jaccard(hashes, bounds, sizes, left, right, least, scores):
             continue
         p, q = bounds[i], bounds[j]
         end_p, end_q = p + n, q + m
-        both = 0
-        while p < end_p and q < end_q:
+        both, misses = 0, 0
+        most = (n + m) * (1 - least) / (1 + least) + 0.5  # with more misses the Jaccard is below `least`
+        while p < end_p and q < end_q and misses < most:
             x, y = hashes[p], hashes[q]
             both += x == y
+            misses += x != y
             p += x <= y
             q += y <= x
-        scores[pair] = both / max(n + m - both, 1)
+        score = both / max(n + m - both, 1)
+        scores[pair] = score if misses < most and score >= least else 0.0

@@ -13,6 +13,8 @@ import polars as pl
 from curation.build import job_of, pick
 from curation.columns import column, place_of
 from curation.errors import BuildError, SourceError, did_you_mean, listed
+from curation.licenses import Policy, allowed
+from curation.lock import pinned
 from curation.manifest import load_manifest
 from curation.manifest_source import Source, shape_of
 from curation.rows import ROW
@@ -151,15 +153,26 @@ def _short(text: str) -> list[str]:
     return lines if len(lines) <= TEXT_LINES else [*lines[: TEXT_LINES - 1], "..."]
 
 
-def preview(manifest_path: Path, only: Iterable[str], limit: int | None, write: Callable[[str], None]) -> None:
-    """Show the shape of each source, and a first tuple made of its first rows; write no file."""
-    manifest = load_manifest(manifest_path)
-    chosen = pick(manifest, only)
+def preview(
+    path: Path, only: Iterable[str], limit: int | None, write: Callable[[str], None], licenses: Policy | None = None
+) -> None:
+    """Show the shape of each source that a build would take, and a first tuple made of its first rows; write no file.
+
+    Raises:
+        ManifestError: as `build.build`.
+        SourceError: a source cannot be read, or is not as it was locked.
+    """
+    manifest, excluded = allowed(load_manifest(path), licenses)
+    chosen = pick(manifest, only, excluded)
+    manifest, changed = pinned(manifest, path)
     for source in manifest.sources:
         if source.name not in chosen:
             continue
-        job = job_of(manifest, source, manifest_path.parent, Path(), limit)
-        rows = next((batch.frame for batch in read_rows(source, job.base) if len(batch.frame)), pl.DataFrame())
+        if source.name in changed:
+            raise changed[source.name]
+        few = {"sample": "first", "limit": PREVIEW_ROWS}  # streams from the Hub
+        job = job_of(manifest, source.model_copy(update=few), path.parent, Path(), limit)
+        rows = next((batch.frame for batch in read_rows(job.source, job.base) if len(batch.frame)), pl.DataFrame())
         there = [name for name in rows.columns if name != ROW]
         write(f"{source.name}: {source.task}, shape {shape_of(source)}, columns {listed(there, 20)}")
         if shape_of(source) == "qrels":  # a tuple of qrels needs the whole corpus
@@ -179,4 +192,4 @@ def preview(manifest_path: Path, only: Iterable[str], limit: int | None, write: 
 def mapped(source: Source) -> list[str]:
     """Return the columns that a source maps by name."""
     fields = source.fields
-    return [name for name in (fields.query, fields.positive, fields.label, fields.score) if name is not None]
+    return [name for name in (fields.query, fields.title, fields.positive, fields.label, fields.score) if name is not None]

@@ -15,17 +15,12 @@ Reader = Literal[
 ]  # fmt: skip
 Task = Literal["retrieval", "classification", "clustering"]
 # Keys that tell of a source and change no row of it: another word in them builds nothing again.
-ABOUT = (
-    "license_url",
-    "license_checked",
-    "verified",
-    "notes",
-    "substitute_for",
-    "citation",
-    "mteb",
-    "expected_tuples",
-    "expected_rows",
-)
+ABOUT: Any = {
+    **dict.fromkeys(
+        ("license_url", "license_checked", "verified", "notes", "substitute_for", "citation", "mteb", "expected_tuples"), True
+    ),
+    **{"expected_rows": True, "corpus": {"expected_rows"}, "queries": {"expected_rows"}},
+}
 
 
 class Filters(Section):
@@ -80,6 +75,9 @@ class Table(Section):
     join: dict[str, str] = Field(
         default_factory=dict, description="column whose lists are one text each: what to put between the parts"
     )
+    file_column: str | None = Field(
+        None, min_length=1, description="column to add: the file's name without its ending, such as a label; needs `files`"
+    )
     expected_rows: int | None = Field(None, ge=1, description="rows there are, where known; `curate check` adds them up")
 
     @model_validator(mode="before")
@@ -105,11 +103,16 @@ class Table(Section):
             raise ValueError("'reader: beir' reads a whole source: qrels, corpus and queries")
         if self.reader == "aligned" and (not isinstance(self.header, list) or len(self.header) != len(self.files)):
             raise ValueError("'reader: aligned' needs 'header' with a name for each of 'files'")
+        self._reader_keys()
+        return self
+
+    def _reader_keys(self) -> None:
+        if self.file_column and not self.files:
+            raise ValueError("'file_column' needs 'files'")
         if self.pattern is not None and self.reader != "lines":
             raise ValueError("'pattern' is for 'reader: lines'")
         if self.reader == "xml" and not self.records:
             raise ValueError("'reader: xml' needs 'records', the path of the elements that are rows")
-        return self
 
     def _files_of_path(self, path: str) -> None:
         outside = [name for name in self.files if PurePath(name).is_absolute() or {"..", "~"} & set(PurePath(name).parts)]
@@ -142,7 +145,8 @@ class Fields(Section):
         None,
         description="column of the query, premise, first sentence, or text to classify; an instruction rendered into it (`Instruct: ...`, a new line, `Query: ...`) is taken off again",
     )
-    positive: str | None = Field(None, description="column of the positive; a list gives several")
+    title: str | None = Field(None, description="column of a title that is put before the query")
+    positive: str | None = Field(None, description="column of the positive; a list gives several; `a.b` is part b of records a")
     negatives: list[str] = Field(
         [],
         description="column or columns of given negatives, or a pattern such as `negative_*`; lists are taken apart",
@@ -170,7 +174,9 @@ class Source(Table):
     )
     license: str | None = Field(None, description="licence as claimed, several with commas; publishing needs it")
     license_url: str | None = Field(None, description="where that is claimed")
-    license_checked: str | None = Field(None, pattern=r"^\d{4}-\d\d-\d\d$", description="day on which it was seen there")
+    license_checked: str | None = Field(
+        None, pattern=r"^\d{4}-\d\d(-\d\d)?$", description="day or month in which it was seen there"
+    )
     verified: bool = Field(
         True, description="no: a fact of this source is uncertain, `notes` says which, and publishing refuses it"
     )
@@ -195,7 +201,8 @@ class Source(Table):
     skip_labels: list[str] = Field([], description="labels that are no class, such as `out of scope`: their rows are left out")
     threshold: float | None = Field(None, description="lowest score that makes a positive; 1 by default for qrels")
     both_ways: bool = Field(False, description="each pair also the other way round (symmetric sources)")
-    limit: int | None = Field(None, ge=1, description="rows to take")
+    skip: int = Field(0, ge=0, description="rows to pass over at the beginning, as where another source takes them")
+    limit: int | None = Field(None, ge=1, description="rows to take; of qrels, queries")
     sample: Literal["random", "first"] = Field("random", description="which rows a limit takes; `first` streams from the Hub")
     holdout: int = Field(0, ge=0, description="queries to set apart for evaluation (retrieval)")
     max_bad: float = Field(0.01, ge=0, le=1, description="share of unreadable rows above which the source fails")
@@ -224,6 +231,8 @@ class Source(Table):
             "threshold": self.threshold is not None and shape not in ("scored", "qrels"),
             "corpus": self.corpus and shape != "qrels",
             "queries": self.queries and shape != "qrels",
+            "title": f.title and shape == "qrels",
+            "skip": self.skip and shape == "qrels",
             "negatives": f.negatives and shape not in ("pairs", "scored"),
         }
         said = [name for name in f.model_dump().values() if isinstance(name, str)]
@@ -247,7 +256,9 @@ def beir(data: dict[str, Any]) -> dict[str, Any]:
         said = {key: value for key, value in said.items() if key not in ("files", "split")}
     qrels, corpus, queries = tables
     fields = {"query_id": "query-id", "positive_id": "corpus-id", "score": "score"}
-    return {"fields": fields, "corpus": corpus | {"fields": {"title": "title"}}, "queries": queries, **qrels, **said}
+    more = {"corpus": {"fields": {"title": "title"}}, "queries": {}}
+    whole = {part: table | more[part] | dict(data.get(part) or {}) for part, table in (("corpus", corpus), ("queries", queries))}
+    return {"fields": fields, **qrels, **said, **whole}
 
 
 def shape_of(source: Source) -> str:

@@ -23,6 +23,7 @@ RECALL = 0.99  # share of pairs exactly at the lowest score that become candidat
 PERMUTATIONS = 130  # at most; 128 would not do for 5 rows a band at 0.7
 WINDOW = 64  # entries with an equal band key that one is compared with, at most
 BATCH = 1 << 16  # texts sketched, and entries compared, at a time
+WAITING = 1 << 22  # candidate pairs that are collected before they are verified
 HALF = np.uint64(32)
 LOW = np.uint64(0xFFFFFFFF)
 
@@ -148,28 +149,39 @@ def matches(
 
     With `owners`, the first entry of each owner of entries, only pairs of two owners.
     """
-    known = np.zeros(0, np.uint64)  # pairs of entries found so far, left << 32 | right, sorted
-    scores = np.zeros(0)
-    for band in range(len(list(corpus.folder.glob("keys-*")))):
-        placed = _placed(corpus.folder / f"keys-{band}", able)
-        met, their_scores = [known], [scores]
-        for pairs in _candidates(placed, owners):
-            pairs = pairs[~_among(pairs, known)]
-            left, right = (pairs >> HALF).astype(np.int64), (pairs & LOW).astype(np.int64)
-            one_way = (corpus.entries[left] >= 0) | (corpus.entries[right] >= 0)  # long texts are compared by words alone
-            pairs, left, right = pairs[one_way], left[one_way], right[one_way]
-            score = jaccard(corpus.texts, corpus.entries, corpus.counts, left, right, lowest)
-            met.append(pairs[score >= lowest])
-            their_scores.append(score[score >= lowest])
-        _forget(corpus)
-        known, scores = np.concatenate(met), np.concatenate(their_scores)
-        known, first = np.unique(known, return_index=True)
-        scores = scores[first]
+    known, scores = np.zeros(0, np.uint64), np.zeros(0)  # pairs of entries found so far, left << 32 | right, sorted
+    waiting: list[np.ndarray] = []
+    bands = len(list(corpus.folder.glob("keys-*")))
+    for band in range(bands):
+        for pairs in _candidates(_placed(corpus.folder / f"keys-{band}", able), owners):
+            waiting.append(pairs)
+            if sum(map(len, waiting)) > WAITING:
+                known, scores = _verified(corpus, waiting, known, scores, lowest)
+                waiting = []
+    if waiting:
+        known, scores = _verified(corpus, waiting, known, scores, lowest)
     left, right = (_texts_of(corpus.entries[half.astype(np.int64)]) for half in (known >> HALF, known & LOW))
     left, right = np.minimum(left, right), np.maximum(left, right)
     order = np.lexsort((right, left))
     order = order[left[order] != right[order]]
     return left[order], right[order], scores[order]
+
+
+def _verified(
+    corpus: Corpus, waiting: list[np.ndarray], known: np.ndarray, scores: np.ndarray, lowest: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the known pairs and their scores with those of the waiting ones that match."""
+    pairs = np.unique(np.concatenate(waiting))
+    pairs = pairs[~_among(pairs, known)]
+    left, right = (pairs >> HALF).astype(np.int64), (pairs & LOW).astype(np.int64)
+    one_way = (corpus.entries[left] >= 0) | (corpus.entries[right] >= 0)  # long texts are compared by words alone
+    pairs, left, right = pairs[one_way], left[one_way], right[one_way]
+    score = jaccard(corpus.texts, corpus.entries, corpus.counts, left, right, lowest)
+    _forget(corpus)
+    good = score >= lowest
+    known, scores = np.append(known, pairs[good]), np.append(scores, score[good])
+    order = np.argsort(known)
+    return known[order], scores[order]
 
 
 def _placed(path: Path, able: np.ndarray) -> np.ndarray:

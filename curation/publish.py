@@ -23,6 +23,7 @@ from curation.dataset_card import dataset_card
 from curation.errors import BuildError, did_you_mean, listed
 from curation.export import CURATED, MINED, blocks_of, stale, with_texts
 from curation.formats import FORMATS, Constants, f2llm, fitting
+from curation.lock import read_lock
 from curation.look import receipts
 from curation.manifest import load_manifest
 from curation.progress import Advance, Progress, silent
@@ -151,17 +152,21 @@ def _locked(build: Path, lock: Path | None, found: Mapping[str, Receipt]) -> Pat
         BuildError: it does not.
     """
     path = lock or build / "manifest.lock"
-    entries = store.read_json(path) if path.is_file() else None
-    make = "`curate lock MANIFEST` makes it; then `curate build` again"
-    if entries is None:
-        raise BuildError(path, "there is no lock of the sources' revisions and digests", f"{make}, or name it with --lock")
-    known = entries.get("sources", entries)
+    known, make = read_lock(path), "run `curate lock` and `curate build` again"
+    if known is None:
+        hint = "`curate lock MANIFEST` makes it, and the next `curate build` keeps it; or name one with --lock"
+        raise BuildError(path, "there is no lock of the sources' revisions and digests", hint)
     for name, receipt in found.items():
         if name not in known:
             raise BuildError(path, f"does not lock '{name}'", make)
         revision = known[name].get("revision")
-        if revision and receipt["revision"] and revision != receipt["revision"]:
-            raise BuildError(path, f"locks '{name}' at {revision}, and it was built at {receipt['revision']}", make)
+        if revision and revision != receipt["revision"]:
+            raise BuildError(
+                path, f"locks '{name}' at {revision}, and it was built at {receipt['revision'] or 'no revision'}", make
+            )
+        for file, digest in (known[name].get("inputs") or {}).items():
+            if receipt["inputs"].get(file) != digest:
+                raise BuildError(path, f"locks '{name}' with another '{file}' than it was built from", make)
     return path
 
 

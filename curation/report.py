@@ -82,7 +82,7 @@ def _page(folder: Path, summary: dict[str, Any], receipts: dict[str, Any], state
         left_out = drops(dropped, summary["seed"], name)
         near = near_pairs(folder, name, dropped, threshold, summary["seed"])
         texts = twins({name: folder / "curated" / name for name in receipts}, left_out)
-        shown = records(stage, summary["seed"], name)
+        shown = records(stage, summary["seed"], name, receipt["kept"])
         facts = receipt | summary["sources"][name]
         parts.append(source_section(name, facts, counts[name], shown, near, threshold, left_out, texts))
     overview = [
@@ -110,16 +110,18 @@ def _table(path: Path) -> pl.DataFrame | None:
 
 
 def _lengths(stage: Path) -> Lengths:
-    pairs = read_table(stage, "pairs", ["query", "positives"])
-    used = pairs["positives"].explode(empty_as_null=False).unique()
-    queries = pairs["query"].str.len_chars()
+    queries, used = [], []
+    for shard in shards(stage, "pairs", ["query", "positives"]):
+        queries.append(shard["query"].str.len_chars())
+        used.append(shard["positives"].explode(empty_as_null=False).unique())
+    pids = pl.concat(used).unique().implode()
     passages = [
-        shard.filter(pl.col("pid").is_in(used.implode()))["text"].str.len_chars()
-        for shard in shards(stage, "passages", ["pid", "text"])
+        shard.filter(pl.col("pid").is_in(pids))["text"].str.len_chars() for shard in shards(stage, "passages", ["pid", "text"])
     ]
-    positives = pl.concat(passages)
-    middle = int(np.median(queries.to_numpy())), int(np.median(positives.to_numpy()))
-    return Lengths(figures.length_bins(queries), figures.length_bins(positives), middle)
+    both = pl.concat(queries), pl.concat(passages)
+    up, down = (figures.length_bins(texts) for texts in both)
+    first, second = (int(np.median(texts.to_numpy())) for texts in both)
+    return Lengths(up, down, (first, second))
 
 
 def _labels(stage: Path) -> list[tuple[str, int]]:

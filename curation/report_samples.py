@@ -39,17 +39,23 @@ def drawn(seed: int, purpose: str, count: int, wanted: int) -> list[int]:
     return sorted(np.argsort(draws(seed, f"report/{purpose}", np.arange(count)), kind="stable")[:wanted].tolist())
 
 
-def records(folder: Path, seed: int, name: str) -> list[dict[str, Any]]:
-    """Return a few tuples of a curated source: id, query, label, texts of positives and of at most NEGATIVES negatives, more."""
-    pairs = read_table(folder, "pairs", ["id", "query", "label", "positives", "negatives"])
-    rows = pairs[drawn(seed, f"records/{name}", len(pairs), RECORDS)].to_dicts()
+def records(folder: Path, seed: int, name: str, count: int) -> list[dict[str, Any]]:
+    """Return a few of the `count` tuples of a curated source.
+
+    Each with id, query, label, the texts of its first positive and of at most NEGATIVES negatives, and how many `others`
+    of the positives and `more` of the negatives there are.
+    """
+    wanted, rows, start = drawn(seed, f"records/{name}", count, RECORDS), [], 0
+    for shard in shards(folder, "pairs", ["id", "query", "label", "positives", "negatives"]):
+        rows += shard[[at - start for at in wanted if start <= at < start + len(shard)]].to_dicts()
+        start += len(shard)
     for row in rows:
         row["more"] = max(0, len(row["negatives"]) - NEGATIVES)
         row["negatives"] = row["negatives"][:NEGATIVES]
-    wanted = sorted({pid for row in rows for pid in row["positives"][:1] + row["negatives"]})
+    pids = sorted({pid for row in rows for pid in row["positives"][:1] + row["negatives"]})
     texts: dict[int, str] = {}
     for shard in shards(folder, "passages", ["pid", "text"]):
-        texts |= dict(shard.filter(pl.col("pid").is_in(wanted)).iter_rows())
+        texts |= dict(shard.filter(pl.col("pid").is_in(pids)).iter_rows())
     for row in rows:
         row["others"] = len(row["positives"]) - 1
         row |= {part: [texts[pid] for pid in row[part] if pid in texts] for part in ("positives", "negatives")}

@@ -142,7 +142,7 @@ def overlap(found: pl.DataFrame | None, names: list[str]) -> Section | None:
     shared = there.filter(pl.col("equal") > 0)
     among = [name for name in names if name in {*shared["source_a"], *shared["source_b"]}]
     alone = len(names) - len(among)
-    note = "Texts of 12 characters or more, queries and passages, that two sources share once case and spacing are evened out."
+    note = "Texts of 12 characters or more, queries and passages, that two sources share once case and spacing are evened out, before any was dropped."
     note += f" {alone} of {len(names)} sources share none." if alone else ""
     order = ["equal", "source_a", "source_b"]
     top = there.filter((pl.col("equal") > 0) | (pl.col("near").fill_null(0) > 0)).sort(order, descending=[True, False, False])
@@ -150,9 +150,9 @@ def overlap(found: pl.DataFrame | None, names: list[str]) -> Section | None:
         [f"{escape(a)} · {escape(b)}", *(f"{count:,}" if count is not None else "\u2013" for count in rest)]
         for a, b, *rest in top.head(LARGEST).select("source_a", "source_b", "equal", "near", "dropped").iter_rows()
     ]
-    picture = (
-        f'<div class="wide" role="region" aria-label="Overlap" tabindex="0">{figures.heat(shared, among)}</div>' if among else ""
-    )
+    picture = figures.heat_key(shared) if len(among) > figures.FEW else ""
+    if among:
+        picture += f'<div class="wide" role="region" aria-label="Overlap" tabindex="0">{figures.heat(shared, among)}</div>'
     heads = ("Sources", "Equal", "Near-duplicate", "Dropped from the second")
     return _section("overlap", "Overlap", note, picture + (_table(heads, lines, "Largest overlaps") if lines else ""))
 

@@ -41,7 +41,7 @@ def compared(left: str, right: str) -> str:
         gone, come = "".join(one[a:b]), "".join(two[c:d])
         if what == "equal" and (not gone.isspace() or not old + new):
             parts += _marked(old, new)
-            parts.append(safe(_ends(gone, first=a == 0, last=b == len(one))))
+            parts.append(safe(_ends(gone, first=a == c == 0, last=b == len(one) and d == len(two))))
             old = new = ""
         else:  # a space between two changes is part of them
             old, new = old + gone, new + come
@@ -69,4 +69,4 @@ def licence(entry: Mapping[str, Any], none: str = "no licence given") -> str:
     if url.startswith(("https://", "http://")):
         said = f'<a href="{escape(url)}" rel="noopener noreferrer">{said}</a>'
     kind = entry.get("license_class") if name else None
-    return said + (f' <span class="quiet">{escape(kind)}</span>' if kind else "")
+    return said + (f" ({escape(kind)})" if kind else "")

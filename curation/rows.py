@@ -214,3 +214,14 @@ def _of_one_type(part: pl.DataFrame, mixed: set[str], with_lists: set[str]) -> p
             texts = values.cast(pl.String)
             columns.append(pl.select(pl.when(texts.is_not_null()).then(pl.concat_list(texts)).alias(name)).to_series())
     return part.with_columns(columns)
+
+
+def inside(frame: pl.DataFrame, name: str) -> pl.Series | None:
+    """Return a part of a record column, such as `context.contexts`; None where there is no such part."""
+    first, *parts = name.split(".")
+    values = frame[first] if first in frame.columns else None
+    for part in parts:
+        if values is None or not isinstance(values.dtype, pl.Struct) or part not in {one.name for one in values.dtype.fields}:
+            return None
+        values = values.struct.field(part)
+    return values

@@ -75,6 +75,8 @@ def render_query(instruction: str, query: str) -> str:
 
 def split_query(queries: pl.Series) -> tuple[pl.Series, pl.Series]:
     """Undo `render_query`: return (instructions, null where there is none; queries without them)."""
+    if not queries.str.starts_with("Instruct: ").any():
+        return queries.clear(len(queries)), queries
     return queries.str.extract(RENDERED, 1), queries.str.extract(RENDERED, 2).fill_null(queries)
 
 

@@ -85,8 +85,8 @@ def _pairs(source: Source, rows: pl.DataFrame, scored: bool) -> Tuples:
             "positives": text_lists(source, rows, f.positive),
             "negatives": pl.select(pl.concat_list(negatives)).to_series()
             if negatives
-            else pl.Series([[]] * len(rows), dtype=pl.List(pl.String)),
-            "label": pl.Series([None] * len(rows), dtype=pl.String),
+            else pl.Series([[]], dtype=pl.List(pl.String)).new_from_index(0, len(rows)),
+            "label": pl.Series([None], dtype=pl.String).new_from_index(0, len(rows)),
             "evidence": texts_of(source, rows, f.query),
         }
     )

@@ -150,7 +150,7 @@ def _band_keys(found: np.ndarray, kinds: np.ndarray, bands: int, rows: int) -> n
 def jaccard(
     texts: Buffers, entries: np.ndarray, counts: np.ndarray, left: np.ndarray, right: np.ndarray, least: float
 ) -> np.ndarray:
-    """Return the Jaccard of the shingle sets of entries left[i] and right[i]; 0 where it is certain to be below `least`.
+    """Return the Jaccard of the shingle sets of entries left[i] and right[i]; 0 where it is below `least`.
 
     Exact up to equal 64-bit hashes. Sorted pairs are quickest: an entry's set is made once a run of PAIRS.
     """
@@ -165,8 +165,8 @@ def jaccard(
             kernels.jaccard(hashes, bounds, sizes, i, j, least, scores)
             return scores
         both = _shared(hashes, bounds, sizes, i, j)
-        fit = np.minimum(sizes[i], sizes[j]) >= least * np.maximum(sizes[i], sizes[j])
-        return np.asarray(np.where(fit, both / np.maximum(sizes[i] + sizes[j] - both, 1), 0.0))
+        score = both / np.maximum(sizes[i] + sizes[j] - both, 1)
+        return np.asarray(np.where(score >= least, score, 0.0))
 
     return np.concatenate([np.zeros(0), *_each(one, range(0, len(left), PAIRS))])
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import glob
 import importlib.util
 import platform
+import re
 import sysconfig
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from itertools import takewhile
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import polars as pl
@@ -20,11 +21,12 @@ from curation.errors import SourceError, did_you_mean, listed
 from curation.manifest_source import Source, Table
 from curation.packed import Budget
 from curation.readers import ENDINGS, ROW, File, Lost, Rows, read_file
-from curation.rows import BATCH, joined
+from curation.rows import BATCH, inside, joined
 from curation.schema import draws
 from curation.store import digest_of, file_digest
 
 PYTHON = "python:"
+PACKED = re.compile(r"\.(gz|zst)$")
 NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}  # folders of the stdlib
 
 
@@ -58,6 +60,32 @@ def inputs(table: Table, base: Path) -> dict[str, str]:
     if table.path and not table.path.startswith(PYTHON):
         return {table.path: hub.fingerprint(table)}
     return {file.name: file_digest(file.path) for file in _files(table, base)}
+
+
+def is_local(table: Table, base: Path) -> bool:
+    """Tell whether a table's rows come from this machine: files, a folder in Hub layout, Python code.
+
+    Raises:
+        SourceError: it names a local folder that is not there.
+    """
+    return not table.path or table.path.startswith(PYTHON) or _folder(table, base) is not None
+
+
+def find(table: Table, base: Path) -> None:
+    """Look for a local table's files without reading them.
+
+    Raises:
+        SourceError: there are none.
+    """
+    if table.files or (table.path and table.path.startswith(PYTHON)):
+        _files(table, base)
+
+
+def sizes(table: Table, base: Path) -> int:
+    """Return the bytes of a local table's files."""
+    folder = None if table.files else _folder(table, base)
+    paths = [folder / name for name in inputs(table, base)] if folder else [file.path for file in _files(table, base)]
+    return sum(path.stat().st_size for path in paths)
 
 
 def take(
@@ -107,9 +135,12 @@ def _read(table: Table, base: Path, first: int | None) -> Iterator[Rows]:
     """Return rows in batches, to the end or until `first` of them could be read."""
     as_dataset = table.path and not table.path.startswith(PYTHON) and not table.files
     batches = hub.rows(table, _folder(table, base), first) if as_dataset else _merged(_file_rows(table, base))
+    skip = table.skip if isinstance(table, Source) else 0
     good = met = 0
     with closing(batches):
         for rows in batches:
+            if skip:
+                rows = Rows(rows.frame.filter(pl.col(ROW) >= skip), [one for one in rows.lost if one.row >= skip])
             yield _joined_lists(table, rows)
             good, met = good + len(rows.frame), met + len(rows.frame) + len(rows.lost)
             if first and good >= first:
@@ -125,7 +156,7 @@ def _file_rows(table: Table, base: Path) -> Generator[Rows]:
             wholes = [stack.enter_context(closing(parts(one, table, budget, ENDINGS))) for one in (file, *file.beside)]
             for part, *beside in zip(*wholes, strict=True):
                 for rows in read_file(part._replace(beside=tuple(beside)), table, start):
-                    yield rows
+                    yield _with_file_name(table, file, rows)
                     start += len(rows.frame) + len(rows.lost)
 
 
@@ -144,7 +175,20 @@ def _aligned(table: Table, base: Path) -> list[File]:
     return [first._replace(beside=tuple(others)) for first, *others in zip(*found, strict=True)]
 
 
+def _with_file_name(table: Table, file: File, rows: Rows) -> Rows:
+    if table.file_column is None:
+        return rows
+    if table.file_column in rows.frame.columns:
+        raise SourceError(file.name, f"has a column '{table.file_column}' itself", "give 'file_column' another name")
+    name = PACKED.sub("", PurePath(file.name).name)
+    called = name.rpartition(".")[0] or name
+    return rows._replace(frame=rows.frame.with_columns(pl.lit(called).alias(table.file_column)))
+
+
 def _joined_lists(table: Table, rows: Rows) -> Rows:
+    parts = {name: inside(rows.frame, name) for name in table.join if name not in rows.frame.columns}
+    inner = [part.alias(name) for name, part in parts.items() if part is not None]
+    rows = rows._replace(frame=rows.frame.with_columns(inner)) if inner else rows
     lists = [name for name in table.join if isinstance(rows.frame.schema.get(name), pl.List)]
     texts = [pl.col(name).cast(pl.List(pl.String)).list.join(table.join[name], ignore_nulls=True) for name in lists]
     return rows._replace(frame=rows.frame.with_columns(texts)) if lists else rows

@@ -60,7 +60,7 @@ def shape_digest(job: Job) -> tuple[str, dict[str, str]]:
     reads = inputs(job.source, job.base)
     for part, table in _extra(job.source):
         reads |= {f"{part}/{name}": digest for name, digest in inputs(table, job.base).items()}
-    what = job.source.model_dump(exclude=set(ABOUT))
+    what = job.source.model_dump(exclude=ABOUT)
     return digest_of([FORMAT, "shape", job.seed, what, job.filters.model_dump(), reads]), reads
 
 

@@ -165,6 +165,12 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
     return frame
 
 
+def parquet_rows(file: IO[bytes]) -> int:
+    """Return the number of rows of a parquet file, from its end alone."""
+    with file:
+        return int(pq.ParquetFile(file).metadata.num_rows)
+
+
 def arrow_frames(source: Path | IO[bytes], rows: int) -> Iterator[pl.DataFrame]:
     """Return the batches of an Arrow IPC file or stream, of at most `rows` rows; what they hold is checked first.
 

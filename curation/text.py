@@ -5,14 +5,47 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
+BLOCK = 10_000  # texts at a time, so that they stay in the cache
+BETWEEN = "\x80"  # stands in no ASCII text
+PLAIN = bytes(ord(chr(code).lower()) if chr(code).isalnum() or code in (95, 128) else 32 for code in range(256))
+
 
 def normalised(texts: pl.Series) -> pl.Series:
     """Return each text as NFKC, lower case, word characters with one space between words.
 
-    A text without any word character gives null: `!!!` and `???` are not the same text.
+    A text without any word character gives null: `!!!` and `???` are not the same text. ASCII texts go a faster way.
     """
-    words = texts.str.normalize("NFKC").str.to_lowercase().str.replace_all(r"[^\w]+", " ").str.strip_chars()
+    plain = (texts.str.len_bytes() == texts.str.len_chars()).fill_null(False)
+    if not plain.all():
+        parts = [normalised(texts.filter(plain)), _beyond_ascii(texts.filter(~plain))]
+        place = np.argsort(np.argsort(~plain.to_numpy(), kind="stable"), kind="stable")
+        return pl.concat(parts).gather(place)
+    blocks = [_plain_words(texts.slice(start, BLOCK)) for start in range(0, len(texts), BLOCK)]
+    return _or_null(pl.concat(blocks) if blocks else texts).alias(texts.name)
+
+
+def _beyond_ascii(texts: pl.Series) -> pl.Series:
+    frame = pl.DataFrame({"text": texts})
+    once = frame.unique("text")  # contexts and premises repeat, and this is slow
+    words = once["text"].str.normalize("NFKC").str.to_lowercase().str.replace_all(r"[^\w]+", " ")
+    once = once.with_columns(_or_null(words).alias("words"))
+    return frame.join(once, on="text", how="left", maintain_order="left", nulls_equal=True)["words"]
+
+
+def _or_null(words: pl.Series) -> pl.Series:
+    words = words.str.strip_chars()
     return pl.select(pl.when(words != "").then(words)).to_series()
+
+
+def _plain_words(texts: pl.Series) -> pl.Series:
+    """Return ASCII texts in lower case, a space for each run of other characters than letters, digits and `_`."""
+    whole = (texts.str.join(BETWEEN)[0] or "").encode("latin-1").translate(PLAIN)
+    signs = np.frombuffer(whole, dtype=np.uint8)
+    space = signs == ord(" ")
+    kept = np.ones(len(signs), dtype=bool)
+    np.logical_not(space[1:] & space[:-1], out=kept[1:])
+    words = pl.Series([signs[kept].tobytes().decode("latin-1")]).str.split(BETWEEN)
+    return words.explode()
 
 
 def forms(texts: pl.Series) -> pl.Series:

@@ -12,6 +12,9 @@ from curation.progress import for_terminal
 
 WIDTH = 78  # columns of `mine show`
 BUILD = click.argument("build", required=False, type=click.Path(path_type=Path))
+DEVICE = click.option("--device", default="auto", show_default=True, help="Where the model runs: auto, cpu, cuda, cuda:1, ...")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress.")
 ONLY = click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")
 
 
@@ -23,7 +26,7 @@ def mine() -> None:
 @mine.command()
 @BUILD
 @ONLY
-@click.option("--device", default="auto", show_default=True, help="Where the model runs: auto, cpu, cuda, cuda:1, ...")
+@DEVICE
 @click.option("--rank", type=click.IntRange(min=0), envvar="RANK", help="Share the work: each process has its own number.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the receipts as JSON.")
@@ -81,6 +84,85 @@ def show(build: Path | None, only: tuple[str, ...], number: int) -> None:
     for name in mined_sources(build, only):
         for row in shown(build, name, number):
             output(_readable(row) + "\n")
+
+
+@mine.command()
+@BUILD
+@ONLY
+@DEVICE
+@JSON
+@QUIET
+def calibrate(build: Path | None, only: tuple[str, ...], device: str, as_json: bool, quiet: bool) -> None:
+    """Show what other limits would give.
+
+    For each source that is searched: what a relative margin, and a limit of the
+    similarity to a positive, take and leave; all other settings as in the manifest.
+    Where queries have several positives, all but the first are hidden, and FN is
+    the share of them among the negatives.
+    """
+    build = newest(build)
+    import json
+
+    from mining.judge import calibrate_build
+
+    found = calibrate_build(build, only, device, for_terminal(quiet))
+    if as_json:
+        return output(json.dumps(found, indent=1, ensure_ascii=False))
+    for name, said in found.items():
+        output(f"{name}: {said['rows']:,} rows" + (", with hidden positives" if said["gold"] else ""))
+        output("  relative_margin            taken    full  hardness        FN")
+        for row in said["relative_margin"]:
+            output(f"  {row['relative_margin']:<24.2f}{_curve(row)}")
+        output("  max_similarity (yield)     taken    full  hardness        FN")
+        for row in said["max_similarity"]:
+            output(f"  {row['max_similarity']:<8.3f}{'(' + format(row['target_yield'], '.2f') + ')':<16}{_curve(row)}")
+
+
+@mine.command()
+@BUILD
+@ONLY
+@DEVICE
+@JSON
+@QUIET
+def audit(build: Path | None, only: tuple[str, ...], device: str, as_json: bool, quiet: bool) -> None:
+    """Measure negatives, of the manifest and the presets.
+
+    Where queries have several positives, all but the first are hidden: FN is the
+    share of them among the first 7 and all negatives, loose also counts copies of
+    them, plain is FN of skipping ranks alone at equal hardness. hard: mean score
+    of the other negatives. lost: share of candidates at .90 to .95 of the
+    positive's score that were not chosen.
+    """
+    build = newest(build)
+    import json
+
+    from mining.judge import audit_build
+
+    found = audit_build(build, only, device, for_terminal(quiet))
+    if as_json:
+        return output(json.dumps(found, indent=1, ensure_ascii=False))
+    for name, said in found.items():
+        output(f"{name}: {said['rows']:,} rows" + (", with hidden positives" if said["gold"] else ""))
+        output("  setting        full   FN@7     FN  loose  plain   hard  lost  copies")
+        for setting, row in said["settings"].items():
+            output(f"  {setting:<13}" + _audited(row))
+
+
+def _audited(row: dict[str, Any]) -> str:
+    parts = [("full", 6, 1), ("strict_7", 7, 2), ("strict", 7, 2), ("loose", 7, 2), ("plain", 7, 2)]
+    line = "".join(_percent(row.get(key), width, digits) for key, width, digits in parts)
+    return f"{line}  {row['hardness']:5.3f}" + _percent(row["clean_lost"], 6, 0) + _percent(row["copies"], 8, 2)
+
+
+def _percent(share: float | None, width: int, digits: int) -> str:
+    return f"{'-' if share is None else format(100 * share, f'.{digits}f') + '%':>{width}}"
+
+
+def _curve(row: dict[str, Any]) -> str:
+    hardness = "-" if row["hardness"] is None else f"{row['hardness']:.3f}"
+    return (
+        f"{_percent(row['taken'], 8, 1)}{_percent(row['full'], 8, 1)}{hardness:>10}{_percent(row.get('false_negatives'), 10, 3)}"
+    )
 
 
 def main() -> None:

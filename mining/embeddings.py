@@ -13,10 +13,11 @@ are not what the receipt says, does not count and is made again.
 from __future__ import annotations
 
 import itertools
+import mmap
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from curation.schema import key_of
 
 FORMAT = 1  # raised with any change of the files, or of ROWS, which places count by
 ROWS = 4_096  # texts a shard: what a kill can lose, and what is encoded together
+RESIDENT = 1 << 28  # bytes read before the maps' pages are given back: else all that was ever read counts as ours
 PAUSE = 0.1  # seconds between looks at what other processes do
 KEY = np.dtype("S16")  # compared byte by byte, all 16 of them; a trailing zero byte is not lost in a fixed width
 
@@ -66,6 +68,7 @@ class Embeddings:
         self.shards: dict[int, np.ndarray] = {}  # number -> (rows, dim) memory map
         self.keys = np.empty(0, KEY)  # sorted
         self.places = np.empty(0, np.int64)  # of each key: shard number * ROWS + row in the shard
+        self.touched = 0  # bytes read through the maps
         self.new: list[tuple[np.ndarray, np.ndarray]] = []  # keys and places that are not in the index yet
         self._open()
 
@@ -122,6 +125,11 @@ class Embeddings:
         numbers = places[order] // ROWS
         for here in np.split(order, np.flatnonzero(np.diff(numbers)) + 1) if len(order) else []:
             found[here] = self.shards[int(places[here[0]] // ROWS)][places[here] % ROWS]
+        self.touched += found.nbytes
+        if self.touched > RESIDENT:
+            for shard in self.shards.values():
+                cast(Any, shard)._mmap.madvise(mmap.MADV_DONTNEED)
+            self.touched = 0
         return found
 
     def _find(self, keys: np.ndarray) -> np.ndarray:

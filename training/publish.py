@@ -108,10 +108,11 @@ def _card(model: Path, repo: str, run: Mapping[str, Any] | None, license: str, d
         head["datasets"] = list(datasets)
     prompts = {name: text for name, text in about["prompts"].items() if text}
     body = [f"# {repo.partition('/')[2]}", ""]
+    kind = f"{pooling['embedding_dimension']} dimensions, {pooling['pooling_mode']} pooling"
     body += [
-        f"A text-embedding model: {pooling['embedding_dimension']} dimensions, {pooling['pooling_mode']} pooling, vectors of length 1"
+        f"A text-embedding model: {kind}, vectors of length 1 (compare by cosine), texts of up to {tokens:,} tokens.",
+        "",
     ]
-    body += [f"to compare by their cosine, texts up to {tokens:,} tokens.", ""]
     body += [USE.format(repo=repo, prompt=', prompt_name="query"' if "query" in prompts else "")]
     if prompts:
         lines = [(f"`{name}`", f"`{json.dumps(text, ensure_ascii=False)}`") for name, text in prompts.items()]
@@ -125,8 +126,8 @@ def _training(run: Mapping[str, Any]) -> list[str]:
     return [
         "## Training",
         "",
-        f"Trained with tuplesmith for {run['steps']:,} steps from `{run['recipe']['model']}` on the tuples below. The licences are",
-        "as the sources claim them; nobody has checked what they mean for the model.",
+        f"Trained with tuplesmith for {run['steps']:,} steps from `{run['recipe']['model']}` on the tuples below.",
+        "The licences are as the sources claim them; nobody has checked what they mean for the model.",
         "",
         table(("source", "task", "tuples", "licence"), lines),
         "",

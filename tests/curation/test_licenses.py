@@ -137,6 +137,21 @@ def test_one_cannot_ask_for_what_is_left_out(recipe, tmp_path):
     )
 
 
+def test_a_preview_shows_what_a_build_would_take(recipe):
+    done = CliRunner().invoke(curate, ["build", str(recipe), "--dry-run", "--licenses", "permissive"])
+    assert done.exit_code == 0, done.output
+    assert [line for line in done.output.splitlines() if "shape" in line] == ["free: retrieval, shape pairs, columns q, a"]
+
+
+def test_the_copy_of_an_extending_manifest_stands_alone(recipe, tmp_path):
+    child = tmp_path / "child.yaml"
+    child.write_text("name: child\nextends: m.yaml\nlicenses: permissive\n")
+    build(child, tmp_path / "b")
+    copy = tmp_path / "b/manifest.yaml"
+    assert load_manifest(copy) == load_manifest(child)
+    assert copy.read_text().startswith("# child.yaml and m.yaml, which it extends\n")
+
+
 ATTRIBUTION = """\
 # Attribution: mixed
 

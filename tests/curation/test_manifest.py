@@ -72,7 +72,11 @@ def test_traps_of_yaml_are_read_as_a_person_means_them(tmp_path):
         ("    task: retrieval\n", "", "m.yaml:3: 'task' is missing in sources[0]"),
         ("name: demo\n", "", "m.yaml:1: 'name' is missing"),
         ("files: x.csv", "path: o/n\n    files: ../x.csv", "m.yaml:3: '../x.csv' lies outside of 'o/n'"),
-        ("limit: 0100", "license_checked: today", "m.yaml:8: sources[0].license_checked: 'today' is no day, such as 2026-11-22"),
+        (
+            "limit: 0100",
+            "license_checked: today",
+            "m.yaml:8: sources[0].license_checked: 'today' is no day or month, such as 2026-11-22",
+        ),
         (
             "language: no",
             "language: !!python/name:os.system x",

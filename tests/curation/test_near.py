@@ -224,3 +224,16 @@ def test_a_crowd_of_equal_keys_costs_no_square(monkeypatch):
     found = nearly(pl.Series(texts), 0.8)
     assert len(found.left) <= 16 * 4 * 100
     assert families(found, 0.8).tolist() == [0] * 100
+
+
+def test_24_words_meet_25_and_up_to_29(engine):
+    words = [f"word{at}" for at in range(32)]
+    for many, meets in ((25, True), (26, True), (28, True), (29, True), (30, False)):
+        texts = [" ".join(words[:24]), " ".join([*words[:24], *("a" * (many - 24))])]
+        score = true_jaccard(*texts)
+        found = nearly(pl.Series(texts), 0.5)
+        assert (found.left.tolist(), found.right.tolist()) == (([0], [1]) if meets else ([], []))
+        assert found.score.tolist() == ([pytest.approx(score, abs=1e-12)] if meets else [])
+        assert (score > 0.8) == meets
+    both = [" ".join(words[:25]), " ".join([*words[:24], "other"])]  # two long ones: by words alone
+    assert nearly(pl.Series(both), 0.5).score.tolist() == [pytest.approx(22 / 24)]

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from curation.errors import SourceError
 from curation.functions import functions_of
+from curation.json_records import _at_once
 from curation.manifest_source import Table
 from curation.readers import ROW, Lost, Rows
 from curation.sources import read_rows
@@ -218,6 +219,32 @@ def test_json_lines_are_read_back_as_written(tmp_path, written, escaped):
     assert got == [{name: record.get(name) for name in row} for record, row in zip(written, got, strict=True)]
     assert all(set(row) == names for row in got)
     assert lost == []
+
+
+pieces = st.sampled_from(
+    ["{}", '{"a": 1}', "[", "]", '"b": {}', "{", "}", ",", "-Infinity", "NaN", '{"a": "-Infinity"}', "1", '"x"', " "]
+)
+
+
+@settings(max_examples=400)
+@given(st.lists(st.lists(pieces, min_size=1, max_size=5).map("".join), min_size=1, max_size=6))
+def test_lines_parsed_at_once_are_what_they_are_one_by_one(lines):
+    got = _at_once(lines)
+    if got is not None:
+        assert repr(got) == repr([json.loads(line) for line in lines])
+
+
+def test_broken_lines_that_would_fit_together_are_each_lost(tmp_path):
+    write(tmp_path, "a.jsonl", '{"a": [{}\n{"b": 1}]}\n{"a": 1},{"a": 2},{"a": 3}\n{"a": 4}\n')
+    rows, lost = read(tmp_path, "a.jsonl")
+    assert (rows, [one.row for one in lost]) == ([{"a": 4}], [0, 1, 2])
+
+
+def test_an_odd_row_in_a_later_block_is_told_with_its_line(tmp_path):
+    write(tmp_path, "a.csv", "n,t\n" + "".join(f'{n},"x\ny"\n\n' for n in range(30_000)) + "1\n2,z\n")
+    rows, lost = read(tmp_path, "a.csv")
+    assert [int(row["n"]) for row in rows] == [*range(30_000), 2]
+    assert lost == [Lost(30_000, "wrong_number_of_fields", "a.csv:90002: 1 field, the header has 2", True)]
 
 
 def test_columns_of_mixed_types_lose_nothing(tmp_path):

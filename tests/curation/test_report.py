@@ -228,6 +228,8 @@ def test_sixty_two_sources_of_long_texts_stay_below_two_megabytes(tmp_path):
     assert report.write(folder)
     page = (folder / "report.html").read_text()
     assert 500_000 < len(page.encode()) < 2_000_000
+    assert "1,000,000 or more" not in page, "the last shade has no end"
+    assert "100,000 or more" in page
     assert page.count('<rect class="heat') == 62 * 61 // 2
 
 
@@ -268,6 +270,8 @@ def test_long_equal_runs_are_shortened():
     assert compared(f"{same}red", f"{same}blue") == (
         f'<div class="text" dir="auto"> … {same[-APART // 2 :]}<del>red</del><ins>blue</ins></div>'
     )
+    assert compared(same, f"{same}more").endswith(f"… {same.strip()[-APART // 2 :]}<ins> more</ins></div>")
+    assert compared(same, same) == f'<div class="text" dir="auto">{same[:APART]} …</div>'
 
 
 def test_long_texts_fold_and_say_what_is_left_out():

@@ -43,6 +43,14 @@ def test_pairs_with_lists_and_given_negatives():
     )
 
 
+def test_a_title_stands_before_its_query_and_a_part_of_a_record_is_a_column():
+    table = rows(q=["a", None, "c"], t=["T", "U", " "], p=[{"x": {"y": ["1", "2"]}}] * 3)
+    got = made(source(fields={"query": "q", "title": "t", "positive": "p.x.y"}), table)
+    assert got == ([("s/0", "T\na", ["1", "2"], []), ("s/2", "c", ["1", "2"], [])], [("s/1", "empty_query")])
+    with pytest.raises(SourceError, match="source 's': no column 'p.x.z'; columns there are: q, t, p"):
+        made(source(fields={"query": "q", "positive": "p.x.z"}), table)
+
+
 def test_numbers_are_texts_and_records_are_not():
     assert made(source(), rows(q=[1], p=[2.5]))[0] == [("s/0", "1", ["2.5"], [])]
     with pytest.raises(SourceError, match="source 's': column 'q' holds records, not text; map a column of texts"):

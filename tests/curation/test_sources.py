@@ -238,6 +238,29 @@ def test_files_of_a_dataset(hub_folder, tmp_path):
     )
 
 
+def test_the_name_of_a_file_as_a_column(tmp_path):
+    for name in ("math.example.org.jsonl", "plain"):
+        lines(tmp_path / "posts" / name, "x")
+    table = Table(files=["posts/*"], reader="jsonl", file_column="site")
+    assert all_rows(table, tmp_path)["site"].to_list() == ["math.example.org", "plain"]
+    assert message(table.model_copy(update={"file_column": "q"}), tmp_path) == (
+        "posts/math.example.org.jsonl: has a column 'q' itself; give 'file_column' another name"
+    )
+
+
+@pytest.mark.parametrize("sample", ["first", "random"])
+def test_rows_passed_over_are_neither_read_nor_lost(tmp_path, sample):
+    mixed_file(tmp_path, 30)
+    rest = {"files": ["a.jsonl"], "sample": sample, "skip": 9, "max_bad": 1}
+    got, lost = take(source(**rest), 1, None, tmp_path, lambda n: None)
+    assert sorted([*got[ROW], *(one.row for one in lost)]) == list(range(9, 30))
+    fewer, _ = take(source(**rest), 1, 6, tmp_path, lambda n: None)
+    assert len(fewer) == 6
+    assert set(fewer[ROW]) <= set(got[ROW])
+    if sample == "first":
+        assert fewer[ROW].to_list() == got[ROW].to_list()[:6]
+
+
 # --- python ---
 
 

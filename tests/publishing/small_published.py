@@ -12,6 +12,8 @@ import polars as pl
 
 from curation import store
 from curation.build import build
+from curation.lock import keep, write_lock
+from curation.manifest import load_manifest
 from curation.schema import render_query
 from mining.mine import mine_build
 from tests.mining.small_build import FakeEncoder
@@ -60,9 +62,11 @@ def make(folder, rows=400, changed=0, mined=True, negatives=3):
 
 
 def lock(made):
-    """Write the lock that `curate lock` would have made."""
-    names = store.read_json(made / "build.json")["sources"]
-    store.write_json(made / "manifest.lock", {name: {"revision": None, "digest": store.digest_of(name)} for name in names})
+    """Write the lock as `curate lock` does, and keep it in the build as `curate build` does."""
+    path = made.parent / "small.yaml"
+    manifest = load_manifest(path)
+    assert not write_lock(path, manifest, [source.name for source in manifest.sources])
+    keep(path, made)
     return made
 
 

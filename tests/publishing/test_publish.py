@@ -83,7 +83,9 @@ def test_the_card_tells_where_all_is_from(made):
     assert "- `nobody`: it names no licence\n" in card
     assert "- `faq`: Faq, 2026\n" in card
     assert "mine:search\\|model:fake" in card
-    allowed = plan(made, "org/small", allow=["doubt", "nobody"]).card
+    found = plan(made, "org/small", allow=["doubt", "nobody"])
+    assert "report.html" in found.pieces  # which shows records of every source, so not where one is left out
+    allowed = found.card
     assert "`doubt` was published although it is in doubt: not verified (who wrote it is open)." in allowed
     assert "`nobody` was published although it is in doubt: its licence is 'not named'." in allowed
     assert "Sources left out" not in allowed
@@ -116,15 +118,27 @@ def test_what_cannot_be_published(made, tmp_path):
         BuildError, match=r"no source 'tones' \(did you mean 'tone'\?\); sources: faq, topics, tone, nobody, doubt"
     ):
         plan(other, "org/x", allow=["tones"])
-    locks = store.read_json(other / "manifest.lock")
-    store.write_json(other / "manifest.lock", {name: entry for name, entry in locks.items() if name != "tone"})
-    with pytest.raises(
-        BuildError, match=r"manifest\.lock: does not lock 'tone'; `curate lock MANIFEST` makes it; then `curate build` again"
-    ):
+    path = other / "manifest.lock"
+    whole = store.read_json(path)
+    entries = whole["sources"]
+
+    def locking(**changed):
+        store.write_json(path, whole | {"sources": {name: one for name, one in (entries | changed).items() if one}})
+
+    again = r"; run `curate lock` and `curate build` again"
+    locking(tone=None)
+    with pytest.raises(BuildError, match=r"manifest\.lock: does not lock 'tone'" + again):
         plan(other, "org/x")
-    (other / "manifest.lock").unlink()
+    locking(tone=entries["tone"] | {"revision": "4457176"})
+    with pytest.raises(BuildError, match="locks 'tone' at 4457176, and it was built at no revision" + again):
+        plan(other, "org/x")
+    locking(tone=entries["tone"] | {"inputs": {"topics.jsonl": "another"}})
+    with pytest.raises(BuildError, match="locks 'tone' with another 'topics.jsonl' than it was built from" + again):
+        plan(other, "org/x")
+    path.unlink()
     with pytest.raises(
-        BuildError, match=r"manifest\.lock: there is no lock of the sources' revisions and digests; .*, or name it with --lock"
+        BuildError,
+        match=r"manifest\.lock: there is no lock of the sources' revisions and digests; `curate lock MANIFEST` makes it",
     ):
         plan(other, "org/x")
     assert plan(other, "org/x", lock=made / "manifest.lock").sources.keys() == set(PUBLISHED)
@@ -132,7 +146,7 @@ def test_what_cannot_be_published(made, tmp_path):
         plan(made, "org/x", negatives=999)
     receipt = store.read_json(other / "curated/faq/done.json")
     store.write_json(other / "curated/faq/done.json", receipt | {"language": "English"})
-    store.write_json(other / "manifest.lock", locks)
+    store.write_json(path, whole)
     with pytest.raises(
         BuildError, match="the Hub would refuse its card: language 'English' is not an ISO 639 code; mend the manifest"
     ):

@@ -25,6 +25,9 @@ from tests.publishing.small_published import (
     start,
     tables,
 )
+from tests.training.tiny_models import tiny_folder
+from training.export import export
+from training.model import load_model
 
 pytestmark = pytest.mark.long
 
@@ -239,13 +242,22 @@ def test_a_card_that_the_hub_refuses(server, made, tmp_path):
     assert server.storage.files("org/refused") == {}
 
 
-def test_the_card_loads_what_it_says(server, made):
+def test_the_card_loads_and_trains_as_it_says(server, tmp_path):
+    """Both blocks of code run as they stand, with a tiny model under the name that the card names."""
+    made = lock(make(tmp_path / "b", rows=24))
+    base = tiny_folder("bert", tmp_path / "base")
+    export(load_model(str(base), max_tokens=32, device="cpu"), tmp_path / "model")
+    server.put("models", "sentence-transformers/all-MiniLM-L6-v2", tmp_path / "model")
     published(server, made, "org/said", "--columns", "ids,scores,provenance")
     card = server.storage.files("org/said")["README.md"].decode()
     load, train = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     status, out, errors = server.client(load)
     first = rows_of(made)["faq"][0]
     assert (status, out) == (0, f"{first['query']} {first['passage']}\n"), errors
+    status, out, errors = server.client(
+        f"import os, warnings\nos.chdir({str(tmp_path)!r})\nwarnings.simplefilter('ignore')\n{train}"
+    )
+    assert (status, "'train_loss':" in out) == (0, True), errors
     columns = train[train.index(".select_columns") : train.index("\n", train.index(".select_columns"))]
     code = f"import datasets\nrows = datasets.load_dataset('org/said', 'faq', split='train')\nprint(rows.column_names)\nprint(rows{columns}.column_names)"
     _, out, _ = server.client(code)

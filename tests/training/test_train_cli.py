@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from tiny_build import retrieval, tiny_model, write_build
 
 from curation.errors import BuildError, ManifestError
+from curation.manifest import load_recipe
 from training.cli import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -145,7 +146,7 @@ def test_help_shows_options_and_commands_in_80_columns_and_says_train():
     texts = [call(*args).output for args in (["-h"], ["--help"], ["builds/x", "-h"], ["--only", "a", "--help"])]
     assert len(set(texts)) == 1
     assert texts[0].startswith("Usage: train [OPTIONS] [BUILD]\n       train COMMAND [ARGS]...\n")
-    for word in ("--recipe", "--restart", "--dry-run", "Commands:", "evaluate", "export"):
+    for word in ("--recipe", "--restart", "--dry-run", "Commands:", "plan", "unpack", "evaluate", "export"):
         assert word in texts[0]
     assert "run " not in texts[0].split("Commands:")[1]
     for text in [*texts, call("evaluate", "-h").output, call("export", "-h").output]:
@@ -201,3 +202,20 @@ def test_a_signal_saves_and_exits_with_its_code(place, number, code):
     assert "saved; the same command goes on from there" in said[-1]
     step = int(said[-1].split("step ")[1].split()[0])
     assert (place / f"builds/tiny/train/checkpoints/step-{step:06d}/checkpoint.json").exists()
+
+
+def test_a_plan_counts_memory_and_hours_by_its_own_formula(place):
+    plain = json.loads(call("plan", "builds/tiny", "--json").stdout)
+    assert plain["memory_gb_per_gpu"]["weights_and_optimizer"] == round(16 * plain["weights"] / 1e9, 1)
+    assert plain["assumes"] == "798 TFLOP/s a GPU in bfloat16, 40% of it used; not measured"
+    assert "gpu_hours" in call("plan", "builds/tiny").stdout
+
+
+@pytest.mark.parametrize("size", ["0.6b", "1.7b", "4b"])
+def test_the_recipes_of_the_paper_are_whole(size):
+    recipe = load_recipe(Path(__file__).resolve().parents[2] / "manifests" / "train" / f"qwen3-{size}.yaml")
+    assert (recipe.batch, recipe.epochs, recipe.max_tokens, recipe.negatives, recipe.temperature) == (512, 2, 1024, 7, 0.05)
+    assert (recipe.warmup, recipe.min_lr, recipe.betas, recipe.weight_decay, recipe.clip) == (500, 1e-7, (0.9, 0.98), 0.01, 1.0)
+    assert recipe.lr == (8e-6 if size == "4b" else 1e-5)
+    assert recipe.deepspeed.zero == 2
+    assert recipe.checkpointing

@@ -1,0 +1,108 @@
+"""One run of another near-duplicate remover over a parquet file of normalised texts; `dedup.py` starts it, with their Python.
+
+    python benchmarks/dedup_peers.py NAME TEXTS.parquet FOLDER
+
+All take words in threes, 128 permutations and 16 bands of 8 rows; datatrove runs as shipped (5 words, 14 bands of 8, its
+English tokenizer). None of them verifies exactly; gaoya checks candidates by the sketch. Prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+BANDS, ROWS, WORDS = 16, 8, 3
+
+
+def daft(texts: list[str], folder: Path) -> int:
+    """Return how many texts share a band with another one, by Daft's minhash and numpy."""
+    import daft
+    from daft.functions import minhash
+
+    table = daft.from_arrow(pa.table({"text": texts}))
+    sketch = minhash(daft.col("text"), num_hashes=BANDS * ROWS, ngram_size=WORDS, hash_function="xxhash64")
+    found = table.select(sketch.alias("m")).to_arrow()["m"].combine_chunks()
+    values = np.asarray(found.flatten()).reshape(len(texts), BANDS, ROWS)
+    flagged = np.zeros(len(texts), bool)
+    for band in range(BANDS):
+        keys = np.ascontiguousarray(values[:, band]).view(f"V{values.itemsize * ROWS}")[:, 0]
+        _, of, count = np.unique(keys, return_inverse=True, return_counts=True)
+        flagged |= (count > 1)[of]
+    return int(flagged.sum())
+
+
+def gaoya(texts: list[str], folder: Path) -> int:
+    """Return how many texts gaoya's index finds another one for."""
+    from gaoya.minhash import MinHashStringIndex
+
+    index = MinHashStringIndex(
+        hash_size=32, jaccard_threshold=0.8, num_bands=BANDS, band_size=ROWS, analyzer="word", ngram_range=(WORDS, WORDS)
+    )
+    index.par_bulk_insert_docs(list(range(len(texts))), texts)
+    return sum(len(found) > 1 for found in index.par_bulk_query(texts))
+
+
+def text_dedup(texts: list[str], folder: Path) -> int:
+    """Return how many texts text-dedup's command drops."""
+    source = folder / "in.parquet"
+    pq.write_table(pa.table({"text": texts}), source)
+    wanted = {"path": "parquet", "data_files": source, "split": "train", "column": "text", "output": folder / "out"}
+    wanted |= {"threshold": 0.8, "num_perm": BANDS * ROWS, "b": BANDS, "r": ROWS, "ngram": WORDS, "min_length": 1}
+    wanted |= {"cache_dir": folder / "cache", "num_proc": os.cpu_count(), "hash_func": "xxh3", "batch_size": 10000}
+    options = [part for key, value in wanted.items() for part in (f"--{key}", str(value))]
+    subprocess.run([sys.executable, "-m", "text_dedup.minhash", *options], check=True, capture_output=True)
+    import datasets
+
+    return len(texts) - len(datasets.load_from_disk(str(folder / "out")))
+
+
+def datatrove(texts: list[str], folder: Path) -> int:
+    """Return how many texts datatrove's four steps drop."""
+    from datatrove.executor import LocalPipelineExecutor
+    from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupFilter, MinhashDedupSignature
+    from datatrove.pipeline.dedup.minhash import MinhashConfig
+    from datatrove.pipeline.readers import JsonlReader
+    from datatrove.pipeline.writers import JsonlWriter
+
+    config = MinhashConfig()
+    (folder / "in").mkdir()
+    lines = [json.dumps({"text": text, "id": str(at)}) for at, text in enumerate(texts)]
+    (folder / "in" / "texts.jsonl").write_text("\n".join(lines))
+    at = {name: str(folder / name) for name in ("in", "signatures", "buckets", "removed", "out")}
+    buckets = MinhashDedupBuckets(input_folder=at["signatures"], output_folder=at["buckets"], config=config)
+    cluster = MinhashDedupCluster(input_folder=at["buckets"], output_folder=at["removed"], config=config)
+    steps = [
+        ([JsonlReader(at["in"]), MinhashDedupSignature(output_folder=at["signatures"], config=config)], 1),
+        ([buckets], config.num_buckets),
+        ([cluster], 1),
+        ([JsonlReader(at["in"]), MinhashDedupFilter(input_folder=at["removed"]), JsonlWriter(at["out"], compression=None)], 1),
+    ]
+    for number, (pipeline, tasks) in enumerate(steps):
+        LocalPipelineExecutor(pipeline, tasks=tasks, workers=1, logging_dir=str(folder / f"log{number}")).run()
+    return len(texts) - sum(len(path.read_text().splitlines()) for path in (folder / "out").iterdir())
+
+
+def main() -> None:
+    """Run one peer."""
+    name, source, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+    work = {"daft": daft, "gaoya": gaoya, "text-dedup": text_dedup, "datatrove": datatrove}[name]
+    wall = time.perf_counter()
+    cpu = os.times()
+    found = work(pq.read_table(source)["form"].to_pylist(), folder)
+    used = sum(os.times()[:4]) - sum(cpu[:4])
+    own = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+    peak = max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+    print(json.dumps({"seconds": time.perf_counter() - wall, "cpu": used, "peak_mb": peak / 1e3, "flagged": found}))
+
+
+if __name__ == "__main__":
+    main()
