@@ -33,6 +33,7 @@ HOMES = {
     "datasets": {"curation/sources.py", "curation/hub.py"},
     "mteb": {"curation/mteb_tasks.py"},
     "faiss": {"mining/search.py"},
+    "bm25s": {"mining/lexical.py"},
     "deepspeed": {"training/backend.py"},
 }
 LIGHT = {"click", "curation.errors", "curation.progress", "curation.command", "curation.cli_exchange"}
