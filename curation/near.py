@@ -176,8 +176,12 @@ def _verified(
     left, right = (pairs >> HALF).astype(np.int64), (pairs & LOW).astype(np.int64)
     one_way = (corpus.entries[left] >= 0) | (corpus.entries[right] >= 0)  # long texts are compared by words alone
     pairs, left, right = pairs[one_way], left[one_way], right[one_way]
-    score = jaccard(corpus.texts, corpus.entries, corpus.counts, left, right, lowest)
-    _forget(corpus)
+    found = [np.zeros(0)]
+    for first in range(0, len(pairs), BATCH):
+        some = slice(first, first + BATCH)
+        found.append(jaccard(corpus.texts, corpus.entries, corpus.counts, left[some], right[some], lowest))
+        _forget(corpus)
+    score = np.concatenate(found)
     good = score >= lowest
     known, scores = np.append(known, pairs[good]), np.append(scores, score[good])
     order = np.argsort(known)
