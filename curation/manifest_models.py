@@ -31,6 +31,10 @@ class Mine(Section):
         "settings; nv-retriever: below 95 % of the positive's score, copies excluded; clean: also `max_similarity: auto`",
     )
     negatives: int = Field(24, ge=1, le=1000, description="negatives a query")
+    candidates: Literal["dense", "bm25", "both"] = Field(
+        "dense",
+        description="found by the model, by BM25 (needs `tuplesmith[bm25]`), or by both, their ranks fused; scores are cosines",
+    )
     range_min: int = Field(5, ge=0, description="nearest candidates to skip")
     range_max: int = Field(100, ge=1, description="nearest candidates to look at")
     rank_basis: Literal["surviving", "raw"] = Field(

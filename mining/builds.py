@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from curation.manifest import load_manifest
 from curation.manifest_models import Mine
 from curation.schema import ORIGINS
 
+WORD, RUN = re.compile(r"\w+"), 3
 KEYS_OF_BUILD = ("name", "seed", "sources")
 KEYS_OF_SOURCE = ("task", "instruction", "tuples")
 
@@ -79,7 +81,10 @@ def mined_sources(build: Path, only: Sequence[str]) -> list[str]:
 
 
 def shown(build: Path, name: str, number: int) -> list[dict[str, Any]]:
-    """Return the first tuples of a mined source with their texts; negatives as (text, score, rank, origin)."""
+    """Return the first tuples of a mined source with their texts; negatives as (text, score, rank, origin).
+
+    In a negative, words that stand in the same order in a positive, three or more in a row, are in [[ ]].
+    """
     rows = store.read_table(build / "mined" / name, "pairs").head(number)
     needed = pl.concat([rows["positives"].explode(), rows["negatives"].explode()]).drop_nulls().unique()
     passages = store.read_table(build / "curated" / name, "passages", ["pid", "text"]).filter(
@@ -95,10 +100,34 @@ def shown(build: Path, name: str, number: int) -> list[dict[str, Any]]:
                 "query": row["query"],
                 "positives": [texts[pid] for pid in row["positives"]],
                 "positive_score": row["positive_score"],
-                "negatives": [(texts[pid], score, rank, ORIGINS[origin]) for pid, score, rank, origin in parts],
+                "negatives": [
+                    (marked(texts[pid], [texts[other] for other in row["positives"]]), score, rank, ORIGINS[origin])
+                    for pid, score, rank, origin in parts
+                ],
             }
         )
     return found
+
+
+def marked(text: str, others: Sequence[str]) -> str:
+    """Return a text with [[ ]] around the runs of words, three or more, that one of the others has too."""
+    seen = {run for other in others for run in _runs([word.group().lower() for word in WORD.finditer(other)])}
+    words = list(WORD.finditer(text))
+    shared = [False] * len(words)
+    for at, run in enumerate(_runs([word.group().lower() for word in words])):
+        if run in seen:
+            shared[at : at + RUN] = [True] * RUN
+    found, last = "", 0
+    for at, word in enumerate(words):
+        found += text[last : word.start()]
+        found += "[[" if shared[at] and not (at and shared[at - 1]) else ""
+        found += word.group() + ("]]" if shared[at] and shared[at + 1 : at + 2] != [True] else "")
+        last = word.end()
+    return found + text[last:]
+
+
+def _runs(words: Sequence[str]) -> list[tuple[str, ...]]:
+    return list(zip(*(words[start:] for start in range(RUN)), strict=False))
 
 
 def selected(build: Path, whole: Mapping[str, Any], only: Sequence[str]) -> list[str]:

@@ -46,7 +46,15 @@ class Corpus:
     classes: np.ndarray | None = None  # by pid; a row is then searched in other classes than its own; -1 is in none
 
 
-def search(queries: np.ndarray, positives: Ragged, given: Ragged, corpus: Corpus, k: int, own: np.ndarray | None) -> Searched:
+def search(
+    queries: np.ndarray,
+    positives: Ragged,
+    given: Ragged,
+    corpus: Corpus,
+    k: int,
+    own: np.ndarray | None,
+    reorder: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Searched:
     """Search for a block of rows.
 
     Args:
@@ -56,12 +64,18 @@ def search(queries: np.ndarray, positives: Ragged, given: Ragged, corpus: Corpus
         corpus: what to search.
         k: candidates a row; a smaller corpus gives them all.
         own: (q,) the class of each row, or None where there are no classes.
+        reorder: gives other pids for those found, (q, k) both, best first; -1 stands for none. Scores stay cosines.
     """
     if own is None or corpus.classes is None:
         found, scores = nearest(queries, Part(corpus.passages, corpus.pids), k)
         ids = corpus.pids[found]
     else:
         ids, scores = _in_other_classes(queries, corpus, k, own)
+    if reorder is not None:
+        ids = reorder(ids)
+        if own is not None and corpus.classes is not None:
+            ids = np.where((corpus.classes[ids] == own[:, None]) | (corpus.classes[ids] < 0), -1, ids)
+        scores = np.where(ids >= 0, scores_of(queries, corpus.passages, np.where(ids >= 0, ids, corpus.pids[0])), -np.inf)
     likeness = np.full(ids.shape, -1, np.float32)
     overlap = np.zeros(ids.shape, np.float32)
     rows = positives.row_of_each()
@@ -69,7 +83,7 @@ def search(queries: np.ndarray, positives: Ragged, given: Ragged, corpus: Corpus
     for first in range(0, len(positives.ids), step):
         some, own_rows = positives.ids[first : first + step], rows[first : first + step]
         theirs = ids[own_rows]
-        safe = np.maximum(theirs, 0)
+        safe = np.where(theirs >= 0, theirs, corpus.pids[0])
         np.maximum.at(likeness, own_rows, scores_of(corpus.passages[some], corpus.passages, safe).astype(np.float32))
         shared = overlaps(corpus.shingles, np.repeat(some, theirs.shape[1]), safe.reshape(-1))
         np.maximum.at(overlap, own_rows, shared.reshape(theirs.shape))

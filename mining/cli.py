@@ -77,6 +77,7 @@ def show(build: Path | None, only: tuple[str, ...], number: int) -> None:
 
     BUILD is a folder, by default the newest under ./builds. A positive comes with
     its score, a negative with score, rank (0 is the nearest passage) and origin.
+    Three words or more in a row that a positive has too are in [[ ]].
     """
     build = newest(build)
     from mining.builds import mined_sources, shown

@@ -75,6 +75,7 @@ class Job:
             seed=self.seed,
             by_class=self.way == "hard",
             store=self.settings.store,
+            method=self.settings.candidates,
         )
 
 
@@ -142,7 +143,7 @@ def jobs(build: Path, only: Sequence[str], models: Models) -> Iterator[Job]:
         fingerprint, about = models.identity() if way in ("search", "hard") else ("", {})
         depends = {"curated": receipt["digest"]}
         if fingerprint:
-            depends |= {"encoder": [fingerprint, about, settings.store], "instruction": entry["instruction"]}
+            depends |= {"encoder": [fingerprint, about, settings.store, settings.candidates], "instruction": entry["instruction"]}
         searched = store.digest_of([candidates.FORMAT, depends, way])
         depends |= _settings(way, settings) | {"format": FORMAT, "seed": int(whole["seed"])}
         digest = store.digest_of(depends)

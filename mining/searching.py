@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -21,6 +22,9 @@ from mining.lists import Ragged, contains, distinct, ragged
 from mining.negatives import Candidates, Chosen, Rules, choose, relax, replaced
 from mining.rows import Found
 from mining.twins import Twins, twins_of
+
+if TYPE_CHECKING:
+    from mining.lexical import Lexical
 
 QUERIES = 4_096  # rows a block: with 1,024 numbers a vector and 120 candidates, about 60 MB
 LEAST_SEEN = 100  # candidates a row that are always fetched, so that a smaller range_max searches nothing again
@@ -42,6 +46,7 @@ class Asked:
     seed: int
     by_class: bool  # whether a row's negatives come from other classes
     store: str  # float32 or float16
+    method: str  # dense, bm25 or both
 
 
 class Search:
@@ -91,7 +96,25 @@ class Search:
         known = self.positives(frame)
         corpus = Corpus(embeddings.view(places), self.corpus_pids, self.shingles, self.classes and self.classes[0])
         own = self.classes[1][rows] if self.classes else None
-        return search(embeddings.take(asked[rows]), known, given_of(frame, known), corpus, k, own)
+        reorder = self._by_words(frame["query"]) if self.asked.method != "dense" else None
+        return search(embeddings.take(asked[rows]), known, given_of(frame, known), corpus, k, own, reorder)
+
+    def _by_words(self, queries: pl.Series) -> Callable[[np.ndarray], np.ndarray]:
+        """Return the function that replaces candidates by those of BM25, or by the best of both rankings."""
+        from mining.lexical import fused  # bm25s: only where it is asked for
+
+        def reorder(ids: np.ndarray) -> np.ndarray:
+            found = self.lexical.nearest(queries, ids.shape[1])
+            return fused(ids, found) if self.asked.method == "both" else found
+
+        return reorder
+
+    @cached_property
+    def lexical(self) -> Lexical:
+        """The corpus by its words."""
+        from mining.lexical import Lexical
+
+        return Lexical(self._passages(self.corpus_pids), self.corpus_pids)
 
     def known(self, frame: pl.DataFrame, found: Searched, rows: np.ndarray, rules: Rules) -> Candidates:
         """Return what was found for some rows, with all that the rules ask for."""

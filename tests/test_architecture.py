@@ -32,6 +32,7 @@ HOMES = {
     "pyarrow": {"curation/store.py"},
     "datasets": {"curation/sources.py", "curation/hub.py"},
     "faiss": {"mining/search.py"},
+    "bm25s": {"mining/lexical.py"},
     "deepspeed": {"training/backend.py"},
 }
 LIGHT = {"click", "curation.errors", "curation.progress", "curation.command", "curation.cli_exchange"}

@@ -16,7 +16,7 @@ from small_build import FakeEncoder, files_of, make_build, pairs_source
 from curation import store
 from curation.errors import BuildError, ManifestError
 from curation.schema import DROPPED, MINED_PAIRS
-from mining.builds import failed_sources, shown
+from mining.builds import failed_sources, marked, shown
 from mining.mine import mine_build, plan, warning
 
 WORDS = ["red", "blue", "green", "small", "large", "round", "old", "new", "warm", "cold"]
@@ -60,7 +60,7 @@ def test_what_is_written(tmp_path):
     assert receipt["encoder"]["prompt"] == "ask: "
     assert receipt["filters"]["positive"] == 40
     assert receipt["signature"] == (
-        "mine:search|model:fake|dtype:float32|prompt:ask: |pooling:mean|max_tokens:256|preset:f2llm|negatives:3|range_min:1|"
+        "mine:search|model:fake|dtype:float32|prompt:ask: |pooling:mean|max_tokens:256|preset:f2llm|negatives:3|candidates:dense|range_min:1|"
         "range_max:20|rank_basis:surviving|max_score:0.8|relative_margin:0.05|margin_reference:min|target_yield:0.9|pick:top|"
         "classes:random|shortage:drop|seed:42|format:2"
     )
@@ -225,6 +225,20 @@ def test_shown(tmp_path):
     assert row["query"] == "where is the red fox number 0?"
     assert row["positives"] == ["the red fox number 0"]
     assert [negative[3] for negative in row["negatives"]] == ["mined"] * 3
+
+
+@pytest.mark.parametrize(
+    ("text", "others", "found"),
+    [
+        ("The old tower, of Paris.", ["We saw the OLD tower of Rome"], "[[The old tower, of]] Paris."),
+        ("the old tower", ["the old one"], "the old tower"),
+        ("a b c d e f g", ["a b c", "e f g h"], "[[a b c]] d [[e f g]]"),
+        ("a b c d", ["a b c", "b c d"], "[[a b c d]]"),
+        ("", ["a b c"], ""),
+    ],
+)
+def test_shared_words_are_marked(text, others, found):
+    assert marked(text, others) == found
 
 
 def test_wrong_builds(tmp_path):
