@@ -7,7 +7,7 @@ third of that for NLI (three rows a premise), twice that both ways. What is fetc
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from curation import hub
 from curation.errors import SourceError, did_you_mean, listed
 from curation.licenses import CLASSES, allowed, class_of
 from curation.lock import lock_of, pinned, read_lock
-from curation.look import mapped
 from curation.look import table as drawn
 from curation.manifest import Manifest, load_manifest
-from curation.manifest_source import Source, Table, shape_of
+from curation.manifest_decontaminate import EvalSet
+from curation.manifest_source import Source, Table, TextTable, shape_of
 from curation.sources import find, is_local
 
 Found = dict[str, Any]
@@ -41,12 +41,15 @@ def check(path: Path, online: bool = False) -> Found:
     manifest = load_manifest(path)
     kept, out = allowed(manifest)
     problems = [str(error) for error in pinned(kept, path)[1].values()]
-    for source in kept.sources:
-        problems += _tried(source, lambda table: find(table, path.parent) if is_local(table, path.parent) else None)
     notes: list[str] = []
-    if online:
-        for source in kept.sources:
-            problems += _tried(source, lambda table: notes.extend(_ask(table, path)))
+    for where, table in _tables(kept):
+        try:
+            if is_local(table, path.parent):
+                find(table, path.parent)
+            elif online:
+                notes += _ask(table, path)
+        except SourceError as error:
+            problems.append(f"{where}: {error}")
     return {
         "manifest": str(path),
         "policy": manifest.licenses,
@@ -62,16 +65,15 @@ def check(path: Path, online: bool = False) -> Found:
     }
 
 
-def _tried(source: Source, look: Callable[[Table], None]) -> list[str]:
-    """Return what is wrong with the tables of a source."""
-    found = []
-    for part, table in (("", source), ("corpus", source.corpus), ("queries", source.queries)):
-        if table:
-            try:
-                look(table)
-            except SourceError as error:
-                found.append(f"source '{source.name}'{f' ({part})' if part else ''}: {error}")
-    return found
+def _tables(manifest: Manifest) -> Iterator[tuple[str, Table]]:
+    """Yield all that a manifest reads, and how errors name it."""
+    against = manifest.decontaminate.against if manifest.decontaminate else []
+    named: list[tuple[str, Source | EvalSet]] = [(f"source '{source.name}'", source) for source in manifest.sources]
+    for where, one in named + [(f"evaluation set '{one.title}'", one) for one in against]:
+        yield where, one
+        for part, table in (("corpus", one.corpus), ("queries", one.queries)):
+            if table:
+                yield f"{where} ({part})", table
 
 
 def _ask(table: Table, path: Path) -> list[str]:
@@ -80,14 +82,11 @@ def _ask(table: Table, path: Path) -> list[str]:
     Raises:
         SourceError: what the manifest names is not there.
     """
-    if is_local(table, path.parent):
-        return []
     facts = hub.facts(table)
-    if isinstance(table, Source):
-        names = [*mapped(table), *(name for name in table.fields.negatives if "*" not in name)]
-    else:
-        names = [name for name in table.fields.model_dump().values() if name]  # type: ignore[attr-defined]
-    for name in names:
+    mapped = table.fields.model_dump().values() if isinstance(table, Source | EvalSet | TextTable) else []
+    for name in [name for value in mapped for name in (value if isinstance(value, list) else [value])]:
+        if name is None or "*" in name:
+            continue
         if facts.columns is not None and name.split(".")[0] not in facts.columns:
             guess = did_you_mean(name, facts.columns) or f"; columns there are: {listed(facts.columns, 20)}"
             raise SourceError(table.path, f"no column '{name}'{guess}")

@@ -13,8 +13,10 @@ from curation.manifest_source import Table
 from curation.rows import BATCH, ROW, File, Lost, Reading, Rows, batches, mendable, opened
 
 LABEL_TEXT = r"(?P<label>\S+)\s+(?P<text>.*)"
-# The head of a mail or post (RFC 5322): fields, folded lines of theirs, and the blank line that ends them.
-HEAD = re.compile(r"\A(?:[!-9;-~]+:[^\n]*\n(?:[ \t]+\S[^\n]*\n)*)+\r?(?:\n|\Z)")
+# The head of a mail or post (RFC 5322): fields, folded lines of theirs, and the blank line that ends them. Old posts may
+# begin within a folded field, and fold blank lines.
+HEAD = re.compile(r"\A(?:[ \t][^\n]*\n)*(?:[!-9;-~]+:[^\n]*\n(?:[ \t][^\n]*\n)*)+\r?(?:\n|\Z)")
+SENDER = re.compile(r"^(?:from|subject):", re.IGNORECASE | re.MULTILINE)  # without either it is no mail's head
 
 
 def read_aligned(file: File, table: Table, start: int) -> Reading:
@@ -97,5 +99,10 @@ def read_folders(file: File, table: Table, start: int) -> Reading:
             text = lines.read()
     except UnicodeDecodeError as error:
         return batches([("undecodable", f"{file.name}: byte {error.start} is no {table.encoding} text", True)], start)
-    row = {"text": text, "body": HEAD.sub("", text), "label": file.path.parent.name, "file": file.path.name}
+    row = {"text": text, "body": _body(text), "label": file.path.parent.name, "file": file.path.name}
     return batches([row], start)
+
+
+def _body(text: str) -> str:
+    head = HEAD.match(text)
+    return text[head.end() :] if head and SENDER.search(head[0]) else text

@@ -67,7 +67,7 @@ def keys() -> str:
         "| file | what it is |\n|---|---|\n"
         "| quickstart.yaml | the demo: the standard library of the Python that runs it, offline, in minutes |\n"
         "| f2llm.yaml | the 62 English sources of F2LLM v1, with what is known and not known of each |\n"
-        "| f2llm-clean.yaml | the same without non-commercial and unknown licences |\n"
+        "| f2llm-clean.yaml | the same without non-commercial and unknown licences, and clear of what MTEB scores |\n"
         "| dev.yaml | thirty real datasets, from a folder `shared/data` beside the checkout: every reader, every shape |\n"
         "| train/qwen3-*.yaml | F2LLM's recipes for Qwen3 of 0.6, 1.7 and 4 billion weights, each value with who says it |\n\n"
         "Plain words stay words: `language: no` is Norwegian, `revision: 0123e5` a revision, `lr: 1e-5` a number because `lr` is one.\n"

@@ -83,6 +83,17 @@ def test_the_halves_of_a_dataset_share_no_row():
         assert sorted(parts) == [False, True]
 
 
+def test_every_source_stays_clear_of_its_own_scored_split():
+    against = {one.path: one for one in F2LLM.decontaminate.against}
+    assert len(against) == len(F2LLM.decontaminate.against)
+    for source in F2LLM.sources:
+        if source.path.startswith("mteb/") and source.path in against:
+            assert (source.split, source.revision) == ("train", against[source.path].revision)
+            assert against[source.path].split != "train"
+        elif source.path.startswith("mteb/raw_"):
+            assert source.path.replace("raw_", "") + "-clustering-p2p" in against
+
+
 def test_doubts_and_substitutes_are_told():
     of = {source.name: source for source in F2LLM.sources}
     for name in ("eli5", "amazon_reviews", "bioasq", "coliee"):
@@ -111,6 +122,8 @@ def test_the_check_passes_and_its_sums_are_near_the_papers():
 def test_the_clean_one_takes_known_licences_only():
     clean = load_manifest(MANIFESTS / "f2llm-clean.yaml")
     assert clean.sources == F2LLM.sources
+    assert (F2LLM.decontaminate.mode, clean.decontaminate.mode) == ("report", "strict")
+    assert clean.decontaminate.against == F2LLM.decontaminate.against
     found = check(MANIFESTS / "f2llm-clean.yaml")
     assert found["problems"] == []
     assert set(found["licenses"]) == {"permissive", "share-alike"}

@@ -186,6 +186,7 @@ sources:
   - {name: revision, path: org/questions, config: en, revision: v7, task: retrieval, fields: {query: q, positive: a}}
   - {name: column, path: org/questions, config: en, task: retrieval, fields: {query: q, positive: as}}
   - {name: files, path: org/questions, files: "de/*", task: retrieval, fields: {query: q, positive: a}}
+decontaminate: {against: [{path: org/questions, config: en, split: dev, fields: {query: q}}]}
 """
 SAID = {
     "typo": "org/question: no such dataset on the Hub, or a private one (did you mean 'org/questions'?); "
@@ -285,7 +286,8 @@ def test_what_is_not_there_is_told_for_each_source(server, tmp_path):
     recipe.write_text(BROKEN)
     asked, done = far(server, ["check", recipe, "--online", "--json"], ["lock", recipe, "-q"], token="hf_other")
     assert asked[0] == 1
-    assert json.loads(asked[1])["problems"] == [f"source '{name}': {said}" for name, said in SAID.items()]
+    of_set = f"evaluation set 'org/questions': {SAID['split']}"
+    assert json.loads(asked[1])["problems"] == [*(f"source '{name}': {said}" for name, said in SAID.items()), of_set]
     told = {name: said for name, said in SAID.items() if name != "column"}  # a lock maps no columns
     assert (done[0], done[2].splitlines()) == (1, [f"curate: {recipe}: source '{name}': {said}" for name, said in told.items()])
     assert list(read_lock(tmp_path / "broken.lock")) == ["column"]

@@ -18,8 +18,10 @@ from curation import report
 from curation import report_figures as figures
 from curation.build import build
 from curation.cli import curate
+from curation.report_samples import near_pairs, records
 from curation.report_text import APART, compared, shown
-from curation.store import read_json, write_json, write_parquet
+from curation.schema import no_drops
+from curation.store import read_json, read_table, write_json, write_parquet
 from tests.curation.report_build import HOSTILE, LONG, MANIFEST, write_inputs, write_shared_tables
 
 VOID = {"meta", "link", "br", "hr", "input"}
@@ -286,3 +288,38 @@ def test_bins_are_powers_of_ten_cut_in_eight():
     counted = figures.length_bins(pl.Series([0, 1, 9, 10, 99, 100, 1000, 10**9]))
     at = {int(place): int(counted[place]) for place in np.flatnonzero(counted)}
     assert at == {0: 1, 7: 1, 8: 1, 15: 1, 16: 1, 24: 1, 47: 1}
+
+
+def test_records_are_tuples_of_the_build(folder):
+    texts = read_table(folder / "curated" / "faq", "passages")["text"]
+    pairs = {row["id"]: row for row in read_table(folder / "curated" / "faq", "pairs").to_dicts()}
+    for place in range(9):
+        shown_rows = records(folder / "curated" / "faq", place, "faq", len(pairs))
+        assert len({row["id"] for row in shown_rows}) == 3
+        for row in shown_rows:
+            pair = pairs[row["id"]]
+            assert row["query"] == pair["query"]
+            assert row["positives"][0] == texts[pair["positives"][0]]
+            assert row["negatives"] == [texts[pid] for pid in pair["negatives"][:3]]
+            assert (row["others"], row["more"]) == (len(pair["positives"]) - 1, max(0, len(pair["negatives"]) - 3))
+
+
+def test_near_pairs_come_from_both_sides_of_the_threshold(folder, tmp_path):
+    shutil.copytree(folder / "curated" / "topics", tmp_path / "curated" / "topics")
+    keys = read_table(folder / "curated" / "topics", "pairs")["key"].head(8)
+    scores = [0.9, 0.8, 0.79, 0.75]
+    near = pl.DataFrame({"left": keys[:4], "right": keys[4:], "score": scores})
+    write_parquet(tmp_path / "curated" / "topics" / "near.parquet", near)
+    found = near_pairs(tmp_path, "topics", no_drops(), 0.8, 7)
+    assert (found.above, found.below) == (2, 2)
+    assert [(pair.score, pair.verdict) for pair in found.pairs] == list(
+        zip(scores, ["one group"] * 2 + ["both stay"] * 2, strict=True)
+    )
+
+
+def test_bars_are_as_wide_as_their_share():
+    drawn_bar = figures.flow({"kept": 75, "merged": 25}, "said")
+    assert re.findall(r'class="(\w+)" x="([\d.]+)" width="([\d.]+)"', drawn_bar) == [
+        ("fate0", "0.00", "120.00"),
+        ("fate2", "120.00", "40.00"),
+    ]

@@ -1,0 +1,111 @@
+"""manifests/dev.yaml, thirty real datasets in one build: every row is what plain Python reads, and every count with it.
+
+`plain_datasets.py` reads the files without our code. The golden file holds each source's first, tenth and last record, to
+be read by eye; `python -m tests.curation.test_dev BUILD` prints it anew, and refuses records that plain Python denies.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from curation.build import build
+from curation.manifest import load_manifest
+from curation.manifest_source import shape_of
+from curation.store import read_table
+from tests.conftest import SHARED
+from tests.curation import plain_datasets as plain
+
+pytestmark = pytest.mark.timeout(900)  # seconds; the build is waited for by the first test
+GOLDEN = Path(__file__).with_name("dev_golden.json")
+
+
+@pytest.fixture(scope="module")
+def dev(shared_data, tmp_path_factory):
+    """The build of manifests/dev.yaml."""
+    assert shared_data.samefile(plain.DEV.parent / "../../shared/data")
+    outcome = build(plain.DEV, tmp_path_factory.mktemp("dev") / "build", workers=2)
+    assert not outcome.failed, outcome.failed
+    return outcome
+
+
+def tuples(folder: Path, name: str) -> pl.DataFrame:
+    """All tuples of a source: kept, and held out."""
+    curated = folder / "curated" / name
+    pairs, texts = read_table(curated, "pairs"), read_table(curated, "passages")["text"]
+    return pairs.with_columns(
+        *(
+            pl.Series(side, [[texts[pid] for pid in pids] for pids in pairs[side]], pl.List(pl.String))
+            for side in ("positives", "negatives")
+        )
+    )
+
+
+def nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def denied(folder: Path, name: str, told: dict[str, tuple[str, set[str], str | None]]) -> list[str]:
+    """Ids of the tuples that are not what plain Python reads in the rows that they are named for."""
+    wrong = []
+    for one in tuples(folder, name).select("id", "query", "positives", "label").iter_rows(named=True):
+        query, positives, label = told.get(one["id"], ("", set(), None))
+        right = nfc(query) == nfc(one["query"]) and label == one["label"]
+        if positives:  # equal queries were merged: theirs is one of several
+            right &= not set(map(nfc, positives)).isdisjoint(map(nfc, one["positives"]))
+        if not right:
+            wrong.append(one["id"])
+    return wrong
+
+
+def records(folder: Path, name: str) -> list[list[Any]]:
+    """The first, the tenth and the last tuple of a source, cut to be looked at."""
+    table = tuples(folder, name)
+    found = []
+    for at in (0, 9, len(table) - 1):
+        row = table.row(at, named=True)
+        texts = [[text[:60] for text in row[side][:3]] for side in ("positives", "negatives")]
+        found.append([row["id"], row["query"][:80], *texts, row["label"]])
+    return found
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize("name", plain.SOURCES)
+def test_a_source_is_what_plain_python_reads(dev, shared_data, name):
+    rows, made, told = plain.expected(name, shared_data)
+    receipt = dev.receipts[name]
+    assert (receipt["rows_in"], receipt["tuples_made"]) == (rows, made)
+    assert receipt["rows_in"] == receipt["rows_used"] + sum(receipt["rows_dropped"].values())
+    assert made == receipt["kept"] + receipt["merged"] + receipt["heldout"] + sum(receipt["dropped"].values())
+    assert denied(dev.folder, name, told) == []
+    assert records(dev.folder, name) == json.loads(GOLDEN.read_text())[name]
+
+
+def test_all_thirty_datasets_and_every_shape_are_in_it():
+    sources = load_manifest(plain.DEV).sources
+    assert [source.name for source in sources] == list(plain.SOURCES)
+    folders = {file.split("/")[4] for source in sources for file in source.files}
+    assert len(folders) == 30
+    if SHARED.is_dir():
+        assert folders == {path.name for path in SHARED.iterdir() if path.is_dir()}
+    assert {(shape_of(source), source.task) for source in sources} == {
+        ("pairs", "retrieval"),
+        ("nli", "retrieval"),
+        ("scored", "retrieval"),
+        ("labelled", "clustering"),
+        ("labelled", "classification"),
+    }  # qrels: test_build.py, on the held-out folder of a build, and test_text_readers.py
+
+
+if __name__ == "__main__":
+    build_folder, golden = Path(sys.argv[1]), {}
+    for one in plain.SOURCES:
+        assert denied(build_folder, one, plain.expected(one, SHARED)[2]) == [], one
+        golden[one] = records(build_folder, one)
+    sys.stdout.write(json.dumps(golden, indent=1, ensure_ascii=False) + "\n")
