@@ -19,19 +19,21 @@ from training.data import Plan
 from training.export import export
 from training.model import Model, load_model
 from training.tokens import Source
+from training.watch import Watch
 
 CIRCUMSTANCES = {"save_every", "keep", "log_every"}  # keys of a recipe that change nothing of its result
 MADE = ("checkpoints", "model", "log.jsonl", store.RECEIPT)
 Say = Callable[[str], None]
 
 
-def describe(recipe: Train, seed: int, sources: Sequence[Source], model: Model) -> dict[str, Any]:
+def describe(recipe: Train, seed: int, sources: Sequence[Source], model: Model, watch: Watch) -> dict[str, Any]:
     """Return all that the result depends on; two runs that are described alike give the same weights."""
     return {
         "recipe": recipe.model_dump(mode="json", exclude=CIRCUMSTANCES),
         "seed": seed,
         "sources": {source.name: source.digest for source in sources},
         "start": weights_digest(model),
+        **({"heldout": watch.digests} if watch.digests else {}),
         **({"processes": ranks.ranks().world} if recipe.deepspeed else {}),  # each holds its share of a checkpoint
     }
 
@@ -58,7 +60,7 @@ def finished(out: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
     return receipt if (out / "model").is_dir() else None
 
 
-def resume(folder: Path, run: Mapping[str, Any], backend: Backend, say: Say) -> int:
+def resume(folder: Path, run: Mapping[str, Any], backend: Backend, watch: Watch, say: Say) -> int:
     """Take up the newest whole checkpoint and return the steps it has behind it; 0 where there is none.
 
     Raises:
@@ -70,18 +72,20 @@ def resume(folder: Path, run: Mapping[str, Any], backend: Backend, say: Say) -> 
     said = checkpoint.read(found[0])
     checkpoint.check(said, run, found[0])
     backend.load(found[0])
+    watch.take_up(said)
     say(f"going on from {found[0]}")
     return int(said["step"])
 
 
-def receipt_of(run: Mapping[str, Any], plan: Plan, total: int, model: Model, recipe: Train) -> dict[str, Any]:
+def receipt_of(run: Mapping[str, Any], plan: Plan, steps: int, model: Model, recipe: Train, watch: Watch) -> dict[str, Any]:
     """Return what done.json says."""
     tuples = {source.name: {"task": source.task, "tuples": len(source)} for source in plan.sources}
     prompt = model.prompt_used(recipe.prompt)
     return {
         **run,
         "digest": store.digest_of(run),
-        "steps": total,
+        "steps": steps,
+        **watch.told(),
         "trained_on": tuples,
         "prompt": prompt,
         "versions": store.versions(),

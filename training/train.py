@@ -32,6 +32,8 @@ from training.model import device_of, load_model
 from training.runs import Say, describe, export_checkpoint, finished, forget, receipt_of, resume
 from training.step import add_gradients, learning_rate, warmup_steps
 from training.tokens import load_sources, mined_sources
+from training.watch import Watch
+from training.watch import readable as told
 
 
 class Stopped(Exception):
@@ -93,17 +95,20 @@ def _train(
         sources = load_sources(build, model, recipe.prompt, only, progress)
     plan = Plan(sources, seed, recipe.batch, recipe.negatives, joint=recipe.loss == "infonce", evenness=recipe.evenness)
     total = total_steps(plan, recipe)
-    run = describe(recipe, seed, sources, model)
+    watch = Watch(build, recipe, [source.name for source in sources])
+    run = describe(recipe, seed, sources, model, watch)
     if (receipt := finished(out, run)) is not None:
         return receipt, False
     backend = backend_of(model, recipe)
-    first = resume(out / "checkpoints", run, backend, say)
+    first = resume(out / "checkpoints", run, backend, watch, say)
     if recipe.warmup != warmup_steps(recipe, total):
         say(f"a warm-up of {recipe.warmup} steps does not fit into {total}; it takes {warmup_steps(recipe, total)}")
-    loop(plan, recipe, backend, first, total, out, run, say)
-    receipt = receipt_of(run, plan, total, model, recipe)
+    done = loop(plan, recipe, backend, watch, first, total, out, run, say)
+    receipt = receipt_of(run, plan, done, model, recipe, watch)
     if ranks.first():
-        if recipe.deepspeed:  # whose weights may be in shares
+        if recipe.export == "best" and watch.best:
+            export_checkpoint(checkpoint.at(out / "checkpoints", watch.best), out / "model")
+        elif recipe.deepspeed:  # whose weights may be in shares
             export_checkpoint(out, out / "model")
         else:
             export(model, out / "model")
@@ -112,19 +117,32 @@ def _train(
 
 
 def loop(
-    plan: Plan, recipe: Train, backend: Backend, first: int, total: int, out: Path, run: Mapping[str, Any], say: Say
-) -> None:
-    """Do the steps from `first` to `total`, saving every so often, at the end, and when a signal comes."""
+    plan: Plan,
+    recipe: Train,
+    backend: Backend,
+    watch: Watch,
+    first: int,
+    total: int,
+    out: Path,
+    run: Mapping[str, Any],
+    say: Say,
+) -> int:
+    """Do the steps from `first` to `total`, or until patience ends, and return how many are behind it.
+
+    The state is saved every so often, where the model is the best so far, at the end, and when a signal comes.
+    """
 
     def save(done: int) -> None:
         if backend.rank == 0:
-            checkpoint.save(out / "checkpoints", done, run, backend.save, recipe.keep)
+            checkpoint.save(out / "checkpoints", done, {**run, **watch.told()}, backend.save, recipe.keep, watch.best)
         else:
             backend.save(checkpoint.part_of(out / "checkpoints", done))
 
     recent: deque[dict[str, Any]] = deque(maxlen=recipe.log_every)
     with signals() as received, deterministic(backend.device), log_of(out, first, backend) as log:
         for step in range(first, total):
+            if watch.over:
+                return step  # where a killed run had come to that too
             begun = time.perf_counter()
             batch = plan.batch_at(step)
             losses = add_gradients(backend, batch, recipe)
@@ -138,11 +156,23 @@ def loop(
             done = step + 1
             if done % recipe.log_every == 0 or done == total:
                 say(readable(recent, total))
+            _measure(watch, done, total, backend, recipe, log, say)
             ended = ranks.largest(received[0] if received else 0, backend.device)  # a signal may reach one process first
-            if done % recipe.save_every == 0 or done == total or ended:
+            last = done == total or watch.over
+            if done % recipe.save_every == 0 or last or ended or watch.best == done:
                 save(done)
-            if ended and done < total:
+            if ended and not last:
                 raise Stopped(ended, done)
+    return total
+
+
+def _measure(watch: Watch, done: int, total: int, backend: Backend, recipe: Train, log: Log | None, say: Say) -> None:
+    """Measure the model where it is time to, and tell."""
+    if watch.due(done, total):
+        found = watch.measured(done, backend.model, recipe)
+        say(told(found, total))
+        if log:
+            log.write(found)
 
 
 def log_of(out: Path, first: int, backend: Backend) -> AbstractContextManager[Log | None]:
