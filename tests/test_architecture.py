@@ -31,6 +31,7 @@ FLOOR = {
 HOMES = {
     "pyarrow": {"curation/store.py"},
     "datasets": {"curation/sources.py", "curation/hub.py"},
+    "mteb": {"curation/mteb_tasks.py"},
     "faiss": {"mining/search.py"},
     "bm25s": {"mining/lexical.py"},
     "deepspeed": {"training/backend.py"},
