@@ -81,6 +81,18 @@ def average(run: Path, out: Path, last: int | None) -> None:
 
 
 @click.command()
+@click.argument("run", type=FOLDER)
+def report(run: Path) -> None:
+    """Write the curves of a RUN as RUN/report.html.
+
+    A run writes it at its end; this one serves while it goes on.
+    """
+    from training.report import write
+
+    output(str(write(run)))
+
+
+@click.command()
 @click.argument("gguf")
 @click.option("-o", "--out", type=FOLDER, required=True, help="Folder to write the model to.")
 @click.option("--layers", type=click.IntRange(1), help="Keep only so many of the first layers, for a try.")
@@ -152,4 +164,4 @@ def show(result: Mapping[str, Any], as_json: bool) -> None:
         output(f"{key:<{width}}  {told:>10}")
 
 
-COMMANDS = (evaluate, export, average, unpack, publish)
+COMMANDS = (evaluate, export, average, report, unpack, publish)

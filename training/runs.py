@@ -23,7 +23,7 @@ from training.tokens import Source
 from training.watch import Watch
 
 CIRCUMSTANCES = {"save_every", "keep", "log_every"}  # keys of a recipe that change nothing of its result
-MADE = ("checkpoints", "model", "log.jsonl", store.RECEIPT)
+MADE = ("checkpoints", "model", "log.jsonl", "report.html", store.RECEIPT)
 Say = Callable[[str], None]
 
 
