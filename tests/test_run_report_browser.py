@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from itertools import pairwise
 
 import pytest
 
@@ -76,7 +77,7 @@ def test_every_curve_lies_in_its_drawing_and_falls_where_the_loss_does(tab, repo
     assert all(0 <= x <= 300 and 0 <= y <= 100 for curve in places for x, y in curve)
     rate = places[6]
     assert (rate[0], rate[-1]) == ([0, 0], [300, 100])  # it falls from its highest to its lowest
-    assert all(one[0] < other[0] and one[1] < other[1] for one, other in zip(rate, rate[1:], strict=False))
+    assert all(one[0] < other[0] and one[1] < other[1] for one, other in pairwise(rate))
     keys = tab.value("[...document.querySelectorAll('.key')].map((one) => one.textContent)")
     assert keys == ["hard negatives", "in-batch", "mean", "faq", "<b>&"]
     facts = tab.value("[...document.querySelectorAll('dl div')].map((one) => one.textContent)")
