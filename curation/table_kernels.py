@@ -42,7 +42,7 @@ def repeated(keys, able, shift, once, twice, found):
         word, bit = key >> np.uint64(6), np.uint64(1) << (key & low)
         twice[word] |= once[word] & bit
         once[word] |= bit
-    count = 0
+    count = np.int64(0)
     for entry in able:
         key = np.uint64(keys[entry] >> shift)
         found[count] = entry
