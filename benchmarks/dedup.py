@@ -7,7 +7,8 @@ Texts: those of ../shared/data, every twentieth once more with a word changed. `
 rows), `ours-16x6` down to 0.8. datasketch does the same work as the latter: the same normalising (polars), the same
 shingles as Python sets, xxhash's 32 bits, `MinHash.bulk` with affine32, `MinHashLSH` with the same bands, the exact Jaccard of
 every candidate pair. The other peers (`dedup_peers.py`) get normalised texts and take words in threes. Reading the file is in the
-seconds of all, imports and loading of compiled code in none; `cold` is the whole process. Recall and precision are over texts that have a near-duplicate, against all pairs with Jaccard >= 0.8, found by a join on each text's rarest shingles.
+seconds of all, imports and loading of compiled code in none; `cold` is the whole process. Recall and precision are over texts that
+have a near-duplicate, against all pairs with Jaccard >= 0.8, found by a join on each text's rarest shingles.
 """
 
 from __future__ import annotations
