@@ -1,8 +1,9 @@
 """The training loop, top to bottom: a build with mined negatives goes in, a model comes out.
 
-<out>/log.jsonl     one line a step; the only file in which times of the clock stand
+<out>/log.jsonl     one line a step and a measurement; times of the clock stand only here and in report.html
 <out>/checkpoints/  step-000200/ ...: weights, optimizer, and what they are a state of
 <out>/model/        the trained model, for sentence-transformers and transformers
+<out>/report.html   the log as curves
 <out>/done.json     what it was trained on, and how; written last
 """
 
@@ -18,13 +19,16 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from curation import store
 from curation.errors import BuildError, ModelError, listed
 from curation.manifest_models import Train
 from curation.progress import Progress, silent
-from training import checkpoint, ranks
+from training import checkpoint, ranks, report
 from training.backend import Backend, backend_of, deterministic
 from training.data import Batch, Plan
+from training.estimate import PEAK
 from training.export import export
 from training.log import Log, readable
 from training.loss import Losses
@@ -112,6 +116,7 @@ def _train(
             export_checkpoint(out, out / "model")
         else:
             export(model, out / "model")
+        report.write(out)
         store.write_json(out / store.RECEIPT, receipt)
     return receipt, True
 
@@ -150,7 +155,7 @@ def loop(
             lr = learning_rate(recipe, step, total)
             norm = _finite(backend.step(lr), "gradient", step, batch, plan, out)
             seconds = time.perf_counter() - begun
-            recent.append(_line(step, plan, batch, losses, loss, lr, norm, seconds))
+            recent.append(_line(step, plan, batch, losses, loss, lr, norm, seconds) | gpu_figures(backend, batch, seconds))
             if log:
                 log.write(recent[-1])
             done = step + 1
@@ -198,6 +203,19 @@ def _line(
         "seconds": round(seconds, 4),
         "tokens_per_second": round(len(batch.ids) / seconds),
     }
+
+
+def gpu_figures(backend: Backend, batch: Batch, seconds: float) -> dict[str, float]:
+    """Return the peak memory of this GPU in GB and `mfu`, the share of its peak that was of use; nothing on the CPU.
+
+    6 operations a weight and token, embeddings apart (arXiv 2204.02311, appendix B), of an H100's peak as `train plan` has it.
+    """
+    if backend.device.type != "cuda":
+        return {}
+    # ZeRO-3 leaves an empty weight here and its size in `ds_numel`.
+    weights = sum(getattr(one, "ds_numel", one.numel()) for name, one in backend.weights.items() if "embed" not in name)
+    mfu = 6 * weights * len(batch.ids) / seconds / backend.world / PEAK
+    return {"peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2), "mfu": round(mfu, 4)}
 
 
 def _finite(value: float, what: str, step: int, batch: Batch, plan: Plan, out: Path) -> float:
