@@ -24,12 +24,23 @@ import pyarrow.parquet as pq
 BANDS, ROWS, WORDS = 16, 8, 3
 
 
-def daft(table: pa.Table, folder: Path) -> int:
+def daft_raw(table: pa.Table, folder: Path) -> int:
+    """Do as `daft` on texts as they are, normalised by Daft."""
+    import daft as tool
+    from daft.functions import normalize
+
+    raw = tool.col("text")
+    return daft(table, folder, normalize(raw, remove_punct=True, lowercase=True, nfd_unicode=True, white_space=True))
+
+
+def daft(table: pa.Table, folder: Path, form: object = None) -> int:
     """Return how many texts share a band with another one, by Daft's minhash and numpy."""
     import daft
     from daft.functions import minhash
 
-    sketch = minhash(daft.col("form"), num_hashes=BANDS * ROWS, ngram_size=WORDS, hash_function="xxhash64")
+    sketch = minhash(
+        daft.col("form") if form is None else form, num_hashes=BANDS * ROWS, ngram_size=WORDS, hash_function="xxhash64"
+    )
     found = daft.from_arrow(table).select(sketch.alias("m")).to_arrow()["m"].combine_chunks()
     values = np.asarray(found.flatten()).reshape(len(table), BANDS, ROWS)
     flagged = np.zeros(len(table), bool)
@@ -95,12 +106,12 @@ def datatrove(table: pa.Table, folder: Path) -> int:
 def main() -> None:
     """Run one peer."""
     name, source, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
-    work = {"daft": daft, "gaoya": gaoya, "text-dedup": text_dedup, "datatrove": datatrove}[name]
-    for module in {"daft": ["daft.functions"], "gaoya": ["gaoya.minhash"]}.get(name, []):
+    work = {"daft": daft, "daft-raw": daft_raw, "gaoya": gaoya, "text-dedup": text_dedup, "datatrove": datatrove}[name]
+    for module in {"daft": ["daft.functions"], "daft-raw": ["daft.functions"], "gaoya": ["gaoya.minhash"]}.get(name, []):
         importlib.import_module(module)
     wall = time.perf_counter()
     cpu = os.times()
-    found = work(pq.read_table(source, columns=["form"]), folder)
+    found = work(pq.read_table(source, columns=["text" if name == "daft-raw" else "form"]), folder)
     used = sum(os.times()[:4]) - sum(cpu[:4])
     own = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
     peak = max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
