@@ -56,7 +56,9 @@ def _copies(build: Path) -> Iterator[Problem]:
     """Compare what stands at the top of a build with the stages it was gathered from."""
     path, leaks = build / "leaks.parquet", store.read_json(build / "build.json").get("decontaminate")
     try:
-        if leaks:
+        if leaks and not path.exists():
+            yield Problem(str(path), "is missing, and build.json counts leaks")
+        elif leaks:
             counts = (row for task in leaks["tasks"].values() for source in task.values() for row in source.values())
             yield from _equal(str(path), "leaks", len(store.read_parquet(path, ["task"])), "build.json's", sum(counts))
     except UserError as error:
