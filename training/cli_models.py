@@ -18,7 +18,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as
 
 
 @click.command()
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.argument("models", metavar="MODEL", nargs=-1, required=True)
 @click.option("--data", type=FOLDER, help="Folder in BEIR layout, such as BUILD/heldout/SOURCE.")
 @click.option("--mteb", multiple=True, metavar="NAME", help="Task or benchmark of mteb, or a BEIR folder; may be repeated.")
 @click.option("-o", "--out", type=FOLDER, default=Path("mteb"), help="Folder for mteb's own files; default mteb.")
