@@ -46,7 +46,7 @@ def fold(data, first, end, table, form):
                 found, at = np.int64(_SIGNS[byte]) | (1 << SIZE), at + 1
             else:
                 point, length = _decoded(data, at, byte)
-                found, at = np.int64(table[point]) if point < POINTS else UNTOLD, at + length
+                found, at = np.int64(table[point] if point < POINTS else UNTOLD), at + length
                 if found & UNTOLD:
                     return -1, 0
             spaceless += (found & DENSE) != 0

@@ -91,6 +91,7 @@ def _scan(lookup: Lookup, texts: pl.Series, first: int, end: int) -> np.ndarray:
 
 def _scan_compiled(lookup: Lookup, texts: pl.Series, folds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return (matches as of `_scan`, texts that were not looked at)."""
+    assert leak_kernels
     index, data, at = lookup.arrays, buffers_of(texts), 0
     hits, found, left = np.zeros(len(index.entry_keys), np.int64), [], []
     entries = (index.entries, index.gram_begins, index.grams, index.few)
