@@ -1,6 +1,6 @@
 """Ingest, shape and write: rows per second against `datasets.map` of the same mapping, on real datasets made larger.
 
-    python benchmarks/ingest.py [copies] [rounds]      8 and 3 by default
+    python benchmarks/ingest.py [copies] [rounds] [dataset ...]      8, 3 and all by default
 
 Each dataset is written `copies` times over, the copy's number behind every query, so that all rows differ. A round is
 ours and the peer's, in turns, each in a process of its own that has imported what it needs. Times are CPU-seconds of
@@ -189,5 +189,7 @@ def compare(name: str, copies: int = 8, rounds: int = 3) -> None:
 
 if __name__ == "__main__":
     numbers = [int(word) for word in sys.argv[1:] if word.isdigit()]
+    wanted = [word for word in sys.argv[1:] if not word.isdigit()]
     for dataset in SOURCES:
-        compare(dataset, *(numbers or [8, 3])[:2])
+        if not wanted or dataset.split()[0] in wanted:
+            compare(dataset, *numbers[:2])

@@ -23,7 +23,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
-from curation import attribution, decontaminate, overlaps, report
+from curation import attribution, decontaminate, mteb_tasks, overlaps, report
 from curation.cleaned import clean_source, clean_stands, near_source, near_stands
 from curation.curated import curate_source, curate_stands
 from curation.errors import ManifestError, SetupError, UserError, did_you_mean
@@ -76,6 +76,7 @@ def build(
         outcome = _build(path, manifest, folder, chosen, jobs, workers, progress, excluded, changed)
         keep_lock(path, folder)
         attribution.write(folder, manifest)
+        mteb_tasks.write_training_datasets(folder, manifest)
         report.write(folder)  # last: it tells of all the others
         return outcome
 

@@ -81,7 +81,7 @@ def build(
 @click.option("--json", "as_json", is_flag=True, help="The receipts as JSON instead of a table.")
 def stats(build: Path | None, only: tuple[str, ...], as_json: bool) -> None:
     """Count rows, tuples and what was dropped why, in BUILD or the newest build."""
-    from curation import look, overlaps
+    from curation import decontaminate, look, overlaps
 
     folder = newest(build)
     receipts = look.receipts(folder, only)
@@ -94,6 +94,8 @@ def stats(build: Path | None, only: tuple[str, ...], as_json: bool) -> None:
         output(look.reasons_table(receipts))
         if lines := overlaps.largest(folder, list(receipts)):
             output(look.table(("source", "and", "equal texts", "near", "dropped"), lines))
+        if leaks := decontaminate.table_of(folder, list(receipts)):
+            output(look.table(("leaks of", "in", "query", "positive", "negative", "corpus"), leaks))
 
 
 @curate.command()

@@ -62,7 +62,7 @@ def make_index(wanted: Decontaminate | None, base: Path, build: Path, holding: t
     if wanted is None:
         shutil.rmtree(folder, ignore_errors=True)
         return
-    sets = _sets(wanted)
+    sets = _sets(wanted, base)
     stages = {name: build / "shaped" / name for name in holding}
     held = {name: read_json(stage / "done.json")["files"]["heldout.parquet"] for name, stage in stages.items()}
     reads = [[one.model_dump(), digests_of(one, base)] for one in sets]
@@ -82,8 +82,12 @@ def make_index(wanted: Decontaminate | None, base: Path, build: Path, holding: t
     run_stage(folder, digest_of([INDEXED, reads, held, allowed.to_list()]), work)
 
 
-def _sets(wanted: Decontaminate) -> list[EvalSet]:
-    return list(wanted.against)
+def _sets(wanted: Decontaminate, base: Path) -> list[EvalSet]:
+    if not wanted.mteb:
+        return wanted.against
+    from curation.mteb_tasks import eval_sets  # loads mteb
+
+    return wanted.against + eval_sets(wanted.mteb, base)
 
 
 def _allowed(wanted: Decontaminate, base: Path) -> pl.Series:
@@ -200,6 +204,17 @@ def _hits(index_folder: Path, texts: pl.DataFrame) -> pl.DataFrame:
     ).sort("text", "shared", "kind", "task", maintain_order=True)
     placed = texts.with_row_index("place").join(best, on="text", how="inner", maintain_order="left_right")
     return placed.select(*texts.columns, *MATCH)
+
+
+def table_of(build: Path, only: list[str]) -> list[tuple[str, str, int, int, int, int]]:
+    """Return task, source and the leaks of queries, positives, negatives and shared corpus texts, for `curate stats`."""
+    tasks = read_json(build / "build.json").get("decontaminate", {"tasks": {}})["tasks"]
+    return [
+        (task, source, counts["query"], counts["positive"], counts["negative"], counts["corpus"])
+        for task, sources in tasks.items()
+        for source, counts in sources.items()
+        if source in only
+    ]
 
 
 def gather(wanted: Decontaminate | None, build: Path, sources: list[str]) -> dict[str, Any] | None:

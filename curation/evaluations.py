@@ -10,13 +10,17 @@ import polars as pl
 from curation.columns import as_texts, column
 from curation.errors import SourceError
 from curation.manifest_decontaminate import EvalSet
-from curation.manifest_source import Table, TextTable
+from curation.manifest_source import Table, TextFields, TextTable
 from curation.rows import ROW
 from curation.schema import split_query
 from curation.sources import inputs, read_rows
 
 QUERY, DOCUMENT, CORPUS = range(3)  # a corpus document is one that no query needs
 EVALUATION = pl.Schema({"task": pl.String(), "eval_id": pl.String(), "role": pl.UInt8(), "text": pl.String()})
+
+
+class Guessed(TextTable):
+    """A table of a benchmark: its id may be called `id`, and a title is put before the text where there is one."""
 
 
 def texts_of(one: EvalSet, base: Path) -> Iterator[pl.DataFrame]:
@@ -86,9 +90,13 @@ def _of_qrels(one: EvalSet, base: Path) -> Iterator[pl.DataFrame]:
 def _by_id(where: str, table: TextTable, base: Path, wanted: pl.Series, roles: tuple[int, int | None]) -> Iterator[pl.DataFrame]:
     """Yield eval_id, role and text of a table's rows; those that are not wanted have the second role, or are left out."""
     for frame in _frames(where, table, base):
-        ids, texts = (as_texts(where, name, column(where, frame, name)) for name in (table.fields.id, table.fields.text))
-        if table.fields.title is not None:
-            titles = as_texts(where, table.fields.title, column(where, frame, table.fields.title))
+        fields = table.fields
+        if isinstance(table, Guessed):
+            id_, title = ("_id" if "_id" in frame.columns else "id"), ("title" if "title" in frame.columns else None)
+            fields = TextFields(id=id_, title=title)
+        ids, texts = (as_texts(where, name, column(where, frame, name)) for name in (fields.id, fields.text))
+        if fields.title is not None:
+            titles = as_texts(where, fields.title, column(where, frame, fields.title))
             texts = pl.select(pl.concat_str([titles, texts], separator="\n", ignore_nulls=True).str.strip_chars()).to_series()
         role = pl.when(ids.is_in(wanted.implode())).then(pl.lit(roles[0])).otherwise(pl.lit(roles[1], pl.Int32))
         found = pl.DataFrame({"eval_id": ids, "text": texts}).with_columns(role.alias("role"))

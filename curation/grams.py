@@ -5,7 +5,7 @@ A text's normalised form, with a space before and after it, gives four kinds of 
     WHOLE  the form itself
     CHARS  7 characters in a row, spaces too                3 where most characters are of scripts without spaces
     WORDS  13 words in a row, with the spaces between them  20 characters there
-    SEEDS  16 characters in a row, spaces too               5 there
+    SEEDS  14 characters in a row, spaces too               5 there
 
 A gram's key is the hash of its UTF-8 bytes (`shingles`), marked by kind and width and mixed, so that its bits are even. The
 compiled loop (`leak_kernels`) computes the same.
@@ -21,7 +21,7 @@ import polars as pl
 from curation.shingles import BASE, INVERSE, SPACELESS_CHARS, buffers_of, powers
 
 WHOLE, CHARS, WORDS, SEEDS = range(4)
-CHARS_WIDTH, SEEDS_WIDTH = (7, 3), (16, 5)  # characters; of texts with and without spaces
+CHARS_WIDTH, SEEDS_WIDTH = (7, 3), (14, 5)  # characters; of texts with and without spaces
 WORDS_WIDTH = (13, 20)  # words; characters
 LONG = (25, 40)  # words, characters: from here on a text is looked for by its words, below by its characters
 MARKS = np.array(  # by kind and script
@@ -95,9 +95,9 @@ class Forms:
         """Return the CHARS of the forms that `wanted` (texts,) bool marks."""
         return self._of_chars(CHARS, np.asarray(CHARS_WIDTH)[self.measures.spaceless], wanted)
 
-    def seeds(self, wanted: np.ndarray) -> Grams:
-        """Return the SEEDS of the forms that `wanted` (texts,) bool marks."""
-        return self._of_chars(SEEDS, np.asarray(SEEDS_WIDTH)[self.measures.spaceless], wanted)
+    def seeds(self, wanted: np.ndarray, apart: tuple[int, int] = (1, 1)) -> Grams:
+        """Return the SEEDS of the forms that `wanted` (texts,) bool marks; every one, or one in `apart` by script."""
+        return self._of_chars(SEEDS, np.asarray(SEEDS_WIDTH)[self.measures.spaceless], wanted, apart)
 
     def words(self, wanted: np.ndarray) -> Grams:
         """Return the WORDS of the forms that `wanted` (texts,) bool marks."""
@@ -107,11 +107,15 @@ class Forms:
         order = np.argsort(text, kind="stable")
         return Grams(text[order], key[order])
 
-    def _of_chars(self, kind: int, width: np.ndarray, wanted: np.ndarray) -> Grams:
+    def _of_chars(self, kind: int, width: np.ndarray, wanted: np.ndarray, apart: tuple[int, int] = (1, 1)) -> Grams:
         begins = np.flatnonzero(self.data & 0xC0 != 0x80)
         text = np.repeat(np.arange(self.count), np.diff(self.starts))[begins]
         units = np.bincount(text, minlength=self.count)
         at, unit = _runs(units, np.where(wanted, width, len(self.data) + 1))
+        if max(apart) > 1:
+            first = (np.cumsum(units) - units)[at]
+            chosen = (unit - first) % np.asarray(apart)[self.measures.spaceless[at]] == 0
+            at, unit = at[chosen], unit[chosen]
         begins = np.append(begins, len(self.data))  # forms touch: a form ends where the next one begins
         return self._keys(kind, at, begins[unit], begins[unit + width[at]])
 

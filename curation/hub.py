@@ -61,6 +61,21 @@ def fingerprint(table: Table) -> str:
         return f"{table.revision or 'main'} {builder.hash}"
 
 
+def layout(table: Table, base: Path) -> dict[str, list[str]]:
+    """Return the splits of each config of a dataset; `path` is a Hub id, or a folder from `base`.
+
+    Raises:
+        SourceError: see `rows`.
+    """
+    with errors(table):
+        import datasets
+
+        folder = base / str(table.path)
+        where = {"path": str(folder)} if folder.is_dir() else {"path": str(table.path), "revision": table.revision}
+        configs = datasets.get_dataset_config_names(**where)
+        return {config: datasets.get_dataset_split_names(**where, config_name=config) for config in configs}
+
+
 def snapshot(table: Table) -> Path:
     """Return a folder with the files of a Hub dataset that `files` names, fetched where they are not here yet.
 

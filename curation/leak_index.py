@@ -2,8 +2,8 @@
 
 A folder: `texts-*.parquet` has a line for each text of each set, the arrays of `Index` an entry for each distinct form:
 
-    up to 24 words (39 characters where spaces are rare)  its SEEDS, but for those in more than COMMON entries; at least its
-                                                          RAREST. Its CHARS are kept to compare
+    up to 24 words (39 characters where spaces are rare)  its SEEDS, one in APART, but for those in more than COMMON entries;
+                                                          at least its RAREST. Its CHARS are kept to compare
     longer                                                its WORDS, but for those that stand in more than COMMON entries
     in a corpus, and no query needs it                    one in SAMPLE of its WORDS; below 25 words nothing but the whole
 
@@ -31,9 +31,10 @@ COMMON_WORD = 100  # a word in more than one of so many texts says little, if th
 MANY = 1000  # texts at least
 COMMON = 10  # entries that share a gram before it counts as boilerplate
 RAREST = 4
+APART = (4, 1)  # characters from one SEEDS gram to the next: a shared run of 14 + 3 characters has one of them
 SAMPLE = 16
 BLOCK = 20_000  # texts at a time
-RULES = f"chars {SHARE}/10 {FEW}|words {LONG} {COMMON} {RAREST} {SAMPLE}|least {LEAST_CHARS} {COMMON_WORD} {MANY}|1"
+RULES = f"chars {SHARE}/10 {FEW}|words {LONG} {COMMON} {RAREST} {APART} {SAMPLE}|least {LEAST_CHARS} {COMMON_WORD} {MANY}|1"
 
 
 class Index(NamedTuple):
@@ -115,7 +116,7 @@ def _grams(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     measures, corpus = forms.measures, (frame["role"] == CORPUS).to_numpy()
     long = measures.units >= np.asarray(LONG)[measures.spaceless]
     short = ~long & ~corpus
-    made_of = (("chars", forms.chars(short)), ("seeds", forms.seeds(short)), ("words", forms.words(long)))
+    made_of = (("chars", forms.chars(short)), ("seeds", forms.seeds(short, APART)), ("words", forms.words(long)))
     grams = pl.concat(
         [pl.DataFrame({"text": made.text, "gram": made.key}).with_columns(pl.lit(kind).alias("kind")).unique(maintain_order=True)
          for kind, made in made_of]

@@ -41,11 +41,15 @@ def fill(keys, log_words, log_slots):
 
 
 @njit(nogil=True, cache=True)
-def _find(key, bits, slots, shift, mask):
-    """Return the place of a key, or -1."""
+def _maybe(key, bits, shift):
+    """Return 1 for a key that may be in the table, 0 for one that is not."""
     word = bits[key >> shift]
-    if (word >> (key & _LAST)) & (word >> ((key >> _SIX) & _LAST)) & _ONE == 0:
-        return -1
+    return (word >> (key & _LAST)) & (word >> ((key >> _SIX) & _LAST)) & _ONE
+
+
+@njit(nogil=True, cache=True)
+def _find(key, slots, mask):
+    """Return the place of a key, or -1."""
     slot = key & mask
     while slots[slot, 1]:
         if slots[slot, 0] == key:
@@ -106,43 +110,40 @@ def _shared(wanted, seen, stamps, stamp):
 
 
 @njit(nogil=True, cache=True)
-def _count(first, end, entries, hits, touched, met):
-    """Count a hit for the entries of a gram; return how many entries were met so far."""
-    for posting in range(first, end):
-        entry = entries[posting]
-        if hits[entry] == 0:
-            touched[met] = entry
-            met += 1
-        hits[entry] += hits[entry] >= 0
-    return met
-
-
-@njit(nogil=True, cache=True)
-def _meet(dense, chars, words, sums, backs, word_sums, word_backs, word_ends, table, hits, touched):
+def _meet(dense, chars, words, sums, backs, word_sums, word_backs, word_ends, table, keys, hits, touched):
     """Look up all grams of one text; count hits by entry, -1 for an equal form. Returns how many entries were met."""
     bits, slots, begins, entries, shift, mask = table
-    met = 0
-    place = _find(_mixed(sums[chars] ^ _MARKS[WHOLE, dense]), bits, slots, shift, mask)
-    if place >= 0:
-        for at in range(begins[place], begins[place + 1]):
-            hits[entries[at]] = -1
-            touched[met] = entries[at]
-            met += 1
+    whole = _mixed(sums[chars] ^ _MARKS[WHOLE, dense])
+    keys[0] = whole
+    # no branches: the processor waits for many words of the filter at a time
+    count = np.int64(_maybe(whole, bits, shift))
     width = _SEEDS_WIDTH[dense]
     for at in range(chars - width + 1):
         key = _mixed(((sums[at + width] - sums[at]) * backs[at]) ^ _MARKS[SEEDS, dense])
-        place = _find(key, bits, slots, shift, mask)
-        if place >= 0:
-            met = _count(begins[place], begins[place + 1], entries, hits, touched, met)
+        keys[count] = key
+        count += np.int64(_maybe(key, bits, shift))
     width = _WORDS_WIDTH[dense]
     for at in range((chars if dense else words) - width + 1):
         if dense:
             value = (sums[at + width] - sums[at]) * backs[at]
         else:
             value = (word_ends[at + width - 1] - word_sums[at]) * word_backs[at]
-        place = _find(_mixed(value ^ _MARKS[WORDS, dense]), bits, slots, shift, mask)
-        if place >= 0:
-            met = _count(begins[place], begins[place + 1], entries, hits, touched, met)
+        key = _mixed(value ^ _MARKS[WORDS, dense])
+        keys[count] = key
+        count += np.int64(_maybe(key, bits, shift))
+    met = 0
+    for at in range(count):
+        place = _find(keys[at], slots, mask)
+        if place < 0:
+            continue
+        for posting in range(begins[place], begins[place + 1]):
+            entry = entries[posting]
+            if hits[entry] == 0:
+                touched[met] = entry
+                met += 1
+            if at == 0 and keys[0] == whole:
+                hits[entry] = -1
+            hits[entry] += hits[entry] >= 0
     return met
 
 
@@ -156,7 +157,7 @@ def scan(data, starts, first, bits, slots, begins, entries, gram_begins, grams, 
     room = 4
     for text in range(first, len(starts) - 1):
         room = max(room, starts[text + 1] - starts[text] + 4)
-    form, touched = np.empty(room, np.uint8), np.empty(len(hits), np.int64)
+    form, touched, keys = np.empty(room, np.uint8), np.empty(len(hits), np.int64), np.empty(2 * room, np.uint64)
     sums, backs = np.empty(room, np.uint64), np.empty(room, np.uint64)
     word_sums, word_backs, word_ends = np.empty(room, np.uint64), np.empty(room, np.uint64), np.empty(room, np.uint64)
     wide = 8
@@ -175,7 +176,7 @@ def scan(data, starts, first, bits, slots, begins, entries, gram_begins, grams, 
         form[0], form[size + 1] = 32, 32
         dense = 1 if 2 * n_spaceless > n_chars - n_words + 1 else 0
         chars, words = _sums(form, size + 2, sums, backs, word_sums, word_backs, word_ends)
-        met = _meet(dense, chars, words, sums, backs, word_sums, word_backs, word_ends, table, hits, touched)
+        met = _meet(dense, chars, words, sums, backs, word_sums, word_backs, word_ends, table, keys, hits, touched)
         full, distinct = count + met > len(found), -1
         for at in range(met):
             entry = touched[at]

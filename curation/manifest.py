@@ -79,7 +79,11 @@ class Manifest(Section):
         twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise ValueError(f"two sources are named '{min(twice)}'")
-        if self.decontaminate and not self.decontaminate.against and not any(source.holdout for source in self.sources):
+        if (
+            self.decontaminate
+            and not (self.decontaminate.against or self.decontaminate.mteb)
+            and not any(source.holdout for source in self.sources)
+        ):
             raise ValueError("'decontaminate' has nothing to go by; name evaluation sets, or hold queries out")
         return self
 

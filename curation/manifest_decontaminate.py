@@ -42,6 +42,9 @@ class Decontaminate(Section):
     """No tuple whose query or positive stands in an evaluation set, no negative that does; held-out queries are protected too."""
 
     against: list[EvalSet] = Field([], description="evaluation sets, a list; same keys as a source's table")
+    mteb: list[str] = Field(
+        [], description="mteb tasks or benchmarks by name, such as `SciFact` or `MTEB(eng, v2)`; needs `tuplesmith[mteb]`"
+    )
     mode: Literal["drop", "report", "strict"] = Field(
         "drop", description="drop: leaks go; report: nothing changes but the report; strict: texts shared with a corpus go too"
     )
@@ -51,7 +54,7 @@ class Decontaminate(Section):
 
     @model_validator(mode="after")
     def _names_differ(self) -> Decontaminate:
-        names = [one.title for one in self.against]
+        names = [one.title for one in self.against] + self.mteb
         twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise ValueError(f"two evaluation sets are called '{min(twice)}'; give one of them a 'name'")

@@ -17,7 +17,7 @@ Task = Literal["retrieval", "classification", "clustering"]
 # Keys that tell of a source and change no row of it: another word in them builds nothing again.
 ABOUT: Any = {
     **dict.fromkeys(
-        ("license_url", "license_checked", "verified", "notes", "substitute_for", "citation", "expected_tuples"), True
+        ("license_url", "license_checked", "verified", "notes", "substitute_for", "citation", "mteb", "expected_tuples"), True
     ),
     **{"expected_rows": True, "corpus": {"expected_rows"}, "queries": {"expected_rows"}},
 }
@@ -185,6 +185,10 @@ class Source(Table):
     citation: str | None = Field(None, description="how to cite it; stands in ATTRIBUTION.md")
     expected_tuples: int | None = Field(
         None, ge=1, description="tuples it should give, where that is not the limit, or the rows there are"
+    )
+    mteb: list[str] = Field(
+        default_factory=list,
+        description="mteb tasks whose data this is part of, such as HotpotQA: for mteb_training_datasets.json",
     )
     language: str = Field("en", description="language of the texts")
     fields: Fields = Field(description="which column is what")

@@ -23,6 +23,7 @@ RECALL = 0.99  # share of pairs exactly at the lowest score that become candidat
 PERMUTATIONS = 130  # at most; 128 would not do for 5 rows a band at 0.7
 WINDOW = 64  # entries with an equal band key that one is compared with, at most
 BATCH = 1 << 16  # texts sketched, and entries compared, at a time
+COMPARED = 1 << 14  # pairs compared until mapped pages are given back: each text may bring 64 kB of its neighbours with it
 WAITING = 1 << 22  # candidate pairs that are collected before they are verified
 HALF = np.uint64(32)
 LOW = np.uint64(0xFFFFFFFF)
@@ -176,8 +177,12 @@ def _verified(
     left, right = (pairs >> HALF).astype(np.int64), (pairs & LOW).astype(np.int64)
     one_way = (corpus.entries[left] >= 0) | (corpus.entries[right] >= 0)  # long texts are compared by words alone
     pairs, left, right = pairs[one_way], left[one_way], right[one_way]
-    score = jaccard(corpus.texts, corpus.entries, corpus.counts, left, right, lowest)
-    _forget(corpus)
+    found = [np.zeros(0)]
+    for first in range(0, len(pairs), COMPARED):
+        some = slice(first, first + COMPARED)
+        found.append(jaccard(corpus.texts, corpus.entries, corpus.counts, left[some], right[some], lowest))
+        _forget(corpus)
+    score = np.concatenate(found)
     good = score >= lowest
     known, scores = np.append(known, pairs[good]), np.append(scores, score[good])
     order = np.argsort(known)

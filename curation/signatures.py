@@ -28,7 +28,7 @@ except (ImportError, RuntimeError):  # no numba, or no folder in which it could 
 SEED = 1  # of the permutations; datasketch's default
 RUN = 1 << 14  # texts sketched at a time: bounds the digests in memory
 NUMPY_BYTES = 1 << 21  # bytes shingled at a time by numpy
-PAIRS = 1 << 14  # pairs compared at a time
+PAIRS = 1 << 13  # pairs compared at a time
 T = TypeVar("T")
 R = TypeVar("R")
 

@@ -124,7 +124,14 @@ def _visited(
         source, seed = drawn
         rows, lost_rows = (draws(seed, f"{source.name}/limit", numbers) for numbers in (rows, lost_rows))
     last = np.partition(rows, limit - 1)[limit - 1]
-    return frame.filter(rows <= last), [one for one, early in zip(lost, lost_rows <= last, strict=True) if early]
+    return _compact(frame.filter(rows <= last)), [one for one, early in zip(lost, lost_rows <= last, strict=True) if early]
+
+
+def _compact(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return a table with texts of its own: filtered ones keep the bytes of all rows that they stood among."""
+    alone = pl.from_arrow(frame.to_arrow(compat_level=pl.CompatLevel.oldest()))
+    assert isinstance(alone, pl.DataFrame)
+    return alone.cast(frame.schema)
 
 
 def _called(table: Table) -> str:

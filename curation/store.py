@@ -189,7 +189,7 @@ def arrow_frames(source: Path | IO[bytes], rows: int) -> Iterator[pl.DataFrame]:
                     frame = pl.from_arrow(batch)
                     assert isinstance(frame, pl.DataFrame)
                     yield from frame.iter_slices(rows)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, MemoryError) as error:  # a broken length asks for terabytes
         raise ValueError(error) from None
 
 

@@ -15,6 +15,7 @@ from curation.export import stale
 from curation.look import names_of
 from curation.progress import Progress, silent
 from curation.schema import ORIGINS, keys_of
+from curation.summary import CONSTANTS, COUNTS
 
 Receipt = dict[str, Any]
 STAGES = ("shaped", "near", "cleaned", "curated", "mined", "heldout")
@@ -99,8 +100,8 @@ def _files(folder: Path) -> Iterator[Problem]:
 
 def _curated(folder: Path, entry: Mapping[str, Any], receipt: Receipt) -> Iterator[Problem]:
     where = str(folder / store.RECEIPT)
-    for key, value in entry.items():
-        said = receipt["kept"] if key == "tuples" else receipt.get(key)
+    for key in (*CONSTANTS, *COUNTS, "tuples"):  # what else is told of a source stands in the manifest alone
+        said, value = receipt["kept"] if key == "tuples" else receipt.get(key), entry.get(key)
         if said != value:
             yield Problem(where, f"says {said!r} for '{key}', and build.json says {value!r}")
     rows_dropped, dropped = sum(receipt["rows_dropped"].values()), sum(receipt["dropped"].values())

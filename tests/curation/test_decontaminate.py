@@ -7,11 +7,13 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation import leak_index, leaks
 from curation.build import build
+from curation.cli import curate
 from curation.decontaminate import LEAKS, take_out
 from curation.errors import ManifestError, SourceError
 from curation.evaluations import CORPUS, DOCUMENT, EVALUATION, QUERY
@@ -259,6 +261,13 @@ def test_a_build_is_clean_and_says_so(recipe, tmp_path):
     )
     assert not texts & {EDITED, ANSWER, "Where can I buy honey in the town?"}
     assert {SHARED, "not asked in any of the qrels here"} <= texts
+    shown = CliRunner().invoke(curate, ["stats", str(tmp_path / "b"), "--only", "faq"])
+    assert shown.output.endswith(
+        "leaks of  in   query  positive  negative  corpus\n"
+        "--------  ---  -----  --------  --------  ------\n"
+        "pairs     faq      0         0         1       0\n"
+        "rivers    faq      1         1         0       1\n"
+    )
     assert build(recipe, tmp_path / "b").ran == set()
     many = build(recipe, tmp_path / "c", workers=2)
     assert not many.failed

@@ -22,6 +22,7 @@ from curation.store import read_table
 from tests.conftest import SHARED
 from tests.curation import plain_datasets as plain
 
+pytestmark = pytest.mark.timeout(900)  # seconds; the build is waited for by the first test
 GOLDEN = Path(__file__).with_name("dev_golden.json")
 
 

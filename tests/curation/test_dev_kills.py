@@ -27,6 +27,7 @@ def contents(folder):
 
 @pytest.mark.long
 @pytest.mark.shared_data
+@pytest.mark.timeout(3600)  # seconds; about three builds
 def test_ten_kills_change_no_byte(shared_data, tmp_path):
     begun = time.monotonic()
     subprocess.run([*BUILD, str(tmp_path / "whole")], check=True, stdout=subprocess.DEVNULL)
@@ -37,9 +38,9 @@ def test_ten_kills_change_no_byte(shared_data, tmp_path):
             process.wait(timeout=dice.uniform(0.03, 0.2) * usual)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
+            process.wait()
             kills += 1
         else:  # it came to the end of what earlier ones had left: the next one begins anew
             shutil.rmtree(tmp_path / "killed")
-        process.wait()
     subprocess.run([*BUILD, str(tmp_path / "killed")], check=True, stdout=subprocess.DEVNULL)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")

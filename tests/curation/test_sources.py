@@ -345,3 +345,22 @@ def test_parts_of_different_columns_and_types(tmp_path):
     lines(tmp_path / "d.jsonl", ["x"])
     got, _ = take(source(files=["a.jsonl", "d.jsonl"]), 1, None, tmp_path, lambda n: None)
     assert got["q"].to_list() == [["1"], ["x"]]
+
+
+def test_a_limit_takes_the_memory_of_its_rows_however_many_there_are(tmp_path):
+    for name, count in (("small.jsonl", 40_000), ("large.jsonl", 400_000)):
+        with (tmp_path / name).open("w") as file:
+            file.writelines(f'{{"q": "{n}{"x" * 400}", "a": "b"}}\n' for n in range(count))
+    measure = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from curation.manifest_source import Source\n"
+        "from curation.sources import take\n"
+        "for name in ('small.jsonl', 'large.jsonl'):\n"
+        "    s = Source(name='s', task='retrieval', fields={'query': 'q', 'positive': 'a'}, files=[name], limit=5000)\n"
+        "    rows, _ = take(s, 1, 5000, Path(sys.argv[1]), lambda n: None)\n"
+        "    print(len(rows), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    told = subprocess.run([sys.executable, "-c", measure, tmp_path], capture_output=True, text=True, check=True).stdout.split()
+    assert told[0] == told[2] == "5000"
+    assert int(told[3]) - int(told[1]) < 60_000  # kB; the file is 160 MB larger
