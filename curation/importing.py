@@ -88,7 +88,7 @@ def _here(path: Path, base: Path) -> Iterator[tuple[str, Entry]]:
         form, entry = _source(name, files, frame.columns, one.suffix == ".jsonl")
         if form == "flagembedding" and not said.get("instruction"):
             said |= _flagembedding(frame.row(0, named=True))
-        yield form, {"name": name, **{"task": "retrieval"}, **said, "files": files, **entry}
+        yield form, {"name": name, **said, "files": files, **entry}
 
 
 def _rows(files: str, base: Path) -> Any:
@@ -131,14 +131,9 @@ def _source(where: str, called: str, columns: list[str], lines: bool) -> tuple[s
 
 def _on_the_hub(id_: str) -> Iterator[tuple[str, Entry]]:
     """Yield (format, source) for each config of a dataset; qrels with corpus and queries are one source of `reader: beir`."""
-    table = Table.model_validate({"path": id_})
-    with hub.errors(table):
-        import datasets
-
-        configs = datasets.get_dataset_config_names(id_)
-        beir = {"corpus", "queries"} <= set(configs)
-        told = [name for name in configs if name not in ("corpus", "queries")]
-        splits = {name: datasets.get_dataset_split_names(id_, name) for name in told}
+    splits = hub.splits(Table.model_validate({"path": id_}))
+    beir = {"corpus", "queries"} <= set(splits)
+    told = [name for name in splits if name not in ("corpus", "queries")]
     for config in told:
         split = {} if "train" in splits[config] else {"split": splits[config][0]}
         at = {"path": id_, **({} if config == "default" else {"config": config}), **split}
