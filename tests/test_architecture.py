@@ -30,8 +30,8 @@ FLOOR = {
 }
 HOMES = {
     "pyarrow": {"curation/store.py"},
-    "datasets": {"curation/sources.py", "curation/hub.py"},
-    "mteb": {"curation/mteb_tasks.py"},
+    "datasets": {"curation/sources.py", "curation/hub.py", "training/mteb_tasks.py"},
+    "mteb": {"curation/mteb_tasks.py", "training/mteb_tasks.py"},
     "faiss": {"mining/search.py"},
     "bm25s": {"mining/lexical.py"},
     "deepspeed": {"training/backend.py"},
