@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from pathlib import Path
 from typing import Any
 
-from curation import store
+from curation import locks, store
 from curation.errors import BuildError, ModelError, listed
 from curation.manifest_models import Train
 from curation.progress import Progress, silent
@@ -68,7 +68,7 @@ def train(
     with ExitStack() as stack:
         stack.enter_context(ranks.joined(place, recipe.deepspeed is not None))
         if ranks.first():
-            stack.enter_context(store.locked(out, "train"))
+            stack.enter_context(locks.locked(out, "train"))
             if restart:
                 forget(out)
         else:
