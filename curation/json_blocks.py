@@ -26,7 +26,7 @@ def plain_objects(lines: list[str]) -> pl.DataFrame | None:
         return None
     whole = "".join(lines).replace("\r\n", "\n").removesuffix("\n") + "\n"
     count = len(lines) - sum(map(str.isspace, lines))
-    if not count == whole.count("\n{") + whole.startswith("{") == whole.count("}\n"):
+    if "" in first or not count == whole.count("\n{") + whole.startswith("{") == whole.count("}\n"):
         return None
     data = whole.encode()
     try:
