@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -17,6 +17,7 @@ WANTED = {  # pydantic's kind of error: what should stand there
     "bool_parsing": "yes or no",
     "float_type": "a number",
     "list_type": "a list",
+    "tuple_type": "a list",
     "string_type": "text",
     "model_type": "a set of keys",
     "dict_type": "a set of keys",
@@ -44,6 +45,11 @@ def _complaint(model: type[BaseModel], error: Any, place: Place) -> str:
     if kind == "extra_forbidden":
         known = _section_at(model, place[:-1]).model_fields
         return f"unknown key '{key}'" + (did_you_mean(key, known) or f"; known keys: {listed(known, 30)}")
+    if kind == "missing" and isinstance(place[-1], int):  # of a list whose length is given
+        wanted = len(get_args(_section_at(model, place[:-2]).model_fields[str(place[-2])].annotation))
+        return f"{_readable(place[:-1])}: {len(got)} of {wanted} values are given"
+    if kind == "too_long":
+        return f"{_readable(place)}: {len(got)} values are given, and {error['ctx']['max_length']} wanted"
     if kind == "missing":
         return f"'{key}' is missing" + (f" in {_readable(place[:-1])}" if place[:-1] else "")
     if kind == "literal_error":

@@ -160,6 +160,14 @@ class Train(Section):
     deepspeed: DeepSpeed | None = Field(None, description="train with DeepSpeed, in as many processes as torchrun starts")
     save_every: int = Field(200, ge=1, description="steps between checkpoints")
     keep: int = Field(2, ge=1, description="checkpoints to keep")
+    evaluate_every: int | None = Field(
+        None, ge=1, description="steps between measurements of nDCG@10 on the build's held-out queries, the mean over sources"
+    )
+    patience: int | None = Field(None, ge=1, description="end after this many measurements without a better one")
+    export: Literal["last", "best"] = Field(
+        "last",
+        description="the model that is written: of the last step, or of the best measurement, whose checkpoint is kept too",
+    )
     log_every: int = Field(10, ge=1, description="steps between lines on the screen; the log has every step")
 
     @model_validator(mode="after")
@@ -168,4 +176,6 @@ class Train(Section):
             raise ValueError("'symmetric' belongs to `loss: f2llm`")
         if min(self.matryoshka, default=1) < 1:
             raise ValueError("'matryoshka' names dimensions, which are 1 or more")
+        if self.evaluate_every is None and (self.patience is not None or self.export == "best"):
+            raise ValueError("'patience' and `export: best` need 'evaluate_every'")
         return self

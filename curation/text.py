@@ -27,9 +27,13 @@ def normalised(texts: pl.Series) -> pl.Series:
 def _beyond_ascii(texts: pl.Series) -> pl.Series:
     frame = pl.DataFrame({"text": texts})
     once = frame.unique("text")  # contexts and premises repeat, and this is slow
-    words = once["text"].str.normalize("NFKC").str.to_lowercase().str.replace_all(r"[^\w]+", " ")
-    once = once.with_columns(_or_null(words).alias("words"))
+    once = once.with_columns(_or_null(words_of(once["text"])).alias("words"))
     return frame.join(once, on="text", how="left", maintain_order="left", nulls_equal=True)["words"]
+
+
+def words_of(texts: pl.Series) -> pl.Series:
+    """Return texts as NFKC, lower case, a space for each run of other characters than word characters."""
+    return texts.str.normalize("NFKC").str.to_lowercase().str.replace_all(r"[^\w]+", " ")
 
 
 def _or_null(words: pl.Series) -> pl.Series:

@@ -15,6 +15,7 @@ from curation.export import stale
 from curation.look import names_of
 from curation.progress import Progress, silent
 from curation.schema import ORIGINS, keys_of
+from curation.summary import CONSTANTS, COUNTS
 
 Receipt = dict[str, Any]
 STAGES = ("shaped", "near", "cleaned", "curated", "mined", "heldout")
@@ -41,13 +42,30 @@ def problems(build: Path, only: Iterable[str] = (), progress: Progress = silent)
     names = names_of(build, only)
     entries = store.read_json(build / "build.json")["sources"]
     found = [] if (build / "manifest.yaml").is_file() else [Problem(str(build / "manifest.yaml"), "is missing")]
-    for folder in sorted((build / "across").glob("*/")):
+    for folder in [*sorted((build / "across").glob("*/")), *build.glob("decontaminate")]:
         found += _files(folder)
+    found += _copies(build)
     with progress("verify", len(names), "sources") as advance:
         for name in names:
             found += _source(build, name, entries[name])
             advance(1)
     return found
+
+
+def _copies(build: Path) -> Iterator[Problem]:
+    """Compare what stands at the top of a build with the stages it was gathered from."""
+    path, leaks = build / "leaks.parquet", store.read_json(build / "build.json").get("decontaminate")
+    try:
+        if leaks and not path.exists():
+            yield Problem(str(path), "is missing, and build.json counts leaks")
+        elif leaks:
+            counts = (row for task in leaks["tasks"].values() for source in task.values() for row in source.values())
+            yield from _equal(str(path), "leaks", len(store.read_parquet(path, ["task"])), "build.json's", sum(counts))
+    except UserError as error:
+        yield Problem(error.where, error.what)
+    kept, made = build / "overlaps.parquet", build / "across" / "overlaps" / "overlaps.parquet"
+    if made.exists() and not (kept.exists() and store.file_digest(kept) == store.file_digest(made)):
+        yield Problem(str(kept), "is not the overlaps.parquet of across/overlaps")
 
 
 def _source(build: Path, name: str, entry: Mapping[str, Any]) -> Iterator[Problem]:
@@ -99,8 +117,8 @@ def _files(folder: Path) -> Iterator[Problem]:
 
 def _curated(folder: Path, entry: Mapping[str, Any], receipt: Receipt) -> Iterator[Problem]:
     where = str(folder / store.RECEIPT)
-    for key, value in entry.items():
-        said = receipt["kept"] if key == "tuples" else receipt.get(key)
+    for key in (*CONSTANTS, *COUNTS, "tuples"):  # what else is told of a source stands in the manifest alone
+        said, value = receipt["kept"] if key == "tuples" else receipt.get(key), entry.get(key)
         if said != value:
             yield Problem(where, f"says {said!r} for '{key}', and build.json says {value!r}")
     rows_dropped, dropped = sum(receipt["rows_dropped"].values()), sum(receipt["dropped"].values())

@@ -31,13 +31,13 @@ FLOOR = {
 }
 HOMES = {
     "pyarrow": {"curation/store.py", "curation/json_blocks.py"},
-    "datasets": {"curation/sources.py", "curation/hub.py"},
-    "mteb": {"curation/mteb_tasks.py"},
+    "datasets": {"curation/sources.py", "curation/hub.py", "training/mteb_tasks.py"},
+    "mteb": {"curation/mteb_tasks.py", "training/mteb_tasks.py"},
     "faiss": {"mining/search.py"},
     "bm25s": {"mining/lexical.py"},
     "deepspeed": {"training/backend.py"},
 }
-LIGHT = {"click", "curation.errors", "curation.progress", "curation.command", "curation.cli_exchange"}
+LIGHT = {"click", "curation.errors", "curation.progress", "curation.command", "curation.cli_exchange", "training.cli_models"}
 FILES = sorted(path for room in ("curation", "mining", "training") for path in (ROOT / room).glob("*.py"))
 
 

@@ -17,8 +17,10 @@ NAME = re.compile(r"step-(\d{6,})")
 ANEW = "give the recipe it was started with, or start anew with `--restart`, which deletes it"
 
 
-def save(folder: Path, step: int, described: Mapping[str, Any], write: Callable[[Path], None], keep: int) -> Path:
-    """Write the state after `step` steps as `<folder>/step-NNNNNN`, delete all but the last `keep`, and return it.
+def save(
+    folder: Path, step: int, described: Mapping[str, Any], write: Callable[[Path], None], keep: int, best: int | None = None
+) -> Path:
+    """Write the state after `step` steps as `<folder>/step-NNNNNN`, delete all but the last `keep` and the best, and return it.
 
     Args:
         folder: where the checkpoints of a run stand.
@@ -26,10 +28,10 @@ def save(folder: Path, step: int, described: Mapping[str, Any], write: Callable[
         described: what the run is: nested mappings that JSON can hold.
         write: writes the state into the folder it is given.
         keep: how many to keep.
+        best: steps of one more to keep.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    part = part_of(folder, step)
-    target = part.with_suffix("")
+    part, target = part_of(folder, step), at(folder, step)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     try:
@@ -43,16 +45,21 @@ def save(folder: Path, step: int, described: Mapping[str, Any], write: Callable[
     shutil.rmtree(target, ignore_errors=True)
     part.replace(target)
     store.sync_folder(folder)
-    kept = whole(folder)[:keep]
+    kept = [*whole(folder)[:keep], at(folder, best or step)]
     for path in folder.glob("step-*"):
         if path not in kept:
             shutil.rmtree(path)  # older ones, and what a killed run left half written
     return target
 
 
+def at(folder: Path, step: int) -> Path:
+    """Return where the checkpoint after `step` steps stands."""
+    return folder / f"step-{step:06d}"
+
+
 def part_of(folder: Path, step: int) -> Path:
     """Return where the checkpoint after `step` steps is written before it is whole."""
-    return folder / f"step-{step:06d}.part"
+    return at(folder, step).with_suffix(".part")
 
 
 def whole(folder: Path) -> list[Path]:

@@ -25,8 +25,8 @@ SHOWN = 60  # characters of a text in a complaint
 class Encoder:
     """A loaded model that turns texts into unit vectors, with the digest of everything they depend on."""
 
-    def __init__(self, model: Model, dtype: torch.dtype, prompt: str) -> None:
-        """Take a model over: with bfloat16 its matrices are cast for good, so give one that is not trained further."""
+    def __init__(self, model: Model, dtype: torch.dtype, prompt: str, training: bool = False) -> None:
+        """Take a model over: with bfloat16 its matrices are cast for good, unless it is in `training` and left as it is."""
         self.model, self.prompt, self._dtype = model, prompt, str(dtype).removeprefix("torch.")
         self.dim = model.dim
         self.described: dict[str, object] = {
@@ -36,8 +36,10 @@ class Encoder:
             "pooling": model.pooling,
             "max_tokens": model.max_tokens,
         }
-        self.fingerprint = _fingerprint(model, self.described)
+        self.fingerprint = "" if training else _fingerprint(model, self.described)
         self._budget = TOKENS_PER_BATCH.get((model.backbone.device.type, dtype), TOKENS_PER_GPU_BATCH)
+        if training:
+            return
         # With its matrices in bfloat16 autocast has nothing to cast again in each batch; embeddings, norms and the sums
         # between layers stay in float32: three times nearer to float32 than a model all in bfloat16, and as fast.
         for module in model.backbone.eval().requires_grad_(False).modules():
@@ -81,7 +83,7 @@ class Encoder:
     def _forward(self, tokens: Tokens, rows: np.ndarray) -> np.ndarray:
         pieces = [tokens.ids[tokens.starts[row] : tokens.starts[row + 1]] for row in rows]
         starts = np.cumsum([0, *map(len, pieces)])
-        with torch.inference_mode(), autocast(self.model.backbone.device, self._dtype):
+        with torch.no_grad(), autocast(self.model.backbone.device, self._dtype):
             vectors = self.model.embed(torch.from_numpy(np.concatenate(pieces).astype(np.int64)), starts.tolist())
         return vectors.cpu().numpy()
 

@@ -43,7 +43,11 @@ def evaluate(
         SourceError: a file is missing or cannot be read as meant, or no query has a relevant document.
         ModelError: a text gets no vector.
     """
-    collection = read_collection(folder, split)
+    return measure(encoder, read_collection(folder, split), instruction, progress)
+
+
+def measure(encoder: Encoder, collection: Collection, instruction: str, progress: Progress = silent) -> dict[str, float | int]:
+    """Return what `evaluate` does, of a collection that was read before."""
     queries = [encoder.query(instruction, text) for text in collection.queries]
     passages = [encoder.passage(text) for text in collection.passages]
     with progress("encode queries", len(queries), "texts") as advance:

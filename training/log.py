@@ -52,9 +52,10 @@ def readable(lines: Sequence[Mapping[str, Any]], total: int) -> str:
     left = (total - done) * seconds / count
     return (
         f"step {done:>{len(str(total))}}/{total}  loss {loss:.4f}  lr {last['lr']:.2e}  gradient {norm:.2f}  "
-        f"{tokens:,.0f} tokens/s  {_duration(left)} left"
+        f"{tokens:,.0f} tokens/s  {duration(left)} left"
     )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return seconds as words."""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

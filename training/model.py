@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -127,6 +128,8 @@ def load_model(name: str, *, pooling: str = "auto", max_tokens: int | None = Non
         ModelError: there is no such model, a part of it is missing, or it cannot do what is asked.
     """
     files, place = find_model(name), device_of(device)
+    if not torch.cuda.is_available():  # transformers loads DeepSpeed where it is installed, which else warns of the lack
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     with quiet():
         backbone, tokenizer = _read(name, files)
     if getattr(backbone.config, "is_encoder_decoder", False):

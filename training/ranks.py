@@ -115,6 +115,15 @@ def largest(value: int, device: torch.device) -> int:
     return int(told)
 
 
+def of_first(value: float, device: torch.device) -> float:
+    """Return the first process's value, so that all decide alike."""
+    if not dist.is_initialized():
+        return value
+    told = torch.tensor([value], dtype=torch.float64, device=device)
+    dist.broadcast(told, 0)
+    return float(told)
+
+
 def add_up(gradients: Sequence[Tensor]) -> None:
     """Put the sum over the processes into each gradient."""
     for gradient in gradients:

@@ -8,30 +8,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import xxhash
 
 from curation import store
 from curation.errors import BuildError
 from curation.manifest_models import Train
 from training import checkpoint, ranks
-from training.backend import Backend, load_weights
+from training.backend import Backend, load_weights, trained
 from training.data import Plan
 from training.export import export
 from training.model import Model, load_model
 from training.tokens import Source
+from training.watch import Watch
 
 CIRCUMSTANCES = {"save_every", "keep", "log_every"}  # keys of a recipe that change nothing of its result
-MADE = ("checkpoints", "model", "log.jsonl", store.RECEIPT)
+MADE = ("checkpoints", "model", "log.jsonl", "report.html", store.RECEIPT)
 Say = Callable[[str], None]
 
 
-def describe(recipe: Train, seed: int, sources: Sequence[Source], model: Model) -> dict[str, Any]:
+def describe(recipe: Train, seed: int, sources: Sequence[Source], model: Model, watch: Watch) -> dict[str, Any]:
     """Return all that the result depends on; two runs that are described alike give the same weights."""
     return {
         "recipe": recipe.model_dump(mode="json", exclude=CIRCUMSTANCES),
         "seed": seed,
         "sources": {source.name: source.digest for source in sources},
         "start": weights_digest(model),
+        **({"heldout": watch.digests} if watch.digests else {}),
         **({"processes": ranks.ranks().world} if recipe.deepspeed else {}),  # each holds its share of a checkpoint
     }
 
@@ -58,7 +61,7 @@ def finished(out: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
     return receipt if (out / "model").is_dir() else None
 
 
-def resume(folder: Path, run: Mapping[str, Any], backend: Backend, say: Say) -> int:
+def resume(folder: Path, run: Mapping[str, Any], backend: Backend, watch: Watch, say: Say) -> int:
     """Take up the newest whole checkpoint and return the steps it has behind it; 0 where there is none.
 
     Raises:
@@ -70,18 +73,20 @@ def resume(folder: Path, run: Mapping[str, Any], backend: Backend, say: Say) -> 
     said = checkpoint.read(found[0])
     checkpoint.check(said, run, found[0])
     backend.load(found[0])
+    watch.take_up(said)
     say(f"going on from {found[0]}")
     return int(said["step"])
 
 
-def receipt_of(run: Mapping[str, Any], plan: Plan, total: int, model: Model, recipe: Train) -> dict[str, Any]:
+def receipt_of(run: Mapping[str, Any], plan: Plan, steps: int, model: Model, recipe: Train, watch: Watch) -> dict[str, Any]:
     """Return what done.json says."""
     tuples = {source.name: {"task": source.task, "tuples": len(source)} for source in plan.sources}
     prompt = model.prompt_used(recipe.prompt)
     return {
         **run,
         "digest": store.digest_of(run),
-        "steps": total,
+        "steps": steps,
+        **watch.told(),
         "trained_on": tuples,
         "prompt": prompt,
         "versions": store.versions(),
@@ -94,14 +99,52 @@ def export_checkpoint(run: Path, out: Path) -> Path:
     Raises:
         BuildError: there is none.
     """
+    newest = checkpoints(run)[0]
+    model = _untrained(newest)
+    load_weights(model, newest)
+    export(model, out)
+    return newest
+
+
+def average(run: Path, out: Path, last: int | None = None) -> list[Path]:
+    """Export the mean of a run's last checkpoints' weights, or of all, summed in float64; return them, the newest first.
+
+    Raises:
+        BuildError: there are not so many.
+    """
+    found = checkpoints(run)
+    if last is not None and len(found) < last:
+        raise BuildError(run, f"holds {len(found)} checkpoints, not {last}", "give `keep` in the recipe, or a smaller --last")
+    taken = found[:last]
+    model = _untrained(taken[0])
+    sums: dict[str, torch.Tensor] = {}
+    for path in taken:
+        load_weights(model, path)
+        for name, weight in trained(model).items():
+            sums[name] = sums.get(name, 0) + weight.detach().double()
+    with torch.no_grad():
+        for name, weight in trained(model).items():
+            weight.copy_(sums[name] / len(taken))
+    export(model, out)
+    return taken
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Return the whole checkpoints of a run, the newest first, or the one checkpoint that is named.
+
+    Raises:
+        BuildError: there is none.
+    """
     found = [run] if (run / checkpoint.STATE).exists() else checkpoint.whole(run / "checkpoints")
     if not found:
         raise BuildError(run, "holds no checkpoint", "name the folder of a run, such as builds/NAME/train, or a checkpoint")
-    recipe = Train.model_validate(checkpoint.read(found[0])["recipe"])
-    model = load_model(recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device="cpu")
-    load_weights(model, found[0])
-    export(model, out)
-    return found[0]
+    return found
+
+
+def _untrained(path: Path) -> Model:
+    """Return the model that a checkpoint's run started from."""
+    recipe = Train.model_validate(checkpoint.read(path)["recipe"])
+    return load_model(recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device="cpu")
 
 
 def forget(out: Path) -> None:

@@ -1,8 +1,9 @@
 """The training loop, top to bottom: a build with mined negatives goes in, a model comes out.
 
-<out>/log.jsonl     one line a step; the only file in which times of the clock stand
+<out>/log.jsonl     one line a step and a measurement; times of the clock stand only here and in report.html
 <out>/checkpoints/  step-000200/ ...: weights, optimizer, and what they are a state of
 <out>/model/        the trained model, for sentence-transformers and transformers
+<out>/report.html   the log as curves
 <out>/done.json     what it was trained on, and how; written last
 """
 
@@ -18,13 +19,16 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from curation import locks, store
 from curation.errors import BuildError, ModelError, listed
 from curation.manifest_models import Train
 from curation.progress import Progress, silent
-from training import checkpoint, ranks
+from training import checkpoint, ranks, report
 from training.backend import Backend, backend_of, deterministic
 from training.data import Batch, Plan
+from training.estimate import PEAK
 from training.export import export
 from training.log import Log, readable
 from training.loss import Losses
@@ -32,6 +36,8 @@ from training.model import device_of, load_model
 from training.runs import Say, describe, export_checkpoint, finished, forget, receipt_of, resume
 from training.step import add_gradients, learning_rate, warmup_steps
 from training.tokens import load_sources, mined_sources
+from training.watch import Watch
+from training.watch import readable as told
 
 
 class Stopped(Exception):
@@ -93,38 +99,55 @@ def _train(
         sources = load_sources(build, model, recipe.prompt, only, progress)
     plan = Plan(sources, seed, recipe.batch, recipe.negatives, joint=recipe.loss == "infonce", evenness=recipe.evenness)
     total = total_steps(plan, recipe)
-    run = describe(recipe, seed, sources, model)
+    watch = Watch(build, recipe, [source.name for source in sources])
+    run = describe(recipe, seed, sources, model, watch)
     if (receipt := finished(out, run)) is not None:
         return receipt, False
     backend = backend_of(model, recipe)
-    first = resume(out / "checkpoints", run, backend, say)
+    first = resume(out / "checkpoints", run, backend, watch, say)
     if recipe.warmup != warmup_steps(recipe, total):
         say(f"a warm-up of {recipe.warmup} steps does not fit into {total}; it takes {warmup_steps(recipe, total)}")
-    loop(plan, recipe, backend, first, total, out, run, say)
-    receipt = receipt_of(run, plan, total, model, recipe)
+    done = loop(plan, recipe, backend, watch, first, total, out, run, say)
+    receipt = receipt_of(run, plan, done, model, recipe, watch)
     if ranks.first():
-        if recipe.deepspeed:  # whose weights may be in shares
+        if recipe.export == "best" and watch.best:
+            export_checkpoint(checkpoint.at(out / "checkpoints", watch.best), out / "model")
+        elif recipe.deepspeed:  # whose weights may be in shares
             export_checkpoint(out, out / "model")
         else:
             export(model, out / "model")
+        report.write(out)
         store.write_json(out / store.RECEIPT, receipt)
     return receipt, True
 
 
 def loop(
-    plan: Plan, recipe: Train, backend: Backend, first: int, total: int, out: Path, run: Mapping[str, Any], say: Say
-) -> None:
-    """Do the steps from `first` to `total`, saving every so often, at the end, and when a signal comes."""
+    plan: Plan,
+    recipe: Train,
+    backend: Backend,
+    watch: Watch,
+    first: int,
+    total: int,
+    out: Path,
+    run: Mapping[str, Any],
+    say: Say,
+) -> int:
+    """Do the steps from `first` to `total`, or until patience ends, and return how many are behind it.
+
+    The state is saved every so often, where the model is the best so far, at the end, and when a signal comes.
+    """
 
     def save(done: int) -> None:
         if backend.rank == 0:
-            checkpoint.save(out / "checkpoints", done, run, backend.save, recipe.keep)
+            checkpoint.save(out / "checkpoints", done, {**run, **watch.told()}, backend.save, recipe.keep, watch.best)
         else:
             backend.save(checkpoint.part_of(out / "checkpoints", done))
 
     recent: deque[dict[str, Any]] = deque(maxlen=recipe.log_every)
     with signals() as received, deterministic(backend.device), log_of(out, first, backend) as log:
         for step in range(first, total):
+            if watch.over:
+                return step  # where a killed run had come to that too
             begun = time.perf_counter()
             batch = plan.batch_at(step)
             losses = add_gradients(backend, batch, recipe)
@@ -132,17 +155,29 @@ def loop(
             lr = learning_rate(recipe, step, total)
             norm = _finite(backend.step(lr), "gradient", step, batch, plan, out)
             seconds = time.perf_counter() - begun
-            recent.append(_line(step, plan, batch, losses, loss, lr, norm, seconds))
+            recent.append(_line(step, plan, batch, losses, loss, lr, norm, seconds) | gpu_figures(backend, batch, seconds))
             if log:
                 log.write(recent[-1])
             done = step + 1
             if done % recipe.log_every == 0 or done == total:
                 say(readable(recent, total))
+            _measure(watch, done, total, backend, recipe, log, say)
             ended = ranks.largest(received[0] if received else 0, backend.device)  # a signal may reach one process first
-            if done % recipe.save_every == 0 or done == total or ended:
+            last = done == total or watch.over
+            if done % recipe.save_every == 0 or last or ended or watch.best == done:
                 save(done)
-            if ended and done < total:
+            if ended and not last:
                 raise Stopped(ended, done)
+    return total
+
+
+def _measure(watch: Watch, done: int, total: int, backend: Backend, recipe: Train, log: Log | None, say: Say) -> None:
+    """Measure the model where it is time to, and tell."""
+    if watch.due(done, total):
+        found = watch.measured(done, backend.model, recipe)
+        say(told(found, total))
+        if log:
+            log.write(found)
 
 
 def log_of(out: Path, first: int, backend: Backend) -> AbstractContextManager[Log | None]:
@@ -168,6 +203,19 @@ def _line(
         "seconds": round(seconds, 4),
         "tokens_per_second": round(len(batch.ids) / seconds),
     }
+
+
+def gpu_figures(backend: Backend, batch: Batch, seconds: float) -> dict[str, float]:
+    """Return the peak memory of this GPU in GB and `mfu`, the share of its peak that was of use; nothing on the CPU.
+
+    6 operations a weight and token, embeddings apart (arXiv 2204.02311, appendix B), of an H100's peak as `train plan` has it.
+    """
+    if backend.device.type != "cuda":
+        return {}
+    # ZeRO-3 leaves an empty weight here and its size in `ds_numel`.
+    weights = sum(getattr(one, "ds_numel", one.numel()) for name, one in backend.weights.items() if "embed" not in name)
+    mfu = 6 * weights * len(batch.ids) / seconds / backend.world / PEAK
+    return {"peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2), "mfu": round(mfu, 4)}
 
 
 def _finite(value: float, what: str, step: int, batch: Batch, plan: Plan, out: Path) -> float:

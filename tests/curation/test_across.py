@@ -16,6 +16,7 @@ from curation import signatures
 from curation.build import build
 from curation.cli import curate
 from curation.store import read_parquet, read_table
+from curation.verify import problems
 
 HEAD = "name: many\ndedup: {{threshold: {threshold}, across: {across}, max_loss_per_source: 1}}\nsources:\n"
 SOURCE = "  - {{name: {0}, files: {0}.jsonl, task: {1}, fields: {{query: q, positive: a}}{2}}}\n"
@@ -100,7 +101,7 @@ def test_a_query_with_another_positive_and_the_earlier_source_stay(tmp_path):
     )
     late = [(ask + " now", "use find"), (ask + " today", "use locate"), ("What is a DISK?", "A thing!"), ("other", "words")]
     (tmp_path / "b.jsonl").write_text("".join(json.dumps({"q": q, "a": a}) + "\n" for q, a in late))
-    build(write(tmp_path, ["a", "b"]), tmp_path / "o")
+    build(write(tmp_path, ["a", "b"], extra=", license: mit, verified: no, notes: a doubt"), tmp_path / "o")
     assert read_table(tmp_path / "o" / "curated" / "b", "pairs")["query"].to_list() == [ask + " today", "other"]
     told = read_parquet(tmp_path / "o" / "curated" / "b" / "dropped.parquet")
     assert told.select("id", "twin_id", "twin_source").rows() == [("b/0", "a/0", "a"), ("b/2", "a/1", "a")]
@@ -110,7 +111,7 @@ def test_a_query_with_another_positive_and_the_earlier_source_stay(tmp_path):
     assert stats.output.splitlines()[-1].split() == ["a", "b", "1", "2", "2"]
     as_json = json.loads(CliRunner().invoke(curate, ["stats", str(tmp_path / "o"), "--json"]).output)
     assert as_json["b"]["overlaps"] == {"a": {"equal": 1, "near": 2, "dropped": 2}}
-    assert CliRunner().invoke(curate, ["verify", str(tmp_path / "o")]).exit_code == 0
+    assert problems(tmp_path / "o") == []
 
 
 def test_without_across_equal_texts_are_counted_all_the_same(tmp_path):

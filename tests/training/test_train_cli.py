@@ -9,9 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
+from safetensors.torch import load_file
 from tiny_build import retrieval, tiny_model, write_build
 
 from curation.errors import BuildError, ManifestError
@@ -103,6 +106,29 @@ def test_export_of_a_run_and_of_a_checkpoint_give_the_model_that_was_trained(pla
         assert (place / f"out{number}/model.safetensors").read_bytes() == trained.read_bytes()
     nothing = call("export", "builds", "-o", "out3")
     assert str(nothing.exception).startswith("builds: holds no checkpoint; name the folder of a run")
+
+
+def test_average_is_the_mean_of_the_last_checkpoints(place):
+    (place / "many.yaml").write_text((place / "recipe.yaml").read_text().replace("save_every: 3", "save_every: 1\nkeep: 4"))
+    assert call("builds/tiny", "--recipe", "many.yaml", "--steps", 5, "-o", "run").exit_code == 0
+    result = call("average", "run", "-o", "mean", "--last", 3)
+    assert result.stderr == "averaged step-000005, step-000004, step-000003 to mean\n"
+    states = {step: load_file(place / f"run/checkpoints/step-{step:06d}/model.safetensors") for step in (2, 3, 4, 5)}
+    mean = load_file(place / "mean/model.safetensors")
+    assert mean.keys() == states[5].keys()
+    for name, weight in mean.items():
+        expected = np.mean([states[step][name].numpy().astype(np.float64) for step in (3, 4, 5)], axis=0)
+        assert np.array_equal(weight.numpy(), expected.astype(np.float32))
+    assert not all(torch.equal(mean[name], states[5][name]) for name in mean)
+    assert call("average", "run", "-o", "all").stderr.startswith("averaged step-000005, step-000004, step-000003, step-000002 ")
+    error = call("average", "run", "-o", "more", "--last", 5).exception
+    assert str(error) == "run: holds 4 checkpoints, not 5; give `keep` in the recipe, or a smaller --last"
+    assert not (place / "more").exists()
+
+
+def test_quiet_is_quiet_with_deepspeed_installed(place):
+    result = command("builds/tiny", "--steps", 1, "-q")
+    assert (result.stdout, result.stderr, result.returncode) == ("", "", 0)
 
 
 def test_evaluate_prints_a_table_and_json(place):

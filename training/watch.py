@@ -1,0 +1,94 @@
+"""Evaluation while training: nDCG@10 on the build's held-out queries every so many steps, and which step was the best.
+
+Every process measures the same, for weights that are shared out (ZeRO-3) take all of them to go forward; what the first one
+found counts. The history is part of each checkpoint, so a run that goes on comes to the same choice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from curation import store
+from curation.errors import BuildError
+from curation.manifest_models import Train
+from training import ranks
+from training.encode import Encoder
+from training.evaluate import Collection, measure, read_collection
+from training.model import Model, dtype_of
+
+METRIC = "ndcg@10"
+FILES = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
+
+
+class Watch:
+    """The held-out queries of some sources and what was measured on them: `history` maps steps done to the mean nDCG@10."""
+
+    def __init__(self, build: Path, recipe: Train, names: Sequence[str]) -> None:
+        """Read the held-out queries, where the recipe wants them measured.
+
+        Raises:
+            BuildError: no source has any.
+            SourceError: a file of theirs cannot be read.
+        """
+        self.every, self.patience = recipe.evaluate_every, recipe.patience
+        self.history: dict[int, float] = {}
+        self.collections: dict[str, tuple[Collection, str]] = {}
+        folders = {name: build / "heldout" / name for name in names} if self.every else {}
+        entries = store.read_json(build / "build.json")["sources"]
+        for name, folder in folders.items():
+            if folder.is_dir():
+                self.collections[name] = read_collection(folder), entries[name]["instruction"]
+        if folders and not self.collections:
+            what = "has no held-out queries for `evaluate_every`"
+            raise BuildError(build, what, "give a source `holdout: N` and build again, or leave the key out")
+        self.digests = {
+            name: store.digest_of([[store.file_digest(folders[name] / file) for file in FILES], instruction])
+            for name, (_, instruction) in self.collections.items()
+        }
+
+    def take_up(self, said: Mapping[str, Any]) -> None:
+        """Take up the history that a checkpoint tells."""
+        self.history = {int(step): score for step, score in said.get("history", {}).items()}
+
+    def due(self, done: int, total: int) -> bool:
+        """Tell whether it is time to measure after so many steps."""
+        return bool(self.every) and (done % (self.every or 1) == 0 or done == total)
+
+    def measured(self, done: int, model: Model, recipe: Train) -> dict[str, Any]:
+        """Measure the model in memory, note it, and return the line for the log; every process must call it."""
+        begun = time.perf_counter()
+        encoder = Encoder(model, dtype_of(recipe.dtype, model.backbone.device), recipe.prompt, training=True)
+        found = {name: float(measure(encoder, *one)[METRIC]) for name, one in self.collections.items()}
+        mean = ranks.of_first(float(np.mean(list(found.values()))), model.backbone.device)
+        self.history[done] = mean
+        seconds = round(time.perf_counter() - begun, 4)
+        return {"step": done - 1, METRIC: mean, "sources": found, "best": self.best == done, "seconds": seconds}
+
+    @property
+    def best(self) -> int | None:
+        """The steps done at the best measurement, the first of equal ones; None before any."""
+        return max(self.history, key=lambda step: (self.history[step], -step), default=None)
+
+    @property
+    def over(self) -> bool:
+        """Whether the recipe's patience is at its end."""
+        return self.patience is not None and sum(step > (self.best or 0) for step in self.history) >= self.patience
+
+    def told(self) -> dict[str, Any]:
+        """Return what checkpoints and done.json say of it; nothing where nothing is measured."""
+        if self.best is None:
+            return {}
+        history = {str(step): score for step, score in sorted(self.history.items())}
+        return {"history": history, "best": {"step": self.best, METRIC: self.history[self.best]}}
+
+
+def readable(line: Mapping[str, Any], total: int) -> str:
+    """Return the line for the screen of a measurement."""
+    each = ", ".join(f"{name} {score:.4f}" for name, score in line["sources"].items())
+    best = "  the best so far" if line["best"] else ""
+    return f"step {line['step'] + 1:>{len(str(total))}}/{total}  nDCG@10 {line[METRIC]:.4f} ({each}){best}"
