@@ -12,7 +12,6 @@ import unicodedata
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 
 from curation.shingles import buffers_of
 from curation.table_kernels import fold
@@ -52,11 +51,10 @@ def forms_beyond(texts: pl.Series) -> pl.Series:
     if len(texts) < LEAST:
         return normalised(texts).fill_null("")
     data, starts = buffers_of(texts)
-    out, ends = np.empty(starts[-1] - starts[0], np.uint8), np.zeros(len(texts) + 1, np.int64)
-    left = np.zeros(len(texts), bool)
-    fold(data, starts, table(), out, ends, left)
-    array = pa.LargeStringArray.from_buffers(len(texts), pa.py_buffer(ends), pa.py_buffer(out))
-    found = pl.Series(texts.name, array)
+    out, left = np.empty(starts[-1] - starts[0] + len(texts), np.uint8), np.zeros(len(texts), bool)
+    size = fold(data, starts, table(), out, left)
+    lines = pl.Series(texts.name, [out[: size - 1].tobytes().decode()])
+    found = lines.str.split("\n").explode()
     rest = np.flatnonzero(left)
     if not len(rest):
         return found

@@ -86,8 +86,8 @@ def _holds(table, value, shift):
 
 
 @njit(nogil=True, cache=True)
-def fold(data, starts, points, out, ends, left):
-    """Write the form of text i to out[ends[i]:ends[i + 1]]; mark in `left` those with a code point that `points` leaves."""
+def fold(data, starts, points, out, left):
+    """Write the form of each text and a line end; return the bytes; mark in `left` texts with a code point `points` leaves."""
     size = 0
     for text in range(len(left)):
         begin, gap, at = size, False, starts[text]
@@ -117,7 +117,9 @@ def fold(data, starts, points, out, ends, left):
                 size += 1
                 gap = False
             size = _encode(to, out, size)
-        ends[text + 1] = size
+        out[size] = 10
+        size += 1
+    return size
 
 
 @njit(nogil=True, cache=True)
