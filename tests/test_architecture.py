@@ -21,6 +21,7 @@ FLOOR = {
         "complaints",
         "yaml_lines",
         "store",
+        "locks",
         "text",
         "progress",
         "command",
@@ -29,7 +30,7 @@ FLOOR = {
     )
 }
 HOMES = {
-    "pyarrow": {"curation/store.py"},
+    "pyarrow": {"curation/store.py", "curation/json_blocks.py"},
     "datasets": {"curation/sources.py", "curation/hub.py", "training/mteb_tasks.py"},
     "mteb": {"curation/mteb_tasks.py", "training/mteb_tasks.py"},
     "faiss": {"mining/search.py"},
