@@ -31,7 +31,7 @@ from curation.evaluations import DOCUMENT, EVALUATION, QUERY
 from curation.text import normalised
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-TEXTS, PEER_TEXTS, ROUNDS = 131_000, 2_000, 3
+TEXTS, PEER_TEXTS, ROUNDS = 131_000, 20_000, 3
 SIZES = {"questions": 5000, "sentences": 5000, "news": 3000}
 PLANTS = 2000
 PEER = """
@@ -128,7 +128,7 @@ def main() -> None:
         index = leak_index.read_index(Path(folder))
         assert index
         lookup = leaks.ready(index)
-        leaks.look_up(lookup, texts.head(100))  # compiled, or loaded
+        leaks.look_up(lookup, texts.head(1000))  # compiled, or loaded, and warm
         print(f"index of {len(rows)} texts: {seconds:.2f} CPU-s")
         print(f"{len(texts)} texts, {megabytes(texts):.1f} MB; peer {megabytes(some):.2f} MB")
         speeds: dict[str, list[float]] = {"datatrove": [], "ours, the same texts": [], "ours, all": []}

@@ -30,11 +30,12 @@ from curation.errors import ManifestError, SetupError, UserError, did_you_mean
 from curation.licenses import Excluded, Policy, allowed
 from curation.lock import keep as keep_lock
 from curation.lock import pinned
+from curation.locks import locked
 from curation.manifest import Manifest, load_manifest
 from curation.manifest_source import Source
 from curation.progress import Progress, silent
 from curation.stages import Done, Job, Receipt, shape_source, shape_stands
-from curation.store import locked, write_json
+from curation.store import write_json
 from curation.summary import write_summary
 
 

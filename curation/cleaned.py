@@ -116,5 +116,5 @@ def _forms(tuples: pl.DataFrame, corpus: pl.Series) -> pl.DataFrame:
     lists = [tuples[name].explode(empty_as_null=False) for name in ("positives", "negatives")]
     texts = pl.concat([tuples["query"], *lists, corpus]).drop_nulls().unique()
     texts = texts.filter(texts.str.len_chars() >= SHORTEST)
-    hashes = pl.Series("form", [xxhash.xxh3_64_intdigest(form.encode()) for form in forms(texts)], dtype=pl.UInt64)
-    return hashes.unique().sort().to_frame()
+    hashes = map(xxhash.xxh3_64_intdigest, forms(texts).cast(pl.Binary).to_list())
+    return pl.Series("form", list(hashes), dtype=pl.UInt64).unique().sort().to_frame()

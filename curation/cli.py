@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from curation.cli_exchange import diff, export, publish, verify
+from curation.cli_exchange import diff, export, importing, publish, verify
 from curation.command import SETTINGS, newest, output, run, say
 from curation.errors import BuildError
 from curation.progress import for_terminal
@@ -201,7 +201,7 @@ def signatures(build: Path | None, out: Path, only: tuple[str, ...]) -> None:
     say(f"{out}: {write_signatures(newest(build), out, only):,} signatures")
 
 
-for command in (diff, export, publish, verify):
+for command in (diff, export, importing, publish, verify):
     curate.add_command(command)
 
 

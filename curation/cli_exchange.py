@@ -144,3 +144,20 @@ def verify(build: Path | None, only: tuple[str, ...], as_json: bool, quiet: bool
         if not quiet:
             say(f"{folder}: {f'{len(problems)} problems' if problems else 'all is as it was written'}")
     return 1 if problems else 0
+
+
+@click.command("import")
+@click.argument("what", metavar="PATH_OR_ID")
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Manifest to write.")
+def importing(what: str, out: Path) -> None:
+    """Write the manifest that reads another tool's training data.
+
+    PATH_OR_ID is a file or folder of a format of `curate export`, a BEIR folder,
+    or a dataset of the Hub in one of these, MTEB's included. Its columns say
+    which; a task and an instruction are taken over where the data names them.
+    """
+    from curation.importing import write_manifest
+
+    for name, form in write_manifest(what, out).items():
+        output(f"{name}: {form}")
+    say(f"{out}: look it over, above all task and licence; next: `curate build {out}`")

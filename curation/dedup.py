@@ -1,16 +1,20 @@
-"""What is the same: equal queries become one tuple. (Near-duplicates join here: signatures, verified edges, survivors.)"""
+"""What is the same: equal queries become one tuple."""
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 
-from curation.schema import dropped_frame, keys_of
+from curation.schema import composed, dropped_frame, keys_of
+
+LISTS = ("positives", "negatives")
 
 
 def distinct(texts: pl.Series) -> pl.DataFrame:
     """Return text and key of each distinct text, in order of first appearance; texts are the same when their keys are."""
-    once = pl.DataFrame({"text": texts}).unique("text", keep="first", maintain_order=True)
-    return once.with_columns(keys_of(once["text"])).unique("key", keep="first", maintain_order=True)
+    once = pl.DataFrame({"text": texts.unique(maintain_order=True)})
+    once = once.with_columns(composed(once["text"]).alias("same")).unique("same", keep="first", maintain_order=True)
+    return once.select("text", keys_of(once["same"]))
 
 
 def merge_queries(tuples: pl.DataFrame, source: str) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -18,22 +22,22 @@ def merge_queries(tuples: pl.DataFrame, source: str) -> tuple[pl.DataFrame, pl.D
 
     Queries are equal when their keys are. The first keeps its place and id; positives and negatives are united in order.
     """
-    if not len(tuples):
-        return tuples, dropped_frame(source, "merge", tuples["id"], "same_query")
-    keyed = tuples.with_columns(keys_of(tuples["query"]))
-    survivor = pl.col("id").first().over("key").alias("survivor")
-    keyed = keyed.with_columns(survivor)
-    twins = keyed.filter(pl.col("id") != pl.col("survivor"))
-    merged = dropped_frame(
-        source, "merge", twins["id"], "same_query", twins["query"].str.slice(0, 200), twins["survivor"], source
+    same = pl.DataFrame({"same": composed(tuples["query"])})
+    if same["same"].n_unique() == len(tuples):
+        return tuples, dropped_frame(source, "merge", tuples["id"].head(0), "same_query")
+    first = same.with_row_index("at").select(pl.col("at").first().over("same").alias("first"))["first"]
+    keyed, at = tuples.with_columns(first), np.arange(len(tuples))
+    twins = keyed.filter(first.to_numpy() != at)
+    survivor = tuples["id"].gather(twins["first"])
+    merged = dropped_frame(source, "merge", twins["id"], "same_query", twins["query"].str.slice(0, 200), survivor, source)
+    company = pl.col("first").is_in(twins["first"].unique().implode())
+    united = (
+        keyed.filter(company)
+        .group_by("first", maintain_order=True)
+        .agg(
+            *(pl.col(name).first() for name in ("row", "id", "query", "label")),
+            *(pl.col(name).explode(empty_as_null=False).drop_nulls().unique(maintain_order=True) for name in LISTS),
+        )
     )
-    if not len(twins):
-        return tuples, merged
-    united = keyed.group_by("key", maintain_order=True).agg(
-        *(pl.col(name).first() for name in ("row", "id", "query", "label")),
-        *(
-            pl.col(name).explode(empty_as_null=False).drop_nulls().unique(maintain_order=True)
-            for name in ("positives", "negatives")
-        ),
-    )
-    return united.select(tuples.columns), merged
+    alone = keyed.filter(~company).with_columns(pl.col(LISTS).list.unique(maintain_order=True))
+    return pl.concat([alone, united.select(keyed.columns)]).sort("first").drop("first"), merged

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, tee
+from operator import methodcaller
 
+import numpy as np
 import polars as pl
 
 from curation.errors import SourceError
@@ -15,6 +17,7 @@ from curation.rows import BATCH, ROW, File, Lost, Reading, Rows, opened
 
 LARGEST_FIELD = 1 << 22  # characters; a longer field is an unclosed quote
 NO_QUOTES = "if quotes mean nothing in this file, say `quoting: false`"
+BLANK = ("\n", "\r\n", "\r")
 Row = tuple[int, int, "list[str] | str"]  # first line, lines, and the cells, or what is wrong with their quotes
 
 
@@ -39,28 +42,44 @@ def read_delimited(file: File, table: Table, start: int, comma: bool) -> Reading
         line = first[0] + first[1]
         while True:
             ahead, again = tee(lines)  # a block at once; if a row of it is odd, the rest of the file row by row
-            block, used = _block(ahead, delimiter, quoting)
-            if block is None or not {len(cells) for cells in block} <= {len(names)}:
+            columns, used = _block(ahead, delimiter, quoting, len(names))
+            if columns is None:
                 break
             if not used:
                 return
-            yield _frame(names, block, list(range(start, start + len(block))), [])
-            line, start = line + used, start + len(block)
+            rows_of = len(columns[0])
+            yield _frame(names, columns, np.arange(start, start + rows_of), [])
+            line, start = line + used, start + rows_of
         rows = _quoted_rows(file, again, delimiter, line) if quoting else _plain_rows(again, delimiter, line)
         for number, batch in enumerate(iter(lambda: list(islice(rows, BATCH)), [])):
             yield _cells(file, names, width, batch, start + number * BATCH)
 
 
-def _block(lines: Iterator[str], delimiter: str, quoting: bool) -> tuple[list[list[str]] | None, int]:
-    """Return the rows of the next lines, None if their quotes are odd, and how many lines they took."""
+def _block(lines: Iterator[str], delimiter: str, quoting: bool, width: int) -> tuple[Sequence[Sequence[str]] | None, int]:
+    """Return the columns of the next lines, None if a row has odd quotes or another width, and how many lines they took."""
     if not quoting:
         ahead = list(islice(lines, BATCH))
-        return [cells.split(delimiter) for line in ahead if (cells := line.removesuffix("\n").removesuffix("\r"))], len(ahead)
+        return _split(ahead, delimiter, width), len(ahead)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
-        return [cells for cells in islice(reader, BATCH) if cells], reader.line_num
+        rows = list(islice(reader, BATCH))
     except csv.Error:
         return None, reader.line_num
+    widths = set(map(len, rows))
+    if 0 in widths:  # blank lines
+        rows = list(filter(None, rows))
+    return (list(zip(*rows, strict=True)) or [()] * width if widths <= {0, width} else None), reader.line_num
+
+
+def _split(lines: list[str], delimiter: str, width: int) -> list[list[str]] | None:
+    """Return the columns of lines without quotes, None if one has not `width` cells."""
+    lines = [line for line in lines if line not in BLANK]
+    if not set(map(methodcaller("count", delimiter), lines)) <= {width - 1}:
+        return None
+    whole = "".join(lines).replace("\r\n", "\n")
+    whole = whole[:-1] if whole.endswith("\n") else whole.removesuffix("\r")
+    cells = whole.replace("\n", delimiter).split(delimiter) if lines else []
+    return [cells[at::width] for at in range(width)]
 
 
 def _plain_rows(lines: Iterable[str], delimiter: str, start: int) -> Iterator[Row]:
@@ -136,10 +155,9 @@ def _cells(file: File, names: list[str], width: str, batch: list[Row], start: in
             if lines > 1:  # no honest row is likely to be short and long at once
                 raise SourceError(f"{file.name}:{line}", f"a row of {lines} lines begins here, with {what}", NO_QUOTES)
             lost.append(Lost(row, "wrong_number_of_fields", f"{file.name}:{line}: {what}", True))
-    return _frame(names, good, numbers, lost)
+    return _frame(names, list(zip(*good, strict=True)) or [()] * len(names), numbers, lost)
 
 
-def _frame(names: list[str], rows: list[list[str]], numbers: list[int], lost: list[Lost]) -> Rows:
-    columns = zip(*rows, strict=True) if rows else [()] * len(names)
+def _frame(names: list[str], columns: Sequence[Sequence[str]], numbers: Sequence[int] | np.ndarray, lost: list[Lost]) -> Rows:
     series = {name: pl.Series(column, dtype=pl.String) for name, column in zip(names, columns, strict=True)}
     return Rows(pl.DataFrame(series | {ROW: pl.Series(numbers, dtype=pl.UInt64)}), lost)

@@ -5,10 +5,10 @@ A text's normalised form, with a space before and after it, gives four kinds of 
     WHOLE  the form itself
     CHARS  7 characters in a row, spaces too                3 where most characters are of scripts without spaces
     WORDS  13 words in a row, with the spaces between them  20 characters there
-    SEEDS  14 characters in a row, spaces too               5 there
+    SEEDS  14 characters in a row from the space before a word on    5 there, from any character on
 
-A gram's key is the hash of its UTF-8 bytes (`shingles`), marked by kind and width and mixed, so that its bits are even. The
-compiled loop (`leak_kernels`) computes the same.
+A gram's key is the hash of its UTF-8 bytes (`shingles`), marked by kind and width and mixed, so that its bits are even; that of
+CHARS is the first half of it, not mixed. The compiled loop (`leak_kernels`) computes the same.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ class Forms:
 
     def _keys(self, kind: int, text: np.ndarray, first: np.ndarray, end: np.ndarray) -> Grams:
         hashes = (self.sums[end] - self.sums[first]) * self.back[first]
-        return Grams(text, mixed(hashes, MARKS[kind, self.measures.spaceless[text]]))
+        marks = MARKS[kind, self.measures.spaceless[text]]
+        return Grams(text, (hashes ^ marks) >> np.uint64(32) if kind == CHARS else mixed(hashes, marks))
 
     def whole(self) -> np.ndarray:
         """Return each form's own key, (texts,) u64."""
@@ -95,9 +96,9 @@ class Forms:
         """Return the CHARS of the forms that `wanted` (texts,) bool marks."""
         return self._of_chars(CHARS, np.asarray(CHARS_WIDTH)[self.measures.spaceless], wanted)
 
-    def seeds(self, wanted: np.ndarray, apart: tuple[int, int] = (1, 1)) -> Grams:
-        """Return the SEEDS of the forms that `wanted` (texts,) bool marks; every one, or one in `apart` by script."""
-        return self._of_chars(SEEDS, np.asarray(SEEDS_WIDTH)[self.measures.spaceless], wanted, apart)
+    def seeds(self, wanted: np.ndarray) -> Grams:
+        """Return the SEEDS of the forms that `wanted` (texts,) bool marks."""
+        return self._of_chars(SEEDS, np.asarray(SEEDS_WIDTH)[self.measures.spaceless], wanted)
 
     def words(self, wanted: np.ndarray) -> Grams:
         """Return the WORDS of the forms that `wanted` (texts,) bool marks."""
@@ -107,14 +108,13 @@ class Forms:
         order = np.argsort(text, kind="stable")
         return Grams(text[order], key[order])
 
-    def _of_chars(self, kind: int, width: np.ndarray, wanted: np.ndarray, apart: tuple[int, int] = (1, 1)) -> Grams:
+    def _of_chars(self, kind: int, width: np.ndarray, wanted: np.ndarray) -> Grams:
         begins = np.flatnonzero(self.data & 0xC0 != 0x80)
         text = np.repeat(np.arange(self.count), np.diff(self.starts))[begins]
         units = np.bincount(text, minlength=self.count)
         at, unit = _runs(units, np.where(wanted, width, len(self.data) + 1))
-        if max(apart) > 1:
-            first = (np.cumsum(units) - units)[at]
-            chosen = (unit - first) % np.asarray(apart)[self.measures.spaceless[at]] == 0
+        if kind == SEEDS:
+            chosen = (self.data[begins[unit]] == ord(" ")) | (self.measures.spaceless[at] == 1)
             at, unit = at[chosen], unit[chosen]
         begins = np.append(begins, len(self.data))  # forms touch: a form ends where the next one begins
         return self._keys(kind, at, begins[unit], begins[unit + width[at]])

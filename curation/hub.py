@@ -183,6 +183,19 @@ def facts(table: Table) -> Facts:
         return Facts(str(info.sha), columns, total, size, digest_of(hashes), _card_license(info))
 
 
+def splits(table: Table) -> dict[str, list[str]]:
+    """Return the configs of a dataset, each with its splits.
+
+    Raises:
+        SourceError: see `rows`.
+    """
+    with errors(table):
+        import datasets
+
+        configs = datasets.get_dataset_config_names(str(table.path))
+        return {name: list(datasets.get_dataset_split_names(str(table.path), name)) for name in configs}
+
+
 def _card_license(info: Any) -> str | None:
     said = getattr(info.card_data, "license", None)
     return ", ".join(said) if isinstance(said, list) else said

@@ -9,20 +9,21 @@ row that is a list takes its columns' names from `header`.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from typing import Any
 
+import numpy as np
+import polars as pl
+
 from curation.errors import SourceError, did_you_mean, listed
+from curation.json_blocks import plain_objects
 from curation.manifest_source import Table
-from curation.rows import BATCH, File, Found, Reading, Record, Rows, batches, frame_of, opened
+from curation.rows import BATCH, ROW, File, Found, Reading, Record, Rows, batches, opened
 
 Loss = tuple[str, str, bool]  # reason, evidence, whether it is bad
 LineOf = Callable[[File, int, str], "Record | Loss"]
-AT_ONCE = 1_000  # lines
-BETWEEN = "-Infinity"
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that may be half a character
 
 
@@ -155,52 +156,34 @@ def read_jsonl(file: File, table: Table, start: int, line_of: LineOf | None = No
         SourceError: the file is empty, or one JSON document.
     """
     with opened(file, table) as lines:
-        numbered = ((number, line) for number, line in enumerate(lines, 1) if not line.isspace())
-        first = next(numbered, None)
+        counted = enumerate(lines, 1)
+        first = next(((number, line) for number, line in counted if not line.isspace()), None)
         if first is None:
             raise SourceError(file.name, "is empty")
         _refuse_document(file, *first)
-        every = chain([first], numbered)
+        if line_of is None and not table.records and table.header is True:
+            yield from _objects(file, chain([first[1]], lines), first[0], start)
+            return
+        every = ((number, line) for number, line in chain([first], counted) if not line.isspace())
         if line_of:
             yield from batches((line_of(file, *line) for line in every), start)
-        elif table.records or table.header is not True:
-            yield from batches((row for number, line in every for row in _rows_of(file, table, number, line)), start)
         else:
-            while block := list(islice(every, BATCH)):
-                yield from _block(file, block, start)
-                start += len(block)
+            yield from batches((row for number, line in every for row in _rows_of(file, table, number, line)), start)
 
 
-def _block(file: File, lines: list[tuple[int, str]], start: int) -> Reading:
-    """Read lines as objects: at once where each holds one, else one by one, to say which does not."""
-    objects: list[Record] = []
-    for at in range(0, len(lines), AT_ONCE):
-        some = _at_once([line for _, line in lines[at : at + AT_ONCE]])
-        if some is None:
-            yield from batches((read_line(file, *line) for line in lines), start)
-            return
-        objects += some
-    yield Rows(frame_of(objects, list(range(start, start + len(lines)))), [])
-
-
-def _at_once(lines: list[str]) -> list[Record] | None:
-    """Parse lines as one list, twice as fast as one by one; None unless each of them holds one whole object.
-
-    Between lines stands a word that no line holds, parsed to an object of our own. Where such objects stand at every
-    second place and nowhere else, no line is more or less than one value.
-    """
-    whole = f",{BETWEEN},".join(lines)
-    if whole.count(BETWEEN) != len(lines) - 1 or SURROGATE.search(whole):
-        return None
-    mark = object()
-    constants = {BETWEEN: mark, "NaN": math.nan, "Infinity": math.inf}
-    try:
-        values = json.loads(f"[{whole}]", parse_constant=constants.__getitem__)
-    except (ValueError, RecursionError):
-        return None
-    rows = values[::2]
-    whole_lines = len(values) == 2 * len(lines) - 1 and all(value is mark for value in values[1::2])
-    return rows if whole_lines and set(map(type, rows)) == {dict} else None
+def _objects(file: File, lines: Iterator[str], number: int, start: int) -> Reading:
+    """Read lines as objects: many at once where they are alike, else one by one, to say which is none."""
+    while block := list(islice(lines, BATCH)):
+        frame = plain_objects(block)
+        if frame is not None and ROW not in frame.columns:
+            yield Rows(frame.with_columns(pl.Series(ROW, np.arange(start, start + len(frame)), dtype=pl.UInt64)), [])
+            start += len(frame)
+        else:
+            found = (read_line(file, at, line) for at, line in enumerate(block, number) if not line.isspace())
+            for rows in batches(found, start):
+                yield rows
+                start += len(rows.frame) + len(rows.lost)
+        number += len(block)
 
 
 def _rows_of(file: File, table: Table, number: int, line: str) -> Iterator[Record | Loss]:

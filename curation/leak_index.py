@@ -2,12 +2,12 @@
 
 A folder: `texts-*.parquet` has a line for each text of each set, the arrays of `Index` an entry for each distinct form:
 
-    up to 24 words (39 characters where spaces are rare)  its SEEDS, one in APART, but for those in more than COMMON entries;
-                                                          at least its RAREST. Its CHARS are kept to compare
+    up to 24 words (39 characters where spaces are rare)  its SEEDS, but for those in more than COMMON entries; at
+                                                          least its RAREST. Its CHARS are kept to compare
     longer                                                its WORDS, but for those that stand in more than COMMON entries
     in a corpus, and no query needs it                    one in SAMPLE of its WORDS; below 25 words nothing but the whole
 
-Texts of low information are no entry at all: see `low`.
+Of texts of common words alone, and of short questions, only the whole counts; trivial ones are no entry at all: see `trivial`.
 """
 
 from __future__ import annotations
@@ -19,22 +19,21 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from curation.evaluations import CORPUS
+from curation.evaluations import CORPUS, QUERY
 from curation.grams import LONG, Forms, measures_of
 from curation.store import atomic, read_parquet, write_parquet
 from curation.text import normalised
 
 SHARE = 7  # tenths of a short text's CHARS that make a match
 FEW = (8, 12)  # words, characters: a shorter text must also fill SHARE of what it is found in
-LEAST_CHARS = (12, 5)  # characters, of texts with and without spaces: shorter ones are of low information
+LEAST_CHARS = (12, 5)  # characters, of texts with and without spaces: shorter ones say too little
 COMMON_WORD = 100  # a word in more than one of so many texts says little, if there are
 MANY = 1000  # texts at least
 COMMON = 10  # entries that share a gram before it counts as boilerplate
 RAREST = 4
-APART = (4, 1)  # characters from one SEEDS gram to the next: a shared run of 14 + 3 characters has one of them
 SAMPLE = 16
 BLOCK = 20_000  # texts at a time
-RULES = f"chars {SHARE}/10 {FEW}|words {LONG} {COMMON} {RAREST} {APART} {SAMPLE}|least {LEAST_CHARS} {COMMON_WORD} {MANY}|1"
+RULES = f"chars {SHARE}/10 {FEW}|words {LONG} {COMMON} {RAREST} {SAMPLE}|least {LEAST_CHARS} {COMMON_WORD} {MANY}|3"
 
 
 class Index(NamedTuple):
@@ -44,7 +43,7 @@ class Index(NamedTuple):
     sizes: np.ndarray  # (entries,) i64: grams it was indexed by
     few: np.ndarray  # (entries,) bool
     gram_begins: np.ndarray  # (entries + 1,) i64
-    grams: np.ndarray  # u64: the distinct CHARS of entry i are grams[gram_begins[i]:gram_begins[i + 1]]; none of long ones
+    grams: np.ndarray  # u32: the distinct CHARS of entry i are grams[gram_begins[i]:gram_begins[i + 1]]; none of long ones
     keys: np.ndarray  # (keys,) u64, in order: grams of all kinds
     begins: np.ndarray  # (keys + 1,) i64
     entries: np.ndarray  # i64: key i leads to entries[begins[i]:begins[i + 1]]
@@ -66,9 +65,9 @@ def write_index(folder: Path, sets: Iterable[pl.DataFrame], allowed: pl.Series) 
     common = _common_words(folder, entries)
     parts, left_out, allowances = [], 0, 0
     for frame in _forms(folder, entries):
-        allow, poor = frame["form"].is_in(allowed.implode()), low(frame["form"], common)
-        allowances, left_out = allowances + int(allow.sum()), left_out + int((poor & ~allow).sum())
-        parts.append(_grams(frame.filter(~allow & ~poor)))
+        allow, out = frame["form"].is_in(allowed.implode()), trivial(frame["form"], frame["role"] == QUERY)
+        allowances, left_out = allowances + int(allow.sum()), left_out + int((out & ~allow).sum())
+        parts.append(_grams(frame.filter(~allow & ~out), common))
     index = _joined(parts)
     for name, array in index._asdict().items() if len(index.keys) else ():
         with atomic(folder / f"{name}.npy") as file:
@@ -95,8 +94,15 @@ def _common_words(folder: Path, entries: pl.DataFrame) -> pl.Series:
     return counts[0].filter(pl.col("len") > least)["word"]
 
 
+def trivial(forms: pl.Series, query: pl.Series) -> pl.Series:
+    """Tell which forms are no leak even as a whole: under LEAST_CHARS; of queries, only those of a single such word."""
+    measures = measures_of(forms)
+    short = pl.Series(measures.chars < np.asarray(LEAST_CHARS)[measures.spaceless], dtype=pl.Boolean)
+    return short & (~query | pl.Series(measures.units < 2, dtype=pl.Boolean))
+
+
 def low(forms: pl.Series, common: pl.Series) -> pl.Series:
-    """Tell which forms say too little to be a leak: the very short ones, and those of common words alone."""
+    """Tell which forms say too little for a part of them to be a leak: under LEAST_CHARS, or of common words alone."""
     measures = measures_of(forms)
     short = pl.Series(measures.chars < np.asarray(LEAST_CHARS)[measures.spaceless], dtype=pl.Boolean)
     if not len(common):
@@ -110,13 +116,14 @@ def _long(forms: pl.Series) -> pl.Series:
     return pl.Series(measures.units >= np.asarray(LONG)[measures.spaceless], dtype=pl.Boolean)
 
 
-def _grams(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _grams(frame: pl.DataFrame, common: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return (entries: key, few; their grams: text, key, kind), one line a distinct gram."""
     forms = Forms(frame["form"])
     measures, corpus = forms.measures, (frame["role"] == CORPUS).to_numpy()
     long = measures.units >= np.asarray(LONG)[measures.spaceless]
-    short = ~long & ~corpus
-    made_of = (("chars", forms.chars(short)), ("seeds", forms.seeds(short, APART)), ("words", forms.words(long)))
+    whole = low(frame["form"], common).to_numpy()  # of these, only that
+    long, short = long & ~whole, ~long & ~corpus & ~whole
+    made_of = (("chars", forms.chars(short)), ("seeds", forms.seeds(short)), ("words", forms.words(long)))
     grams = pl.concat(
         [pl.DataFrame({"text": made.text, "gram": made.key}).with_columns(pl.lit(kind).alias("kind")).unique(maintain_order=True)
          for kind, made in made_of]
@@ -146,7 +153,7 @@ def _joined(parts: list[tuple[pl.DataFrame, pl.DataFrame]]) -> Index:
         sizes,
         entries["few"].to_numpy(),
         np.append(0, np.cumsum(own)),
-        chars["gram"].to_numpy(),
+        chars["gram"].to_numpy().astype(np.uint32),
         keys["gram"].to_numpy(),
         np.append(0, np.cumsum(keys["len"].to_numpy())).astype(np.int64),
         postings["text"].to_numpy().astype(np.int64),

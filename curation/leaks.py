@@ -17,9 +17,10 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from curation import folding
 from curation.grams import CHARS, CHARS_WIDTH, WHOLE, WORDS, WORDS_WIDTH, Forms, measures_of
 from curation.leak_index import SHARE, Index
-from curation.shingles import half_normalised
+from curation.shingles import buffers_of
 from curation.signatures import threads
 from curation.text import normalised
 
@@ -33,6 +34,7 @@ RULES = ("equal", "chars", "words")  # by kind of gram
 FOUND = pl.Schema({"text": pl.Int64(), "entry": pl.Int64(), "kind": pl.Int64(), "score": pl.Float64()})
 BLOCK_BYTES = 1 << 22  # of texts looked up at a time
 NUMPY_BYTES = 1 << 20
+NOTHING = np.zeros(0, np.uint32)
 
 
 class Lookup(NamedTuple):
@@ -47,7 +49,7 @@ def ready(index: Index) -> Lookup:
     if not leak_kernels:
         return Lookup(index, ())
     log = max(6, len(index.keys).bit_length())
-    return Lookup(index, leak_kernels.fill(index.keys, log - 2, log + 1))  # 16 bits and two slots a key, or more
+    return Lookup(index, leak_kernels.fill(index.keys, index.begins, log - 2, log + 1))  # 16 bits and two slots a key, or more
 
 
 def look_up(lookup: Lookup, texts: pl.Series) -> pl.DataFrame:
@@ -77,16 +79,28 @@ def _scan(lookup: Lookup, texts: pl.Series, first: int, end: int) -> np.ndarray:
     """Return (matches, 4) i64: text, entry, kind, grams shared."""
     block = texts.slice(first, end - first)
     if not leak_kernels:
-        return np.asarray(_scan_numpy(lookup.arrays, block) + np.array([first, 0, 0, 0]))
-    index, data = lookup.arrays, half_normalised(block)
-    hits, parts, at = np.zeros(len(index.entry_keys), np.int64), [], 0
-    room = len(hits) + len(block)
-    entries = (index.begins, index.entries, index.gram_begins, index.grams, index.few)
-    while at < len(block):
-        found = np.empty((room, 4), np.int64)
-        at, count = leak_kernels.scan(*data, at, *lookup.table, *entries, SHARE, hits, found)
-        parts.append(found[:count] + np.array([first, 0, 0, 0]))
-    return np.asarray(np.concatenate(parts))
+        found = _scan_numpy(lookup.arrays, block)
+    else:
+        found, left = _scan_compiled(lookup, block, folding.table())
+        if len(left):
+            others, _ = _scan_compiled(lookup, normalised(block.gather(left)).fill_null(""), NOTHING)
+            others[:, 0] = left[others[:, 0]]
+            found = np.concatenate([found, others])
+    return np.asarray(found + np.array([first, 0, 0, 0]))
+
+
+def _scan_compiled(lookup: Lookup, texts: pl.Series, folds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (matches as of `_scan`, texts that were not looked at)."""
+    assert leak_kernels
+    index, data, at = lookup.arrays, buffers_of(texts), 0
+    hits, found, left = np.zeros(len(index.entry_keys), np.int64), [], []
+    entries = (index.entries, index.gram_begins, index.grams, index.few)
+    while at < len(texts):
+        part, away = np.empty((len(hits) + len(texts), 4), np.int64), np.empty(len(texts), np.int64)
+        at, count, gone = leak_kernels.scan(*data, at, folds, *lookup.table, *entries, SHARE, hits, part, away)
+        found.append(part[:count])
+        left.append(away[:gone])
+    return np.concatenate(found), np.concatenate(left)
 
 
 def _scan_numpy(index: Index, texts: pl.Series) -> np.ndarray:
@@ -131,7 +145,7 @@ def _near(index: Index, forms: Forms, candidates: pl.DataFrame) -> pl.DataFrame:
         {
             "text": np.repeat(candidates["text"].to_numpy(), counts),
             "entry": np.repeat(candidates["entry"].to_numpy(), counts),
-            "gram": index.grams[at + inside],
+            "gram": index.grams[at + inside].astype(np.uint64),
         }
     )
     both = wanted.join(own, on=["text", "gram"], how="semi").group_by("text", "entry").len("shared")

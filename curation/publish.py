@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from curation import store
+from curation import locks, store
 from curation.card import complaints
 from curation.dataset_card import dataset_card
 from curation.errors import BuildError, did_you_mean, listed
@@ -83,7 +83,7 @@ def plan(
     locked = _locked(build, lock, {name: receipt for name, receipt in found.items() if name not in left_out})
     manifest = load_manifest(build / "manifest.yaml")
     made: dict[str, Receipt] = {}
-    with store.locked(build, "curate publish"):
+    with locks.locked(build, "curate publish"):
         for name in found.keys() - left_out.keys():
             made[name] = _staged(build, name, found[name], negatives, tuple(columns), progress)
     made = {name: made[name] for name in found if name in made}

@@ -206,7 +206,8 @@ def leaks(said: Mapping[str, Any] | None, found: pl.DataFrame | None, seed: int)
     samples = []
     for (task,), rows in found.group_by("task", maintain_order=True) if found is not None else ():
         for row in rows[drawn(seed, f"leaks/{task}", len(rows), LEAKS)].to_dicts():
-            where = f"{escape(row['id'])} {row['field']} · {escape(str(task))} {escape(row['eval_id'])} {row['eval_field']} · {row['action']}"
+            named = escape(row["id"] or row["source"])  # a passage of the corpus has no tuple
+            where = f"{named} {row['field']} · {escape(str(task))} {escape(row['eval_id'])} {row['eval_field']} · {row['action']}"
             samples.append(f'<li><p class="quiet">{where}</p>{shown(row["evidence"] or "")}</li>')
     body += (
         f'<details class="more"><summary>Samples</summary><ul class="plain">{"".join(samples)}</ul></details>' if samples else ""

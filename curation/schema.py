@@ -87,7 +87,16 @@ def key_of(text: str) -> bytes:
 
 def keys_of(texts: Iterable[str]) -> pl.Series:
     """Return one key a text, as a binary series."""
-    return pl.Series("key", [key_of(text) for text in texts], dtype=pl.Binary)
+    given = composed(pl.Series(texts, dtype=pl.String)).cast(pl.Binary).to_list()
+    return pl.Series("key", list(map(xxhash.xxh3_128_digest, given)), dtype=pl.Binary)
+
+
+def composed(texts: pl.Series) -> pl.Series:
+    """Return texts in NFC: those with equal keys are equal then. Most texts are in NFC, and ASCII ones always."""
+    beyond = (texts.str.len_bytes() != texts.str.len_chars()).arg_true()
+    told = zip(beyond.to_list(), texts.gather(beyond).to_list(), strict=True)
+    changed = {at: unicodedata.normalize("NFC", text) for at, text in told if not unicodedata.is_normalized("NFC", text)}
+    return texts.clone().scatter(list(changed), list(changed.values())) if changed else texts
 
 
 def draws(seed: int, purpose: str, numbers: np.ndarray) -> np.ndarray:

@@ -141,8 +141,8 @@ def _called(table: Table) -> str:
 def _read(table: Table, base: Path, first: int | None) -> Iterator[Rows]:
     """Return rows in batches, to the end or until `first` of them could be read."""
     as_dataset = table.path and not table.path.startswith(PYTHON) and not table.files
-    batches = hub.rows(table, _folder(table, base), first) if as_dataset else _merged(_file_rows(table, base))
     skip = table.skip if isinstance(table, Source) else 0
+    batches = hub.rows(table, _folder(table, base), first and skip + first) if as_dataset else _merged(_file_rows(table, base))
     good = met = 0
     with closing(batches):
         for rows in batches:

@@ -8,7 +8,7 @@ each file in it. A stage runs if the first differs; a file that no longer has it
 from __future__ import annotations
 
 import errno
-import fcntl
+import functools
 import json
 import os
 import shutil
@@ -160,9 +160,7 @@ def shards(folder: Path, name: str, columns: list[str] | None = None) -> Iterato
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
     """Read one parquet file of a build."""
-    frame = pl.from_arrow(pq.read_table(path, columns=columns))
-    assert isinstance(frame, pl.DataFrame)
-    return frame
+    return pl.read_parquet(path, columns=columns, glob=False, hive_partitioning=False)
 
 
 def parquet_rows(file: IO[bytes]) -> int:
@@ -207,6 +205,7 @@ def file_digest(path: Path) -> str:
     return str(state.hexdigest())
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Return the versions of the packages that can change a result."""
     found = {}
@@ -276,51 +275,6 @@ def run_stage(folder: Path, digest: str, work: Callable[[Path], Mapping[str, Any
     part.replace(folder)
     sync_folder(folder.parent)
     return receipt, True
-
-
-@contextmanager
-def locked(folder: Path, what: str) -> Iterator[None]:
-    """Keep a second `what` out of a folder; the system lets go of the lock when the process ends, however it ends.
-
-    Raises:
-        BuildError: another process is at work there.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise BuildError(folder, "is a file, not a folder", "name another folder") from None
-    except FileNotFoundError as error:  # /proc and the like
-        raise BuildError(folder, f"cannot be made ({error.strerror})", "name another folder") from None
-    with (folder / f".{what.replace(' ', '-')}.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BuildError(folder, f"another `{what}` is at work there", "wait until it is done, or stop it") from None
-        yield
-
-
-@contextmanager
-def claimed(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Hold a claim that one process at a time can have; yield whether it was got, or wait for it.
-
-    The system lets go of a claim when its process ends, however it ends. Look again, once you have it, whether the work is
-    still to be done.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        with path.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
-                continue  # its holder took it away between our opening and locking it
-            try:
-                yield True
-            finally:
-                path.unlink(missing_ok=True)
-            return
 
 
 def newest_build(root: Path) -> Path:

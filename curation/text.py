@@ -27,9 +27,13 @@ def normalised(texts: pl.Series) -> pl.Series:
 def _beyond_ascii(texts: pl.Series) -> pl.Series:
     frame = pl.DataFrame({"text": texts})
     once = frame.unique("text")  # contexts and premises repeat, and this is slow
-    words = once["text"].str.normalize("NFKC").str.to_lowercase().str.replace_all(r"[^\w]+", " ")
-    once = once.with_columns(_or_null(words).alias("words"))
+    once = once.with_columns(_or_null(words_of(once["text"])).alias("words"))
     return frame.join(once, on="text", how="left", maintain_order="left", nulls_equal=True)["words"]
+
+
+def words_of(texts: pl.Series) -> pl.Series:
+    """Return texts as NFKC, lower case, a space for each run of other characters than word characters."""
+    return texts.str.normalize("NFKC").str.to_lowercase().str.replace_all(r"[^\w]+", " ")
 
 
 def _or_null(words: pl.Series) -> pl.Series:
@@ -53,21 +57,10 @@ def forms(texts: pl.Series) -> pl.Series:
     return normalised(texts).fill_null(texts)
 
 
-def groups_of(same: pl.Series, keys: pl.Series) -> pl.Series:
-    """Return a group number (u32) for each text that has a twin: equal in `same`, another key; else null.
-
-    `same` is the normalised form, or the family of near-duplicates. Numbers count up in order of first appearance.
-    """
-    forms = pl.DataFrame({"form": same, "key": keys})
-    twins = (
-        forms.drop_nulls("form")
-        .group_by("form", maintain_order=True)
-        .agg(pl.col("key").n_unique().alias("spellings"))
-        .filter(pl.col("spellings") > 1)
-        .select("form")
-        .with_row_index("group")
-    )
-    return forms.join(twins, on="form", how="left", maintain_order="left")["group"].cast(pl.UInt32)
+def numbered(texts: pl.Series) -> tuple[np.ndarray, pl.Series]:
+    """Return a number (i32) for each text, and the distinct texts, in order of first appearance; none may be null."""
+    coded = texts.to_arrow(compat_level=pl.CompatLevel.oldest()).dictionary_encode()
+    return coded.indices.to_numpy(), pl.Series(texts.name, coded.dictionary)
 
 
 def connected(left: np.ndarray, right: np.ndarray, count: int) -> np.ndarray:

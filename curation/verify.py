@@ -42,13 +42,30 @@ def problems(build: Path, only: Iterable[str] = (), progress: Progress = silent)
     names = names_of(build, only)
     entries = store.read_json(build / "build.json")["sources"]
     found = [] if (build / "manifest.yaml").is_file() else [Problem(str(build / "manifest.yaml"), "is missing")]
-    for folder in sorted((build / "across").glob("*/")):
+    for folder in [*sorted((build / "across").glob("*/")), *build.glob("decontaminate")]:
         found += _files(folder)
+    found += _copies(build)
     with progress("verify", len(names), "sources") as advance:
         for name in names:
             found += _source(build, name, entries[name])
             advance(1)
     return found
+
+
+def _copies(build: Path) -> Iterator[Problem]:
+    """Compare what stands at the top of a build with the stages it was gathered from."""
+    path, leaks = build / "leaks.parquet", store.read_json(build / "build.json").get("decontaminate")
+    try:
+        if leaks and not path.exists():
+            yield Problem(str(path), "is missing, and build.json counts leaks")
+        elif leaks:
+            counts = (row for task in leaks["tasks"].values() for source in task.values() for row in source.values())
+            yield from _equal(str(path), "leaks", len(store.read_parquet(path, ["task"])), "build.json's", sum(counts))
+    except UserError as error:
+        yield Problem(error.where, error.what)
+    kept, made = build / "overlaps.parquet", build / "across" / "overlaps" / "overlaps.parquet"
+    if made.exists() and not (kept.exists() and store.file_digest(kept) == store.file_digest(made)):
+        yield Problem(str(kept), "is not the overlaps.parquet of across/overlaps")
 
 
 def _source(build: Path, name: str, entry: Mapping[str, Any]) -> Iterator[Problem]:

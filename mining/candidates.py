@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from curation import store
+from curation import locks, store
 from mining.copies import overlaps
 from mining.lists import Ragged
 from mining.search import Vectors, nearest, scores_of
@@ -108,7 +108,7 @@ def saved(folder: Path, digest: str, work: Callable[[], Searched], wait: bool) -
 
     claim = folder.with_name(f".{folder.name}.claim")
     if claim.exists() or not store.stands(folder, digest):
-        with store.claimed(claim, wait) as ours:
+        with locks.claimed(claim, wait) as ours:
             if ours:
                 store.run_stage(folder, digest, write)
 

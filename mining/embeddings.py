@@ -21,7 +21,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from curation import store
+from curation import locks, store
 from curation.errors import BuildError
 from curation.progress import Advance
 from curation.schema import key_of
@@ -147,7 +147,7 @@ class Embeddings:
         items = list(missing.items())
         now, later = dict(items[:rows]), dict(items[rows:])
         number = next(n for n in itertools.count() if n not in self.shards and n not in busy)
-        with store.claimed(self._path(number).with_suffix(".claim")) as ours:
+        with locks.claimed(self._path(number).with_suffix(".claim")) as ours:
             if not ours:
                 busy.append(number)
                 theirs.update(now)
@@ -209,7 +209,7 @@ class Embeddings:
 
     def _free(self, number: int) -> bool:
         """Tell whether no process is at work on a shard."""
-        with store.claimed(self._path(number).with_suffix(".claim")) as ours:
+        with locks.claimed(self._path(number).with_suffix(".claim")) as ours:
             return ours
 
     def _map(self, number: int, rows: int, keys: np.ndarray) -> None:

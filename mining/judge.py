@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from curation import store
+from curation import locks
 from curation.errors import BuildError
 from curation.manifest_models import Mine
 from curation.progress import Progress, silent
@@ -68,7 +68,7 @@ def _searched(
 ) -> Iterator[tuple[str, Search, Mine]]:
     settings = settings_of(build)
     models = Models(build, settings, device, load)
-    with store.locked(build, "mine negatives"):
+    with locks.locked(build, "mine negatives"):
         some = [job for job in jobs(build, only, models) if job.way in ("search", "hard")]
         if not some:
             raise BuildError(build, "has no source whose negatives are searched for", "the others keep or draw theirs")

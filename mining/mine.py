@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from curation import store
+from curation import locks, store
 from curation.errors import BuildError
 from curation.manifest_models import Mine
 from curation.progress import Progress, silent
@@ -100,12 +100,12 @@ def mine_build(
     described(build)  # complain before anything is written
     models = Models(build, settings_of(build), device, load)
     receipts = dict[str, dict[str, Any]]()
-    with store.locked(build, "mine negatives" + ("" if rank is None else f" rank {rank}")):
+    with locks.locked(build, "mine negatives" + ("" if rank is None else f" rank {rank}")):
         todo = list(jobs(build, only, models))
         for job in todo if rank is not None else ():
             _together(job, models, progress)
         for job in todo:
-            with nullcontext() if rank is None else store.claimed(build / "mined" / f".{job.name}.claim", wait=True):
+            with nullcontext() if rank is None else locks.claimed(build / "mined" / f".{job.name}.claim", wait=True):
                 receipt, ran = store.run_stage(job.mined, job.digest, partial(_mine, job, models, progress))
             receipts[job.name] = {**receipt, "ran": ran}
     return receipts

@@ -4,7 +4,7 @@
         server.put("datasets", "org/name", {"train.csv": "a,b\\n1,2\\n"}, tag="v1")
         subprocess.run([...], env=os.environ | server.environment())
 
-`hf_owner` may write below `owner` and `org`; `hf_reader` belongs to the same user and may only read; `hf_other` is another user's.
+`hf_owner` may write below `owner`, `org` and `my-org`; `hf_reader` belongs to the same user and may only read; `hf_other` is another user's.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from tests import hub_routes, hub_writes
 from tests.hub_storage import Refused, Storage
 
 USERS = {
-    "hf_owner": {"name": "owner", "orgs": ["org"], "role": "write"},
-    "hf_reader": {"name": "owner", "orgs": ["org"], "role": "read"},
+    "hf_owner": {"name": "owner", "orgs": ["org", "my-org"], "role": "write"},
+    "hf_reader": {"name": "owner", "orgs": ["org", "my-org"], "role": "read"},
     "hf_other": {"name": "other", "orgs": [], "role": "write"},
 }
 ROUTES = [(method, re.compile(pattern), answer) for method, pattern, answer in hub_routes.ROUTES + hub_writes.ROUTES]

@@ -135,8 +135,8 @@ class Storage:
             repo["refs"][ref] = oid
             self.save(kind, id_, repo)
 
-    def commit(self, kind, id_, ref, added, deleted, title, parent=None):
-        """Add a commit to a branch; `deleted` are paths, and folders that end with /.
+    def commit(self, kind, id_, ref, added, deleted, title, parent=None, oid=None):
+        """Add a commit to a branch, under a given name with `oid`; `deleted` are paths, and folders that end with /.
 
         Refuses one whose `parent`, if named, is not where the branch stands.
         """
@@ -150,7 +150,7 @@ class Storage:
             number = before["number"] + 1
             date = (BEGAN + timedelta(minutes=number)).strftime("%Y-%m-%dT%H:%M:%S.000Z")
             commit = {"parent": head, "number": number, "title": title, "date": date, "tree": dict(sorted(tree.items()))}
-            oid = hashlib.sha1(json.dumps([id_, commit], sort_keys=True).encode()).hexdigest()
+            oid = oid or hashlib.sha1(json.dumps([id_, commit], sort_keys=True).encode()).hexdigest()
             (self.folder / "commits" / f"{oid}.json").write_text(json.dumps({"oid": oid, **commit}))
             repo["refs"][ref] = oid
             self.save(kind, id_, repo)
@@ -158,10 +158,10 @@ class Storage:
 
     # -- for tests
 
-    def put_repo(self, kind, id_, files, *, rev="main", private=False, gated=False, tag=None):
+    def put_repo(self, kind, id_, files, *, rev="main", private=False, gated=False, tag=None, oid=None):
         """Set a repository's files, made if it is not there; `files` is {path: bytes or str} or a folder. Returns the commit.
 
-        `rev` is a branch; with slashes it is a whole ref, such as refs/convert/parquet.
+        `rev` is a branch; with slashes it is a whole ref, such as refs/convert/parquet. `oid` names the commit.
         """
         if isinstance(files, Path):
             files = {str(path.relative_to(files)): path.read_bytes() for path in sorted(files.rglob("*")) if path.is_file()}
@@ -169,7 +169,7 @@ class Storage:
             self.create(kind, id_)
         content = {path: text.encode() if isinstance(text, str) else text for path, text in files.items()}
         ref = rev if rev.startswith("refs/") else f"refs/heads/{rev}"
-        oid = self.commit(kind, id_, ref, {path: self.add(path, data) for path, data in content.items()}, [], "put")
+        oid = self.commit(kind, id_, ref, {path: self.add(path, data) for path, data in content.items()}, [], "put", oid=oid)
         self.save(kind, id_, self.repo(kind, id_) | {"private": private, "gated": gated})
         if tag:
             self.point(kind, id_, f"refs/tags/{tag}", oid)

@@ -21,6 +21,7 @@ FLOOR = {
         "complaints",
         "yaml_lines",
         "store",
+        "locks",
         "text",
         "progress",
         "command",
@@ -29,9 +30,9 @@ FLOOR = {
     )
 }
 HOMES = {
-    "pyarrow": {"curation/store.py"},
-    "datasets": {"curation/sources.py", "curation/hub.py"},
-    "mteb": {"curation/mteb_tasks.py"},
+    "pyarrow": {"curation/store.py", "curation/json_blocks.py"},
+    "datasets": {"curation/sources.py", "curation/hub.py", "training/mteb_tasks.py"},
+    "mteb": {"curation/mteb_tasks.py", "training/mteb_tasks.py"},
     "faiss": {"mining/search.py"},
     "bm25s": {"mining/lexical.py"},
     "deepspeed": {"training/backend.py"},

@@ -93,7 +93,7 @@ def test_what_comes_before_is_asked_for(tmp_path):
 def test_two_builds_of_one_folder_do_not_meet(tmp_path):
     here = start(tmp_path / "a")
     (here / "builds" / "small").mkdir(parents=True)
-    from curation.store import locked
+    from curation.locks import locked
 
     with locked(here / "builds" / "small", "curate build"):
         said = run(here, *STEPS["build"], code=1).stderr

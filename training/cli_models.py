@@ -18,8 +18,10 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as
 
 
 @click.command()
-@click.argument("model")
-@click.option("--data", type=FOLDER, required=True, help="Folder in BEIR layout, such as BUILD/heldout/SOURCE.")
+@click.argument("models", metavar="MODEL", nargs=-1, required=True)
+@click.option("--data", type=FOLDER, help="Folder in BEIR layout, such as BUILD/heldout/SOURCE.")
+@click.option("--mteb", multiple=True, metavar="NAME", help="Task or benchmark of mteb, or a BEIR folder; may be repeated.")
+@click.option("-o", "--out", type=FOLDER, default=Path("mteb"), help="Folder for mteb's own files; default mteb.")
 @click.option("--split", default="test", metavar="NAME", help="Judgements in qrels/NAME.tsv; default test.")
 @click.option("--instruction", default="", metavar="TEXT", help="What the model is told before each query.")
 @click.option("--prompt", type=click.Choice(["auto", "instruct", "none"]), default="auto", help="As in a manifest; default auto.")
@@ -29,8 +31,10 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as
 @JSON
 @QUIET
 def evaluate(
-    model: str,
-    data: Path,
+    models: tuple[str, ...],
+    data: Path | None,
+    mteb: tuple[str, ...],
+    out: Path,
     split: str,
     instruction: str,
     prompt: str,
@@ -42,13 +46,45 @@ def evaluate(
 ) -> None:
     """Measure how well MODEL retrieves: nDCG@10, recall@10, MRR@10.
 
-    MODEL is a folder, a Hub id, or package:NAME.
+    MODEL is a folder, a Hub id, or package:NAME. With --mteb it is mteb's
+    main score of each task and the mean of each kind, for several models side
+    by side; a task's instruction is F2LLM's where it has one, else mteb's.
     """
+    if (data is None) == (not mteb) or (data and len(models) > 1):
+        raise click.UsageError("Give one model with '--data', or any with '--mteb'.")
+    settings: dict[str, Any] = {"device": device, "dtype": dtype, "max_tokens": max_tokens, "prompt": prompt}
+    if mteb:
+        return _with_mteb(models, mteb, out, instruction, settings, as_json)
     from training.encode import load_encoder
     from training.evaluate import evaluate as measure
 
-    encoder = load_encoder(model, device=device, dtype=dtype, max_tokens=max_tokens, prompt=prompt)
+    assert data
+    encoder = load_encoder(models[0], **settings)
     show(measure(encoder, data, instruction, for_terminal(quiet), split), as_json)
+
+
+def _with_mteb(
+    models: tuple[str, ...], names: tuple[str, ...], out: Path, instruction: str, settings: dict[str, Any], as_json: bool
+) -> None:
+    from training import mteb_tasks
+    from training.encode import load_encoder
+
+    tasks = mteb_tasks.tasks_of(names)
+    found = {}
+    for model in models:
+        called = model if model.count("/") == 1 and not Path(model).exists() else f"local/{Path(model).resolve().as_posix()}"
+        called = "/".join([called.split("/")[0], "-".join(called.split("/")[1:]).strip("-")])
+        found[model] = mteb_tasks.evaluate(called, load_encoder(model, **settings), tasks, out, instruction)
+    if as_json:
+        return show(found, True)
+    rows = {task.metadata.name: [one["tasks"][task.metadata.name] for one in found.values()] for task in tasks}
+    for kind in next(iter(found.values()))["means"]:
+        rows[f"mean of {kind}"] = [one["means"][kind] for one in found.values()]
+    rows["mean"] = [one["mean"] for one in found.values()]
+    width = max(map(len, rows))
+    output(" " * width + "".join(f"  {model}" for model in found))
+    for name, scores in rows.items():
+        output(f"{name:<{width}}" + "".join(f"  {score:>{len(model)}.4f}" for model, score in zip(found, scores, strict=True)))
 
 
 @click.command()

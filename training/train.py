@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from curation import store
+from curation import locks, store
 from curation.errors import BuildError, ModelError, listed
 from curation.manifest_models import Train
 from curation.progress import Progress, silent
@@ -74,7 +74,7 @@ def train(
     with ExitStack() as stack:
         stack.enter_context(ranks.joined(place, recipe.deepspeed is not None))
         if ranks.first():
-            stack.enter_context(store.locked(out, "train"))
+            stack.enter_context(locks.locked(out, "train"))
             if restart:
                 forget(out)
         else:

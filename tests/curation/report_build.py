@@ -52,7 +52,8 @@ def write_shared_tables(build: Path) -> Path:
         "source": "faq", "id": "faq/3", "field": "query", "task": "Sci<b>Fact", "eval_id": "e1", "eval_field": "query", "rule": "whole",
         "score": 1.0, "evidence": HOSTILE, "action": "reported",
     }  # fmt: skip
-    write_parquet(build / "leaks.parquet", pl.DataFrame([leak]))
+    passage = leak | {"id": None, "field": "corpus", "evidence": "a passage without a tuple"}
+    write_parquet(build / "leaks.parquet", pl.DataFrame([leak, passage]))
     summary = read_json(build / "build.json")
     tasks = {"Sci<b>Fact": {"faq": {"query": 1, "positive": 0, "negative": 0, "corpus": 2}}}
     write_json(build / "build.json", {**summary, "decontaminate": {"mode": "report", "tasks": tasks}})

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation import leak_index, leaks
+from curation import folding, leak_index, leaks, verify
 from curation.build import build
 from curation.cli import curate
 from curation.decontaminate import LEAKS, take_out
@@ -19,6 +20,7 @@ from curation.errors import ManifestError, SourceError
 from curation.evaluations import CORPUS, DOCUMENT, EVALUATION, QUERY
 from curation.manifest_decontaminate import Decontaminate
 from curation.schema import key_of
+from curation.shingles import buffers_of
 from curation.store import read_parquet, read_table
 from curation.text import normalised
 from tests.curation.test_build import check_counts, contents, write_lines
@@ -153,13 +155,55 @@ def test_modes(indexed):
     assert made.dropped.select("id", "reason").rows() == [("s/0", "leaked_query"), ("s/1", "shared_corpus")]
 
 
-def test_texts_of_low_information_and_allowed_ones_are_no_leak(tmp_path):
-    few = index_of(tmp_path / "a", ("t", "1", QUERY, "Yes, it is!"), ("t", "2", QUERY, QUESTION), allow=["which river flows through the old town of ljubljana"])  # fmt: skip
-    assert len(taken(few, ("yes it is", ["b"], []), (EDITED, ["b"], []))[1]) == 0
+def test_trivial_and_allowed_texts_are_no_leak(tmp_path):
+    few = index_of(
+        tmp_path,
+        ("t", "1", QUERY, "Yes."), ("t", "2", QUERY, QUESTION), ("t", "3", DOCUMENT, "Yes, it is!"), ("t", "4", QUERY, "Who is it?"),
+        allow=["which river flows through the old town of ljubljana"],
+    )  # fmt: skip
+    asked = ("yes", ["b"], []), (EDITED, ["b"], []), (QUESTION, ["b"], []), ("yes it is", ["b"], [])
+    assert len(taken(few, *asked)[1]) == 0
+    assert taken(few, ("who is it", ["b"], []), ("who is it now", ["b"], []))[1].select("id", "eval_id", "rule").rows() == [
+        ("s/0", "4", "equal")
+    ]
+
+
+def test_of_a_text_of_common_words_only_an_exact_copy_is_a_leak(tmp_path):
     asked = [("t", str(at), QUERY, f"what is the name of number {at} in it") for at in range(1000)]
-    many = index_of(tmp_path / "b", *asked, ("t", "x", QUERY, "what is the name of it in number"))
-    found = taken(many, ("What is the name of it in number?", ["b"], []), ("What is the name of number 7 in it?", ["b"], []))[1]
-    assert found["id"].unique().to_list() == ["s/1"]
+    many = index_of(tmp_path, *asked, ("t", "x", QUERY, "what is the name of it in number"))
+    texts = (
+        "What is the name of it in number?", "Tell me: what is the name of it in number", "What is the name of number 7 in it?",
+    )  # fmt: skip
+    found = taken(many, *((text, ["b"], []) for text in texts))[1]
+    assert found.filter(pl.col("rule") == "equal").select("id", "eval_id").rows() == [("s/0", "x"), ("s/2", "7")]
+    assert not found.filter((pl.col("id") != "s/0") & (pl.col("eval_id") == "x")).height
+
+
+def test_the_compiled_loop_normalises_every_character(tmp_path):
+    """Each character of two planes between letters, where the table tells its form; the others go the long way."""
+    if not leaks.leak_kernels:
+        pytest.skip("numba is not installed")
+    texts = pl.Series([f"Aé{chr(at)}bc" for at in range(1, folding.POINTS) if not 0xD800 <= at < 0xE000])
+    data, form = buffers_of(texts), np.zeros(64, np.uint8)
+    expected = normalised(texts).to_list()
+    told = 0
+    for at in range(len(texts)):
+        size, _ = leaks.leak_kernels.fold(*(data.data, data.starts[at], data.starts[at + 1]), folding.table(), form)
+        if size >= 0:
+            told += 1
+            assert form[:size].tobytes().decode() == f" {expected[at]} ", hex(ord(texts[at][2]))
+    assert told > 60_000
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text(max_size=12), min_size=1, max_size=20))
+def test_texts_of_any_characters_are_normalised_alike(texts):
+    series = pl.Series(texts)
+    data, form = buffers_of(series), np.zeros(200, np.uint8)
+    for at, expected in enumerate(normalised(series)):
+        if leaks.leak_kernels:
+            size, _ = leaks.leak_kernels.fold(data.data, data.starts[at], data.starts[at + 1], folding.table(), form)
+            assert size < 0 or form[:size].tobytes().decode() == (f" {expected} " if expected else "")
 
 
 def test_boilerplate_is_no_leak(tmp_path):
@@ -272,6 +316,30 @@ def test_a_build_is_clean_and_says_so(recipe, tmp_path):
     many = build(recipe, tmp_path / "c", workers=2)
     assert not many.failed
     assert contents(tmp_path / "c") == contents(tmp_path / "b")
+
+
+def test_verify_looks_at_the_stages_of_leaks_and_overlaps(recipe, tmp_path):
+    made = tmp_path / "b"
+    build(recipe, made)
+    assert verify.problems(made) == []
+    for where in (
+        "decontaminate/keys.npy",
+        "cleaned/faq/leaks.parquet",
+        "across/overlaps/overlaps.parquet",
+    ):
+        whole = (made / where).read_bytes()
+        (made / where).write_bytes(whole[:-1] + b"x")
+        problems = [one for one in verify.problems(made) if one.where == str(made / where)]
+        assert [one.what for one in problems] == ["has another digest than the receipt says"], where
+        (made / where).write_bytes(whole)
+    read_parquet(made / "leaks.parquet").head(2).write_parquet(made / "leaks.parquet")
+    (made / "overlaps.parquet").unlink()
+    assert [(one.where, one.what) for one in verify.problems(made)] == [
+        (str(made / "leaks.parquet"), "leaks 2 is not build.json's 13"),
+        (str(made / "overlaps.parquet"), "is not the overlaps.parquet of across/overlaps"),
+    ]
+    (made / "leaks.parquet").unlink()
+    assert [one.what for one in verify.problems(made) if "leaks" in one.where] == ["is missing, and build.json counts leaks"]
 
 
 def test_what_runs_again(recipe, tmp_path):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from curation.errors import SourceError
 from curation.functions import functions_of
-from curation.json_records import _at_once
+from curation.json_blocks import plain_objects
 from curation.manifest_source import Table
 from curation.readers import ROW, Lost, Rows
 from curation.sources import read_rows
@@ -222,16 +222,41 @@ def test_json_lines_are_read_back_as_written(tmp_path, written, escaped):
 
 
 pieces = st.sampled_from(
-    ["{}", '{"a": 1}', "[", "]", '"b": {}', "{", "}", ",", "-Infinity", "NaN", '{"a": "-Infinity"}', "1", '"x"', " "]
+    [
+        "{}",
+        '{"a": 1}',
+        '{"a": null, "b": "x"}',
+        '{"a": {}}',
+        '{"a":',
+        "1}",
+        "[",
+        "]",
+        "{",
+        "}",
+        ",",
+        "NaN",
+        '"x"',
+        " ",
+        "\n",
+        "\r\n",
+        "\t",
+    ]
 )
 
 
-@settings(max_examples=400)
-@given(st.lists(st.lists(pieces, min_size=1, max_size=5).map("".join), min_size=1, max_size=6))
-def test_lines_parsed_at_once_are_what_they_are_one_by_one(lines):
-    got = _at_once(lines)
+@settings(max_examples=600)
+@given(st.lists(st.lists(pieces, max_size=5).map("".join), max_size=6).map(lambda some: "\n".join(['{"a": 1, "b": "y"}', *some])))
+def test_lines_parsed_at_once_are_what_they_are_one_by_one(text):
+    lines = io.StringIO(text, newline="\n").readlines()
+    got = plain_objects(lines)
     if got is not None:
-        assert repr(got) == repr([json.loads(line) for line in lines])
+        assert got.to_dicts() == [{"a": None, "b": None} | json.loads(line) for line in lines if not line.isspace()]
+
+
+def test_brackets_without_end_are_refused_and_not_followed():
+    for deep in ("[" * 200_000, '{"a":' * 200_000):
+        assert plain_objects([f'{{"a": 1}}\n{{"a": {deep}}}\n']) is None
+        assert plain_objects([f'{{"a": {deep}}}\n']) is None
 
 
 def test_broken_lines_that_would_fit_together_are_each_lost(tmp_path):

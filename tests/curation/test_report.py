@@ -142,6 +142,7 @@ def test_overlaps_and_leaks_are_listed(whole):
     ]
     assert whole.tables["leaks"][1] == ["Sci<b>Fact", "faq", "1", "0", "0", "2"]
     assert "faq/3 query · Sci<b>Fact e1 query · reported" in whole.text["leaks"]
+    assert "faq corpus · Sci<b>Fact e1 query · reported" in whole.text["leaks"]
 
 
 def test_near_duplicates_are_shown_with_what_differs(whole):

@@ -1,0 +1,204 @@
+"""The 62 sources of F2LLM, their evaluation sets and their models for the Hub of the tests: made-up rows under the real names.
+
+Ids, configs, splits, revisions and file names are those of manifests/f2llm.yaml, columns those of curation/f2llm_golden.json,
+whose rows are repeated with other words at their end.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+from itertools import cycle, islice
+from pathlib import Path
+
+import datasets
+import yaml
+
+from curation.manifest_source import shape_of
+from tests.training.tiny_models import tiny_folder
+
+GOLDEN = json.loads((Path(__file__).parent / "curation" / "f2llm_golden.json").read_text())
+COPIES = {"labelled": 25}  # of each golden row; else 50
+WORDS = [
+    "river", "stone", "apple", "music", "garden", "winter", "engine", "letter", "silver", "market", "doctor", "window",
+    "island", "forest", "bridge", "candle", "planet", "summer", "kitchen", "shadow", "ticket", "pocket", "mirror", "hammer",
+]  # fmt: skip
+CLASSES = {
+    "nyu-mll/glue": ("unacceptable", "acceptable"),
+    **dict.fromkeys(("stanfordnlp/snli", "nyu-mll/multi_nli", "facebook/anli"), ("entailment", "neutral", "contradiction")),
+}
+NAMES = {"sentence-transformers/reddit-title-body": "reddit_title_text_2010.jsonl.gz"}  # one file, and no split in its name
+LEAK = "mteb/banking77"  # whose test split has a text of its train split
+
+
+def varied(value, words: str):
+    """Return a text, or all texts in lists and records, with words at the end."""
+    if isinstance(value, str):
+        return f"{value} {words}"
+    if isinstance(value, list):
+        return [varied(one, words) for one in value]
+    return {key: varied(one, words) for key, one in value.items()} if isinstance(value, dict) else value
+
+
+def words_of(name: str, copy: int) -> str:
+    dice = hashlib.sha256(f"{name}/{copy}".encode()).digest()
+    return " ".join([*(WORDS[number % len(WORDS)] for number in dice[:8]), str(copy)])
+
+
+def more(name: str, rows: list, texts: set[str], copies: int) -> list:
+    """Return the rows over and over, each time with other words in the columns that hold texts."""
+    made = []
+    for copy in range(copies):
+        words = words_of(name, copy)
+        for row in rows:
+            if isinstance(row, dict):
+                row = {key: varied(value, words) if key in texts else value for key, value in row.items()}
+                made.append({key: f"{value}-{copy}" if key.endswith(("_id", "-id")) else value for key, value in row.items()})
+            else:
+                made.append(varied(row, words))
+    return made
+
+
+def text_columns(fields) -> set[str]:
+    said = [getattr(fields, key, None) for key in ("query", "title", "positive", "text")] + getattr(fields, "negatives", [])
+    return {name.partition(".")[0] for name in said if name}
+
+
+def repositories(manifest) -> dict[str, dict]:
+    """Return by id: {"revision", "license", "files": {path: bytes}, "tables": {config: {split: rows}}}."""
+    repos: dict[str, dict] = {}
+    whole = {(source.path, source.config): source for source in sorted(manifest.sources, key=_columns)}
+    for source in manifest.sources:
+        golden, copies = GOLDEN[source.name], COPIES.get(shape_of(source), 50)
+        repo = _repo(repos, source)
+        repo["license"] = source.license
+        for name, rows in golden.get("files", {}).items():
+            made = more(source.path, rows, {*text_columns(source.fields), *source.join}, copies)
+            repo["files"][name] = _packed(made)
+        if "rows" in golden:
+            widest = whole[source.path, source.config]  # of the sources that read the same rows, the one that reads most columns
+            named = GOLDEN[widest.name]["rows"], text_columns(widest.fields), copies
+            rows = more(source.path, *named)
+            if source.skip:  # the rows of another source come first
+                rows = [*islice(cycle(more(f"{source.path}/0", *named)), source.skip), *rows]
+            _add(repo, source, rows)
+        for part in ("corpus", "queries"):
+            if part in golden:
+                _add(repo, getattr(source, part), more(source.path, golden[part], {"text", "title"}, copies))
+    for one in manifest.decontaminate.against:
+        _evaluation(_repo(repos, one), one)
+    return repos
+
+
+def _columns(source) -> int:
+    return len(GOLDEN[source.name].get("rows", [{}])[0])
+
+
+def _repo(repos: dict, table) -> dict:
+    return repos.setdefault(table.path, {"revision": table.revision, "license": None, "files": {}, "tables": {}})
+
+
+def _add(repo: dict, table, rows: list) -> None:
+    """Put rows into a config's split; of two sources that read the same one, the longer stays."""
+    splits = table.split.split("+")
+    for number, split in enumerate(splits):
+        part = rows[number * len(rows) // len(splits) : (number + 1) * len(rows) // len(splits)]
+        known = repo["tables"].setdefault(table.config or "default", {}).setdefault(split, [])
+        if len(part) > len(known):
+            known[:] = part
+
+
+def _evaluation(repo: dict, one) -> None:
+    """Put an evaluation set's rows: texts of its own, of qrels those of the source that has the same corpus."""
+    ids = [f"e{n}" for n in range(8)]
+    told = {name: f"{one.name} asks or tells, in {name}" for name in ("text", "sentence1", "sentence2")}
+    if one.corpus is None:
+        texts = text_columns(one.fields)
+        rows = [{name: varied(told.get(name, [one.name]), words_of(f"{one.path}/test", n)) for name in texts} for n in range(8)]
+        if one.path == LEAK:
+            rows[0] = {"text": repo["tables"]["default"]["train"][0]["text"]}
+        _add(repo, one, rows)
+        return
+    _add(repo, one, [{"query-id": f"q{n}", "corpus-id": n, "score": 1} for n in ids])
+    for part, table in (("corpus", one.corpus), ("queries", one.queries)):
+        rows = [
+            {
+                "_id": n if part == "corpus" else f"q{n}",
+                "title": "",
+                "text": f"{one.name} {part} {words_of(f'{one.path}/test', k)}",
+            }
+            for k, n in enumerate(ids)
+        ]
+        repo["tables"].setdefault(table.config, {}).setdefault(table.split, []).extend(
+            {key: row[key] for key in (["_id", "text"] if part == "queries" else row)} for row in rows
+        )
+
+
+def _packed(rows: list) -> bytes:
+    return gzip.compress(_lines(rows))
+
+
+def _lines(rows: list) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def _parquet(id_: str, rows: list) -> bytes:
+    """Return rows as the Hub's parquet files are: with names for the numbers of a label."""
+    table = datasets.Dataset.from_list(rows)
+    if id_ in CLASSES:
+        names = datasets.ClassLabel(names=list(CLASSES[id_]))
+        rows = [row | {"label": -1 if row["label"] is None else names.str2int(row["label"])} for row in rows]
+        table = datasets.Dataset.from_list(rows, features=datasets.Features({**table.features, "label": names}))
+    file = io.BytesIO()
+    table.to_parquet(file)
+    return file.getvalue()
+
+
+def fill(server, manifest, folder: Path) -> None:
+    """Put all of it into a Hub: MTEB's repositories as JSON Lines, the others as parquet, the models under their names."""
+    datasets.disable_progress_bars()
+    for id_, repo in repositories(manifest).items():
+        files, configs = dict(repo["files"]), []
+        for config, splits in repo["tables"].items():
+            paths = []
+            for split, rows in splits.items():
+                ending = "jsonl" if id_.startswith("mteb/") else "parquet"
+                path = NAMES.get(id_) or f"{config}/{split}/0000.{ending}"
+                files[path] = (
+                    _parquet(id_, rows) if path.endswith("parquet") else _lines(rows) if path.endswith("jsonl") else _packed(rows)
+                )
+                paths.append({"split": split, "path": path})
+            configs.append({"config_name": config, "data_files": paths})
+        revision, named = repo["revision"] or "main", {"license": (repo["license"] or "").split(", ")} if repo["license"] else {}
+        if revision == "refs/convert/parquet":
+            server.put("datasets", id_, {"loader.py": "raise SystemExit('ran')"})
+        elif named or (configs and id_ not in NAMES):
+            head = named | ({"configs": configs} if id_ not in NAMES and configs else {})
+            files["README.md"] = f"---\n{yaml.safe_dump(head)}---\n"
+        server.put("datasets", id_, files, **({"oid": revision} if len(revision) == 40 else {"rev": revision}))
+    for number, id_ in enumerate((manifest.mine.model, manifest.train.model)):
+        model = tiny_folder("qwen3", folder / str(number))
+        said = json.loads((model / "config.json").read_text()) | {"max_position_embeddings": 2048}
+        (model / "config.json").write_text(json.dumps(said))
+        if number == 0:
+            _as_sentence_transformer(model)
+        server.put("models", id_, model)
+
+
+def _as_sentence_transformer(model: Path) -> None:
+    """Put the files beside a model that Qwen3-Embedding has: last token, normalised, a prompt for queries."""
+    kinds = ("Transformer", "Pooling", "Normalize")
+    modules = [
+        {"idx": n, "name": str(n), "path": "" if n == 0 else f"{n}_{kind}", "type": f"sentence_transformers.models.{kind}"}
+        for n, kind in enumerate(kinds)
+    ]
+    (model / "modules.json").write_text(json.dumps(modules))
+    (model / "1_Pooling").mkdir()
+    (model / "1_Pooling/config.json").write_text(json.dumps({"word_embedding_dimension": 32, "pooling_mode_lasttoken": True}))
+    prompts = {
+        "query": "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:",
+        "document": "",
+    }
+    (model / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts}))

@@ -1,0 +1,123 @@
+"""`curate import`: what each format was exported from comes back, by the manifest that it writes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from curation.build import build
+from curation.cli import curate
+from curation.export import export
+from curation.formats import FORMATS
+from curation.importing import write_manifest
+from curation.store import read_json
+from tests import test_exchange
+from tests.hub_server import hub
+from tests.publishing.small_published import start
+from tests.test_exchange import tuples_of
+
+made = test_exchange.made  # the fixture
+TITLES = dict.fromkeys(("pair", "triplet", "n-tuple"), "sentence-transformers")
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if not name.endswith("-list")])
+def test_out_and_in_again(made, tmp_path, name):
+    shape = FORMATS[name]
+    receipt, _ = export(made, tmp_path / "out", name, negatives=3 if shape.fixed else None)
+    sources = [source for source, said in receipt["sources"].items() if said["used"]]
+    assert write_manifest(str(tmp_path / "out"), tmp_path / "m.yaml") == dict.fromkeys(sorted(sources), TITLES.get(name, name))
+    outcome = build(tmp_path / "m.yaml", tmp_path / "b")
+    assert not outcome.failed
+    then, now = (read_json(folder / "build.json")["sources"] for folder in (made, tmp_path / "b"))
+    for source in sources:
+        told = ("task", "instruction", "language", "license")
+        assert [now[source][key] for key in told] == [then[source][key] for key in told]
+        known = tuples_of(made, source, "mined" if shape.mined else "curated")
+        whole = {q: (ps[:1] if shape.first else ps, ns if shape.mined else []) for q, (ps, ns) in known.items()}
+        assert tuples_of(tmp_path / "b", source) == {
+            q: (ps, ns) for q, (ps, ns) in whole.items() if len(ns) == 3 or not shape.fixed
+        }
+
+
+def test_files_of_others(tmp_path):
+    line = {"query": "who?", "pos": ["she"], "neg": ["he"], "prompt": "Name them", "type": "symmetric_clustering"}
+    (tmp_path / "Some Data.jsonl").write_text(json.dumps(line) + "\n")
+    done = CliRunner().invoke(curate, ["import", str(tmp_path / "Some Data.jsonl"), "-o", str(tmp_path / "m.yaml")])
+    assert (done.exit_code, done.stdout) == (0, "some-data: flagembedding\n"), done.output
+    assert yaml.safe_load((tmp_path / "m.yaml").read_text())["sources"] == [
+        {
+            "name": "some-data",
+            "task": "clustering",
+            "instruction": "Name them",
+            "files": "Some Data.jsonl",
+            "reader": "flagembedding",
+            "fields": {"query": "query", "positive": "pos", "negatives": "neg"},
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("x.jsonl", '{"a": 1}\n', "x.jsonl: has columns of no known format: a; write a source 'x' by hand, with `fields:`"),
+        ("x.txt", "a", "in: holds neither parquet, JSON Lines nor a BEIR folder; name a file, such as data/train.parquet"),
+        ("m.yaml", "name: m", "m.yaml: is there already; name another file"),
+    ],
+)
+def test_what_cannot_be_imported(tmp_path, monkeypatch, name, text, said):
+    (tmp_path / "in").mkdir()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ("m.yaml" if name == "m.yaml" else f"in/{name}")).write_text(text)
+    done = CliRunner().invoke(curate, ["import", "in", "-o", "m.yaml"])
+    assert done.exit_code == 1
+    assert str(done.exception).removeprefix("in/") == said
+    assert (tmp_path / "m.yaml").exists() == (name == "m.yaml")
+
+
+CARD = """\
+---
+license: mit
+configs:
+- {config_name: default, data_files: [{split: test, path: qrels/test.jsonl}]}
+- {config_name: corpus, data_files: [{split: corpus, path: corpus.jsonl}]}
+- {config_name: queries, data_files: [{split: queries, path: queries.jsonl}]}
+---
+"""
+
+
+def test_mtebs_and_others_from_the_hub(tmp_path):
+    lines = {
+        "qrels/test.jsonl": [
+            {"query-id": "q1", "corpus-id": "d1", "score": 1},
+            {"query-id": "q1", "corpus-id": "d2", "score": 0},
+        ],
+        "corpus.jsonl": [
+            {"_id": "d1", "title": "Oak", "text": "It bears acorns."},
+            {"_id": "d2", "title": "Ash", "text": "It bears keys."},
+        ],
+        "queries.jsonl": [{"_id": "q1", "text": "acorn tree"}],
+    }
+    files = {name: "".join(json.dumps(row) + "\n" for row in rows) for name, rows in lines.items()}
+    with hub(tmp_path / "hub") as server:
+        commit = server.put("datasets", "mteb/trees", {"README.md": CARD, **files})
+        rendered = json.dumps({"query": "Instruct: Find trees\nQuery: acorn tree", "passage": "An oak.", "negative_1": "A fern."})
+        server.put("datasets", "org/flat", {"trees/train.jsonl": rendered + "\n"})
+        for name, form in (("trees", "beir"), ("flat", "f2llm")):
+            path = tmp_path / f"{name}.yaml"
+            for words in (
+                ("import", f"{'mteb' if name == 'trees' else 'org'}/{name}", "-o", path),
+                ("build", path, "-o", tmp_path / name, "-q"),
+            ):
+                process = start(server, *words)
+                out, errors = process.communicate(timeout=120)
+                assert process.returncode == 0, errors
+                assert words[0] == "build" or out == f"{name}: {form}\n"
+    entry = yaml.safe_load((tmp_path / "trees.yaml").read_text())["sources"][0]
+    wanted = {"path": "mteb/trees", "split": "test", "revision": commit, "reader": "beir", "license": "mit", "task": "retrieval"}
+    assert entry == {"name": "trees", **wanted}
+    assert tuples_of(tmp_path / "trees", "trees") == {"acorn tree": (["Oak\nIt bears acorns."], [])}
+    assert tuples_of(tmp_path / "flat", "flat") == {"acorn tree": (["An oak."], ["A fern."])}
+    assert read_json(tmp_path / "flat" / "build.json")["sources"]["flat"]["instruction"] == "Find trees"

@@ -1,0 +1,71 @@
+"""Every code block of the README runs, in its order and in one folder, or says above it why not."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from itertools import product
+
+import pytest
+
+from tests import documents
+from tests.hub_server import hub
+from tests.test_end_to_end import MODULES
+from tests.training.tiny_models import MINILM
+from training.model_files import find_model
+
+THINGS = ["router", "printer", "kettle", "phone", "lamp", "scanner", "clock", "radio"]
+FAILS = ["hums", "leaks", "blinks red", "forgets its password", "is late", "smells"]
+PLACES = ["office", "station", "warehouse", "hotel", "school", "farm"]
+BLOCK = re.compile(r"(?P<mark><!-- not run: [^\n]+ -->\n)?```(?P<language>sh|yaml|python)\n(?P<code>.*?)```\n", re.DOTALL)
+BLOCKS = [match.groupdict() for match in BLOCK.finditer(documents.README.read_text())]
+
+
+def test_no_block_is_overlooked():
+    fences = re.findall(r"^```(\w*)\n", documents.README.read_text(), re.MULTILINE)
+    assert set(fences) == {"", "text", "sh", "yaml", "python"}
+    assert len(BLOCKS) == sum(fence in ("sh", "yaml", "python") for fence in fences)
+    assert [block["code"].split()[0] for block in BLOCKS if block["mark"]] == ["make", "pip", "torchrun"]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_every_block_runs(tmp_path):
+    here, tools = tmp_path / "here", tmp_path / "bin"
+    (here / "tickets").mkdir(parents=True)
+    with (here / "tickets" / "2026.csv").open("w", newline="") as file:
+        told = [
+            (f"My {what} {fails} at the {where}", f"At the {where}, unplug the {what} and wait: one that {fails} needs a rest.")
+            for what, fails, where in product(THINGS, FAILS, PLACES)
+        ]
+        csv.writer(file).writerows([("question", "answer"), *told])
+    tools.mkdir()
+    for name, module in MODULES.items():
+        (tools / name).write_text(f'#!/bin/sh\nexec {sys.executable} -c "from {module} import main; main()" "$@"\n')
+        (tools / name).chmod(0o755)
+    with hub(tmp_path / "hub") as server:
+        server.put("models", "sentence-transformers/all-MiniLM-L6-v2", find_model(MINILM).transformer)
+        env = os.environ | server.environment() | {"PYTHONPATH": os.pathsep.join([str(documents.ROOT), *filter(None, sys.path)])}
+        env["PATH"] = f"{tools}{os.pathsep}{env['PATH']}"
+        for block in BLOCKS:
+            if not block["mark"]:
+                _run(block, here, env)
+        assert "helpdesk" in server.storage.files("my-org/helpdesk", "v1.0")["README.md"].decode()
+
+
+def _run(block, here, env):
+    if block["language"] == "yaml":
+        (here / f"{re.match('name: (.+)', block['code'])[1]}.yaml").write_text(block["code"])
+        return
+    if block["language"] == "python":  # it reads what the sentence above it writes
+        _done(["bash", "-c", "curate signatures -o signatures.parquet"], here, env)
+        return _done([sys.executable, "-c", block["code"]], here, env)
+    _done(["bash", "-euxc", block["code"]], here, env)
+
+
+def _done(command, here, env):
+    done = subprocess.run(command, cwd=here, env=env, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, f"{command[-1]}\n{done.stderr}"

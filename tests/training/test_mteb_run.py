@@ -1,0 +1,126 @@
+"""MTEB through mteb: a local folder scores as `train evaluate` scores it, and what goes wrong is told in one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+from test_evaluate import write_folder
+from test_train_cli import ENVIRONMENT
+from tiny_models import MINILM
+
+from curation.errors import SourceError
+from training.cli import train
+from training.encode import load_encoder
+
+pytest.importorskip("mteb")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # what mteb and what it loads do is theirs
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+
+def call(*args):
+    return CliRunner().invoke(train, [str(arg) for arg in args], prog_name="train", catch_exceptions=True)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    (tmp_path / "held").mkdir()
+    write_folder(tmp_path / "held")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_folder_scores_as_evaluate_scores_it_and_models_stand_side_by_side(place):
+    plain = json.loads(call("evaluate", MINILM, "--data", "held", "--json", "-q").stdout)
+    result = call("evaluate", MINILM, "--mteb", "held", "-o", "results", "--json")
+    assert result.exit_code == 0, result.exception
+    (found,) = json.loads(result.stdout).values()
+    ((name, score),) = found["tasks"].items()
+    assert name.startswith("held-")
+    assert score == round(plain["ndcg@10"], 5)  # as mteb rounds it
+    assert 0 < score < 1
+    assert found["means"] == {"Retrieval": score}
+    assert found["mean"] == score
+    (written,) = (place / "results").rglob(f"{name}.json")
+    kept = json.loads(written.read_text())
+    assert kept["scores"]["test"][0]["ndcg_at_10"] == score
+    before = written.stat().st_mtime_ns
+    again = call("evaluate", MINILM, "--mteb", "held", "-o", "results")
+    assert written.stat().st_mtime_ns == before  # what is there is not computed again
+    assert [line.split() for line in again.stdout.splitlines()] == [
+        [MINILM], [name, f"{score:.4f}"], ["mean", "of", "Retrieval", f"{score:.4f}"], ["mean", f"{score:.4f}"]
+    ]  # fmt: skip
+
+
+def test_a_query_is_told_its_task_and_a_document_nothing():
+    import mteb
+    from mteb.types import PromptType
+
+    from training.mteb_tasks import Wrapped
+
+    encoder, read = load_encoder(MINILM, prompt="instruct"), []
+    encoder.encode = lambda texts: read.extend(texts)
+    batches = [{"text": ["a"]}, {"text": ["b"]}]
+    for task, kind in (
+        ("SciFact", PromptType.query),
+        ("SciFact", PromptType.document),
+        ("STS12", None),
+        ("ArguAna", PromptType.query),
+    ):
+        Wrapped("x/y", encoder, "").encode(batches, task_metadata=mteb.get_task(task).metadata, prompt_type=kind)
+    Wrapped("x/y", encoder, "Mine").encode(batches[:1], task_metadata=mteb.get_task("STS12").metadata)
+    assert read == [
+        "Instruct: Given a scientific claim, retrieve documents that support or refute the claim\nQuery: a",  # the task's
+        "Instruct: Given a scientific claim, retrieve documents that support or refute the claim\nQuery: b",
+        "a",
+        "b",
+        "Instruct: Retrieve semantically similar text.\nQuery: a",  # F2LLM's
+        "Instruct: Retrieve semantically similar text.\nQuery: b",
+        "Instruct: Given a claim, find documents that refute the claim.\nQuery: a",
+        "Instruct: Given a claim, find documents that refute the claim.\nQuery: b",
+        "Instruct: Mine\nQuery: a",
+    ]
+
+
+def test_a_benchmark_is_its_tasks_and_an_unknown_name_is_told():
+    from training.mteb_tasks import tasks_of
+
+    tasks = tasks_of(["MTEB(eng, v2)", "STS12"])
+    assert len(tasks) == 41
+    for name, near in (("SciFactt", "SciFact"), ("MTEB(eng,v2)", "MTEB(eng, v2)")):
+        with pytest.raises(SourceError) as error:
+            tasks_of([name])
+        assert str(error.value) == f"--mteb: '{name}' is no task, no benchmark and no folder (did you mean '{near}'?)"
+
+
+def test_data_that_cannot_be_had_is_told(place):
+    code = "from training.cli import main; main()"
+    line = [sys.executable, "-c", code, "evaluate", MINILM, "--mteb", "SciFact", "-q"]
+    offline = {**ENVIRONMENT, "HF_HUB_OFFLINE": "1", "HF_HOME": str(place / "hf")}
+    done = subprocess.run(line, env=offline, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("train: mteb task SciFact: its data cannot be had (")
+    assert done.stderr.endswith("); is the network there, and HF_HUB_OFFLINE off?\n")
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_mteb_it_says_what_to_install(place):
+    code = "import sys; sys.modules['mteb'] = None\nfrom training.cli import main; main()"
+    line = [sys.executable, "-c", code, "evaluate", MINILM, "--mteb", "SciFact"]
+    done = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("train: mteb: cannot be used (")
+    assert done.stderr.endswith("); pip install 'tuplesmith[mteb]'\n")
+
+
+def test_one_of_the_two_ways_has_to_be_chosen(place):
+    for args in (["m"], ["m", "--data", "held", "--mteb", "STS12"], ["m", "n", "--data", "held"]):
+        result = call("evaluate", *args)
+        assert result.exit_code == 2
+        assert result.stderr.endswith("Give one model with '--data', or any with '--mteb'.\n")
