@@ -6,8 +6,10 @@
 Texts: those of ../shared/data, every twentieth once more with a word changed. `ours` stores pairs down to 0.7 (26 bands of 5
 rows), `ours-16x6` down to 0.8. datasketch does the same work as the latter: the same normalising (polars), the same
 shingles as Python sets, xxhash's 32 bits, `MinHash.bulk` with affine32, `MinHashLSH` with the same bands, the exact Jaccard of
-every candidate pair. The other peers (`dedup_peers.py`) get normalised texts and take words in threes. Recall and precision
-are over texts that have a near-duplicate, against all pairs with Jaccard >= 0.8, found by a join on each text's rarest shingles.
+every candidate pair. The other peers (`dedup_peers.py`) get normalised texts and take words in threes. Reading the file is in the
+seconds of all, imports and loading of compiled code in none; `cold` is all of the process. `daft-raw` normalises too, Daft's way.
+Recall and precision are over texts that have a near-duplicate, against all pairs with Jaccard >= 0.8, found by a join on each
+text's rarest shingles.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import argparse
 import csv
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -24,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import polars as pl
@@ -178,11 +182,17 @@ def peak_kb() -> int:
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 
 
+def load_compiled() -> None:
+    """Have every compiled loop loaded: texts short and long, ASCII and not, with a pair among them."""
+    words = [f"word{at}" for at in range(40)]
+    ours(pl.Series([" ".join(words), " ".join([*words, "more"]), " ".join(words[:12]), "état"]))
+
+
 def child(name: str, source: Path, out: Path) -> None:
     """Run one of ours or datasketch in this process; print seconds, CPU-seconds and peak memory, and write what was found."""
-    texts = pl.read_parquet(source)["text"]
-    ours(texts.head(100))  # load the compiled loops
+    load_compiled()
     wall, cpu = time.perf_counter(), time.process_time()
+    texts = pl.read_parquet(source, columns=["text"])["text"]
     found = {"ours": ours, "ours-16x6": lambda some: ours(some, THRESHOLD), "datasketch": theirs}[name](texts)
     told = {"seconds": time.perf_counter() - wall, "cpu": time.process_time() - cpu, "flagged": len(found)}
     np.save(out / "found.npy", np.array(sorted(found)))
@@ -209,7 +219,7 @@ def compare(count: int, rounds: int, python: str | None, slow: int) -> None:
     texts = corpus(count)
     print(f"{len(texts):,} texts, {texts.str.len_bytes().sum() / 1e6:.1f} MB")
     taken: dict[str, list[dict[str, float]]] = {}
-    fast = ["ours", "ours-16x6", "datasketch", *(["daft", "gaoya"] if python else [])]
+    fast = ["ours", "ours-16x6", "datasketch", *(["daft", "daft-raw", "gaoya"] if python else [])]
     with tempfile.TemporaryDirectory() as folder:
         whole, part = Path(folder) / "texts.parquet", Path(folder) / "part.parquet"
         frame = pl.DataFrame({"text": texts, "form": normalised(texts).fill_null("")})
@@ -258,11 +268,20 @@ def synthesised(count: int, batch: int = 1 << 16) -> Iterator[pl.Series]:
         yield pl.Series(made)
 
 
+def watch(held: list[int]) -> None:
+    """Append, twenty times a second, how many kB of memory are this process's own, mapped files left out."""
+    while True:
+        held.append(int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]))
+        time.sleep(0.05)
+
+
 def one_size(path: Path) -> None:
     """Print seconds and peak memory of `near` over the texts of a file, reading included."""
     file = pq.ParquetFile(path)
     batches = (pl.Series(batch["text"]) for batch in file.iter_batches(1 << 16))
-    near([pl.Series(["one", "two"])], 0.7, Path(tempfile.mkdtemp()))  # load the compiled loops
+    load_compiled()
+    held = [0]
+    Thread(target=watch, args=(held,), daemon=True).start()
     with tempfile.TemporaryDirectory() as folder:
         wall, cpu = time.perf_counter(), time.process_time()
         found = near(batches, 0.7, Path(folder))
@@ -274,6 +293,7 @@ def one_size(path: Path) -> None:
         "seconds": seconds,
         "cpu": used,
         "peak_gb": peak_kb() / 1e6,
+        "own_gb": max(held) / 1e6,
         "pairs": len(found.score),
     }
     print(json.dumps(told))
@@ -329,7 +349,11 @@ def main() -> None:
     reader = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     reader.add_argument("texts", nargs="?", type=int, default=TEXTS)
     reader.add_argument("rounds", nargs="?", type=int, default=ROUNDS)
-    reader.add_argument("--peers", help="a Python that has daft, gaoya, text-dedup and datatrove")
+    reader.add_argument(
+        "--peers",
+        default=os.environ.get("PEERS_PYTHON"),
+        help="a Python that has daft, gaoya, text-dedup and datatrove; default: PEERS_PYTHON",
+    )
     reader.add_argument("--slow", type=int, default=20_000, help="texts for text-dedup and datatrove")
     reader.add_argument("--curve", help="sizes, such as 10000,100000: only draw the curve")
     wanted = reader.parse_args()

@@ -8,6 +8,7 @@ English tokenizer). None of them verifies exactly; gaoya checks candidates by th
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
@@ -23,16 +24,26 @@ import pyarrow.parquet as pq
 BANDS, ROWS, WORDS = 16, 8, 3
 
 
-def daft(texts: list[str], folder: Path) -> int:
+def daft_raw(table: pa.Table, folder: Path) -> int:
+    """Do as `daft` on texts as they are, normalised by Daft."""
+    import daft as tool
+    from daft.functions import normalize
+
+    raw = tool.col("text")
+    return daft(table, folder, normalize(raw, remove_punct=True, lowercase=True, nfd_unicode=True, white_space=True))
+
+
+def daft(table: pa.Table, folder: Path, form: object = None) -> int:
     """Return how many texts share a band with another one, by Daft's minhash and numpy."""
     import daft
     from daft.functions import minhash
 
-    table = daft.from_arrow(pa.table({"text": texts}))
-    sketch = minhash(daft.col("text"), num_hashes=BANDS * ROWS, ngram_size=WORDS, hash_function="xxhash64")
-    found = table.select(sketch.alias("m")).to_arrow()["m"].combine_chunks()
-    values = np.asarray(found.flatten()).reshape(len(texts), BANDS, ROWS)
-    flagged = np.zeros(len(texts), bool)
+    sketch = minhash(
+        daft.col("form") if form is None else form, num_hashes=BANDS * ROWS, ngram_size=WORDS, hash_function="xxhash64"
+    )
+    found = daft.from_arrow(table).select(sketch.alias("m")).to_arrow()["m"].combine_chunks()
+    values = np.asarray(found.flatten()).reshape(len(table), BANDS, ROWS)
+    flagged = np.zeros(len(table), bool)
     for band in range(BANDS):
         keys = np.ascontiguousarray(values[:, band]).view(f"V{values.itemsize * ROWS}")[:, 0]
         _, of, count = np.unique(keys, return_inverse=True, return_counts=True)
@@ -40,21 +51,22 @@ def daft(texts: list[str], folder: Path) -> int:
     return int(flagged.sum())
 
 
-def gaoya(texts: list[str], folder: Path) -> int:
+def gaoya(table: pa.Table, folder: Path) -> int:
     """Return how many texts gaoya's index finds another one for."""
     from gaoya.minhash import MinHashStringIndex
 
     index = MinHashStringIndex(
         hash_size=32, jaccard_threshold=0.8, num_bands=BANDS, band_size=ROWS, analyzer="word", ngram_range=(WORDS, WORDS)
     )
+    texts = table["form"].to_pylist()
     index.par_bulk_insert_docs(list(range(len(texts))), texts)
     return sum(len(found) > 1 for found in index.par_bulk_query(texts))
 
 
-def text_dedup(texts: list[str], folder: Path) -> int:
+def text_dedup(table: pa.Table, folder: Path) -> int:
     """Return how many texts text-dedup's command drops."""
     source = folder / "in.parquet"
-    pq.write_table(pa.table({"text": texts}), source)
+    pq.write_table(table.rename_columns(["text"]), source)
     wanted = {"path": "parquet", "data_files": source, "split": "train", "column": "text", "output": folder / "out"}
     wanted |= {"threshold": 0.8, "num_perm": BANDS * ROWS, "b": BANDS, "r": ROWS, "ngram": WORDS, "min_length": 1}
     wanted |= {"cache_dir": folder / "cache", "num_proc": os.cpu_count(), "hash_func": "xxh3", "batch_size": 10000}
@@ -62,10 +74,10 @@ def text_dedup(texts: list[str], folder: Path) -> int:
     subprocess.run([sys.executable, "-m", "text_dedup.minhash", *options], check=True, capture_output=True)
     import datasets
 
-    return len(texts) - len(datasets.load_from_disk(str(folder / "out")))
+    return len(table) - len(datasets.load_from_disk(str(folder / "out")))
 
 
-def datatrove(texts: list[str], folder: Path) -> int:
+def datatrove(table: pa.Table, folder: Path) -> int:
     """Return how many texts datatrove's four steps drop."""
     from datatrove.executor import LocalPipelineExecutor
     from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupFilter, MinhashDedupSignature
@@ -75,7 +87,7 @@ def datatrove(texts: list[str], folder: Path) -> int:
 
     config = MinhashConfig()
     (folder / "in").mkdir()
-    lines = [json.dumps({"text": text, "id": str(at)}) for at, text in enumerate(texts)]
+    lines = [json.dumps({"text": text, "id": str(at)}) for at, text in enumerate(table["form"].to_pylist())]
     (folder / "in" / "texts.jsonl").write_text("\n".join(lines))
     at = {name: str(folder / name) for name in ("in", "signatures", "buckets", "removed", "out")}
     buckets = MinhashDedupBuckets(input_folder=at["signatures"], output_folder=at["buckets"], config=config)
@@ -88,16 +100,18 @@ def datatrove(texts: list[str], folder: Path) -> int:
     ]
     for number, (pipeline, tasks) in enumerate(steps):
         LocalPipelineExecutor(pipeline, tasks=tasks, workers=1, logging_dir=str(folder / f"log{number}")).run()
-    return len(texts) - sum(len(path.read_text().splitlines()) for path in (folder / "out").iterdir())
+    return len(table) - sum(len(path.read_text().splitlines()) for path in (folder / "out").iterdir())
 
 
 def main() -> None:
     """Run one peer."""
     name, source, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
-    work = {"daft": daft, "gaoya": gaoya, "text-dedup": text_dedup, "datatrove": datatrove}[name]
+    work = {"daft": daft, "daft-raw": daft_raw, "gaoya": gaoya, "text-dedup": text_dedup, "datatrove": datatrove}[name]
+    for module in {"daft": ["daft.functions"], "daft-raw": ["daft.functions"], "gaoya": ["gaoya.minhash"]}.get(name, []):
+        importlib.import_module(module)
     wall = time.perf_counter()
     cpu = os.times()
-    found = work(pq.read_table(source)["form"].to_pylist(), folder)
+    found = work(pq.read_table(source, columns=["text" if name == "daft-raw" else "form"]), folder)
     used = sum(os.times()[:4]) - sum(cpu[:4])
     own = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
     peak = max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)

@@ -47,7 +47,7 @@ def _lines(summary: dict[str, Any], sources: list[Source]) -> list[str]:
     lines += _list("Cite", [(source.name, source.citation) for source in sources])
     lines += _list("In place of another dataset", [(source.name, source.substitute_for) for source in sources])
     lines += _list("To know", [(source.name, _doubt(source)) for source in sources])
-    return lines + _list("Left out by licence", list(summary["excluded"].items()))
+    return lines + _list("Left out", list(summary["excluded"].items()))
 
 
 def _cells(source: Source, entry: dict[str, Any]) -> list[str]:

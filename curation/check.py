@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from curation import hub
-from curation.errors import SourceError, did_you_mean, listed
+from curation.errors import ManifestError, SetupError, SourceError, did_you_mean, listed
 from curation.licenses import CLASSES, allowed, class_of
 from curation.lock import lock_of, pinned, read_lock
 from curation.look import table as drawn
@@ -50,6 +50,7 @@ def check(path: Path, online: bool = False) -> Found:
                 notes += _ask(table, path)
         except SourceError as error:
             problems.append(f"{where}: {error}")
+    told, wrong = _mteb(kept)
     return {
         "manifest": str(path),
         "policy": manifest.licenses,
@@ -60,8 +61,8 @@ def check(path: Path, online: bool = False) -> Found:
         "estimate": _estimate(kept),
         "locked": read_lock(lock_of(path)) is not None,
         "online": online,
-        "notes": list(dict.fromkeys(notes)),
-        "problems": list(dict.fromkeys(problems)),
+        "notes": list(dict.fromkeys(notes + told)),
+        "problems": list(dict.fromkeys(problems + wrong)),
     }
 
 
@@ -74,6 +75,20 @@ def _tables(manifest: Manifest) -> Iterator[tuple[str, Table]]:
         for part, table in (("corpus", one.corpus), ("queries", one.queries)):
             if table:
                 yield f"{where} ({part})", table
+
+
+def _mteb(manifest: Manifest) -> tuple[list[str], list[str]]:
+    """Return (what to know, problems) of the mteb tasks that a manifest names; their datasets are not asked for."""
+    if not manifest.decontaminate or not manifest.decontaminate.mteb:
+        return [], []
+    from curation.mteb_tasks import PLACE, tasks_of  # loads mteb
+
+    try:
+        return [f"{PLACE}: {len(tasks_of(manifest.decontaminate.mteb))} tasks of the installed mteb"], []
+    except SetupError as error:
+        return [f"{error}; its tasks were not looked at, and a build needs them"], []
+    except ManifestError as error:
+        return [], [str(error)]
 
 
 def _ask(table: Table, path: Path) -> list[str]:
@@ -188,7 +203,7 @@ def as_text(found: Found) -> str:
     parts += _section(f"{len(doubtful)} sources are not verified; publishing refuses them", doubtful)
     stand_ins = {name: one["substitute_for"] for name, one in found["sources"].items() if one["substitute_for"]}
     parts += _section("In place of another dataset", stand_ins)
-    parts += _section(f"Left out by `licenses: {found['policy']}`", found["excluded"])
+    parts += _section(f"Left out (`licenses: {found['policy']}`)", found["excluded"])
     if found["notes"]:
         parts.append("\n".join(["To know:", *(_wrapped(f"- {note}", "  ") for note in found["notes"])]))
     if found["problems"]:

@@ -10,12 +10,13 @@ import numpy as np
 from numba import njit
 
 from curation.shingles import BASE, CHARS, EXACT, INVERSE, LONG, LONGER, SHORT, SPACELESS, SPACELESS_LEAST, WIDTH, WORDS
+from curation.table_kernels import cleared, insert
 
 _LOWER = np.array([at if at >= 128 or chr(at).isalnum() or at == 95 else 0 for at in range(256)], dtype=np.uint8)
 _LOWER[65:91] += 32
 _BASE, _INVERSE = np.uint64(BASE), np.uint64(INVERSE)
 _WIDTH = np.array(WIDTH, dtype=np.int64)
-_ONE, _HALF = np.uint64(1), np.uint64(32)
+_NONE, _ONE, _FIVE, _HALF = np.uint64(0), np.uint64(1), np.uint64(5), np.uint64(32)
 _MIX1, _MIX2 = np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35)  # MurmurHash3's finalizer, as in datasketch
 _BAND = np.uint64(0xFF51AFD7ED558CCD)
 _MOST = np.uint32(0xFFFFFFFF)
@@ -61,11 +62,65 @@ def _normalise(data, first, end, out):
 
 
 @njit(nogil=True, cache=True)
+def _plain(data, first, end, scratch):
+    """Normalise a text if it is ASCII alone; return (bytes, words, hash of the form), or bytes of -1 if it is not.
+
+    scratch[1] gets the running hash at the end of each word, scratch[2] where it ends. No branch depends on the text.
+    """
+    form, sums, stops, _, _, place, _ = scratch
+    size, words, gap, beyond = _NONE, _NONE, _ONE, np.uint8(0)  # unsigned throughout: no check for negative places
+    total = np.uint64(0)
+    for at in range(np.uint64(first), np.uint64(end)):
+        byte = data[at]
+        beyond |= byte
+        letter = np.uint64(_LOWER[byte])
+        space = np.uint64(letter == _NONE)
+        char = letter + (space << _FIVE)
+        form[size] = np.uint8(char)
+        sums[words], stops[words] = total, size
+        kept = _ONE - (space & gap)
+        total += char * place[size] * kept
+        size += kept
+        words += space & kept
+        gap = space
+    if beyond >= 128:
+        return -1, 0, total
+    if gap == _NONE:
+        sums[words], stops[words] = total, size
+        words += _ONE
+    elif size > _NONE:
+        size -= _ONE
+        total -= np.uint64(32) * place[size]
+    return np.int64(size), np.int64(words), total
+
+
+@njit(nogil=True, cache=True)
 def _shingle(data, starts, row, scratch):
     """Put a text's shingle hashes into scratch[4]; return (their number, kind, hash of the whole form). `rows` as below."""
-    form, sums, backs, ends, out = scratch
     text, long = (row, LONG) if row >= 0 else (~row, LONGER)
-    size, words, chars, spaceless = _normalise(data, starts[text], starts[text + 1], form)
+    size, words, total = _plain(data, starts[text], starts[text + 1], scratch)
+    if size < 0:
+        return _shingle_beyond(data, starts[text], starts[text + 1], long, scratch)
+    form, sums, stops, _, out, place, back = scratch
+    if words < SHORT:
+        return 0, EXACT, total
+    if words >= long:
+        out[0] = sums[2]
+        for at in range(1, words - 2):
+            stop = stops[at - 1]
+            out[at] = (sums[at + 2] - sums[at - 1] - np.uint64(32) * place[stop]) * back[stop + _ONE]
+        return words - 2, WORDS, total
+    for at in range(size - 4):
+        one = (np.uint64(form[at + 4]) * _BASE + np.uint64(form[at + 3])) * _BASE + np.uint64(form[at + 2])
+        out[at] = ((one * _BASE + np.uint64(form[at + 1])) * _BASE + np.uint64(form[at])) * _BASE
+    return size - 4, CHARS, total
+
+
+@njit(nogil=True, cache=True)
+def _shingle_beyond(data, first, end, long, scratch):
+    """Do as `_shingle` for a text beyond ASCII."""
+    form, sums, backs, ends, out, _, _ = scratch
+    size, words, chars, spaceless = _normalise(data, first, end, form)
     if 2 * spaceless > chars - words + 1:
         kind = SPACELESS if chars >= SPACELESS_LEAST else EXACT
     else:
@@ -104,13 +159,31 @@ def _shingle(data, starts, row, scratch):
 
 @njit(nogil=True, cache=True)
 def _scratch(starts, rows):
-    """Return room for the longest of the texts: its form, three running values of its units, its shingles."""
+    """Return room for the longest of the texts: form, three values of its units, shingles; powers of BASE and INVERSE."""
     most = 1
     for row in rows:
         text = row if row >= 0 else ~row
         most = max(most, starts[text + 1] - starts[text])
-    room = np.empty((4, most + 1), np.uint64)
-    return np.empty(most + 1, np.uint8), room[0], room[1], room[2], room[3]
+    room = np.empty((6, most + 2), np.uint64)
+    place, back = room[4], room[5]
+    place[0], back[0] = _BASE, _ONE
+    for at in range(most + 1):
+        place[at + 1], back[at + 1] = place[at] * _BASE, back[at] * _INVERSE
+    return np.empty(most + 2, np.uint8), room[0], room[1], room[2], room[3], place, back
+
+
+@njit(nogil=True, cache=True)
+def _fmix(hashes, count, mixed):
+    """Put MurmurHash3's finalizer of the upper halves into `mixed`, and fill up to a multiple of 8 with the last."""
+    for at in range(count):
+        h = np.uint32(hashes[at] >> _HALF)
+        h = np.uint32(h ^ (h >> np.uint32(16)))
+        h = np.uint32(h * _MIX1)
+        h = np.uint32(h ^ (h >> np.uint32(13)))
+        h = np.uint32(h * _MIX2)
+        mixed[at] = np.uint32(h ^ (h >> np.uint32(16)))
+    for at in range(count, count + -count % 8):
+        mixed[at] = mixed[count - 1]
 
 
 @njit(nogil=True, cache=True)
@@ -121,34 +194,36 @@ def sketch(data, starts, rows, a, b, digests, counts, kinds, forms):
     """
     scratch = _scratch(starts, rows)
     hashes = scratch[4]
+    mixed = np.empty(len(hashes) + 8, np.uint32)
     for at in range(len(rows)):
         count, kind, whole = _shingle(data, starts, rows[at], scratch)
         counts[at], kinds[at], forms[at] = count, kind, whole
         digest = digests[at]
         digest[:] = _MOST
-        for shingle in range(count):
-            h = np.uint32(hashes[shingle] >> _HALF)
-            h = np.uint32(h ^ (h >> np.uint32(16)))
-            h = np.uint32(h * _MIX1)
-            h = np.uint32(h ^ (h >> np.uint32(13)))
-            h = np.uint32(h * _MIX2)
-            h = np.uint32(h ^ (h >> np.uint32(16)))
+        _fmix(hashes, count, mixed)
+        for first in range(0, count, 8):  # eight at a time: a permutation is loaded once for all of them
+            s, t, u, v = mixed[first], mixed[first + 1], mixed[first + 2], mixed[first + 3]
+            w, x, y, z = mixed[first + 4], mixed[first + 5], mixed[first + 6], mixed[first + 7]
             for k in range(len(a)):
-                digest[k] = min(digest[k], np.uint32(a[k] * h + b[k]))
+                p, q = a[k], b[k]
+                low = min(min(np.uint32(p * s + q), np.uint32(p * t + q)), min(np.uint32(p * u + q), np.uint32(p * v + q)))
+                top = min(min(np.uint32(p * w + q), np.uint32(p * x + q)), min(np.uint32(p * y + q), np.uint32(p * z + q)))
+                digest[k] = min(digest[k], min(low, top))
 
 
 @njit(nogil=True, cache=True)
 def sets(data, starts, rows, bounds, hashes, sizes):
-    """Fill hashes[bounds[i]:bounds[i] + sizes[i]] with the sorted distinct shingles of text rows[i]; `rows` as in `sketch`."""
+    """Fill hashes[bounds[i]:bounds[i] + sizes[i]] with the distinct shingles of text rows[i]; `rows` as in `sketch`."""
     scratch = _scratch(starts, rows)
+    out = scratch[4]
+    room = np.empty(8 + 4 * len(out), np.uint64)
     for at in range(len(rows)):
         count, _, _ = _shingle(data, starts, rows[at], scratch)
-        ordered = np.sort(scratch[4][:count])
+        table, shift = cleared(room, count)
         size, first = 0, bounds[at]
         for place in range(count):
-            if place == 0 or ordered[place] != ordered[place - 1]:
-                hashes[first + size] = ordered[place]
-                size += 1
+            hashes[first + size] = max(out[place], _ONE)
+            size += insert(table, hashes[first + size], shift)
         sizes[at] = size
 
 
@@ -162,26 +237,3 @@ def band_keys(digests, kinds, rows_a_band, keys):
                 key = (key ^ np.uint64(digests[text, at])) * _BAND
                 key ^= key >> _HALF
             keys[text, band] = np.uint32(key)
-
-
-@njit(nogil=True, cache=True)
-def jaccard(hashes, bounds, sizes, left, right, least, scores):
-    """Fill scores with the Jaccard of the sets left[i] and right[i]; 0 where it is below `least`."""
-    for pair in range(len(left)):
-        i, j = left[pair], right[pair]
-        n, m = sizes[i], sizes[j]
-        scores[pair] = 0.0
-        if min(n, m) < least * max(n, m):
-            continue
-        p, q = bounds[i], bounds[j]
-        end_p, end_q = p + n, q + m
-        both, misses = 0, 0
-        most = (n + m) * (1 - least) / (1 + least) + 0.5  # with more misses the Jaccard is below `least`
-        while p < end_p and q < end_q and misses < most:
-            x, y = hashes[p], hashes[q]
-            both += x == y
-            misses += x != y
-            p += x <= y
-            q += y <= x
-        score = both / max(n + m - both, 1)
-        scores[pair] = score if misses < most and score >= least else 0.0

@@ -63,11 +63,17 @@ def reason_of(source: Source, policy: Policy) -> str | None:
 def allowed(manifest: Manifest, policy: Policy | None = None) -> tuple[Manifest, list[Excluded]]:
     """Return the manifest with the sources that a policy lets in (the manifest's own, where none is given), and the others.
 
+    What the manifest does `without` is among the others too.
+
     Raises:
-        ManifestError: it lets none in.
+        ManifestError: it lets none in, or does without a source that is not there.
     """
     policy = policy or manifest.licenses
-    found = [(source, reason_of(source, policy)) for source in manifest.sources]
+    names = [source.name for source in manifest.sources]
+    for name in manifest.without:
+        if name not in names:
+            raise ManifestError("without", f"no source '{name}'" + did_you_mean(name, names))
+    found = [(source, manifest.without.get(source.name) or reason_of(source, policy)) for source in manifest.sources]
     kept = [source for source, reason in found if reason is None]
     out = [Excluded(source.name, reason) for source, reason in found if reason is not None]
     if not kept:

@@ -67,6 +67,7 @@ class Manifest(Section):
     licenses: Literal["all", "no-nc", "permissive"] = Field(
         "all", description="which sources to take; other than `all`, only those whose licence's class is known"
     )
+    without: dict[str, str] = Field({}, description="sources to leave out, and why; for a manifest that extends another")
     aim: dict[Task, int] = Field(
         default_factory=dict, description="tuples wanted by task; `curate check` prints them beside those to expect"
     )

@@ -15,6 +15,7 @@ from curation.manifest_source import Fields
 from curation.store import write_json
 
 PLACE = "decontaminate: mteb"
+RETRIEVAL = ("Retrieval", "Reranking", "InstructionRetrieval", "InstructionReranking")  # types of tasks with qrels
 
 
 def eval_sets(names: Iterable[str], base: Path) -> list[EvalSet]:
@@ -25,10 +26,12 @@ def eval_sets(names: Iterable[str], base: Path) -> list[EvalSet]:
         ManifestError: no such task or benchmark, or one whose texts we cannot find.
         SourceError: what a task's dataset holds cannot be had.
     """
-    tasks: dict[str, Any] = {}
-    for name in names:
-        tasks |= {task.metadata.name: task for task in _tasks(name)}
-    return [one for task in tasks.values() for one in _of_task(task, base)]
+    return [one for task in tasks_of(names).values() for one in _of_task(task, base)]
+
+
+def tasks_of(names: Iterable[str]) -> dict[str, Any]:
+    """Return tasks, and the tasks of benchmarks, by their names; SetupError and ManifestError as of `eval_sets`."""
+    return {task.metadata.name: task for name in names for task in _tasks(name)}
 
 
 def _tasks(name: str) -> list[Any]:
@@ -52,7 +55,7 @@ def _of_task(task: Any, base: Path) -> list[EvalSet]:
     at = {"path": dataset["path"], "revision": dataset["revision"]}
     made = []
     for subset in task.hf_subsets:
-        if task.metadata.type in ("Retrieval", "Reranking", "InstructionRetrieval", "InstructionReranking"):
+        if task.metadata.type in RETRIEVAL:
             splits = hub.layout(EvalSet(**at, fields=Fields(query="text")), base)
             made += [_retrieval(name, at, subset, split, splits) for split in task.eval_splits]
         else:

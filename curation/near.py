@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from curation.shingles import Buffers
-from curation.signatures import jaccard, read, sketch
+from curation.signatures import jaccard, read, repeated, sketch
 from curation.text import connected
 
 RECALL = 0.99  # share of pairs exactly at the lowest score that become candidates
@@ -191,7 +191,10 @@ def _verified(
 
 def _placed(path: Path, able: np.ndarray) -> np.ndarray:
     """Return key << 32 | entry of the entries whose key another one has too, sorted: equal keys lie side by side."""
-    placed = np.fromfile(path, np.uint32)[able].astype(np.uint64) << HALF
+    keys = np.fromfile(path, np.uint32)
+    able = repeated(keys, able)
+    placed = keys[able].astype(np.uint64) << HALF
+    del keys
     placed |= able.astype(np.uint64)
     placed.sort()
     same = np.zeros(len(placed) + 1, bool)  # whether an entry has the key of the one before

@@ -19,6 +19,7 @@ A shingle's hash is that of its UTF-8 bytes, a polynomial modulo 2^64; MinHash t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -56,11 +57,16 @@ class Shingled(NamedTuple):
     forms: np.ndarray  # (texts,) u64: hash of the whole normalised form; 0 where it is empty
 
 
-def half_normalised(texts: pl.Series) -> Buffers:
+def forms_or_empty(texts: pl.Series) -> pl.Series:
+    """Return the normalised form of each text, "" for one without a word."""
+    return normalised(texts).fill_null("")
+
+
+def half_normalised(texts: pl.Series, forms: Callable[[pl.Series], pl.Series] = forms_or_empty) -> Buffers:
     """Return texts in buffers, those beyond ASCII normalised; what is left to do for the others, a kernel does as it reads."""
     beyond = (texts.str.len_bytes() != texts.str.len_chars()).arg_true()
     if len(beyond):
-        done = normalised(texts.gather(beyond)).fill_null("")
+        done = forms(texts.gather(beyond))
         place = np.arange(len(texts))
         place[beyond.to_numpy()] = len(texts) + np.arange(len(beyond))
         texts = pl.concat([texts, done.alias(texts.name)]).gather(place)

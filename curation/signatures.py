@@ -21,7 +21,7 @@ from curation.shingles import LONGER, WIDTH, WORDS, Buffers, Shingled, forms_of,
 
 kernels: ModuleType | None
 try:
-    from curation import kernels
+    from curation import beyond_ascii, kernels, table_kernels
 except (ImportError, RuntimeError):  # no numba, or no folder in which it could keep what it compiled
     kernels = None
 
@@ -44,7 +44,7 @@ class Sketches(NamedTuple):
 
 def read(texts: pl.Series) -> Buffers:
     """Return texts (no nulls) ready for the other functions."""
-    return half_normalised(texts)
+    return half_normalised(texts, beyond_ascii.forms_beyond) if kernels else half_normalised(texts)
 
 
 def threads() -> int:
@@ -147,6 +147,17 @@ def _band_keys(found: np.ndarray, kinds: np.ndarray, bands: int, rows: int) -> n
     return wide.astype(np.uint32)
 
 
+def repeated(keys: np.ndarray, able: np.ndarray) -> np.ndarray:
+    """Return those of the entries `able` whose key another one of them has too, and some more, in order."""
+    if not kernels:
+        return able
+    log = min(max(len(able).bit_length() + 3, 10), 30)  # 8 to 16 bits a key: few more
+    once, twice = np.zeros((2, 1 << (log - 6)), np.uint64)
+    found = np.empty(len(able), np.int64)
+    count = table_kernels.repeated(keys, able, np.uint32(32 - log), once, twice, found)
+    return found[:count]
+
+
 def jaccard(
     texts: Buffers, entries: np.ndarray, counts: np.ndarray, left: np.ndarray, right: np.ndarray, least: float
 ) -> np.ndarray:
@@ -162,7 +173,7 @@ def jaccard(
         i, j = np.split(at, 2)
         scores = np.empty(len(i))
         if kernels:
-            kernels.jaccard(hashes, bounds, sizes, i, j, least, scores)
+            table_kernels.jaccard(hashes, bounds, sizes, i, j, least, scores)
             return scores
         both = _shared(hashes, bounds, sizes, i, j)
         score = both / np.maximum(sizes[i] + sizes[j] - both, 1)

@@ -19,6 +19,7 @@ from training.loss import IN_BATCH_TASKS
 from training.tokens import Source
 
 SPREADS = 20  # rounds
+ROWS_AT_ONCE = 1 << 18
 TURN = np.uint64(0x5555555555555555)  # makes a second order of the same draws
 NEVER = np.uint64(0xFFFFFFFFFFFFFFFF)  # sorts behind every draw
 
@@ -125,22 +126,33 @@ def spread(order: np.ndarray, identity: np.ndarray, batch: int, seed: int, purpo
     Rows whose identity stands in their batch already change places with as many drawn ones, over and over: a few rows in
     a hundred have to move. What is left after some rounds is for the loss to mask.
     """
-    group, place = np.unique(identity, return_inverse=True)[1], np.arange(len(order))
     best, fewest, before = order, len(order), len(order)
     for turn in range(SPREADS):
-        cell = place // batch * len(order) + group[order]  # (rows,) batch and identity as one number
-        by_cell = np.argsort(cell, kind="stable")
-        again = by_cell[1:][np.diff(cell[by_cell]) == 0]
+        again = repeated(order, identity, batch)
         if len(again) < fewest:
             best, fewest = order, len(again)
         if not len(again) or len(again) > max(0.9 * before, batch):  # done, or too many rows have the same passage
             break
         before = len(again)
-        drawn = draws(seed, f"{purpose}/{turn}", place)
+        drawn = draws(seed, f"{purpose}/{turn}", np.arange(len(order)))
         moved = np.union1d(again, np.argsort(drawn, kind="stable")[: len(again)])
         order = order.copy()
         order[moved] = order[moved[np.argsort(drawn[moved] ^ TURN, kind="stable")]]
     return best
+
+
+def repeated(order: np.ndarray, identity: np.ndarray, batch: int) -> np.ndarray:
+    """Return the places of an order whose identity stands in their batch already, (n,) i64.
+
+    Some batches at a time, so that the memory is not that of sorting all rows.
+    """
+    found, step = [np.zeros(0, np.int64)], batch * -(-ROWS_AT_ONCE // batch)
+    for first in range(0, len(order), step):
+        mine = identity[order[first : first + step]]
+        at = np.arange(len(mine)) // batch
+        by_cell = np.lexsort((mine, at))  # stable: the first of equal ones stays
+        found.append(first + by_cell[1:][(np.diff(mine[by_cell]) == 0) & (np.diff(at[by_cell]) == 0)])
+    return np.concatenate(found)
 
 
 def draw_negatives(source: Source, rows: np.ndarray, seed: int, time: int, k: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fnmatch
 import gzip
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -123,9 +124,40 @@ def test_the_clean_one_takes_known_licences_only():
     clean = load_manifest(MANIFESTS / "f2llm-clean.yaml")
     assert clean.sources == F2LLM.sources
     assert (F2LLM.decontaminate.mode, clean.decontaminate.mode) == ("report", "strict")
-    assert clean.decontaminate.against == F2LLM.decontaminate.against
+    assert clean.decontaminate.mteb == ["MTEB(eng, v1)", "MTEB(eng, v2)"]
     found = check(MANIFESTS / "f2llm-clean.yaml")
     assert found["problems"] == []
     assert set(found["licenses"]) == {"permissive", "share-alike"}
     assert len(found["sources"]) + len(found["excluded"]) == 62
     assert "non-commercial" in found["excluded"]["msmarco"]
+    assert "ArguAna" in found["excluded"]["arguana"]
+
+
+def test_the_clean_one_is_clear_of_all_that_the_other_reports():
+    pytest.importorskip("mteb")
+    from curation.mteb_tasks import RETRIEVAL, _columns, tasks_of
+
+    tasks = tasks_of(load_manifest(MANIFESTS / "f2llm-clean.yaml").decontaminate.mteb)
+    read = {
+        (task.metadata.dataset["path"], task.metadata.dataset["revision"], split)
+        for task in tasks.values()
+        for split in task.eval_splits
+    }
+    assert {(one.path, one.revision, one.split) for one in F2LLM.decontaminate.against} <= read
+    for task in tasks.values():
+        assert task.metadata.type in RETRIEVAL or _columns(task)
+    notes = check(MANIFESTS / "f2llm-clean.yaml")["notes"]
+    assert f"decontaminate: mteb: {len(tasks)} tasks of the installed mteb" in notes
+
+
+def test_the_check_says_what_it_skips_without_mteb(monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mteb"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "mteb", None)
+    found = check(MANIFESTS / "f2llm-clean.yaml")
+    assert found["problems"] == []
+    (note,) = (note for note in found["notes"] if "mteb" in note)
+    assert note == (
+        "decontaminate: mteb: mteb is not installed; `pip install 'tuplesmith[mteb]'`, or name the sets in `against`; "
+        "its tasks were not looked at, and a build needs them"
+    )

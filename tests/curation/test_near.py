@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from curation import near as near_module
 from curation import signatures
+from curation.beyond_ascii import forms_beyond
 from curation.near import bands_for, families, near
 from curation.shingles import BASE, CHARS, EXACT, SPACELESS, WORDS
 from curation.signatures import digests, jaccard, read, sketch
@@ -156,6 +157,15 @@ def test_digests_are_those_of_datasketch(engine):
 def test_the_kernel_normalises_as_the_text_module_does(texts):
     forms = normalised(pl.Series(texts)).fill_null("").to_list()
     assert sketch(read(pl.Series(texts)), 2, 2).forms.tolist() == [shingle_hash(form.encode()) for form in forms]
+
+
+def test_the_table_of_code_points_is_what_the_text_module_does():
+    chars = [chr(point) for point in range(128, 0x20400) if not 0xD800 <= point < 0xE000]
+    draw = random.Random(1)
+    texts = [f"a{char}b {char}" for char in chars] + ["".join(draw.choices([*chars[:1500], *"a .Z"], k=4)) for _ in range(30_000)]
+    texts += ["".join(draw.choices(chars, k=3)) for _ in range(30_000)] + ["é", "\u3000", "—", "ﾀﾞ", "ΑΣ", "½"]
+    found = forms_beyond(pl.Series(texts))
+    assert found.to_list() == normalised(pl.Series(texts)).fill_null("").to_list()
 
 
 def test_engines_agree_on_every_key_and_score(monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from training import data
 from training.data import Plan, assemble, draw_negatives, row_order, shared_negatives, shared_positives, shares, spread
 from training.tokens import Source
 
@@ -255,3 +256,18 @@ def test_teacher_scores_stand_beside_their_candidates():
     assert batch.teacher[1].tolist() == [0.0, 1.0, 0.0]
     assert batch.teacher[0, 1] == 2.0
     assert np.isnan(batch.teacher[0, 2])
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 1 << 18])
+def test_repeated_finds_all_but_the_first_of_an_identity_in_a_batch(monkeypatch, at_once):
+    monkeypatch.setattr(data, "ROWS_AT_ONCE", at_once)
+    draw = np.random.default_rng(0)
+    order, identity = draw.permutation(101), draw.integers(0, 30, 101)
+    expected = []
+    for place, row in enumerate(order):
+        before = order[place // 8 * 8 : place]
+        if identity[row] in identity[before]:
+            expected.append(place)
+    assert sorted(data.repeated(order, identity, 8).tolist()) == expected
+    assert expected
+    assert data.repeated(order[:0], identity[:0], 8).tolist() == []
