@@ -57,6 +57,8 @@ def build(
     from curation import build as building
     from curation import look
 
+    if dry_run and as_json:
+        raise click.UsageError("--dry-run shows texts to read, so --json says nothing.")
     if dry_run:
         look.preview(manifest, only, limit, output, licenses)
         return 0
@@ -90,12 +92,12 @@ def stats(build: Path | None, only: tuple[str, ...], as_json: bool) -> None:
             look.as_json({name: {**receipt, "overlaps": overlaps.of_source(folder, name)} for name, receipt in receipts.items()})
         )
     else:
-        output(look.counts_table(receipts))
+        output(look.counts_table(receipts) + "\n")
         output(look.reasons_table(receipts))
         if lines := overlaps.largest(folder, list(receipts)):
-            output(look.table(("source", "and", "equal texts", "near", "dropped"), lines))
+            output("\n" + look.table(("source", "and", "equal texts", "near", "dropped"), lines))
         if leaks := decontaminate.table_of(folder, list(receipts)):
-            output(look.table(("leaks of", "in", "query", "positive", "negative", "corpus"), leaks))
+            output("\n" + look.table(("leaks of", "in", "query", "positive", "negative", "corpus"), leaks))
 
 
 @curate.command()
@@ -124,6 +126,8 @@ def show(build: Path | None, only: tuple[str, ...], count: int, dropped: bool, r
     """Print records of BUILD (or of the newest build) as they will be trained on."""
     from curation import look
 
+    if reason and not dropped:
+        raise click.UsageError("--reason is for --dropped.")
     folder = newest(build)
     records = look.dropped_records(folder, only, count, reason) if dropped else look.records(folder, only, count)
     found = False

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import NamedTuple
 
 import polars as pl
 
-from curation.errors import SourceError, listed
+from curation.errors import SourceError, did_you_mean, listed
 from curation.manifest_source import Source
 from curation.rows import ROW, inside
 from curation.schema import dropped_frame, split_query
@@ -51,8 +52,15 @@ def column(where: str, rows: pl.DataFrame, wanted: str) -> pl.Series:
         if part is not None:
             return part
         there = [other for other in rows.columns if other != ROW]
-        raise SourceError(where, f"no column '{wanted}'", f"columns there are: {listed(there, 20)}")
+        what = f"no column '{wanted}'" + did_you_mean(wanted, there)
+        raise SourceError(where, what, f"columns there are: {listed(there, 20)}" + _undivided(wanted, there))
     return rows[wanted]
+
+
+def _undivided(wanted: str, there: list[str]) -> str:
+    """Return what to try where one column's name is a whole header, `question;answer`."""
+    signs = [sign for sign in ";\t|," if len(there) == 1 and wanted in there[0].split(sign)]
+    return f"; perhaps `delimiter: {json.dumps(signs[0])}`" if signs else ""
 
 
 def texts_of(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:

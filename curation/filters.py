@@ -7,7 +7,7 @@ import polars as pl
 from curation.columns import EVIDENCE_CHARS
 from curation.manifest_source import Filters
 from curation.schema import dropped_frame
-from curation.text import normalised
+from curation.text import normalised, numbered
 
 
 def apply(tuples: pl.DataFrame, filters: Filters, source: str, task: str) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]:
@@ -52,6 +52,12 @@ def _faults(frame: pl.DataFrame, name: str, filters: Filters) -> pl.DataFrame:
     long = frame.select("at", "query", pl.col(name).alias("text")).explode("text", empty_as_null=False).drop_nulls("text")
     fault = pl.select(_length_fault(long["text"], filters, role)).to_series()
     if filters.no_echo:
-        same = (normalised(long["text"]) == normalised(long["query"])).fill_null(False) | (long["text"] == long["query"])
+        same = (_forms(long["text"]) == _forms(long["query"])).fill_null(False) | (long["text"] == long["query"])
         fault = pl.select(pl.when(fault.is_null() & same).then(pl.lit(f"echo_{role}")).otherwise(fault)).to_series()
     return long.select("at", "text").with_columns(fault.cast(pl.String).alias("fault"))
+
+
+def _forms(texts: pl.Series) -> pl.Series:
+    """Return the normalised forms of texts of which many recur, such as the paragraph of several questions."""
+    numbers, once = numbered(texts)
+    return normalised(once).gather(numbers)

@@ -22,6 +22,8 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise BuildError(folder, "is a file, not a folder", "name another folder") from None
+    except FileNotFoundError as error:  # /proc and the like
+        raise BuildError(folder, f"cannot be made ({error.strerror})", "name another folder") from None
     with (folder / f".{what.replace(' ', '-')}.lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

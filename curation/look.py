@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from curation.licenses import Policy, allowed
 from curation.lock import pinned
 from curation.manifest import load_manifest
 from curation.manifest_source import Source, shape_of
-from curation.rows import ROW
+from curation.rows import ROW, Lost
 from curation.schema import render_query
 from curation.shapes import to_tuples
 from curation.sources import read_rows
+from curation.stages import Job, check_readable
 from curation.store import check_files, read_parquet, read_receipt, read_table
 from curation.summary import read_summary
 
@@ -172,9 +174,14 @@ def preview(
             raise changed[source.name]
         few = {"sample": "first", "limit": PREVIEW_ROWS}  # streams from the Hub
         job = job_of(manifest, source.model_copy(update=few), path.parent, Path(), limit)
-        rows = next((batch.frame for batch in read_rows(job.source, job.base) if len(batch.frame)), pl.DataFrame())
+        rows, lost = _first_rows(job)
+        check_readable(source, rows, lost)
         there = [name for name in rows.columns if name != ROW]
         write(f"{source.name}: {source.task}, shape {shape_of(source)}, columns {listed(there, 20)}")
+        if lost:
+            counts = sorted(Counter(one.reason for one in lost).items())
+            told = ", ".join(f"{reason} {count:,}" for reason, count in counts)
+            write(f"  {len(lost):,} of the first {len(rows) + len(lost):,} rows are left out: {told}")
         if shape_of(source) == "qrels":  # a tuple of qrels needs the whole corpus
             continue
         for name in mapped(source):
@@ -187,6 +194,16 @@ def preview(
         for row in made.tuples.head(1).iter_rows(named=True):
             query = render_query(made.instruction, row["query"])
             write(as_text({"query": query, "positives": row["positives"], "negatives": row["negatives"]}))
+
+
+def _first_rows(job: Job) -> tuple[pl.DataFrame, list[Lost]]:
+    """Return the first batch that has rows, and those that were lost up to its end."""
+    lost: list[Lost] = []
+    for batch in read_rows(job.source, job.base):
+        lost += batch.lost
+        if len(batch.frame):
+            return batch.frame, lost
+    return pl.DataFrame(), lost
 
 
 def mapped(source: Source) -> list[str]:

@@ -50,6 +50,8 @@ ENDINGS = {
     ".py": "python",
 }
 RECORDED = ("xml", "json", "jsonl")  # readers that know `records`
+POINTER = b"version https://git-lfs.github.com/spec/"
+AGAIN = "fetch the file again, or say the right `reader:`"
 
 
 def read_file(file: File, table: Table, start: int) -> Reading:
@@ -59,7 +61,15 @@ def read_file(file: File, table: Table, start: int) -> Reading:
         SourceError: the file cannot be read as what it should be.
     """
     with mendable(file, table):
+        if file.unpack is None:
+            _refuse_pointer(file)
         yield from READERS[reader_of(file, table)](file, table, start)
+
+
+def _refuse_pointer(file: File) -> None:
+    with file.open() as raw:
+        if raw.read(len(POINTER)) == POINTER:
+            raise SourceError(file.name, "is a Git LFS pointer, not the file itself", "fetch it with `git lfs pull`")
 
 
 def reader_of(file: File, table: Table) -> str:
@@ -88,7 +98,7 @@ def _read_parquet(file: File, table: Table, start: int) -> Reading:
                 start += len(frame)
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
             what = str(error).splitlines()[0].removeprefix("parquet: ")
-            raise SourceError(file.name, f"not readable as parquet ({what})", "fetch the file again") from None
+            raise SourceError(file.name, f"not readable as parquet ({what})", AGAIN) from None
 
 
 def _read_arrow(file: File, table: Table, start: int) -> Reading:
@@ -100,7 +110,7 @@ def _read_arrow(file: File, table: Table, start: int) -> Reading:
                 start += len(frame)
         except (ValueError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
             what = (str(error) or "no reason given").splitlines()[0]
-            raise SourceError(file.name, f"not readable as Arrow IPC ({what})", "fetch the file again") from None
+            raise SourceError(file.name, f"not readable as Arrow IPC ({what})", AGAIN) from None
 
 
 def _read_python(file: File, table: Table, start: int) -> Reading:

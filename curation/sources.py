@@ -234,19 +234,19 @@ def _files(table: Table, base: Path) -> list[File]:
             continue
         names = [name for name in sorted(glob.glob(str(path), root_dir=base, recursive=True)) if (base / name).is_file()]
         if not names:
-            raise _nothing(pattern, base / path)
+            raise _nothing(pattern, base / path, "*/*" if table.reader == "folders" else "*.jsonl")
         plain = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
         for name in names:
             found.setdefault(name, File(base / name, name, base / plain))
     return list(found.values())
 
 
-def _nothing(pattern: str, path: Path) -> SourceError:
+def _nothing(pattern: str, path: Path, inside: str) -> SourceError:
     """Return what to say where a pattern matches nothing."""
     if glob.has_magic(pattern):
         return SourceError(pattern, "matches no file", "paths count from the manifest's folder")
     if path.is_dir():
-        return SourceError(pattern, "is a folder", f"name its files, such as `{pattern.rstrip('/')}/*.jsonl`")
+        return SourceError(pattern, "is a folder", f"name its files, such as `{pattern.rstrip('/')}/{inside}`")
     beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
     return SourceError(pattern, "no such file" + did_you_mean(path.name, beside), "paths count from the manifest's folder")
 

@@ -104,6 +104,7 @@ def _shape(job: Job, folder: Path, reads: dict[str, str], progress: Progress) ->
     by_rows = shape_of(source) != "qrels"  # a limit of qrels counts queries, and is taken when they are known
     with progress(f"read {source.name}", None, "rows") as advance:
         rows, lost = take(source, job.seed, source.limit if by_rows else None, job.base, advance)
+    check_readable(source, rows, lost)
     tables = {part: _read_whole(f"{place_of(source)} ({part})", table, job.base) for part, table in _extra(source)}
     made = to_tuples(source, rows, job.seed, **tables)
     unread = _unread(source, lost)
@@ -148,6 +149,16 @@ def _unread(source: Source, lost: list[Lost]) -> pl.DataFrame:
     ids = pl.Series([f"{source.name}/{one.row}" for one in lost], dtype=pl.String)
     reasons = pl.Series([one.reason for one in lost], dtype=pl.String)
     return dropped_frame(source.name, "read", ids, reasons, pl.Series([one.evidence for one in lost], dtype=pl.String))
+
+
+def check_readable(source: Source, rows: pl.DataFrame, lost: list[Lost]) -> None:
+    """Refuse a source of which no row could be read, and say why: it has no columns to look for either.
+
+    Raises:
+        SourceError: there is no row but lost ones.
+    """
+    if rows.is_empty():
+        _check_rows(source, len(lost), lost, _unread(source, []), 0)
 
 
 def _check_rows(source: Source, rows_in: int, lost: list[Lost], dropped: pl.DataFrame, tuples: int) -> None:

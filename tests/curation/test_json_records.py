@@ -141,5 +141,7 @@ def test_broken_arrow_files_are_told(tmp_path, stream):
     whole = arrow(pl.DataFrame({"q": ["a", "bc"] * 500}), stream)
     for content in (b"", b"ARROW1", b"no arrow at all", whole[: len(whole) // 2], whole[:100] + b"\xff" * 40 + whole[140:]):
         write(tmp_path, "a.arrow", content)
-        with pytest.raises(SourceError, match=r"^a\.arrow: not readable as Arrow IPC \(.+\); fetch the file again$"):
+        with pytest.raises(
+            SourceError, match=r"^a\.arrow: not readable as Arrow IPC \(.+\); fetch the file again, or say the right `reader:`$"
+        ):
             list(read_rows(Table(files=["a.arrow"]), tmp_path))

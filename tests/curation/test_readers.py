@@ -384,7 +384,7 @@ BAD_FILES = [
     ("a.jsonl", '[{"a": 1}, {"a": 2}]', {}, "a.jsonl:1: this is one JSON document, not JSON Lines; say `reader: json`"),
     ("a.jsonl", '\n{\n "a": 1}', {}, "a.jsonl:2: this is one JSON document, not JSON Lines; say `reader: json`"),
     ("a.json", "[]", {"reader": "squad"}, "a.json: is not SQuAD JSON: no list 'data'; say `reader: json` for a list of objects"),
-    ("a.parquet", "no parquet at all", {}, "a.parquet: not readable as parquet (File out of specification: The file must end with PAR1 or PARE); fetch the file again"),
+    ("a.parquet", "no parquet at all", {}, "a.parquet: not readable as parquet (File out of specification: The file must end with PAR1 or PARE); fetch the file again, or say the right `reader:`"),
 ]  # fmt: skip
 
 
@@ -402,7 +402,9 @@ def test_a_bad_file_is_told_in_one_line(tmp_path, name, content, keys, message):
 def test_a_truncated_parquet_file(tmp_path):
     pl.DataFrame({"a": range(1000)}).write_parquet(tmp_path / "whole.parquet")
     write(tmp_path, "a.parquet", (tmp_path / "whole.parquet").read_bytes()[:-100])
-    with pytest.raises(SourceError, match=r"^a\.parquet: not readable as parquet \(.*\); fetch the file again$"):
+    with pytest.raises(
+        SourceError, match=r"^a\.parquet: not readable as parquet \(.*\); fetch the file again, or say the right `reader:`$"
+    ):
         read(tmp_path, "a.parquet")
 
 
