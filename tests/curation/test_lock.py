@@ -246,6 +246,7 @@ def far(server, *commands: list[object], token: str = "hf_owner", **environment:
     return json.loads(done.stdout)
 
 
+@pytest.mark.long
 def test_what_the_hub_says_is_locked_and_a_build_takes_that_and_not_what_came_later(server, tmp_path):
     recipe = tmp_path / "far.yaml"
     recipe.write_text(FAR)

@@ -18,6 +18,7 @@ from training.encode import load_encoder
 
 pytest.importorskip("mteb")
 pytestmark = [
+    pytest.mark.long,  # mteb alone takes half a minute to import
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # what mteb and what it loads do is theirs
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),

@@ -109,7 +109,7 @@ def test_the_best_checkpoint_is_kept_beside_the_last(place, whole):
     assert "history" not in store.read_receipt(place / "unwatched")
 
 
-@pytest.mark.parametrize("step", [2, 5, 6, 11])
+@pytest.mark.parametrize("step", [2, *(pytest.param(step, marks=pytest.mark.long) for step in (5, 6, 11))])
 def test_killed_and_run_again_it_chooses_the_same(place, whole, tmp_path, step):
     def say(line):
         if line.startswith(f"step {step:>2}/") and ("nDCG" in line or step % 2):
