@@ -58,7 +58,9 @@ def _facts(steps: Sequence[Mapping[str, Any]], measured: Sequence[Mapping[str, A
 
 def _curves(steps: Sequence[Mapping[str, Any]], measured: Sequence[Mapping[str, Any]]) -> Iterable[str]:
     yield _figure("Loss", {"": _of(steps, "loss")})
-    yield _figure("Loss by term", {word: curve for key, word in TERMS.items() if (curve := _of(steps, key))[0]})
+    terms = {word: curve for key, word in TERMS.items() if (curve := _of(steps, key))[0]}
+    if terms:  # `loss: infonce` has one alone
+        yield _figure("Loss by term", terms)
     if measured:
         names = list(dict.fromkeys(name for line in measured for name in line["sources"]))
         mean = {"mean": _of(measured, "ndcg@10")} if len(names) > 1 else {}
