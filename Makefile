@@ -10,10 +10,10 @@ demo: $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python manifests/quickstart.py
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 -m "not long and not shared_data and not browser"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long and not shared_data and not browser"
 
 test-all: test
-	$(BIN)/python -m pytest -n 2 -m "long or shared_data or browser"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "long or shared_data or browser"
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
