@@ -103,18 +103,10 @@ def plan(
     if wrong := list(complaints(card, pieces)):
         raise BuildError(build, f"the Hub would refuse its card: {wrong[0]}", "mend the manifest and build again")
     whole = _beside(build, locked, bool(left_out)) | pieces
-    told = {
-        "build": summary["name"],
-        "seed": summary["seed"],
-        "left_out": left_out,
-        "files": sorted([*whole, "README.md", MARK]),
-        "sources": made,
-    }
-    first = {
-        "README.md": Piece.of(card.encode()),
-        MARK: Piece.of((json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode()),
-    }
-    return Plan(repo, first | whole, card, left_out, made)
+    files = sorted([*whole, "README.md", MARK])
+    told = {"build": summary["name"], "seed": summary["seed"], "left_out": left_out, "files": files, "sources": made}
+    mark = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
+    return Plan(repo, {"README.md": Piece.of(card.encode()), MARK: Piece.of(mark.encode())} | whole, card, left_out, made)
 
 
 def publish(plan: Plan, private: bool = False, tag: str | None = None, say: Say = lambda line: None) -> Published:

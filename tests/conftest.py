@@ -25,3 +25,17 @@ def shared_data() -> Path:
             pytest.fail(f"{SHARED} is missing, and CI must have it")
         pytest.skip("no ../shared/data beside the checkout")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def tab():
+    """Return a page of a headless browser; skip where there is none, unless this is CI."""
+    from tests.browser import NAMES, browser, executable
+
+    program = executable()
+    if program is None:
+        if os.environ.get("CI"):
+            pytest.fail(f"none of {', '.join(NAMES)} is installed, and CI must have one")
+        pytest.skip(f"none of {', '.join(NAMES)} is installed")
+    with browser(program) as page:
+        yield page

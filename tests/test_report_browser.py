@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from curation.build import build
-from tests.browser import NAMES, browser, executable
 from tests.curation.report_build import write_inputs, write_shared_tables
 
 pytestmark = pytest.mark.browser
@@ -74,17 +71,6 @@ def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     build(write_inputs(folder), folder / "b")
     return write_shared_tables(folder / "b")
-
-
-@pytest.fixture(scope="module")
-def tab():
-    program = executable()
-    if program is None:
-        if os.environ.get("CI"):
-            pytest.fail(f"none of {', '.join(NAMES)} is installed, and CI must have one")
-        pytest.skip("no chromium")
-    with browser(program) as page:
-        yield page
 
 
 @pytest.mark.parametrize("width", [390, 1280])

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from itertools import pairwise
 
 import pytest
 
 from curation.errors import BuildError
-from tests.browser import NAMES, browser, executable
 from tests.test_report_browser import CONTRASTS, OVERFLOWING
 from training.report import thinned, write
 
@@ -37,16 +35,6 @@ def write_log(folder):
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     return write(write_log(tmp_path_factory.mktemp("runs") / "small" / "train"))
-
-
-@pytest.fixture(scope="module")
-def tab():
-    program = executable()
-    if program is None and not os.environ.get("CI"):
-        pytest.skip(f"none of {', '.join(NAMES)} is installed")
-    assert program, "a browser is part of CI"
-    with browser(program) as page:
-        yield page
 
 
 @pytest.mark.browser

@@ -134,7 +134,6 @@ def test_the_clean_one_takes_known_licences_only():
 
 
 def test_the_clean_one_is_clear_of_all_that_the_other_reports():
-    pytest.importorskip("mteb")
     from curation.mteb_tasks import RETRIEVAL, _columns, tasks_of
 
     tasks = tasks_of(load_manifest(MANIFESTS / "f2llm-clean.yaml").decontaminate.mteb)

@@ -14,7 +14,6 @@ from curation.evaluations import CORPUS, DOCUMENT, QUERY, texts_of
 from tests.curation.test_build import write_lines
 from tests.curation.test_decontaminate import ANSWER, EDITED, QUESTION, SHARED
 
-mteb = pytest.importorskip("mteb")
 SOURCE = "name: x\nsources:\n  - {name: a, files: a.jsonl, task: retrieval, fields: {query: q, positive: a}}\n"
 CARD = """\
 ---
@@ -39,6 +38,8 @@ def local(tmp_path, monkeypatch):
         (folder / "README.md").write_text(files.pop("card", ""))
         for stem, rows in files.items():
             write_lines(folder / f"{stem}.jsonl", rows)
+        import mteb  # takes half a minute
+
         kind = type(mteb.get_task(name))
         where = {"path": str(folder), "revision": "main"}
         monkeypatch.setattr(kind, "metadata", kind.metadata.model_copy(update={"dataset": where}))

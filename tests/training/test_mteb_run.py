@@ -16,7 +16,6 @@ from curation.errors import SourceError
 from training.cli import train
 from training.encode import load_encoder
 
-pytest.importorskip("mteb")
 pytestmark = [
     pytest.mark.long,  # mteb alone takes half a minute to import
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # what mteb and what it loads do is theirs
