@@ -11,6 +11,7 @@ from itertools import product
 
 import pytest
 
+from curation.manifest import load_manifest
 from tests import documents
 from tests.hub_server import hub
 from tests.test_end_to_end import MODULES
@@ -28,7 +29,7 @@ def test_no_block_is_overlooked():
     fences = re.findall(r"^```(\w*)\n", documents.README.read_text(), re.MULTILINE)
     assert set(fences) == {"", "text", "sh", "yaml", "python"}
     assert len(BLOCKS) == sum(fence in ("sh", "yaml", "python") for fence in fences)
-    assert [block["code"].split()[0] for block in BLOCKS if block["mark"]] == ["make", "pip", "torchrun"]
+    assert [block["code"].split()[0] for block in BLOCKS if block["mark"]] == ["make", "pip", "train", "torchrun"]
 
 
 @pytest.mark.long
@@ -58,12 +59,21 @@ def test_every_block_runs(tmp_path):
 
 def _run(block, here, env):
     if block["language"] == "yaml":
-        (here / f"{re.match('name: (.+)', block['code'])[1]}.yaml").write_text(block["code"])
-        return
+        return _written(block["code"], here)
     if block["language"] == "python":  # it reads what the sentence above it writes
         _done(["bash", "-c", "curate signatures -o signatures.parquet"], here, env)
         return _done([sys.executable, "-c", block["code"]], here, env)
     _done(["bash", "-euxc", block["code"]], here, env)
+
+
+def _written(code, here):
+    """A whole manifest becomes a file; a further section only has to fit to one, since what it names is elsewhere."""
+    name = re.match("name: (.+)", code)
+    if name:
+        (here / f"{name[1]}.yaml").write_text(code)
+    else:
+        (here / "more.yaml").write_text((here / "helpdesk.yaml").read_text() + code)
+        assert set(load_manifest(here / "more.yaml").model_fields_set) > {code.split(":")[0], "sources"}
 
 
 def _done(command, here, env):
