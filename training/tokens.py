@@ -74,14 +74,15 @@ def taken(values: np.ndarray, places: np.ndarray) -> np.ndarray:
 
     Where a place is read, the system maps many around it: a few thousand reads would map gigabytes.
     """
-    if values.nbytes <= WINDOW or not isinstance(values, np.memmap):
-        return values[places]
+    mapping: Any = getattr(values, "_mmap", None)
+    if mapping is None or values.nbytes <= WINDOW:
+        return np.asarray(values[places])
     found = np.empty(places.shape, values.dtype)
     window = places * values.itemsize // WINDOW
     for number in np.flatnonzero(np.bincount(window.ravel())):
         here = window == number
         found[here] = values[places[here]]
-        values._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+        mapping.madvise(mmap.MADV_DONTNEED)
     return found
 
 
