@@ -9,6 +9,8 @@ from curation.schema import dropped_frame
 from curation.shaping.columns import EVIDENCE_CHARS
 from curation.text import normalised, numbered
 
+SLICE = 50_000  # texts compared with their queries at once: their normalised forms take as much memory as they do
+
 
 def apply(tuples: pl.DataFrame, filters: Filters, source: str, task: str) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]:
     """Return (tuples left, dropped tuples, {reason: texts taken out of tuples that stayed}).
@@ -52,9 +54,14 @@ def _faults(frame: pl.DataFrame, name: str, filters: Filters) -> pl.DataFrame:
     long = frame.select("at", "query", pl.col(name).alias("text")).explode("text", empty_as_null=False).drop_nulls("text")
     fault = pl.select(_length_fault(long["text"], filters, role)).to_series()
     if filters.no_echo:
-        same = (_forms(long["text"]) == _forms(long["query"])).fill_null(False) | (long["text"] == long["query"])
+        same = pl.concat([_echoes(some) for some in long.iter_slices(SLICE)]) if len(long) else fault.is_not_null()
         fault = pl.select(pl.when(fault.is_null() & same).then(pl.lit(f"echo_{role}")).otherwise(fault)).to_series()
     return long.select("at", "text").with_columns(fault.cast(pl.String).alias("fault"))
+
+
+def _echoes(long: pl.DataFrame) -> pl.Series:
+    """Tell for each text whether it says no more than its query."""
+    return (_forms(long["text"]) == _forms(long["query"])).fill_null(False) | (long["text"] == long["query"])
 
 
 def _forms(texts: pl.Series) -> pl.Series:
