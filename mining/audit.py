@@ -140,7 +140,7 @@ def audit(search: Search, settings: Mine, shingles: Ragged) -> dict[str, Any]:
         if some.max_similarity == "auto":
             limit = by_yield(binned(one, choose(one, wanted, rules)), some.target_yield)
             rules = replace(rules, max_similarity=limit)
-        chosen = choose(one, wanted, rules)
+        chosen = search.choose(sample.frame, one, wanted, rules)[1]
         numbers = rates(measure(one, chosen, wanted, strict, loose))
         entry: dict[str, Any] = {key: round(number, 6) for key, number in numbers.items() if sample.gold or key not in GOLD}
         if sample.gold:

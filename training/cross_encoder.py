@@ -78,6 +78,11 @@ def load_cross_encoder(model: str, *, device: str = "auto", dtype: str = "float3
     return CrossEncoder(model, loaded.to(place), tokenizer, limit, dtype_of(dtype, place))
 
 
+def dtype_here(device: str) -> str:
+    """Return what dtype auto means on a device: float32 or bfloat16."""
+    return str(dtype_of("auto", device_of(device))).removeprefix("torch.")
+
+
 def _activation(name: str, config: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return what makes a logit a score: as the model's config.json says, else the sigmoid."""
     said = (getattr(config, "sentence_transformers", None) or {}).get("activation_fn")
