@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from curation import hub
 from curation.errors import ManifestError, SetupError, SourceError, did_you_mean, listed
 from curation.licenses import CLASSES, allowed, class_of
 from curation.lock import lock_of, pinned, read_lock
@@ -19,7 +18,8 @@ from curation.look import table as drawn
 from curation.manifest import Manifest, load_manifest
 from curation.manifest_decontaminate import EvalSet
 from curation.manifest_source import Source, Table, TextTable, shape_of
-from curation.sources import find, is_local
+from curation.reading import hub
+from curation.reading.sources import find, is_local
 
 Found = dict[str, Any]
 # Assumed of a row and of a machine: bytes as fetched (compressed) and in the Hub's cache (not), of a tuple in all of a build;
@@ -81,7 +81,7 @@ def _mteb(manifest: Manifest) -> tuple[list[str], list[str]]:
     """Return (what to know, problems) of the mteb tasks that a manifest names; their datasets are not asked for."""
     if not manifest.decontaminate or not manifest.decontaminate.mteb:
         return [], []
-    from curation.mteb_tasks import PLACE, tasks_of  # loads mteb
+    from curation.leaks.mteb_tasks import PLACE, tasks_of  # loads mteb
 
     try:
         return [f"{PLACE}: {len(tasks_of(manifest.decontaminate.mteb))} tasks of the installed mteb"], []

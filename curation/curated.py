@@ -7,11 +7,11 @@ from pathlib import Path
 
 import polars as pl
 
-from curation.labelled import pair_up
 from curation.manifest import Dedup
 from curation.numbering import number
 from curation.progress import Progress, silent
 from curation.schema import DROPPED, no_drops
+from curation.shaping.labelled import pair_up
 from curation.stages import FORMAT, Done, Job, Receipt, counts_of
 from curation.store import (
     digest_of,
@@ -80,7 +80,7 @@ def _without_twins(
     job: Job, wanted: Dedup, tuples: pl.DataFrame, corpus: pl.Series, folder: Path
 ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """Return (tuples left, dropped ones, families of texts); write the verified pairs."""
-    from curation.duplicates import drop_queries, edges_of, links_of, refuse_loss
+    from curation.duplicates.within import drop_queries, edges_of, links_of, refuse_loss
 
     every = len(tuples)
     drops = _drops(job)

@@ -9,17 +9,18 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from curation import dedup, filters, holdout
-from curation.columns import BAD, place_of
+from curation.duplicates import equal
 from curation.errors import SourceError
 from curation.manifest import Dedup
 from curation.manifest_decontaminate import Decontaminate
 from curation.manifest_source import ABOUT, Filters, Source, TextTable, shape_of
 from curation.progress import Progress, silent
-from curation.rows import Lost
+from curation.reading.rows import Lost
+from curation.reading.sources import inputs, read_rows, take
 from curation.schema import dropped_frame
-from curation.shapes import to_tuples
-from curation.sources import inputs, read_rows, take
+from curation.shaping import filters, holdout
+from curation.shaping.columns import BAD, place_of
+from curation.shaping.shapes import to_tuples
 from curation.store import (
     digest_of,
     read_parquet,
@@ -114,7 +115,7 @@ def _shape(job: Job, folder: Path, reads: dict[str, str], progress: Progress) ->
     if not len(good):
         told = ", ".join(f"{reason} {n}" for reason, n in counts_of(poor).items())
         raise SourceError(place_of(source), f"filters leave none of its {len(made.tuples)} tuples ({told})", "loosen 'filters'")
-    merged_tuples, merged = dedup.merge_queries(good, source.name)
+    merged_tuples, merged = equal.merge_queries(good, source.name)
     train, held = holdout.set_apart(merged_tuples, source.holdout, job.seed, source.name)
     dropped_rows = pl.concat([unread, made.dropped])
     write_table(folder, "tuples", train)

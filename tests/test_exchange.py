@@ -14,10 +14,10 @@ from curation.build import build
 from curation.cli import curate
 from curation.cli_exchange import FORMATS as OFFERED
 from curation.errors import BuildError, SourceError
-from curation.export import export
-from curation.formats import FORMATS
+from curation.exchange.export import export
+from curation.exchange.formats import FORMATS
+from curation.exchange.verify import problems
 from curation.schema import render_query
-from curation.verify import problems
 from mining.mine import mine_build
 from tests.mining.small_build import FakeEncoder, files_of
 from training.evaluate import read_collection
@@ -229,7 +229,7 @@ def test_an_export_repeats_to_the_byte_and_overwrites_only_itself(made, tmp_path
     assert not export(made, tmp_path / "a", "tevatron")[1]
     export(made, tmp_path / "b", "tevatron")
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
-    monkeypatch.setattr("curation.export.BLOCK", 3)
+    monkeypatch.setattr("curation.exchange.export.BLOCK", 3)
     export(made, tmp_path / "c", "tevatron")
     assert files_of(tmp_path / "a") == files_of(tmp_path / "c")
     export(made, tmp_path / "b", "pair")

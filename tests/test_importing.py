@@ -10,9 +10,9 @@ from click.testing import CliRunner
 
 from curation.build import build
 from curation.cli import curate
-from curation.export import export
-from curation.formats import FORMATS
-from curation.importing import write_manifest
+from curation.exchange.export import export
+from curation.exchange.formats import FORMATS
+from curation.exchange.importing import write_manifest
 from curation.store import read_json
 from tests import test_exchange
 from tests.hub_server import hub

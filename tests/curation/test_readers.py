@@ -18,11 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from curation.errors import SourceError
-from curation.functions import functions_of
-from curation.json_blocks import plain_objects
 from curation.manifest_source import Table
-from curation.readers import ROW, Lost, Rows
-from curation.sources import read_rows
+from curation.reading.functions import functions_of
+from curation.reading.json_blocks import plain_objects
+from curation.reading.readers import ROW, Lost, Rows
+from curation.reading.sources import read_rows
 
 SQUAD = {"data": [{"title": "T", "paragraphs": [{"context": "C.", "qas": []}]}]}
 

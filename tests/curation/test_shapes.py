@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curation.errors import SourceError
-from curation.labelled import pair_up
 from curation.manifest_source import Source
-from curation.rows import ROW
-from curation.shapes import to_tuples
+from curation.reading.rows import ROW
+from curation.shaping.labelled import pair_up
+from curation.shaping.shapes import to_tuples
 from curation.text import forms
 
 
