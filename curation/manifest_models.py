@@ -35,6 +35,11 @@ class Mine(Section):
         "dense",
         description="found by the model, by BM25 (needs `tuplesmith[bm25]`), or by both, their ranks fused; scores are cosines",
     )
+    index: Literal["exact", "ivf"] = Field(
+        "exact",
+        description="ivf: of sources with 100,000 passages or more only a part is searched for each query, the lists that hold "
+        "95 % of the nearest; the receipt tells the recall measured",
+    )
     range_min: int = Field(5, ge=0, description="nearest candidates to skip")
     range_max: int = Field(100, ge=1, description="nearest candidates to look at")
     rank_basis: Literal["surviving", "raw"] = Field(

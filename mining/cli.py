@@ -182,8 +182,17 @@ def _table(receipts: dict[str, dict[str, Any]], verbose: bool) -> str:
         lines.append(f"{name:<{width}}  {said['way']:<6}  {said['rows_in']:>10,}  {kept:>10}  {lost:>8}  {state}")
         if verbose and not dry:
             lines += [f"  {key} took {count:,} of {said['candidates']:,} candidates" for key, count in said["filters"].items()]
+            lines += [f"  {_index(said['index'])}"] if "index" in said else []
             lines.append(f"  {said['signature']}")
     return "\n".join(lines)
+
+
+def _index(said: dict[str, Any]) -> str:
+    """Return how a source was searched that was to be searched in part."""
+    if said["kind"] == "exact":
+        return "searched exactly: it has too few passages for an index"
+    found = f"found {100 * said['recall']:.1f} % of the {said['recall_of']} nearest, of {said['recall_queries']} queries"
+    return f"searched {said['probes']:,} of {said['lists']:,} lists for each query, which {found}"
 
 
 def _readable(row: dict[str, Any]) -> str:

@@ -75,6 +75,7 @@ class Job:
             by_class=self.way == "hard",
             store=self.settings.store,
             method=self.settings.candidates,
+            ivf=self.way == "search" and self.settings.index == "ivf",
         )
 
 
@@ -143,6 +144,8 @@ def jobs(build: Path, only: Sequence[str], models: Models) -> Iterator[Job]:
         depends = {"curated": receipt["digest"]}
         if fingerprint:
             depends |= {"encoder": [fingerprint, about, settings.store, settings.candidates], "instruction": entry["instruction"]}
+        if way == "search" and settings.index != "exact":
+            depends["index"] = [settings.index, int(whole["seed"])]
         searched = store.digest_of([candidates.FORMAT, depends, way])
         if fingerprint and models.reranker:
             depends |= {"reranker": models.reranker.fingerprint}
@@ -185,21 +188,25 @@ def _way(task: str, curated: Path, settings: Mine) -> str:
 def _settings(way: str, settings: Mine) -> dict[str, object]:
     """Return the settings that matter for a way, so that no other one makes it run again."""
     if way in ("search", "hard"):
-        return settings.model_dump(exclude=NOT_RULES)
+        whole = way == "hard" or settings.index == "exact"
+        return settings.model_dump(exclude=NOT_RULES | ({"index"} if whole else set()))
     return {"shortage": settings.shortage} | ({"negatives": settings.negatives} if way == "class" else {})
 
 
 def _mine(job: Job, models: Models, progress: Progress, folder: Path) -> dict[str, Any]:
     """Do one source: files into `folder`, and what its receipt says."""
     said: dict[str, Any] = {}
+    search: Search | None = None
     fill: Fill
     if job.way == "given":
         fill = given_only
     elif job.way == "class":
         fill = _drawer(job)
     else:
-        fill, said = _searcher(job, models, progress)
+        search = searching(job, models, progress)
+        fill, said = _filler(search, job, models, progress)
     tally = _write(job, folder, fill, progress)
+    said |= search.said() if search else {}
     said |= {
         **asdict(tally),
         "way": job.way,
@@ -210,9 +217,8 @@ def _mine(job: Job, models: Models, progress: Progress, folder: Path) -> dict[st
     return said | ({"encoder": dict(job.described)} if job.described else {})
 
 
-def _searcher(job: Job, models: Models, progress: Progress) -> tuple[Fill, dict[str, Any]]:
+def _filler(search: Search, job: Job, models: Models, progress: Progress) -> tuple[Fill, dict[str, Any]]:
     """Return the function that searches and chooses for a block of the source's rows, and what was calibrated."""
-    search = searching(job, models, progress)
     rules, said = calibrated(search, lambda: searching(job, models, progress, hide=True), job.settings)
     return (lambda frame, number, rows: search.fill(frame, number, rows, rules, job.settings.shortage)), said
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -14,7 +14,8 @@ import polars as pl
 from curation import store
 from curation.progress import Progress
 from curation.schema import MINED, draws
-from mining.candidates import Corpus, Searched, read, saved, search
+from mining import ivf
+from mining.candidates import Corpus, Part, Searched, once, read, saved, search
 from mining.classes import classes_of
 from mining.copies import shingles_of
 from mining.embeddings import Embeddings, Encoder
@@ -22,6 +23,7 @@ from mining.lists import Ragged, contains, distinct, ragged
 from mining.negatives import Candidates, Chosen, Rules, choose, relax, replaced
 from mining.reranker import Reranker, chosen_with
 from mining.rows import Found
+from mining.search import Exact
 from mining.twins import Twins, twins_of
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class Asked:
     by_class: bool  # whether a row's negatives come from other classes
     store: str  # float32 or float16
     method: str  # dense, bm25 or both
+    ivf: bool  # whether a large corpus is searched in part only
 
 
 class Search:
@@ -75,6 +78,8 @@ class Search:
         self.widest = range_max + most
         self.fetched = max(range_max, LEAST_SEEN) + min(most, MOST_WIDENED)
         self.digest = store.digest_of([asked.digest, self.fetched])
+        many = asked.ivf and len(self.corpus_pids) >= ivf.LEAST
+        self.listed = asked.candidates / "index" if many else None  # the folder of the index
 
     def prepare(self, frame: pl.DataFrame, number: int, rows: np.ndarray, wait: bool = True) -> Path:
         """Search for block `number`, the rows numbered `rows` (q,) of the source, unless that is done; return its folder.
@@ -97,7 +102,7 @@ class Search:
         """Search for the k nearest passages of some rows."""
         embeddings, places, asked = self.vectors
         known = self.positives(frame)
-        corpus = Corpus(embeddings.view(places), self.corpus_pids, self.shingles, self.classes and self.classes[0])
+        corpus = Corpus(embeddings.view(places), self.corpus_pids, self.index, self.shingles, self.classes and self.classes[0])
         own = self.classes[1][rows] if self.classes else None
         reorder = self._by_words(frame["query"]) if self.asked.method != "dense" else None
         return search(embeddings.take(asked[rows]), known, given_of(frame, known), corpus, k, own, reorder)
@@ -111,6 +116,30 @@ class Search:
             return fused(ids, found) if self.asked.method == "both" else found
 
         return reorder
+
+    @cached_property
+    def index(self) -> Exact:
+        """The corpus by its vectors."""
+        embeddings, places, asked = self.vectors
+        corpus, folder = Part(embeddings.view(places), self.corpus_pids), self.listed
+        if folder is None:
+            return Exact(corpus)
+
+        def write(part: Path) -> dict[str, Any]:
+            def questions(rows: np.ndarray) -> np.ndarray:
+                return embeddings.take(asked[rows])
+
+            return ivf.write(part, corpus, questions, self.rows, self.fetched, self.asked.seed, self.asked.name)
+
+        once(folder, store.digest_of([self.digest, ivf.FORMAT]), write, wait=True)
+        return ivf.Lists(corpus, folder)
+
+    def said(self) -> dict[str, Any]:
+        """Return what a receipt tells of the search."""
+        if not self.asked.ivf:
+            return {}
+        receipt = (store.read_receipt(self.listed) if self.listed else None) or {}
+        return {"index": {key: receipt[key] for key in ivf.SAID if key in receipt} or {"kind": "exact"}}
 
     @cached_property
     def lexical(self) -> Lexical:
