@@ -153,6 +153,9 @@ class Fields(Section):
     )
     label: str | None = Field(None, description="column of the label (NLI, classification, clustering)")
     score: str | None = Field(None, description="column of the score (STS, paraphrase, graded qrels)")
+    answer: str | None = Field(
+        None, description="pairs: column of the answer's words, or a list of several; `mine: {exclude_answer: yes}` reads them"
+    )
     query_id: str | None = Field(None, description="qrels: column of the query's id")
     positive_id: str | None = Field(None, description="qrels: column of the passage's id")
 
@@ -234,6 +237,7 @@ class Source(Table):
             "title": f.title and shape == "qrels",
             "skip": self.skip and shape == "qrels",
             "negatives": f.negatives and shape not in ("pairs", "scored"),
+            "answer": f.answer and shape not in ("pairs", "scored"),
         }
         said = [name for name in f.model_dump().values() if isinstance(name, str)]
         if unmapped := [name for name in self.join if name not in (*said, *f.negatives)]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,29 @@ def given_only(frame: pl.DataFrame, number: int, rows: np.ndarray) -> Found:
         np.empty(empty, np.int64), np.empty(empty, np.float64), np.empty(empty, np.int64), np.zeros(len(frame), np.int64), {}
     )
     return _unscored(given, none)
+
+
+def padded(chosen: Chosen, drawn: np.ndarray, bad: np.ndarray, lacking: np.ndarray) -> int:
+    """Fill rows, in place, with drawn passages (q, n) that are not `bad`, up to what each lacks (q,); return how many."""
+    free = Ragged(np.concatenate([[0], (~bad).sum(axis=1).cumsum()]), drawn[~bad])
+    taken = Ragged(np.concatenate([[0], chosen.found.cumsum()]), chosen.ids[chosen.ids >= 0])
+    fresh = distinct(free, taken, len(drawn[0]) if len(drawn) else 0).head(lacking)
+    row = fresh.row_of_each()
+    chosen.ids[row, chosen.found[row] + np.arange(len(row)) - fresh.starts[row]] = fresh.ids
+    chosen.found[:] += np.diff(fresh.starts)
+    return len(row)
+
+
+def rescored(found: Found, first: Ragged, score: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Found:
+    """Return the same rows with other scores: `score` takes rows and pids; `first` is the first positive of each row."""
+    more = found.more
+    rows, columns = np.nonzero(np.arange(more.ids.shape[1]) < more.found[:, None])
+    each = [(first.row_of_each(), first.ids), (found.given.row_of_each(), found.given.ids), (rows, more.ids[rows, columns])]
+    scores = score(np.concatenate([row for row, _ in each]), np.concatenate([pids for _, pids in each]))
+    positive, given, rest = np.split(scores.astype(np.float64), np.cumsum([len(pids) for _, pids in each])[:-1])
+    own = np.full(more.scores.shape, np.nan)
+    own[rows, columns] = rest
+    return replace(found, positive_scores=positive, given_scores=given, more=replace(more, scores=own))
 
 
 def finished(
