@@ -73,6 +73,16 @@ class Mine(Section):
         le=1,
         description="`max_similarity: auto` allows this share of known positives, hidden, among negatives; in sources with several",
     )
+    reranker: str | None = Field(
+        None, description="a cross-encoder, named as `model` is, that scores again the candidates a choice rests on"
+    )
+    reranker_max_score: float | None = Field(None, description="candidates that the reranker scores higher are dropped")
+    reranker_margin: float | None = Field(
+        None, description="candidates that the reranker scores above positive - margin are dropped"
+    )
+    reranker_scores: bool = Field(
+        False, description="tuples carry the reranker's scores in place of cosines: what `train: {distill: ...}` learns from"
+    )
     distinct: bool = Field(False, description="of negatives that count as the same text only the nearest is taken")
     pick: Literal["top", "random", "stratified"] = Field(
         "top", description="of the candidates that are left: the nearest, any, or one of each stretch of ranks"
@@ -106,6 +116,11 @@ class Mine(Section):
             raise ValueError(f"'range_min' ({self.range_min}) must be below 'range_max' ({self.range_max})")
         if self.preset == "f2llm" and self.store != "float32":
             raise ValueError("preset 'f2llm' takes 'store: float32', for float16 changes ranks")
+        uses = self.reranker_max_score is not None or self.reranker_margin is not None or self.reranker_scores
+        if uses and not self.reranker:
+            raise ValueError("'reranker_max_score', 'reranker_margin' and 'reranker_scores' need a 'reranker'")
+        if self.reranker and not uses:
+            raise ValueError("'reranker' needs a use: 'reranker_max_score', 'reranker_margin' or 'reranker_scores: true'")
         return self
 
 

@@ -6,7 +6,7 @@ of other classes, or search those. Classification sources keep the other label, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,7 +24,6 @@ from mining import candidates
 from mining.builds import described, selected, settings_of
 from mining.calibrate import calibrated
 from mining.classes import classes_of
-from mining.embeddings import Encoder
 from mining.models import Models, Open, device_of_rank, open_encoder
 from mining.rows import Fill, Tally, by_class, finished, given_only
 from mining.searching import Asked, Search, blocks
@@ -117,7 +116,7 @@ def mine_build(
 def _together(job: Job, models: Models, progress: Progress) -> None:
     """Do this process's part of a source's encoding and searching."""
     if job.way in ("search", "hard") and not store.stands(job.mined, job.digest):
-        search = searching(job, models.encoder, progress)
+        search = searching(job, models, progress)
         for wait in (False, True):
             for _, number, rows, frame in blocks(job.curated):
                 search.prepare(frame, number, rows, wait)
@@ -150,6 +149,8 @@ def jobs(build: Path, only: Sequence[str], models: Models) -> Iterator[Job]:
         if way == "search" and settings.index != "exact":
             depends["index"] = [settings.index, int(whole["seed"])]
         searched = store.digest_of([candidates.FORMAT, depends, way])
+        if fingerprint and models.reranker:
+            depends |= {"reranker": models.reranker.fingerprint}
         depends |= _settings(way, settings) | {"format": FORMAT, "seed": int(whole["seed"])}
         digest = store.digest_of(depends)
         made = receipt["digest"]
@@ -205,8 +206,8 @@ def _mine(job: Job, models: Models, progress: Progress, folder: Path) -> dict[st
     elif job.way == "class":
         fill = _drawer(job)
     else:
-        search = searching(job, models.encoder, progress)
-        fill, said = _filler(search, job, models.encoder, progress)
+        search = searching(job, models, progress)
+        fill, said = _filler(search, job, models, progress)
     tally = _write(job, folder, fill, progress)
     said |= search.said() if search else {}
     said |= {
@@ -219,15 +220,15 @@ def _mine(job: Job, models: Models, progress: Progress, folder: Path) -> dict[st
     return said | ({"encoder": dict(job.described)} if job.described else {})
 
 
-def _filler(search: Search, job: Job, encoder: Callable[[], Encoder], progress: Progress) -> tuple[Fill, dict[str, Any]]:
+def _filler(search: Search, job: Job, models: Models, progress: Progress) -> tuple[Fill, dict[str, Any]]:
     """Return the function that searches and chooses for a block of the source's rows, and what was calibrated."""
-    rules, said = calibrated(search, lambda: searching(job, encoder, progress, hide=True), job.settings)
+    rules, said = calibrated(search, lambda: searching(job, models, progress, hide=True), job.settings)
     return (lambda frame, number, rows: search.fill(frame, number, rows, rules, job.settings.shortage)), said
 
 
-def searching(job: Job, encoder: Callable[[], Encoder], progress: Progress, hide: bool = False) -> Search:
+def searching(job: Job, models: Models, progress: Progress, hide: bool = False) -> Search:
     """Return the search of a source; with `hide` only the first positive of a row is known."""
-    return Search(job.asked(), job.wanted, job.settings.range_max, encoder, progress, hide)
+    return Search(job.asked(), job.wanted, job.settings.range_max, models.encoder, progress, hide, models.reranker)
 
 
 def _drawer(job: Job) -> Fill:

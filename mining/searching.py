@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from mining.copies import shingles_of
 from mining.embeddings import Embeddings, Encoder
 from mining.lists import Ragged, contains, distinct, ragged
 from mining.negatives import Candidates, Chosen, Rules, choose, relax, replaced
+from mining.reranker import Reranker, chosen_with
 from mining.rows import Found
 from mining.search import Exact
 from mining.twins import Twins, twins_of
@@ -65,8 +66,10 @@ class Search:
         encoder: Callable[[], Encoder],
         progress: Progress,
         hide: bool = False,
+        reranker: Reranker | None = None,
     ) -> None:
         """Take a source; with `hide` only the first positive of a row is known, the others are texts like any other."""
+        self.reranker = reranker
         self.asked, self.wanted, self.encoder, self.progress, self.hide = asked, wanted, encoder, progress, hide
         lists = store.read_table(asked.curated, "pairs", ["positives"])["positives"]
         self.corpus_pids = lists.explode().drop_nulls().unique().sort().to_numpy().astype(np.int64)
@@ -177,22 +180,51 @@ class Search:
         """
         near = self.candidates(frame, number, rows, rules).narrowed(self.widest)
         lacking = self.wanted - np.diff(near.given.starts)
-        chosen = choose(near, lacking, rules)
+        chosen = self.choose(frame, near, lacking, rules)[1]
         seen = np.full(len(frame), min(near.ids.shape[1], len(self.corpus_pids)))
         short, filled = np.flatnonzero(chosen.found < lacking), dict[str, int]()
         if len(short):
-            part, need = near.rows(short), lacking[short]
+            part, need, some = near.rows(short), lacking[short], frame[short]
             if min(self.widest, len(self.corpus_pids)) > near.ids.shape[1]:
-                some = frame[short]
                 part = self.known(some, self.look(some, rows[short], self.widest), rows[short], rules)
                 seen[short] = part.ids.shape[1]
-            again = choose(part, need, rules)
+            part, again = self.choose(some, part, need, rules)
             if shortage == "relax":
                 again, filled["relax"] = relax(part, again, need, rules)
             elif shortage == "random":
                 filled["random"] = self._pad(part, again, need, rows[short], rules)
             chosen = replaced(chosen, short, again)
-        return Found(near.given, near.given_scores, chosen, MINED, near.first_scores(), seen, filled)
+        found = Found(near.given, near.given_scores, chosen, MINED, near.first_scores(), seen, filled)
+        if self.reranker and self.reranker.settings.reranker_scores:
+            found = self._rescored(frame, found, near.positives.first())
+        return found
+
+    def choose(self, frame: pl.DataFrame, near: Candidates, wanted: np.ndarray, rules: Rules) -> tuple[Candidates, Chosen]:
+        """Choose up to `wanted` (q,) negatives of each row; return also the candidates, with what the reranker said of them."""
+        if self.reranker is None or (rules.reranker_margin is None and rules.reranker_max_score is None):
+            return near, choose(near, wanted, rules)
+        return chosen_with(lambda rows, pids: self._reranked(frame, rows, pids), near, wanted, rules)
+
+    def _reranked(self, frame: pl.DataFrame, rows: np.ndarray, pids: np.ndarray) -> np.ndarray:
+        """Return the reranker's score (n,) float32 of the query of row `rows[i]` of the frame with passage `pids[i]`."""
+        assert self.reranker is not None
+        needed, places = np.unique(pids, return_inverse=True)
+        texts, queries = list(self._passages(needed)), frame["query"].to_list()
+        with self.progress(f"{self.asked.name}: rerank", len(rows), "pairs") as advance:
+            return self.reranker.scores(
+                lambda: ((queries[row], texts[at]) for row, at in zip(rows.tolist(), places.tolist(), strict=True)), advance
+            )
+
+    def _rescored(self, frame: pl.DataFrame, found: Found, first: Ragged) -> Found:
+        """Return the same rows with the reranker's scores in place of cosines."""
+        more = found.more
+        rows, columns = np.nonzero(np.arange(more.ids.shape[1]) < more.found[:, None])
+        each = [(first.row_of_each(), first.ids), (found.given.row_of_each(), found.given.ids), (rows, more.ids[rows, columns])]
+        scores = self._reranked(frame, np.concatenate([row for row, _ in each]), np.concatenate([pids for _, pids in each]))
+        positive, given, rest = np.split(scores.astype(np.float64), np.cumsum([len(pids) for _, pids in each])[:-1])
+        own = np.full(more.scores.shape, np.nan)
+        own[rows, columns] = rest
+        return replace(found, positive_scores=positive, given_scores=given, more=replace(more, scores=own))
 
     def _pad(self, part: Candidates, chosen: Chosen, need: np.ndarray, rows: np.ndarray, rules: Rules) -> int:
         """Fill rows, in place, with passages drawn from the corpus that no filter on texts forbids; return how many."""
