@@ -12,7 +12,9 @@ from curation.progress import for_terminal
 
 WIDTH = 78  # columns of `mine show`
 BUILD = click.argument("build", required=False, type=click.Path(path_type=Path))
-DEVICE = click.option("--device", default="auto", show_default=True, help="Where the model runs: auto, cpu, cuda, cuda:1, ...")
+DEVICE = click.option(
+    "--device", default="auto", show_default=True, help="Where it encodes and searches: auto, cpu, cuda or cuda:N."
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress.")
 ONLY = click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")

@@ -24,7 +24,7 @@ from mining import candidates
 from mining.builds import described, selected, settings_of
 from mining.calibrate import calibrated
 from mining.classes import classes_of
-from mining.models import Models, Open, open_encoder
+from mining.models import Models, Open, device_of_rank, open_encoder
 from mining.rows import Fill, Tally, by_class, finished, given_only
 from mining.searching import Asked, Search, blocks
 
@@ -46,6 +46,7 @@ class Job:
     described: Mapping[str, object]  # the encoder; empty where none is needed
     source: str  # the digest of the curated stage
     searched: str = ""  # the digest of what the candidates depend on
+    device: str = "auto"
 
     @property
     def curated(self) -> Path:
@@ -76,6 +77,7 @@ class Job:
             store=self.settings.store,
             method=self.settings.candidates,
             ivf=self.way == "search" and self.settings.index == "ivf",
+            device=self.device,
         )
 
 
@@ -98,7 +100,7 @@ def mine_build(
         ModelError: the model cannot be loaded, or gives numbers that are none.
     """
     described(build)  # complain before anything is written
-    models = Models(build, settings_of(build), device, load)
+    models = Models(build, settings_of(build), device_of_rank(device, rank), load)
     receipts = dict[str, dict[str, Any]]()
     with locks.locked(build, "mine negatives" + ("" if rank is None else f" rank {rank}")):
         todo = list(jobs(build, only, models))
@@ -151,7 +153,8 @@ def jobs(build: Path, only: Sequence[str], models: Models) -> Iterator[Job]:
             depends |= {"reranker": models.reranker.fingerprint}
         depends |= _settings(way, settings) | {"format": FORMAT, "seed": int(whole["seed"])}
         digest = store.digest_of(depends)
-        yield Job(build, name, entry, settings, int(whole["seed"]), way, digest, about, receipt["digest"], searched)
+        made = receipt["digest"]
+        yield Job(build, name, entry, settings, int(whole["seed"]), way, digest, about, made, searched, models.device)
 
 
 def signature(job: Job) -> str:

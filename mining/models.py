@@ -28,6 +28,15 @@ def open_encoder(settings: Mine, device: str) -> Encoder:
     )
 
 
+def device_of_rank(device: str, rank: int | None) -> str:
+    """Return the device of one of several processes: where there are GPUs, and none is named, each has its own."""
+    if rank is None or device not in ("auto", "cuda"):
+        return device
+    import torch
+
+    return f"cuda:{rank % torch.cuda.device_count()}" if torch.cuda.is_available() else device
+
+
 class Models:
     """The models of a build's `mine:` section; the fingerprint of the one that encodes is in a note beside the vectors."""
 

@@ -17,6 +17,7 @@ from curation.schema import MINED, draws
 from mining import ivf
 from mining.answers import answered, answers_of
 from mining.candidates import Corpus, Part, Searched, once, read, saved, search
+from mining.cards import Cards, cards_of
 from mining.classes import classes_of
 from mining.copies import shingles_of
 from mining.embeddings import Embeddings, Encoder
@@ -52,6 +53,7 @@ class Asked:
     store: str  # float32 or float16
     method: str  # dense, bm25 or both
     ivf: bool  # whether a large corpus is searched in part only
+    device: str  # auto, cpu, cuda or cuda:1: where it is searched exactly; it changes nothing that is found
 
 
 class Search:
@@ -124,7 +126,8 @@ class Search:
         embeddings, places, asked = self.vectors
         corpus, folder = Part(embeddings.view(places), self.corpus_pids), self.listed
         if folder is None:
-            return Exact(corpus)
+            cards = cards_of(self.asked.device)
+            return Cards(corpus, cards) if cards else Exact(corpus)
 
         def write(part: Path) -> dict[str, Any]:
             def questions(rows: np.ndarray) -> np.ndarray:

@@ -33,7 +33,7 @@ HOMES = {
     "pyarrow": {"curation/store.py", "curation/reading/json_blocks.py"},
     "datasets": {"curation/reading/sources.py", "curation/reading/hub.py", "training/mteb_tasks.py"},
     "mteb": {"curation/leaks/mteb_tasks.py", "training/mteb_tasks.py"},
-    "faiss": {"mining/search.py"},
+    "faiss": {"mining/search.py", "mining/cards.py"},
     "bm25s": {"mining/lexical.py"},
     "deepspeed": {"training/backend.py"},
 }
