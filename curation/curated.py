@@ -12,6 +12,7 @@ from curation.numbering import number
 from curation.progress import Progress, silent
 from curation.schema import DROPPED, no_drops
 from curation.shaping.labelled import pair_up
+from curation.shaping.scores import with_scores
 from curation.stages import FORMAT, Done, Job, Receipt, counts_of
 from curation.store import (
     digest_of,
@@ -68,6 +69,9 @@ def _curate(job: Job, folder: Path) -> Receipt:
         gone = pl.concat([_lonely_too(gone, lonely), lonely])
     pairs, passages = number(tuples, corpus, source.task, families)
     constants = _constants(job, clean)
+    scores = job.build / "shaped" / source.name / "scores.parquet"
+    if scores.exists():
+        pairs = with_scores(pairs, passages, read_parquet(scores))
     write_table(folder, "pairs", pairs, constants)
     write_table(folder, "passages", passages, constants)
     write_parquet(folder / "dropped.parquet", pl.concat([read_parquet(stage / "dropped.parquet"), gone.cast(DROPPED)]))
