@@ -18,13 +18,13 @@ from mining.calibrate import Sample, binned, by_yield, rules_of, sampled
 from mining.copies import overlaps
 from mining.lists import Ragged, contains
 from mining.negatives import Candidates, Chosen, Rules, choose, reference_of
+from mining.rows import histogram
 from mining.searching import Search
 
 COPY = 0.8  # containment from which a text is a copy of another
 USEFUL = (0.90, 0.95)  # of the positive's score: near misses, the most useful negatives
 FEW = 7  # negatives a query that F2LLM trains with, of the 24
 SKIPS = (0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 40, 50, 60, 70)  # ranks that the plain miner skips
-BINS = 20  # of a histogram of scores between 0 and 1; lower ones are in the first
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def audit(search: Search, settings: Mine, shingles: Ragged) -> dict[str, Any]:
         if some.max_similarity == "auto":
             limit = by_yield(binned(one, choose(one, wanted, rules)), some.target_yield)
             rules = replace(rules, max_similarity=limit)
-        chosen = choose(one, wanted, rules)
+        chosen = search.choose(sample.frame, one, wanted, rules)[1]
         numbers = rates(measure(one, chosen, wanted, strict, loose))
         entry: dict[str, Any] = {key: round(number, 6) for key, number in numbers.items() if sample.gold or key not in GOLD}
         if sample.gold:
@@ -158,11 +158,6 @@ def audit(search: Search, settings: Mine, shingles: Ragged) -> dict[str, Any]:
 
 
 GOLD = {f"strict_{FEW}", "strict", f"loose_{FEW}", "loose", "hit"}  # what only gold can tell
-
-
-def histogram(scores: np.ndarray) -> list[int]:
-    """Count scores in `BINS` equal bins from 0 to 1."""
-    return [int(count) for count in np.histogram(np.clip(scores, 0, 1), BINS, (0, 1))[0]]
 
 
 def _false(sample: Sample, shingles: Ragged) -> tuple[np.ndarray, np.ndarray]:

@@ -34,6 +34,7 @@ class Sample:
     candidates: Candidates
     wanted: np.ndarray  # (q,)
     gold: Ragged | None  # the hidden positives
+    frame: pl.DataFrame  # of pairs
 
 
 def rules_of(settings: Mine) -> Rules:
@@ -123,7 +124,7 @@ def sampled(search: Search, rules: Rules) -> Sample:
     rows = frame["row"].to_numpy()
     candidates = search.known(frame, search.look(frame, rows, search.fetched), rows, rules)
     hidden = ragged(frame["positives"].list.slice(1)) if gold else None
-    return Sample(candidates, search.wanted - np.diff(candidates.given.starts), hidden)
+    return Sample(candidates, search.wanted - np.diff(candidates.given.starts), hidden, frame)
 
 
 def curve(sample: Sample, rules: Rules, key: str, values: list[float]) -> list[dict[str, Any]]:

@@ -12,7 +12,9 @@ from curation.progress import for_terminal
 
 WIDTH = 78  # columns of `mine show`
 BUILD = click.argument("build", required=False, type=click.Path(path_type=Path))
-DEVICE = click.option("--device", default="auto", show_default=True, help="Where the model runs: auto, cpu, cuda, cuda:1, ...")
+DEVICE = click.option(
+    "--device", default="auto", show_default=True, help="Where it encodes and searches: auto, cpu, cuda or cuda:N."
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress.")
 ONLY = click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")
@@ -182,8 +184,17 @@ def _table(receipts: dict[str, dict[str, Any]], verbose: bool) -> str:
         lines.append(f"{name:<{width}}  {said['way']:<6}  {said['rows_in']:>10,}  {kept:>10}  {lost:>8}  {state}")
         if verbose and not dry:
             lines += [f"  {key} took {count:,} of {said['candidates']:,} candidates" for key, count in said["filters"].items()]
+            lines += [f"  {_index(said['index'])}"] if "index" in said else []
             lines.append(f"  {said['signature']}")
     return "\n".join(lines)
+
+
+def _index(said: dict[str, Any]) -> str:
+    """Return how a source was searched that was to be searched in part."""
+    if said["kind"] == "exact":
+        return "searched exactly: it has too few passages for an index"
+    found = f"found {100 * said['recall']:.1f} % of the {said['recall_of']} nearest, of {said['recall_queries']} queries"
+    return f"searched {said['probes']:,} of {said['lists']:,} lists for each query, which {found}"
 
 
 def _readable(row: dict[str, Any]) -> str:

@@ -73,4 +73,4 @@ def _searched(
         if not some:
             raise BuildError(build, "has no source whose negatives are searched for", "the others keep or draw theirs")
         for job in some:
-            yield job.name, searching(job, models.encoder, progress, hide=True), settings
+            yield job.name, searching(job, models, progress, hide=True), settings

@@ -16,6 +16,7 @@ from mining.negatives import Chosen
 
 MOST_RANK = np.iinfo(np.uint16).max
 TOO_FEW = "too_few_negatives"
+BINS = 40  # of a histogram of scores
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,12 @@ class Tally:
     candidates: int = 0
     filters: dict[str, int] = field(default_factory=dict)
     filled: dict[str, int] = field(default_factory=dict)
+    histograms: dict[str, list[int]] = field(default_factory=lambda: {"positives": [0] * BINS, "negatives": [0] * BINS})
+
+
+def histogram(scores: np.ndarray) -> list[int]:
+    """Count scores in `BINS` equal bins from 0 to 1; lower and higher ones are in the first and the last, nan in none."""
+    return [int(count) for count in np.histogram(np.clip(scores[~np.isnan(scores)], 0, 1), BINS, (0, 1))[0]]
 
 
 def by_class(classes: np.ndarray, own: np.ndarray, rows: np.ndarray, wanted: int, seed: int, source: str) -> Found:
@@ -86,6 +93,12 @@ def finished(
     rows = rows.with_columns(pl.Series("positive_score", found.positive_scores).fill_nan(None))
     schema: Any = MINED_PAIRS
     rows = rows.filter(~short).select(schema.keys()).cast(schema)
+    for kind, scores in (
+        ("positives", rows["positive_score"]),
+        ("negatives", rows["negative_scores"].explode(empty_as_null=False)),
+    ):
+        counted = zip(tally.histograms[kind], histogram(scores.fill_null(np.nan).to_numpy()), strict=True)
+        tally.histograms[kind] = [before + more for before, more in counted]
     lost = np.flatnonzero(short)
     evidence = pl.Series([_evidence(row, have, wanted, found) for row in lost.tolist()], dtype=pl.String)
     tally.rows_in += len(frame)

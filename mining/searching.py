@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -14,13 +14,17 @@ import polars as pl
 from curation import store
 from curation.progress import Progress
 from curation.schema import MINED, draws
-from mining.candidates import Corpus, Searched, read, saved, search
+from mining import ivf
+from mining.candidates import Corpus, Part, Searched, once, read, saved, search
+from mining.cards import Cards, cards_of
 from mining.classes import classes_of
 from mining.copies import shingles_of
 from mining.embeddings import Embeddings, Encoder
 from mining.lists import Ragged, contains, distinct, ragged
 from mining.negatives import Candidates, Chosen, Rules, choose, relax, replaced
+from mining.reranker import Reranker, chosen_with
 from mining.rows import Found
+from mining.search import Exact
 from mining.twins import Twins, twins_of
 
 if TYPE_CHECKING:
@@ -47,6 +51,8 @@ class Asked:
     by_class: bool  # whether a row's negatives come from other classes
     store: str  # float32 or float16
     method: str  # dense, bm25 or both
+    ivf: bool  # whether a large corpus is searched in part only
+    device: str  # auto, cpu, cuda or cuda:1: where it is searched exactly; it changes nothing that is found
 
 
 class Search:
@@ -60,8 +66,10 @@ class Search:
         encoder: Callable[[], Encoder],
         progress: Progress,
         hide: bool = False,
+        reranker: Reranker | None = None,
     ) -> None:
         """Take a source; with `hide` only the first positive of a row is known, the others are texts like any other."""
+        self.reranker = reranker
         self.asked, self.wanted, self.encoder, self.progress, self.hide = asked, wanted, encoder, progress, hide
         lists = store.read_table(asked.curated, "pairs", ["positives"])["positives"]
         self.corpus_pids = lists.explode().drop_nulls().unique().sort().to_numpy().astype(np.int64)
@@ -72,6 +80,8 @@ class Search:
         self.widest = range_max + most
         self.fetched = max(range_max, LEAST_SEEN) + min(most, MOST_WIDENED)
         self.digest = store.digest_of([asked.digest, self.fetched])
+        many = asked.ivf and len(self.corpus_pids) >= ivf.LEAST
+        self.listed = asked.candidates / "index" if many else None  # the folder of the index
 
     def prepare(self, frame: pl.DataFrame, number: int, rows: np.ndarray, wait: bool = True) -> Path:
         """Search for block `number`, the rows numbered `rows` (q,) of the source, unless that is done; return its folder.
@@ -94,7 +104,7 @@ class Search:
         """Search for the k nearest passages of some rows."""
         embeddings, places, asked = self.vectors
         known = self.positives(frame)
-        corpus = Corpus(embeddings.view(places), self.corpus_pids, self.shingles, self.classes and self.classes[0])
+        corpus = Corpus(embeddings.view(places), self.corpus_pids, self.index, self.shingles, self.classes and self.classes[0])
         own = self.classes[1][rows] if self.classes else None
         reorder = self._by_words(frame["query"]) if self.asked.method != "dense" else None
         return search(embeddings.take(asked[rows]), known, given_of(frame, known), corpus, k, own, reorder)
@@ -108,6 +118,31 @@ class Search:
             return fused(ids, found) if self.asked.method == "both" else found
 
         return reorder
+
+    @cached_property
+    def index(self) -> Exact:
+        """The corpus by its vectors."""
+        embeddings, places, asked = self.vectors
+        corpus, folder = Part(embeddings.view(places), self.corpus_pids), self.listed
+        if folder is None:
+            cards = cards_of(self.asked.device)
+            return Cards(corpus, cards) if cards else Exact(corpus)
+
+        def write(part: Path) -> dict[str, Any]:
+            def questions(rows: np.ndarray) -> np.ndarray:
+                return embeddings.take(asked[rows])
+
+            return ivf.write(part, corpus, questions, self.rows, self.fetched, self.asked.seed, self.asked.name)
+
+        once(folder, store.digest_of([self.digest, ivf.FORMAT]), write, wait=True)
+        return ivf.Lists(corpus, folder)
+
+    def said(self) -> dict[str, Any]:
+        """Return what a receipt tells of the search."""
+        if not self.asked.ivf:
+            return {}
+        receipt = (store.read_receipt(self.listed) if self.listed else None) or {}
+        return {"index": {key: receipt[key] for key in ivf.SAID if key in receipt} or {"kind": "exact"}}
 
     @cached_property
     def lexical(self) -> Lexical:
@@ -145,22 +180,51 @@ class Search:
         """
         near = self.candidates(frame, number, rows, rules).narrowed(self.widest)
         lacking = self.wanted - np.diff(near.given.starts)
-        chosen = choose(near, lacking, rules)
+        chosen = self.choose(frame, near, lacking, rules)[1]
         seen = np.full(len(frame), min(near.ids.shape[1], len(self.corpus_pids)))
         short, filled = np.flatnonzero(chosen.found < lacking), dict[str, int]()
         if len(short):
-            part, need = near.rows(short), lacking[short]
+            part, need, some = near.rows(short), lacking[short], frame[short]
             if min(self.widest, len(self.corpus_pids)) > near.ids.shape[1]:
-                some = frame[short]
                 part = self.known(some, self.look(some, rows[short], self.widest), rows[short], rules)
                 seen[short] = part.ids.shape[1]
-            again = choose(part, need, rules)
+            part, again = self.choose(some, part, need, rules)
             if shortage == "relax":
                 again, filled["relax"] = relax(part, again, need, rules)
             elif shortage == "random":
                 filled["random"] = self._pad(part, again, need, rows[short], rules)
             chosen = replaced(chosen, short, again)
-        return Found(near.given, near.given_scores, chosen, MINED, near.first_scores(), seen, filled)
+        found = Found(near.given, near.given_scores, chosen, MINED, near.first_scores(), seen, filled)
+        if self.reranker and self.reranker.settings.reranker_scores:
+            found = self._rescored(frame, found, near.positives.first())
+        return found
+
+    def choose(self, frame: pl.DataFrame, near: Candidates, wanted: np.ndarray, rules: Rules) -> tuple[Candidates, Chosen]:
+        """Choose up to `wanted` (q,) negatives of each row; return also the candidates, with what the reranker said of them."""
+        if self.reranker is None or (rules.reranker_margin is None and rules.reranker_max_score is None):
+            return near, choose(near, wanted, rules)
+        return chosen_with(lambda rows, pids: self._reranked(frame, rows, pids), near, wanted, rules)
+
+    def _reranked(self, frame: pl.DataFrame, rows: np.ndarray, pids: np.ndarray) -> np.ndarray:
+        """Return the reranker's score (n,) float32 of the query of row `rows[i]` of the frame with passage `pids[i]`."""
+        assert self.reranker is not None
+        needed, places = np.unique(pids, return_inverse=True)
+        texts, queries = list(self._passages(needed)), frame["query"].to_list()
+        with self.progress(f"{self.asked.name}: rerank", len(rows), "pairs") as advance:
+            return self.reranker.scores(
+                lambda: ((queries[row], texts[at]) for row, at in zip(rows.tolist(), places.tolist(), strict=True)), advance
+            )
+
+    def _rescored(self, frame: pl.DataFrame, found: Found, first: Ragged) -> Found:
+        """Return the same rows with the reranker's scores in place of cosines."""
+        more = found.more
+        rows, columns = np.nonzero(np.arange(more.ids.shape[1]) < more.found[:, None])
+        each = [(first.row_of_each(), first.ids), (found.given.row_of_each(), found.given.ids), (rows, more.ids[rows, columns])]
+        scores = self._reranked(frame, np.concatenate([row for row, _ in each]), np.concatenate([pids for _, pids in each]))
+        positive, given, rest = np.split(scores.astype(np.float64), np.cumsum([len(pids) for _, pids in each])[:-1])
+        own = np.full(more.scores.shape, np.nan)
+        own[rows, columns] = rest
+        return replace(found, positive_scores=positive, given_scores=given, more=replace(more, scores=own))
 
     def _pad(self, part: Candidates, chosen: Chosen, need: np.ndarray, rows: np.ndarray, rules: Rules) -> int:
         """Fill rows, in place, with passages drawn from the corpus that no filter on texts forbids; return how many."""

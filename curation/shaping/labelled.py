@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from curation.errors import SourceError, listed
+from curation.errors import SourceError, did_you_mean, listed
 from curation.manifest_source import Source
 from curation.reading.rows import ROW
 from curation.schema import draws, dropped_frame
@@ -29,6 +29,10 @@ def _labelled(source: Source, rows: pl.DataFrame) -> pl.DataFrame:
     )
     if source.labels:
         frame = frame.with_columns(pl.col("label").replace_strict(source.labels, default=None, return_dtype=pl.String))
+    there = frame["evidence"].drop_nulls().unique().sort().to_list()
+    for label in set(source.skip_labels) - set(there) if source.limit is None else ():  # a sample may well lack it
+        what = f"no row has the label '{label}' of 'skip_labels'" + did_you_mean(label, there)
+        raise SourceError(place_of(source), what, f"labels there are: {listed(there, 20)}")
     return frame.with_columns(
         reason_of(
             (pl.col("query").is_null(), "empty_text"),

@@ -195,6 +195,11 @@ def test_labels_that_are_no_class_are_left_out():
     shaped = to_tuples(source("clustering", fields=LABELLED, skip_labels=["42"]), table, seed=1)
     assert reasons(shaped) == [("s/4", "skipped_label")]
     assert shaped.tuples["label"].to_list() == ["1", "1", "2", "2"]
+    with pytest.raises(
+        SourceError, match=r"^source 's': no row has the label '43' of 'skip_labels'; labels there are: 1, 2, 42$"
+    ):
+        to_tuples(source("clustering", fields=LABELLED, skip_labels=["42", "43"]), table, seed=1)
+    assert len(to_tuples(source("clustering", fields=LABELLED, skip_labels=["43"], limit=9), table, seed=1).tuples) == 5
     with pytest.raises(ValueError, match="'skip_labels' means nothing here: the mapped columns make shape 'pairs'"):
         source(skip_labels=["42"])
 
