@@ -56,6 +56,9 @@ class Mine(Section):
     containment: float | None = Field(
         None, gt=0, le=1, description="candidates sharing this much of their, or a positive's, word 3-grams are dropped"
     )
+    exclude_answer: bool = Field(
+        False, description="passages that hold an answer of the query, `fields: {answer: ...}`, word for word are no negatives"
+    )
     max_score: float | None = Field(0.8, description="candidates scoring higher are dropped")
     min_score: float | None = Field(None, description="candidates scoring lower are dropped")
     absolute_margin: float | None = Field(None, ge=0, description="candidates scoring above positive - margin are dropped")

@@ -163,6 +163,9 @@ class Fields(Section):
     score: str | None = Field(None, description="column of the score (STS, paraphrase, graded qrels; `documents`: a list, kept)")
     positive_score: str | None = Field(None, description="column of a teacher's score of the positive, or its list; kept")
     negative_scores: str | None = Field(None, description="likewise of the negatives, a list as long as theirs; kept")
+    answer: str | None = Field(
+        None, description="pairs: column of the answer's words, or a list of several; `mine: {exclude_answer: yes}` reads them"
+    )
     query_id: str | None = Field(None, description="qrels: column of the query's id")
     positive_id: str | None = Field(None, description="qrels: column of the passage's id")
 
@@ -249,6 +252,7 @@ class Source(Table):
             "title": f.title and shape == "qrels",
             "skip": self.skip and shape == "qrels",
             "negatives": f.negatives and not pairs,
+            "answer": f.answer and not pairs,
         }
         said = [name for name in f.model_dump().values() if isinstance(name, str)]
         if unmapped := [name for name in self.join if name not in (*said, *f.negatives)]:

@@ -19,6 +19,8 @@ from curation.reading.rows import Lost
 from curation.reading.sources import inputs, read_rows, take
 from curation.schema import dropped_frame
 from curation.shaping import filters, holdout
+from curation.shaping.answers import FILE as ANSWERS
+from curation.shaping.answers import answers_of
 from curation.shaping.columns import BAD, place_of
 from curation.shaping.shapes import to_tuples
 from curation.store import (
@@ -118,6 +120,9 @@ def _shape(job: Job, folder: Path, reads: dict[str, str], progress: Progress) ->
     merged_tuples, merged = equal.merge_queries(good, source.name)
     train, held = holdout.set_apart(merged_tuples, source.holdout, job.seed, source.name)
     dropped_rows = pl.concat([unread, made.dropped])
+    answers = answers_of(source, rows, made.tuples)
+    if answers is not None:
+        write_parquet(folder / ANSWERS, answers)
     write_table(folder, "tuples", train)
     if made.scores is not None:
         write_parquet(folder / "scores.parquet", made.scores)

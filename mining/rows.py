@@ -11,7 +11,7 @@ import polars as pl
 
 from curation.schema import CLASS, GIVEN, MINED, MINED_PAIRS, RANDOM, dropped_frame
 from mining.classes import of_other_classes
-from mining.lists import Ragged, ragged
+from mining.lists import Ragged, distinct, ragged
 from mining.negatives import Chosen
 
 MOST_RANK = np.iinfo(np.uint16).max
@@ -78,6 +78,29 @@ def given_only(frame: pl.DataFrame, number: int, rows: np.ndarray, most: int) ->
         return found
     scores = frame["negative_scores"].explode(empty_as_null=False).cast(pl.Float64).to_numpy()
     return replace(found, given_scores=scores[head], positive_scores=frame["positive_score"].cast(pl.Float64).to_numpy())
+
+
+def padded(chosen: Chosen, drawn: np.ndarray, bad: np.ndarray, lacking: np.ndarray) -> int:
+    """Fill rows, in place, with drawn passages (q, n) that are not `bad`, up to what each lacks (q,); return how many."""
+    free = Ragged(np.concatenate([[0], (~bad).sum(axis=1).cumsum()]), drawn[~bad])
+    taken = Ragged(np.concatenate([[0], chosen.found.cumsum()]), chosen.ids[chosen.ids >= 0])
+    fresh = distinct(free, taken, len(drawn[0]) if len(drawn) else 0).head(lacking)
+    row = fresh.row_of_each()
+    chosen.ids[row, chosen.found[row] + np.arange(len(row)) - fresh.starts[row]] = fresh.ids
+    chosen.found[:] += np.diff(fresh.starts)
+    return len(row)
+
+
+def rescored(found: Found, first: Ragged, score: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Found:
+    """Return the same rows with other scores: `score` takes rows and pids; `first` is the first positive of each row."""
+    more = found.more
+    rows, columns = np.nonzero(np.arange(more.ids.shape[1]) < more.found[:, None])
+    each = [(first.row_of_each(), first.ids), (found.given.row_of_each(), found.given.ids), (rows, more.ids[rows, columns])]
+    scores = score(np.concatenate([row for row, _ in each]), np.concatenate([pids for _, pids in each]))
+    positive, given, rest = np.split(scores.astype(np.float64), np.cumsum([len(pids) for _, pids in each])[:-1])
+    own = np.full(more.scores.shape, np.nan)
+    own[rows, columns] = rest
+    return replace(found, positive_scores=positive, given_scores=given, more=replace(more, scores=own))
 
 
 def finished(
