@@ -13,6 +13,7 @@ from curation.progress import Progress, silent
 from curation.schema import DROPPED, no_drops
 from curation.shaping.answers import FILE as ANSWERS
 from curation.shaping.labelled import pair_up
+from curation.shaping.scores import with_scores
 from curation.stages import FORMAT, Done, Job, Receipt, counts_of
 from curation.store import (
     digest_of,
@@ -69,6 +70,9 @@ def _curate(job: Job, folder: Path) -> Receipt:
         gone = pl.concat([_lonely_too(gone, lonely), lonely])
     pairs, passages = number(tuples, corpus, source.task, families)
     constants = _constants(job, clean)
+    scores = job.build / "shaped" / source.name / "scores.parquet"
+    if scores.exists():
+        pairs = with_scores(pairs, passages, read_parquet(scores))
     write_table(folder, "pairs", pairs, constants)
     write_table(folder, "passages", passages, constants)
     if source.fields.answer is not None:

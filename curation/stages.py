@@ -124,6 +124,8 @@ def _shape(job: Job, folder: Path, reads: dict[str, str], progress: Progress) ->
     if answers is not None:
         write_parquet(folder / ANSWERS, answers)
     write_table(folder, "tuples", train)
+    if made.scores is not None:
+        write_parquet(folder / "scores.parquet", made.scores)
     write_parquet(folder / "corpus.parquet", pl.DataFrame({"text": made.corpus}))
     write_parquet(folder / "heldout.parquet", held)
     write_parquet(folder / "dropped.parquet", pl.concat([dropped_rows, poor, merged]))
@@ -152,7 +154,8 @@ def _read_whole(where: str, table: TextTable, base: Path) -> pl.DataFrame:
 
 
 def _unread(source: Source, lost: list[Lost]) -> pl.DataFrame:
-    ids = pl.Series([f"{source.name}/{one.row}" for one in lost], dtype=pl.String)
+    number = "row " if source.fields.id or source.fields.query_id else ""  # no number is taken for a given id
+    ids = pl.Series([f"{source.name}/{number}{one.row}" for one in lost], dtype=pl.String)
     reasons = pl.Series([one.reason for one in lost], dtype=pl.String)
     return dropped_frame(source.name, "read", ids, reasons, pl.Series([one.evidence for one in lost], dtype=pl.String))
 

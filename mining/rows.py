@@ -61,14 +61,23 @@ def by_class(classes: np.ndarray, own: np.ndarray, rows: np.ndarray, wanted: int
     return _unscored(Ragged(np.zeros(len(rows) + 1, np.int64), np.empty(0, np.int64)), drawn)
 
 
-def given_only(frame: pl.DataFrame, number: int, rows: np.ndarray) -> Found:
-    """Return the negatives that a block of rows was built with; F2LLM's rule for classification, the other label."""
-    given = distinct(ragged(frame["negatives"]), ragged(frame["positives"]), 1)
+def given_only(frame: pl.DataFrame, number: int, rows: np.ndarray, most: int) -> Found:
+    """Return the first `most` negatives that a block of rows was built with, and the scores, if it was built with them.
+
+    F2LLM's rule for classification: the other label.
+    """
+    given = ragged(frame["negatives"])  # distinct, and none a positive, by `curation.numbering`
+    head = given.heads(most)
+    starts = np.concatenate([[0], np.minimum(np.diff(given.starts), most).cumsum()])
     empty = (len(frame), 0)
     none = Chosen(
         np.empty(empty, np.int64), np.empty(empty, np.float64), np.empty(empty, np.int64), np.zeros(len(frame), np.int64), {}
     )
-    return _unscored(given, none)
+    found = _unscored(Ragged(starts, given.ids[head]), none)
+    if "negative_scores" not in frame.columns:
+        return found
+    scores = frame["negative_scores"].explode(empty_as_null=False).cast(pl.Float64).to_numpy()
+    return replace(found, given_scores=scores[head], positive_scores=frame["positive_score"].cast(pl.Float64).to_numpy())
 
 
 def padded(chosen: Chosen, drawn: np.ndarray, bad: np.ndarray, lacking: np.ndarray) -> int:

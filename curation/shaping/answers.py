@@ -19,9 +19,9 @@ def answers_of(source: Source, rows: pl.DataFrame, tuples: pl.DataFrame) -> pl.D
     """
     if source.fields.answer is None:
         return None
-    named = pl.DataFrame({"row": rows[ROW].cast(pl.UInt64), "answers": text_lists(source, rows, source.fields.answer)})
-    asked = tuples.select("row", "id", keys_of(tuples["query"]))
-    asked = asked.filter(pl.col("id") == pl.format("{}/{}", pl.lit(source.name), "row"))
+    answers = text_lists(source, rows, source.fields.answer).list.drop_nulls()
+    named = pl.DataFrame({"row": rows[ROW].cast(pl.UInt64), "answers": answers})
+    asked = tuples.select("row", keys_of(tuples["query"])).unique("row", keep="first", maintain_order=True)
     both = asked.join(named.filter(pl.col("answers").list.len() > 0), on="row", maintain_order="left")
     lists = both.group_by("key", maintain_order=True).agg(pl.col("answers").explode(empty_as_null=False))
     return lists.with_columns(pl.col("answers").list.unique(maintain_order=True))
