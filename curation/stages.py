@@ -19,6 +19,8 @@ from curation.reading.rows import Lost
 from curation.reading.sources import inputs, read_rows, take
 from curation.schema import dropped_frame
 from curation.shaping import filters, holdout
+from curation.shaping.answers import FILE as ANSWERS
+from curation.shaping.answers import answers_of
 from curation.shaping.columns import BAD, place_of
 from curation.shaping.shapes import to_tuples
 from curation.store import (
@@ -107,7 +109,8 @@ def _shape(job: Job, folder: Path, reads: dict[str, str], progress: Progress) ->
         rows, lost = take(source, job.seed, source.limit if by_rows else None, job.base, advance)
     check_readable(source, rows, lost)
     tables = {part: _read_whole(f"{place_of(source)} ({part})", table, job.base) for part, table in _extra(source)}
-    tuples, dropped, corpus, instruction = to_tuples(source, rows, job.seed, **tables)
+    tuples, dropped, corpus, instruction, scores = to_tuples(source, rows, job.seed, **tables)
+    answers = answers_of(source, rows, tuples)
     rows_in, tuples_made = len(rows) + len(lost), len(tuples)
     del rows, tables  # from here on the tuples alone
     _check_rows(source, rows_in, lost, dropped, tuples_made)
@@ -118,7 +121,11 @@ def _shape(job: Job, folder: Path, reads: dict[str, str], progress: Progress) ->
     tuples, merged = equal.merge_queries(tuples, source.name)
     train, held = holdout.set_apart(tuples, source.holdout, job.seed, source.name)
     dropped_rows = pl.concat([_unread(source, lost), dropped])
+    if answers is not None:
+        write_parquet(folder / ANSWERS, answers)
     write_table(folder, "tuples", train)
+    if scores is not None:
+        write_parquet(folder / "scores.parquet", scores)
     write_parquet(folder / "corpus.parquet", pl.DataFrame({"text": corpus}))
     write_parquet(folder / "heldout.parquet", held)
     write_parquet(folder / "dropped.parquet", pl.concat([dropped_rows, poor, merged]))
@@ -147,7 +154,8 @@ def _read_whole(where: str, table: TextTable, base: Path) -> pl.DataFrame:
 
 
 def _unread(source: Source, lost: list[Lost]) -> pl.DataFrame:
-    ids = pl.Series([f"{source.name}/{one.row}" for one in lost], dtype=pl.String)
+    number = "row " if source.fields.id or source.fields.query_id else ""  # no number is taken for a given id
+    ids = pl.Series([f"{source.name}/{number}{one.row}" for one in lost], dtype=pl.String)
     reasons = pl.Series([one.reason for one in lost], dtype=pl.String)
     return dropped_frame(source.name, "read", ids, reasons, pl.Series([one.evidence for one in lost], dtype=pl.String))
 

@@ -1,4 +1,4 @@
-"""Exact nearest passages by inner product. The only file that knows faiss.
+"""Exact nearest passages by inner product, with faiss.
 
 faiss finds candidates in blocks of queries and passages; their scores are then computed again, in float64 and one fixed
 way. Sums of float32 products depend on the shape of a block, and so on memory and processor (2 of 10,000 rows of 24
@@ -20,6 +20,7 @@ from curation.errors import SetupError
 QUERIES = 4_096  # a block: with PASSAGES rows of 1,024 numbers, about 150 MB
 PASSAGES = 32_768
 SPARE = 16  # candidates fetched beyond k, so that hardly a query has an equal score on both sides of the cut
+MOST_SPARE = 2_048  # fetched where equal scores are many; where even that is too few, all that can be near is scored
 GATHERED = 1 << 22  # float64 numbers multiplied at once when scoring again: 32 MB
 DISTRIBUTIONS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs")
 
@@ -67,7 +68,7 @@ class Exact:
         self.corpus, self.block = corpus, block
 
     def fetch(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return ids (q, k) int64 and rough scores (q, k) float32 of the best, descending; -1 and -inf where there are fewer."""
+        """Return ids (q, k) int64 of about the best, -1 where there are fewer, and a limit (q,) no other scores above."""
         heap = faiss.ResultHeap(len(queries), k, keep_max=True)
         for rows, groups in self.parts(queries):
             passages = np.ascontiguousarray(self.corpus[rows], np.float32)
@@ -75,12 +76,8 @@ class Exact:
                 these = passages[part]
                 found, at = faiss.knn(queries[some], these, min(k, len(these)), metric=faiss.METRIC_INNER_PRODUCT)
                 heap.add_result_subset(some, found, rows[part][at])
-        heap.finalize()
-        return heap.I, np.where(heap.I < 0, -np.inf, heap.D).astype(np.float32)
-
-    def slack(self, queries: np.ndarray) -> np.ndarray | float:
-        """Return the most, of all or of each query, that a rough score can be off."""
-        return rounding(queries.shape[1])
+        heap.finalize()  # what it left out has at most its lowest score, and in truth the rounding more
+        return heap.I, np.where(heap.I[:, -1] < 0, -np.inf, heap.D[:, -1].astype(np.float64) + rounding(queries.shape[1]))
 
     def parts(self, queries: np.ndarray) -> Iterator[tuple[np.ndarray, list[tuple[np.ndarray, slice]]]]:
         """Return blocks of the corpus: their rows, and which queries (numbers) are to be compared with which slice of them."""
@@ -135,14 +132,12 @@ def rounding(dim: int) -> float:
 def _nearest(queries: np.ndarray, index: Exact, k: int, spare: int = SPARE) -> tuple[np.ndarray, np.ndarray]:
     """Search one block of queries: fetch more than k, score them again, and do more for queries where that was too few."""
     whole = len(index.corpus)
-    ids, rough = index.fetch(queries, min(k + spare, whole))
+    ids, limit = index.fetch(queries, min(k + spare, whole))
     ids, scores = _sorted(ids, np.where(ids >= 0, scores_of(queries, index.corpus, np.maximum(ids, 0)), -np.inf))
     if ids.shape[1] < whole:
-        # what was not fetched has at most the lowest rough score, and its real score at most the slack more
-        last = rough[:, -1]
-        unsafe = np.flatnonzero((scores[:, k - 1] <= last + index.slack(queries)) & np.isfinite(last))
-        if len(unsafe) and spare == SPARE:
-            ids[unsafe, :k], scores[unsafe, :k] = _nearest(queries[unsafe], index, k, 16 * SPARE)
+        unsafe = np.flatnonzero((scores[:, k - 1] <= limit) & np.isfinite(limit))
+        if len(unsafe) and spare < MOST_SPARE:
+            ids[unsafe, :k], scores[unsafe, :k] = _nearest(queries[unsafe], index, k, min(16 * spare, MOST_SPARE))
         else:
             for row in unsafe:
                 ids[row, :k], scores[row, :k] = _every(queries[row : row + 1], index, k, float(scores[row, k - 1]))
