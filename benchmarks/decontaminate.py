@@ -26,8 +26,9 @@ from pathlib import Path
 import polars as pl
 from dedup import corpus
 
-from curation import leak_index, leaks
-from curation.evaluations import DOCUMENT, EVALUATION, QUERY
+from curation.leaks import index as leak_index
+from curation.leaks import lookup as leaks
+from curation.leaks.evaluations import DOCUMENT, EVALUATION, QUERY
 from curation.text import normalised
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

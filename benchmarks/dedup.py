@@ -35,9 +35,9 @@ import pyarrow.parquet as pq
 import xxhash
 from datasketch import MinHash, MinHashLSH
 
-from curation.near import bands_for, near, slices
+from curation.duplicates.near import bands_for, near, slices
+from curation.duplicates.shingles import CHARS, EXACT, LONGER, SPACELESS, WIDTH, WORDS, kinds_of, shingle
 from curation.schema import draws
-from curation.shingles import CHARS, EXACT, LONGER, SPACELESS, WIDTH, WORDS, kinds_of, shingle
 from curation.store import write_blocks
 from curation.text import normalised
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from curation.manifest_source import Table
-from curation.sources import read_rows
+from curation.reading.sources import read_rows
 from training.encode import load_encoder
 from training.model_files import find_model
 

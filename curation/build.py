@@ -23,10 +23,11 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
-from curation import attribution, decontaminate, mteb_tasks, overlaps, report
+from curation import attribution, overlaps
 from curation.cleaned import clean_source, clean_stands, near_source, near_stands
 from curation.curated import curate_source, curate_stands
 from curation.errors import ManifestError, SetupError, UserError, did_you_mean
+from curation.leaks import decontaminate, mteb_tasks
 from curation.licenses import Excluded, Policy, allowed
 from curation.lock import keep as keep_lock
 from curation.lock import pinned
@@ -34,6 +35,7 @@ from curation.locks import locked
 from curation.manifest import Manifest, load_manifest
 from curation.manifest_source import Source
 from curation.progress import Progress, silent
+from curation.report import page as report
 from curation.stages import Done, Job, Receipt, shape_source, shape_stands
 from curation.store import write_json
 from curation.summary import write_summary
@@ -108,7 +110,7 @@ def _build(
         failed |= more
         ready = [job for job in ready if job.source.name in stages[name]]
     if across and ready:
-        from curation.across import compare  # loads the compiled loops
+        from curation.duplicates.across import compare  # loads the compiled loops
 
         stages["across"] = compare(ready)
     ready = [job for job in ready if job.source.name in chosen]
@@ -122,7 +124,7 @@ def _build(
     write_summary(folder, path, manifest, receipts, failed, current, excluded, leaks)
     seconds = {f"{stage}/{name}": round(done.seconds, 3) for stage, all_done in stages.items() for name, done in all_done.items()}
     write_json(folder / "timings.json", {"seconds": round(time.time() - started, 3), "stages": seconds})
-    ran = {name for all_done in stages.values() for name, done in all_done.items() if done.ran and name in chosen}
+    ran = {name for all_done in stages.values() for name, done in all_done.items() if done.ran and name in receipts}
     return Outcome(folder, receipts, ran, failed, excluded)
 
 

@@ -9,12 +9,13 @@ from typing import Any
 import polars as pl
 import xxhash
 
-from curation import decontaminate, holdout
-from curation.columns import place_of
+from curation.duplicates.shingles import SHINGLING
 from curation.errors import SourceError
+from curation.leaks import decontaminate
 from curation.progress import Progress, silent
 from curation.schema import DROPPED
-from curation.shingles import SHINGLING
+from curation.shaping import holdout
+from curation.shaping.columns import place_of
 from curation.stages import FORMAT, Done, Job, Receipt, counts_of
 from curation.store import digest_of, read_json, read_parquet, read_table, run_stage, stands, write_parquet, write_table
 from curation.text import forms
@@ -43,8 +44,8 @@ def near_source(job: Job, progress: Progress = silent) -> Done:
 
 
 def _near(job: Job, folder: Path) -> Receipt:
-    from curation.duplicates import texts_of  # loads the compiled loops
-    from curation.near import near, slices
+    from curation.duplicates.near import near, slices
+    from curation.duplicates.within import texts_of  # loads the compiled loops
 
     assert job.dedup
     texts = texts_of(job.build / "shaped" / job.source.name)

@@ -72,8 +72,10 @@ def build(
     for error in outcome.failed.values():
         say(f"curate: {manifest}: {error}")
     if not quiet:
-        fresh = f"{len(outcome.ran)} of {len(outcome.receipts)} sources built" if outcome.ran else "nothing to do"
-        say(f"{outcome.folder}: {fresh}; see report.html; next: `mine negatives {outcome.folder}`")
+        count = len(outcome.receipts) + len(outcome.failed)
+        fresh = f"{len(outcome.ran)} of {count} sources built" if outcome.ran or outcome.failed else "nothing to do"
+        ready = f"; see report.html; next: `mine negatives {outcome.folder}`" if outcome.receipts else ""
+        say(f"{outcome.folder}: {fresh}{ready}")
     return 1 if outcome.failed else 0
 
 
@@ -83,7 +85,8 @@ def build(
 @click.option("--json", "as_json", is_flag=True, help="The receipts as JSON instead of a table.")
 def stats(build: Path | None, only: tuple[str, ...], as_json: bool) -> None:
     """Count rows, tuples and what was dropped why, in BUILD or the newest build."""
-    from curation import decontaminate, look, overlaps
+    from curation import look, overlaps
+    from curation.leaks import decontaminate
 
     folder = newest(build)
     receipts = look.receipts(folder, only)
@@ -108,7 +111,7 @@ def report(build: Path | None) -> None:
     `curate build` writes it too: one page with counts, overlaps, lengths, labels,
     near-duplicates and samples of what was kept and of what was left out.
     """
-    from curation import report as reporting
+    from curation.report import page as reporting
 
     folder = newest(build)
     reporting.write(folder, again=True)
@@ -194,9 +197,9 @@ def lock(manifest: Path, only: tuple[str, ...], quiet: bool) -> int:
 def signatures(build: Path | None, out: Path, only: tuple[str, ...]) -> None:
     """Write MinHash signatures of the texts of BUILD or the newest build.
 
-    datasketch's MinHashLSH loads them, see curation/signature_file.py.
+    datasketch's MinHashLSH loads them, see curation/duplicates/signature_file.py.
     """
-    from curation.signature_file import write_signatures
+    from curation.duplicates.signature_file import write_signatures
 
     say(f"{out}: {write_signatures(newest(build), out, only):,} signatures")
 

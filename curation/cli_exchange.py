@@ -38,8 +38,8 @@ def export(
     says another number. Elsewhere --negatives is the most a tuple keeps. All but
     pair and beir need mined negatives.
     """
-    from curation import export as exporting
     from curation import look
+    from curation.exchange import export as exporting
 
     if negatives and name in ("pair", "beir"):
         raise click.UsageError(f"'{name}' holds no negatives, so --negatives says nothing.")
@@ -82,7 +82,7 @@ def publish(
     left out and listed. Again after a change: only what changed is sent.
     """
     from curation import look
-    from curation import publish as publishing
+    from curation.exchange import publish as publishing
 
     chosen = [name.strip() for name in columns.split(",") if name.strip()]
     if wrong := [name for name in chosen if name not in publishing.GROUPS]:
@@ -113,8 +113,8 @@ def diff(a: str, b: str, only: tuple[str, ...], as_json: bool, quiet: bool) -> i
     A and B are builds, or published versions such as my-org/name@v1.0. The exit
     code is 1 where anything differs.
     """
-    from curation import diff as comparing
     from curation import look
+    from curation.exchange import diff as comparing
 
     found = comparing.diff(a, b, only, for_terminal(quiet))
     output(look.as_json(found) if as_json else comparing.as_text(found))
@@ -132,7 +132,7 @@ def verify(build: Path | None, only: tuple[str, ...], as_json: bool, quiet: bool
     One line a problem; the exit code is 1 where there is any.
     """
     from curation import look
-    from curation import verify as checking
+    from curation.exchange import verify as checking
 
     folder = newest(build)
     problems = checking.problems(folder, only, for_terminal(quiet))
@@ -156,7 +156,7 @@ def importing(what: str, out: Path) -> None:
     or a dataset of the Hub in one of these, MTEB's included. Its columns say
     which; a task and an instruction are taken over where the data names them.
     """
-    from curation.importing import write_manifest
+    from curation.exchange.importing import write_manifest
 
     for name, form in write_manifest(what, out).items():
         output(f"{name}: {form}")

@@ -10,13 +10,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from curation import hub
 from curation.errors import ManifestError, SourceError, UserError
 from curation.manifest import Manifest
 from curation.manifest_source import Source, Table
 from curation.progress import Progress, silent
-from curation.rows import ROW
-from curation.sources import PYTHON, inputs, is_local, read_rows, sizes
+from curation.reading import hub
+from curation.reading.rows import ROW
+from curation.reading.sources import PYTHON, inputs, is_local, read_rows, sizes
 from curation.store import atomic, digest_of, read_json, write_json
 
 Entry = dict[str, Any]

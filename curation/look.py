@@ -12,16 +12,16 @@ from typing import Any
 import polars as pl
 
 from curation.build import job_of, pick
-from curation.columns import column, place_of
 from curation.errors import BuildError, SourceError, did_you_mean, listed
 from curation.licenses import Policy, allowed
 from curation.lock import pinned
 from curation.manifest import load_manifest
 from curation.manifest_source import Source, shape_of
-from curation.rows import ROW, Lost
+from curation.reading.rows import ROW, Lost
+from curation.reading.sources import read_rows
 from curation.schema import render_query
-from curation.shapes import to_tuples
-from curation.sources import read_rows
+from curation.shaping.columns import column, place_of
+from curation.shaping.shapes import to_tuples
 from curation.stages import Job, check_readable
 from curation.store import check_files, read_parquet, read_receipt, read_table
 from curation.summary import read_summary

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import yaml
 
 from curation import store
-from curation.card import complaints, table, with_yaml
 from curation.errors import ModelError
-from curation.upload import MARK, Piece, Published, Say, upload
+from curation.exchange.card import complaints, table, with_yaml
+from curation.exchange.upload import MARK, Piece, Published, Say, upload
 
 NEEDED = ("modules.json", "config.json")
 USE = """\

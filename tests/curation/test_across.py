@@ -11,12 +11,12 @@ import pytest
 from click.testing import CliRunner
 from test_near import form_of, true_jaccard
 
-from curation import near as near_module
-from curation import signatures
 from curation.build import build
 from curation.cli import curate
+from curation.duplicates import near as near_module
+from curation.duplicates import signatures
+from curation.exchange.verify import problems
 from curation.store import read_parquet, read_table
-from curation.verify import problems
 
 HEAD = "name: many\ndedup: {{threshold: {threshold}, across: {across}, max_loss_per_source: 1}}\nsources:\n"
 SOURCE = "  - {{name: {0}, files: {0}.jsonl, task: {1}, fields: {{query: q, positive: a}}{2}}}\n"

@@ -15,8 +15,8 @@ import zstandard
 
 from curation.errors import SourceError
 from curation.manifest_source import Table
-from curation.packed import ZSTD_BITE
-from curation.sources import inputs, read_rows
+from curation.reading.packed import ZSTD_BITE
+from curation.reading.sources import inputs, read_rows
 from tests.curation.test_readers import read
 
 LINES = b"".join(json.dumps({"n": n, "text": f"line {n}"}).encode() + b"\n" for n in range(3000))

@@ -12,15 +12,18 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation import folding, leak_index, leaks, verify
 from curation.build import build
 from curation.cli import curate
-from curation.decontaminate import LEAKS, take_out
+from curation.duplicates import folding
+from curation.duplicates.shingles import buffers_of
 from curation.errors import ManifestError, SourceError
-from curation.evaluations import CORPUS, DOCUMENT, EVALUATION, QUERY
+from curation.exchange import verify
+from curation.leaks import index as leak_index
+from curation.leaks import lookup as leaks
+from curation.leaks.decontaminate import LEAKS, take_out
+from curation.leaks.evaluations import CORPUS, DOCUMENT, EVALUATION, QUERY
 from curation.manifest_decontaminate import Decontaminate
 from curation.schema import key_of
-from curation.shingles import buffers_of
 from curation.store import read_parquet, read_table
 from curation.text import normalised
 from tests.curation.test_build import check_counts, contents, write_lines

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_near import nearly, true_jaccard
 
-from curation import signatures
 from curation.build import build
-from curation.columns import TUPLES
-from curation.duplicates import distinct, drop_queries, link
+from curation.duplicates import signatures
+from curation.duplicates.within import distinct, drop_queries, link
 from curation.manifest import Dedup
+from curation.shaping.columns import TUPLES
 from curation.store import read_parquet, read_table
 
 ASK = "how do I find all the empty files below a folder on my"

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curation import holdout
-from curation.columns import TUPLES
 from curation.errors import SourceError
+from curation.shaping import holdout
+from curation.shaping.columns import TUPLES
 
 
 def tuples(*items):

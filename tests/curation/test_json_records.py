@@ -11,7 +11,7 @@ import pytest
 
 from curation.errors import SourceError
 from curation.manifest_source import Table
-from curation.sources import read_rows
+from curation.reading.sources import read_rows
 from tests.curation.test_archives import complaint, zipped
 from tests.curation.test_readers import read, write
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from curation import mteb_tasks
 from curation.build import build
 from curation.errors import UserError
-from curation.evaluations import CORPUS, DOCUMENT, QUERY, texts_of
+from curation.leaks import mteb_tasks
+from curation.leaks.evaluations import CORPUS, DOCUMENT, QUERY, texts_of
 from tests.curation.test_build import write_lines
 from tests.curation.test_decontaminate import ANSWER, EDITED, QUESTION, SHARED
 

@@ -24,8 +24,8 @@ import zstandard
 
 from curation.errors import UserError
 from curation.manifest_source import Source
-from curation.shapes import to_tuples
-from curation.sources import ROW, take
+from curation.reading.sources import ROW, take
+from curation.shaping.shapes import to_tuples
 
 TEXTS = [
     ("Wer schrieb „Emma“?", "Jane Austen, 1815."),

@@ -14,12 +14,12 @@ from datasketch import MinHash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation import near as near_module
-from curation import signatures
-from curation.beyond_ascii import forms_beyond
-from curation.near import bands_for, families, near
-from curation.shingles import BASE, CHARS, EXACT, SPACELESS, WORDS
-from curation.signatures import digests, jaccard, read, sketch
+from curation.duplicates import near as near_module
+from curation.duplicates import signatures
+from curation.duplicates.beyond_ascii import forms_beyond
+from curation.duplicates.near import bands_for, families, near
+from curation.duplicates.shingles import BASE, CHARS, EXACT, SPACELESS, WORDS
+from curation.duplicates.signatures import digests, jaccard, read, sketch
 from curation.text import normalised
 
 VOCABULARY = [

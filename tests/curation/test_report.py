@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tomllib
 from html.parser import HTMLParser
 
 import numpy as np
@@ -14,12 +15,12 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curation import report
-from curation import report_figures as figures
 from curation.build import build
 from curation.cli import curate
-from curation.report_samples import near_pairs, records
-from curation.report_text import APART, compared, shown
+from curation.report import figures
+from curation.report import page as report
+from curation.report.samples import near_pairs, records
+from curation.report.text import APART, compared, shown
 from curation.schema import no_drops
 from curation.store import read_json, read_table, write_json, write_parquet
 from tests.curation.report_build import HOSTILE, LONG, MANIFEST, write_inputs, write_shared_tables
@@ -237,7 +238,8 @@ def test_sixty_two_sources_of_long_texts_stay_below_two_megabytes(tmp_path):
 
 
 def test_the_page_is_packaged():
-    assert report.TEMPLATE.name in (report.TEMPLATE.parents[1] / "pyproject.toml").read_text()
+    packaged = tomllib.loads((report.TEMPLATE.parents[2] / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    assert packaged["curation.report"] == [report.TEMPLATE.name]
 
 
 texts = st.text(st.sampled_from("ab cd\n<&>日本é"), max_size=APART)

@@ -10,12 +10,12 @@ from click.testing import CliRunner
 from datasketch import MinHash, MinHashLSH
 from test_near import kind_and_shingles, shingle_hash
 
-from curation import signature_file
 from curation.build import build
 from curation.cli import curate
+from curation.duplicates import signature_file
+from curation.duplicates.near import bands_for
+from curation.duplicates.signature_file import read_signatures, write_signatures
 from curation.errors import BuildError
-from curation.near import bands_for
-from curation.signature_file import read_signatures, write_signatures
 from curation.store import write_parquet
 
 ASK = "how do I find all of the empty files below a folder on my"

@@ -14,8 +14,8 @@ import pytest
 from curation import schema
 from curation.errors import SourceError
 from curation.manifest_source import Source, Table
-from curation.readers import ROW, Lost
-from curation.sources import inputs, read_rows, take
+from curation.reading.readers import ROW, Lost
+from curation.reading.sources import inputs, read_rows, take
 
 CARD = """---
 configs:
@@ -355,7 +355,7 @@ def test_a_limit_takes_the_memory_of_its_rows_however_many_there_are(tmp_path):
         "import resource, sys\n"
         "from pathlib import Path\n"
         "from curation.manifest_source import Source\n"
-        "from curation.sources import take\n"
+        "from curation.reading.sources import take\n"
         "for name in ('small.jsonl', 'large.jsonl'):\n"
         "    s = Source(name='s', task='retrieval', fields={'query': 'q', 'positive': 'a'}, files=[name], limit=5000)\n"
         "    rows, _ = take(s, 1, 5000, Path(sys.argv[1]), lambda n: None)\n"

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from curation.build import build
 from curation.errors import SourceError
 from curation.manifest_source import Source, Table
-from curation.sources import inputs, read_rows
+from curation.reading.sources import inputs, read_rows
 from curation.store import read_table
 from tests.curation.test_readers import read, write
 

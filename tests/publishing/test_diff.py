@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from curation import store
 from curation.build import build
 from curation.cli import curate as command
-from curation.diff import diff, differs
 from curation.errors import BuildError
+from curation.exchange.diff import diff, differs
 from tests.hub_server import hub
 from tests.publishing.small_published import curate, expected, lock, make, published
 

@@ -9,11 +9,11 @@ import shutil
 import polars as pl
 import pytest
 
-from curation import publish as publishing
 from curation import store
-from curation.card import head_of
 from curation.errors import BuildError
-from curation.publish import plan
+from curation.exchange import publish as publishing
+from curation.exchange.card import head_of
+from curation.exchange.publish import plan
 from tests.hub_server import hub
 from tests.publishing.small_published import (
     PUBLISHED,
@@ -101,7 +101,7 @@ def test_pairs_alone_are_said_to_be_pairs(tmp_path):
 
 def test_large_sources_are_cut_into_shards(made, monkeypatch, tmp_path):
     monkeypatch.setattr(publishing, "SHARD", 10_000)
-    monkeypatch.setattr("curation.export.BLOCK", 64)
+    monkeypatch.setattr("curation.exchange.export.BLOCK", 64)
     shutil.copytree(made, tmp_path / "b", ignore=shutil.ignore_patterns("publish"))
     found = plan(tmp_path / "b", "org/small")
     paths = [path for path in found.pieces if path.startswith("faq/")]

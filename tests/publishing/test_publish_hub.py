@@ -11,8 +11,8 @@ import time
 import polars as pl
 import pytest
 
-from curation import publish as publishing
 from curation import store
+from curation.exchange import publish as publishing
 from tests.hub_server import hub
 from tests.publishing.small_published import (
     curate,

@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from curation import store
-from curation.card import complaints, head_of
 from curation.errors import ModelError
+from curation.exchange.card import complaints, head_of
 from tests.hub_server import hub
 from tests.training.tiny_models import tiny_folder
 from training.export import export

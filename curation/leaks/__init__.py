@@ -1,0 +1,1 @@
+"""What of the evaluation sets stands in the training data."""

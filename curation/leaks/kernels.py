@@ -1,0 +1,263 @@
+"""The hot loop of decontamination, compiled: raw bytes of a text -> normalised -> every gram looked up in the index.
+
+It reads Arrow buffers (`shingles.buffers_of`) and holds no lock of Python's. `grams` says what a gram is, `leaks` what counts
+as a match, and both compute the same with numpy. What a table of characters (`folding`) cannot normalise is left to the caller.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from curation.duplicates.fold_kernels import fold
+from curation.duplicates.kernels import _normalise
+from curation.duplicates.shingles import BASE, INVERSE
+from curation.leaks.grams import CHARS, CHARS_WIDTH, MARKS, MIX, SEEDS, SEEDS_WIDTH, WHOLE, WORDS, WORDS_WIDTH
+
+_BASE, _INVERSE, _ONE, _HALF, _MIX = np.uint64(BASE), np.uint64(INVERSE), np.uint64(1), np.uint64(32), np.uint64(MIX)
+_SIX, _LAST, _BITS = np.uint64(6), np.uint64(63), np.uint64(64)
+_MARKS = MARKS
+_CHARS_WIDTH, _SEEDS_WIDTH, _WORDS_WIDTH = np.array(CHARS_WIDTH), np.array(SEEDS_WIDTH), np.array(WORDS_WIDTH)
+
+
+@njit(nogil=True, cache=True)
+def _mixed(value):
+    value = (value ^ (value >> _HALF)) * _MIX
+    return value ^ (value >> _HALF)
+
+
+@njit(nogil=True, cache=True)
+def fill(keys, begins, log_words, log_slots):
+    """Return (bits, slots) of sorted distinct keys: a filter, two bits of one word a key, and a table of key and postings.
+
+    Postings are their first place times 2^24, plus their number, of which there are less; a key has at least one.
+    """
+    bits, slots = np.zeros(1 << log_words, np.uint64), np.zeros((1 << log_slots, 2), np.uint64)
+    mask = np.uint64((1 << log_slots) - 1)
+    for at in range(len(keys)):
+        key = keys[at]
+        bits[key >> np.uint64(64 - log_words)] |= (_ONE << (key & _LAST)) | (_ONE << ((key >> _SIX) & _LAST))
+        slot = key & mask
+        while slots[slot, 1]:
+            slot = (slot + _ONE) & mask
+        slots[slot, 0], slots[slot, 1] = key, (begins[at] << 24) + begins[at + 1] - begins[at]
+    return bits, slots
+
+
+@njit(nogil=True, cache=True)
+def _maybe(key, bits, shift):
+    """Return 1 for a key that may be in the table, 0 for one that is not."""
+    word = bits[key >> shift]
+    return (word >> (key & _LAST)) & (word >> ((key >> _SIX) & _LAST)) & _ONE
+
+
+@njit(nogil=True, cache=True)
+def _find(key, slots, mask):
+    """Return the postings of a key, or 0."""
+    slot = key & mask
+    while slots[slot, 1]:
+        if slots[slot, 0] == key:
+            return np.int64(slots[slot, 1])
+        slot = (slot + _ONE) & mask
+    return 0
+
+
+@njit(nogil=True, cache=True)
+def _powers(base, first, count):
+    """Return first * base^0, first * base^1, ... modulo 2^64, (count,) u64."""
+    table = np.empty(count, np.uint64)
+    for at in range(count):
+        table[at] = first
+        first *= base
+    return table
+
+
+@njit(nogil=True, cache=True)
+def _wide(count):
+    """Return a power of two of at least `count`."""
+    wide = 8
+    while wide < count:
+        wide *= 2
+    return wide
+
+
+@njit(nogil=True, cache=True)
+def _cut(form, size, powers, sums, own, spaces):
+    """Fill the running sum before each byte, and which characters are spaces; return (characters, spaces).
+
+    `own` is filled with the bytes at which characters begin where not every byte is one.
+    """
+    total, beyond, count = np.uint64(0), np.uint8(0), 0
+    for at in range(size):
+        byte = form[at]
+        sums[at] = total
+        total += byte * powers[at]
+        beyond |= byte
+        spaces[count] = at
+        count += byte == 32
+    sums[size] = total
+    if beyond < 0x80:
+        return size, count
+    chars, count = 0, 0
+    for at in range(size):
+        own[chars] = at
+        spaces[count] = chars
+        count += form[at] == 32
+        chars += (form[at] & 0xC0) != 0x80
+    own[chars] = size
+    return chars, count
+
+
+@njit(nogil=True, cache=True)
+def _gram(first, end, mark, sums, backs):
+    """Return the key of the bytes from first to end."""
+    return _mixed(((sums[end] - sums[first]) * backs[first]) ^ mark)
+
+
+@njit(nogil=True, cache=True)
+def _meet(dense, size, chars, spaced, cuts, spaces, sums, backs, table, keys, hits, touched):
+    """Look up all grams of one text; count hits by entry, -1 for an equal form. Returns how many entries were met."""
+    bits, slots, entries, shift, mask = table
+    whole = _mixed(sums[size] ^ _MARKS[WHOLE, dense])
+    keys[0] = whole
+    # no branches: the processor waits for many words of the filter at a time
+    count = np.int64(_maybe(whole, bits, shift))
+    width, mark = _SEEDS_WIDTH[dense], _MARKS[SEEDS, dense]
+    last = chars - width
+    for number in range(chars if dense else spaced):
+        at = number if dense else spaces[number]
+        if at > last:
+            break
+        key = _gram(cuts[at], cuts[at + width], mark, sums, backs)
+        keys[count] = key
+        count += np.int64(_maybe(key, bits, shift))
+    width, mark = _WORDS_WIDTH[dense], _MARKS[WORDS, dense]
+    for number in range((chars + 1 if dense else spaced) - width):
+        if dense:
+            key = _gram(cuts[number], cuts[number + width], mark, sums, backs)
+        else:
+            key = _gram(cuts[spaces[number] + 1], cuts[spaces[number + width]], mark, sums, backs)
+        keys[count] = key
+        count += np.int64(_maybe(key, bits, shift))
+    met = 0
+    for at in range(count):
+        postings = _find(keys[at], slots, mask)
+        for place in range(postings >> 24, (postings >> 24) + (postings & (1 << 24) - 1)):
+            entry = entries[place]
+            if hits[entry] == 0:
+                touched[met] = entry
+                met += 1
+            if at == 0 and keys[0] == whole:
+                hits[entry] = -1
+            hits[entry] += hits[entry] >= 0
+    return met
+
+
+@njit(nogil=True, cache=True)
+def _mark(dense, chars, cuts, sums, backs, marked, stamp):
+    """Put a stamp where the first bits of each of the CHARS lead; return by how much to shift a key for that."""
+    width, mark, count = _CHARS_WIDTH[dense], _MARKS[CHARS, dense], max(chars - _CHARS_WIDTH[dense] + 1, 1)
+    shift = np.uint64(64 - np.int64(np.log2(_wide(8 * count))))
+    for at in range(count):
+        key = ((sums[cuts[at + width]] - sums[cuts[at]]) * backs[cuts[at]]) ^ mark
+        marked[key >> shift] = stamp
+    return shift - _HALF
+
+
+@njit(nogil=True, cache=True)
+def _may_share(wanted, share, marked, shift, stamp):
+    """Tell whether enough of the wanted keys can be among a text's: as many as are stamped, or more."""
+    misses, most = 0, len(wanted) - (share * len(wanted) + 9) // 10
+    for first in range(0, len(wanted), 8):
+        for at in range(first, min(first + 8, len(wanted))):
+            misses += marked[np.uint64(wanted[at]) >> shift] != stamp
+        if misses > most:
+            return False
+    return True
+
+
+@njit(nogil=True, cache=True)
+def _gather(dense, chars, cuts, sums, backs, seen, stamps, stamp):
+    """Put the keys of the CHARS into a set; return how many are distinct."""
+    width, mark, distinct = _CHARS_WIDTH[dense], _MARKS[CHARS, dense], 0
+    mask = np.uint64(_wide(2 * chars) - 1)
+    for at in range(chars - width + 1):
+        key = (((sums[cuts[at + width]] - sums[cuts[at]]) * backs[cuts[at]]) ^ mark) >> _HALF
+        slot = key & mask
+        while stamps[slot] == stamp and seen[slot] != key:
+            slot = (slot + _ONE) & mask
+        if stamps[slot] != stamp:
+            seen[slot], stamps[slot] = key, stamp
+            distinct += 1
+    return distinct
+
+
+@njit(nogil=True, cache=True)
+def _shared(wanted, chars, seen, stamps, stamp):
+    """Return how many of the wanted keys are in the set that `_gather` made."""
+    mask, both = np.uint64(_wide(2 * chars) - 1), 0
+    for key in wanted:
+        slot = np.uint64(key) & mask
+        while stamps[slot] == stamp and seen[slot] != key:
+            slot = (slot + _ONE) & mask
+        both += stamps[slot] == stamp
+    return both
+
+
+@njit(nogil=True, cache=True)
+def scan(data, starts, first, folds, bits, slots, entries, gram_begins, grams, few, share, hits, found, left):
+    """Look texts up from number `first` on; fill found (room, 4) i64: text, entry, kind, grams shared.
+
+    Returns (text to go on with, matches, texts left), and stops early where `found` is full, which needs room for all entries.
+    `hits` (entries,) i64 is all 0, `share` is in tenths. `folds` is `folding.table()`, and `left` (texts,) i64 gets what it
+    cannot normalise; an empty one says that texts beyond ASCII are normalised already.
+    """
+    room = 4
+    for text in range(first, len(starts) - 1):
+        room = max(room, starts[text + 1] - starts[text] + 4)
+    form, touched, keys = np.empty(room, np.uint8), np.empty(len(hits), np.int64), np.empty(2 * room, np.uint64)
+    powers, backs, sums = _powers(_BASE, _BASE, room), _powers(_INVERSE, _ONE, room), np.empty(room, np.uint64)
+    each, own, spaces = np.arange(room, dtype=np.int32), np.empty(room, np.int32), np.empty(room, np.int32)
+    wide = _wide(2 * room)
+    seen, stamps, marked = np.empty(wide, np.uint32), np.full(wide, -1, np.int32), np.full(_wide(8 * room), -1, np.int32)
+    table = (bits, slots, entries, np.uint64(64 - np.int64(np.log2(len(bits)))), np.uint64(len(slots) - 1))
+    count, away = 0, 0
+    for text in range(first, len(starts) - 1):
+        if len(folds):
+            size, spaceless = fold(data, starts[text], starts[text + 1], folds, form)
+            if size < 0:
+                left[away] = text
+                away += 1
+        else:
+            size, _, _, spaceless = _normalise(data, starts[text], starts[text + 1], form[1:])
+            form[0], form[size + 1] = 32, 32
+            size += 2 * (size > 0)
+        if size <= 0:
+            continue
+        chars, spaced = _cut(form, size, powers, sums, own, spaces)
+        cuts = each if chars == size else own
+        dense = 1 if 2 * spaceless > chars - spaced else 0  # characters, but for spaces
+        met = _meet(dense, size, chars, spaced, cuts, spaces, sums, backs, table, keys, hits, touched)
+        full, made, distinct, shift = count + met > len(found), -1, -1, np.uint64(0)
+        for at in range(met):
+            entry = touched[at]
+            kind, shared, wanted = WORDS, hits[entry], grams[gram_begins[entry] : gram_begins[entry + 1]]
+            hits[entry] = 0
+            if shared < 0:
+                kind, shared = WHOLE, 1
+            elif len(wanted) and not full:
+                if made < 0:
+                    shift, made = _mark(dense, chars, cuts, sums, backs, marked, text), 1
+                if not _may_share(wanted, share, marked, shift, text):
+                    continue
+                if distinct < 0:
+                    distinct = _gather(dense, chars, cuts, sums, backs, seen, stamps, text)
+                kind, shared = CHARS, _shared(wanted, chars, seen, stamps, text)
+                if 10 * shared < share * max(len(wanted), distinct if few[entry] else 0):
+                    continue
+            if not full:
+                found[count, 0], found[count, 1], found[count, 2], found[count, 3] = text, entry, kind, shared
+                count += 1
+        if full:
+            return text, count, away
+    return len(starts) - 1, count, away

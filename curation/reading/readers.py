@@ -1,0 +1,137 @@
+"""File formats: each reader turns one file into batches of rows, and tells of every row it had to leave out.
+
+    json     a list of objects, or what is at `records`   jsonl    one object a line, or what is at `records` in it
+    csv tsv  text cells; Python's csv module, strict      parquet  through polars
+    arrow    Arrow IPC, file or stream
+    squad    one row a question                           python   one row a function that has a docstring
+    flagembedding  jsonl whose pos and neg are lists      tevatron  jsonl of passages, as query_id, query, positives, negatives
+    embedding-training-data  jsonl of [text, text, ...] or {"set": [...]}, as query, positives, negatives
+    aligned  line i of several files                      lines    a label and a text a line, or what `pattern` says
+    folders  a text a file, labelled by its folder        xml      the elements at `records`
+
+A row that cannot be read is a `Lost`, and the file goes on. A file that cannot be read raises a SourceError. What is
+packed is unpacked on the way in (packed.py, archives.py). Python's own csv and json do
+the parsing, but for lines of plain JSON objects (json_blocks.py). polars' are faster still, but fill the missing cells of a
+short row, take a blank line for a row, and read half of a surrogate pair as NUL, all without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import get_args
+
+import polars as pl
+
+from curation.errors import SourceError, listed
+from curation.manifest_source import Reader, Table
+from curation.reading.delimited import read_delimited
+from curation.reading.functions import functions_of
+from curation.reading.json_records import read_json, read_jsonl, read_squad
+from curation.reading.packed import ending_of
+from curation.reading.rows import BATCH, ROW, File, Lost, Reading, Rows, batches, mendable
+from curation.reading.text_files import read_aligned, read_folders, read_lines
+from curation.reading.training_lines import embedding_line, flagembedding_line, tevatron_line
+from curation.reading.xml_records import read_xml
+from curation.store import arrow_frames
+
+__all__ = ["READERS", "ROW", "File", "Lost", "Rows", "read_file", "reader_of"]
+
+ENDINGS = {
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".py": "python",
+}
+RECORDED = ("xml", "json", "jsonl")  # readers that know `records`
+POINTER = b"version https://git-lfs.github.com/spec/"
+AGAIN = "fetch the file again, or say the right `reader:`"
+
+
+def read_file(file: File, table: Table, start: int) -> Reading:
+    """Return the rows of one file in batches, numbered from `start`.
+
+    Raises:
+        SourceError: the file cannot be read as what it should be.
+    """
+    with mendable(file, table):
+        if file.unpack is None:
+            _refuse_pointer(file)
+        yield from READERS[reader_of(file, table)](file, table, start)
+
+
+def _refuse_pointer(file: File) -> None:
+    with file.open() as raw:
+        if raw.read(len(POINTER)) == POINTER:
+            raise SourceError(file.name, "is a Git LFS pointer, not the file itself", "fetch it with `git lfs pull`")
+
+
+def reader_of(file: File, table: Table) -> str:
+    """Return the reader's name: the declared one, or by the file's ending.
+
+    Raises:
+        SourceError: no reader is declared, and none is known for the ending.
+    """
+    ending = ending_of(file.path)
+    if table.reader is None and ending not in ENDINGS:
+        what = f"no reader for the ending '{ending}'" if ending else "no ending to tell the reader by"
+        raise SourceError(file.name, what, f"say `reader:` and one of {listed(get_args(Reader), 20)}")
+    reader = table.reader or ENDINGS[ending]
+    if table.records and reader not in RECORDED:
+        raise SourceError(file.name, f"is read by '{reader}', to which `records` means nothing", f"it is for {listed(RECORDED)}")
+    return reader
+
+
+def _read_parquet(file: File, table: Table, start: int) -> Reading:
+    with file.on_disk() as place:
+        if not (place.stat().st_size if isinstance(place, Path) else place.peek(1)):
+            raise SourceError(file.name, "is empty")
+        try:
+            for frame in pl.scan_parquet(place, glob=False).collect_batches(chunk_size=BATCH, maintain_order=True):
+                yield Rows(frame.with_row_index(ROW, start).with_columns(pl.col(ROW).cast(pl.UInt64)), [])
+                start += len(frame)
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+            what = str(error).splitlines()[0].removeprefix("parquet: ")
+            raise SourceError(file.name, f"not readable as parquet ({what})", AGAIN) from None
+
+
+def _read_arrow(file: File, table: Table, start: int) -> Reading:
+    """Read Arrow IPC, both the file and the stream format."""
+    with file.on_disk() as place:
+        try:
+            for frame in arrow_frames(place, BATCH):
+                yield Rows(frame.with_row_index(ROW, start).with_columns(pl.col(ROW).cast(pl.UInt64)), [])
+                start += len(frame)
+        except (ValueError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+            what = (str(error) or "no reason given").splitlines()[0]
+            raise SourceError(file.name, f"not readable as Arrow IPC ({what})", AGAIN) from None
+
+
+def _read_python(file: File, table: Table, start: int) -> Reading:
+    with file.open() as raw:
+        return batches(list(functions_of(raw.read(), file.path, file.name, file.root)), start)
+
+
+READERS: dict[str, Callable[[File, Table, int], Reading]] = {
+    "json": read_json,
+    "jsonl": read_jsonl,
+    "csv": partial(read_delimited, comma=True),
+    "tsv": partial(read_delimited, comma=False),
+    "parquet": _read_parquet,
+    "arrow": _read_arrow,
+    "flagembedding": partial(read_jsonl, line_of=flagembedding_line),
+    "tevatron": partial(read_jsonl, line_of=tevatron_line),
+    "embedding-training-data": partial(read_jsonl, line_of=embedding_line),
+    "aligned": read_aligned,
+    "lines": read_lines,
+    "folders": read_folders,
+    "xml": read_xml,
+    "squad": read_squad,
+    "python": _read_python,
+}

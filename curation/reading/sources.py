@@ -1,0 +1,293 @@
+"""Where rows come from: files beside the manifest, datasets of the Hub, Python code that is installed here."""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import platform
+import re
+import sysconfig
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing
+from itertools import takewhile
+from pathlib import Path, PurePath
+
+import numpy as np
+import polars as pl
+
+from curation.errors import SourceError, did_you_mean, listed
+from curation.manifest_source import Source, Table
+from curation.reading import hub
+from curation.reading.archives import parts
+from curation.reading.packed import Budget
+from curation.reading.readers import ENDINGS, ROW, File, Lost, Rows, read_file
+from curation.reading.rows import BATCH, inside, joined
+from curation.schema import draws
+from curation.store import digest_of, file_digest
+
+PYTHON = "python:"
+PACKED = re.compile(r"\.(gz|zst)$")
+NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}  # folders of the stdlib
+
+
+def read_rows(table: Table, base: Path) -> Iterator[Rows]:
+    """Return all rows of a table in batches of at most 50,000, numbered through from 0.
+
+    A source with `sample: first` and a limit stops after the batch that fills it. `base` is the manifest's folder.
+
+    Raises:
+        SourceError: a file or dataset that is missing, unreadable or without rows.
+    """
+    first = table.limit if isinstance(table, Source) and table.sample == "first" else None
+    return _read(table, base, first)
+
+
+def inputs(table: Table, base: Path) -> dict[str, str]:
+    """Return digests of all that the rows depend on: by file, or one entry for a Hub dataset or Python's own library.
+
+    Raises:
+        SourceError: a file or dataset that is missing.
+    """
+    if table.path == PYTHON + "stdlib":
+        digests = {file.name: file_digest(file.path) for file in _files(table, base)}
+        return {table.path: f"{platform.python_version()} {digest_of(digests)}"}
+    if table.files:
+        return {file.name: file_digest(file.path) for file in _files(table, base)}
+    folder = _folder(table, base)
+    if folder:
+        return {name: file_digest(folder / name) for name in _stored(folder)}
+    if table.path and not table.path.startswith(PYTHON):
+        return {table.path: hub.fingerprint(table)}
+    return {file.name: file_digest(file.path) for file in _files(table, base)}
+
+
+def is_local(table: Table, base: Path) -> bool:
+    """Tell whether a table's rows come from this machine: files, a folder in Hub layout, Python code.
+
+    Raises:
+        SourceError: it names a local folder that is not there.
+    """
+    return not table.path or table.path.startswith(PYTHON) or _folder(table, base) is not None
+
+
+def sizes(table: Table, base: Path) -> int:
+    """Return the bytes of a local table's files, none of which is read.
+
+    Raises:
+        SourceError: there are none.
+    """
+    folder = None if table.files else _folder(table, base)
+    paths = [folder / name for name in _stored(folder)] if folder else [file.path for file in _files(table, base)]
+    return sum(path.stat().st_size for path in paths)
+
+
+def _stored(folder: Path) -> list[str]:
+    """Return the names of a dataset folder's files; hidden ones are no data."""
+    return [name for name in sorted(glob.glob("**", root_dir=folder, recursive=True)) if (folder / name).is_file()]
+
+
+def take(
+    source: Source, seed: int, limit: int | None, base: Path, advance: Callable[[int], None]
+) -> tuple[pl.DataFrame, list[Lost]]:
+    """Return a source's rows in row order (columns as in the files, and `ROW`) and the rows lost on the way.
+
+    With a limit, rows are visited until that many are had: in file order for `sample: first`, else in the order of
+    `schema.draws`, which needs all rows to be read but about two limits of memory. Lost rows count as far as they were
+    visited, so their share is that of the whole source.
+
+    Raises:
+        SourceError: see `read_rows`; or parts of the source whose types do not go together.
+    """
+    parts: list[pl.DataFrame] = []
+    lost: list[Lost] = []
+    in_order = source.sample == "first"
+    for rows in _read(source, base, limit if in_order else None):
+        advance(len(rows.frame) + len(rows.lost))
+        parts.append(rows.frame)
+        lost += rows.lost
+        if limit and sum(map(len, parts)) > 2 * limit:
+            frame, lost = _visited(joined(parts, _called(source)), lost, limit, None if in_order else (source, seed))
+            parts = [frame]
+    return _visited(joined(parts, _called(source)), lost, limit, None if in_order else (source, seed))
+
+
+def _visited(
+    frame: pl.DataFrame, lost: list[Lost], limit: int | None, drawn: tuple[Source, int] | None
+) -> tuple[pl.DataFrame, list[Lost]]:
+    """Return the first `limit` rows, in row order or as drawn, and the lost rows that are met before the last of them."""
+    if limit is None or len(frame) <= limit:
+        return frame, lost
+    rows, lost_rows = frame[ROW].to_numpy(), np.array([one.row for one in lost], dtype=np.uint64)
+    if drawn:
+        source, seed = drawn
+        rows, lost_rows = (draws(seed, f"{source.name}/limit", numbers) for numbers in (rows, lost_rows))
+    last = np.partition(rows, limit - 1)[limit - 1]
+    return _compact(frame.filter(rows <= last)), [one for one, early in zip(lost, lost_rows <= last, strict=True) if early]
+
+
+def _compact(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return a table with texts of its own: filtered ones keep the bytes of all rows that they stood among."""
+    alone = pl.from_arrow(frame.to_arrow(compat_level=pl.CompatLevel.oldest()))
+    assert isinstance(alone, pl.DataFrame)
+    return alone.cast(frame.schema)
+
+
+def _called(table: Table) -> str:
+    return table.path or listed(table.files, 3)
+
+
+def _read(table: Table, base: Path, first: int | None) -> Iterator[Rows]:
+    """Return rows in batches, to the end or until `first` of them could be read."""
+    as_dataset = table.path and not table.path.startswith(PYTHON) and not table.files
+    skip = table.skip if isinstance(table, Source) else 0
+    batches = hub.rows(table, _folder(table, base), first and skip + first) if as_dataset else _merged(_file_rows(table, base))
+    good = met = 0
+    with closing(batches):
+        for rows in batches:
+            if skip:
+                rows = Rows(rows.frame.filter(pl.col(ROW) >= skip), [one for one in rows.lost if one.row >= skip])
+            yield _joined_lists(table, rows)
+            good, met = good + len(rows.frame), met + len(rows.frame) + len(rows.lost)
+            if first and good >= first:
+                return
+    if not met:
+        raise SourceError(_called(table), "holds no rows")
+
+
+def _file_rows(table: Table, base: Path) -> Generator[Rows]:
+    start, budget = 0, Budget(table.max_unpacked)
+    for file in _aligned(table, base) if table.reader == "aligned" else _files(table, base):
+        with ExitStack() as stack:
+            wholes = [stack.enter_context(closing(parts(one, table, budget, ENDINGS))) for one in (file, *file.beside)]
+            for part, *beside in zip(*wholes, strict=True):
+                for rows in read_file(part._replace(beside=tuple(beside)), table, start):
+                    yield _with_file_name(table, file, rows)
+                    start += len(rows.frame) + len(rows.lost)
+
+
+def _aligned(table: Table, base: Path) -> list[File]:
+    """Return the first pattern's files, each with those of the other patterns that stand at its place.
+
+    Raises:
+        SourceError: the patterns match unequal numbers of files.
+    """
+    found = [_files(table.model_copy(update={"files": [pattern]}), base) for pattern in table.files]
+    for pattern, files in zip(table.files, found, strict=True):
+        if len(files) != len(found[0]):
+            raise SourceError(
+                pattern, f"matches {len(files)} files, and '{table.files[0]}' {len(found[0])}", "each has one beside it"
+            )
+    return [first._replace(beside=tuple(others)) for first, *others in zip(*found, strict=True)]
+
+
+def _with_file_name(table: Table, file: File, rows: Rows) -> Rows:
+    if table.file_column is None:
+        return rows
+    if table.file_column in rows.frame.columns:
+        raise SourceError(file.name, f"has a column '{table.file_column}' itself", "give 'file_column' another name")
+    name = PACKED.sub("", PurePath(file.name).name)
+    called = name.rpartition(".")[0] or name
+    return rows._replace(frame=rows.frame.with_columns(pl.lit(called).alias(table.file_column)))
+
+
+def _joined_lists(table: Table, rows: Rows) -> Rows:
+    parts = {name: inside(rows.frame, name) for name in table.join if name not in rows.frame.columns}
+    inner = [part.alias(name) for name, part in parts.items() if part is not None]
+    rows = rows._replace(frame=rows.frame.with_columns(inner)) if inner else rows
+    lists = [name for name in table.join if isinstance(rows.frame.schema.get(name), pl.List)]
+    texts = [pl.col(name).cast(pl.List(pl.String)).list.join(table.join[name], ignore_nulls=True) for name in lists]
+    return rows._replace(frame=rows.frame.with_columns(texts)) if lists else rows
+
+
+def _merged(batches: Generator[Rows]) -> Generator[Rows]:
+    """Put small batches with equal columns together: a Python file holds a handful of rows."""
+    held: list[Rows] = []
+    many = 0  # rows in `held`
+    with closing(batches):
+        for rows in batches:
+            if held and (many >= BATCH or rows.frame.schema != held[0].frame.schema):
+                yield _one(held)
+                held, many = [], 0
+            held.append(rows)
+            many += len(rows.frame) + len(rows.lost)
+    if held:
+        yield _one(held)
+
+
+def _one(batches: list[Rows]) -> Rows:
+    return Rows(pl.concat([rows.frame for rows in batches]), [lost for rows in batches for lost in rows.lost])
+
+
+def _files(table: Table, base: Path) -> list[File]:
+    """Return the files a table names, each once, sorted within each pattern."""
+    if table.path and table.path.startswith(PYTHON):
+        return _python_files(table.path.removeprefix(PYTHON))
+    if table.path:
+        base = _folder(table, base) or hub.snapshot(table)
+    found: dict[str, File] = {}
+    for pattern in table.files:
+        path = Path(pattern).expanduser()
+        if (base / path).is_file():
+            found.setdefault(str(path), File(base / path, str(path), (base / path).parent))
+            continue
+        names = [name for name in sorted(glob.glob(str(path), root_dir=base, recursive=True)) if (base / name).is_file()]
+        if not names:
+            raise _nothing(pattern, base / path, "*/*" if table.reader == "folders" else "*.jsonl")
+        plain = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
+        for name in names:
+            found.setdefault(name, File(base / name, name, base / plain))
+    return list(found.values())
+
+
+def _nothing(pattern: str, path: Path, inside: str) -> SourceError:
+    """Return what to say where a pattern matches nothing."""
+    if glob.has_magic(pattern):
+        return SourceError(pattern, "matches no file", "paths count from the manifest's folder")
+    if path.is_dir():
+        return SourceError(pattern, "is a folder", f"name its files, such as `{pattern.rstrip('/')}/{inside}`")
+    beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    return SourceError(pattern, "no such file" + did_you_mean(path.name, beside), "paths count from the manifest's folder")
+
+
+def _python_files(package: str) -> list[File]:
+    """Return the .py files of Python's own library (`stdlib`, without its tests) or of an installed package, unimported.
+
+    Raises:
+        SourceError: there is no such package, or it holds no Python code.
+    """
+    if package == "stdlib":
+        root = Path(sysconfig.get_path("stdlib"))
+        paths = [path for path in root.rglob("*.py") if NOT_LIBRARY.isdisjoint(path.relative_to(root).parts[:-1])]
+        return [File(path, path.relative_to(root).as_posix(), root) for path in sorted(paths)]
+    top, *inner = package.split(".")
+    try:
+        spec = importlib.util.find_spec(top)  # imports nothing: `top` has no parent
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:
+        raise SourceError(PYTHON + package, "no such package is installed", "install it, or say `python:stdlib`")
+    folders = [Path(folder) for folder in spec.submodule_search_locations or []]
+    files = (
+        []
+        if folders or not spec.origin or not spec.has_location
+        else [File(Path(spec.origin), f"{top}.py", Path(spec.origin).parent)]
+    )
+    for folder in folders:
+        part = folder.joinpath(*inner)
+        paths = sorted(part.rglob("*.py")) if part.is_dir() else [path for path in [part.with_suffix(".py")] if path.is_file()]
+        files += [File(path, path.relative_to(folder.parent).as_posix(), folder.parent) for path in paths]
+    if not files:
+        raise SourceError(PYTHON + package, "holds no Python code")
+    return files
+
+
+def _folder(table: Table, base: Path) -> Path | None:
+    """Return the local folder in Hub layout that `path` names, or None for a Hub id and for Python code."""
+    if not table.path or table.path.startswith(PYTHON):
+        return None
+    path = Path(table.path).expanduser()
+    if (base / path).is_dir():
+        return base / path
+    if path.is_absolute() or table.path.startswith(("./", "../", "~")) or path.is_dir():
+        raise SourceError(table.path, "no such folder", "paths count from the manifest's folder")
+    return None

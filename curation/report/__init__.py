@@ -1,0 +1,1 @@
+"""report.html: a build on one page."""

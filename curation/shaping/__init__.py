@@ -1,0 +1,1 @@
+"""Rows to tuples: shapes, filters, queries set apart."""

@@ -1,0 +1,207 @@
+"""What the shapes share: the table they make, mapped columns as texts, and reasons for what is left out."""
+
+from __future__ import annotations
+
+import json
+from typing import NamedTuple
+
+import polars as pl
+
+from curation.errors import SourceError, did_you_mean, listed
+from curation.manifest_source import Source
+from curation.reading.rows import ROW, inside
+from curation.schema import dropped_frame, split_query
+from curation.text import unless
+
+TUPLES = pl.Schema(
+    {
+        "row": pl.UInt64(),  # the number of the (first) row it was made of
+        "id": pl.String(),
+        "query": pl.String(),
+        "positives": pl.List(pl.String),
+        "negatives": pl.List(pl.String),
+        "label": pl.String(),
+    }
+)
+EVIDENCE_CHARS = 200
+# Rows that a reader of the source would call broken; they count against `max_bad`. Other reasons are choices.
+BAD = ("empty_query", "empty_positive", "bad_score", "unknown_query", "unknown_passage", "empty_text", "empty_label")
+
+
+class Tuples(NamedTuple):
+    """What a shape makes of a source."""
+
+    tuples: pl.DataFrame  # TUPLES, in order of their first rows
+    dropped: pl.DataFrame  # DROPPED, one line a row that is in no tuple
+    corpus: pl.Series  # texts that are passages although no tuple names them
+    instruction: str = ""  # the source's, or else the one its queries came with
+    scores: pl.DataFrame | None = None  # `scores.SCORES`, where the source has them
+
+
+def place_of(source: Source) -> str:
+    """Return how errors name a source."""
+    return f"source '{source.name}'"
+
+
+def column(where: str, rows: pl.DataFrame, wanted: str) -> pl.Series:
+    """Return a mapped column, or a part of one that holds records: `answers.text`.
+
+    Raises:
+        SourceError: there is no such column; the error names those there are.
+    """
+    if wanted not in rows.columns:
+        part = inside(rows, wanted)
+        if part is not None:
+            return part
+        there = [other for other in rows.columns if other != ROW]
+        what = f"no column '{wanted}'" + did_you_mean(wanted, there)
+        raise SourceError(where, what, f"columns there are: {listed(there, 20)}" + _undivided(wanted, there))
+    return rows[wanted]
+
+
+def _undivided(wanted: str, there: list[str]) -> str:
+    """Return what to try where one column's name is a whole header, `question;answer`."""
+    signs = [sign for sign in ";\t|," if len(there) == 1 and wanted in there[0].split(sign)]
+    return f"; perhaps `delimiter: {json.dumps(signs[0])}`" if signs else ""
+
+
+def texts_of(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
+    """Return a mapped column as text, null where it is blank."""
+    texts = as_texts(place_of(source), wanted, column(place_of(source), rows, wanted))
+    return unless(~texts.str.contains(r"\S"), texts)
+
+
+def as_texts(where: str, name: str, values: pl.Series) -> pl.Series:
+    """Return values as texts.
+
+    Raises:
+        SourceError: they are lists, records, or bytes that are no text.
+    """
+    try:
+        if not values.dtype.is_nested():
+            return values.alias("text").cast(pl.String)
+    except pl.exceptions.PolarsError:
+        raise SourceError(where, f"column '{name}' holds {values.dtype}, not text", "map a column of texts") from None
+    hint = "map a column of texts" + (", or `join` its lists" if isinstance(values.dtype, pl.List) else "")
+    raise SourceError(where, f"column '{name}' holds {_kind(values)}, not text", hint)
+
+
+def numbers_of(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
+    """Return a mapped column as finite numbers, null where it holds none."""
+    texts = as_texts(place_of(source), wanted, column(place_of(source), rows, wanted))
+    numbers = texts.str.strip_chars().cast(pl.Float64, strict=False)
+    return pl.select(pl.when(numbers.is_finite()).then(numbers)).to_series()
+
+
+def queries_of(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
+    """Return a mapped column as queries: text, after its title, without a rendered instruction, null where blank."""
+    bare = split_query(texts_of(source, rows, wanted))[1]
+    if source.fields.title is not None:
+        titles = texts_of(source, rows, source.fields.title)
+        bare = pl.select(
+            pl.when(bare.is_not_null()).then(pl.concat_str([titles, bare], separator="\n", ignore_nulls=True))
+        ).to_series()
+    return unless(~bare.str.contains(r"\S"), bare)
+
+
+def instruction_of(source: Source, queries: pl.Series) -> str:
+    """Return the instruction of a source: the manifest's, or the one that is rendered into its queries.
+
+    Raises:
+        SourceError: the manifest has none, and the queries have several.
+    """
+    if source.instruction or queries.dtype != pl.String:
+        return source.instruction
+    found = split_query(queries.alias("query"))[0].drop_nulls().unique().sort()
+    if len(found) > 1:
+        what = f"its queries begin with {len(found)} instructions, '{found[0]}' and '{found[1]}' among them"
+        raise SourceError(place_of(source), what, "say `instruction:`, which then stands for all of them")
+    return str(found[0]) if len(found) else ""
+
+
+def ids_of(source: Source, rows: pl.DataFrame) -> pl.Series:
+    """Return each row's id: `name/row`, or with the id that the source gives it. One that begins with the name keeps it.
+
+    Raises:
+        SourceError: a row has none, or that of another.
+    """
+    if source.fields.id is None:
+        return rows.select(_id(source))["id"]
+    given = texts_of(source, rows, source.fields.id)
+    ids = pl.select((f"{source.name}/" + pl.lit(given).str.strip_prefix(f"{source.name}/")).alias("id")).to_series()
+    hint = "leave out `id`, and rows have their numbers for ids"
+    for wrong, what in ((ids.is_null(), "has no '{}'"), (ids.is_duplicated(), "has the '{}' of another row, {}")):
+        if wrong.any():
+            at = int(wrong.arg_max() or 0)
+            raise SourceError(place_of(source), f"row {rows[ROW][at]} {what.format(source.fields.id, given[at])}", hint)
+    return ids
+
+
+def text_lists(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
+    """Return a mapped column as lists of texts, a text as a list of one; a blank is null, so that each keeps its place."""
+    values = column(place_of(source), rows, wanted).alias("texts")
+    if isinstance(values.dtype, pl.Array):
+        values = values.cast(pl.List(values.dtype.inner))
+    if not isinstance(values.dtype, pl.List):
+        texts = texts_of(source, rows, wanted)
+        return pl.select(pl.concat_list(texts)).to_series()
+    if isinstance(values.dtype.inner, pl.Struct) and "text" in {field.name for field in values.dtype.inner.fields}:
+        return values.list.eval(_record_text(values.dtype.inner)).fill_null([])
+    if values.dtype.inner in (pl.Null, pl.String) or not pl.List(values.dtype.inner).inner.is_nested():
+        lists = values.cast(pl.List(pl.String)).fill_null([])
+        return lists.list.eval(pl.when(pl.element().str.strip_chars() != "").then(pl.element()))
+    raise SourceError(place_of(source), f"column '{wanted}' holds {_kind(values)}, not texts", "map a column of texts")
+
+
+def _record_text(record: pl.Struct) -> pl.Expr:
+    """Return the texts of records {title, text}, as Tevatron and MIRACL have them; null for blank ones."""
+    parts = [name for name in ("title", "text") if name in {field.name for field in record.fields}]
+    fields = [pl.element().struct.field(name).cast(pl.String) for name in parts]
+    joined = pl.concat_str(
+        [pl.when(part.str.strip_chars() != "").then(part) for part in fields], separator="\n", ignore_nulls=True
+    )
+    return pl.when(joined.str.strip_chars() != "").then(joined)
+
+
+def number_lists(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
+    """Return a mapped column as lists of finite numbers, a number as a list of one; null for what is none."""
+    values = column(place_of(source), rows, wanted)
+    if not isinstance(values.dtype, pl.List):
+        return pl.select(pl.concat_list(numbers_of(source, rows, wanted))).to_series()
+    if values.dtype.inner.is_nested():
+        raise SourceError(place_of(source), f"column '{wanted}' holds {_kind(values)}, not numbers", "map lists of numbers")
+    numbers = values.cast(pl.List(pl.Float64), strict=False).fill_null([])
+    return numbers.list.eval(pl.when(pl.element().is_finite()).then(pl.element()))
+
+
+def _kind(values: pl.Series) -> str:
+    return "lists" if isinstance(values.dtype, pl.List) else "records"
+
+
+def labels_of(source: Source, rows: pl.DataFrame) -> pl.Series:
+    """Return the label column as text."""
+    assert source.fields.label is not None
+    return texts_of(source, rows, source.fields.label)
+
+
+def finish(source: Source, frame: pl.DataFrame, evidence: str = "evidence") -> Tuples:
+    """Split rows with a `reason` from the tuples."""
+    kept = frame.filter(pl.col("reason").is_null())
+    gone = frame.filter(pl.col("reason").is_not_null())
+    tuples = kept.select(pl.col(name).cast(dtype) for name, dtype in TUPLES.items())
+    return Tuples(tuples, dropped_rows(source, gone, evidence), pl.Series("text", [], dtype=pl.String))
+
+
+def dropped_rows(source: Source, gone: pl.DataFrame, evidence: str = "evidence") -> pl.DataFrame:
+    """Return a `DROPPED` line for each row that made no tuple."""
+    shown = gone[evidence].cast(pl.String).str.slice(0, EVIDENCE_CHARS)
+    return dropped_frame(source.name, "shape", gone["id"], gone["reason"], shown)
+
+
+def _id(source: Source) -> pl.Expr:
+    return pl.format("{}/{}", pl.lit(source.name), pl.col(ROW)).alias("id")
+
+
+def reason_of(*cases: tuple[pl.Expr, str]) -> pl.Expr:
+    """Return the reason of the first case that holds, else null."""
+    return pl.coalesce([pl.when(case).then(pl.lit(reason)) for case, reason in cases]).alias("reason")
