@@ -105,7 +105,7 @@ def own_among(query: Tensor, candidates: Tensor, out: Tensor | None, temperature
 
     if len(query) <= ROWS_AT_ONCE:
         return some(0, query, candidates) / len(query)
-    parts = enumerate(query.split(ROWS_AT_ONCE))
+    parts = enumerate(torch.split(query, ROWS_AT_ONCE))
     each = [checkpoint(some, part * ROWS_AT_ONCE, rows, candidates, use_reentrant=False) for part, rows in parts]
     return torch.stack(each).sum() / len(query)
 
