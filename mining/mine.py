@@ -63,6 +63,11 @@ class Job:
         """Return the number of negatives a row."""
         return NEGATIVES["classification"] if self.way == "given" else self.settings.negatives
 
+    @property
+    def most(self) -> int:
+        """Return how many given negatives a row keeps where none are searched."""
+        return self.settings.negatives if self.settings.candidates == "given" else self.wanted
+
     def asked(self) -> Asked:
         """Return what is to be searched."""
         return Asked(
@@ -180,7 +185,7 @@ def warning(name: str, receipt: Mapping[str, Any]) -> str | None:
 
 
 def _way(task: str, curated: Path, settings: Mine) -> str:
-    if task == "classification":
+    if task == "classification" or settings.candidates == "given":
         return "given"
     labelled = task == "clustering" and store.read_table(curated, "pairs", ["label"])["label"].null_count() == 0
     if labelled:
@@ -193,7 +198,8 @@ def _settings(way: str, settings: Mine) -> dict[str, object]:
     if way in ("search", "hard"):
         whole = way == "hard" or settings.index == "exact"
         return settings.model_dump(exclude=NOT_RULES | ({"index"} if whole else set()))
-    return {"shortage": settings.shortage} | ({"negatives": settings.negatives} if way == "class" else {})
+    counted = way == "class" or settings.candidates == "given"
+    return {"shortage": settings.shortage} | ({"negatives": settings.negatives} if counted else {})
 
 
 def _mine(job: Job, models: Models, progress: Progress, folder: Path) -> dict[str, Any]:
@@ -202,7 +208,7 @@ def _mine(job: Job, models: Models, progress: Progress, folder: Path) -> dict[st
     search: Search | None = None
     fill: Fill
     if job.way == "given":
-        fill = given_only
+        fill = partial(given_only, most=job.most)
     elif job.way == "class":
         fill = _drawer(job)
     else:

@@ -27,6 +27,7 @@ FILTERS = (
     "max_score",
     "min_score",
     "max_similarity",
+    "exclude_answer",
     "reranker_max_score",
     "reranker_margin",
     "distinct",
@@ -39,7 +40,18 @@ RELAXED: tuple[dict[str, Any], ...] = (
     {"max_score": None, "min_score": None},
     {"absolute_margin": None, "relative_margin": None, "reranker_max_score": None, "reranker_margin": None},
 )
-TABLES = ("ids", "scores", "similarity", "overlap", "same_query", "same_group", "groups", "draw", "reranked")  # (q, k) each
+TABLES = (
+    "ids",
+    "scores",
+    "similarity",
+    "overlap",
+    "same_query",
+    "same_group",
+    "groups",
+    "draw",
+    "answered",
+    "reranked",
+)  # (q, k) each
 REFERENCE = {"min": np.minimum, "max": np.maximum, "mean": np.add}
 
 
@@ -53,6 +65,7 @@ class Rules:
     exclude_query: bool = False
     exclude_group: bool = False
     containment: float | None = None
+    exclude_answer: bool = False
     absolute_margin: float | None = None
     relative_margin: float | None = 0.05
     margin_reference: str = "min"  # or max or mean, of the positives' scores
@@ -81,6 +94,7 @@ class Candidates:
     same_group: np.ndarray | None = None  # (q, k) bool: counts as the same text as a positive
     groups: np.ndarray | None = None  # (q, k) int64: equal for texts that count as the same; -1 for those with no twin
     draw: np.ndarray | None = None  # (q, k) uint64: a random number each
+    answered: np.ndarray | None = None  # (q, k) bool: holds an answer of the query
     reranked: np.ndarray | None = None  # (q, k) float32: the reranker's scores; nan passes its filters
     reranked_positives: np.ndarray | None = None  # (len(positives.ids),) float32, likewise
 
@@ -227,8 +241,8 @@ def _hits(name: str, candidates: Candidates, reference: np.ndarray, rules: Rules
     limit = getattr(rules, name)
     if limit is None or limit is False:
         return None
-    if name in ("exclude_query", "exclude_group"):
-        return candidates.same_query if name == "exclude_query" else candidates.same_group
+    if name.startswith("exclude_"):
+        return {"query": candidates.same_query, "group": candidates.same_group, "answer": candidates.answered}[name[8:]]
     if name in ("containment", "max_similarity"):
         evidence = candidates.overlap if name == "containment" else candidates.similarity
         assert evidence is not None

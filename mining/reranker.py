@@ -39,10 +39,16 @@ class Reranker:
         self.described: dict[str, object] = {"model": settings.reranker, "dtype": self._dtype}
         self.fingerprint = store.digest_of([FORMAT, find_model(settings.reranker).digests(), self._dtype])
 
-    def scores(self, pairs: Callable[[], Iterator[tuple[str, str]]], advance: Advance) -> np.ndarray:
-        """Return the score (n,) float32 of each query with its passage; `pairs` may be called again."""
-        places = self._store.ensure(lambda: (f"{len(query)}:{query}{passage}" for query, passage in pairs()), advance)
-        return self._store.take(places)[:, 0]
+    def scores(
+        self, queries: Sequence[str], rows: np.ndarray, passages: Sequence[str], places: np.ndarray, advance: Advance
+    ) -> np.ndarray:
+        """Return the score (n,) float32 of each query `rows[i]` with the passage `places[i]`."""
+
+        def pairs() -> Iterator[str]:
+            for row, place in zip(rows.tolist(), places.tolist(), strict=True):
+                yield f"{len(queries[row])}:{queries[row]}{passages[place]}"
+
+        return self._store.take(self._store.ensure(pairs, advance))[:, 0]
 
     def encode(self, texts: Sequence[str], advance: Advance = lambda done: None) -> np.ndarray:
         """Return (n, 1) float32 of pairs as `scores` writes them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from curation import store
 from curation.progress import Progress
 from curation.schema import MINED, draws
 from mining import ivf
+from mining.answers import answered, answers_of
 from mining.candidates import Corpus, Part, Searched, once, read, saved, search
 from mining.cards import Cards, cards_of
 from mining.classes import classes_of
@@ -22,8 +23,8 @@ from mining.copies import shingles_of
 from mining.embeddings import Embeddings, Encoder
 from mining.lists import Ragged, contains, distinct, ragged
 from mining.negatives import Candidates, Chosen, Rules, choose, relax, replaced
-from mining.reranker import Reranker, chosen_with
-from mining.rows import Found
+from mining.reranker import Reranker, Score, chosen_with
+from mining.rows import Found, padded, rescored
 from mining.search import Exact
 from mining.twins import Twins, twins_of
 
@@ -69,8 +70,8 @@ class Search:
         reranker: Reranker | None = None,
     ) -> None:
         """Take a source; with `hide` only the first positive of a row is known, the others are texts like any other."""
-        self.reranker = reranker
-        self.asked, self.wanted, self.encoder, self.progress, self.hide = asked, wanted, encoder, progress, hide
+        self.asked, self.wanted, self.encoder, self.progress = asked, wanted, encoder, progress
+        self.hide, self.reranker = hide, reranker
         lists = store.read_table(asked.curated, "pairs", ["positives"])["positives"]
         self.corpus_pids = lists.explode().drop_nulls().unique().sort().to_numpy().astype(np.int64)
         if self.classes:
@@ -155,21 +156,21 @@ class Search:
         """Return what was found for some rows, with all that the rules ask for."""
         known = self.positives(frame)
         given, safe = given_of(frame, known), np.maximum(found.ids, 0)
-        wanted = given.heads(self.wanted)
         twins = self.twins if rules.exclude_query or rules.exclude_group or rules.distinct else None
         return Candidates(
             found.ids,
             found.scores,
             known,
             found.positive_scores,
-            Ragged(np.concatenate([[0], np.minimum(np.diff(given.starts), self.wanted).cumsum()]), given.ids[wanted]),
-            found.given_scores[wanted],
+            given.head(self.wanted),
+            found.given_scores[given.heads(self.wanted)],
             found.similarity,
             found.overlap,
             twins.same_query(safe, rows) if twins else None,
             twins.same_group(safe, rows) if twins else None,
             twins.groups[safe] if twins else None,
             draws(self.asked.seed, f"{self.asked.name}/pick", rows[:, None] << 32 | safe) if rules.pick != "top" else None,
+            answered(self.answers, frame["key"], found.ids, self._passages) if rules.exclude_answer else None,
         )
 
     def fill(self, frame: pl.DataFrame, number: int, rows: np.ndarray, rules: Rules, shortage: str) -> Found:
@@ -192,41 +193,32 @@ class Search:
             if shortage == "relax":
                 again, filled["relax"] = relax(part, again, need, rules)
             elif shortage == "random":
-                filled["random"] = self._pad(part, again, need, rows[short], rules)
+                filled["random"] = self._pad(part, again, need, rows[short], some["key"], rules)
             chosen = replaced(chosen, short, again)
         found = Found(near.given, near.given_scores, chosen, MINED, near.first_scores(), seen, filled)
-        if self.reranker and self.reranker.settings.reranker_scores:
-            found = self._rescored(frame, found, near.positives.first())
-        return found
+        graded = self.reranker and self.reranker.settings.reranker_scores
+        return rescored(found, near.positives.first(), self._scorer(frame)) if graded else found
 
     def choose(self, frame: pl.DataFrame, near: Candidates, wanted: np.ndarray, rules: Rules) -> tuple[Candidates, Chosen]:
         """Choose up to `wanted` (q,) negatives of each row; return also the candidates, with what the reranker said of them."""
         if self.reranker is None or (rules.reranker_margin is None and rules.reranker_max_score is None):
             return near, choose(near, wanted, rules)
-        return chosen_with(lambda rows, pids: self._reranked(frame, rows, pids), near, wanted, rules)
+        return chosen_with(self._scorer(frame), near, wanted, rules)
 
-    def _reranked(self, frame: pl.DataFrame, rows: np.ndarray, pids: np.ndarray) -> np.ndarray:
-        """Return the reranker's score (n,) float32 of the query of row `rows[i]` of the frame with passage `pids[i]`."""
-        assert self.reranker is not None
-        needed, places = np.unique(pids, return_inverse=True)
-        texts, queries = list(self._passages(needed)), frame["query"].to_list()
-        with self.progress(f"{self.asked.name}: rerank", len(rows), "pairs") as advance:
-            return self.reranker.scores(
-                lambda: ((queries[row], texts[at]) for row, at in zip(rows.tolist(), places.tolist(), strict=True)), advance
-            )
+    def _scorer(self, frame: pl.DataFrame) -> Score:
+        """Return the function that has the reranker score queries of the frame with passages."""
+        reranker, queries = self.reranker, frame["query"].to_list()
+        assert reranker is not None
 
-    def _rescored(self, frame: pl.DataFrame, found: Found, first: Ragged) -> Found:
-        """Return the same rows with the reranker's scores in place of cosines."""
-        more = found.more
-        rows, columns = np.nonzero(np.arange(more.ids.shape[1]) < more.found[:, None])
-        each = [(first.row_of_each(), first.ids), (found.given.row_of_each(), found.given.ids), (rows, more.ids[rows, columns])]
-        scores = self._reranked(frame, np.concatenate([row for row, _ in each]), np.concatenate([pids for _, pids in each]))
-        positive, given, rest = np.split(scores.astype(np.float64), np.cumsum([len(pids) for _, pids in each])[:-1])
-        own = np.full(more.scores.shape, np.nan)
-        own[rows, columns] = rest
-        return replace(found, positive_scores=positive, given_scores=given, more=replace(more, scores=own))
+        def score(rows: np.ndarray, pids: np.ndarray) -> np.ndarray:
+            needed, places = np.unique(pids, return_inverse=True)
+            texts = list(self._passages(needed))
+            with self.progress(f"{self.asked.name}: rerank", len(rows), "pairs") as advance:
+                return reranker.scores(queries, rows, texts, places, advance)
 
-    def _pad(self, part: Candidates, chosen: Chosen, need: np.ndarray, rows: np.ndarray, rules: Rules) -> int:
+        return score
+
+    def _pad(self, part: Candidates, chosen: Chosen, need: np.ndarray, rows: np.ndarray, keys: pl.Series, rules: Rules) -> int:
         """Fill rows, in place, with passages drawn from the corpus that no filter on texts forbids; return how many."""
         lacking = need - chosen.found
         tries = SPARE_DRAWS + 4 * int(lacking.max(initial=0))
@@ -237,18 +229,16 @@ class Search:
             bad |= self.twins.same_query(drawn, rows)
         if rules.exclude_group:
             bad |= self.twins.same_group(drawn, rows)
+        if rules.exclude_answer:
+            bad |= answered(self.answers, keys, drawn, self._passages)
         if self.classes:
             bad |= self.classes[0][drawn] == self.classes[1][rows, None]
-        free = Ragged(np.concatenate([[0], (~bad).sum(axis=1).cumsum()]), drawn[~bad])
-        taken = Ragged(np.concatenate([[0], chosen.found.cumsum()]), chosen.ids[chosen.ids >= 0])
-        fresh = distinct(free, taken, EVERY)
-        fresh = Ragged(
-            np.concatenate([[0], np.minimum(np.diff(fresh.starts), lacking).cumsum()]), fresh.ids[fresh.heads(lacking)]
-        )
-        row = fresh.row_of_each()
-        chosen.ids[row, chosen.found[row] + np.arange(len(row)) - fresh.starts[row]] = fresh.ids
-        chosen.found[:] += np.diff(fresh.starts)
-        return len(row)
+        return padded(chosen, drawn, bad, lacking)
+
+    @cached_property
+    def answers(self) -> pl.DataFrame:
+        """The answers of the source's questions."""
+        return answers_of(self.asked.curated)
 
     @cached_property
     def twins(self) -> Twins:

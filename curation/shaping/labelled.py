@@ -9,7 +9,7 @@ from curation.errors import SourceError, did_you_mean, listed
 from curation.manifest_source import Source
 from curation.reading.rows import ROW
 from curation.schema import draws, dropped_frame
-from curation.shaping.columns import Tuples, finish, labels_of, place_of, queries_of, reason_of
+from curation.shaping.columns import Tuples, finish, ids_of, labels_of, place_of, queries_of, reason_of
 from curation.text import forms
 
 
@@ -17,7 +17,16 @@ def _labelled(source: Source, rows: pl.DataFrame) -> pl.DataFrame:
     """Return row, query, label, form (what counts as the same text), reason and evidence."""
     assert source.fields.query is not None
     texts, labels = queries_of(source, rows, source.fields.query), labels_of(source, rows)
-    frame = pl.DataFrame({"row": rows[ROW], "query": texts, "evidence": labels, "label": labels, "form": forms(texts)})
+    frame = pl.DataFrame(
+        {
+            "row": rows[ROW],
+            "id": ids_of(source, rows),
+            "query": texts,
+            "evidence": labels,
+            "label": labels,
+            "form": forms(texts),
+        }
+    )
     if source.labels:
         frame = frame.with_columns(pl.col("label").replace_strict(source.labels, default=None, return_dtype=pl.String))
     there = frame["evidence"].drop_nulls().unique().sort().to_list()
