@@ -185,10 +185,12 @@ class Embeddings:
         self.folder.mkdir(parents=True, exist_ok=True)
         meta = {"format": FORMAT, "dim": self.encoder.dim, "encoder": self.encoder.described}
         path = self.folder / "meta.json"
-        if not path.exists():
-            with locks.claimed(self.folder / ".meta.claim", wait=True):
+        claim = self.folder / ".meta.claim"
+        if claim.exists() or not path.exists():
+            with locks.claimed(claim, wait=True):
                 self._clear(path)
-                store.write_json(path, meta)
+                if not path.exists():
+                    store.write_json(path, meta)
         found = store.read_json(path)
         if not isinstance(found, dict) or (found.get("format"), found.get("dim")) != (FORMAT, self.encoder.dim):
             raise BuildError(path, "is of another format or dimension than this version writes", f"delete {self.folder}")
