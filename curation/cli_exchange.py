@@ -55,7 +55,7 @@ def export(
 @click.option("--lock", type=click.Path(path_type=Path), help="The lock file; by default BUILD/manifest.lock.")
 @click.option("--allow", multiple=True, metavar="SOURCE", help="Publish this doubtful source too, and say so; repeatable.")
 @click.option("--negatives", type=click.IntRange(1), help="Columns of negatives; by default as many as were mined.")
-@click.option("--columns", default="", metavar="LIST", help="Further columns: ids,scores,provenance.")
+@click.option("--columns", default="", metavar="LIST", help="Further ones: positives,ids,scores,provenance.")
 @click.option("--private", is_flag=True, help="Make the repository private.")
 @click.option("--tag", metavar="NAME", help="Name this version, such as v1.0.")
 @click.option("--dry-run", is_flag=True, help="Show files, bytes and the card; send nothing.")
@@ -76,8 +76,8 @@ def publish(
 ) -> None:
     """Publish BUILD on the Hub as ORG/NAME, in one commit.
 
-    One config a source: query (with its instruction), passage, negative_1..n. The
-    card, the manifest, the lock of what it read, the report and the attribution
+    One config a source: query (with its instruction), passage (the first positive;
+    `--columns positives` adds the list of all), negative_1..n. The card, the manifest, the lock of what it read, the report and the attribution
     travel along. Sources that are not verified, or whose licence is unknown, are
     left out and listed. Again after a change: only what changed is sent.
     """
