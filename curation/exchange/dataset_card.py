@@ -204,7 +204,7 @@ def _limits(made: Mapping[str, Receipt]) -> Iterable[str]:
     yield "A negative is a text that the miner took for wrong; some will be right answers that no source marks as such."
     more = sum(one["positives_left_out"] for one in made.values())
     if more:
-        yield f"A row has one positive: {more:,} further positives of the same queries are not here (`--columns positives` puts them there)."
+        yield f"A row has one positive: {more:,} further positives of the same queries are not here (see `--columns positives`)."
 
 
 def _section(title: str, items: list[str]) -> list[str]:

@@ -3,8 +3,9 @@
     README.md  provenance.json  manifest.yaml  manifest.lock  ATTRIBUTION.md  report.html
     SOURCE/train-00000-of-00002.parquet      query, passage, negative_1..n
 
-A row is a tuple with its first positive, the one that is trained on; `query` is rendered with its instruction, as F2LLM's trainer tokenises it. The
-shards are made below BUILD/publish with receipts of their own, so that only what changed is made again, and sent again.
+A row is a tuple with its first positive, the one that is trained on; `query` is rendered with its instruction, as F2LLM's
+trainer tokenises it. The shards are made below BUILD/publish with receipts of their own, so that only what changed is made
+again, and sent again.
 """
 
 from __future__ import annotations
