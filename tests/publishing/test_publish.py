@@ -33,17 +33,6 @@ from tests.publishing.small_published import (
 )
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return lock(make(tmp_path_factory.mktemp("publish") / "b"))
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with hub(tmp_path_factory.mktemp("hub")) as running:
-        yield running
-
-
 @pytest.mark.parametrize("xet", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_each_config_comes_back_row_by_row(made, tmp_path, xet):
     with hub(tmp_path / "hub", xet=xet) as server:
@@ -146,16 +135,25 @@ def test_a_published_version_is_imported_with_ids_scores_and_all_positives(made,
     write_manifest(str(tmp_path / "data"), tmp_path / "m.yaml")
     assert not build(tmp_path / "m.yaml", tmp_path / "again").failed
     mine_build(tmp_path / "again")
-    texts = {
-        folder: store.read_table(folder / "curated/faq", "passages", ["text"])["text"] for folder in (made, tmp_path / "again")
+    then, now = (tables_of(folder) for folder in (made, tmp_path / "again"))
+    assert len(now) == len(rows_of(made)["faq"]) > 300
+    assert now == {id_: then[id_] for id_ in now}
+
+
+def tables_of(folder):
+    """Return {id: texts and scores} of the mined faq."""
+    texts = store.read_table(folder / "curated/faq", "passages", ["text"])["text"]
+    rows = store.read_table(folder / "mined/faq", "pairs").iter_rows(named=True)
+    named = {row["id"]: row for row in rows}
+    return {
+        id_: (
+            [texts[pid] for pid in row["positives"]],
+            [texts[pid] for pid in row["negatives"]],
+            row["positive_score"],
+            row["negative_scores"],
+        )
+        for id_, row in named.items()
     }
-    for column in ("id", "positives", "positive_score", "negative_scores"):
-        then, now = (store.read_table(folder / "mined/faq", "pairs").sort("id")[column].to_list() for folder in texts)
-        if column == "positives":
-            then, now = (
-                [[texts[folder][pid] for pid in row] for row in rows] for folder, rows in zip(texts, (then, now), strict=True)
-            )
-        assert now == then
 
 
 def test_large_sources_are_cut_into_shards(made, monkeypatch, tmp_path):

@@ -32,17 +32,6 @@ from training.model import load_model
 pytestmark = pytest.mark.long
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return lock(make(tmp_path_factory.mktemp("publish") / "b"))
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with hub(tmp_path_factory.mktemp("hub")) as running:
-        yield running
-
-
 @pytest.fixture(autouse=True)
 def calm(server):
     """No fault outlives its test."""
