@@ -116,13 +116,10 @@ def at_hardness(curve: list[tuple[float, float]], hardness: float) -> float | No
     return float(np.interp(hardness, [point[0] for point in points], [point[1] for point in points]))
 
 
-def audit(search: Search, settings: Mine, shingles: Ragged) -> dict[str, Any]:
+def audit(search: Search, settings: Mine) -> dict[str, Any]:
     """Return what the settings of a build, and the presets, give on a sample of a source's rows.
 
-    Args:
-        search: of the source; one that hides positives where its queries have several.
-        settings: the build's.
-        shingles: the source's, as `copies.shingles_of`, for loose false negatives.
+    `search` is one that hides positives where its queries have several.
     """
     choices = {"manifest": settings} | {
         name: Mine(model=settings.model, preset=name, negatives=settings.negatives, range_max=settings.range_max)
@@ -131,16 +128,16 @@ def audit(search: Search, settings: Mine, shingles: Ragged) -> dict[str, Any]:
     everything = replace(rules_of(settings), exclude_query=True, exclude_group=True, distinct=True, pick="random")
     sample = sampled(search, everything)
     one, wanted = sample.candidates, sample.wanted
-    strict, loose = _false(sample, shingles)
+    strict, loose = _false(sample, search.shingles)
     curve = plain_curve(one, wanted, strict, loose) if sample.gold else []
     said: dict[str, Any] = {"rows": len(wanted), "gold": sample.gold is not None, "settings": {}}
     for name, some in choices.items():
         rules = rules_of(some)
         limit = None
         if some.max_similarity == "auto":
-            limit = by_yield(binned(one, choose(one, wanted, rules)), some.target_yield)
+            limit = by_yield(binned(one, sample.choose(rules)), some.target_yield)
             rules = replace(rules, max_similarity=limit)
-        chosen = search.choose(sample.frame, one, wanted, rules)[1]
+        chosen = sample.choose(rules)
         numbers = rates(measure(one, chosen, wanted, strict, loose))
         entry: dict[str, Any] = {key: round(number, 6) for key, number in numbers.items() if sample.gold or key not in GOLD}
         if sample.gold:

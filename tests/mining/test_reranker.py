@@ -12,7 +12,8 @@ from test_mine_settings import reset
 
 from curation import store
 from curation.errors import ManifestError
-from mining.judge import audit_build
+from mining.audit import audit
+from mining.judge import judged
 from mining.lists import Ragged
 from mining.negatives import Candidates, Rules, choose
 from mining.reranker import chosen_with
@@ -81,7 +82,7 @@ def test_filters_and_grades_a_build(tmp_path, monkeypatch, model):
     assert receipt["filters"]["reranker_margin"] > 0
     assert f"|reranker:{model}|reranker_margin:0.0|" in receipt["signature"]
     assert sum(map(len, mined(build)[0]["negatives"])) > 60
-    said = audit_build(build, load=encoder)["s"]["settings"]["manifest"]
+    said = judged(audit, build, load=encoder)["s"]["settings"]["manifest"]
     assert said["filters"]["reranker_margin"] > 0
 
     reset(build, f"{EASY}, reranker: {model}, reranker_scores: true, reranker_max_score: 0.99")
