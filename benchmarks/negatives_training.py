@@ -2,10 +2,10 @@
 
     python benchmarks/negatives_training.py DATA SOURCE FOLDER [SEED ...]
 
-DATA is the folder with the open datasets, SOURCE nl2bash or squad-sentences; builds stay under FOLDER, and what stands there is not
-done again. The seed decides which queries are held out, the order of the batches and the draw of the negatives. All four
-train on the same tuples in the same order: tuples short of negatives are kept. Measured: nDCG@10 of the held-out queries
-among all of the source's passages.
+DATA is the folder with the open datasets, SOURCE nl2bash or squad-sentences; builds stay under FOLDER, and what stands
+there is not done again. The seed decides which queries are held out, the order of the batches and the draw of the
+negatives. All four train on the same tuples in the same order: tuples short of negatives are kept. Measured: nDCG@10 of the
+held-out queries among all of the source's passages.
 """
 
 from __future__ import annotations
