@@ -35,7 +35,7 @@ HOMES = {
     "mteb": {"curation/leaks/mteb_tasks.py", "training/mteb_tasks.py"},
     "faiss": {"mining/search.py"},
     "bm25s": {"mining/lexical.py"},
-    "deepspeed": {"training/backend.py"},
+    "deepspeed": {"training/zero.py"},
 }
 LIGHT = {"click", "curation.errors", "curation.progress", "curation.command", "curation.cli_exchange", "training.cli_models"}
 FILES = sorted(path for room in ("curation", "mining", "training") for path in (ROOT / room).rglob("*.py"))
