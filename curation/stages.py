@@ -19,6 +19,8 @@ from curation.reading.rows import Lost
 from curation.reading.sources import inputs, read_rows, take
 from curation.schema import dropped_frame
 from curation.shaping import filters, holdout
+from curation.shaping.answers import FILE as ANSWERS
+from curation.shaping.answers import answers_of
 from curation.shaping.columns import BAD, place_of
 from curation.shaping.shapes import to_tuples
 from curation.store import (
@@ -118,7 +120,12 @@ def _shape(job: Job, folder: Path, reads: dict[str, str], progress: Progress) ->
     merged_tuples, merged = equal.merge_queries(good, source.name)
     train, held = holdout.set_apart(merged_tuples, source.holdout, job.seed, source.name)
     dropped_rows = pl.concat([unread, made.dropped])
+    answers = answers_of(source, rows, made.tuples)
+    if answers is not None:
+        write_parquet(folder / ANSWERS, answers)
     write_table(folder, "tuples", train)
+    if made.scores is not None:
+        write_parquet(folder / "scores.parquet", made.scores)
     write_parquet(folder / "corpus.parquet", pl.DataFrame({"text": made.corpus}))
     write_parquet(folder / "heldout.parquet", held)
     write_parquet(folder / "dropped.parquet", pl.concat([dropped_rows, poor, merged]))
@@ -147,7 +154,8 @@ def _read_whole(where: str, table: TextTable, base: Path) -> pl.DataFrame:
 
 
 def _unread(source: Source, lost: list[Lost]) -> pl.DataFrame:
-    ids = pl.Series([f"{source.name}/{one.row}" for one in lost], dtype=pl.String)
+    number = "row " if source.fields.id or source.fields.query_id else ""  # no number is taken for a given id
+    ids = pl.Series([f"{source.name}/{number}{one.row}" for one in lost], dtype=pl.String)
     reasons = pl.Series([one.reason for one in lost], dtype=pl.String)
     return dropped_frame(source.name, "read", ids, reasons, pl.Series([one.evidence for one in lost], dtype=pl.String))
 

@@ -118,8 +118,8 @@ def distillation(query: Tensor, positive: Tensor, negative: Tensor, teacher: Ten
         query: (b, dim).
         positive: (b, dim).
         negative: (b, k, dim).
-        teacher: (b, 1 + k), the teacher's cosines; NaN takes a candidate out, and a row with fewer than two counts 0.
-        temperature: divides the cosines of both.
+        teacher: (b, 1 + k), cosines or a cross-encoder's scores; NaN takes a candidate out, a row with fewer than two counts 0.
+        temperature: divides the scores of both.
     """
     student = torch.cat([(query * positive).sum(-1, keepdim=True), torch.einsum("bd,bkd->bk", query, negative)], dim=1)
     known = ~teacher.isnan()
