@@ -14,6 +14,7 @@ from training.cli_models import COMMANDS, DEVICE, FOLDER, JSON, QUIET, show
 
 if TYPE_CHECKING:
     from curation.manifest_models import Train
+    from training.tensorboard import Events
 
 
 class TrainGroup(click.Group):
@@ -106,7 +107,7 @@ def run_training(
     from training.stops import Stopped
     from training.train import train as train_model
 
-    events = None
+    events: type[Events] | None = None
     if tensorboard:
         from training.tensorboard import Events as events
     tell = (lambda line: None) if quiet or not ranks.first() else say

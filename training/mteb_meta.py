@@ -11,7 +11,7 @@ from curation.schema import render_query
 from training.encode import Encoder
 from training.publish import public, run_of
 
-PLAIN = "from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper as Loader\n", "{}"
+PLAIN = "from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper as Loader\n", "{{}}"
 TOLD = (  # its task, as F2LLM's models are
     "from mteb.models.instruct_wrapper import InstructSentenceTransformerModel as Loader\n"
     "from mteb.models.model_implementations.codefuse_models import prompts_dict\n",

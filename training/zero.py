@@ -66,7 +66,9 @@ class DeepSpeed:
     def save(self, folder: Path) -> None:
         """Write weights and optimizer, whole, as `Torch.save` does, so that any number of processes can go on."""
         ranks.wait()  # for the first process, which makes the folder
-        whole, moments = {}, {}
+        self._link()
+        whole: dict[str, Tensor] = {}
+        moments: dict[str, Tensor] = {}
         for name, weight in self.weights.items():
             state = self._moments(weight)  # by all processes together
             with self._gathered([weight], enabled=self.stage == 3):
@@ -112,8 +114,13 @@ class DeepSpeed:
                 "step": steps.to(flat.device, copy=True),
                 **{key: torch.zeros_like(flat) for key in MOMENTS},
             }
-        if self.stage < 3:
-            zero._lazy_init_hp_params_optimizer_state()
+        self._link()
+
+    def _link(self) -> None:
+        """Tell DeepSpeed again where the moments are: it looks after the first step of the first group, and no more."""
+        if self.stage in (1, 2):
+            self.engine.optimizer._hp_optimizer_states_linked = False
+            self.engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _put(self, weight: Tensor, key: str | None, value: Tensor) -> None:
         """Put this process's share of a whole value into the optimizer: of a moment, or of the weight itself."""
