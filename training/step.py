@@ -102,8 +102,8 @@ def batch_loss(embeddings: Tensor, batch: Batch, recipe: Train, detached: bool =
     in-batch term gives passages no gradient.
     """
     sizes = [*recipe.matryoshka, embeddings.shape[1]]
-    cut = [F.normalize(embeddings[:, :size], dim=1) if recipe.matryoshka else embeddings for size in sizes]
-    each = [_loss(one, batch, recipe, detached) for one in cut]
+    leading = [F.normalize(embeddings[:, :size], dim=1) if recipe.matryoshka else embeddings for size in sizes]
+    each = [_loss(one, batch, recipe, detached) for one in leading]
     return Losses(*(None if one[0] is None else torch.stack(one).mean() for one in zip(*each, strict=True)))  # type: ignore[arg-type]
 
 

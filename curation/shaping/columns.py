@@ -11,6 +11,7 @@ from curation.errors import SourceError, did_you_mean, listed
 from curation.manifest_source import Source
 from curation.reading.rows import ROW, inside
 from curation.schema import dropped_frame, split_query
+from curation.text import unless
 
 TUPLES = pl.Schema(
     {
@@ -67,7 +68,7 @@ def _undivided(wanted: str, there: list[str]) -> str:
 def texts_of(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
     """Return a mapped column as text, null where it is blank."""
     texts = as_texts(place_of(source), wanted, column(place_of(source), rows, wanted))
-    return pl.select(pl.when(texts.str.strip_chars() != "").then(texts)).to_series()
+    return unless(~texts.str.contains(r"\S"), texts)
 
 
 def as_texts(where: str, name: str, values: pl.Series) -> pl.Series:
@@ -100,7 +101,7 @@ def queries_of(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
         bare = pl.select(
             pl.when(bare.is_not_null()).then(pl.concat_str([titles, bare], separator="\n", ignore_nulls=True))
         ).to_series()
-    return pl.select(pl.when(bare.str.strip_chars() != "").then(bare)).to_series()
+    return unless(~bare.str.contains(r"\S"), bare)
 
 
 def instruction_of(source: Source, queries: pl.Series) -> str:

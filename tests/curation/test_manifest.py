@@ -138,10 +138,10 @@ def test_names_of_sources_differ(complain):
 
 
 def test_settings_of_single_sources_name_sources(complain):
-    named = GOOD + "train: {model: m, sources: {aa: {weight: 2}}}\n"
+    named = GOOD.replace("lr: 1e-5", "sources: {aa: {weight: 2}}")
     assert complain(named) == "m.yaml:1: train.sources: no source is named 'aa' (did you mean 'a'?)"
-    wrong = GOOD + "train: {model: m, sources: {a: {wieght: 2}}}\n"
-    assert complain(wrong).endswith(": unknown key 'wieght' (did you mean 'weight'?)")
+    wrong = GOOD.replace("lr: 1e-5", "sources: {a: {wieght: 2}}")
+    assert complain(wrong) == "m.yaml:11: unknown key 'wieght' (did you mean 'weight'?)"
 
 
 def test_holdout_is_for_retrieval(complain):
