@@ -124,7 +124,7 @@ def _build(
     write_summary(folder, path, manifest, receipts, failed, current, excluded, leaks)
     seconds = {f"{stage}/{name}": round(done.seconds, 3) for stage, all_done in stages.items() for name, done in all_done.items()}
     write_json(folder / "timings.json", {"seconds": round(time.time() - started, 3), "stages": seconds})
-    ran = {name for all_done in stages.values() for name, done in all_done.items() if done.ran and name in chosen}
+    ran = {name for all_done in stages.values() for name, done in all_done.items() if done.ran and name in receipts}
     return Outcome(folder, receipts, ran, failed, excluded)
 
 

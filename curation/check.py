@@ -19,7 +19,7 @@ from curation.manifest import Manifest, load_manifest
 from curation.manifest_decontaminate import EvalSet
 from curation.manifest_source import Source, Table, TextTable, shape_of
 from curation.reading import hub
-from curation.reading.sources import find, is_local
+from curation.reading.sources import is_local, sizes
 
 Found = dict[str, Any]
 # Assumed of a row and of a machine: bytes as fetched (compressed) and in the Hub's cache (not), of a tuple in all of a build;
@@ -42,10 +42,11 @@ def check(path: Path, online: bool = False) -> Found:
     kept, out = allowed(manifest)
     problems = [str(error) for error in pinned(kept, path)[1].values()]
     notes: list[str] = []
+    local: dict[str, int] = {}  # what is read from this machine -> its bytes
     for where, table in _tables(kept):
         try:
             if is_local(table, path.parent):
-                find(table, path.parent)
+                local[where] = sizes(table, path.parent)
             elif online:
                 notes += _ask(table, path)
         except SourceError as error:
@@ -58,7 +59,7 @@ def check(path: Path, online: bool = False) -> Found:
         "excluded": dict(out),
         "tasks": _tasks(kept),
         "licenses": _licenses(kept),
-        "estimate": _estimate(kept),
+        "estimate": _estimate(kept, list(local), sum(local.values())),
         "locked": read_lock(lock_of(path)) is not None,
         "online": online,
         "notes": list(dict.fromkeys(notes + told)),
@@ -176,14 +177,18 @@ def _licenses(manifest: Manifest) -> Found:
     return found
 
 
-def _estimate(manifest: Manifest) -> Found:
-    rows = sum(rows_read(source) for source in manifest.sources)
+def _estimate(manifest: Manifest, local: list[str], local_bytes: int) -> Found:
+    """Return what reading and building takes. Of local sources nothing is fetched; uncounted rows have `FETCHED` bytes."""
+    remote = sum(rows_read(source) for source in manifest.sources if f"source '{source.name}'" not in local)
+    counted = sum(rows_read(source) for source in manifest.sources) - remote
+    rows = remote + (counted or local_bytes // FETCHED)
     tuples = sum(expected(source) or 0 for source in manifest.sources)
     return {
         "rows": rows,
-        "fetched_bytes": rows * FETCHED,
-        "disk_bytes": rows * CACHED + tuples * BUILT,
-        "fetch_seconds": rows * FETCHED // NETWORK,
+        "local_bytes": local_bytes,
+        "fetched_bytes": remote * FETCHED,
+        "disk_bytes": remote * CACHED + tuples * BUILT,
+        "fetch_seconds": remote * FETCHED // NETWORK,
         "build_seconds": rows // READ + tuples // MADE,
     }
 
@@ -221,8 +226,9 @@ def verdict(found: Found) -> str:
 
 def _estimate_text(one: Found) -> str:
     text = (
-        f"Reads about {one['rows']:,} rows: {_size(one['fetched_bytes'])} to fetch, {_time(one['fetch_seconds'])}; "
-        f"{_size(one['disk_bytes'])} of disk; {_time(one['build_seconds'])} of one processor. Assumed: a row of {FETCHED} bytes "
+        f"Reads about {one['rows']:,} rows: {_size(one['local_bytes'])} of local files; {_size(one['fetched_bytes'])} to fetch, "
+        f"{_time(one['fetch_seconds'])}; {_size(one['disk_bytes'])} of disk; {_time(one['build_seconds'])} of one processor. "
+        f"Assumed: a row of {FETCHED} bytes "
         f"fetched and {CACHED:,} in the Hub's cache, {BUILT:,} bytes a tuple in the build, {NETWORK // 10**6} MB a second, "
         f"{READ:,} rows read and {MADE:,} tuples made a second. Rows and corpora that nothing counts are not in it."
     )

@@ -72,8 +72,10 @@ def build(
     for error in outcome.failed.values():
         say(f"curate: {manifest}: {error}")
     if not quiet:
-        fresh = f"{len(outcome.ran)} of {len(outcome.receipts)} sources built" if outcome.ran else "nothing to do"
-        say(f"{outcome.folder}: {fresh}; see report.html; next: `mine negatives {outcome.folder}`")
+        count = len(outcome.receipts) + len(outcome.failed)
+        fresh = f"{len(outcome.ran)} of {count} sources built" if outcome.ran or outcome.failed else "nothing to do"
+        ready = f"; see report.html; next: `mine negatives {outcome.folder}`" if outcome.receipts else ""
+        say(f"{outcome.folder}: {fresh}{ready}")
     return 1 if outcome.failed else 0
 
 

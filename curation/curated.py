@@ -11,7 +11,9 @@ from curation.manifest import Dedup
 from curation.numbering import number
 from curation.progress import Progress, silent
 from curation.schema import DROPPED, no_drops
+from curation.shaping.answers import FILE as ANSWERS
 from curation.shaping.labelled import pair_up
+from curation.shaping.scores import with_scores
 from curation.stages import FORMAT, Done, Job, Receipt, counts_of
 from curation.store import (
     digest_of,
@@ -68,8 +70,14 @@ def _curate(job: Job, folder: Path) -> Receipt:
         gone = pl.concat([_lonely_too(gone, lonely), lonely])
     pairs, passages = number(tuples, corpus, source.task, families)
     constants = _constants(job, clean)
+    scores = job.build / "shaped" / source.name / "scores.parquet"
+    if scores.exists():
+        pairs = with_scores(pairs, passages, read_parquet(scores))
     write_table(folder, "pairs", pairs, constants)
     write_table(folder, "passages", passages, constants)
+    if source.fields.answer is not None:
+        answers = read_parquet(job.build / "shaped" / source.name / ANSWERS)
+        write_parquet(folder / ANSWERS, answers.filter(pl.col("key").is_in(pairs["key"].implode())), constants)
     write_parquet(folder / "dropped.parquet", pl.concat([read_parquet(stage / "dropped.parquet"), gone.cast(DROPPED)]))
     counts = {"kept": len(pairs), "passages": len(passages), "dropped": clean["dropped"] | counts_of(gone)}
     carried = ("rows_in", "rows_used", "rows_dropped", "tuples_made", "merged", "heldout", "inputs", "shape", "texts_out")

@@ -24,16 +24,25 @@ PRESETS: dict[str, dict[str, object]] = {  # what a preset sets otherwise than F
 class Mine(Section):
     """How hard negatives are found."""
 
-    model: str = Field(description="Hub id, folder, or `package:NAME` of an installed package that carries a model")
+    model: str = Field(
+        "",
+        description="Hub id, folder, or `package:NAME` of an installed package that carries a model; needless with `candidates: given`",
+    )
     preset: Literal["f2llm", "nv-retriever", "clean"] = Field(
         "f2llm",
         description="sets the keys below, as far as you do not. f2llm: the filters of sentence-transformers' miner with F2LLM's "
         "settings; nv-retriever: below 95 % of the positive's score, copies excluded; clean: also `max_similarity: auto`",
     )
     negatives: int = Field(24, ge=1, le=1000, description="negatives a query")
-    candidates: Literal["dense", "bm25", "both"] = Field(
+    candidates: Literal["dense", "bm25", "both", "given"] = Field(
         "dense",
-        description="found by the model, by BM25 (needs `tuplesmith[bm25]`), or by both, their ranks fused; scores are cosines",
+        description="found by the model, by BM25 (needs `tuplesmith[bm25]`), or by both, their ranks fused; scores are cosines. "
+        "given: nothing is searched, and tuples keep the negatives and scores that they came with",
+    )
+    index: Literal["exact", "ivf"] = Field(
+        "exact",
+        description="ivf: of sources with 100,000 passages or more only a part is searched for each query, the lists that hold "
+        "95 % of the nearest; the receipt tells the recall measured",
     )
     range_min: int = Field(5, ge=0, description="nearest candidates to skip")
     range_max: int = Field(100, ge=1, description="nearest candidates to look at")
@@ -46,6 +55,9 @@ class Mine(Section):
     )
     containment: float | None = Field(
         None, gt=0, le=1, description="candidates sharing this much of their, or a positive's, word 3-grams are dropped"
+    )
+    exclude_answer: bool = Field(
+        False, description="passages that hold an answer of the query, `fields: {answer: ...}`, word for word are no negatives"
     )
     max_score: float | None = Field(0.8, description="candidates scoring higher are dropped")
     min_score: float | None = Field(None, description="candidates scoring lower are dropped")
@@ -67,6 +79,16 @@ class Mine(Section):
         ge=0,
         le=1,
         description="`max_similarity: auto` allows this share of known positives, hidden, among negatives; in sources with several",
+    )
+    reranker: str | None = Field(
+        None, description="a cross-encoder, named as `model` is, that scores again the candidates a choice rests on"
+    )
+    reranker_max_score: float | None = Field(None, description="candidates that the reranker scores higher are dropped")
+    reranker_margin: float | None = Field(
+        None, description="candidates that the reranker scores above positive - margin are dropped"
+    )
+    reranker_scores: bool = Field(
+        False, description="tuples carry the reranker's scores in place of cosines: what `train: {distill: ...}` learns from"
     )
     distinct: bool = Field(False, description="of negatives that count as the same text only the nearest is taken")
     pick: Literal["top", "random", "stratified"] = Field(
@@ -101,6 +123,13 @@ class Mine(Section):
             raise ValueError(f"'range_min' ({self.range_min}) must be below 'range_max' ({self.range_max})")
         if self.preset == "f2llm" and self.store != "float32":
             raise ValueError("preset 'f2llm' takes 'store: float32', for float16 changes ranks")
+        if not self.model and self.candidates != "given":
+            raise ValueError("'mine' needs 'model', but for `candidates: given`")
+        uses = self.reranker_max_score is not None or self.reranker_margin is not None or self.reranker_scores
+        if uses and not self.reranker:
+            raise ValueError("'reranker_max_score', 'reranker_margin' and 'reranker_scores' need a 'reranker'")
+        if self.reranker and not uses:
+            raise ValueError("'reranker' needs a use: 'reranker_max_score', 'reranker_margin' or 'reranker_scores: true'")
         return self
 
 

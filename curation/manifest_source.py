@@ -146,13 +146,26 @@ class Fields(Section):
         description="column of the query, premise, first sentence, or text to classify; an instruction rendered into it (`Instruct: ...`, a new line, `Query: ...`) is taken off again",
     )
     title: str | None = Field(None, description="column of a title that is put before the query")
+    id: str | None = Field(
+        None, description="column of a row's own id, which then is `name/id`; by default its number, `name/row`"
+    )
     positive: str | None = Field(None, description="column of the positive; a list gives several; `a.b` is part b of records a")
     negatives: list[str] = Field(
         [],
         description="column or columns of given negatives, or a pattern such as `negative_*`; lists are taken apart",
     )
-    label: str | None = Field(None, description="column of the label (NLI, classification, clustering)")
-    score: str | None = Field(None, description="column of the score (STS, paraphrase, graded qrels)")
+    documents: str | None = Field(
+        None,
+        description="column of lists of texts, positives and negatives together: those with a `label` above 0 are the positives; "
+        "without labels, those whose `score` reaches `threshold`; without that, the first one",
+    )
+    label: str | None = Field(None, description="column of the label (NLI, classification, clustering; `documents`: a list)")
+    score: str | None = Field(None, description="column of the score (STS, paraphrase, graded qrels; `documents`: a list, kept)")
+    positive_score: str | None = Field(None, description="column of a teacher's score of the positive, or its list; kept")
+    negative_scores: str | None = Field(None, description="likewise of the negatives, a list as long as theirs; kept")
+    answer: str | None = Field(
+        None, description="pairs: column of the answer's words, or a list of several; `mine: {exclude_answer: yes}` reads them"
+    )
     query_id: str | None = Field(None, description="qrels: column of the query's id")
     positive_id: str | None = Field(None, description="qrels: column of the passage's id")
 
@@ -167,7 +180,7 @@ class Fields(Section):
 class Source(Table):
     """One open dataset, and how its rows become tuples."""
 
-    name: Name = Field(description="short name; ids are `name/row`")
+    name: Name = Field(description="short name; ids begin with it")
     task: Task = Field(description="retrieval, classification or clustering: decides loss and number of negatives")
     instruction: str = Field(
         "", description="what a decoder is told before the query; by default the one that is rendered into the queries, if any"
@@ -224,16 +237,22 @@ class Source(Table):
         if self.holdout and self.task != "retrieval":
             raise ValueError(f"'holdout' sets retrieval queries apart, and this source's task is {self.task}")
         shape, f = shape_of(self), self.fields
+        pairs = shape in ("pairs", "scored")
         useless = {
-            "both_ways": self.both_ways and shape not in ("pairs", "scored"),
+            "id": f.id and shape == "qrels",
+            "documents": f.documents and shape != "listed",
+            "positive_score": f.positive_score and not pairs,
+            "negative_scores": f.negative_scores and not (pairs and f.negatives),
+            "both_ways": self.both_ways and not pairs,
             "labels": self.labels and shape not in ("nli", "labelled"),
             "skip_labels": self.skip_labels and shape != "labelled",
-            "threshold": self.threshold is not None and shape not in ("scored", "qrels"),
+            "threshold": self.threshold is not None and shape not in ("scored", "qrels", "listed"),
             "corpus": self.corpus and shape != "qrels",
             "queries": self.queries and shape != "qrels",
             "title": f.title and shape == "qrels",
             "skip": self.skip and shape == "qrels",
-            "negatives": f.negatives and shape not in ("pairs", "scored"),
+            "negatives": f.negatives and not pairs,
+            "answer": f.answer and not pairs,
         }
         said = [name for name in f.model_dump().values() if isinstance(name, str)]
         if unmapped := [name for name in self.join if name not in (*said, *f.negatives)]:
@@ -262,7 +281,7 @@ def beir(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def shape_of(source: Source) -> str:
-    """Return which of the five shapes the mapped columns make: pairs, nli, scored, labelled or qrels.
+    """Return which of the six shapes the mapped columns make: pairs, listed, nli, scored, labelled or qrels.
 
     Raises:
         ValueError: they make none.
@@ -270,6 +289,8 @@ def shape_of(source: Source) -> str:
     f = source.fields
     if f.query_id and f.positive_id and source.corpus and source.queries:
         return "qrels"
+    if f.query and f.documents and (f.label or f.score) and not f.positive:
+        return "listed"
     if f.query and f.positive and f.label and not f.score:
         return "nli"
     if f.query and f.positive and f.score and not f.label:
@@ -282,5 +303,5 @@ def shape_of(source: Source) -> str:
         return "labelled"
     raise ValueError(
         "fields make no known shape; map query+positive, query+positive+label (NLI), query+positive+score, "
-        "query+label (classification, clustering), or query_id+positive_id with 'corpus' and 'queries'"
+        "query+label (classification, clustering), query+documents with their label or score, or query_id+positive_id with 'corpus' and 'queries'"
     )

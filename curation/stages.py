@@ -19,6 +19,8 @@ from curation.reading.rows import Lost
 from curation.reading.sources import inputs, read_rows, take
 from curation.schema import dropped_frame
 from curation.shaping import filters, holdout
+from curation.shaping.answers import FILE as ANSWERS
+from curation.shaping.answers import answers_of
 from curation.shaping.columns import BAD, place_of
 from curation.shaping.shapes import to_tuples
 from curation.store import (
@@ -107,30 +109,35 @@ def _shape(job: Job, folder: Path, reads: dict[str, str], progress: Progress) ->
         rows, lost = take(source, job.seed, source.limit if by_rows else None, job.base, advance)
     check_readable(source, rows, lost)
     tables = {part: _read_whole(f"{place_of(source)} ({part})", table, job.base) for part, table in _extra(source)}
-    made = to_tuples(source, rows, job.seed, **tables)
-    unread = _unread(source, lost)
-    rows_in = len(rows) + len(lost)
-    _check_rows(source, rows_in, lost, made.dropped, len(made.tuples))
-    good, poor, texts_out = filters.apply(made.tuples, job.filters, source.name, source.task)
-    if not len(good):
+    tuples, dropped, corpus, instruction, scores = to_tuples(source, rows, job.seed, **tables)
+    answers = answers_of(source, rows, tuples)
+    rows_in, tuples_made = len(rows) + len(lost), len(tuples)
+    del rows, tables  # from here on the tuples alone
+    _check_rows(source, rows_in, lost, dropped, tuples_made)
+    tuples, poor, texts_out = filters.apply(tuples, job.filters, source.name, source.task)
+    if not len(tuples):
         told = ", ".join(f"{reason} {n}" for reason, n in counts_of(poor).items())
-        raise SourceError(place_of(source), f"filters leave none of its {len(made.tuples)} tuples ({told})", "loosen 'filters'")
-    merged_tuples, merged = equal.merge_queries(good, source.name)
-    train, held = holdout.set_apart(merged_tuples, source.holdout, job.seed, source.name)
-    dropped_rows = pl.concat([unread, made.dropped])
+        raise SourceError(place_of(source), f"filters leave none of its {tuples_made} tuples ({told})", "loosen 'filters'")
+    tuples, merged = equal.merge_queries(tuples, source.name)
+    train, held = holdout.set_apart(tuples, source.holdout, job.seed, source.name)
+    dropped_rows = pl.concat([_unread(source, lost), dropped])
+    if answers is not None:
+        write_parquet(folder / ANSWERS, answers)
     write_table(folder, "tuples", train)
-    write_parquet(folder / "corpus.parquet", pl.DataFrame({"text": made.corpus}))
+    if scores is not None:
+        write_parquet(folder / "scores.parquet", scores)
+    write_parquet(folder / "corpus.parquet", pl.DataFrame({"text": corpus}))
     write_parquet(folder / "heldout.parquet", held)
     write_parquet(folder / "dropped.parquet", pl.concat([dropped_rows, poor, merged]))
     return {
         "source": source.name,
         "shape": shape_of(source),
-        "instruction": made.instruction,
+        "instruction": instruction,
         "inputs": reads,
         "rows_in": rows_in,
         "rows_used": rows_in - len(dropped_rows),
         "rows_dropped": counts_of(dropped_rows),
-        "tuples_made": len(made.tuples),
+        "tuples_made": tuples_made,
         "merged": len(merged),
         "heldout": len(held),
         "dropped": counts_of(poor),
@@ -147,7 +154,8 @@ def _read_whole(where: str, table: TextTable, base: Path) -> pl.DataFrame:
 
 
 def _unread(source: Source, lost: list[Lost]) -> pl.DataFrame:
-    ids = pl.Series([f"{source.name}/{one.row}" for one in lost], dtype=pl.String)
+    number = "row " if source.fields.id or source.fields.query_id else ""  # no number is taken for a given id
+    ids = pl.Series([f"{source.name}/{number}{one.row}" for one in lost], dtype=pl.String)
     reasons = pl.Series([one.reason for one in lost], dtype=pl.String)
     return dropped_frame(source.name, "read", ids, reasons, pl.Series([one.evidence for one in lost], dtype=pl.String))
 

@@ -18,13 +18,13 @@ from mining.calibrate import Sample, binned, by_yield, rules_of, sampled
 from mining.copies import overlaps
 from mining.lists import Ragged, contains
 from mining.negatives import Candidates, Chosen, Rules, choose, reference_of
+from mining.rows import histogram
 from mining.searching import Search
 
 COPY = 0.8  # containment from which a text is a copy of another
 USEFUL = (0.90, 0.95)  # of the positive's score: near misses, the most useful negatives
 FEW = 7  # negatives a query that F2LLM trains with, of the 24
 SKIPS = (0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 40, 50, 60, 70)  # ranks that the plain miner skips
-BINS = 20  # of a histogram of scores between 0 and 1; lower ones are in the first
 
 
 @dataclass(frozen=True)
@@ -116,13 +116,10 @@ def at_hardness(curve: list[tuple[float, float]], hardness: float) -> float | No
     return float(np.interp(hardness, [point[0] for point in points], [point[1] for point in points]))
 
 
-def audit(search: Search, settings: Mine, shingles: Ragged) -> dict[str, Any]:
+def audit(search: Search, settings: Mine) -> dict[str, Any]:
     """Return what the settings of a build, and the presets, give on a sample of a source's rows.
 
-    Args:
-        search: of the source; one that hides positives where its queries have several.
-        settings: the build's.
-        shingles: the source's, as `copies.shingles_of`, for loose false negatives.
+    `search` is one that hides positives where its queries have several.
     """
     choices = {"manifest": settings} | {
         name: Mine(model=settings.model, preset=name, negatives=settings.negatives, range_max=settings.range_max)
@@ -131,16 +128,16 @@ def audit(search: Search, settings: Mine, shingles: Ragged) -> dict[str, Any]:
     everything = replace(rules_of(settings), exclude_query=True, exclude_group=True, distinct=True, pick="random")
     sample = sampled(search, everything)
     one, wanted = sample.candidates, sample.wanted
-    strict, loose = _false(sample, shingles)
+    strict, loose = _false(sample, search.shingles)
     curve = plain_curve(one, wanted, strict, loose) if sample.gold else []
     said: dict[str, Any] = {"rows": len(wanted), "gold": sample.gold is not None, "settings": {}}
     for name, some in choices.items():
         rules = rules_of(some)
         limit = None
         if some.max_similarity == "auto":
-            limit = by_yield(binned(one, choose(one, wanted, rules)), some.target_yield)
+            limit = by_yield(binned(one, sample.choose(rules)), some.target_yield)
             rules = replace(rules, max_similarity=limit)
-        chosen = choose(one, wanted, rules)
+        chosen = sample.choose(rules)
         numbers = rates(measure(one, chosen, wanted, strict, loose))
         entry: dict[str, Any] = {key: round(number, 6) for key, number in numbers.items() if sample.gold or key not in GOLD}
         if sample.gold:
@@ -158,11 +155,6 @@ def audit(search: Search, settings: Mine, shingles: Ragged) -> dict[str, Any]:
 
 
 GOLD = {f"strict_{FEW}", "strict", f"loose_{FEW}", "loose", "hit"}  # what only gold can tell
-
-
-def histogram(scores: np.ndarray) -> list[int]:
-    """Count scores in `BINS` equal bins from 0 to 1."""
-    return [int(count) for count in np.histogram(np.clip(scores, 0, 1), BINS, (0, 1))[0]]
 
 
 def _false(sample: Sample, shingles: Ragged) -> tuple[np.ndarray, np.ndarray]:

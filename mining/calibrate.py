@@ -19,11 +19,13 @@ import polars as pl
 from curation.errors import BuildError, ManifestError
 from curation.manifest_models import Mine
 from mining.lists import Ragged, contains, ragged
-from mining.negatives import Candidates, Chosen, Rules, choose
+from mining.negatives import Candidates, Chosen, Rules
 from mining.searching import Search, blocks
 
 BINS = 2_000  # of the cosines between -1 and 1: a limit has three decimals
 LIMITS = [round(0.2 + 0.02 * step, 2) for step in range(40)]  # tried for a target of false negatives
+MARGINS = [0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3]  # relative ones that a curve shows
+YIELDS = [1.0, 0.99, 0.95, 0.9, 0.8, 0.7, 0.5]  # of which a curve shows the limit of similarity
 ROWS = 4_000  # that a curve or an audit looks at, spread over the source
 
 
@@ -34,6 +36,12 @@ class Sample:
     candidates: Candidates
     wanted: np.ndarray  # (q,)
     gold: Ragged | None  # the hidden positives
+    search: Search
+    frame: pl.DataFrame  # of pairs
+
+    def choose(self, rules: Rules) -> Chosen:
+        """Return what the rules choose for these rows."""
+        return self.search.choose(self.frame, self.candidates, self.wanted, rules)[1]
 
 
 def rules_of(settings: Mine) -> Rules:
@@ -76,7 +84,7 @@ def likeness(search: Search, rules: Rules) -> np.ndarray:
     counts = np.zeros(BINS, np.int64)
     for _, number, rows, frame in blocks(search.asked.curated):
         candidates = search.candidates(frame, number, rows, rules)
-        counts += binned(candidates, choose(candidates, np.full(len(frame), search.wanted), rules))
+        counts += binned(candidates, search.choose(frame, candidates, np.full(len(frame), search.wanted), rules)[1])
     return counts
 
 
@@ -97,8 +105,6 @@ def by_yield(counts: np.ndarray, target: float) -> float:
 
 def by_gold(sample: Sample, rules: Rules, target: float) -> tuple[float, float]:
     """Return the highest limit at which no more than the share `target` of negatives is a hidden positive; and that share."""
-    if sample.gold is None:
-        raise BuildError("target_false_negatives", "no query of this source has several positives", "use `target_yield` instead")
     limit = rate = 0.0
     for limit in reversed(LIMITS):
         rate = _false_rate(sample, replace(rules, max_similarity=limit))
@@ -123,7 +129,24 @@ def sampled(search: Search, rules: Rules) -> Sample:
     rows = frame["row"].to_numpy()
     candidates = search.known(frame, search.look(frame, rows, search.fetched), rows, rules)
     hidden = ragged(frame["positives"].list.slice(1)) if gold else None
-    return Sample(candidates, search.wanted - np.diff(candidates.given.starts), hidden)
+    return Sample(candidates, search.wanted - np.diff(candidates.given.starts), hidden, search, frame)
+
+
+def curves(search: Search, settings: Mine) -> dict[str, Any]:
+    """Return what other margins and limits of similarity would give on a sample of a source's rows, all other rules as set.
+
+    `search` is one that hides positives where its queries have several.
+    """
+    rules = rules_of(settings)
+    sample = sampled(search, rules)
+    counts = binned(sample.candidates, sample.choose(replace(rules, max_similarity=None)))
+    limits = curve(sample, rules, "max_similarity", [by_yield(counts, share) for share in YIELDS])
+    return {
+        "rows": len(sample.wanted),
+        "gold": sample.gold is not None,
+        "relative_margin": curve(sample, rules, "relative_margin", MARGINS),
+        "max_similarity": [{"target_yield": share, **entry} for share, entry in zip(YIELDS, limits, strict=True)],
+    }
 
 
 def curve(sample: Sample, rules: Rules, key: str, values: list[float]) -> list[dict[str, Any]]:
@@ -131,7 +154,7 @@ def curve(sample: Sample, rules: Rules, key: str, values: list[float]) -> list[d
     found = []
     for value in values:
         changed: dict[str, Any] = {key: value}
-        chosen = choose(sample.candidates, sample.wanted, replace(rules, **changed))
+        chosen = sample.choose(replace(rules, **changed))
         scores = chosen.scores[chosen.ids >= 0]
         entry = {
             key: value,
@@ -146,6 +169,6 @@ def curve(sample: Sample, rules: Rules, key: str, values: list[float]) -> list[d
 
 
 def _false_rate(sample: Sample, rules: Rules) -> float:
-    chosen = choose(sample.candidates, sample.wanted, rules)
+    chosen = sample.choose(rules)
     assert sample.gold is not None
     return float((contains(sample.gold, chosen.ids) & (chosen.ids >= 0)).sum() / max(1, chosen.found.sum()))

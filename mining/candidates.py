@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from curation import locks, store
 from mining.copies import overlaps
 from mining.lists import Ragged
-from mining.search import Vectors, nearest, scores_of
+from mining.search import Exact, Vectors, nearest, scores_of
 
 FORMAT = 1
 FILE = "candidates.npz"
@@ -42,6 +43,7 @@ class Corpus:
 
     passages: Vectors  # vectors by pid
     pids: np.ndarray  # (n,) int64, ascending: those to search
+    index: Exact  # of the vectors of `pids`
     shingles: Ragged  # by pid, as `copies.shingles_of`
     classes: np.ndarray | None = None  # by pid; a row is then searched in other classes than its own; -1 is in none
 
@@ -67,8 +69,8 @@ def search(
         reorder: gives other pids for those found, (q, k) both, best first; -1 stands for none. Scores stay cosines.
     """
     if own is None or corpus.classes is None:
-        found, scores = nearest(queries, Part(corpus.passages, corpus.pids), k)
-        ids = corpus.pids[found]
+        found, scores = nearest(queries, corpus.index, k)
+        ids = np.where(found >= 0, corpus.pids[found], -1)
     else:
         ids, scores = _in_other_classes(queries, corpus, k, own)
     if reorder is not None:
@@ -93,19 +95,24 @@ def search(
 
 
 def saved(folder: Path, digest: str, work: Callable[[], Searched], wait: bool) -> None:
-    """Search for a block and write it, where it does not stand there with this digest.
+    """Search for a block and write it, where it does not stand there with this digest."""
 
-    Several processes may want it at once: one searches; the others wait for it, or leave it alone. Where it dies,
-    another takes over.
-    """
-
-    def write(part: Path) -> dict[str, int]:
+    def write(part: Path) -> dict[str, Any]:
         found = work()
         arrays = {name: getattr(found, name) for name in Searched.__dataclass_fields__}
         with store.atomic(part / FILE) as file:
             np.savez(file, **{**arrays, "ids": found.ids.astype(np.int32)})
         return {"rows": len(found.ids), "candidates": int((found.ids >= 0).sum())}
 
+    once(folder, digest, write, wait)
+
+
+def once(folder: Path, digest: str, write: Callable[[Path], dict[str, Any]], wait: bool) -> None:
+    """Run a stage, where it does not stand there with this digest.
+
+    Several processes may want it at once: one does it; the others wait for it, or leave it alone. Where it dies, another
+    takes over.
+    """
     claim = folder.with_name(f".{folder.name}.claim")
     if claim.exists() or not store.stands(folder, digest):
         with locks.claimed(claim, wait) as ours:
@@ -152,6 +159,6 @@ def _in_other_classes(queries: np.ndarray, corpus: Corpus, k: int, own: np.ndarr
     classes = corpus.classes[corpus.pids]
     for number in np.unique(own[own >= 0]):
         rows, others = np.flatnonzero(own == number), corpus.pids[(classes >= 0) & (classes != number)]
-        found, theirs = nearest(queries[rows], Part(corpus.passages, others), k)
+        found, theirs = nearest(queries[rows], Exact(Part(corpus.passages, others)), k)
         ids[rows, : found.shape[1]], scores[rows, : found.shape[1]] = others[found], theirs
     return ids, scores

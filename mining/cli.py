@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from curation.command import SETTINGS, newest, output, run, say
 from curation.progress import for_terminal
 
+if TYPE_CHECKING:
+    from mining.judge import Judge
+
 WIDTH = 78  # columns of `mine show`
 BUILD = click.argument("build", required=False, type=click.Path(path_type=Path))
-DEVICE = click.option("--device", default="auto", show_default=True, help="Where the model runs: auto, cpu, cuda, cuda:1, ...")
+DEVICE = click.option(
+    "--device", default="auto", show_default=True, help="Where it encodes and searches: auto, cpu, cuda or cuda:N."
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress.")
 ONLY = click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")
@@ -101,16 +107,9 @@ def calibrate(build: Path | None, only: tuple[str, ...], device: str, as_json: b
     Where queries have several positives, all but the first are hidden, and FN is
     the share of them among the negatives.
     """
-    build = newest(build)
-    import json
+    from mining.calibrate import curves
 
-    from mining.judge import calibrate_build
-
-    found = calibrate_build(build, only, device, for_terminal(quiet))
-    if as_json:
-        return output(json.dumps(found, indent=1, ensure_ascii=False))
-    for name, said in found.items():
-        output(f"{name}: {said['rows']:,} rows" + (", with hidden positives" if said["gold"] else ""))
+    for said in _judged(curves, build, only, device, as_json, quiet):
         output("  relative_margin            taken    full  hardness        FN")
         for row in said["relative_margin"]:
             output(f"  {row['relative_margin']:<24.2f}{_curve(row)}")
@@ -134,19 +133,29 @@ def audit(build: Path | None, only: tuple[str, ...], device: str, as_json: bool,
     of the other negatives. lost: share of candidates at .90 to .95 of the
     positive's score that were not chosen.
     """
+    from mining.audit import audit
+
+    for said in _judged(audit, build, only, device, as_json, quiet):
+        output("  setting        full   FN@7     FN  loose  plain   hard  lost  copies")
+        for setting, row in said["settings"].items():
+            output(f"  {setting:<13}" + _audited(row))
+
+
+def _judged(
+    judge: Judge, build: Path | None, only: tuple[str, ...], device: str, as_json: bool, quiet: bool
+) -> Iterator[dict[str, Any]]:
+    """Yield what is said of each source, below a line with its name; or print all of it as JSON."""
     build = newest(build)
     import json
 
-    from mining.judge import audit_build
+    from mining.judge import judged
 
-    found = audit_build(build, only, device, for_terminal(quiet))
+    found = judged(judge, build, only, device, for_terminal(quiet))
     if as_json:
         return output(json.dumps(found, indent=1, ensure_ascii=False))
     for name, said in found.items():
         output(f"{name}: {said['rows']:,} rows" + (", with hidden positives" if said["gold"] else ""))
-        output("  setting        full   FN@7     FN  loose  plain   hard  lost  copies")
-        for setting, row in said["settings"].items():
-            output(f"  {setting:<13}" + _audited(row))
+        yield said
 
 
 def _audited(row: dict[str, Any]) -> str:
@@ -182,8 +191,17 @@ def _table(receipts: dict[str, dict[str, Any]], verbose: bool) -> str:
         lines.append(f"{name:<{width}}  {said['way']:<6}  {said['rows_in']:>10,}  {kept:>10}  {lost:>8}  {state}")
         if verbose and not dry:
             lines += [f"  {key} took {count:,} of {said['candidates']:,} candidates" for key, count in said["filters"].items()]
+            lines += [f"  {_index(said['index'])}"] if "index" in said else []
             lines.append(f"  {said['signature']}")
     return "\n".join(lines)
+
+
+def _index(said: dict[str, Any]) -> str:
+    """Return how a source was searched that was to be searched in part."""
+    if said["kind"] == "exact":
+        return "searched exactly: it has too few passages for an index"
+    found = f"found {100 * said['recall']:.1f} % of the {said['recall_of']} nearest, of {said['recall_queries']} queries"
+    return f"searched {said['probes']:,} of {said['lists']:,} lists for each query, which {found}"
 
 
 def _readable(row: dict[str, Any]) -> str:

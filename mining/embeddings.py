@@ -33,12 +33,20 @@ PAUSE = 0.1  # seconds between looks at what other processes do
 KEY = np.dtype("S16")  # compared byte by byte, all 16 of them; a trailing zero byte is not lost in a fixed width
 
 
-class Encoder(Protocol):
-    """What mining needs of `training.encode.Encoder`."""
+class Vectoriser(Protocol):
+    """What the store needs: texts to vectors, and what they depend on."""
 
     fingerprint: str
     dim: int
     described: dict[str, object]
+
+    def encode(self, texts: Sequence[str], advance: Advance = ...) -> np.ndarray:
+        """Return (n, dim) float32, a function of `texts` alone."""
+        ...
+
+
+class Encoder(Vectoriser, Protocol):
+    """What mining needs of `training.encode.Encoder`, whose vectors are of unit length."""
 
     def query(self, instruction: str, text: str) -> str:
         """Return the query with its prompt."""
@@ -48,15 +56,11 @@ class Encoder(Protocol):
         """Return the passage with its prompt."""
         ...
 
-    def encode(self, texts: Sequence[str], advance: Advance = ...) -> np.ndarray:
-        """Return (n, dim) float32, unit rows, a function of `texts` alone."""
-        ...
-
 
 class Embeddings:
     """An open store. `ensure` adds what is missing; `view` reads."""
 
-    def __init__(self, folder: Path, encoder: Encoder, kind: str = "float32") -> None:
+    def __init__(self, folder: Path, encoder: Vectoriser, kind: str = "float32") -> None:
         """Open, or begin, the store of an encoder under `folder`; `kind` is float32 or float16.
 
         Raises:

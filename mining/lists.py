@@ -39,6 +39,10 @@ class Ragged:
         limit = most[row] if isinstance(most, np.ndarray) else most
         return np.asarray(np.arange(len(row)) - self.starts[row] < limit)
 
+    def head(self, most: int | np.ndarray) -> Ragged:
+        """Return the first `most` (a number, or one a row) ids of each row."""
+        return Ragged(np.concatenate([[0], np.minimum(np.diff(self.starts), most).cumsum()]), self.ids[self.heads(most)])
+
     def first(self) -> Ragged:
         """Return the first id of each row, which has one."""
         return Ragged(np.arange(len(self) + 1), self.ids[self.starts[:-1]])

@@ -6,7 +6,7 @@ of other classes, or search those. Classification sources keep the other label, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,8 +24,7 @@ from mining import candidates
 from mining.builds import described, selected, settings_of
 from mining.calibrate import calibrated
 from mining.classes import classes_of
-from mining.embeddings import Encoder
-from mining.models import Models, Open, open_encoder
+from mining.models import Models, Open, device_of_rank, open_encoder
 from mining.rows import Fill, Tally, by_class, finished, given_only
 from mining.searching import Asked, Search, blocks
 
@@ -47,6 +46,7 @@ class Job:
     described: Mapping[str, object]  # the encoder; empty where none is needed
     source: str  # the digest of the curated stage
     searched: str = ""  # the digest of what the candidates depend on
+    device: str = "auto"
 
     @property
     def curated(self) -> Path:
@@ -63,6 +63,11 @@ class Job:
         """Return the number of negatives a row."""
         return NEGATIVES["classification"] if self.way == "given" else self.settings.negatives
 
+    @property
+    def most(self) -> int:
+        """Return how many given negatives a row keeps where none are searched."""
+        return self.settings.negatives if self.settings.candidates == "given" else self.wanted
+
     def asked(self) -> Asked:
         """Return what is to be searched."""
         return Asked(
@@ -76,6 +81,8 @@ class Job:
             by_class=self.way == "hard",
             store=self.settings.store,
             method=self.settings.candidates,
+            ivf=self.way == "search" and self.settings.index == "ivf",
+            device=self.device,
         )
 
 
@@ -98,7 +105,7 @@ def mine_build(
         ModelError: the model cannot be loaded, or gives numbers that are none.
     """
     described(build)  # complain before anything is written
-    models = Models(build, settings_of(build), device, load)
+    models = Models(build, settings_of(build), device_of_rank(device, rank), load)
     receipts = dict[str, dict[str, Any]]()
     with locks.locked(build, "mine negatives" + ("" if rank is None else f" rank {rank}")):
         todo = list(jobs(build, only, models))
@@ -114,7 +121,7 @@ def mine_build(
 def _together(job: Job, models: Models, progress: Progress) -> None:
     """Do this process's part of a source's encoding and searching."""
     if job.way in ("search", "hard") and not store.stands(job.mined, job.digest):
-        search = searching(job, models.encoder, progress)
+        search = searching(job, models, progress)
         for wait in (False, True):
             for _, number, rows, frame in blocks(job.curated):
                 search.prepare(frame, number, rows, wait)
@@ -144,10 +151,15 @@ def jobs(build: Path, only: Sequence[str], models: Models) -> Iterator[Job]:
         depends = {"curated": receipt["digest"]}
         if fingerprint:
             depends |= {"encoder": [fingerprint, about, settings.store, settings.candidates], "instruction": entry["instruction"]}
+        if way == "search" and settings.index != "exact":
+            depends["index"] = [settings.index, int(whole["seed"])]
         searched = store.digest_of([candidates.FORMAT, depends, way])
+        if fingerprint and models.reranker:
+            depends |= {"reranker": models.reranker.fingerprint}
         depends |= _settings(way, settings) | {"format": FORMAT, "seed": int(whole["seed"])}
         digest = store.digest_of(depends)
-        yield Job(build, name, entry, settings, int(whole["seed"]), way, digest, about, receipt["digest"], searched)
+        made = receipt["digest"]
+        yield Job(build, name, entry, settings, int(whole["seed"]), way, digest, about, made, searched, models.device)
 
 
 def signature(job: Job) -> str:
@@ -173,7 +185,7 @@ def warning(name: str, receipt: Mapping[str, Any]) -> str | None:
 
 
 def _way(task: str, curated: Path, settings: Mine) -> str:
-    if task == "classification":
+    if task == "classification" or settings.candidates == "given":
         return "given"
     labelled = task == "clustering" and store.read_table(curated, "pairs", ["label"])["label"].null_count() == 0
     if labelled:
@@ -184,21 +196,26 @@ def _way(task: str, curated: Path, settings: Mine) -> str:
 def _settings(way: str, settings: Mine) -> dict[str, object]:
     """Return the settings that matter for a way, so that no other one makes it run again."""
     if way in ("search", "hard"):
-        return settings.model_dump(exclude=NOT_RULES)
-    return {"shortage": settings.shortage} | ({"negatives": settings.negatives} if way == "class" else {})
+        whole = way == "hard" or settings.index == "exact"
+        return settings.model_dump(exclude=NOT_RULES | ({"index"} if whole else set()))
+    counted = way == "class" or settings.candidates == "given"
+    return {"shortage": settings.shortage} | ({"negatives": settings.negatives} if counted else {})
 
 
 def _mine(job: Job, models: Models, progress: Progress, folder: Path) -> dict[str, Any]:
     """Do one source: files into `folder`, and what its receipt says."""
     said: dict[str, Any] = {}
+    search: Search | None = None
     fill: Fill
     if job.way == "given":
-        fill = given_only
+        fill = partial(given_only, most=job.most)
     elif job.way == "class":
         fill = _drawer(job)
     else:
-        fill, said = _searcher(job, models.encoder, progress)
+        search = searching(job, models, progress)
+        fill, said = _filler(search, job, models, progress)
     tally = _write(job, folder, fill, progress)
+    said |= search.said() if search else {}
     said |= {
         **asdict(tally),
         "way": job.way,
@@ -209,16 +226,15 @@ def _mine(job: Job, models: Models, progress: Progress, folder: Path) -> dict[st
     return said | ({"encoder": dict(job.described)} if job.described else {})
 
 
-def _searcher(job: Job, encoder: Callable[[], Encoder], progress: Progress) -> tuple[Fill, dict[str, Any]]:
+def _filler(search: Search, job: Job, models: Models, progress: Progress) -> tuple[Fill, dict[str, Any]]:
     """Return the function that searches and chooses for a block of the source's rows, and what was calibrated."""
-    search = searching(job, encoder, progress)
-    rules, said = calibrated(search, lambda: searching(job, encoder, progress, hide=True), job.settings)
+    rules, said = calibrated(search, lambda: searching(job, models, progress, hide=True), job.settings)
     return (lambda frame, number, rows: search.fill(frame, number, rows, rules, job.settings.shortage)), said
 
 
-def searching(job: Job, encoder: Callable[[], Encoder], progress: Progress, hide: bool = False) -> Search:
+def searching(job: Job, models: Models, progress: Progress, hide: bool = False) -> Search:
     """Return the search of a source; with `hide` only the first positive of a row is known."""
-    return Search(job.asked(), job.wanted, job.settings.range_max, encoder, progress, hide)
+    return Search(job.asked(), job.wanted, job.settings.range_max, models.encoder, progress, hide, models.reranker)
 
 
 def _drawer(job: Job) -> Fill:

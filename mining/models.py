@@ -12,6 +12,7 @@ from curation import store
 from curation.errors import BuildError
 from curation.manifest_models import Mine
 from mining.embeddings import Encoder
+from mining.reranker import Reranker
 from training.model_files import VECTORS, find_model
 
 Open = Callable[[Mine, str], Encoder]
@@ -27,11 +28,21 @@ def open_encoder(settings: Mine, device: str) -> Encoder:
     )
 
 
+def device_of_rank(device: str, rank: int | None) -> str:
+    """Return the device of one of several processes: where there are GPUs, and none is named, each has its own."""
+    if rank is None or device not in ("auto", "cuda"):
+        return device
+    import torch
+
+    return f"cuda:{rank % torch.cuda.device_count()}" if torch.cuda.is_available() else device
+
+
 class Models:
-    """The model of a build's `mine:` section, and its fingerprint, which a note beside the vectors keeps."""
+    """The models of a build's `mine:` section; the fingerprint of the one that encodes is in a note beside the vectors."""
 
     def __init__(self, build: Path, settings: Mine, device: str, load: Open) -> None:
         self.note, self.settings, self.device, self.load = build / "embeddings" / FILE, settings, device, load
+        self.reranker = Reranker(build, settings, device) if settings.reranker else None
 
     def encoder(self) -> Encoder:
         """Return the model, loaded."""

@@ -27,6 +27,9 @@ FILTERS = (
     "max_score",
     "min_score",
     "max_similarity",
+    "exclude_answer",
+    "reranker_max_score",
+    "reranker_margin",
     "distinct",
     "range_min",
 )
@@ -35,9 +38,20 @@ RELAXED: tuple[dict[str, Any], ...] = (
     {"range_min": 0},
     {"max_similarity": None},
     {"max_score": None, "min_score": None},
-    {"absolute_margin": None, "relative_margin": None},
+    {"absolute_margin": None, "relative_margin": None, "reranker_max_score": None, "reranker_margin": None},
 )
-TABLES = ("ids", "scores", "similarity", "overlap", "same_query", "same_group", "groups", "draw")  # (q, k) each
+TABLES = (
+    "ids",
+    "scores",
+    "similarity",
+    "overlap",
+    "same_query",
+    "same_group",
+    "groups",
+    "draw",
+    "answered",
+    "reranked",
+)  # (q, k) each
 REFERENCE = {"min": np.minimum, "max": np.maximum, "mean": np.add}
 
 
@@ -51,12 +65,15 @@ class Rules:
     exclude_query: bool = False
     exclude_group: bool = False
     containment: float | None = None
+    exclude_answer: bool = False
     absolute_margin: float | None = None
     relative_margin: float | None = 0.05
     margin_reference: str = "min"  # or max or mean, of the positives' scores
     max_score: float | None = 0.8
     min_score: float | None = None
     max_similarity: float | None = None
+    reranker_max_score: float | None = None
+    reranker_margin: float | None = None
     distinct: bool = False
     pick: str = "top"  # or random or stratified
 
@@ -77,13 +94,18 @@ class Candidates:
     same_group: np.ndarray | None = None  # (q, k) bool: counts as the same text as a positive
     groups: np.ndarray | None = None  # (q, k) int64: equal for texts that count as the same; -1 for those with no twin
     draw: np.ndarray | None = None  # (q, k) uint64: a random number each
+    answered: np.ndarray | None = None  # (q, k) bool: holds an answer of the query
+    reranked: np.ndarray | None = None  # (q, k) float32: the reranker's scores; nan passes its filters
+    reranked_positives: np.ndarray | None = None  # (len(positives.ids),) float32, likewise
 
     def rows(self, some: np.ndarray) -> Candidates:
         """Return some queries, ascending."""
+        again = self.reranked_positives
         return replace(
             self._each(lambda values: values[some]),
             positives=self.positives.rows(some),
             positive_scores=Ragged(self.positives.starts, self.positive_scores).rows(some).ids,
+            reranked_positives=None if again is None else Ragged(self.positives.starts, again).rows(some).ids,
             given=self.given.rows(some),
             given_scores=Ragged(self.given.starts, self.given_scores).rows(some).ids,
         )
@@ -121,6 +143,16 @@ def choose(candidates: Candidates, wanted: np.ndarray, rules: Rules) -> Chosen:
 
 def eligible_of(candidates: Candidates, rules: Rules) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return (q, k) bool, the candidates to pick from, and what each filter took."""
+    alive, removed = surviving(candidates, rules)
+    rank = alive.cumsum(axis=1) - 1  # among those that passed
+    if rules.rank_basis == "raw":
+        rank = np.broadcast_to(np.arange(alive.shape[1]), alive.shape)
+    removed["range_min"] = (alive & (rank < rules.range_min)).sum(axis=1)
+    return alive & (rank >= rules.range_min) & (rank < rules.range_max), removed
+
+
+def surviving(candidates: Candidates, rules: Rules) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return (q, k) bool, what passes all filters but the window, and what each took."""
     alive = candidates.ids >= 0
     reference = reference_of(candidates.positives, candidates.positive_scores, rules.margin_reference)
     removed: dict[str, np.ndarray] = {}
@@ -133,11 +165,7 @@ def eligible_of(candidates: Candidates, rules: Rules) -> tuple[np.ndarray, dict[
         again = _repeats(alive, candidates.groups)
         removed["distinct"] = again.sum(axis=1)
         alive &= ~again
-    rank = alive.cumsum(axis=1) - 1  # among those that passed
-    if rules.rank_basis == "raw":
-        rank = np.broadcast_to(np.arange(alive.shape[1]), alive.shape)
-    removed["range_min"] = (alive & (rank < rules.range_min)).sum(axis=1)
-    return alive & (rank >= rules.range_min) & (rank < rules.range_max), removed
+    return alive, removed
 
 
 def picked(candidates: Candidates, eligible: np.ndarray, wanted: np.ndarray, pick: str) -> np.ndarray:
@@ -213,19 +241,31 @@ def _hits(name: str, candidates: Candidates, reference: np.ndarray, rules: Rules
     limit = getattr(rules, name)
     if limit is None or limit is False:
         return None
-    if name in ("exclude_query", "exclude_group"):
-        return candidates.same_query if name == "exclude_query" else candidates.same_group
+    if name.startswith("exclude_"):
+        return {"query": candidates.same_query, "group": candidates.same_group, "answer": candidates.answered}[name[8:]]
     if name in ("containment", "max_similarity"):
         evidence = candidates.overlap if name == "containment" else candidates.similarity
         assert evidence is not None
         return np.asarray(evidence >= evidence.dtype.type(limit))
     scores = candidates.scores
+    if name in ("reranker_max_score", "reranker_margin"):
+        return _reranked_away(name, candidates, limit, rules)
     limit = scores.dtype.type(limit)
     if name == "absolute_margin":
         return np.asarray(scores + limit > reference[:, None])
     if name == "relative_margin":
         return np.asarray(scores > (reference - np.abs(reference) * limit)[:, None])
     return np.asarray(scores > limit if name == "max_score" else scores < limit)
+
+
+def _reranked_away(name: str, candidates: Candidates, limit: float, rules: Rules) -> np.ndarray | None:
+    """Return (q, k) bool: what the reranker scores above a limit; None where it has scored nothing."""
+    scores, positives = candidates.reranked, candidates.reranked_positives
+    if scores is None or positives is None:
+        return None
+    if name == "reranker_max_score":
+        return np.asarray(scores > np.float32(limit))
+    return np.asarray(scores + np.float32(limit) > reference_of(candidates.positives, positives, rules.margin_reference)[:, None])
 
 
 def _repeats(alive: np.ndarray, groups: np.ndarray | None) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from mining.negatives import Chosen
 
 MOST_RANK = np.iinfo(np.uint16).max
 TOO_FEW = "too_few_negatives"
+BINS = 40  # of a histogram of scores
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,12 @@ class Tally:
     candidates: int = 0
     filters: dict[str, int] = field(default_factory=dict)
     filled: dict[str, int] = field(default_factory=dict)
+    histograms: dict[str, list[int]] = field(default_factory=lambda: {"positives": [0] * BINS, "negatives": [0] * BINS})
+
+
+def histogram(scores: np.ndarray) -> list[int]:
+    """Count scores in `BINS` equal bins from 0 to 1; lower and higher ones are in the first and the last, nan in none."""
+    return [int(count) for count in np.histogram(np.clip(scores[~np.isnan(scores)], 0, 1), BINS, (0, 1))[0]]
 
 
 def by_class(classes: np.ndarray, own: np.ndarray, rows: np.ndarray, wanted: int, seed: int, source: str) -> Found:
@@ -54,14 +61,46 @@ def by_class(classes: np.ndarray, own: np.ndarray, rows: np.ndarray, wanted: int
     return _unscored(Ragged(np.zeros(len(rows) + 1, np.int64), np.empty(0, np.int64)), drawn)
 
 
-def given_only(frame: pl.DataFrame, number: int, rows: np.ndarray) -> Found:
-    """Return the negatives that a block of rows was built with; F2LLM's rule for classification, the other label."""
-    given = distinct(ragged(frame["negatives"]), ragged(frame["positives"]), 1)
+def given_only(frame: pl.DataFrame, number: int, rows: np.ndarray, most: int) -> Found:
+    """Return the first `most` negatives that a block of rows was built with, and the scores, if it was built with them.
+
+    F2LLM's rule for classification: the other label.
+    """
+    given = ragged(frame["negatives"])  # distinct, and none a positive, by `curation.numbering`
+    head = given.heads(most)
+    starts = np.concatenate([[0], np.minimum(np.diff(given.starts), most).cumsum()])
     empty = (len(frame), 0)
     none = Chosen(
         np.empty(empty, np.int64), np.empty(empty, np.float64), np.empty(empty, np.int64), np.zeros(len(frame), np.int64), {}
     )
-    return _unscored(given, none)
+    found = _unscored(Ragged(starts, given.ids[head]), none)
+    if "negative_scores" not in frame.columns:
+        return found
+    scores = frame["negative_scores"].explode(empty_as_null=False).cast(pl.Float64).to_numpy()
+    return replace(found, given_scores=scores[head], positive_scores=frame["positive_score"].cast(pl.Float64).to_numpy())
+
+
+def padded(chosen: Chosen, drawn: np.ndarray, bad: np.ndarray, lacking: np.ndarray) -> int:
+    """Fill rows, in place, with drawn passages (q, n) that are not `bad`, up to what each lacks (q,); return how many."""
+    free = Ragged(np.concatenate([[0], (~bad).sum(axis=1).cumsum()]), drawn[~bad])
+    taken = Ragged(np.concatenate([[0], chosen.found.cumsum()]), chosen.ids[chosen.ids >= 0])
+    fresh = distinct(free, taken, len(drawn[0]) if len(drawn) else 0).head(lacking)
+    row = fresh.row_of_each()
+    chosen.ids[row, chosen.found[row] + np.arange(len(row)) - fresh.starts[row]] = fresh.ids
+    chosen.found[:] += np.diff(fresh.starts)
+    return len(row)
+
+
+def rescored(found: Found, first: Ragged, score: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Found:
+    """Return the same rows with other scores: `score` takes rows and pids; `first` is the first positive of each row."""
+    more = found.more
+    rows, columns = np.nonzero(np.arange(more.ids.shape[1]) < more.found[:, None])
+    each = [(first.row_of_each(), first.ids), (found.given.row_of_each(), found.given.ids), (rows, more.ids[rows, columns])]
+    scores = score(np.concatenate([row for row, _ in each]), np.concatenate([pids for _, pids in each]))
+    positive, given, rest = np.split(scores.astype(np.float64), np.cumsum([len(pids) for _, pids in each])[:-1])
+    own = np.full(more.scores.shape, np.nan)
+    own[rows, columns] = rest
+    return replace(found, positive_scores=positive, given_scores=given, more=replace(more, scores=own))
 
 
 def finished(
@@ -77,6 +116,12 @@ def finished(
     rows = rows.with_columns(pl.Series("positive_score", found.positive_scores).fill_nan(None))
     schema: Any = MINED_PAIRS
     rows = rows.filter(~short).select(schema.keys()).cast(schema)
+    for kind, scores in (
+        ("positives", rows["positive_score"]),
+        ("negatives", rows["negative_scores"].explode(empty_as_null=False)),
+    ):
+        counted = zip(tally.histograms[kind], histogram(scores.fill_null(np.nan).to_numpy()), strict=True)
+        tally.histograms[kind] = [before + more for before, more in counted]
     lost = np.flatnonzero(short)
     evidence = pl.Series([_evidence(row, have, wanted, found) for row in lost.tolist()], dtype=pl.String)
     tally.rows_in += len(frame)

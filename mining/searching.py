@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -14,13 +14,18 @@ import polars as pl
 from curation import store
 from curation.progress import Progress
 from curation.schema import MINED, draws
-from mining.candidates import Corpus, Searched, read, saved, search
+from mining import ivf
+from mining.answers import answered, answers_of
+from mining.candidates import Corpus, Part, Searched, once, read, saved, search
+from mining.cards import Cards, cards_of
 from mining.classes import classes_of
 from mining.copies import shingles_of
 from mining.embeddings import Embeddings, Encoder
 from mining.lists import Ragged, contains, distinct, ragged
 from mining.negatives import Candidates, Chosen, Rules, choose, relax, replaced
-from mining.rows import Found
+from mining.reranker import Reranker, Score, chosen_with
+from mining.rows import Found, padded, rescored
+from mining.search import Exact
 from mining.twins import Twins, twins_of
 
 if TYPE_CHECKING:
@@ -47,6 +52,8 @@ class Asked:
     by_class: bool  # whether a row's negatives come from other classes
     store: str  # float32 or float16
     method: str  # dense, bm25 or both
+    ivf: bool  # whether a large corpus is searched in part only
+    device: str  # auto, cpu, cuda or cuda:1: where it is searched exactly; it changes nothing that is found
 
 
 class Search:
@@ -60,9 +67,11 @@ class Search:
         encoder: Callable[[], Encoder],
         progress: Progress,
         hide: bool = False,
+        reranker: Reranker | None = None,
     ) -> None:
         """Take a source; with `hide` only the first positive of a row is known, the others are texts like any other."""
-        self.asked, self.wanted, self.encoder, self.progress, self.hide = asked, wanted, encoder, progress, hide
+        self.asked, self.wanted, self.encoder, self.progress = asked, wanted, encoder, progress
+        self.hide, self.reranker = hide, reranker
         lists = store.read_table(asked.curated, "pairs", ["positives"])["positives"]
         self.corpus_pids = lists.explode().drop_nulls().unique().sort().to_numpy().astype(np.int64)
         if self.classes:
@@ -72,6 +81,8 @@ class Search:
         self.widest = range_max + most
         self.fetched = max(range_max, LEAST_SEEN) + min(most, MOST_WIDENED)
         self.digest = store.digest_of([asked.digest, self.fetched])
+        many = asked.ivf and len(self.corpus_pids) >= ivf.LEAST
+        self.listed = asked.candidates / "index" if many else None  # the folder of the index
 
     def prepare(self, frame: pl.DataFrame, number: int, rows: np.ndarray, wait: bool = True) -> Path:
         """Search for block `number`, the rows numbered `rows` (q,) of the source, unless that is done; return its folder.
@@ -94,7 +105,7 @@ class Search:
         """Search for the k nearest passages of some rows."""
         embeddings, places, asked = self.vectors
         known = self.positives(frame)
-        corpus = Corpus(embeddings.view(places), self.corpus_pids, self.shingles, self.classes and self.classes[0])
+        corpus = Corpus(embeddings.view(places), self.corpus_pids, self.index, self.shingles, self.classes and self.classes[0])
         own = self.classes[1][rows] if self.classes else None
         reorder = self._by_words(frame["query"]) if self.asked.method != "dense" else None
         return search(embeddings.take(asked[rows]), known, given_of(frame, known), corpus, k, own, reorder)
@@ -110,6 +121,31 @@ class Search:
         return reorder
 
     @cached_property
+    def index(self) -> Exact:
+        """The corpus by its vectors."""
+        embeddings, places, asked = self.vectors
+        corpus, folder = Part(embeddings.view(places), self.corpus_pids), self.listed
+        if folder is None:
+            cards = cards_of(self.asked.device)
+            return Cards(corpus, cards) if cards else Exact(corpus)
+
+        def write(part: Path) -> dict[str, Any]:
+            def questions(rows: np.ndarray) -> np.ndarray:
+                return embeddings.take(asked[rows])
+
+            return ivf.write(part, corpus, questions, self.rows, self.fetched, self.asked.seed, self.asked.name)
+
+        once(folder, store.digest_of([self.digest, ivf.FORMAT]), write, wait=True)
+        return ivf.Lists(corpus, folder)
+
+    def said(self) -> dict[str, Any]:
+        """Return what a receipt tells of the search."""
+        if not self.asked.ivf:
+            return {}
+        receipt = (store.read_receipt(self.listed) if self.listed else None) or {}
+        return {"index": {key: receipt[key] for key in ivf.SAID if key in receipt} or {"kind": "exact"}}
+
+    @cached_property
     def lexical(self) -> Lexical:
         """The corpus by its words."""
         from mining.lexical import Lexical
@@ -120,21 +156,21 @@ class Search:
         """Return what was found for some rows, with all that the rules ask for."""
         known = self.positives(frame)
         given, safe = given_of(frame, known), np.maximum(found.ids, 0)
-        wanted = given.heads(self.wanted)
         twins = self.twins if rules.exclude_query or rules.exclude_group or rules.distinct else None
         return Candidates(
             found.ids,
             found.scores,
             known,
             found.positive_scores,
-            Ragged(np.concatenate([[0], np.minimum(np.diff(given.starts), self.wanted).cumsum()]), given.ids[wanted]),
-            found.given_scores[wanted],
+            given.head(self.wanted),
+            found.given_scores[given.heads(self.wanted)],
             found.similarity,
             found.overlap,
             twins.same_query(safe, rows) if twins else None,
             twins.same_group(safe, rows) if twins else None,
             twins.groups[safe] if twins else None,
             draws(self.asked.seed, f"{self.asked.name}/pick", rows[:, None] << 32 | safe) if rules.pick != "top" else None,
+            answered(self.answers, frame["key"], found.ids, self._passages) if rules.exclude_answer else None,
         )
 
     def fill(self, frame: pl.DataFrame, number: int, rows: np.ndarray, rules: Rules, shortage: str) -> Found:
@@ -145,24 +181,44 @@ class Search:
         """
         near = self.candidates(frame, number, rows, rules).narrowed(self.widest)
         lacking = self.wanted - np.diff(near.given.starts)
-        chosen = choose(near, lacking, rules)
+        chosen = self.choose(frame, near, lacking, rules)[1]
         seen = np.full(len(frame), min(near.ids.shape[1], len(self.corpus_pids)))
         short, filled = np.flatnonzero(chosen.found < lacking), dict[str, int]()
         if len(short):
-            part, need = near.rows(short), lacking[short]
+            part, need, some = near.rows(short), lacking[short], frame[short]
             if min(self.widest, len(self.corpus_pids)) > near.ids.shape[1]:
-                some = frame[short]
                 part = self.known(some, self.look(some, rows[short], self.widest), rows[short], rules)
                 seen[short] = part.ids.shape[1]
-            again = choose(part, need, rules)
+            part, again = self.choose(some, part, need, rules)
             if shortage == "relax":
                 again, filled["relax"] = relax(part, again, need, rules)
             elif shortage == "random":
-                filled["random"] = self._pad(part, again, need, rows[short], rules)
+                filled["random"] = self._pad(part, again, need, rows[short], some["key"], rules)
             chosen = replaced(chosen, short, again)
-        return Found(near.given, near.given_scores, chosen, MINED, near.first_scores(), seen, filled)
+        found = Found(near.given, near.given_scores, chosen, MINED, near.first_scores(), seen, filled)
+        graded = self.reranker and self.reranker.settings.reranker_scores
+        return rescored(found, near.positives.first(), self._scorer(frame)) if graded else found
 
-    def _pad(self, part: Candidates, chosen: Chosen, need: np.ndarray, rows: np.ndarray, rules: Rules) -> int:
+    def choose(self, frame: pl.DataFrame, near: Candidates, wanted: np.ndarray, rules: Rules) -> tuple[Candidates, Chosen]:
+        """Choose up to `wanted` (q,) negatives of each row; return also the candidates, with what the reranker said of them."""
+        if self.reranker is None or (rules.reranker_margin is None and rules.reranker_max_score is None):
+            return near, choose(near, wanted, rules)
+        return chosen_with(self._scorer(frame), near, wanted, rules)
+
+    def _scorer(self, frame: pl.DataFrame) -> Score:
+        """Return the function that has the reranker score queries of the frame with passages."""
+        reranker, queries = self.reranker, frame["query"].to_list()
+        assert reranker is not None
+
+        def score(rows: np.ndarray, pids: np.ndarray) -> np.ndarray:
+            needed, places = np.unique(pids, return_inverse=True)
+            texts = list(self._passages(needed))
+            with self.progress(f"{self.asked.name}: rerank", len(rows), "pairs") as advance:
+                return reranker.scores(queries, rows, texts, places, advance)
+
+        return score
+
+    def _pad(self, part: Candidates, chosen: Chosen, need: np.ndarray, rows: np.ndarray, keys: pl.Series, rules: Rules) -> int:
         """Fill rows, in place, with passages drawn from the corpus that no filter on texts forbids; return how many."""
         lacking = need - chosen.found
         tries = SPARE_DRAWS + 4 * int(lacking.max(initial=0))
@@ -173,18 +229,16 @@ class Search:
             bad |= self.twins.same_query(drawn, rows)
         if rules.exclude_group:
             bad |= self.twins.same_group(drawn, rows)
+        if rules.exclude_answer:
+            bad |= answered(self.answers, keys, drawn, self._passages)
         if self.classes:
             bad |= self.classes[0][drawn] == self.classes[1][rows, None]
-        free = Ragged(np.concatenate([[0], (~bad).sum(axis=1).cumsum()]), drawn[~bad])
-        taken = Ragged(np.concatenate([[0], chosen.found.cumsum()]), chosen.ids[chosen.ids >= 0])
-        fresh = distinct(free, taken, EVERY)
-        fresh = Ragged(
-            np.concatenate([[0], np.minimum(np.diff(fresh.starts), lacking).cumsum()]), fresh.ids[fresh.heads(lacking)]
-        )
-        row = fresh.row_of_each()
-        chosen.ids[row, chosen.found[row] + np.arange(len(row)) - fresh.starts[row]] = fresh.ids
-        chosen.found[:] += np.diff(fresh.starts)
-        return len(row)
+        return padded(chosen, drawn, bad, lacking)
+
+    @cached_property
+    def answers(self) -> pl.DataFrame:
+        """The answers of the source's questions."""
+        return answers_of(self.asked.curated)
 
     @cached_property
     def twins(self) -> Twins:

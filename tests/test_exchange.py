@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import polars as pl
@@ -17,6 +18,7 @@ from curation.errors import BuildError, SourceError
 from curation.exchange.export import export
 from curation.exchange.formats import FORMATS
 from curation.exchange.verify import problems
+from curation.report import page
 from curation.schema import render_query
 from mining.mine import mine_build
 from tests.mining.small_build import FakeEncoder, files_of
@@ -411,3 +413,22 @@ def test_sentence_transformers_trains_a_step(made, tmp_path, name):
         optimizer.step()
         values.append(value.item())
     assert values[1] < values[0]
+
+
+def test_the_report_shows_what_was_mined(made, tmp_path):
+    whole = tmp_path / "b"
+    shutil.copytree(made, whole, ignore=shutil.ignore_patterns("embeddings"))
+    assert 'id="scores"' not in (whole / "report.html").read_text()  # written by the build, before the mining
+    assert page.write(whole)
+    assert not page.write(whole)
+    text = (whole / "report.html").read_text()
+    scores = text[text.index('<section id="scores">') :].split("</section>")[0]
+    receipt = store.read_receipt(whole / "mined" / "faq")
+    rows = store.read_table(whole / "mined" / "faq", "pairs")
+    assert sum(receipt["histograms"]["positives"]) == len(rows) == receipt["kept"]
+    assert sum(receipt["histograms"]["negatives"]) == rows["negative_scores"].list.len().sum()
+    told = re.fullmatch(r".*aria-label=\"faq: median positive (.*), median negative (.*?)\".*", scores, re.DOTALL)
+    medians = rows["positive_score"].median(), rows["negative_scores"].explode().median()
+    assert [float(number) for number in told.groups()] == pytest.approx(medians, abs=0.026)
+    assert f"{receipt['kept']} of {receipt['rows_in']} tuples" in scores
+    assert scores.count("<figure>") == 1  # the other sources' negatives have no scores

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import polars as pl
+import polars.testing
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -13,9 +15,12 @@ from curation.cli import curate
 from curation.exchange.export import export
 from curation.exchange.formats import FORMATS
 from curation.exchange.importing import write_manifest
-from curation.store import read_json
+from curation.schema import GIVEN
+from curation.store import read_json, read_table
+from mining.mine import mine_build
 from tests import test_exchange
 from tests.hub_server import hub
+from tests.mining.small_build import files_of
 from tests.publishing.small_published import start
 from tests.test_exchange import tuples_of
 
@@ -23,7 +28,7 @@ made = test_exchange.made  # the fixture
 TITLES = dict.fromkeys(("pair", "triplet", "n-tuple"), "sentence-transformers")
 
 
-@pytest.mark.parametrize("name", [name for name in FORMATS if not name.endswith("-list")])
+@pytest.mark.parametrize("name", FORMATS)
 def test_out_and_in_again(made, tmp_path, name):
     shape = FORMATS[name]
     receipt, _ = export(made, tmp_path / "out", name, negatives=3 if shape.fixed else None)
@@ -38,8 +43,32 @@ def test_out_and_in_again(made, tmp_path, name):
         known = tuples_of(made, source, "mined" if shape.mined else "curated")
         whole = {q: (ps[:1] if shape.first else ps, ns if shape.mined else []) for q, (ps, ns) in known.items()}
         assert tuples_of(tmp_path / "b", source) == {
-            q: (ps, ns) for q, (ps, ns) in whole.items() if len(ns) == 3 or not shape.fixed
+            q: (ps, ns) for q, (ps, ns) in whole.items() if (len(ns) == 3 or not shape.fixed) and (ns or not shape.mined)
         }
+    if shape.mined:
+        mine_build(tmp_path / "b", load=no_model)
+    export(tmp_path / "b", tmp_path / "again", name, negatives=3 if shape.fixed else None)
+    assert files_of(tmp_path / "again" / "data") == files_of(tmp_path / "out" / "data")
+    if name in ("tevatron", "beir"):
+        ids = [set(read_table(folder / "curated/faq", "pairs", ["id"])["id"]) for folder in (tmp_path / "b", made)]
+        assert ids[0] == ids[1]
+
+
+def no_model(settings, device):
+    raise AssertionError("a model was asked for")
+
+
+def test_scores_come_in_for_training(made, tmp_path):
+    """A student learns from the scores that came along; nothing is mined anew."""
+    export(made, tmp_path / "out", "flagembedding", ["faq"])
+    write_manifest(str(tmp_path / "out"), tmp_path / "m.yaml")
+    assert yaml.safe_load((tmp_path / "m.yaml").read_text())["mine"] == {"candidates": "given"}
+    build(tmp_path / "m.yaml", tmp_path / "b")
+    assert mine_build(tmp_path / "b", load=no_model)["faq"]["way"] == "given"
+    then, now = (read_table(folder / "mined/faq", "pairs").sort("query") for folder in (made, tmp_path / "b"))
+    for column in ("positive_score", "negative_scores"):
+        pl.testing.assert_series_equal(now[column], then[column], abs_tol=1e-7)
+    assert set(now["negative_origin"].explode()) == {GIVEN}
 
 
 def test_files_of_others(tmp_path):

@@ -16,7 +16,7 @@ import numpy as np
 
 from curation.schema import draws
 from training.loss import IN_BATCH_TASKS
-from training.tokens import Source
+from training.tokens import Source, taken
 
 SPREADS = 20  # rounds
 ROWS_AT_ONCE = 1 << 18
@@ -160,13 +160,13 @@ def draw_negatives(source: Source, rows: np.ndarray, seed: int, time: int, k: in
 
     A row with fewer has all of its own and then -1.
     """
-    first = source.negative_starts[rows]
-    count = source.negative_starts[rows + 1] - first
+    first = taken(source.negative_starts, rows)
+    count = taken(source.negative_starts, rows + 1) - first
     most = int(count.max(initial=0))
     if not most or not k:
         return np.full((len(rows), k), -1, dtype=np.int64)
     purpose, slot = f"{source.name}/negatives/{time}", np.arange(most)
-    start = draws(seed, purpose, source.rows[rows])
+    start = draws(seed, purpose, taken(source.rows, rows))
     draw = draws(seed, purpose, start[:, None] + slot.astype(np.uint64))
     absent = slot >= count[:, None]
     draw[absent] = NEVER
@@ -178,10 +178,11 @@ def draw_negatives(source: Source, rows: np.ndarray, seed: int, time: int, k: in
 def assemble(source: Source, rows: np.ndarray, slots: np.ndarray) -> Batch:
     """Gather the texts of some tuples, each distinct text once; `slots` is as `draw_negatives` returns it."""
     has = slots >= 0
-    positive = source.positives[source.positive_starts[rows]]
-    texts = np.concatenate([source.query[rows], source.text[positive], source.text[source.negatives[slots[has]]]])
+    positive = taken(source.positives, taken(source.positive_starts, rows))
+    passages = np.concatenate([positive, taken(source.negatives, slots[has])])
+    texts = np.concatenate([taken(source.query, rows), taken(source.text, passages)])
     distinct, number = np.unique(texts, return_inverse=True)
-    order = np.argsort(source.starts[distinct + 1] - source.starts[distinct], kind="stable")
+    order = np.argsort(taken(source.starts, distinct + 1) - taken(source.starts, distinct), kind="stable")
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     number, b = place[number], len(rows)
@@ -189,38 +190,38 @@ def assemble(source: Source, rows: np.ndarray, slots: np.ndarray) -> Batch:
     negative[has] = number[2 * b :]
     ids, starts = gather(source.ids, source.starts, distinct[order])
     teacher = np.full((b, 1 + slots.shape[1]), np.nan, dtype=np.float32)
-    teacher[:, 0] = source.positive_score[rows]
-    teacher[:, 1:][has] = source.negative_scores[slots[has]]
+    teacher[:, 0] = taken(source.positive_score, rows)
+    teacher[:, 1:][has] = taken(source.negative_scores, slots[has])
     which = number[:b], number[b : 2 * b], negative, has
     return Batch(source.name, source.task, rows, ids, starts, *which, shared_positives(source, rows), teacher, None)
 
 
 def gather(values: np.ndarray, starts: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the chosen segments of flat values, one after the other, as (values i64, starts i64)."""
-    first = starts[chosen]
-    length = starts[chosen + 1] - first
+    first = taken(starts, chosen)
+    length = taken(starts, chosen + 1) - first
     new = np.concatenate([[0], np.cumsum(length)])
     places = np.arange(new[-1]) + np.repeat(first - new[:-1], length)
-    return values[places].astype(np.int64), new
+    return taken(values, places).astype(np.int64), new
 
 
 def shared_positives(source: Source, rows: np.ndarray) -> np.ndarray:
     """Return (b, b) bool: the positive of row j is no negative for row i != j, by its id or its group."""
-    trained = source.positives[source.positive_starts[rows]]  # the first of each row
-    return _shared(source, rows, source.identity[trained][:, None])[:, :, 0]
+    trained = taken(source.positives, taken(source.positive_starts, rows))  # the first of each row
+    return _shared(source, rows, taken(source.identity, trained)[:, None])[:, :, 0]
 
 
 def shared_negatives(source: Source, rows: np.ndarray, slots: np.ndarray) -> np.ndarray:
     """Return (b, b, k) bool: the negative at `slots` (j, m) is no negative for row i != j, by its id or its group."""
     if not (slots >= 0).any():
         return np.zeros((len(rows), *slots.shape), dtype=bool)
-    return _shared(source, rows, source.identity[source.negatives[np.maximum(slots, 0)]])
+    return _shared(source, rows, taken(source.identity, taken(source.negatives, np.maximum(slots, 0))))
 
 
 def _shared(source: Source, rows: np.ndarray, identity: np.ndarray) -> np.ndarray:
     """Return (b, b, k) bool: passage (j, m), of the identities (b, k), is a positive of row i != j."""
     passages, starts = gather(source.positives, source.positive_starts, rows)
-    mine = source.identity[passages]  # (all positives of all rows,)
+    mine = taken(source.identity, passages)  # (all positives of all rows,)
     shared = np.logical_or.reduceat(mine[:, None, None] == identity, starts[:-1], axis=0)
     shared[np.arange(len(rows)), np.arange(len(rows))] = False
     return shared

@@ -10,7 +10,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+ROWS_AT_ONCE = 512  # of the scores in a batch
 IN_BATCH_TASKS = ("retrieval",)  # elsewhere other rows' positives are of the same class too often
 
 
@@ -48,9 +50,9 @@ def contrastive(
     hard = hard_loss(query, positive, negative, has_negative, temperature)
     if task not in IN_BATCH_TASKS:
         return Losses(hard, hard, None)
-    in_batch = in_batch_loss(query, positive, shared, temperature)
+    in_batch = own_among(query, positive, shared, temperature)
     if symmetric:
-        back = in_batch_loss(positive, query, None if shared is None else shared.T, temperature)
+        back = own_among(positive, query, None if shared is None else shared.T, temperature)
         in_batch = (in_batch + back) / 2
     return Losses(hard + in_batch, hard, in_batch)
 
@@ -73,14 +75,12 @@ def infonce(
     if task not in IN_BATCH_TASKS:
         hard = hard_loss(query, positive, negative, has_negative, temperature)
         return Losses(hard, hard, None)
-    logits = query @ torch.cat([positive, negative.flatten(0, 1)]).T / temperature  # (b, b + b * k)
     b = len(query)
     own = ~has_negative.flatten().expand(b, -1)  # (b, b * k)
     others = own.new_zeros(b, b) if shared is None else shared
     absent = own if shared_negative is None else own | shared_negative.flatten(1)
-    out = torch.cat([others, absent], dim=1)
-    logits = logits.masked_fill(out, -torch.inf)
-    return Losses(F.cross_entropy(logits, torch.arange(b, device=logits.device)), None, None)
+    candidates = torch.cat([positive, negative.flatten(0, 1)])  # (b + b * k, dim)
+    return Losses(own_among(query, candidates, torch.cat([others, absent], dim=1), temperature), None, None)
 
 
 def hard_loss(query: Tensor, positive: Tensor, negative: Tensor, has_negative: Tensor, temperature: float) -> Tensor:
@@ -91,12 +91,23 @@ def hard_loss(query: Tensor, positive: Tensor, negative: Tensor, has_negative: T
     return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
 
 
-def in_batch_loss(query: Tensor, positive: Tensor, shared: Tensor | None, temperature: float) -> Tensor:
-    """Return the mean cross-entropy of each positive among the positives of all rows, but for those `shared` excludes."""
-    logits = query @ positive.T / temperature  # (b, b)
-    if shared is not None:
-        logits = logits.masked_fill(shared, -torch.inf)
-    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+def own_among(query: Tensor, candidates: Tensor, out: Tensor | None, temperature: float) -> Tensor:
+    """Return the mean cross-entropy of candidate i for query i, among all n candidates but those that `out` (b, n) takes out.
+
+    A large batch is computed some rows at a time, and again on the way back: never are there b x n numbers.
+    """
+
+    def some(first: int, query: Tensor, candidates: Tensor) -> Tensor:
+        logits = query @ candidates.T / temperature  # (rows, n)
+        if out is not None:
+            logits = logits.masked_fill(out[first : first + len(query)], -torch.inf)
+        return F.cross_entropy(logits, torch.arange(first, first + len(query), device=logits.device), reduction="sum")
+
+    if len(query) <= ROWS_AT_ONCE:
+        return some(0, query, candidates) / len(query)
+    parts = enumerate(torch.split(query, ROWS_AT_ONCE))
+    each = [checkpoint(some, part * ROWS_AT_ONCE, rows, candidates, use_reentrant=False) for part, rows in parts]
+    return torch.stack(each).sum() / len(query)
 
 
 def too_near(query: Tensor, positive: Tensor, margin: float) -> Tensor:
@@ -116,8 +127,8 @@ def distillation(query: Tensor, positive: Tensor, negative: Tensor, teacher: Ten
         query: (b, dim).
         positive: (b, dim).
         negative: (b, k, dim).
-        teacher: (b, 1 + k), the teacher's cosines; NaN takes a candidate out, and a row with fewer than two counts 0.
-        temperature: divides the cosines of both.
+        teacher: (b, 1 + k), cosines or a cross-encoder's scores; NaN takes a candidate out, a row with fewer than two counts 0.
+        temperature: divides the scores of both.
     """
     student = torch.cat([(query * positive).sum(-1, keepdim=True), torch.einsum("bd,bkd->bk", query, negative)], dim=1)
     known = ~teacher.isnan()

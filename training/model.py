@@ -140,7 +140,7 @@ def load_model(name: str, *, pooling: str = "auto", max_tokens: int | None = Non
     chosen = pooling if pooling != "auto" else files.pooling or ("last" if is_decoder else "mean")
     if chosen not in POOLINGS:
         raise ModelError(name, f"unknown pooling '{chosen}'", f"use one of {listed(('auto', *POOLINGS))}")
-    first, room = _positions(backbone)
+    first, room = positions_of(backbone)
     model = Model(
         name=name,
         files=files,
@@ -148,7 +148,7 @@ def load_model(name: str, *, pooling: str = "auto", max_tokens: int | None = Non
         tokenizer=tokenizer,
         pooling=chosen,
         prompts=files.prompts,
-        max_tokens=_limit(name, files, tokenizer, room, max_tokens),
+        max_tokens=limit_of(name, files, tokenizer, room, max_tokens),
         dim=int(backbone.config.hidden_size),
         is_decoder=is_decoder,
         first_position=first,
@@ -158,18 +158,23 @@ def load_model(name: str, *, pooling: str = "auto", max_tokens: int | None = Non
     return model
 
 
-def _read(name: str, files: ModelFiles) -> tuple[Any, Any]:
-    """Read backbone (float32) and tokenizer, and refuse weights that do not fill the architecture."""
+def read(name: str, files: ModelFiles, kind: Any, **options: Any) -> tuple[Any, Any, list[str]]:
+    """Read a model (float32) by one of transformers' Auto classes, and its tokenizer; return also which weights it lacks."""
     folder = str(files.transformer)
     try:
-        backbone, loading = transformers.AutoModel.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation=NAME, output_loading_info=True, local_files_only=True
+        model, loading = kind.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, **options
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except UNREADABLE as error:
         what = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelError(name, f"cannot be loaded ({what})") from error
-    missing = sorted(loading["missing_keys"])
+    return model, tokenizer, sorted(loading["missing_keys"])
+
+
+def _read(name: str, files: ModelFiles) -> tuple[Any, Any]:
+    """Read backbone and tokenizer, and refuse weights that do not fill the architecture."""
+    backbone, tokenizer, missing = read(name, files, transformers.AutoModel, attn_implementation=NAME)
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler.requires_grad_(False)  # the embedding does not use it; it is kept so that the export is whole
         if any(key.startswith("pooler.") for key in missing):
@@ -180,7 +185,7 @@ def _read(name: str, files: ModelFiles) -> tuple[Any, Any]:
     return backbone, tokenizer
 
 
-def _positions(backbone: Any) -> tuple[int, int | None]:
+def positions_of(backbone: Any) -> tuple[int, int | None]:
     """Return the first position and how many there are (None = no limit is known).
 
     RoBERTa and its kin count from padding_idx + 1, which their table of positions tells.
@@ -192,7 +197,7 @@ def _positions(backbone: Any) -> tuple[int, int | None]:
     return 0, getattr(backbone.config, "max_position_embeddings", None)
 
 
-def _limit(name: str, files: ModelFiles, tokenizer: Any, room: int | None, wanted: int | None) -> int:
+def limit_of(name: str, files: ModelFiles, tokenizer: Any, room: int | None, wanted: int | None) -> int:
     """Return max_tokens: what is wanted, else the model's own limit."""
     if wanted is not None:
         least = 1 + len(_ids(tokenizer, [""])[0])

@@ -15,6 +15,7 @@ identity.npy   (p,)    i64         equal for two passages exactly if they may no
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ ABSENT = np.uint32(0xFFFFFFFF)
 FORMAT = 2  # of these arrays
 TEXTS_AT_ONCE = 8192
 FIRST_UNGROUPED = 1 << 32  # groups are u32, so a passage without one gets an identity that no group has
+WINDOW = 1 << 25  # bytes of a large file that may be mapped at a time
 SCORES = ("positive_score", "negative_scores")
 ARRAYS = ("starts", "rows", "query", "positives", "positive_starts", "negatives", "negative_starts", "text", "identity", *SCORES)
 
@@ -65,6 +67,23 @@ class Source:
     def row_ids(self, rows: np.ndarray) -> list[str]:
         """Return the ids of some rows, such as `squad/87431`."""
         return [str(name) for name in store.read_table(self.folder, "pairs", ["id"])["id"].gather(rows.astype(np.uint32))]
+
+
+def taken(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return values[places]; of a large mapped file no more than a window stays in this process's memory.
+
+    Where a place is read, the system maps many around it: a few thousand reads would map gigabytes.
+    """
+    mapping: Any = getattr(values, "_mmap", None)
+    if mapping is None or values.nbytes <= WINDOW:
+        return np.asarray(values[places])
+    found = np.empty(places.shape, values.dtype)
+    window = places * values.itemsize // WINDOW
+    for number in np.flatnonzero(np.bincount(window.ravel())):
+        here = window == number
+        found[here] = values[places[here]]
+        mapping.madvise(mmap.MADV_DONTNEED)
+    return found
 
 
 def mined_sources(build: Path, only: Sequence[str] = ()) -> dict[str, dict[str, Any]]:

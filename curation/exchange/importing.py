@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,22 +26,27 @@ from curation.reading.sources import read_rows
 Entry = dict[str, Any]
 ENDINGS = (".parquet", ".jsonl")
 ABOUT = ("task", "instruction", "language", "license")
+SCORES = {"positive_score": "pos_scores", "negative_scores": "neg_scores"}
 
 
 class Layout(NamedTuple):
-    """A format by its columns: what it maps, and which column, or pattern, of negatives it may have."""
+    """A format by its columns: what it maps, which column, or pattern, of negatives it may have, and what else."""
 
     name: str
     fields: dict[str, str]
     negatives: str = ""
     reader: str | None = None  # of JSON Lines
+    more: Mapping[str, str] = {}
 
 
+OURS = {"id": "id", "positive_score": "positive_score", "negative_scores": "negative_scores"}  # `curate publish --columns`
 LAYOUTS = (  # the first whose columns are all there
-    Layout("f2llm", {"query": "query", "positive": "passage"}, "negative_*"),
+    Layout("f2llm", {"query": "query", "positive": "passage"}, "negative_[0-9]*", more=OURS),
+    Layout("labeled-list", {"query": "query", "documents": "documents", "label": "labels"}),
+    Layout("scored-list", {"query": "query", "documents": "documents", "score": "scores"}),
     Layout("sentence-transformers", {"query": "anchor", "positive": "positive"}, "negative*"),
-    Layout("flagembedding", {"query": "query", "positive": "pos"}, "neg", "flagembedding"),
-    Layout("tevatron", {"query": "query", "positive": "positive_passages"}, "negative_passages", "tevatron"),
+    Layout("flagembedding", {"query": "query", "positive": "pos"}, "neg", "flagembedding", SCORES),
+    Layout("tevatron", {"query": "query", "positive": "positive_passages"}, "negative_passages", "tevatron", {"id": "query_id"}),
     Layout("sentence-transformers", {"query": "query", "positive": "positive"}, "negative*"),
     Layout("sentence-transformers", {"query": "query", "positive": "answer"}, "negative*"),
     Layout("sentence-transformers", {"query": "question", "positive": "answer"}, "negative*"),
@@ -59,7 +64,9 @@ def write_manifest(what: str, out: Path) -> dict[str, str]:
         raise ManifestError(out, "is there already", "name another file")
     base, path = out.resolve().parent, Path(what).expanduser()
     found = list(_here(path, base) if path.exists() else _on_the_hub(what))
-    document = {"name": _named(path.name), "sources": [entry for _, entry in found]}
+    document: Entry = {"name": _named(path.name), "sources": [entry for _, entry in found]}
+    if all({"negatives", "documents"} & set(entry.get("fields", {})) for _, entry in found):
+        document["mine"] = {"candidates": "given"}  # a model, and another word here, mines anew
     with store.atomic(out) as file:
         file.write(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120).encode())
     load_manifest(out)
@@ -123,6 +130,8 @@ def _source(where: str, called: str, columns: list[str], lines: bool) -> tuple[s
                 fields["negatives"] = layout.negatives
             if reader.get("reader") == "tevatron":
                 fields = {"query": "query", "positive": "positives", "negatives": "negatives"}
+            told = {key: name for key, name in layout.more.items() if name in columns}
+            fields |= told if "negatives" in fields else {key: name for key, name in told.items() if key != "negative_scores"}
             return layout.name, {**reader, "fields": fields}
     there = [name for name in columns if not name.startswith("__")]
     raise SourceError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, tee
@@ -109,7 +110,8 @@ def _quoted_rows(file: File, lines: Iterable[str], delimiter: str, start: int) -
             if len(held) > 1 or "end of data" in str(error):
                 line = start + _quoteopened("".join(held), delimiter)
                 raise SourceError(f"{file.name}:{line}", "the quote that opens here is not closed properly", NO_QUOTES) from None
-            cells = str(error)
+            other = re.search('"([;\t|])', held[0])
+            cells = f"{error}, perhaps `delimiter: {json.dumps(other[1])}`" if other else str(error)
         if cells:
             yield start, len(held), cells
         start = before + reader.line_num
@@ -134,6 +136,8 @@ def _columns(file: File, table: Table, first: Row) -> list[str]:
         raise SourceError(f"{file.name}:{number}", f"the first row cannot be read ({cells})", NO_QUOTES)
     else:
         names = [(table.header and cell) or f"column_{i}" for i, cell in enumerate(cells, 1)]
+    if names[0].lower().lstrip().startswith(("<!doctype html", "<html")):
+        raise SourceError(f"{file.name}:{number}", "is a web page, not a table", "fetch the file itself, not the page about it")
     twice = [name for i, name in enumerate(names) if name in names[:i]]
     if twice:
         raise SourceError(f"{file.name}:{number}", f"two columns are named '{twice[0]}'", "name them all: `header: [...]`")

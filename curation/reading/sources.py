@@ -55,8 +55,7 @@ def inputs(table: Table, base: Path) -> dict[str, str]:
         return {file.name: file_digest(file.path) for file in _files(table, base)}
     folder = _folder(table, base)
     if folder:
-        names = sorted(glob.glob("**", root_dir=folder, recursive=True))  # hidden files are no data
-        return {name: file_digest(folder / name) for name in names if (folder / name).is_file()}
+        return {name: file_digest(folder / name) for name in _stored(folder)}
     if table.path and not table.path.startswith(PYTHON):
         return {table.path: hub.fingerprint(table)}
     return {file.name: file_digest(file.path) for file in _files(table, base)}
@@ -71,21 +70,20 @@ def is_local(table: Table, base: Path) -> bool:
     return not table.path or table.path.startswith(PYTHON) or _folder(table, base) is not None
 
 
-def find(table: Table, base: Path) -> None:
-    """Look for a local table's files without reading them.
+def sizes(table: Table, base: Path) -> int:
+    """Return the bytes of a local table's files, none of which is read.
 
     Raises:
         SourceError: there are none.
     """
-    if table.files or (table.path and table.path.startswith(PYTHON)):
-        _files(table, base)
-
-
-def sizes(table: Table, base: Path) -> int:
-    """Return the bytes of a local table's files."""
     folder = None if table.files else _folder(table, base)
-    paths = [folder / name for name in inputs(table, base)] if folder else [file.path for file in _files(table, base)]
+    paths = [folder / name for name in _stored(folder)] if folder else [file.path for file in _files(table, base)]
     return sum(path.stat().st_size for path in paths)
+
+
+def _stored(folder: Path) -> list[str]:
+    """Return the names of a dataset folder's files; hidden ones are no data."""
+    return [name for name in sorted(glob.glob("**", root_dir=folder, recursive=True)) if (folder / name).is_file()]
 
 
 def take(

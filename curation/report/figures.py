@@ -25,22 +25,30 @@ def length_bins(lengths: pl.Series) -> np.ndarray:
     return np.bincount(np.minimum(bins, DECADES * PER_DECADE - 1), minlength=DECADES * PER_DECADE)
 
 
-def histogram(up: np.ndarray, down: np.ndarray, decades: tuple[int, int], said: str) -> str:
-    """Return two histograms on one logarithmic axis, `up` above and `down` below it, each to its own height."""
-    wide, tall, left, middle = 240, 34, 6, 38
+def length_axis(up: np.ndarray, down: np.ndarray, decades: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Return what `histogram` draws of two rows of bins between two powers of ten, and the labels of the powers."""
     first, last = decades
-    step = wide / ((last - first) * PER_DECADE)
     span = slice(first * PER_DECADE, last * PER_DECADE)
-    ticks = []
-    for power in range(first, last + 1):
-        x = left + (power - first) * PER_DECADE * step
-        anchor = "start" if power == first else "end" if power == last else "middle"
-        ticks.append(f'<path class="tick" d="M{x:.0f} {middle - tall}v{2 * tall + 10}"/>')
-        ticks.append(f'<text x="{x:.0f}" y="{middle + tall + 22}" text-anchor="{anchor}">{_short(10**power)}</text>')
+    return up[span], down[span], [_short(10**power) for power in range(first, last + 1)]
+
+
+def histogram(up: np.ndarray, down: np.ndarray, ticks: Sequence[str], kinds: tuple[str, str], said: str) -> str:
+    """Return two histograms on one axis, `up` above and `down` below it, each to its own height.
+
+    `ticks` stand at equal distances from the first bin's beginning to the last one's end; `kinds` are the style's.
+    """
+    wide, tall, left, middle = 240, 34, 6, 38
+    step = wide / len(up)
+    drawn = []
+    for at, label in enumerate(ticks):
+        x = left + at * wide / (len(ticks) - 1)
+        anchor = "start" if at == 0 else "end" if at == len(ticks) - 1 else "middle"
+        drawn.append(f'<path class="tick" d="M{x:.0f} {middle - tall}v{2 * tall + 10}"/>')
+        drawn.append(f'<text x="{x:.0f}" y="{middle + tall + 22}" text-anchor="{anchor}">{label}</text>')
     return (
-        f'<svg viewBox="0 0 {wide + 2 * left} {middle + tall + 26}" role="img" aria-label="{escape(said)}">{"".join(ticks)}'
-        f'<path class="query" d="{_steps(up[span], left, middle, step, -tall)}"/>'
-        f'<path class="positive" d="{_steps(down[span], left, middle + 10, step, tall)}"/></svg>'
+        f'<svg viewBox="0 0 {wide + 2 * left} {middle + tall + 26}" role="img" aria-label="{escape(said)}">{"".join(drawn)}'
+        f'<path class="{kinds[0]}" d="{_steps(up, left, middle, step, -tall)}"/>'
+        f'<path class="{kinds[1]}" d="{_steps(down, left, middle + 10, step, tall)}"/></svg>'
     )
 
 

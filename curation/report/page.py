@@ -18,7 +18,7 @@ from curation.report.source import source as source_section
 from curation.store import atomic, check_files, digest_of, file_digest, read_parquet, read_receipt, read_table, shards, versions
 from curation.summary import read_summary
 
-LAYOUT = 1  # of the page; a new one makes every report be written again
+LAYOUT = 2  # of the page; a new one makes every report be written again
 TEMPLATE = Path(__file__).with_name("report.template.html")
 STATE = '<meta name="tuplesmith-state" content="{}">'
 
@@ -42,12 +42,13 @@ def write(folder: Path, again: bool = False) -> bool:
     summary = read_summary(folder)
     receipts = {name: receipt for name in summary["sources"] if (receipt := read_receipt(folder / "curated" / name))}
     target = folder / "report.html"
-    state = STATE.format(_state(folder, summary, receipts))
+    mined = {name: found for name, receipt in receipts.items() if (found := _mined(folder, name, receipt))}
+    state = STATE.format(_state(folder, summary, receipts, mined))
     if not again and _starts_with(target, state):
         return False
     for name, receipt in receipts.items():
         check_files(folder / "curated" / name, receipt)
-    page = _page(folder, summary, receipts, state)
+    page = _page(folder, summary, receipts, mined, state)
     with atomic(target) as file:
         file.write(page.encode())
     return True
@@ -60,15 +61,21 @@ def _starts_with(page: Path, state: str) -> bool:
         return state.encode() in file.read(500)
 
 
-def _state(folder: Path, summary: dict[str, Any], receipts: dict[str, Any]) -> str:
+def _mined(folder: Path, name: str, curated: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the receipt of a source's negatives, where they were mined from what stands there."""
+    receipt = read_receipt(folder / "mined" / name)
+    return receipt if receipt and receipt["curated"] == curated["digest"] and "histograms" in receipt else None
+
+
+def _state(folder: Path, summary: dict[str, Any], receipts: dict[str, Any], mined: dict[str, Any]) -> str:
     """Return the digest of all that a report shows."""
     tables = [file_digest(path) for path in (folder / "overlaps.parquet", folder / "leaks.parquet") if path.exists()]
     said = [[receipt["digest"], receipt["files"]] for receipt in receipts.values()]
     look = [LAYOUT, versions()["tuplesmith"], file_digest(folder / "manifest.yaml"), file_digest(TEMPLATE)]
-    return digest_of([*look, json.dumps(summary), said, tables])
+    return digest_of([*look, json.dumps(summary), said, tables, [receipt["digest"] for receipt in mined.values()]])
 
 
-def _page(folder: Path, summary: dict[str, Any], receipts: dict[str, Any], state: str) -> str:
+def _page(folder: Path, summary: dict[str, Any], receipts: dict[str, Any], mined: dict[str, Any], state: str) -> str:
     dedup = load_manifest(folder / "manifest.yaml").dedup
     threshold = dedup.threshold if dedup else 1.0
     leaks = _table(folder / "leaks.parquet")
@@ -89,6 +96,7 @@ def _page(folder: Path, summary: dict[str, Any], receipts: dict[str, Any], state
         sections.absent(summary),
         sections.overlap(_table(folder / "overlaps.parquet"), list(receipts)),
         sections.lengths(lengths),
+        sections.scores(mined),
         sections.labels({name: found for name, found in labels.items() if found}),
         sections.leaks(summary.get("decontaminate"), leaks, summary["seed"]),
     ]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import polars as pl
 
 from curation.report import figures
@@ -167,11 +168,35 @@ def lengths(found: Mapping[str, Lengths]) -> Section | None:
     drawn_all = []
     for name, one in found.items():
         said = f"median query {one.middle[0]:,}, median positive {one.middle[1]:,}"
-        picture = figures.histogram(one.queries, one.positives, decades, f"{name}: {said} characters")
+        up, down, ticks = figures.length_axis(one.queries, one.positives, decades)
+        picture = figures.histogram(up, down, ticks, ("query", "positive"), f"{name}: {said} characters")
         drawn_all.append(f"<figure><figcaption><b>{escape(name)}</b> <span>{said}</span></figcaption>{picture}</figure>")
     key = '<p class="key"><span><i class="query"></i>queries</span><span><i class="positive"></i>positives</span></p>'
     note = "Characters of each kept query and of each distinct positive, on a logarithmic axis; each curve to its own height."
     return _section("lengths", "Lengths", note, f'{key}<div class="figures">{"".join(drawn_all)}</div>')
+
+
+def scores(mined: Mapping[str, Any]) -> Section | None:
+    """Return what mined sources' positives and negatives scored: one picture a source, from its receipt."""
+    pictures = []
+    for name, receipt in mined.items():
+        up, down = (np.array(receipt["histograms"][kind]) for kind in ("positives", "negatives"))
+        if not down.sum():
+            continue  # negatives that were drawn or given have no scores
+        said = f"median positive {_median(up)}, median negative {_median(down)}"
+        picture = figures.histogram(up, down, ("0", "0.5", "1"), ("positive", "negative"), f"{name}: {said}")
+        said += f"; {receipt['kept']:,} of {receipt['rows_in']:,} tuples"
+        pictures.append(f"<figure><figcaption><b>{escape(name)}</b> <span>{said}</span></figcaption>{picture}</figure>")
+    if not pictures:
+        return None
+    key = '<p class="key"><span><i class="positive"></i>positives</span><span><i class="negative"></i>negatives</span></p>'
+    note = "What a query scores with its positive and with the negatives that were mined for it; each curve to its own height."
+    return _section("scores", "Scores", note, f'{key}<div class="figures">{"".join(pictures)}</div>')
+
+
+def _median(counts: np.ndarray) -> str:
+    """Return the middle of the bin between 0 and 1 that holds the median."""
+    return f"{(np.searchsorted(counts.cumsum(), counts.sum() / 2) + 0.5) / len(counts):.2f}" if counts.sum() else "none"
 
 
 def labels(found: Mapping[str, list[tuple[str, int]]]) -> Section | None:

@@ -11,6 +11,7 @@ from curation.errors import SourceError, did_you_mean, listed
 from curation.manifest_source import Source
 from curation.reading.rows import ROW, inside
 from curation.schema import dropped_frame, split_query
+from curation.text import unless
 
 TUPLES = pl.Schema(
     {
@@ -34,6 +35,7 @@ class Tuples(NamedTuple):
     dropped: pl.DataFrame  # DROPPED, one line a row that is in no tuple
     corpus: pl.Series  # texts that are passages although no tuple names them
     instruction: str = ""  # the source's, or else the one its queries came with
+    scores: pl.DataFrame | None = None  # `scores.SCORES`, where the source has them
 
 
 def place_of(source: Source) -> str:
@@ -66,7 +68,7 @@ def _undivided(wanted: str, there: list[str]) -> str:
 def texts_of(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
     """Return a mapped column as text, null where it is blank."""
     texts = as_texts(place_of(source), wanted, column(place_of(source), rows, wanted))
-    return pl.select(pl.when(texts.str.strip_chars() != "").then(texts)).to_series()
+    return unless(~texts.str.contains(r"\S"), texts)
 
 
 def as_texts(where: str, name: str, values: pl.Series) -> pl.Series:
@@ -99,7 +101,7 @@ def queries_of(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
         bare = pl.select(
             pl.when(bare.is_not_null()).then(pl.concat_str([titles, bare], separator="\n", ignore_nulls=True))
         ).to_series()
-    return pl.select(pl.when(bare.str.strip_chars() != "").then(bare)).to_series()
+    return unless(~bare.str.contains(r"\S"), bare)
 
 
 def instruction_of(source: Source, queries: pl.Series) -> str:
@@ -117,30 +119,59 @@ def instruction_of(source: Source, queries: pl.Series) -> str:
     return str(found[0]) if len(found) else ""
 
 
+def ids_of(source: Source, rows: pl.DataFrame) -> pl.Series:
+    """Return each row's id: `name/row`, or with the id that the source gives it. One that begins with the name keeps it.
+
+    Raises:
+        SourceError: a row has none, or that of another.
+    """
+    if source.fields.id is None:
+        return rows.select(_id(source))["id"]
+    given = texts_of(source, rows, source.fields.id)
+    ids = pl.select((f"{source.name}/" + pl.lit(given).str.strip_prefix(f"{source.name}/")).alias("id")).to_series()
+    hint = "leave out `id`, and rows have their numbers for ids"
+    for wrong, what in ((ids.is_null(), "has no '{}'"), (ids.is_duplicated(), "has the '{}' of another row, {}")):
+        if wrong.any():
+            at = int(wrong.arg_max() or 0)
+            raise SourceError(place_of(source), f"row {rows[ROW][at]} {what.format(source.fields.id, given[at])}", hint)
+    return ids
+
+
 def text_lists(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
-    """Return a mapped column as lists of texts without blanks: a text is a list of one."""
+    """Return a mapped column as lists of texts, a text as a list of one; a blank is null, so that each keeps its place."""
     values = column(place_of(source), rows, wanted).alias("texts")
     if isinstance(values.dtype, pl.Array):
         values = values.cast(pl.List(values.dtype.inner))
     if not isinstance(values.dtype, pl.List):
         texts = texts_of(source, rows, wanted)
-        return pl.select(pl.concat_list(texts).list.drop_nulls()).to_series()
+        return pl.select(pl.concat_list(texts)).to_series()
     if isinstance(values.dtype.inner, pl.Struct) and "text" in {field.name for field in values.dtype.inner.fields}:
         return values.list.eval(_record_text(values.dtype.inner)).fill_null([])
     if values.dtype.inner in (pl.Null, pl.String) or not pl.List(values.dtype.inner).inner.is_nested():
         lists = values.cast(pl.List(pl.String)).fill_null([])
-        return lists.list.eval(pl.element().filter(pl.element().str.strip_chars() != ""))
+        return lists.list.eval(pl.when(pl.element().str.strip_chars() != "").then(pl.element()))
     raise SourceError(place_of(source), f"column '{wanted}' holds {_kind(values)}, not texts", "map a column of texts")
 
 
 def _record_text(record: pl.Struct) -> pl.Expr:
-    """Return the texts of records {title, text}, as Tevatron and MIRACL have them; blank ones left out."""
+    """Return the texts of records {title, text}, as Tevatron and MIRACL have them; null for blank ones."""
     parts = [name for name in ("title", "text") if name in {field.name for field in record.fields}]
     fields = [pl.element().struct.field(name).cast(pl.String) for name in parts]
     joined = pl.concat_str(
         [pl.when(part.str.strip_chars() != "").then(part) for part in fields], separator="\n", ignore_nulls=True
     )
-    return joined.filter(joined.str.strip_chars() != "")
+    return pl.when(joined.str.strip_chars() != "").then(joined)
+
+
+def number_lists(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
+    """Return a mapped column as lists of finite numbers, a number as a list of one; null for what is none."""
+    values = column(place_of(source), rows, wanted)
+    if not isinstance(values.dtype, pl.List):
+        return pl.select(pl.concat_list(numbers_of(source, rows, wanted))).to_series()
+    if values.dtype.inner.is_nested():
+        raise SourceError(place_of(source), f"column '{wanted}' holds {_kind(values)}, not numbers", "map lists of numbers")
+    numbers = values.cast(pl.List(pl.Float64), strict=False).fill_null([])
+    return numbers.list.eval(pl.when(pl.element().is_finite()).then(pl.element()))
 
 
 def _kind(values: pl.Series) -> str:
@@ -157,18 +188,18 @@ def finish(source: Source, frame: pl.DataFrame, evidence: str = "evidence") -> T
     """Split rows with a `reason` from the tuples."""
     kept = frame.filter(pl.col("reason").is_null())
     gone = frame.filter(pl.col("reason").is_not_null())
-    tuples = kept.with_columns(_id(source)).select(pl.col(name).cast(dtype) for name, dtype in TUPLES.items())
+    tuples = kept.select(pl.col(name).cast(dtype) for name, dtype in TUPLES.items())
     return Tuples(tuples, dropped_rows(source, gone, evidence), pl.Series("text", [], dtype=pl.String))
 
 
 def dropped_rows(source: Source, gone: pl.DataFrame, evidence: str = "evidence") -> pl.DataFrame:
     """Return a `DROPPED` line for each row that made no tuple."""
     shown = gone[evidence].cast(pl.String).str.slice(0, EVIDENCE_CHARS)
-    return dropped_frame(source.name, "shape", gone.select(_id(source))["id"], gone["reason"], shown)
+    return dropped_frame(source.name, "shape", gone["id"], gone["reason"], shown)
 
 
 def _id(source: Source) -> pl.Expr:
-    return pl.format("{}/{}", pl.lit(source.name), pl.col("row")).alias("id")
+    return pl.format("{}/{}", pl.lit(source.name), pl.col(ROW)).alias("id")
 
 
 def reason_of(*cases: tuple[pl.Expr, str]) -> pl.Expr:

@@ -9,6 +9,8 @@ from curation.schema import dropped_frame
 from curation.shaping.columns import EVIDENCE_CHARS
 from curation.text import normalised, numbered
 
+SLICE = 50_000  # tuples looked at at once: stripped and normalised texts take as much memory as they do
+
 
 def apply(tuples: pl.DataFrame, filters: Filters, source: str, task: str) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]:
     """Return (tuples left, dropped tuples, {reason: texts taken out of tuples that stayed}).
@@ -23,21 +25,33 @@ def apply(tuples: pl.DataFrame, filters: Filters, source: str, task: str) -> tup
     passages = filters if task != "classification" else Filters(min_chars=0, max_chars=None, no_echo=False)
     positives = _faults(frame, "positives", passages)
     negatives = _faults(frame, "negatives", passages)
-    kept = frame.select("at", "row", "id", "query", "label").with_columns(query_fault.alias("fault"))
+    faulty = [frame["at"].filter(query_fault.is_not_null())]
+    faulty += [faults["at"].filter(faults["fault"].is_not_null()) for faults in (positives, negatives)]
+    whole = ~frame["at"].is_in(pl.concat(faulty).implode())  # nearly all, and they stay as they are
+    looked = frame.with_columns(query_fault.alias("fault")).filter(~whole)
+    left, gone = _sorted_out(looked, positives, negatives)
+    taken = pl.concat([positives, negatives]).filter(pl.col("fault").is_not_null()).join(left, on="at", how="semi")
+    counts = dict(taken.group_by("fault").len().sort("fault").iter_rows())
+    dropped = dropped_frame(source, "filter", gone["id"], gone["reason"], gone["evidence"])
+    stay = pl.concat([frame.filter(whole), left.select(frame.columns)]).sort("at") if len(left) else frame.filter(whole)
+    return stay.select(tuples.columns), dropped, counts
+
+
+def _sorted_out(looked: pl.DataFrame, positives: pl.DataFrame, negatives: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return (tuples with the good ones of their texts, tuples without a good query or positive) of tuples with a fault."""
+    kept = looked.drop("positives", "negatives")
     for name, faults in (("positives", positives), ("negatives", negatives)):
-        good = faults.filter(pl.col("fault").is_null()).group_by("at", maintain_order=True).agg(pl.col("text").alias(name))
-        kept = kept.join(good, on="at", how="left", maintain_order="left").with_columns(pl.col(name).fill_null([]))
-    first = positives.group_by("at", maintain_order=True).agg(pl.col("fault").first().alias("first"), pl.col("text").first())
+        good = faults.filter(pl.col("fault").is_null()).join(kept, on="at", how="semi", maintain_order="left")
+        lists = good.group_by("at", maintain_order=True).agg(pl.col("text").alias(name))
+        kept = kept.join(lists, on="at", how="left", maintain_order="left").with_columns(pl.col(name).fill_null([]))
+    faults = positives.join(kept, on="at", how="semi", maintain_order="left")
+    first = faults.group_by("at", maintain_order=True).agg(pl.col("fault").first().alias("first"), pl.col("text").first())
     kept = kept.join(first, on="at", how="left", maintain_order="left")
     none_left = pl.col("positives").list.len() == 0  # `first` is null where there was none, as in a clustering
     kept = kept.with_columns(pl.when(pl.col("fault").is_null() & none_left).then("first").otherwise("fault").alias("reason"))
     shown = pl.when(pl.col("fault").is_null()).then("text").otherwise("query").str.slice(0, EVIDENCE_CHARS)
-    gone = kept.filter(pl.col("reason").is_not_null()).with_columns(shown.alias("evidence"))
-    left = kept.filter(pl.col("reason").is_null())
-    taken = pl.concat([positives, negatives]).filter(pl.col("fault").is_not_null()).join(left, on="at", how="semi")
-    counts = dict(taken.group_by("fault").len().sort("fault").iter_rows())
-    dropped = dropped_frame(source, "filter", gone["id"], gone["reason"], gone["evidence"])
-    return left.select(tuples.columns), dropped, counts
+    gone = pl.col("reason").is_not_null()
+    return kept.filter(~gone), kept.filter(gone).with_columns(shown.alias("evidence"))
 
 
 def _length_fault(texts: pl.Series, filters: Filters, role: str) -> pl.Expr:
@@ -48,6 +62,10 @@ def _length_fault(texts: pl.Series, filters: Filters, role: str) -> pl.Expr:
 
 def _faults(frame: pl.DataFrame, name: str, filters: Filters) -> pl.DataFrame:
     """Return at, text, fault: one line a text of the list column `name`; fault is null for a good text."""
+    return pl.concat([_faults_of(some, name, filters) for some in frame.iter_slices(SLICE)])
+
+
+def _faults_of(frame: pl.DataFrame, name: str, filters: Filters) -> pl.DataFrame:
     role = name.removesuffix("s")
     long = frame.select("at", "query", pl.col(name).alias("text")).explode("text", empty_as_null=False).drop_nulls("text")
     fault = pl.select(_length_fault(long["text"], filters, role)).to_series()

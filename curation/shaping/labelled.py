@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from curation.errors import SourceError, listed
+from curation.errors import SourceError, did_you_mean, listed
 from curation.manifest_source import Source
 from curation.reading.rows import ROW
 from curation.schema import draws, dropped_frame
-from curation.shaping.columns import Tuples, finish, labels_of, place_of, queries_of, reason_of
+from curation.shaping.columns import Tuples, finish, ids_of, labels_of, place_of, queries_of, reason_of
 from curation.text import forms
 
 
@@ -17,9 +17,22 @@ def _labelled(source: Source, rows: pl.DataFrame) -> pl.DataFrame:
     """Return row, query, label, form (what counts as the same text), reason and evidence."""
     assert source.fields.query is not None
     texts, labels = queries_of(source, rows, source.fields.query), labels_of(source, rows)
-    frame = pl.DataFrame({"row": rows[ROW], "query": texts, "evidence": labels, "label": labels, "form": forms(texts)})
+    frame = pl.DataFrame(
+        {
+            "row": rows[ROW],
+            "id": ids_of(source, rows),
+            "query": texts,
+            "evidence": labels,
+            "label": labels,
+            "form": forms(texts),
+        }
+    )
     if source.labels:
         frame = frame.with_columns(pl.col("label").replace_strict(source.labels, default=None, return_dtype=pl.String))
+    there = frame["evidence"].drop_nulls().unique().sort().to_list()
+    for label in set(source.skip_labels) - set(there) if source.limit is None else ():  # a sample may well lack it
+        what = f"no row has the label '{label}' of 'skip_labels'" + did_you_mean(label, there)
+        raise SourceError(place_of(source), what, f"labels there are: {listed(there, 20)}")
     return frame.with_columns(
         reason_of(
             (pl.col("query").is_null(), "empty_text"),

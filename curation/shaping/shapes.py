@@ -1,6 +1,7 @@
-"""Rows to tuples: the five shapes. Which one a source has follows from its mapped columns (`manifest.shape_of`).
+"""Rows to tuples: the six shapes. Which one a source has follows from its mapped columns (`manifest.shape_of`).
 
     pairs      query + positive [+ negatives]             one row, one tuple
+    listed     query + documents + labels or scores       one row, one tuple: documents are positives or negatives
     nli        premise + hypothesis + label               rows of one premise, one tuple: entailed = positive, others = negatives
     scored     text + text + score                        pairs with score >= threshold, both ways where asked
     labelled   text + label                               classification: label texts are passages, the other is the negative
@@ -27,6 +28,7 @@ from curation.shaping.columns import (
     column,
     dropped_rows,
     finish,
+    ids_of,
     instruction_of,
     labels_of,
     numbers_of,
@@ -37,6 +39,7 @@ from curation.shaping.columns import (
     texts_of,
 )
 from curation.shaping.labelled import classification, clustering
+from curation.shaping.scores import listed_sides, scores_of
 
 NLI_LABELS = {"entailment": "positive", "neutral": "negative", "contradiction": "negative"}
 
@@ -76,16 +79,18 @@ def to_tuples(
 def _pairs(source: Source, rows: pl.DataFrame, scored: bool) -> Tuples:
     f = source.fields
     assert f.query is not None
-    assert f.positive is not None
-    negatives = [text_lists(source, rows, name) for name in _named(source, rows)]
+    queries = queries_of(source, rows, f.query)
+    if f.documents:
+        sides, scores = listed_sides(source, rows, queries)
+    else:
+        sides = _sides(source, rows)
+        scores = scores_of(source, rows, queries, sides)
     frame = pl.DataFrame(
         {
             "row": rows[ROW],
-            "query": queries_of(source, rows, f.query),
-            "positives": text_lists(source, rows, f.positive),
-            "negatives": pl.select(pl.concat_list(negatives)).to_series()
-            if negatives
-            else pl.Series([[]], dtype=pl.List(pl.String)).new_from_index(0, len(rows)),
+            "id": ids_of(source, rows),
+            "query": queries,
+            **{name: lists.list.drop_nulls() for name, lists in sides.items()},
             "label": pl.Series([None], dtype=pl.String).new_from_index(0, len(rows)),
             "evidence": texts_of(source, rows, f.query),
         }
@@ -96,8 +101,17 @@ def _pairs(source: Source, rows: pl.DataFrame, scored: bool) -> Tuples:
         shown = texts_of(source, rows, f.score)
         frame = frame.with_columns(numbers_of(source, rows, f.score).alias("score"), shown.alias("evidence"))
         cases += [(pl.col("score").is_null(), "bad_score"), (pl.col("score") < source.threshold, "below_threshold")]
-    made = finish(source, frame.with_columns(reason_of(*cases)))
+    made = finish(source, frame.with_columns(reason_of(*cases)))._replace(scores=scores)
     return made._replace(tuples=_both_ways(source, made.tuples)) if source.both_ways else made
+
+
+def _sides(source: Source, rows: pl.DataFrame) -> dict[str, pl.Series]:
+    """Return positives and negatives as lists, null where a text is blank."""
+    assert source.fields.positive is not None
+    negatives = [text_lists(source, rows, name) for name in _named(source, rows)]
+    none = pl.Series([[]], dtype=pl.List(pl.String)).new_from_index(0, len(rows))
+    united = pl.select(pl.concat_list(negatives)).to_series() if negatives else none
+    return {"positives": text_lists(source, rows, source.fields.positive), "negatives": united}
 
 
 def _named(source: Source, rows: pl.DataFrame) -> list[str]:
@@ -135,6 +149,7 @@ def _nli(source: Source, rows: pl.DataFrame) -> Tuples:
     frame = pl.DataFrame(
         {
             "row": rows[ROW],
+            "id": ids_of(source, rows),
             "query": queries_of(source, rows, f.query),
             "other": texts_of(source, rows, f.positive),
             "evidence": labels_of(source, rows),
@@ -161,7 +176,7 @@ def _nli(source: Source, rows: pl.DataFrame) -> Tuples:
         frame.filter(pl.col("reason").is_null())
         .group_by("query", maintain_order=True)
         .agg(
-            pl.col("row").first(),
+            pl.col("row", "id").first(),
             pl.col("other").filter(pl.col("side") == "positive").unique(maintain_order=True).alias("positives"),
             pl.col("other").filter(pl.col("side") == "negative").unique(maintain_order=True).alias("negatives"),
         )
@@ -184,6 +199,7 @@ def _qrels(source: Source, rows: pl.DataFrame, seed: int, corpus: pl.DataFrame, 
         {"row": rows[ROW], "query_id": texts_of(source, rows, f.query_id), "passage_id": texts_of(source, rows, f.positive_id)}
     ).with_columns(
         (numbers_of(source, rows, f.score) if f.score else pl.lit(1.0)).alias("score"),
+        pl.format("{}/row {}", pl.lit(source.name), "row").alias("id"),  # no number is taken for the id of a query
         pl.format("{} -> {}", pl.col("query_id").fill_null(""), pl.col("passage_id").fill_null("")).alias("evidence"),
     )
     frame = frame.join(asked.rename({"id": "query_id", "text": "query"}), on="query_id", how="left", maintain_order="left")
@@ -209,6 +225,7 @@ def _qrels(source: Source, rows: pl.DataFrame, seed: int, corpus: pl.DataFrame, 
         .with_columns(
             pl.lit(None).alias("reason"), pl.lit(None).alias("label"), pl.lit(None).alias("evidence"),
             pl.lit([], dtype=pl.List(pl.String)).alias("negatives"),
+            (f"{source.name}/" + pl.col("query_id").str.strip_prefix(f"{source.name}/")).alias("id"),
         )
     )  # fmt: skip
     made = finish(source, tuples)

@@ -43,7 +43,7 @@ def write_inputs(folder: Path) -> Path:
 
 
 def write_shared_tables(build: Path) -> Path:
-    """Write the tables in which other stages tell of overlaps and leaks, then the report; return its path."""
+    """Write the files in which other stages tell of overlaps, leaks and negatives, then the report; return its path."""
     names = {"source_a": ["faq", "faq", "topics"], "source_b": ["topics", "tone", "tone"]}
     counts = {"equal": [1, 0, 60_123], "near": [None, None, 4], "dropped": [0, 0, 3]}
     overlaps = pl.DataFrame({**names, **counts}).cast(dict.fromkeys(counts, pl.UInt32))
@@ -54,6 +54,11 @@ def write_shared_tables(build: Path) -> Path:
     }  # fmt: skip
     passage = leak | {"id": None, "field": "corpus", "evidence": "a passage without a tuple"}
     write_parquet(build / "leaks.parquet", pl.DataFrame([leak, passage]))
+    bins = [max(0, 12 - abs(at - 28)) for at in range(40)]
+    receipt = {"kept": 9, "rows_in": 10, "histograms": {"positives": bins, "negatives": bins[::-1]}}
+    receipt |= {"digest": "mined", "curated": read_json(build / "curated" / "faq" / "done.json")["digest"]}
+    (build / "mined" / "faq").mkdir(parents=True)
+    write_json(build / "mined" / "faq" / "done.json", receipt)
     summary = read_json(build / "build.json")
     tasks = {"Sci<b>Fact": {"faq": {"query": 1, "positive": 0, "negative": 0, "corpus": 2}}}
     write_json(build / "build.json", {**summary, "decontaminate": {"mode": "report", "tasks": tasks}})

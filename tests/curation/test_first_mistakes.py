@@ -82,3 +82,17 @@ def test_an_output_folder_that_no_system_makes(folder):
 @pytest.mark.parametrize("flags", [["build", "m.yaml", "--dry-run", "--json"], ["show", "--reason", "merged"]])
 def test_flags_that_mean_nothing_are_refused(flags):
     assert CliRunner().invoke(curate, flags).exit_code == 2
+
+
+def test_a_build_of_which_nothing_came_says_so(folder):
+    (folder / "m.yaml").write_text(MANIFEST.format("semi.csv", "q"))
+    done = CliRunner().invoke(curate, ["build", str(folder / "m.yaml"), "-o", str(folder / "b")], standalone_mode=False)
+    assert done.return_value == 1
+    assert done.stderr.splitlines()[-1] == f"{folder / 'b'}: 0 of 1 sources built"
+
+
+def test_check_tells_the_size_of_local_files(folder):
+    (folder / "m.yaml").write_text(MANIFEST.format("a.jsonl", "q"))
+    done = CliRunner().invoke(curate, ["check", str(folder / "m.yaml"), "--json"], standalone_mode=False)
+    estimate = json.loads(done.stdout)["estimate"]
+    assert (estimate["local_bytes"], estimate["fetched_bytes"]) == (len(LINES), 0)

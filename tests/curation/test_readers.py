@@ -372,6 +372,8 @@ BAD_FILES = [
     ("a.csv", 'a,b\n1,"x\n2,"y"\n', {}, f"a.csv:2: the quote that opens here is not closed properly; {NO_QUOTES}"),
     ("a.csv", 'a,b\n"1\n2",3,4\n', {}, f"a.csv:2: a row of 2 lines begins here, with 3 fields, the header has 2; {NO_QUOTES}"),
     ("a.csv", 'a,b\n1,2\n"' + "x,y\n" * 1_100_000, {}, f"a.csv:3: the quote that opens here is not closed properly; {NO_QUOTES}"),
+    ("a.csv", '"a";"b"\n1;2\n', {}, f"a.csv:1: the first row cannot be read (',' expected after '\"', perhaps `delimiter: \";\"`); {NO_QUOTES}"),
+    ("a.csv", "<!DOCTYPE html>\n<html></html>\n", {}, "a.csv:1: is a web page, not a table; fetch the file itself, not the page about it"),
     ("a.csv", '"a"x,b\n1,2\n', {}, f"a.csv:1: the first row cannot be read (',' expected after '\"'); {NO_QUOTES}"),
     ("a.csv", "a,b,a\n1,2,3\n", {}, "a.csv:1: two columns are named 'a'; name them all: `header: [...]`"),
     ("a.csv.gz", WHOLE_GZ[:-12], {}, "a.csv.gz: what is packed here is cut off; fetch the file again"),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from curation.errors import SourceError
 from curation.manifest_source import Source
 from curation.reading.rows import ROW
+from curation.schema import key_of
 from curation.shaping.labelled import pair_up
 from curation.shaping.shapes import to_tuples
 from curation.text import forms
@@ -41,6 +42,60 @@ def test_pairs_with_lists_and_given_negatives():
         [("s/0", "a", ["x", "y"], ["n1"]), ("s/3", "d", ["z"], [])],
         [("s/1", "empty_query"), ("s/2", "empty_positive")],
     )
+
+
+LISTED = {"query": "q", "documents": "d"}
+DOCUMENTS = {"q": ["a", "b", "c"], "d": [["x", "y", " "], ["z", "x"], []], "l": [[0, 2, 1], [1, 0], []]}
+
+
+def test_documents_are_positives_or_negatives_by_their_labels():
+    of = source(fields={**LISTED, "label": "l", "id": "i"})
+    got = made(of, rows(**DOCUMENTS, i=["one", "s/two", "three"]))
+    told = [("s/one", "a", ["y"], ["x"]), ("s/two", "b", ["z"], ["x"])]
+    assert got == (told, [("s/three", "empty_positive")])
+    assert made(source(fields={**LISTED, "label": "l"}, threshold=2), rows(**DOCUMENTS))[0] == [("s/0", "a", ["y"], ["x"])]
+
+
+def test_documents_with_scores_are_split_by_a_threshold_or_after_the_first():
+    table = rows(q=["a"], d=[["x", "y", "z"]], v=[[0.5, 0.75, None]])
+    of = source(fields={**LISTED, "score": "v"})
+    assert made(of, table) == ([("s/0", "a", ["x"], ["y", "z"])], [])
+    assert made(source(fields={**LISTED, "score": "v"}, threshold=0.6), table) == ([("s/0", "a", ["y"], ["x"])], [])
+    scores = to_tuples(of, table, 1).scores
+    assert dict(zip(scores["text"], scores["score"], strict=True)) == {key_of("x"): 0.5, key_of("y"): 0.75}
+    assert set(scores["query"]) == {key_of("a")}
+
+
+SCORED = {"query": "q", "positive": "p", "negatives": "n*", "positive_score": "s", "negative_scores": "t"}
+
+
+def test_scores_belong_to_a_query_and_a_text():
+    table = rows(
+        q=["a", "a", "b", " "], p=["x", "x", "y", "z"], n1=["m", " ", "m", "m"], n2=["k", "l", "k", "k"], s=[0.5, 0.25, None, 1.0],
+        t=[["0.125", None], [0.5, 1], [], None],
+    )  # fmt: skip
+    scores = to_tuples(source(fields=SCORED), table, 1).scores
+    told = [("a", "x", 0.5), ("a", "m", 0.125), ("a", "l", 1.0)]
+    assert sorted(scores.rows()) == sorted((key_of(query), key_of(text), score) for query, text, score in told)
+
+
+@pytest.mark.parametrize(
+    ("fields", "change", "said"),
+    [
+        (SCORED, {"t": [[1.0]]}, "row 0 has 2 texts and 1 numbers in 't'; give each text one, null where it has none"),
+        (SCORED, {"t": [[[1.0]]]}, "column 't' holds lists, not numbers; map lists of numbers"),
+        ({**LISTED, "label": "l"}, {"l": [[1]]}, "row 0 has 2 texts and 1 numbers in 'l'; give each text one"),
+        ({"query": "q", "positive": "p", "id": "i"}, {"i": [" "]}, "row 0 has no 'i'; leave out `id`, and rows have"),
+        ({"query": "q", "positive": "p", "id": "i"}, {}, "row 0 has the 'i' of another row, one; leave out `id`, and"),
+    ],
+)
+def test_scores_and_ids_that_do_not_fit(fields, change, said):
+    columns = {"q": ["a"], "p": ["x"], "n1": ["m"], "n2": ["k"], "s": [0.5], "t": [[1.0, 0.5]], "d": [["x", "y"]], "l": [[1, 0]], "i": ["one"]}  # fmt: skip
+    table = rows(**columns | change)
+    if "i" in fields.values() and not change:
+        table = pl.concat([table, table.with_columns(pl.lit("s/one").alias("i"))])
+    with pytest.raises(SourceError, match=f"source 's': {said}"):
+        made(source(fields=fields), table)
 
 
 def test_a_title_stands_before_its_query_and_a_part_of_a_record_is_a_column():
@@ -140,6 +195,11 @@ def test_labels_that_are_no_class_are_left_out():
     shaped = to_tuples(source("clustering", fields=LABELLED, skip_labels=["42"]), table, seed=1)
     assert reasons(shaped) == [("s/4", "skipped_label")]
     assert shaped.tuples["label"].to_list() == ["1", "1", "2", "2"]
+    with pytest.raises(
+        SourceError, match=r"^source 's': no row has the label '43' of 'skip_labels'; labels there are: 1, 2, 42$"
+    ):
+        to_tuples(source("clustering", fields=LABELLED, skip_labels=["42", "43"]), table, seed=1)
+    assert len(to_tuples(source("clustering", fields=LABELLED, skip_labels=["43"], limit=9), table, seed=1).tuples) == 5
     with pytest.raises(ValueError, match="'skip_labels' means nothing here: the mapped columns make shape 'pairs'"):
         source(skip_labels=["42"])
 
@@ -163,7 +223,12 @@ def test_qrels_join_corpus_and_queries():
     table = rows(q=["q1", "q1", "q2", "q2", "q9", "q1"], p=["d1", "d2", "d3", "d9", "d1", "d3"], v=[1, 2, 0, 1, 1, 1])
     tuples = to_tuples(of, table, 1, corpus, queries)
     assert [(t["query"], t["positives"]) for t in tuples.tuples.iter_rows(named=True)] == [("first", ["T\none", "two", "three"])]
-    assert reasons(tuples) == [("s/2", "below_threshold"), ("s/3", "unknown_passage"), ("s/4", "unknown_query")]
+    assert reasons(tuples) == [
+        ("s/row 2", "below_threshold"),
+        ("s/row 3", "unknown_passage"),
+        ("s/row 4", "unknown_query"),
+    ]
+    assert tuples.tuples["id"].to_list() == ["s/q1"]
     assert tuples.corpus.to_list() == ["T\none", "two", "three"]
 
 

@@ -13,10 +13,10 @@ from test_mine_settings import several
 
 from curation import store
 from curation.errors import BuildError
-from mining.audit import at_hardness, measure, rates
-from mining.calibrate import BINS, by_yield
+from mining.audit import at_hardness, audit, measure, rates
+from mining.calibrate import BINS, by_yield, curves
 from mining.cli import mine
-from mining.judge import audit_build, calibrate_build
+from mining.judge import judged
 from mining.lists import Ragged
 from mining.negatives import Candidates, Rules, choose
 
@@ -79,7 +79,7 @@ def test_the_limit_of_a_yield():
 def test_hidden_positives_are_found_out(tmp_path):
     settings = "model: fake, negatives: 3, range_min: 0, range_max: 30, max_score: null, relative_margin: null"
     build = make_build(tmp_path / "b", {"s": several()}, settings)
-    said = audit_build(build, load=encoder)["s"]
+    said = judged(audit, build, load=encoder)["s"]
     assert (said["rows"], said["gold"]) == (40, True)
     own, clean = said["settings"]["manifest"], said["settings"]["clean"]
     assert own["hit"] == pytest.approx(3 * own["strict"])  # a query has one hidden answer
@@ -93,16 +93,16 @@ def test_hidden_positives_are_found_out(tmp_path):
 
 def test_no_gold(tmp_path):
     build = make_build(tmp_path / "b", {"s": retrieval(40), "t": clustering()}, EASY)
-    said = audit_build(build, load=encoder)
+    said = judged(audit, build, load=encoder)
     assert list(said) == ["s"]
     assert not said["s"]["gold"]
     assert "strict" not in said["s"]["settings"]["manifest"]
-    curves = calibrate_build(build, load=encoder)["s"]
-    taken = [row["taken"] for row in curves["relative_margin"]]
+    shown = judged(curves, build, load=encoder)["s"]
+    taken = [row["taken"] for row in shown["relative_margin"]]
     assert taken == sorted(taken)
-    assert next(row["target_yield"] for row in curves["max_similarity"]) == 1
+    assert next(row["target_yield"] for row in shown["max_similarity"]) == 1
     with pytest.raises(BuildError) as error:
-        audit_build(build, ["t"], load=encoder)
+        judged(audit, build, ["t"], load=encoder)
     assert str(error.value) == f"{build}: has no source whose negatives are searched for; the others keep or draw theirs"
 
 

@@ -88,6 +88,7 @@ YES, NO = True, False
         ("exclude_query", True, {"same_query": [NO, YES, NO, NO, NO, NO, NO, NO]}, [2, 3, 4]),
         ("exclude_group", True, {"same_group": [YES, NO, YES, NO, NO, NO, NO, NO]}, [1, 3, 4]),
         ("containment", 0.8, {"overlap": [1, 0.79, 0.8, 1, 0, 0, 0, 0]}, [1, 4, 5]),
+        ("exclude_answer", True, {"answered": [NO, NO, YES, YES, NO, NO, NO, NO]}, [1, 4, 5]),
         ("max_similarity", 0.5, {"similarity": [1, 0.5, 0.49, 0.9, 0, 0, 0, 0]}, [2, 4, 5]),
         ("distinct", True, {"groups": [7, 3, -1, 3, -1, 7, 5, 5]}, [1, 2, 4]),
     ],

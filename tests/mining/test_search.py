@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation.errors import SetupError
-from mining.search import check_installation, installed, nearest, scores_of
+from mining.search import Exact, check_installation, installed, nearest, scores_of
 
 
 def by_sorting(queries, corpus, k):
@@ -26,7 +26,7 @@ def test_ties_at_every_place(count, passages, k, block, levels, seed):
     # a few small whole numbers: sums are exact in any order, so almost every score is shared by many passages
     queries = random.integers(-levels, levels + 1, (count, 6)).astype(np.float32) / 16
     corpus = random.integers(-levels, levels + 1, (passages, 6)).astype(np.float32) / 16
-    ids, scores = nearest(queries, corpus, k, block)
+    ids, scores = nearest(queries, Exact(corpus, block), k)
     expected_ids, expected_scores = by_sorting(queries, corpus, k)
     assert ids.shape == (count, min(k, passages))
     np.testing.assert_array_equal(ids, expected_ids)
@@ -41,7 +41,7 @@ def test_unit_vectors_in_blocks(block):
     queries, corpus = vectors[:100], vectors[100:]
     corpus[500:550] = corpus[3]  # fifty copies: more than the spare candidates
     queries[0] = corpus[3]
-    ids, scores = nearest(queries, corpus, 20, block)
+    ids, scores = nearest(queries, Exact(corpus, block), 20)
     expected, exact = by_sorting(queries, corpus, 20)
     np.testing.assert_allclose(scores, exact, atol=1e-12)
     np.testing.assert_array_equal(ids[1:], expected[1:])
@@ -52,9 +52,9 @@ def test_one_query_alone_and_among_many_get_the_same_bits():
     random = np.random.default_rng(1)
     vectors = random.standard_normal((5000, 64)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    ids, scores = nearest(vectors[:64], vectors, 30)
+    ids, scores = nearest(vectors[:64], Exact(vectors), 30)
     for row in (0, 17, 63):
-        alone = nearest(vectors[row : row + 1], vectors, 30, block=777)
+        alone = nearest(vectors[row : row + 1], Exact(vectors, 777), 30)
         assert (alone[0][0] == ids[row]).all()
         assert alone[1][0].tobytes() == scores[row].tobytes()
 

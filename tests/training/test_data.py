@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from training import data
 from training.data import Plan, assemble, draw_negatives, row_order, shared_negatives, shared_positives, shares, spread
-from training.tokens import Source
+from training.tokens import WINDOW, Source, taken
 
 
 def flat(lists):
@@ -271,3 +271,22 @@ def test_repeated_finds_all_but_the_first_of_an_identity_in_a_batch(monkeypatch,
     assert sorted(data.repeated(order, identity, 8).tolist()) == expected
     assert expected
     assert data.repeated(order[:0], identity[:0], 8).tolist() == []
+
+
+def mapped_megabytes():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssFile")) / 1024
+
+
+def test_of_a_large_mapped_file_no_more_than_a_window_stays_in_memory(tmp_path):
+    count = 4 * WINDOW // 8
+    np.save(tmp_path / "a.npy", np.arange(count, dtype=np.int64))
+    mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
+    places = np.random.default_rng(0).integers(0, count, (1000, 8))
+    places[0, :2] = 0, count - 1
+    before = mapped_megabytes()
+    assert (taken(mapped, places) == places).all()
+    assert mapped_megabytes() - before < 8
+    mapped[places]
+    assert mapped_megabytes() - before > 50  # what it would be
+    assert taken(mapped, places[:0]).shape == (0, 8)

