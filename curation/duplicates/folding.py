@@ -38,8 +38,8 @@ def table() -> np.ndarray:
     data, starts = buffers_of(forms)
     size = np.diff(starts)
     spelled = size << SIZE
-    for at in range(3):
-        spelled |= np.where(at < size, data[np.minimum(starts[:-1] + at, len(data) - 1)].astype(np.int64) << (8 * at), 0)
+    for byte in range(3):
+        spelled |= np.where(byte < size, data[np.minimum(starts[:-1] + byte, len(data) - 1)].astype(np.int64) << (8 * byte), 0)
     good = (size > 0) & (size <= np.minimum(signs.str.len_bytes().to_numpy(), 3))
     found[np.array([ord(sign) for sign in signs])[good]] = spelled[good]
     for first, end in SPACELESS_RANGES:

@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 
 _SPREAD = np.uint64(0xFF51AFD7ED558CCD)
+_ONE, _SIX, _LAST = np.uint64(1), np.uint64(6), np.uint64(63)
 
 
 @njit(nogil=True, cache=True)
@@ -81,8 +82,9 @@ def numbered(left, right, counts, room, used, i, j):
 @njit(nogil=True, cache=True)
 def jaccard(hashes, bounds, sizes, left, right, least, scores):
     """Fill scores with the Jaccard of the sets left[i] and right[i]; 0 where it is below `least`. Equal lefts lie together."""
-    room = np.empty(8 + 4 * (sizes.max() if len(sizes) else 0), np.uint64)
-    table, shift, held = cleared(room, 1)[0], np.uint64(0), -1
+    most = sizes.max() if len(sizes) else 0
+    room, filters = np.empty(8 + 4 * most, np.uint64), np.empty(2 + most // 2, np.uint64)
+    bits, low, table, shift, held, made = filters, np.uint64(0), room, np.uint64(0), -1, False
     for pair in range(len(left)):
         i, j = left[pair], right[pair]
         n, m = sizes[i], sizes[j]
@@ -90,19 +92,49 @@ def jaccard(hashes, bounds, sizes, left, right, least, scores):
         if min(n, m) < least * max(n, m):
             continue
         if i != held:
+            bits, low = _bits(hashes[bounds[i] : bounds[i] + n], filters)
+            held, made = i, False
+        spare = np.int64(m - (n + m) * least / (1 + least) + 0.5)  # with more misses the Jaccard is below `least`
+        others = hashes[bounds[j] : bounds[j] + m]
+        if _absent(others, bits, low, spare) > spare:
+            continue
+        if not made:
             table, shift = cleared(room, n)
-            held = i
+            made = True
             for at in range(bounds[i], bounds[i] + n):
                 insert(table, hashes[at], shift)
-        spare = m - (n + m) * least / (1 + least) + 0.5  # with more misses the Jaccard is below `least`
-        misses = 0
-        for at in range(bounds[j], bounds[j] + m):
-            misses += not _holds(table, hashes[at], shift)
-            if misses > spare:
-                break
-        both = m - misses
+        both = 0
+        for value in others:
+            both += _holds(table, value, shift)
         score = both / max(n + m - both, 1)
-        scores[pair] = score if misses <= spare and score >= least else 0.0
+        scores[pair] = score if score >= least else 0.0
+
+
+@njit(nogil=True, cache=True)
+def _bits(values, room):
+    """Return (bits, shift): the values' first bits in a filter of 16 bits a value or more."""
+    log = 6
+    while (1 << log) < 16 * len(values):
+        log += 1
+    bits, shift = room[: 1 << (log - 6)], np.uint64(64 - log)
+    bits[:] = 0
+    for value in values:
+        at = (value * _SPREAD) >> shift
+        bits[at >> _SIX] |= _ONE << (at & _LAST)
+    return bits, shift
+
+
+@njit(nogil=True, cache=True)
+def _absent(values, bits, shift, spare):
+    """Return how many values a filter shows to be absent, or some number above `spare`: no branches but one in 16 values."""
+    absent = 0
+    for first in range(0, len(values), 16):
+        for value in values[first : first + 16]:
+            at = (value * _SPREAD) >> shift
+            absent += np.int64(~(bits[at >> _SIX] >> (at & _LAST)) & _ONE)
+        if absent > spare:
+            break
+    return absent
 
 
 @njit(nogil=True, cache=True)
