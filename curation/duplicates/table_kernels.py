@@ -127,7 +127,7 @@ def _bits(values, room):
 @njit(nogil=True, cache=True)
 def _absent(values, bits, shift, spare):
     """Return how many values a filter shows to be absent, or some number above `spare`: no branches but one in 16 values."""
-    absent = 0
+    absent = np.int64(0)
     for first in range(0, len(values), 16):
         for value in values[first : first + 16]:
             at = (value * _SPREAD) >> shift
