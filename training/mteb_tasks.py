@@ -133,7 +133,7 @@ def _local(folder: Path, split: str) -> Any:
         str(row): {str(passage): int(grade) for passage, grade in grades.items()}
         for row, grades in enumerate(collection.relevant)
     }
-    split = {"corpus": Dataset.from_list(corpus), "queries": Dataset.from_list(queries)}
-    task.dataset = {"default": {"test": {**split, "relevant_docs": relevant, "top_ranked": None}}}
+    whole = {"corpus": Dataset.from_list(corpus), "queries": Dataset.from_list(queries)}
+    task.dataset = {"default": {"test": {**whole, "relevant_docs": relevant, "top_ranked": None}}}
     task.data_loaded = True
     return task
