@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from curation.manifest import Dedup, Manifest
 from curation.manifest_decontaminate import Decontaminate, EvalSet
-from curation.manifest_models import Mine, Train
+from curation.manifest_models import Mine, OfSource, Train
 from curation.manifest_source import Filters, Source
 from curation.section import Section
 
@@ -93,12 +93,17 @@ def _section(title: str, about: str, model: type[Section]) -> str:
         lines.append(f"| `{name}` | {default} | {field.description} |")
         inner = next((a for a in (field.annotation, *getattr(field.annotation, "__args__", ())) if _is_fields(a)), None)
         if inner:
+            name += ".NAME" if inner is OfSource else ""
             lines += [f"| `{name}.{sub}` | {_default(f.default)} | {f.description} |" for sub, f in inner.model_fields.items()]
     return "\n".join(lines) + "\n"
 
 
 def _is_fields(annotation: object) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, Section) and annotation.__name__ in ("Fields", "DeepSpeed")
+    return (
+        isinstance(annotation, type)
+        and issubclass(annotation, Section)
+        and annotation.__name__ in ("Fields", "DeepSpeed", "OfSource")
+    )
 
 
 def _default(value: object) -> str:

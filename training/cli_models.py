@@ -48,7 +48,8 @@ def evaluate(
 
     MODEL is a folder, a Hub id, or package:NAME. With --mteb it is mteb's
     main score of each task and the mean of each kind, for several models side
-    by side; a task's instruction is F2LLM's where it has one, else mteb's.
+    by side; a task's instruction is F2LLM's where it has one, else mteb's. Of
+    the model of a run it also writes a draft of mteb's metadata.
     """
     if (data is None) == (not mteb) or (data and len(models) > 1):
         raise click.UsageError("Give one model with '--data', or any with '--mteb'.")
@@ -66,7 +67,7 @@ def evaluate(
 def _with_mteb(
     models: tuple[str, ...], names: tuple[str, ...], out: Path, instruction: str, settings: dict[str, Any], as_json: bool
 ) -> None:
-    from training import mteb_tasks
+    from training import mteb_meta, mteb_tasks
     from training.encode import load_encoder
 
     tasks = mteb_tasks.tasks_of(names)
@@ -74,7 +75,10 @@ def _with_mteb(
     for model in models:
         called = model if model.count("/") == 1 and not Path(model).exists() else f"local/{Path(model).resolve().as_posix()}"
         called = "/".join([called.split("/")[0], "-".join(called.split("/")[1:]).strip("-")])
-        found[model] = mteb_tasks.evaluate(called, load_encoder(model, **settings), tasks, out, instruction)
+        encoder = load_encoder(model, **settings)
+        found[model] = mteb_tasks.evaluate(called, encoder, tasks, out, instruction)
+        if draft := mteb_meta.write(out / f"{called.replace('/', '--')}.py", Path(model), encoder):
+            say(f"draft of mteb's metadata: {draft}")
     if as_json:
         return show(found, True)
     rows = {task.metadata.name: [one["tasks"][task.metadata.name] for one in found.values()] for task in tasks}
