@@ -384,37 +384,6 @@ def test_verify_tells_what_is_wrong(made, tmp_path, told):
     assert curate.main(["verify", str(whole), "-q"], standalone_mode=False) == 1
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("name", ["pair", "triplet", "n-tuple"])
-def test_sentence_transformers_trains_a_step(made, tmp_path, name):
-    import datasets
-    import torch
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
-    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-
-    from tests.training.tiny_models import tiny_folder
-
-    export(made, tmp_path / "out", name, ["faq"], None if name == "pair" else 3)
-    path = str(tmp_path / "out/data/faq.parquet")
-    rows = datasets.load_dataset("parquet", data_files=path, split="train", cache_dir=str(tmp_path / "cache"))
-    model = SentenceTransformer(str(tiny_folder("bert", tmp_path / "model")), device="cpu")
-    batch = SentenceTransformerDataCollator(preprocess_fn=model.preprocess)([rows[i] for i in range(4)])
-    assert "label" not in batch
-    names = rows.column_names
-    columns = [{key.removeprefix(f"{one}_"): v for key, v in batch.items() if key.startswith(f"{one}_")} for one in names]
-    assert all("input_ids" in column for column in columns)
-    loss, optimizer, values = MultipleNegativesRankingLoss(model), torch.optim.SGD(model.parameters(), lr=0.01), []
-    for _ in range(2):
-        model.eval()  # no dropout: the second loss differs by the step alone
-        value = loss(columns, None)
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        values.append(value.item())
-    assert values[1] < values[0]
-
-
 def test_the_report_shows_what_was_mined(made, tmp_path):
     whole = tmp_path / "b"
     shutil.copytree(made, whole, ignore=shutil.ignore_patterns("embeddings"))

@@ -12,6 +12,7 @@ import polars as pl
 from curation import store
 from curation.errors import UserError
 from curation.exchange.export import stale
+from curation.exchange.upload import MARK, Piece
 from curation.look import names_of
 from curation.progress import Progress, silent
 from curation.schema import ORIGINS, keys_of
@@ -31,7 +32,7 @@ class Problem(NamedTuple):
 
 
 def problems(build: Path, only: Iterable[str] = (), progress: Progress = silent) -> list[Problem]:
-    """Return all that is wrong with a build; nothing where all is as it was written.
+    """Return all that is wrong with a build, or a published one that was downloaded; nothing where all is as it was written.
 
     Passages and tuples are looked at shard by shard. A stage whose files are not those of its receipt is told of, and
     not looked into.
@@ -39,6 +40,8 @@ def problems(build: Path, only: Iterable[str] = (), progress: Progress = silent)
     Raises:
         BuildError: there is no build.json, or it does not name a source of `only`.
     """
+    if (build / MARK).is_file() and not (build / "build.json").exists():
+        return list(_published(build, only))
     names = names_of(build, only)
     entries = store.read_json(build / "build.json")["sources"]
     found = [] if (build / "manifest.yaml").is_file() else [Problem(str(build / "manifest.yaml"), "is missing")]
@@ -50,6 +53,23 @@ def problems(build: Path, only: Iterable[str] = (), progress: Progress = silent)
             found += _source(build, name, entries[name])
             advance(1)
     return found
+
+
+def _published(folder: Path, only: Iterable[str]) -> Iterator[Problem]:
+    """Compare the files of a published build with what its MARK says of them."""
+    told = store.read_json(folder / MARK)
+    yield from (Problem(str(folder / name), "is missing") for name in told["files"] if not (folder / name).is_file())
+    for name, source in told["sources"].items():
+        if only and name not in only:
+            continue
+        paths = {folder / name / shard: said["sha256"] for shard, said in source["shards"].items()}
+        wrong = [path for path, digest in paths.items() if path.is_file() and Piece.of(path).sha256 != digest]
+        yield from (Problem(str(path), f"has another digest than {MARK} says") for path in wrong)
+        if not wrong and all(path.is_file() for path in paths):
+            frame = pl.concat([store.read_parquet(path) for path in paths])
+            yield from _equal(str(folder / name), "rows", len(frame), f"{MARK}'s", source["rows"])
+            if frame.columns != [feature["name"] for feature in source["features"]]:
+                yield Problem(str(folder / name), f"has other columns than {MARK} says")
 
 
 def _copies(build: Path) -> Iterator[Problem]:
