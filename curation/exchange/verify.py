@@ -189,7 +189,7 @@ def _tuples(folder: Path, source: str, kept: int, passages: int, mined: bool) ->
     ids = []
     for shard in sorted(folder.glob("pairs-[0-9]*.parquet")):
         frame = store.read_parquet(shard)
-        broken = frame.select(_rules(source, passages, mined))
+        broken = frame.select(_rules(source, passages, LISTS if mined else [name for name in LISTS if name in frame.columns]))
         for what in broken.columns:
             yield from _rule(str(shard), "tuples", frame["id"], broken[what].fill_null(True), what)
         yield from _rule(
@@ -205,8 +205,11 @@ def _tuples(folder: Path, source: str, kept: int, passages: int, mined: bool) ->
     yield from _rule(str(folder), "tuples", every, every.is_duplicated(), "have the id of another")
 
 
-def _rules(source: str, passages: int, mined: bool) -> list[pl.Expr]:
-    """Return one column a rule, true for the tuples that break it, named for what is then wrong with them."""
+def _rules(source: str, passages: int, lists: Iterable[str]) -> list[pl.Expr]:
+    """Return one column a rule, true for the tuples that break it, named for what is then wrong with them.
+
+    `lists` are those that go with the negatives: of curated tuples the scores, if they came with any.
+    """
     positives, negatives = pl.col("positives"), pl.col("negatives")
     rules = {
         "have the id of another source": ~pl.col("id").str.starts_with(f"{source}/"),
@@ -216,11 +219,12 @@ def _rules(source: str, passages: int, mined: bool) -> list[pl.Expr]:
         "name a positive twice": positives.list.n_unique() < positives.list.len(),
         "name a negative twice": negatives.list.n_unique() < negatives.list.len(),
     }
-    for name in LISTS if mined else ():
+    for name in lists:
         rules[f"have not one of '{name}' a negative"] = pl.col(name).list.len() != negatives.list.len()
-    if mined:
+    if "negative_scores" in lists:
         odd = pl.element().is_nan() | pl.element().is_infinite()
         rules["have a score that is no number"] = pl.col("negative_scores").list.eval(odd).list.any()
+    if "negative_origin" in lists:
         rules["have a negative of unknown origin"] = pl.col("negative_origin").list.max().fill_null(0) >= len(ORIGINS)
     return [rule.alias(what) for what, rule in rules.items()]
 
