@@ -1,8 +1,8 @@
 """F2LLM's training step as its released code does it, on one process, to compare with: not part of the package.
 
 Queries, positives and negatives of a batch are padded to one length and go through the model in one forward, with a mask of
-what is not padding; the last token of each is pooled; hard negatives and other rows' positives have a softmax each; layers are
-checkpointed always; AdamW decays every weight. (F2LLM, run.py and utils.py of its first release.)
+what is not padding; the last token of each is pooled (for an encoder, the mean of them); hard negatives and other rows' positives
+have a softmax each; layers are checkpointed; AdamW decays every weight. (F2LLM, run.py and utils.py of its first release.)
 """
 
 from __future__ import annotations
@@ -18,15 +18,26 @@ TEMPERATURE = 0.05
 class PaddedLoop:
     """One step at a time, on the batches of our own plan."""
 
-    def __init__(self, folder: str, weight_decay: float, betas: tuple[float, float], clip: float, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        folder: str,
+        weight_decay: float,
+        betas: tuple[float, float],
+        clip: float,
+        dtype: torch.dtype,
+        *,
+        pooling: str = "last",
+        checkpointing: bool = True,
+    ) -> None:
         self.model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
-        self.model.activation_checkpointing_enable()
+        if checkpointing:
+            self.model.activation_checkpointing_enable()
         self.model.train()
         for module in self.model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         self.optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=weight_decay, betas=betas, fused=True)
-        self.clip, self.dtype = clip, dtype
+        self.clip, self.dtype, self.pooling = clip, dtype, pooling
 
     def step(self, batch, task: str, lr: float) -> tuple[float, int]:
         """Train on a batch whose rows all have k negatives; return its loss and the tokens that were processed."""
@@ -41,8 +52,7 @@ class PaddedLoop:
             states = self.model(
                 input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), use_cache=False
             ).last_hidden_state
-        last = torch.from_numpy(mask.sum(1) - 1)
-        vectors = F.normalize(states[torch.arange(len(order)), last].float(), dim=-1)
+        vectors = F.normalize(self._pooled(states, torch.from_numpy(mask)).float(), dim=-1)
         query, positive, negative = vectors[:b], vectors[b : 2 * b], vectors[2 * b :].view(b, k, -1)
         loss = self._loss(query, positive, negative, task)
         loss.backward()
@@ -52,6 +62,11 @@ class PaddedLoop:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return float(loss.detach()), ids.size
+
+    def _pooled(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        if self.pooling == "mean":
+            return (states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
+        return states[torch.arange(len(states)), mask.sum(1) - 1]
 
     @staticmethod
     def _loss(query: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor, task: str) -> torch.Tensor:

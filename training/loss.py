@@ -10,7 +10,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+ROWS_AT_ONCE = 512  # of the scores in a batch
 IN_BATCH_TASKS = ("retrieval",)  # elsewhere other rows' positives are of the same class too often
 
 
@@ -30,8 +32,9 @@ def contrastive(
     has_negative: Tensor,
     shared: Tensor | None,
     temperature: float,
-    task: str,
+    in_batch: bool,
     symmetric: bool = False,
+    detached: bool = False,
 ) -> Losses:
     """Return the loss of b tuples of one source.
 
@@ -42,17 +45,18 @@ def contrastive(
         has_negative: (b, k) bool.
         shared: (b, b) bool, which other rows' positives are no negatives of a row; None gives F2LLM's own formula.
         temperature: divides the cosines.
-        task: retrieval adds the in-batch term.
+        in_batch: add the in-batch term.
         symmetric: that term is the mean of queries among passages and passages among queries.
+        detached: that term gives passages no gradient.
     """
     hard = hard_loss(query, positive, negative, has_negative, temperature)
-    if task not in IN_BATCH_TASKS:
+    if not in_batch:
         return Losses(hard, hard, None)
-    in_batch = in_batch_loss(query, positive, shared, temperature)
+    among = own_among(query, positive.detach() if detached else positive, shared, temperature)
     if symmetric:
-        back = in_batch_loss(positive, query, None if shared is None else shared.T, temperature)
-        in_batch = (in_batch + back) / 2
-    return Losses(hard + in_batch, hard, in_batch)
+        back = own_among(positive, query, None if shared is None else shared.T, temperature)
+        among = (among + back) / 2
+    return Losses(hard + among, hard, among)
 
 
 def infonce(
@@ -63,24 +67,22 @@ def infonce(
     shared: Tensor | None,
     shared_negative: Tensor | None,
     temperature: float,
-    task: str,
+    in_batch: bool,
 ) -> Losses:
     """Return the mean cross-entropy of each positive among all positives and negatives of the batch (arXiv 1807.03748).
 
     Arguments are as for `contrastive`; `shared_negative` is (b, b, k) bool, which other rows' negatives are no negatives
-    of a row. A task without in-batch loss has its own negatives only.
+    of a row. Without `in_batch` a row has its own negatives only.
     """
-    if task not in IN_BATCH_TASKS:
+    if not in_batch:
         hard = hard_loss(query, positive, negative, has_negative, temperature)
         return Losses(hard, hard, None)
-    logits = query @ torch.cat([positive, negative.flatten(0, 1)]).T / temperature  # (b, b + b * k)
     b = len(query)
     own = ~has_negative.flatten().expand(b, -1)  # (b, b * k)
     others = own.new_zeros(b, b) if shared is None else shared
     absent = own if shared_negative is None else own | shared_negative.flatten(1)
-    out = torch.cat([others, absent], dim=1)
-    logits = logits.masked_fill(out, -torch.inf)
-    return Losses(F.cross_entropy(logits, torch.arange(b, device=logits.device)), None, None)
+    candidates = torch.cat([positive, negative.flatten(0, 1)])  # (b + b * k, dim)
+    return Losses(own_among(query, candidates, torch.cat([others, absent], dim=1), temperature), None, None)
 
 
 def hard_loss(query: Tensor, positive: Tensor, negative: Tensor, has_negative: Tensor, temperature: float) -> Tensor:
@@ -91,12 +93,23 @@ def hard_loss(query: Tensor, positive: Tensor, negative: Tensor, has_negative: T
     return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
 
 
-def in_batch_loss(query: Tensor, positive: Tensor, shared: Tensor | None, temperature: float) -> Tensor:
-    """Return the mean cross-entropy of each positive among the positives of all rows, but for those `shared` excludes."""
-    logits = query @ positive.T / temperature  # (b, b)
-    if shared is not None:
-        logits = logits.masked_fill(shared, -torch.inf)
-    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+def own_among(query: Tensor, candidates: Tensor, out: Tensor | None, temperature: float) -> Tensor:
+    """Return the mean cross-entropy of candidate i for query i, among all n candidates but those that `out` (b, n) takes out.
+
+    A large batch is computed some rows at a time, and again on the way back: never are there b x n numbers.
+    """
+
+    def some(first: int, query: Tensor, candidates: Tensor) -> Tensor:
+        logits = query @ candidates.T / temperature  # (rows, n)
+        if out is not None:
+            logits = logits.masked_fill(out[first : first + len(query)], -torch.inf)
+        return F.cross_entropy(logits, torch.arange(first, first + len(query), device=logits.device), reduction="sum")
+
+    if len(query) <= ROWS_AT_ONCE:
+        return some(0, query, candidates) / len(query)
+    parts = enumerate(torch.split(query, ROWS_AT_ONCE))
+    each = [checkpoint(some, part * ROWS_AT_ONCE, rows, candidates, use_reentrant=False) for part, rows in parts]
+    return torch.stack(each).sum() / len(query)
 
 
 def too_near(query: Tensor, positive: Tensor, margin: float) -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.loss import contrastive, distillation, hard_loss, in_batch_loss, infonce, too_near
+from training.loss import ROWS_AT_ONCE, contrastive, distillation, hard_loss, infonce, own_among, too_near
 
 
 def unit(*shape, seed):
@@ -42,28 +42,27 @@ def test_equals_the_double_loop(masked, temperature):
         shared = torch.zeros(6, 6, dtype=torch.bool)
         shared[0, 1] = shared[1, 0] = shared[4, 2] = True
     hard, in_batch = by_loops(query, positive, negative, has, shared, temperature)
-    got = contrastive(query, positive, negative, has, shared, temperature, "retrieval")
+    got = contrastive(query, positive, negative, has, shared, temperature, True)
     assert float(got.hard) == pytest.approx(hard, rel=1e-12)
     assert float(got.in_batch) == pytest.approx(in_batch, rel=1e-12)
     assert float(got.total) == pytest.approx(hard + in_batch, rel=1e-12)
 
 
-def test_other_tasks_have_the_hard_term_only():
+def test_without_in_batch_negatives_there_is_the_hard_term_only():
     query, positive, negative = unit(3, 8, seed=1), unit(3, 8, seed=2), unit(3, 1, 8, seed=3)
     has = torch.ones(3, 1, dtype=torch.bool)
-    for task in ("classification", "clustering"):
-        got = contrastive(query, positive, negative, has, None, 0.05, task)
-        assert got.in_batch is None
-        assert float(got.total) == float(got.hard) == float(hard_loss(query, positive, negative, has, 0.05))
+    got = contrastive(query, positive, negative, has, None, 0.05, False)
+    assert got.in_batch is None
+    assert float(got.total) == float(got.hard) == float(hard_loss(query, positive, negative, has, 0.05))
 
 
 def test_a_row_with_all_others_masked_and_one_without_negatives_cost_nothing_and_are_finite():
     query, positive = unit(3, 8, seed=4), unit(3, 8, seed=5)
     shared = ~torch.eye(3, dtype=torch.bool)
-    assert float(in_batch_loss(query, positive, shared, 0.05)) == 0
+    assert float(own_among(query, positive, shared, 0.05)) == 0
     none = torch.zeros(3, 2, dtype=torch.bool)
     query.requires_grad_(True)
-    loss = hard_loss(query, positive, unit(3, 2, 8, seed=6), none, 0.05) + in_batch_loss(query, positive, shared, 0.05)
+    loss = hard_loss(query, positive, unit(3, 2, 8, seed=6), none, 0.05) + own_among(query, positive, shared, 0.05)
     loss.backward()
     assert loss.item() == 0
     assert torch.isfinite(query.grad).all()
@@ -74,7 +73,7 @@ def test_every_part_gets_a_gradient():
     parts = [unit(4, 8, seed=1), unit(4, 8, seed=2), unit(4, 2, 8, seed=3)]
     for part in parts:
         part.requires_grad_(True)
-    contrastive(*parts, torch.ones(4, 2, dtype=torch.bool), None, 0.05, "retrieval").total.backward()
+    contrastive(*parts, torch.ones(4, 2, dtype=torch.bool), None, 0.05, True).total.backward()
     assert all(float(part.grad.norm()) > 0.1 for part in parts)
 
 
@@ -84,9 +83,31 @@ def test_in_batch_gradient_reaches_other_rows_passages():
     torch.nn.functional.cross_entropy(logits[:1], torch.zeros(1, dtype=torch.long)).backward()
     alone = positive.grad.clone()
     positive.grad = None
-    in_batch_loss(query, positive, None, 0.05).backward()
+    own_among(query, positive, None, 0.05).backward()
     assert not torch.allclose(positive.grad, alone / 4)
     assert (positive.grad.norm(dim=1) > 0).all()
+
+
+def test_a_large_batch_has_the_loss_and_gradients_of_one_product_without_keeping_its_scores():
+    b, n = 2 * ROWS_AT_ONCE + 3, 3 * ROWS_AT_ONCE
+    query, candidates = (unit(count, 8, seed=seed).requires_grad_() for count, seed in ((b, 1), (n, 2)))
+    out = torch.from_numpy(np.random.Generator(np.random.Philox(3)).random((b, n)) < 0.1)
+    out[torch.arange(b), torch.arange(b)] = False
+    logits = (query @ candidates.T / 0.05).masked_fill(out, -torch.inf)
+    expected = torch.nn.functional.cross_entropy(logits, torch.arange(b))
+    wanted = torch.autograd.grad(expected, [query, candidates])
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        got = own_among(query, candidates, out, 0.05)
+    assert sum(kept) < b * n / 10
+    assert got.item() == pytest.approx(expected.item(), rel=1e-12)
+    for one, other in zip(torch.autograd.grad(got, [query, candidates]), wanted, strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-12)
 
 
 def joint_by_loops(query, positive, negative, has, shared, shared_negative, temperature):
@@ -116,16 +137,16 @@ def test_infonce_equals_the_double_loop(masked, k):
         shared[0, 1] = shared[3, 2] = True
         shared_negative[2, 4, :1] = shared_negative[0, 1, :] = True
     arguments = (query, positive, negative, has, shared, shared_negative, 0.2)
-    got = infonce(*arguments, "retrieval")
+    got = infonce(*arguments, True)
     assert float(got.total) == pytest.approx(joint_by_loops(*arguments), rel=1e-12)
     assert got.hard is None
     assert got.in_batch is None
 
 
-def test_infonce_of_a_task_without_in_batch_loss_has_own_negatives_only():
+def test_infonce_of_a_task_without_own_among_has_own_negatives_only():
     query, positive, negative = unit(3, 8, seed=1), unit(3, 8, seed=2), unit(3, 2, 8, seed=3)
     has = torch.ones(3, 2, dtype=torch.bool)
-    got = infonce(query, positive, negative, has, None, None, 0.05, "clustering")
+    got = infonce(query, positive, negative, has, None, None, 0.05, False)
     assert float(got.total) == float(got.hard) == float(hard_loss(query, positive, negative, has, 0.05))
 
 
@@ -137,7 +158,7 @@ def test_passages_among_queries_too():
         by_loops(query, positive, negative, has, shared, 0.1)[1],
         by_loops(positive, query, negative, has, shared.T, 0.1)[1],
     )
-    got = contrastive(query, positive, negative, has, shared, 0.1, "retrieval", symmetric=True)
+    got = contrastive(query, positive, negative, has, shared, 0.1, True, symmetric=True)
     assert float(got.in_batch) == pytest.approx((one + other) / 2, rel=1e-12)
 
 
