@@ -128,6 +128,8 @@ class Mine(Section):
         uses = self.reranker_max_score is not None or self.reranker_margin is not None or self.reranker_scores
         if uses and not self.reranker:
             raise ValueError("'reranker_max_score', 'reranker_margin' and 'reranker_scores' need a 'reranker'")
+        if self.reranker and self.candidates == "given":
+            raise ValueError("'reranker' scores what a search found, and `candidates: given` searches for nothing")
         if self.reranker and not uses:
             raise ValueError("'reranker' needs a use: 'reranker_max_score', 'reranker_margin' or 'reranker_scores: true'")
         return self

@@ -22,7 +22,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as
 @click.option("--data", type=FOLDER, help="Folder in BEIR layout, such as BUILD/heldout/SOURCE.")
 @click.option("--mteb", multiple=True, metavar="NAME", help="Task or benchmark of mteb, or a BEIR folder; may be repeated.")
 @click.option("-o", "--out", type=FOLDER, default=Path("mteb"), help="Folder for mteb's own files; default mteb.")
-@click.option("--split", default="test", metavar="NAME", help="Judgements in qrels/NAME.tsv; default test.")
+@click.option("--split", default="test", metavar="NAME", help="Of a folder: qrels/NAME.tsv; default test.")
 @click.option("--instruction", default="", metavar="TEXT", help="What the model is told before each query.")
 @click.option("--prompt", type=click.Choice(["auto", "instruct", "none"]), default="auto", help="As in a manifest; default auto.")
 @click.option("--max-tokens", type=click.IntRange(4), help="Longer texts are cut; by default the model's own limit.")
@@ -55,7 +55,7 @@ def evaluate(
         raise click.UsageError("Give one model with '--data', or any with '--mteb'.")
     settings: dict[str, Any] = {"device": device, "dtype": dtype, "max_tokens": max_tokens, "prompt": prompt}
     if mteb:
-        return _with_mteb(models, mteb, out, instruction, settings, as_json)
+        return _with_mteb(models, mteb, split, out, instruction, settings, as_json)
     from training.encode import load_encoder
     from training.evaluate import evaluate as measure
 
@@ -65,12 +65,18 @@ def evaluate(
 
 
 def _with_mteb(
-    models: tuple[str, ...], names: tuple[str, ...], out: Path, instruction: str, settings: dict[str, Any], as_json: bool
+    models: tuple[str, ...],
+    names: tuple[str, ...],
+    split: str,
+    out: Path,
+    instruction: str,
+    settings: dict[str, Any],
+    as_json: bool,
 ) -> None:
     from training import mteb_meta, mteb_tasks
     from training.encode import load_encoder
 
-    tasks = mteb_tasks.tasks_of(names)
+    tasks = mteb_tasks.tasks_of(names, split)
     found = {}
     for model in models:
         called = model if model.count("/") == 1 and not Path(model).exists() else f"local/{Path(model).resolve().as_posix()}"

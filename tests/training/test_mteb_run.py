@@ -16,7 +16,9 @@ from tiny_build import retrieval, tiny_model, write_build
 from tiny_models import MINILM
 
 from curation import store
+from curation.build import build
 from curation.errors import SourceError
+from curation.exchange.export import export
 from curation.manifest_models import Train
 from training.cli import train
 from training.encode import load_encoder
@@ -62,6 +64,24 @@ def test_a_folder_scores_as_evaluate_scores_it_and_models_stand_side_by_side(pla
     assert [line.split() for line in again.stdout.splitlines()] == [
         [MINILM], [name, f"{score:.4f}"], ["mean", "of", "Retrieval", f"{score:.4f}"], ["mean", f"{score:.4f}"]
     ]  # fmt: skip
+
+
+def test_an_export_is_a_task(place):
+    """What `curate export --format beir` writes, mteb evaluates, and with our own score."""
+    rows = [
+        {"q": f"what is {word}?", "a": f"it is said of {word} that it is {word}"} for word in ("an oak", "rain", "a kite", "tin")
+    ]
+    (place / "faq.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = "{query: q, positive: a}"
+    (place / "m.yaml").write_text(f"name: m\nsources: [{{name: faq, files: faq.jsonl, task: retrieval, fields: {fields}}}]\n")
+    build(place / "m.yaml", place / "b")
+    export(place / "b", place / "out", "beir")
+    folder = str(place / "out/data/faq")
+    plain = json.loads(call("evaluate", MINILM, "--data", folder, "--split", "train", "--json", "-q").stdout)
+    result = call("evaluate", MINILM, "--mteb", folder, "--split", "train", "--json")
+    assert result.exit_code == 0, result.exception
+    (found,) = json.loads(result.stdout).values()
+    assert list(found["tasks"].values()) == [round(plain["ndcg@10"], 5)]
 
 
 def test_a_query_is_told_its_task_and_a_document_nothing():
