@@ -1,7 +1,7 @@
 """The hot loop of decontamination, compiled: raw bytes of a text -> normalised -> every gram looked up in the index.
 
-It reads Arrow buffers (`shingles.buffers_of`) and holds no lock of Python's. `grams` says what a gram is, `leaks` what counts
-as a match, and both compute the same with numpy. What a table of characters (`folding`) cannot normalise is left to the caller.
+It reads Arrow buffers (`signatures.read`) and holds no lock of Python's. `grams` says what a gram is, `lookup` what counts
+as a match, and both compute the same with numpy.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import numpy as np
 from numba import njit
 
 from curation.duplicates.fold_kernels import fold
-from curation.duplicates.kernels import _normalise
 from curation.duplicates.shingles import BASE, INVERSE
 from curation.leaks.grams import CHARS, CHARS_WIDTH, MARKS, MIX, SEEDS, SEEDS_WIDTH, WHOLE, WORDS, WORDS_WIDTH
 
@@ -205,12 +204,11 @@ def _shared(wanted, chars, seen, stamps, stamp):
 
 
 @njit(nogil=True, cache=True)
-def scan(data, starts, first, folds, bits, slots, entries, gram_begins, grams, few, share, hits, found, left):
+def scan(data, starts, first, folds, bits, slots, entries, gram_begins, grams, few, share, hits, found):
     """Look texts up from number `first` on; fill found (room, 4) i64: text, entry, kind, grams shared.
 
-    Returns (text to go on with, matches, texts left), and stops early where `found` is full, which needs room for all entries.
-    `hits` (entries,) i64 is all 0, `share` is in tenths. `folds` is `folding.table()`, and `left` (texts,) i64 gets what it
-    cannot normalise; an empty one says that texts beyond ASCII are normalised already.
+    Returns (text to go on with, matches), and stops early where `found` is full, which needs room for all entries.
+    `hits` (entries,) i64 is all 0, `share` is in tenths, `folds` is `folding.table()`.
     """
     room = 4
     for text in range(first, len(starts) - 1):
@@ -221,18 +219,10 @@ def scan(data, starts, first, folds, bits, slots, entries, gram_begins, grams, f
     wide = _wide(2 * room)
     seen, stamps, marked = np.empty(wide, np.uint32), np.full(wide, -1, np.int32), np.full(_wide(8 * room), -1, np.int32)
     table = (bits, slots, entries, np.uint64(64 - np.int64(np.log2(len(bits)))), np.uint64(len(slots) - 1))
-    count, away = 0, 0
+    count = 0
     for text in range(first, len(starts) - 1):
-        if len(folds):
-            size, spaceless = fold(data, starts[text], starts[text + 1], folds, form)
-            if size < 0:
-                left[away] = text
-                away += 1
-        else:
-            size, _, _, spaceless = _normalise(data, starts[text], starts[text + 1], form[1:])
-            form[0], form[size + 1] = 32, 32
-            size += 2 * (size > 0)
-        if size <= 0:
+        size, spaceless, _ = fold(data, starts[text], starts[text + 1], folds, form)
+        if size == 0:
             continue
         chars, spaced = _cut(form, size, powers, sums, own, spaces)
         cuts = each if chars == size else own
@@ -259,5 +249,5 @@ def scan(data, starts, first, folds, bits, slots, entries, gram_begins, grams, f
                 found[count, 0], found[count, 1], found[count, 2], found[count, 3] = text, entry, kind, shared
                 count += 1
         if full:
-            return text, count, away
-    return len(starts) - 1, count, away
+            return text, count
+    return len(starts) - 1, count

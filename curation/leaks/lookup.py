@@ -18,8 +18,7 @@ import numpy as np
 import polars as pl
 
 from curation.duplicates import folding
-from curation.duplicates.shingles import buffers_of
-from curation.duplicates.signatures import threads
+from curation.duplicates.signatures import read, threads
 from curation.leaks.grams import CHARS, CHARS_WIDTH, WHOLE, WORDS, WORDS_WIDTH, Forms, measures_of
 from curation.leaks.index import SHARE, Index
 from curation.text import normalised
@@ -34,7 +33,6 @@ RULES = ("equal", "chars", "words")  # by kind of gram
 FOUND = pl.Schema({"text": pl.Int64(), "entry": pl.Int64(), "kind": pl.Int64(), "score": pl.Float64()})
 BLOCK_BYTES = 1 << 22  # of texts looked up at a time
 NUMPY_BYTES = 1 << 20
-NOTHING = np.zeros(0, np.uint32)
 
 
 class Lookup(NamedTuple):
@@ -78,29 +76,21 @@ def _blocks(texts: pl.Series, size: int) -> Iterator[tuple[int, int]]:
 def _scan(lookup: Lookup, texts: pl.Series, first: int, end: int) -> np.ndarray:
     """Return (matches, 4) i64: text, entry, kind, grams shared."""
     block = texts.slice(first, end - first)
-    if not leak_kernels:
-        found = _scan_numpy(lookup.arrays, block)
-    else:
-        found, left = _scan_compiled(lookup, block, folding.table())
-        if len(left):
-            others, _ = _scan_compiled(lookup, normalised(block.gather(left)).fill_null(""), NOTHING)
-            others[:, 0] = left[others[:, 0]]
-            found = np.concatenate([found, others])
+    found = _scan_compiled(lookup, block) if leak_kernels else _scan_numpy(lookup.arrays, block)
     return np.asarray(found + np.array([first, 0, 0, 0]))
 
 
-def _scan_compiled(lookup: Lookup, texts: pl.Series, folds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (matches as of `_scan`, texts that were not looked at)."""
+def _scan_compiled(lookup: Lookup, texts: pl.Series) -> np.ndarray:
+    """Return matches as of `_scan`."""
     assert leak_kernels
-    index, data, at = lookup.arrays, buffers_of(texts), 0
-    hits, found, left = np.zeros(len(index.entry_keys), np.int64), [], []
+    index, data, at = lookup.arrays, read(texts), 0
+    hits, found = np.zeros(len(index.entry_keys), np.int64), []
     entries = (index.entries, index.gram_begins, index.grams, index.few)
     while at < len(texts):
-        part, away = np.empty((len(hits) + len(texts), 4), np.int64), np.empty(len(texts), np.int64)
-        at, count, gone = leak_kernels.scan(*data, at, folds, *lookup.table, *entries, SHARE, hits, part, away)
+        part = np.empty((len(hits) + len(texts), 4), np.int64)
+        at, count = leak_kernels.scan(*data, at, folding.table(), *lookup.table, *entries, SHARE, hits, part)
         found.append(part[:count])
-        left.append(away[:gone])
-    return np.concatenate(found), np.concatenate(left)
+    return np.concatenate(found)
 
 
 def _scan_numpy(index: Index, texts: pl.Series) -> np.ndarray:
