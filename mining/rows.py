@@ -67,17 +67,17 @@ def given_only(frame: pl.DataFrame, number: int, rows: np.ndarray, most: int) ->
     F2LLM's rule for classification: the other label.
     """
     given = ragged(frame["negatives"])  # distinct, and none a positive, by `curation.numbering`
-    head = given.heads(most)
-    starts = np.concatenate([[0], np.minimum(np.diff(given.starts), most).cumsum()])
     empty = (len(frame), 0)
     none = Chosen(
         np.empty(empty, np.int64), np.empty(empty, np.float64), np.empty(empty, np.int64), np.zeros(len(frame), np.int64), {}
     )
-    found = _unscored(Ragged(starts, given.ids[head]), none)
+    found = _unscored(given.head(most), none)
     if "negative_scores" not in frame.columns:
         return found
     scores = frame["negative_scores"].explode(empty_as_null=False).cast(pl.Float64).to_numpy()
-    return replace(found, given_scores=scores[head], positive_scores=frame["positive_score"].cast(pl.Float64).to_numpy())
+    return replace(
+        found, given_scores=scores[given.heads(most)], positive_scores=frame["positive_score"].cast(pl.Float64).to_numpy()
+    )
 
 
 def padded(chosen: Chosen, drawn: np.ndarray, bad: np.ndarray, lacking: np.ndarray) -> int:

@@ -109,6 +109,10 @@ def several_answers():
     ("keys", "what"),
     [
         (
+            "candidates: given, reranker: some/model, reranker_scores: true",
+            "'reranker' scores what a search found, and `candidates: given` searches for nothing",
+        ),
+        (
             "reranker_margin: 0.1",
             "'reranker_max_score', 'reranker_margin' and 'reranker_scores' need a 'reranker'",
         ),
