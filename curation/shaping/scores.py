@@ -102,4 +102,4 @@ def _same_length(
     if wrong.any():
         at = int(wrong.arg_max() or 0)
         told = f"row {rows[ROW][at]} has {wanted[at]} texts and {have[at]} numbers in '{name}'"
-        raise SourceError(place_of(source), told, "give each text one, null where it has none")
+        raise SourceError(place_of(source), told, "give each text one, null where it has none, or map no such column")

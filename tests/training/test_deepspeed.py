@@ -129,15 +129,15 @@ def test_any_number_of_processes_goes_on_from_a_checkpoint_and_another_stage_doe
     whole, other = weights(elsewhere / f"z{stage}-whole", 4), weights(elsewhere / f"z{stage}-{processes}", 4)
     before = weights(elsewhere / f"z{stage}-whole", 2)
     assert "step-000002" in (elsewhere / f"z{stage}-{processes}.rank0.txt").read_text()
-    assert max(float((whole[name] - before[name]).abs().max()) for name in whole) > 1e-3
-    assert max(float((whole[name] - other[name]).abs().max()) for name in whole) < 2e-5
+    assert max(float((whole[name] - before[name]).abs().max()) for name in whole) > 1e-4
+    assert max(float((whole[name] - other[name]).abs().max()) for name in whole) < 1e-6
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_process_that_dies_or_stands_still_is_told_and_nothing_hangs(place, number):
     code = (
-        "import sys; from datetime import timedelta; from training import ranks; ranks.MEET = timedelta(seconds=20)\n"
+        "import sys; from datetime import timedelta; from training import ranks; ranks.MEET = timedelta(seconds=30)\n"
         "from training.cli import main; sys.argv = ['train', *sys.argv[1:]]; main()"
     )
     (place / "long.yaml").write_text(f"model: {place / 'bert'}\nbatch: 16\nnegatives: 0\nmax_tokens: 32\nepochs: 9999\n")
@@ -148,7 +148,7 @@ def test_a_process_that_dies_or_stands_still_is_told_and_nothing_hangs(place, nu
         subprocess.Popen(command, env={**os.environ, **told, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True)
         for rank in "01"
     ]
-    assert any(line.startswith("step 2/") for line in processes[0].stderr)
+    assert any(" 2/" in line for line in processes[0].stderr)
     processes[1].send_signal(number)
     rest = processes[0].stderr.read()
     assert processes[0].wait(60) == 1
