@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
-from dedup import corpus
+from dedup_texts import corpus
 
 from curation.leaks import index as leak_index
 from curation.leaks import lookup as leaks

@@ -2,10 +2,10 @@
 
     python benchmarks/negatives_training.py DATA SOURCE FOLDER [SEED ...]
 
-DATA is the folder with the open datasets, SOURCE nl2bash or squad; builds stay under FOLDER, and what stands there is not
-done again. The seed decides which queries are held out, the order of the batches and the draw of the negatives. All four
-train on the same tuples in the same order: tuples short of negatives are kept. Measured: nDCG@10 of the held-out queries
-among all of the source's passages.
+DATA is the folder with the open datasets, SOURCE nl2bash or squad-sentences; builds stay under FOLDER, and what stands
+there is not done again. The seed decides which queries are held out, the order of the batches and the draw of the
+negatives. All four train on the same tuples in the same order: tuples short of negatives are kept. Measured: nDCG@10 of the
+held-out queries among all of the source's passages.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ SOURCES = {
         "Given a description, retrieve the shell command that does it",
         64,
     ),
-    "squad": (
-        "files: {data}/squad_v2_cs224n/dev-v2.0.json, reader: squad, fields: {{query: question, positive: context}}",
-        "Given a question, retrieve Wikipedia paragraphs that answer it",
-        96,
+    "squad-sentences": (
+        "files: ['{data}/squad_v1_nqg/tgt-*.txt', '{data}/squad_v1_nqg/src-*.txt'], reader: aligned, "
+        "header: [question, sentence], fields: {{query: question, positive: sentence}}",
+        "Given a question, retrieve the sentence that answers it",
+        64,
     ),
 }
 NONE = "range_min: 0, relative_margin: null, max_score: -2, shortage: random"  # no candidate passes; the corpus is drawn from

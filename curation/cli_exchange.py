@@ -55,7 +55,7 @@ def export(
 @click.option("--lock", type=click.Path(path_type=Path), help="The lock file; by default BUILD/manifest.lock.")
 @click.option("--allow", multiple=True, metavar="SOURCE", help="Publish this doubtful source too, and say so; repeatable.")
 @click.option("--negatives", type=click.IntRange(1), help="Columns of negatives; by default as many as were mined.")
-@click.option("--columns", default="", metavar="LIST", help="Further columns: ids,scores,provenance.")
+@click.option("--columns", default="", metavar="LIST", help="Further ones: positives,ids,scores,provenance.")
 @click.option("--private", is_flag=True, help="Make the repository private.")
 @click.option("--tag", metavar="NAME", help="Name this version, such as v1.0.")
 @click.option("--dry-run", is_flag=True, help="Show files, bytes and the card; send nothing.")
@@ -76,10 +76,11 @@ def publish(
 ) -> None:
     """Publish BUILD on the Hub as ORG/NAME, in one commit.
 
-    One config a source: query (with its instruction), passage, negative_1..n. The
-    card, the manifest, the lock of what it read, the report and the attribution
-    travel along. Sources that are not verified, or whose licence is unknown, are
-    left out and listed. Again after a change: only what changed is sent.
+    One config a source: query (with its instruction), passage (the first positive;
+    `--columns positives` adds a list of all), negative_1..n. The card, manifest,
+    lock, report and attribution travel along. Sources that are not verified, or
+    whose licence is unknown, are left out and listed. Again after a change: only
+    what changed is sent.
     """
     from curation import look
     from curation.exchange import publish as publishing
@@ -129,7 +130,8 @@ def diff(a: str, b: str, only: tuple[str, ...], as_json: bool, quiet: bool) -> i
 def verify(build: Path | None, only: tuple[str, ...], as_json: bool, quiet: bool) -> int:
     """Check every receipt, digest, id and count of BUILD or the newest build.
 
-    One line a problem; the exit code is 1 where there is any.
+    One line a problem; the exit code is 1 where there is any. BUILD may also be the
+    folder of a published one, as `hf download` leaves it.
     """
     from curation import look
     from curation.exchange import verify as checking

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -83,10 +83,13 @@ def _readable(place: Place) -> str:
 
 def _section_at(model: type[BaseModel], place: Place) -> type[BaseModel]:
     """Return the section class that stands at a place of the manifest."""
+    named = False  # whether what comes next is a name that the user chose
     for part in place:
-        if isinstance(part, int):
+        if isinstance(part, int) or named:
+            named = False
             continue
         annotation = model.model_fields[part].annotation
+        named = get_origin(annotation) is dict
         options = [annotation, *getattr(annotation, "__args__", ())]
         model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
     return model

@@ -209,4 +209,5 @@ def _first_rows(job: Job) -> tuple[pl.DataFrame, list[Lost]]:
 def mapped(source: Source) -> list[str]:
     """Return the columns that a source maps by name."""
     fields = source.fields
-    return [name for name in (fields.query, fields.title, fields.positive, fields.label, fields.score) if name is not None]
+    found = (fields.query, fields.title, fields.positive, fields.documents, fields.label, fields.score)
+    return [name for name in found if name is not None]

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from curation.complaints import checked
-from curation.errors import ManifestError
+from curation.errors import ManifestError, did_you_mean
 from curation.manifest_decontaminate import Decontaminate
 from curation.manifest_models import Mine, Train
 from curation.manifest_source import Filters, Source, Task
@@ -80,6 +80,8 @@ class Manifest(Section):
         twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise ValueError(f"two sources are named '{min(twice)}'")
+        if self.train and (strange := [name for name in self.train.sources if name not in names]):
+            raise ValueError(f"train.sources: no source is named '{strange[0]}'" + did_you_mean(strange[0], names))
         if (
             self.decontaminate
             and not (self.decontaminate.against or self.decontaminate.mteb)

@@ -128,6 +128,8 @@ class Mine(Section):
         uses = self.reranker_max_score is not None or self.reranker_margin is not None or self.reranker_scores
         if uses and not self.reranker:
             raise ValueError("'reranker_max_score', 'reranker_margin' and 'reranker_scores' need a 'reranker'")
+        if self.reranker and self.candidates == "given":
+            raise ValueError("'reranker' scores what a search found, and `candidates: given` searches for nothing")
         if self.reranker and not uses:
             raise ValueError("'reranker' needs a use: 'reranker_max_score', 'reranker_margin' or 'reranker_scores: true'")
         return self
@@ -138,6 +140,16 @@ class DeepSpeed(Section):
 
     zero: int = Field(2, ge=0, le=3, description="what the processes share out: 1 optimizer, 2 gradients too, 3 weights too")
     offload: bool = Field(False, description="keep the optimizer in the machine's memory, with `zero: 3` the weights too")
+
+
+class OfSource(Section):
+    """How one source is trained on, where it differs from the others."""
+
+    weight: float = Field(1.0, gt=0, description="multiplies the source's share of the steps, whose number stays")
+    negatives: int | None = Field(None, ge=0, description="hard negatives a tuple, instead of the recipe's")
+    in_batch: bool | None = Field(
+        None, description="whether other tuples' positives are negatives too; absent, those of retrieval are"
+    )
 
 
 class Train(Section):
@@ -180,6 +192,12 @@ class Train(Section):
     evenness: float = Field(
         1.0, ge=1, description="T: a source has a share of size^(1/T) of the steps; 1 takes every tuple once an epoch"
     )
+    sources: dict[str, OfSource] = Field({}, description="settings of single sources, by their names")
+    reproduce_f2llm: bool = Field(
+        False,
+        description="with several processes, passages get no gradient from the in-batch term, as in F2LLM's released trainer; "
+        "by default the gradient is that of one process",
+    )
     token_budget: int | None = Field(
         None,
         ge=1,
@@ -199,10 +217,16 @@ class Train(Section):
     )
     log_every: int = Field(10, ge=1, description="steps between lines on the screen; the log has every step")
 
+    def of(self, source: str) -> OfSource:
+        """Return the settings of a source."""
+        return self.sources.get(source, OfSource())
+
     @model_validator(mode="after")
     def _goes_together(self) -> Train:
         if self.symmetric and self.loss != "f2llm":
             raise ValueError("'symmetric' belongs to `loss: f2llm`")
+        if self.reproduce_f2llm and (self.symmetric or self.loss != "f2llm"):
+            raise ValueError("'reproduce_f2llm' belongs to `loss: f2llm` without 'symmetric'")
         if min(self.matryoshka, default=1) < 1:
             raise ValueError("'matryoshka' names dimensions, which are 1 or more")
         if self.evaluate_every is None and (self.patience is not None or self.export == "best"):

@@ -161,7 +161,9 @@ class Fields(Section):
     )
     label: str | None = Field(None, description="column of the label (NLI, classification, clustering; `documents`: a list)")
     score: str | None = Field(None, description="column of the score (STS, paraphrase, graded qrels; `documents`: a list, kept)")
-    positive_score: str | None = Field(None, description="column of a teacher's score of the positive, or its list; kept")
+    positive_score: str | None = Field(
+        None, description="column of a teacher's score of the (first) positive, or a list of all; kept"
+    )
     negative_scores: str | None = Field(None, description="likewise of the negatives, a list as long as theirs; kept")
     answer: str | None = Field(
         None, description="pairs: column of the answer's words, or a list of several; `mine: {exclude_answer: yes}` reads them"

@@ -13,7 +13,7 @@ A source becomes two tables and a few constants. Tuples hold ids, texts stand on
 `pid` is the row number. `positives[0]` is the one trained on. `key` (in both tables) is the identity of a text;
 `group` gathers texts of one source whose normalised form is equal, queries and passages alike (with `dedup:`,
 near-duplicates too), and is null for a text that has no such twin. `mine negatives` adds scores, ranks and
-origins, and negatives, to `pairs`.
+origins, and negatives, to `pairs`; a source that comes with scores has `positive_score` and `negative_scores` from the start.
 """
 
 from __future__ import annotations

@@ -119,12 +119,16 @@ def mine_build(
 
 
 def _together(job: Job, models: Models, progress: Progress) -> None:
-    """Do this process's part of a source's encoding and searching."""
+    """Do this process's part of a source's encoding, searching and reranking."""
     if job.way in ("search", "hard") and not store.stands(job.mined, job.digest):
         search = searching(job, models, progress)
         for wait in (False, True):
             for _, number, rows, frame in blocks(job.curated):
                 search.prepare(frame, number, rows, wait)
+        if models.reranker:
+            fill, _ = _filler(search, job, models, progress)
+            for _, number, rows, frame in blocks(job.curated):
+                fill(frame, number, rows)  # what it chooses is not written here: the scores that it needed are
 
 
 def plan(build: Path, only: Sequence[str] = (), device: str = "auto", load: Open = open_encoder) -> dict[str, dict[str, Any]]:

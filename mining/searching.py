@@ -21,7 +21,7 @@ from mining.cards import Cards, cards_of
 from mining.classes import classes_of
 from mining.copies import shingles_of
 from mining.embeddings import Embeddings, Encoder
-from mining.lists import Ragged, contains, distinct, ragged
+from mining.lists import Ragged, contains, ragged
 from mining.negatives import Candidates, Chosen, Rules, choose, relax, replaced
 from mining.reranker import Reranker, Score, chosen_with
 from mining.rows import Found, padded, rescored
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 QUERIES = 4_096  # rows a block: with 1,024 numbers a vector and 120 candidates, about 60 MB
 LEAST_SEEN = 100  # candidates a row that are always fetched, so that a smaller range_max searches nothing again
 MOST_WIDENED = 20  # known positives that every query's search makes room for; where there are more, the rows in need
-EVERY = int(np.iinfo(np.int64).max)
 SPARE_DRAWS, MOST_DRAWS = 16, 8_192  # draws beyond four for each negative that lacks; numbers a row has of its own
 
 
@@ -108,7 +107,7 @@ class Search:
         corpus = Corpus(embeddings.view(places), self.corpus_pids, self.index, self.shingles, self.classes and self.classes[0])
         own = self.classes[1][rows] if self.classes else None
         reorder = self._by_words(frame["query"]) if self.asked.method != "dense" else None
-        return search(embeddings.take(asked[rows]), known, given_of(frame, known), corpus, k, own, reorder)
+        return search(embeddings.take(asked[rows]), known, ragged(frame["negatives"]), corpus, k, own, reorder)
 
     def _by_words(self, queries: pl.Series) -> Callable[[np.ndarray], np.ndarray]:
         """Return the function that replaces candidates by those of BM25, or by the best of both rankings."""
@@ -155,7 +154,7 @@ class Search:
     def known(self, frame: pl.DataFrame, found: Searched, rows: np.ndarray, rules: Rules) -> Candidates:
         """Return what was found for some rows, with all that the rules ask for."""
         known = self.positives(frame)
-        given, safe = given_of(frame, known), np.maximum(found.ids, 0)
+        given, safe = ragged(frame["negatives"]), np.maximum(found.ids, 0)  # none is a positive, by `curation.numbering`
         twins = self.twins if rules.exclude_query or rules.exclude_group or rules.distinct else None
         return Candidates(
             found.ids,
@@ -280,11 +279,6 @@ class Search:
         for shard in sorted(self.asked.curated.glob("passages-[0-9]*.parquet")):
             frame = store.read_parquet(shard, ["pid", "text"])
             yield from frame.filter(pl.col("pid").is_in(wanted.implode()))["text"]
-
-
-def given_of(frame: pl.DataFrame, known: Ragged) -> Ragged:
-    """Return the distinct given negatives of each row that are none of its known positives."""
-    return distinct(ragged(frame["negatives"]), known, EVERY)
 
 
 def pairs_of(curated: Path) -> Iterator[pl.DataFrame]:

@@ -14,13 +14,13 @@ from click.testing import CliRunner
 
 from curation.manifest import Dedup, Manifest
 from curation.manifest_decontaminate import Decontaminate, EvalSet
-from curation.manifest_models import Mine, Train
+from curation.manifest_models import Mine, OfSource, Train
 from curation.manifest_source import Filters, Source
 from curation.section import Section
 
 ROOT = Path(__file__).resolve().parents[1]
-README, KEYS, SCHEMA = ROOT / "README.md", ROOT / "manifests" / "README.md", ROOT / "manifests" / "manifest.schema.json"
-HELP = re.compile(r"<!-- help: (?P<words>[a-z ]+) -->\n```text\n.*?```\n", re.DOTALL)
+README, HELP = ROOT / "README.md", ROOT / "docs" / "commands.md"
+KEYS, SCHEMA = ROOT / "manifests" / "README.md", ROOT / "manifests" / "manifest.schema.json"
 
 
 def commands() -> dict[str, click.Command]:
@@ -44,14 +44,13 @@ def help_of(words: str) -> str:
     return done.output
 
 
-def readme() -> str:
-    """README.md with fresh help texts."""
-
-    def fresh(match: re.Match[str]) -> str:
-        words = match["words"]
-        return f"<!-- help: {words} -->\n```text\n{help_of(words).rstrip()}\n```\n"
-
-    return HELP.sub(fresh, README.read_text())
+def helps() -> str:
+    """docs/commands.md: what each command says with -h."""
+    about = (
+        "# Commands\n\nWhat each says with `-h`; made by `make docs`. Exit codes: 0 done, 1 an error you can mend (one line: where,\n"
+        "what, what to try) or differences found, 2 wrong usage, 130 interrupted.\n"
+    )
+    return about + "".join(f"\n## {words}\n\n```text\n{help_of(words).rstrip()}\n```\n" for words in commands())
 
 
 def schema() -> str:
@@ -93,12 +92,17 @@ def _section(title: str, about: str, model: type[Section]) -> str:
         lines.append(f"| `{name}` | {default} | {field.description} |")
         inner = next((a for a in (field.annotation, *getattr(field.annotation, "__args__", ())) if _is_fields(a)), None)
         if inner:
+            name += ".NAME" if inner is OfSource else ""
             lines += [f"| `{name}.{sub}` | {_default(f.default)} | {f.description} |" for sub, f in inner.model_fields.items()]
     return "\n".join(lines) + "\n"
 
 
 def _is_fields(annotation: object) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, Section) and annotation.__name__ in ("Fields", "DeepSpeed")
+    return (
+        isinstance(annotation, type)
+        and issubclass(annotation, Section)
+        and annotation.__name__ in ("Fields", "DeepSpeed", "OfSource")
+    )
 
 
 def _default(value: object) -> str:
@@ -112,6 +116,9 @@ def _default(value: object) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(readme())
+    README.write_text(
+        re.sub(r"<!-- help: .*?```text\n.*?```\n+", "", README.read_text(), flags=re.DOTALL)
+    )  # merges bring them back
+    HELP.write_text(helps())
     KEYS.write_text(keys())
     SCHEMA.write_text(schema())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from urllib.parse import parse_qs
 
 from tests.hub_storage import Refused, git_oid
@@ -49,8 +48,7 @@ def _info(ask, kind, id_, rev):
 
 
 def tree(ask, kind, id_, rev, path=""):
-    ask.readable(kind, id_)
-    whole = ask.storage.resolve(kind, id_, rev)[1]["tree"]
+    whole = ask.commit(kind, id_, rev)["tree"]
     root = f"{path}/" if path else ""
     inside = [name for name in whole if name.startswith(root)]
     if path and not inside:
@@ -66,10 +64,9 @@ def tree(ask, kind, id_, rev, path=""):
 
 
 def paths_info(ask, kind, id_, rev):
-    ask.readable(kind, id_)
-    whole = ask.storage.resolve(kind, id_, rev)[1]["tree"]
+    whole = ask.commit(kind, id_, rev)["tree"]
     as_json = "json" in ask.headers.get("Content-Type", "")
-    paths = json.loads(ask.body)["paths"] if as_json else parse_qs(ask.body.decode()).get("paths", [])
+    paths = ask.given["paths"] if as_json else parse_qs(ask.body.decode()).get("paths", [])
     found = []
     for path in paths:
         if path in whole:
@@ -81,13 +78,8 @@ def paths_info(ask, kind, id_, rev):
 
 def _entry(path, entry):
     large = {"lfs": {"oid": entry["oid"], "size": entry["size"], "pointerSize": 130}} if entry["lfs"] else {}
-    return {
-        "type": "file",
-        "path": path,
-        "size": entry["size"],
-        "oid": git_oid(entry["oid"].encode()) if large else entry["oid"],
-        **large,
-    }
+    oid = git_oid(entry["oid"].encode()) if large else entry["oid"]
+    return {"type": "file", "path": path, "size": entry["size"], "oid": oid, **large}
 
 
 def _folder(path):
@@ -105,41 +97,19 @@ def refs(ask, kind, id_):
 
 def commits(ask, kind, id_, rev):
     ask.readable(kind, id_)
+    same = {"message": "", "authors": [{"user": id_.split("/")[0]}]}
     found = ask.storage.history(kind, id_, rev)
-    ask.send(
-        200,
-        [
-            {
-                "id": one["oid"],
-                "title": one["title"],
-                "message": "",
-                "authors": [{"user": id_.split("/")[0]}],
-                "date": one["date"],
-            }
-            for one in found
-        ],
-    )
+    ask.send(200, [{"id": one["oid"], "title": one["title"], "date": one["date"], **same} for one in found])
 
 
 def resolve(ask, kind, id_, rev, path):
-    kind = "datasets" if kind else "models"
-    ask.readable(kind, id_, content=True)
-    found = ask.storage.resolve(kind, id_, rev)[1]
-    commit_header = {"X-Repo-Commit": found["oid"]}
-    entry = found["tree"].get(path)
+    found = ask.commit("datasets" if kind else "models", id_, rev, content=True)
+    entry, headers = found["tree"].get(path), {"X-Repo-Commit": found["oid"]}
     if entry is None:
-        return ask.send(
-            404,
-            {"error": "Entry not found"},
-            commit_header | {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"},
-        )
-    data = ask.storage.content(entry["oid"], entry["size"]).read_bytes()
-    headers = commit_header | {
-        "ETag": f'"{entry["oid"]}"',
-        "Accept-Ranges": "bytes",
-        "X-Linked-Size": str(len(data)),
-        "X-Linked-ETag": f'"{entry["oid"]}"',
-    }
+        what = "Entry not found"
+        return ask.send(404, {"error": what}, headers | {"X-Error-Code": "EntryNotFound", "X-Error-Message": what})
+    data, tag = ask.storage.content(entry["oid"], entry["size"]).read_bytes(), f'"{entry["oid"]}"'
+    headers |= {"ETag": tag, "Accept-Ranges": "bytes", "X-Linked-Size": str(len(data)), "X-Linked-ETag": tag}
     asked = ask.headers.get("Range", "")
     if not asked.startswith("bytes="):
         return ask.send(200, data, headers)

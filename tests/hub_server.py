@@ -152,7 +152,19 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(data)
 
-    # -- who may what
+    # -- what is asked for, and who may what
+
+    @property
+    def given(self):
+        return json.loads(self.body)
+
+    def page(self, kind, id_):
+        return f"{self.server.hub.endpoint}/{'datasets/' if kind == 'datasets' else ''}{id_}"
+
+    def commit(self, kind, id_, rev, content=False):
+        """Return a commit of a repository that this user may see."""
+        self.readable(kind, id_, content)
+        return self.storage.resolve(kind, id_, rev)[1]
 
     def user(self):
         """Return who asks, or None without a token."""

@@ -1,4 +1,4 @@
-"""What the small Hub of the tests takes: new repositories, settings, large files, commits, tags."""
+"""What the small Hub of the tests takes: new repositories, large files, commits, tags."""
 
 from __future__ import annotations
 
@@ -16,54 +16,36 @@ LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "c
 
 
 def create(ask):
-    given = json.loads(ask.body)
-    if ask.user() is None:
-        raise Refused(401, "", "Invalid username or password.")
-    kind, id_ = _named(ask, given)
-    url = f"{ask.server.hub.endpoint}/{'datasets/' if kind == 'datasets' else ''}{id_}"
+    kind, id_ = _named(ask)
     ask.may_write(id_)
     try:
-        ask.storage.create(kind, id_, private=given.get("visibility") == "private" or bool(given.get("private")))
+        private = ask.given.get("visibility") == "private" or bool(ask.given.get("private"))
+        ask.storage.create(kind, id_, private)
     except Refused as error:
-        return ask.send(error.status, {"error": error.message, "url": url})
-    ask.send(200, {"url": url, "name": id_, "id": id_})
+        return ask.send(error.status, {"error": error.message, "url": ask.page(kind, id_)})
+    ask.send(200, {"url": ask.page(kind, id_), "name": id_, "id": id_})
 
 
 def delete(ask):
-    kind, id_ = _named(ask, json.loads(ask.body))
+    kind, id_ = _named(ask)
     ask.writable(kind, id_)
     ask.storage.delete(kind, id_)
     ask.send(200, b"OK")
 
 
-def _named(ask, given):
-    owner = given.get("organization") or (ask.user() or {}).get("name")
-    return f"{given.get('type') or 'model'}s", f"{owner}/{given['name']}"
+def _named(ask):
+    owner = ask.given.get("organization") or (ask.user() or {}).get("name")
+    return f"{ask.given.get('type') or 'model'}s", f"{owner}/{ask.given['name']}"
 
 
 def tag(ask, kind, id_, rev):
     ask.writable(kind, id_)
-    oid = ask.storage.resolve(kind, id_, rev)[1]["oid"]
-    ask.storage.point(kind, id_, f"refs/tags/{json.loads(ask.body)['tag']}", oid)
-    ask.send(200, {})
-
-
-def branch(ask, kind, id_, rev):
-    ask.writable(kind, id_)
-    start = json.loads(ask.body or b"{}").get("startingPoint", "main")
-    ask.storage.point(kind, id_, f"refs/heads/{rev}", ask.storage.resolve(kind, id_, start)[1]["oid"])
-    ask.send(200, {})
-
-
-def settings(ask, kind, id_):
-    repo, given = ask.writable(kind, id_), json.loads(ask.body)
-    private = given["visibility"] == "private" if "visibility" in given else given.get("private", repo["private"])
-    ask.storage.save(kind, id_, repo | {"gated": given.get("gated", repo["gated"]), "private": private})
+    ask.storage.point(kind, id_, f"refs/tags/{ask.given['tag']}", ask.commit(kind, id_, rev)["oid"])
     ask.send(200, {})
 
 
 def validate_yaml(ask):
-    errors = list(_card_errors(json.loads(ask.body)["content"]))
+    errors = list(_card_errors(ask.given["content"]))
     ask.send(400 if errors else 200, {"errors": [{"message": text} for text in errors], "warnings": []})
 
 
@@ -86,9 +68,9 @@ def _card_errors(text):
 
 def preupload(ask, kind, id_, rev):
     ask.writable(kind, id_)
-    before = ask.storage.resolve(kind, id_, rev)[1]["tree"]
+    before = ask.commit(kind, id_, rev)["tree"]
     files = []
-    for file in json.loads(ask.body)["files"]:
+    for file in ask.given["files"]:
         large = is_large(file["path"], base64.b64decode(file["sample"]), file["size"])
         oid = before.get(file["path"], {}).get("oid")
         files.append({"path": file["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, "oid": oid})
@@ -98,7 +80,7 @@ def preupload(ask, kind, id_, rev):
 def lfs_batch(ask, kind, id_):
     ask.writable("datasets" if kind else "models", id_)
     objects = []
-    for one in json.loads(ask.body)["objects"]:
+    for one in ask.given["objects"]:
         there = ask.storage.blob(one["oid"]).exists()
         address = ask.server.hub.endpoint
         actions = {"upload": {"href": f"{address}/lfs/{one['oid']}"}, "verify": {"href": f"{address}/lfs-verify"}}
@@ -114,9 +96,8 @@ def lfs_put(ask, oid):
 
 
 def lfs_verify(ask):
-    given = json.loads(ask.body)
-    blob = ask.storage.blob(given["oid"])
-    if not blob.exists() or blob.stat().st_size != given["size"]:
+    blob = ask.storage.blob(ask.given["oid"])
+    if not blob.exists() or blob.stat().st_size != ask.given["size"]:
         raise Refused(404, "", "no such object")
     ask.send(200, {})
 
@@ -146,16 +127,8 @@ def commit(ask, kind, id_, rev):
         else:
             deleted.append(value["path"].rstrip("/") + ("/" if one["key"] == "deletedFolder" else ""))
     oid = ask.storage.commit(kind, id_, ref, added, deleted, header["summary"], header.get("parentCommit"))
-    address = ask.server.hub.endpoint
-    ask.send(
-        200,
-        {
-            "success": True,
-            "commitOid": oid,
-            "commitUrl": f"{address}/{'datasets/' if kind == 'datasets' else ''}{id_}/commit/{oid}",
-            "hookOutput": "",
-        },
-    )
+    url = f"{ask.page(kind, id_)}/commit/{oid}"
+    ask.send(200, {"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": ""})
 
 
 ROUTES = [
@@ -163,8 +136,6 @@ ROUTES = [
     ("DELETE", "/api/repos/delete", delete),
     ("POST", "/api/validate-yaml", validate_yaml),
     ("POST", f"{API}/tag/{REV}", tag),
-    ("POST", f"{API}/branch/{REV}", branch),
-    ("PUT", f"{API}/settings", settings),
     ("POST", f"{API}/preupload/{REV}", preupload),
     ("POST", f"{API}/commit/{REV}", commit),
     ("GET", f"{API}/xet-(?P<what>write|read)-token/{REV}", xet_token),

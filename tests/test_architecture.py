@@ -35,7 +35,7 @@ HOMES = {
     "mteb": {"curation/leaks/mteb_tasks.py", "training/mteb_tasks.py"},
     "faiss": {"mining/search.py", "mining/cards.py"},
     "bm25s": {"mining/lexical.py"},
-    "deepspeed": {"training/backend.py"},
+    "deepspeed": {"training/zero.py"},
 }
 MODELS = {"training.encode", "training.cross_encoder", "training.model_files"}  # what mining may load models with
 LIGHT = {"click", "curation.errors", "curation.progress", "curation.command", "curation.cli_exchange", "training.cli_models"}

@@ -15,8 +15,10 @@ from curation.cli import curate
 from curation.exchange.export import export
 from curation.exchange.formats import FORMATS
 from curation.exchange.importing import write_manifest
+from curation.exchange.verify import problems
 from curation.schema import GIVEN
 from curation.store import read_json, read_table
+from mining.cli import mine
 from mining.mine import mine_build
 from tests import test_exchange
 from tests.hub_server import hub
@@ -69,6 +71,9 @@ def test_scores_come_in_for_training(made, tmp_path):
     for column in ("positive_score", "negative_scores"):
         pl.testing.assert_series_equal(now[column], then[column], abs_tol=1e-7)
     assert set(now["negative_origin"].explode()) == {GIVEN}
+    assert problems(tmp_path / "b") == []
+    done = CliRunner().invoke(mine, ["audit", str(tmp_path / "b")])
+    assert str(done.exception).endswith("has no source whose negatives are searched for; the others keep or draw theirs")
 
 
 def test_files_of_others(tmp_path):

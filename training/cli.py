@@ -14,6 +14,7 @@ from training.cli_models import COMMANDS, DEVICE, FOLDER, JSON, QUIET, show
 
 if TYPE_CHECKING:
     from curation.manifest_models import Train
+    from training.tensorboard import Events
 
 
 class TrainGroup(click.Group):
@@ -73,6 +74,7 @@ def train() -> None:
 @click.option("--steps", type=click.IntRange(1), help="Stop after so many steps; the schedule ends there.")
 @click.option("--restart", is_flag=True, help="Delete what an earlier run left there, and start anew.")
 @click.option("--dry-run", is_flag=True, help="Do what `train plan` does, and train nothing.")
+@click.option("--tensorboard", is_flag=True, help="Write OUT/tensorboard too, for TensorBoard to show.")
 @JSON
 @QUIET
 @click.option("-v", "--verbose", is_flag=True, help="A line for each step.")
@@ -87,6 +89,7 @@ def run_training(
     steps: int | None,
     restart: bool,
     dry_run: bool,
+    tensorboard: bool,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -101,13 +104,24 @@ def run_training(
 
         return show(estimate(build, settings, device=device, only=only), as_json)
     from training import ranks
-    from training.train import Stopped
+    from training.stops import Stopped
     from training.train import train as train_model
 
+    events: type[Events] | None = None
+    if tensorboard:
+        from training.tensorboard import Events as events
     tell = (lambda line: None) if quiet or not ranks.first() else say
     try:
         receipt, ran = train_model(
-            build, settings, out=out, device=device, only=only, restart=restart, say=tell, progress=for_terminal(quiet)
+            build,
+            settings,
+            out=out,
+            device=device,
+            only=only,
+            restart=restart,
+            events=events,
+            say=tell,
+            progress=for_terminal(quiet),
         )
     except Stopped as stop:
         say(f"train: {stop}")

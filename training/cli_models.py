@@ -22,7 +22,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as
 @click.option("--data", type=FOLDER, help="Folder in BEIR layout, such as BUILD/heldout/SOURCE.")
 @click.option("--mteb", multiple=True, metavar="NAME", help="Task or benchmark of mteb, or a BEIR folder; may be repeated.")
 @click.option("-o", "--out", type=FOLDER, default=Path("mteb"), help="Folder for mteb's own files; default mteb.")
-@click.option("--split", default="test", metavar="NAME", help="Judgements in qrels/NAME.tsv; default test.")
+@click.option("--split", default="test", metavar="NAME", help="Of a folder: qrels/NAME.tsv; default test.")
 @click.option("--instruction", default="", metavar="TEXT", help="What the model is told before each query.")
 @click.option("--prompt", type=click.Choice(["auto", "instruct", "none"]), default="auto", help="As in a manifest; default auto.")
 @click.option("--max-tokens", type=click.IntRange(4), help="Longer texts are cut; by default the model's own limit.")
@@ -48,13 +48,14 @@ def evaluate(
 
     MODEL is a folder, a Hub id, or package:NAME. With --mteb it is mteb's
     main score of each task and the mean of each kind, for several models side
-    by side; a task's instruction is F2LLM's where it has one, else mteb's.
+    by side; a task's instruction is F2LLM's where it has one, else mteb's. Of
+    the model of a run it also writes a draft of mteb's metadata.
     """
     if (data is None) == (not mteb) or (data and len(models) > 1):
         raise click.UsageError("Give one model with '--data', or any with '--mteb'.")
     settings: dict[str, Any] = {"device": device, "dtype": dtype, "max_tokens": max_tokens, "prompt": prompt}
     if mteb:
-        return _with_mteb(models, mteb, out, instruction, settings, as_json)
+        return _with_mteb(models, mteb, split, out, instruction, settings, as_json)
     from training.encode import load_encoder
     from training.evaluate import evaluate as measure
 
@@ -64,17 +65,26 @@ def evaluate(
 
 
 def _with_mteb(
-    models: tuple[str, ...], names: tuple[str, ...], out: Path, instruction: str, settings: dict[str, Any], as_json: bool
+    models: tuple[str, ...],
+    names: tuple[str, ...],
+    split: str,
+    out: Path,
+    instruction: str,
+    settings: dict[str, Any],
+    as_json: bool,
 ) -> None:
-    from training import mteb_tasks
+    from training import mteb_meta, mteb_tasks
     from training.encode import load_encoder
 
-    tasks = mteb_tasks.tasks_of(names)
+    tasks = mteb_tasks.tasks_of(names, split)
     found = {}
     for model in models:
         called = model if model.count("/") == 1 and not Path(model).exists() else f"local/{Path(model).resolve().as_posix()}"
         called = "/".join([called.split("/")[0], "-".join(called.split("/")[1:]).strip("-")])
-        found[model] = mteb_tasks.evaluate(called, load_encoder(model, **settings), tasks, out, instruction)
+        encoder = load_encoder(model, **settings)
+        found[model] = mteb_tasks.evaluate(called, encoder, tasks, out, instruction)
+        if draft := mteb_meta.write(out / f"{called.replace('/', '--')}.py", Path(model), encoder):
+            say(f"draft of mteb's metadata: {draft}")
     if as_json:
         return show(found, True)
     rows = {task.metadata.name: [one["tasks"][task.metadata.name] for one in found.values()] for task in tasks}

@@ -9,11 +9,12 @@ the order of two tuples (but where tuples with one positive have to be kept out 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from curation.manifest_models import OfSource
 from curation.schema import draws
 from training.loss import IN_BATCH_TASKS
 from training.tokens import Source, taken
@@ -29,6 +30,7 @@ class Batch(NamedTuple):
 
     source: str
     task: str
+    in_batch: bool  # whether other rows' positives are negatives too
     rows: np.ndarray  # (b,) i64, row numbers in the source
     ids: np.ndarray  # (T,) i64, the tokens of all texts
     starts: np.ndarray  # (n+1,) i64
@@ -45,7 +47,14 @@ class Plan:
     """The order of batches. It keeps the orders of the epoch it was last asked for, and nothing else."""
 
     def __init__(
-        self, sources: Sequence[Source], seed: int, batch: int, negatives: int, joint: bool = False, evenness: float = 1
+        self,
+        sources: Sequence[Source],
+        seed: int,
+        batch: int,
+        negatives: int,
+        joint: bool = False,
+        evenness: float = 1,
+        settings: Mapping[str, OfSource] | None = None,
     ) -> None:
         """Take what batches depend on.
 
@@ -56,10 +65,16 @@ class Plan:
             negatives: hard negatives a tuple.
             joint: the loss takes other rows' negatives too, so tell the false ones.
             evenness: T; a source has a share of size^(1/T) of the steps, whose number stays.
+            settings: what is otherwise for a source, by its name.
         """
-        self.sources, self.seed, self.batch, self.negatives, self.joint = list(sources), seed, batch, negatives, joint
+        self.sources, self.seed, self.batch, self.joint = list(sources), seed, batch, joint
+        own = [(settings or {}).get(source.name, OfSource()) for source in sources]
+        self.negatives = [negatives if one.negatives is None else one.negatives for one in own]
+        tasks = [source.task in IN_BATCH_TASKS for source in sources]
+        self.in_batch = [task if one.in_batch is None else one.in_batch for one, task in zip(own, tasks, strict=True)]
         self.batches = [-(-len(source) // batch) for source in sources]  # of a pass; the last of a source may be smaller
-        self.shares = shares(self.batches, [len(source) for source in sources], evenness)  # of an epoch
+        sizes, weights = [len(source) for source in sources], [one.weight for one in own]
+        self.shares = shares(self.batches, sizes, evenness, weights)  # of an epoch
         self.steps_per_epoch = sum(self.shares)
         self._epoch = -1
         self._order = np.zeros((0, 2), dtype=np.int64)
@@ -69,14 +84,15 @@ class Plan:
         """Return the source of a step, and which of its rows, (b,) i64."""
         number, time, batch = self._place(step)
         if (number, time) not in self._rows:
-            self._rows[number, time] = row_order(self.sources[number], self.seed, time, self.batch)
+            self._rows[number, time] = row_order(self.sources[number], self.seed, time, self.batch, self.in_batch[number])
         return self.sources[number], self._rows[number, time][batch * self.batch : (batch + 1) * self.batch]
 
     def batch_at(self, step: int) -> Batch:
         """Return the batch of a step, counted from 0 over all epochs."""
         source, rows = self.rows(step)
-        slots = draw_negatives(source, rows, self.seed, self._place(step)[1], self.negatives)
-        batch = assemble(source, rows, slots)
+        number, time, _ = self._place(step)
+        slots = draw_negatives(source, rows, self.seed, time, self.negatives[number])
+        batch = assemble(source, rows, slots, self.in_batch[number])
         return batch._replace(shared_negative=shared_negatives(source, rows, slots)) if self.joint else batch
 
     def _place(self, step: int) -> tuple[int, int, int]:
@@ -98,11 +114,15 @@ class Plan:
         return np.stack([number, batch], axis=1)[np.argsort(np.concatenate(keys), kind="stable")]
 
 
-def shares(batches: Sequence[int], sizes: Sequence[int], evenness: float) -> list[int]:
-    """Return each source's batches of an epoch: of the same number in all, a share of size^(1/evenness), and one at least."""
-    if evenness == 1:
+def shares(batches: Sequence[int], sizes: Sequence[int], evenness: float, weights: Sequence[float]) -> list[int]:
+    """Return each source's batches of an epoch.
+
+    Of the same number in all, a source has a share of weight * size^(1/evenness), and one at least. Where nothing is asked
+    for, all of its own.
+    """
+    if evenness == 1 and len(set(weights)) <= 1:
         return list(batches)
-    weight = np.array(sizes, dtype=np.float64) ** (1 / evenness)
+    weight = np.array(weights) * np.array(sizes, dtype=np.float64) ** (1 / evenness)
     exact = (sum(batches) - len(batches)) * weight / weight.sum()
     share = 1 + np.floor(exact).astype(np.int64)
     left = sum(batches) - int(share.sum())
@@ -110,10 +130,10 @@ def shares(batches: Sequence[int], sizes: Sequence[int], evenness: float) -> lis
     return [int(count) for count in share]
 
 
-def row_order(source: Source, seed: int, time: int, batch: int) -> np.ndarray:
+def row_order(source: Source, seed: int, time: int, batch: int, in_batch: bool) -> np.ndarray:
     """Return the rows of a source in the order of its pass number `time`, (rows,) i64."""
     order = np.argsort(draws(seed, f"{source.name}/epoch/{time}", source.rows), kind="stable")
-    if source.task not in IN_BATCH_TASKS:
+    if not in_batch:
         return order
     return spread(
         order, source.identity[source.positives[source.positive_starts[:-1]]], batch, seed, f"{source.name}/spread/{time}"
@@ -175,7 +195,7 @@ def draw_negatives(source: Source, rows: np.ndarray, seed: int, time: int, k: in
     return np.pad(places, ((0, 0), (0, k - places.shape[1])), constant_values=-1)
 
 
-def assemble(source: Source, rows: np.ndarray, slots: np.ndarray) -> Batch:
+def assemble(source: Source, rows: np.ndarray, slots: np.ndarray, in_batch: bool) -> Batch:
     """Gather the texts of some tuples, each distinct text once; `slots` is as `draw_negatives` returns it."""
     has = slots >= 0
     positive = taken(source.positives, taken(source.positive_starts, rows))
@@ -193,7 +213,7 @@ def assemble(source: Source, rows: np.ndarray, slots: np.ndarray) -> Batch:
     teacher[:, 0] = taken(source.positive_score, rows)
     teacher[:, 1:][has] = taken(source.negative_scores, slots[has])
     which = number[:b], number[b : 2 * b], negative, has
-    return Batch(source.name, source.task, rows, ids, starts, *which, shared_positives(source, rows), teacher, None)
+    return Batch(source.name, source.task, in_batch, rows, ids, starts, *which, shared_positives(source, rows), teacher, None)
 
 
 def gather(values: np.ndarray, starts: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -29,7 +29,7 @@ def estimate(build: Path, recipe: Train, *, device: str = "auto", only: Sequence
         BuildError: no mined negatives, or not one tuple.
         ModelError: a model that cannot be trained.
     """
-    entries = mined_sources(build, only)
+    entries = mined_sources(build, only, recipe.sources)
     tuples = {name: len(store.read_table(build / "mined" / name, "pairs", ["id"])) for name in entries}
     some = {name: count for name, count in tuples.items() if count}
     batches = [-(-count // recipe.batch) for count in some.values()]
@@ -38,7 +38,8 @@ def estimate(build: Path, recipe: Train, *, device: str = "auto", only: Sequence
         raise BuildError(build, "has not one mined tuple to train on", "look at `curate show` for what was dropped and why")
     model = load_model(recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device=device)
     steps = min(steps_per_epoch * recipe.epochs, recipe.steps or steps_per_epoch * recipe.epochs)
-    taken = shares(batches, list(some.values()), recipe.evenness)  # batches of an epoch
+    weights = [recipe.of(name).weight for name in some]
+    taken = shares(batches, list(some.values()), recipe.evenness, weights)  # batches of an epoch
     tokens = sum(
         _tokens(build, name, entries[name], model, recipe) * count / passed * share
         for (name, count), passed, share in zip(some.items(), batches, taken, strict=True)
@@ -91,6 +92,7 @@ def _tokens(build: Path, name: str, entry: dict[str, Any], model: Model, recipe:
     sample = pairs[np.sort(chosen)]
     queries = [model.render_query(entry["instruction"], query, recipe.prompt) for query in sample["query"]]
     texts = [model.render_passage(passages[int(row[0])], recipe.prompt) for row in sample["positives"]]
-    drawn = [row[: recipe.negatives] for row in sample["negatives"].to_list()]
+    own = recipe.of(name).negatives
+    drawn = [row[: recipe.negatives if own is None else own] for row in sample["negatives"].to_list()]
     texts += [model.render_passage(passages[pid], recipe.prompt) for row in drawn for pid in row]
     return sum(len(model.tokenize(part).ids) for part in (queries, texts)) / len(sample)

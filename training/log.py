@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from curation import store
+
+if TYPE_CHECKING:
+    from training.tensorboard import Events
 
 
 class Log:
     """Appends a line a step. On opening it drops the lines of steps that will be done again."""
 
-    def __init__(self, path: Path, first_step: int) -> None:
+    def __init__(self, path: Path, first_step: int, events: Events | None = None) -> None:
+        """Take the file, and what else is to have the lines."""
+        self._events = events
         path.parent.mkdir(parents=True, exist_ok=True)
         store.write_lines(path, (line for line in read_log(path) if line["step"] < first_step))
         self._file = path.open("a", encoding="utf-8")
@@ -23,11 +28,15 @@ class Log:
 
     def __exit__(self, *error: object) -> None:
         self._file.close()
+        if self._events:
+            self._events.close()
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append a line and hand it to the system, so that `tail -f` shows it and a kill loses nothing."""
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+        if self._events:
+            self._events.write(line)
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:

@@ -32,8 +32,9 @@ def contrastive(
     has_negative: Tensor,
     shared: Tensor | None,
     temperature: float,
-    task: str,
+    in_batch: bool,
     symmetric: bool = False,
+    detached: bool = False,
 ) -> Losses:
     """Return the loss of b tuples of one source.
 
@@ -44,17 +45,18 @@ def contrastive(
         has_negative: (b, k) bool.
         shared: (b, b) bool, which other rows' positives are no negatives of a row; None gives F2LLM's own formula.
         temperature: divides the cosines.
-        task: retrieval adds the in-batch term.
+        in_batch: add the in-batch term.
         symmetric: that term is the mean of queries among passages and passages among queries.
+        detached: that term gives passages no gradient.
     """
     hard = hard_loss(query, positive, negative, has_negative, temperature)
-    if task not in IN_BATCH_TASKS:
+    if not in_batch:
         return Losses(hard, hard, None)
-    in_batch = own_among(query, positive, shared, temperature)
+    among = own_among(query, positive.detach() if detached else positive, shared, temperature)
     if symmetric:
         back = own_among(positive, query, None if shared is None else shared.T, temperature)
-        in_batch = (in_batch + back) / 2
-    return Losses(hard + in_batch, hard, in_batch)
+        among = (among + back) / 2
+    return Losses(hard + among, hard, among)
 
 
 def infonce(
@@ -65,14 +67,14 @@ def infonce(
     shared: Tensor | None,
     shared_negative: Tensor | None,
     temperature: float,
-    task: str,
+    in_batch: bool,
 ) -> Losses:
     """Return the mean cross-entropy of each positive among all positives and negatives of the batch (arXiv 1807.03748).
 
     Arguments are as for `contrastive`; `shared_negative` is (b, b, k) bool, which other rows' negatives are no negatives
-    of a row. A task without in-batch loss has its own negatives only.
+    of a row. Without `in_batch` a row has its own negatives only.
     """
-    if task not in IN_BATCH_TASKS:
+    if not in_batch:
         hard = hard_loss(query, positive, negative, has_negative, temperature)
         return Losses(hard, hard, None)
     b = len(query)

@@ -29,7 +29,7 @@ try:
 except ImportError as error:
     raise SetupError("mteb", f"cannot be used ({error})", "pip install 'tuplesmith[mteb]'") from None
 
-FILES = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
+FILES = ("corpus.jsonl", "queries.jsonl")
 
 
 class Wrapped(AbsEncoder):  # type: ignore[misc]
@@ -79,22 +79,22 @@ def evaluate(name: str, encoder: Encoder, tasks: Sequence[Any], out: Path, instr
     return {"tasks": scores, "means": means, "mean": fmean(scores.values())}
 
 
-def tasks_of(names: Sequence[str]) -> list[Any]:
-    """Return the tasks that names, benchmarks and folders mean, each once.
+def tasks_of(names: Sequence[str], split: str = "test") -> list[Any]:
+    """Return the tasks that names, benchmarks and folders mean, each once; of a folder, the judgements in qrels/SPLIT.tsv.
 
     Raises:
         SourceError: there is no such task, or a folder cannot be read.
     """
     found: dict[str, Any] = {}
     for name in names:
-        for task in _tasks(name):
+        for task in _tasks(name, split):
             found.setdefault(task.metadata.name, task)
     return list(found.values())
 
 
-def _tasks(name: str) -> Iterator[Any]:
+def _tasks(name: str, split: str) -> Iterator[Any]:
     if Path(name).is_dir():
-        yield _local(Path(name))
+        yield _local(Path(name), split)
     elif name in _TASKS_REGISTRY:
         yield mteb.get_task(name)
     else:
@@ -112,10 +112,10 @@ class _Local(AbsTaskRetrieval):  # type: ignore[misc]
         """Do nothing."""
 
 
-def _local(folder: Path) -> Any:
+def _local(folder: Path, split: str) -> Any:
     """Return a folder in BEIR's layout as a task; its name tells its content too, so that results are never another's."""
-    collection = read_collection(folder)
-    digest = digest_of([file_digest(folder / name) for name in FILES])
+    collection = read_collection(folder, split)
+    digest = digest_of([file_digest(folder / name) for name in (*FILES, f"qrels/{split}.tsv")])
     about = mteb.TaskMetadata(
         name=f"{folder.resolve().name}-{digest[:8]}",
         description="A local folder in BEIR's layout.",
@@ -133,7 +133,7 @@ def _local(folder: Path) -> Any:
         str(row): {str(passage): int(grade) for passage, grade in grades.items()}
         for row, grades in enumerate(collection.relevant)
     }
-    split = {"corpus": Dataset.from_list(corpus), "queries": Dataset.from_list(queries)}
-    task.dataset = {"default": {"test": {**split, "relevant_docs": relevant, "top_ranked": None}}}
+    whole = {"corpus": Dataset.from_list(corpus), "queries": Dataset.from_list(queries)}
+    task.dataset = {"default": {"test": {**whole, "relevant_docs": relevant, "top_ranked": None}}}
     task.data_loaded = True
     return task

@@ -53,7 +53,7 @@ def plan(folder: Path, repo: str, license: str = "unknown", datasets: tuple[str,
     model = folder / "model" if (folder / "model" / "modules.json").is_file() else folder
     if missing := [name for name in NEEDED if not (model / name).is_file()] or _weightless(model):
         raise ModelError(folder, f"is no exported model: it has no {missing[0]}", "`train export RUN -o DIR` makes one")
-    run = _run(model)
+    run = run_of(model)
     own = model / "README.md"
     card = own.read_text(encoding="utf-8") if own.is_file() else _card(model, repo, run, license, datasets)
     if wrong := list(complaints(card)):
@@ -79,7 +79,7 @@ def _weightless(model: Path) -> list[str]:
     return [] if list(model.glob("*.safetensors")) else ["weights (model.safetensors)"]
 
 
-def _run(model: Path) -> dict[str, Any] | None:
+def run_of(model: Path) -> dict[str, Any] | None:
     """Return the receipt of the run that made a model, with the licences of its sources where the build is there."""
     receipt = store.read_receipt(model.parent) if model.name == "model" else None
     if receipt is None or "recipe" not in receipt:
@@ -87,11 +87,11 @@ def _run(model: Path) -> dict[str, Any] | None:
     build = model.parent.parent / "build.json"
     entries = store.read_json(build)["sources"] if build.is_file() else {}
     sources = {name: one | {"license": entries.get(name, {}).get("license", "")} for name, one in receipt["trained_on"].items()}
-    recipe = receipt["recipe"] | {"model": _public(receipt["recipe"]["model"])}
+    recipe = receipt["recipe"] | {"model": public(receipt["recipe"]["model"])}
     return receipt | {"recipe": recipe, "trained_on": sources}
 
 
-def _public(name: str) -> str:
+def public(name: str) -> str:
     """Return the name of a model without the folders of this machine."""
     return Path(name).name if Path(name).expanduser().exists() or name.startswith((".", "/", "~")) else name
 

@@ -66,7 +66,7 @@ def joined(device: torch.device, alone_too: bool) -> Iterator[None]:
     `alone_too`: a single process joins itself, as DeepSpeed wants it.
 
     Raises:
-        SetupError: they do not find each other within ten minutes.
+        SetupError: they do not find each other within ten minutes, or one is lost later or late by as much.
     """
     if ranks().world == 1 and not alone_too:
         yield
@@ -82,6 +82,11 @@ def joined(device: torch.device, alone_too: bool) -> Iterator[None]:
         raise SetupError(f"rank {ranks().rank}", what, "start as many with torchrun; is one missing or dead?") from None
     try:
         yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error) and "NCCL" not in str(error):
+            raise
+        what = f"another process is gone or does not answer ({next(iter(str(error).splitlines()), '')})"
+        raise SetupError(f"rank {ranks().rank}", what, "start all of them again: they go on from the last checkpoint") from None
     finally:
         dist.destroy_process_group()
 

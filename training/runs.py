@@ -15,15 +15,17 @@ from curation import store
 from curation.errors import BuildError
 from curation.manifest_models import Train
 from training import checkpoint, ranks
-from training.backend import Backend, load_weights, trained
+from training.backend import Backend
 from training.data import Plan
 from training.export import export
 from training.model import Model, load_model
 from training.tokens import Source
 from training.watch import Watch
+from training.weights import load_weights, trained
 
-CIRCUMSTANCES = {"save_every", "keep", "log_every"}  # keys of a recipe that change nothing of its result
-MADE = ("checkpoints", "model", "log.jsonl", "report.html", store.RECEIPT)
+# Keys of a recipe that change nothing of its result but the rounding, as the number of processes does.
+CIRCUMSTANCES = {"save_every", "keep", "log_every", "token_budget", "checkpointing", "deepspeed"}
+MADE = ("checkpoints", "model", "log.jsonl", "report.html", "tensorboard", store.RECEIPT)
 Say = Callable[[str], None]
 
 
@@ -34,8 +36,8 @@ def describe(recipe: Train, seed: int, sources: Sequence[Source], model: Model, 
         "seed": seed,
         "sources": {source.name: source.digest for source in sources},
         "start": weights_digest(model),
+        **({"in_batch_gradient": "queries" if ranks.ranks().world > 1 else "all"} if recipe.reproduce_f2llm else {}),
         **({"heldout": watch.digests} if watch.digests else {}),
-        **({"processes": ranks.ranks().world} if recipe.deepspeed else {}),  # each holds its share of a checkpoint
     }
 
 

@@ -31,17 +31,18 @@ def add_gradients(backend: Backend, batch: Batch, recipe: Train) -> Losses:
     that of one process.
     """
     world, own = backend.world, share(batch, backend.rank, backend.world)
+    detached = recipe.reproduce_f2llm and world > 1
     chunks = cut(own.starts, recipe.token_budget)
     if world > 1:  # every process must go forward and back equally often
         most = max(len(cut(share(batch, rank, world).starts, recipe.token_budget)) for rank in range(world))
         chunks += [(own.texts, own.texts)] * (most - len(chunks))
     if len(chunks) == 1:
-        losses = batch_loss(together(_embed(backend, own, *chunks[0]), batch, world), batch, recipe)
+        losses = batch_loss(together(_embed(backend, own, *chunks[0]), batch, world), batch, recipe, detached)
         backend.backward(losses.total)
         return losses
     with torch.no_grad():
         embeddings = torch.cat([_embed(backend, own, *chunk) for chunk in chunks])
-    losses = batch_loss(together(embeddings.requires_grad_(), batch, world), batch, recipe)
+    losses = batch_loss(together(embeddings.requires_grad_(), batch, world), batch, recipe, detached)
     (gradient,) = torch.autograd.grad(losses.total, embeddings)
     for first, end in chunks:
         backend.backward((_embed(backend, own, first, end) * gradient[first:end]).sum())
@@ -94,17 +95,19 @@ def cut(starts: np.ndarray, budget: int | None) -> list[tuple[int, int]]:
     return chunks
 
 
-def batch_loss(embeddings: Tensor, batch: Batch, recipe: Train) -> Losses:
+def batch_loss(embeddings: Tensor, batch: Batch, recipe: Train, detached: bool = False) -> Losses:
     """Return the loss of a batch from the embeddings of its distinct texts, (n, dim) float32, differentiable.
 
-    With `matryoshka` it is the mean over the leading dimensions asked for and all of them (arXiv 2205.13147).
+    With `matryoshka` it is the mean over the leading dimensions asked for and all of them (arXiv 2205.13147). `detached`: the
+    in-batch term gives passages no gradient.
     """
     sizes = [*recipe.matryoshka, embeddings.shape[1]]
-    each = [_loss(F.normalize(embeddings[:, :size], dim=1) if recipe.matryoshka else embeddings, batch, recipe) for size in sizes]
+    leading = [F.normalize(embeddings[:, :size], dim=1) if recipe.matryoshka else embeddings for size in sizes]
+    each = [_loss(one, batch, recipe, detached) for one in leading]
     return Losses(*(None if one[0] is None else torch.stack(one).mean() for one in zip(*each, strict=True)))  # type: ignore[arg-type]
 
 
-def _loss(embeddings: Tensor, batch: Batch, recipe: Train) -> Losses:
+def _loss(embeddings: Tensor, batch: Batch, recipe: Train, detached: bool) -> Losses:
     def there(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(embeddings.device)
 
@@ -116,10 +119,10 @@ def _loss(embeddings: Tensor, batch: Batch, recipe: Train) -> Losses:
         shared = near if shared is None else shared | near
     parts = (query, positive, negative, there(batch.has_negative), shared)
     if recipe.loss == "f2llm":
-        losses = contrastive(*parts, recipe.temperature, batch.task, recipe.symmetric)
+        losses = contrastive(*parts, recipe.temperature, batch.in_batch, recipe.symmetric, detached)
     else:
         negatives = batch.shared_negative if recipe.mask_false_negatives else None
-        losses = infonce(*parts, None if negatives is None else there(negatives), recipe.temperature, batch.task)
+        losses = infonce(*parts, None if negatives is None else there(negatives), recipe.temperature, batch.in_batch)
     if not recipe.distill:
         return losses
     distilled = distillation(query, positive, negative, there(batch.teacher), recipe.temperature)

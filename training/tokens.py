@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -86,14 +86,15 @@ def taken(values: np.ndarray, places: np.ndarray) -> np.ndarray:
     return found
 
 
-def mined_sources(build: Path, only: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+def mined_sources(build: Path, only: Sequence[str] = (), settings: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
     """Return the entries of build.json for the sources to train on, in the manifest's order.
 
     Raises:
-        BuildError: no build stands there, a source of `only` is not in it, or a source has no mined negatives.
+        BuildError: no build stands there, a source of `only` or of the recipe's settings is not in it, or a source has no
+            mined negatives.
     """
     known: dict[str, dict[str, Any]] = store.read_json(build / "build.json")["sources"]
-    if strange := [name for name in only if name not in known]:
+    if strange := [name for name in (*only, *settings) if name not in known]:
         raise BuildError(build, f"has no source '{strange[0]}'", f"it has {listed(known)}")
     chosen = {name: entry for name, entry in known.items() if not only or name in only}
     if missing := [name for name in chosen if not (build / "mined" / name / store.RECEIPT).exists()]:

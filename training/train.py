@@ -4,25 +4,23 @@
 <out>/checkpoints/  step-000200/ ...: weights, optimizer, and what they are a state of
 <out>/model/        the trained model, for sentence-transformers and transformers
 <out>/report.html   the log as curves
+<out>/tensorboard/  the log for TensorBoard, where it is asked for
 <out>/done.json     what it was trained on, and how; written last
 """
 
 from __future__ import annotations
 
-import math
-import signal
-import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from curation import locks, store
-from curation.errors import BuildError, ModelError, listed
+from curation.errors import ModelError
 from curation.manifest_models import Train
 from curation.progress import Progress, silent
 from training import checkpoint, ranks, report
@@ -35,17 +33,15 @@ from training.loss import Losses
 from training.model import device_of, load_model
 from training.runs import Say, describe, export_checkpoint, finished, forget, receipt_of, resume
 from training.step import add_gradients, learning_rate, warmup_steps
+from training.stops import Stopped, finite, memory_for, signals
 from training.tokens import load_sources, mined_sources
 from training.watch import Watch
 from training.watch import readable as told
 
+if TYPE_CHECKING:
+    from training.tensorboard import Events
 
-class Stopped(Exception):
-    """A signal ended the run between two steps, and its state is saved."""
-
-    def __init__(self, number: int, step: int) -> None:
-        self.number, self.step = number, step
-        super().__init__(f"stopped after step {step} and saved; the same command goes on from there")
+OpenEvents = Callable[[Path, int], "Events"]
 
 
 def train(
@@ -56,10 +52,13 @@ def train(
     device: str = "auto",
     only: Sequence[str] = (),
     restart: bool = False,
+    events: OpenEvents | None = None,
     say: Say = lambda line: None,
     progress: Progress = silent,
 ) -> tuple[dict[str, Any], bool]:
     """Train, going on from the newest checkpoint of the same run; return (receipt, whether there was anything to do).
+
+    `events` is `training.tensorboard.Events`, for those who want its files too.
 
     Raises:
         BuildError: no mined negatives, checkpoints of another run, or a loss that is no number.
@@ -68,7 +67,7 @@ def train(
     """
     out = out or build / "train"
     seed = int(store.read_json(build / "build.json")["seed"])
-    mined_sources(build, only)  # complain before a model is loaded
+    mined_sources(build, only, recipe.sources)  # complain before a model is loaded
     ranks.check(recipe.batch)
     place = ranks.own(device_of(device))
     with ExitStack() as stack:
@@ -79,7 +78,7 @@ def train(
                 forget(out)
         else:
             say, progress = (lambda line: None), silent
-        return _train(build, recipe, out, seed, str(place), only, say, progress)
+        return _train(build, recipe, out, seed, str(place), only, events, say, progress)
 
 
 def _train(
@@ -89,6 +88,7 @@ def _train(
     seed: int,
     device: str,
     only: Sequence[str],
+    events: OpenEvents | None,
     say: Say,
     progress: Progress,
 ) -> tuple[dict[str, Any], bool]:
@@ -97,7 +97,8 @@ def _train(
         raise ModelError(recipe.model, f"has {model.dim} dimensions", "`matryoshka` names fewer than that")
     with ranks.first_alone():  # it makes the tokens, and the others find them
         sources = load_sources(build, model, recipe.prompt, only, progress)
-    plan = Plan(sources, seed, recipe.batch, recipe.negatives, joint=recipe.loss == "infonce", evenness=recipe.evenness)
+    joint = recipe.loss == "infonce"
+    plan = Plan(sources, seed, recipe.batch, recipe.negatives, joint, recipe.evenness, recipe.sources)
     total = total_steps(plan, recipe)
     watch = Watch(build, recipe, [source.name for source in sources])
     run = describe(recipe, seed, sources, model, watch)
@@ -107,7 +108,11 @@ def _train(
     first = resume(out / "checkpoints", run, backend, watch, say)
     if recipe.warmup != warmup_steps(recipe, total):
         say(f"a warm-up of {recipe.warmup} steps does not fit into {total}; it takes {warmup_steps(recipe, total)}")
-    done = loop(plan, recipe, backend, watch, first, total, out, run, say)
+    if recipe.reproduce_f2llm:
+        alone = "changes nothing: with one process F2LLM's passages have their gradients too"
+        several = "passages get no gradient from the in-batch term, as in F2LLM's trainer on several processes"
+        say(f"reproduce_f2llm: {alone if backend.world == 1 else several}")
+    done = loop(plan, recipe, backend, watch, first, total, out, run, events, say)
     receipt = receipt_of(run, plan, done, model, recipe, watch)
     if ranks.first():
         if recipe.export == "best" and watch.best:
@@ -130,6 +135,7 @@ def loop(
     total: int,
     out: Path,
     run: Mapping[str, Any],
+    events: OpenEvents | None,
     say: Say,
 ) -> int:
     """Do the steps from `first` to `total`, or until patience ends, and return how many are behind it.
@@ -144,16 +150,17 @@ def loop(
             backend.save(checkpoint.part_of(out / "checkpoints", done))
 
     recent: deque[dict[str, Any]] = deque(maxlen=recipe.log_every)
-    with signals() as received, deterministic(backend.device), log_of(out, first, backend) as log:
+    with signals() as received, deterministic(backend.device), log_of(out, first, backend, events) as log:
         for step in range(first, total):
             if watch.over:
                 return step  # where a killed run had come to that too
             begun = time.perf_counter()
             batch = plan.batch_at(step)
-            losses = add_gradients(backend, batch, recipe)
-            loss = _finite(float(losses.total.detach()), "loss", step, batch, plan, out)
             lr = learning_rate(recipe, step, total)
-            norm = _finite(backend.step(lr), "gradient", step, batch, plan, out)
+            with memory_for(step, batch, recipe, backend.world, out):
+                losses = add_gradients(backend, batch, recipe)
+                loss = finite(float(losses.total.detach()), "loss", step, batch, plan, out)
+                norm = finite(backend.step(lr), "gradient", step, batch, plan, out)
             seconds = time.perf_counter() - begun
             recent.append(_line(step, plan, batch, losses, loss, lr, norm, seconds) | gpu_figures(backend, batch, seconds))
             if log:
@@ -180,9 +187,9 @@ def _measure(watch: Watch, done: int, total: int, backend: Backend, recipe: Trai
             log.write(found)
 
 
-def log_of(out: Path, first: int, backend: Backend) -> AbstractContextManager[Log | None]:
+def log_of(out: Path, first: int, backend: Backend, events: OpenEvents | None) -> AbstractContextManager[Log | None]:
     """Return the log of the run, which the first process writes."""
-    return nullcontext() if backend.rank else Log(out / "log.jsonl", first)
+    return nullcontext() if backend.rank else Log(out / "log.jsonl", first, events and events(out, first))
 
 
 def _line(
@@ -218,46 +225,7 @@ def gpu_figures(backend: Backend, batch: Batch, seconds: float) -> dict[str, flo
     return {"peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2), "mfu": round(mfu, 4)}
 
 
-def _finite(value: float, what: str, step: int, batch: Batch, plan: Plan, out: Path) -> float:
-    """Return the value.
-
-    Raises:
-        BuildError: it is infinite or no number; the step's tuples are named.
-    """
-    if math.isfinite(value):
-        return value
-    ids = plan.rows(step)[0].row_ids(batch.rows)
-    last = checkpoint.whole(out / "checkpoints")
-    raise BuildError(
-        f"{out}, step {step}",
-        f"the {what} is {value} on {batch.source}, tuples {listed(ids, 8)}",
-        f"try a lower `lr` or `dtype: float32`; the last good checkpoint is {last[0].name if last else 'none yet'}",
-    )
-
-
 def total_steps(plan: Plan, recipe: Train) -> int:
     """Return the steps of a run: `epochs` over all tuples, or fewer where `steps` says so."""
     steps = plan.steps_per_epoch * recipe.epochs
     return min(steps, recipe.steps or steps)
-
-
-@contextmanager
-def signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list instead of dying of them; a second one acts as ever."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # only the main thread may set handlers
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, frame: object) -> None:
-        received.append(number)
-        signal.signal(number, before[number])  # type: ignore[index]
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

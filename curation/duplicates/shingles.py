@@ -19,13 +19,10 @@ A shingle's hash is that of its UTF-8 bytes, a polynomial modulo 2^64; MinHash t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-
-from curation.text import normalised
 
 # The compiled loops keep these values in numba's cache, which looks at the date of kernels.py alone.
 BASE = 0x9E3779B97F4A7C15 | 1  # odd, so that it has an inverse modulo 2^64
@@ -35,10 +32,10 @@ WIDTH = (0, 3, 5, 3)  # units of a shingle, by kind
 LONG, SHORT, SPACELESS_LEAST = 25, 8, 12  # words, words, characters
 LONGER = 30  # words from which on a text is never taken as CHARS
 SHINGLING = f"words{WIDTH[1]}>={LONG}|chars{WIDTH[2]}>={SHORT}<{LONGER}|spaceless{WIDTH[3]}>={SPACELESS_LEAST}|poly64:{BASE:x}"
-# Lao and Thai, Myanmar, Khmer, kana, Han
-SPACELESS_CHARS = (
-    r"[\x{E00}-\x{EFF}\x{1000}-\x{109F}\x{1780}-\x{17FF}\x{3040}-\x{30FF}\x{3400}-\x{9FFF}\x{F900}-\x{FAFF}\x{20000}-\x{3FFFF}]"
-)
+SPACELESS_RANGES = (  # Lao and Thai, Myanmar, Khmer, kana, Han
+    (0xE00, 0xEFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF)
+)  # fmt: skip
+SPACELESS_CHARS = "[" + "".join(rf"\x{{{first:X}}}-\x{{{last:X}}}" for first, last in SPACELESS_RANGES) + "]"
 
 
 class Buffers(NamedTuple):
@@ -57,22 +54,6 @@ class Shingled(NamedTuple):
     forms: np.ndarray  # (texts,) u64: hash of the whole normalised form; 0 where it is empty
 
 
-def forms_or_empty(texts: pl.Series) -> pl.Series:
-    """Return the normalised form of each text, "" for one without a word."""
-    return normalised(texts).fill_null("")
-
-
-def half_normalised(texts: pl.Series, forms: Callable[[pl.Series], pl.Series] = forms_or_empty) -> Buffers:
-    """Return texts in buffers, those beyond ASCII normalised; what is left to do for the others, a kernel does as it reads."""
-    beyond = (texts.str.len_bytes() != texts.str.len_chars()).arg_true()
-    if len(beyond):
-        done = forms(texts.gather(beyond))
-        place = np.arange(len(texts))
-        place[beyond.to_numpy()] = len(texts) + np.arange(len(beyond))
-        texts = pl.concat([texts, done.alias(texts.name)]).gather(place)
-    return buffers_of(texts)
-
-
 def buffers_of(texts: pl.Series) -> Buffers:
     """Return texts (no nulls) as one run of bytes."""
     array = texts.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
@@ -89,11 +70,9 @@ def powers(base: int, count: int) -> np.ndarray:
 
 
 def forms_of(texts: Buffers, numbers: np.ndarray) -> pl.Series:
-    """Return the normalised forms of some texts of buffers that `half_normalised` made."""
+    """Return some texts of buffers."""
     bounds = zip(texts.starts[numbers].tolist(), texts.starts[numbers + 1].tolist(), strict=True)
-    half = pl.Series([texts.data[first:end].tobytes().decode() for first, end in bounds], dtype=pl.String)
-    ascii_only = half.str.len_bytes() == half.str.len_chars()
-    return pl.select(pl.when(ascii_only).then(normalised(half)).otherwise(half).fill_null("")).to_series()
+    return pl.Series([texts.data[first:end].tobytes().decode() for first, end in bounds], dtype=pl.String)
 
 
 def shingle(forms: pl.Series, longer: bool = False) -> Shingled:

@@ -17,18 +17,20 @@ import numpy as np
 import polars as pl
 from datasketch import MinHash
 
-from curation.duplicates.shingles import LONGER, WIDTH, WORDS, Buffers, Shingled, forms_of, half_normalised, shingle
+from curation.duplicates.shingles import LONGER, WIDTH, WORDS, Buffers, Shingled, buffers_of, forms_of, shingle
+from curation.text import normalised
 
 kernels: ModuleType | None
 try:
-    from curation.duplicates import beyond_ascii, kernels, table_kernels
+    from curation.duplicates import fold_kernels, folding, kernels, table_kernels
 except (ImportError, RuntimeError):  # no numba, or no folder in which it could keep what it compiled
     kernels = None
 
 SEED = 1  # of the permutations; datasketch's default
 RUN = 1 << 14  # texts sketched at a time: bounds the digests in memory
 NUMPY_BYTES = 1 << 21  # bytes shingled at a time by numpy
-PAIRS = 1 << 13  # pairs compared at a time
+PAIRS = 1 << 15  # pairs compared at a time, by one thread
+ROOM = 1 << 20  # shingles of the texts that these are pairs of, but for one pair of longer ones
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -43,8 +45,18 @@ class Sketches(NamedTuple):
 
 
 def read(texts: pl.Series) -> Buffers:
-    """Return texts (no nulls) ready for the other functions."""
-    return half_normalised(texts, beyond_ascii.forms_beyond) if kernels else half_normalised(texts)
+    """Return texts (no nulls) ready for the other functions: normalised where the compiled loops could not do it themselves."""
+    if not kernels:
+        return buffers_of(normalised(texts).fill_null(""))
+    raw, found = buffers_of(texts), np.empty(len(texts), np.int64)
+    left = found[: fold_kernels.untold(*raw, folding.table(), found)]
+    if not len(left):
+        return raw
+    forms = buffers_of(normalised(texts.gather(left)).fill_null(""))
+    size = raw.starts[-1] - raw.starts[0] + forms.starts[-1] - forms.starts[0]
+    whole = Buffers(np.empty(size, np.uint8), np.empty(len(texts) + 1, np.int64))
+    fold_kernels.spliced(*raw, left, *forms, *whole)
+    return whole
 
 
 def threads() -> int:
@@ -110,7 +122,7 @@ def _sketch(texts: Buffers, rows: np.ndarray, a: np.ndarray, b: np.ndarray) -> t
     if kernels:
         found = np.empty((len(rows), len(a)), np.uint32)
         counts, kinds, forms = np.empty(len(rows), np.uint32), np.empty(len(rows), np.uint8), np.empty(len(rows), np.uint64)
-        kernels.sketch(*texts, rows, a, b, found, counts, kinds, forms)
+        kernels.sketch(*texts, folding.table(), rows, a, b, found, counts, kinds, forms)
         return found, counts, kinds, forms
     hashes, starts, kinds, forms = _shingled(texts, rows)
     counts = np.diff(starts)
@@ -163,14 +175,12 @@ def jaccard(
 ) -> np.ndarray:
     """Return the Jaccard of the shingle sets of entries left[i] and right[i]; 0 where it is below `least`.
 
-    Exact up to equal 64-bit hashes. Sorted pairs are quickest: an entry's set is made once a run of PAIRS.
+    Exact up to equal 64-bit hashes. Sorted pairs are quickest: the set of an entry is made once for PAIRS of them.
     """
 
-    def one(first: int) -> np.ndarray:
-        some = slice(first, first + PAIRS)
-        used, at = np.unique(np.concatenate([left[some], right[some]]), return_inverse=True)
+    def one(part: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
+        used, i, j = part
         hashes, bounds, sizes = _sets(texts, entries[used], counts[used].astype(np.int64))
-        i, j = np.split(at, 2)
         scores = np.empty(len(i))
         if kernels:
             table_kernels.jaccard(hashes, bounds, sizes, i, j, least, scores)
@@ -179,7 +189,24 @@ def jaccard(
         score = both / np.maximum(sizes[i] + sizes[j] - both, 1)
         return np.asarray(np.where(score >= least, score, 0.0))
 
-    return np.concatenate([np.zeros(0), *_each(one, range(0, len(left), PAIRS))])
+    return np.concatenate([np.zeros(0), *_each(one, _parts(counts, left, right))])
+
+
+def _parts(counts: np.ndarray, left: np.ndarray, right: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Cut pairs into runs; yield the distinct entries of each, and where among them its lefts and rights are."""
+    first = 0
+    while first < len(left):
+        some = slice(first, first + PAIRS)
+        if kernels:
+            used, i, j = (np.empty(size, np.int64) for size in (2 * PAIRS, PAIRS, PAIRS))
+            pairs, size = table_kernels.numbered(left[some], right[some], counts, ROOM, used, i, j)
+            yield used[:size], i[:pairs], j[:pairs]
+        else:
+            used, at = np.unique(np.concatenate([left[some], right[some]]), return_inverse=True)
+            i, j = np.split(at, 2)
+            yield used, i, j
+            pairs = len(i)
+        first += pairs
 
 
 def _sets(texts: Buffers, rows: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -188,7 +215,7 @@ def _sets(texts: Buffers, rows: np.ndarray, counts: np.ndarray) -> tuple[np.ndar
         ends = np.cumsum(counts)
         sizes = np.empty(len(rows), np.int64)
         hashes = np.empty(ends[-1], np.uint64)
-        kernels.sets(*texts, rows, ends - counts, hashes, sizes)
+        kernels.sets(*texts, folding.table(), rows, ends - counts, hashes, sizes)
         return hashes, ends - counts, sizes
     parts = []
     for run in _runs_of_bytes(texts, rows):

@@ -1,4 +1,4 @@
-"""Compiled loops over tables: sets of shingles and their Jaccard, keys that come twice, forms by a table of code points."""
+"""Compiled loops over tables: sets of shingles and their Jaccard, keys that come twice."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 
 _SPREAD = np.uint64(0xFF51AFD7ED558CCD)
+_ONE, _SIX, _LAST = np.uint64(1), np.uint64(6), np.uint64(63)
 
 
 @njit(nogil=True, cache=True)
@@ -51,10 +52,39 @@ def repeated(keys, able, shift, once, twice, found):
 
 
 @njit(nogil=True, cache=True)
+def numbered(left, right, counts, room, used, i, j):
+    """Number the entries of pairs as they first come, until they have more than `room` shingles; return (pairs, entries).
+
+    `used` gets the entries; i and j the numbers of left and right.
+    """
+    log = 4
+    while (1 << log) < 4 * len(left):
+        log += 1
+    places, shift, size, total = np.full(1 << log, -1, np.int32), np.uint64(64 - log), 0, 0
+    for pair in range(len(left)):
+        for half in range(2):
+            entry = right[pair] if half else left[pair]
+            at = np.int64((np.uint64(entry + 1) * _SPREAD) >> shift)
+            while places[at] >= 0 and used[places[at]] != entry:
+                at = (at + 1) & (len(places) - 1)
+            if places[at] < 0:
+                places[at], used[size] = size, entry
+                size, total = size + 1, total + counts[entry]
+            if half:
+                j[pair] = places[at]
+            else:
+                i[pair] = places[at]
+        if total > room:
+            return pair + 1, size
+    return len(left), size
+
+
+@njit(nogil=True, cache=True)
 def jaccard(hashes, bounds, sizes, left, right, least, scores):
     """Fill scores with the Jaccard of the sets left[i] and right[i]; 0 where it is below `least`. Equal lefts lie together."""
-    room = np.empty(8 + 4 * (sizes.max() if len(sizes) else 0), np.uint64)
-    table, shift, held = cleared(room, 1)[0], np.uint64(0), -1
+    most = sizes.max() if len(sizes) else 0
+    room, filters = np.empty(8 + 4 * most, np.uint64), np.empty(2 + most // 2, np.uint64)
+    bits, low, table, shift, held, made = filters, np.uint64(0), room, np.uint64(0), -1, False
     for pair in range(len(left)):
         i, j = left[pair], right[pair]
         n, m = sizes[i], sizes[j]
@@ -62,19 +92,49 @@ def jaccard(hashes, bounds, sizes, left, right, least, scores):
         if min(n, m) < least * max(n, m):
             continue
         if i != held:
+            bits, low = _bits(hashes[bounds[i] : bounds[i] + n], filters)
+            held, made = i, False
+        spare = np.int64(m - (n + m) * least / (1 + least) + 0.5)  # with more misses the Jaccard is below `least`
+        others = hashes[bounds[j] : bounds[j] + m]
+        if _absent(others, bits, low, spare) > spare:
+            continue
+        if not made:
             table, shift = cleared(room, n)
-            held = i
+            made = True
             for at in range(bounds[i], bounds[i] + n):
                 insert(table, hashes[at], shift)
-        spare = m - (n + m) * least / (1 + least) + 0.5  # with more misses the Jaccard is below `least`
-        misses = 0
-        for at in range(bounds[j], bounds[j] + m):
-            misses += not _holds(table, hashes[at], shift)
-            if misses > spare:
-                break
-        both = m - misses
+        both = 0
+        for value in others:
+            both += _holds(table, value, shift)
         score = both / max(n + m - both, 1)
-        scores[pair] = score if misses <= spare and score >= least else 0.0
+        scores[pair] = score if score >= least else 0.0
+
+
+@njit(nogil=True, cache=True)
+def _bits(values, room):
+    """Return (bits, shift): the values' first bits in a filter of 16 bits a value or more."""
+    log = 6
+    while (1 << log) < 16 * len(values):
+        log += 1
+    bits, shift = room[: 1 << (log - 6)], np.uint64(64 - log)
+    bits[:] = 0
+    for value in values:
+        at = (value * _SPREAD) >> shift
+        bits[at >> _SIX] |= _ONE << (at & _LAST)
+    return bits, shift
+
+
+@njit(nogil=True, cache=True)
+def _absent(values, bits, shift, spare):
+    """Return how many values a filter shows to be absent, or some number above `spare`: no branches but one in 16 values."""
+    absent = np.int64(0)
+    for first in range(0, len(values), 16):
+        for value in values[first : first + 16]:
+            at = (value * _SPREAD) >> shift
+            absent += np.int64(~(bits[at >> _SIX] >> (at & _LAST)) & _ONE)
+        if absent > spare:
+            break
+    return absent
 
 
 @njit(nogil=True, cache=True)
@@ -83,56 +143,3 @@ def _holds(table, value, shift):
     while table[at] != 0 and table[at] != value:
         at = (at + 1) & (len(table) - 1)
     return table[at] == value
-
-
-@njit(nogil=True, cache=True)
-def fold(data, starts, points, out, left):
-    """Write the form of each text and a line end; return the bytes; mark in `left` texts with a code point `points` leaves."""
-    size = 0
-    for text in range(len(left)):
-        begin, gap, at = size, False, starts[text]
-        while at < starts[text + 1]:
-            byte = np.int64(data[at])
-            if byte < 0x80:
-                point, at = byte, at + 1
-            elif byte < 0xE0:
-                point, at = ((byte & 31) << 6) | (data[at + 1] & 63), at + 2
-            elif byte < 0xF0:
-                point, at = ((byte & 15) << 12) | ((data[at + 1] & 63) << 6) | (data[at + 2] & 63), at + 3
-            else:
-                point, at = (
-                    ((byte & 7) << 18) | ((data[at + 1] & 63) << 12) | ((data[at + 2] & 63) << 6) | (data[at + 3] & 63),
-                    at + 4,
-                )
-            to = points[point] if point < len(points) else -1
-            if to == 0:
-                gap = size > begin
-                continue
-            if to < 0:
-                left[text] = True
-                size = begin
-                break
-            if gap:
-                out[size] = 32
-                size += 1
-                gap = False
-            size = _encode(to, out, size)
-        out[size] = 10
-        size += 1
-    return size
-
-
-@njit(nogil=True, cache=True)
-def _encode(point, out, size):
-    if point < 0x80:
-        out[size] = point
-        return size + 1
-    if point < 0x800:
-        out[size], out[size + 1] = 0xC0 | point >> 6, 0x80 | point & 63
-        return size + 2
-    if point < 0x10000:
-        out[size], out[size + 1], out[size + 2] = 0xE0 | point >> 12, 0x80 | point >> 6 & 63, 0x80 | point & 63
-        return size + 3
-    out[size], out[size + 1] = 0xF0 | point >> 18, 0x80 | point >> 12 & 63
-    out[size + 2], out[size + 3] = 0x80 | point >> 6 & 63, 0x80 | point & 63
-    return size + 4

@@ -137,6 +137,8 @@ def _loading(repo: str, made: Mapping[str, Receipt]) -> list[str]:
     told = (
         "`query` holds the instruction where a source has one (`Instruct: ...`, a new line, `Query: ...`): put nothing before it."
     )
+    if any(feature["name"] == "positives" for feature in one["features"]):
+        told += " `passage` is the first of `positives`, which are all that a query has."
     return [LOAD.format(repo=repo, config=name), train, told, ""]
 
 
@@ -202,7 +204,7 @@ def _limits(made: Mapping[str, Receipt]) -> Iterable[str]:
     yield "A negative is a text that the miner took for wrong; some will be right answers that no source marks as such."
     more = sum(one["positives_left_out"] for one in made.values())
     if more:
-        yield f"A row has one positive: {more:,} further positives of the same queries are not here."
+        yield f"A row has one positive: {more:,} further positives of the same queries are not here (see `--columns positives`)."
 
 
 def _section(title: str, items: list[str]) -> list[str]:

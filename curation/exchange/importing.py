@@ -41,6 +41,7 @@ class Layout(NamedTuple):
 
 OURS = {"id": "id", "positive_score": "positive_score", "negative_scores": "negative_scores"}  # `curate publish --columns`
 LAYOUTS = (  # the first whose columns are all there
+    Layout("f2llm", {"query": "query", "positive": "positives"}, "negative_[0-9]*", more=OURS),  # positive_score: of the first
     Layout("f2llm", {"query": "query", "positive": "passage"}, "negative_[0-9]*", more=OURS),
     Layout("labeled-list", {"query": "query", "documents": "documents", "label": "labels"}),
     Layout("scored-list", {"query": "query", "documents": "documents", "score": "scores"}),

@@ -3,8 +3,9 @@
     README.md  provenance.json  manifest.yaml  manifest.lock  ATTRIBUTION.md  report.html
     SOURCE/train-00000-of-00002.parquet      query, passage, negative_1..n
 
-A row is a tuple with its first positive; `query` is rendered with its instruction, as F2LLM's trainer tokenises it. The
-shards are made below BUILD/publish with receipts of their own, so that only what changed is made again, and sent again.
+A row is a tuple with its first positive, the one that is trained on; `query` is rendered with its instruction, as F2LLM's
+trainer tokenises it. The shards are made below BUILD/publish with receipts of their own, so that only what changed is made
+again, and sent again.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from curation.summary import read_summary
 Receipt = dict[str, Any]
 FORMAT = 1  # raised when the same build gives other files
 SHARD = 500_000_000  # bytes of text a file, before compression
-GROUPS = ("ids", "scores", "provenance")
+GROUPS = ("positives", "ids", "scores", "provenance")
 BESIDE = ("manifest.yaml", "manifest.lock", "ATTRIBUTION.md", "report.html")
 RANKED = ("negative_ranks", "negative_origin")
 KINDS: dict[Any, str] = {pl.String: "string", pl.Float32: "float32", pl.UInt16: "uint16"}
@@ -71,7 +72,7 @@ def plan(
         lock: the lock of all revisions and digests; by default manifest.lock in the build.
         allow: sources to publish although they are unverified, or their licence is unknown.
         negatives: columns of negatives; by default as many as were mined.
-        columns: further ones: ids, scores, provenance.
+        columns: further ones: positives (all of a tuple, in a list), ids, scores, provenance.
         progress: how far it is.
 
     Raises:
@@ -243,7 +244,8 @@ def _rows(
         rows, _, left_out = fitting(with_texts(pairs, passages), shape, receipt["task"], n or None)
         made = pl.concat([f2llm(rows, constants, n), rows.select(_extras(columns, n))], how="horizontal")
         said["rows"] += len(made)
-        said["positives_left_out"] += int(rows["positives"].list.len().sum()) - len(rows)
+        if "positives" not in columns:
+            said["positives_left_out"] += int(rows["positives"].list.len().sum()) - len(rows)
         for reason, count in left_out.items():
             said["left_out"][reason] = said["left_out"].get(reason, 0) + count
         said["features"] = [_feature(name, kind) for name, kind in made.schema.items()]
@@ -257,6 +259,7 @@ def _extras(columns: Iterable[str], n: int) -> list[pl.Expr]:
     origins = pl.element().replace_strict(range(len(ORIGINS)), ORIGINS, default=None, return_dtype=pl.String)
     ids = [pl.col("id"), pl.col("positive_ids").list.first().alias("passage_id")]
     known = {
+        "positives": [pl.col("positives")],
         "ids": ids + ([pl.col("negative_ids")] if n else []),
         "scores": [pl.col("positive_score"), pl.col("negative_scores"), pl.col("negative_ranks").list.head(n)] if n else [],
         "provenance": [pl.col("label")] + ([pl.col("negative_origin").list.head(n).list.eval(origins)] if n else []),

@@ -12,6 +12,7 @@ import polars as pl
 from curation import store
 from curation.errors import UserError
 from curation.exchange.export import stale
+from curation.exchange.upload import MARK, Piece
 from curation.look import names_of
 from curation.progress import Progress, silent
 from curation.schema import ORIGINS, keys_of
@@ -31,7 +32,7 @@ class Problem(NamedTuple):
 
 
 def problems(build: Path, only: Iterable[str] = (), progress: Progress = silent) -> list[Problem]:
-    """Return all that is wrong with a build; nothing where all is as it was written.
+    """Return all that is wrong with a build, or a published one that was downloaded; nothing where all is as it was written.
 
     Passages and tuples are looked at shard by shard. A stage whose files are not those of its receipt is told of, and
     not looked into.
@@ -39,6 +40,8 @@ def problems(build: Path, only: Iterable[str] = (), progress: Progress = silent)
     Raises:
         BuildError: there is no build.json, or it does not name a source of `only`.
     """
+    if (build / MARK).is_file() and not (build / "build.json").exists():
+        return list(_published(build, only))
     names = names_of(build, only)
     entries = store.read_json(build / "build.json")["sources"]
     found = [] if (build / "manifest.yaml").is_file() else [Problem(str(build / "manifest.yaml"), "is missing")]
@@ -50,6 +53,23 @@ def problems(build: Path, only: Iterable[str] = (), progress: Progress = silent)
             found += _source(build, name, entries[name])
             advance(1)
     return found
+
+
+def _published(folder: Path, only: Iterable[str]) -> Iterator[Problem]:
+    """Compare the files of a published build with what its MARK says of them."""
+    told = store.read_json(folder / MARK)
+    yield from (Problem(str(folder / name), "is missing") for name in told["files"] if not (folder / name).is_file())
+    for name, source in told["sources"].items():
+        if only and name not in only:
+            continue
+        paths = {folder / name / shard: said["sha256"] for shard, said in source["shards"].items()}
+        wrong = [path for path, digest in paths.items() if path.is_file() and Piece.of(path).sha256 != digest]
+        yield from (Problem(str(path), f"has another digest than {MARK} says") for path in wrong)
+        if not wrong and all(path.is_file() for path in paths):
+            frame = pl.concat([store.read_parquet(path) for path in paths])
+            yield from _equal(str(folder / name), "rows", len(frame), f"{MARK}'s", source["rows"])
+            if frame.columns != [feature["name"] for feature in source["features"]]:
+                yield Problem(str(folder / name), f"has other columns than {MARK} says")
 
 
 def _copies(build: Path) -> Iterator[Problem]:
@@ -169,7 +189,7 @@ def _tuples(folder: Path, source: str, kept: int, passages: int, mined: bool) ->
     ids = []
     for shard in sorted(folder.glob("pairs-[0-9]*.parquet")):
         frame = store.read_parquet(shard)
-        broken = frame.select(_rules(source, passages, mined))
+        broken = frame.select(_rules(source, passages, LISTS if mined else [name for name in LISTS if name in frame.columns]))
         for what in broken.columns:
             yield from _rule(str(shard), "tuples", frame["id"], broken[what].fill_null(True), what)
         yield from _rule(
@@ -185,8 +205,11 @@ def _tuples(folder: Path, source: str, kept: int, passages: int, mined: bool) ->
     yield from _rule(str(folder), "tuples", every, every.is_duplicated(), "have the id of another")
 
 
-def _rules(source: str, passages: int, mined: bool) -> list[pl.Expr]:
-    """Return one column a rule, true for the tuples that break it, named for what is then wrong with them."""
+def _rules(source: str, passages: int, lists: Iterable[str]) -> list[pl.Expr]:
+    """Return one column a rule, true for the tuples that break it, named for what is then wrong with them.
+
+    `lists` are those that go with the negatives: of curated tuples the scores, if they came with any.
+    """
     positives, negatives = pl.col("positives"), pl.col("negatives")
     rules = {
         "have the id of another source": ~pl.col("id").str.starts_with(f"{source}/"),
@@ -196,11 +219,12 @@ def _rules(source: str, passages: int, mined: bool) -> list[pl.Expr]:
         "name a positive twice": positives.list.n_unique() < positives.list.len(),
         "name a negative twice": negatives.list.n_unique() < negatives.list.len(),
     }
-    for name in LISTS if mined else ():
+    for name in lists:
         rules[f"have not one of '{name}' a negative"] = pl.col(name).list.len() != negatives.list.len()
-    if mined:
+    if "negative_scores" in lists:
         odd = pl.element().is_nan() | pl.element().is_infinite()
         rules["have a score that is no number"] = pl.col("negative_scores").list.eval(odd).list.any()
+    if "negative_origin" in lists:
         rules["have a negative of unknown origin"] = pl.col("negative_origin").list.max().fill_null(0) >= len(ORIGINS)
     return [rule.alias(what) for what, rule in rules.items()]
 

@@ -12,7 +12,7 @@ from curation.errors import SourceError
 from curation.manifest_source import Source
 from curation.reading.rows import ROW
 from curation.schema import keys_of
-from curation.shaping.columns import number_lists, place_of, text_lists
+from curation.shaping.columns import column, number_lists, place_of, text_lists
 
 SCORES = pl.Schema({"query": pl.Binary(), "text": pl.Binary(), "score": pl.Float32()})  # keys of both
 
@@ -27,9 +27,11 @@ def scores_of(source: Source, rows: pl.DataFrame, queries: pl.Series, sides: dic
     parts = []
     for side, name in mapped.items():
         if name is not None:
+            one = not isinstance(column(place_of(source), rows, name).dtype, pl.List)  # of several positives, the first
+            texts = sides[side].list.head(1) if one and side == "positives" else sides[side]
             numbers = number_lists(source, rows, name)
-            _same_length(source, rows, sides[side], numbers, name, or_none=True)
-            parts.append((sides[side], numbers))
+            _same_length(source, rows, texts, numbers, name, or_none=True)
+            parts.append((texts, numbers))
     return _table(queries, parts) if parts else None
 
 
@@ -100,4 +102,4 @@ def _same_length(
     if wrong.any():
         at = int(wrong.arg_max() or 0)
         told = f"row {rows[ROW][at]} has {wanted[at]} texts and {have[at]} numbers in '{name}'"
-        raise SourceError(place_of(source), told, "give each text one, null where it has none")
+        raise SourceError(place_of(source), told, "give each text one, null where it has none, or map no such column")

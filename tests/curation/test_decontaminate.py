@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pytest
 from click.testing import CliRunner
@@ -14,8 +13,6 @@ from hypothesis import strategies as st
 
 from curation.build import build
 from curation.cli import curate
-from curation.duplicates import folding
-from curation.duplicates.shingles import buffers_of
 from curation.errors import ManifestError, SourceError
 from curation.exchange import verify
 from curation.leaks import index as leak_index
@@ -180,32 +177,6 @@ def test_of_a_text_of_common_words_only_an_exact_copy_is_a_leak(tmp_path):
     found = taken(many, *((text, ["b"], []) for text in texts))[1]
     assert found.filter(pl.col("rule") == "equal").select("id", "eval_id").rows() == [("s/0", "x"), ("s/2", "7")]
     assert not found.filter((pl.col("id") != "s/0") & (pl.col("eval_id") == "x")).height
-
-
-def test_the_compiled_loop_normalises_every_character(tmp_path):
-    """Each character of two planes between letters, where the table tells its form; the others go the long way."""
-    assert leaks.leak_kernels, "numba is a part of the test environment"
-    texts = pl.Series([f"Aé{chr(at)}bc" for at in range(1, folding.POINTS) if not 0xD800 <= at < 0xE000])
-    data, form = buffers_of(texts), np.zeros(64, np.uint8)
-    expected = normalised(texts).to_list()
-    told = 0
-    for at in range(len(texts)):
-        size, _ = leaks.leak_kernels.fold(*(data.data, data.starts[at], data.starts[at + 1]), folding.table(), form)
-        if size >= 0:
-            told += 1
-            assert form[:size].tobytes().decode() == f" {expected[at]} ", hex(ord(texts[at][2]))
-    assert told > 60_000
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.text(max_size=12), min_size=1, max_size=20))
-def test_texts_of_any_characters_are_normalised_alike(texts):
-    series = pl.Series(texts)
-    data, form = buffers_of(series), np.zeros(200, np.uint8)
-    for at, expected in enumerate(normalised(series)):
-        if leaks.leak_kernels:
-            size, _ = leaks.leak_kernels.fold(data.data, data.starts[at], data.starts[at + 1], folding.table(), form)
-            assert size < 0 or form[:size].tobytes().decode() == (f" {expected} " if expected else "")
 
 
 def test_boilerplate_is_no_leak(tmp_path):

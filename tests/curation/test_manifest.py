@@ -137,6 +137,13 @@ def test_names_of_sources_differ(complain):
     assert complain(twice) == "m.yaml:1: two sources are named 'a'"
 
 
+def test_settings_of_single_sources_name_sources(complain):
+    named = GOOD.replace("lr: 1e-5", "sources: {aa: {weight: 2}}")
+    assert complain(named) == "m.yaml:1: train.sources: no source is named 'aa' (did you mean 'a'?)"
+    wrong = GOOD.replace("lr: 1e-5", "sources: {a: {wieght: 2}}")
+    assert complain(wrong) == "m.yaml:11: unknown key 'wieght' (did you mean 'weight'?)"
+
+
 def test_holdout_is_for_retrieval(complain):
     text = GOOD.replace("task: retrieval", "task: clustering\n    holdout: 5").replace("positive: p", "label: p")
     assert complain(text) == "m.yaml:3: 'holdout' sets retrieval queries apart, and this source's task is clustering"

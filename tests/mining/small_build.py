@@ -67,7 +67,9 @@ def _source(folder: Path, name: str, source: Mapping[str, Any]) -> dict[str, Any
             "key": keys_of(queries),
             "group": [None] * len(tuples),
             "positives": [[pid[text] for text in row["positives"]] for row in tuples],
-            "negatives": [[pid[text] for text in row.get("negatives", [])] for row in tuples],
+            "negatives": [
+                [pid[text] for text in dict.fromkeys(row.get("negatives", [])) if text not in row["positives"]] for row in tuples
+            ],
             "label": [row.get("label") for row in tuples],
         },
         schema=PAIRS,

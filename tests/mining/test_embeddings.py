@@ -26,8 +26,11 @@ from small_build import FakeEncoder, hashed
 from mining import embeddings
 embeddings.ROWS = 8
 def slow(texts):
+    with Path({folder!r}).with_name("encoded").open("a") as log:
+        log.write(f"{{len(texts)}}\\n")
     time.sleep(0.01)
     return hashed(texts, 16)
+Path({folder!r}).with_name("began").touch()
 store = embeddings.Embeddings(Path({folder!r}), FakeEncoder(dim=16, vectors=slow))
 store.ensure(lambda: [f"passage {{n % 90}}" for n in range(130)])
 store.ensure(lambda: [f"query {{n}}" for n in range(85)])
@@ -116,20 +119,22 @@ def test_killed_at_random_moments(tmp_path):
     def run(folder, after=None):
         code = SLOW_RUN.format(tests=str(here.parent), root=str(here.parents[2]), folder=str(folder))
         process = subprocess.Popen([sys.executable, "-c", code], env=os.environ)
-        if after is None:
-            assert process.wait(60) == 0
-            return True
-        folder.mkdir(exist_ok=True)
-        until = time.monotonic() + 60
-        while not any(folder.iterdir()) and time.monotonic() < until:  # the imports are over
+        while not folder.with_name("began").exists() and process.poll() is None:  # the imports are not over
             time.sleep(0.005)
-        time.sleep(after)
-        process.send_signal(signal.SIGKILL)
-        return process.wait(60) == 0
+        if after is not None:
+            time.sleep(after)
+            process.send_signal(signal.SIGKILL)
+        folder.with_name("began").unlink()
+        return process.wait()
 
-    run(tmp_path / "undisturbed")
+    for side in ("undisturbed", "killed"):
+        (tmp_path / side).mkdir()
+    assert run(tmp_path / "undisturbed" / "store") == 0
     choose = random.Random(7)
-    finished = sum(run(tmp_path / "killed", choose.uniform(0.02, 0.12)) for _ in range(6))
-    assert finished < 6
-    run(tmp_path / "killed")
-    assert files_of(tmp_path / "killed") == files_of(tmp_path / "undisturbed")
+    killed = [run(tmp_path / "killed" / "store", choose.uniform(0.01, 0.06)) for _ in range(6)].count(-signal.SIGKILL)
+    assert killed > 3
+    assert run(tmp_path / "killed" / "store") == 0
+    assert files_of(tmp_path / "killed" / "store") == files_of(tmp_path / "undisturbed" / "store")
+    encoded = {side: sum(map(int, (tmp_path / side / "encoded").read_text().split())) for side in ("undisturbed", "killed")}
+    assert encoded["undisturbed"] == 175
+    assert encoded["killed"] <= 175 + 8 * killed  # a kill loses a shard at most

@@ -2,14 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
-
 import pytest
 from small_build import FakeEncoder, files_of, make_build, pairs_source
 
@@ -274,43 +266,3 @@ def test_wrong_builds(tmp_path):
         f"{build}/manifest.yaml: mine: 24 negatives do not fit between range_min 5 and range_max 20; "
         "raise 'range_max' or lower 'negatives'"
     )
-
-
-SLOW_RUN = """
-import sys, time
-from pathlib import Path
-sys.path[:0] = [{tests!r}, {root!r}]
-from small_build import FakeEncoder, hashed
-from mining import embeddings, mine, searching
-embeddings.ROWS = 8
-searching.QUERIES = 8
-def slow(texts):
-    time.sleep(0.01)
-    return hashed(texts)
-Path({build!r}, "began").touch()
-mine.mine_build(Path({build!r}), load=lambda *_: FakeEncoder(vectors=slow))
-"""
-
-
-def test_killed_at_random_moments(tmp_path):
-    here = Path(__file__).resolve()
-    sources = {"s": retrieval(40), "t": clustering(), "u": retrieval(60)}
-
-    def once(build, after=None):
-        code = SLOW_RUN.format(tests=str(here.parent), root=str(here.parents[2]), build=str(build))
-        process = subprocess.Popen([sys.executable, "-c", code], env=os.environ)
-        until = time.monotonic() + 60
-        while not (build / "began").exists() and process.poll() is None and time.monotonic() < until:
-            time.sleep(0.005)
-        if after is not None:
-            time.sleep(after)
-            process.send_signal(signal.SIGKILL)
-        code = process.wait(60)
-        (build / "began").unlink()
-        return code
-
-    builds = [make_build(tmp_path / side / "x", sources, EASY) for side in ("killed", "undisturbed")]
-    choose = random.Random(11)
-    assert -signal.SIGKILL in [once(builds[0], choose.uniform(0.02, 0.3)) for _ in range(4)]
-    assert [once(build) for build in builds] == [0, 0]
-    assert files_of(builds[0]) == files_of(builds[1])

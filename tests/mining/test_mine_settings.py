@@ -2,14 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
-
 import polars as pl
 import pytest
 from small_build import FakeEncoder, files_of, make_build, pairs_source
@@ -234,51 +226,3 @@ def test_calibrated_by_hidden_positives(tmp_path):
         f"{build}/manifest.yaml: mine: target_false_negatives needs queries with several positives, and source 's' has none; "
         "use target_yield"
     )
-
-
-RANKED = """
-import sys, time
-from pathlib import Path
-sys.path[:0] = [{tests!r}, {root!r}]
-from small_build import FakeEncoder, hashed
-from mining import embeddings, mine, searching
-embeddings.ROWS = 8
-searching.QUERIES = 8
-def slow(texts):
-    time.sleep(0.02)
-    return hashed(texts)
-Path({build!r}, "began-{rank}").touch()
-mine.mine_build(Path({build!r}), load=lambda *_: FakeEncoder(vectors=slow), rank={rank})
-"""
-
-
-def test_ranks_share_the_work_and_a_dead_one_is_replaced(tmp_path):
-    here = Path(__file__).resolve()
-    sources = {"s": retrieval(120), "t": clustering(), "u": retrieval(60)}
-
-    def start(build, rank):
-        code = RANKED.format(tests=str(here.parent), root=str(here.parents[2]), build=str(build), rank=rank)
-        return subprocess.Popen([sys.executable, "-c", code], env=os.environ, stdout=subprocess.DEVNULL)
-
-    alone = make_build(tmp_path / "alone" / "x", sources, EASY)
-    assert start(alone, 0).wait(60) == 0
-    choose = random.Random(5)
-    for attempt in range(2):
-        build = make_build(tmp_path / str(attempt) / "x", sources, EASY)
-        ranks = [start(build, 0), start(build, 1)]
-        until = time.monotonic() + 60
-        while not all((build / f"began-{rank}").exists() for rank in (0, 1)) and time.monotonic() < until:
-            time.sleep(0.005)
-        time.sleep(choose.uniform(0.05, 0.4))
-        ranks[attempt].send_signal(signal.SIGKILL)
-        assert sorted(process.wait(60) for process in ranks) == [-signal.SIGKILL, 0]
-        for path in [*build.glob("began-*"), *alone.glob("began-*"), *build.glob(".mine*"), *alone.glob(".mine*")]:
-            path.unlink()
-        ours, theirs = files_of(build), files_of(alone)
-        claims = {name for name in ours if name.endswith(".claim")}
-        assert ours.keys() - claims - theirs.keys() == set()
-        assert {name: ours[name] for name in theirs} == theirs
-    both = make_build(tmp_path / "both" / "x", sources, EASY)
-    ranks = [start(both, 0), start(both, 1)]
-    assert [process.wait(60) for process in ranks] == [0, 0]
-    assert (both / "mined" / "u" / "done.json").exists()

@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
 from curation import store
+from curation.build import build
 from curation.errors import BuildError
 from curation.exchange import publish as publishing
 from curation.exchange.card import head_of
+from curation.exchange.importing import write_manifest
 from curation.exchange.publish import plan
+from curation.exchange.verify import problems
+from mining.mine import mine_build
 from tests.hub_server import hub
 from tests.publishing.small_published import (
     PUBLISHED,
@@ -25,17 +31,6 @@ from tests.publishing.small_published import (
     published,
     rows_of,
 )
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return lock(make(tmp_path_factory.mktemp("publish") / "b"))
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with hub(tmp_path_factory.mktemp("hub")) as running:
-        yield running
 
 
 @pytest.mark.parametrize("xet", [False, pytest.param(True, marks=pytest.mark.long)])
@@ -97,6 +92,68 @@ def test_pairs_alone_are_said_to_be_pairs(tmp_path):
     assert "No hard negatives were mined: these are pairs only." in found.card
     frame = pl.read_parquet(found.pieces["faq/train-00000-of-00001.parquet"].content)
     assert frame.rows(named=True) == expected(made, "faq", 0)
+
+
+def test_a_downloaded_version_is_verified_and_two_readers_agree(made, server, tmp_path):
+    """What pyarrow reads from the files is what `datasets` loads; `curate verify` finds what is wrong with them."""
+    published(server, made, "org/read", "--columns", "positives,ids,scores")
+    folder = tmp_path / "copy"
+    for path, data in server.storage.files("org/read").items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    rows = loaded(server, "org/read")
+    for source in PUBLISHED:
+        (shard,) = (folder / source).iterdir()
+        assert pq.read_table(shard).to_pylist() == rows[source]
+    several = [row for row in rows["faq"] if len(row["positives"]) > 1]
+    assert len(several) > 20
+    assert {row["positives"][0] for row in several} == {row["passage"] for row in several}
+    assert problems(folder) == []
+    assert "further positives" not in (folder / "README.md").read_text()
+    shard = folder / "tone/train-00000-of-00001.parquet"
+    shard.write_bytes(shard.read_bytes() + b"x")
+    (folder / "manifest.lock").unlink()
+    assert [(Path(one.where).name, one.what) for one in problems(folder)] == [
+        ("manifest.lock", "is missing"),
+        (shard.name, "has another digest than provenance.json says"),
+    ]
+    mark = store.read_json(folder / "provenance.json")
+    mark["sources"]["faq"] |= {"rows": 7, "features": []}
+    store.write_json(folder / "provenance.json", mark)
+    assert [one.what for one in problems(folder, ["faq"])] == [
+        "is missing",
+        f"rows {len(rows['faq'])} is not provenance.json's 7",
+        "has other columns than provenance.json says",
+    ]
+
+
+def test_a_published_version_is_imported_with_ids_scores_and_all_positives(made, tmp_path):
+    found = plan(made, "org/small", columns=["positives", "ids", "scores"])
+    (tmp_path / "data").mkdir()
+    for source in PUBLISHED:
+        shutil.copy(found.pieces[f"{source}/train-00000-of-00001.parquet"].content, tmp_path / f"data/{source}.parquet")
+    write_manifest(str(tmp_path / "data"), tmp_path / "m.yaml")
+    assert not build(tmp_path / "m.yaml", tmp_path / "again").failed
+    mine_build(tmp_path / "again")
+    then, now = (tables_of(folder) for folder in (made, tmp_path / "again"))
+    assert len(now) == len(rows_of(made)["faq"]) > 300
+    assert now == {id_: then[id_] for id_ in now}
+
+
+def tables_of(folder):
+    """Return {id: texts and scores} of the mined faq."""
+    texts = store.read_table(folder / "curated/faq", "passages", ["text"])["text"]
+    rows = store.read_table(folder / "mined/faq", "pairs").iter_rows(named=True)
+    named = {row["id"]: row for row in rows}
+    return {
+        id_: (
+            [texts[pid] for pid in row["positives"]],
+            [texts[pid] for pid in row["negatives"]],
+            row["positive_score"],
+            row["negative_scores"],
+        )
+        for id_, row in named.items()
+    }
 
 
 def test_large_sources_are_cut_into_shards(made, monkeypatch, tmp_path):

@@ -32,17 +32,6 @@ from training.model import load_model
 pytestmark = pytest.mark.long
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return lock(make(tmp_path_factory.mktemp("publish") / "b"))
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with hub(tmp_path_factory.mktemp("hub")) as running:
-        yield running
-
-
 @pytest.fixture(autouse=True)
 def calm(server):
     """No fault outlives its test."""
@@ -93,6 +82,22 @@ def test_a_busy_hub_and_a_lost_answer_are_waited_for(server, made):
         "Publish with tuplesmith: 8 files",
         "initial commit",
     ]
+
+
+def test_a_network_that_dies_leaves_nothing_half_done(server, made):
+    """The large files are on their way, and nothing is answered any more."""
+    server.fail(0, 10**6, "(PUT /lfs|POST .*/objects/batch)")
+    code = "import sys\nfrom curation.exchange import upload\nupload.WAITS = (0.01, 0.01)\nfrom curation.cli import main\n"
+    code += f"sys.argv = ['curate', 'publish', {str(made)!r}, 'org/dying', '-q']\nmain()"
+    status, _, errors = server.client(code)
+    assert status == 1
+    assert re.fullmatch(
+        r"curate: org/dying: the Hub cannot be reached \(.+\); run the same command again", errors.splitlines()[-1]
+    )
+    assert server.storage.files("org/dying") == {}
+    server.faults.clear()
+    published(server, made, "org/dying")
+    assert loaded(server, "org/dying", ["tone"]) == {"tone": rows_of(made)["tone"]}
 
 
 def test_killed_at_ten_moments_it_ends_the_same(server, made, tmp_path):

@@ -29,6 +29,15 @@ def test_the_scores_of_sentence_transformers(tmp_path, kind):
     assert sum(told) == len(QUERIES)
 
 
+def test_bfloat16_is_near(tmp_path):
+    folder = str(tiny_folder("bert", tmp_path / "bert", labels=1))
+    exact, near = (
+        load_cross_encoder(folder, device="cpu", dtype=dtype).scores(QUERIES, PASSAGES) for dtype in ("float32", "bfloat16")
+    )
+    assert 0 < np.abs(exact - near).max() < 0.03
+    assert near.dtype == np.float32
+
+
 def test_its_own_activation(tmp_path, monkeypatch):
     folder = tiny_folder("bert", tmp_path / "bert", labels=1)
     squashed = load_cross_encoder(str(folder), device="cpu").scores(QUERIES, PASSAGES)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from curation.manifest_models import OfSource
 from training import data
 from training.data import Plan, assemble, draw_negatives, row_order, shared_negatives, shared_positives, shares, spread
 from training.tokens import WINDOW, Source, taken
@@ -137,7 +138,7 @@ def test_a_batch_holds_each_text_once_and_maps_back(seed, rows, k):
     source = source_of("a", positives, negatives)
     chosen = random.permutation(rows)
     slots = draw_negatives(source, chosen, seed, 0, k)
-    batch = assemble(source, chosen, slots)
+    batch = assemble(source, chosen, slots, True)
     texts = [batch.ids[a:b].tolist() for a, b in zip(batch.starts, batch.starts[1:], strict=False)]
     lengths = [len(text) for text in texts]
     assert lengths == sorted(lengths)
@@ -217,12 +218,11 @@ def test_rows_of_one_identity_are_kept_apart(groups, batch, seed):
 def test_five_questions_a_paragraph_never_meet_in_a_batch():
     paragraph = [[row // 5] for row in range(4000)]
     source = source_of("squad", paragraph, [[] for _ in paragraph])
-    order = row_order(source, 1, 0, 64)
+    order = row_order(source, 1, 0, 64, True)
     first = [order[start : start + 64] // 5 for start in range(0, 4000, 64)]
     assert all(len(set(one.tolist())) == len(one) for one in first)
     assert sorted(order) == list(range(4000))
-    other = source_of("squad", paragraph, [[] for _ in paragraph], task="clustering")
-    moved = (row_order(other, 1, 0, 64) != order).mean()
+    moved = (row_order(source, 1, 0, 64, False) != order).mean()
     assert 0 < moved < 0.3  # only a few have to move
 
 
@@ -230,7 +230,7 @@ def test_five_questions_a_paragraph_never_meet_in_a_batch():
 def test_the_steps_stay_and_small_sources_come_more_often(evenness):
     sizes = [10_000, 900, 33]
     batches = [-(-size // 10) for size in sizes]
-    got = shares(batches, sizes, evenness)
+    got = shares(batches, sizes, evenness, [1, 1, 1])
     assert sum(got) == sum(batches)
     wanted = np.array(sizes) ** (1 / evenness)
     assert np.abs(np.array(got) / sum(got) - wanted / wanted.sum()).max() < 0.003
@@ -249,9 +249,32 @@ def test_a_source_that_is_passed_through_twice_has_new_orders_and_negatives():
     assert plan.batch_at(100).rows.tolist() == Plan(plan.sources, 5, 10, 2, evenness=3).batch_at(100).rows.tolist()
 
 
+def test_a_sources_own_settings_are_carried_to_its_batches():
+    sources = [plain("a", 100), plain("b", 100), plain("c", 100, task="classification")]
+    own = {"b": OfSource(weight=3, negatives=4, in_batch=False), "c": OfSource(in_batch=True)}
+    plan, plainly = Plan(sources, 1, 10, 2, settings=own), Plan(sources, 1, 10, 2)
+    assert plainly.shares == [10, 10, 10]
+    assert plan.shares == [7, 17, 6]  # a weight of 3 against 1 and 1: the number of steps stays
+    found = {batch.source: batch for batch in map(plan.batch_at, range(30))}
+    assert {name: batch.has_negative.shape[1] for name, batch in found.items()} == {"a": 2, "b": 4, "c": 2}
+    assert {name: batch.in_batch for name, batch in found.items()} == {"a": True, "b": False, "c": True}
+    assert {batch.source: batch.in_batch for batch in map(plainly.batch_at, range(30))} == {"a": True, "b": True, "c": False}
+    seen = np.concatenate([batch.rows for batch in map(plan.batch_at, range(30)) if batch.source == "b"])
+    assert sorted(np.bincount(seen)) == [1] * 30 + [2] * 70
+
+
+def test_a_source_with_in_batch_loss_has_no_passage_twice_in_a_batch_and_another_may():
+    paragraphs = [[row // 5] for row in range(400)]
+    for in_batch in (True, False):
+        source = source_of("s", paragraphs, [[] for _ in paragraphs], task="clustering")
+        plan = Plan([source], 1, 20, 0, settings={"s": OfSource(in_batch=in_batch)})
+        twice = sum(len(batch.rows) - len(set((batch.rows // 5).tolist())) for batch in map(plan.batch_at, range(20)))
+        assert (twice == 0) == in_batch
+
+
 def test_teacher_scores_stand_beside_their_candidates():
     source = source_of("a", [[0], [1]], [[2, 3], [4]])
-    batch = assemble(source, np.array([1, 0]), np.array([[2, -1], [1, 0]]))
+    batch = assemble(source, np.array([1, 0]), np.array([[2, -1], [1, 0]]), True)
     assert batch.teacher[:, 0].tolist() == [0.5, 0.0]
     assert batch.teacher[1].tolist() == [0.0, 1.0, 0.0]
     assert batch.teacher[0, 1] == 2.0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,6 @@ import pytest
 from safetensors.torch import load_file
 from tiny_build import retrieval, tiny_model, write_build
 
-from curation import store
 from curation.errors import SetupError
 from curation.manifest_models import Train
 from training import ranks
@@ -102,7 +103,59 @@ def test_two_processes_stop_at_a_signal_and_go_on_to_the_bit(place, stage):
     assert "going on from" in (place / f"z{stage}-torn.rank0.txt").read_text()
     assert (whole / "model/model.safetensors").read_bytes() == (torn / "model/model.safetensors").read_bytes()
     assert [line["step"] for line in read_log(torn / "log.jsonl")] == [0, 1, 2, 3]
-    assert store.read_receipt(whole).get("processes") == (None if stage is None else 2)
+
+
+@pytest.fixture(scope="module")
+def elsewhere(place):
+    """Return where two steps of two processes were gone on from by one process and by four, and by another stage."""
+    for processes, change in ((1, 0), (4, 0), (2, 1)):
+        jobs = []
+        for now, before in zip(STAGES, STAGES[change:] + STAGES[:change], strict=True):
+            out = place / f"z{now}-{processes}"
+            shutil.copytree(place / f"z{before}-whole", out)
+            shutil.rmtree(out / "checkpoints/step-000004")
+            (out / "done.json").unlink()
+            keys = {} if now is None else {"deepspeed": {"zero": now}}
+            steps = recipe(str(place / "bert"), steps=4, save_every=2, epochs=2, token_budget=60, lr=1e-3, **keys)
+            jobs.append({"build": str(place / "b"), "recipe": steps, "out": str(out)})
+        torchrun(jobs, place, processes)
+    return place
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("stage", STAGES)
+def test_any_number_of_processes_goes_on_from_a_checkpoint_and_another_stage_does(elsewhere, stage, processes):
+    whole, other = weights(elsewhere / f"z{stage}-whole", 4), weights(elsewhere / f"z{stage}-{processes}", 4)
+    before = weights(elsewhere / f"z{stage}-whole", 2)
+    assert "step-000002" in (elsewhere / f"z{stage}-{processes}.rank0.txt").read_text()
+    assert max(float((whole[name] - before[name]).abs().max()) for name in whole) > 1e-4
+    assert max(float((whole[name] - other[name]).abs().max()) for name in whole) < 1e-6
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_that_dies_or_stands_still_is_told_and_nothing_hangs(place, number):
+    code = (
+        "import sys; from datetime import timedelta; from training import ranks; ranks.MEET = timedelta(seconds=30)\n"
+        "from training.cli import main; sys.argv = ['train', *sys.argv[1:]]; main()"
+    )
+    (place / "long.yaml").write_text(f"model: {place / 'bert'}\nbatch: 16\nnegatives: 0\nmax_tokens: 32\nepochs: 9999\n")
+    command = [sys.executable, "-c", code, str(place / "b"), "--recipe", str(place / "long.yaml"), "--device", "cpu", "-v"]
+    command += ["-o", str(place / f"lost-{number}")]
+    told = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29420 + number), "PYTHONPATH": str(HERE.parents[1])}
+    processes = [
+        subprocess.Popen(command, env={**os.environ, **told, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True)
+        for rank in "01"
+    ]
+    assert any(" 2/" in line for line in processes[0].stderr)
+    processes[1].send_signal(number)
+    rest = processes[0].stderr.read()
+    assert processes[0].wait(60) == 1
+    assert "train: rank 0: another process is gone or does not answer (" in rest
+    assert rest.endswith("); start all of them again: they go on from the last checkpoint\n")
+    processes[1].kill()
+    processes[1].communicate()
 
 
 @pytest.mark.long

@@ -42,19 +42,18 @@ def test_equals_the_double_loop(masked, temperature):
         shared = torch.zeros(6, 6, dtype=torch.bool)
         shared[0, 1] = shared[1, 0] = shared[4, 2] = True
     hard, in_batch = by_loops(query, positive, negative, has, shared, temperature)
-    got = contrastive(query, positive, negative, has, shared, temperature, "retrieval")
+    got = contrastive(query, positive, negative, has, shared, temperature, True)
     assert float(got.hard) == pytest.approx(hard, rel=1e-12)
     assert float(got.in_batch) == pytest.approx(in_batch, rel=1e-12)
     assert float(got.total) == pytest.approx(hard + in_batch, rel=1e-12)
 
 
-def test_other_tasks_have_the_hard_term_only():
+def test_without_in_batch_negatives_there_is_the_hard_term_only():
     query, positive, negative = unit(3, 8, seed=1), unit(3, 8, seed=2), unit(3, 1, 8, seed=3)
     has = torch.ones(3, 1, dtype=torch.bool)
-    for task in ("classification", "clustering"):
-        got = contrastive(query, positive, negative, has, None, 0.05, task)
-        assert got.in_batch is None
-        assert float(got.total) == float(got.hard) == float(hard_loss(query, positive, negative, has, 0.05))
+    got = contrastive(query, positive, negative, has, None, 0.05, False)
+    assert got.in_batch is None
+    assert float(got.total) == float(got.hard) == float(hard_loss(query, positive, negative, has, 0.05))
 
 
 def test_a_row_with_all_others_masked_and_one_without_negatives_cost_nothing_and_are_finite():
@@ -74,7 +73,7 @@ def test_every_part_gets_a_gradient():
     parts = [unit(4, 8, seed=1), unit(4, 8, seed=2), unit(4, 2, 8, seed=3)]
     for part in parts:
         part.requires_grad_(True)
-    contrastive(*parts, torch.ones(4, 2, dtype=torch.bool), None, 0.05, "retrieval").total.backward()
+    contrastive(*parts, torch.ones(4, 2, dtype=torch.bool), None, 0.05, True).total.backward()
     assert all(float(part.grad.norm()) > 0.1 for part in parts)
 
 
@@ -138,7 +137,7 @@ def test_infonce_equals_the_double_loop(masked, k):
         shared[0, 1] = shared[3, 2] = True
         shared_negative[2, 4, :1] = shared_negative[0, 1, :] = True
     arguments = (query, positive, negative, has, shared, shared_negative, 0.2)
-    got = infonce(*arguments, "retrieval")
+    got = infonce(*arguments, True)
     assert float(got.total) == pytest.approx(joint_by_loops(*arguments), rel=1e-12)
     assert got.hard is None
     assert got.in_batch is None
@@ -147,7 +146,7 @@ def test_infonce_equals_the_double_loop(masked, k):
 def test_infonce_of_a_task_without_own_among_has_own_negatives_only():
     query, positive, negative = unit(3, 8, seed=1), unit(3, 8, seed=2), unit(3, 2, 8, seed=3)
     has = torch.ones(3, 2, dtype=torch.bool)
-    got = infonce(query, positive, negative, has, None, None, 0.05, "clustering")
+    got = infonce(query, positive, negative, has, None, None, 0.05, False)
     assert float(got.total) == float(got.hard) == float(hard_loss(query, positive, negative, has, 0.05))
 
 
@@ -159,7 +158,7 @@ def test_passages_among_queries_too():
         by_loops(query, positive, negative, has, shared, 0.1)[1],
         by_loops(positive, query, negative, has, shared.T, 0.1)[1],
     )
-    got = contrastive(query, positive, negative, has, shared, 0.1, "retrieval", symmetric=True)
+    got = contrastive(query, positive, negative, has, shared, 0.1, True, symmetric=True)
     assert float(got.in_batch) == pytest.approx((one + other) / 2, rel=1e-12)
 
 

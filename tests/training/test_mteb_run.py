@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 
 import pytest
 from click.testing import CliRunner
+from safetensors.torch import load_file
 from test_evaluate import write_folder
 from test_train_cli import ENVIRONMENT
+from tiny_build import retrieval, tiny_model, write_build
 from tiny_models import MINILM
 
+from curation import store
+from curation.build import build
 from curation.errors import SourceError
+from curation.exchange.export import export
+from curation.manifest_models import Train
 from training.cli import train
 from training.encode import load_encoder
+from training.train import train as train_model
 
 pytestmark = [
     pytest.mark.long,  # mteb alone takes half a minute to import
@@ -56,6 +64,24 @@ def test_a_folder_scores_as_evaluate_scores_it_and_models_stand_side_by_side(pla
     assert [line.split() for line in again.stdout.splitlines()] == [
         [MINILM], [name, f"{score:.4f}"], ["mean", "of", "Retrieval", f"{score:.4f}"], ["mean", f"{score:.4f}"]
     ]  # fmt: skip
+
+
+def test_an_export_is_a_task(place):
+    """What `curate export --format beir` writes, mteb evaluates, and with our own score."""
+    rows = [
+        {"q": f"what is {word}?", "a": f"it is said of {word} that it is {word}"} for word in ("an oak", "rain", "a kite", "tin")
+    ]
+    (place / "faq.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = "{query: q, positive: a}"
+    (place / "m.yaml").write_text(f"name: m\nsources: [{{name: faq, files: faq.jsonl, task: retrieval, fields: {fields}}}]\n")
+    build(place / "m.yaml", place / "b")
+    export(place / "b", place / "out", "beir")
+    folder = str(place / "out/data/faq")
+    plain = json.loads(call("evaluate", MINILM, "--data", folder, "--split", "train", "--json", "-q").stdout)
+    result = call("evaluate", MINILM, "--mteb", folder, "--split", "train", "--json")
+    assert result.exit_code == 0, result.exception
+    (found,) = json.loads(result.stdout).values()
+    assert list(found["tasks"].values()) == [round(plain["ndcg@10"], 5)]
 
 
 def test_a_query_is_told_its_task_and_a_document_nothing():
@@ -124,3 +150,36 @@ def test_one_of_the_two_ways_has_to_be_chosen(place):
         result = call("evaluate", *args)
         assert result.exit_code == 2
         assert result.stderr.endswith("Give one model with '--data', or any with '--mteb'.\n")
+
+
+def test_of_a_runs_model_it_drafts_the_metadata_that_mteb_validates(place):
+    from mteb.models import ModelMeta
+
+    build = write_build(place / "b", {"pairs": retrieval(16), "more": retrieval(8, salt=1), "left": retrieval(8, salt=2)})
+    of_source = {"pairs": ["NQ", "HotpotQA"], "left": ["MSMARCO"]}
+    store.write_json(build / "mteb_training_datasets.json", {"training_datasets": [], "sources": of_source})
+    for kind, loader in (("bert", "SentenceTransformerEncoderWrapper"), ("qwen3", "InstructSentenceTransformerModel")):
+        recipe = {
+            "model": tiny_model(place / kind, kind),
+            "max_tokens": 32,
+            "batch": 8,
+            "negatives": 1,
+            "steps": 1,
+            "matryoshka": [16],
+        }
+        train_model(build, Train(**recipe), out=build / kind, device="cpu", only=["pairs", "more"])
+        result = call("evaluate", build / kind / "model", "--mteb", "held", "-o", "results", "--prompt", "auto")
+        (told,) = [line for line in result.stderr.splitlines() if line.startswith("draft of mteb's metadata: ")]
+        namespace = runpy.run_path(told.removeprefix("draft of mteb's metadata: "))
+        meta = ModelMeta.model_validate(namespace["model"].model_dump())
+        assert meta.training_datasets == {"NQ", "HotpotQA"}  # of the sources it was trained on
+        assert meta.loader.__name__ == loader
+        assert meta.embed_dim == [16, 32]
+        assert meta.max_tokens == 32
+        assert meta.n_parameters == sum(value.numel() for value in load_file(build / kind / "model/model.safetensors").values())
+        assert meta.n_embedding_parameters > 900_000
+        assert meta.use_instructions == (kind == "qwen3")
+        text = (place / told.removeprefix("draft of mteb's metadata: ")).read_text()
+        assert "# and what more may be part of: the manifest names no `mteb:` task" in text
+        assert str(place) not in text
+    assert meta.loader_kwargs["instruction_template"] == "Instruct: {instruction}\nQuery: "

@@ -8,10 +8,11 @@ import torch
 from tiny_build import retrieval, tiny_model, write_build
 from tiny_models import tiny_folder
 
-from curation.errors import ModelError
+from curation.errors import BuildError, ModelError
 from curation.manifest_models import Train
 from training.backend import Torch
 from training.data import Plan
+from training.log import read_log
 from training.model import load_model
 from training.step import add_gradients, batch_loss, cut
 from training.tokens import load_sources
@@ -170,3 +171,25 @@ def test_matryoshka_with_too_many_dimensions_is_told(build, tmp_path):
     model = tiny_model(tmp_path / "m")
     with pytest.raises(ModelError, match=r"has 32 dimensions; `matryoshka` names fewer than that$"):
         train(build, recipe(model, matryoshka=[32]), out=tmp_path / "out", device="cpu")
+
+
+def test_where_it_is_detached_the_in_batch_term_gives_passages_no_gradient(model, build):
+    rule = recipe(model)
+    batch = planned(build, rule).batch_at(0)
+    for detached in (True, False):
+        embeddings = torch.nn.functional.normalize(torch.randn(len(batch.starts) - 1, 8), dim=1).requires_grad_()
+        in_batch = batch_loss(embeddings, batch, rule, detached).in_batch
+        (gradient,) = torch.autograd.grad(in_batch, embeddings)
+        moved = gradient.abs().sum(dim=1) > 0
+        assert moved[batch.query].all()
+        assert moved[batch.positive].any() != detached
+
+
+def test_a_sources_own_settings_reach_its_loss(build, tmp_path):
+    rule = recipe(tiny_model(tmp_path / "m"), steps=1, sources={"pairs": {"in_batch": False, "negatives": 1}})
+    train(build, rule, out=tmp_path / "run", device="cpu")
+    (line,) = read_log(tmp_path / "run/log.jsonl")
+    assert line["loss_inbatch"] is None
+    assert line["loss"] == line["loss_hard"] < 2  # near log 2: of two candidates
+    with pytest.raises(BuildError, match=r"tiny: has no source 'pears'; it has pairs$"):
+        train(build, recipe(rule.model, sources={"pears": {}}), out=tmp_path / "other", device="cpu")

@@ -1,0 +1,109 @@
+"""How near-duplicate removal grows: CPU-seconds and memory against the number of texts, each size in a process of its own.
+
+    python benchmarks/dedup_curve.py 10000,100000,1000000,5000000
+
+Texts of `dedup_texts.synthesised`, pairs stored down to 0.7. Draws `dedup.svg` beside this file. "Own" memory is what is no
+page of a mapped file; the system takes those back when it wants to.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from threading import Thread
+
+import polars as pl
+import pyarrow.parquet as pq
+from dedup import load_compiled, peak_kb
+from dedup_texts import synthesised
+
+from curation.duplicates.near import near
+from curation.store import write_blocks
+
+
+def watch(held: list[int]) -> None:
+    """Append, twenty times a second, how many kB of memory are this process's own, mapped files left out."""
+    while True:
+        held.append(int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]))
+        time.sleep(0.05)
+
+
+def one_size(path: Path) -> None:
+    """Print seconds and peak memory of `near` over the texts of a file, reading included."""
+    file = pq.ParquetFile(path)
+    batches = (pl.Series(batch["text"]) for batch in file.iter_batches(1 << 16))
+    load_compiled()
+    held = [0]
+    Thread(target=watch, args=(held,), daemon=True).start()
+    with tempfile.TemporaryDirectory() as folder:
+        wall, cpu = time.perf_counter(), time.process_time()
+        found = near(batches, 0.7, Path(folder))
+        seconds, used = time.perf_counter() - wall, time.process_time() - cpu
+        size = (Path(folder) / "data").stat().st_size / 1e6
+    told = {
+        "texts": file.metadata.num_rows,
+        "mb": size,
+        "seconds": seconds,
+        "cpu": used,
+        "peak_gb": peak_kb() / 1e6,
+        "own_gb": max(held) / 1e6,
+        "pairs": len(found.score),
+    }
+    print(json.dumps(told))
+
+
+def curve(sizes: list[int]) -> None:
+    """Run each size in a process of its own, print the figures and draw the picture."""
+    points = []
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "texts.parquet"
+            write_blocks(path, (batch.alias("text").to_frame() for batch in synthesised(size)))
+            done = subprocess.run([sys.executable, __file__, "size", str(path)], capture_output=True, text=True, check=True)
+            points.append(json.loads(done.stdout.splitlines()[-1]))
+            print(points[-1], flush=True)
+    Path(__file__).with_name("dedup.svg").write_text(picture(points))
+
+
+def picture(points: list[dict[str, float]]) -> str:
+    """Return a log-log plot of CPU-seconds and peak memory against texts, as SVG."""
+    left, low, wide, high = 60, 300, 460, 260
+    most = 10 ** math.ceil(math.log10(max(max(one["cpu"], one["peak_gb"]) for one in points)))
+    least = 10 ** math.floor(math.log10(min(min(one["cpu"], one["peak_gb"]) for one in points)))
+    first, last = points[0]["texts"], points[-1]["texts"]
+
+    def x(texts: float) -> float:
+        return left + wide * math.log(texts / first) / max(math.log(last / first), 1e-9)
+
+    def y(value: float) -> float:
+        return low - high * math.log(value / least) / math.log(most / least)
+
+    parts = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 360" font-family="sans-serif" font-size="13">']
+    parts.append('<rect width="640" height="360" fill="white"/>')
+    for power in range(round(math.log10(least)), round(math.log10(most)) + 1):
+        parts.append(f'<path d="M{left} {y(10**power):.1f}h{wide}" stroke="#ddd"/>')
+        parts.append(f'<text x="{left - 8}" y="{y(10**power) + 4:.1f}" text-anchor="end">{10**power:g}</text>')
+    parts += [f'<text x="{x(one["texts"]):.1f}" y="{low + 20}" text-anchor="middle">{one["texts"]:,}</text>' for one in points]
+    for key, name, colour in (("cpu", "CPU-seconds", "#1f6fb2"), ("peak_gb", "peak GB", "#b2521f")):
+        line = " ".join(f"{x(one['texts']):.1f},{y(one[key]):.1f}" for one in points)
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts += [f'<circle cx="{x(one["texts"]):.1f}" cy="{y(one[key]):.1f}" r="4" fill="{colour}"/>' for one in points]
+        parts.append(f'<text x="{left + wide + 10}" y="{y(points[-1][key]) + 4:.1f}" fill="{colour}">{name}</text>')
+    parts.append(f'<text x="{left + wide / 2}" y="345" text-anchor="middle">texts</text></svg>')
+    return "\n".join(parts) + "\n"
+
+
+def main() -> None:
+    """Read the arguments."""
+    if sys.argv[1] == "size":
+        return one_size(Path(sys.argv[2]))
+    return curve([int(word) for word in sys.argv[1].split(",")])
+
+
+if __name__ == "__main__":
+    main()

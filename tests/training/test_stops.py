@@ -1,0 +1,40 @@
+"""A step that the memory does not hold is told with what to set."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from curation.errors import SetupError
+from curation.manifest_models import Train
+from training.stops import memory_for
+
+
+def at_once(starts, world=1, **keys):
+    batch = SimpleNamespace(starts=np.array(starts), ids=np.zeros(starts[-1]))
+    with memory_for(7, batch, Train(model="m", **keys), world, "run"):
+        torch.empty(1 << 50)  # a petabyte and more
+
+
+@pytest.mark.parametrize(
+    ("starts", "world", "keys", "held", "what"),
+    [
+        ([0, 100, 1000], 1, {}, "1,000", "`token_budget: 500` or `checkpointing: yes`"),
+        ([0, *range(100, 4001, 100)], 2, {"checkpointing": True}, "2,000", "`token_budget: 1000`"),
+        ([0, *range(100, 4001, 100)], 1, {"token_budget": 600}, "600", "`token_budget: 300` or `checkpointing: yes`"),
+        ([0, 900, 1800], 1, {"token_budget": 600}, "900", "`max_tokens: 450` or `checkpointing: yes`"),
+    ],
+)
+def test_the_budget_to_set_is_named(starts, world, keys, held, what):
+    told = f"^run, step 7: the memory does not hold a forward of {held} tokens and its gradients; set {what}, and run it again$"
+    with pytest.raises(SetupError, match=told):
+        at_once(starts, world, **keys)
+
+
+def test_other_errors_keep_their_traceback():
+    batch = SimpleNamespace(starts=np.array([0, 3]), ids=np.zeros(3))
+    with pytest.raises(RuntimeError, match="must match"), memory_for(0, batch, Train(model="m"), 1, "run"):
+        torch.zeros(2) + torch.zeros(3)

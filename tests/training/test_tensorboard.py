@@ -1,0 +1,64 @@
+"""TensorBoard's files hold what log.jsonl holds, also of a run that went on, and nothing of it is loaded unasked."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_build import retrieval, tiny_model, write_build
+
+from curation.manifest_models import Train
+from training.log import read_log
+from training.tensorboard import Events
+from training.train import train
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Killed(BaseException):
+    """As a kill would, nothing catches it."""
+
+
+def test_its_files_hold_the_values_of_the_log_once_a_step_also_after_a_kill(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    build = write_build(tmp_path / "b", {"pairs": retrieval(32), "kinds": {**retrieval(16, salt=1), "task": "clustering"}})
+    recipe = Train(
+        model=tiny_model(tmp_path / "m"), max_tokens=32, batch=8, negatives=2, warmup=0, steps=5, save_every=2, log_every=1
+    )
+
+    def die(line):
+        if line.startswith("step 4/5"):
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(build, recipe, out=tmp_path / "run", device="cpu", events=Events, say=die)
+    train(build, recipe, out=tmp_path / "run", device="cpu", events=Events)
+    shown = EventAccumulator(str(tmp_path / "run/tensorboard"))
+    shown.Reload()
+    wanted = {}
+    for line in read_log(tmp_path / "run/log.jsonl"):
+        source = line["source"]
+        losses = {f"{term}/{source}": line[term] for term in ("loss", "loss_hard", "loss_inbatch")}
+        for tag, value in {**losses, **{key: line[key] for key in ("lr", "grad_norm", "tokens_per_second")}}.items():
+            if value is not None:
+                wanted.setdefault(tag, []).append((line["step"] + 1, pytest.approx(value, rel=1e-6)))
+    assert {tag: [(one.step, one.value) for one in shown.Scalars(tag)] for tag in shown.Tags()["scalars"]} == wanted
+    assert {"loss_inbatch/pairs", "loss_hard/kinds", "lr"} <= wanted.keys()
+    assert "loss_inbatch/kinds" not in wanted
+
+
+def test_a_missing_package_is_told_before_anything_is_loaded(tmp_path):
+    build = write_build(tmp_path / "b", {"pairs": retrieval(16)})
+    (tmp_path / "r.yaml").write_text("model: no-such-model\n")
+    code = "import sys; sys.modules['tensorboard'] = None\nfrom training.cli import main; main()"
+    command = [sys.executable, "-c", code, str(build), "--recipe", str(tmp_path / "r.yaml"), "--tensorboard"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("train: tensorboard: cannot be used (")
+    assert done.stderr.endswith("); pip install 'tuplesmith[tensorboard]'\n")
+    assert not (build / "train").exists()

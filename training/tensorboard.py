@@ -1,0 +1,40 @@
+"""The lines of log.jsonl as TensorBoard's event files: `tensorboard --logdir builds/NAME/train/tensorboard`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from curation.errors import SetupError
+
+try:
+    from torch.utils.tensorboard import SummaryWriter
+except ImportError as error:
+    raise SetupError("tensorboard", f"cannot be used ({error})", "pip install 'tuplesmith[tensorboard]'") from None
+
+OF_A_STEP = ("lr", "grad_norm", "tokens_per_second", "peak_gb", "mfu")
+
+
+class Events:
+    """Writes lines of the log; of a run that goes on, TensorBoard forgets the steps that are done again."""
+
+    def __init__(self, out: Path, first_step: int) -> None:
+        self._writer: Any = SummaryWriter(str(out / "tensorboard"), purge_step=first_step + 1)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Add the values of a line, at its step counted from 1."""
+        for tag, value in scalars(line).items():
+            self._writer.add_scalar(tag, value, line["step"] + 1)
+
+    def close(self) -> None:
+        """Write what is still in memory."""
+        self._writer.close()
+
+
+def scalars(line: Mapping[str, Any]) -> dict[str, float]:
+    """Return what a line of the log measures, by tag: losses by term and source, nDCG@10 by source."""
+    if "loss" not in line:
+        return {"ndcg_at_10": line["ndcg@10"]} | {f"ndcg_at_10/{name}": score for name, score in line["sources"].items()}
+    losses = {f"{key}/{line['source']}": value for key, value in line.items() if key.startswith("loss") and value is not None}
+    return losses | {key: line[key] for key in OF_A_STEP if key in line}
