@@ -218,7 +218,7 @@ def test_an_unreachable_hub(tmp_path, monkeypatch):
 
 def test_a_half_read_stream_does_not_abort_the_interpreter(hub_folder, tmp_path):
     code = (
-        "import sys\nfrom pathlib import Path\nfrom curation.manifest import Source\nfrom curation.sources import take\n"
+        "import sys\nfrom pathlib import Path\nfrom curation.manifest_source import Source\nfrom curation.reading.sources import take\n"
         "s = Source(name='s', task='retrieval', fields={'query': 'q', 'positive': 'a'}, path='sets/mine', sample='first')\n"
         "print(len(take(s, 1, 2, Path(sys.argv[1]), lambda n: None)[0]))"
     )
