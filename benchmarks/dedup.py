@@ -147,17 +147,15 @@ def compare(count: int, rounds: int, python: str | None, slow: int) -> None:
         few = len(pl.read_parquet(part))
     known = truth(texts, THRESHOLD)
     print(f"{len(known):,} texts have a near-duplicate")
-    speeds: dict[str, float] = {}
-    for name, found in taken.items():
-        good = [one for one in found if one]
-        if good:
-            size = few if name in PART else len(texts)
-            speeds[name] = size / statistics.median(one["cpu"] for one in good)
-            ratios = ", ".join(f"{speeds[ours] / speeds[name]:.2f}x" for ours in OWN[:2])
-            print(f"{name}: {size:,} texts, {told_of(good)}, {speeds[name]:,.0f} texts/CPU-s; ours {ratios}", end="")
-            flagged = good[0].get("found")
-            both = len(flagged & known) if flagged else 0
-            print(f"; recall {both / len(known):.5f}, precision {both / len(flagged):.5f}" if flagged else "", flush=True)
+    sizes = {name: few if name in PART else len(texts) for name in taken}
+    runs = {name: [one for one in found if one] for name, found in taken.items()}
+    speeds = {name: sizes[name] / statistics.median(one["cpu"] for one in good) for name, good in runs.items() if good}
+    for name, speed in speeds.items():
+        ratios = ", ".join(f"{speeds[ours] / speed:.2f}x" for ours in OWN[:2])
+        print(f"{name}: {sizes[name]:,} texts, {told_of(runs[name])}, {speed:,.0f} texts/CPU-s; ours {ratios}", end="")
+        flagged = runs[name][0].get("found")
+        both = len(flagged & known) if flagged else 0
+        print(f"; recall {both / len(known):.5f}, precision {both / len(flagged):.5f}" if flagged else "", flush=True)
 
 
 def told_of(runs: list[dict[str, float]]) -> str:

@@ -144,7 +144,7 @@ def choose(candidates: Candidates, wanted: np.ndarray, rules: Rules) -> Chosen:
 def eligible_of(candidates: Candidates, rules: Rules) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return (q, k) bool, the candidates to pick from, and what each filter took."""
     alive, removed = surviving(candidates, rules)
-    rank = alive.cumsum(axis=1) - 1  # among those that passed
+    rank = alive.cumsum(axis=1, dtype=np.int32) - 1  # among those that passed
     if rules.rank_basis == "raw":
         rank = np.broadcast_to(np.arange(alive.shape[1]), alive.shape)
     removed["range_min"] = (alive & (rank < rules.range_min)).sum(axis=1)
@@ -174,7 +174,7 @@ def picked(candidates: Candidates, eligible: np.ndarray, wanted: np.ndarray, pic
     top: the nearest. random: any, all alike. stratified: the eligible ones are cut, in order, into `wanted` runs of equal
     length, and one is drawn from each.
     """
-    rank = eligible.cumsum(axis=1) - 1
+    rank = eligible.cumsum(axis=1, dtype=np.int32) - 1
     count = eligible.sum(axis=1)
     if pick == "top":
         return np.asarray(eligible & (rank < wanted[:, None]))

@@ -16,6 +16,12 @@ from mining.negatives import Chosen
 
 MOST_RANK = np.iinfo(np.uint16).max
 TOO_FEW = "too_few_negatives"
+INNER: Any = {  # what is in the lists
+    "negatives": pl.UInt32,
+    "negative_scores": pl.Float32,
+    "negative_ranks": pl.UInt16,
+    "negative_origin": pl.UInt8,
+}
 BINS = 40  # of a histogram of scores
 
 
@@ -143,25 +149,32 @@ def _unscored(given: Ragged, more: Chosen) -> Found:
 
 def _lists(found: Found, count: int) -> list[pl.Series]:
     """Return the four columns of negatives, given ones first."""
+    given_rows, given = found.given.row_of_each(), np.diff(found.given.starts)
+    have = given + found.more.found
     rows, columns = np.nonzero(np.arange(found.more.ids.shape[1]) < found.more.found[:, None])
-    given_rows = found.given.row_of_each()
-    order = np.argsort(np.concatenate([given_rows, rows]), kind="stable")
-    unranked = np.full(len(given_rows), -1)
+    width = int(have.max(initial=1))
+    given_at = np.arange(len(given_rows)) - found.given.starts[given_rows]
+    # places in a table of `width` columns
+    at = np.concatenate([given_rows * width + given_at, rows * width + given[rows] + columns])
     ranks = np.minimum(found.more.ranks[rows, columns], MOST_RANK)
     origins = np.where((ranks < 0) & (found.origin == MINED), RANDOM, found.origin)
-    flat: Mapping[str, np.ndarray] = {
-        "row": np.concatenate([given_rows, rows]),
-        "negatives": np.concatenate([found.given.ids, found.more.ids[rows, columns]]),
-        "negative_scores": np.concatenate([found.given_scores, found.more.scores[rows, columns]]),
-        "negative_ranks": np.concatenate([unranked, ranks]),
-        "negative_origin": np.concatenate([np.full(len(given_rows), GIVEN), origins]),
+    flat: Mapping[str, tuple[np.ndarray, np.ndarray]] = {
+        "negatives": (found.given.ids, found.more.ids[rows, columns]),
+        "negative_scores": (found.given_scores, found.more.scores[rows, columns]),
+        "negative_ranks": (np.full(len(given_rows), -1), ranks),
+        "negative_origin": (np.full(len(given_rows), GIVEN), origins),
     }
-    entries = pl.DataFrame({name: values[order] for name, values in flat.items()}).with_columns(
+    entries = {}
+    for name, values in flat.items():
+        entries[name] = np.zeros(count * width, np.result_type(*values))
+        entries[name][at] = np.concatenate(values)
+    table = pl.DataFrame(entries).with_columns(
         pl.col("negative_scores").fill_nan(None), pl.when(pl.col("negative_ranks") >= 0).then("negative_ranks")
     )
-    lists = entries.group_by("row", maintain_order=True).agg(pl.exclude("row"))
-    every = pl.DataFrame({"row": np.arange(count)}).join(lists, on="row", how="left", maintain_order="left").drop("row")
-    return [column.fill_null(pl.Series([[]], dtype=column.dtype)) for column in every]
+    lists = pl.DataFrame([column.reshape((count, width)).arr.to_list() for column in table.cast(INNER)])
+    if (have < width).any():
+        lists = lists.with_columns(pl.all().list.head(pl.lit(pl.Series(have))))
+    return lists.get_columns()
 
 
 def _evidence(row: int, have: np.ndarray, wanted: int, found: Found) -> str:

@@ -31,9 +31,10 @@ COMMON_WORD = 100  # a word in more than one of so many texts says little, if th
 MANY = 1000  # texts at least
 COMMON = 10  # entries that share a gram before it counts as boilerplate
 RAREST = 4
+TWO = 8  # seeds: of so many, two must be met, as most texts that have one alone have no more
 SAMPLE = 16
 BLOCK = 20_000  # texts at a time
-RULES = f"chars {SHARE}/10 {FEW}|words {LONG} {COMMON} {RAREST} {SAMPLE}|least {LEAST_CHARS} {COMMON_WORD} {MANY}|3"
+RULES = f"chars {SHARE}/10 {FEW}|words {LONG} {COMMON} {RAREST} {TWO} {SAMPLE}|least {LEAST_CHARS} {COMMON_WORD} {MANY}|4"
 
 
 class Index(NamedTuple):

@@ -16,7 +16,8 @@ from curation.leaks.grams import CHARS, CHARS_WIDTH, MARKS, MIX, SEEDS, SEEDS_WI
 _BASE, _INVERSE, _ONE, _HALF, _MIX = np.uint64(BASE), np.uint64(INVERSE), np.uint64(1), np.uint64(32), np.uint64(MIX)
 _SIX, _LAST, _BITS = np.uint64(6), np.uint64(63), np.uint64(64)
 _MARKS = MARKS
-_CHARS_WIDTH, _SEEDS_WIDTH, _WORDS_WIDTH = np.array(CHARS_WIDTH), np.array(SEEDS_WIDTH), np.array(WORDS_WIDTH)
+# places are unsigned in the inner loops: numba guards signed ones against negative values
+_CHARS_WIDTH, _SEEDS_WIDTH, _WORDS_WIDTH = (np.array(width, np.uint64) for width in (CHARS_WIDTH, SEEDS_WIDTH, WORDS_WIDTH))
 
 
 @njit(nogil=True, cache=True)
@@ -120,26 +121,26 @@ def _meet(dense, size, chars, spaced, cuts, spaces, sums, backs, table, keys, hi
     whole = _mixed(sums[size] ^ _MARKS[WHOLE, dense])
     keys[0] = whole
     # no branches: the processor waits for many words of the filter at a time
-    count = np.int64(_maybe(whole, bits, shift))
+    count = _maybe(whole, bits, shift)
     width, mark = _SEEDS_WIDTH[dense], _MARKS[SEEDS, dense]
-    last = chars - width
-    for number in range(chars if dense else spaced):
-        at = number if dense else spaces[number]
-        if at > last:
+    for number in range(np.uint64(chars if dense else spaced)):
+        at = number if dense else np.uint64(spaces[number])
+        if at + width > np.uint64(chars):
             break
-        key = _gram(cuts[at], cuts[at + width], mark, sums, backs)
+        key = _gram(np.uint64(cuts[at]), np.uint64(cuts[at + width]), mark, sums, backs)
         keys[count] = key
-        count += np.int64(_maybe(key, bits, shift))
+        count += _maybe(key, bits, shift)
     width, mark = _WORDS_WIDTH[dense], _MARKS[WORDS, dense]
-    for number in range((chars + 1 if dense else spaced) - width):
+    for number in range(np.uint64(max((chars + 1 if dense else spaced) - np.int64(width), 0))):
         if dense:
-            key = _gram(cuts[number], cuts[number + width], mark, sums, backs)
+            key = _gram(np.uint64(cuts[number]), np.uint64(cuts[number + width]), mark, sums, backs)
         else:
-            key = _gram(cuts[spaces[number] + 1], cuts[spaces[number + width]], mark, sums, backs)
+            first, end = np.uint64(spaces[number]) + _ONE, np.uint64(spaces[number + width])
+            key = _gram(np.uint64(cuts[first]), np.uint64(cuts[end]), mark, sums, backs)
         keys[count] = key
-        count += np.int64(_maybe(key, bits, shift))
+        count += _maybe(key, bits, shift)
     met = 0
-    for at in range(count):
+    for at in range(np.int64(count)):
         postings = _find(keys[at], slots, mask)
         for place in range(postings >> 24, (postings >> 24) + (postings & (1 << 24) - 1)):
             entry = entries[place]
@@ -153,23 +154,27 @@ def _meet(dense, size, chars, spaced, cuts, spaces, sums, backs, table, keys, hi
 
 
 @njit(nogil=True, cache=True)
-def _mark(dense, chars, cuts, sums, backs, marked, stamp):
-    """Put a stamp where the first bits of each of the CHARS lead; return by how much to shift a key for that."""
-    width, mark, count = _CHARS_WIDTH[dense], _MARKS[CHARS, dense], max(chars - _CHARS_WIDTH[dense] + 1, 1)
-    shift = np.uint64(64 - np.int64(np.log2(_wide(8 * count))))
+def _mark(dense, chars, cuts, sums, backs, room):
+    """Return (bits, shift): the first bits of each of the CHARS in a filter of 16 bits a character or more."""
+    width, mark = np.int64(_CHARS_WIDTH[dense]), _MARKS[CHARS, dense]
+    count = max(chars - width + 1, 1)
+    log = np.uint64(np.log2(_wide(16 * count)))
+    bits, shift = room[: 1 << (log - _SIX)], _BITS - log
+    bits[:] = 0
     for at in range(count):
-        key = ((sums[cuts[at + width]] - sums[cuts[at]]) * backs[cuts[at]]) ^ mark
-        marked[key >> shift] = stamp
-    return shift - _HALF
+        key = (((sums[cuts[at + width]] - sums[cuts[at]]) * backs[cuts[at]]) ^ mark) >> shift
+        bits[key >> _SIX] |= _ONE << (key & _LAST)
+    return bits, shift - _HALF
 
 
 @njit(nogil=True, cache=True)
-def _may_share(wanted, share, marked, shift, stamp):
-    """Tell whether enough of the wanted keys can be among a text's: as many as are stamped, or more."""
-    misses, most = 0, len(wanted) - (share * len(wanted) + 9) // 10
+def _may_share(wanted, share, bits, shift):
+    """Tell whether enough of the wanted keys can be among a text's: as many as the filter lets through, or more."""
+    misses, most = np.int64(0), len(wanted) - (share * len(wanted) + 9) // 10
     for first in range(0, len(wanted), 8):
-        for at in range(first, min(first + 8, len(wanted))):
-            misses += marked[np.uint64(wanted[at]) >> shift] != stamp
+        for gram in wanted[first : first + 8]:
+            key = np.uint64(gram) >> shift
+            misses += np.int64(~(bits[key >> _SIX] >> (key & _LAST)) & _ONE)
         if misses > most:
             return False
     return True
@@ -178,7 +183,7 @@ def _may_share(wanted, share, marked, shift, stamp):
 @njit(nogil=True, cache=True)
 def _gather(dense, chars, cuts, sums, backs, seen, stamps, stamp):
     """Put the keys of the CHARS into a set; return how many are distinct."""
-    width, mark, distinct = _CHARS_WIDTH[dense], _MARKS[CHARS, dense], 0
+    width, mark, distinct = np.int64(_CHARS_WIDTH[dense]), _MARKS[CHARS, dense], 0
     mask = np.uint64(_wide(2 * chars) - 1)
     for at in range(chars - width + 1):
         key = (((sums[cuts[at + width]] - sums[cuts[at]]) * backs[cuts[at]]) ^ mark) >> _HALF
@@ -204,11 +209,12 @@ def _shared(wanted, chars, seen, stamps, stamp):
 
 
 @njit(nogil=True, cache=True)
-def scan(data, starts, first, folds, bits, slots, entries, gram_begins, grams, few, share, hits, found):
+def scan(data, starts, first, folds, bits, slots, entries, gram_begins, grams, few, needs, share, hits, found):
     """Look texts up from number `first` on; fill found (room, 4) i64: text, entry, kind, grams shared.
 
     Returns (text to go on with, matches), and stops early where `found` is full, which needs room for all entries.
-    `hits` (entries,) i64 is all 0, `share` is in tenths, `folds` is `folding.table()`.
+    `hits` (entries,) i64 is all 0, `needs` (entries,) u8 says how many grams must be met, `share` is in tenths, `folds` is
+    `folding.table()`.
     """
     room = 4
     for text in range(first, len(starts) - 1):
@@ -217,7 +223,7 @@ def scan(data, starts, first, folds, bits, slots, entries, gram_begins, grams, f
     powers, backs, sums = _powers(_BASE, _BASE, room), _powers(_INVERSE, _ONE, room), np.empty(room, np.uint64)
     each, own, spaces = np.arange(room, dtype=np.int32), np.empty(room, np.int32), np.empty(room, np.int32)
     wide = _wide(2 * room)
-    seen, stamps, marked = np.empty(wide, np.uint32), np.full(wide, -1, np.int32), np.full(_wide(8 * room), -1, np.int32)
+    seen, stamps, filters = np.empty(wide, np.uint32), np.full(wide, -1, np.int32), np.empty(_wide(16 * room) // 64, np.uint64)
     table = (bits, slots, entries, np.uint64(64 - np.int64(np.log2(len(bits)))), np.uint64(len(slots) - 1))
     count = 0
     for text in range(first, len(starts) - 1):
@@ -228,17 +234,20 @@ def scan(data, starts, first, folds, bits, slots, entries, gram_begins, grams, f
         cuts = each if chars == size else own
         dense = 1 if 2 * spaceless > chars - spaced else 0  # characters, but for spaces
         met = _meet(dense, size, chars, spaced, cuts, spaces, sums, backs, table, keys, hits, touched)
-        full, made, distinct, shift = count + met > len(found), -1, -1, np.uint64(0)
+        full, distinct, marked, shift = count + met > len(found), -1, filters[:0], np.uint64(0)
         for at in range(met):
             entry = touched[at]
-            kind, shared, wanted = WORDS, hits[entry], grams[gram_begins[entry] : gram_begins[entry + 1]]
+            kind, shared = WORDS, hits[entry]
             hits[entry] = 0
             if shared < 0:
                 kind, shared = WHOLE, 1
-            elif len(wanted) and not full:
-                if made < 0:
-                    shift, made = _mark(dense, chars, cuts, sums, backs, marked, text), 1
-                if not _may_share(wanted, share, marked, shift, text):
+            elif shared < needs[entry]:
+                continue
+            elif gram_begins[entry] < gram_begins[entry + 1] and not full:
+                wanted = grams[gram_begins[entry] : gram_begins[entry + 1]]
+                if not len(marked):
+                    marked, shift = _mark(dense, chars, cuts, sums, backs, filters)
+                if not _may_share(wanted, share, marked, shift):
                     continue
                 if distinct < 0:
                     distinct = _gather(dense, chars, cuts, sums, backs, seen, stamps, text)

@@ -1,8 +1,8 @@
 """Which texts stand in an evaluation set: looked up by the compiled loop, or by numpy and polars with the same result.
 
 equal  the normalised forms are the same
-chars  a short text: one of its SEEDS and seven tenths of its distinct CHARS are in the other text (and, below 8 words,
-       seven tenths of the other's in it)
+chars  a short text: one of its SEEDS, or two where it has 8 or more, and seven tenths of its distinct CHARS are in the other
+       text (and, below 8 words, seven tenths of the other's in it)
 words  a long text: 13 words in a row are in the other text
 """
 
@@ -20,7 +20,7 @@ import polars as pl
 from curation.duplicates import folding
 from curation.duplicates.signatures import read, threads
 from curation.leaks.grams import CHARS, CHARS_WIDTH, WHOLE, WORDS, WORDS_WIDTH, Forms, measures_of
-from curation.leaks.index import SHARE, Index
+from curation.leaks.index import SHARE, TWO, Index
 from curation.text import normalised
 
 leak_kernels: ModuleType | None
@@ -39,15 +39,18 @@ class Lookup(NamedTuple):
     """An index, ready for the compiled loop."""
 
     arrays: Index
+    needs: np.ndarray  # (entries,) u8: how many SEEDS or WORDS a text must have
     table: tuple[np.ndarray, ...]  # bits, slots
 
 
 def ready(index: Index) -> Lookup:
     """Make the table of an index."""
+    seeds = np.bincount(index.entries, minlength=len(index.entry_keys)) - 1  # of short entries: all keys but the whole
+    needs = np.where((np.diff(index.gram_begins) > 0) & (seeds >= TWO), 2, 1).astype(np.uint8)
     if not leak_kernels:
-        return Lookup(index, ())
-    log = max(6, len(index.keys).bit_length())
-    return Lookup(index, leak_kernels.fill(index.keys, index.begins, log - 2, log + 1))  # 16 bits and two slots a key, or more
+        return Lookup(index, needs, ())
+    log = max(6, len(index.keys).bit_length())  # 16 bits and two slots a key, or more
+    return Lookup(index, needs, leak_kernels.fill(index.keys, index.begins, log - 2, log + 1))
 
 
 def look_up(lookup: Lookup, texts: pl.Series) -> pl.DataFrame:
@@ -76,7 +79,7 @@ def _blocks(texts: pl.Series, size: int) -> Iterator[tuple[int, int]]:
 def _scan(lookup: Lookup, texts: pl.Series, first: int, end: int) -> np.ndarray:
     """Return (matches, 4) i64: text, entry, kind, grams shared."""
     block = texts.slice(first, end - first)
-    found = _scan_compiled(lookup, block) if leak_kernels else _scan_numpy(lookup.arrays, block)
+    found = _scan_compiled(lookup, block) if leak_kernels else _scan_numpy(lookup, block)
     return np.asarray(found + np.array([first, 0, 0, 0]))
 
 
@@ -85,7 +88,7 @@ def _scan_compiled(lookup: Lookup, texts: pl.Series) -> np.ndarray:
     assert leak_kernels
     index, data, at = lookup.arrays, read(texts), 0
     hits, found = np.zeros(len(index.entry_keys), np.int64), []
-    entries = (index.entries, index.gram_begins, index.grams, index.few)
+    entries = (index.entries, index.gram_begins, index.grams, index.few, lookup.needs)
     while at < len(texts):
         part = np.empty((len(hits) + len(texts), 4), np.int64)
         at, count = leak_kernels.scan(*data, at, folding.table(), *lookup.table, *entries, SHARE, hits, part)
@@ -93,14 +96,16 @@ def _scan_compiled(lookup: Lookup, texts: pl.Series) -> np.ndarray:
     return np.concatenate(found)
 
 
-def _scan_numpy(index: Index, texts: pl.Series) -> np.ndarray:
+def _scan_numpy(lookup: Lookup, texts: pl.Series) -> np.ndarray:
+    index = lookup.arrays
     forms = Forms(normalised(texts).fill_null(""))
     everything = np.ones(len(texts), dtype=bool)
     words_of = np.flatnonzero(np.diff(forms.starts) > 2)  # a form without any word matches nothing
     equal = _postings(index, words_of, forms.whole()[words_of]).unique()
     seeds, words = forms.seeds(everything), forms.words(everything)
     hits = _postings(index, words.text, words.key).group_by("text", "entry").len("shared")
-    near = _near(index, forms, _postings(index, seeds.text, seeds.key).unique())
+    met = _postings(index, seeds.text, seeds.key).group_by("text", "entry").len()
+    near = _near(index, forms, met.filter(pl.col("len") >= lookup.needs[met["entry"].to_numpy()]))
     parts = [
         equal.with_columns(pl.lit(WHOLE).alias("kind"), pl.lit(1).alias("shared")),
         *(
