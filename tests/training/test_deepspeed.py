@@ -154,8 +154,9 @@ def test_a_process_that_dies_or_stands_still_is_told_and_nothing_hangs(place, nu
     assert processes[0].wait(60) == 1
     assert "train: rank 0: another process is gone or does not answer (" in rest
     assert rest.endswith("); start all of them again: they go on from the last checkpoint\n")
-    processes[1].kill()
-    processes[1].communicate()
+    for process in processes:
+        process.kill()
+        process.communicate()  # closes the pipe, too
 
 
 @pytest.mark.long
