@@ -2,7 +2,7 @@
 
     python benchmarks/mine.py choose [QUERIES [PASSAGES]]   filter and write: CPU-seconds, and memory for each query added
     python benchmarks/mine.py ours QUERIES PASSAGES         ours alone: CPU-seconds of each stage, and the highest memory
-    python benchmarks/mine.py search KIND QUERIES PASSAGES [STORE]  exact or ivf: CPU-seconds a block of 4,096 queries, own and mapped memory
+    python benchmarks/mine.py search KIND QUERIES PASSAGES [STORE]   exact or ivf: CPU-seconds for each 4,096 queries; memory
     python benchmarks/mine.py end DATA [PAIRS]              texts to negatives, each side encoding for itself
 
 Vectors are synthetic but for `end`: 384 dimensions, families of passages, a query near its own. The peer's filter and
@@ -22,6 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,7 @@ def search(kind: str, queries: int, passages: int, place: Path) -> None:
         asked = vectors.take(found[passages + rows])
         whole = candidates.Corpus(vectors.view(found[:passages]), corpus.pids, index, shingles)
         folder, exact = (place / f"{name}-{passages}-{start}" for name in (kind, "exact"))
-        candidates.saved(folder, str(begun), lambda: candidates.search(asked, positives, given, whole, 120, None), wait=True)
+        candidates.saved(folder, str(begun), partial(candidates.search, asked, positives, given, whole, 120, None), wait=True)
         highest.say(f"{kind} {len(rows):,} queries x {passages:,} passages", begun)
         if kind == "ivf" and exact.exists():
             both = [candidates.read(one).ids for one in (folder, exact)]
