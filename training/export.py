@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,12 @@ SAMPLE = ("", "one", "A text that is cut: 1, 2, 3. " * 2000)
 POOLING_WORD = {"mean": "mean", "cls": "cls", "last": "lasttoken"}
 
 
-def export(model: Model, folder: Path, prompts: Mapping[str, str] | None = None) -> None:
+def export(model: Model, folder: Path) -> None:
     """Write the model as a sentence-transformers folder, whole or not at all; one that is there is replaced.
 
     Args:
-        model: its weights are written in the dtype they have.
+        model: its weights are written in the dtype they have; its prompts serve `encode(..., prompt_name=...)`.
         folder: what lies under this name is replaced by the model.
-        prompts: name to prefix, for `encode(..., prompt_name=...)`; None = the model's own.
 
     Raises:
         ModelError: the tokenizer cannot be made to append the end-of-text token.
@@ -43,7 +41,7 @@ def export(model: Model, folder: Path, prompts: Mapping[str, str] | None = None)
         with quiet():
             model.backbone.save_pretrained(part)
             _save_tokenizer(model, part)
-        _write_modules(model, part, model.prompts if prompts is None else prompts)
+        _write_modules(model, part)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -52,7 +50,7 @@ def export(model: Model, folder: Path, prompts: Mapping[str, str] | None = None)
     sync_folder(folder.parent)
 
 
-def _write_modules(model: Model, folder: Path, prompts: Mapping[str, str]) -> None:
+def _write_modules(model: Model, folder: Path) -> None:
     modules = [("", TRANSFORMER), ("1_Pooling", POOLING), ("2_Normalize", NORMALIZE)]
     listing = [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(modules)]
     write_json(folder / "modules.json", listing)
@@ -69,7 +67,7 @@ def _write_modules(model: Model, folder: Path, prompts: Mapping[str, str]) -> No
     about = {
         "__version__": {"transformers": metadata.version("transformers"), "pytorch": metadata.version("torch")},
         "model_type": "SentenceTransformer",
-        "prompts": {"query": "", "document": "", **prompts},
+        "prompts": {"query": "", "document": "", **model.prompts},
         "default_prompt_name": None,
         "similarity_fn_name": "cosine",
     }

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from curation.errors import SetupError, SourceError, did_you_mean
+from curation.errors import SetupError, SourceError, did_you_mean, first_line
 from curation.store import digest_of, file_digest
 from training.encode import Encoder
 from training.evaluate import read_collection
@@ -71,7 +71,7 @@ def evaluate(name: str, encoder: Encoder, tasks: Sequence[Any], out: Path, instr
         try:
             (result,) = mteb.evaluate(wrapped, task, cache=cache, show_progress_bar=False, co2_tracker=False).task_results
         except (OSError, ValueError) as error:  # of the Hub and of datasets
-            what = f"its data cannot be had ({next(iter(str(error).splitlines()), type(error).__name__)})"
+            what = f"its data cannot be had ({first_line(error)})"
             raise SourceError(f"mteb task {task.metadata.name}", what, "is the network there, and HF_HUB_OFFLINE off?") from error
         scores[task.metadata.name], types[task.metadata.name] = float(result.get_score()), task.metadata.type
     kinds = dict.fromkeys(types.values())

@@ -17,9 +17,10 @@ from curation import store
 from curation.errors import BuildError
 from curation.manifest_models import Train
 from training import ranks
+from training.device import dtype_of
 from training.encode import Encoder
 from training.evaluate import Collection, measure, read_collection
-from training.model import Model, dtype_of
+from training.model import Model
 
 METRIC = "ndcg@10"
 FILES = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
