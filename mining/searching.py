@@ -154,8 +154,9 @@ class Search:
     def known(self, frame: pl.DataFrame, found: Searched, rows: np.ndarray, rules: Rules) -> Candidates:
         """Return what was found for some rows, with all that the rules ask for."""
         known = self.positives(frame)
-        given, safe = ragged(frame["negatives"]), np.maximum(found.ids, 0)  # none is a positive, by `curation.numbering`
+        given = ragged(frame["negatives"])  # none is a positive, by `curation.numbering`
         twins = self.twins if rules.exclude_query or rules.exclude_group or rules.distinct else None
+        safe = np.maximum(found.ids, 0) if twins or rules.pick != "top" else found.ids
         return Candidates(
             found.ids,
             found.scores,
