@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from curation.errors import ModelError
-from curation.store import sync_folder, write_json
+from curation.store import write_json
+from training.folders import replaced
 from training.model import Model, quiet
 
 # As sentence-transformers 6.2 writes them; its earlier names still load, but not without a warning for ever.
@@ -34,20 +34,11 @@ def export(model: Model, folder: Path) -> None:
     Raises:
         ModelError: the tokenizer cannot be made to append the end-of-text token.
     """
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with replaced(folder) as part:
         with quiet():
             model.backbone.save_pretrained(part)
             _save_tokenizer(model, part)
         _write_modules(model, part)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
-    part.replace(folder)
-    sync_folder(folder.parent)
 
 
 def _write_modules(model: Model, folder: Path) -> None:

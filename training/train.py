@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from training.backend import Backend, backend_of, deterministic
 from training.data import Batch, Plan
 from training.device import device_of
 from training.export import export
+from training.folders import part_of
 from training.log import Log, readable
 from training.loss import Losses
 from training.meter import costs
@@ -149,11 +150,12 @@ def loop(
             said = {**run, **watch.told(), "prompts": backend.model.prompts}
             checkpoint.save(out / "checkpoints", done, said, backend.save, recipe.keep, watch.best)
         else:
-            backend.save(checkpoint.part_of(out / "checkpoints", done))
+            backend.save(part_of(checkpoint.at(out / "checkpoints", done)))
 
     recent: deque[dict[str, Any]] = deque(maxlen=recipe.log_every)
     started = time.perf_counter()
-    with signals() as received, deterministic(backend.device), log_of(out, first, backend, events) as log:
+    writing = nullcontext() if backend.rank else Log(out / "log.jsonl", first, events and events(out, first))
+    with signals() as received, deterministic(backend.device), writing as log:
         for step in range(first, total):
             if watch.over:
                 return step  # where a killed run had come to that too
@@ -168,7 +170,7 @@ def loop(
             done = step + 1
             left = (time.perf_counter() - started) / (done - first) * (total - done)
             line = _line(step, plan, batch, losses, loss, lr, norm) | costs(backend, batch, recipe, seconds)
-            recent.append(line | {"seconds_left": round(left, 1)})
+            recent.append(line | {"seconds_left": round(left, 2)})
             if log:
                 log.write(recent[-1])
             if done % recipe.log_every == 0 or done == total:
@@ -190,11 +192,6 @@ def _measure(watch: Watch, done: int, total: int, backend: Backend, recipe: Trai
         say(told(found, total))
         if log:
             log.write(found)
-
-
-def log_of(out: Path, first: int, backend: Backend, events: OpenEvents | None) -> AbstractContextManager[Log | None]:
-    """Return the log of the run, which the first process writes."""
-    return nullcontext() if backend.rank else Log(out / "log.jsonl", first, events and events(out, first))
 
 
 def _line(step: int, plan: Plan, batch: Batch, losses: Losses, loss: float, lr: float, norm: float) -> dict[str, Any]:

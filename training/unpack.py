@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 import transformers
 
 from curation.errors import ModelError, SetupError, first_line, listed
-from curation.store import sync_folder
+from training.folders import replaced
 from training.model import UNREADABLE, quiet
 from training.model_files import PACKAGE, package_roots
 
@@ -42,14 +41,9 @@ def unpack(name: str, folder: Path, layers: int | None = None) -> int:
         if layers is not None:
             _keep(name, backbone, layers)
         _forget_quantisation(backbone)
-        part = folder.with_name(folder.name + ".part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        backbone.save_pretrained(part)
-        tokenizer.save_pretrained(part)
-    shutil.rmtree(folder, ignore_errors=True)
-    part.replace(folder)
-    sync_folder(folder.parent)
+        with replaced(folder) as part:
+            backbone.save_pretrained(part)
+            tokenizer.save_pretrained(part)
     return sum(weight.numel() for weight in backbone.parameters())
 
 
