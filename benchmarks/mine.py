@@ -2,7 +2,6 @@
 
     python benchmarks/mine.py choose [QUERIES [PASSAGES]]   filter and write: CPU-seconds, and memory for each query added
     python benchmarks/mine.py ours QUERIES PASSAGES         ours alone: CPU-seconds of each stage, and the highest memory
-    python benchmarks/mine.py search KIND QUERIES PASSAGES [STORE]   exact or ivf: CPU-seconds for each 4,096 queries; memory
     python benchmarks/mine.py end DATA [PAIRS]              texts to negatives, each side encoding for itself
 
 Vectors are synthetic but for `end`: 384 dimensions, families of passages, a query near its own. The peer's filter and
@@ -13,16 +12,13 @@ questions and sentences from DATA, the folder with the open datasets.
 
 from __future__ import annotations
 
-import itertools
 import json
 import resource
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -143,79 +139,6 @@ def with_texts(build: Path, path: Path) -> None:
     store.write_blocks(path, tuples())
 
 
-def search(kind: str, queries: int, passages: int, place: Path) -> None:
-    """Print what it takes to search blocks of queries with one positive each: candidates, and all that filters ask of them.
-
-    Vectors and candidates stay in `place` for another call; after both kinds the recall of `ivf` is counted.
-    """
-    from mining import candidates, ivf
-    from mining.copies import shingles_of
-    from mining.embeddings import Embeddings
-    from mining.lists import Ragged
-    from mining.search import QUERIES, Exact
-
-    highest = Highest()
-    encoder = FakeEncoder(dim=DIM, vectors=Numbers())
-    encoder.calls = _Forgetful()
-    begun = time.process_time()
-    vectors = Embeddings(place, encoder)
-
-    def told() -> Iterator[str]:
-        return (f"p of {n // FAMILY} with {n} that tells {n} of item {n}" for n in range(passages))
-
-    found = vectors.ensure(lambda: itertools.chain(told(), (f"q {n} is of item {n * 17 % passages}" for n in range(queries))))
-    highest.say(f"stored {len(vectors):,} vectors", begun)
-    begun = time.process_time()
-    corpus = candidates.Part(vectors.view(found), np.arange(passages))
-    shingles = shingles_of(told(), corpus.pids)
-    highest.say("shingles", begun)
-    begun = time.process_time()
-    index = Exact(corpus)
-    if kind == "ivf":
-        folder = place / "index"
-        candidates.once(
-            folder,
-            str(passages),
-            lambda to: ivf.write(to, corpus, lambda n: vectors.take(found[passages + n]), queries, 120, 42, "s"),
-            wait=True,
-        )
-        index = ivf.Lists(corpus, folder)
-        highest.say(f"index {[(store.read_receipt(folder) or {})[key] for key in ivf.SAID]}", begun)
-    for start in range(0, queries, QUERIES):
-        begun = time.process_time()
-        rows = np.arange(start, min(start + QUERIES, queries))
-        positives, given = Ragged(np.arange(len(rows) + 1), rows * 17 % passages), Ragged(np.zeros(len(rows) + 1, int), rows[:0])
-        asked = vectors.take(found[passages + rows])
-        whole = candidates.Corpus(vectors.view(found[:passages]), corpus.pids, index, shingles)
-        folder, exact = (place / f"{name}-{passages}-{start}" for name in (kind, "exact"))
-        candidates.saved(folder, str(begun), partial(candidates.search, asked, positives, given, whole, 120, None), wait=True)
-        highest.say(f"{kind} {len(rows):,} queries x {passages:,} passages", begun)
-        if kind == "ivf" and exact.exists():
-            both = [candidates.read(one).ids for one in (folder, exact)]
-            print(f"  recall {np.mean([len(np.intersect1d(*pair)) / 120 for pair in zip(*both, strict=True)]):.4f}", flush=True)
-
-
-class Highest:
-    """The most memory of this process so far, looked at twenty times a second: its own, and with pages of mapped files."""
-
-    def __init__(self) -> None:
-        self.own = self.mapped = 0
-        threading.Thread(target=self.watch, daemon=True).start()
-
-    def watch(self) -> None:
-        """Look again and again."""
-        while True:
-            said = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-            self.own = max(self.own, int(said["RssAnon"].split()[0]))
-            self.mapped = max(self.mapped, int(said["RssFile"].split()[0]))
-            time.sleep(0.05)
-
-    def say(self, what: str, begun: float) -> None:
-        """Print what was done, the CPU-seconds since `begun`, and the memory."""
-        spent = time.process_time() - begun
-        print(f"{what}: {spent:.1f} CPU-s; at most {self.own / 1024:.0f} MB own, {self.mapped / 1024:.0f} MB mapped", flush=True)
-
-
 def mine(build: Path, limit: str) -> dict[str, float]:
     """Mine a build with a limit of the score."""
     from mining.mine import mine_build
@@ -224,17 +147,17 @@ def mine(build: Path, limit: str) -> dict[str, float]:
     lines = [line for line in manifest.read_text().splitlines() if not line.startswith("mine:")]
     manifest.write_text("\n".join([*lines, f"mine: {{model: fake, max_score: {limit}}}", ""]))
     encoder = FakeEncoder(dim=DIM, vectors=Numbers())
-    encoder.calls = _Forgetful()
+    encoder.calls = Forgetful()
     begun = time.process_time()
     receipt = mine_build(build, load=lambda *_: encoder)["s"]
     return {"seconds": time.process_time() - begun, "rows": receipt["kept"], "peak_mb": peak()}
 
 
-class _Forgetful(list):  # type: ignore[type-arg]
+class Forgetful(list):  # type: ignore[type-arg]
     """A list of calls that keeps none: the texts would count as memory."""
 
     def append(self, _: object) -> None:
-        pass
+        """Keep nothing."""
 
 
 def write(build: Path, queries: int, passages: int) -> None:
@@ -302,9 +225,6 @@ def main() -> None:
         print(json.dumps(mine(Path(rest[0]), rest[1])))
     elif name == "end":
         end(Path(rest[0]), int(rest[1]) if len(rest) > 1 else 10_570)
-    elif name == "search":
-        with tempfile.TemporaryDirectory() as place:
-            search(rest[0], int(rest[1]), int(rest[2]), Path(rest[3] if len(rest) > 3 else place))
     elif name == "choose":
         queries, passages = (int(word) for word in [*rest, *["100000", "10000"][len(rest) :]])
         choose(queries, passages)

@@ -43,6 +43,7 @@ class Corpus:
     passages: Vectors  # vectors by pid
     pids: np.ndarray  # (n,) int64, ascending: those to search
     index: Exact  # of the vectors of `pids`
+    exact: Callable[[Vectors], Exact]  # makes one of other vectors, to be searched whole
     shingles: Ragged  # by pid, as `copies.shingles_of`
     classes: np.ndarray | None = None  # by pid; a row is then searched in other classes than its own; -1 is in none
 
@@ -159,6 +160,6 @@ def _in_other_classes(queries: np.ndarray, corpus: Corpus, k: int, own: np.ndarr
     classes = corpus.classes[corpus.pids]
     for number in np.unique(own[own >= 0]):
         rows, others = np.flatnonzero(own == number), corpus.pids[(classes >= 0) & (classes != number)]
-        found, theirs = nearest(queries[rows], Exact(Part(corpus.passages, others)), k)
+        found, theirs = nearest(queries[rows], corpus.exact(Part(corpus.passages, others)), k)
         ids[rows, : found.shape[1]], scores[rows, : found.shape[1]] = others[found], theirs
     return ids, scores
