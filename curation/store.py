@@ -11,6 +11,7 @@ import errno
 import functools
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -29,6 +30,7 @@ from curation.errors import BuildError
 RECEIPT = "done.json"
 ROWS_PER_SHARD = 1_000_000
 ROWS_PER_GROUP = 100_000
+ONCE = ("id", "query", "key", "text", "row", "pid", "form")  # columns whose values hardly recur: no dictionary
 CHUNKS = {"min_chunk_size": 262_144, "max_chunk_size": 1_048_576, "norm_level": 0}  # as `datasets` writes them
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PACKAGES = ("tuplesmith", "polars", "pyarrow", "torch", "transformers", "faiss-cpu", "faiss-gpu", "datasets", "datasketch")
@@ -133,8 +135,13 @@ def _plain_type(kind: Any) -> Any:
 def write_parquet(path: Path, table: pl.DataFrame, constants: Mapping[str, str] | None = None) -> None:
     """Write one parquet file, atomically."""
     arrow = table.to_arrow(compat_level=pl.CompatLevel.oldest()).replace_schema_metadata(dict(constants or {}))
+    recurring = [
+        name if not table.schema[name].is_nested() else f"{name}.list.element" for name in table.columns if name not in ONCE
+    ]
     with atomic(path) as file:
-        pq.write_table(arrow, file, row_group_size=ROWS_PER_GROUP, compression="zstd", write_page_index=True)
+        pq.write_table(
+            arrow, file, row_group_size=ROWS_PER_GROUP, compression="zstd", write_page_index=True, use_dictionary=recurring
+        )
 
 
 def read_table(folder: Path, name: str, columns: list[str] | None = None) -> pl.DataFrame:
@@ -211,9 +218,12 @@ def versions() -> dict[str, str]:
     found = {}
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            about = metadata.distribution(package)
         except metadata.PackageNotFoundError:
             continue
+        head = (about.read_text("METADATA") or about.read_text("PKG-INFO") or "").partition("\n\n")[0]
+        told = re.search(r"^Version: *(\S+)", head, re.MULTILINE)  # `about.version` parses all of it, as a mail
+        found[package] = told[1] if told else about.version
     return found
 
 
