@@ -229,6 +229,13 @@ def _of_one_type(part: pl.DataFrame, mixed: set[str], with_lists: set[str]) -> p
     return part.with_columns(columns)
 
 
+def compact(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return a table with texts of its own: filtered ones keep the bytes of all rows that they stood among."""
+    alone = pl.from_arrow(frame.to_arrow(compat_level=pl.CompatLevel.oldest()))
+    assert isinstance(alone, pl.DataFrame)
+    return alone.cast(frame.schema)
+
+
 def inside(frame: pl.DataFrame, name: str) -> pl.Series | None:
     """Return a part of a record column, such as `context.contexts`; None where there is no such part."""
     first, *parts = name.split(".")
