@@ -301,12 +301,12 @@ def _repeats(alive: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
 
 def packed(candidates: Candidates, taken: np.ndarray, wanted: np.ndarray, removed: dict[str, np.ndarray]) -> Chosen:
     """Move the taken candidates (q, k) bool of each row to its front."""
-    rows, columns = np.nonzero(taken)
     found = taken.sum(axis=1)
-    place = np.arange(len(rows)) - np.repeat(found.cumsum() - found, found)  # within the row
     shape = (len(taken), int(wanted.max(initial=0)))
+    front = np.arange(shape[1]) < found[:, None]  # in the order of `taken`: row by row, left to right
     ids, ranks = np.full(shape, -1, np.int64), np.full(shape, -1, np.int64)
     kept = np.full(shape, np.nan, candidates.scores.dtype)
-    ids[rows, place], ranks[rows, place] = candidates.ids[rows, columns], columns
-    kept[rows, place] = candidates.scores[rows, columns]
+    ids[front] = candidates.ids[taken]
+    ranks[front] = np.broadcast_to(np.arange(taken.shape[1]), taken.shape)[taken]
+    kept[front] = candidates.scores[taken]
     return Chosen(ids, kept, ranks, found, removed)
