@@ -11,7 +11,8 @@ import transformers
 
 from curation.errors import ModelError, listed
 from training.cross_encoder import CrossEncoder
-from training.model import autocast, device_of, dtype_of, limit_of, positions_of, quiet, read
+from training.device import autocast, device_of, dtype_of
+from training.model import limit_of, positions_of, quiet, read
 from training.model_files import find_model
 
 # what the models were tuned with (model card of Qwen/Qwen3-Reranker-0.6B), to the letter
