@@ -30,9 +30,7 @@ FILTERS = (
     "exclude_answer",
     "reranker_max_score",
     "reranker_margin",
-    "distinct",
-    "range_min",
-)
+)  # in this order; then `distinct`, then the window
 # what `shortage: relax` lets go of, one after the other; what makes a text the same as a positive it never does
 RELAXED: tuple[dict[str, Any], ...] = (
     {"range_min": 0},
@@ -40,18 +38,6 @@ RELAXED: tuple[dict[str, Any], ...] = (
     {"max_score": None, "min_score": None},
     {"absolute_margin": None, "relative_margin": None, "reranker_max_score": None, "reranker_margin": None},
 )
-TABLES = (
-    "ids",
-    "scores",
-    "similarity",
-    "overlap",
-    "same_query",
-    "same_group",
-    "groups",
-    "draw",
-    "answered",
-    "reranked",
-)  # (q, k) each
 REFERENCE = {"min": np.minimum, "max": np.maximum, "mean": np.add}
 
 
@@ -120,9 +106,8 @@ class Candidates:
         return np.asarray(self.positive_scores[self.positives.starts[:-1]])
 
     def _each(self, change: Callable[[np.ndarray], np.ndarray]) -> Candidates:
-        tables: dict[str, Any] = {name: getattr(self, name) for name in TABLES}
-        changed: dict[str, Any] = {name: None if table is None else change(table) for name, table in tables.items()}
-        return replace(self, **changed)
+        tables: dict[str, Any] = {name: change(table) for name, table in vars(self).items() if getattr(table, "ndim", 0) == 2}
+        return replace(self, **tables)
 
 
 @dataclass(frozen=True)
@@ -157,7 +142,7 @@ def surviving(candidates: Candidates, rules: Rules) -> tuple[np.ndarray, dict[st
     alive = candidates.ids >= 0
     reference = reference_of(candidates.positives, candidates.positive_scores, rules.margin_reference)
     removed: dict[str, np.ndarray] = {}
-    for name in FILTERS[:-2]:
+    for name in FILTERS:
         hit = _hits(name, candidates, reference, rules)
         if hit is not None:
             removed[name] = (alive & hit).sum(axis=1)
