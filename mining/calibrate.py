@@ -139,12 +139,22 @@ def curves(search: Search, settings: Mine) -> dict[str, Any]:
     rules = rules_of(settings)
     sample = sampled(search, rules)
     counts = binned(sample.candidates, sample.choose(replace(rules, max_similarity=None)), rules)
-    limits = curve(sample, rules, "max_similarity", [by_yield(counts, share) for share in YIELDS])
+    calibrated = settings.max_similarity == "auto" and settings.target_false_negatives is None
+    shares = sorted({*YIELDS, settings.target_yield} if calibrated else YIELDS, reverse=True)
+    margins = sorted({*MARGINS, *([] if rules.relative_margin is None else [rules.relative_margin])})
+    limits = curve(sample, rules, "max_similarity", [by_yield(counts, share) for share in shares])
     return {
         "rows": len(sample.wanted),
+        "of": search.rows,
         "gold": sample.gold is not None,
-        "relative_margin": curve(sample, rules, "relative_margin", MARGINS),
-        "max_similarity": [{"target_yield": share, **entry} for share, entry in zip(YIELDS, limits, strict=True)],
+        "relative_margin": [
+            {**entry, "set": entry["relative_margin"] == rules.relative_margin}
+            for entry in curve(sample, rules, "relative_margin", margins)
+        ],
+        "max_similarity": [
+            {"target_yield": share, **entry, "set": calibrated and share == settings.target_yield}
+            for share, entry in zip(shares, limits, strict=True)
+        ],
     }
 
 
