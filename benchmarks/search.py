@@ -1,6 +1,7 @@
 """Search in millions of synthetic vectors: CPU-seconds for each block of 4,096 queries, own memory and mapped pages.
 
     python benchmarks/search.py exact|ivf QUERIES PASSAGES [STORE]
+    python benchmarks/search.py real QUERIES EMBEDDINGS      both, of vectors of a build's `embeddings/...`: as even as texts are
 
 Texts are encoded by a stand-in and stored, then blocks of queries, one positive each, are searched, k 120, and written with
 all that filters ask of them, as `mine negatives` does. Blocks are alike: 100,000 queries are 25 of them. Vectors and
@@ -26,7 +27,7 @@ from mining import candidates, ivf
 from mining.copies import shingles_of
 from mining.embeddings import Embeddings
 from mining.lists import Ragged
-from mining.search import QUERIES, Exact
+from mining.search import QUERIES, Exact, nearest
 
 K, SEED = 120, 42
 
@@ -92,6 +93,31 @@ def main(kind: str, queries: int, passages: int, place: Path) -> None:
             print(f"  recall {np.mean([len(np.intersect1d(*pair)) / K for pair in both]):.4f}", flush=True)
 
 
+def real(queries: int, embeddings: Path, place: Path) -> None:
+    """Search an embedding store for some of its vectors, drawn evenly, among the others."""
+    highest = Highest()
+    shards = [np.fromfile(path, np.float32) for path in sorted(embeddings.glob("*.f32"))]
+    vectors = np.concatenate(shards).reshape(-1, store.read_json(embeddings / "meta.json")["dim"])
+    chosen = np.arange(queries) * (len(vectors) // queries)
+    asked, corpus = vectors[chosen], np.delete(vectors, chosen, axis=0)
+    del vectors, shards
+    found, what = [], f"{queries:,} queries x {len(corpus):,} passages"
+    for kind in ("exact", "ivf"):
+        index, begun = Exact(corpus), time.process_time()
+        if kind == "ivf":
+            about = ivf.write(place, corpus, asked, K, SEED, "s")
+            store.write_json(place / store.RECEIPT, {"files": {ivf.FILE: store.file_digest(place / ivf.FILE)}})
+            index = ivf.Lists(corpus, place)
+            highest.say(f"index {about}", begun)
+            begun = time.process_time()
+        found.append(nearest(asked, index, K)[0])
+        highest.say(f"{kind} {what}", begun)
+    print(f"recall {np.mean([len(np.intersect1d(*pair)) / K for pair in zip(*found, strict=True)]):.4f}", flush=True)
+
+
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
+        if sys.argv[1] == "real":
+            real(int(sys.argv[2]), Path(sys.argv[3]), Path(place))
+            sys.exit()
         main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4] if len(sys.argv) > 4 else place))

@@ -135,7 +135,7 @@ def audit(search: Search, settings: Mine) -> dict[str, Any]:
         rules = rules_of(some)
         limit = None
         if some.max_similarity == "auto":
-            limit = by_yield(binned(one, sample.choose(rules)), some.target_yield)
+            limit = by_yield(binned(one, sample.choose(rules), rules), some.target_yield)
             rules = replace(rules, max_similarity=limit)
         chosen = sample.choose(rules)
         numbers = rates(measure(one, chosen, wanted, strict, loose))

@@ -135,8 +135,7 @@ def plan(build: Path, only: Sequence[str] = (), device: str = "auto", load: Open
     """Return what `mine_build` would do: for each source the way, the rows, and whether it would run."""
     found = {}
     for job in jobs(build, only, Models(build, settings_of(build), device, load)):
-        receipt = store.read_receipt(job.mined) or {}
-        found[job.name] = {"way": job.way, "rows_in": job.entry["tuples"], "ran": receipt.get("digest") != job.digest}
+        found[job.name] = {"way": job.way, "rows_in": job.entry["tuples"], "ran": not store.stands(job.mined, job.digest)}
     return found
 
 
