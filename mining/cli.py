@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -222,6 +221,8 @@ def _readable(row: dict[str, Any], whole: bool) -> str:
 def _line(what: str, numbers: str, text: str, whole: bool) -> str:
     line = f"  {what:<9}{numbers:<10}{' '.join(text.split())}"
     if whole:
+        import textwrap
+
         return textwrap.fill(line, WIDTH, subsequent_indent=" " * 21)
     return line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."
 
