@@ -42,7 +42,7 @@ class Mine(Section):
     index: Literal["exact", "ivf"] = Field(
         "exact",
         description="ivf: of sources with 100,000 passages or more only a part is searched for each query, the lists that hold "
-        "95 % of the nearest; the receipt tells the recall measured",
+        "95 % of the nearest, on the CPU; the receipt tells the recall measured",
     )
     range_min: int = Field(5, ge=0, description="nearest candidates to skip")
     range_max: int = Field(100, ge=1, description="nearest candidates to look at")

@@ -60,16 +60,16 @@ def negatives(
     import json
 
     from mining.builds import failed_sources
-    from mining.mine import mine_build, plan, warning
+    from mining.mine import mine_build, plan, warnings_of
 
     receipts = plan(build, only, device) if dry_run else mine_build(build, only, device, for_terminal(quiet), rank=rank)
     if not quiet:
-        lines = [warning(name, receipt) for name, receipt in receipts.items() if "kept" in receipt]
+        lines = [line for name, receipt in receipts.items() if "kept" in receipt for line in warnings_of(name, receipt)]
         if not only:
             lines += [
                 f"{name}: failed in the build and has nothing to mine: {why}" for name, why in failed_sources(build).items()
             ]
-        for line in filter(None, lines):
+        for line in lines:
             say(f"warning: {line}")
     output(json.dumps(receipts, indent=1, ensure_ascii=False) if as_json else _table(receipts, verbose))
 

@@ -30,9 +30,7 @@ FILTERS = (
     "exclude_answer",
     "reranker_max_score",
     "reranker_margin",
-    "distinct",
-    "range_min",
-)
+)  # in this order; then `distinct`, then the window
 # what `shortage: relax` lets go of, one after the other; what makes a text the same as a positive it never does
 RELAXED: tuple[dict[str, Any], ...] = (
     {"range_min": 0},
@@ -40,18 +38,6 @@ RELAXED: tuple[dict[str, Any], ...] = (
     {"max_score": None, "min_score": None},
     {"absolute_margin": None, "relative_margin": None, "reranker_max_score": None, "reranker_margin": None},
 )
-TABLES = (
-    "ids",
-    "scores",
-    "similarity",
-    "overlap",
-    "same_query",
-    "same_group",
-    "groups",
-    "draw",
-    "answered",
-    "reranked",
-)  # (q, k) each
 REFERENCE = {"min": np.minimum, "max": np.maximum, "mean": np.add}
 
 
@@ -119,9 +105,8 @@ class Candidates:
         return np.asarray(self.positive_scores[self.positives.starts[:-1]])
 
     def _each(self, change: Callable[[np.ndarray], np.ndarray]) -> Candidates:
-        tables: dict[str, Any] = {name: getattr(self, name) for name in TABLES}
-        changed: dict[str, Any] = {name: None if table is None else change(table) for name, table in tables.items()}
-        return replace(self, **changed)
+        tables: dict[str, Any] = {name: change(table) for name, table in vars(self).items() if getattr(table, "ndim", 0) == 2}
+        return replace(self, **tables)
 
 
 @dataclass(frozen=True)
@@ -156,7 +141,7 @@ def surviving(candidates: Candidates, rules: Rules) -> tuple[np.ndarray, dict[st
     alive = candidates.ids >= 0
     reference = reference_of(candidates.positives, candidates.positive_scores, rules.margin_reference)
     removed: dict[str, np.ndarray] = {}
-    for name in FILTERS[:-2]:
+    for name in FILTERS:
         hit = _hits(name, candidates, reference, rules)
         if hit is not None:
             removed[name] = (alive & hit).sum(axis=1)
@@ -282,12 +267,12 @@ def _repeats(alive: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
 
 def packed(candidates: Candidates, taken: np.ndarray, wanted: np.ndarray, removed: dict[str, np.ndarray]) -> Chosen:
     """Move the taken candidates (q, k) bool of each row to its front."""
-    rows, columns = np.nonzero(taken)
     found = taken.sum(axis=1)
-    place = np.arange(len(rows)) - np.repeat(found.cumsum() - found, found)  # within the row
     shape = (len(taken), int(wanted.max(initial=0)))
+    front = np.arange(shape[1]) < found[:, None]  # in the order of `taken`: row by row, left to right
     ids, ranks = np.full(shape, -1, np.int64), np.full(shape, -1, np.int64)
     kept = np.full(shape, np.nan, candidates.scores.dtype)
-    ids[rows, place], ranks[rows, place] = candidates.ids[rows, columns], columns
-    kept[rows, place] = candidates.scores[rows, columns]
+    ids[front] = candidates.ids[taken]
+    ranks[front] = np.broadcast_to(np.arange(taken.shape[1]), taken.shape)[taken]
+    kept[front] = candidates.scores[taken]
     return Chosen(ids, kept, ranks, found, removed)

@@ -10,8 +10,9 @@ import torch
 import transformers
 
 from curation.errors import ModelError, listed
+from training.device import autocast, device_of, dtype_of
 from training.encode import SHOWN, TOKENS_PER_BATCH, TOKENS_PER_GPU_BATCH, batches
-from training.model import autocast, device_of, dtype_of, limit_of, positions_of, quiet, read
+from training.model import limit_of, positions_of, quiet, read
 from training.model_files import find_model
 
 ACTIVATIONS = {"Sigmoid": torch.sigmoid, "Identity": lambda logits: logits}  # the last word of what config.json names

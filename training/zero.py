@@ -19,7 +19,8 @@ from torch import Tensor
 from curation.errors import SetupError
 from curation.manifest_models import Train
 from training import ranks
-from training.model import Model, dtype_of
+from training.device import dtype_of
+from training.model import Model
 from training.weights import OPTIMIZER, WEIGHTS, copied, prepared
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's names
@@ -140,6 +141,7 @@ def _deepspeed(device: torch.device) -> Any:
     """Return DeepSpeed, told not to look for another accelerator and not to chat."""
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+    os.environ.setdefault("LOCAL_RANK", "0")  # it asks for what a launcher sets, and a single process has none
     try:
         import deepspeed
     except ImportError as error:
