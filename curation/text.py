@@ -25,9 +25,10 @@ def normalised(texts: pl.Series) -> pl.Series:
 
 
 def _beyond_ascii(texts: pl.Series) -> pl.Series:
-    coded = texts.to_arrow(compat_level=pl.CompatLevel.oldest()).dictionary_encode()
-    once = pl.Series(coded.dictionary, dtype=pl.String)  # contexts and premises repeat, and this is slow
-    return _or_null(words_of(once)).gather(pl.Series(coded.indices))
+    frame = pl.DataFrame({"text": texts})
+    once = frame.unique("text")  # contexts and premises repeat, and this is slow
+    once = once.with_columns(_or_null(words_of(once["text"])).alias("words"))
+    return frame.join(once, on="text", how="left", maintain_order="left", nulls_equal=True)["words"]
 
 
 def words_of(texts: pl.Series) -> pl.Series:

@@ -7,8 +7,8 @@ as a match, and both compute the same with numpy.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from curation.duplicates.compiled import compiled
 from curation.duplicates.fold_kernels import fold
 from curation.duplicates.shingles import BASE, INVERSE
 from curation.leaks.grams import CHARS, CHARS_WIDTH, MARKS, MIX, SEEDS, SEEDS_WIDTH, WHOLE, WORDS, WORDS_WIDTH
@@ -21,13 +21,13 @@ _MARKS = MARKS
 _CHARS_WIDTH, _SEEDS_WIDTH, _WORDS_WIDTH = (np.array(width, np.uint64) for width in (CHARS_WIDTH, SEEDS_WIDTH, WORDS_WIDTH))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _mixed(value):
     value = (value ^ (value >> _HALF)) * _MIX
     return value ^ (value >> _HALF)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def fill(keys, begins, log_words, log_slots):
     """Return (bits, slots) of sorted distinct keys: a filter, two bits of one word a key, and a table of key and postings.
 
@@ -45,14 +45,14 @@ def fill(keys, begins, log_words, log_slots):
     return bits, slots
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _maybe(key, bits, shift):
     """Return 1 for a key that may be in the table, 0 for one that is not."""
     word = bits[key >> shift]
     return (word >> (key & _LAST)) & (word >> ((key >> _SIX) & _LAST)) & _ONE
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _find(key, slots, mask):
     """Return the postings of a key, or 0."""
     slot = key & mask
@@ -63,7 +63,7 @@ def _find(key, slots, mask):
     return _NONE
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _powers(base, first, count):
     """Return first * base^0, first * base^1, ... modulo 2^64, (count,) u64."""
     table = np.empty(count, np.uint64)
@@ -73,7 +73,7 @@ def _powers(base, first, count):
     return table
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _wide(count):
     """Return a power of two of at least `count`."""
     wide = 8
@@ -82,7 +82,7 @@ def _wide(count):
     return wide
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _cut(form, size, powers, sums, own, spaces):
     """Fill the running sum before each byte, and which characters are spaces; return (characters, spaces).
 
@@ -109,13 +109,13 @@ def _cut(form, size, powers, sums, own, spaces):
     return chars, count
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _gram(first, end, mark, sums, backs):
     """Return the key of the bytes from first to end."""
     return _mixed(((sums[end] - sums[first]) * backs[first]) ^ mark)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _meet(dense, size, chars, spaced, cuts, spaces, sums, backs, table, keys, hits, needs, touched, counts):
     """Look up all grams of one text. Return how many entries are met often enough, and put them into `touched`.
 
@@ -167,7 +167,7 @@ def _meet(dense, size, chars, spaced, cuts, spaces, sums, backs, table, keys, hi
     return np.int64(kept)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _chars(dense, chars, size, cuts, sums, backs, found):
     """Return the keys of the CHARS, put into `found`."""
     width, mark = np.uint64(_CHARS_WIDTH[dense]), _MARKS[CHARS, dense]
@@ -182,7 +182,7 @@ def _chars(dense, chars, size, cuts, sums, backs, found):
     return found[:count]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _mark(own, room):
     """Return (marks, shift): a byte for each first bits of a key, 8 of them a key or more, 1 where one of `own` begins so."""
     log = np.uint32(np.log2(_wide(8 * len(own))))
@@ -193,7 +193,7 @@ def _mark(own, room):
     return marks, shift
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _may_share(grams, first, end, share, marks, shift):
     """Tell whether enough of the wanted keys can be among a text's: as many as the marks let through, or more."""
     most = (end - first) - (share * (end - first) + 9) // 10
@@ -206,7 +206,7 @@ def _may_share(grams, first, end, share, marks, shift):
     return True
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _gather(own, seen, stamps, stamp):
     """Put keys into a set; return how many are distinct."""
     mask, distinct = np.uint64(_wide(2 * len(own)) - 1), 0
@@ -220,7 +220,7 @@ def _gather(own, seen, stamps, stamp):
     return distinct
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _shared(wanted, count, seen, stamps, stamp):
     """Return how many of the wanted keys are in the set that `_gather` made of `count` keys."""
     mask, both = np.uint64(_wide(2 * count) - 1), 0
@@ -232,7 +232,7 @@ def _shared(wanted, count, seen, stamps, stamp):
     return both
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def scan(data, starts, first, folds, bits, slots, entries, gram_begins, grams, few, needs, share, hits, found):
     """Look texts up from number `first` on; fill found (room, 4) i64: text, entry, kind, grams shared.
 
