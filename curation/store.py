@@ -146,10 +146,11 @@ def _plain_type(kind: Any) -> Any:
 
 
 def write_parquet(path: Path, table: pl.DataFrame, constants: Mapping[str, str] | None = None) -> None:
-    """Write one parquet file, atomically."""
+    """Write one parquet file, atomically; without dictionaries, which cost more than they save: texts and ids hardly repeat."""
     arrow = table.to_arrow(compat_level=pl.CompatLevel.oldest()).replace_schema_metadata(dict(constants or {}))
+    options = {"compression": "zstd", "write_page_index": True, "use_dictionary": False}
     with atomic(path) as file:
-        pq.write_table(arrow, file, row_group_size=ROWS_PER_GROUP, compression="zstd", write_page_index=True)
+        pq.write_table(arrow, file, row_group_size=ROWS_PER_GROUP, **options)
 
 
 def read_table(folder: Path, name: str, columns: list[str] | None = None) -> pl.DataFrame:

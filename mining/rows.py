@@ -164,7 +164,9 @@ def _lists(found: Found, count: int) -> list[pl.Series]:
     }
     entries = {name: np.zeros((count, width), values[1].dtype) for name, values in flat.items()}
     for name, (theirs, own) in flat.items():
-        entries[name][first], entries[name][then] = theirs, own
+        entries[name][then] = own
+        if len(found.given.ids):
+            entries[name][first] = theirs
     table = pl.DataFrame({name: values.reshape(-1) for name, values in entries.items()}).with_columns(
         pl.col("negative_scores").fill_nan(None), pl.when(pl.col("negative_ranks") >= 0).then("negative_ranks")
     )

@@ -82,8 +82,7 @@ def _with_mteb(
     tasks = mteb_tasks.tasks_of(names, split)
     found = {}
     for model in models:
-        called = model if model.count("/") == 1 and not Path(model).exists() else f"local/{Path(model).resolve().as_posix()}"
-        called = "/".join([called.split("/")[0], "-".join(called.split("/")[1:]).strip("-")])
+        called = _called(model)
         encoder = load_encoder(model, **settings)
         found[model] = mteb_tasks.evaluate(called, encoder, tasks, out, instruction)
         if draft := mteb_meta.write(out / f"{called.replace('/', '--')}.py", Path(model), encoder):
@@ -95,6 +94,15 @@ def _with_mteb(
         rows[f"mean of {kind}"] = [one["means"][kind] for one in found.values()]
     rows["mean"] = [one["mean"] for one in found.values()]
     _side_by_side(list(found), rows)
+
+
+def _called(model: str) -> str:
+    """Return a model's name as mteb wants it, ORG/NAME: its own of the Hub, else one by its package or folder."""
+    if model.startswith("package:"):
+        return model.replace(":", "/")
+    if model.count("/") == 1 and not Path(model).exists():
+        return model
+    return f"local/{Path(model).resolve().as_posix().strip('/').replace('/', '-')}"
 
 
 def _side_by_side(models: list[str], rows: Mapping[str, list[float]]) -> None:
