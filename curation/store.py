@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import glob
 import json
 import os
 import shutil
@@ -38,6 +39,9 @@ PACKAGES = ("tuplesmith", "polars", "pyarrow", "torch", "transformers", "faiss-c
 def atomic(path: Path) -> Iterator[IO[bytes]]:
     """Open a file that appears under `path` only when it is whole and on the disk."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    for left_over in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        if _ended(left_over.name.split(".")[-2]):
+            left_over.unlink(missing_ok=True)
     try:
         with part.open("wb") as file:
             yield file
@@ -50,6 +54,17 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
             error.filename = str(path)  # so that a full disk can be told by its place
         raise
     sync_folder(path.parent)
+
+
+def _ended(process: str) -> bool:
+    """Tell whether no process has this number, so that what it was writing will never be whole."""
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except (ValueError, OverflowError, PermissionError):
+        return False
+    return False
 
 
 def sync_folder(folder: Path) -> None:

@@ -14,6 +14,7 @@ FLOOR = {
         "errors",
         "schema",
         "manifest",
+        "manifest_beir",
         "manifest_source",
         "manifest_models",
         "manifest_decontaminate",
