@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import glob
 import itertools
 import json
 import os
@@ -31,7 +32,6 @@ from curation.errors import BuildError
 RECEIPT = "done.json"
 ROWS_PER_SHARD = 1_000_000
 ROWS_PER_GROUP = 20_000
-ONCE = ("id", "query", "key", "text", "row", "pid", "form")  # columns whose values hardly recur: no dictionary
 CHUNKS = {"min_chunk_size": 262_144, "max_chunk_size": 1_048_576, "norm_level": 0}  # as `datasets` writes them
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PACKAGES = ("tuplesmith", "polars", "pyarrow", "torch", "transformers", "faiss-cpu", "faiss-gpu", "datasets", "datasketch")
@@ -41,6 +41,9 @@ PACKAGES = ("tuplesmith", "polars", "pyarrow", "torch", "transformers", "faiss-c
 def atomic(path: Path) -> Iterator[IO[bytes]]:
     """Open a file that appears under `path` only when it is whole and on the disk."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    for left_over in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        if _ended(left_over.name.split(".")[-2]):
+            left_over.unlink(missing_ok=True)
     try:
         with part.open("wb") as file:
             yield file
@@ -53,6 +56,17 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
             error.filename = str(path)  # so that a full disk can be told by its place
         raise
     sync_folder(path.parent)
+
+
+def _ended(process: str) -> bool:
+    """Tell whether no process has this number, so that what it was writing will never be whole."""
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except (ValueError, OverflowError, PermissionError):
+        return False
+    return False
 
 
 def sync_folder(folder: Path) -> None:
@@ -146,8 +160,8 @@ def _arrow(table: pl.DataFrame, constants: Mapping[str, str] | None) -> Any:
 
 
 def _writer(file: IO[bytes], table: pl.DataFrame, constants: Mapping[str, str] | None) -> pq.ParquetWriter:
-    nested = {name: f"{name}.list.element" for name, kind in table.schema.items() if kind.is_nested()}
-    recurring = [nested.get(name, name) for name in table.columns if name not in ONCE]
+    # dictionaries cost more than they save where texts and ids hardly recur; passages of tuples do
+    recurring = [f"{name}.list.element" for name, kind in table.schema.items() if kind == pl.List(pl.String)]
     options = {"compression": "zstd", "write_page_index": True, "use_dictionary": recurring}
     return pq.ParquetWriter(file, _arrow(table.clear(), constants).schema, **options)
 

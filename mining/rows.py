@@ -149,26 +149,25 @@ def _unscored(given: Ragged, more: Chosen) -> Found:
 
 def _lists(found: Found, count: int) -> list[pl.Series]:
     """Return the four columns of negatives, given ones first."""
-    given_rows, given = found.given.row_of_each(), np.diff(found.given.starts)
+    given = np.diff(found.given.starts)
     have = given + found.more.found
-    rows, columns = np.nonzero(np.arange(found.more.ids.shape[1]) < found.more.found[:, None])
     width = int(have.max(initial=1))
-    given_at = np.arange(len(given_rows)) - found.given.starts[given_rows]
-    # places in a table of `width` columns
-    at = np.concatenate([given_rows * width + given_at, rows * width + given[rows] + columns])
-    ranks = np.minimum(found.more.ranks[rows, columns], MOST_RANK)
-    origins = np.where((ranks < 0) & (found.origin == MINED), RANDOM, found.origin)
-    flat: Mapping[str, tuple[np.ndarray, np.ndarray]] = {
-        "negatives": (found.given.ids, found.more.ids[rows, columns]),
-        "negative_scores": (found.given_scores, found.more.scores[rows, columns]),
-        "negative_ranks": (np.full(len(given_rows), -1), ranks),
-        "negative_origin": (np.full(len(given_rows), GIVEN), origins),
+    column = np.arange(width)
+    first, then = column < given[:, None], (column >= given[:, None]) & (column < have[:, None])
+    more = np.arange(found.more.ids.shape[1]) < found.more.found[:, None]
+    ranks = np.minimum(found.more.ranks[more], MOST_RANK)
+    flat: Mapping[str, tuple[Any, Any]] = {
+        "negatives": (found.given.ids, found.more.ids[more]),
+        "negative_scores": (found.given_scores, found.more.scores[more]),
+        "negative_ranks": (-1, ranks),
+        "negative_origin": (GIVEN, np.where((ranks < 0) & (found.origin == MINED), RANDOM, found.origin)),
     }
-    entries = {}
-    for name, values in flat.items():
-        entries[name] = np.zeros(count * width, np.result_type(*values))
-        entries[name][at] = np.concatenate(values)
-    table = pl.DataFrame(entries).with_columns(
+    entries = {name: np.zeros((count, width), values[1].dtype) for name, values in flat.items()}
+    for name, (theirs, own) in flat.items():
+        entries[name][then] = own
+        if len(found.given.ids):
+            entries[name][first] = theirs
+    table = pl.DataFrame({name: values.reshape(-1) for name, values in entries.items()}).with_columns(
         pl.col("negative_scores").fill_nan(None), pl.when(pl.col("negative_ranks") >= 0).then("negative_ranks")
     )
     lists = pl.DataFrame([column.reshape((count, width)).arr.to_list() for column in table.cast(INNER)])

@@ -14,6 +14,7 @@ FLOOR = {
         "errors",
         "schema",
         "manifest",
+        "manifest_beir",
         "manifest_source",
         "manifest_models",
         "manifest_decontaminate",
@@ -37,7 +38,12 @@ HOMES = {
     "bm25s": {"mining/lexical.py"},
     "deepspeed": {"training/zero.py"},
 }
-MODELS = {"training.encode", "training.cross_encoder", "training.model_files"}  # what mining may load models with
+MODELS = {  # what mining may load models with
+    "training.encode",
+    "training.cross_encoder",
+    "training.causal_reranker",
+    "training.model_files",
+}
 LIGHT = {"click", "curation.errors", "curation.progress", "curation.command", "curation.cli_exchange", "training.cli_models"}
 FILES = sorted(path for room in ("curation", "mining", "training") for path in (ROOT / room).rglob("*.py"))
 
