@@ -58,6 +58,7 @@ class Rules:
     max_score: float | None = 0.8
     min_score: float | None = None
     max_similarity: float | None = None
+    similarity_median: float = 0.0
     reranker_max_score: float | None = None
     reranker_margin: float | None = None
     distinct: bool = False
@@ -206,6 +207,24 @@ def reference_of(positives: Ragged, scores: np.ndarray, reference: str) -> np.nd
     return found / np.diff(positives.starts).astype(scores.dtype) if reference == "mean" else found
 
 
+def likeness_of(candidates: Candidates, rules: Rules) -> np.ndarray:
+    """Return (q, k) floats, what `max_similarity` limits: each candidate's highest cosine to a positive, above the row's level.
+
+    The level is a share, `similarity_median`, of the (lower) median of the row's first `range_max` candidates. Where a whole
+    neighbourhood is alike, one limit for all rows takes near misses here and leaves false negatives there; a level of each
+    row's own is the thought of cross-domain similarity local scaling (Conneau et al., arXiv 1710.04087).
+    """
+    found = candidates.similarity
+    assert found is not None
+    if not rules.similarity_median or not found.size:
+        return found
+    there = candidates.ids[:, : rules.range_max] >= 0
+    ordered = np.sort(np.where(there, found[:, : rules.range_max], np.inf), axis=1)
+    middle = np.maximum(there.sum(axis=1) - 1, 0) // 2
+    level = np.take_along_axis(ordered, middle[:, None], axis=1)
+    return np.asarray(found - found.dtype.type(rules.similarity_median) * np.where(np.isinf(level), 0, level))
+
+
 def replaced(all_rows: Chosen, rows: np.ndarray, some: Chosen) -> Chosen:
     """Return `all_rows` with the rows `rows` taken from `some`."""
     width = some.ids.shape[1]
@@ -229,7 +248,7 @@ def _hits(name: str, candidates: Candidates, reference: np.ndarray, rules: Rules
     if name.startswith("exclude_"):
         return {"query": candidates.same_query, "group": candidates.same_group, "answer": candidates.answered}[name[8:]]
     if name in ("containment", "max_similarity"):
-        evidence = candidates.overlap if name == "containment" else candidates.similarity
+        evidence = candidates.overlap if name == "containment" else likeness_of(candidates, rules)
         assert evidence is not None
         return np.asarray(evidence >= evidence.dtype.type(limit))
     scores = candidates.scores

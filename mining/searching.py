@@ -210,8 +210,9 @@ class Search:
 
     def _scorer(self, frame: pl.DataFrame) -> Score:
         """Return the function that has the reranker score queries of the frame with passages."""
-        reranker, queries = self.reranker, frame["query"].to_list()
+        reranker = self.reranker
         assert reranker is not None
+        queries = [reranker.asked(self.asked.instruction, text) for text in frame["query"]]
 
         def score(rows: np.ndarray, pids: np.ndarray) -> np.ndarray:
             needed, places = np.unique(pids, return_inverse=True)

@@ -42,8 +42,7 @@ class CrossEncoder:
         found = np.empty(len(queries), np.float32)
         for first in range(0, len(queries), PAIRS_PER_CALL):
             some = slice(first, first + PAIRS_PER_CALL)
-            with quiet():
-                tokens = self.tokenizer(list(queries[some]), list(passages[some]), truncation=True, max_length=self.max_tokens)
+            tokens = self._tokens(queries[some], passages[some])
             for rows in batches(np.array([len(ids) for ids in tokens["input_ids"]]), self._budget):
                 found[first + rows] = self._forward({key: [values[row] for row in rows] for key, values in tokens.items()})
                 advance(len(rows))
@@ -52,6 +51,10 @@ class CrossEncoder:
             shown = f"{queries[bad[0]][:SHOWN]!r} and {passages[bad[0]][:SHOWN]!r}"
             raise ModelError(self.name, f"gives no number for {shown}", "are its weights whole? try float32")
         return found
+
+    def _tokens(self, queries: Sequence[str], passages: Sequence[str]) -> dict[str, list[list[int]]]:
+        with quiet():
+            return dict(self.tokenizer(list(queries), list(passages), truncation=True, max_length=self.max_tokens))
 
     def _forward(self, tokens: dict[str, list[list[int]]]) -> np.ndarray:
         with quiet():

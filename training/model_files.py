@@ -40,6 +40,11 @@ class ModelFiles:
     prompts: dict[str, str] = field(default_factory=dict)
     lower_case: bool = False  # whether the text is to be lower-cased first
 
+    def causal(self) -> bool:
+        """Say whether config.json names a language model, which gives tokens rather than a vector or a score."""
+        said = json.loads((self.transformer / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
+        return str(said[0]).endswith("ForCausalLM")
+
     def weights(self) -> list[Path]:
         """Return the files with the weights, sorted by name."""
         for pattern in WEIGHTS:

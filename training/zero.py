@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,7 @@ def _deepspeed(device: torch.device) -> Any:
     except ImportError as error:
         raise SetupError("deepspeed", f"cannot be used ({error})", "pip install 'tuplesmith[deepspeed]'") from None
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # of names that DeepSpeed calls, not we
     if device.type == "cpu":  # it would compile a faster sum over processes of one machine, for minutes and with g++
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

@@ -22,6 +22,7 @@ from tiny_models import tiny_tokenizer
 from curation.errors import BuildError, ManifestError
 from curation.manifest import load_recipe
 from training.cli import train
+from training.cli_models import _side_by_side
 from training.model_files import find_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -135,14 +136,17 @@ def test_quiet_is_quiet_with_deepspeed_installed(place):
 
 
 def test_a_single_process_with_deepspeed_needs_no_launcher_and_learns_what_torch_learns(place):
-    written = {}
-    for name, keys in (("plain", ""), ("zero2", "deepspeed:\n  zero: 2\n")):
-        (place / f"{name}.yaml").write_text((place / "recipe.yaml").read_text() + "dtype: float32\n" + keys)
-        arguments = ("builds/tiny", "--recipe", place / f"{name}.yaml", "--steps", 1, "-o", place / name, "--device", "cpu")
-        done = command(*arguments)
-        assert done.returncode == 0, done.stderr[-2000:]
-        written[name] = load_file(place / name / "model/model.safetensors")
-    assert max(float((written["plain"][key] - value).abs().max()) for key, value in written["zero2"].items()) < 1e-6
+    plain = (place / "recipe.yaml").read_text() + "dtype: float32\n"
+    (place / "plain.yaml").write_text(plain)
+    (place / "zero3.yaml").write_text(plain + "deepspeed: {zero: 3, offload: yes}\n")
+    told = ("--steps", 1, "--device", "cpu")
+    assert call("builds/tiny", "--recipe", "plain.yaml", "-o", "plain", *told).exit_code == 0
+    done = command("builds/tiny", "--recipe", "zero3.yaml", "-o", "zero3", *told)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Warning" not in done.stderr
+    plain, shared = (load_file(f"{name}/model/model.safetensors") for name in ("plain", "zero3"))
+    assert plain.keys() == shared.keys()
+    assert max(float((plain[key] - value).abs().max()) for key, value in shared.items()) < 1e-6
 
 
 def test_evaluate_prints_a_table_and_json(place):
@@ -291,3 +295,13 @@ def test_the_recipes_of_the_paper_are_whole_and_a_plan_needs_no_weights(place, s
     assert plan["gpu_hours"] == pytest.approx(hours, abs=0.05)
     error = call("builds/tiny", "--recipe", "own.yaml").exception
     assert str(error) == f"{model}: holds no weights; put its model.safetensors beside config.json"
+
+
+@pytest.mark.parametrize(("models", "heads"), [(["a/b", "c"], ["a/b", "c"]), (["builds/" + "x" * 40, "y" * 40], ["[1]", "[2]"])])
+def test_models_side_by_side_fit_into_80_columns(capsys, models, heads):
+    _side_by_side(models, {"mean of Retrieval": [0.5, 0.25]})
+    *above, head, line = capsys.readouterr().out.splitlines()
+    assert (head.split(), line) == (heads, "mean of Retrieval  0.5000  0.2500")
+    assert [one.split() for one in above if one] == (
+        [] if heads == models else [list(pair) for pair in zip(heads, models, strict=True)]
+    )
