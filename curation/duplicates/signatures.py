@@ -31,6 +31,7 @@ RUN = 1 << 14  # texts sketched at a time: bounds the digests in memory
 NUMPY_BYTES = 1 << 21  # bytes shingled at a time by numpy
 PAIRS = 1 << 15  # pairs compared at a time, by one thread
 ROOM = 1 << 20  # shingles of the texts that these are pairs of, but for one pair of longer ones
+FILTERED = 1 << 21  # keys from which on sorting all is quicker than a filter that no cache holds
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -167,7 +168,7 @@ def repeated(keys: np.ndarray, able: np.ndarray, count: int, bits: int, part: in
     if not kernels:
         at = np.flatnonzero(able & (keys >> np.uint32(1) >> np.uint32(31 - bits) == part))
         return keys[at].astype(np.uint64) << np.uint64(32) | at.astype(np.uint64)
-    log = min(max((count >> bits).bit_length() + 3, 10), 32 - bits)  # 8 to 16 bits a key: few more
+    log = max(count.bit_length() + 3, 10) if count < FILTERED else 6  # 8 to 16 bits a key: few more; or 64 bits: all
     once, twice = np.zeros((2, 1 << (log - 6)), np.uint64)
     some = table_kernels.marked(keys, able, bits, part, 32 - bits - log, once, twice)
     found = np.empty(some + 1, np.uint64)

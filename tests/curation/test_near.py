@@ -254,6 +254,7 @@ def test_nothing_depends_on_how_much_is_in_memory(engine, monkeypatch):
         monkeypatch.setattr(pairs_module, name, size)
     monkeypatch.setattr(near_module, "SORTED", 70)
     monkeypatch.setattr(pairs_module, "BATCH", 50)
+    monkeypatch.setattr(signatures, "FILTERED", 100)
     after = nearly(texts, 0.7, 64)
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
     every = connected(np.append(np.arange(len(texts)), after.left), np.append(after.form, after.right), len(texts))
