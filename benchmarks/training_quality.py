@@ -35,9 +35,10 @@ from curation.manifest_models import Train
 from curation.schema import draws
 from training.backend import Torch
 from training.data import Batch, Plan, assemble, draw_negatives
+from training.device import dtype_of
 from training.encode import Encoder
 from training.evaluate import Collection, measure, read_collection
-from training.model import Model, dtype_of, load_model
+from training.model import Model, load_model
 from training.model_files import find_model
 from training.step import add_gradients, learning_rate, warmup_steps
 from training.tokens import Source, load_sources
@@ -74,7 +75,8 @@ def shuffled(plan: Plan, steps: int, seed: int) -> Iterator[Batch]:
         order = _order(source, seed)
         chosen = order[(taken[source.name] + np.arange(len(rows))) % len(order)]
         taken[source.name] += len(rows)
-        yield assemble(source, chosen, draw_negatives(source, chosen, seed, 0, plan.negatives))
+        number = plan.sources.index(source)
+        yield assemble(source, chosen, draw_negatives(source, chosen, seed, 0, plan.negatives[number]), plan.in_batch[number])
 
 
 def _order(source: Source, seed: int) -> np.ndarray:

@@ -62,6 +62,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" (did you mean '{near[0]}'?)" if near else ""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's message, or the error's name where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 def listed(words: Iterable[object], most: int = 12) -> str:
     """Return the words as a readable list, cut after `most`."""
     all_words = [str(word) for word in words]

@@ -17,7 +17,7 @@ SAME: dict[str, object] = {"exclude_query": True, "exclude_group": True, "contai
 PRESETS: dict[str, dict[str, object]] = {  # what a preset sets otherwise than F2LLM
     "f2llm": {},
     "nv-retriever": {**OFF, "relative_margin": 0.05, **SAME},  # arXiv 2407.15831: below 95 % of the positive, top k
-    "clean": {**OFF, "relative_margin": 0.05, **SAME, "max_similarity": "auto"},
+    "clean": {**OFF, "relative_margin": 0.05, **SAME, "max_similarity": "auto", "similarity_median": 0.5},
 }
 
 
@@ -31,7 +31,7 @@ class Mine(Section):
     preset: Literal["f2llm", "nv-retriever", "clean"] = Field(
         "f2llm",
         description="sets the keys below, as far as you do not. f2llm: the filters of sentence-transformers' miner with F2LLM's "
-        "settings; nv-retriever: below 95 % of the positive's score, copies excluded; clean: also `max_similarity: auto`",
+        "settings; nv-retriever: below 95 % of the positive's score, copies excluded; clean: also `max_similarity: auto`, from each query's own level",
     )
     negatives: int = Field(24, ge=1, le=1000, description="negatives a query")
     candidates: Literal["dense", "bm25", "both", "given"] = Field(
@@ -42,7 +42,7 @@ class Mine(Section):
     index: Literal["exact", "ivf"] = Field(
         "exact",
         description="ivf: of sources with 100,000 passages or more only a part is searched for each query, the lists that hold "
-        "95 % of the nearest; the receipt tells the recall measured",
+        "95 % of the nearest, on the CPU; the receipt tells the recall measured",
     )
     range_min: int = Field(5, ge=0, description="nearest candidates to skip")
     range_max: int = Field(100, ge=1, description="nearest candidates to look at")
@@ -71,6 +71,12 @@ class Mine(Section):
     max_similarity: float | Literal["auto"] | None = Field(
         None, description="candidates with this cosine, or more, to a positive are dropped; auto: calibrated for each source"
     )
+    similarity_median: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="this share of the median of that cosine, over the query's own candidates, is taken off first; 0.5 in `clean`",
+    )
     target_yield: float = Field(
         0.9, gt=0, le=1, description="`max_similarity: auto` keeps this share of what would be chosen without it"
     )
@@ -81,7 +87,9 @@ class Mine(Section):
         description="`max_similarity: auto` allows this share of known positives, hidden, among negatives; in sources with several",
     )
     reranker: str | None = Field(
-        None, description="a cross-encoder, named as `model` is, that scores again the candidates a choice rests on"
+        None,
+        description="a cross-encoder, or a language model as Qwen3-Reranker, named as `model` is, that scores again the candidates a "
+        "choice rests on",
     )
     reranker_max_score: float | None = Field(None, description="candidates that the reranker scores higher are dropped")
     reranker_margin: float | None = Field(

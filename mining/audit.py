@@ -130,12 +130,12 @@ def audit(search: Search, settings: Mine) -> dict[str, Any]:
     one, wanted = sample.candidates, sample.wanted
     strict, loose = _false(sample, search.shingles)
     curve = plain_curve(one, wanted, strict, loose) if sample.gold else []
-    said: dict[str, Any] = {"rows": len(wanted), "gold": sample.gold is not None, "settings": {}}
+    said: dict[str, Any] = {"rows": len(wanted), "of": search.rows, "gold": sample.gold is not None, "settings": {}}
     for name, some in choices.items():
         rules = rules_of(some)
         limit = None
         if some.max_similarity == "auto":
-            limit = by_yield(binned(one, sample.choose(rules)), some.target_yield)
+            limit = by_yield(binned(one, sample.choose(rules), rules), some.target_yield)
             rules = replace(rules, max_similarity=limit)
         chosen = sample.choose(rules)
         numbers = rates(measure(one, chosen, wanted, strict, loose))

@@ -19,13 +19,14 @@ import polars as pl
 from curation.errors import BuildError, ManifestError
 from curation.manifest_models import Mine
 from mining.lists import Ragged, contains, ragged
-from mining.negatives import Candidates, Chosen, Rules
+from mining.negatives import Candidates, Chosen, Rules, likeness_of
 from mining.searching import Search, blocks
 
 BINS = 2_000  # of the cosines between -1 and 1: a limit has three decimals
-LIMITS = [round(0.2 + 0.02 * step, 2) for step in range(40)]  # tried for a target of false negatives
+LIMITS = [round(0.02 * step, 2) for step in range(50)]  # tried for a target of false negatives
 MARGINS = [0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3]  # relative ones that a curve shows
 YIELDS = [1.0, 0.99, 0.95, 0.9, 0.8, 0.7, 0.5]  # of which a curve shows the limit of similarity
+ENOUGH = 100  # rows with several positives that tell of a source
 ROWS = 4_000  # that a curve or an audit looks at, spread over the source
 
 
@@ -63,7 +64,7 @@ def calibrated(search: Search, hiding: Callable[[], Search], settings: Mine) -> 
         limit = by_yield(likeness(search, rules), settings.target_yield)
         said = {"max_similarity": limit, "target_yield": settings.target_yield}
     else:
-        sample = sampled(hiding(), rules)
+        sample = sampled(hiding(), rules, any_gold=True)
         if sample.gold is None:
             raise ManifestError(
                 search.asked.embeddings.parent / "manifest.yaml",
@@ -84,15 +85,14 @@ def likeness(search: Search, rules: Rules) -> np.ndarray:
     counts = np.zeros(BINS, np.int64)
     for _, number, rows, frame in blocks(search.asked.curated):
         candidates = search.candidates(frame, number, rows, rules)
-        counts += binned(candidates, search.choose(frame, candidates, np.full(len(frame), search.wanted), rules)[1])
+        counts += binned(candidates, search.choose(frame, candidates, np.full(len(frame), search.wanted), rules)[1], rules)
     return counts
 
 
-def binned(candidates: Candidates, chosen: Chosen) -> np.ndarray:
-    """Count (BINS,) the cosines to a positive of chosen negatives, in equal bins from -1 to 1."""
-    assert candidates.similarity is not None
+def binned(candidates: Candidates, chosen: Chosen, rules: Rules) -> np.ndarray:
+    """Count (BINS,) how like a positive chosen negatives are, as `negatives.likeness_of`, in equal bins from -1 to 1."""
     rows, columns = np.nonzero(chosen.ranks >= 0)
-    values = candidates.similarity[rows, chosen.ranks[rows, columns]].astype(np.float64)
+    values = likeness_of(candidates, rules)[rows, chosen.ranks[rows, columns]].astype(np.float64)
     return np.bincount(np.clip((values + 1) * (BINS / 2), 0, BINS - 1).astype(np.int64), minlength=BINS)
 
 
@@ -113,15 +113,18 @@ def by_gold(sample: Sample, rules: Rules, target: float) -> tuple[float, float]:
     return limit, rate
 
 
-def sampled(search: Search, rules: Rules) -> Sample:
+def sampled(search: Search, rules: Rules, any_gold: bool = False) -> Sample:
     """Return up to `ROWS` rows of a source with their candidates: of a hiding search those with several positives.
+
+    Fewer of them than `ENOUGH` and than a twentieth of the rows do not speak for the source: then all rows are looked at, unless
+    any gold will do.
 
     Raises:
         BuildError: the source has no rows.
     """
     frame = pl.concat([frame.with_columns(pl.Series("row", rows)) for _, _, rows, frame in blocks(search.asked.curated)])
     several = frame.filter(pl.col("positives").list.len() > 1)
-    gold = search.hide and len(several) > 0
+    gold = search.hide and len(several) >= (1 if any_gold else min(ENOUGH, max(1, len(frame) // 20)))
     frame = several if gold else frame
     if not len(frame):
         raise BuildError(search.asked.curated, "has no rows to look at", "look at another source with --only")
@@ -139,13 +142,23 @@ def curves(search: Search, settings: Mine) -> dict[str, Any]:
     """
     rules = rules_of(settings)
     sample = sampled(search, rules)
-    counts = binned(sample.candidates, sample.choose(replace(rules, max_similarity=None)))
-    limits = curve(sample, rules, "max_similarity", [by_yield(counts, share) for share in YIELDS])
+    counts = binned(sample.candidates, sample.choose(replace(rules, max_similarity=None)), rules)
+    calibrated = settings.max_similarity == "auto" and settings.target_false_negatives is None
+    shares = sorted({*YIELDS, settings.target_yield} if calibrated else YIELDS, reverse=True)
+    margins = sorted({*MARGINS, *([] if rules.relative_margin is None else [rules.relative_margin])})
+    limits = curve(sample, rules, "max_similarity", [by_yield(counts, share) for share in shares])
     return {
         "rows": len(sample.wanted),
+        "of": search.rows,
         "gold": sample.gold is not None,
-        "relative_margin": curve(sample, rules, "relative_margin", MARGINS),
-        "max_similarity": [{"target_yield": share, **entry} for share, entry in zip(YIELDS, limits, strict=True)],
+        "relative_margin": [
+            {**entry, "set": entry["relative_margin"] == rules.relative_margin}
+            for entry in curve(sample, rules, "relative_margin", margins)
+        ],
+        "max_similarity": [
+            {"target_yield": share, **entry, "set": calibrated and share == settings.target_yield}
+            for share, entry in zip(shares, limits, strict=True)
+        ],
     }
 
 

@@ -1,9 +1,9 @@
 """The candidates of a source on disk, a folder a block of rows: what the search found, and all that filters ask about it.
 
-    candidates/<source>/00000/candidates.npz    ids, scores, similarity, overlap: (rows, k); positive_scores, given_scores
-                              done.json
+    candidates/<source>/00000/ids.npy, scores.npy, similarity.npy, overlap.npy    (rows, k)
+                              positive_scores.npy, given_scores.npy, done.json
 
-Filters read these files alone, so another filter setting neither encodes nor searches.
+Filters read these files alone, so another filter setting neither encodes nor searches; what no filter asks for stays on disk.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from mining.copies import overlaps
 from mining.lists import Ragged
 from mining.search import Exact, Vectors, nearest, scores_of
 
-FORMAT = 1
-FILE = "candidates.npz"
+FORMAT = 2
 PAIRS = 1 << 20  # of a candidate and a positive, compared at once
 
 
@@ -44,6 +43,7 @@ class Corpus:
     passages: Vectors  # vectors by pid
     pids: np.ndarray  # (n,) int64, ascending: those to search
     index: Exact  # of the vectors of `pids`
+    exact: Callable[[Vectors], Exact]  # makes one of other vectors, to be searched whole
     shingles: Ragged  # by pid, as `copies.shingles_of`
     classes: np.ndarray | None = None  # by pid; a row is then searched in other classes than its own; -1 is in none
 
@@ -99,9 +99,10 @@ def saved(folder: Path, digest: str, work: Callable[[], Searched], wait: bool) -
 
     def write(part: Path) -> dict[str, Any]:
         found = work()
-        arrays = {name: getattr(found, name) for name in Searched.__dataclass_fields__}
-        with store.atomic(part / FILE) as file:
-            np.savez(file, **{**arrays, "ids": found.ids.astype(np.int32)})
+        for name in Searched.__dataclass_fields__:
+            values = getattr(found, name)
+            with store.atomic(part / f"{name}.npy") as file:
+                np.save(file, values.astype(np.int32) if name == "ids" else values)
         return {"rows": len(found.ids), "candidates": int((found.ids >= 0).sum())}
 
     once(folder, digest, write, wait)
@@ -121,14 +122,14 @@ def once(folder: Path, digest: str, write: Callable[[Path], dict[str, Any]], wai
 
 
 def read(folder: Path) -> Searched:
-    """Return the candidates of a block.
+    """Return the candidates of a block, as memory maps.
 
     Raises:
-        BuildError: the file was changed by hand.
+        BuildError: a file was changed by hand.
     """
-    store.check_files(folder, store.read_receipt(folder) or {"files": {FILE: ""}})
-    with np.load(folder / FILE) as arrays:
-        found = {name: arrays[name] for name in Searched.__dataclass_fields__}
+    names = list(Searched.__dataclass_fields__)
+    store.check_files(folder, store.read_receipt(folder) or {"files": {f"{name}.npy": "" for name in names}})
+    found = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
     return Searched(**{**found, "ids": found["ids"].astype(np.int64)})
 
 
@@ -159,6 +160,6 @@ def _in_other_classes(queries: np.ndarray, corpus: Corpus, k: int, own: np.ndarr
     classes = corpus.classes[corpus.pids]
     for number in np.unique(own[own >= 0]):
         rows, others = np.flatnonzero(own == number), corpus.pids[(classes >= 0) & (classes != number)]
-        found, theirs = nearest(queries[rows], Exact(Part(corpus.passages, others)), k)
+        found, theirs = nearest(queries[rows], corpus.exact(Part(corpus.passages, others)), k)
         ids[rows, : found.shape[1]], scores[rows, : found.shape[1]] = others[found], theirs
     return ids, scores

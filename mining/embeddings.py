@@ -28,7 +28,8 @@ from curation.schema import key_of
 
 FORMAT = 1  # raised with any change of the files, or of ROWS, which places count by
 ROWS = 4_096  # texts a shard: what a kill can lose, and what is encoded together
-RESIDENT = 1 << 28  # bytes read before the maps' pages are given back: else all that was ever read counts as ours
+RESIDENT = 1 << 28  # bytes mapped before they are given back: else all that was ever read counts as ours
+AROUND = 1 << 16  # bytes that the system maps around one that is read
 PAUSE = 0.1  # seconds between looks at what other processes do
 KEY = np.dtype("S16")  # compared byte by byte, all 16 of them; a trailing zero byte is not lost in a fixed width
 
@@ -126,10 +127,10 @@ class Embeddings:
         """Return the vectors (n, dim) float32 at these places, in the given order."""
         found = np.empty((len(places), self.encoder.dim), np.float32)
         order = np.argsort(places, kind="stable")  # shard by shard
-        numbers = places[order] // ROWS
+        steps, numbers = np.diff(places[order]) * self.encoder.dim * self.kind.itemsize, places[order] // ROWS
         for here in np.split(order, np.flatnonzero(np.diff(numbers)) + 1) if len(order) else []:
             found[here] = self.shards[int(places[here[0]] // ROWS)][places[here] % ROWS]
-        self.touched += found.nbytes
+        self.touched += int(np.minimum(steps, AROUND).sum())
         if self.touched > RESIDENT:
             for shard in self.shards.values():
                 cast(Any, shard)._mmap.madvise(mmap.MADV_DONTNEED)

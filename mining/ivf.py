@@ -13,7 +13,7 @@ float64 in one order, so the lists are the same for any number of threads and pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,16 +63,13 @@ class Lists(Exact):
             )
 
 
-def write(
-    folder: Path, corpus: Vectors, questions: Callable[[np.ndarray], np.ndarray], rows: int, k: int, seed: int, source: str
-) -> dict[str, Any]:
+def write(folder: Path, corpus: Vectors, questions: Vectors, k: int, seed: int, source: str) -> dict[str, Any]:
     """Make the index of a corpus (n, dim) and return what its receipt says.
 
     Args:
         folder: where to.
         corpus: what to search.
-        questions: gives the vectors (q, dim) of some of the queries, by number.
-        rows: queries there are.
+        questions: (q, dim), the queries.
         k: nearest passages that recall is of.
         seed: of what is drawn.
         source: its name, for the draws.
@@ -82,7 +79,7 @@ def write(
     number = np.concatenate([found for _, found in _assigned(corpus, np.arange(len(corpus)), centroids)])
     members = np.argsort(number, kind="stable")
     starts = np.concatenate([[0], np.bincount(number, minlength=count).cumsum()])
-    asked = questions(_drawn(seed, f"{source}/recall", rows, ASKED))
+    asked = questions[_drawn(seed, f"{source}/recall", len(questions), ASKED)]
     ranks = _ranks(asked, corpus, number, centroids, min(k, len(corpus)))
     probes = int(np.quantile(ranks[::2], RECALL, method="inverted_cdf")) + 1
     with store.atomic(folder / FILE) as file:

@@ -135,8 +135,7 @@ def plan(build: Path, only: Sequence[str] = (), device: str = "auto", load: Open
     """Return what `mine_build` would do: for each source the way, the rows, and whether it would run."""
     found = {}
     for job in jobs(build, only, Models(build, settings_of(build), device, load)):
-        receipt = store.read_receipt(job.mined) or {}
-        found[job.name] = {"way": job.way, "rows_in": job.entry["tuples"], "ran": receipt.get("digest") != job.digest}
+        found[job.name] = {"way": job.way, "rows_in": job.entry["tuples"], "ran": not store.stands(job.mined, job.digest)}
     return found
 
 
@@ -174,18 +173,19 @@ def signature(job: Job) -> str:
     )
 
 
-def warning(name: str, receipt: Mapping[str, Any]) -> str | None:
-    """Return a line for a source of which more than half the rows were lost, naming the filter that took most."""
+def warnings_of(name: str, receipt: Mapping[str, Any]) -> Iterator[str]:
+    """Return a line for a source of which more than half the rows were lost, or to which a setting does not apply."""
     lost = sum(receipt["dropped"].values())
-    if lost * 2 <= receipt["rows_in"]:
-        return None
-    text = f"{name}: {lost:,} of {receipt['rows_in']:,} rows have too few negatives and were dropped"
     taken = {key: count for key, count in receipt["filters"].items() if count}
-    if taken:
-        most = max(taken, key=lambda key: taken[key])
-        text += f"; '{most}' took most candidates ({taken[most]:,} of {receipt['candidates']:,}"
-        text += f", which is {receipt['candidates'] // receipt['rows_in']} a row)"
-    return text
+    if lost * 2 > receipt["rows_in"]:
+        text = f"{name}: {lost:,} of {receipt['rows_in']:,} rows have too few negatives and were dropped"
+        if taken:
+            most = max(taken, key=lambda key: taken[key])
+            text += f"; '{most}' took most candidates ({taken[most]:,} of {receipt['candidates']:,}"
+            text += f", which is {receipt['candidates'] // receipt['rows_in']} a row)"
+        yield text
+    if receipt.get("answers") == 0:
+        yield f"{name}: 'exclude_answer' takes nothing, the source names no answers; name their column, `fields: {{answer: ...}}`"
 
 
 def _way(task: str, curated: Path, settings: Mine) -> str:
@@ -220,6 +220,8 @@ def _mine(job: Job, models: Models, progress: Progress, folder: Path) -> dict[st
         fill, said = _filler(search, job, models, progress)
     tally = _write(job, folder, fill, progress)
     said |= search.said() if search else {}
+    if search and job.settings.exclude_answer:
+        said["answers"] = len(search.answers)
     said |= {
         **asdict(tally),
         "way": job.way,

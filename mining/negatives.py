@@ -30,9 +30,7 @@ FILTERS = (
     "exclude_answer",
     "reranker_max_score",
     "reranker_margin",
-    "distinct",
-    "range_min",
-)
+)  # in this order; then `distinct`, then the window
 # what `shortage: relax` lets go of, one after the other; what makes a text the same as a positive it never does
 RELAXED: tuple[dict[str, Any], ...] = (
     {"range_min": 0},
@@ -40,18 +38,6 @@ RELAXED: tuple[dict[str, Any], ...] = (
     {"max_score": None, "min_score": None},
     {"absolute_margin": None, "relative_margin": None, "reranker_max_score": None, "reranker_margin": None},
 )
-TABLES = (
-    "ids",
-    "scores",
-    "similarity",
-    "overlap",
-    "same_query",
-    "same_group",
-    "groups",
-    "draw",
-    "answered",
-    "reranked",
-)  # (q, k) each
 REFERENCE = {"min": np.minimum, "max": np.maximum, "mean": np.add}
 
 
@@ -72,6 +58,7 @@ class Rules:
     max_score: float | None = 0.8
     min_score: float | None = None
     max_similarity: float | None = None
+    similarity_median: float = 0.0
     reranker_max_score: float | None = None
     reranker_margin: float | None = None
     distinct: bool = False
@@ -119,9 +106,8 @@ class Candidates:
         return np.asarray(self.positive_scores[self.positives.starts[:-1]])
 
     def _each(self, change: Callable[[np.ndarray], np.ndarray]) -> Candidates:
-        tables: dict[str, Any] = {name: getattr(self, name) for name in TABLES}
-        changed: dict[str, Any] = {name: None if table is None else change(table) for name, table in tables.items()}
-        return replace(self, **changed)
+        tables: dict[str, Any] = {name: change(table) for name, table in vars(self).items() if getattr(table, "ndim", 0) == 2}
+        return replace(self, **tables)
 
 
 @dataclass(frozen=True)
@@ -156,7 +142,7 @@ def surviving(candidates: Candidates, rules: Rules) -> tuple[np.ndarray, dict[st
     alive = candidates.ids >= 0
     reference = reference_of(candidates.positives, candidates.positive_scores, rules.margin_reference)
     removed: dict[str, np.ndarray] = {}
-    for name in FILTERS[:-2]:
+    for name in FILTERS:
         hit = _hits(name, candidates, reference, rules)
         if hit is not None:
             removed[name] = (alive & hit).sum(axis=1)
@@ -221,6 +207,24 @@ def reference_of(positives: Ragged, scores: np.ndarray, reference: str) -> np.nd
     return found / np.diff(positives.starts).astype(scores.dtype) if reference == "mean" else found
 
 
+def likeness_of(candidates: Candidates, rules: Rules) -> np.ndarray:
+    """Return (q, k) floats, what `max_similarity` limits: each candidate's highest cosine to a positive, above the row's level.
+
+    The level is a share, `similarity_median`, of the (lower) median of the row's first `range_max` candidates. Where a whole
+    neighbourhood is alike, one limit for all rows takes near misses here and leaves false negatives there; a level of each
+    row's own is the thought of cross-domain similarity local scaling (Conneau et al., arXiv 1710.04087).
+    """
+    found = candidates.similarity
+    assert found is not None
+    if not rules.similarity_median or not found.size:
+        return found
+    there = candidates.ids[:, : rules.range_max] >= 0
+    ordered = np.sort(np.where(there, found[:, : rules.range_max], np.inf), axis=1)
+    middle = np.maximum(there.sum(axis=1) - 1, 0) // 2
+    level = np.take_along_axis(ordered, middle[:, None], axis=1)
+    return np.asarray(found - found.dtype.type(rules.similarity_median) * np.where(np.isinf(level), 0, level))
+
+
 def replaced(all_rows: Chosen, rows: np.ndarray, some: Chosen) -> Chosen:
     """Return `all_rows` with the rows `rows` taken from `some`."""
     width = some.ids.shape[1]
@@ -244,7 +248,7 @@ def _hits(name: str, candidates: Candidates, reference: np.ndarray, rules: Rules
     if name.startswith("exclude_"):
         return {"query": candidates.same_query, "group": candidates.same_group, "answer": candidates.answered}[name[8:]]
     if name in ("containment", "max_similarity"):
-        evidence = candidates.overlap if name == "containment" else candidates.similarity
+        evidence = candidates.overlap if name == "containment" else likeness_of(candidates, rules)
         assert evidence is not None
         return np.asarray(evidence >= evidence.dtype.type(limit))
     scores = candidates.scores
@@ -282,12 +286,12 @@ def _repeats(alive: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
 
 def packed(candidates: Candidates, taken: np.ndarray, wanted: np.ndarray, removed: dict[str, np.ndarray]) -> Chosen:
     """Move the taken candidates (q, k) bool of each row to its front."""
-    rows, columns = np.nonzero(taken)
     found = taken.sum(axis=1)
-    place = np.arange(len(rows)) - np.repeat(found.cumsum() - found, found)  # within the row
     shape = (len(taken), int(wanted.max(initial=0)))
+    front = np.arange(shape[1]) < found[:, None]  # in the order of `taken`: row by row, left to right
     ids, ranks = np.full(shape, -1, np.int64), np.full(shape, -1, np.int64)
     kept = np.full(shape, np.nan, candidates.scores.dtype)
-    ids[rows, place], ranks[rows, place] = candidates.ids[rows, columns], columns
-    kept[rows, place] = candidates.scores[rows, columns]
+    ids[front] = candidates.ids[taken]
+    ranks[front] = np.broadcast_to(np.arange(taken.shape[1]), taken.shape)[taken]
+    kept[front] = candidates.scores[taken]
     return Chosen(ids, kept, ranks, found, removed)

@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from training.cross_encoder import CrossEncoder
 
 FORMAT = 1  # raised when the same model and texts give other scores
+INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"  # Qwen3-Reranker's own
 Score = Callable[[np.ndarray, np.ndarray], np.ndarray]  # rows (n,) and pids (n,) to scores (n,) float32
 
 
 class Reranker:
-    """The cross-encoder of a `mine:` section, loaded where a pair was not scored before.
+    """The cross-encoder, or language model, of a `mine:` section, loaded where a pair was not scored before.
 
     Scores are kept as vectors of one dimension are, under `reranked/<fingerprint>`, by the key of both texts.
     """
@@ -37,7 +38,12 @@ class Reranker:
         assert settings.reranker is not None
         self.folder, self.settings, self.device = build / "reranked", settings, device
         self.described: dict[str, object] = {"model": settings.reranker, "dtype": self._dtype}
-        self.fingerprint = store.digest_of([FORMAT, find_model(settings.reranker).digests(), self._dtype])
+        files = find_model(settings.reranker)
+        self._causal, self.fingerprint = files.causal(), store.digest_of([FORMAT, files.digests(), self._dtype])
+
+    def asked(self, instruction: str, query: str) -> str:
+        """Return what the model is given for a query of a source: a language model the source's instruction too."""
+        return f"<Instruct>: {instruction or INSTRUCTION}\n<Query>: {query}" if self._causal else query
 
     def scores(
         self, queries: Sequence[str], rows: np.ndarray, passages: Sequence[str], places: np.ndarray, advance: Advance
@@ -63,10 +69,12 @@ class Reranker:
 
     @cached_property
     def _loaded(self) -> CrossEncoder:
-        from training.cross_encoder import load_cross_encoder  # torch: only where something must be scored
+        from training.causal_reranker import load_reranker  # torch: only where something must be scored
+        from training.cross_encoder import load_cross_encoder
 
         assert self.settings.reranker is not None
-        return load_cross_encoder(self.settings.reranker, device=self.device, dtype=self._dtype)
+        load = load_reranker if self._causal else load_cross_encoder
+        return load(self.settings.reranker, device=self.device, dtype=self._dtype)
 
     @cached_property
     def _dtype(self) -> str:

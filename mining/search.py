@@ -21,7 +21,7 @@ QUERIES = 4_096  # a block: with PASSAGES rows of 1,024 numbers, about 150 MB
 PASSAGES = 32_768
 SPARE = 16  # candidates fetched beyond k, so that hardly a query has an equal score on both sides of the cut
 MOST_SPARE = 2_048  # fetched where equal scores are many; where even that is too few, all that can be near is scored
-GATHERED = 1 << 22  # float64 numbers multiplied at once when scoring again: 32 MB
+GATHERED = 1 << 20  # float64 numbers multiplied at once when scoring again: 8 MB, and up to 64 kB mapped for each vector read
 DISTRIBUTIONS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs")
 
 

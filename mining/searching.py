@@ -17,7 +17,7 @@ from curation.schema import MINED, draws
 from mining import ivf
 from mining.answers import answered, answers_of
 from mining.candidates import Corpus, Part, Searched, once, read, saved, search
-from mining.cards import Cards, cards_of
+from mining.cards import Card, Cards, cards_of
 from mining.classes import classes_of
 from mining.copies import shingles_of
 from mining.embeddings import Embeddings, Encoder
@@ -25,7 +25,7 @@ from mining.lists import Ragged, contains, ragged
 from mining.negatives import Candidates, Chosen, Rules, choose, relax, replaced
 from mining.reranker import Reranker, Score, chosen_with
 from mining.rows import Found, padded, rescored
-from mining.search import Exact
+from mining.search import Exact, Vectors
 from mining.twins import Twins, twins_of
 
 if TYPE_CHECKING:
@@ -104,8 +104,8 @@ class Search:
         """Search for the k nearest passages of some rows."""
         embeddings, places, asked = self.vectors
         known = self.positives(frame)
-        corpus = Corpus(embeddings.view(places), self.corpus_pids, self.index, self.shingles, self.classes and self.classes[0])
-        own = self.classes[1][rows] if self.classes else None
+        classes, own = (self.classes[0], self.classes[1][rows]) if self.classes else (None, None)
+        corpus = Corpus(embeddings.view(places), self.corpus_pids, self.index, self.exact, self.shingles, classes)
         reorder = self._by_words(frame["query"]) if self.asked.method != "dense" else None
         return search(embeddings.take(asked[rows]), known, ragged(frame["negatives"]), corpus, k, own, reorder)
 
@@ -125,17 +125,20 @@ class Search:
         embeddings, places, asked = self.vectors
         corpus, folder = Part(embeddings.view(places), self.corpus_pids), self.listed
         if folder is None:
-            cards = cards_of(self.asked.device)
-            return Cards(corpus, cards) if cards else Exact(corpus)
+            return self.exact(corpus)
 
-        def write(part: Path) -> dict[str, Any]:
-            def questions(rows: np.ndarray) -> np.ndarray:
-                return embeddings.take(asked[rows])
-
-            return ivf.write(part, corpus, questions, self.rows, self.fetched, self.asked.seed, self.asked.name)
-
-        once(folder, store.digest_of([self.digest, ivf.FORMAT]), write, wait=True)
+        digest, about = store.digest_of([self.digest, ivf.FORMAT]), (self.fetched, self.asked.seed, self.asked.name)
+        once(folder, digest, lambda part: ivf.write(part, corpus, embeddings.view(asked), *about), wait=True)
         return ivf.Lists(corpus, folder)
+
+    def exact(self, corpus: Vectors) -> Exact:
+        """Return the exact search of a corpus, on GPUs where there are any."""
+        return Cards(corpus, self.cards) if self.cards else Exact(corpus)
+
+    @cached_property
+    def cards(self) -> list[Card]:
+        """The GPUs to search on."""
+        return cards_of(self.asked.device)
 
     def said(self) -> dict[str, Any]:
         """Return what a receipt tells of the search."""
@@ -154,8 +157,9 @@ class Search:
     def known(self, frame: pl.DataFrame, found: Searched, rows: np.ndarray, rules: Rules) -> Candidates:
         """Return what was found for some rows, with all that the rules ask for."""
         known = self.positives(frame)
-        given, safe = ragged(frame["negatives"]), np.maximum(found.ids, 0)  # none is a positive, by `curation.numbering`
+        given = ragged(frame["negatives"])  # none is a positive, by `curation.numbering`
         twins = self.twins if rules.exclude_query or rules.exclude_group or rules.distinct else None
+        safe = np.maximum(found.ids, 0) if twins or rules.pick != "top" else found.ids
         return Candidates(
             found.ids,
             found.scores,
@@ -206,8 +210,9 @@ class Search:
 
     def _scorer(self, frame: pl.DataFrame) -> Score:
         """Return the function that has the reranker score queries of the frame with passages."""
-        reranker, queries = self.reranker, frame["query"].to_list()
+        reranker = self.reranker
         assert reranker is not None
+        queries = [reranker.asked(self.asked.instruction, text) for text in frame["query"]]
 
         def score(rows: np.ndarray, pids: np.ndarray) -> np.ndarray:
             needed, places = np.unique(pids, return_inverse=True)
@@ -265,7 +270,7 @@ class Search:
 
         def texts() -> Iterator[str]:
             yield from map(encoder.passage, self._passages(needed))
-            for frame in pairs_of(asked.curated):
+            for frame in store.shards(asked.curated, "pairs", ["query"]):
                 yield from (encoder.query(asked.instruction, text) for text in frame["query"])
 
         with self.progress(f"{asked.name}: encode", len(needed) + self.rows, "texts") as advance:
@@ -276,21 +281,14 @@ class Search:
     def _passages(self, needed: np.ndarray) -> Iterator[str]:
         """Return the texts of the needed passages, in order, shard by shard."""
         wanted = pl.Series("pid", needed, dtype=pl.UInt32)
-        for shard in sorted(self.asked.curated.glob("passages-[0-9]*.parquet")):
-            frame = store.read_parquet(shard, ["pid", "text"])
+        for frame in store.shards(self.asked.curated, "passages", ["pid", "text"]):
             yield from frame.filter(pl.col("pid").is_in(wanted.implode()))["text"]
-
-
-def pairs_of(curated: Path) -> Iterator[pl.DataFrame]:
-    """Return the shards of a source's pairs."""
-    for shard in sorted(curated.glob("pairs-[0-9]*.parquet")):
-        yield store.read_parquet(shard)
 
 
 def blocks(curated: Path) -> Iterator[tuple[int, int, np.ndarray, pl.DataFrame]]:
     """Return a source's rows in blocks: number of the shard, of the block, of each row (q,), and the rows; no row, one block."""
     number, first = 0, 0
-    for shard, pairs in enumerate(pairs_of(curated)):
+    for shard, pairs in enumerate(store.shards(curated, "pairs")):
         for start in range(0, max(len(pairs), 1), QUERIES):
             frame = pairs.slice(start, QUERIES)
             yield shard, number, np.arange(first, first + len(frame)), frame

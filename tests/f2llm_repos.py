@@ -34,9 +34,9 @@ LEAK = "mteb/banking77"  # whose test split has a text of its train split
 
 
 def varied(value, words: str):
-    """Return a text, or all texts in lists and records, with words at the end."""
+    """Return a text, or all texts in lists and records, with words at the end; an empty one stays empty."""
     if isinstance(value, str):
-        return f"{value} {words}"
+        return value and f"{value} {words}"
     if isinstance(value, list):
         return [varied(one, words) for one in value]
     return {key: varied(one, words) for key, one in value.items()} if isinstance(value, dict) else value

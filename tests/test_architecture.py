@@ -14,6 +14,7 @@ FLOOR = {
         "errors",
         "schema",
         "manifest",
+        "manifest_beir",
         "manifest_source",
         "manifest_models",
         "manifest_decontaminate",
@@ -30,14 +31,19 @@ FLOOR = {
     )
 }
 HOMES = {
-    "pyarrow": {"curation/store.py", "curation/reading/json_blocks.py"},
+    "pyarrow": {"curation/store.py", "curation/reading/blocks.py", "curation/reading/json_blocks.py"},
     "datasets": {"curation/reading/sources.py", "curation/reading/hub.py", "training/mteb_tasks.py"},
     "mteb": {"curation/leaks/mteb_tasks.py", "training/mteb_tasks.py"},
     "faiss": {"mining/search.py", "mining/cards.py"},
     "bm25s": {"mining/lexical.py"},
     "deepspeed": {"training/zero.py"},
 }
-MODELS = {"training.encode", "training.cross_encoder", "training.model_files"}  # what mining may load models with
+MODELS = {  # what mining may load models with
+    "training.encode",
+    "training.cross_encoder",
+    "training.causal_reranker",
+    "training.model_files",
+}
 LIGHT = {"click", "curation.errors", "curation.progress", "curation.command", "curation.cli_exchange", "training.cli_models"}
 FILES = sorted(path for room in ("curation", "mining", "training") for path in (ROOT / room).rglob("*.py"))
 

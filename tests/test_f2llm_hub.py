@@ -108,6 +108,6 @@ def _is_published(server, manifest, made, wanted):
     card = server.storage.files("org/f2llm")["README.md"].decode()
     assert all(f"- `{name}`: " in card for name in doubtful)
     published = [source.name for source in manifest.sources if source.name not in doubtful]
-    assert len(published) == 13
+    assert len(published) == 17
     for name, rows in loaded(server, "org/f2llm", published).items():
         assert rows == expected(made, name, wanted[name])

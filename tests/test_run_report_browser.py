@@ -24,6 +24,7 @@ def write_log(folder):
             line = {"step": step, "epoch": 0, "source": source, "task": "retrieval", "loss": hard + (inbatch or 0)}
             line |= {"loss_hard": hard, "loss_inbatch": inbatch, "loss_distilled": None, "lr": 1e-5 * (1 - step / LINES)}
             line |= {"grad_norm": 1 + step % 7, "tokens": 1000, "seconds": 0.5, "tokens_per_second": 2000}
+            line |= {"seconds_left": (LINES - step) / 2, "pad_share": 0.0, "mfu": None, "memory_gb": 1 + step / LINES}
             log.write(json.dumps(line) + "\n")
             if (step + 1) % 100 == 0:
                 found = {"faq": step / 1000, "<b>&": 0.4}
@@ -57,19 +58,20 @@ def test_every_curve_lies_in_its_drawing_and_falls_where_the_loss_does(tab, repo
     tab.open(report, 1280)
     names = tab.value("[...document.querySelectorAll('figcaption b')].map((one) => one.textContent)")
     assert names == ["Loss", "Loss by term", "nDCG@10 on held-out queries", "Learning rate", "Gradient norm", "Tokens a second",
-                     "<b>&", "a-source-with-quite-a-long-name-as-some-have", "faq"]  # fmt: skip
+                     "Highest memory so far, GB", "<b>&", "a-source-with-quite-a-long-name-as-some-have", "faq"]  # fmt: skip
     places = tab.value(
         "[...document.querySelectorAll('polyline')].map((one) => [...one.points].map((point) => [point.x, point.y]))"
     )
-    assert len(places) == 12  # 1 and 2 of losses, 3 of nDCG, 3 single ones, 3 sources
+    assert len(places) == 13  # 1 and 2 of losses, 3 of nDCG, 4 single ones, 3 sources
     assert all(0 <= x <= 300 and 0 <= y <= 100 for curve in places for x, y in curve)
     rate = places[6]
     assert (rate[0], rate[-1]) == ([0, 0], [300, 100])  # it falls from its highest to its lowest
     assert all(one[0] < other[0] and one[1] < other[1] for one, other in pairwise(rate))
     keys = tab.value("[...document.querySelectorAll('.key')].map((one) => one.textContent)")
-    assert keys == ["hard negatives", "in-batch", "mean", "faq", "<b>&"]
+    assert keys == ["hard negatives", "in-batch", "mean", "faq", "<b>&", "process"]
     facts = tab.value("[...document.querySelectorAll('dl div')].map((one) => one.textContent)")
-    assert facts == ["steps500", "tokens500,000", "time in steps4 min", "tokens a second2,000", "best nDCG@10, step 5000.4495"]
+    assert facts == ["steps500", "tokens500,000", "time in steps4 min", "tokens a second2,000", "best nDCG@10, step 5000.4495",
+                     "of them padding0.0%", "of the peak (MFU)peak unknown", "memory of the process, GB2.0", "left0 s"]  # fmt: skip
 
 
 def test_a_long_curve_is_thinned_to_means_of_stretches():

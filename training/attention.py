@@ -9,7 +9,6 @@ reads; `check_packing` compares every loaded model with its own eager attention,
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -196,7 +195,18 @@ def _flash_varlen(
 
 @cache
 def _cuda_kernel() -> Any:
-    return _flash_varlen if importlib.util.find_spec("flash_attn") else _torch_varlen
+    try:  # other versions have the same name but not this function
+        from flash_attn import flash_attn_varlen_func  # noqa: F401
+    except ImportError:
+        return _torch_varlen
+    return _flash_varlen
+
+
+def kernel_of(device: torch.device, dtype: torch.dtype) -> str:
+    """Return what computes attention there, in words."""
+    if device.type != "cuda" or dtype == torch.float32:
+        return "sdpa by text"
+    return "flash-attn" if _cuda_kernel() is _flash_varlen else "torch varlen"
 
 
 def _no_mask(*arguments: Any, **named: Any) -> None:

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from curation.manifest_models import Train
 from training import ranks
-from training.model import Model, autocast
+from training.device import autocast
+from training.model import Model
 from training.weights import OPTIMIZER, WEIGHTS, copied, load_weights, prepared
 from training.zero import DeepSpeed
 

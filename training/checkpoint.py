@@ -11,6 +11,7 @@ from typing import Any
 
 from curation import store
 from curation.errors import BuildError, listed
+from training.folders import has_all, replaced
 
 STATE = "checkpoint.json"
 NAME = re.compile(r"step-(\d{6,})")
@@ -30,21 +31,12 @@ def save(
         keep: how many to keep.
         best: steps of one more to keep.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    part, target = part_of(folder, step), at(folder, step)
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    try:
+    target = at(folder, step)
+    with replaced(target) as part:
         write(part)
         files = sorted(path for path in part.rglob("*") if path.is_file())
         sizes = {path.relative_to(part).as_posix(): _flushed(path) for path in files}
         store.write_json(part / STATE, {"step": step, "bytes": sizes, **described})
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)  # a full disk is not made fuller
-        raise
-    shutil.rmtree(target, ignore_errors=True)
-    part.replace(target)
-    store.sync_folder(folder)
     kept = [*whole(folder)[:keep], at(folder, best or step)]
     for path in folder.glob("step-*"):
         if path not in kept:
@@ -57,15 +49,10 @@ def at(folder: Path, step: int) -> Path:
     return folder / f"step-{step:06d}"
 
 
-def part_of(folder: Path, step: int) -> Path:
-    """Return where the checkpoint after `step` steps is written before it is whole."""
-    return at(folder, step).with_suffix(".part")
-
-
 def whole(folder: Path) -> list[Path]:
     """Return the checkpoints whose files all have the length they were written with, the newest first."""
     found = [path for path in folder.glob("step-*") if NAME.fullmatch(path.name) and (path / STATE).exists()]
-    return sorted((path for path in found if _has_all(path)), key=_step, reverse=True)
+    return sorted((path for path in found if has_all(path, read(path)["bytes"])), key=_step, reverse=True)
 
 
 def read(checkpoint: Path) -> dict[str, Any]:
@@ -101,11 +88,6 @@ def _told(value: object) -> str:
 
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
-
-
-def _has_all(checkpoint: Path) -> bool:
-    sizes: dict[str, int] = read(checkpoint)["bytes"]
-    return all((checkpoint / name).is_file() and (checkpoint / name).stat().st_size == size for name, size in sizes.items())
 
 
 def _flushed(path: Path) -> int:

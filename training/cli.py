@@ -102,7 +102,7 @@ def run_training(
     if dry_run:
         from training.estimate import estimate
 
-        return show(estimate(build, settings, device=device, only=only), as_json)
+        return show(estimate(build, settings, only=only), as_json)
     from training import ranks
     from training.stops import Stopped
     from training.train import train as train_model
@@ -141,12 +141,13 @@ def run_training(
 def plan(build: Path | None, recipe: Path | None, only: tuple[str, ...], gpus: int, as_json: bool) -> None:
     """Print steps, tokens, memory and GPU-hours before anything starts.
 
-    Memory and hours are an estimate, with its assumptions beside it.
+    Memory and hours are an estimate, with its assumptions beside it. Of the
+    model it reads config and tokenizer; the weights need not be there.
     """
     from training.estimate import estimate
 
     build = newest(build, as_json)
-    show(estimate(build, _recipe(build, recipe), device="cpu", only=only, gpus=gpus), as_json)
+    show(estimate(build, _recipe(build, recipe), only=only, gpus=gpus), as_json)
 
 
 for command in COMMANDS:

@@ -82,8 +82,7 @@ def _with_mteb(
     tasks = mteb_tasks.tasks_of(names, split)
     found = {}
     for model in models:
-        called = model if model.count("/") == 1 and not Path(model).exists() else f"local/{Path(model).resolve().as_posix()}"
-        called = "/".join([called.split("/")[0], "-".join(called.split("/")[1:]).strip("-")])
+        called = _called(model)
         encoder = load_encoder(model, **settings)
         found[model] = mteb_tasks.evaluate(called, encoder, tasks, out, instruction)
         if draft := mteb_meta.write(out / f"{called.replace('/', '--')}.py", Path(model), encoder):
@@ -97,9 +96,21 @@ def _with_mteb(
     _side_by_side(list(found), rows)
 
 
+def _called(model: str) -> str:
+    """Return a model's name as mteb wants it, ORG/NAME: its own of the Hub, else one by its package or folder."""
+    if model.startswith("package:"):
+        return model.replace(":", "/")
+    if model.count("/") == 1 and not Path(model).exists():
+        return model
+    return f"local/{Path(model).resolve().as_posix().strip('/').replace('/', '-')}"
+
+
 def _side_by_side(models: list[str], rows: Mapping[str, list[float]]) -> None:
-    """Print a line a measure and a column a model."""
+    """Print a line a measure and a column a model; models whose names do not fit into 80 columns are called by number."""
     width = max(map(len, rows))
+    if width + sum(2 + max(len(model), 6) for model in models) > 80:
+        output("".join(f"{f'[{at}]':>6}  {model}\n" for at, model in enumerate(models, start=1)))
+        models = [f"[{at}]" for at in range(1, len(models) + 1)]
     output(" " * width + "".join(f"  {model:>6}" for model in models))
     for name, scores in rows.items():
         told = [f"{score:,}" if isinstance(score, int) else f"{score:.4f}" for score in scores]

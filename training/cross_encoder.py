@@ -10,8 +10,9 @@ import torch
 import transformers
 
 from curation.errors import ModelError, listed
+from training.device import autocast, device_of, dtype_of
 from training.encode import SHOWN, TOKENS_PER_BATCH, TOKENS_PER_GPU_BATCH, batches
-from training.model import autocast, device_of, dtype_of, limit_of, positions_of, quiet, read
+from training.model import limit_of, positions_of, quiet, read
 from training.model_files import find_model
 
 ACTIVATIONS = {"Sigmoid": torch.sigmoid, "Identity": lambda logits: logits}  # the last word of what config.json names
@@ -41,8 +42,7 @@ class CrossEncoder:
         found = np.empty(len(queries), np.float32)
         for first in range(0, len(queries), PAIRS_PER_CALL):
             some = slice(first, first + PAIRS_PER_CALL)
-            with quiet():
-                tokens = self.tokenizer(list(queries[some]), list(passages[some]), truncation=True, max_length=self.max_tokens)
+            tokens = self._tokens(queries[some], passages[some])
             for rows in batches(np.array([len(ids) for ids in tokens["input_ids"]]), self._budget):
                 found[first + rows] = self._forward({key: [values[row] for row in rows] for key, values in tokens.items()})
                 advance(len(rows))
@@ -51,6 +51,10 @@ class CrossEncoder:
             shown = f"{queries[bad[0]][:SHOWN]!r} and {passages[bad[0]][:SHOWN]!r}"
             raise ModelError(self.name, f"gives no number for {shown}", "are its weights whole? try float32")
         return found
+
+    def _tokens(self, queries: Sequence[str], passages: Sequence[str]) -> dict[str, list[list[int]]]:
+        with quiet():
+            return dict(self.tokenizer(list(queries), list(passages), truncation=True, max_length=self.max_tokens))
 
     def _forward(self, tokens: dict[str, list[list[int]]]) -> np.ndarray:
         with quiet():

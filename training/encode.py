@@ -13,7 +13,8 @@ import torch
 
 from curation.errors import ModelError
 from curation.store import digest_of
-from training.model import Model, Tokens, autocast, device_of, dtype_of, load_model
+from training.device import autocast, device_of, dtype_of
+from training.model import Model, Tokens, load_model
 from training.model_files import VECTORS
 
 TOKENS_PER_BATCH = {("cpu", torch.bfloat16): 2048, ("cpu", torch.float32): 1024}  # measured best on 2 cores

@@ -22,8 +22,10 @@ SHARE_OF_PEAK = 0.4
 SAMPLE = 256  # tuples and passages of a source whose tokens are counted
 
 
-def estimate(build: Path, recipe: Train, *, device: str = "auto", only: Sequence[str] = (), gpus: int = 1) -> dict[str, Any]:
+def estimate(build: Path, recipe: Train, *, only: Sequence[str] = (), gpus: int = 1) -> dict[str, Any]:
     """Return the steps, the tuples of each source, the tokens of a step (fewer where tuples share texts), memory and GPU-hours.
+
+    The model's config and tokenizer are read, its weights are not.
 
     Raises:
         BuildError: no mined negatives, or not one tuple.
@@ -36,7 +38,7 @@ def estimate(build: Path, recipe: Train, *, device: str = "auto", only: Sequence
     steps_per_epoch = sum(batches)
     if not steps_per_epoch:
         raise BuildError(build, "has not one mined tuple to train on", "look at `curate show` for what was dropped and why")
-    model = load_model(recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device=device)
+    model = load_model(recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device="cpu", weights=False)
     steps = min(steps_per_epoch * recipe.epochs, recipe.steps or steps_per_epoch * recipe.epochs)
     weights = [recipe.of(name).weight for name in some]
     taken = shares(batches, list(some.values()), recipe.evenness, weights)  # batches of an epoch

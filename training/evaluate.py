@@ -18,6 +18,7 @@ import torch
 
 from curation.errors import SourceError
 from curation.progress import Progress, silent
+from curation.store import file_digest
 from training.encode import Encoder
 
 TOP = 10
@@ -131,6 +132,11 @@ def read_collection(folder: Path, split: str = "test") -> Collection:
     if not asked:
         raise SourceError(judged, "no query has a relevant document", LAYOUT)
     return Collection(list(passages.values()), [queries[name] for name in asked], [grades[name] for name in asked])
+
+
+def file_digests(folder: Path, split: str = "test") -> list[str]:
+    """Return the digests of the three files of a folder that can be read."""
+    return [file_digest(folder / name) for name in ("corpus.jsonl", "queries.jsonl", f"qrels/{split}.tsv")]
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:

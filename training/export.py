@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,8 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from curation.errors import ModelError
-from curation.store import sync_folder, write_json
+from curation.store import write_json
+from training.folders import replaced
 from training.model import Model, quiet
 
 # As sentence-transformers 6.2 writes them; its earlier names still load, but not without a warning for ever.
@@ -25,34 +24,24 @@ SAMPLE = ("", "one", "A text that is cut: 1, 2, 3. " * 2000)
 POOLING_WORD = {"mean": "mean", "cls": "cls", "last": "lasttoken"}
 
 
-def export(model: Model, folder: Path, prompts: Mapping[str, str] | None = None) -> None:
+def export(model: Model, folder: Path) -> None:
     """Write the model as a sentence-transformers folder, whole or not at all; one that is there is replaced.
 
     Args:
-        model: its weights are written in the dtype they have.
+        model: its weights are written in the dtype they have; its prompts serve `encode(..., prompt_name=...)`.
         folder: what lies under this name is replaced by the model.
-        prompts: name to prefix, for `encode(..., prompt_name=...)`; None = the model's own.
 
     Raises:
         ModelError: the tokenizer cannot be made to append the end-of-text token.
     """
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with replaced(folder) as part:
         with quiet():
             model.backbone.save_pretrained(part)
             _save_tokenizer(model, part)
-        _write_modules(model, part, model.prompts if prompts is None else prompts)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
-    part.replace(folder)
-    sync_folder(folder.parent)
+        _write_modules(model, part)
 
 
-def _write_modules(model: Model, folder: Path, prompts: Mapping[str, str]) -> None:
+def _write_modules(model: Model, folder: Path) -> None:
     modules = [("", TRANSFORMER), ("1_Pooling", POOLING), ("2_Normalize", NORMALIZE)]
     listing = [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(modules)]
     write_json(folder / "modules.json", listing)
@@ -69,7 +58,7 @@ def _write_modules(model: Model, folder: Path, prompts: Mapping[str, str]) -> No
     about = {
         "__version__": {"transformers": metadata.version("transformers"), "pytorch": metadata.version("torch")},
         "model_type": "SentenceTransformer",
-        "prompts": {"query": "", "document": "", **prompts},
+        "prompts": {"query": "", "document": "", **model.prompts},
         "default_prompt_name": None,
         "similarity_fn_name": "cosine",
     }

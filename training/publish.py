@@ -113,7 +113,8 @@ def _card(model: Path, repo: str, run: Mapping[str, Any] | None, license: str, d
         f"A text-embedding model: {kind}, vectors of length 1 (compare by cosine), texts of up to {tokens:,} tokens.",
         "",
     ]
-    body += [USE.format(repo=repo, prompt=', prompt_name="query"' if "query" in prompts else "")]
+    name = next((name for name in ("query", *(run or {}).get("trained_on", {})) if name in prompts), None)
+    body += [USE.format(repo=repo, prompt=f', prompt_name="{name}"' if name else "")]
     if prompts:
         lines = [(f"`{name}`", f"`{json.dumps(text, ensure_ascii=False)}`") for name, text in prompts.items()]
         body += ["## Prompts", "", table(("name", "put before a text"), lines), ""]
@@ -123,9 +124,13 @@ def _card(model: Path, repo: str, run: Mapping[str, Any] | None, license: str, d
 def _training(run: Mapping[str, Any]) -> list[str]:
     lines = [(f"`{name}`", one["task"], one["tuples"], one["license"] or "not named") for name, one in run["trained_on"].items()]
     recipe = yaml.safe_dump({"train": run["recipe"]}, sort_keys=False, allow_unicode=True, width=100)
+    scores = run.get("history", {})
+    step = str(run["best"]["step"]) if scores and run["recipe"].get("export") == "best" else max(scores, key=int, default="")
+    found = f"nDCG@10 on held-out queries, the mean over their sources: {scores[step]:.4f}, at step {step}." if step else ""
     return [
         "## Training",
         "",
+        *([found, ""] if found else []),
         f"Trained with tuplesmith for {run['steps']:,} steps from `{run['recipe']['model']}` on the tuples below.",
         "The licences are as the sources claim them; nobody has checked what they mean for the model.",
         "",

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from curation.errors import SetupError
+from curation.errors import SetupError, first_line
 
 MEET = timedelta(minutes=10)  # one process more late than this is taken for dead
 WAIT = timedelta(hours=12)  # for the first process, which makes the tokens of a large build
@@ -78,14 +78,14 @@ def joined(device: torch.device, alone_too: bool) -> Iterator[None]:
         else:
             dist.init_process_group(backend, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
     except (RuntimeError, ValueError) as error:  # ValueError: the launcher told too little
-        what = f"the {ranks().world} processes do not find each other ({next(iter(str(error).splitlines()), '')})"
+        what = f"the {ranks().world} processes do not find each other ({first_line(error)})"
         raise SetupError(f"rank {ranks().rank}", what, "start as many with torchrun; is one missing or dead?") from None
     try:
         yield
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error) and "NCCL" not in str(error):
             raise
-        what = f"another process is gone or does not answer ({next(iter(str(error).splitlines()), '')})"
+        what = f"another process is gone or does not answer ({first_line(error)})"
         raise SetupError(f"rank {ranks().rank}", what, "start all of them again: they go on from the last checkpoint") from None
     finally:
         dist.destroy_process_group()

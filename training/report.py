@@ -18,6 +18,7 @@ TEMPLATE = Path(__file__).with_name("report.template.html")
 POINTS = 300  # of a curve; a longer one shows the means of as many stretches
 WIDTH, HEIGHT = 300, 100  # units of a drawing, which is stretched to its place
 TERMS = {"loss_hard": "hard negatives", "loss_inbatch": "in-batch", "loss_distilled": "distilled"}
+MEMORY = {"memory_gb": "process", "gpu_memory_gb": "GPU"}
 Curve = tuple[Sequence[int], Sequence[float]]  # steps, counted from 1, and values
 
 
@@ -45,6 +46,7 @@ def write(run: Path) -> Path:
 
 def _facts(steps: Sequence[Mapping[str, Any]], measured: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, object]]:
     seconds, tokens = sum(line["seconds"] for line in steps), sum(line["tokens"] for line in steps)
+    pads = sum(line["tokens"] * line.get("pad_share", 0) / (1 - line.get("pad_share", 0)) for line in steps)
     yield "steps", f"{len(steps):,}"
     yield "tokens", f"{tokens:,}"
     yield "time in steps", duration(seconds)
@@ -52,8 +54,13 @@ def _facts(steps: Sequence[Mapping[str, Any]], measured: Sequence[Mapping[str, A
     if measured:
         best = max(measured, key=lambda line: float(line["ndcg@10"]))
         yield f"best nDCG@10, step {best['step'] + 1:,}", f"{best['ndcg@10']:.4f}"
-    if peak := max((line.get("peak_gb") or 0 for line in steps), default=0):
-        yield "peak memory, GB", f"{peak:.1f}"
+    yield "of them padding", f"{pads / (pads + tokens):.1%}"
+    shares = [line["mfu"] for line in steps if line.get("mfu") is not None]
+    yield "of the peak (MFU)", f"{np.mean(shares):.1%}" if shares else "peak unknown"
+    for key, where in MEMORY.items():
+        if peak := max((line.get(key) or 0 for line in steps), default=0):
+            yield f"memory of the {where}, GB", f"{peak:.1f}"
+    yield "left", duration(steps[-1].get("seconds_left", 0))
 
 
 def _curves(steps: Sequence[Mapping[str, Any]], measured: Sequence[Mapping[str, Any]]) -> Iterable[str]:
@@ -71,6 +78,9 @@ def _curves(steps: Sequence[Mapping[str, Any]], measured: Sequence[Mapping[str, 
     yield _figure("Tokens a second", {"": _of(steps, "tokens_per_second")}, "{:,.0f}".format)
     if (curve := _of(steps, "mfu"))[0]:
         yield _figure("Share of the GPU's peak (MFU)", {"": curve}, "{:.1%}".format)
+    memory = {where: curve for key, where in MEMORY.items() if (curve := _of(steps, key))[0]}
+    if memory:
+        yield _figure("Highest memory so far, GB", memory)
 
 
 def _sources(steps: Sequence[Mapping[str, Any]]) -> Iterable[str]:

@@ -144,9 +144,12 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def _untrained(path: Path) -> Model:
-    """Return the model that a checkpoint's run started from."""
-    recipe = Train.model_validate(checkpoint.read(path)["recipe"])
-    return load_model(recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device="cpu")
+    """Return the model that a checkpoint's run started from, with the prompts that it was trained with."""
+    said = checkpoint.read(path)
+    recipe = Train.model_validate(said["recipe"])
+    model = load_model(recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device="cpu")
+    model.prompts = said.get("prompts", model.prompts)
+    return model
 
 
 def forget(out: Path) -> None:

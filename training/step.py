@@ -32,10 +32,7 @@ def add_gradients(backend: Backend, batch: Batch, recipe: Train) -> Losses:
     """
     world, own = backend.world, share(batch, backend.rank, backend.world)
     detached = recipe.reproduce_f2llm and world > 1
-    chunks = cut(own.starts, recipe.token_budget)
-    if world > 1:  # every process must go forward and back equally often
-        most = max(len(cut(share(batch, rank, world).starts, recipe.token_budget)) for rank in range(world))
-        chunks += [(own.texts, own.texts)] * (most - len(chunks))
+    chunks = chunks_of(np.diff(batch.starts), recipe.token_budget, world)[backend.rank]
     if len(chunks) == 1:
         losses = batch_loss(together(_embed(backend, own, *chunks[0]), batch, world), batch, recipe, detached)
         backend.backward(losses.total)
@@ -82,6 +79,17 @@ def _embed(backend: Backend, own: Share, first: int, end: int) -> Tensor:
         return backend.embed(own.filler, np.array([0, len(own.filler)]))[:0]
     starts = own.starts[first : end + 1]
     return backend.embed(own.ids[starts[0] : starts[-1]], starts - starts[0])
+
+
+def chunks_of(lengths: np.ndarray, budget: int | None, world: int) -> list[list[tuple[int, int]]]:
+    """Return each process's chunks of its share of the texts, of so many tokens each (n,) i64.
+
+    Every process must go forward and back equally often, so one that has fewer gets empty ones.
+    """
+    each = [cut(np.concatenate([[0], np.cumsum(lengths[rank::world])]), budget) for rank in range(world)]
+    most = max(map(len, each))
+    texts = [len(lengths[rank::world]) for rank in range(world)]
+    return [own + [(end, end)] * (most - len(own)) for own, end in zip(each, texts, strict=True)]
 
 
 def cut(starts: np.ndarray, budget: int | None) -> list[tuple[int, int]]:

@@ -13,7 +13,7 @@ try:
 except ImportError as error:
     raise SetupError("tensorboard", f"cannot be used ({error})", "pip install 'tuplesmith[tensorboard]'") from None
 
-OF_A_STEP = ("lr", "grad_norm", "tokens_per_second", "peak_gb", "mfu")
+OF_A_STEP = ("lr", "grad_norm", "tokens_per_second", "pad_share", "mfu", "memory_gb", "gpu_memory_gb")
 
 
 class Events:
@@ -37,4 +37,4 @@ def scalars(line: Mapping[str, Any]) -> dict[str, float]:
     if "loss" not in line:
         return {"ndcg_at_10": line["ndcg@10"]} | {f"ndcg_at_10/{name}": score for name, score in line["sources"].items()}
     losses = {f"{key}/{line['source']}": value for key, value in line.items() if key.startswith("loss") and value is not None}
-    return losses | {key: line[key] for key in OF_A_STEP if key in line}
+    return losses | {key: line[key] for key in OF_A_STEP if line.get(key) is not None}

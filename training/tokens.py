@@ -27,6 +27,7 @@ import polars as pl
 from curation import store
 from curation.errors import BuildError, listed
 from curation.progress import Progress, silent
+from training.folders import has_all
 
 if TYPE_CHECKING:
     from training.model import Model
@@ -116,7 +117,7 @@ def load_sources(build: Path, model: Model, prompt: str, only: Sequence[str] = (
         folder = build / "train" / "tokens" / reader[:12] / name
         digest = _source_digest(build, name, entry, model, prompt, reader)
         receipt = store.read_receipt(folder)
-        if receipt is None or receipt["digest"] != digest or not _whole(folder, receipt):
+        if receipt is None or receipt["digest"] != digest or not has_all(folder, receipt["bytes"]):
             receipt = _write_source(build, name, entry, model, prompt, folder, digest, progress)
         if receipt["rows"]:
             sources.append(_open(build, name, entry["task"], folder, receipt))
@@ -145,12 +146,6 @@ def _receipt(folder: Path) -> dict[str, Any]:
     if receipt is None:
         raise BuildError(folder, "is not there or unfinished", "run `curate build` and `mine negatives` first")
     return receipt
-
-
-def _whole(folder: Path, receipt: Mapping[str, Any]) -> bool:
-    """Tell whether every file has its length; reading gigabytes for a digest at each start would cost more than it tells."""
-    sizes: dict[str, int] = receipt["bytes"]
-    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
 
 
 def _write_source(

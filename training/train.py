@@ -13,11 +13,9 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from curation import locks, store
 from curation.errors import ModelError
@@ -26,11 +24,13 @@ from curation.progress import Progress, silent
 from training import checkpoint, ranks, report
 from training.backend import Backend, backend_of, deterministic
 from training.data import Batch, Plan
-from training.estimate import PEAK
+from training.device import device_of
 from training.export import export
+from training.folders import part_of
 from training.log import Log, readable
 from training.loss import Losses
-from training.model import device_of, load_model
+from training.meter import costs
+from training.model import load_model
 from training.runs import Say, describe, export_checkpoint, finished, forget, receipt_of, resume
 from training.step import add_gradients, learning_rate, warmup_steps
 from training.stops import Stopped, finite, memory_for, signals
@@ -97,6 +97,8 @@ def _train(
         raise ModelError(recipe.model, f"has {model.dim} dimensions", "`matryoshka` names fewer than that")
     with ranks.first_alone():  # it makes the tokens, and the others find them
         sources = load_sources(build, model, recipe.prompt, only, progress)
+    told = mined_sources(build, only)
+    model.prompts = model.prompts_for(recipe.prompt, {source.name: told[source.name]["instruction"] for source in sources})
     joint = recipe.loss == "infonce"
     plan = Plan(sources, seed, recipe.batch, recipe.negatives, joint, recipe.evenness, recipe.sources)
     total = total_steps(plan, recipe)
@@ -145,12 +147,15 @@ def loop(
 
     def save(done: int) -> None:
         if backend.rank == 0:
-            checkpoint.save(out / "checkpoints", done, {**run, **watch.told()}, backend.save, recipe.keep, watch.best)
+            said = {**run, **watch.told(), "prompts": backend.model.prompts}
+            checkpoint.save(out / "checkpoints", done, said, backend.save, recipe.keep, watch.best)
         else:
-            backend.save(checkpoint.part_of(out / "checkpoints", done))
+            backend.save(part_of(checkpoint.at(out / "checkpoints", done)))
 
     recent: deque[dict[str, Any]] = deque(maxlen=recipe.log_every)
-    with signals() as received, deterministic(backend.device), log_of(out, first, backend, events) as log:
+    started = time.perf_counter()
+    writing = nullcontext() if backend.rank else Log(out / "log.jsonl", first, events and events(out, first))
+    with signals() as received, deterministic(backend.device), writing as log:
         for step in range(first, total):
             if watch.over:
                 return step  # where a killed run had come to that too
@@ -162,10 +167,12 @@ def loop(
                 loss = finite(float(losses.total.detach()), "loss", step, batch, plan, out)
                 norm = finite(backend.step(lr), "gradient", step, batch, plan, out)
             seconds = time.perf_counter() - begun
-            recent.append(_line(step, plan, batch, losses, loss, lr, norm, seconds) | gpu_figures(backend, batch, seconds))
+            done = step + 1
+            left = (time.perf_counter() - started) / (done - first) * (total - done)
+            line = _line(step, plan, batch, losses, loss, lr, norm) | costs(backend, batch, recipe, seconds)
+            recent.append(line | {"seconds_left": round(left, 2)})
             if log:
                 log.write(recent[-1])
-            done = step + 1
             if done % recipe.log_every == 0 or done == total:
                 say(readable(recent, total))
             _measure(watch, done, total, backend, recipe, log, say)
@@ -187,14 +194,7 @@ def _measure(watch: Watch, done: int, total: int, backend: Backend, recipe: Trai
             log.write(found)
 
 
-def log_of(out: Path, first: int, backend: Backend, events: OpenEvents | None) -> AbstractContextManager[Log | None]:
-    """Return the log of the run, which the first process writes."""
-    return nullcontext() if backend.rank else Log(out / "log.jsonl", first, events and events(out, first))
-
-
-def _line(
-    step: int, plan: Plan, batch: Batch, losses: Losses, loss: float, lr: float, norm: float, seconds: float
-) -> dict[str, Any]:
+def _line(step: int, plan: Plan, batch: Batch, losses: Losses, loss: float, lr: float, norm: float) -> dict[str, Any]:
     return {
         "step": step,
         "epoch": step // plan.steps_per_epoch,
@@ -206,23 +206,7 @@ def _line(
         "loss_distilled": None if losses.distilled is None else float(losses.distilled.detach()),
         "lr": lr,
         "grad_norm": norm,
-        "tokens": len(batch.ids),
-        "seconds": round(seconds, 4),
-        "tokens_per_second": round(len(batch.ids) / seconds),
     }
-
-
-def gpu_figures(backend: Backend, batch: Batch, seconds: float) -> dict[str, float]:
-    """Return the peak memory of this GPU in GB and `mfu`, the share of its peak that was of use; nothing on the CPU.
-
-    6 operations a weight and token, embeddings apart (arXiv 2204.02311, appendix B), of an H100's peak as `train plan` has it.
-    """
-    if backend.device.type != "cuda":
-        return {}
-    # ZeRO-3 leaves an empty weight here and its size in `ds_numel`.
-    weights = sum(getattr(one, "ds_numel", one.numel()) for name, one in backend.weights.items() if "embed" not in name)
-    mfu = 6 * weights * len(batch.ids) / seconds / backend.world / PEAK
-    return {"peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2), "mfu": round(mfu, 4)}
 
 
 def total_steps(plan: Plan, recipe: Train) -> int:

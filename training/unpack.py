@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ from typing import Any
 import torch
 import transformers
 
-from curation.errors import ModelError, SetupError, listed
-from curation.store import sync_folder
+from curation.errors import ModelError, SetupError, first_line, listed
+from training.folders import replaced
 from training.model import UNREADABLE, quiet
-from training.model_files import PACKAGE
+from training.model_files import PACKAGE, package_roots
 
 
 def unpack(name: str, folder: Path, layers: int | None = None) -> int:
@@ -38,19 +37,13 @@ def unpack(name: str, folder: Path, layers: int | None = None) -> int:
             backbone = transformers.AutoModel.from_pretrained(**where, dtype=torch.float32)
             tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
         except (*UNREADABLE, struct.error, IndexError) as error:
-            what = next(iter(str(error).splitlines()), type(error).__name__)
-            raise ModelError(name, f"cannot be read ({what})", "is the GGUF file whole?") from error
+            raise ModelError(name, f"cannot be read ({first_line(error)})", "is the GGUF file whole?") from error
         if layers is not None:
             _keep(name, backbone, layers)
         _forget_quantisation(backbone)
-        part = folder.with_name(folder.name + ".part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        backbone.save_pretrained(part)
-        tokenizer.save_pretrained(part)
-    shutil.rmtree(folder, ignore_errors=True)
-    part.replace(folder)
-    sync_folder(folder.parent)
+        with replaced(folder) as part:
+            backbone.save_pretrained(part)
+            tokenizer.save_pretrained(part)
     return sum(weight.numel() for weight in backbone.parameters())
 
 
@@ -60,14 +53,7 @@ def gguf_file(name: str) -> Path:
     Raises:
         ModelError: there is none, or more than one.
     """
-    if name.startswith(PACKAGE):
-        package = name.removeprefix(PACKAGE)
-        spec = importlib.util.find_spec(package) if package.isidentifier() else None
-        roots = [Path(root) for root in (spec.submodule_search_locations or [])] if spec else []
-        if not roots:
-            raise ModelError(name, "no such package is installed", f"run `pip install {package.replace('_', '-')}`")
-    else:
-        roots = [Path(name).expanduser()]
+    roots = package_roots(name) if name.startswith(PACKAGE) else [Path(name).expanduser()]
     found = [path for root in roots for path in ([root] if root.is_file() else sorted(root.rglob("*.gguf")))]
     if len(found) != 1:
         what = f"holds several: {listed([path.name for path in found])}" if found else "no GGUF file there"

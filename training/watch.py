@@ -17,12 +17,12 @@ from curation import store
 from curation.errors import BuildError
 from curation.manifest_models import Train
 from training import ranks
+from training.device import dtype_of
 from training.encode import Encoder
-from training.evaluate import Collection, measure, read_collection
-from training.model import Model, dtype_of
+from training.evaluate import Collection, file_digests, measure, read_collection
+from training.model import Model
 
 METRIC = "ndcg@10"
-FILES = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
 
 
 class Watch:
@@ -47,7 +47,7 @@ class Watch:
             what = "has no held-out queries for `evaluate_every`"
             raise BuildError(build, what, "give a source `holdout: N` and build again, or leave the key out")
         self.digests = {
-            name: store.digest_of([[store.file_digest(folders[name] / file) for file in FILES], instruction])
+            name: store.digest_of([file_digests(folders[name]), instruction])
             for name, (_, instruction) in self.collections.items()
         }
 

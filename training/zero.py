@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from torch import Tensor
 from curation.errors import SetupError
 from curation.manifest_models import Train
 from training import ranks
-from training.model import Model, dtype_of
+from training.device import dtype_of
+from training.model import Model
 from training.weights import OPTIMIZER, WEIGHTS, copied, prepared
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's names
@@ -140,11 +142,13 @@ def _deepspeed(device: torch.device) -> Any:
     """Return DeepSpeed, told not to look for another accelerator and not to chat."""
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+    os.environ.setdefault("LOCAL_RANK", "0")  # it asks for what a launcher sets, and a single process has none
     try:
         import deepspeed
     except ImportError as error:
         raise SetupError("deepspeed", f"cannot be used ({error})", "pip install 'tuplesmith[deepspeed]'") from None
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # of names that DeepSpeed calls, not we
     if device.type == "cpu":  # it would compile a faster sum over processes of one machine, for minutes and with g++
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

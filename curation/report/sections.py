@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LARGEST = 20  # overlaps listed below the heat map
 LEAKS = 3  # sampled a task
 STAGES = {"dedup": "duplicates", "leak": "leaked"}  # stage -> fate; tuples that other stages drop are filtered
-HEAD = ("Source", "Task", "Licence", "Tuples became", "Rows", "Unused", "Tuples", "Merged", "Filtered", "Duplicates", "Leaked",
+HEAD = ("Source", "Task", "Licence", "Became", "Rows", "Unused", "Tuples", "Merged", "Filtered", "Duplicates", "Leaked",
         "Held out", "Kept", "Passages")  # fmt: skip
 
 
@@ -167,7 +167,7 @@ def lengths(found: Mapping[str, Lengths]) -> Section | None:
     decades = (int(used[0]) // per, int(used[-1]) // per + 1) if len(used) else (0, 1)
     drawn_all = []
     for name, one in found.items():
-        said = f"median query {one.middle[0]:,}, median positive {one.middle[1]:,}"
+        said = f"medians {one.middle[0]:,} and {one.middle[1]:,}"
         up, down, ticks = figures.length_axis(one.queries, one.positives, decades)
         picture = figures.histogram(up, down, ticks, ("query", "positive"), f"{name}: {said} characters")
         drawn_all.append(f"<figure><figcaption><b>{escape(name)}</b> <span>{said}</span></figcaption>{picture}</figure>")

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from curation.errors import SetupError
 from mining import cards
+from mining.candidates import Corpus, search
 from mining.cards import Cards, cards_of, planned
+from mining.lists import Ragged
 from mining.search import Exact, nearest
 
 NO_GPU = pytest.mark.skipif(not faiss.get_num_gpus(), reason="no CUDA device")
@@ -69,6 +71,28 @@ def test_the_rows_of_the_exact_search(number, room):
     assert (rough != expected).any(axis=1).mean() > 0.2  # half precision alone has other rows
     assert max(k for card in few for k in card.asked) >= 100  # too narrow lists of 46 were widened
     assert max(len(card.held) for card in few) * 128 <= room
+
+
+def test_other_classes_on_cards():
+    vectors, classes = near_ties(900, 3), np.arange(900) // 40 % 5 - 1
+    none = Ragged(np.zeros(51, np.int64), np.empty(0, np.int64))
+    positives, shingles = Ragged(np.arange(51), np.arange(50)), Ragged(np.zeros(901, np.int64), np.empty(0, np.uint64))
+    few = [Half(0, 40_000), Half(1, 40_000)]
+    found = [
+        search(
+            vectors[:50],
+            positives,
+            none,
+            Corpus(vectors, np.arange(900), Exact(vectors), way, shingles, classes),
+            20,
+            classes[:50],
+        )
+        for way in (Exact, lambda corpus: Cards(corpus, few))
+    ]
+    assert (found[0].ids[classes[:50] >= 0] >= 0).all()
+    assert all(card.loads for card in few)
+    np.testing.assert_array_equal(found[1].ids, found[0].ids)
+    assert found[1].scores.tobytes() == found[0].scores.tobytes()
 
 
 @given(st.integers(1, 30), st.integers(1, 200), st.integers(1, 220), st.integers(1, 4), st.integers(1, 90), st.integers(0, 2**32))

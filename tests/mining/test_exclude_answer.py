@@ -11,6 +11,7 @@ from test_mine import mined, run
 from curation import store
 from curation.schema import key_of
 from mining.answers import answered, answers_of
+from mining.mine import warnings_of
 
 PASSAGES = ["In 1815 Jane AUSTEN wrote it.", "Jane lived in Austenville", "東京都に住む", "by jane-austen", "no one"]
 
@@ -46,9 +47,21 @@ def test_in_a_build(tmp_path, shortage):
     receipt["files"]["answers.parquet"] = store.file_digest(folder / "answers.parquet")
     store.write_json(folder / "done.json", receipt)
     said = run(build)["s"]
+    assert said["answers"] == 30
+    assert not list(warnings_of("s", said))
     assert said["filters"]["exclude_answer"] == 30 * 9
     rows = mined(build)[0]
     texts = store.read_table(folder, "passages")["text"].to_list()
     for number, row in enumerate(rows.iter_rows(named=True)):
         assert not [pid for pid in row["negatives"] if f"builder{number % 3} " in texts[pid]]
         assert len(row["negatives"]) == 20
+
+
+def test_a_source_without_answers_is_told(tmp_path):
+    source = pairs_source([f"who built house {n}?" for n in range(9)], [f"house {n} is by builder {n}" for n in range(9)])
+    build = make_build(
+        tmp_path / "b", {"s": source}, "model: fake, negatives: 2, range_min: 0, exclude_answer: true, shortage: keep"
+    )
+    assert list(warnings_of("s", run(build)["s"])) == [
+        "s: 'exclude_answer' takes nothing, the source names no answers; name their column, `fields: {answer: ...}`"
+    ]

@@ -25,9 +25,7 @@ def clustered(count, families, dim=24, seed=0):
 
 
 def made(folder, corpus, queries, k=20, seed=3):
-    receipt, _ = store.run_stage(
-        folder, "x", lambda part: ivf.write(part, corpus, lambda rows: queries[rows], len(queries), k, seed, "s")
-    )
+    receipt, _ = store.run_stage(folder, "x", lambda part: ivf.write(part, corpus, queries, k, seed, "s"))
     return ivf.Lists(corpus, folder), receipt
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mining.classes import of_other_classes
 from mining.lists import Ragged, contains, distinct
-from mining.negatives import Candidates, Rules, choose, picked, relax
+from mining.negatives import Candidates, Rules, choose, likeness_of, picked, relax
 
 OFF = Rules(range_min=0, range_max=100, max_score=None, relative_margin=None)
 
@@ -99,6 +99,37 @@ def test_filters_on_evidence(name, value, tables, expected):
     assert name in taken
     _, found, taken = all_of(OFF, **tables)
     assert (found.ids[0].tolist(), taken) == ([1, 2, 3], {"positive": 1})
+
+
+@pytest.mark.parametrize(
+    ("share", "range_max", "expected"),
+    [
+        (0.0, 100, [7, -1, -1]),
+        (0.5, 100, [3, 4, 5]),  # the median .4: the limit is .45
+        (0.5, 3, [2, 3, 4]),  # of the first three .6: the limit is .55
+        (1.0, 100, [1, 2, 3]),  # .65
+    ],
+)
+def test_similarity_counts_from_the_level_of_the_row(share, range_max, expected):
+    rules = Rules(0, range_max, max_score=None, relative_margin=None, max_similarity=0.25, similarity_median=share)
+    _, found, _ = all_of(rules, similarity=[1, 0.6, 0.5, 0.4, 0.4, 0.4, 0.3, 0.2])
+    assert found.ids[0].tolist() == expected
+
+
+def test_the_level_of_a_row_is_of_what_was_found():
+    one = Candidates(
+        np.array([[0, 1, 2, -1, -1, -1], [-1] * 6]),
+        np.zeros((2, 6)),
+        ragged([[9], [9]]),
+        np.zeros(2),
+        ragged([[], []]),
+        np.empty(0),
+        similarity=np.array([[0.9, 0.6, 0.4, -1, -1, -1], [-1] * 6], np.float32),
+    )
+    found = likeness_of(one, Rules(similarity_median=1.0))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found[0, :3], [0.3, 0, -0.2], atol=1e-6)
+    assert np.isfinite(found).all()
 
 
 def test_the_raw_window_counts_all_that_was_found():

@@ -20,7 +20,8 @@ from mining.judge import judged
 from mining.lists import Ragged
 from mining.negatives import Candidates, Rules, choose
 from mining.reranker import chosen_with
-from tests.training.tiny_models import tiny_folder
+from tests.training.tiny_models import tiny_folder, tiny_reranker
+from training.causal_reranker import NEEDED, load_reranker
 from training.cross_encoder import load_cross_encoder
 
 QUERIES, DEPTH = 40, 30
@@ -98,6 +99,19 @@ def test_filters_and_grades_a_build(tmp_path, monkeypatch, model):
     reset(build, f"{EASY}, reranker: {model}, reranker_scores: true, reranker_max_score: 0.98")
     assert run(build)["s"]["ran"]
     assert not run(build)["s"]["ran"]
+
+
+def test_a_language_model_is_asked_with_the_instruction(tmp_path):
+    model = str(tiny_reranker(tmp_path / "llm", NEEDED))
+    build = make_build(
+        tmp_path / "b", {"s": retrieval(12, instruction="find it")}, f"{EASY}, reranker: {model}, reranker_scores: true"
+    )
+    run(build)
+    texts = store.read_table(build / "curated" / "s", "passages")["text"].to_list()
+    row = mined(build)[0].row(0, named=True)
+    asked = f"<Instruct>: find it\n<Query>: {row['query']}"
+    again = load_reranker(model, device="cpu").scores([asked] * len(row["negatives"]), [texts[pid] for pid in row["negatives"]])
+    assert row["negative_scores"] == pytest.approx(again, abs=1e-5)
 
 
 def several_answers():

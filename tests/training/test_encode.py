@@ -14,8 +14,8 @@ from tiny_models import MINILM, TEXTS, tiny_folder
 
 from curation.errors import ModelError, SetupError
 from training import encode as module
+from training.device import dtype_of
 from training.encode import batches, load_encoder
-from training.model import dtype_of
 from training.model_files import find_model
 
 MANY = [*TEXTS, *(f"{word} " * length for word in ("cat", "naïve") for length in (1, 7, 40)), "cat " * 300, "end", " ", "\n\n"]

@@ -27,7 +27,8 @@ def exported(request, tmp_path_factory):
     name = MINILM if kind == "minilm" else str(tiny_folder(kind, tmp_path_factory.mktemp(kind)))
     model = load_model(name, max_tokens=48)
     folder = tmp_path_factory.mktemp("exported") / kind
-    export(model, folder, {"query": "Instruct: find it\nQuery: "})
+    model.prompts = {"query": "Instruct: find it\nQuery: "}
+    export(model, folder)
     return model, folder
 
 

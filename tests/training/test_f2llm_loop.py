@@ -6,6 +6,7 @@ import pytest
 import torch
 from f2llm_loop import PaddedLoop
 from tiny_build import retrieval, tiny_model, write_build
+from training_quality import shuffled
 
 from curation.manifest_models import Train
 from training.backend import Torch
@@ -45,3 +46,18 @@ def test_the_losses_of_twenty_steps_are_those_of_f2llms_loop(tmp_path, task):
         losses.append((ours, theirs.step(batch, task, lr)[0]))
     assert max(abs(ours - other) for ours, other in losses) < 1e-4
     assert losses[-1][0] < losses[0][0] - 0.2  # they learn, and the same
+
+
+def test_the_peers_get_rows_of_the_same_sources_with_all_their_negatives(tmp_path):
+    kinds = {**retrieval(20, negatives=5, salt=1), "task": "classification"}
+    kinds["negatives"][3] = []
+    build = write_build(tmp_path / "b", {"pairs": retrieval(40, negatives=5), "kinds": kinds})
+    model = load_model(tiny_model(tmp_path / "m"), max_tokens=32, device="cpu")
+    plan = Plan(load_sources(build, model, "auto"), 7, 8, 2)
+    ours, theirs = [plan.batch_at(step) for step in range(8)], list(shuffled(plan, 8, 7))
+    said = [[(one.source, len(one.rows), one.in_batch, one.negative.shape) for one in batches] for batches in (ours, theirs)]
+    assert said[0] == said[1]
+    assert {source for source, *_ in said[0]} == {"pairs", "kinds"}
+    assert all(one.has_negative.all() for one in theirs)
+    assert any(not one.has_negative.all() for one in ours)
+    assert sorted(row for one in theirs if one.source == "pairs" for row in one.rows) == list(range(40))

@@ -56,6 +56,7 @@ def test_a_folder_scores_as_evaluate_scores_it_and_models_stand_side_by_side(pla
     assert found["means"] == {"Retrieval": score}
     assert found["mean"] == score
     (written,) = (place / "results").rglob(f"{name}.json")
+    assert written.parts[-3] == MINILM.replace(":", "__")  # ORG__NAME, as mteb has it
     kept = json.loads(written.read_text())
     assert kept["scores"]["test"][0]["ndcg_at_10"] == score
     before = written.stat().st_mtime_ns

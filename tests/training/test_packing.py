@@ -16,7 +16,8 @@ from curation.errors import ModelError
 from training import attention
 from training import model as model_module
 from training.attention import Segments, check_packing, packed_inputs
-from training.model import autocast, load_model
+from training.device import autocast
+from training.model import load_model
 
 KINDS = ("qwen3", "llama", "bert")
 ADVICE = "its architecture cannot be trained or encoded without padding"

@@ -31,7 +31,9 @@ def run(tmp_path_factory):
     build = tmp_path_factory.mktemp("model") / "small"
     base = tiny_folder("qwen3", build.parent / "base")
     (build / "train").mkdir(parents=True)
-    export(load_model(str(base), pooling="last", max_tokens=64, device="cpu"), build / "train/model", {"query": "Query: "})
+    model = load_model(str(base), pooling="last", max_tokens=64, device="cpu")
+    model.prompts = {"query": "Query: "}
+    export(model, build / "train/model")
     store.write_json(build / "train" / store.RECEIPT, RECEIPT)
     store.write_json(build / "build.json", {"sources": {"faq": {"license": "mit"}, "tone": {"license": ""}}})
     return build / "train"
@@ -47,9 +49,26 @@ def test_the_card_names_use_data_and_recipe(run):
     assert '| `query` | `"Query: "` |' in made.card
     assert "| `faq` | retrieval | 1,234 | mit |\n| `tone` | classification | 5 | not named |" in made.card
     assert "for 12 steps from `org/base`" in made.card
+    assert "held-out queries" not in made.card
     files = {path.relative_to(run / "model").as_posix() for path in (run / "model").rglob("*") if path.is_file()}
     assert made.pieces.keys() == files | {"README.md", "provenance.json"}
     assert json.loads(made.pieces["provenance.json"].content)["run"]["trained_on"]["faq"]["license"] == "mit"
+
+
+def test_the_card_names_the_score_of_the_model_that_is_written(run, tmp_path):
+    (tmp_path / "train/model/1_Pooling").mkdir(parents=True)
+    for name in ("modules.json", "config.json", "model.safetensors", "sentence_bert_config.json", "1_Pooling/config.json"):
+        (tmp_path / "train/model" / name).write_bytes((run / "model" / name).read_bytes())
+    about = store.read_json(run / "model/config_sentence_transformers.json")
+    told = {"faq": "Instruct: Find the answer\nQuery: ", "tone": "Instruct: Name the tone\nQuery: "}
+    store.write_json(tmp_path / "train/model/config_sentence_transformers.json", about | {"prompts": told})
+    scores = {"history": {"4": 0.5, "8": 0.75, "12": 0.625}, "best": {"step": 8, "ndcg@10": 0.75}}
+    for choice, said in (("last", "0.6250, at step 12"), ("best", "0.7500, at step 8")):
+        recipe = {"recipe": RECEIPT["recipe"] | {"export": choice}}
+        store.write_json(tmp_path / "train" / store.RECEIPT, RECEIPT | scores | recipe)
+        card = plan(tmp_path / "train", "org/small").card
+        assert f"nDCG@10 on held-out queries, the mean over their sources: {said}." in card
+        assert 'model.encode(["how do I find empty files?"], prompt_name="faq")' in card  # a model that is told its task
 
 
 def test_no_folder_of_this_machine_is_published(run, tmp_path):

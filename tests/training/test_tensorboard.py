@@ -43,7 +43,10 @@ def test_its_files_hold_the_values_of_the_log_once_a_step_also_after_a_kill(tmp_
     for line in read_log(tmp_path / "run/log.jsonl"):
         source = line["source"]
         losses = {f"{term}/{source}": line[term] for term in ("loss", "loss_hard", "loss_inbatch")}
-        for tag, value in {**losses, **{key: line[key] for key in ("lr", "grad_norm", "tokens_per_second")}}.items():
+        for tag, value in {
+            **losses,
+            **{key: line[key] for key in ("lr", "grad_norm", "tokens_per_second", "pad_share", "memory_gb")},
+        }.items():
             if value is not None:
                 wanted.setdefault(tag, []).append((line["step"] + 1, pytest.approx(value, rel=1e-6)))
     assert {tag: [(one.step, one.value) for one in shown.Scalars(tag)] for tag in shown.Tags()["scalars"]} == wanted

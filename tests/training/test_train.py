@@ -20,8 +20,10 @@ from curation import store
 from curation.errors import BuildError
 from curation.manifest_models import Train
 from training.data import Plan
+from training.encode import load_encoder
 from training.log import read_log
 from training.model import load_model
+from training.runs import export_checkpoint
 from training.tokens import load_sources
 from training.train import Stopped, train
 
@@ -89,7 +91,8 @@ def test_the_log_has_a_line_a_step_and_the_receipt_says_what_was_trained_on(undi
     assert [line["epoch"] for line in lines] == [step // 8 for step in range(10)]  # 5 + 3 batches an epoch
     for line in lines:
         assert set(line) == {"step", "epoch", "source", "task", "loss", "loss_hard", "loss_inbatch", "loss_distilled", "lr",
-                             "grad_norm", "tokens", "seconds", "tokens_per_second"}  # fmt: skip
+                             "grad_norm", "tokens", "pad_share", "seconds", "tokens_per_second", "seconds_left",
+                             "memory_gb", "mfu", "attention"}  # fmt: skip
         assert (line["loss_inbatch"] is None) == (line["task"] == "classification")
         assert line["loss"] == pytest.approx(line["loss_hard"] + (line["loss_inbatch"] or 0), rel=1e-6)
     assert lines[0]["lr"] == pytest.approx(1e-3 / 3)
@@ -127,7 +130,7 @@ def test_killed_and_run_again_it_ends_with_the_same_bytes(undisturbed, model, bu
         path = Path("checkpoints/step-000010") / name
         assert (tmp_path / path).read_bytes() == (undisturbed / path).read_bytes()
     lines = [list(read_log(out / "log.jsonl")) for out in (tmp_path, undisturbed)]
-    timeless = [[{k: v for k, v in line.items() if "second" not in k} for line in log] for log in lines]
+    timeless = [[{k: v for k, v in line.items() if "second" not in k and k != "memory_gb"} for line in log] for log in lines]
     assert timeless[0] == timeless[1]
 
 
@@ -274,6 +277,24 @@ def test_a_decoder_goes_on_to_the_bit_too_and_loads_in_sentence_transformers(bui
         packed = ours.embed(torch.from_numpy(tokens.ids.astype(np.int64)), tokens.starts.tolist())
     theirs = SentenceTransformer(str(tmp_path / "a/model"), device="cpu")
     assert np.abs(theirs.encode(texts) - packed.numpy()).max() < 1e-5
+
+
+def test_a_model_that_was_told_its_task_says_so_in_its_folder(tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    sources = {"pairs": retrieval(16) | {"instruction": "Find it"}, "query": retrieval(16, salt=1)}
+    build, out = write_build(tmp_path / "b", sources), tmp_path / "out"
+    rule = recipe(tiny_model(tmp_path / "qwen3", "qwen3"), steps=2, epochs=1)
+    train(build, rule, out=out)
+    trained, theirs = load_encoder(str(out / "model")), SentenceTransformer(str(out / "model"), device="cpu")
+    assert theirs.prompts == {"query": "", "document": "", "pairs": "Instruct: Find it\nQuery: "}
+    ours = trained.encode([trained.query("Find it", "open a file")])
+    assert np.abs(theirs.encode(["open a file"], prompt_name="pairs") - ours).max() < 1e-5
+    export_checkpoint(out, tmp_path / "again")
+    name = "config_sentence_transformers.json"
+    assert (tmp_path / "again" / name).read_bytes() == (out / "model" / name).read_bytes()
+    train(build, rule.model_copy(update={"prompt": "none"}), out=tmp_path / "bare")
+    assert json.loads((tmp_path / "bare/model" / name).read_text())["prompts"] == {"query": "", "document": ""}
 
 
 def test_loss_falls_on_real_pairs(tmp_path):

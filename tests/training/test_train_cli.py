@@ -12,14 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 import yaml
 from click.testing import CliRunner
 from safetensors.torch import load_file
 from tiny_build import retrieval, tiny_model, write_build
+from tiny_models import tiny_tokenizer
 
 from curation.errors import BuildError, ManifestError
 from curation.manifest import load_recipe
 from training.cli import train
+from training.cli_models import _side_by_side
 from training.model_files import find_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,6 +133,20 @@ def test_average_is_the_mean_of_the_last_checkpoints(place):
 def test_quiet_is_quiet_with_deepspeed_installed(place):
     result = command("builds/tiny", "--steps", 1, "-q")
     assert (result.stdout, result.stderr, result.returncode) == ("", "", 0)
+
+
+def test_a_single_process_with_deepspeed_needs_no_launcher_and_learns_what_torch_learns(place):
+    plain = (place / "recipe.yaml").read_text() + "dtype: float32\n"
+    (place / "plain.yaml").write_text(plain)
+    (place / "zero3.yaml").write_text(plain + "deepspeed: {zero: 3, offload: yes}\n")
+    told = ("--steps", 1, "--device", "cpu")
+    assert call("builds/tiny", "--recipe", "plain.yaml", "-o", "plain", *told).exit_code == 0
+    done = command("builds/tiny", "--recipe", "zero3.yaml", "-o", "zero3", *told)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Warning" not in done.stderr
+    plain, shared = (load_file(f"{name}/model/model.safetensors") for name in ("plain", "zero3"))
+    assert plain.keys() == shared.keys()
+    assert max(float((plain[key] - value).abs().max()) for key, value in shared.items()) < 1e-6
 
 
 def test_evaluate_prints_a_table_and_json(place):
@@ -244,11 +261,47 @@ def test_a_plan_counts_memory_and_hours_by_its_own_formula(place):
     assert "gpu_hours" in call("plan", "builds/tiny").stdout
 
 
-@pytest.mark.parametrize("size", ["0.6b", "1.7b", "4b"])
-def test_the_recipes_of_the_paper_are_whole(size):
-    recipe = load_recipe(Path(__file__).resolve().parents[2] / "manifests" / "train" / f"qwen3-{size}.yaml")
+# Dimensions, of the layers' inside, layers, heads; weights, and those of the embeddings.
+QWEN3 = {
+    "0.6b": (1024, 3072, 28, 16, 0.596e9, 0.156e9),
+    "1.7b": (2048, 6144, 28, 16, 1.72e9, 0.311e9),
+    "4b": (2560, 9728, 36, 32, 4.02e9, 0.389e9),
+}
+
+
+@pytest.mark.parametrize("size", QWEN3)
+def test_the_recipes_of_the_paper_are_whole_and_a_plan_needs_no_weights(place, size):
+    path = ROOT / "manifests" / "train" / f"qwen3-{size}.yaml"
+    recipe = load_recipe(path)
     assert (recipe.batch, recipe.epochs, recipe.max_tokens, recipe.negatives, recipe.temperature) == (512, 2, 1024, 7, 0.05)
     assert (recipe.warmup, recipe.min_lr, recipe.betas, recipe.weight_decay, recipe.clip) == (500, 1e-7, (0.9, 0.98), 0.01, 1.0)
     assert recipe.lr == (8e-6 if size == "4b" else 1e-5)
     assert recipe.deepspeed.zero == 2
     assert recipe.checkpointing
+    dim, inside, layers, heads, weights, embedding = QWEN3[size]
+    model = place / "qwen3"
+    tiny_tokenizer(True).save_pretrained(model)
+    transformers.Qwen3Config(
+        hidden_size=dim, intermediate_size=inside, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=8,
+        head_dim=128, vocab_size=151_936, max_position_embeddings=40_960,
+    ).save_pretrained(model)  # fmt: skip
+    (place / "own.yaml").write_text(path.read_text().replace(recipe.model, str(model)))
+    plan = json.loads(call("plan", "builds/tiny", "--recipe", "own.yaml", "--gpus", 8, "--json").stdout)
+    assert plan["weights"] == pytest.approx(weights, rel=0.01)
+    assert plan["memory_gb_per_gpu"]["weights_and_optimizer"] == round((4 + 12 / 8) * plan["weights"] / 1e9, 1)
+    assert (plan["prompt"], plan["pooling"], plan["steps"]) == ("instruct", "last", 4)
+    # 6 operations a weight and token and 2 more for the second forward of checkpointed layers, at 0.4 * 798 TFLOP/s.
+    hours = 8 * (weights - embedding) * plan["tokens_per_step"] * 4 / (0.4 * 798e12) / 3600
+    assert plan["gpu_hours"] == pytest.approx(hours, abs=0.05)
+    error = call("builds/tiny", "--recipe", "own.yaml").exception
+    assert str(error) == f"{model}: holds no weights; put its model.safetensors beside config.json"
+
+
+@pytest.mark.parametrize(("models", "heads"), [(["a/b", "c"], ["a/b", "c"]), (["builds/" + "x" * 40, "y" * 40], ["[1]", "[2]"])])
+def test_models_side_by_side_fit_into_80_columns(capsys, models, heads):
+    _side_by_side(models, {"mean of Retrieval": [0.5, 0.25]})
+    *above, head, line = capsys.readouterr().out.splitlines()
+    assert (head.split(), line) == (heads, "mean of Retrieval  0.5000  0.2500")
+    assert [one.split() for one in above if one] == (
+        [] if heads == models else [list(pair) for pair in zip(heads, models, strict=True)]
+    )

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import pytest
-import torch
 from safetensors.torch import load_file
 from test_deepspeed import torchrun
 from tiny_build import retrieval, tiny_model, write_build
@@ -18,7 +16,7 @@ from curation.manifest_models import Train
 from training.encode import load_encoder
 from training.evaluate import evaluate
 from training.log import read_log
-from training.train import gpu_figures, train
+from training.train import train
 
 
 class Killed(BaseException):
@@ -183,12 +181,3 @@ def test_two_processes_choose_what_one_does(place, whole, tmp_path):
         for file in ("done.json", "model/model.safetensors"):
             assert (tmp_path / name / file).read_bytes() == (tmp_path / f"{name}-torn" / file).read_bytes()
         assert len(measurements(tmp_path / name)) == 6
-
-
-def test_a_gpus_figures_are_its_share_of_peak_and_the_cpu_has_none():
-    weights = {"layers.0.weight": torch.zeros(1000, 1000), "embed_tokens.weight": torch.zeros(5000, 1000)}
-    batch = SimpleNamespace(ids=range(2000))
-    gpu = SimpleNamespace(device=torch.device("cuda"), weights=weights, world=2)
-    # 6 operations * 1e6 weights * 2000 tokens in a tenth of a millisecond are 1.2e14 a second, over two GPUs 6e13.
-    assert gpu_figures(gpu, batch, 1e-4)["mfu"] == pytest.approx(6e13 / 798e12, abs=1e-4)
-    assert gpu_figures(SimpleNamespace(device=torch.device("cpu"), weights=weights, world=1), batch, 1.0) == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -73,4 +74,15 @@ def tiny_folder(kind: str, folder: Path, labels: int | None = None) -> Path:
         config.pad_token_id = 0 if kind in DECODERS else config.pad_token_id
     head.from_config(config).save_pretrained(folder)
     tiny_tokenizer(kind in DECODERS).save_pretrained(folder)
+    return folder
+
+
+def tiny_reranker(folder: Path, words: Sequence[str]) -> Path:
+    """Write a random language model whose tokenizer knows some words, with room for a prompt."""
+    torch.manual_seed(1)
+    tokenizer = tiny_tokenizer(decoder=True)
+    tokenizer.add_tokens(list(words))
+    sizes = SMALL | GROUPED | {"vocab_size": 440, "max_position_embeddings": 1_024, "initializer_range": 0.2}
+    transformers.AutoModelForCausalLM.from_config(transformers.Qwen3Config(**sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
