@@ -105,8 +105,8 @@ def calibrate(build: Path | None, only: tuple[str, ...], device: str, as_json: b
 
     For each source that is searched: other relative margins, and other limits of
     the similarity to a positive, each with all else as in the manifest; its own are
-    marked. taken: share of the candidates that the limit takes, of those that the
-    filters before it leave; full: rows that get all their negatives; hardness: mean
+    marked. taken: share of all candidates that the limit takes, without what the
+    filters before it took; full: rows that get all their negatives; hardness: mean
     score of the negatives. Where queries have several positives, all but the first
     are hidden, and FN is the share of them among the negatives.
     """
