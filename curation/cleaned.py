@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,23 @@ from curation.duplicates.shingles import SHINGLING
 from curation.errors import SourceError
 from curation.leaks import decontaminate
 from curation.progress import Progress, silent
-from curation.schema import DROPPED
+from curation.schema import DROPPED, no_drops
 from curation.shaping import holdout
 from curation.shaping.columns import place_of
-from curation.stages import FORMAT, Done, Job, Receipt, counts_of
-from curation.store import digest_of, read_json, read_parquet, read_table, run_stage, stands, write_parquet, write_table
+from curation.shaping.unused import counts_of
+from curation.stages import FORMAT, Done, Job, Receipt
+from curation.store import (
+    digest_of,
+    link_table,
+    read_frames,
+    read_json,
+    read_parquet,
+    read_table,
+    run_stage,
+    stands,
+    write_frames,
+    write_parquet,
+)
 from curation.text import forms
 
 SHORTEST = 12  # characters of a text that counts as shared by two sources
@@ -48,16 +62,15 @@ def _near(job: Job, folder: Path) -> Receipt:
     from curation.duplicates.within import texts_of  # loads the compiled loops
 
     assert job.dedup
-    texts = texts_of(job.build / "shaped" / job.source.name)
-    found = near(slices(texts), job.dedup.stored, folder)
+    found = near(slices(texts_of(job.build / "shaped" / job.source.name)), job.dedup.stored, folder)
     pairs = pl.DataFrame({"left": found.left, "right": found.right, "score": found.score})
-    write_parquet(folder / "pairs.parquet", pairs.cast({"left": pl.UInt32, "right": pl.UInt32}))
+    write_parquet(folder / "pairs.parquet", pairs)
     write_parquet(folder / "form.parquet", pl.DataFrame({"form": found.form}))
     for path in folder.iterdir():
         for_others = path.name.startswith(("entries", "counts", "forms", "keys-")) and job.dedup.across
         if path.suffix != ".parquet" and not for_others:
             path.unlink()
-    return {"source": job.source.name, "texts": len(texts), "pairs": len(found.score), "lowest": job.dedup.stored}
+    return {"source": job.source.name, "texts": len(found.form), "pairs": len(found.score), "lowest": job.dedup.stored}
 
 
 def clean_digest(job: Job) -> str:
@@ -89,33 +102,59 @@ def _clean(job: Job, folder: Path) -> Receipt:
     source, stage = job.source, job.build / "shaped" / job.source.name
     shaped = read_json(stage / "done.json")
     heldout = holdout.forms_of([(name, read_parquet(path / "heldout.parquet")) for name, path in _holding(job).items()])
-    tuples, gone, negatives_out = holdout.take_out_leaks(read_table(stage, "tuples"), heldout, source.name)
-    if not len(tuples):
-        raise SourceError(place_of(source), "every tuple of it is held out somewhere", "hold out fewer")
     corpus = read_parquet(stage / "corpus.parquet")["text"]
     corpus = corpus.filter(~forms(corpus).is_in(heldout["form"].implode()))
-    more_out: dict[str, int] = {}
+    drops, out, hashes = [no_drops()], Counter[str](), []
+
+    def kept(frames: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+        for frame in frames:
+            tuples, leaked, negatives = holdout.take_out_leaks(frame, heldout, source.name)
+            drops.append(leaked)
+            out["heldout_negative"] += negatives
+            hashes.append(_hashes(tuples))
+            yield tuples
+
     if job.decontaminate:
+        tuples = pl.concat(kept([read_table(stage, "tuples")]))
+        if not len(tuples):
+            raise SourceError(place_of(source), "every tuple of it is held out somewhere", "hold out fewer")
         tuples, corpus, leaked, more_out = decontaminate.take_out(
             job.decontaminate, job.build, folder, tuples, corpus, source.name
         )
-        gone = pl.concat([gone, leaked])
-        if not len(tuples):
-            raise SourceError(place_of(source), "every tuple of it is a leak", "see `mode: report`, or leave the source out")
-    write_table(folder, "tuples", tuples)
+        drops, hashes, out = [*drops, leaked], [_hashes(tuples)], out + Counter(more_out)
+        left = write_frames(folder, "tuples", [tuples])
+    elif len(heldout):
+        left = write_frames(folder, "tuples", kept(read_frames(stage, "tuples")))
+    else:
+        link_table(stage, folder, "tuples")
+        left = sum(map(len, kept(read_frames(stage, "tuples"))))
+    if not left:
+        what = "every tuple of it is a leak" if job.decontaminate else "every tuple of it is held out somewhere"
+        raise SourceError(
+            place_of(source), what, "see `mode: report`, or leave the source out" if job.decontaminate else "hold out fewer"
+        )
     write_parquet(folder / "corpus.parquet", pl.DataFrame({"text": corpus}))
-    write_parquet(folder / "dropped.parquet", pl.concat([read_parquet(stage / "dropped.parquet"), gone]).cast(DROPPED))
-    write_parquet(folder / "forms.parquet", _forms(tuples, corpus))
-    texts_out = shaped["texts_out"] | ({"heldout_negative": negatives_out} if negatives_out else {}) | more_out
+    write_parquet(folder / "dropped.parquet", pl.concat([read_parquet(stage / "dropped.parquet"), *drops]).cast(DROPPED))
+    write_parquet(folder / "forms.parquet", _united([*hashes, _hashes_of(corpus)]))
+    texts_out = shaped["texts_out"] | {name: count for name, count in out.items() if count}
     carried = ("instruction", "rows_in", "rows_used", "rows_dropped", "tuples_made", "merged", "heldout", "inputs", "shape")
-    counts: dict[str, Any] = {"dropped": shaped["dropped"] | counts_of(gone), "texts_out": texts_out}
+    counts: dict[str, Any] = {"dropped": shaped["dropped"] | counts_of(pl.concat(drops)), "texts_out": texts_out}
     return {"source": source.name, **{name: shaped[name] for name in carried}, **counts}
 
 
-def _forms(tuples: pl.DataFrame, corpus: pl.Series) -> pl.DataFrame:
-    """Return the hashes of the forms of all texts that are not very short, sorted: two sources share those they both have."""
+def _hashes(tuples: pl.DataFrame) -> pl.Series:
     lists = [tuples[name].explode(empty_as_null=False) for name in ("positives", "negatives")]
-    texts = pl.concat([tuples["query"], *lists, corpus]).drop_nulls().unique()
+    return _hashes_of(pl.concat([tuples["query"], *lists]).drop_nulls())
+
+
+def _hashes_of(texts: pl.Series) -> pl.Series:
+    """Return a hash (u64) of the form of each text that is not very short."""
+    texts = texts.unique()
     texts = texts.filter(texts.str.len_chars() >= SHORTEST)
     hashes = map(xxhash.xxh3_64_intdigest, forms(texts).cast(pl.Binary).to_list())
-    return pl.Series("form", list(hashes), dtype=pl.UInt64).unique().sort().to_frame()
+    return pl.Series("form", list(hashes), dtype=pl.UInt64)
+
+
+def _united(hashes: list[pl.Series]) -> pl.DataFrame:
+    """Return the hashes of all texts of a source once, sorted: two sources share those they both have."""
+    return pl.concat(hashes).unique().sort().to_frame()

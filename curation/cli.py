@@ -208,6 +208,6 @@ for command in (diff, export, importing, publish, verify):
     curate.add_command(command)
 
 
-def main(arguments: Any = None) -> None:
+def main() -> None:
     """Run the command line."""
     run(curate, "curate")

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 
 from curation.manifest import Dedup
-from curation.numbering import number
+from curation.numbering import Frames, number, pairs_of, passages_of
 from curation.progress import Progress, silent
 from curation.schema import DROPPED, no_drops
 from curation.shaping.answers import FILE as ANSWERS
 from curation.shaping.labelled import pair_up
 from curation.shaping.scores import with_scores
-from curation.stages import FORMAT, Done, Job, Receipt, counts_of
+from curation.shaping.unused import counts_of
+from curation.stages import FORMAT, Done, Job, Receipt
 from curation.store import (
     digest_of,
     file_digest,
+    read_frames,
     read_json,
     read_parquet,
     read_table,
     run_stage,
     stands,
+    write_frames,
     write_parquet,
-    write_table,
 )
 
 
@@ -61,25 +64,30 @@ def curate_source(job: Job, progress: Progress = silent) -> Done:
 def _curate(job: Job, folder: Path) -> Receipt:
     source, stage = job.source, job.build / "cleaned" / job.source.name
     clean = read_json(stage / "done.json")
-    tuples, corpus = read_table(stage, "tuples"), read_parquet(stage / "corpus.parquet")["text"]
-    gone, families = no_drops(), None
-    if job.dedup:
-        tuples, gone, families = _without_twins(job, job.dedup, tuples, corpus, folder)
-    if source.task == "clustering" and clean["shape"] == "labelled":
-        tuples, lonely = pair_up(tuples, job.seed, source.name)
-        gone = pl.concat([_lonely_too(gone, lonely), lonely])
-    pairs, passages = number(tuples, corpus, source.task, families)
-    constants = _constants(job, clean)
+    corpus, gone, families = read_parquet(stage / "corpus.parquet")["text"], no_drops(), None
+    pairing = source.task == "clustering" and clean["shape"] == "labelled"
     scores = job.build / "shaped" / source.name / "scores.parquet"
+    frames: Frames = partial(read_frames, stage, "tuples")
+    if job.dedup or pairing or scores.exists():  # what looks at all of them at once
+        tuples = read_table(stage, "tuples")
+        if job.dedup:
+            tuples, gone, families = _without_twins(job, job.dedup, tuples, corpus, folder)
+        if pairing:
+            tuples, lonely = pair_up(tuples, job.seed, source.name)
+            gone = pl.concat([_lonely_too(gone, lonely), lonely])
+        frames = partial(iter, [tuples])
+    numbers = number(frames, corpus, source.task, families)
+    constants = _constants(job, clean)
+    pairs = pairs_of(frames, numbers)
     if scores.exists():
-        pairs = with_scores(pairs, passages, read_parquet(scores))
-    write_table(folder, "pairs", pairs, constants)
-    write_table(folder, "passages", passages, constants)
+        pairs = (with_scores(some, numbers.keys, read_parquet(scores)) for some in pairs)
+    kept = write_frames(folder, "pairs", pairs, constants)
+    write_frames(folder, "passages", passages_of(frames, numbers, source.task), constants)
     if source.fields.answer is not None:
-        answers = read_parquet(job.build / "shaped" / source.name / ANSWERS)
-        write_parquet(folder / ANSWERS, answers.filter(pl.col("key").is_in(pairs["key"].implode())), constants)
+        answers, asked = read_parquet(job.build / "shaped" / source.name / ANSWERS), numbers.keys.gather(numbers.roles["query"])
+        write_parquet(folder / ANSWERS, answers.filter(pl.col("key").is_in(asked.implode())), constants)
     write_parquet(folder / "dropped.parquet", pl.concat([read_parquet(stage / "dropped.parquet"), gone.cast(DROPPED)]))
-    counts = {"kept": len(pairs), "passages": len(passages), "dropped": clean["dropped"] | counts_of(gone)}
+    counts = {"kept": kept, "passages": numbers.passages, "dropped": clean["dropped"] | counts_of(gone)}
     carried = ("rows_in", "rows_used", "rows_dropped", "tuples_made", "merged", "heldout", "inputs", "shape", "texts_out")
     return {**constants, **{name: clean[name] for name in carried}, **counts}
 

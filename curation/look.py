@@ -22,7 +22,8 @@ from curation.reading.sources import read_rows
 from curation.schema import render_query
 from curation.shaping.columns import column, place_of
 from curation.shaping.shapes import to_tuples
-from curation.stages import Job, check_readable
+from curation.shaping.unused import check_readable
+from curation.stages import Job
 from curation.store import check_files, read_parquet, read_receipt, read_table
 from curation.summary import read_summary
 

@@ -31,7 +31,7 @@ class Mine(Section):
     preset: Literal["f2llm", "nv-retriever", "clean"] = Field(
         "f2llm",
         description="sets the keys below, as far as you do not. f2llm: the filters of sentence-transformers' miner with F2LLM's "
-        "settings; nv-retriever: below 95 % of the positive's score, copies excluded; clean: also `max_similarity: auto`",
+        "settings; nv-retriever: below 95 % of the positive's score, copies excluded; clean: also `max_similarity: auto`, from each query's own level",
     )
     negatives: int = Field(24, ge=1, le=1000, description="negatives a query")
     candidates: Literal["dense", "bm25", "both", "given"] = Field(

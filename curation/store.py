@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import errno
 import functools
+import glob
+import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -18,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.ipc
@@ -28,7 +32,7 @@ from curation.errors import BuildError
 
 RECEIPT = "done.json"
 ROWS_PER_SHARD = 1_000_000
-ROWS_PER_GROUP = 100_000
+ROWS_PER_GROUP = 20_000
 CHUNKS = {"min_chunk_size": 262_144, "max_chunk_size": 1_048_576, "norm_level": 0}  # as `datasets` writes them
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PACKAGES = ("tuplesmith", "polars", "pyarrow", "torch", "transformers", "faiss-cpu", "faiss-gpu", "datasets", "datasketch")
@@ -38,6 +42,9 @@ PACKAGES = ("tuplesmith", "polars", "pyarrow", "torch", "transformers", "faiss-c
 def atomic(path: Path) -> Iterator[IO[bytes]]:
     """Open a file that appears under `path` only when it is whole and on the disk."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    for left_over in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        if _ended(left_over.name.split(".")[-2]):
+            left_over.unlink(missing_ok=True)
     try:
         with part.open("wb") as file:
             yield file
@@ -50,6 +57,17 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
             error.filename = str(path)  # so that a full disk can be told by its place
         raise
     sync_folder(path.parent)
+
+
+def _ended(process: str) -> bool:
+    """Tell whether no process has this number, so that what it was writing will never be whole."""
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except (ValueError, OverflowError, PermissionError):
+        return False
+    return False
 
 
 def sync_folder(folder: Path) -> None:
@@ -96,8 +114,57 @@ def json_line(row: Mapping[str, object]) -> bytes:
 
 def write_table(folder: Path, name: str, table: pl.DataFrame, constants: Mapping[str, str] | None = None) -> None:
     """Write a table as `<name>-00000.parquet`, ... with `constants` in the parquet metadata; same table, same bytes."""
-    for shard, start in enumerate(range(0, max(len(table), 1), ROWS_PER_SHARD)):
-        write_parquet(folder / f"{name}-{shard:05d}.parquet", table.slice(start, ROWS_PER_SHARD), constants)
+    write_frames(folder, name, [table], constants)
+
+
+def write_frames(folder: Path, name: str, frames: Iterable[pl.DataFrame], constants: Mapping[str, str] | None = None) -> int:
+    """Write a table that comes in parts, at least one, as `write_table` writes it whole; return its rows.
+
+    No more of it is held than a part and a row group.
+    """
+    groups, rows = _groups(frames), 0
+    group: pl.DataFrame | None = next(groups)
+    for shard in itertools.count():
+        assert group is not None
+        with atomic(folder / f"{name}-{shard:05d}.parquet") as file, _writer(file, group, constants) as writer:
+            in_shard = 0
+            while group is not None and in_shard < ROWS_PER_SHARD:
+                writer.write_table(_arrow(group, constants))
+                in_shard += len(group)
+                group = next(groups, None)
+        rows += in_shard
+        if group is None:
+            break
+    return rows
+
+
+def _groups(frames: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """Return the same rows in row groups, of which a whole number makes a shard; an empty table is one without rows."""
+    size = min(ROWS_PER_GROUP, ROWS_PER_SHARD)
+    held: list[pl.DataFrame] = []
+    some = False
+    for frame in frames:
+        held.append(frame)
+        if sum(map(len, held)) >= size:
+            whole = pl.concat(held)
+            last = len(whole) - len(whole) % size
+            yield from (whole.slice(start, size) for start in range(0, last, size))
+            held, some = [whole.slice(last)], True
+    whole = pl.concat(held)
+    if len(whole) or not some:
+        yield whole
+
+
+def _arrow(table: pl.DataFrame, constants: Mapping[str, str] | None) -> Any:
+    whole = table.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
+    return whole.replace_schema_metadata(dict(constants or {}))
+
+
+def _writer(file: IO[bytes], table: pl.DataFrame, constants: Mapping[str, str] | None) -> pq.ParquetWriter:
+    # dictionaries cost more than they save where texts and ids hardly recur; passages of tuples do
+    recurring = [f"{name}.list.element" for name, kind in table.schema.items() if kind == pl.List(pl.String)]
+    options = {"compression": "zstd", "write_page_index": True, "use_dictionary": recurring}
+    return pq.ParquetWriter(file, _arrow(table.clear(), constants).schema, **options)
 
 
 def write_blocks(path: Path, blocks: Iterable[pl.DataFrame], constants: Mapping[str, str] | None = None) -> int:
@@ -131,11 +198,19 @@ def _plain_type(kind: Any) -> Any:
 
 
 def write_parquet(path: Path, table: pl.DataFrame, constants: Mapping[str, str] | None = None) -> None:
-    """Write one parquet file, atomically; without dictionaries, which cost more than they save: texts and ids hardly repeat."""
-    arrow = table.to_arrow(compat_level=pl.CompatLevel.oldest()).replace_schema_metadata(dict(constants or {}))
-    options = {"compression": "zstd", "write_page_index": True, "use_dictionary": False}
-    with atomic(path) as file:
-        pq.write_table(arrow, file, row_group_size=ROWS_PER_GROUP, **options)
+    """Write one parquet file, atomically."""
+    with atomic(path) as file, _writer(file, table, constants) as writer:
+        for group in table.iter_slices(ROWS_PER_GROUP) if len(table) else [table]:
+            writer.write_table(_arrow(group, constants))
+
+
+def lists(values: np.ndarray, lengths: np.ndarray, absent: np.ndarray) -> pl.Series:
+    """Return a list column: row i has the next `lengths[i]` of the values (n,), null where they are `absent` (n,) bool."""
+    kind, starts = pa.from_numpy_dtype(values.dtype), np.concatenate([[0], lengths.cumsum()])
+    present = pa.py_buffer(np.packbits(~absent, bitorder="little")) if absent.any() else None
+    each = pa.Array.from_buffers(kind, len(values), [present, pa.py_buffer(values)])  # `pa.array` would import pandas
+    rows = pa.Array.from_buffers(pa.large_list(kind), len(lengths), [None, pa.py_buffer(starts)], children=[each])
+    return pl.Series(pl.from_arrow(rows))
 
 
 def read_table(folder: Path, name: str, columns: list[str] | None = None) -> pl.DataFrame:
@@ -153,15 +228,47 @@ def shards(folder: Path, name: str, columns: list[str] | None = None) -> Iterato
     Raises:
         BuildError: there is no such table.
     """
+    yield from (read_parquet(path, columns) for path in table_files(folder, name))
+
+
+def table_files(folder: Path, name: str) -> list[Path]:
+    """Return the files of a table, in order.
+
+    Raises:
+        BuildError: there is no such table.
+    """
     paths = sorted(folder.glob(f"{name}-[0-9]*.parquet"))
     if not paths:
         raise BuildError(folder, f"holds no table '{name}'", "run the command that makes it again")
-    yield from (read_parquet(path, columns) for path in paths)
+    return paths
+
+
+def read_frames(folder: Path, name: str, columns: list[str] | None = None) -> Iterator[pl.DataFrame]:
+    """Yield a table row group by row group, in order.
+
+    Raises:
+        BuildError: there is no such table.
+    """
+    for path in table_files(folder, name):
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                frame = pl.from_arrow(file.read_row_group(group, columns=columns, use_threads=False))
+                assert isinstance(frame, pl.DataFrame)
+                yield frame.select(columns) if columns else frame
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
     """Read one parquet file of a build."""
     return pl.read_parquet(path, columns=columns, glob=False, hive_partitioning=False)
+
+
+def link_table(source: Path, folder: Path, name: str) -> None:
+    """Let a table stand in another folder too: the same files where the disk can do that, else copies."""
+    for path in table_files(source, name):
+        try:
+            (folder / path.name).hardlink_to(path)
+        except OSError:
+            shutil.copyfile(path, folder / path.name)
 
 
 def parquet_rows(file: IO[bytes]) -> int:
@@ -212,9 +319,12 @@ def versions() -> dict[str, str]:
     found = {}
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            about = metadata.distribution(package)
         except metadata.PackageNotFoundError:
             continue
+        head = (about.read_text("METADATA") or about.read_text("PKG-INFO") or "").partition("\n\n")[0]
+        told = re.search(r"^Version: *(\S+)", head, re.MULTILINE)  # `about.version` parses all of it, as a mail
+        found[package] = told[1] if told else about.version
     return found
 
 

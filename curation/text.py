@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import unicodedata
+from functools import cache
+
 import numpy as np
 import polars as pl
 
 BLOCK = 10_000  # texts at a time, so that they stay in the cache
 BETWEEN = "\x80"  # stands in no ASCII text
 PLAIN = bytes(ord(chr(code).lower()) if chr(code).isalnum() or code in (95, 128) else 32 for code in range(256))
+UNASKED, UNTOLD = 0xFFFE, 0xFFFF  # no characters
+SIGMA = "\N{GREEK CAPITAL LETTER SIGMA}"  # small, it is another one at the end of a word
+CLINGING = ("Mn", "Mc", "Me", "Cn", "Cs", "Co")  # marks; not assigned in Python's Unicode, which may be the older one
 
 
 def normalised(texts: pl.Series) -> pl.Series:
@@ -15,7 +21,8 @@ def normalised(texts: pl.Series) -> pl.Series:
 
     A text without any word character gives null: `!!!` and `???` are not the same text. ASCII texts go a faster way.
     """
-    plain = (texts.str.len_bytes() == texts.str.len_chars()).fill_null(False)
+    texts = texts.fill_null("") if texts.null_count() else texts
+    plain = texts.str.len_bytes() == texts.str.len_chars()
     if not plain.all():
         parts = [normalised(texts.filter(plain)), _beyond_ascii(texts.filter(~plain))]
         place = np.argsort(np.argsort(~plain.to_numpy(), kind="stable"), kind="stable")
@@ -25,10 +32,49 @@ def normalised(texts: pl.Series) -> pl.Series:
 
 
 def _beyond_ascii(texts: pl.Series) -> pl.Series:
-    frame = pl.DataFrame({"text": texts})
-    once = frame.unique("text")  # contexts and premises repeat, and this is slow
-    once = once.with_columns(_or_null(words_of(once["text"])).alias("words"))
-    return frame.join(once, on="text", how="left", maintain_order="left", nulls_equal=True)["words"]
+    words = pl.concat([_by_table(texts.slice(start, BLOCK)) for start in range(0, len(texts), BLOCK)])
+    untold = words.is_null().arg_true()
+    words = words.scatter(untold, words_of(texts.gather(untold))) if len(untold) else words
+    return _or_null(words).alias(texts.name)
+
+
+def _by_table(texts: pl.Series) -> pl.Series:
+    """Return what `words_of` does, character by character; null for a text with one whose form hangs on its neighbours."""
+    points = np.frombuffer((texts.str.join(BETWEEN)[0]).encode("utf-32-le"), dtype="<u4")
+    ends = np.flatnonzero(points == ord(BETWEEN))
+    if len(ends) != len(texts) - 1:
+        return texts.clear(len(texts))
+    signs = _table()[points]
+    if (unasked := signs == UNASKED).any():
+        _ask(np.unique(points[unasked]))
+        signs = _table()[points]
+    words = pl.Series([_single_spaces(signs).decode("utf-32-le")]).str.split(BETWEEN).explode()
+    untold = np.unique(np.searchsorted(ends, np.flatnonzero(signs == UNTOLD)))
+    return words.scatter(untold, None) if len(untold) else words
+
+
+@cache
+def _table() -> np.ndarray:
+    """Return (0x110000,) u32: the one code point that each becomes, UNTOLD, or UNASKED as yet."""
+    table = np.full(0x110000, UNASKED, dtype="<u4")
+    table[:128] = np.frombuffer(PLAIN[:128], dtype=np.uint8)
+    table[ord(BETWEEN)] = ord(BETWEEN)
+    return table
+
+
+def _ask(points: np.ndarray) -> None:
+    """Put into the table what `words_of` makes of code points between two letters, where it is one that stands by itself."""
+    told = np.full(len(points), UNTOLD, dtype="<u4")
+    single = np.flatnonzero([alone(chr(point)) for point in points])
+    forms = words_of("a" + pl.Series([chr(point) for point in points[single]], dtype=pl.String) + "a").str.head(-1).str.slice(1)
+    told[single] = [ord(form) if len(form) == 1 else UNTOLD for form in forms]
+    _table()[points] = told
+
+
+def alone(sign: str) -> bool:
+    """Tell whether the form of a character never hangs on its neighbours."""
+    parts = sign + unicodedata.normalize("NFKC", sign)
+    return not any(part == SIGMA or "\u1100" <= part < "\u1200" or unicodedata.category(part) in CLINGING for part in parts)
 
 
 def words_of(texts: pl.Series) -> pl.Series:
@@ -50,12 +96,16 @@ def unless(blank: pl.Series, texts: pl.Series) -> pl.Series:
 def _plain_words(texts: pl.Series) -> pl.Series:
     """Return ASCII texts in lower case, a space for each run of other characters than letters, digits and `_`."""
     whole = (texts.str.join(BETWEEN)[0] or "").encode("latin-1").translate(PLAIN)
-    signs = np.frombuffer(whole, dtype=np.uint8)
+    words = pl.Series([_single_spaces(np.frombuffer(whole, dtype=np.uint8)).decode("latin-1")]).str.split(BETWEEN)
+    return words.explode()
+
+
+def _single_spaces(signs: np.ndarray) -> bytes:
+    """Return characters with one space for each run of them."""
     space = signs == ord(" ")
     kept = np.ones(len(signs), dtype=bool)
     np.logical_not(space[1:] & space[:-1], out=kept[1:])
-    words = pl.Series([signs[kept].tobytes().decode("latin-1")]).str.split(BETWEEN)
-    return words.explode()
+    return signs[kept].tobytes()
 
 
 def forms(texts: pl.Series) -> pl.Series:

@@ -130,7 +130,7 @@ def audit(search: Search, settings: Mine) -> dict[str, Any]:
     one, wanted = sample.candidates, sample.wanted
     strict, loose = _false(sample, search.shingles)
     curve = plain_curve(one, wanted, strict, loose) if sample.gold else []
-    said: dict[str, Any] = {"rows": len(wanted), "gold": sample.gold is not None, "settings": {}}
+    said: dict[str, Any] = {"rows": len(wanted), "of": search.rows, "gold": sample.gold is not None, "settings": {}}
     for name, some in choices.items():
         rules = rules_of(some)
         limit = None

@@ -26,6 +26,7 @@ BINS = 2_000  # of the cosines between -1 and 1: a limit has three decimals
 LIMITS = [round(0.02 * step, 2) for step in range(50)]  # tried for a target of false negatives
 MARGINS = [0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3]  # relative ones that a curve shows
 YIELDS = [1.0, 0.99, 0.95, 0.9, 0.8, 0.7, 0.5]  # of which a curve shows the limit of similarity
+ENOUGH = 100  # rows with several positives that tell of a source
 ROWS = 4_000  # that a curve or an audit looks at, spread over the source
 
 
@@ -63,7 +64,7 @@ def calibrated(search: Search, hiding: Callable[[], Search], settings: Mine) -> 
         limit = by_yield(likeness(search, rules), settings.target_yield)
         said = {"max_similarity": limit, "target_yield": settings.target_yield}
     else:
-        sample = sampled(hiding(), rules)
+        sample = sampled(hiding(), rules, any_gold=True)
         if sample.gold is None:
             raise ManifestError(
                 search.asked.embeddings.parent / "manifest.yaml",
@@ -112,15 +113,18 @@ def by_gold(sample: Sample, rules: Rules, target: float) -> tuple[float, float]:
     return limit, rate
 
 
-def sampled(search: Search, rules: Rules) -> Sample:
+def sampled(search: Search, rules: Rules, any_gold: bool = False) -> Sample:
     """Return up to `ROWS` rows of a source with their candidates: of a hiding search those with several positives.
+
+    Fewer of them than `ENOUGH` and than a twentieth of the rows do not speak for the source: then all rows are looked at, unless
+    any gold will do.
 
     Raises:
         BuildError: the source has no rows.
     """
     frame = pl.concat([frame.with_columns(pl.Series("row", rows)) for _, _, rows, frame in blocks(search.asked.curated)])
     several = frame.filter(pl.col("positives").list.len() > 1)
-    gold = search.hide and len(several) > 0
+    gold = search.hide and len(several) >= (1 if any_gold else min(ENOUGH, max(1, len(frame) // 20)))
     frame = several if gold else frame
     if not len(frame):
         raise BuildError(search.asked.curated, "has no rows to look at", "look at another source with --only")
@@ -139,12 +143,22 @@ def curves(search: Search, settings: Mine) -> dict[str, Any]:
     rules = rules_of(settings)
     sample = sampled(search, rules)
     counts = binned(sample.candidates, sample.choose(replace(rules, max_similarity=None)), rules)
-    limits = curve(sample, rules, "max_similarity", [by_yield(counts, share) for share in YIELDS])
+    calibrated = settings.max_similarity == "auto" and settings.target_false_negatives is None
+    shares = sorted({*YIELDS, settings.target_yield} if calibrated else YIELDS, reverse=True)
+    margins = sorted({*MARGINS, *([] if rules.relative_margin is None else [rules.relative_margin])})
+    limits = curve(sample, rules, "max_similarity", [by_yield(counts, share) for share in shares])
     return {
         "rows": len(sample.wanted),
+        "of": search.rows,
         "gold": sample.gold is not None,
-        "relative_margin": curve(sample, rules, "relative_margin", MARGINS),
-        "max_similarity": [{"target_yield": share, **entry} for share, entry in zip(YIELDS, limits, strict=True)],
+        "relative_margin": [
+            {**entry, "set": entry["relative_margin"] == rules.relative_margin}
+            for entry in curve(sample, rules, "relative_margin", margins)
+        ],
+        "max_similarity": [
+            {"target_yield": share, **entry, "set": calibrated and share == settings.target_yield}
+            for share, entry in zip(shares, limits, strict=True)
+        ],
     }
 
 

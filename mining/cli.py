@@ -78,7 +78,8 @@ def negatives(
 @BUILD
 @ONLY
 @click.option("-n", "number", default=5, show_default=True, type=click.IntRange(min=1), help="Tuples of each source.")
-def show(build: Path | None, only: tuple[str, ...], number: int) -> None:
+@click.option("--whole", is_flag=True, help="Whole texts, on as many lines as they take.")
+def show(build: Path | None, only: tuple[str, ...], number: int, whole: bool) -> None:
     """Print tuples with their negatives.
 
     BUILD is a folder, by default the newest under ./builds. A positive comes with
@@ -90,7 +91,7 @@ def show(build: Path | None, only: tuple[str, ...], number: int) -> None:
 
     for name in mined_sources(build, only):
         for row in shown(build, name, number):
-            output(_readable(row) + "\n")
+            output(_readable(row, whole) + "\n")
 
 
 @mine.command()
@@ -102,10 +103,12 @@ def show(build: Path | None, only: tuple[str, ...], number: int) -> None:
 def calibrate(build: Path | None, only: tuple[str, ...], device: str, as_json: bool, quiet: bool) -> None:
     """Show what other limits would give.
 
-    For each source that is searched: what a relative margin, and a limit of the
-    similarity to a positive, take and leave; all other settings as in the manifest.
-    Where queries have several positives, all but the first are hidden, and FN is
-    the share of them among the negatives.
+    For each source that is searched: other relative margins, and other limits of
+    the similarity to a positive, each with all else as in the manifest; its own are
+    marked. taken: share of all candidates that the limit takes, without what the
+    filters before it took; full: rows that get all their negatives; hardness: mean
+    score of the negatives. Where queries have several positives, all but the first
+    are hidden, and FN is the share of them among the negatives.
     """
     from mining.calibrate import curves
 
@@ -154,7 +157,8 @@ def _judged(
     if as_json:
         return output(json.dumps(found, indent=1, ensure_ascii=False))
     for name, said in found.items():
-        output(f"{name}: {said['rows']:,} rows" + (", with hidden positives" if said["gold"] else ""))
+        which = "those with several positives, all but one hidden" if said["gold"] else "spread over the source"
+        output(f"{name}: {said['rows']:,} of {said['of']:,} rows, {which}")
         yield said
 
 
@@ -172,6 +176,7 @@ def _curve(row: dict[str, Any]) -> str:
     hardness = "-" if row["hardness"] is None else f"{row['hardness']:.3f}"
     return (
         f"{_percent(row['taken'], 8, 1)}{_percent(row['full'], 8, 1)}{hardness:>10}{_percent(row.get('false_negatives'), 10, 3)}"
+        f"{'  as set' if row['set'] else ''}"
     )
 
 
@@ -204,19 +209,21 @@ def _index(said: dict[str, Any]) -> str:
     return f"searched {said['probes']:,} of {said['lists']:,} lists for each query, which {found}"
 
 
-def _readable(row: dict[str, Any]) -> str:
-    """Return a tuple on lines of at most 80 columns."""
-    lines = [row["id"], _line("query", "", row["query"])]
+def _readable(row: dict[str, Any], whole: bool) -> str:
+    """Return a tuple on lines of at most 80 columns: a text each, or with `whole` as many as it takes."""
     scores = [row["positive_score"]] + [None] * (len(row["positives"]) - 1)
-    lines += [_line("positive", _score(score), text) for score, text in zip(scores, row["positives"], strict=True)]
-    lines += [
-        _line(origin, f"{_score(score)} {'' if rank is None else rank}", text) for text, score, rank, origin in row["negatives"]
-    ]
-    return "\n".join(lines)
+    texts = [("query", "", row["query"])]
+    texts += [("positive", _score(score), text) for score, text in zip(scores, row["positives"], strict=True)]
+    texts += [(origin, f"{_score(score)} {'' if rank is None else rank}", text) for text, score, rank, origin in row["negatives"]]
+    return "\n".join([row["id"], *(_line(*some, whole) for some in texts)])
 
 
-def _line(what: str, numbers: str, text: str) -> str:
+def _line(what: str, numbers: str, text: str, whole: bool) -> str:
     line = f"  {what:<9}{numbers:<10}{' '.join(text.split())}"
+    if whole:
+        import textwrap
+
+        return textwrap.fill(line, WIDTH, subsequent_indent=" " * 21)
     return line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."
 
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import click
@@ -116,9 +115,6 @@ def _default(value: object) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(
-        re.sub(r"<!-- help: .*?```text\n.*?```\n+", "", README.read_text(), flags=re.DOTALL)
-    )  # merges bring them back
     HELP.write_text(helps())
     KEYS.write_text(keys())
     SCHEMA.write_text(schema())

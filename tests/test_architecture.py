@@ -14,6 +14,7 @@ FLOOR = {
         "errors",
         "schema",
         "manifest",
+        "manifest_beir",
         "manifest_source",
         "manifest_models",
         "manifest_decontaminate",
@@ -30,7 +31,7 @@ FLOOR = {
     )
 }
 HOMES = {
-    "pyarrow": {"curation/store.py", "curation/reading/json_blocks.py"},
+    "pyarrow": {"curation/store.py", "curation/reading/blocks.py", "curation/reading/json_blocks.py"},
     "datasets": {"curation/reading/sources.py", "curation/reading/hub.py", "training/mteb_tasks.py"},
     "mteb": {"curation/leaks/mteb_tasks.py", "training/mteb_tasks.py"},
     "faiss": {"mining/search.py", "mining/cards.py"},

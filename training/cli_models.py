@@ -106,8 +106,11 @@ def _called(model: str) -> str:
 
 
 def _side_by_side(models: list[str], rows: Mapping[str, list[float]]) -> None:
-    """Print a line a measure and a column a model."""
+    """Print a line a measure and a column a model; models whose names do not fit into 80 columns are called by number."""
     width = max(map(len, rows))
+    if width + sum(2 + max(len(model), 6) for model in models) > 80:
+        output("".join(f"{f'[{at}]':>6}  {model}\n" for at, model in enumerate(models, start=1)))
+        models = [f"[{at}]" for at in range(1, len(models) + 1)]
     output(" " * width + "".join(f"  {model:>6}" for model in models))
     for name, scores in rows.items():
         told = [f"{score:,}" if isinstance(score, int) else f"{score:.4f}" for score in scores]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from curation.duplicates.compiled import compiled
 from curation.duplicates.folding import DENSE, POINTS, SIZE, UNTOLD
 
 _SPACE, _CASE, _HIGH = np.uint8(32), np.uint8(32), np.uint8(128)
@@ -12,7 +12,7 @@ _A, _ZERO, _LOW, _LETTERS, _DIGITS = np.uint8(97), np.uint8(48), np.uint8(95), n
 _ONE = np.uint64(1)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _decoded(data, at, byte):
     """Return (code point, bytes) of a character beyond ASCII."""
     length = 2 + (byte >= 0xE0) + (byte >= 0xF0)
@@ -22,12 +22,12 @@ def _decoded(data, at, byte):
     return point, length
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _told(table, point):
     return np.int64(table[point]) if point < POINTS else UNTOLD | (DENSE if point < 0x40000 else 0)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _sign(byte):
     """Return what an ASCII byte becomes: a small letter, a digit, `_` or a space."""
     small = byte | _CASE
@@ -35,7 +35,7 @@ def _sign(byte):
     return byte if (np.uint8(byte - _ZERO) < _DIGITS) | (byte == _LOW) | (byte >= _HIGH) else letter
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def fold(data, first, end, table, form):
     """Write a text's normalised form, a space before and after it; return (bytes, characters of scripts without spaces, how).
 
@@ -62,7 +62,7 @@ def fold(data, first, end, table, form):
     return (np.int64(size) if size > 1 else 0), spaceless, how
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _beyond(text, table, form):
     size, spaceless, how, at, last = 1, 0, 1, 0, _SPACE
     while at < len(text):
@@ -88,7 +88,7 @@ def _beyond(text, table, form):
     return np.uint64(size), spaceless, how
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def untold(data, starts, table, found):
     """Put the numbers of the texts with a character that the table leaves out into `found`; return how many they are."""
     count = 0
@@ -108,7 +108,7 @@ def untold(data, starts, table, found):
     return count
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def spliced(data, starts, rows, others, bounds, out, ends):
     """Copy texts into `out` with texts rows[i], in order, replaced by others[bounds[i]:bounds[i + 1]]; fill ends (texts + 1,)."""
     size = done = 0

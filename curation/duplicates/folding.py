@@ -1,20 +1,19 @@
 """The normalised form of each character by itself, for the compiled loops: most texts are normalised by this table.
 
-It is asked of `text.normalised` itself, one code point between two letters, so that both know the same version of Unicode.
+It is asked of `text.words_of` itself, one code point between two letters, so that both know the same version of Unicode.
 What it leaves out: code points whose form hangs on their neighbours, or is longer than they are. Combining marks, jamo, the
 capital sigma, rare scripts. Texts with one of those go to `text.normalised`.
 """
 
 from __future__ import annotations
 
-import unicodedata
 from functools import cache
 
 import numpy as np
 import polars as pl
 
 from curation.duplicates.shingles import SPACELESS_RANGES, buffers_of
-from curation.text import normalised
+from curation.text import alone, words_of
 
 POINTS = 1 << 17  # code points from here on are left out
 UNTOLD = 1 << 31
@@ -22,8 +21,6 @@ DENSE = 1 << 30  # of a script without spaces
 SIZE = 24  # the bit from which on the size stands, 1 to 3 bytes; below are the bytes, the first one lowest
 ASKED = ((0x80, 0x3400), (0xA000, 0xAC00), (0xF900, 0x10000), (0x1D400, 0x1D800), (0x1F000, 0x1FB00))
 SAME = ((0x3400, 0x4DC0), (0x4E00, 0x9FF0), (0xAC00, 0xD7A4))  # Han and Hangul: words, and their own form
-SIGMA = "\N{GREEK CAPITAL LETTER SIGMA}"  # small, it is another one at the end of a word
-CLINGING = ("Mn", "Mc", "Me", "Cn", "Cs", "Co")  # marks; not assigned in Python's Unicode, which may be the older one
 
 
 @cache
@@ -33,8 +30,8 @@ def table() -> np.ndarray:
     for first, end in SAME:
         at = points[first:end]
         found[first:end] = 3 << SIZE | (0x80 | at & 63) << 16 | (0x80 | at >> 6 & 63) << 8 | 0xE0 | at >> 12
-    signs = pl.Series([chr(at) for first, end in ASKED for at in range(first, end) if _alone(chr(at))])
-    forms = normalised("a" + signs + "a").str.head(-1).str.slice(1)
+    signs = pl.Series([chr(at) for first, end in ASKED for at in range(first, end) if alone(chr(at))])
+    forms = words_of("a" + signs + "a").str.head(-1).str.slice(1)
     data, starts = buffers_of(forms)
     size = np.diff(starts)
     spelled = size << SIZE
@@ -45,9 +42,3 @@ def table() -> np.ndarray:
     for first, end in SPACELESS_RANGES:
         found[first : end + 1] |= DENSE
     return found
-
-
-def _alone(sign: str) -> bool:
-    """Tell whether the form of a code point never hangs on its neighbours."""
-    parts = sign + unicodedata.normalize("NFKC", sign)
-    return not any(part == SIGMA or "\u1100" <= part < "\u1200" or unicodedata.category(part) in CLINGING for part in parts)

@@ -7,8 +7,8 @@ hold no lock of Python's, so threads run side by side. `shingles` says what they
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from curation.duplicates.compiled import compiled
 from curation.duplicates.fold_kernels import fold
 from curation.duplicates.shingles import (
     BASE,
@@ -33,7 +33,7 @@ _BAND = np.uint64(0xFF51AFD7ED558CCD)
 _MOST = np.uint32(0xFFFFFFFF)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _shingle(data, starts, table, row, scratch):
     """Put a text's shingle hashes into scratch[3]; return (their number, kind, hash of the whole form). `row` as below.
 
@@ -72,7 +72,7 @@ def _shingle(data, starts, table, row, scratch):
     return chars - width + 1 if kind != EXACT else 0, kind, whole * _INVERSE
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _fives(form, out):
     """Hash every 5 bytes in a row."""
     for at in range(len(form) - 4):
@@ -80,7 +80,7 @@ def _fives(form, out):
         out[at] = ((one * _BASE + np.uint64(form[at + 1])) * _BASE + np.uint64(form[at])) * _BASE
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _chars(form, end, width, scratch):
     """Hash every `width` characters in a row."""
     _, sums, stops, out, place, back = scratch
@@ -95,7 +95,7 @@ def _chars(form, end, width, scratch):
         out[at] = (sums[at + width] - sums[at]) * back[stops[at]]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _scratch(starts, rows):
     """Return room for the longest of the texts: form, two values of its units, shingles; powers of BASE and INVERSE."""
     most = 1
@@ -110,7 +110,7 @@ def _scratch(starts, rows):
     return np.empty(most + 4, np.uint8), room[0], room[1], room[2], place, back
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _fmix(hashes, count, mixed):
     """Put MurmurHash3's finalizer of the upper halves into `mixed`, and fill up to a multiple of 8 with the last."""
     for at in range(count):
@@ -124,7 +124,7 @@ def _fmix(hashes, count, mixed):
         mixed[at] = mixed[count - 1]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def sketch(data, starts, table, rows, a, b, digests, counts, kinds, forms):
     """Fill digests (rows, permutations) u32, counts, kinds and forms (rows,) of the texts numbered `rows`.
 
@@ -149,7 +149,7 @@ def sketch(data, starts, table, rows, a, b, digests, counts, kinds, forms):
                 digest[k] = min(digest[k], min(low, top))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def sets(data, starts, table, rows, bounds, hashes, sizes):
     """Fill hashes[bounds[i]:bounds[i] + sizes[i]] with the distinct shingles of text rows[i]; `rows` as in `sketch`."""
     scratch = _scratch(starts, rows)
@@ -165,7 +165,7 @@ def sets(data, starts, table, rows, bounds, hashes, sizes):
         sizes[at] = size
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def band_keys(digests, kinds, rows_a_band, keys):
     """Fill keys (texts, bands) u32: equal where kind and the band's digest values are, and by chance once in 2^32."""
     for text in range(len(digests)):

@@ -24,7 +24,6 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-# The compiled loops keep these values in numba's cache, which looks at the date of kernels.py alone.
 BASE = 0x9E3779B97F4A7C15 | 1  # odd, so that it has an inverse modulo 2^64
 INVERSE = pow(BASE, -1, 2**64)
 EXACT, WORDS, CHARS, SPACELESS = range(4)

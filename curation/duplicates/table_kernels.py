@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from curation.duplicates.compiled import compiled
 
 _SPREAD = np.uint64(0xFF51AFD7ED558CCD)
 _ONE, _SIX, _LAST = np.uint64(1), np.uint64(6), np.uint64(63)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def insert(table, value, shift):
     """Put a value into a table with free room, linear probing; return whether it was new. 0 stands for a free slot."""
     at = np.int64((value * _SPREAD) >> shift)
@@ -20,7 +21,7 @@ def insert(table, value, shift):
     return new
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def cleared(table, count):
     """Return (cleared part of a table, shift) with room for `count` values; the table itself is long enough."""
     log = 3
@@ -31,27 +32,39 @@ def cleared(table, count):
     return part, np.uint64(64 - log)
 
 
-@njit(nogil=True, cache=True)
-def repeated(keys, able, shift, once, twice, found):
-    """Put into `found` which of the entries `able` may have a key that another one has too; return their number.
-
-    A filter of bits, `once` and `twice` of 2^(26 - shift) words of 64: what it lets through by chance does no harm.
-    """
-    low = np.uint64(63)
-    for entry in able:
-        key = np.uint64(keys[entry] >> shift)
-        word, bit = key >> np.uint64(6), np.uint64(1) << (key & low)
+@compiled
+def marked(keys, able, bits, part, shift, once, twice):
+    """Mark in filters of bits the keys, and those met twice, of entries as in `repeated`; return the number of entries."""
+    low, above, wanted, count = np.uint64((1 << (32 - bits)) - 1), np.uint64(32 - bits), np.uint64(part), np.uint64(0)
+    for entry in range(len(keys)):
+        key = np.uint64(keys[entry])
+        taken = np.uint64(able[entry]) & np.uint64(key >> above == wanted)
+        place = (key & low) >> np.uint64(shift)
+        word, bit = place >> _SIX, taken << (place & _LAST)
         twice[word] |= once[word] & bit
         once[word] |= bit
-    count = np.int64(0)
-    for entry in able:
-        key = np.uint64(keys[entry] >> shift)
-        found[count] = entry
-        count += np.int64((twice[key >> np.uint64(6)] >> (key & low)) & np.uint64(1))
+        count += taken
     return count
 
 
-@njit(nogil=True, cache=True)
+@compiled
+def repeated(keys, able, bits, part, shift, twice, found):
+    """Put into `found` key << 32 | entry of those whose key another one may have too; return their number, less than its length.
+
+    Of the entries that are `able` and whose key's first `bits` bits are `part`. The filters, 2^(26 - bits - shift) words of 64,
+    let some through by chance, which does no harm. No branches: half of them would be foretold wrongly.
+    """
+    low, above, wanted, count = np.uint64((1 << (32 - bits)) - 1), np.uint64(32 - bits), np.uint64(part), np.uint64(0)
+    for entry in range(len(keys)):
+        key = np.uint64(keys[entry])
+        taken = np.uint64(able[entry]) & np.uint64(key >> above == wanted)
+        place = (key & low) >> np.uint64(shift)
+        found[count] = key << np.uint64(32) | np.uint64(entry)
+        count += taken & (twice[place >> _SIX] >> (place & _LAST))
+    return count
+
+
+@compiled
 def numbered(left, right, counts, room, used, i, j):
     """Number the entries of pairs as they first come, until they have more than `room` shingles; return (pairs, entries).
 
@@ -79,7 +92,7 @@ def numbered(left, right, counts, room, used, i, j):
     return len(left), size
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def jaccard(hashes, bounds, sizes, left, right, least, scores):
     """Fill scores with the Jaccard of the sets left[i] and right[i]; 0 where it is below `least`. Equal lefts lie together."""
     most = sizes.max() if len(sizes) else 0
@@ -110,7 +123,7 @@ def jaccard(hashes, bounds, sizes, left, right, least, scores):
         scores[pair] = score if score >= least else 0.0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _bits(values, room):
     """Return (bits, shift): the values' first bits in a filter of 16 bits a value or more."""
     log = 6
@@ -124,7 +137,7 @@ def _bits(values, room):
     return bits, shift
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _absent(values, bits, shift, spare):
     """Return how many values a filter shows to be absent, or some number above `spare`: no branches but one in 16 values."""
     absent = np.int64(0)
@@ -137,7 +150,7 @@ def _absent(values, bits, shift, spare):
     return absent
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _holds(table, value, shift):
     at = np.int64((value * _SPREAD) >> shift)
     while table[at] != 0 and table[at] != value:

@@ -160,13 +160,7 @@ def _curated(folder: Path, entry: Mapping[str, Any], receipt: Receipt) -> Iterat
         yield from _rule(
             str(shard), "passages", frame["pid"], frame["pid"].ne_missing(numbers), "are not numbered by their place"
         )
-        yield from _rule(
-            str(shard),
-            "passages",
-            frame["pid"],
-            frame["key"].ne_missing(keys_of(frame["text"])),
-            "have a key that is not their text's",
-        )
+        yield from _keys(shard, "passages", frame["pid"], frame["key"], frame["text"])
         passages += len(frame)
     yield from _equal(where, "passages", receipt["passages"], "rows in the tables", passages)
     yield from _tuples(folder, receipt["source"], receipt["kept"], passages, mined=False)
@@ -192,13 +186,7 @@ def _tuples(folder: Path, source: str, kept: int, passages: int, mined: bool) ->
         broken = frame.select(_rules(source, passages, LISTS if mined else [name for name in LISTS if name in frame.columns]))
         for what in broken.columns:
             yield from _rule(str(shard), "tuples", frame["id"], broken[what].fill_null(True), what)
-        yield from _rule(
-            str(shard),
-            "tuples",
-            frame["id"],
-            frame["key"].ne_missing(keys_of(frame["query"])),
-            "have a key that is not their query's",
-        )
+        yield from _keys(shard, "tuples", frame["id"], frame["key"], frame["query"])
         ids.append(frame["id"])
     every = pl.concat(ids) if ids else pl.Series("id", [], dtype=pl.String)
     yield from _equal(str(folder), "tuples", len(every), "the receipt's kept", kept)
@@ -254,6 +242,11 @@ def _heldout(folder: Path, count: int) -> Iterator[Problem]:
 def _equal(where: str, what: str, found: int, other: str, expected: int) -> Iterator[Problem]:
     if found != expected:
         yield Problem(where, f"{what} {found:,} is not {other} {expected:,}")
+
+
+def _keys(shard: Path, what: str, ids: pl.Series, keys: pl.Series, texts: pl.Series) -> Iterator[Problem]:
+    wrong = keys.ne_missing(keys_of(texts))
+    yield from _rule(str(shard), what, ids, wrong, f"have a key that is not their {texts.name}'s")
 
 
 def _rule(where: str, what: str, ids: pl.Series, broken: pl.Series, complaint: str) -> Iterator[Problem]:

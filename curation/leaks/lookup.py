@@ -31,7 +31,7 @@ except (ImportError, RuntimeError):  # no numba, or no folder in which it could 
 
 RULES = ("equal", "chars", "words")  # by kind of gram
 FOUND = pl.Schema({"text": pl.Int64(), "entry": pl.Int64(), "kind": pl.Int64(), "score": pl.Float64()})
-BLOCK_BYTES = 1 << 22  # of texts looked up at a time
+BLOCK_BYTES = 1 << 23  # of texts looked up at a time
 NUMPY_BYTES = 1 << 20
 
 

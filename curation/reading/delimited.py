@@ -6,19 +6,17 @@ import csv
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice, tee
-from operator import methodcaller
+from itertools import chain, islice
 
-import numpy as np
 import polars as pl
 
 from curation.errors import SourceError
 from curation.manifest_source import Table
-from curation.reading.rows import BATCH, ROW, File, Lost, Reading, Rows, opened
+from curation.reading.blocks import lines_of, opened_blocks
+from curation.reading.cells import LARGEST_FIELD, columns_of
+from curation.reading.rows import BATCH, ROW, File, Lost, Reading, Rows, sliced
 
-LARGEST_FIELD = 1 << 22  # characters; a longer field is an unclosed quote
 NO_QUOTES = "if quotes mean nothing in this file, say `quoting: false`"
-BLANK = ("\n", "\r\n", "\r")
 Row = tuple[int, int, "list[str] | str"]  # first line, lines, and the cells, or what is wrong with their quotes
 
 
@@ -29,7 +27,9 @@ def read_delimited(file: File, table: Table, start: int, comma: bool) -> Reading
     """
     delimiter = table.delimiter or ("," if comma else "\t")
     quoting = comma if table.quoting is None else table.quoting
-    with opened(file, table) as lines:
+    with opened_blocks(file, table) as blocks:
+        block = next(blocks, b"")
+        lines = lines_of(chain([block], blocks))
         rows = _quoted_rows(file, lines, delimiter, 1) if quoting else _plain_rows(lines, delimiter, 1)
         first = next(rows, None)
         if first is None:
@@ -41,46 +41,46 @@ def read_delimited(file: File, table: Table, start: int, comma: bool) -> Reading
             yield _cells(file, names, width, [first], start)
             start += 1
         line = first[0] + first[1]
-        while True:
-            ahead, again = tee(lines)  # a block at once; if a row of it is odd, the rest of the file row by row
-            columns, used = _block(ahead, delimiter, quoting, len(names))
-            if columns is None:
-                break
-            if not used:
-                return
-            rows_of = len(columns[0])
-            yield _frame(names, columns, np.arange(start, start + rows_of), [])
-            line, start = line + used, start + rows_of
-        rows = _quoted_rows(file, again, delimiter, line) if quoting else _plain_rows(again, delimiter, line)
+        if (at := _after(block, line - 1)) is not None:
+            rest = [block[at:]]
+            for frame, lines_used in _frames(rest, blocks, delimiter, quoting, names):
+                yield from sliced(frame, start)
+                line, start = line + lines_used, start + len(frame)
+            lines = lines_of(chain(rest, blocks))
+            rows = _quoted_rows(file, lines, delimiter, line) if quoting else _plain_rows(lines, delimiter, line)
         for number, batch in enumerate(iter(lambda: list(islice(rows, BATCH)), [])):
             yield _cells(file, names, width, batch, start + number * BATCH)
 
 
-def _block(lines: Iterator[str], delimiter: str, quoting: bool, width: int) -> tuple[Sequence[Sequence[str]] | None, int]:
-    """Return the columns of the next lines, None if a row has odd quotes or another width, and how many lines they took."""
-    if not quoting:
-        ahead = list(islice(lines, BATCH))
-        return _split(ahead, delimiter, width), len(ahead)
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    try:
-        rows = list(islice(reader, BATCH))
-    except csv.Error:
-        return None, reader.line_num
-    widths = set(map(len, rows))
-    if 0 in widths:  # blank lines
-        rows = list(filter(None, rows))
-    return (list(zip(*rows, strict=True)) or [()] * width if widths <= {0, width} else None), reader.line_num
+def _after(block: bytes, lines: int) -> int | None:
+    """Return where the line after so many begins, None where a block has fewer."""
+    at = 0
+    for _ in range(lines):
+        if not (at := block.find(b"\n", at) + 1):
+            return None
+    return at
 
 
-def _split(lines: list[str], delimiter: str, width: int) -> list[list[str]] | None:
-    """Return the columns of lines without quotes, None if one has not `width` cells."""
-    lines = [line for line in lines if line not in BLANK]
-    if not set(map(methodcaller("count", delimiter), lines)) <= {width - 1}:
-        return None
-    whole = "".join(lines).replace("\r\n", "\n")
-    whole = whole[:-1] if whole.endswith("\n") else whole.removesuffix("\r")
-    cells = whole.replace("\n", delimiter).split(delimiter) if lines else []
-    return [cells[at::width] for at in range(width)]
+def _frames(
+    rest: list[bytes], blocks: Iterator[bytes], delimiter: str, quoting: bool, names: list[str]
+) -> Iterator[tuple[pl.DataFrame, int]]:
+    """Yield the rows of block after block, and how many lines they took, as far as none is odd.
+
+    `rest` is what is still to be read: the block at hand, and in the end the one with the odd row, from a row's start.
+    """
+    following = next(blocks, None)
+    while True:
+        found = columns_of(rest[0], delimiter, quoting, len(names), last=following is None)
+        if found is None:
+            break
+        columns, used = found
+        yield pl.DataFrame(dict(zip(names, columns, strict=True))), rest[0].count(b"\n", 0, used)
+        rest[0] = rest[0][used:]
+        if following is None:
+            return
+        rest[0] += following
+        following = next(blocks, None)
+    rest += [following] if following is not None else []
 
 
 def _plain_rows(lines: Iterable[str], delimiter: str, start: int) -> Iterator[Row]:
@@ -162,6 +162,6 @@ def _cells(file: File, names: list[str], width: str, batch: list[Row], start: in
     return _frame(names, list(zip(*good, strict=True)) or [()] * len(names), numbers, lost)
 
 
-def _frame(names: list[str], columns: Sequence[Sequence[str]], numbers: Sequence[int] | np.ndarray, lost: list[Lost]) -> Rows:
+def _frame(names: list[str], columns: Sequence[Sequence[str]], numbers: Sequence[int], lost: list[Lost]) -> Rows:
     series = {name: pl.Series(column, dtype=pl.String) for name, column in zip(names, columns, strict=True)}
     return Rows(pl.DataFrame(series | {ROW: pl.Series(numbers, dtype=pl.UInt64)}), lost)

@@ -11,16 +11,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
-
-import numpy as np
-import polars as pl
 
 from curation.errors import SourceError, did_you_mean, listed
 from curation.manifest_source import Table
+from curation.reading.blocks import lines_of, opened_blocks
 from curation.reading.json_blocks import plain_objects
-from curation.reading.rows import BATCH, ROW, File, Found, Reading, Record, Rows, batches, opened
+from curation.reading.rows import ROW, File, Found, Reading, Record, batches, opened, sliced
 
 Loss = tuple[str, str, bool]  # reason, evidence, whether it is bad
 LineOf = Callable[[File, int, str], "Record | Loss"]
@@ -155,35 +153,51 @@ def read_jsonl(file: File, table: Table, start: int, line_of: LineOf | None = No
     Raises:
         SourceError: the file is empty, or one JSON document.
     """
-    with opened(file, table) as lines:
-        counted = enumerate(lines, 1)
-        first = next(((number, line) for number, line in counted if not line.isspace()), None)
-        if first is None:
+    with opened_blocks(file, table) as blocks:
+        held = _to_first_line(file, blocks)
+        if not held:
             raise SourceError(file.name, "is empty")
-        _refuse_document(file, *first)
         if line_of is None and not table.records and table.header is True:
-            yield from _objects(file, chain([first[1]], lines), first[0], start)
+            yield from _objects(file, chain(held, blocks), start)
             return
-        every = ((number, line) for number, line in chain([first], counted) if not line.isspace())
+        every = ((number, line) for number, line in enumerate(lines_of(chain(held, blocks)), 1) if not line.isspace())
         if line_of:
             yield from batches((line_of(file, *line) for line in every), start)
         else:
             yield from batches((row for number, line in every for row in _rows_of(file, table, number, line)), start)
 
 
-def _objects(file: File, lines: Iterator[str], number: int, start: int) -> Reading:
-    """Read lines as objects: many at once where they are alike, else one by one, to say which is none."""
-    while block := list(islice(lines, BATCH)):
+def _to_first_line(file: File, blocks: Iterator[bytes]) -> list[bytes]:
+    """Return the blocks up to the first line that is not blank; none where all are.
+
+    Raises:
+        SourceError: that line shows that the file is one JSON document.
+    """
+    held, number = [], 0
+    for block in blocks:
+        held.append(block)
+        for line in lines_of([block]):
+            number += 1
+            if not line.isspace():
+                _refuse_document(file, number, line)
+                return held
+    return []
+
+
+def _objects(file: File, blocks: Iterator[bytes], start: int) -> Reading:
+    """Read lines as objects: a block at once where they are alike, else one by one, to say which is none."""
+    number = 1
+    for block in blocks:
         frame = plain_objects(block)
         if frame is not None and ROW not in frame.columns:
-            yield Rows(frame.with_columns(pl.Series(ROW, np.arange(start, start + len(frame)), dtype=pl.UInt64)), [])
+            yield from sliced(frame, start)
             start += len(frame)
         else:
-            found = (read_line(file, at, line) for at, line in enumerate(block, number) if not line.isspace())
-            for rows in batches(found, start):
+            lines = enumerate(lines_of([block]), number)
+            for rows in batches((read_line(file, at, line) for at, line in lines if not line.isspace()), start):
                 yield rows
                 start += len(rows.frame) + len(rows.lost)
-        number += len(block)
+        number += block.count(b"\n")
 
 
 def _rows_of(file: File, table: Table, number: int, line: str) -> Iterator[Record | Loss]:

@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+import numpy as np
 import polars as pl
 import zstandard
 
@@ -117,16 +118,21 @@ def _undecodable(file: File, encoding: str) -> tuple[int, str]:
     return line, f"declare the file's own encoding, perhaps `encoding: {hint}`"
 
 
-@contextmanager
-def opened(file: File, table: Table) -> Iterator[IO[str]]:
-    """Open a text file: its lines end in LF alone and keep their ends; a byte-order mark is skipped."""
+def encoding_of(file: File, table: Table) -> str:
+    """Return the name that Python has for the encoding of a table's files."""
     try:
         "".encode(table.encoding)
     except (LookupError, ValueError):
         raise SourceError(
             file.name, f"'{table.encoding}' is no text encoding", "such as utf-8, utf-16, latin-1, cp1252"
         ) from None
-    encoding = codecs.lookup(table.encoding).name
+    return codecs.lookup(table.encoding).name
+
+
+@contextmanager
+def opened(file: File, table: Table) -> Iterator[IO[str]]:
+    """Open a text file: its lines end in LF alone and keep their ends; a byte-order mark is skipped."""
+    encoding = encoding_of(file, table)
     with (
         file.open() as raw,
         io.TextIOWrapper(raw, "utf-8-sig" if encoding == "utf-8" else encoding, newline="\n") as text,
@@ -143,6 +149,13 @@ def batches(found: Found, start: int) -> Reading:
         kept = [(row, record) for row, record in numbered if isinstance(record, dict)]
         lost = [Lost(row, *record) for row, record in numbered if not isinstance(record, dict)]
         yield Rows(frame_of([record for _, record in kept], [row for row, _ in kept]), lost)
+
+
+def sliced(frame: pl.DataFrame, start: int) -> Reading:
+    """Return rows, none of which is lost, in batches numbered from `start`."""
+    for part in frame.iter_slices(BATCH):
+        yield Rows(part.with_columns(pl.Series(ROW, np.arange(start, start + len(part)), dtype=pl.UInt64)), [])
+        start += len(part)
 
 
 def frame_of(records: list[Record], rows: list[int]) -> pl.DataFrame:
@@ -214,6 +227,13 @@ def _of_one_type(part: pl.DataFrame, mixed: set[str], with_lists: set[str]) -> p
             texts = values.cast(pl.String)
             columns.append(pl.select(pl.when(texts.is_not_null()).then(pl.concat_list(texts)).alias(name)).to_series())
     return part.with_columns(columns)
+
+
+def compact(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return a table with texts of its own: filtered ones keep the bytes of all rows that they stood among."""
+    alone = pl.from_arrow(frame.to_arrow(compat_level=pl.CompatLevel.oldest()))
+    assert isinstance(alone, pl.DataFrame)
+    return alone.cast(frame.schema)
 
 
 def inside(frame: pl.DataFrame, name: str) -> pl.Series | None:

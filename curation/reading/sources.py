@@ -21,7 +21,7 @@ from curation.reading import hub
 from curation.reading.archives import parts
 from curation.reading.packed import Budget
 from curation.reading.readers import ENDINGS, ROW, File, Lost, Rows, read_file
-from curation.reading.rows import BATCH, inside, joined
+from curation.reading.rows import BATCH, compact, inside, joined
 from curation.schema import draws
 from curation.store import digest_of, file_digest
 
@@ -111,6 +111,23 @@ def take(
     return _visited(joined(parts, _called(source)), lost, limit, None if in_order else (source, seed))
 
 
+def portions(source: Source, base: Path, size: int, advance: Callable[[int], None]) -> Iterator[tuple[pl.DataFrame, list[Lost]]]:
+    """Return a source's rows and those lost in parts of `size` bytes or a batch more, as `take` does without a limit.
+
+    Raises:
+        SourceError: see `take`.
+    """
+    parts: list[Rows] = []
+    for rows in _read(source, base, None):
+        advance(len(rows.frame) + len(rows.lost))
+        parts.append(rows)
+        if sum(one.frame.estimated_size() for one in parts) >= size:
+            yield joined([one.frame for one in parts], _called(source)), [lost for one in parts for lost in one.lost]
+            parts = []
+    if parts:
+        yield joined([one.frame for one in parts], _called(source)), [lost for one in parts for lost in one.lost]
+
+
 def _visited(
     frame: pl.DataFrame, lost: list[Lost], limit: int | None, drawn: tuple[Source, int] | None
 ) -> tuple[pl.DataFrame, list[Lost]]:
@@ -122,14 +139,7 @@ def _visited(
         source, seed = drawn
         rows, lost_rows = (draws(seed, f"{source.name}/limit", numbers) for numbers in (rows, lost_rows))
     last = np.partition(rows, limit - 1)[limit - 1]
-    return _compact(frame.filter(rows <= last)), [one for one, early in zip(lost, lost_rows <= last, strict=True) if early]
-
-
-def _compact(frame: pl.DataFrame) -> pl.DataFrame:
-    """Return a table with texts of its own: filtered ones keep the bytes of all rows that they stood among."""
-    alone = pl.from_arrow(frame.to_arrow(compat_level=pl.CompatLevel.oldest()))
-    assert isinstance(alone, pl.DataFrame)
-    return alone.cast(frame.schema)
+    return compact(frame.filter(rows <= last)), [one for one, early in zip(lost, lost_rows <= last, strict=True) if early]
 
 
 def _called(table: Table) -> str:

@@ -62,9 +62,11 @@ def listed_sides(source: Source, rows: pl.DataFrame, queries: pl.Series) -> tupl
     return sides, _table(queries, [(documents, known[f.score])]) if f.score else None
 
 
-def with_scores(pairs: pl.DataFrame, passages: pl.DataFrame, scores: pl.DataFrame) -> pl.DataFrame:
-    """Return PAIRS with `positive_score` and `negative_scores` as in MINED_PAIRS: null where a text has none."""
-    keys = passages["key"]
+def with_scores(pairs: pl.DataFrame, keys: pl.Series, scores: pl.DataFrame) -> pl.DataFrame:
+    """Return PAIRS with `positive_score` and `negative_scores` as in MINED_PAIRS: null where a text has none.
+
+    `keys` are those of the passages, by their numbers.
+    """
     tuples = pairs.with_row_index("at")
     first = tuples.select("at", pl.col("key").alias("query"), pl.col("positives").list.first().alias("pid"))
     others = tuples.select("at", pl.col("key").alias("query"), pl.col("negatives").alias("pid"))

@@ -248,15 +248,15 @@ pieces = st.sampled_from(
 @given(st.lists(st.lists(pieces, max_size=5).map("".join), max_size=6).map(lambda some: "\n".join(['{"a": 1, "b": "y"}', *some])))
 def test_lines_parsed_at_once_are_what_they_are_one_by_one(text):
     lines = io.StringIO(text, newline="\n").readlines()
-    got = plain_objects(lines)
+    got = plain_objects(text.encode())
     if got is not None:
         assert got.to_dicts() == [{"a": None, "b": None} | json.loads(line) for line in lines if not line.isspace()]
 
 
 def test_brackets_without_end_are_refused_and_not_followed():
     for deep in ("[" * 200_000, '{"a":' * 200_000):
-        assert plain_objects([f'{{"a": 1}}\n{{"a": {deep}}}\n']) is None
-        assert plain_objects([f'{{"a": {deep}}}\n']) is None
+        assert plain_objects(f'{{"a": 1}}\n{{"a": {deep}}}\n'.encode()) is None
+        assert plain_objects(f'{{"a": {deep}}}\n'.encode()) is None
 
 
 def test_broken_lines_that_would_fit_together_are_each_lost(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import unicodedata
 
@@ -9,10 +10,10 @@ import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.text import BLOCK, normalised
+from curation.text import BLOCK, normalised, words_of
 
 signs = st.characters(max_codepoint=127) | st.sampled_from(
-    "éß\u2028\u00a0Ⅳ中\x80"
+    "éß\u2028\u00a0Ⅳ中\x80ﬁΣ½…İ가ｱ"
 )  # no marks: Rust counts them as word characters, Python does not
 texts = st.lists(st.none() | st.text(signs, max_size=12), max_size=12)
 
@@ -33,3 +34,11 @@ def test_forms_are_as_defined(given_texts):
 def test_forms_of_many_texts_stay_in_order():
     many = [f"Text, {n}{'é' * (n % 7 == 0)}!" for n in range(BLOCK + 10)]
     assert normalised(pl.Series(many)).to_list() == [defined(text) for text in many]
+
+
+def test_forms_by_the_table_are_those_of_whole_texts():
+    points = [point for point in range(0x110000) if not 0xD800 <= point < 0xE000]
+    random.Random(1).shuffle(points)
+    many = pl.Series(["".join(map(chr, points[at : at + 4])) for at in range(0, len(points), 4)])
+    words = words_of(many).str.strip_chars()
+    assert normalised(many).fill_null("").equals(words)

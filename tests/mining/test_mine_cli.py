@@ -76,6 +76,11 @@ def test_show(place):
         "  given              bad",
         "",
     ]
+    code, out, _ = mine("show", "builds/small", "--only", "tone", "-n", "1", "--whole", cwd=place)
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 78
+    assert " ".join(" ".join(out.splitlines()[1:3]).split()).startswith("query q0 word")
+    assert "..." not in out
 
 
 def test_user_errors_are_one_line(place, tmp_path):

@@ -19,6 +19,7 @@ from curation.exchange.card import head_of
 from curation.exchange.importing import write_manifest
 from curation.exchange.publish import plan
 from curation.exchange.verify import problems
+from curation.progress import silent
 from mining.mine import mine_build
 from tests.hub_server import hub
 from tests.publishing.small_published import (
@@ -159,12 +160,11 @@ def tables_of(folder):
 def test_large_sources_are_cut_into_shards(made, monkeypatch, tmp_path):
     monkeypatch.setattr(publishing, "SHARD", 10_000)
     monkeypatch.setattr("curation.exchange.export.BLOCK", 64)
-    shutil.copytree(made, tmp_path / "b", ignore=shutil.ignore_patterns("publish"))
-    found = plan(tmp_path / "b", "org/small")
-    paths = [path for path in found.pieces if path.startswith("faq/")]
-    assert len(paths) > 3
-    assert paths == [f"faq/train-{number:05d}-of-{len(paths):05d}.parquet" for number in range(len(paths))]
-    frame = pl.concat([pl.read_parquet(found.pieces[path].content) for path in paths])
+    receipts = [store.read_receipt(made / stage / "faq") for stage in ("curated", "mined")]
+    names = list(publishing._shards_of(made, *receipts, None, (), silent, tmp_path)["shards"])
+    assert len(names) > 3
+    assert names == [f"train-{number:05d}-of-{len(names):05d}.parquet" for number in range(len(names))]
+    frame = pl.concat([pl.read_parquet(tmp_path / name) for name in names])
     assert frame.rows(named=True) == expected(made, "faq", 3)
 
 

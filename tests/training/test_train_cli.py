@@ -22,6 +22,7 @@ from tiny_models import tiny_tokenizer
 from curation.errors import BuildError, ManifestError
 from curation.manifest import load_recipe
 from training.cli import train
+from training.cli_models import _side_by_side
 from training.model_files import find_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -294,3 +295,13 @@ def test_the_recipes_of_the_paper_are_whole_and_a_plan_needs_no_weights(place, s
     assert plan["gpu_hours"] == pytest.approx(hours, abs=0.05)
     error = call("builds/tiny", "--recipe", "own.yaml").exception
     assert str(error) == f"{model}: holds no weights; put its model.safetensors beside config.json"
+
+
+@pytest.mark.parametrize(("models", "heads"), [(["a/b", "c"], ["a/b", "c"]), (["builds/" + "x" * 40, "y" * 40], ["[1]", "[2]"])])
+def test_models_side_by_side_fit_into_80_columns(capsys, models, heads):
+    _side_by_side(models, {"mean of Retrieval": [0.5, 0.25]})
+    *above, head, line = capsys.readouterr().out.splitlines()
+    assert (head.split(), line) == (heads, "mean of Retrieval  0.5000  0.2500")
+    assert [one.split() for one in above if one] == (
+        [] if heads == models else [list(pair) for pair in zip(heads, models, strict=True)]
+    )

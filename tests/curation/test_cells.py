@@ -1,0 +1,95 @@
+"""Rows taken a block at a time are what they are one by one, wherever a block ends."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from curation.errors import SourceError
+from curation.manifest_source import Table
+from curation.reading import blocks
+from curation.reading.cells import columns_of
+from curation.reading.sources import read_rows
+
+pieces = st.sampled_from(['"', '""', ",", "\n", "\r\n", "\r", "\0", "a", "é", "中文 and some more of it", " ", "\ufeff"])
+anything = st.lists(pieces, max_size=14).map("".join)
+cells = st.lists(pieces.filter(lambda piece: piece not in ("\r", "\0")), max_size=5).map("".join)
+
+
+def by_module(text: str, quoting: bool) -> list[list[str]]:
+    if quoting:
+        return [row for row in csv.reader(io.StringIO(text, newline="\n"), strict=True) if row]
+    lines = (line.removesuffix("\n").removesuffix("\r") for line in io.StringIO(text, newline="\n"))
+    return [line.split(",") for line in lines if line]
+
+
+def taken(text: str, quoting: bool, width: int) -> list[list[str]] | None:
+    found = columns_of(text.encode(), ",", quoting, width, last=True)
+    return found and [list(row) for row in zip(*(column.to_list() for column in found[0]), strict=True)]
+
+
+@settings(max_examples=1500)
+@given(anything, st.booleans(), st.integers(1, 3))
+def test_what_is_taken_is_what_the_csv_module_reads(text, quoting, width):
+    got = taken(text, quoting, width)
+    assert got is None or got == by_module(text, quoting)
+
+
+@settings(max_examples=500)
+@given(st.integers(1, 3).flatmap(lambda width: st.lists(st.lists(cells, min_size=width, max_size=width), min_size=1, max_size=5)))
+def test_what_is_well_written_is_taken(rows):
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    if "\r" not in text.getvalue().replace("\r\n", ""):
+        assert taken(text.getvalue(), True, len(rows[0])) == rows
+
+
+def all_of(base, name, **keys) -> object:
+    try:
+        batches = list(read_rows(Table(files=[name], **keys), base))
+    except SourceError as error:
+        return str(error)
+    lost = [one for batch in batches for one in batch.lost]
+    return [row for batch in batches for row in batch.frame.to_dicts()], lost
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+@given(
+    st.lists(st.tuples(cells, cells) | anything, max_size=8),
+    st.sampled_from([("a.csv", {}), ("a.tsv", {"delimiter": ","}), ("a.csv", {"encoding": "utf-16"}), ("a.csv", {"header": False})]),
+    st.integers(1, 9),
+)  # fmt: skip
+def test_it_does_not_matter_where_a_block_ends(tmp_path, rows, of, size):
+    name, keys = of
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerow(["one", "two"])
+    for row in rows:
+        text.write(row + "\n") if isinstance(row, str) else csv.writer(text, lineterminator="\r\n").writerow(row)
+    (tmp_path / name).write_bytes(text.getvalue().encode(keys.get("encoding", "utf-8")))
+    whole = all_of(tmp_path, name, **keys)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "BLOCK", size)
+        assert all_of(tmp_path, name, **keys) == whole
+
+
+def test_lines_of_objects_in_blocks_of_any_size(tmp_path, monkeypatch):
+    lines = ['{"a": "x", "b": null}', '{"a": "é", "b": null}', "", '{"b": null}', "broken", '{"a": "y\\n", "b": "z"}'] * 3
+    (tmp_path / "a.jsonl").write_bytes("\r\n".join(lines).encode())
+    whole = all_of(tmp_path, "a.jsonl")
+    assert [one.evidence for one in whole[1]] == [f"a.jsonl:{n}: Expecting value at column 1" for n in (5, 11, 17)]
+    for size in (1, 20, 50, 100):
+        monkeypatch.setattr(blocks, "BLOCK", size)
+        rows, lost = all_of(tmp_path, "a.jsonl")
+        assert [{"a": None, "b": None} | row for row in rows] == whole[0]
+        assert lost == whole[1]
+
+
+def test_bytes_that_are_no_text_are_told_with_their_line(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"a,b\n1,2\n3,\xed\xa0\x80\n")
+    assert all_of(tmp_path, "a.csv") == (
+        "a.csv:3: byte 0xed is no utf-8 text; declare the file's own encoding, perhaps `encoding: latin-1`"
+    )

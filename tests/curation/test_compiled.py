@@ -1,0 +1,27 @@
+"""What numba kept on disk is made anew when any file changes that a loop is made of."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import curation
+
+CODE = "import numpy as np; from curation.leaks.kernels import _mixed; print(_mixed(np.uint64(5)), len(_mixed.stats.cache_hits))"
+
+
+def mixed_in(place: Path) -> list[str]:
+    done = subprocess.run([sys.executable, "-c", CODE], cwd=place, capture_output=True, text=True, check=True, env={"PATH": ""})
+    return done.stdout.split()
+
+
+def test_a_loop_is_compiled_again_when_a_file_changes_that_its_own_imports(tmp_path):
+    shutil.copytree(Path(curation.__file__).parent, tmp_path / "curation", ignore=shutil.ignore_patterns("__pycache__"))
+    first, _ = mixed_in(tmp_path)
+    assert mixed_in(tmp_path) == [first, "1"]
+    grams = tmp_path / "curation/leaks/grams.py"
+    grams.write_text(re.sub(r"^MIX = .*", "MIX = 3", grams.read_text(), flags=re.MULTILINE))
+    assert mixed_in(tmp_path) == ["15", "0"]

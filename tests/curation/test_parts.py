@@ -1,0 +1,137 @@
+"""A source shaped part by part gives the tables, the drops and the complaints that shaping it whole gives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from curation import store
+from curation.build import build
+from curation.numbering import number, pairs_of, passages_of
+from curation.shaping import parts
+from curation.store import read_json, read_parquet, read_table
+
+PAIR = "task: retrieval, max_bad: 0.5, fields: {query: q, positive: p, negatives: [n]}"
+
+
+def rows(count: int) -> list[dict]:
+    """Rows of which some queries recur, near and far, some passages do, and some are bad, poor or echoes."""
+    made = []
+    for at in range(count):
+        query = f"what is {at % 7} of caf\u00e9 {at}" if at % 5 else f"asked again {at % 4}"
+        if at % 11 == 3:
+            query = f"what is it, cafe\u0301 {at // 30}"  # not composed
+        row = {"q": query, "p": f"The passage, number {at % 9}! " * 3, "n": None if at % 3 else f"the passage number {at % 6}"}
+        row |= {"p": query.upper()} if at % 17 == 0 else {"p": " "} if at % 13 == 0 else {}
+        made.append(row)
+    return made
+
+
+def built(base: Path, name: str, said: str, size: int | None = None) -> tuple[object, Path]:
+    (base / "m.yaml").write_text(f"name: one\nsources:\n  - {{name: one, files: data.jsonl, {said}}}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        if size:
+            patch.setattr("curation.stages.PORTION", size)
+            patch.setattr("curation.reading.blocks.BLOCK", size)
+            patch.setattr(store, "ROWS_PER_GROUP", 25)
+            patch.setattr(store, "ROWS_PER_SHARD", 50)
+        outcome = build(base / "m.yaml", base / name)
+    return {name: str(error) for name, error in outcome.failed.items()} or outcome.receipts["one"], base / name
+
+
+def test_parts_of_any_size_make_the_same_tables(tmp_path, monkeypatch):
+    (tmp_path / "data.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows(150)) + "no row\n" + '{"q": 1, "p": "x"}\n'
+    )
+    seen = []
+    monkeypatch.setattr("curation.stages.shape_parts", lambda *given: seen.append(parts.shape_parts(*given)) or seen[-1])
+    for more in ("", ", both_ways: yes", ", filters: {min_chars: 15, no_echo: no}"):
+        receipt, whole = built(tmp_path, f"whole{len(more)}", PAIR + more)
+        assert receipt["merged"] > 5
+        for size in (900, 2_000) if not more else (2_000,):
+            told, apart = built(tmp_path, f"apart{size}{len(more)}", PAIR + more, size)
+            assert len(store.table_files(apart / "curated/one", "pairs")) > 1
+            for stage in ("shaped", "cleaned"):
+                assert read_table(apart / stage / "one", "tuples").equals(read_table(whole / stage / "one", "tuples"))
+            for table in ("pairs", "passages"):
+                assert read_table(apart / "curated/one", table).equals(read_table(whole / "curated/one", table))
+            for file in ("curated/one/dropped.parquet", "cleaned/one/forms.parquet"):
+                assert read_parquet(apart / file).equals(read_parquet(whole / file))
+            assert {key: told[key] for key in told if key not in ("files", "digest")} == {
+                key: receipt[key] for key in receipt if key not in ("files", "digest")
+            }
+            assert (apart / "report.html").read_text().count("<article") == (whole / "report.html").read_text().count("<article")
+    assert len(seen) == 4
+    assert all(seen)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"other": 1}, PAIR),  # another column
+        ({"q": "Instruct: b\nQuery: x"}, PAIR),
+        ({"id": "5"}, "task: retrieval, fields: {query: q, positive: p, id: id}"),
+        ({"q": ["list"]}, PAIR),
+        ({"p": {"a": "object"}}, PAIR),
+    ],
+)
+def test_what_only_all_rows_tell_is_told_of_all_rows(tmp_path, changed, said):
+    some = [row | {"id": str(at)} for at, row in enumerate(rows(60))]
+    some[0]["q"] = "Instruct: a\nQuery: y" if "Instruct" in str(changed) else some[0]["q"]
+    some[57] |= changed
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    whole, apart = built(tmp_path, "whole", said), built(tmp_path, "apart", said, 900)
+    assert (whole[0] if "one" in whole[0] else whole[0]["rows_dropped"]) == (
+        apart[0] if "one" in apart[0] else apart[0]["rows_dropped"]
+    )
+    if "one" not in whole[0]:
+        for table in ("pairs", "passages"):
+            assert read_table(apart[1] / "curated/one", table).equals(read_table(whole[1] / "curated/one", table))
+
+
+def test_a_stage_that_takes_nothing_out_holds_the_same_file(tmp_path):
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(40)))
+    _, folder = built(tmp_path, "build", PAIR)
+    first, second = (folder / stage / "one" / "tuples-00000.parquet" for stage in ("shaped", "cleaned"))
+    assert first.samefile(second)
+    assert read_json(folder / "cleaned/one/done.json")["files"][first.name] == store.file_digest(first)
+
+
+@pytest.mark.parametrize("task", ["retrieval", "clustering"])
+def test_numbers_do_not_depend_on_the_frames(task):
+    tuples = pl.DataFrame(
+        {
+            "row": range(6),
+            "id": [f"s/{at}" for at in range(6)],
+            "query": ["a", "b", "caf\u00e9", "B!", "cafe\u0301", "d"],
+            "positives": [["x", "y", "x"], ["z"], ["b"], [], ["Y"], ["caf\u00e9"]],
+            "negatives": [["y", "w"], [], ["w", "w"], ["x"], ["a"], []],
+            "label": [None] * 6,
+        },
+        schema_overrides={"row": pl.UInt64, "label": pl.String},
+    )
+    corpus = pl.Series("text", ["new", "x", "new"])
+    made = []
+    for size in (6, 4, 1):
+
+        def frames(size: int = size):
+            return tuples.iter_slices(size)
+
+        numbers = number(frames, corpus, task)
+        made.append((pl.concat(pairs_of(frames, numbers)), pl.concat(passages_of(frames, numbers, task))))
+    pairs, passages = made[0]
+    assert all(pairs.equals(other[0]) and passages.equals(other[1]) for other in made[1:])
+    texts = passages["text"].to_list()
+    assert texts == (["a", "b", "caf\u00e9", "B!", "d"] if task == "clustering" else []) + (
+        ["x", "y", "z", "Y", "w", "new"] if task == "clustering" else ["x", "y", "z", "b", "Y", "caf\u00e9", "w", "a", "new"]
+    )
+    assert [[texts[pid] for pid in some] for some in pairs["positives"]] == [["x", "y"], ["z"], ["b"], [], ["Y"], ["caf\u00e9"]]
+    assert [[texts[pid] for pid in some] for some in pairs["negatives"]] == [["w"], [], ["w"], ["x"], ["a"], []]
+    assert pairs["key"][2] == pairs["key"][4]
+    of_forms = {"b": pairs["group"][1], "B!": pairs["group"][3], "y": passages["group"][texts.index("y")]}
+    assert of_forms["b"] == of_forms["B!"] is not None
+    assert of_forms["y"] == passages["group"][texts.index("Y")] is not None
+    assert pairs["group"][5] is None
