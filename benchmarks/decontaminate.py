@@ -129,7 +129,7 @@ def main() -> None:
         index = leak_index.read_index(Path(folder))
         assert index
         lookup = leaks.ready(index)
-        leaks.look_up(lookup, texts.head(1000))  # compiled, or loaded, and warm
+        leaks.look_up(lookup, some)  # compiled, or loaded, and warm
         print(f"index of {len(rows)} texts: {seconds:.2f} CPU-s")
         print(f"{len(texts)} texts, {megabytes(texts):.1f} MB; peer {megabytes(some):.2f} MB")
         speeds: dict[str, list[float]] = {"datatrove": [], "ours, the same texts": [], "ours, all": []}

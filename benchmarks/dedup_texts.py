@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from curation.duplicates.shingles import CHARS, EXACT, LONGER, WIDTH, WORDS, shingle
 from curation.schema import draws
@@ -63,22 +64,20 @@ def corpus(count: int) -> pl.Series:
 
 
 def synthesised(count: int, batch: int = 1 << 16) -> Iterator[pl.Series]:
-    """Yield batches of texts made of runs of 6 words of real ones, as long as these; one in twenty is an edit of another."""
-    real = corpus(100_000).to_list()
-    words = [text.split() for text in real]
-    pieces = [" ".join(text[at : at + 6]) for text in words for at in range(0, len(text), 6)]
-    lengths = np.array([max(1, len(text) // 6) for text in words])
+    """Yield batches of texts made of words of real ones, as long as these up to 64 words; one in twenty is an edit of another."""
+    texts = [text.split() for text in corpus(100_000)]
+    words = pl.Series([word for text in texts for word in text])
+    lengths = np.array([min(max(1, len(text)), 64) for text in texts])
     for first in range(0, count, batch):
         numbers = np.arange(first, min(first + batch, count))
-        sizes = lengths[draws(1, "length", numbers) % len(lengths)]
-        ends = np.cumsum(sizes)
-        chosen = (draws(1, f"pieces {first}", np.arange(ends[-1])) % len(pieces)).tolist()
-        made = [
-            " ".join([pieces[at] for at in chosen[end - size : end]])
-            for end, size in zip(ends.tolist(), sizes.tolist(), strict=True)
-        ]
-        made[1::20] = [text.rsplit(" ", 1)[0] + " changed" for text in made[0::20][: len(made[1::20])]]
-        yield pl.Series(made)
+        ends = np.cumsum(lengths[draws(1, "length", numbers) % len(lengths)])
+        chosen = words.gather(draws(1, f"words {first}", np.arange(ends[-1])) % len(words))
+        lists = pa.LargeListArray.from_arrays(pa.array(np.append(0, ends)), chosen.to_arrow(compat_level=pl.CompatLevel.oldest()))
+        made = pl.Series(lists).list.join(" ")
+        places = np.arange(len(made))
+        edited = places[1::20] - 1  # what the second of every twenty is an edit of
+        places[1::20] = len(made) + np.arange(len(edited))
+        yield pl.concat([made, made.gather(edited).str.replace(r" ?\S*$", " changed")]).gather(places)
 
 
 def truth(texts: pl.Series, threshold: float) -> set[int]:

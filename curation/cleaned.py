@@ -62,16 +62,15 @@ def _near(job: Job, folder: Path) -> Receipt:
     from curation.duplicates.within import texts_of  # loads the compiled loops
 
     assert job.dedup
-    texts = texts_of(job.build / "shaped" / job.source.name)
-    found = near(slices(texts), job.dedup.stored, folder)
+    found = near(slices(texts_of(job.build / "shaped" / job.source.name)), job.dedup.stored, folder)
     pairs = pl.DataFrame({"left": found.left, "right": found.right, "score": found.score})
-    write_parquet(folder / "pairs.parquet", pairs.cast({"left": pl.UInt32, "right": pl.UInt32}))
+    write_parquet(folder / "pairs.parquet", pairs)
     write_parquet(folder / "form.parquet", pl.DataFrame({"form": found.form}))
     for path in folder.iterdir():
         for_others = path.name.startswith(("entries", "counts", "forms", "keys-")) and job.dedup.across
         if path.suffix != ".parquet" and not for_others:
             path.unlink()
-    return {"source": job.source.name, "texts": len(texts), "pairs": len(found.score), "lowest": job.dedup.stored}
+    return {"source": job.source.name, "texts": len(found.form), "pairs": len(found.score), "lowest": job.dedup.stored}
 
 
 def clean_digest(job: Job) -> str:

@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, Literal
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.ipc
@@ -212,6 +213,15 @@ def write_parquet(path: Path, table: pl.DataFrame, constants: Mapping[str, str] 
     with atomic(path) as file, _writer(file, table, constants, "zstd") as writer:
         for group in table.iter_slices(ROWS_PER_GROUP) if len(table) else [table]:
             writer.write_table(_arrow(group, constants))
+
+
+def lists(values: np.ndarray, lengths: np.ndarray, absent: np.ndarray) -> pl.Series:
+    """Return a list column: row i has the next `lengths[i]` of the values (n,), null where they are `absent` (n,) bool."""
+    kind, starts = pa.from_numpy_dtype(values.dtype), np.concatenate([[0], lengths.cumsum()])
+    present = pa.py_buffer(np.packbits(~absent, bitorder="little")) if absent.any() else None
+    each = pa.Array.from_buffers(kind, len(values), [present, pa.py_buffer(values)])  # `pa.array` would import pandas
+    rows = pa.Array.from_buffers(pa.large_list(kind), len(lengths), [None, pa.py_buffer(starts)], children=[each])
+    return pl.Series(pl.from_arrow(rows))
 
 
 def read_table(folder: Path, name: str, columns: list[str] | None = None) -> pl.DataFrame:

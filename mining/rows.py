@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import polars as pl
 
+from curation import store
 from curation.schema import CLASS, GIVEN, MINED, MINED_PAIRS, RANDOM, dropped_frame
 from mining.classes import of_other_classes
 from mining.lists import Ragged, distinct, ragged
@@ -16,12 +16,6 @@ from mining.negatives import Chosen
 
 MOST_RANK = np.iinfo(np.uint16).max
 TOO_FEW = "too_few_negatives"
-INNER: Any = {  # what is in the lists
-    "negatives": pl.UInt32,
-    "negative_scores": pl.Float32,
-    "negative_ranks": pl.UInt16,
-    "negative_origin": pl.UInt8,
-}
 BINS = 40  # of a histogram of scores
 
 
@@ -118,16 +112,15 @@ def finished(
     """
     have = np.diff(found.given.starts) + found.more.found
     short = have < wanted if shortage == "drop" else np.zeros(len(frame), bool)
-    rows = frame.drop("negatives").with_columns(_lists(found, len(frame)))
-    rows = rows.with_columns(pl.Series("positive_score", found.positive_scores).fill_nan(None))
-    schema: Any = MINED_PAIRS
-    rows = rows.filter(~short).select(schema.keys()).cast(schema)
-    for kind, scores in (
-        ("positives", rows["positive_score"]),
-        ("negatives", rows["negative_scores"].explode(empty_as_null=False)),
-    ):
-        counted = zip(tally.histograms[kind], histogram(scores.fill_null(np.nan).to_numpy()), strict=True)
-        tally.histograms[kind] = [before + more for before, more in counted]
+    lists = _lists(found)
+    positive = found.positive_scores.astype(np.float32)
+    columns = {name: store.lists(values, have, absent) for name, (values, absent) in lists.items()}
+    columns["positive_score"] = pl.Series(positive, nan_to_null=True)
+    rows = frame.with_columns(**columns).select(pl.col(name).cast(kind) for name, kind in MINED_PAIRS.items())
+    rows = rows.filter(~short) if short.any() else rows
+    scores = lists["negative_scores"][0][np.repeat(~short, have)]
+    for kind, some in (("positives", positive[~short]), ("negatives", scores)):
+        tally.histograms[kind] = [before + more for before, more in zip(tally.histograms[kind], histogram(some), strict=True)]
     lost = np.flatnonzero(short)
     evidence = pl.Series([_evidence(row, have, wanted, found) for row in lost.tolist()], dtype=pl.String)
     tally.rows_in += len(frame)
@@ -147,33 +140,23 @@ def _unscored(given: Ragged, more: Chosen) -> Found:
     return Found(given, np.full(len(given.ids), np.nan, np.float64), more, CLASS, nothing, np.zeros(len(nothing), np.int64))
 
 
-def _lists(found: Found, count: int) -> list[pl.Series]:
-    """Return the four columns of negatives, given ones first."""
-    given = np.diff(found.given.starts)
-    have = given + found.more.found
-    width = int(have.max(initial=1))
-    column = np.arange(width)
-    first, then = column < given[:, None], (column >= given[:, None]) & (column < have[:, None])
+def _lists(found: Found) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return the four columns of negatives, given ones first: values row by row, and which of them are null."""
     more = np.arange(found.more.ids.shape[1]) < found.more.found[:, None]
-    ranks = np.minimum(found.more.ranks[more], MOST_RANK)
-    flat: Mapping[str, tuple[Any, Any]] = {
-        "negatives": (found.given.ids, found.more.ids[more]),
-        "negative_scores": (found.given_scores, found.more.scores[more]),
-        "negative_ranks": (-1, ranks),
-        "negative_origin": (GIVEN, np.where((ranks < 0) & (found.origin == MINED), RANDOM, found.origin)),
+    given_rows = found.given.row_of_each()
+    order = np.argsort(np.concatenate([given_rows, np.nonzero(more)[0]]), kind="stable")
+    ids = np.concatenate([found.given.ids, found.more.ids[more]])[order]
+    scores = np.concatenate([found.given_scores, found.more.scores[more]])[order].astype(np.float32)
+    ranks = np.concatenate([np.full(len(given_rows), -1), found.more.ranks[more]])[order]
+    origin = np.where((ranks < 0) & (found.origin == MINED), RANDOM, found.origin)
+    origin[order < len(given_rows)] = GIVEN
+    known = np.zeros(len(ids), bool)
+    return {
+        "negatives": (ids.astype(np.uint32), known),
+        "negative_scores": (scores, np.isnan(scores)),
+        "negative_ranks": (np.clip(ranks, 0, MOST_RANK).astype(np.uint16), ranks < 0),
+        "negative_origin": (origin.astype(np.uint8), known),
     }
-    entries = {name: np.zeros((count, width), values[1].dtype) for name, values in flat.items()}
-    for name, (theirs, own) in flat.items():
-        entries[name][then] = own
-        if len(found.given.ids):
-            entries[name][first] = theirs
-    table = pl.DataFrame({name: values.reshape(-1) for name, values in entries.items()}).with_columns(
-        pl.col("negative_scores").fill_nan(None), pl.when(pl.col("negative_ranks") >= 0).then("negative_ranks")
-    )
-    lists = pl.DataFrame([column.reshape((count, width)).arr.to_list() for column in table.cast(INNER)])
-    if (have < width).any():
-        lists = lists.with_columns(pl.all().list.head(pl.lit(pl.Series(have))))
-    return lists.get_columns()
 
 
 def _evidence(row: int, have: np.ndarray, wanted: int, found: Found) -> str:

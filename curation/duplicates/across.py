@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from curation.duplicates.near import Corpus, append_texts, files_for, firsts, matches, open_corpus, own_entries, slices
+from curation.duplicates.near import append_texts, files_for, firsts, own_entries, slices
+from curation.duplicates.pairs import Corpus, matches, open_corpus
 from curation.duplicates.signatures import read
 from curation.duplicates.within import distinct, drop_queries, links_of, refuse_loss, texts_of
 from curation.errors import SourceError
@@ -25,7 +26,7 @@ from curation.stages import FORMAT, Done, Job, Receipt
 from curation.store import digest_of, read_json, read_parquet, read_table, run_stage, write_parquet
 
 COUNTS = pl.Schema({"source_a": pl.String(), "source_b": pl.String(), "near": pl.UInt32()})
-POSITIVES = pl.Schema({"better": pl.UInt32(), "node": pl.Int64()})
+POSITIVES = pl.Schema({"better": pl.UInt32(), "node": pl.UInt32()})
 TUPLES = pl.Schema({**POSITIVES, "id": pl.String(), "source": pl.String()})
 
 
@@ -60,7 +61,7 @@ def _pairs(jobs: list[Job], folder: Path) -> Receipt:
     assert jobs[0].dedup
     corpus, able, owners = _joined(jobs, folder)
     left, right, score = matches(corpus, able, jobs[0].dedup.stored, owners)
-    table = pl.DataFrame({"left": left, "right": right, "score": score}).cast({"left": pl.UInt32, "right": pl.UInt32})
+    table = pl.DataFrame({"left": left, "right": right, "score": score})
     del corpus
     for path in folder.iterdir():
         path.unlink()
@@ -81,7 +82,7 @@ def _joined(jobs: list[Job], folder: Path) -> tuple[Corpus, np.ndarray, np.ndarr
                 total = append_texts(file, read(batch), total)
             own = np.fromfile(stage / "entries", np.int64)
             form = read_parquet(stage / "form.parquet")["form"].to_numpy()
-            able.append(own_entries(form, own, np.fromfile(stage / "counts", np.uint32)) + entries)
+            able.append(own_entries(form, own, np.fromfile(stage / "counts", np.uint32)))
             owners.append(entries)
             file["entries"].write(np.where(own < 0, own - texts, own + texts).tobytes())
             for name in ("counts", "forms", *(f"keys-{band}" for band in range(bands))):
@@ -94,8 +95,7 @@ def _drops(jobs: list[Job], folder: Path) -> Receipt:
     """Visit the sources in order; what is kept of one stands against all later ones."""
     build, wanted = jobs[0].build, jobs[0].dedup
     assert wanted
-    forms = np.concatenate([np.fromfile(build / "near" / job.source.name / "forms", np.uint64) for job in jobs])
-    node = firsts(forms)
+    node = firsts(np.concatenate([np.fromfile(build / "near" / job.source.name / "forms", np.uint64) for job in jobs]))
     starts = list(accumulate((_receipt(job, "near")["texts"] for job in jobs), initial=0))
     pairs = read_parquet(build / "across" / "pairs" / "pairs.parquet").filter(pl.col("score") >= wanted.threshold)
     links = _links(pairs, node)

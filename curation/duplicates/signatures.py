@@ -31,6 +31,7 @@ RUN = 1 << 14  # texts sketched at a time: bounds the digests in memory
 NUMPY_BYTES = 1 << 21  # bytes shingled at a time by numpy
 PAIRS = 1 << 15  # pairs compared at a time, by one thread
 ROOM = 1 << 20  # shingles of the texts that these are pairs of, but for one pair of longer ones
+FILTERED = 1 << 21  # keys from which on sorting all is quicker than a filter that no cache holds
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -159,23 +160,33 @@ def _band_keys(found: np.ndarray, kinds: np.ndarray, bands: int, rows: int) -> n
     return wide.astype(np.uint32)
 
 
-def repeated(keys: np.ndarray, able: np.ndarray) -> np.ndarray:
-    """Return those of the entries `able` whose key another one of them has too, and some more, in order."""
+def repeated(keys: np.ndarray, able: np.ndarray, count: int, bits: int, part: int) -> np.ndarray:
+    """Return key << 32 | entry, u64, of the entries whose key another one has too, and of some more.
+
+    Only of those that are `able`, which `count` of all entries are, and whose key's first `bits` bits are `part`.
+    """
     if not kernels:
-        return able
-    log = min(max(len(able).bit_length() + 3, 10), 30)  # 8 to 16 bits a key: few more
+        at = np.flatnonzero(able & (keys >> np.uint32(1) >> np.uint32(31 - bits) == part))
+        return keys[at].astype(np.uint64) << np.uint64(32) | at.astype(np.uint64)
+    log = max(count.bit_length() + 3, 10) if count < FILTERED else 6  # 8 to 16 bits a key: few more; or 64 bits: all
     once, twice = np.zeros((2, 1 << (log - 6)), np.uint64)
-    found = np.empty(len(able), np.int64)
-    count = table_kernels.repeated(keys, able, np.uint32(32 - log), once, twice, found)
-    return found[:count]
+    some = table_kernels.marked(keys, able, bits, part, 32 - bits - log, once, twice)
+    found = np.empty(some + 1, np.uint64)
+    return found[: table_kernels.repeated(keys, able, bits, part, 32 - bits - log, twice, found)]
 
 
 def jaccard(
-    texts: Buffers, entries: np.ndarray, counts: np.ndarray, left: np.ndarray, right: np.ndarray, least: float
+    texts: Buffers,
+    entries: np.ndarray,
+    counts: np.ndarray,
+    left: np.ndarray,
+    right: np.ndarray,
+    least: float,
+    at_once: int = PAIRS,
 ) -> np.ndarray:
     """Return the Jaccard of the shingle sets of entries left[i] and right[i]; 0 where it is below `least`.
 
-    Exact up to equal 64-bit hashes. Sorted pairs are quickest: the set of an entry is made once for PAIRS of them.
+    Exact up to equal 64-bit hashes. Sorted pairs are quickest: the set of an entry is made once for `at_once` of them.
     """
 
     def one(part: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
@@ -189,16 +200,18 @@ def jaccard(
         score = both / np.maximum(sizes[i] + sizes[j] - both, 1)
         return np.asarray(np.where(score >= least, score, 0.0))
 
-    return np.concatenate([np.zeros(0), *_each(one, _parts(counts, left, right))])
+    return np.concatenate([np.zeros(0), *_each(one, _parts(counts, left, right, at_once))])
 
 
-def _parts(counts: np.ndarray, left: np.ndarray, right: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _parts(
+    counts: np.ndarray, left: np.ndarray, right: np.ndarray, at_once: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Cut pairs into runs; yield the distinct entries of each, and where among them its lefts and rights are."""
     first = 0
     while first < len(left):
-        some = slice(first, first + PAIRS)
+        some = slice(first, first + at_once)
         if kernels:
-            used, i, j = (np.empty(size, np.int64) for size in (2 * PAIRS, PAIRS, PAIRS))
+            used, i, j = (np.empty(size, np.int64) for size in (2 * at_once, at_once, at_once))
             pairs, size = table_kernels.numbered(left[some], right[some], counts, ROOM, used, i, j)
             yield used[:size], i[:pairs], j[:pairs]
         else:

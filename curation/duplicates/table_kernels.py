@@ -33,22 +33,34 @@ def cleared(table, count):
 
 
 @compiled
-def repeated(keys, able, shift, once, twice, found):
-    """Put into `found` which of the entries `able` may have a key that another one has too; return their number.
-
-    A filter of bits, `once` and `twice` of 2^(26 - shift) words of 64: what it lets through by chance does no harm.
-    """
-    low = np.uint64(63)
-    for entry in able:
-        key = np.uint64(keys[entry] >> shift)
-        word, bit = key >> np.uint64(6), np.uint64(1) << (key & low)
+def marked(keys, able, bits, part, shift, once, twice):
+    """Mark in filters of bits the keys, and those met twice, of entries as in `repeated`; return the number of entries."""
+    low, above, wanted, count = np.uint64((1 << (32 - bits)) - 1), np.uint64(32 - bits), np.uint64(part), np.uint64(0)
+    for entry in range(len(keys)):
+        key = np.uint64(keys[entry])
+        taken = np.uint64(able[entry]) & np.uint64(key >> above == wanted)
+        place = (key & low) >> np.uint64(shift)
+        word, bit = place >> _SIX, taken << (place & _LAST)
         twice[word] |= once[word] & bit
         once[word] |= bit
-    count = np.int64(0)
-    for entry in able:
-        key = np.uint64(keys[entry] >> shift)
-        found[count] = entry
-        count += np.int64((twice[key >> np.uint64(6)] >> (key & low)) & np.uint64(1))
+        count += taken
+    return count
+
+
+@compiled
+def repeated(keys, able, bits, part, shift, twice, found):
+    """Put into `found` key << 32 | entry of those whose key another one may have too; return their number, less than its length.
+
+    Of the entries that are `able` and whose key's first `bits` bits are `part`. The filters, 2^(26 - bits - shift) words of 64,
+    let some through by chance, which does no harm. No branches: half of them would be foretold wrongly.
+    """
+    low, above, wanted, count = np.uint64((1 << (32 - bits)) - 1), np.uint64(32 - bits), np.uint64(part), np.uint64(0)
+    for entry in range(len(keys)):
+        key = np.uint64(keys[entry])
+        taken = np.uint64(able[entry]) & np.uint64(key >> above == wanted)
+        place = (key & low) >> np.uint64(shift)
+        found[count] = key << np.uint64(32) | np.uint64(entry)
+        count += taken & (twice[place >> _SIX] >> (place & _LAST))
     return count
 
 

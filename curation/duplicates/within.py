@@ -26,7 +26,7 @@ SHOWN = 60  # characters of a text in an error
 class Links(NamedTuple):
     """How the texts of a source hang together."""
 
-    texts: pl.DataFrame  # text; number u32; form i64; family i64: equal for texts linked at the threshold, also through others
+    texts: pl.DataFrame  # text; number, form, family u32: equal family for texts linked at the threshold, also through others
     found: Near  # by number; between texts that are left
 
 
@@ -46,9 +46,8 @@ def links_of(job: Job, tuples: pl.DataFrame, corpus: pl.Series) -> Links:
     """Return what links the texts that are left of a source, from the pairs that were found among all of its texts."""
     assert job.dedup
     stage = job.build / "near" / job.source.name
-    pairs, form = read_parquet(stage / "pairs.parquet"), read_parquet(stage / "form.parquet")["form"].to_numpy()
-    numbers = pairs.select(pl.col("left", "right").cast(pl.Int64))
-    found = Near(form, numbers["left"].to_numpy(), numbers["right"].to_numpy(), pairs["score"].to_numpy())
+    pairs, form = read_parquet(stage / "pairs.parquet"), read_parquet(stage / "form.parquet")["form"].cast(pl.UInt32)
+    found = Near(form.to_numpy(), *(pairs[name].to_numpy() for name in ("left", "right", "score")))
     return link(texts_of(job.build / "shaped" / job.source.name), found, distinct(tuples, corpus), job.dedup.threshold)
 
 

@@ -150,10 +150,8 @@ def _made(
 
 def blocks_of(folder: Path, columns: Iterable[str]) -> Iterator[pl.DataFrame]:
     """Yield the tuples of a stage in blocks, at least one."""
-    for shard in sorted(folder.glob("pairs-[0-9]*.parquet")):
-        pairs = store.read_parquet(shard, list(columns))
-        for start in range(0, max(len(pairs), 1), BLOCK):
-            yield pairs.slice(start, BLOCK)
+    for pairs in store.shards(folder, "pairs", list(columns)):
+        yield from pairs.iter_slices(BLOCK) if len(pairs) else [pairs]
 
 
 def with_texts(pairs: pl.DataFrame, passages: pl.DataFrame) -> pl.DataFrame:
@@ -192,7 +190,7 @@ def _beir(folder: Path, blocks: Iterator[pl.DataFrame], passages: pl.DataFrame, 
 
 
 def _sum(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]:
-    return {reason: left.get(reason, 0) + right.get(reason, 0) for reason in [*left, *(key for key in right if key not in left)]}
+    return {**left, **{reason: left.get(reason, 0) + count for reason, count in right.items()}}
 
 
 def _reasons(said: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 
 from curation.leaks.evaluations import CORPUS, QUERY
-from curation.leaks.grams import LONG, Forms, measures_of
+from curation.leaks.grams import LONG, Forms, Measures, measures_of
 from curation.store import atomic, read_parquet, write_parquet
 from curation.text import normalised
 
@@ -98,18 +98,20 @@ def _common_words(folder: Path, entries: pl.DataFrame) -> pl.Series:
 def trivial(forms: pl.Series, query: pl.Series) -> pl.Series:
     """Tell which forms are no leak even as a whole: under LEAST_CHARS; of queries, only those of a single such word."""
     measures = measures_of(forms)
-    short = pl.Series(measures.chars < np.asarray(LEAST_CHARS)[measures.spaceless], dtype=pl.Boolean)
-    return short & (~query | pl.Series(measures.units < 2, dtype=pl.Boolean))
+    return _short(measures) & (~query | pl.Series(measures.units < 2, dtype=pl.Boolean))
 
 
 def low(forms: pl.Series, common: pl.Series) -> pl.Series:
     """Tell which forms say too little for a part of them to be a leak: under LEAST_CHARS, or of common words alone."""
-    measures = measures_of(forms)
-    short = pl.Series(measures.chars < np.asarray(LEAST_CHARS)[measures.spaceless], dtype=pl.Boolean)
+    short = _short(measures_of(forms))
     if not len(common):
         return short
     rare = forms.str.split(" ").list.eval(~pl.element().is_in(common.implode())).list.any()
     return short | ~rare
+
+
+def _short(measures: Measures) -> pl.Series:
+    return pl.Series(measures.chars < np.asarray(LEAST_CHARS)[measures.spaceless], dtype=pl.Boolean)
 
 
 def _long(forms: pl.Series) -> pl.Series:

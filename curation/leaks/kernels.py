@@ -14,7 +14,7 @@ from curation.duplicates.shingles import BASE, INVERSE
 from curation.leaks.grams import CHARS, CHARS_WIDTH, MARKS, MIX, SEEDS, SEEDS_WIDTH, WHOLE, WORDS, WORDS_WIDTH
 
 _BASE, _INVERSE, _ONE, _HALF, _MIX = np.uint64(BASE), np.uint64(INVERSE), np.uint64(1), np.uint64(32), np.uint64(MIX)
-_SIX, _LAST, _BITS, _NONE = np.uint64(6), np.uint64(63), np.uint64(64), np.uint64(0)
+_SIX, _LAST, _NONE = np.uint64(6), np.uint64(63), np.uint64(0)
 _PLACE, _COUNT = np.uint64(24), np.uint64((1 << 24) - 1)
 _MARKS = MARKS
 # places are unsigned in the inner loops: numba guards signed ones against negative values

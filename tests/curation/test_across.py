@@ -14,6 +14,7 @@ from test_near import form_of, true_jaccard
 from curation.build import build
 from curation.cli import curate
 from curation.duplicates import near as near_module
+from curation.duplicates import pairs as pairs_module
 from curation.duplicates import signatures
 from curation.exchange.verify import problems
 from curation.store import read_parquet, read_table
@@ -130,6 +131,8 @@ def test_neither_workers_nor_engine_nor_batches_matter(tmp_path, monkeypatch):
     build(recipe, tmp_path / "three", workers=3)
     assert tables(tmp_path / "one") == tables(tmp_path / "three")
     monkeypatch.setattr(near_module, "BATCH", 7)
+    for name in ("BATCH", "PART", "SHARE", "WAITING", "CROWDED"):
+        monkeypatch.setattr(pairs_module, name, 11)
     monkeypatch.setattr(signatures, "kernels", None)
     build(recipe, tmp_path / "plain")
     assert tables(tmp_path / "one") == tables(tmp_path / "plain")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import random
 import tempfile
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from hypothesis import strategies as st
 
 from curation.duplicates import fold_kernels, folding, signatures
 from curation.duplicates import near as near_module
+from curation.duplicates import pairs as pairs_module
 from curation.duplicates.near import bands_for, families, near
 from curation.duplicates.shingles import BASE, CHARS, EXACT, SPACELESS, WORDS, buffers_of
 from curation.duplicates.signatures import digests, jaccard, read, sketch
-from curation.text import normalised
+from curation.text import connected, normalised
 
 VOCABULARY = [
     "alpha",
@@ -244,8 +246,47 @@ def test_nothing_depends_on_runs_or_threads(monkeypatch):
     assert all(np.array_equal(a, b) for a, b in zip(before, nearly(texts, 0.7, 29), strict=True))
 
 
+def test_nothing_depends_on_how_much_is_in_memory(engine, monkeypatch):
+    texts = pl.Series(edited_texts(400) + some_texts(50) + ["!!!", "What is it?", "what is it"])
+    before = nearly(texts, 0.7)
+    assert len(before.left) > 100
+    for name, size in (("PART", 100), ("SHARE", 60), ("WAITING", 300), ("CROWDED", 20), ("MAPPED", 999), ("COMPARED", 14)):
+        monkeypatch.setattr(pairs_module, name, size)
+    monkeypatch.setattr(near_module, "SORTED", 70)
+    monkeypatch.setattr(pairs_module, "BATCH", 50)
+    monkeypatch.setattr(signatures, "FILTERED", 100)
+    after = nearly(texts, 0.7, 64)
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+    every = connected(np.append(np.arange(len(texts)), after.left), np.append(after.form, after.right), len(texts))
+    assert np.array_equal(families(after, 0.0), every)
+
+
+def test_a_text_costs_sixteen_bytes_of_memory(monkeypatch):
+    for module, name in ((near_module, "SORTED"), (pairs_module, "PART"), (pairs_module, "SHARE"), (pairs_module, "WAITING")):
+        monkeypatch.setattr(module, name, 1 << 11)
+    monkeypatch.setattr(pairs_module, "BATCH", 1 << 10)
+    monkeypatch.setattr(signatures, "threads", lambda: 1)
+
+    def batches(count: int):
+        for first in range(0, count, 1 << 10):
+            draw = random.Random(first)
+            words = [" ".join(f"{draw.random()}" for _ in range(10)) for _ in range(1 << 9)]
+            yield pl.Series([*words, *(f"{text} more" for text in words)])
+
+    def peak(count: int) -> int:
+        with tempfile.TemporaryDirectory() as folder:
+            tracemalloc.start()
+            assert len(near(batches(count), 0.9, Path(folder)).left) > count // 3
+            most = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        return most
+
+    few, many = peak(1 << 13), peak(1 << 15)
+    assert (many - few) / (3 << 13) < 16
+
+
 def test_a_crowd_of_equal_keys_costs_no_square(monkeypatch):
-    monkeypatch.setattr(near_module, "WINDOW", 4)
+    monkeypatch.setattr(pairs_module, "WINDOW", 4)
     texts = [f"{' '.join(f'same{at}' for at in range(40))} tail{number}" for number in range(100)]
     found = nearly(pl.Series(texts), 0.8)
     assert len(found.left) <= 16 * 4 * 100
