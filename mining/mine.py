@@ -29,6 +29,7 @@ from mining.rows import Fill, Tally, by_class, finished, given_only
 from mining.searching import Asked, Search, blocks
 
 FORMAT = 2  # raised when the same settings give other rows
+DEARER = 7  # times an exact search of the same passages that lists cost
 NOT_RULES = {"model", "dtype", "max_tokens", "prompt", "store"}  # these are in the fingerprint or the texts
 
 
@@ -184,6 +185,12 @@ def warnings_of(name: str, receipt: Mapping[str, Any]) -> Iterator[str]:
             text += f"; '{most}' took most candidates ({taken[most]:,} of {receipt['candidates']:,}"
             text += f", which is {receipt['candidates'] // receipt['rows_in']} a row)"
         yield text
+    index = receipt.get("index", {})
+    if index.get("probes", 0) * DEARER > index.get("lists", 1):
+        yield (
+            f"{name}: 'index: ivf' searches {index['probes']:,} of {index['lists']:,} lists for each query, "
+            "which takes longer than all passages at once; take `index: exact`"
+        )
     if receipt.get("answers") == 0:
         yield f"{name}: 'exclude_answer' takes nothing, the source names no answers; name their column, `fields: {{answer: ...}}`"
 

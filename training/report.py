@@ -49,12 +49,12 @@ def _facts(steps: Sequence[Mapping[str, Any]], measured: Sequence[Mapping[str, A
     pads = sum(line["tokens"] * line.get("pad_share", 0) / (1 - line.get("pad_share", 0)) for line in steps)
     yield "steps", f"{len(steps):,}"
     yield "tokens", f"{tokens:,}"
+    yield "of them padding", f"{pads / (pads + tokens):.1%}"
     yield "time in steps", duration(seconds)
     yield "tokens a second", f"{tokens / seconds:,.0f}"
     if measured:
         best = max(measured, key=lambda line: float(line["ndcg@10"]))
         yield f"best nDCG@10, step {best['step'] + 1:,}", f"{best['ndcg@10']:.4f}"
-    yield "of them padding", f"{pads / (pads + tokens):.1%}"
     shares = [line["mfu"] for line in steps if line.get("mfu") is not None]
     yield "of the peak (MFU)", f"{np.mean(shares):.1%}" if shares else "peak unknown"
     for key, where in MEMORY.items():

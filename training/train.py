@@ -97,8 +97,8 @@ def _train(
         raise ModelError(recipe.model, f"has {model.dim} dimensions", "`matryoshka` names fewer than that")
     with ranks.first_alone():  # it makes the tokens, and the others find them
         sources = load_sources(build, model, recipe.prompt, only, progress)
-    told = mined_sources(build, only)
-    model.prompts = model.prompts_for(recipe.prompt, {source.name: told[source.name]["instruction"] for source in sources})
+    entries = mined_sources(build, only)
+    model.prompts = model.prompts_for(recipe.prompt, {source.name: entries[source.name]["instruction"] for source in sources})
     joint = recipe.loss == "infonce"
     plan = Plan(sources, seed, recipe.batch, recipe.negatives, joint, recipe.evenness, recipe.sources)
     total = total_steps(plan, recipe)

@@ -98,6 +98,7 @@ def test_mined_with_an_index(tmp_path, monkeypatch):
     assert 0.9 <= said["recall"] < 1
     assert (said["recall_of"], said["recall_queries"]) == (101, 256)
     assert "|index:ivf|" in receipts["large"]["signature"]
+    assert [line[:20] for line in mine.warnings_of("large", receipts["large"])] == ["large: 'index: ivf' "]
     shown = _table(receipts, verbose=True).splitlines()
     assert (
         f"  searched {said['probes']} of 98 lists for each query, which found {100 * said['recall']:.1f} % "
@@ -115,6 +116,15 @@ def test_mined_with_an_index(tmp_path, monkeypatch):
     monkeypatch.setattr(searching.ivf, "write", None)  # nothing is made again
     mine.mine_build(build, load=lambda *_: FakeEncoder())
     assert files_of(build) == before
+
+
+def test_lists_that_take_longer_than_all_passages_are_told():
+    receipt = {"rows_in": 1, "dropped": {}, "filters": {}, "index": {"kind": "ivf", "probes": 1392, "lists": 1789}}
+    assert list(mine.warnings_of("s", receipt)) == [
+        "s: 'index: ivf' searches 1,392 of 1,789 lists for each query, which takes longer than all passages at once; take `index: exact`"
+    ]
+    assert not list(mine.warnings_of("s", {**receipt, "index": {"kind": "ivf", "probes": 62, "lists": 1826}}))
+    assert not list(mine.warnings_of("s", {**receipt, "index": {"kind": "exact"}}))
 
 
 THREADS = """
