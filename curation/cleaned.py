@@ -122,9 +122,9 @@ def _clean(job: Job, folder: Path) -> Receipt:
             job.decontaminate, job.build, folder, tuples, corpus, source.name
         )
         drops, hashes, out = [*drops, leaked], [_hashes(tuples)], out + Counter(more_out)
-        left = write_frames(folder, "tuples", [tuples])
+        left = write_frames(folder, "tuples", [tuples], compression="lz4")
     elif len(heldout):
-        left = write_frames(folder, "tuples", kept(read_frames(stage, "tuples")))
+        left = write_frames(folder, "tuples", kept(read_frames(stage, "tuples")), compression="lz4")
     else:
         link_table(stage, folder, "tuples")
         left = sum(map(len, kept(read_frames(stage, "tuples"))))

@@ -153,7 +153,7 @@ def _shape_whole(job: Job, rows: pl.DataFrame, lost: list[Lost], folder: Path) -
     train, held = holdout.set_apart(tuples, source.holdout, job.seed, source.name)
     if answers is not None:
         write_parquet(folder / ANSWERS, answers)
-    write_table(folder, "tuples", train)
+    write_table(folder, "tuples", train, compression="lz4")
     if scores is not None:
         write_parquet(folder / "scores.parquet", scores)
     unused = pl.concat([unread(source, lost), dropped])

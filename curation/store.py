@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import polars as pl
@@ -30,6 +30,7 @@ import xxhash
 
 from curation.errors import BuildError
 
+Compression = Literal["zstd", "lz4"]  # lz4 for what only the next stage reads
 RECEIPT = "done.json"
 ROWS_PER_SHARD = 1_000_000
 ROWS_PER_GROUP = 20_000
@@ -112,12 +113,20 @@ def json_line(row: Mapping[str, object]) -> bytes:
     return (json.dumps(row, ensure_ascii=False) + "\n").encode()
 
 
-def write_table(folder: Path, name: str, table: pl.DataFrame, constants: Mapping[str, str] | None = None) -> None:
+def write_table(
+    folder: Path, name: str, table: pl.DataFrame, constants: Mapping[str, str] | None = None, compression: Compression = "zstd"
+) -> None:
     """Write a table as `<name>-00000.parquet`, ... with `constants` in the parquet metadata; same table, same bytes."""
-    write_frames(folder, name, [table], constants)
+    write_frames(folder, name, [table], constants, compression)
 
 
-def write_frames(folder: Path, name: str, frames: Iterable[pl.DataFrame], constants: Mapping[str, str] | None = None) -> int:
+def write_frames(
+    folder: Path,
+    name: str,
+    frames: Iterable[pl.DataFrame],
+    constants: Mapping[str, str] | None = None,
+    compression: Compression = "zstd",
+) -> int:
     """Write a table that comes in parts, at least one, as `write_table` writes it whole; return its rows.
 
     No more of it is held than a part and a row group.
@@ -126,7 +135,7 @@ def write_frames(folder: Path, name: str, frames: Iterable[pl.DataFrame], consta
     group: pl.DataFrame | None = next(groups)
     for shard in itertools.count():
         assert group is not None
-        with atomic(folder / f"{name}-{shard:05d}.parquet") as file, _writer(file, group, constants) as writer:
+        with atomic(folder / f"{name}-{shard:05d}.parquet") as file, _writer(file, group, constants, compression) as writer:
             in_shard = 0
             while group is not None and in_shard < ROWS_PER_SHARD:
                 writer.write_table(_arrow(group, constants))
@@ -160,10 +169,12 @@ def _arrow(table: pl.DataFrame, constants: Mapping[str, str] | None) -> Any:
     return whole.replace_schema_metadata(dict(constants or {}))
 
 
-def _writer(file: IO[bytes], table: pl.DataFrame, constants: Mapping[str, str] | None) -> pq.ParquetWriter:
+def _writer(
+    file: IO[bytes], table: pl.DataFrame, constants: Mapping[str, str] | None, compression: Compression
+) -> pq.ParquetWriter:
     # dictionaries cost more than they save where texts and ids hardly recur; passages of tuples do
     recurring = [f"{name}.list.element" for name, kind in table.schema.items() if kind == pl.List(pl.String)]
-    options = {"compression": "zstd", "write_page_index": True, "use_dictionary": recurring}
+    options = {"compression": compression, "write_page_index": True, "use_dictionary": recurring}
     return pq.ParquetWriter(file, _arrow(table.clear(), constants).schema, **options)
 
 
@@ -199,7 +210,7 @@ def _plain_type(kind: Any) -> Any:
 
 def write_parquet(path: Path, table: pl.DataFrame, constants: Mapping[str, str] | None = None) -> None:
     """Write one parquet file, atomically."""
-    with atomic(path) as file, _writer(file, table, constants) as writer:
+    with atomic(path) as file, _writer(file, table, constants, "zstd") as writer:
         for group in table.iter_slices(ROWS_PER_GROUP) if len(table) else [table]:
             writer.write_table(_arrow(group, constants))
 

@@ -11,7 +11,7 @@ import polars as pl
 BLOCK = 10_000  # texts at a time, so that they stay in the cache
 BETWEEN = "\x80"  # stands in no ASCII text
 PLAIN = bytes(ord(chr(code).lower()) if chr(code).isalnum() or code in (95, 128) else 32 for code in range(256))
-UNASKED, UNTOLD = 0xFFFE, 0xFFFF  # no characters
+UNTOLD, UNASKED = 0x110000, 0x110001  # beyond all code points
 SIGMA = "\N{GREEK CAPITAL LETTER SIGMA}"  # small, it is another one at the end of a word
 CLINGING = ("Mn", "Mc", "Me", "Cn", "Cs", "Co")  # marks; not assigned in Python's Unicode, which may be the older one
 
@@ -45,12 +45,13 @@ def _by_table(texts: pl.Series) -> pl.Series:
     if len(ends) != len(texts) - 1:
         return texts.clear(len(texts))
     signs = _table()[points]
-    if (unasked := signs == UNASKED).any():
-        _ask(np.unique(points[unasked]))
+    if signs.max() == UNASKED:
+        _ask(np.unique(points[signs == UNASKED]))
         signs = _table()[points]
+    untold = np.flatnonzero(signs == UNTOLD) if signs.max() == UNTOLD else ends[:0]
+    signs[untold] = ord(" ")
     words = pl.Series([_single_spaces(signs).decode("utf-32-le")]).str.split(BETWEEN).explode()
-    untold = np.unique(np.searchsorted(ends, np.flatnonzero(signs == UNTOLD)))
-    return words.scatter(untold, None) if len(untold) else words
+    return words.scatter(np.unique(np.searchsorted(ends, untold)), None) if len(untold) else words
 
 
 @cache

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 
 from curation.schema import composed, dropped_frame, keys_of
+from curation.text import numbered
 
 LISTS = ("positives", "negatives")
 
@@ -22,10 +23,11 @@ def merge_queries(tuples: pl.DataFrame, source: str) -> tuple[pl.DataFrame, pl.D
 
     Queries are equal when their keys are. The first keeps its place and id; positives and negatives are united in order.
     """
-    same = pl.DataFrame({"same": composed(tuples["query"])})
-    if same["same"].n_unique() == len(tuples):
+    numbers, once = numbered(composed(tuples["query"]))
+    if len(once) == len(tuples):
         return tuples, dropped_frame(source, "merge", tuples["id"].head(0), "same_query")
-    first = same.with_row_index("at").select(pl.col("at").first().over("same").alias("first"))["first"]
+    places = np.flatnonzero(np.diff(np.maximum.accumulate(numbers), prepend=-1))  # where each number stands first
+    first = pl.Series("first", places[numbers], dtype=pl.UInt32)
     keyed, at = tuples.with_columns(first), np.arange(len(tuples))
     twins = keyed.filter(first.to_numpy() != at)
     survivor = tuples["id"].gather(twins["first"])

@@ -144,8 +144,13 @@ def _meet(dense, size, chars, spaced, cuts, spaces, sums, backs, table, keys, hi
             key = _gram(*ends, mark, sums, backs)
         keys[count] = key
         count += _maybe(key, bits, shift)
+    some = _NONE
+    for at in range(count):  # as before: for many slots of the table at a time, and most keys that are not there go
+        key = keys[at]
+        keys[some] = key
+        some += np.uint64(slots[key & mask, 1] != 0)
     met = np.uint64(0)
-    for at in range(count):
+    for at in range(some):
         postings = _find(keys[at], slots, mask)
         for place in range(postings >> _PLACE, (postings >> _PLACE) + (postings & _COUNT)):
             entry = entries[place]

@@ -64,13 +64,14 @@ def lines_of(blocks: Iterable[bytes]) -> Iterator[str]:
         yield from io.TextIOWrapper(io.BytesIO(block), "utf-8", newline="\n")
 
 
-def texts_at(block: bytes, starts: np.ndarray, ends: np.ndarray) -> pl.Series:
+def texts_at(padded: bytes, starts: np.ndarray, ends: np.ndarray) -> pl.Series:
     """Return the texts that stand in a block between `starts` and `ends` (i64), as views of it, none of them copied.
+
+    The block is `padded` with INLINE bytes more, so that a word can be read from any place in it.
 
     A view is 16 bytes: the length, then the text itself up to 12 bytes, or its first 4, the number of its buffer and
     its place there (Arrow's columnar format, "Variable-size Binary View Layout").
     """
-    padded = block + bytes(INLINE)
     fours, eights = (np.ndarray((len(padded) - size,), f"<u{size}", padded, strides=(1,)) for size in (4, 8))
     sizes = ends - starts
     views = np.empty((len(sizes), 2), "<u8")

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import polars as pl
 
-from curation.reading.blocks import texts_at
+from curation.reading.blocks import INLINE, texts_at
 
 LARGEST_FIELD = 1 << 22  # characters; a longer field is an unclosed quote
 ODD = re.compile(rb"\0|\r(?!\n)")
@@ -52,8 +52,8 @@ def columns_of(block: bytes, delimiter: str, quoting: bool, width: int, last: bo
     full = _in_rows(starts, ends, rows, width)
     if full is None or (full[1] - full[0]).max(initial=0) > LARGEST_FIELD:
         return None
-    columns = zip(*(one.T for one in full), strict=True)
-    return [_texts(block, signs, starts, ends, doubled) for starts, ends in columns], used
+    padded, columns = block + bytes(INLINE), zip(*(one.T for one in full), strict=True)
+    return [_texts(padded, signs, starts, ends, doubled) for starts, ends in columns], used
 
 
 def _doubled(signs: np.ndarray, marks: np.ndarray, at: np.ndarray, within: np.ndarray) -> np.ndarray | None:
@@ -80,14 +80,11 @@ def _in_rows(starts: np.ndarray, ends: np.ndarray, rows: np.ndarray, width: int)
     return starts.reshape(-1, width), ends.reshape(-1, width)
 
 
-def _texts(block: bytes, signs: np.ndarray, starts: np.ndarray, ends: np.ndarray, doubled: np.ndarray | None) -> pl.Series:
+def _texts(padded: bytes, signs: np.ndarray, starts: np.ndarray, ends: np.ndarray, doubled: np.ndarray | None) -> pl.Series:
     """Return the cells of a column without their quotes, those doubled within taken once; without `doubled` as they are."""
-    if doubled is None:
-        return texts_at(block, starts, ends)
-    quoted = signs[starts] == QUOTE
-    pairs = np.searchsorted(doubled, starts) < np.searchsorted(doubled, ends)
-    texts = texts_at(block, starts + quoted, ends - quoted)
-    if not pairs.any():
-        return texts
-    at = np.flatnonzero(pairs)
-    return texts.scatter(at, texts.gather(at).str.replace_all('""', '"', literal=True))
+    quoted = signs[starts] == QUOTE if doubled is not None else np.zeros(1, bool)
+    if doubled is None or not quoted.any():
+        return texts_at(padded, starts, ends)
+    texts = texts_at(padded, starts + quoted, ends - quoted)
+    pairs = np.flatnonzero(np.searchsorted(doubled, starts) < np.searchsorted(doubled, ends))
+    return texts.scatter(pairs, texts.gather(pairs).str.replace_all('""', '"', literal=True)) if len(pairs) else texts

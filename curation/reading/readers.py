@@ -11,8 +11,8 @@
 
 A row that cannot be read is a `Lost`, and the file goes on. A file that cannot be read raises a SourceError. What is
 packed is unpacked on the way in (packed.py, archives.py). Python's own csv and json do
-the parsing, but for lines of plain JSON objects (json_blocks.py). polars' are faster still, but fill the missing cells of a
-short row, take a blank line for a row, and read half of a surrogate pair as NUL, all without a word.
+the parsing, but for blocks in which all rows are in order (cells.py) and lines of plain JSON objects (json_blocks.py). polars'
+parsers fill the missing cells of a short row, take a blank line for a row, and read half a surrogate pair as NUL, all in silence.
 """
 
 from __future__ import annotations

@@ -23,8 +23,9 @@ def apply(tuples: pl.DataFrame, filters: Filters, source: str, task: str) -> tup
     frame = tuples.with_row_index("at")
     query_fault = pl.select(_length_fault(frame["query"], filters, "query")).to_series()
     passages = filters if task != "classification" else Filters(min_chars=0, max_chars=None, no_echo=False)
-    positives = _faults(frame, "positives", passages)
-    negatives = _faults(frame, "negatives", passages)
+    judged = frame if passages is filters else frame.filter(query_fault.is_not_null())  # label texts have no faults
+    positives = _faults(judged, "positives", passages)
+    negatives = _faults(judged, "negatives", passages)
     faulty = [frame["at"].filter(query_fault.is_not_null())]
     faulty += [faults["at"].filter(faults["fault"].is_not_null()) for faults in (positives, negatives)]
     whole = ~frame["at"].is_in(pl.concat(faulty).implode())  # nearly all, and they stay as they are
@@ -62,7 +63,7 @@ def _length_fault(texts: pl.Series, filters: Filters, role: str) -> pl.Expr:
 
 def _faults(frame: pl.DataFrame, name: str, filters: Filters) -> pl.DataFrame:
     """Return at, text, fault: one line a text of the list column `name`; fault is null for a good text."""
-    return pl.concat([_faults_of(some, name, filters) for some in frame.iter_slices(SLICE)])
+    return pl.concat([_faults_of(some, name, filters) for some in frame.iter_slices(SLICE)] or [_faults_of(frame, name, filters)])
 
 
 def _faults_of(frame: pl.DataFrame, name: str, filters: Filters) -> pl.DataFrame:

@@ -86,7 +86,7 @@ class _Sum:
 def _shape_parts(source: Source, wanted: Filters, seed: int, parts: Iterator[Part], folder: Path) -> Shaped:
     total = _Sum()
     frames = (_shaped(source, wanted, seed, part, total) for part in _alike(parts))
-    left = write_frames(folder, "tuples", frames)
+    left = write_frames(folder, "tuples", frames, compression="lz4")
     dropped, poor = pl.concat(total.dropped), pl.concat(total.poor)
     check_rows(source, total.rows, total.lost, dropped, total.tuples)
     check_left(source, left, total.tuples, poor)
@@ -145,7 +145,7 @@ def _merge(folder: Path, again: pl.Series, source: str) -> pl.DataFrame:
         start += len(frame)
     left, merged = equal.merge_queries(pl.concat(company), source)
     if len(merged):
-        write_frames(folder, "merged", _with_merged(folder, again, left))
+        write_frames(folder, "merged", _with_merged(folder, again, left), compression="lz4")
         for path in table_files(folder, "tuples"):
             path.unlink()
         for path in table_files(folder, "merged"):
