@@ -23,13 +23,18 @@ def merge_queries(tuples: pl.DataFrame, source: str) -> tuple[pl.DataFrame, pl.D
 
     Queries are equal when their keys are. The first keeps its place and id; positives and negatives are united in order.
     """
-    numbers, once = numbered(composed(tuples["query"]))
-    if len(once) == len(tuples):
+    same = composed(tuples["query"])
+    at = np.arange(len(tuples))
+    some = np.flatnonzero(same.hash().is_duplicated())  # few: those that share a hash by chance are told apart below
+    numbers, once = numbered(same.gather(some))
+    if len(once) == len(some):
         return tuples, dropped_frame(source, "merge", tuples["id"].head(0), "same_query")
     places = np.flatnonzero(np.diff(np.maximum.accumulate(numbers), prepend=-1))  # where each number stands first
-    first = pl.Series("first", places[numbers], dtype=pl.UInt32)
-    keyed, at = tuples.with_columns(first), np.arange(len(tuples))
-    twins = keyed.filter(first.to_numpy() != at)
+    earliest = at.copy()
+    earliest[some] = some[places[numbers]]
+    first = pl.Series("first", earliest, dtype=pl.UInt32)
+    keyed = tuples.with_columns(first)
+    twins = keyed.filter(earliest != at)
     survivor = tuples["id"].gather(twins["first"])
     merged = dropped_frame(source, "merge", twins["id"], "same_query", twins["query"].str.slice(0, 200), survivor, source)
     company = pl.col("first").is_in(twins["first"].unique().implode())

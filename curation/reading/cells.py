@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import polars as pl
 
 from curation.reading.blocks import INLINE, texts_at
 
 LARGEST_FIELD = 1 << 22  # characters; a longer field is an unclosed quote
-ODD = re.compile(rb"\0|\r(?!\n)")
 QUOTE, LINE, RETURN = b'"\n\r'
 
 
@@ -28,7 +25,8 @@ def columns_of(block: bytes, delimiter: str, quoting: bool, width: int, last: bo
         width: how many cells a row has.
         last: whether the file ends with the block, and with it the last row.
     """
-    if ODD.search(block) or len(delimiter.encode()) > 1:
+    lone = block.count(b"\r") != block.count(b"\r\n")
+    if lone or b"\0" in block or len(delimiter.encode()) > 1:
         return None
     block = block if block.endswith(b"\n") else block + b"\n"
     signs = np.frombuffer(block, np.uint8)
