@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from column_loop import ColumnLoop
 from f2llm_loop import PaddedLoop
-from small_build import smaller
+from smaller_build import smaller
 from torch.utils.flop_counter import FlopCounterMode
 
 from curation.manifest_models import Train

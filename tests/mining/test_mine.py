@@ -53,8 +53,8 @@ def test_what_is_written(tmp_path):
     assert receipt["filters"]["positive"] == 40
     assert receipt["signature"] == (
         "mine:search|model:fake|dtype:float32|prompt:ask: |pooling:mean|max_tokens:256|preset:f2llm|negatives:3|candidates:dense|range_min:1|"
-        "range_max:20|rank_basis:surviving|max_score:0.8|relative_margin:0.05|margin_reference:min|target_yield:0.9|pick:top|"
-        "classes:random|shortage:drop|seed:42|format:2"
+        "range_max:20|rank_basis:surviving|max_score:0.8|relative_margin:0.05|margin_reference:min|"
+        "similarity_median:0.0|target_yield:0.9|pick:top|classes:random|shortage:drop|seed:42|format:2"
     )
 
 
