@@ -24,7 +24,7 @@ WAITING = 1 << 22  # candidate pairs that are collected before they go to their 
 SHARE = 1 << 22  # texts whose pairs with later ones are verified together
 CROWDED = 1 << 24  # pairs of a share's file from which on those that stand there twice are taken out
 MAPPED = 1 << 29  # bytes of texts that may be mapped at once
-COMPARED = 1 << 13  # pairs of more that are compared until pages are given back: each text may bring 64 kB of its neighbours
+COMPARED = 1 << 11  # pairs of more that are compared until pages are given back: a text brings neighbours, 64 kB to some hundred
 HALF = np.uint64(32)
 LOW = np.uint64(0xFFFFFFFF)
 
