@@ -28,8 +28,7 @@ from curation.schema import key_of
 
 FORMAT = 1  # raised with any change of the files, or of ROWS, which places count by
 ROWS = 4_096  # texts a shard: what a kill can lose, and what is encoded together
-RESIDENT = 1 << 28  # bytes mapped before they are given back: else all that was ever read counts as ours
-AROUND = 1 << 16  # bytes that the system maps around one that is read
+RESIDENT = 1 << 28  # bytes of shards read before they are given back: else all that was ever read counts as ours
 PAUSE = 0.1  # seconds between looks at what other processes do
 KEY = np.dtype("S16")  # compared byte by byte, all 16 of them; a trailing zero byte is not lost in a fixed width
 
@@ -73,7 +72,7 @@ class Embeddings:
         self.shards: dict[int, np.ndarray] = {}  # number -> (rows, dim) memory map
         self.keys = np.empty(0, KEY)  # sorted
         self.places = np.empty(0, np.int64)  # of each key: shard number * ROWS + row in the shard
-        self.touched = 0  # bytes read through the maps
+        self.resident: dict[int, int] = {}  # shards read through their maps -> bytes: the system may map whole ones at a touch
         self.new: list[tuple[np.ndarray, np.ndarray]] = []  # keys and places that are not in the index yet
         self._open()
 
@@ -127,14 +126,14 @@ class Embeddings:
         """Return the vectors (n, dim) float32 at these places, in the given order."""
         found = np.empty((len(places), self.encoder.dim), np.float32)
         order = np.argsort(places, kind="stable")  # shard by shard
-        steps, numbers = np.diff(places[order]) * self.encoder.dim * self.kind.itemsize, places[order] // ROWS
-        for here in np.split(order, np.flatnonzero(np.diff(numbers)) + 1) if len(order) else []:
-            found[here] = self.shards[int(places[here[0]] // ROWS)][places[here] % ROWS]
-        self.touched += int(np.minimum(steps, AROUND).sum())
-        if self.touched > RESIDENT:
-            for shard in self.shards.values():
-                cast(Any, shard)._mmap.madvise(mmap.MADV_DONTNEED)
-            self.touched = 0
+        for here in np.split(order, np.flatnonzero(np.diff(places[order] // ROWS)) + 1) if len(order) else []:
+            number = int(places[here[0]] // ROWS)
+            found[here] = self.shards[number][places[here] % ROWS]
+            self.resident[number] = self.shards[number].nbytes
+            if sum(self.resident.values()) > RESIDENT:
+                for number in self.resident:
+                    cast(Any, self.shards[number])._mmap.madvise(mmap.MADV_DONTNEED)
+                self.resident.clear()
         return found
 
     def _find(self, keys: np.ndarray) -> np.ndarray:

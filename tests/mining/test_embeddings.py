@@ -105,6 +105,30 @@ def test_a_damaged_shard_is_made_again(tmp_path, few, damage):
     assert files_of(tmp_path) == whole
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's account of mapped pages")
+def test_what_was_read_does_not_stay_mapped(tmp_path, few, monkeypatch):
+    monkeypatch.setattr(embeddings, "RESIDENT", 3 * 8 * 2048 * 4)  # three shards
+    vectors, _ = opened(tmp_path, dim=2048)
+    texts = [f"text {n}" for n in range(162)]
+    found = vectors.take(vectors.ensure(lambda: texts))
+    np.testing.assert_array_equal(found, hashed(texts, 2048))
+    mapped = mapped_of(".f32")
+    assert len(mapped) == 21
+    assert 0 < sum(map(bool, mapped)) <= 3
+
+
+def mapped_of(ending: str) -> list[int]:
+    """Return the kB in memory of each mapped file whose name ends so."""
+    found, ours = [], False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, *_, last = line.split()
+        if not first.endswith(":"):
+            ours = last.endswith(ending)
+        elif ours and first == "Rss:":
+            found.append(int(line.split()[1]))
+    return found
+
+
 def test_another_format_is_refused(tmp_path):
     opened(tmp_path)
     with pytest.raises(BuildError) as error:
