@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from curation import schema, store
+from curation import schema, tables
 from curation.errors import BuildError
 from curation.manifest_models import Train
 from training.data import shares
@@ -33,7 +33,7 @@ def estimate(build: Path, recipe: Train, *, only: Sequence[str] = (), gpus: int 
         ModelError: a model that cannot be trained.
     """
     entries = mined_sources(build, only, recipe.sources)
-    tuples = {name: len(store.read_table(build / "mined" / name, "pairs", ["id"])) for name in entries}
+    tuples = {name: len(tables.read_table(build / "mined" / name, "pairs", ["id"])) for name in entries}
     some = {name: count for name, count in tuples.items() if count}
     batches = [-(-count // recipe.batch) for count in some.values()]
     steps_per_epoch = sum(batches)
@@ -89,8 +89,8 @@ def cost(recipe: Train, model: Model, tokens: float, tokens_per_gpu: float, gpus
 
 def _tokens(build: Path, name: str, entry: dict[str, Any], model: Model, recipe: Train) -> float:
     """Return the mean tokens of a tuple: its query, its positive and the negatives it will have."""
-    pairs = store.read_table(build / "mined" / name, "pairs", ["query", "positives", "negatives"])
-    passages = store.read_table(build / "curated" / name, "passages", ["text"])["text"]
+    pairs = tables.read_table(build / "mined" / name, "pairs", ["query", "positives", "negatives"])
+    passages = tables.read_table(build / "curated" / name, "passages", ["text"])["text"]
     chosen = np.argsort(schema.draws(0, f"{name}/estimate", np.arange(len(pairs))))[:SAMPLE]
     sample = pairs[np.sort(chosen)]
     queries = [model.render_query(entry["instruction"], query, recipe.prompt) for query in sample["query"]]

@@ -24,7 +24,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from curation import store
+from curation import store, tables
 from curation.errors import BuildError, listed
 from curation.progress import Progress, silent
 from training.folders import has_all
@@ -67,7 +67,7 @@ class Source:
 
     def row_ids(self, rows: np.ndarray) -> list[str]:
         """Return the ids of some rows, such as `squad/87431`."""
-        return [str(name) for name in store.read_table(self.folder, "pairs", ["id"])["id"].gather(rows.astype(np.uint32))]
+        return [str(name) for name in tables.read_table(self.folder, "pairs", ["id"])["id"].gather(rows.astype(np.uint32))]
 
 
 def taken(values: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -165,9 +165,9 @@ def _write_source(
         store.check_files(stage, receipt)
     if receipts[mined].get("curated", receipts[curated]["digest"]) != receipts[curated]["digest"]:
         raise BuildError(mined, f"was mined before curated/{name} was built anew", "run `mine negatives` again")
-    pairs = store.read_table(mined, "pairs", ["id", "key", "query", "positives", "negatives", *SCORES])
-    _same_tuples(pairs, store.read_table(curated, "pairs", ["id", "key", "positives"]), mined)
-    passages = store.read_table(curated, "passages", ["pid", "text", "group"])
+    pairs = tables.read_table(mined, "pairs", ["id", "key", "query", "positives", "negatives", *SCORES])
+    _same_tuples(pairs, tables.read_table(curated, "pairs", ["id", "key", "positives"]), mined)
+    passages = tables.read_table(curated, "passages", ["pid", "text", "group"])
 
     def work(part: Path) -> dict[str, Any]:
         arrays = _arrays(pairs, passages, mined)
