@@ -60,8 +60,13 @@ class CrossEncoder:
         with quiet():
             batch = self.tokenizer.pad(tokens, return_tensors="pt").to(self.model.device)
         with torch.inference_mode(), autocast(self.model.device, self._dtype):
-            logits = self.model(**batch).logits
-        return np.asarray(self._activation(logits.float()[:, 0]).cpu().numpy())
+            logits = self._logits(batch)
+        return np.asarray(self._activation(logits).cpu().numpy())
+
+    def _logits(self, batch: Any) -> torch.Tensor:
+        """Return one number a pair, (n,) float32, that the activation makes a score."""
+        found: torch.Tensor = self.model(**batch).logits.float()[:, 0]
+        return found
 
 
 def load_cross_encoder(model: str, *, device: str = "auto", dtype: str = "float32") -> CrossEncoder:
