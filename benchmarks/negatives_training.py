@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from curation import store
+from curation import store, tables
 from curation.build import build
 from curation.manifest_models import Train
 from curation.schema import draws
@@ -146,8 +146,8 @@ def trained(data: Path, build: Path, name: str, arm: str, seed: int) -> float:
 def false_share(data: Path, build: Path, name: str) -> float:
     """Return the share of the negatives that are of their query's intent."""
     of = intents(data)
-    texts = store.read_table(build / "curated" / name, "passages", ["text"])["text"].to_list()
-    rows = store.read_table(build / "mined" / name, "pairs", ["query", "negatives"]).iter_rows()
+    texts = tables.read_table(build / "curated" / name, "passages", ["text"])["text"].to_list()
+    rows = tables.read_table(build / "mined" / name, "pairs", ["query", "negatives"]).iter_rows()
     hits = [of[texts[pid]] == of[query] for query, pids in rows for pid in pids]
     return statistics.mean(hits)
 

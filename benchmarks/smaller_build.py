@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from curation import store
+from curation import store, tables
 from curation.schema import draws
 
 
@@ -20,12 +20,12 @@ def smaller(build: Path, folder: Path, rows: int, only: Sequence[str] = ()) -> P
     mined = [name for name in there if not only or name in only]
     store.write_json(folder / "build.json", {**entries, "sources": {name: entries["sources"][name] for name in mined}})
     for name in mined:
-        pairs = store.read_table(build / "mined" / name, "pairs")
+        pairs = tables.read_table(build / "mined" / name, "pairs")
         pairs = pairs[np.sort(np.argsort(draws(0, f"{name}/smaller", np.arange(len(pairs))))[:rows])]
         receipt = store.read_receipt(build / "mined" / name) or {}
 
         def write(part: Path, pairs=pairs, receipt=receipt) -> dict[str, object]:
-            store.write_table(part, "pairs", pairs)
+            tables.write_table(part, "pairs", pairs)
             return {"curated": receipt["curated"]}
 
         store.run_stage(folder / "mined" / name, f"{receipt['digest']}/{rows}", write)

@@ -20,18 +20,8 @@ from curation.shaping import holdout
 from curation.shaping.columns import place_of
 from curation.shaping.unused import counts_of
 from curation.stages import FORMAT, Done, Job, Receipt
-from curation.store import (
-    digest_of,
-    link_table,
-    read_frames,
-    read_json,
-    read_parquet,
-    read_table,
-    run_stage,
-    stands,
-    write_frames,
-    write_parquet,
-)
+from curation.store import digest_of, read_json, run_stage, stands
+from curation.tables import link_table, read_frames, read_parquet, read_table, write_frames, write_parquet
 from curation.text import forms
 
 SHORTEST = 12  # characters of a text that counts as shared by two sources

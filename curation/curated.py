@@ -17,18 +17,8 @@ from curation.shaping.labelled import pair_up
 from curation.shaping.scores import with_scores
 from curation.shaping.unused import counts_of
 from curation.stages import FORMAT, Done, Job, Receipt
-from curation.store import (
-    digest_of,
-    file_digest,
-    read_frames,
-    read_json,
-    read_parquet,
-    read_table,
-    run_stage,
-    stands,
-    write_frames,
-    write_parquet,
-)
+from curation.store import digest_of, file_digest, read_json, run_stage, stands
+from curation.tables import read_frames, read_parquet, read_table, write_frames, write_parquet
 
 
 def curate_digest(job: Job) -> str:

@@ -24,8 +24,9 @@ from curation.shaping.columns import column, place_of
 from curation.shaping.shapes import to_tuples
 from curation.shaping.unused import check_readable
 from curation.stages import Job
-from curation.store import check_files, read_parquet, read_receipt, read_table
+from curation.store import check_files, read_receipt
 from curation.summary import read_summary
+from curation.tables import read_parquet, read_table
 
 Receipt = dict[str, Any]
 PREVIEW_ROWS = 1000

@@ -8,7 +8,8 @@ from typing import Any
 import polars as pl
 
 from curation.stages import FORMAT
-from curation.store import atomic, digest_of, read_json, read_parquet, run_stage, write_parquet
+from curation.store import atomic, digest_of, read_json, run_stage
+from curation.tables import read_parquet, write_parquet
 
 OVERLAPS = pl.Schema(
     {"source_a": pl.String(), "source_b": pl.String(), "equal": pl.UInt32(), "near": pl.UInt32(), "dropped": pl.UInt32()}

@@ -25,15 +25,8 @@ from curation.shaping.columns import place_of
 from curation.shaping.parts import PORTION, Part, Shaped, in_turn, shape_parts, shapes_alone
 from curation.shaping.shapes import to_tuples
 from curation.shaping.unused import check_left, check_readable, check_rows, counts_of, unread
-from curation.store import (
-    digest_of,
-    read_parquet,
-    read_table,
-    run_stage,
-    stands,
-    write_parquet,
-    write_table,
-)
+from curation.store import digest_of, run_stage, stands
+from curation.tables import read_parquet, read_table, write_parquet, write_table
 
 FORMAT = 3  # of what the stages write; a new one makes every build run again
 Receipt = dict[str, Any]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from curation import store
+from curation import tables
 from curation.text import normalised
 from mining.copies import WORD
 
@@ -19,7 +19,7 @@ def answers_of(curated: Path) -> pl.DataFrame:
     """Return a row for each answer of a source, `key` of its query and `answer` in words; none where the source names none."""
     if not (curated / FILE).exists():
         return pl.DataFrame(schema={"key": pl.Binary, "answer": pl.String})
-    lists = store.read_parquet(curated / FILE).explode("answers", empty_as_null=False)
+    lists = tables.read_parquet(curated / FILE).explode("answers", empty_as_null=False)
     return lists.select("key", _in_words(lists["answers"]).alias("answer")).drop_nulls().unique(maintain_order=True)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from curation import store
+from curation import store, tables
 from curation.errors import BuildError, ManifestError, did_you_mean, listed
 from curation.manifest import load_manifest
 from curation.manifest_models import Mine
@@ -85,9 +85,9 @@ def shown(build: Path, name: str, number: int) -> list[dict[str, Any]]:
 
     In a negative, words that stand in the same order in a positive, three or more in a row, are in [[ ]].
     """
-    rows = store.read_table(build / "mined" / name, "pairs").head(number)
+    rows = tables.read_table(build / "mined" / name, "pairs").head(number)
     needed = pl.concat([rows["positives"].explode(), rows["negatives"].explode()]).drop_nulls().unique()
-    passages = store.read_table(build / "curated" / name, "passages", ["pid", "text"]).filter(
+    passages = tables.read_table(build / "curated" / name, "passages", ["pid", "text"]).filter(
         pl.col("pid").is_in(needed.implode())
     )
     texts = dict(zip(passages["pid"], passages["text"], strict=True))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from curation import store
+from curation import tables
 from curation.schema import draws
 
 MOST_NEGATIVES = 1_024  # a row has this many draws of its own; the manifest allows 1,000 negatives
@@ -47,11 +47,11 @@ def of_other_classes(classes: np.ndarray, own: np.ndarray, rows: np.ndarray, wan
 
 def classes_of(curated: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return the class of each passage (by pid) and of each row of a labelled source; -1 where it is unknown."""
-    pairs = store.read_table(curated, "pairs", ["key", "label"])
+    pairs = tables.read_table(curated, "pairs", ["key", "label"])
     labels = pairs["label"].drop_nulls().unique().sort()
     numbers = pl.DataFrame({"label": labels, "class": np.arange(len(labels))})
     of_key = pairs.unique("key", keep="first").join(numbers, on="label").select("key", "class")
-    passages = store.read_table(curated, "passages", ["pid", "key"])
+    passages = tables.read_table(curated, "passages", ["pid", "key"])
     classes = passages.join(of_key, on="key", how="left", maintain_order="left")["class"].fill_null(-1)
     own = pairs.join(numbers, on="label", how="left", maintain_order="left")["class"].fill_null(-1)
     return classes.to_numpy(), own.to_numpy()

@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from curation import locks, store
+from curation import locks, store, tables
 from curation.errors import BuildError
 from curation.manifest_models import Mine
 from curation.progress import Progress, silent
@@ -198,7 +198,7 @@ def warnings_of(name: str, receipt: Mapping[str, Any]) -> Iterator[str]:
 def _way(task: str, curated: Path, settings: Mine) -> str:
     if task == "classification" or settings.candidates == "given":
         return "given"
-    labelled = task == "clustering" and store.read_table(curated, "pairs", ["label"])["label"].null_count() == 0
+    labelled = task == "clustering" and tables.read_table(curated, "pairs", ["label"])["label"].null_count() == 0
     if labelled:
         return "hard" if settings.classes == "hard" else "class"
     return "search"
@@ -270,12 +270,12 @@ def _write(job: Job, folder: Path, fill: Fill, progress: Progress) -> Tally:
             dropped.append(lost)
             advance(len(frame))
     _flush(folder, shards, constants)
-    store.write_parquet(folder / "dropped.parquet", pl.concat(dropped), constants)
+    tables.write_parquet(folder / "dropped.parquet", pl.concat(dropped), constants)
     return tally
 
 
 def _flush(folder: Path, shards: dict[int, list[pl.DataFrame]], constants: Mapping[str, str]) -> None:
     """Write what is whole, and forget it."""
     for shard, kept in shards.items():
-        store.write_parquet(folder / f"pairs-{shard:05d}.parquet", pl.concat(kept), constants)
+        tables.write_parquet(folder / f"pairs-{shard:05d}.parquet", pl.concat(kept), constants)
     shards.clear()

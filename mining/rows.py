@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import polars as pl
 
-from curation import store
+from curation import tables
 from curation.schema import CLASS, GIVEN, MINED, MINED_PAIRS, RANDOM, dropped_frame
 from mining.classes import of_other_classes
 from mining.lists import Ragged, distinct, ragged
@@ -114,7 +114,7 @@ def finished(
     short = have < wanted if shortage == "drop" else np.zeros(len(frame), bool)
     lists = _lists(found)
     positive = found.positive_scores.astype(np.float32)
-    columns = {name: store.lists(values, have, absent) for name, (values, absent) in lists.items()}
+    columns = {name: tables.lists(values, have, absent) for name, (values, absent) in lists.items()}
     columns["positive_score"] = pl.Series(positive, nan_to_null=True)
     rows = frame.with_columns(**columns).select(pl.col(name).cast(kind) for name, kind in MINED_PAIRS.items())
     rows = rows.filter(~short) if short.any() else rows

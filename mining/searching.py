@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from curation import store
+from curation import store, tables
 from curation.progress import Progress
 from curation.schema import MINED, draws
 from mining import ivf
@@ -71,7 +71,7 @@ class Search:
         """Take a source; with `hide` only the first positive of a row is known, the others are texts like any other."""
         self.asked, self.wanted, self.encoder, self.progress = asked, wanted, encoder, progress
         self.hide, self.reranker = hide, reranker
-        lists = store.read_table(asked.curated, "pairs", ["positives"])["positives"]
+        lists = tables.read_table(asked.curated, "pairs", ["positives"])["positives"]
         self.corpus_pids = lists.explode().drop_nulls().unique().sort().to_numpy().astype(np.int64)
         if self.classes:
             self.corpus_pids = np.flatnonzero(self.classes[0] >= 0)
@@ -263,14 +263,14 @@ class Search:
     def vectors(self) -> tuple[Embeddings, np.ndarray, np.ndarray]:
         """The store, with all of the source's texts in it; the place in it of each passage, and of each row's query."""
         encoder, asked = self.encoder(), self.asked
-        pairs = store.read_table(asked.curated, "pairs", ["negatives"])["negatives"].explode().drop_nulls().unique()
+        pairs = tables.read_table(asked.curated, "pairs", ["negatives"])["negatives"].explode().drop_nulls().unique()
         needed = np.union1d(self.corpus_pids, pairs.to_numpy())
         embeddings = Embeddings(asked.embeddings, encoder, asked.store)
         places = np.full(int(needed.max(initial=-1)) + 1, -1, np.int64)
 
         def texts() -> Iterator[str]:
             yield from map(encoder.passage, self._passages(needed))
-            for frame in store.shards(asked.curated, "pairs", ["query"]):
+            for frame in tables.shards(asked.curated, "pairs", ["query"]):
                 yield from (encoder.query(asked.instruction, text) for text in frame["query"])
 
         with self.progress(f"{asked.name}: encode", len(needed) + self.rows, "texts") as advance:
@@ -281,14 +281,14 @@ class Search:
     def _passages(self, needed: np.ndarray) -> Iterator[str]:
         """Return the texts of the needed passages, in order, shard by shard."""
         wanted = pl.Series("pid", needed, dtype=pl.UInt32)
-        for frame in store.shards(self.asked.curated, "passages", ["pid", "text"]):
+        for frame in tables.shards(self.asked.curated, "passages", ["pid", "text"]):
             yield from frame.filter(pl.col("pid").is_in(wanted.implode()))["text"]
 
 
 def blocks(curated: Path) -> Iterator[tuple[int, int, np.ndarray, pl.DataFrame]]:
     """Return a source's rows in blocks: number of the shard, of the block, of each row (q,), and the rows; no row, one block."""
     number, first = 0, 0
-    for shard, pairs in enumerate(store.shards(curated, "pairs")):
+    for shard, pairs in enumerate(tables.shards(curated, "pairs")):
         for start in range(0, max(len(pairs), 1), QUERIES):
             frame = pairs.slice(start, QUERIES)
             yield shard, number, np.arange(first, first + len(frame)), frame

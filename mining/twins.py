@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from curation import store
+from curation import tables
 from mining.lists import Ragged, contains, ragged
 
 
@@ -33,8 +33,8 @@ class Twins:
 
 def twins_of(curated: Path, hide: bool = False) -> Twins:
     """Read the groups and keys of a source, and the lists of its pairs; with `hide` of each only the first positive."""
-    passages = store.read_table(curated, "passages", ["pid", "key", "group"])
-    pairs = store.read_table(curated, "pairs", ["key", "group", "positives"]).with_row_index("row")
+    passages = tables.read_table(curated, "passages", ["pid", "key", "group"])
+    pairs = tables.read_table(curated, "pairs", ["key", "group", "positives"]).with_row_index("row")
     if hide:
         pairs = pairs.with_columns(pl.col("positives").list.head(1))
     groups = _numbers(passages["group"])

@@ -22,6 +22,7 @@ FLOOR = {
         "complaints",
         "yaml_lines",
         "store",
+        "tables",
         "locks",
         "text",
         "progress",
@@ -31,7 +32,7 @@ FLOOR = {
     )
 }
 HOMES = {
-    "pyarrow": {"curation/store.py", "curation/reading/blocks.py", "curation/reading/json_blocks.py"},
+    "pyarrow": {"curation/tables.py", "curation/reading/blocks.py", "curation/reading/json_blocks.py"},
     "datasets": {"curation/reading/sources.py", "curation/reading/hub.py", "training/mteb_tasks.py"},
     "mteb": {"curation/leaks/mteb_tasks.py", "training/mteb_tasks.py"},
     "faiss": {"mining/search.py", "mining/cards.py"},

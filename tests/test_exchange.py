@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from click.testing import CliRunner
 
-from curation import store
+from curation import store, tables
 from curation.build import build
 from curation.cli import curate
 from curation.cli_exchange import FORMATS as OFFERED
@@ -79,8 +79,8 @@ def made(tmp_path_factory):
 
 def tuples_of(folder, source, stage="curated"):
     """Each query with its positives and negatives, as texts."""
-    texts = store.read_table(folder / "curated" / source, "passages", ["text"])["text"]
-    pairs = store.read_table(folder / stage / source, "pairs")
+    texts = tables.read_table(folder / "curated" / source, "passages", ["text"])["text"]
+    pairs = tables.read_table(folder / stage / source, "pairs")
     return {
         row["query"]: ([texts[pid] for pid in row["positives"]], [texts[pid] for pid in row["negatives"]])
         for row in pairs.iter_rows(named=True)
@@ -109,7 +109,7 @@ def test_f2llm(made, tmp_path):
     receipt, ran = export(made, tmp_path / "out", "f2llm", negatives=3)
     assert ran
     faq = receipt["sources"]["faq"]
-    mined = store.read_table(made / "mined" / "faq", "pairs")
+    mined = tables.read_table(made / "mined" / "faq", "pairs")
     few = len(mined.filter(pl.col("negatives").list.len() < 3))
     assert faq["left_out"] == ({"too_few_negatives": few} if few else {})
     assert faq["rows"] == faq["used"] == len(mined) - few > 8
@@ -168,7 +168,7 @@ def test_json_lines_and_back(made, tmp_path, name):
         assert all(list(one) == ["docid", "title", "text"] for one in passages)
         texts = {one["docid"]: one["text"] for one in passages}
         assert all(texts[one["docid"]] == one["text"] for one in passages)
-        assert [line["query_id"] for line in lines] == store.read_table(made / "mined/faq", "pairs")["id"].to_list()
+        assert [line["query_id"] for line in lines] == tables.read_table(made / "mined/faq", "pairs")["id"].to_list()
         fields = "{query: query, positive: positives, negatives: negatives}"
     entry = f"{{name: faq, files: {tmp_path}/out/data/faq.jsonl, reader: {name}, task: retrieval, fields: {fields}}}"
     assert tuples_of(back(tmp_path, entry), "faq") == known
@@ -186,7 +186,7 @@ def test_sentence_transformers_columns(made, tmp_path):
     wanted = [(q, ps + ns, [1] * len(ps) + [0] * len(ns)) for q, (ps, ns) in known.items()]
     assert frames["labeled-list"].rows() == wanted
     assert [row[:2] for row in frames["scored-list"].rows()] == [(q, ps[:1] + ns) for q, (ps, ns) in known.items()]
-    mined = store.read_table(made / "mined/faq", "pairs")
+    mined = tables.read_table(made / "mined/faq", "pairs")
     assert frames["scored-list"]["scores"].to_list() == [
         [r["positive_score"], *r["negative_scores"]] for r in mined.rows(named=True)
     ]
@@ -217,7 +217,7 @@ def test_beir_is_read_by_our_evaluation_and_comes_back(made, tmp_path):
     assert collection.queries == list(known)
     found = [[collection.passages[row] for row in sorted(rows)] for rows in collection.relevant]
     assert found == [[text.strip() for text in positives] for positives, _ in known.values()]
-    assert len(lines_of(folder / "corpus.jsonl")) == len(store.read_table(made / "curated/faq", "passages"))
+    assert len(lines_of(folder / "corpus.jsonl")) == len(tables.read_table(made / "curated/faq", "passages"))
     entry = (
         f"{{name: faq, files: {folder}/qrels/train.tsv, task: retrieval, fields: {{query_id: query-id, positive_id: corpus-id, score: score}}, "
         f"corpus: {{files: {folder}/corpus.jsonl}}, queries: {{files: {folder}/queries.jsonl}}}}"
@@ -337,7 +337,7 @@ def test_the_report_shows_what_was_mined(made, tmp_path):
     text = (whole / "report.html").read_text()
     scores = text[text.index('<section id="scores">') :].split("</section>")[0]
     receipt = store.read_receipt(whole / "mined" / "faq")
-    rows = store.read_table(whole / "mined" / "faq", "pairs")
+    rows = tables.read_table(whole / "mined" / "faq", "pairs")
     assert sum(receipt["histograms"]["positives"]) == len(rows) == receipt["kept"]
     assert sum(receipt["histograms"]["negatives"]) == rows["negative_scores"].list.len().sum()
     told = re.fullmatch(r".*aria-label=\"faq: median positive (.*), median negative (.*?)\".*", scores, re.DOTALL)

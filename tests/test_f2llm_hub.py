@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from curation import store
+from curation import store, tables
 from curation.licenses import class_of
 from curation.lock import read_lock
 from curation.manifest import load_manifest
@@ -59,7 +59,7 @@ def test_all_of_f2llm_from_the_hub_to_the_hub(server, tmp_path):
     finished(start(server, "negatives", made, "-q", main="mining.cli"))
     wanted = {source.name: 1 if source.task == "classification" else 24 for source in manifest.sources}
     for name, count in wanted.items():
-        negatives = store.read_table(made / "mined" / name, "pairs", ["negatives"])["negatives"]
+        negatives = tables.read_table(made / "mined" / name, "pairs", ["negatives"])["negatives"]
         assert len(negatives) > 10, name
         assert set(negatives.list.len()) == {count}, name
     finished(start(server, made, "--steps", 2, "-q", main="training.cli"))
@@ -95,7 +95,7 @@ def _is_built(manifest, made):
             assert texts == {(query, tuple(positives), tuple(negatives)) for query, positives, negatives, *_ in golden}, (
                 source.name
             )
-    leaks = store.read_parquet(made / "leaks.parquet").filter(source="banking77", field="query", rule="equal")
+    leaks = tables.read_parquet(made / "leaks.parquet").filter(source="banking77", field="query", rule="equal")
     assert leaks["task"].to_list() == ["Banking77Classification"]
     assert ADDED.sub("", leaks["evidence"][0]) == "Where is my card?"
     assert summary["decontaminate"]["mode"] == "report"

@@ -17,7 +17,8 @@ from curation.exchange.formats import FORMATS
 from curation.exchange.importing import write_manifest
 from curation.exchange.verify import problems
 from curation.schema import GIVEN
-from curation.store import read_json, read_table
+from curation.store import read_json
+from curation.tables import read_table
 from mining.cli import mine
 from mining.mine import mine_build
 from tests import test_exchange

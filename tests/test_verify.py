@@ -7,7 +7,7 @@ import shutil
 import polars as pl
 import pytest
 
-from curation import store
+from curation import store, tables
 from curation.cli import curate
 from curation.exchange.verify import problems
 from tests import test_exchange
@@ -18,7 +18,7 @@ made = test_exchange.made  # the fixture
 def rewrite(folder, name, change):
     """Change a table of a stage and its digest in the receipt, so that only the content is wrong."""
     path = folder / name
-    store.write_parquet(path, change(store.read_parquet(path)))
+    tables.write_parquet(path, change(tables.read_parquet(path)))
     receipt = store.read_json(folder / "done.json")
     store.write_json(folder / "done.json", receipt | {"files": receipt["files"] | {name: store.file_digest(path)}})
 

@@ -52,7 +52,8 @@ def at(folder: Path, step: int) -> Path:
 def whole(folder: Path) -> list[Path]:
     """Return the checkpoints whose files all have the length they were written with, the newest first."""
     found = [path for path in folder.glob("step-*") if NAME.fullmatch(path.name) and (path / STATE).exists()]
-    return sorted((path for path in found if has_all(path, read(path)["bytes"])), key=_step, reverse=True)
+    intact = [path for path in found if has_all(path, read(path)["bytes"])]
+    return sorted(intact, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
 def read(checkpoint: Path) -> dict[str, Any]:
@@ -84,10 +85,6 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str = 
 
 def _told(value: object) -> str:
     return "absent" if value is None else str(value)
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
 
 
 def _flushed(path: Path) -> int:

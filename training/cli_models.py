@@ -220,7 +220,7 @@ def show(result: Mapping[str, Any], as_json: bool) -> None:
 
         output(json.dumps(result, indent=1, ensure_ascii=False))
         return
-    flat = {**{key: value for key, value in result.items() if not isinstance(value, Mapping)}}
+    flat = {key: value for key, value in result.items() if not isinstance(value, Mapping)}
     for key, value in result.items():
         if isinstance(value, Mapping):
             flat |= {f"{key} of {inner}": count for inner, count in value.items()}

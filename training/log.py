@@ -5,23 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from curation import store
 
-if TYPE_CHECKING:
-    from training.tensorboard import Events
-
 
 class Log:
-    """Appends a line a step. On opening it drops the lines of steps that will be done again."""
+    """Appends a line a step, and tells TensorBoard. On opening it drops the lines of steps that will be done again."""
 
-    def __init__(self, path: Path, first_step: int, events: Events | None = None) -> None:
-        """Take the file, and what else is to have the lines."""
-        self._events = events
+    def __init__(self, path: Path, first_step: int, tensorboard: bool = False) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         store.write_lines(path, (line for line in read_log(path) if line["step"] < first_step))
         self._file = path.open("a", encoding="utf-8")
+        self._events = None
+        if tensorboard:
+            from training.tensorboard import Events
+
+            self._events = Events(path.parent, first_step)
 
     def __enter__(self) -> Log:
         return self

@@ -1,4 +1,4 @@
-"""What one step is made of: the loss of a batch and its gradients, the learning rate, and which weights decay."""
+"""What one step is made of: the loss of a batch and its gradients, and the learning rate."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from curation.manifest_models import Train
 from training import ranks
@@ -51,17 +51,13 @@ class Share(NamedTuple):
 
     ids: np.ndarray  # (T,) i64
     starts: np.ndarray  # (texts+1,) i64
-    texts: int
     filler: np.ndarray  # (t,) i64, the shortest text of the batch
 
 
 def share(batch: Batch, rank: int, world: int) -> Share:
     """Return every world-th text of a batch: as they are sorted, each process gets about as many tokens."""
-    filler = batch.ids[: batch.starts[1]]
-    if world == 1:
-        return Share(batch.ids, batch.starts, len(batch.starts) - 1, filler)
     places = np.arange(rank, len(batch.starts) - 1, world)
-    return Share(*gather(batch.ids, batch.starts, places), len(places), filler)
+    return Share(*gather(batch.ids, batch.starts, places), batch.ids[: batch.starts[1]])
 
 
 def together(own: Tensor, batch: Batch, world: int) -> Tensor:
@@ -86,10 +82,9 @@ def chunks_of(lengths: np.ndarray, budget: int | None, world: int) -> list[list[
 
     Every process must go forward and back equally often, so one that has fewer gets empty ones.
     """
-    each = [cut(np.concatenate([[0], np.cumsum(lengths[rank::world])]), budget) for rank in range(world)]
+    each = [cut(np.cumsum([0, *lengths[rank::world]]), budget) for rank in range(world)]
     most = max(map(len, each))
-    texts = [len(lengths[rank::world]) for rank in range(world)]
-    return [own + [(end, end)] * (most - len(own)) for own, end in zip(each, texts, strict=True)]
+    return [own + [(0, 0)] * (most - len(own)) for own in each]
 
 
 def cut(starts: np.ndarray, budget: int | None) -> list[tuple[int, int]]:
@@ -137,6 +132,11 @@ def _loss(embeddings: Tensor, batch: Batch, recipe: Train, detached: bool) -> Lo
     return losses._replace(total=losses.total + recipe.distill * distilled, distilled=distilled)
 
 
+def total_steps(recipe: Train, steps_per_epoch: int) -> int:
+    """Return the steps of a run: `epochs` over all tuples, or fewer where `steps` says so."""
+    return min(steps_per_epoch * recipe.epochs, recipe.steps or steps_per_epoch * recipe.epochs)
+
+
 def warmup_steps(recipe: Train, total: int) -> int:
     """Return the recipe's warm-up, or a tenth of the run where the recipe's would leave nothing after it."""
     return recipe.warmup if recipe.warmup < total else total // 10
@@ -153,17 +153,3 @@ def learning_rate(recipe: Train, step: int, total: int) -> float:
     top = max(warmup - 1, 0)  # the step that has `lr` in full
     done = (step - top) / max(total - 1 - top, 1)
     return recipe.min_lr + (recipe.lr - recipe.min_lr) * (1 + math.cos(math.pi * done)) / 2
-
-
-def decayed(backbone: nn.Module) -> tuple[list[str], list[str]]:
-    """Return the names of the trained weights that decay, and of those that do not.
-
-    Matrices do. Norms, biases and embeddings do not: a shorter embedding row is not a simpler model, and rows of rare
-    tokens would shrink without ever being trained.
-    """
-    embeddings = {id(module.weight) for module in backbone.modules() if isinstance(module, nn.Embedding)}
-    names: tuple[list[str], list[str]] = ([], [])
-    for name, weight in backbone.named_parameters():
-        if weight.requires_grad:
-            names[weight.ndim < 2 or id(weight) in embeddings].append(name)
-    return names

@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from curation import store
+from curation import store, tables
 from curation.errors import BuildError, listed
 from curation.progress import Progress, silent
 from training.folders import has_all
@@ -68,7 +68,7 @@ class Source:
 
     def row_ids(self, rows: np.ndarray) -> list[str]:
         """Return the ids of some rows, such as `squad/87431`."""
-        return [str(name) for name in store.read_table(self.folder, "pairs", ["id"])["id"].gather(rows.astype(np.uint32))]
+        return [str(name) for name in tables.read_table(self.folder, "pairs", ["id"])["id"].gather(rows.astype(np.uint32))]
 
 
 def taken(values: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -166,10 +166,10 @@ def _write_source(
         store.check_files(stage, receipt)
     if receipts[mined].get("curated", receipts[curated]["digest"]) != receipts[curated]["digest"]:
         raise BuildError(mined, f"was mined before curated/{name} was built anew", "run `mine negatives` again")
-    pairs = store.read_table(mined, "pairs", ["id", "key", "query", "positives", "negatives", *SCORES])
-    before = store.read_table(curated, "pairs", ["id", "key", "positives", "label"])
+    pairs = tables.read_table(mined, "pairs", ["id", "key", "query", "positives", "negatives", *SCORES])
+    before = tables.read_table(curated, "pairs", ["id", "key", "positives", "label"])
     _same_tuples(pairs, before, mined)
-    passages = store.read_table(curated, "passages", ["pid", "key", "text", "group"])
+    passages = tables.read_table(curated, "passages", ["pid", "key", "text", "group"])
     kinds = _classes(before, passages) if entry["task"] == "clustering" else passages["group"]
 
     def work(part: Path) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from curation.errors import SourceError
 from curation.schema import DROPPED, dropped_frame, no_drops
 from curation.shaping.columns import EVIDENCE_CHARS
 from curation.stages import FORMAT, Done, Job, Receipt
-from curation.store import digest_of, read_json, read_parquet, read_table, run_stage, write_parquet
+from curation.store import digest_of, read_json, run_stage
+from curation.tables import read_parquet, read_table, write_parquet
 
 COUNTS = pl.Schema({"source_a": pl.String(), "source_b": pl.String(), "near": pl.UInt32()})
 POSITIVES = pl.Schema({"better": pl.UInt32(), "node": pl.UInt32()})

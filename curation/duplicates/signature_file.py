@@ -22,7 +22,7 @@ from curation.duplicates.shingles import SHINGLING
 from curation.duplicates.signatures import SEED, digests, read
 from curation.errors import BuildError
 from curation.look import receipts
-from curation.store import read_table, write_blocks
+from curation.tables import read_table, write_blocks
 
 SCHEME = "affine32"
 PERMUTATIONS = 128

@@ -18,7 +18,7 @@ from curation.manifest import Dedup
 from curation.schema import dropped_frame, keys_of
 from curation.shaping.columns import EVIDENCE_CHARS
 from curation.stages import Job
-from curation.store import read_parquet, read_table
+from curation.tables import read_parquet, read_table
 
 SHOWN = 60  # characters of a text in an error
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from curation import store
+from curation import store, tables
 from curation.errors import BuildError, did_you_mean, listed
 from curation.exchange.export import gathered
 from curation.exchange.upload import MARK, commit_of, read_file
@@ -148,8 +148,8 @@ def _rows(side: Side, name: str, mined: bool, negatives: int | None) -> pl.DataF
     """Return id, query, and digests of positives and negatives (and the label between builds), a row a tuple."""
     if side.build is None:
         return _published_rows(side, name)
-    passages = store.read_table(side.build / "curated" / name, "passages", ["text"])["text"].hash()
-    pairs = store.read_table(
+    passages = tables.read_table(side.build / "curated" / name, "passages", ["text"])["text"].hash()
+    pairs = tables.read_table(
         side.build / ("mined" if mined else "curated") / name, "pairs", ["id", "query", "positives", "negatives", "label"]
     )
     if negatives is None:
@@ -165,7 +165,7 @@ def _published_rows(side: Side, name: str) -> pl.DataFrame:
     prefix = render_query(entry["curated"]["instruction"], "")
     frames = []
     for shard in entry["shards"]:
-        frame = store.read_parquet(read_file(side.repo, "dataset", side.revision, f"{name}/{shard}"))
+        frame = tables.read_parquet(read_file(side.repo, "dataset", side.revision, f"{name}/{shard}"))
         negatives = [pl.col(f"negative_{at + 1}").hash() for at in range(entry["negatives"])]
         lists = {
             "positives": pl.concat_list(pl.col("passage").hash()),
@@ -192,7 +192,7 @@ def _with_reasons(rows: pl.DataFrame, other: Side, name: str, same_input: bool) 
         reasons = reasons.fill_null("other input")
     elif other.build is not None:
         paths = [other.build / stage / name / "dropped.parquet" for stage in ("curated", "mined")]
-        known = [store.read_parquet(path, ["id", "reason"]) for path in paths if path.exists()]
+        known = [tables.read_parquet(path, ["id", "reason"]) for path in paths if path.exists()]
         lines = pl.concat(known).unique("id", keep="last", maintain_order=True)
         reasons = rows.join(lines, on="id", how="left", maintain_order="left")["reason"]
     counts = reasons.fill_null("not said").value_counts(sort=True)

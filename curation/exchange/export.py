@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from curation import store
+from curation import store, tables
 from curation.errors import BuildError, listed
 from curation.exchange.formats import FORMATS, Constants, fitting
 from curation.look import Receipt, receipts, table
@@ -64,7 +64,7 @@ def exported_table(receipt: Receipt) -> str:
 def stale(build: Path, source: str) -> str | None:
     """Return the id of a mined tuple that the curated ones do not have: the source was built anew since; else None."""
     columns = ["id", "key", "positives"]
-    known, found = (store.read_table(build / stage / source, "pairs", columns) for stage in ("curated", "mined"))
+    known, found = (tables.read_table(build / stage / source, "pairs", columns) for stage in ("curated", "mined"))
     ours = pl.col("positives").hash(0)
     strange = found.select("id", "key", ours).join(known.select("id", "key", ours), on=columns, how="anti")
     return str(strange["id"][0]) if len(strange) else None
@@ -109,7 +109,7 @@ def _source(
     source, shape = receipt["source"], FORMATS[name]
     said = {key: receipt[key] for key in ("task", "instruction", "language", "license", "revision")}
     said |= {"tuples": 0, "used": 0, "rows": 0, "left_out": {}, "positives_left_out": 0}
-    passages = store.read_table(build / "curated" / source, "passages", ["text", "key"])
+    passages = tables.read_table(build / "curated" / source, "passages", ["text", "key"])
     passages = passages.with_columns(pl.col("key").bin.encode("hex"))
     with progress(f"export {source}", receipt["kept"], "tuples") as advance:
         if shape.make is None:
@@ -120,7 +120,7 @@ def _source(
         path = data / f"{source}.{shape.ending}"
         if shape.ending == "parquet":
             constants = {key: str(said[key]) for key in ("task", "language", "instruction", "license")}
-            store.write_blocks(path, blocks, {"source": source, **constants})
+            tables.write_blocks(path, blocks, {"source": source, **constants})
         else:
             store.write_lines(path, chain.from_iterable(blocks))
     if not said["used"]:
@@ -150,7 +150,7 @@ def _made(
 
 def blocks_of(folder: Path, columns: Iterable[str]) -> Iterator[pl.DataFrame]:
     """Yield the tuples of a stage in blocks, at least one."""
-    for pairs in store.shards(folder, "pairs", list(columns)):
+    for pairs in tables.shards(folder, "pairs", list(columns)):
         yield from pairs.iter_slices(BLOCK) if len(pairs) else [pairs]
 
 

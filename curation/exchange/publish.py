@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from curation import locks, store
+from curation import locks, store, tables
 from curation.errors import BuildError, did_you_mean, listed
 from curation.exchange.card import complaints
 from curation.exchange.dataset_card import dataset_card
@@ -221,7 +221,7 @@ def _shards_of(
                     yield block
                     block = next(waiting, None)
 
-            said["bytes"] += store.write_blocks(part / f"{len(list(part.iterdir())):05d}", some(), {"source": source})
+            said["bytes"] += tables.write_blocks(part / f"{len(list(part.iterdir())):05d}", some(), {"source": source})
     paths = sorted(part.iterdir())
     for number, path in enumerate(paths):
         name = f"train-{number:05d}-of-{len(paths):05d}.parquet"
@@ -236,7 +236,7 @@ def _rows(
 ) -> Iterator[pl.DataFrame]:
     """Yield blocks of the published rows, and count them in `said`."""
     source, shape = receipt["source"], FORMATS["f2llm" if n else "pair"]
-    passages = store.read_table(build / "curated" / source, "passages", ["text", "key"])
+    passages = tables.read_table(build / "curated" / source, "passages", ["text", "key"])
     passages = passages.with_columns(pl.col("key").bin.encode("hex"))
     names = [*(MINED if n else CURATED), "label", *(RANKED if n else ())]
     constants = Constants(receipt["task"], receipt["instruction"])

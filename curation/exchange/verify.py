@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from curation import store
+from curation import store, tables
 from curation.errors import UserError
 from curation.exchange.export import stale
 from curation.exchange.upload import MARK, Piece
@@ -66,7 +66,7 @@ def _published(folder: Path, only: Iterable[str]) -> Iterator[Problem]:
         wrong = [path for path, digest in paths.items() if path.is_file() and Piece.of(path).sha256 != digest]
         yield from (Problem(str(path), f"has another digest than {MARK} says") for path in wrong)
         if not wrong and all(path.is_file() for path in paths):
-            frame = pl.concat([store.read_parquet(path) for path in paths])
+            frame = pl.concat([tables.read_parquet(path) for path in paths])
             yield from _equal(str(folder / name), "rows", len(frame), f"{MARK}'s", source["rows"])
             if frame.columns != [feature["name"] for feature in source["features"]]:
                 yield Problem(str(folder / name), f"has other columns than {MARK} says")
@@ -80,7 +80,7 @@ def _copies(build: Path) -> Iterator[Problem]:
             yield Problem(str(path), "is missing, and build.json counts leaks")
         elif leaks:
             counts = (row for task in leaks["tasks"].values() for source in task.values() for row in source.values())
-            yield from _equal(str(path), "leaks", len(store.read_parquet(path, ["task"])), "build.json's", sum(counts))
+            yield from _equal(str(path), "leaks", len(tables.read_parquet(path, ["task"])), "build.json's", sum(counts))
     except UserError as error:
         yield Problem(error.where, error.what)
     kept, made = build / "overlaps.parquet", build / "across" / "overlaps" / "overlaps.parquet"
@@ -145,7 +145,7 @@ def _curated(folder: Path, entry: Mapping[str, Any], receipt: Receipt) -> Iterat
     parts = (receipt["kept"], receipt["merged"], receipt["heldout"], dropped)
     yield from _equal(where, "rows_in", receipt["rows_in"], "rows used + dropped", receipt["rows_used"] + rows_dropped)
     yield from _equal(where, "tuples_made", receipt["tuples_made"], "kept + merged + held out + dropped", sum(parts))
-    lines = store.read_parquet(folder / "dropped.parquet", ["stage", "reason"])
+    lines = tables.read_parquet(folder / "dropped.parquet", ["stage", "reason"])
     by_rows, merged = pl.col("stage").is_in(BY_ROWS), pl.col("stage") == "merge"
     told = str(folder / "dropped.parquet")
     yield from _equal(told, "merged tuples", len(lines.filter(merged)), "the receipt's", receipt["merged"])
@@ -155,7 +155,7 @@ def _curated(folder: Path, entry: Mapping[str, Any], receipt: Receipt) -> Iterat
             yield from _equal(told, f"lines '{reason}'", counts.get(reason, 0), "the receipt's", receipt[key].get(reason, 0))
     passages = 0
     for shard in sorted(folder.glob("passages-[0-9]*.parquet")):
-        frame = store.read_parquet(shard, ["pid", "text", "key"])
+        frame = tables.read_parquet(shard, ["pid", "text", "key"])
         numbers = pl.int_range(passages, passages + len(frame), dtype=pl.UInt32, eager=True)
         yield from _rule(
             str(shard), "passages", frame["pid"], frame["pid"].ne_missing(numbers), "are not numbered by their place"
@@ -171,7 +171,7 @@ def _mined(build: Path, name: str, curated: Receipt, receipt: Receipt) -> Iterat
     dropped = sum(receipt["dropped"].values())
     yield from _equal(where, "rows_in", receipt["rows_in"], "curated tuples", curated["kept"])
     yield from _equal(where, "rows_in", receipt["rows_in"], "kept + dropped", receipt["kept"] + dropped)
-    lines = len(store.read_parquet(folder / "dropped.parquet", ["id"]))
+    lines = len(tables.read_parquet(folder / "dropped.parquet", ["id"]))
     yield from _equal(str(folder / "dropped.parquet"), "lines", lines, "the receipt's dropped", dropped)
     yield from _tuples(folder, name, receipt["kept"], curated["passages"], mined=True)
     if strange := stale(build, name):
@@ -182,7 +182,7 @@ def _tuples(folder: Path, source: str, kept: int, passages: int, mined: bool) ->
     """Check the tuples of a stage: ids, keys, and the numbers of passages."""
     ids = []
     for shard in sorted(folder.glob("pairs-[0-9]*.parquet")):
-        frame = store.read_parquet(shard)
+        frame = tables.read_parquet(shard)
         broken = frame.select(_rules(source, passages, LISTS if mined else [name for name in LISTS if name in frame.columns]))
         for what in broken.columns:
             yield from _rule(str(shard), "tuples", frame["id"], broken[what].fill_null(True), what)

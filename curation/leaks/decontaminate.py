@@ -21,7 +21,8 @@ from curation.manifest_decontaminate import Decontaminate, EvalSet
 from curation.progress import Progress
 from curation.schema import dropped_frame
 from curation.shaping.columns import EVIDENCE_CHARS
-from curation.store import digest_of, read_json, read_parquet, run_stage, write_blocks, write_parquet
+from curation.store import digest_of, read_json, run_stage
+from curation.tables import read_parquet, write_blocks, write_parquet
 from curation.text import normalised
 
 HELDOUT = "heldout/"  # what held-out queries are called as an evaluation set: `heldout/SOURCE`

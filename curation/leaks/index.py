@@ -21,7 +21,8 @@ import polars as pl
 
 from curation.leaks.evaluations import CORPUS, QUERY
 from curation.leaks.grams import LONG, Forms, Measures, measures_of
-from curation.store import atomic, read_parquet, write_parquet
+from curation.store import atomic
+from curation.tables import read_parquet, write_parquet
 from curation.text import normalised
 
 SHARE = 7  # tenths of a short text's CHARS that make a match

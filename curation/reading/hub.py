@@ -15,7 +15,8 @@ import polars as pl
 from curation.errors import SourceError, did_you_mean, listed
 from curation.manifest_source import Table
 from curation.reading.rows import BATCH, ROW, Rows
-from curation.store import digest_of, parquet_rows
+from curation.store import digest_of
+from curation.tables import parquet_rows
 
 
 def rows(table: Table, folder: Path | None, first: int | None) -> Generator[Rows]:

@@ -34,7 +34,7 @@ from curation.reading.rows import BATCH, ROW, File, Lost, Reading, Rows, batches
 from curation.reading.text_files import read_aligned, read_folders, read_lines
 from curation.reading.training_lines import embedding_line, flagembedding_line, tevatron_line
 from curation.reading.xml_records import read_xml
-from curation.store import arrow_frames
+from curation.tables import arrow_frames
 
 __all__ = ["READERS", "ROW", "File", "Lost", "Rows", "read_file", "reader_of"]
 

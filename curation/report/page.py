@@ -15,8 +15,9 @@ from curation.manifest import load_manifest
 from curation.report import figures, sections
 from curation.report.samples import drops, near_pairs, records, twins
 from curation.report.source import source as source_section
-from curation.store import atomic, check_files, digest_of, file_digest, read_parquet, read_receipt, read_table, shards, versions
+from curation.store import atomic, check_files, digest_of, file_digest, read_receipt, versions
 from curation.summary import read_summary
+from curation.tables import read_parquet, read_table, shards
 
 LAYOUT = 2  # of the page; a new one makes every report be written again
 TEMPLATE = Path(__file__).with_name("report.template.html")

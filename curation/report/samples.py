@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from curation.schema import draws, keys_of
-from curation.store import read_parquet, read_table, shards
+from curation.tables import read_parquet, read_table, shards
 
 RECORDS = 3
 PER_REASON = 3

@@ -18,7 +18,7 @@ from curation.shaping import filters
 from curation.shaping.columns import TUPLES, ids_of
 from curation.shaping.shapes import to_tuples
 from curation.shaping.unused import check_left, check_rows, unread
-from curation.store import read_frames, table_files, write_frames
+from curation.tables import read_frames, table_files, write_frames
 
 PORTION = 1 << 26  # bytes of rows that are shaped at once; a source that has no more is shaped whole
 Part = tuple[pl.DataFrame, list[Lost]]

@@ -17,7 +17,7 @@ from curation.duplicates import near as near_module
 from curation.duplicates import pairs as pairs_module
 from curation.duplicates import signatures
 from curation.exchange.verify import problems
-from curation.store import read_parquet, read_table
+from curation.tables import read_parquet, read_table
 
 HEAD = "name: many\ndedup: {{threshold: {threshold}, across: {across}, max_loss_per_source: 1}}\nsources:\n"
 SOURCE = "  - {{name: {0}, files: {0}.jsonl, task: {1}, fields: {{query: q, positive: a}}{2}}}\n"

@@ -10,7 +10,8 @@ from curation.build import build
 from curation.errors import ManifestError
 from curation.manifest import load_manifest
 from curation.schema import key_of
-from curation.store import check_files, read_parquet, read_receipt
+from curation.store import check_files, read_receipt
+from curation.tables import read_parquet
 
 MANIFEST = """\
 name: a

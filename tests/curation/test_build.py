@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from curation.build import build
 from curation.cli import curate
 from curation.errors import BuildError, ManifestError
-from curation.store import read_parquet, read_table
+from curation.tables import read_parquet, read_table
 
 MANIFEST = """\
 name: small

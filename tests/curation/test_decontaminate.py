@@ -21,7 +21,7 @@ from curation.leaks.decontaminate import LEAKS, take_out
 from curation.leaks.evaluations import CORPUS, DOCUMENT, EVALUATION, QUERY
 from curation.manifest_decontaminate import Decontaminate
 from curation.schema import key_of
-from curation.store import read_parquet, read_table
+from curation.tables import read_parquet, read_table
 from curation.text import normalised
 from tests.curation.test_build import check_counts, contents, write_lines
 from tests.curation.test_holdout import tuples

@@ -18,7 +18,7 @@ import pytest
 from curation.build import build
 from curation.manifest import load_manifest
 from curation.manifest_source import shape_of
-from curation.store import read_table
+from curation.tables import read_table
 from tests.conftest import SHARED
 from tests.curation import plain_datasets as plain
 

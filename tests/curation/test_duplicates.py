@@ -16,7 +16,7 @@ from curation.duplicates import signatures
 from curation.duplicates.within import distinct, drop_queries, link
 from curation.manifest import Dedup
 from curation.shaping.columns import TUPLES
-from curation.store import read_parquet, read_table
+from curation.tables import read_parquet, read_table
 
 ASK = "how do I find all the empty files below a folder on my"
 LONG = "The find command walks a folder and everything below it , and prints each file for which all of its tests hold true , such as size and name and age"

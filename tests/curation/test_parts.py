@@ -8,11 +8,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from curation import store
+from curation import store, tables
 from curation.build import build
 from curation.numbering import number, pairs_of, passages_of
 from curation.shaping import parts
-from curation.store import read_json, read_parquet, read_table
+from curation.store import read_json
+from curation.tables import read_parquet, read_table
 
 PAIR = "task: retrieval, max_bad: 0.5, fields: {query: q, positive: p, negatives: [n]}"
 
@@ -36,8 +37,8 @@ def built(base: Path, name: str, said: str, size: int | None = None) -> tuple[ob
         if size:
             patch.setattr("curation.stages.PORTION", size)
             patch.setattr("curation.reading.blocks.BLOCK", size)
-            patch.setattr(store, "ROWS_PER_GROUP", 25)
-            patch.setattr(store, "ROWS_PER_SHARD", 50)
+            patch.setattr(tables, "ROWS_PER_GROUP", 25)
+            patch.setattr(tables, "ROWS_PER_SHARD", 50)
         outcome = build(base / "m.yaml", base / name)
     return {name: str(error) for name, error in outcome.failed.items()} or outcome.receipts["one"], base / name
 
@@ -53,7 +54,7 @@ def test_parts_of_any_size_make_the_same_tables(tmp_path, monkeypatch):
         assert receipt["merged"] > 5
         for size in (900, 2_000) if not more else (2_000,):
             told, apart = built(tmp_path, f"apart{size}{len(more)}", PAIR + more, size)
-            assert len(store.table_files(apart / "curated/one", "pairs")) > 1
+            assert len(tables.table_files(apart / "curated/one", "pairs")) > 1
             for stage in ("shaped", "cleaned"):
                 assert read_table(apart / stage / "one", "tuples").equals(read_table(whole / stage / "one", "tuples"))
             for table in ("pairs", "passages"):

@@ -22,7 +22,8 @@ from curation.report import page as report
 from curation.report.samples import near_pairs, records
 from curation.report.text import APART, compared, shown
 from curation.schema import no_drops
-from curation.store import read_json, read_table, write_json, write_parquet
+from curation.store import read_json, write_json
+from curation.tables import read_table, write_parquet
 from tests.curation.report_build import HOSTILE, LONG, MANIFEST, write_inputs, write_shared_tables
 
 VOID = {"meta", "link", "br", "hr", "input"}

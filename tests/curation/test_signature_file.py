@@ -16,7 +16,7 @@ from curation.duplicates import signature_file
 from curation.duplicates.near import bands_for
 from curation.duplicates.signature_file import read_signatures, write_signatures
 from curation.errors import BuildError
-from curation.store import write_parquet
+from curation.tables import write_parquet
 
 ASK = "how do I find all of the empty files below a folder on my"
 ROWS = [(f"{ASK} disk", "use find"), (f"{ASK} disc", "use locate"), ("what now", " ".join(f"word{at}" for at in range(40)))]

@@ -9,7 +9,7 @@ import sys
 import polars as pl
 import pytest
 
-from curation import store
+from curation import store, tables
 from curation.errors import BuildError
 
 
@@ -60,13 +60,13 @@ def test_atomic_leaves_nothing_half_written(tmp_path):
 
 
 def test_tables_come_back_and_bytes_repeat(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "ROWS_PER_SHARD", 3)
+    monkeypatch.setattr(tables, "ROWS_PER_SHARD", 3)
     table = pl.DataFrame({"a": list(range(8)), "b": [[i] for i in range(8)]}, schema={"a": pl.UInt32, "b": pl.List(pl.UInt32)})
-    store.write_table(tmp_path, "t", table, {"source": "x"})
+    tables.write_table(tmp_path, "t", table, {"source": "x"})
     first = [path.read_bytes() for path in sorted(tmp_path.iterdir())]
     assert len(first) == 3
-    assert store.read_table(tmp_path, "t").equals(table)
-    store.write_table(tmp_path, "t", table, {"source": "x"})
+    assert tables.read_table(tmp_path, "t").equals(table)
+    tables.write_table(tmp_path, "t", table, {"source": "x"})
     assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == first
 
 
@@ -74,7 +74,7 @@ def test_a_missing_build_says_what_to_run(tmp_path):
     with pytest.raises(BuildError, match="holds no build; run `curate build MANIFEST` first"):
         store.newest_build(tmp_path)
     with pytest.raises(BuildError, match="holds no table 'pairs'"):
-        store.read_table(tmp_path, "pairs")
+        tables.read_table(tmp_path, "pairs")
 
 
 def test_an_added_file_is_found(tmp_path):

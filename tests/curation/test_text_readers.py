@@ -14,7 +14,7 @@ from curation.build import build
 from curation.errors import SourceError
 from curation.manifest_source import Source, Table
 from curation.reading.sources import inputs, read_rows
-from curation.store import read_table
+from curation.tables import read_table
 from tests.curation.test_readers import read, write
 
 XML = '<?xml version="1.0" encoding="{}"?>\n<doc><pairs>{}</pairs></doc>'

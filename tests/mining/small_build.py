@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from curation import store
+from curation import store, tables
 from curation.schema import PAIRS, PASSAGES, keys_of, no_drops
 
 MANIFEST = """\
@@ -76,9 +76,9 @@ def _source(folder: Path, name: str, source: Mapping[str, Any]) -> dict[str, Any
     )
 
     def work(part: Path) -> dict[str, Any]:
-        store.write_table(part, "pairs", pairs)
-        store.write_table(part, "passages", passages)
-        store.write_parquet(part / "dropped.parquet", no_drops())
+        tables.write_table(part, "pairs", pairs)
+        tables.write_table(part, "passages", passages)
+        tables.write_parquet(part / "dropped.parquet", no_drops())
         return {"rows_in": len(tuples), "kept": len(tuples)}
 
     digest = store.digest_of(

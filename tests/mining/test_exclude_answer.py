@@ -8,7 +8,7 @@ import pytest
 from small_build import make_build, pairs_source
 from test_mine import mined, run
 
-from curation import store
+from curation import store, tables
 from curation.schema import key_of
 from mining.answers import answered, answers_of
 from mining.mine import warnings_of
@@ -18,7 +18,7 @@ PASSAGES = ["In 1815 Jane AUSTEN wrote it.", "Jane lived in Austenville", "東�
 
 def test_whole_words_whatever_the_case(tmp_path):
     lists = {"key": [b"a", b"b", b"c"], "answers": [["Jane Austen", "!!"], ["1815"], ["京都"]]}
-    store.write_parquet(tmp_path / "answers.parquet", pl.DataFrame(lists))
+    tables.write_parquet(tmp_path / "answers.parquet", pl.DataFrame(lists))
     answers = answers_of(tmp_path)
     assert answers["key"].to_list() == [b"a", b"b", b"c"]
     ids = np.array([[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [0, 1, 2, 3, -1], [0, 1, 2, 3, 4]])
@@ -42,7 +42,7 @@ def test_in_a_build(tmp_path, shortage):
     build = make_build(tmp_path / "b", {"s": pairs_source(queries, positives)}, mine + ", exclude_answer: true")
     folder = build / "curated" / "s"
     lists = {"key": [key_of(query) for query in queries], "answers": [[f"Builder{n % 3}"] for n in range(30)]}
-    store.write_parquet(folder / "answers.parquet", pl.DataFrame(lists))
+    tables.write_parquet(folder / "answers.parquet", pl.DataFrame(lists))
     receipt = store.read_receipt(folder)
     receipt["files"]["answers.parquet"] = store.file_digest(folder / "answers.parquet")
     store.write_json(folder / "done.json", receipt)
@@ -51,7 +51,7 @@ def test_in_a_build(tmp_path, shortage):
     assert not list(warnings_of("s", said))
     assert said["filters"]["exclude_answer"] == 30 * 9
     rows = mined(build)[0]
-    texts = store.read_table(folder, "passages")["text"].to_list()
+    texts = tables.read_table(folder, "passages")["text"].to_list()
     for number, row in enumerate(rows.iter_rows(named=True)):
         assert not [pid for pid in row["negatives"] if f"builder{number % 3} " in texts[pid]]
         assert len(row["negatives"]) == 20

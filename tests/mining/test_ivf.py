@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from small_build import FakeEncoder, files_of, make_build, pairs_source
 
-from curation import store
+from curation import store, tables
 from mining import ivf, mine, searching
 from mining.cli import _table
 from mining.search import Exact, nearest
@@ -109,7 +109,7 @@ def test_mined_with_an_index(tmp_path, monkeypatch):
     whole = mine.mine_build(exact, load=lambda *_: FakeEncoder())["large"]
     assert "index" not in whole
     assert "index" not in whole["signature"]
-    ours, theirs = (store.read_table(place / "mined" / "large", "pairs")["negatives"].to_list() for place in (build, exact))
+    ours, theirs = (tables.read_table(place / "mined" / "large", "pairs")["negatives"].to_list() for place in (build, exact))
     same = [len(set(a) & set(b)) for a, b in zip(ours, theirs, strict=True)]
     assert sum(same) >= 0.9 * 3 * len(same)
     before = files_of(build)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from small_build import make_build
 from test_mine import mined, retrieval, run
 
-from curation import store
+from curation import tables
 from mining.lexical import RRF, Lexical, fused
 
 
@@ -44,7 +44,7 @@ def test_mined_by_words(tmp_path, method):
     build = make_build(tmp_path / "b", {"s": retrieval(40)}, f"{settings}, candidates: {method}")
     run(build)
     rows = mined(build)[0]
-    texts = store.read_table(build / "curated" / "s", "passages")["text"].to_list()
+    texts = tables.read_table(build / "curated" / "s", "passages")["text"].to_list()
     assert len(rows) == 40
     for row in rows.iter_rows(named=True):
         assert not set(row["negatives"]) & set(row["positives"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from small_build import FakeEncoder, files_of, make_build, pairs_source
 
-from curation import store
+from curation import tables
 from curation.errors import BuildError, ManifestError
 from curation.schema import DROPPED, MINED_PAIRS
 from mining.builds import failed_sources, marked, shown
@@ -25,7 +25,7 @@ def retrieval(count=40, **more):
 
 
 def mined(build, name="s"):
-    return store.read_table(build / "mined" / name, "pairs"), store.read_parquet(build / "mined" / name / "dropped.parquet")
+    return tables.read_table(build / "mined" / name, "pairs"), tables.read_parquet(build / "mined" / name / "dropped.parquet")
 
 
 def run(build, encoder=None, **more):
@@ -89,7 +89,7 @@ def test_given_negatives_come_first_and_are_not_repeated(tmp_path):
     source["tuples"][1]["negatives"] = ["one", "two", "three", "four"]
     build = make_build(tmp_path / "b", {"s": source}, EASY + ", max_score: null, relative_margin: null")
     run(build)
-    texts = store.read_table(build / "curated" / "s", "passages")["text"].to_list()
+    texts = tables.read_table(build / "curated" / "s", "passages")["text"].to_list()
     first, second, third, *_ = mined(build)[0].iter_rows(named=True)
     assert [texts[pid] for pid in first["negatives"][:2]] == [passage(10), "a given text"]
     assert first["negative_origin"] == [0, 0, 1]
@@ -171,7 +171,7 @@ def test_clustering_draws_from_other_classes(tmp_path):
     mine_build(build, load=None)
     rows, _ = mined(build)
     label = dict(zip(rows["query"], rows["label"], strict=True))
-    texts = store.read_table(build / "curated" / "s", "passages")["text"].to_list()
+    texts = tables.read_table(build / "curated" / "s", "passages")["text"].to_list()
     assert len(rows) == 60
     for row in rows.iter_rows(named=True):
         assert len(set(row["negatives"])) == 24
@@ -199,11 +199,11 @@ def test_blocks_change_nothing(tmp_path, monkeypatch):
 
 
 def test_several_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "ROWS_PER_SHARD", 15)
+    monkeypatch.setattr(tables, "ROWS_PER_SHARD", 15)
     build = make_build(tmp_path / "b", {"s": retrieval(40), "t": clustering()}, EASY)
     run(build)
     assert len(list((build / "mined" / "s").glob("pairs-*.parquet"))) == 3
-    monkeypatch.setattr(store, "ROWS_PER_SHARD", 1000)
+    monkeypatch.setattr(tables, "ROWS_PER_SHARD", 1000)
     whole = make_build(tmp_path / "whole", {"s": retrieval(40), "t": clustering()}, EASY)
     run(whole)
     for name in ("s", "t"):

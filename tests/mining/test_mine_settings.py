@@ -7,7 +7,7 @@ import pytest
 from small_build import FakeEncoder, files_of, make_build, pairs_source
 from test_mine import EASY, clustering, mined, retrieval, run
 
-from curation import store
+from curation import store, tables
 from curation.errors import ManifestError
 from curation.manifest_models import Mine
 from mining.mine import mine_build
@@ -64,10 +64,10 @@ def grouped(build):
     folder = build / "curated" / "s"
     receipt = store.read_receipt(folder)
     for name, column in (("pairs", "query"), ("passages", "text")):
-        frame = store.read_table(folder, name)
+        frame = tables.read_table(folder, name)
         upper = frame[column].str.to_uppercase()
         both = upper == "TREE NUMBER 1 GROWS IN THE GARDEN OF HOUSE 7 BY THE RIVER 1"
-        store.write_table(folder, name, frame.with_columns(group=pl.when(both).then(0).cast(pl.UInt32)))
+        tables.write_table(folder, name, frame.with_columns(group=pl.when(both).then(0).cast(pl.UInt32)))
         receipt["files"][f"{name}-00000.parquet"] = store.file_digest(folder / f"{name}-00000.parquet")
     store.write_json(folder / "done.json", receipt)
 
@@ -80,7 +80,7 @@ def test_presets_and_copies(tmp_path, preset):
     )
     grouped(build)
     receipt = run(build)["s"]
-    texts = store.read_table(build / "curated" / "s", "passages")["text"].to_list()
+    texts = tables.read_table(build / "curated" / "s", "passages")["text"].to_list()
     rows = {row["query"]: [texts[pid] for pid in row["negatives"]] for row in mined(build)[0].iter_rows(named=True)}
     some = [f"which garden grows tree number {n}" for n in range(3)]
     found = [
@@ -111,10 +111,10 @@ def test_twin_queries_never_serve_each_others_positives(tmp_path):
         "model: fake, negatives: 3, range_max: 20, preset: clean, relative_margin: null, target_yield: 1",
     )
     folder = build / "curated" / "s"
-    frame = store.read_table(folder, "pairs")
+    frame = tables.read_table(folder, "pairs")
     twins = [frame["query"].to_list().index(f"where is the {name}?") for name in ("red fox number 0", "blue fox number 1")]
     rows = pl.Series(range(len(frame)))
-    store.write_table(folder, "pairs", frame.with_columns(group=pl.when(rows.is_in(twins)).then(0).cast(pl.UInt32)))
+    tables.write_table(folder, "pairs", frame.with_columns(group=pl.when(rows.is_in(twins)).then(0).cast(pl.UInt32)))
     receipt = store.read_receipt(folder)
     receipt["files"]["pairs-00000.parquet"] = store.file_digest(folder / "pairs-00000.parquet")
     store.write_json(folder / "done.json", receipt)
@@ -167,7 +167,7 @@ def test_hard_negatives_of_other_classes(tmp_path):
     receipt = run(build)["s"]
     rows, _ = mined(build)
     label = dict(zip(rows["query"], rows["label"], strict=True))
-    texts = store.read_table(build / "curated" / "s", "passages")["text"].to_list()
+    texts = tables.read_table(build / "curated" / "s", "passages")["text"].to_list()
     assert (receipt["way"], len(rows)) == ("hard", 60)
     for row in rows.iter_rows(named=True):
         assert all(label[texts[pid]] != row["label"] for pid in row["negatives"])

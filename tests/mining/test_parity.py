@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from peer import Vectors, peer_rows, same_but_for_rounding
 from small_build import FakeEncoder, hashed, make_build, pairs_source
 
-from curation import store
+from curation import tables
 from mining.embeddings import Embeddings
 from mining.mine import mine_build
 
@@ -21,8 +21,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # the peer's own
 def our_rows(folder, queries, positives, encoder=None, mine="model: fake"):
     build = make_build(folder, {"s": pairs_source(queries, positives)}, mine)
     mine_build(build, **({"load": lambda *_: encoder} if encoder else {"device": "cpu"}))
-    texts = store.read_table(build / "curated" / "s", "passages")["text"].to_list()
-    rows = store.read_table(build / "mined" / "s", "pairs").iter_rows(named=True)
+    texts = tables.read_table(build / "curated" / "s", "passages")["text"].to_list()
+    rows = tables.read_table(build / "mined" / "s", "pairs").iter_rows(named=True)
     return {
         row["query"]: (row["positive_score"], [texts[pid] for pid in row["negatives"]], row["negative_scores"]) for row in rows
     }

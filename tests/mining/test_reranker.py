@@ -13,7 +13,7 @@ from small_build import FakeEncoder, files_of, make_build, pairs_source
 from test_mine import EASY, mined, retrieval, run
 from test_mine_settings import reset
 
-from curation import store
+from curation import tables
 from curation.errors import ManifestError
 from mining.audit import audit
 from mining.judge import judged
@@ -74,7 +74,7 @@ def test_as_if_every_candidate_had_been_scored(pick, basis):
 def test_filters_and_grades_a_build(tmp_path, monkeypatch, model):
     build = make_build(tmp_path / "b", {"s": several_answers()}, f"{EASY}, shortage: keep, reranker: {model}, reranker_margin: 0")
     receipt = run(build)["s"]
-    texts = store.read_table(build / "curated" / "s", "passages")["text"].to_list()
+    texts = tables.read_table(build / "curated" / "s", "passages")["text"].to_list()
     scorer = load_cross_encoder(model, device="cpu")
 
     def again(row, pids):
@@ -107,7 +107,7 @@ def test_a_language_model_is_asked_with_the_instruction(tmp_path):
         tmp_path / "b", {"s": retrieval(12, instruction="find it")}, f"{EASY}, reranker: {model}, reranker_scores: true"
     )
     run(build)
-    texts = store.read_table(build / "curated" / "s", "passages")["text"].to_list()
+    texts = tables.read_table(build / "curated" / "s", "passages")["text"].to_list()
     row = mined(build)[0].row(0, named=True)
     asked = f"<Instruct>: find it\n<Query>: {row['query']}"
     again = load_reranker(model, device="cpu").scores([asked] * len(row["negatives"]), [texts[pid] for pid in row["negatives"]])

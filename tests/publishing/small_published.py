@@ -10,7 +10,7 @@ import sys
 
 import polars as pl
 
-from curation import store
+from curation import store, tables
 from curation.build import build
 from curation.lock import keep, write_lock
 from curation.manifest import load_manifest
@@ -90,10 +90,10 @@ def start(server, *arguments, token="hf_owner", main="curation.cli"):
 
 def expected(made, source, n):
     """Return the rows that a build's source becomes, by a plain loop over its tables."""
-    texts = store.read_table(made / "curated" / source, "passages", ["text"])["text"]
+    texts = tables.read_table(made / "curated" / source, "passages", ["text"])["text"]
     instruction = store.read_json(made / "build.json")["sources"][source]["instruction"]
     rows = []
-    for row in store.read_table(made / ("mined" if n else "curated") / source, "pairs").iter_rows(named=True):
+    for row in tables.read_table(made / ("mined" if n else "curated") / source, "pairs").iter_rows(named=True):
         if len(row["negatives"]) >= n:
             negatives = {f"negative_{i + 1}": texts[row["negatives"][i]] for i in range(n)}
             rows.append({"query": render_query(instruction, row["query"]), "passage": texts[row["positives"][0]], **negatives})
@@ -128,7 +128,7 @@ def refused(server, made, repo, *more, token="hf_owner"):
     return errors.splitlines()[-1]
 
 
-def tables(server, repo, source, rev="main"):
+def lies(server, repo, source, rev="main"):
     """Return a config's rows as they lie on the server."""
     files = server.storage.files(repo, rev)
     return pl.concat([pl.read_parquet(data) for path, data in files.items() if path.startswith(f"{source}/train-")])

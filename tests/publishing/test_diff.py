@@ -7,7 +7,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from curation import store
+from curation import tables
 from curation.build import build
 from curation.cli import curate as command
 from curation.errors import BuildError
@@ -94,7 +94,7 @@ def test_other_negatives_of_the_same_rows(tmp_path):
     b = make(tmp_path / "b", rows=40, negatives=2)
     found = diff(str(a), str(b))
     assert found["recipe"] == [{"key": "mine.negatives", "a": "3", "b": "2"}]
-    known = {side: store.read_table(side / "mined/faq", "pairs") for side in (a, b)}
+    known = {side: tables.read_table(side / "mined/faq", "pairs") for side in (a, b)}
     more = sum(len(one) != len(two) for one, two in zip(known[a]["negatives"], known[b]["negatives"], strict=True))
     assert found["sources"]["faq"]["changed"]["what"] == {"negatives": more}
     assert "removed" not in found["sources"]["faq"]

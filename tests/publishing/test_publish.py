@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from curation import store
+from curation import store, tables
 from curation.build import build
 from curation.errors import BuildError
 from curation.exchange import publish as publishing
@@ -143,8 +143,8 @@ def test_a_published_version_is_imported_with_ids_scores_and_all_positives(made,
 
 def tables_of(folder):
     """Return {id: texts and scores} of the mined faq."""
-    texts = store.read_table(folder / "curated/faq", "passages", ["text"])["text"]
-    rows = store.read_table(folder / "mined/faq", "pairs").iter_rows(named=True)
+    texts = tables.read_table(folder / "curated/faq", "passages", ["text"])["text"]
+    rows = tables.read_table(folder / "mined/faq", "pairs").iter_rows(named=True)
     named = {row["id"]: row for row in rows}
     return {
         id_: (

@@ -11,11 +11,12 @@ import time
 import polars as pl
 import pytest
 
-from curation import store
+from curation import store, tables
 from curation.exchange import publish as publishing
 from tests.hub_server import hub
 from tests.publishing.small_published import (
     curate,
+    lies,
     loaded,
     lock,
     make,
@@ -23,7 +24,6 @@ from tests.publishing.small_published import (
     refused,
     rows_of,
     start,
-    tables,
 )
 from tests.training.tiny_models import tiny_folder
 from training.export import export
@@ -278,8 +278,8 @@ def test_the_card_loads_and_trains_as_it_says(server, tmp_path):
         "negative_origin",
     ]
     assert out.splitlines() == [str(flat + extra), str(flat)]
-    frame = tables(server, "org/said", "faq")
-    mined = store.read_table(made / "mined/faq", "pairs").filter(pl.col("id").is_in(frame["id"].implode()))
+    frame = lies(server, "org/said", "faq")
+    mined = tables.read_table(made / "mined/faq", "pairs").filter(pl.col("id").is_in(frame["id"].implode()))
     assert frame["id"].to_list() == mined["id"].to_list()
     assert frame["negative_scores"].to_list() == mined["negative_scores"].list.head(3).to_list()
     assert set(frame["negative_origin"].explode()) == {"mined"}

@@ -32,7 +32,8 @@ def recipe(model, **keys):
 
 def gradients(backend):
     found = {name: weight.grad for name, weight in backend.weights.items() if weight.grad is not None}
-    ranks.add_up(list(found.values()))
+    for gradient in found.values():
+        dist.all_reduce(gradient)
     return {name: gradient.clone() for name, gradient in found.items()}
 
 

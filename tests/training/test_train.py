@@ -16,7 +16,7 @@ import pytest
 import torch
 from tiny_build import retrieval, sentence, tiny_model, write_build
 
-from curation import store
+from curation import store, tables
 from curation.errors import BuildError
 from curation.manifest_models import Train
 from training.data import Plan
@@ -220,7 +220,7 @@ def test_texts_are_tokenised_once_and_as_the_model_reads_them(model, build):
     loaded = load_model(model, max_tokens=32, device="cpu")
     first = load_sources(build, loaded, "instruct")
     mood = next(source for source in first if source.name == "mood")
-    query = store.read_table(build / "mined/mood", "pairs")["query"][3]
+    query = tables.read_table(build / "mined/mood", "pairs")["query"][3]
     tokens = mood.ids[mood.starts[mood.query[3]] : mood.starts[mood.query[3] + 1]]
     assert tokens.dtype == np.uint16
     assert tokens.tolist() == loaded.tokenize([f"Instruct: Sad or glad?\nQuery: {query}"]).ids.tolist()

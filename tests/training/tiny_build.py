@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from curation import schema, store
+from curation import schema, store, tables
 
 WORDS = ["list", "open", "file", "read", "write", "sort", "merge", "count", "split", "join", "path", "name", "number", "text",
          "line", "table", "column", "row", "index", "key", "value", "find", "first", "last", "empty", "full", "new", "old",
@@ -73,12 +73,12 @@ def write_source(
     digest = store.digest_of([queries, passages, positives, negatives, groups, labels])
 
     def curated(folder: Path) -> dict[str, object]:
-        store.write_table(folder, "passages", table)
-        store.write_table(folder, "pairs", mined.select(list(schema.PAIRS)))
+        tables.write_table(folder, "passages", table)
+        tables.write_table(folder, "pairs", mined.select(list(schema.PAIRS)))
         return {}
 
     def with_negatives(folder: Path) -> dict[str, object]:
-        store.write_table(folder, "pairs", mined)
+        tables.write_table(folder, "pairs", mined)
         return {}
 
     store.run_stage(build / "curated" / name, digest, curated)
