@@ -80,7 +80,7 @@ class Foreign:
         if len(bad):
             raise ModelError(self.name, f"gives no numbers for the text {texts[bad[0]][:SHOWN]!r}")
         advance(len(texts))
-        return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), np.float32(1e-12))
+        return np.asarray(found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), np.float32(1e-12)))
 
 
 def device_of_rank(device: str, rank: int | None) -> str:
