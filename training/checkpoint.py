@@ -23,13 +23,7 @@ def save(
 ) -> Path:
     """Write the state after `step` steps as `<folder>/step-NNNNNN`, delete all but the last `keep` and the best, and return it.
 
-    Args:
-        folder: where the checkpoints of a run stand.
-        step: steps done.
-        described: what the run is: nested mappings that JSON can hold.
-        write: writes the state into the folder it is given.
-        keep: how many to keep.
-        best: steps of one more to keep.
+    `described`, which JSON can hold, says what the run is; `write` writes the state into the folder it is given.
     """
     target = at(folder, step)
     with replaced(target) as part:

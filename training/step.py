@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,36 +28,28 @@ def add_gradients(backend: Backend, batch: Batch, recipe: Train) -> Losses:
     weights. The memory is that of the largest chunk, and the gradients are those of one forward.
 
     Several processes embed a share of the texts each, and then all compute the loss of the whole batch: the result is
-    that of one process.
+    that of one process. As the texts are sorted by length, every world-th of them makes shares of about as many tokens.
     """
-    world, own = backend.world, share(batch, backend.rank, backend.world)
-    detached = recipe.reproduce_f2llm and world > 1
-    chunks = chunks_of(np.diff(batch.starts), recipe.token_budget, world)[backend.rank]
+    rank, world, detached = backend.rank, backend.world, recipe.reproduce_f2llm and backend.world > 1
+    ids, starts = gather(batch.ids, batch.starts, np.arange(rank, len(batch.starts) - 1, world))
+
+    def embed(first: int, end: int) -> Tensor:
+        if first == end:  # the others go forward meanwhile, and so must this one: through the shortest text
+            return backend.embed(batch.ids[: batch.starts[1]], batch.starts[:2])[:0]
+        return backend.embed(ids[starts[first] : starts[end]], starts[first : end + 1] - starts[first])
+
+    chunks = chunks_of(np.diff(batch.starts), recipe.token_budget, world)[rank]
     if len(chunks) == 1:
-        losses = batch_loss(together(_embed(backend, own, *chunks[0]), batch, world), batch, recipe, detached)
+        losses = batch_loss(together(embed(*chunks[0]), batch, world), batch, recipe, detached)
         backend.backward(losses.total)
         return losses
     with torch.no_grad():
-        embeddings = torch.cat([_embed(backend, own, *chunk) for chunk in chunks])
+        embeddings = torch.cat([embed(*chunk) for chunk in chunks])
     losses = batch_loss(together(embeddings.requires_grad_(), batch, world), batch, recipe, detached)
     (gradient,) = torch.autograd.grad(losses.total, embeddings)
     for first, end in chunks:
-        backend.backward((_embed(backend, own, first, end) * gradient[first:end]).sum())
+        backend.backward((embed(first, end) * gradient[first:end]).sum())
     return losses
-
-
-class Share(NamedTuple):
-    """The texts of a batch that one process embeds: and where it has none, one to go through."""
-
-    ids: np.ndarray  # (T,) i64
-    starts: np.ndarray  # (texts+1,) i64
-    filler: np.ndarray  # (t,) i64, the shortest text of the batch
-
-
-def share(batch: Batch, rank: int, world: int) -> Share:
-    """Return every world-th text of a batch: as they are sorted, each process gets about as many tokens."""
-    places = np.arange(rank, len(batch.starts) - 1, world)
-    return Share(*gather(batch.ids, batch.starts, places), batch.ids[: batch.starts[1]])
 
 
 def together(own: Tensor, batch: Batch, world: int) -> Tensor:
@@ -67,14 +59,6 @@ def together(own: Tensor, batch: Batch, world: int) -> Tensor:
     places = [np.arange(rank, len(batch.starts) - 1, world) for rank in range(world)]
     parts = ranks.gather(own, [len(part) for part in places])
     return torch.cat(parts)[torch.from_numpy(np.argsort(np.concatenate(places))).to(own.device)]
-
-
-def _embed(backend: Backend, own: Share, first: int, end: int) -> Tensor:
-    """Return the embeddings of a chunk; of an empty one (0, dim), made by a forward all the same."""
-    if first == end:
-        return backend.embed(own.filler, np.array([0, len(own.filler)]))[:0]
-    starts = own.starts[first : end + 1]
-    return backend.embed(own.ids[starts[0] : starts[-1]], starts - starts[0])
 
 
 def chunks_of(lengths: np.ndarray, budget: int | None, world: int) -> list[list[tuple[int, int]]]:

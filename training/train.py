@@ -27,7 +27,7 @@ from training.data import Batch, Plan
 from training.device import device_of
 from training.export import export
 from training.folders import part_of
-from training.log import Log, readable
+from training.log import appended, readable
 from training.loss import Losses
 from training.meter import costs
 from training.model import load_model
@@ -65,8 +65,7 @@ def train(
     if tensorboard:
         import training.tensorboard  # noqa: F401 - complain before a model is loaded, here and in the lines below
     out = out or build / "train"
-    seed = int(store.read_json(build / "build.json")["seed"])
-    mined_sources(build, only, recipe.sources)
+    entries = mined_sources(build, only, recipe.sources)
     ranks.check(recipe.batch)
     place = ranks.own(device_of(device))
     with ExitStack() as stack:
@@ -77,14 +76,14 @@ def train(
                 forget(out)
         else:
             say, progress = (lambda line: None), silent
-        return _train(build, recipe, out, seed, str(place), only, tensorboard, say, progress)
+        return _train(build, recipe, out, entries, str(place), only, tensorboard, say, progress)
 
 
 def _train(
     build: Path,
     recipe: Train,
     out: Path,
-    seed: int,
+    entries: Mapping[str, Mapping[str, Any]],
     device: str,
     only: Sequence[str],
     tensorboard: bool,
@@ -96,10 +95,9 @@ def _train(
         raise ModelError(recipe.model, f"has {model.dim} dimensions", "`matryoshka` names fewer than that")
     with ranks.first_alone():  # it makes the tokens, and the others find them
         sources = load_sources(build, model, recipe.prompt, only, progress)
-    entries = mined_sources(build, only)
     instructions = {source.name: entries[source.name]["instruction"] for source in sources}
     model.prompts = model.prompts_for(recipe.prompt, instructions)
-    joint = recipe.loss == "infonce"
+    seed, joint = int(store.read_json(build / "build.json")["seed"]), recipe.loss == "infonce"
     plan = Plan(sources, seed, recipe.batch, recipe.negatives, joint, recipe.evenness, recipe.sources)
     total = total_steps(recipe, plan.steps_per_epoch)
     watch = Watch(build, recipe, instructions)
@@ -154,9 +152,8 @@ def loop(
 
     recent: deque[dict[str, Any]] = deque(maxlen=recipe.log_every)
     started = time.perf_counter()
-    writing = nullcontext() if backend.rank else Log(out / "log.jsonl", first, tensorboard)
-    with signals() as received, deterministic(backend.device), writing as log:
-        write = log.write if log else lambda line: None
+    writing = nullcontext(lambda line: None) if backend.rank else appended(out / "log.jsonl", first, tensorboard)
+    with signals() as received, deterministic(backend.device), writing as write:
         for step in range(first, total):
             if watch.over:
                 return step  # where a killed run had come to that too
