@@ -7,7 +7,6 @@ of other classes, or search those. Classification sources keep the other label, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -54,7 +53,7 @@ def mine_build(
         for job in todo if rank is not None else ():
             _together(job, models, progress)
         for job in todo:
-            with nullcontext() if rank is None else locks.claimed(build / "mined" / f".{job.name}.claim", wait=True):
+            with locks.claimed(build / "mined" / f".{job.name}.claim", wait=True):
                 receipt, ran = store.run_stage(job.mined, job.digest, partial(_mine, job, models, progress))
             receipts[job.name] = {**receipt, "ran": ran}
     return receipts
