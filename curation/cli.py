@@ -12,8 +12,6 @@ from curation.command import SETTINGS, newest, output, run, say
 from curation.errors import BuildError
 from curation.progress import for_terminal
 
-POLICIES = ["all", "no-nc", "permissive"]
-
 
 @click.group(context_settings=SETTINGS)
 def curate() -> None:
