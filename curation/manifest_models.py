@@ -156,7 +156,8 @@ class OfSource(Section):
     weight: float = Field(1.0, gt=0, description="multiplies the source's share of the steps, whose number stays")
     negatives: int | None = Field(None, ge=0, description="hard negatives a tuple, instead of the recipe's")
     in_batch: bool | None = Field(
-        None, description="whether other tuples' positives are negatives too; absent, those of retrieval are"
+        None,
+        description="whether other tuples' positives, but those of its group or class, are negatives too; absent, those of retrieval are",
     )
 
 

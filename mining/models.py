@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
 
 from curation import store
-from curation.errors import BuildError
+from curation.errors import BuildError, ModelError
 from curation.manifest_models import Mine
+from curation.progress import Advance
+from curation.schema import render_query
 from mining.embeddings import Encoder
 from mining.reranker import Reranker
 from training.model_files import VECTORS, find_model
 
 Open = Callable[[Mine, str], Encoder]
+SHOWN = 60  # characters of a text in a complaint
 FILE = "encoders.json"  # digest of what was asked for -> fingerprint of what was loaded, and what it says of itself
 
 
@@ -26,6 +32,55 @@ def open_encoder(settings: Mine, device: str) -> Encoder:
     return load_encoder(
         settings.model, device=device, dtype=settings.dtype, max_tokens=settings.max_tokens, prompt=settings.prompt
     )
+
+
+class Encodes(Protocol):
+    """Anything that turns texts into vectors of one length, (n, dim): an array, or what numpy makes one of."""
+
+    def encode(self, texts: list[str], /) -> Any:
+        """Return a vector for each text."""
+        ...
+
+
+class Foreign:
+    """Such a thing as the encoder of a `mine:` section: `mine_build(build, load=partial(Foreign, model))`.
+
+    Its vectors are kept under the section's `model`: give it another name when anything changes that a vector depends on.
+    """
+
+    def __init__(self, model: Encodes, settings: Mine, device: str) -> None:
+        """Ask for one vector, to know the dimension; `prompt: instruct` puts the instruction before a query."""
+        self.model, self.name, self.instruct = model, settings.model, settings.prompt == "instruct"
+        self.described: dict[str, object] = {"model": self.name, "prompt": "instruct" if self.instruct else "none"}
+        self.fingerprint, self.dim = store.digest_of(["foreign", self.name]), 0
+        self.dim = self.encode(["text"]).shape[1]
+
+    def query(self, instruction: str, text: str) -> str:
+        """Return a query as it is encoded."""
+        return render_query(instruction, text) if self.instruct else text
+
+    def passage(self, text: str) -> str:
+        """Return a passage as it is encoded."""
+        return text
+
+    def encode(self, texts: Sequence[str], advance: Advance = lambda done: None) -> np.ndarray:
+        """Return unit vectors (n, dim) float32.
+
+        Raises:
+            ModelError: what it gives is not one vector a text, all of one dimension, or holds what is no number.
+        """
+        try:
+            found = np.asarray(self.model.encode(list(texts)), np.float32)
+        except (TypeError, ValueError) as error:  # vectors of several lengths; a tensor that is not on the CPU
+            raise ModelError(self.name, f"gives what is no array of numbers ({error})") from None
+        if found.ndim != 2 or len(found) != len(texts) or self.dim not in (0, found.shape[1]):
+            wanted = f"({len(texts)}, {self.dim or 'dim'})"
+            raise ModelError(self.name, f"gives an array of shape {found.shape} for {len(texts)} texts, not {wanted}")
+        bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
+        if len(bad):
+            raise ModelError(self.name, f"gives no numbers for the text {texts[bad[0]][:SHOWN]!r}")
+        advance(len(texts))
+        return np.asarray(found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), np.float32(1e-12)))
 
 
 def device_of_rank(device: str, rank: int | None) -> str:

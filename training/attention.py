@@ -239,8 +239,7 @@ def _packing_difference(model: Model, dtype: torch.dtype) -> float:
     """Return how far the vectors of `CHECK_TEXTS`, packed, are from those of each alone in transformers' eager attention."""
     backbone, tokens = model.backbone, model.tokenize(CHECK_TEXTS)
     ids, starts = torch.from_numpy(tokens.ids.astype(np.int64)), tokens.starts.tolist()
-    training, implementation = backbone.training, backbone.config._attn_implementation
-    backbone.eval()
+    implementation = backbone.config._attn_implementation
     try:
         with torch.no_grad(), torch.autocast(backbone.device.type, dtype, enabled=dtype != torch.float32):
             packed = model.embed(ids, starts)
@@ -248,5 +247,4 @@ def _packing_difference(model: Model, dtype: torch.dtype) -> float:
             alone = [model.embed(ids[start:end], [0, end - start]) for start, end in pairwise(starts)]
     finally:
         backbone.set_attn_implementation(implementation)
-        backbone.train(training)
     return float((packed - torch.cat(alone)).abs().max())

@@ -31,16 +31,6 @@ from training.weights import OPTIMIZER, WEIGHTS, copied, load_weights, prepared
 from training.zero import DeepSpeed
 
 
-def backend_of(model: Model, recipe: Train) -> Backend:
-    """Return what the recipe trains with.
-
-    Raises:
-        ModelError: the model's layers cannot be computed twice.
-        SetupError: DeepSpeed is not installed.
-    """
-    return DeepSpeed(model, recipe) if recipe.deepspeed else Torch(model, recipe)
-
-
 class Torch:
     """Plain torch: float32 weights, matrix products in the recipe's dtype, AdamW. Every process holds all of it.
 
@@ -66,7 +56,9 @@ class Torch:
     def step(self, lr: float) -> float:
         """Clip and apply the gradients, unless they are not finite, and forget them; return their norm before clipping."""
         if self.world > 1:
-            ranks.add_up([weight.grad for weight in self.weights.values() if weight.grad is not None])
+            for weight in self.weights.values():
+                if weight.grad is not None:
+                    dist.all_reduce(weight.grad)
         norm = float(torch.nn.utils.clip_grad_norm_(self.weights.values(), self.recipe.clip))
         if math.isfinite(norm):
             for group in self.optimizer.param_groups:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 
 from curation.errors import ModelError, listed
 from training.cross_encoder import CrossEncoder
-from training.device import autocast, device_of, dtype_of
+from training.device import device_of, dtype_of
 from training.model import limit_of, positions_of, quiet, read
 from training.model_files import find_model
 
@@ -35,6 +34,7 @@ class CausalReranker(CrossEncoder):
     def __init__(self, name: str, model: Any, tokenizer: Any, max_tokens: int, dtype: torch.dtype) -> None:
         """Take over a model that lies on its device."""
         super().__init__(name, model, tokenizer, max_tokens, dtype)
+        self._activation = torch.sigmoid
         tokenizer.padding_side = "left"  # the answer follows the last token
         self._frame = [tokenizer.encode(text, add_special_tokens=False) for text in (BEFORE, AFTER)]
         self._answers = tokenizer.convert_tokens_to_ids(list(ANSWERS))
@@ -47,12 +47,9 @@ class CausalReranker(CrossEncoder):
         cut = self.tokenizer(texts, add_special_tokens=False, truncation=True, max_length=room)["input_ids"]
         return {"input_ids": [[*before, *ids, *after] for ids in cut]}
 
-    def _forward(self, tokens: dict[str, list[list[int]]]) -> np.ndarray:
-        with quiet():
-            batch = self.tokenizer.pad(tokens, return_tensors="pt").to(self.model.device)
-        with torch.inference_mode(), autocast(self.model.device, self._dtype):
-            logits = self.model(**batch, logits_to_keep=1, use_cache=False).logits[:, -1, self._answers].float()
-        return np.asarray(torch.sigmoid(logits[:, 1] - logits[:, 0]).cpu().numpy())
+    def _logits(self, batch: Any) -> torch.Tensor:
+        found: torch.Tensor = self.model(**batch, logits_to_keep=1, use_cache=False).logits[:, -1, self._answers].float()
+        return found[:, 1] - found[:, 0]
 
 
 def load_reranker(model: str, *, device: str = "auto", dtype: str = "float32") -> CausalReranker:

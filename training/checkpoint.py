@@ -23,13 +23,7 @@ def save(
 ) -> Path:
     """Write the state after `step` steps as `<folder>/step-NNNNNN`, delete all but the last `keep` and the best, and return it.
 
-    Args:
-        folder: where the checkpoints of a run stand.
-        step: steps done.
-        described: what the run is: nested mappings that JSON can hold.
-        write: writes the state into the folder it is given.
-        keep: how many to keep.
-        best: steps of one more to keep.
+    `described`, which JSON can hold, says what the run is; `write` writes the state into the folder it is given.
     """
     target = at(folder, step)
     with replaced(target) as part:
@@ -52,7 +46,8 @@ def at(folder: Path, step: int) -> Path:
 def whole(folder: Path) -> list[Path]:
     """Return the checkpoints whose files all have the length they were written with, the newest first."""
     found = [path for path in folder.glob("step-*") if NAME.fullmatch(path.name) and (path / STATE).exists()]
-    return sorted((path for path in found if has_all(path, read(path)["bytes"])), key=_step, reverse=True)
+    intact = [path for path in found if has_all(path, read(path)["bytes"])]
+    return sorted(intact, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
 def read(checkpoint: Path) -> dict[str, Any]:
@@ -84,10 +79,6 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str = 
 
 def _told(value: object) -> str:
     return "absent" if value is None else str(value)
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
 
 
 def _flushed(path: Path) -> int:

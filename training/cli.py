@@ -14,7 +14,6 @@ from training.cli_models import COMMANDS, DEVICE, FOLDER, JSON, QUIET, show
 
 if TYPE_CHECKING:
     from curation.manifest_models import Train
-    from training.tensorboard import Events
 
 
 class TrainGroup(click.Group):
@@ -107,9 +106,6 @@ def run_training(
     from training.stops import Stopped
     from training.train import train as train_model
 
-    events: type[Events] | None = None
-    if tensorboard:
-        from training.tensorboard import Events as events
     tell = (lambda line: None) if quiet or not ranks.first() else say
     try:
         receipt, ran = train_model(
@@ -119,7 +115,7 @@ def run_training(
             device=device,
             only=only,
             restart=restart,
-            events=events,
+            tensorboard=tensorboard,
             say=tell,
             progress=for_terminal(quiet),
         )
@@ -139,7 +135,7 @@ def run_training(
 @click.option("--gpus", type=click.IntRange(1), default=1, show_default=True, help="GPUs that share the work.")
 @JSON
 def plan(build: Path | None, recipe: Path | None, only: tuple[str, ...], gpus: int, as_json: bool) -> None:
-    """Print steps, tokens, memory and GPU-hours before anything starts.
+    """Print steps, tokens, memory and GPU-hours; train nothing.
 
     Memory and hours are an estimate, with its assumptions beside it. Of the
     model it reads config and tokenizer; the weights need not be there.

@@ -199,14 +199,15 @@ def publish(
     MODEL is a folder of `train` or `train export`. Its card says how to use it;
     that of a run, such as builds/quickstart/train, also data and recipe.
     """
-    from training import publish as publishing
+    from curation.exchange.upload import upload
+    from training.publish import plan
 
-    made = publishing.plan(model, repo, license, datasets)
+    made = plan(model, repo, license, datasets)
     if dry_run:
         files = {path: piece.size for path, piece in made.pieces.items()}
         show({"repo": repo, "files": files, "bytes": sum(files.values())} | ({"card": made.card} if as_json else {}), as_json)
         return None if as_json else output(f"\n{made.card}")
-    done = publishing.publish(made, private, tag, (lambda line: None) if quiet else say)
+    done = upload(repo, "model", made.pieces, private, tag, (lambda line: None) if quiet else say)
     sent = f"{len(done.sent)} of {len(made.pieces)} files" if done.sent else "nothing to do"
     if as_json:
         return show({"url": done.url, "commit": done.commit, "tag": tag, "sent": done.sent, "deleted": done.deleted}, True)
@@ -220,7 +221,7 @@ def show(result: Mapping[str, Any], as_json: bool) -> None:
 
         output(json.dumps(result, indent=1, ensure_ascii=False))
         return
-    flat = {**{key: value for key, value in result.items() if not isinstance(value, Mapping)}}
+    flat = {key: value for key, value in result.items() if not isinstance(value, Mapping)}
     for key, value in result.items():
         if isinstance(value, Mapping):
             flat |= {f"{key} of {inner}": count for inner, count in value.items()}

@@ -11,7 +11,7 @@ import transformers
 
 from curation.errors import ModelError, listed
 from training.device import autocast, device_of, dtype_of
-from training.encode import SHOWN, TOKENS_PER_BATCH, TOKENS_PER_GPU_BATCH, batches
+from training.encode import SHOWN, TOKENS_PER_BATCH, batches
 from training.model import limit_of, positions_of, quiet, read
 from training.model_files import find_model
 
@@ -27,7 +27,7 @@ class CrossEncoder:
         self.name, self.model, self.tokenizer, self.max_tokens = name, model.eval().requires_grad_(False), tokenizer, max_tokens
         self._dtype = str(dtype).removeprefix("torch.")
         self._activation = _activation(name, model.config)
-        self._budget = TOKENS_PER_BATCH.get((model.device.type, dtype), TOKENS_PER_GPU_BATCH)
+        self._budget = TOKENS_PER_BATCH[model.device.type]
 
     def scores(
         self, queries: Sequence[str], passages: Sequence[str], advance: Callable[[int], None] = lambda done: None
@@ -60,8 +60,12 @@ class CrossEncoder:
         with quiet():
             batch = self.tokenizer.pad(tokens, return_tensors="pt").to(self.model.device)
         with torch.inference_mode(), autocast(self.model.device, self._dtype):
-            logits = self.model(**batch).logits
-        return np.asarray(self._activation(logits.float()[:, 0]).cpu().numpy())
+            logits = self._logits(batch)
+        return np.asarray(self._activation(logits).cpu().numpy())
+
+    def _logits(self, batch: Any) -> torch.Tensor:
+        """Return one number a pair, (n,) float32, that the activation makes a score."""
+        return self.model(**batch).logits.float()[:, 0]  # type: ignore[no-any-return]
 
 
 def load_cross_encoder(model: str, *, device: str = "auto", dtype: str = "float32") -> CrossEncoder:

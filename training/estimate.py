@@ -13,12 +13,13 @@ from curation import schema, tables
 from curation.errors import BuildError
 from curation.manifest_models import Train
 from training.data import shares
+from training.meter import PEAKS
 from training.model import Model, load_model
-from training.step import warmup_steps
+from training.step import total_steps, warmup_steps
 from training.tokens import mined_sources
 
-PEAK = 798e12  # bfloat16 operations a second of an H100, as measured
-SHARE_OF_PEAK = 0.4
+GPU = "H100"
+SHARE_OF_PEAK = 0.32  # two fifths of the 798 TFLOP/s that products alone reach on it
 SAMPLE = 256  # tuples and passages of a source whose tokens are counted
 
 
@@ -39,9 +40,8 @@ def estimate(build: Path, recipe: Train, *, only: Sequence[str] = (), gpus: int 
     if not steps_per_epoch:
         raise BuildError(build, "has not one mined tuple to train on", "look at `curate show` for what was dropped and why")
     model = load_model(recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device="cpu", weights=False)
-    steps = min(steps_per_epoch * recipe.epochs, recipe.steps or steps_per_epoch * recipe.epochs)
-    weights = [recipe.of(name).weight for name in some]
-    taken = shares(batches, list(some.values()), recipe.evenness, weights)  # batches of an epoch
+    steps = total_steps(recipe, steps_per_epoch)
+    taken = shares(batches, list(some.values()), recipe.evenness, [recipe.of(name).weight for name in some])  # of an epoch
     tokens = sum(
         _tokens(build, name, entries[name], model, recipe) * count / passed * share
         for (name, count), passed, share in zip(some.items(), batches, taken, strict=True)
@@ -66,7 +66,7 @@ def cost(recipe: Train, model: Model, tokens: float, tokens_per_gpu: float, gpus
     Float32 weights, gradients and AdamW's two moments are 16 bytes a weight, less what ZeRO shares out (arXiv 1910.02054).
     A layer keeps about 34 bytes a token and dimension in bfloat16 (arXiv 2205.05198), and with checkpointing 2, its input,
     of every layer and the rest of one. Forward and backward are 6 operations a weight and token, checkpointing 8, and a second
-    forward of GradCache 2 more.
+    forward of GradCache 2 more; the log's MFU counts 6 always.
     """
     weights = sum(weight.numel() for weight in model.backbone.parameters())
     embedding = model.backbone.get_input_embeddings().weight.numel()
@@ -80,8 +80,8 @@ def cost(recipe: Train, model: Model, tokens: float, tokens_per_gpu: float, gpus
     return {
         "weights": weights,
         "memory_gb_per_gpu": {"weights_and_optimizer": round(kept / 1e9, 1), "activations": round(activations / 1e9, 1)},
-        "gpu_hours": round(operations / (PEAK * SHARE_OF_PEAK) / 3600, 1),
-        "assumes": f"{PEAK / 1e12:.0f} TFLOP/s a GPU in bfloat16, {SHARE_OF_PEAK:.0%} of it used; not measured",
+        "gpu_hours": round(operations / (PEAKS[GPU] * SHARE_OF_PEAK) / 3600, 1),
+        "assumes": f"{SHARE_OF_PEAK:.0%} of an {GPU}'s peak of {PEAKS[GPU] / 1e12:.0f} TFLOP/s in bfloat16; not measured",
         "gpus": gpus,
     }
 

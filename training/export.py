@@ -27,9 +27,7 @@ POOLING_WORD = {"mean": "mean", "cls": "cls", "last": "lasttoken"}
 def export(model: Model, folder: Path) -> None:
     """Write the model as a sentence-transformers folder, whole or not at all; one that is there is replaced.
 
-    Args:
-        model: its weights are written in the dtype they have; its prompts serve `encode(..., prompt_name=...)`.
-        folder: what lies under this name is replaced by the model.
+    Weights are written in the dtype they have; the prompts serve `encode(..., prompt_name=...)`.
 
     Raises:
         ModelError: the tokenizer cannot be made to append the end-of-text token.
@@ -71,11 +69,7 @@ def _write(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _save_tokenizer(model: Model, folder: Path) -> None:
-    """Save the tokenizer so that by itself it gives the ids that ours gives, cut ones and the end of a text included.
-
-    Raises:
-        ModelError: it does not.
-    """
+    """Save the tokenizer so that by itself it gives the ids that ours gives, cut ones and the end of a text included."""
     model.tokenizer.save_pretrained(folder)
     config = json.loads((folder / "tokenizer_config.json").read_bytes())
     config = {key: value for key, value in config.items() if key not in LOADING}

@@ -3,40 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from curation import store
 
-if TYPE_CHECKING:
-    from training.tensorboard import Events
+Write = Callable[[Mapping[str, Any]], None]
 
 
-class Log:
-    """Appends a line a step. On opening it drops the lines of steps that will be done again."""
+@contextmanager
+def appended(path: Path, first_step: int, tensorboard: bool) -> Iterator[Write]:
+    """Yield what writes a line, into TensorBoard's files too where they are asked for.
 
-    def __init__(self, path: Path, first_step: int, events: Events | None = None) -> None:
-        """Take the file, and what else is to have the lines."""
-        self._events = events
-        path.parent.mkdir(parents=True, exist_ok=True)
-        store.write_lines(path, (line for line in read_log(path) if line["step"] < first_step))
-        self._file = path.open("a", encoding="utf-8")
+    At first the lines of steps that will be done again are dropped. Each line is handed to the system, so that `tail -f`
+    shows it and a kill loses nothing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    store.write_lines(path, (line for line in read_log(path) if line["step"] < first_step))
+    opened: AbstractContextManager[Write | None] = nullcontext()
+    if tensorboard:
+        from training.tensorboard import events
 
-    def __enter__(self) -> Log:
-        return self
+        opened = events(path.parent, first_step)
+    with path.open("a", encoding="utf-8") as file, opened as event:
 
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-        if self._events:
-            self._events.close()
+        def write(line: Mapping[str, Any]) -> None:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            if event:
+                event(line)
 
-    def write(self, line: Mapping[str, Any]) -> None:
-        """Append a line and hand it to the system, so that `tail -f` shows it and a kill loses nothing."""
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        if self._events:
-            self._events.write(line)
+        yield write
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ from training.data import Batch
 from training.device import dtype_of
 from training.step import chunks_of
 
-# Operations a second of dense bfloat16 products, as the makers' data sheets have them; the first name that fits counts.
+# Operations a second of dense bfloat16 products, as the makers' data sheets have them; the first in CUDA's name counts.
 PEAKS = {"A100": 312e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12}
 STATUS = Path("/proc/self/status")
 
@@ -29,7 +29,8 @@ def costs(backend: Backend, batch: Batch, recipe: Train, seconds: float) -> dict
     tokens, on_gpu = len(batch.ids), backend.device.type == "cuda"
     # ZeRO-3 leaves an empty weight here and its size in `ds_numel`.
     weights = sum(getattr(one, "ds_numel", one.numel()) for name, one in backend.weights.items() if "embed" not in name)
-    peak = peak_of(torch.cuda.get_device_name(backend.device)) if on_gpu else None
+    name = torch.cuda.get_device_name(backend.device) if on_gpu else ""
+    peak = next((peak for known, peak in PEAKS.items() if known in name), None)
     return {
         "tokens": tokens,
         "pad_share": round(pad_share(batch, recipe.token_budget, backend.world), 4),
@@ -40,11 +41,6 @@ def costs(backend: Backend, batch: Batch, recipe: Train, seconds: float) -> dict
         **({"gpu_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2)} if on_gpu else {}),
         "attention": kernel_of(backend.device, dtype_of(recipe.dtype, backend.device)),
     }
-
-
-def peak_of(gpu: str) -> float | None:
-    """Return the peak of a GPU by the name that CUDA gives it, or None where it is not known."""
-    return next((peak for name, peak in PEAKS.items() if name in gpu), None)
 
 
 def pad_share(batch: Batch, budget: int | None, world: int) -> float:

@@ -15,7 +15,7 @@ import yaml
 from curation import store
 from curation.errors import ModelError
 from curation.exchange.card import complaints, table, with_yaml
-from curation.exchange.upload import MARK, Piece, Published, Say, upload
+from curation.exchange.upload import MARK, Piece
 
 NEEDED = ("modules.json", "config.json")
 USE = """\
@@ -33,7 +33,6 @@ print(model.similarity(queries, passages))
 class Plan(NamedTuple):
     """What a repository is to hold."""
 
-    repo: str
     pieces: dict[str, Piece]  # path -> file
     card: str
 
@@ -41,11 +40,7 @@ class Plan(NamedTuple):
 def plan(folder: Path, repo: str, license: str = "unknown", datasets: tuple[str, ...] = ()) -> Plan:
     """Return the files of a model, or of the model of a run, with its card; nothing is sent.
 
-    Args:
-        folder: what `train` or `train export` wrote.
-        repo: ORG/NAME.
-        license: the model's licence, as the Hub names it.
-        datasets: Hub ids of what it was trained on.
+    `repo` is ORG/NAME, `license` the model's, as the Hub names it, and `datasets` are Hub ids of what it was trained on.
 
     Raises:
         ModelError: no whole model, or a card that the Hub would refuse.
@@ -63,16 +58,7 @@ def plan(folder: Path, repo: str, license: str = "unknown", datasets: tuple[str,
     paths = [path for path in sorted(model.rglob("*")) if path.is_file() and path.name not in ("README.md", MARK)]
     pieces = {path.relative_to(model).as_posix(): Piece.of(path) for path in paths}
     told = json.dumps({"files": sorted([*pieces, "README.md", MARK]), "run": run}, indent=1, ensure_ascii=False) + "\n"
-    return Plan(repo, {"README.md": Piece.of(card.encode()), MARK: Piece.of(told.encode()), **pieces}, card)
-
-
-def publish(plan: Plan, private: bool = False, tag: str | None = None, say: Say = lambda line: None) -> Published:
-    """Make the repository hold the plan's files, in one commit.
-
-    Raises:
-        HubError: see `upload`.
-    """
-    return upload(plan.repo, "model", plan.pieces, private, tag, say)
+    return Plan({"README.md": Piece.of(card.encode()), MARK: Piece.of(told.encode()), **pieces}, card)
 
 
 def _weightless(model: Path) -> list[str]:

@@ -105,34 +105,13 @@ def first_alone() -> Iterator[None]:
         dist.barrier(patient)
 
 
-def wait() -> None:
-    """Wait until every process is here."""
-    if dist.is_initialized():
-        dist.barrier()
-
-
-def largest(value: int, device: torch.device) -> int:
-    """Return the largest of the processes' values."""
-    if not dist.is_initialized():
-        return value
-    told = torch.tensor([value], device=device)
-    dist.all_reduce(told, dist.ReduceOp.MAX)
-    return int(told)
-
-
-def of_first(value: float, device: torch.device) -> float:
-    """Return the first process's value, so that all decide alike."""
+def largest(value: float, device: torch.device) -> float:
+    """Return the largest of the processes' values, so that all decide alike."""
     if not dist.is_initialized():
         return value
     told = torch.tensor([value], dtype=torch.float64, device=device)
-    dist.broadcast(told, 0)
+    dist.all_reduce(told, dist.ReduceOp.MAX)
     return float(told)
-
-
-def add_up(gradients: Sequence[Tensor]) -> None:
-    """Put the sum over the processes into each gradient."""
-    for gradient in gradients:
-        dist.all_reduce(gradient)
 
 
 def gather(own: Tensor, counts: Sequence[int]) -> list[Tensor]:

@@ -82,15 +82,13 @@ def resume(folder: Path, run: Mapping[str, Any], backend: Backend, watch: Watch,
 
 def receipt_of(run: Mapping[str, Any], plan: Plan, steps: int, model: Model, recipe: Train, watch: Watch) -> dict[str, Any]:
     """Return what done.json says."""
-    tuples = {source.name: {"task": source.task, "tuples": len(source)} for source in plan.sources}
-    prompt = model.prompt_used(recipe.prompt)
     return {
         **run,
         "digest": store.digest_of(run),
         "steps": steps,
         **watch.told(),
-        "trained_on": tuples,
-        "prompt": prompt,
+        "trained_on": {source.name: {"task": source.task, "tuples": len(source)} for source in plan.sources},
+        "prompt": model.prompt_used(recipe.prompt),
         "versions": store.versions(),
     }
 

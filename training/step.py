@@ -1,14 +1,14 @@
-"""What one step is made of: the loss of a batch and its gradients, the learning rate, and which weights decay."""
+"""What one step is made of: the loss of a batch and its gradients, and the learning rate."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from curation.manifest_models import Train
 from training import ranks
@@ -28,40 +28,28 @@ def add_gradients(backend: Backend, batch: Batch, recipe: Train) -> Losses:
     weights. The memory is that of the largest chunk, and the gradients are those of one forward.
 
     Several processes embed a share of the texts each, and then all compute the loss of the whole batch: the result is
-    that of one process.
+    that of one process. As the texts are sorted by length, every world-th of them makes shares of about as many tokens.
     """
-    world, own = backend.world, share(batch, backend.rank, backend.world)
-    detached = recipe.reproduce_f2llm and world > 1
-    chunks = chunks_of(np.diff(batch.starts), recipe.token_budget, world)[backend.rank]
+    rank, world, detached = backend.rank, backend.world, recipe.reproduce_f2llm and backend.world > 1
+    ids, starts = gather(batch.ids, batch.starts, np.arange(rank, len(batch.starts) - 1, world))
+
+    def embed(first: int, end: int) -> Tensor:
+        if first == end:  # the others go forward meanwhile, and so must this one: through the shortest text
+            return backend.embed(batch.ids[: batch.starts[1]], batch.starts[:2])[:0]
+        return backend.embed(ids[starts[first] : starts[end]], starts[first : end + 1] - starts[first])
+
+    chunks = chunks_of(np.diff(batch.starts), recipe.token_budget, world)[rank]
     if len(chunks) == 1:
-        losses = batch_loss(together(_embed(backend, own, *chunks[0]), batch, world), batch, recipe, detached)
+        losses = batch_loss(together(embed(*chunks[0]), batch, world), batch, recipe, detached)
         backend.backward(losses.total)
         return losses
     with torch.no_grad():
-        embeddings = torch.cat([_embed(backend, own, *chunk) for chunk in chunks])
+        embeddings = torch.cat([embed(*chunk) for chunk in chunks])
     losses = batch_loss(together(embeddings.requires_grad_(), batch, world), batch, recipe, detached)
     (gradient,) = torch.autograd.grad(losses.total, embeddings)
     for first, end in chunks:
-        backend.backward((_embed(backend, own, first, end) * gradient[first:end]).sum())
+        backend.backward((embed(first, end) * gradient[first:end]).sum())
     return losses
-
-
-class Share(NamedTuple):
-    """The texts of a batch that one process embeds: and where it has none, one to go through."""
-
-    ids: np.ndarray  # (T,) i64
-    starts: np.ndarray  # (texts+1,) i64
-    texts: int
-    filler: np.ndarray  # (t,) i64, the shortest text of the batch
-
-
-def share(batch: Batch, rank: int, world: int) -> Share:
-    """Return every world-th text of a batch: as they are sorted, each process gets about as many tokens."""
-    filler = batch.ids[: batch.starts[1]]
-    if world == 1:
-        return Share(batch.ids, batch.starts, len(batch.starts) - 1, filler)
-    places = np.arange(rank, len(batch.starts) - 1, world)
-    return Share(*gather(batch.ids, batch.starts, places), len(places), filler)
 
 
 def together(own: Tensor, batch: Batch, world: int) -> Tensor:
@@ -73,23 +61,14 @@ def together(own: Tensor, batch: Batch, world: int) -> Tensor:
     return torch.cat(parts)[torch.from_numpy(np.argsort(np.concatenate(places))).to(own.device)]
 
 
-def _embed(backend: Backend, own: Share, first: int, end: int) -> Tensor:
-    """Return the embeddings of a chunk; of an empty one (0, dim), made by a forward all the same."""
-    if first == end:
-        return backend.embed(own.filler, np.array([0, len(own.filler)]))[:0]
-    starts = own.starts[first : end + 1]
-    return backend.embed(own.ids[starts[0] : starts[-1]], starts - starts[0])
-
-
 def chunks_of(lengths: np.ndarray, budget: int | None, world: int) -> list[list[tuple[int, int]]]:
     """Return each process's chunks of its share of the texts, of so many tokens each (n,) i64.
 
     Every process must go forward and back equally often, so one that has fewer gets empty ones.
     """
-    each = [cut(np.concatenate([[0], np.cumsum(lengths[rank::world])]), budget) for rank in range(world)]
+    each = [cut(np.cumsum([0, *lengths[rank::world]]), budget) for rank in range(world)]
     most = max(map(len, each))
-    texts = [len(lengths[rank::world]) for rank in range(world)]
-    return [own + [(end, end)] * (most - len(own)) for own, end in zip(each, texts, strict=True)]
+    return [own + [(0, 0)] * (most - len(own)) for own in each]
 
 
 def cut(starts: np.ndarray, budget: int | None) -> list[tuple[int, int]]:
@@ -137,6 +116,11 @@ def _loss(embeddings: Tensor, batch: Batch, recipe: Train, detached: bool) -> Lo
     return losses._replace(total=losses.total + recipe.distill * distilled, distilled=distilled)
 
 
+def total_steps(recipe: Train, steps_per_epoch: int) -> int:
+    """Return the steps of a run: `epochs` over all tuples, or fewer where `steps` says so."""
+    return min(steps_per_epoch * recipe.epochs, recipe.steps or steps_per_epoch * recipe.epochs)
+
+
 def warmup_steps(recipe: Train, total: int) -> int:
     """Return the recipe's warm-up, or a tenth of the run where the recipe's would leave nothing after it."""
     return recipe.warmup if recipe.warmup < total else total // 10
@@ -153,17 +137,3 @@ def learning_rate(recipe: Train, step: int, total: int) -> float:
     top = max(warmup - 1, 0)  # the step that has `lr` in full
     done = (step - top) / max(total - 1 - top, 1)
     return recipe.min_lr + (recipe.lr - recipe.min_lr) * (1 + math.cos(math.pi * done)) / 2
-
-
-def decayed(backbone: nn.Module) -> tuple[list[str], list[str]]:
-    """Return the names of the trained weights that decay, and of those that do not.
-
-    Matrices do. Norms, biases and embeddings do not: a shorter embedding row is not a simpler model, and rows of rare
-    tokens would shrink without ever being trained.
-    """
-    embeddings = {id(module.weight) for module in backbone.modules() if isinstance(module, nn.Embedding)}
-    names: tuple[list[str], list[str]] = ([], [])
-    for name, weight in backbone.named_parameters():
-        if weight.requires_grad:
-            names[weight.ndim < 2 or id(weight) in embeddings].append(name)
-    return names

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from curation.errors import SetupError
+from training.log import Write
 
 try:
     from torch.utils.tensorboard import SummaryWriter
@@ -16,20 +18,16 @@ except ImportError as error:
 OF_A_STEP = ("lr", "grad_norm", "tokens_per_second", "pad_share", "mfu", "memory_gb", "gpu_memory_gb")
 
 
-class Events:
-    """Writes lines of the log; of a run that goes on, TensorBoard forgets the steps that are done again."""
+@contextmanager
+def events(out: Path, first_step: int) -> Iterator[Write]:
+    """Yield what writes a line of the log; of a run that goes on, TensorBoard forgets the steps that are done again."""
+    with SummaryWriter(str(out / "tensorboard"), purge_step=first_step + 1) as writer:
 
-    def __init__(self, out: Path, first_step: int) -> None:
-        self._writer: Any = SummaryWriter(str(out / "tensorboard"), purge_step=first_step + 1)
+        def write(line: Mapping[str, Any]) -> None:
+            for tag, value in scalars(line).items():
+                writer.add_scalar(tag, value, line["step"] + 1)
 
-    def write(self, line: Mapping[str, Any]) -> None:
-        """Add the values of a line, at its step counted from 1."""
-        for tag, value in scalars(line).items():
-            self._writer.add_scalar(tag, value, line["step"] + 1)
-
-    def close(self) -> None:
-        """Write what is still in memory."""
-        self._writer.close()
+        yield write
 
 
 def scalars(line: Mapping[str, Any]) -> dict[str, float]:

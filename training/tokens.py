@@ -9,7 +9,8 @@ negatives.npy  (N,)    u32         likewise, with negative_starts.npy
 positive_score.npy   (r,)  f32     the miner's score of the positive that is trained on, NaN where there is none
 negative_scores.npy  (N,)  f32     likewise of each negative
 text.npy       (p,)    u32         text of each passage; ABSENT where no row names it
-identity.npy   (p,)    i64         equal for two passages exactly if they may not serve as each other's negatives
+identity.npy   (p,)    i64         equal for two passages exactly if they may not serve as each other's negatives: they are of one
+                                   group or, where a clustering has labels, of one class
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from training.model import Model
 
 ABSENT = np.uint32(0xFFFFFFFF)
-FORMAT = 2  # of these arrays
+FORMAT = 3  # of these arrays
 TEXTS_AT_ONCE = 8192
 FIRST_UNGROUPED = 1 << 32  # groups are u32, so a passage without one gets an identity that no group has
 WINDOW = 1 << 25  # bytes of a large file that may be mapped at a time
@@ -166,11 +167,13 @@ def _write_source(
     if receipts[mined].get("curated", receipts[curated]["digest"]) != receipts[curated]["digest"]:
         raise BuildError(mined, f"was mined before curated/{name} was built anew", "run `mine negatives` again")
     pairs = tables.read_table(mined, "pairs", ["id", "key", "query", "positives", "negatives", *SCORES])
-    _same_tuples(pairs, tables.read_table(curated, "pairs", ["id", "key", "positives"]), mined)
-    passages = tables.read_table(curated, "passages", ["pid", "text", "group"])
+    before = tables.read_table(curated, "pairs", ["id", "key", "positives", "label"])
+    _same_tuples(pairs, before, mined)
+    passages = tables.read_table(curated, "passages", ["pid", "key", "text", "group"])
+    kinds = _classes(before, passages) if entry["task"] == "clustering" else passages["group"]
 
     def work(part: Path) -> dict[str, Any]:
-        arrays = _arrays(pairs, passages, mined)
+        arrays = _arrays(pairs, passages, kinds, mined)
         named = passages["text"].gather(np.flatnonzero(arrays["text"] != ABSENT).astype(np.uint32))
         texts = [model.render_query(entry["instruction"], query, prompt) for query in pairs["query"]]
         texts += [model.render_passage(text, prompt) for text in named]
@@ -199,7 +202,15 @@ def _same_tuples(pairs: pl.DataFrame, before: pl.DataFrame, mined: Path) -> None
         raise BuildError(mined, told, "run `mine negatives` again")
 
 
-def _arrays(pairs: pl.DataFrame, passages: pl.DataFrame, mined: Path) -> dict[str, np.ndarray]:
+def _classes(pairs: pl.DataFrame, passages: pl.DataFrame) -> pl.Series:
+    """Return what passages of a clustering must not be negatives of: their class, or their group if no row has a label."""
+    if not pairs["label"].count():
+        return passages["group"]
+    of_text = pairs.unique("key", keep="first").select("key", pl.col("label").rank("dense").alias("class"))
+    return passages.join(of_text, on="key", how="left", maintain_order="left")["class"]  # each passage is some row's query
+
+
+def _arrays(pairs: pl.DataFrame, passages: pl.DataFrame, kinds: pl.Series, mined: Path) -> dict[str, np.ndarray]:
     """Return the arrays that need no tokenizer; `text` is 0 for now where a row names the passage."""
     positives, positive_starts = _flat(pairs["positives"])
     negatives, negative_starts = _flat(pairs["negatives"])
@@ -211,7 +222,7 @@ def _arrays(pairs: pl.DataFrame, passages: pl.DataFrame, mined: Path) -> dict[st
     text = np.full(len(passages), ABSENT, dtype=np.uint32)
     text[named] = 0
     alone = np.arange(len(passages), dtype=np.int64) + FIRST_UNGROUPED
-    group = passages["group"].cast(pl.Int64).fill_null(-1).to_numpy()
+    kind = kinds.cast(pl.Int64).fill_null(-1).to_numpy()
     return {
         "rows": np.frombuffer(b"".join(key[:8] for key in pairs["key"]), dtype="<u8"),
         "positives": positives,
@@ -219,7 +230,7 @@ def _arrays(pairs: pl.DataFrame, passages: pl.DataFrame, mined: Path) -> dict[st
         "negatives": negatives,
         "negative_starts": negative_starts,
         "text": text,
-        "identity": np.where(group >= 0, group, alone),
+        "identity": np.where(kind >= 0, kind, alone),
         "positive_score": pairs["positive_score"].fill_null(np.nan).to_numpy(),
         "negative_scores": pairs["negative_scores"].explode(empty_as_null=False).fill_null(np.nan).to_numpy(),
     }

@@ -12,36 +12,32 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from curation import locks, store
 from curation.errors import ModelError
 from curation.manifest_models import Train
 from curation.progress import Progress, silent
 from training import checkpoint, ranks, report
-from training.backend import Backend, backend_of, deterministic
+from training.backend import Backend, Torch, deterministic
 from training.data import Batch, Plan
 from training.device import device_of
 from training.export import export
 from training.folders import part_of
-from training.log import Log, readable
+from training.log import appended, readable
 from training.loss import Losses
 from training.meter import costs
 from training.model import load_model
 from training.runs import Say, describe, export_checkpoint, finished, forget, receipt_of, resume
-from training.step import add_gradients, learning_rate, warmup_steps
+from training.step import add_gradients, learning_rate, total_steps, warmup_steps
 from training.stops import Stopped, finite, memory_for, signals
 from training.tokens import load_sources, mined_sources
 from training.watch import Watch
 from training.watch import readable as told
-
-if TYPE_CHECKING:
-    from training.tensorboard import Events
-
-OpenEvents = Callable[[Path, int], "Events"]
+from training.zero import DeepSpeed
 
 
 def train(
@@ -52,22 +48,24 @@ def train(
     device: str = "auto",
     only: Sequence[str] = (),
     restart: bool = False,
-    events: OpenEvents | None = None,
+    tensorboard: bool = False,
     say: Say = lambda line: None,
     progress: Progress = silent,
 ) -> tuple[dict[str, Any], bool]:
     """Train, going on from the newest checkpoint of the same run; return (receipt, whether there was anything to do).
 
-    `events` is `training.tensorboard.Events`, for those who want its files too.
+    `tensorboard`: write its files too.
 
     Raises:
         BuildError: no mined negatives, checkpoints of another run, or a loss that is no number.
         ModelError: a model that cannot be trained.
+        SetupError: the device, DeepSpeed or TensorBoard is not there, or a process is lost.
         Stopped: SIGINT or SIGTERM came; the state is saved.
     """
+    if tensorboard:
+        import training.tensorboard  # noqa: F401 - complain before a model is loaded, here and in the lines below
     out = out or build / "train"
-    seed = int(store.read_json(build / "build.json")["seed"])
-    mined_sources(build, only, recipe.sources)  # complain before a model is loaded
+    entries = mined_sources(build, only, recipe.sources)
     ranks.check(recipe.batch)
     place = ranks.own(device_of(device))
     with ExitStack() as stack:
@@ -78,17 +76,17 @@ def train(
                 forget(out)
         else:
             say, progress = (lambda line: None), silent
-        return _train(build, recipe, out, seed, str(place), only, events, say, progress)
+        return _train(build, recipe, out, entries, str(place), only, tensorboard, say, progress)
 
 
 def _train(
     build: Path,
     recipe: Train,
     out: Path,
-    seed: int,
+    entries: Mapping[str, Mapping[str, Any]],
     device: str,
     only: Sequence[str],
-    events: OpenEvents | None,
+    tensorboard: bool,
     say: Say,
     progress: Progress,
 ) -> tuple[dict[str, Any], bool]:
@@ -97,16 +95,16 @@ def _train(
         raise ModelError(recipe.model, f"has {model.dim} dimensions", "`matryoshka` names fewer than that")
     with ranks.first_alone():  # it makes the tokens, and the others find them
         sources = load_sources(build, model, recipe.prompt, only, progress)
-    entries = mined_sources(build, only)
-    model.prompts = model.prompts_for(recipe.prompt, {source.name: entries[source.name]["instruction"] for source in sources})
-    joint = recipe.loss == "infonce"
-    plan = Plan(sources, seed, recipe.batch, recipe.negatives, joint, recipe.evenness, recipe.sources)
-    total = total_steps(plan, recipe)
-    watch = Watch(build, recipe, [source.name for source in sources])
+    instructions = {source.name: entries[source.name]["instruction"] for source in sources}
+    model.prompts = model.prompts_for(recipe.prompt, instructions)
+    seed = int(store.read_json(build / "build.json")["seed"])
+    plan = Plan(sources, seed, recipe)
+    total = total_steps(recipe, plan.steps_per_epoch)
+    watch = Watch(build, recipe, instructions)
     run = describe(recipe, seed, sources, model, watch)
     if (receipt := finished(out, run)) is not None:
         return receipt, False
-    backend = backend_of(model, recipe)
+    backend = DeepSpeed(model, recipe) if recipe.deepspeed else Torch(model, recipe)
     first = resume(out / "checkpoints", run, backend, watch, say)
     if recipe.warmup != warmup_steps(recipe, total):
         say(f"a warm-up of {recipe.warmup} steps does not fit into {total}; it takes {warmup_steps(recipe, total)}")
@@ -114,7 +112,7 @@ def _train(
         alone = "changes nothing: with one process F2LLM's passages have their gradients too"
         several = "passages get no gradient from the in-batch term, as in F2LLM's trainer on several processes"
         say(f"reproduce_f2llm: {alone if backend.world == 1 else several}")
-    done = loop(plan, recipe, backend, watch, first, total, out, run, events, say)
+    done = loop(plan, recipe, backend, watch, first, total, out, run, tensorboard, say)
     receipt = receipt_of(run, plan, done, model, recipe, watch)
     if ranks.first():
         if recipe.export == "best" and watch.best:
@@ -137,7 +135,7 @@ def loop(
     total: int,
     out: Path,
     run: Mapping[str, Any],
-    events: OpenEvents | None,
+    tensorboard: bool,
     say: Say,
 ) -> int:
     """Do the steps from `first` to `total`, or until patience ends, and return how many are behind it.
@@ -154,8 +152,8 @@ def loop(
 
     recent: deque[dict[str, Any]] = deque(maxlen=recipe.log_every)
     started = time.perf_counter()
-    writing = nullcontext() if backend.rank else Log(out / "log.jsonl", first, events and events(out, first))
-    with signals() as received, deterministic(backend.device), writing as log:
+    writing = nullcontext(lambda line: None) if backend.rank else appended(out / "log.jsonl", first, tensorboard)
+    with signals() as received, deterministic(backend.device), writing as write:
         for step in range(first, total):
             if watch.over:
                 return step  # where a killed run had come to that too
@@ -171,27 +169,19 @@ def loop(
             left = (time.perf_counter() - started) / (done - first) * (total - done)
             line = _line(step, plan, batch, losses, loss, lr, norm) | costs(backend, batch, recipe, seconds)
             recent.append(line | {"seconds_left": round(left, 2)})
-            if log:
-                log.write(recent[-1])
+            write(recent[-1])
             if done % recipe.log_every == 0 or done == total:
                 say(readable(recent, total))
-            _measure(watch, done, total, backend, recipe, log, say)
-            ended = ranks.largest(received[0] if received else 0, backend.device)  # a signal may reach one process first
+            if found := watch.measured(done, total, backend.model, recipe):
+                write(found)
+                say(told(found, total))
+            ended = int(ranks.largest(received[0] if received else 0, backend.device))  # a signal may reach one process first
             last = done == total or watch.over
             if done % recipe.save_every == 0 or last or ended or watch.best == done:
                 save(done)
             if ended and not last:
                 raise Stopped(ended, done)
     return total
-
-
-def _measure(watch: Watch, done: int, total: int, backend: Backend, recipe: Train, log: Log | None, say: Say) -> None:
-    """Measure the model where it is time to, and tell."""
-    if watch.due(done, total):
-        found = watch.measured(done, backend.model, recipe)
-        say(told(found, total))
-        if log:
-            log.write(found)
 
 
 def _line(step: int, plan: Plan, batch: Batch, losses: Losses, loss: float, lr: float, norm: float) -> dict[str, Any]:
@@ -207,9 +197,3 @@ def _line(step: int, plan: Plan, batch: Batch, losses: Losses, loss: float, lr: 
         "lr": lr,
         "grad_norm": norm,
     }
-
-
-def total_steps(plan: Plan, recipe: Train) -> int:
-    """Return the steps of a run: `epochs` over all tuples, or fewer where `steps` says so."""
-    steps = plan.steps_per_epoch * recipe.epochs
-    return min(steps, recipe.steps or steps)

@@ -1,13 +1,14 @@
 """Evaluation while training: nDCG@10 on the build's held-out queries every so many steps, and which step was the best.
 
-Every process measures the same, for weights that are shared out (ZeRO-3) take all of them to go forward; what the first one
-found counts. The history is part of each checkpoint, so a run that goes on comes to the same choice.
+Every process measures the same, for weights that are shared out (ZeRO-3) take all of them to go forward; should they
+differ in the rounding, the largest mean counts. The history is part of each checkpoint, so a run that goes on comes to the
+same choice.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ METRIC = "ndcg@10"
 class Watch:
     """The held-out queries of some sources and what was measured on them: `history` maps steps done to the mean nDCG@10."""
 
-    def __init__(self, build: Path, recipe: Train, names: Sequence[str]) -> None:
-        """Read the held-out queries, where the recipe wants them measured.
+    def __init__(self, build: Path, recipe: Train, instructions: Mapping[str, str]) -> None:
+        """Read the held-out queries of the named sources, where the recipe wants them measured.
 
         Raises:
             BuildError: no source has any.
@@ -38,11 +39,10 @@ class Watch:
         self.every, self.patience = recipe.evaluate_every, recipe.patience
         self.history: dict[int, float] = {}
         self.collections: dict[str, tuple[Collection, str]] = {}
-        folders = {name: build / "heldout" / name for name in names} if self.every else {}
-        entries = store.read_json(build / "build.json")["sources"]
+        folders = {name: build / "heldout" / name for name in instructions} if self.every else {}
         for name, folder in folders.items():
             if folder.is_dir():
-                self.collections[name] = read_collection(folder), entries[name]["instruction"]
+                self.collections[name] = read_collection(folder), instructions[name]
         if folders and not self.collections:
             what = "has no held-out queries for `evaluate_every`"
             raise BuildError(build, what, "give a source `holdout: N` and build again, or leave the key out")
@@ -55,16 +55,14 @@ class Watch:
         """Take up the history that a checkpoint tells."""
         self.history = {int(step): score for step, score in said.get("history", {}).items()}
 
-    def due(self, done: int, total: int) -> bool:
-        """Tell whether it is time to measure after so many steps."""
-        return bool(self.every) and (done % (self.every or 1) == 0 or done == total)
-
-    def measured(self, done: int, model: Model, recipe: Train) -> dict[str, Any]:
-        """Measure the model in memory, note it, and return the line for the log; every process must call it."""
+    def measured(self, done: int, total: int, model: Model, recipe: Train) -> dict[str, Any] | None:
+        """Measure the model in memory where it is time to, note it, and return the log's line; every process must call it."""
+        if self.every is None or (done % self.every and done < total):
+            return None
         begun = time.perf_counter()
         encoder = Encoder(model, dtype_of(recipe.dtype, model.backbone.device), recipe.prompt, training=True)
         found = {name: float(measure(encoder, *one)[METRIC]) for name, one in self.collections.items()}
-        mean = ranks.of_first(float(np.mean(list(found.values()))), model.backbone.device)
+        mean = ranks.largest(float(np.mean(list(found.values()))), model.backbone.device)
         self.history[done] = mean
         seconds = round(time.perf_counter() - begun, 4)
         return {"step": done - 1, METRIC: mean, "sources": found, "best": self.best == done, "seconds": seconds}

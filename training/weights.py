@@ -6,13 +6,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from curation.errors import BuildError, ModelError
 from curation.manifest_models import Train
 from training.model import Model
-from training.step import decayed
 
 WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.safetensors"  # NAME, and NAME|KEY of what AdamW keeps
 
@@ -23,17 +22,28 @@ def prepared(model: Model, recipe: Train) -> tuple[dict[str, Tensor], torch.opti
     if recipe.checkpointing:
         checkpoint_activations(model)
     weights = trained(model)
-    matrices, others = decayed(model.backbone)
-    groups = [
-        {"params": [weights[name] for name in matrices], "weight_decay": recipe.weight_decay},
-        {"params": [weights[name] for name in others], "weight_decay": 0.0},
-    ]
+    decays = zip(decayed(model.backbone), (recipe.weight_decay, 0.0), strict=True)
+    groups = [{"params": [weights[name] for name in names], "weight_decay": decay} for names, decay in decays]
     return weights, torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
 
 
 def trained(model: Model) -> dict[str, Tensor]:
     """Return the weights that are trained, by name; an unused pooler is not."""
     return {name: weight for name, weight in model.backbone.named_parameters() if weight.requires_grad}
+
+
+def decayed(backbone: nn.Module) -> tuple[list[str], list[str]]:
+    """Return the names of the trained weights that decay, and of those that do not.
+
+    Matrices do. Norms, biases and embeddings do not: a shorter embedding row is not a simpler model, and rows of rare
+    tokens would shrink without ever being trained.
+    """
+    embeddings = {id(module.weight) for module in backbone.modules() if isinstance(module, nn.Embedding)}
+    names: tuple[list[str], list[str]] = ([], [])
+    for name, weight in backbone.named_parameters():
+        if weight.requires_grad:
+            names[weight.ndim < 2 or id(weight) in embeddings].append(name)
+    return names
 
 
 def checkpoint_activations(model: Model) -> None:

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from curation.errors import SetupError
+from curation.manifest_models import DeepSpeed as Settings
 from curation.manifest_models import Train
-from training import ranks
 from training.device import dtype_of
 from training.model import Model
 from training.weights import OPTIMIZER, WEIGHTS, copied, prepared
@@ -36,11 +36,12 @@ class DeepSpeed:
     def __init__(self, model: Model, recipe: Train) -> None:
         self.device = model.backbone.device
         deepspeed = _deepspeed(self.device)
-        self.stage = recipe.deepspeed.zero if recipe.deepspeed else 0
+        assert recipe.deepspeed
+        self.stage = recipe.deepspeed.zero
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.weights, optimizer = prepared(model, recipe)
         self.engine, *_ = deepspeed.initialize(
-            model=model.backbone, optimizer=optimizer, config=zero_config(self.stage, recipe, self.device, self.world)
+            model=model.backbone, optimizer=optimizer, config=zero_config(recipe.deepspeed, recipe, self.device)
         )
         self.model = replace(model, backbone=self.engine)
         self._gathered, self._tensors = deepspeed.zero.GatheredParameters, deepspeed.utils
@@ -70,7 +71,7 @@ class DeepSpeed:
 
         The first process holds them in its machine's memory meanwhile, 12 bytes a weight.
         """
-        ranks.wait()  # for the first process, which makes the folder
+        dist.barrier()  # for the first process, which makes the folder
         self._link()
         whole: dict[str, Tensor] = {}
         moments: dict[str, Tensor] = {}
@@ -83,7 +84,7 @@ class DeepSpeed:
         if not self.rank:
             save_file(whole, folder / WEIGHTS)
             save_file(moments, folder / OPTIMIZER)
-        ranks.wait()  # before the first process calls it whole
+        dist.barrier()  # before the first process calls it whole
 
     def _moments(self, weight: Tensor) -> dict[str, Tensor]:
         """Return what AdamW keeps of a weight, whole."""
@@ -154,17 +155,16 @@ def _deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
-def zero_config(stage: int, recipe: Train, device: torch.device, world: int) -> dict[str, Any]:
+def zero_config(asked: Settings, recipe: Train, device: torch.device) -> dict[str, Any]:
     """Return DeepSpeed's configuration; the batch and its parts are ours, so its own counts are 1."""
-    offload = recipe.deepspeed is not None and recipe.deepspeed.offload
-    offloaded = {"offload_optimizer": {"device": "cpu"}} if offload and stage else {}
-    offloaded |= {"offload_param": {"device": "cpu"}} if offload and stage == 3 else {}
+    offloaded = {"offload_optimizer": {"device": "cpu"}} if asked.offload and asked.zero else {}
+    offloaded |= {"offload_param": {"device": "cpu"}} if asked.offload and asked.zero == 3 else {}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,  # a step may have any number of backwards
         "gradient_clipping": recipe.clip,
-        "zero_optimization": {"stage": stage, "overlap_comm": False} | offloaded,
+        "zero_optimization": {"stage": asked.zero, "overlap_comm": False} | offloaded,
         "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, so that it is the same arithmetic everywhere
         "zero_allow_untested_optimizer": True,
         "torch_autocast": {"enabled": dtype_of(recipe.dtype, device) == torch.bfloat16, "dtype": "bfloat16"},

@@ -482,7 +482,7 @@ def test_a_function_without_a_body_and_a_file_that_does_not_parse(tmp_path):
     assert lost[1].evidence.startswith("b.py:1: ")
 
 
-def same_function(row: dict) -> None:
+def assert_one_function(row: dict) -> None:
     """Assert that the code is one function of this name, alone."""
     (function,) = ast.parse(row["code"]).body
     assert isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
@@ -529,7 +529,7 @@ def library() -> list[Rows]:
 def test_all_code_of_the_standard_library_still_parses(library):
     for batch in library:
         for row in batch.frame.iter_rows(named=True):
-            same_function(row)
+            assert_one_function(row)
 
 
 def test_the_standard_library(library):
@@ -545,4 +545,4 @@ def test_the_standard_library(library):
     assert dumps["code"].startswith("def dumps(obj, *, skipkeys=False")
     assert not rows["module"].str.contains(r"(^|\.)(test|tests|idle_test)\.").any()
     for row in rows.sample(1000, seed=0).iter_rows(named=True):
-        same_function(row)
+        assert_one_function(row)

@@ -32,7 +32,8 @@ def recipe(model, **keys):
 
 def gradients(backend):
     found = {name: weight.grad for name, weight in backend.weights.items() if weight.grad is not None}
-    ranks.add_up(list(found.values()))
+    for gradient in found.values():
+        dist.all_reduce(gradient)
     return {name: gradient.clone() for name, gradient in found.items()}
 
 
@@ -59,7 +60,7 @@ def main() -> None:
     with ranks.joined(torch.device("cpu"), False):
         with ranks.first_alone():
             sources = load_sources(build, load_model(name, max_tokens=32, device="cpu"), "auto")
-        batch = Plan(sources, 42, 16, 2).batch_at(0)
+        batch = Plan(sources, 42, recipe(name)).batch_at(0)
         found = {}
         for label, keys in (("ours", {}), ("reproduced", {"reproduce_f2llm": True}), ("theirs", {})):
             rule = recipe(name, **keys)

@@ -28,7 +28,7 @@ def test_packed_texts_have_no_padding_and_only_an_idle_process_computes_for_noth
     assert meter.pad_share(batch_of(2, 3, 5), None, 1) == meter.pad_share(batch_of(2, 3, 5), 4, 1) == 0
     assert meter.pad_share(batch_of(2, 3, 5, 5), 6, 2) == 0  # 2 + 5 and 3 + 5 tokens: two chunks each
     # The first process has 2 + 5 tokens in two chunks, the second 3 in one, and goes through the shortest text meanwhile.
-    assert chunks_of(np.array([2, 3, 5]), 6, 2) == [[(0, 1), (1, 2)], [(0, 1), (1, 1)]]
+    assert chunks_of(np.array([2, 3, 5]), 6, 2) == [[(0, 1), (1, 2)], [(0, 1), (0, 0)]]
     assert meter.pad_share(batch_of(2, 3, 5), 6, 2) == pytest.approx(2 / 12)
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from curation.manifest_models import Train
-from training.step import decayed, learning_rate, warmup_steps
+from training.step import learning_rate, warmup_steps
+from training.weights import decayed
 
 
 def recipe(**keys):

@@ -12,7 +12,6 @@ from tiny_build import retrieval, tiny_model, write_build
 
 from curation.manifest_models import Train
 from training.log import read_log
-from training.tensorboard import Events
 from training.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,8 +34,8 @@ def test_its_files_hold_the_values_of_the_log_once_a_step_also_after_a_kill(tmp_
             raise Killed
 
     with pytest.raises(Killed):
-        train(build, recipe, out=tmp_path / "run", device="cpu", events=Events, say=die)
-    train(build, recipe, out=tmp_path / "run", device="cpu", events=Events)
+        train(build, recipe, out=tmp_path / "run", device="cpu", tensorboard=True, say=die)
+    train(build, recipe, out=tmp_path / "run", device="cpu", tensorboard=True)
     shown = EventAccumulator(str(tmp_path / "run/tensorboard"))
     shown.Reload()
     wanted = {}

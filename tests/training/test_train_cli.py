@@ -259,7 +259,7 @@ def test_a_signal_saves_and_exits_with_its_code(place, number, code):
 def test_a_plan_counts_memory_and_hours_by_its_own_formula(place):
     plain = json.loads(call("plan", "builds/tiny", "--json").stdout)
     assert plain["memory_gb_per_gpu"]["weights_and_optimizer"] == round(16 * plain["weights"] / 1e9, 1)
-    assert plain["assumes"] == "798 TFLOP/s a GPU in bfloat16, 40% of it used; not measured"
+    assert plain["assumes"] == "32% of an H100's peak of 989 TFLOP/s in bfloat16; not measured"
     assert "gpu_hours" in call("plan", "builds/tiny").stdout
 
 
@@ -292,8 +292,8 @@ def test_the_recipes_of_the_paper_are_whole_and_a_plan_needs_no_weights(place, s
     assert plan["weights"] == pytest.approx(weights, rel=0.01)
     assert plan["memory_gb_per_gpu"]["weights_and_optimizer"] == round((4 + 12 / 8) * plan["weights"] / 1e9, 1)
     assert (plan["prompt"], plan["pooling"], plan["steps"]) == ("instruct", "last", 4)
-    # 6 operations a weight and token and 2 more for the second forward of checkpointed layers, at 0.4 * 798 TFLOP/s.
-    hours = 8 * (weights - embedding) * plan["tokens_per_step"] * 4 / (0.4 * 798e12) / 3600
+    # 6 operations a weight and token and 2 more for the second forward of checkpointed layers, at 0.32 * 989 TFLOP/s.
+    hours = 8 * (weights - embedding) * plan["tokens_per_step"] * 4 / (0.32 * 989e12) / 3600
     assert plan["gpu_hours"] == pytest.approx(hours, abs=0.05)
     error = call("builds/tiny", "--recipe", "own.yaml").exception
     assert str(error) == f"{model}: holds no weights; put its model.safetensors beside config.json"

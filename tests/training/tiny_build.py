@@ -42,6 +42,7 @@ def write_source(
     groups: Sequence[int | None] | None = None,
     task: str = "retrieval",
     instruction: str = "",
+    labels: Sequence[str | None] | None = None,
 ) -> dict[str, object]:
     """Write curated/ and mined/ of one source and return its entry of build.json."""
     table = pl.DataFrame(
@@ -61,7 +62,7 @@ def write_source(
             "group": [None] * len(queries),
             "positives": positives,
             "negatives": negatives,
-            "label": [None] * len(queries),
+            "label": labels or [None] * len(queries),
             "positive_score": [0.9] * len(queries),
             "negative_scores": [[0.5] * len(row) for row in negatives],
             "negative_ranks": [list(range(len(row))) for row in negatives],
@@ -69,7 +70,7 @@ def write_source(
         },
         schema=schema.MINED_PAIRS,
     )
-    digest = store.digest_of([queries, passages, positives, negatives, groups])
+    digest = store.digest_of([queries, passages, positives, negatives, groups, labels])
 
     def curated(folder: Path) -> dict[str, object]:
         tables.write_table(folder, "passages", table)
