@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from curation import store
+from curation.manifest_models import Train
 from training.data import Plan
 from training.model import load_model
 from training.tokens import _source_digest, load_sources, reader_digest
@@ -63,7 +64,7 @@ def start(build: Path) -> dict[str, float]:
     """Return the seconds to the first batch of 512 and of the first of the second epoch, and memory in GB."""
     model = load_model(TOKENIZER, max_tokens=256, device="cpu")
     before, begun = _memory(), time.perf_counter()
-    plan = Plan(load_sources(build, model, "auto"), 42, 512, 7)
+    plan = Plan(load_sources(build, model, "auto"), 42, Train(model=TOKENIZER, batch=512, negatives=7))
     plan.rows(0)
     ordered = _memory()
     plan.batch_at(0)

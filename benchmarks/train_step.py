@@ -71,7 +71,7 @@ def prepared(build: Path, work: Path) -> tuple[str, dict[str, Plan], Train]:
     rule = Train(model=folder, batch=BATCH, negatives=NEGATIVES, max_tokens=MAX_TOKENS, lr=LR, checkpointing=True)
     model = load_model(folder, max_tokens=MAX_TOKENS, device="cpu")
     sources = load_sources(smaller(build, work / "build", ROWS, SOURCES), model, "auto")
-    return folder, {source.name: Plan([source], 42, BATCH, NEGATIVES) for source in sources}, rule
+    return folder, {source.name: Plan([source], 42, rule) for source in sources}, rule
 
 
 def turns(folder: str, rule: Train, batches: list[Batch]) -> dict[str, list[tuple[float, int]]]:

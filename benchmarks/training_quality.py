@@ -146,7 +146,7 @@ def compare(kind: str, build: Path, work: Path, given: argparse.Namespace) -> No
     _say(kind, "-", "before", score(model, collections))
     gains: dict[str, list[float]] = {trainer: [] for trainer in given.trainers}
     for seed in given.seeds:
-        plan = Plan(sources, seed, recipe.batch, recipe.negatives)
+        plan = Plan(sources, seed, recipe)
         for trainer in given.trainers:
             weights, loss = trained(trainer, folder, recipe, plan, given.steps, seed)
             model.backbone.load_state_dict(weights)

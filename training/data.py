@@ -9,12 +9,12 @@ the order of two tuples (but where tuples with one positive have to be kept out 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from curation.manifest_models import OfSource
+from curation.manifest_models import Train
 from curation.schema import draws
 from training.loss import IN_BATCH_TASKS
 from training.tokens import Source, taken
@@ -46,35 +46,17 @@ class Batch(NamedTuple):
 class Plan:
     """The order of batches. It keeps the orders of the epoch it was last asked for, and nothing else."""
 
-    def __init__(
-        self,
-        sources: Sequence[Source],
-        seed: int,
-        batch: int,
-        negatives: int,
-        joint: bool = False,
-        evenness: float = 1,
-        settings: Mapping[str, OfSource] | None = None,
-    ) -> None:
-        """Take what batches depend on.
-
-        Args:
-            sources: what there is.
-            seed: of every draw.
-            batch: tuples a step.
-            negatives: hard negatives a tuple.
-            joint: the loss takes other rows' negatives too, so tell the false ones.
-            evenness: T; a source has a share of size^(1/T) of the steps, whose number stays.
-            settings: what is otherwise for a source, by its name.
-        """
-        self.sources, self.seed, self.batch, self.joint = list(sources), seed, batch, joint
-        own = [(settings or {}).get(source.name, OfSource()) for source in sources]
-        self.negatives = [negatives if one.negatives is None else one.negatives for one in own]
+    def __init__(self, sources: Sequence[Source], seed: int, recipe: Train) -> None:
+        """Take what batches depend on: of the recipe batch, negatives, loss, evenness and the settings of single sources."""
+        self.sources, self.seed, self.batch = list(sources), seed, recipe.batch
+        self.joint = recipe.loss == "infonce"  # it takes other rows' negatives too, so tell the false ones
+        own = [recipe.of(source.name) for source in sources]
+        self.negatives = [recipe.negatives if one.negatives is None else one.negatives for one in own]
         tasks = [source.task in IN_BATCH_TASKS for source in sources]
         self.in_batch = [task if one.in_batch is None else one.in_batch for one, task in zip(own, tasks, strict=True)]
-        self.batches = [-(-len(source) // batch) for source in sources]  # of a pass; the last of a source may be smaller
+        self.batches = [-(-len(source) // self.batch) for source in sources]  # of a pass; the last of a source may be smaller
         sizes, weights = [len(source) for source in sources], [one.weight for one in own]
-        self.shares = shares(self.batches, sizes, evenness, weights)  # of an epoch
+        self.shares = shares(self.batches, sizes, recipe.evenness, weights)  # of an epoch
         self.steps_per_epoch = sum(self.shares)
         self._epoch = -1
         self._order = np.zeros((0, 2), dtype=np.int64)

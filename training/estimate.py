@@ -41,8 +41,7 @@ def estimate(build: Path, recipe: Train, *, only: Sequence[str] = (), gpus: int 
         raise BuildError(build, "has not one mined tuple to train on", "look at `curate show` for what was dropped and why")
     model = load_model(recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device="cpu", weights=False)
     steps = total_steps(recipe, steps_per_epoch)
-    weights = [recipe.of(name).weight for name in some]
-    taken = shares(batches, list(some.values()), recipe.evenness, weights)  # batches of an epoch
+    taken = shares(batches, list(some.values()), recipe.evenness, [recipe.of(name).weight for name in some])  # of an epoch
     tokens = sum(
         _tokens(build, name, entries[name], model, recipe) * count / passed * share
         for (name, count), passed, share in zip(some.items(), batches, taken, strict=True)

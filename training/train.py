@@ -97,8 +97,8 @@ def _train(
         sources = load_sources(build, model, recipe.prompt, only, progress)
     instructions = {source.name: entries[source.name]["instruction"] for source in sources}
     model.prompts = model.prompts_for(recipe.prompt, instructions)
-    seed, joint = int(store.read_json(build / "build.json")["seed"]), recipe.loss == "infonce"
-    plan = Plan(sources, seed, recipe.batch, recipe.negatives, joint, recipe.evenness, recipe.sources)
+    seed = int(store.read_json(build / "build.json")["seed"])
+    plan = Plan(sources, seed, recipe)
     total = total_steps(recipe, plan.steps_per_epoch)
     watch = Watch(build, recipe, instructions)
     run = describe(recipe, seed, sources, model, watch)

@@ -56,10 +56,7 @@ class Watch:
         self.history = {int(step): score for step, score in said.get("history", {}).items()}
 
     def measured(self, done: int, total: int, model: Model, recipe: Train) -> dict[str, Any] | None:
-        """Measure the model in memory where it is time to, note it, and return the line for the log.
-
-        Every process must call it.
-        """
+        """Measure the model in memory where it is time to, note it, and return the log's line; every process must call it."""
         if self.every is None or (done % self.every and done < total):
             return None
         begun = time.perf_counter()

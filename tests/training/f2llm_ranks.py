@@ -60,7 +60,7 @@ def main() -> None:
     with ranks.joined(torch.device("cpu"), False):
         with ranks.first_alone():
             sources = load_sources(build, load_model(name, max_tokens=32, device="cpu"), "auto")
-        batch = Plan(sources, 42, 16, 2).batch_at(0)
+        batch = Plan(sources, 42, recipe(name)).batch_at(0)
         found = {}
         for label, keys in (("ours", {}), ("reproduced", {"reproduce_f2llm": True}), ("theirs", {})):
             rule = recipe(name, **keys)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.manifest_models import OfSource
+from curation.manifest_models import OfSource, Train
 from training import data
 from training.data import Plan, assemble, draw_negatives, row_order, shared_negatives, shared_positives, shares, spread
 from training.tokens import WINDOW, Source, taken
@@ -45,10 +45,14 @@ def plain(name, rows, negatives=6, **more):
     )
 
 
+def plan_of(given, seed, batch, negatives, **keys):
+    return Plan(given, seed, Train(model="m", batch=batch, negatives=negatives, **keys))
+
+
 @given(sizes=st.lists(st.integers(1, 60), min_size=1, max_size=4), batch=st.integers(1, 17), seed=st.integers(0, 99))
 @settings(max_examples=40)
 def test_every_row_once_an_epoch_and_one_source_a_batch(sizes, batch, seed):
-    plan = Plan([plain(f"s{i}", size) for i, size in enumerate(sizes)], seed, batch, 3)
+    plan = plan_of([plain(f"s{i}", size) for i, size in enumerate(sizes)], seed, batch, 3)
     assert plan.steps_per_epoch == sum(-(-size // batch) for size in sizes)
     for epoch in range(2):
         seen = {source.name: [] for source in plan.sources}
@@ -61,29 +65,29 @@ def test_every_row_once_an_epoch_and_one_source_a_batch(sizes, batch, seed):
 
 def test_any_step_alone_equals_the_step_of_a_walk():
     sources = [plain("a", 40), plain("b", 23)]
-    walk = Plan(sources, 7, 5, 2)
+    walk = plan_of(sources, 7, 5, 2)
     for step in range(30):
         walk.batch_at(step)
     for step in (29, 3, 14, 0, 27):
-        alone, walked = Plan(sources, 7, 5, 2).batch_at(step), walk.batch_at(step)
+        alone, walked = plan_of(sources, 7, 5, 2).batch_at(step), walk.batch_at(step)
         assert alone.source == walked.source
         assert all(np.array_equal(x, y) for x, y in zip(alone[2:], walked[2:], strict=True))
 
 
 def test_sources_are_interleaved_and_epochs_differ():
-    plan = Plan([plain("a", 200), plain("b", 200)], 1, 10, 1)
+    plan = plan_of([plain("a", 200), plain("b", 200)], 1, 10, 1)
     names = [plan.rows(step)[0].name for step in range(40)]
     assert max(len(run) for run in "".join(names).replace("ab", "a b").replace("ba", "b a").split()) < 12
     assert names != [plan.rows(step)[0].name for step in range(40, 80)]
     first = {step: plan.rows(step)[1].tolist() for step in range(40)}
     assert first != {step: plan.rows(40 + step)[1].tolist() for step in range(40)}
-    assert first != {step: Plan(plan.sources, 2, 10, 1).rows(step)[1].tolist() for step in range(40)}
+    assert first != {step: plan_of(plan.sources, 2, 10, 1).rows(step)[1].tolist() for step in range(40)}
 
 
 def test_another_source_or_another_row_leaves_the_order_of_the_others():
     keys = np.random.Philox(5).random_raw(50)
     small, large = plain("a", 49, keys=keys[:49]), plain("a", 50, keys=keys)
-    one, two = Plan([small], 3, 10, 2), Plan([large, plain("b", 30)], 3, 10, 2)
+    one, two = plan_of([small], 3, 10, 2), plan_of([large, plain("b", 30)], 3, 10, 2)
 
     first, second = (np.concatenate([rows for _, rows in sorted(in_source_order(plan, "a"))]) for plan in (one, two))
     assert [row for row in second if row != 49] == first.tolist()
@@ -125,7 +129,7 @@ def test_a_row_short_of_negatives_has_its_own_and_then_none():
     assert ((drawn[2] >= 2) & (drawn[2] < 6)).all()
     assert draw_negatives(source, np.array([1]), 1, 0, 3).tolist() == [[-1, -1, -1]]
     assert draw_negatives(source, np.arange(3), 1, 0, 0).shape == (3, 0)
-    batch = Plan([source], 1, 3, 3).batch_at(0)
+    batch = plan_of([source], 1, 3, 3).batch_at(0)
     assert batch.has_negative.sum(axis=1).tolist() == [{0: 2, 1: 0, 2: 3}[row] for row in batch.rows.tolist()]
 
 
@@ -180,7 +184,7 @@ def test_a_plan_of_a_million_rows_starts_at_any_step_at_once(rows):
         np.zeros(1, np.uint32), np.zeros(1, np.int64), zeros, zeros,
     )  # fmt: skip
     begun = time.perf_counter()
-    plan = Plan([large], 1, 512, 1)
+    plan = plan_of([large], 1, 512, 1)
     plan.batch_at(plan.steps_per_epoch - 3)
     assert time.perf_counter() - begun < 5
 
@@ -193,8 +197,8 @@ def test_shared_negatives_by_id_and_by_group_but_never_a_rows_own():
     # (0, 0, 0) is row 0's own; row 0's positive is row 1's negative; row 2's is too; row 1's is row 2's.
     assert found - {(i, 2, 1) for i in range(3)} == {(0, 1, 0), (2, 1, 1), (1, 2, 0)}
     assert not shared_negatives(source, np.arange(3), np.full((3, 2), -1)).any()
-    assert Plan([source], 1, 3, 2).batch_at(0).shared_negative is None
-    assert Plan([source], 1, 3, 2, joint=True).batch_at(0).shared_negative.shape == (3, 3, 2)
+    assert plan_of([source], 1, 3, 2).batch_at(0).shared_negative is None
+    assert plan_of([source], 1, 3, 2, loss="infonce").batch_at(0).shared_negative.shape == (3, 3, 2)
 
 
 @given(
@@ -237,7 +241,7 @@ def test_the_steps_stay_and_small_sources_come_more_often(evenness):
 
 
 def test_a_source_that_is_passed_through_twice_has_new_orders_and_negatives():
-    plan = Plan([plain("large", 400), plain("small", 21)], 5, 10, 2, evenness=3)
+    plan = plan_of([plain("large", 400), plain("small", 21)], 5, 10, 2, evenness=3)
     assert plan.steps_per_epoch == 43
     assert plan.shares[1] > 2 * plan.batches[1]
     seen = [plan.rows(step)[1].tolist() for step in range(3 * plan.steps_per_epoch) if plan.rows(step)[0].name == "small"]
@@ -246,13 +250,13 @@ def test_a_source_that_is_passed_through_twice_has_new_orders_and_negatives():
     assert counts.max() - counts.min() <= 1  # over epochs every tuple comes equally often
     large = [plan.rows(step)[1] for step in range(2 * plan.steps_per_epoch) if plan.rows(step)[0].name == "large"]
     assert np.bincount(np.concatenate(large), minlength=400).max() <= 2  # it goes on where the epoch before ended
-    assert plan.batch_at(100).rows.tolist() == Plan(plan.sources, 5, 10, 2, evenness=3).batch_at(100).rows.tolist()
+    assert plan.batch_at(100).rows.tolist() == plan_of(plan.sources, 5, 10, 2, evenness=3).batch_at(100).rows.tolist()
 
 
 def test_a_sources_own_settings_are_carried_to_its_batches():
     sources = [plain("a", 100), plain("b", 100), plain("c", 100, task="classification")]
     own = {"b": OfSource(weight=3, negatives=4, in_batch=False), "c": OfSource(in_batch=True)}
-    plan, plainly = Plan(sources, 1, 10, 2, settings=own), Plan(sources, 1, 10, 2)
+    plan, plainly = plan_of(sources, 1, 10, 2, sources=own), plan_of(sources, 1, 10, 2)
     assert plainly.shares == [10, 10, 10]
     assert plan.shares == [7, 17, 6]  # a weight of 3 against 1 and 1: the number of steps stays
     found = {batch.source: batch for batch in map(plan.batch_at, range(30))}
@@ -267,7 +271,7 @@ def test_a_source_with_in_batch_loss_has_no_passage_twice_in_a_batch_and_another
     paragraphs = [[row // 5] for row in range(400)]
     for in_batch in (True, False):
         source = source_of("s", paragraphs, [[] for _ in paragraphs], task="clustering")
-        plan = Plan([source], 1, 20, 0, settings={"s": OfSource(in_batch=in_batch)})
+        plan = plan_of([source], 1, 20, 0, sources={"s": OfSource(in_batch=in_batch)})
         twice = sum(len(batch.rows) - len(set((batch.rows // 5).tolist())) for batch in map(plan.batch_at, range(20)))
         assert (twice == 0) == in_batch
 

@@ -34,7 +34,7 @@ def test_the_losses_of_twenty_steps_are_those_of_f2llms_loop(tmp_path, task):
         mask_false_negatives=False,
     )
     model = load_model(folder, max_tokens=rule.max_tokens, device="cpu")
-    plan = Plan(load_sources(build, model, "auto"), 42, rule.batch, rule.negatives)
+    plan = Plan(load_sources(build, model, "auto"), 42, rule)
     backend = Torch(model, rule)
     theirs = PaddedLoop(folder, rule.weight_decay, rule.betas, rule.clip, torch.float32)
     losses = []
@@ -53,7 +53,7 @@ def test_the_peers_get_rows_of_the_same_sources_with_all_their_negatives(tmp_pat
     kinds["negatives"][3] = []
     build = write_build(tmp_path / "b", {"pairs": retrieval(40, negatives=5), "kinds": kinds})
     model = load_model(tiny_model(tmp_path / "m"), max_tokens=32, device="cpu")
-    plan = Plan(load_sources(build, model, "auto"), 7, 8, 2)
+    plan = Plan(load_sources(build, model, "auto"), 7, Train(model="m", batch=8, negatives=2))
     ours, theirs = [plan.batch_at(step) for step in range(8)], list(shuffled(plan, 8, 7))
     said = [[(one.source, len(one.rows), one.in_batch, one.negative.shape) for one in batches] for batches in (ours, theirs)]
     assert said[0] == said[1]

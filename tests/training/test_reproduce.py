@@ -41,7 +41,7 @@ def test_two_processes_give_f2llms_gradient_where_it_is_asked_for_and_the_whole_
     rule = recipe(name, reproduce_f2llm=True)  # with one process it changes nothing
     model = load_model(name, max_tokens=32, device="cpu")
     backend = Torch(model, rule)
-    add_gradients(backend, Plan(load_sources(build, model, "auto"), 42, 16, 2).batch_at(0), rule)
+    add_gradients(backend, Plan(load_sources(build, model, "auto"), 42, rule).batch_at(0), rule)
     alone = {weight: value.grad for weight, value in backend.weights.items() if value.grad is not None}
 
     def apart(one, other):

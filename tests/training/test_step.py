@@ -37,7 +37,7 @@ def recipe(model, **keys):
 
 def planned(build, rule):
     sources = load_sources(build, load_model(rule.model, max_tokens=32, device="cpu"), "auto")
-    return Plan(sources, 42, rule.batch, rule.negatives, joint=rule.loss == "infonce")
+    return Plan(sources, 42, rule)
 
 
 def one_step(rule, plan, watch=lambda tokens: None):

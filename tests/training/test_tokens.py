@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_build import sentence, tiny_model, write_build
 
-from curation.manifest_models import OfSource
+from curation.manifest_models import OfSource, Train
 from training.data import Plan
 from training.model import load_model
 from training.tokens import FIRST_UNGROUPED, load_sources
@@ -33,7 +33,7 @@ def test_texts_of_one_class_are_no_negatives_of_each_other(loaded, tmp_path):
     (source,) = load_sources(build, loaded, "none")
     assert len(set(source.identity.tolist())) == 3
     assert [len(set(source.identity[first::3].tolist())) for first in range(3)] == [1, 1, 1]
-    plan = Plan([source], 5, 12, 1, joint=True, settings={"topics": OfSource(in_batch=True)})
+    plan = Plan([source], 5, Train(model="m", batch=12, negatives=1, loss="infonce", sources={"topics": OfSource(in_batch=True)}))
     batch = plan.batch_at(0)
     same = batch.rows[:, None] % 3 == batch.rows % 3
     own = np.eye(12, dtype=bool)
