@@ -12,8 +12,6 @@ from curation.command import SETTINGS, newest, output, run, say
 from curation.errors import BuildError
 from curation.progress import for_terminal
 
-POLICIES = ["all", "no-nc", "permissive"]
-
 
 @click.group(context_settings=SETTINGS)
 def curate() -> None:
@@ -84,7 +82,10 @@ def build(
 @click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")
 @click.option("--json", "as_json", is_flag=True, help="The receipts as JSON instead of a table.")
 def stats(build: Path | None, only: tuple[str, ...], as_json: bool) -> None:
-    """Count rows, tuples and what was dropped why, in BUILD or the newest build."""
+    """Count rows and tuples of BUILD, and what was dropped why.
+
+    Without BUILD: of the newest build.
+    """
     from curation import look, overlaps
     from curation.leaks import decontaminate
 
@@ -106,7 +107,9 @@ def stats(build: Path | None, only: tuple[str, ...], as_json: bool) -> None:
 @curate.command()
 @click.argument("build", type=click.Path(path_type=Path), required=False)
 def report(build: Path | None) -> None:
-    """Write report.html of BUILD or the newest build anew, and print its path.
+    """Write the report.html of BUILD anew, and print its path.
+
+    Without BUILD: of the newest build.
 
     `curate build` writes it too: one page with counts, overlaps, lengths, labels,
     near-duplicates and samples of what was kept and of what was left out.
@@ -126,7 +129,10 @@ def report(build: Path | None) -> None:
 @click.option("--reason", help="With --dropped: this reason only.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON record a line.")
 def show(build: Path | None, only: tuple[str, ...], count: int, dropped: bool, reason: str | None, as_json: bool) -> None:
-    """Print records of BUILD (or of the newest build) as they will be trained on."""
+    """Print records of BUILD as they will be trained on.
+
+    Without BUILD: of the newest build.
+    """
     from curation import look
 
     if reason and not dropped:
@@ -146,7 +152,7 @@ def show(build: Path | None, only: tuple[str, ...], count: int, dropped: bool, r
 @click.option("--online", is_flag=True, help="Ask the Hub, too, whether all that is named is there.")
 @click.option("--json", "as_json", is_flag=True, help="What was found as JSON.")
 def check(manifest: Path, online: bool, as_json: bool) -> int:
-    """Look MANIFEST over: what it gives, what that costs, what is in doubt.
+    """Tell what MANIFEST gives, what it costs, what is in doubt.
 
     Without --online nothing leaves this machine: keys, names, licences, limits,
     expected tuples, local files, the lock file. With it also ids, revisions,
@@ -195,7 +201,9 @@ def lock(manifest: Path, only: tuple[str, ...], quiet: bool) -> int:
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Parquet file to write.")
 @click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")
 def signatures(build: Path | None, out: Path, only: tuple[str, ...]) -> None:
-    """Write MinHash signatures of the texts of BUILD or the newest build.
+    """Write MinHash signatures of the texts of BUILD.
+
+    Without BUILD: of the newest build.
 
     datasketch's MinHashLSH loads them, see curation/duplicates/signature_file.py.
     """

@@ -23,7 +23,9 @@ FORMATS = ("f2llm", "pair", "triplet", "n-tuple", "labeled-list", "scored-list",
 def export(
     build: Path | None, name: str, out: Path, only: tuple[str, ...], negatives: int | None, as_json: bool, quiet: bool
 ) -> None:
-    """Write BUILD (or the newest build) as another tool's training data.
+    """Write BUILD as another tool's training data.
+
+    Without BUILD: the newest build.
 
     \b
     f2llm          parquet of F2LLM's trainer, instructions in the queries
@@ -109,7 +111,7 @@ def publish(
 @click.option("--json", "as_json", is_flag=True, help="The differences as JSON, with the first rows.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def diff(a: str, b: str, only: tuple[str, ...], as_json: bool, quiet: bool) -> int:
-    """Tell what changed from A to B: recipe, sources, counts, rows and why.
+    """Tell what changed from A to B: recipe, counts, rows and why.
 
     A and B are builds, or published versions such as my-org/name@v1.0. The exit
     code is 1 where anything differs.
@@ -128,7 +130,9 @@ def diff(a: str, b: str, only: tuple[str, ...], as_json: bool, quiet: bool) -> i
 @click.option("--json", "as_json", is_flag=True, help="The problems as a JSON list.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, and nothing where all is well.")
 def verify(build: Path | None, only: tuple[str, ...], as_json: bool, quiet: bool) -> int:
-    """Check every receipt, digest, id and count of BUILD or the newest build.
+    """Check every receipt, digest, id and count of BUILD.
+
+    Without BUILD: of the newest build.
 
     One line a problem; the exit code is 1 where there is any. BUILD may also be the
     folder of a published one, as `hf download` leaves it.

@@ -15,8 +15,9 @@ from curation.manifest import Manifest
 from curation.manifest_source import Source, Table
 from curation.progress import Progress, silent
 from curation.reading import hub
+from curation.reading.functions import PYTHON
 from curation.reading.rows import ROW
-from curation.reading.sources import PYTHON, inputs, is_local, read_rows, sizes
+from curation.reading.sources import inputs, is_local, read_rows, sizes
 from curation.store import atomic, digest_of, read_json, write_json
 
 Entry = dict[str, Any]

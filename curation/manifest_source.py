@@ -100,6 +100,8 @@ class Table(Section):
             raise ValueError("needs 'path' (a Hub id or folder), or 'files', or files of a 'path'")
         if self.path and self.files:
             self._files_of_path(self.path)
+        if self.revision and (not self.path or self.path.startswith("python:")):
+            raise ValueError("'revision' is of a dataset of the Hub, and these rows are of this machine")
         if self.reader == "beir":
             raise ValueError("'reader: beir' reads a whole source: qrels, corpus and queries")
         if self.reader == "aligned" and (not isinstance(self.header, list) or len(self.header) != len(self.files)):
@@ -108,8 +110,9 @@ class Table(Section):
         return self
 
     def _reader_keys(self) -> None:
-        if self.file_column and not self.files:
-            raise ValueError("'file_column' needs 'files'")
+        for name, said in (("file_column", self.file_column), ("header", self.header is not True)):
+            if said and not self.files:
+                raise ValueError(f"'{name}' needs 'files'")
         if self.pattern is not None and self.reader != "lines":
             raise ValueError("'pattern' is for 'reader: lines'")
         if self.reader == "xml" and not self.records:

@@ -36,9 +36,9 @@ def commands() -> dict[str, click.Command]:
 
 
 def help_of(words: str) -> str:
-    """What `words -h` prints."""
+    """What `words -h` prints at 80 columns, of which click leaves two free."""
     root, *rest = words.split()
-    done = CliRunner().invoke(commands()[root], [*rest, "-h"], prog_name=root, env={"COLUMNS": "80"}, terminal_width=80)
+    done = CliRunner().invoke(commands()[root], [*rest, "-h"], prog_name=root, env={"COLUMNS": "80"}, terminal_width=78)
     assert done.exit_code == 0, done.output
     return done.output
 

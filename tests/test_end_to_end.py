@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from tests.killing import forking
 
 MANIFEST = """\
 name: small
@@ -105,6 +105,7 @@ def test_two_builds_of_one_folder_do_not_meet(tmp_path):
     assert said == "curate: builds/small: another `curate build` is at work there; wait until it is done, or stop it\n"
 
 
+PREPARED = ("curation.build", "mining.mine", "training.train", "faiss", "transformers.models.bert.modeling_bert")
 MADE = {"build": ["."], "mine": ["mined", "candidates", "embeddings"], "train": ["train"]}
 
 
@@ -113,25 +114,23 @@ MADE = {"build": ["."], "mine": ["mined", "candidates", "embeddings"], "train": 
 def test_ten_kills_of_each_step_change_no_byte(tmp_path):
     whole, killed = start(tmp_path / "whole"), start(tmp_path / "killed")
     dice = random.Random(11)
-    for step, words in STEPS.items():
-        begun = time.monotonic()
-        run(whole, *words)
-        first = usual = time.monotonic() - begun
-        kills = 0
-        while kills < 10:
+    with forking(*PREPARED) as process:
+        for step, words in STEPS.items():
+            code = f"from {MODULES[words[0]]} import main; main()"
             begun = time.monotonic()
-            process = subprocess.Popen(command(words), cwd=killed, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-            try:
-                process.wait(timeout=dice.uniform(0.3, 1) * usual)
-            except subprocess.TimeoutExpired:
-                os.kill(process.pid, signal.SIGKILL)
-                kills += 1
-            else:  # it came to the end of what earlier ones had left: the next one begins anew, and is killed earlier
+            assert process.run(code, words, whole)
+            first = usual = time.monotonic() - begun
+            kills = 0
+            while kills < 10:
+                begun = time.monotonic()
+                if not process.run(code, words, killed, dice.uniform(0.05, 1) * usual):
+                    kills += 1
+                    continue
+                # it came to the end of what earlier ones had left: the next one begins anew, and is killed earlier
                 usual = max(first / 3, min(usual, time.monotonic() - begun))
                 for name in MADE[step]:
                     shutil.rmtree(killed / "builds" / "small" / name, ignore_errors=True)
-            process.wait()
-        run(killed, *words)
+            assert process.run(code, words, killed)
     assert differing(contents(killed / "builds"), contents(whole / "builds")) == []
 
 

@@ -135,7 +135,7 @@ def run_training(
 @click.option("--gpus", type=click.IntRange(1), default=1, show_default=True, help="GPUs that share the work.")
 @JSON
 def plan(build: Path | None, recipe: Path | None, only: tuple[str, ...], gpus: int, as_json: bool) -> None:
-    """Print steps, tokens, memory and GPU-hours before anything starts.
+    """Print steps, tokens, memory and GPU-hours; train nothing.
 
     Memory and hours are an estimate, with its assumptions beside it. Of the
     model it reads config and tokenizer; the weights need not be there.

@@ -34,12 +34,15 @@ def unpack(name: str, folder: Path, layers: int | None = None) -> int:
     with quiet():
         try:
             where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name, "local_files_only": True}
+            there = transformers.AutoConfig.from_pretrained(**where).num_hidden_layers
+            if layers is not None and layers > there:  # said before all weights are read
+                raise ModelError(name, f"has {there} layers", f"keep {there} or fewer")
             backbone = transformers.AutoModel.from_pretrained(**where, dtype=torch.float32)
             tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
         except (*UNREADABLE, struct.error, IndexError) as error:
             raise ModelError(name, f"cannot be read ({first_line(error)})", "is the GGUF file whole?") from error
         if layers is not None:
-            _keep(name, backbone, layers)
+            backbone.layers, backbone.config.num_hidden_layers = backbone.layers[:layers], layers
         _forget_quantisation(backbone)
         with replaced(folder) as part:
             backbone.save_pretrained(part)
@@ -59,14 +62,6 @@ def gguf_file(name: str) -> Path:
         what = f"holds several: {listed([path.name for path in found])}" if found else "no GGUF file there"
         raise ModelError(name, what, "name the .gguf file itself")
     return found[0]
-
-
-def _keep(name: str, backbone: Any, layers: int) -> None:
-    there = len(backbone.layers)
-    if layers > there:
-        raise ModelError(name, f"has {there} layers", f"keep {there} or fewer")
-    backbone.layers = backbone.layers[:layers]
-    backbone.config.num_hidden_layers = layers
 
 
 def _forget_quantisation(backbone: Any) -> None:

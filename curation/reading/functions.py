@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import inspect
 import io
 import re
+import sysconfig
 import tokenize
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from curation.errors import SourceError
+from curation.reading.rows import File
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Found = Iterator["dict[str, str] | tuple[str, str, bool]"]  # a record, or (reason, evidence, bad) of one left out
+PYTHON = "python:"  # what a `path` of Python code begins with
+NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}  # folders of the stdlib
 BARE = re.compile(rb"[ \t\f]*(?:#.*)?")  # nothing, or a comment, to the end of a line
 CONTINUED = re.compile(rb"'''|\"\"\"|\\\n")  # a literal that may go on over a line's end
 
@@ -149,3 +156,32 @@ def _string_lines(source: Source, function: Function) -> set[int]:
             if CONTINUED.search(source.whole, start, end):
                 inside.update(range(node.lineno, node.end_lineno or 0))
     return inside
+
+
+def python_files(package: str) -> list[File]:
+    """Return the .py files of Python's own library (`stdlib`, without its tests) or of an installed package, unimported.
+
+    Raises:
+        SourceError: there is no such package, or it holds no Python code.
+    """
+    if package == "stdlib":
+        root = Path(sysconfig.get_path("stdlib"))
+        paths = [path for path in root.rglob("*.py") if NOT_LIBRARY.isdisjoint(path.relative_to(root).parts[:-1])]
+        return [File(path, path.relative_to(root).as_posix(), root) for path in sorted(paths)]
+    top, *inner = package.split(".")
+    try:
+        spec = importlib.util.find_spec(top)  # imports nothing: `top` has no parent
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:
+        raise SourceError(PYTHON + package, "no such package is installed", "install it, or say `python:stdlib`")
+    folders = [Path(folder) for folder in spec.submodule_search_locations or []]
+    alone = spec.origin and spec.has_location and not folders
+    files = [File(Path(str(spec.origin)), f"{top}.py", Path(str(spec.origin)).parent)] if alone else []
+    for folder in folders:
+        part = folder.joinpath(*inner)
+        paths = sorted(part.rglob("*.py")) if part.is_dir() else [path for path in [part.with_suffix(".py")] if path.is_file()]
+        files += [File(path, path.relative_to(folder.parent).as_posix(), folder.parent) for path in paths]
+    if not files:
+        raise SourceError(PYTHON + package, "holds no Python code")
+    return files

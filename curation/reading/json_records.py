@@ -123,7 +123,13 @@ def _walk(value: Any, path: list[str], where: str, around: Record) -> Iterator[t
 
 
 def _row(where: str, value: Any, table: Table, suspect: bool) -> Record | Loss:
-    """Return an object as it is, and a list as cells if `header` is declared."""
+    """Return an object as it is, and a list as cells if `header` is declared.
+
+    Raises:
+        SourceError: `header` is declared for an object that has other keys.
+    """
+    if table.header is not True and isinstance(value, dict) and not set(table.header or ()).issuperset(value):
+        raise SourceError(where, "is an object, to which `header` means nothing", "leave it out; it names the cells of lists")
     if not isinstance(value, list) or table.header is True:
         return record_of(where, value, suspect)
     names = table.header or [f"column_{i}" for i in range(1, len(value) + 1)]

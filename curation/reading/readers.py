@@ -49,7 +49,7 @@ ENDINGS = {
     ".feather": "arrow",
     ".py": "python",
 }
-RECORDED = ("xml", "json", "jsonl")  # readers that know `records`
+KNOWN = {"records": ("xml", "json", "jsonl"), "header": ("csv", "tsv", "aligned", "json", "jsonl")}  # key: readers it is for
 POINTER = b"version https://git-lfs.github.com/spec/"
 AGAIN = "fetch the file again, or say the right `reader:`"
 
@@ -83,8 +83,10 @@ def reader_of(file: File, table: Table) -> str:
         what = f"no reader for the ending '{ending}'" if ending else "no ending to tell the reader by"
         raise SourceError(file.name, what, f"say `reader:` and one of {listed(get_args(Reader), 20)}")
     reader = table.reader or ENDINGS[ending]
-    if table.records and reader not in RECORDED:
-        raise SourceError(file.name, f"is read by '{reader}', to which `records` means nothing", f"it is for {listed(RECORDED)}")
+    for key, readers in KNOWN.items():
+        if getattr(table, key) not in (None, "", True) and reader not in readers:
+            what = f"is read by '{reader}', to which `{key}` means nothing"
+            raise SourceError(file.name, what, f"it is for {listed(readers, 5)}")
     return reader
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import glob
-import importlib.util
 import platform
 import re
-import sysconfig
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from itertools import takewhile
@@ -19,15 +17,14 @@ from curation.errors import SourceError, did_you_mean, listed
 from curation.manifest_source import Source, Table
 from curation.reading import hub
 from curation.reading.archives import parts
+from curation.reading.functions import PYTHON, python_files
 from curation.reading.packed import Budget
 from curation.reading.readers import ENDINGS, ROW, File, Lost, Rows, read_file
 from curation.reading.rows import BATCH, compact, inside, joined
 from curation.schema import draws
 from curation.store import digest_of, file_digest
 
-PYTHON = "python:"
 PACKED = re.compile(r"\.(gz|zst)$")
-NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}  # folders of the stdlib
 
 
 def read_rows(table: Table, base: Path) -> Iterator[Rows]:
@@ -231,7 +228,7 @@ def _one(batches: list[Rows]) -> Rows:
 def _files(table: Table, base: Path) -> list[File]:
     """Return the files a table names, each once, sorted within each pattern."""
     if table.path and table.path.startswith(PYTHON):
-        return _python_files(table.path.removeprefix(PYTHON))
+        return python_files(table.path.removeprefix(PYTHON))
     if table.path:
         base = _folder(table, base) or hub.snapshot(table)
     found: dict[str, File] = {}
@@ -259,44 +256,18 @@ def _nothing(pattern: str, path: Path, inside: str) -> SourceError:
     return SourceError(pattern, "no such file" + did_you_mean(path.name, beside), "paths count from the manifest's folder")
 
 
-def _python_files(package: str) -> list[File]:
-    """Return the .py files of Python's own library (`stdlib`, without its tests) or of an installed package, unimported.
+def _folder(table: Table, base: Path) -> Path | None:
+    """Return the local folder in Hub layout that `path` names, or None for a Hub id and for Python code.
 
     Raises:
-        SourceError: there is no such package, or it holds no Python code.
+        SourceError: there is no such folder, or a `revision` of it is asked for.
     """
-    if package == "stdlib":
-        root = Path(sysconfig.get_path("stdlib"))
-        paths = [path for path in root.rglob("*.py") if NOT_LIBRARY.isdisjoint(path.relative_to(root).parts[:-1])]
-        return [File(path, path.relative_to(root).as_posix(), root) for path in sorted(paths)]
-    top, *inner = package.split(".")
-    try:
-        spec = importlib.util.find_spec(top)  # imports nothing: `top` has no parent
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None:
-        raise SourceError(PYTHON + package, "no such package is installed", "install it, or say `python:stdlib`")
-    folders = [Path(folder) for folder in spec.submodule_search_locations or []]
-    files = (
-        []
-        if folders or not spec.origin or not spec.has_location
-        else [File(Path(spec.origin), f"{top}.py", Path(spec.origin).parent)]
-    )
-    for folder in folders:
-        part = folder.joinpath(*inner)
-        paths = sorted(part.rglob("*.py")) if part.is_dir() else [path for path in [part.with_suffix(".py")] if path.is_file()]
-        files += [File(path, path.relative_to(folder.parent).as_posix(), folder.parent) for path in paths]
-    if not files:
-        raise SourceError(PYTHON + package, "holds no Python code")
-    return files
-
-
-def _folder(table: Table, base: Path) -> Path | None:
-    """Return the local folder in Hub layout that `path` names, or None for a Hub id and for Python code."""
     if not table.path or table.path.startswith(PYTHON):
         return None
     path = Path(table.path).expanduser()
     if (base / path).is_dir():
+        if table.revision:
+            raise SourceError(table.path, "is a folder of this machine, to which `revision` means nothing", "leave it out")
         return base / path
     if path.is_absolute() or table.path.startswith(("./", "../", "~")) or path.is_dir():
         raise SourceError(table.path, "no such folder", "paths count from the manifest's folder")

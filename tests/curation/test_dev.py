@@ -7,6 +7,9 @@ be read by eye; `python -m tests.curation.test_dev BUILD` prints it anew, and re
 from __future__ import annotations
 
 import json
+import random
+import shutil
+import subprocess
 import sys
 import unicodedata
 from pathlib import Path
@@ -18,21 +21,28 @@ import pytest
 from curation.build import build
 from curation.manifest import load_manifest
 from curation.manifest_source import shape_of
+from curation.store import file_digest, read_json, read_receipt
 from curation.tables import read_table
 from tests.conftest import SHARED
 from tests.curation import plain_datasets as plain
 
-pytestmark = pytest.mark.timeout(900)  # seconds; the build is waited for by the first test
+pytestmark = pytest.mark.timeout(
+    1800
+)  # seconds; the build is waited for by the first test, and killed and made again by the last
+BUILD = [sys.executable, "-c", "from curation.cli import curate; curate()", "build", str(plain.DEV), "-q", "-j", "2", "-o"]
 GOLDEN = Path(__file__).with_name("dev_golden.json")
 
 
 @pytest.fixture(scope="module")
-def dev(shared_data, tmp_path_factory):
-    """The build of manifests/dev.yaml."""
+def dev(shared_data, once):
+    """The folder with the build of manifests/dev.yaml."""
     assert shared_data.samefile(plain.DEV.parent / "../../shared/data")
-    outcome = build(plain.DEV, tmp_path_factory.mktemp("dev") / "build", workers=2)
-    assert not outcome.failed, outcome.failed
-    return outcome
+
+    def make(folder):
+        outcome = build(plain.DEV, folder / "build", workers=2)
+        assert not outcome.failed, outcome.failed
+
+    return once("dev", make) / "build"
 
 
 def tuples(folder: Path, name: str) -> pl.DataFrame:
@@ -79,12 +89,39 @@ def records(folder: Path, name: str) -> list[list[Any]]:
 @pytest.mark.parametrize("name", plain.SOURCES)
 def test_a_source_is_what_plain_python_reads(dev, shared_data, name):
     rows, made, told = plain.expected(name, shared_data)
-    receipt = dev.receipts[name]
+    receipt = read_receipt(dev / "curated" / name)
     assert (receipt["rows_in"], receipt["tuples_made"]) == (rows, made)
     assert receipt["rows_in"] == receipt["rows_used"] + sum(receipt["rows_dropped"].values())
     assert made == receipt["kept"] + receipt["merged"] + receipt["heldout"] + sum(receipt["dropped"].values())
-    assert denied(dev.folder, name, told) == []
-    assert records(dev.folder, name) == json.loads(GOLDEN.read_text())[name]
+    assert denied(dev, name, told) == []
+    assert records(dev, name) == json.loads(GOLDEN.read_text())[name]
+
+
+def contents(folder):
+    """Every file of a build but its timings, locks and what kills have left of unfinished files, by its digest."""
+    files = [
+        path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in ("timings.json", ".curate-build.lock")
+    ]
+    return {str(path.relative_to(folder)): file_digest(path) for path in files}
+
+
+@pytest.mark.long
+@pytest.mark.shared_data
+def test_ten_kills_change_no_byte(dev, tmp_path):
+    """Killed at ten random moments, a build ends with the bytes of the one that nobody disturbed."""
+    usual, dice, kills = read_json(dev / "timings.json")["seconds"], random.Random(7), 0
+    while kills < 10:
+        process = subprocess.Popen([*BUILD, str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=dice.uniform(0.03, 0.2) * usual)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+        else:  # it came to the end of what earlier ones had left: the next one begins anew
+            shutil.rmtree(tmp_path / "killed")
+    subprocess.run([*BUILD, str(tmp_path / "killed")], check=True, stdout=subprocess.DEVNULL)
+    assert contents(tmp_path / "killed") == contents(dev)
 
 
 def test_all_thirty_datasets_and_every_shape_are_in_it():

@@ -103,6 +103,9 @@ def test_half_a_surrogate_pair_in_a_key_or_around(tmp_path):
         ('{"a": [{}], "a": [{}]}', {"records": "*"}, "a.json: not readable as JSON (the key 'a' stands twice in an object)"),
         ("7", {"records": "x"}, "a.json: holds a number, in which no `records` can be"),
         ('{"train": []}', {"records": "train"}, "a.json: holds no rows"),
+        ('[{"q": 1}]', {"header": False}, "a.json: item 0: is an object, to which `header` means nothing; leave it out; it names the cells of lists"),
+        ('{"q": 1}\n', {"reader": "jsonl", "header": ["a"]}, "a.json:1: is an object, to which `header` means nothing; leave it out; it names the cells of lists"),
+        ('["q"]\n', {"reader": "tevatron", "header": ["a"]}, "a.json: is read by 'tevatron', to which `header` means nothing; it is for csv, tsv, aligned, json, jsonl"),
         ("q\n1\n", {"reader": "csv", "records": "x"}, "a.json: is read by 'csv', to which `records` means nothing; it is for xml, json, jsonl"),
     ],
 )  # fmt: skip

@@ -18,7 +18,7 @@ sources:
     files: x.csv
     task: retrieval
     language: no
-    revision: 0123e5
+    citation: 0123e5
     limit: 0100
     fields: {query: q, positive: p}
 mine: {model: x, relative_margin: 5e-2}
@@ -40,7 +40,7 @@ def complain(tmp_path):
 
 def test_traps_of_yaml_are_read_as_a_person_means_them(tmp_path):
     path = tmp_path / "m.yaml"
-    path.write_text(GOOD)
+    path.write_text(GOOD.replace("files: x.csv", "path: o/n").replace("citation", "revision"))
     manifest = load_manifest(path)
     source = manifest.sources[0]
     assert (source.language, source.revision, source.limit) == ("no", "0123e5", 100)
@@ -123,6 +123,7 @@ def test_an_endless_alias_and_endless_brackets_end(complain):
         ("corpus: {files: c.jsonl}", "'corpus' means nothing here: the mapped columns make shape 'pairs'"),
         ('delimiter: "\\n"', "'delimiter' cannot be a line end or a quote"),
         ("header: []", "'header' is yes, no, or the list of names"),
+        ("revision: v1", "'revision' is of a dataset of the Hub, and these rows are of this machine"),
         ("verified: no", "'verified: no' needs 'notes' that say what is uncertain"),
         ("path: python:stdlib", "'files' means nothing beside a 'path' of Python code"),
         ("path: o/n\n    config: c", "'config' means nothing beside 'files', which name what is read"),

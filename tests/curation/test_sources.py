@@ -180,6 +180,8 @@ def test_complaints_of_datasets_are_one_line(hub_folder, tmp_path, monkeypatch):
     with pytest.raises(SourceError, match=r"^nobody/nothing: cannot be had while the Hub is switched off"):
         inputs(Table(path="nobody/nothing"), tmp_path)
     assert message(Table(path="./nothing"), tmp_path) == "./nothing: no such folder; paths count from the manifest's folder"
+    told = f"{hub_folder}: is a folder of this machine, to which `revision` means nothing; leave it out"
+    assert message(Table(path=str(hub_folder), revision="v1"), tmp_path) == told
     monkeypatch.chdir(hub_folder.parent)
     assert message(Table(path="mine"), tmp_path) == "mine: no such folder; paths count from the manifest's folder"
     for name in ("void", "broken"):

@@ -43,9 +43,12 @@ def torchrun(jobs, folder, processes=2):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(once):
     """Return a folder with a build whose last batch is an odd one, and what two processes made of many recipes."""
-    place = tmp_path_factory.mktemp("ranks")
+    return once("ranks", _two_processes)
+
+
+def _two_processes(place):
     model = tiny_model(place / "bert")
     build = write_build(place / "b", {"pairs": retrieval(23, negatives=0)})
     jobs = []
@@ -65,15 +68,17 @@ def place(tmp_path_factory):
         torn = {"build": str(build), "recipe": steps, "out": str(place / f"z{stage}-torn")}
         jobs += [{**torn, "stop": 3}, torn]
     torchrun(jobs, place)
-    return place
 
 
 @pytest.fixture(scope="module")
-def alone(place):
-    """Return the folders of the same step in one process of plain torch, by loss."""
-    for loss in ("f2llm", "infonce"):
-        train(place / "b", Train.model_validate(recipe(str(place / "bert"), loss=loss)), out=place / loss, device="cpu")
-    return place
+def alone(place, once):
+    """Return the folder of the same step in one process of plain torch, by loss."""
+
+    def make(folder):
+        for loss in ("f2llm", "infonce"):
+            train(place / "b", Train.model_validate(recipe(str(place / "bert"), loss=loss)), out=folder / loss, device="cpu")
+
+    return once("alone", make)
 
 
 def weights(out, step=1):
@@ -106,28 +111,31 @@ def test_two_processes_stop_at_a_signal_and_go_on_to_the_bit(place, stage):
 
 
 @pytest.fixture(scope="module")
-def elsewhere(place):
+def elsewhere(place, once):
     """Return where two steps of two processes were gone on from by one process and by four, and by another stage."""
+    return once("elsewhere", lambda folder: _go_on(place, folder))
+
+
+def _go_on(place, folder):
     for processes, change in ((1, 0), (4, 0), (2, 1)):
         jobs = []
         for now, before in zip(STAGES, STAGES[change:] + STAGES[:change], strict=True):
-            out = place / f"z{now}-{processes}"
+            out = folder / f"z{now}-{processes}"
             shutil.copytree(place / f"z{before}-whole", out)
             shutil.rmtree(out / "checkpoints/step-000004")
             (out / "done.json").unlink()
             keys = {} if now is None else {"deepspeed": {"zero": now}}
             steps = recipe(str(place / "bert"), steps=4, save_every=2, epochs=2, token_budget=60, lr=1e-3, **keys)
             jobs.append({"build": str(place / "b"), "recipe": steps, "out": str(out)})
-        torchrun(jobs, place, processes)
-    return place
+        torchrun(jobs, folder, processes)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("processes", [1, 2, 4])
 @pytest.mark.parametrize("stage", STAGES)
-def test_any_number_of_processes_goes_on_from_a_checkpoint_and_another_stage_does(elsewhere, stage, processes):
-    whole, other = weights(elsewhere / f"z{stage}-whole", 4), weights(elsewhere / f"z{stage}-{processes}", 4)
-    before = weights(elsewhere / f"z{stage}-whole", 2)
+def test_any_number_of_processes_goes_on_from_a_checkpoint_and_another_stage_does(place, elsewhere, stage, processes):
+    whole, other = weights(place / f"z{stage}-whole", 4), weights(elsewhere / f"z{stage}-{processes}", 4)
+    before = weights(place / f"z{stage}-whole", 2)
     assert "step-000002" in (elsewhere / f"z{stage}-{processes}.rank0.txt").read_text()
     assert max(float((whole[name] - before[name]).abs().max()) for name in whole) > 1e-4
     assert max(float((whole[name] - other[name]).abs().max()) for name in whole) < 1e-6

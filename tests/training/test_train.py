@@ -6,8 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from tiny_build import retrieval, sentence, tiny_model, write_build
 from curation import store, tables
 from curation.errors import BuildError
 from curation.manifest_models import Train
+from tests.killing import forking
 from training.data import Plan
 from training.encode import load_encoder
 from training.log import read_log
@@ -26,8 +25,6 @@ from training.model import load_model
 from training.runs import export_checkpoint
 from training.tokens import load_sources
 from training.train import Stopped, train
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Killed(BaseException):
@@ -335,26 +332,19 @@ def test_kill_nine_at_random_moments_ends_with_the_same_bytes(model, build, tmp_
     )
     rule = recipe(model, steps=None, epochs=20, save_every=3)
     whole, torn = tmp_path / "whole", tmp_path / "torn"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-    def start(out):
-        return subprocess.Popen([sys.executable, "-c", code, str(build), rule.model_dump_json(), str(out)], env=environment)
-
-    begun = time.monotonic()
-    assert start(whole).wait() == 0
-    seconds = time.monotonic() - begun
     draw, kills = random.Random(1), 0
-    for _ in range(10):
-        process = start(torn)
-        try:
-            process.wait(timeout=draw.uniform(0.3, 1.0) * seconds)
-            break
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    with forking("training.train", "transformers.models.bert.modeling_bert") as process:
+
+        def ended(out, seconds=None):
+            return process.run(code, ["train", str(build), rule.model_dump_json(), str(out)], tmp_path, seconds)
+
+        begun = time.monotonic()
+        assert ended(whole)
+        seconds = time.monotonic() - begun
+        while kills < 10 and not ended(torn, draw.uniform(0.05, 0.35) * seconds):
             kills += 1
-    assert start(torn).wait() == 0
-    assert kills
+        assert ended(torn)
+    assert kills >= 3
     assert weights(torn) == weights(whole)
     assert (torn / "done.json").read_bytes() == (whole / "done.json").read_bytes()
     assert [line["step"] for line in read_log(torn / "log.jsonl")] == [line["step"] for line in read_log(whole / "log.jsonl")]
