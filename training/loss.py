@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 ROWS_AT_ONCE = 512  # of the scores in a batch
-IN_BATCH_TASKS = ("retrieval",)  # elsewhere other rows' positives are of the same class too often
+IN_BATCH_TASKS = ("retrieval",)  # elsewhere other rows' positives are of the same class too often, unless classes are known
 
 
 class Losses(NamedTuple):
