@@ -25,7 +25,7 @@ from mine import DIM, FAMILY, FakeEncoder, Forgetful, Numbers
 from curation import store
 from mining import candidates, ivf
 from mining.copies import shingles_of
-from mining.embeddings import Embeddings
+from mining.embeddings import Embeddings, Part
 from mining.lists import Ragged
 from mining.search import QUERIES, Exact, nearest
 
@@ -69,23 +69,23 @@ def main(kind: str, queries: int, passages: int, place: Path) -> None:
     highest.say(f"stored {len(vectors):,} vectors", begun)
 
     begun = time.process_time()
-    corpus = candidates.Part(vectors.view(found), np.arange(passages))
-    shingles = shingles_of(told(), corpus.pids)
+    corpus = Part(vectors, found[:passages])
+    shingles = shingles_of(told(), np.arange(passages))
     highest.say("shingles", begun)
     index = Exact(corpus)
     if kind == "ivf":
         begun, folder = time.process_time(), place / "index"
-        write = partial(ivf.write, corpus=corpus, questions=vectors.view(found[passages:]), k=K, seed=SEED, source="s")
+        write = partial(ivf.write, corpus=corpus, questions=Part(vectors, found[passages:]), k=K, seed=SEED, source="s")
         candidates.once(folder, str(passages), write, wait=True)
         index = ivf.Lists(corpus, folder)
         highest.say(f"index {[(store.read_receipt(folder) or {})[key] for key in ivf.SAID]}", begun)
-    whole = candidates.Corpus(vectors.view(found[:passages]), corpus.pids, index, Exact, shingles)
+    whole = candidates.Corpus(corpus, np.arange(passages), index, Exact, shingles)
     for start in range(0, queries, QUERIES):
         begun = time.process_time()
         rows = np.arange(start, min(start + QUERIES, queries))
         positives, given = Ragged(np.arange(len(rows) + 1), rows * 17 % passages), Ragged(np.zeros(len(rows) + 1, int), rows[:0])
         folder, exact = (place / f"{name}-{passages}-{start}" for name in (kind, "exact"))
-        work = partial(candidates.search, vectors.take(found[passages + rows]), positives, given, whole, K, None)
+        work = partial(candidates.search, vectors[found[passages + rows]], positives, given, whole, K, None)
         candidates.saved(folder, str(time.time()), work, wait=True)
         highest.say(f"{kind} {len(rows):,} queries x {passages:,} passages", begun)
         if kind == "ivf" and exact.exists():

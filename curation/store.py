@@ -89,7 +89,7 @@ def read_json(path: Path) -> Any:
     except NotADirectoryError:
         raise BuildError(path.parent, "is a file, not a folder", "name a build folder") from None
     except ValueError as error:
-        raise BuildError(path, f"not readable as JSON ({error})", "delete this file and run `curate build` again") from None
+        raise BuildError(path, f"not readable as JSON ({error})", "delete this file and run the command again") from None
 
 
 def write_lines(path: Path, rows: Iterator[Mapping[str, object]]) -> None:

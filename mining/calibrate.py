@@ -67,8 +67,8 @@ def calibrated(search: Search, hiding: Callable[[], Search], settings: Mine) -> 
         sample = sampled(hiding(), rules, any_gold=True)
         if sample.gold is None:
             raise ManifestError(
-                search.asked.embeddings.parent / "manifest.yaml",
-                f"mine: target_false_negatives needs queries with several positives, and source '{search.asked.name}' has none",
+                search.job.build / "manifest.yaml",
+                f"mine: target_false_negatives needs queries with several positives, and source '{search.job.name}' has none",
                 "use target_yield",
             )
         limit, rate = by_gold(sample, rules, settings.target_false_negatives)
@@ -83,7 +83,7 @@ def calibrated(search: Search, hiding: Callable[[], Search], settings: Mine) -> 
 def likeness(search: Search, rules: Rules) -> np.ndarray:
     """Count (BINS,) the cosines to a positive of the negatives that the rules choose, over a whole source."""
     counts = np.zeros(BINS, np.int64)
-    for _, number, rows, frame in blocks(search.asked.curated):
+    for _, number, rows, frame in blocks(search.job.curated):
         candidates = search.candidates(frame, number, rows, rules)
         counts += binned(candidates, search.choose(frame, candidates, np.full(len(frame), search.wanted), rules)[1], rules)
     return counts
@@ -122,12 +122,12 @@ def sampled(search: Search, rules: Rules, any_gold: bool = False) -> Sample:
     Raises:
         BuildError: the source has no rows.
     """
-    frame = pl.concat([frame.with_columns(pl.Series("row", rows)) for _, _, rows, frame in blocks(search.asked.curated)])
+    frame = pl.concat([frame.with_columns(pl.Series("row", rows)) for _, _, rows, frame in blocks(search.job.curated)])
     several = frame.filter(pl.col("positives").list.len() > 1)
     gold = search.hide and len(several) >= (1 if any_gold else min(ENOUGH, max(1, len(frame) // 20)))
     frame = several if gold else frame
     if not len(frame):
-        raise BuildError(search.asked.curated, "has no rows to look at", "look at another source with --only")
+        raise BuildError(search.job.curated, "has no rows to look at", "look at another source with --only")
     frame = frame[np.unique(np.linspace(0, len(frame) - 1, min(ROWS, len(frame))).astype(np.int64))]
     rows = frame["row"].to_numpy()
     candidates = search.known(frame, search.look(frame, rows, search.fetched), rows, rules)

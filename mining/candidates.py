@@ -17,8 +17,9 @@ import numpy as np
 
 from curation import locks, store
 from mining.copies import overlaps
+from mining.embeddings import Part, Vectors
 from mining.lists import Ragged
-from mining.search import Exact, Vectors, nearest, scores_of
+from mining.search import Exact, nearest, scores_of
 
 FORMAT = 2
 PAIRS = 1 << 20  # of a candidate and a positive, compared at once
@@ -131,21 +132,6 @@ def read(folder: Path) -> Searched:
     store.check_files(folder, store.read_receipt(folder) or {"files": {f"{name}.npy": "" for name in names}})
     found = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
     return Searched(**{**found, "ids": found["ids"].astype(np.int64)})
-
-
-class Part:
-    """The vectors of some passages, as an array-like of their own."""
-
-    def __init__(self, passages: Vectors, pids: np.ndarray) -> None:
-        self.passages, self.pids = passages, pids
-
-    def __len__(self) -> int:
-        """Return the number of vectors."""
-        return len(self.pids)
-
-    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-        """Return the vectors of a slice or of an array of rows."""
-        return self.passages[self.pids[rows]]
 
 
 def paired(queries: np.ndarray, passages: Vectors, lists: Ragged) -> np.ndarray:

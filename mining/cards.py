@@ -16,7 +16,8 @@ import faiss
 import numpy as np
 
 from curation.errors import SetupError, listed
-from mining.search import PASSAGES, Exact, Vectors, rounding
+from mining.embeddings import Vectors
+from mining.search import PASSAGES, Exact, rounding
 
 MOST = 2_048  # candidates a query that faiss can select on a GPU; a wider search is the CPU's
 LEAST_QUERIES, LEAST_PASSAGES = 16, 1 << 12  # below these a card is given up

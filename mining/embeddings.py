@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import mmap
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -31,6 +31,13 @@ ROWS = 4_096  # texts a shard: what a kill can lose, and what is encoded togethe
 RESIDENT = 1 << 28  # bytes of shards read before they are given back: else all that was ever read counts as ours
 PAUSE = 0.1  # seconds between looks at what other processes do
 KEY = np.dtype("S16")  # compared byte by byte, all 16 of them; a trailing zero byte is not lost in a fixed width
+
+
+class Vectors(Protocol):
+    """Rows of unit length or shorter, float32: an array, a memory map, or a part of the embedding store."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: Any, /) -> np.ndarray: ...
 
 
 class Vectoriser(Protocol):
@@ -58,7 +65,7 @@ class Encoder(Vectoriser, Protocol):
 
 
 class Embeddings:
-    """An open store. `ensure` adds what is missing; `view` reads."""
+    """An open store. `ensure` adds what is missing; indexing by places reads."""
 
     def __init__(self, folder: Path, encoder: Vectoriser, kind: str = "float32") -> None:
         """Open, or begin, the store of an encoder under `folder`; `kind` is float32 or float16.
@@ -105,7 +112,8 @@ class Embeddings:
         """Go through the texts once; return their keys, and the shards that other processes are at work on."""
         keys, missing = list[np.ndarray](), dict[bytes, str]()
         busy, theirs = list[int](), set[bytes]()  # shards that others make, and what they hold
-        for some in _batched(texts, ROWS):
+        rest = iter(texts)
+        while some := list(itertools.islice(rest, ROWS)):
             own = [key_of(text) for text in some]
             keys.append(np.array(own, KEY))
             new = np.flatnonzero(self._find(keys[-1]) < 0)
@@ -118,11 +126,7 @@ class Embeddings:
             missing = self._add(missing, min(ROWS, len(missing)), advance, busy, theirs)
         return keys, busy
 
-    def view(self, places: np.ndarray) -> View:
-        """Return the vectors at these places as one array-like; nothing is read yet."""
-        return View(self, places)
-
-    def take(self, places: np.ndarray) -> np.ndarray:
+    def __getitem__(self, places: np.ndarray) -> np.ndarray:
         """Return the vectors (n, dim) float32 at these places, in the given order."""
         found = np.empty((len(places), self.encoder.dim), np.float32)
         order = np.argsort(places, kind="stable")  # shard by shard
@@ -243,11 +247,11 @@ class Embeddings:
         return self.folder / f"shard-{number:05d}"
 
 
-class View:
-    """Vectors at some places of a store, read when indexed: `view[10:20]`, `view[[3, 1]]` -> (n, dim) float32."""
+class Part:
+    """Some vectors of an array-like, one of its own; read when indexed: `part[10:20]`, `part[[3, 1]]` -> (n, dim) float32."""
 
-    def __init__(self, embeddings: Embeddings, places: np.ndarray) -> None:
-        self.embeddings, self.places = embeddings, places
+    def __init__(self, vectors: Vectors, places: np.ndarray) -> None:
+        self.vectors, self.places = vectors, places
 
     def __len__(self) -> int:
         """Return the number of vectors."""
@@ -255,14 +259,8 @@ class View:
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         """Return the vectors of a slice or of an array of rows."""
-        return self.embeddings.take(self.places[rows])
+        return self.vectors[self.places[rows]]
 
 
 def _unheard(done: int) -> None:
     """Take no note."""
-
-
-def _batched(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    rest = iter(texts)
-    while some := list(itertools.islice(rest, size)):
-        yield some

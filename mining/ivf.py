@@ -21,7 +21,8 @@ import numpy as np
 
 from curation import store
 from curation.schema import draws
-from mining.search import PASSAGES, QUERIES, Exact, Vectors, nearest
+from mining.embeddings import Vectors
+from mining.search import PASSAGES, QUERIES, Exact, nearest
 
 FORMAT = 1
 FILE = "index.npz"

@@ -11,7 +11,7 @@ from curation.errors import BuildError
 from curation.manifest_models import Mine
 from curation.progress import Progress, silent
 from mining.builds import settings_of
-from mining.mine import jobs, searching
+from mining.jobs import jobs
 from mining.models import Models, Open, open_encoder
 from mining.searching import Search
 
@@ -37,4 +37,4 @@ def judged(
         some = [job for job in jobs(build, only, models) if job.way in ("search", "hard")]
         if not some:
             raise BuildError(build, "has no source whose negatives are searched for", "the others keep or draw theirs")
-        return {job.name: judge(searching(job, models, progress, hide=True), settings) for job in some}
+        return {job.name: judge(Search(job, models, progress, hide=True), settings) for job in some}

@@ -7,8 +7,7 @@ of other classes, or search those. Classification sources keep the other label, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,75 +15,16 @@ from typing import Any
 import polars as pl
 
 from curation import locks, store, tables
-from curation.errors import BuildError
-from curation.manifest_models import Mine
 from curation.progress import Progress, silent
-from curation.schema import NEGATIVES
-from mining import candidates
-from mining.builds import described, selected, settings_of
+from mining.builds import described, settings_of
 from mining.calibrate import calibrated
 from mining.classes import classes_of
+from mining.jobs import Job, jobs, settings_that_matter, signature
 from mining.models import Models, Open, device_of_rank, open_encoder
 from mining.rows import Fill, Tally, by_class, finished, given_only
-from mining.searching import Asked, Search, blocks
+from mining.searching import Search, blocks
 
-FORMAT = 2  # raised when the same settings give other rows
 DEARER = 7  # times an exact search of the same passages that lists cost
-NOT_RULES = {"model", "dtype", "max_tokens", "prompt", "store"}  # these are in the fingerprint or the texts
-
-
-@dataclass(frozen=True)
-class Job:
-    """One source to mine, and all that its rows depend on."""
-
-    build: Path
-    name: str
-    entry: Mapping[str, Any]  # the source in build.json
-    settings: Mine
-    seed: int
-    way: str  # search, class or given
-    digest: str
-    described: Mapping[str, object]  # the encoder; empty where none is needed
-    source: str  # the digest of the curated stage
-    searched: str = ""  # the digest of what the candidates depend on
-    device: str = "auto"
-
-    @property
-    def curated(self) -> Path:
-        """Return the folder to read."""
-        return self.build / "curated" / self.name
-
-    @property
-    def mined(self) -> Path:
-        """Return the folder to write."""
-        return self.build / "mined" / self.name
-
-    @property
-    def wanted(self) -> int:
-        """Return the number of negatives a row."""
-        return NEGATIVES["classification"] if self.way == "given" else self.settings.negatives
-
-    @property
-    def most(self) -> int:
-        """Return how many given negatives a row keeps where none are searched."""
-        return self.settings.negatives if self.settings.candidates == "given" else self.wanted
-
-    def asked(self) -> Asked:
-        """Return what is to be searched."""
-        return Asked(
-            name=self.name,
-            curated=self.curated,
-            candidates=self.build / "candidates" / self.name,
-            embeddings=self.build / "embeddings",
-            instruction=self.entry["instruction"],
-            digest=self.searched,
-            seed=self.seed,
-            by_class=self.way == "hard",
-            store=self.settings.store,
-            method=self.settings.candidates,
-            ivf=self.way == "search" and self.settings.index == "ivf",
-            device=self.device,
-        )
 
 
 def mine_build(
@@ -113,7 +53,7 @@ def mine_build(
         for job in todo if rank is not None else ():
             _together(job, models, progress)
         for job in todo:
-            with nullcontext() if rank is None else locks.claimed(build / "mined" / f".{job.name}.claim", wait=True):
+            with locks.claimed(build / "mined" / f".{job.name}.claim", wait=True):
                 receipt, ran = store.run_stage(job.mined, job.digest, partial(_mine, job, models, progress))
             receipts[job.name] = {**receipt, "ran": ran}
     return receipts
@@ -122,7 +62,7 @@ def mine_build(
 def _together(job: Job, models: Models, progress: Progress) -> None:
     """Do this process's part of a source's encoding, searching and reranking."""
     if job.way in ("search", "hard") and not store.stands(job.mined, job.digest):
-        search = searching(job, models, progress)
+        search = Search(job, models, progress)
         for wait in (False, True):
             for _, number, rows, frame in blocks(job.curated):
                 search.prepare(frame, number, rows, wait)
@@ -140,51 +80,20 @@ def plan(build: Path, only: Sequence[str] = (), device: str = "auto", load: Open
     return found
 
 
-def jobs(build: Path, only: Sequence[str], models: Models) -> Iterator[Job]:
-    """Return the sources to mine, checked, in the build's order."""
-    whole = described(build)
-    settings = settings_of(build)
-    for name in selected(build, whole, only):
-        entry, curated = whole["sources"][name], build / "curated" / name
-        receipt = store.read_receipt(curated)
-        if receipt is None or "digest" not in receipt:
-            raise BuildError(curated, "is missing or unfinished", "run `curate build` again")
-        store.check_files(curated, receipt)
-        way = _way(entry["task"], curated, settings)
-        fingerprint, about = models.identity() if way in ("search", "hard") else ("", {})
-        depends = {"curated": receipt["digest"]}
-        if fingerprint:
-            depends |= {"encoder": [fingerprint, about, settings.store, settings.candidates], "instruction": entry["instruction"]}
-        if way == "search" and settings.index != "exact":
-            depends["index"] = [settings.index, int(whole["seed"])]
-        searched = store.digest_of([candidates.FORMAT, depends, way])
-        if fingerprint and models.reranker:
-            depends |= {"reranker": models.reranker.fingerprint}
-        depends |= _settings(way, settings) | {"format": FORMAT, "seed": int(whole["seed"])}
-        digest = store.digest_of(depends)
-        made = receipt["digest"]
-        yield Job(build, name, entry, settings, int(whole["seed"]), way, digest, about, made, searched, models.device)
-
-
-def signature(job: Job) -> str:
-    """Return everything that shapes the negatives, in one line."""
-    parts = {**job.described, **_settings(job.way, job.settings), "seed": job.seed, "format": FORMAT}
-    return f"mine:{job.way}|" + "|".join(
-        f"{key}:{value}" for key, value in parts.items() if value is not None and value is not False
-    )
-
-
 def warnings_of(name: str, receipt: Mapping[str, Any]) -> Iterator[str]:
-    """Return a line for a source of which more than half the rows were lost, or to which a setting does not apply."""
-    lost = sum(receipt["dropped"].values())
+    """Return a line for a source that lost more than half its rows or negatives, or to which a setting does not apply."""
+    lost, settings = sum(receipt["dropped"].values()), receipt["settings"]
+    wanted, found = receipt["kept"] * settings.get("negatives", 0), sum(receipt["histograms"]["negatives"])
     taken = {key: count for key, count in receipt["filters"].items() if count}
+    most = ""
+    if taken:
+        key = max(taken, key=lambda key: taken[key])
+        most = f"; '{key}' took most candidates ({taken[key]:,} of {receipt['candidates']:,}"
+        most += f", which is {receipt['candidates'] // receipt['rows_in']} a row)"
     if lost * 2 > receipt["rows_in"]:
-        text = f"{name}: {lost:,} of {receipt['rows_in']:,} rows have too few negatives and were dropped"
-        if taken:
-            most = max(taken, key=lambda key: taken[key])
-            text += f"; '{most}' took most candidates ({taken[most]:,} of {receipt['candidates']:,}"
-            text += f", which is {receipt['candidates'] // receipt['rows_in']} a row)"
-        yield text
+        yield f"{name}: {lost:,} of {receipt['rows_in']:,} rows have too few negatives and were dropped{most}"
+    elif taken and settings["shortage"] == "keep" and found * 2 < wanted:
+        yield f"{name}: {found:,} of {wanted:,} negatives were found, and rows short of them kept{most}"
     index = receipt.get("index", {})
     if index.get("probes", 0) * DEARER > index.get("lists", 1):
         yield (
@@ -193,24 +102,6 @@ def warnings_of(name: str, receipt: Mapping[str, Any]) -> Iterator[str]:
         )
     if receipt.get("answers") == 0:
         yield f"{name}: 'exclude_answer' takes nothing, the source names no answers; name their column, `fields: {{answer: ...}}`"
-
-
-def _way(task: str, curated: Path, settings: Mine) -> str:
-    if task == "classification" or settings.candidates == "given":
-        return "given"
-    labelled = task == "clustering" and tables.read_table(curated, "pairs", ["label"])["label"].null_count() == 0
-    if labelled:
-        return "hard" if settings.classes == "hard" else "class"
-    return "search"
-
-
-def _settings(way: str, settings: Mine) -> dict[str, object]:
-    """Return the settings that matter for a way, so that no other one makes it run again."""
-    if way in ("search", "hard"):
-        whole = way == "hard" or settings.index == "exact"
-        return settings.model_dump(exclude=NOT_RULES | ({"index"} if whole else set()))
-    counted = way == "class" or settings.candidates == "given"
-    return {"shortage": settings.shortage} | ({"negatives": settings.negatives} if counted else {})
 
 
 def _mine(job: Job, models: Models, progress: Progress, folder: Path) -> dict[str, Any]:
@@ -223,7 +114,7 @@ def _mine(job: Job, models: Models, progress: Progress, folder: Path) -> dict[st
     elif job.way == "class":
         fill = _drawer(job)
     else:
-        search = searching(job, models, progress)
+        search = Search(job, models, progress)
         fill, said = _filler(search, job, models, progress)
     tally = _write(job, folder, fill, progress)
     said |= search.said() if search else {}
@@ -234,20 +125,15 @@ def _mine(job: Job, models: Models, progress: Progress, folder: Path) -> dict[st
         "way": job.way,
         "curated": job.source,
         "signature": signature(job),
-        "settings": _settings(job.way, job.settings),
+        "settings": settings_that_matter(job.way, job.settings),
     }
     return said | ({"encoder": dict(job.described)} if job.described else {})
 
 
 def _filler(search: Search, job: Job, models: Models, progress: Progress) -> tuple[Fill, dict[str, Any]]:
     """Return the function that searches and chooses for a block of the source's rows, and what was calibrated."""
-    rules, said = calibrated(search, lambda: searching(job, models, progress, hide=True), job.settings)
+    rules, said = calibrated(search, lambda: Search(job, models, progress, hide=True), job.settings)
     return (lambda frame, number, rows: search.fill(frame, number, rows, rules, job.settings.shortage)), said
-
-
-def searching(job: Job, models: Models, progress: Progress, hide: bool = False) -> Search:
-    """Return the search of a source; with `hide` only the first positive of a row is known."""
-    return Search(job.asked(), job.wanted, job.settings.range_max, models.encoder, progress, hide, models.reranker)
 
 
 def _drawer(job: Job) -> Fill:

@@ -54,7 +54,7 @@ class Reranker:
             for row, place in zip(rows.tolist(), places.tolist(), strict=True):
                 yield f"{len(queries[row])}:{queries[row]}{passages[place]}"
 
-        return self._store.take(self._store.ensure(pairs, advance))[:, 0]
+        return self._store[self._store.ensure(pairs, advance)][:, 0]
 
     def encode(self, texts: Sequence[str], advance: Advance = lambda done: None) -> np.ndarray:
         """Return (n, 1) float32 of pairs as `scores` writes them."""

@@ -11,11 +11,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from importlib import metadata
-from typing import Any, Protocol
 
 import numpy as np
 
 from curation.errors import SetupError
+from mining.embeddings import Vectors
 
 QUERIES = 4_096  # a block: with PASSAGES rows of 1,024 numbers, about 150 MB
 PASSAGES = 32_768
@@ -23,13 +23,6 @@ SPARE = 16  # candidates fetched beyond k, so that hardly a query has an equal s
 MOST_SPARE = 2_048  # fetched where equal scores are many; where even that is too few, all that can be near is scored
 GATHERED = 1 << 20  # float64 numbers multiplied at once when scoring again: 8 MB, and up to 64 kB mapped for each vector read
 DISTRIBUTIONS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs")
-
-
-class Vectors(Protocol):
-    """Rows of unit length or shorter, float32: an array, a memory map, or a part of the embedding store."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, rows: Any, /) -> np.ndarray: ...
 
 
 def installed() -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,20 +11,23 @@ import numpy as np
 import polars as pl
 
 from curation import store, tables
+from curation.errors import BuildError
 from curation.progress import Progress
 from curation.schema import MINED, draws
 from mining import ivf
 from mining.answers import answered, answers_of
-from mining.candidates import Corpus, Part, Searched, once, read, saved, search
+from mining.candidates import Corpus, Searched, once, read, saved, search
 from mining.cards import Card, Cards, cards_of
 from mining.classes import classes_of
 from mining.copies import shingles_of
-from mining.embeddings import Embeddings, Encoder
+from mining.embeddings import Embeddings, Part, Vectors
+from mining.jobs import Job
 from mining.lists import Ragged, contains, ragged
+from mining.models import Models
 from mining.negatives import Candidates, Chosen, Rules, choose, relax, replaced
-from mining.reranker import Reranker, Score, chosen_with
+from mining.reranker import Score, chosen_with
 from mining.rows import Found, padded, rescored
-from mining.search import Exact, Vectors
+from mining.search import Exact
 from mining.twins import Twins, twins_of
 
 if TYPE_CHECKING:
@@ -37,58 +39,32 @@ MOST_WIDENED = 20  # known positives that every query's search makes room for; w
 SPARE_DRAWS, MOST_DRAWS = 16, 8_192  # draws beyond four for each negative that lacks; numbers a row has of its own
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A source to search, and everything that decides what is found."""
-
-    name: str
-    curated: Path
-    candidates: Path  # the folder
-    embeddings: Path  # the folder
-    instruction: str
-    digest: str  # of all that the candidates depend on, but their number
-    seed: int
-    by_class: bool  # whether a row's negatives come from other classes
-    store: str  # float32 or float16
-    method: str  # dense, bm25 or both
-    ivf: bool  # whether a large corpus is searched in part only
-    device: str  # auto, cpu, cuda or cuda:1: where it is searched exactly; it changes nothing that is found
-
-
 class Search:
     """A source being searched. Reads candidates from disk; opens model and vectors only where some are missing."""
 
-    def __init__(
-        self,
-        asked: Asked,
-        wanted: int,
-        range_max: int,
-        encoder: Callable[[], Encoder],
-        progress: Progress,
-        hide: bool = False,
-        reranker: Reranker | None = None,
-    ) -> None:
+    def __init__(self, job: Job, models: Models, progress: Progress, hide: bool = False) -> None:
         """Take a source; with `hide` only the first positive of a row is known, the others are texts like any other."""
-        self.asked, self.wanted, self.encoder, self.progress = asked, wanted, encoder, progress
-        self.hide, self.reranker = hide, reranker
-        lists = tables.read_table(asked.curated, "pairs", ["positives"])["positives"]
+        self.job, self.models, self.progress, self.hide = job, models, progress, hide
+        self.wanted, self.reranker, settings = job.wanted, models.reranker, job.settings
+        lists = tables.read_table(job.curated, "pairs", ["positives"])["positives"]
         self.corpus_pids = lists.explode().drop_nulls().unique().sort().to_numpy().astype(np.int64)
         if self.classes:
             self.corpus_pids = np.flatnonzero(self.classes[0] >= 0)
         most = int(lists.list.len().to_numpy().max(initial=1))
         self.rows = len(lists)
-        self.widest = range_max + most
-        self.fetched = max(range_max, LEAST_SEEN) + min(most, MOST_WIDENED)
-        self.digest = store.digest_of([asked.digest, self.fetched])
-        many = asked.ivf and len(self.corpus_pids) >= ivf.LEAST
-        self.listed = asked.candidates / "index" if many else None  # the folder of the index
+        self.widest = settings.range_max + most
+        self.fetched = max(settings.range_max, LEAST_SEEN) + min(most, MOST_WIDENED)
+        self.digest = store.digest_of([job.searched, self.fetched])
+        self.ivf = job.way == "search" and settings.index == "ivf"  # whether a large corpus is searched in part only
+        self.folder = job.build / "candidates" / job.name
+        self.listed = self.folder / "index" if self.ivf and len(self.corpus_pids) >= ivf.LEAST else None  # the index
 
     def prepare(self, frame: pl.DataFrame, number: int, rows: np.ndarray, wait: bool = True) -> Path:
         """Search for block `number`, the rows numbered `rows` (q,) of the source, unless that is done; return its folder.
 
         Where another process is at it: leave it alone, or wait for it.
         """
-        folder = self.asked.candidates / f"{number:05d}"
+        folder = self.folder / f"{number:05d}"
         saved(folder, self.digest, lambda: self.look(frame, rows, self.fetched), wait)
         return folder
 
@@ -105,9 +81,9 @@ class Search:
         embeddings, places, asked = self.vectors
         known = self.positives(frame)
         classes, own = (self.classes[0], self.classes[1][rows]) if self.classes else (None, None)
-        corpus = Corpus(embeddings.view(places), self.corpus_pids, self.index, self.exact, self.shingles, classes)
-        reorder = self._by_words(frame["query"]) if self.asked.method != "dense" else None
-        return search(embeddings.take(asked[rows]), known, ragged(frame["negatives"]), corpus, k, own, reorder)
+        corpus = Corpus(Part(embeddings, places), self.corpus_pids, self.index, self.exact, self.shingles, classes)
+        reorder = self._by_words(frame["query"]) if self.job.settings.candidates != "dense" else None
+        return search(embeddings[asked[rows]], known, ragged(frame["negatives"]), corpus, k, own, reorder)
 
     def _by_words(self, queries: pl.Series) -> Callable[[np.ndarray], np.ndarray]:
         """Return the function that replaces candidates by those of BM25, or by the best of both rankings."""
@@ -115,7 +91,7 @@ class Search:
 
         def reorder(ids: np.ndarray) -> np.ndarray:
             found = self.lexical.nearest(queries, ids.shape[1])
-            return fused(ids, found) if self.asked.method == "both" else found
+            return fused(ids, found) if self.job.settings.candidates == "both" else found
 
         return reorder
 
@@ -123,12 +99,12 @@ class Search:
     def index(self) -> Exact:
         """The corpus by its vectors."""
         embeddings, places, asked = self.vectors
-        corpus, folder = Part(embeddings.view(places), self.corpus_pids), self.listed
+        corpus, folder = Part(embeddings, places[self.corpus_pids]), self.listed
         if folder is None:
             return self.exact(corpus)
 
-        digest, about = store.digest_of([self.digest, ivf.FORMAT]), (self.fetched, self.asked.seed, self.asked.name)
-        once(folder, digest, lambda part: ivf.write(part, corpus, embeddings.view(asked), *about), wait=True)
+        digest, about = store.digest_of([self.digest, ivf.FORMAT]), (self.fetched, self.job.seed, self.job.name)
+        once(folder, digest, lambda part: ivf.write(part, corpus, Part(embeddings, asked), *about), wait=True)
         return ivf.Lists(corpus, folder)
 
     def exact(self, corpus: Vectors) -> Exact:
@@ -138,11 +114,11 @@ class Search:
     @cached_property
     def cards(self) -> list[Card]:
         """The GPUs to search on."""
-        return cards_of(self.asked.device)
+        return cards_of(self.job.device)
 
     def said(self) -> dict[str, Any]:
         """Return what a receipt tells of the search."""
-        if not self.asked.ivf:
+        if not self.ivf:
             return {}
         receipt = (store.read_receipt(self.listed) if self.listed else None) or {}
         return {"index": {key: receipt[key] for key in ivf.SAID if key in receipt} or {"kind": "exact"}}
@@ -172,7 +148,7 @@ class Search:
             twins.same_query(safe, rows) if twins else None,
             twins.same_group(safe, rows) if twins else None,
             twins.groups[safe] if twins else None,
-            draws(self.asked.seed, f"{self.asked.name}/pick", rows[:, None] << 32 | safe) if rules.pick != "top" else None,
+            draws(self.job.seed, f"{self.job.name}/pick", rows[:, None] << 32 | safe) if rules.pick != "top" else None,
             answered(self.answers, frame["key"], found.ids, self._passages) if rules.exclude_answer else None,
         )
 
@@ -212,12 +188,12 @@ class Search:
         """Return the function that has the reranker score queries of the frame with passages."""
         reranker = self.reranker
         assert reranker is not None
-        queries = [reranker.asked(self.asked.instruction, text) for text in frame["query"]]
+        queries = [reranker.asked(self.job.entry["instruction"], text) for text in frame["query"]]
 
         def score(rows: np.ndarray, pids: np.ndarray) -> np.ndarray:
             needed, places = np.unique(pids, return_inverse=True)
             texts = list(self._passages(needed))
-            with self.progress(f"{self.asked.name}: rerank", len(rows), "pairs") as advance:
+            with self.progress(f"{self.job.name}: rerank", len(rows), "pairs") as advance:
                 return reranker.scores(queries, rows, texts, places, advance)
 
         return score
@@ -226,7 +202,7 @@ class Search:
         """Fill rows, in place, with passages drawn from the corpus that no filter on texts forbids; return how many."""
         lacking = need - chosen.found
         tries = SPARE_DRAWS + 4 * int(lacking.max(initial=0))
-        numbers = draws(self.asked.seed, f"{self.asked.name}/fill", rows[:, None] * MOST_DRAWS + np.arange(tries))
+        numbers = draws(self.job.seed, f"{self.job.name}/fill", rows[:, None] * MOST_DRAWS + np.arange(tries))
         drawn = self.corpus_pids[(numbers % np.uint64(len(self.corpus_pids))).astype(np.int64)]
         bad = contains(part.positives, drawn) | contains(part.given, drawn)
         if rules.exclude_query:
@@ -242,17 +218,17 @@ class Search:
     @cached_property
     def answers(self) -> pl.DataFrame:
         """The answers of the source's questions."""
-        return answers_of(self.asked.curated)
+        return answers_of(self.job.curated)
 
     @cached_property
     def twins(self) -> Twins:
         """Which texts count as the same."""
-        return twins_of(self.asked.curated, self.hide)
+        return twins_of(self.job.curated, self.hide)
 
     @cached_property
     def classes(self) -> tuple[np.ndarray, np.ndarray] | None:
         """The class of each passage and of each row, where negatives come from other classes."""
-        return classes_of(self.asked.curated) if self.asked.by_class else None
+        return classes_of(self.job.curated) if self.job.way == "hard" else None
 
     @cached_property
     def shingles(self) -> Ragged:
@@ -262,18 +238,18 @@ class Search:
     @cached_property
     def vectors(self) -> tuple[Embeddings, np.ndarray, np.ndarray]:
         """The store, with all of the source's texts in it; the place in it of each passage, and of each row's query."""
-        encoder, asked = self.encoder(), self.asked
-        pairs = tables.read_table(asked.curated, "pairs", ["negatives"])["negatives"].explode().drop_nulls().unique()
+        encoder, job = self.models.encoder(), self.job
+        pairs = tables.read_table(job.curated, "pairs", ["negatives"])["negatives"].explode().drop_nulls().unique()
         needed = np.union1d(self.corpus_pids, pairs.to_numpy())
-        embeddings = Embeddings(asked.embeddings, encoder, asked.store)
+        embeddings = Embeddings(job.build / "embeddings", encoder, job.settings.store)
         places = np.full(int(needed.max(initial=-1)) + 1, -1, np.int64)
 
         def texts() -> Iterator[str]:
             yield from map(encoder.passage, self._passages(needed))
-            for frame in tables.shards(asked.curated, "pairs", ["query"]):
-                yield from (encoder.query(asked.instruction, text) for text in frame["query"])
+            for frame in tables.shards(job.curated, "pairs", ["query"]):
+                yield from (encoder.query(job.entry["instruction"], text) for text in frame["query"])
 
-        with self.progress(f"{asked.name}: encode", len(needed) + self.rows, "texts") as advance:
+        with self.progress(f"{job.name}: encode", len(needed) + self.rows, "texts") as advance:
             found = embeddings.ensure(texts, advance)
         places[needed] = found[: len(needed)]
         return embeddings, places, found[len(needed) :]
@@ -281,15 +257,22 @@ class Search:
     def _passages(self, needed: np.ndarray) -> Iterator[str]:
         """Return the texts of the needed passages, in order, shard by shard."""
         wanted = pl.Series("pid", needed, dtype=pl.UInt32)
-        for frame in tables.shards(self.asked.curated, "passages", ["pid", "text"]):
+        for frame in tables.shards(self.job.curated, "passages", ["pid", "text"]):
             yield from frame.filter(pl.col("pid").is_in(wanted.implode()))["text"]
 
 
 def blocks(curated: Path) -> Iterator[tuple[int, int, np.ndarray, pl.DataFrame]]:
-    """Return a source's rows in blocks: number of the shard, of the block, of each row (q,), and the rows; no row, one block."""
+    """Return a source's rows in blocks: number of the shard, of the block, of each row (q,), and the rows; no row, one block.
+
+    Raises:
+        BuildError: a row has no positive.
+    """
     number, first = 0, 0
     for shard, pairs in enumerate(tables.shards(curated, "pairs")):
         for start in range(0, max(len(pairs), 1), QUERIES):
             frame = pairs.slice(start, QUERIES)
+            bare = frame.filter(frame["positives"].list.len() == 0)
+            if len(bare):
+                raise BuildError(curated, f"tuple '{bare['id'][0]}' has no positive", "run `curate build` again")
             yield shard, number, np.arange(first, first + len(frame)), frame
             number, first = number + 1, first + len(frame)

@@ -60,8 +60,7 @@ def evaluate(
     from training.evaluate import evaluate as measure
 
     assert data
-    progress = for_terminal(quiet)
-    found = {model: measure(load_encoder(model, **settings), data, instruction, progress, split) for model in models}
+    found = {model: measure(load_encoder(model, **settings), data, instruction, for_terminal(quiet), split) for model in models}
     if len(found) == 1 or as_json:
         return show(found[models[0]] if len(found) == 1 else found, as_json)
     _side_by_side(list(found), {name: [one[name] for one in found.values()] for name in found[models[0]]})

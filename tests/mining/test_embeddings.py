@@ -16,7 +16,7 @@ from small_build import FakeEncoder, files_of, hashed
 
 from curation.errors import BuildError
 from mining import embeddings
-from mining.embeddings import Embeddings
+from mining.embeddings import Embeddings, Part
 
 SLOW_RUN = """
 import sys, time
@@ -60,9 +60,9 @@ def test_each_text_once_in_order_of_need(tmp_path, few):
     ]
     assert sum(told) == 50
     assert len(store) == 20
-    np.testing.assert_array_equal(store.take(places), hashed(texts, 16))
-    np.testing.assert_array_equal(store.view(places)[10:13], hashed(texts[10:13], 16))
-    np.testing.assert_array_equal(store.view(places)[np.array([9, 9, 1])], hashed([texts[9], texts[9], texts[1]], 16))
+    np.testing.assert_array_equal(store[places], hashed(texts, 16))
+    np.testing.assert_array_equal(Part(store, places)[10:13], hashed(texts[10:13], 16))
+    np.testing.assert_array_equal(Part(store, places)[np.array([9, 9, 1])], hashed([texts[9], texts[9], texts[1]], 16))
 
     again, encoder = opened(tmp_path)
     assert (again.ensure(lambda: [*texts, "new"])[:50] == places).all()
@@ -101,7 +101,7 @@ def test_a_damaged_shard_is_made_again(tmp_path, few, damage):
     store, encoder = opened(tmp_path)
     places = store.ensure(lambda: texts)
     assert encoder.calls == [texts[8:16]]
-    np.testing.assert_array_equal(store.take(places), hashed(texts, 16))
+    np.testing.assert_array_equal(store[places], hashed(texts, 16))
     assert files_of(tmp_path) == whole
 
 
@@ -110,7 +110,7 @@ def test_what_was_read_does_not_stay_mapped(tmp_path, few, monkeypatch):
     monkeypatch.setattr(embeddings, "RESIDENT", 3 * 8 * 2048 * 4)  # three shards
     vectors, _ = opened(tmp_path, dim=2048)
     texts = [f"text {n}" for n in range(162)]
-    found = vectors.take(vectors.ensure(lambda: texts))
+    found = vectors[vectors.ensure(lambda: texts)]
     np.testing.assert_array_equal(found, hashed(texts, 2048))
     mapped = mapped_of(".f32")
     assert len(mapped) == 21

@@ -119,7 +119,8 @@ def test_mined_with_an_index(tmp_path, monkeypatch):
 
 
 def test_lists_that_take_longer_than_all_passages_are_told():
-    receipt = {"rows_in": 1, "dropped": {}, "filters": {}, "index": {"kind": "ivf", "probes": 1392, "lists": 1789}}
+    receipt = {"rows_in": 1, "kept": 1, "dropped": {}, "filters": {}, "histograms": {"negatives": []}, "settings": {}}
+    receipt["index"] = {"kind": "ivf", "probes": 1392, "lists": 1789}
     assert list(mine.warnings_of("s", receipt)) == [
         "s: 'index: ivf' searches 1,392 of 1,789 lists for each query, which takes longer than all passages at once; take `index: exact`"
     ]

@@ -134,6 +134,11 @@ def test_a_filter_that_takes_all_is_named(tmp_path):
         "s: 40 of 40 rows have too few negatives and were dropped; 'max_score' took most candidates "
         f"({receipt['filters']['max_score']:,} of 840, which is 21 a row)"
     ]
+    build = make_build(tmp_path / "d", {"s": retrieval(40)}, EASY + ", max_score: -1, shortage: keep")
+    assert list(warnings_of("s", run(build)["s"])) == [
+        "s: 0 of 120 negatives were found, and rows short of them kept; 'max_score' took most candidates "
+        f"({receipt['filters']['max_score']:,} of 840, which is 21 a row)"
+    ]
     build = make_build(tmp_path / "c", {"s": retrieval(40)}, EASY)
     assert not list(warnings_of("s", run(build)["s"]))
 
@@ -231,6 +236,18 @@ def test_shown(tmp_path):
 )
 def test_shared_words_are_marked(text, others, found):
     assert marked(text, others) == found
+
+
+@pytest.mark.parametrize("at", [0, 7, 39])
+def test_a_query_without_a_positive(tmp_path, at):
+    source = retrieval(40)
+    source["tuples"][at]["positives"] = []
+    for name, mine in (("b", EASY), ("c", f"{EASY}, preset: clean")):
+        build = make_build(tmp_path / name, {"s": source}, mine)
+        with pytest.raises(BuildError) as error:
+            run(build)
+        assert str(error.value) == f"{build}/curated/s: tuple 's/{at}' has no positive; run `curate build` again"
+        assert not (build / "mined" / "s").exists()
 
 
 def test_wrong_builds(tmp_path):

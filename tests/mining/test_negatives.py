@@ -58,9 +58,10 @@ def test_the_lowest_positive_is_the_reference():
     assert chosen(rules, positives=((0, 1),), positive_scores=(0.9, 0.5))[0] == [2, 7, -1]
 
 
-def test_the_relative_margin_of_a_negative_score_lowers_the_limit():
+@pytest.mark.parametrize("score", [-0.1, 0.0, 1e-12, 0.3])
+def test_the_relative_margin_of_a_negative_or_tiny_score_lowers_the_limit(score):
     rules = Rules(0, 100, max_score=None, relative_margin=0.5)
-    assert chosen(rules, positive_scores=(-0.1,))[0] == [7, -1, -1]  # below -0.1 - 0.05, not below -0.05
+    assert chosen(rules, positive_scores=(score,))[0] == [7, -1, -1]  # of -0.1 those below -0.15, not -0.05
 
 
 def all_of(rules, wanted=3, **tables):
