@@ -195,4 +195,4 @@ def _scores(corpus: Corpus, left: np.ndarray, right: np.ndarray, lowest: float) 
     texts = Buffers(np.frombuffer(data, np.uint8), np.append(0, (end - first).cumsum()))
     for array in (texts.starts, counts):
         array.flags.writeable = False  # as what is mapped: the loops are compiled for that
-    return jaccard(texts, np.where(entries < 0, ~at, at), counts, *np.split(pair, 2), lowest)
+    return jaccard(texts, np.where(entries < 0, ~at, at), counts, pair[: len(left)], pair[len(left) :], lowest)
