@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
 
-BLOCK = 10_000  # texts at a time, so that they stay in the cache
+BLOCK = 1 << 20  # bytes of texts at a time, so that they stay in the cache
 BETWEEN = "\x80"  # stands in no ASCII text
 PLAIN = bytes(ord(chr(code).lower()) if chr(code).isalnum() or code in (95, 128) else 32 for code in range(256))
 UNTOLD, UNASKED = 0x110000, 0x110001  # beyond all code points
@@ -27,12 +29,18 @@ def normalised(texts: pl.Series) -> pl.Series:
         parts = [normalised(texts.filter(plain)), _beyond_ascii(texts.filter(~plain))]
         place = np.argsort(np.argsort(~plain.to_numpy(), kind="stable"), kind="stable")
         return pl.concat(parts).gather(place)
-    blocks = [_plain_words(texts.slice(start, BLOCK)) for start in range(0, len(texts), BLOCK)]
-    return _or_null(pl.concat(blocks) if blocks else texts).alias(texts.name)
+    return _or_null(_by_blocks(_plain_words, texts)).alias(texts.name)
+
+
+def _by_blocks(work: Callable[[pl.Series], pl.Series], texts: pl.Series) -> pl.Series:
+    """Return what `work` makes of texts, block by block: it needs up to thirty times their bytes."""
+    ends = texts.str.len_bytes().cum_sum().to_numpy().astype(np.int64)
+    cuts = [0, *(np.flatnonzero(np.diff(ends // BLOCK)) + 1).tolist(), len(texts)]
+    return pl.concat([work(texts.slice(start, end - start)) for start, end in pairwise(cuts)]) if len(texts) else texts
 
 
 def _beyond_ascii(texts: pl.Series) -> pl.Series:
-    words = pl.concat([_by_table(texts.slice(start, BLOCK)) for start in range(0, len(texts), BLOCK)])
+    words = _by_blocks(_by_table, texts)
     untold = words.is_null().arg_true()
     words = words.scatter(untold, words_of(texts.gather(untold))) if len(untold) else words
     return _or_null(words).alias(texts.name)

@@ -7,6 +7,7 @@ each SHARE of the texts, until all bands are through, and of one share after the
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,8 +24,7 @@ PART = 1 << 24  # entries of a band that are sorted at a time
 WAITING = 1 << 22  # candidate pairs that are collected before they go to their files
 SHARE = 1 << 22  # texts whose pairs with later ones are verified together
 CROWDED = 1 << 24  # pairs of a share's file from which on those that stand there twice are taken out
-MAPPED = 1 << 29  # bytes of texts that may be mapped at once
-COMPARED = 1 << 11  # pairs of more that are compared until pages are given back: a text brings neighbours, 64 kB to some hundred
+MAPPED = 1 << 29  # bytes of texts up to which they are read through their map: a touch may bring a megabyte of neighbours
 HALF = np.uint64(32)
 LOW = np.uint64(0xFFFFFFFF)
 
@@ -76,7 +76,6 @@ def matches(
     most = dict.fromkeys(shares, CROWDED)
     for pairs in _blocks(corpus, able, owners):
         _put_off(corpus, pairs, shares, most)
-    forget(corpus)
     kinds = {"left": np.uint32, "right": np.uint32, "score": np.float64}
     with ExitStack() as closing:
         file = {name: closing.enter_context((corpus.folder / name).open("wb")) for name in kinds}
@@ -154,6 +153,7 @@ def _put_off(corpus: Corpus, pairs: np.ndarray, shares: list[Path], most: dict[P
             whole = _distinct(np.fromfile(path, np.uint64))
             whole.tofile(path)
             most[path] = max(CROWDED, 2 * len(whole))
+    forget(corpus)
 
 
 def _distinct(pairs: np.ndarray) -> np.ndarray:
@@ -165,20 +165,34 @@ def _verified(corpus: Corpus, path: Path, lowest: float) -> tuple[np.ndarray, np
     """Return (left, right, score) of the candidates in a file that match, in order; the file goes."""
     pairs = _distinct(np.fromfile(path, np.uint64)) if path.exists() else np.zeros(0, np.uint64)
     path.unlink(missing_ok=True)
-    large = corpus.texts.data.nbytes > MAPPED
-    step, at_once = (COMPARED, COMPARED // 2) if large else (4 * PAIRS, PAIRS)
     good, scores = [np.zeros(0, np.uint64)], [np.zeros(0)]
+    step = min(4 * PAIRS, max(1, MAPPED * len(corpus.forms) // (8 * max(1, corpus.texts.data.nbytes))))  # by how long texts are
     for first in range(0, len(pairs), step):
         some = pairs[first : first + step]
-        left, right = (some >> HALF).astype(np.int64), (some & LOW).astype(np.int64)
-        score = jaccard(corpus.texts, corpus.entries, corpus.counts, left, right, lowest, at_once)
+        score = _scores(corpus, (some >> HALF).astype(np.int64), (some & LOW).astype(np.int64), lowest)
         good.append(some[score >= lowest])
         scores.append(score[score >= lowest])
-        if large:
-            forget(corpus)
     found, score = np.concatenate(good), np.concatenate(scores)
     left, right = (texts_of(corpus.entries[half.astype(np.int64)]) for half in (found >> HALF, found & LOW))
     left, right = np.minimum(left, right), np.maximum(left, right)
     order = np.lexsort((right, left))
     order = order[left[order] != right[order]]
     return left[order], right[order], score[order]
+
+
+def _scores(corpus: Corpus, left: np.ndarray, right: np.ndarray, lowest: float) -> np.ndarray:
+    """Return the Jaccard of pairs of entries, 0 below `lowest`; of many texts, those that are needed are read, not mapped."""
+    if corpus.texts.data.nbytes <= MAPPED:
+        return jaccard(corpus.texts, corpus.entries, corpus.counts, left, right, lowest)
+    used, pair = np.unique(np.concatenate([left, right]), return_inverse=True)
+    entries, counts = corpus.entries[used], corpus.counts[used]
+    numbers, at = np.unique(texts_of(entries), return_inverse=True)
+    first, end = corpus.texts.starts[numbers], corpus.texts.starts[numbers + 1]
+    with (corpus.folder / "data").open("rb", buffering=0) as file:
+        places = zip((end - first).tolist(), first.tolist(), strict=True)
+        data = b"".join([os.pread(file.fileno(), size, place) for size, place in places])
+    forget(corpus)
+    texts = Buffers(np.frombuffer(data, np.uint8), np.append(0, (end - first).cumsum()))
+    for array in (texts.starts, counts):
+        array.flags.writeable = False  # as what is mapped: the loops are compiled for that
+    return jaccard(texts, np.where(entries < 0, ~at, at), counts, pair[: len(left)], pair[len(left) :], lowest)

@@ -176,17 +176,11 @@ def repeated(keys: np.ndarray, able: np.ndarray, count: int, bits: int, part: in
 
 
 def jaccard(
-    texts: Buffers,
-    entries: np.ndarray,
-    counts: np.ndarray,
-    left: np.ndarray,
-    right: np.ndarray,
-    least: float,
-    at_once: int = PAIRS,
+    texts: Buffers, entries: np.ndarray, counts: np.ndarray, left: np.ndarray, right: np.ndarray, least: float
 ) -> np.ndarray:
     """Return the Jaccard of the shingle sets of entries left[i] and right[i]; 0 where it is below `least`.
 
-    Exact up to equal 64-bit hashes. Sorted pairs are quickest: the set of an entry is made once for `at_once` of them.
+    Exact up to equal 64-bit hashes. Sorted pairs are quickest: the set of an entry is made once for PAIRS of them.
     """
 
     def one(part: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
@@ -200,18 +194,16 @@ def jaccard(
         score = both / np.maximum(sizes[i] + sizes[j] - both, 1)
         return np.asarray(np.where(score >= least, score, 0.0))
 
-    return np.concatenate([np.zeros(0), *_each(one, _parts(counts, left, right, at_once))])
+    return np.concatenate([np.zeros(0), *_each(one, _parts(counts, left, right))])
 
 
-def _parts(
-    counts: np.ndarray, left: np.ndarray, right: np.ndarray, at_once: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _parts(counts: np.ndarray, left: np.ndarray, right: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Cut pairs into runs; yield the distinct entries of each, and where among them its lefts and rights are."""
     first = 0
     while first < len(left):
-        some = slice(first, first + at_once)
+        some = slice(first, first + PAIRS)
         if kernels:
-            used, i, j = (np.empty(size, np.int64) for size in (2 * at_once, at_once, at_once))
+            used, i, j = (np.empty(size, np.int64) for size in (2 * PAIRS, PAIRS, PAIRS))
             pairs, size = table_kernels.numbered(left[some], right[some], counts, ROOM, used, i, j)
             yield used[:size], i[:pairs], j[:pairs]
         else:

@@ -250,7 +250,7 @@ def test_nothing_depends_on_how_much_is_in_memory(engine, monkeypatch):
     texts = pl.Series(edited_texts(400) + some_texts(50) + ["!!!", "What is it?", "what is it"])
     before = nearly(texts, 0.7)
     assert len(before.left) > 100
-    for name, size in (("PART", 100), ("SHARE", 60), ("WAITING", 300), ("CROWDED", 20), ("MAPPED", 999), ("COMPARED", 14)):
+    for name, size in (("PART", 100), ("SHARE", 60), ("WAITING", 300), ("CROWDED", 20), ("MAPPED", 9_999)):
         monkeypatch.setattr(pairs_module, name, size)
     monkeypatch.setattr(near_module, "SORTED", 70)
     monkeypatch.setattr(pairs_module, "BATCH", 50)
