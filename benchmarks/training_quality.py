@@ -7,8 +7,8 @@ nDCG@10 is measured on 100 held-out queries of each of some sources among 200 pa
 questions out of all sources. Every trainer sees the same number of rows of the same source at each step, from the same weights
 and with the same highest learning rate. What differs is what each does by itself:
 
-ours                   no two rows of a passage or group in a batch, false negatives masked, in-batch loss for labelled clusterings
-                       too (the own class masked), no decay of norms and embeddings
+ours                   no two rows of a passage or group in a batch, false negatives masked, no decay of norms and embeddings;
+                       in-batch loss for labelled clusterings too, the own class masked
 F2LLM's loop           rows and negatives as they are shuffled; its cosine starts at 0; classification without in-batch loss too
 sentence-transformers  MultipleNegativesRankingLoss for all sources, AdamW's and the trainer's defaults: no decay of weights, a
                        linear schedule, dropout as the model has it
