@@ -52,7 +52,8 @@ def _tasks(name: str) -> list[Any]:
 
 def _of_task(task: Any, base: Path) -> list[EvalSet]:
     name, dataset = task.metadata.name, task.metadata.dataset
-    at = {"path": dataset["path"], "revision": dataset["revision"]}
+    here = (base / dataset["path"]).is_dir()  # a task of one's own, which mteb wants a revision of all the same
+    at = {"path": dataset["path"], "revision": None if here else dataset["revision"]}
     made = []
     for subset in task.hf_subsets:
         if task.metadata.type in RETRIEVAL:
@@ -65,11 +66,11 @@ def _of_task(task: Any, base: Path) -> list[EvalSet]:
     return made
 
 
-def _retrieval(name: str, at: dict[str, str], subset: str, split: str, splits: dict[str, list[str]]) -> EvalSet:
+def _retrieval(name: str, at: dict[str, str | None], subset: str, split: str, splits: dict[str, list[str]]) -> EvalSet:
     """Find queries, corpus and qrels among a dataset's configs, as mteb's own loader does."""
     prefix = "" if subset == "default" else f"{subset}-"
 
-    def table(*configs: str) -> dict[str, str]:
+    def table(*configs: str) -> dict[str, str | None]:
         config = next((one for one in configs if one in splits), None)
         if config is None:
             raise ManifestError(PLACE, f"'{name}' has no config '{configs[0]}'", "name its files in `against`")

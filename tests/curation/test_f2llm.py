@@ -42,7 +42,7 @@ def local(source: Source, golden: dict, folder: Path) -> Source:
     if any("." in name for name in source.join):  # parts of records, which our own reader leaves as JSON
         (folder / "set").mkdir()
         lines(folder / "set" / "train.jsonl", golden["rows"])
-        return source.model_copy(update={"path": str(folder / "set"), "config": None})
+        return source.model_copy(update={"path": str(folder / "set"), "config": None, "revision": None})
     lines(folder / "rows.jsonl", golden["rows"])
     here = {"path": None, "config": None, "revision": None, "files": [str(folder / "rows.jsonl")], "skip": 0}
     for part in ("corpus", "queries"):
