@@ -7,8 +7,7 @@ nDCG@10 is measured on 100 held-out queries of each of some sources among 200 pa
 questions out of all sources. Every trainer sees the same number of rows of the same source at each step, from the same weights
 and with the same highest learning rate. What differs is what each does by itself:
 
-ours                   no two rows of a passage or group in a batch, false negatives masked, no decay of norms and embeddings;
-                       in-batch loss for labelled clusterings too, the own class masked
+ours                   no two rows of a passage or group in a batch, false negatives masked, no decay of norms and embeddings
 F2LLM's loop           rows and negatives as they are shuffled; its cosine starts at 0; classification without in-batch loss too
 sentence-transformers  MultipleNegativesRankingLoss for all sources, AdamW's and the trainer's defaults: no decay of weights, a
                        linear schedule, dropout as the model has it
@@ -140,6 +139,7 @@ def compare(kind: str, build: Path, work: Path, given: argparse.Namespace) -> No
         max_tokens=given.tokens,
         lr=LR[kind],
         warmup=given.steps // 10,
+        in_batch_classes=given.in_batch_classes,
         pooling="mean" if kind == "minilm" else "last",
     )
     model = load_model(folder, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device="cpu")
@@ -172,6 +172,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rows", type=int, default=300, help="drawn tuples of each source")
+    parser.add_argument("--in-batch-classes", action="store_true", help="ours has the in-batch loss for labelled clusterings too")
     parser.add_argument("--held-out", nargs="+", default=HELD_OUT, help="sources to measure on")
     choices = ["ours", "ours, their rows", "F2LLM's loop", "sentence-transformers"]
     parser.add_argument("--trainers", nargs="+", choices=choices, default=choices)

@@ -188,9 +188,9 @@ class Train(Section):
     dtype: Dtype = Field("auto", description="of the matrix products; weights stay float32")
     mask_false_negatives: bool = Field(True, description="a passage that is a query's positive is no in-batch negative of it")
     in_batch_classes: bool = Field(
-        True,
+        False,
         description="a clustering with labels has the in-batch loss too, among texts of other classes (with `mask_false_negatives`); "
-        "`no` is F2LLM's rule, for retrieval alone",
+        "F2LLM's rule is: retrieval alone",
     )
     mask_margin: float | None = Field(
         None,
