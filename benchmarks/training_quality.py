@@ -139,7 +139,6 @@ def compare(kind: str, build: Path, work: Path, given: argparse.Namespace) -> No
         max_tokens=given.tokens,
         lr=LR[kind],
         warmup=given.steps // 10,
-        in_batch_classes=given.in_batch_classes,
         pooling="mean" if kind == "minilm" else "last",
     )
     model = load_model(folder, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device="cpu")
@@ -172,7 +171,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rows", type=int, default=300, help="drawn tuples of each source")
-    parser.add_argument("--in-batch-classes", action="store_true", help="ours has the in-batch loss for labelled clusterings too")
     parser.add_argument("--held-out", nargs="+", default=HELD_OUT, help="sources to measure on")
     choices = ["ours", "ours, their rows", "F2LLM's loop", "sentence-transformers"]
     parser.add_argument("--trainers", nargs="+", choices=choices, default=choices)

@@ -157,7 +157,7 @@ class OfSource(Section):
     negatives: int | None = Field(None, ge=0, description="hard negatives a tuple, instead of the recipe's")
     in_batch: bool | None = Field(
         None,
-        description="whether other tuples' positives, but those of its group or class, are negatives too; absent, as the recipe has it",
+        description="whether other tuples' positives, but those of its group or class, are negatives too; absent, those of retrieval are",
     )
 
 
@@ -187,11 +187,6 @@ class Train(Section):
     prompt: Prompt = Field("auto", description="as in `mine`")
     dtype: Dtype = Field("auto", description="of the matrix products; weights stay float32")
     mask_false_negatives: bool = Field(True, description="a passage that is a query's positive is no in-batch negative of it")
-    in_batch_classes: bool = Field(
-        False,
-        description="a clustering with labels has the in-batch loss too, among texts of other classes (with `mask_false_negatives`); "
-        "F2LLM's rule is: retrieval alone",
-    )
     mask_margin: float | None = Field(
         None,
         ge=0,

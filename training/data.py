@@ -52,9 +52,8 @@ class Plan:
         self.joint = recipe.loss == "infonce"  # it takes other rows' negatives too, so tell the false ones
         own = [recipe.of(source.name) for source in sources]
         self.negatives = [recipe.negatives if one.negatives is None else one.negatives for one in own]
-        classes = recipe.in_batch_classes and recipe.mask_false_negatives
-        fit = [source.task in IN_BATCH_TASKS or (classes and source.labelled) for source in sources]
-        self.in_batch = [fits if one.in_batch is None else one.in_batch for one, fits in zip(own, fit, strict=True)]
+        tasks = [source.task in IN_BATCH_TASKS for source in sources]
+        self.in_batch = [task if one.in_batch is None else one.in_batch for one, task in zip(own, tasks, strict=True)]
         self.batches = [-(-len(source) // self.batch) for source in sources]  # of a pass; the last of a source may be smaller
         sizes, weights = [len(source) for source in sources], [one.weight for one in own]
         self.shares = shares(self.batches, sizes, recipe.evenness, weights)  # of an epoch

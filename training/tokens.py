@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from training.model import Model
 
 ABSENT = np.uint32(0xFFFFFFFF)
-FORMAT = 4  # of these arrays
+FORMAT = 3  # of these arrays
 TEXTS_AT_ONCE = 8192
 FIRST_UNGROUPED = 1 << 32  # groups are u32, so a passage without one gets an identity that no group has
 WINDOW = 1 << 25  # bytes of a large file that may be mapped at a time
@@ -62,7 +62,6 @@ class Source:
     identity: np.ndarray
     positive_score: np.ndarray
     negative_scores: np.ndarray
-    labelled: bool = False  # a clustering whose rows all have labels
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -171,9 +170,7 @@ def _write_source(
     before = tables.read_table(curated, "pairs", ["id", "key", "positives", "label"])
     _same_tuples(pairs, before, mined)
     passages = tables.read_table(curated, "passages", ["pid", "key", "text", "group"])
-    clustering = entry["task"] == "clustering"
-    kinds = _classes(before, passages) if clustering else passages["group"]
-    labelled = clustering and not before["label"].null_count()
+    kinds = _classes(before, passages) if entry["task"] == "clustering" else passages["group"]
 
     def work(part: Path) -> dict[str, Any]:
         arrays = _arrays(pairs, passages, kinds, mined)
@@ -189,8 +186,7 @@ def _write_source(
             with store.atomic(part / f"{label}.npy") as file:
                 np.save(file, array)
         sizes = {path.name: path.stat().st_size for path in sorted(part.iterdir())}
-        wide = _width(model).itemsize
-        return {"rows": len(pairs), "texts": len(distinct), "bytes": sizes, "wide": wide, "labelled": labelled}
+        return {"rows": len(pairs), "texts": len(distinct), "bytes": sizes, "wide": _width(model).itemsize}
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     return store.run_stage(folder, digest, work)[0]
@@ -273,4 +269,4 @@ def _tokenise(model: Model, texts: list[str], file: IO[bytes], advance: Any) -> 
 def _open(build: Path, name: str, task: str, folder: Path, receipt: Mapping[str, Any]) -> Source:
     arrays = {label: np.load(folder / f"{label}.npy", mmap_mode="r") for label in ARRAYS}
     ids = np.memmap(folder / "ids.bin", dtype=np.uint16 if receipt["wide"] == 2 else np.uint32, mode="r")
-    return Source(name, task, build / "mined" / name, receipt["digest"], ids, **arrays, labelled=receipt["labelled"])
+    return Source(name, task, build / "mined" / name, receipt["digest"], ids, **arrays)

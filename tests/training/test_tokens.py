@@ -33,7 +33,7 @@ def test_texts_of_one_class_are_no_negatives_of_each_other(loaded, tmp_path):
     (source,) = load_sources(build, loaded, "none")
     assert len(set(source.identity.tolist())) == 3
     assert [len(set(source.identity[first::3].tolist())) for first in range(3)] == [1, 1, 1]
-    plan = Plan([source], 5, Train(model="m", batch=12, negatives=1, loss="infonce", in_batch_classes=True))
+    plan = Plan([source], 5, Train(model="m", batch=12, negatives=1, loss="infonce", sources={"topics": OfSource(in_batch=True)}))
     assert plan.in_batch == [True]
     batch = plan.batch_at(0)
     same = batch.rows[:, None] % 3 == batch.rows % 3
@@ -53,21 +53,3 @@ def test_a_clustering_without_labels_has_groups(loaded, tmp_path):
     (source,) = load_sources(build, loaded, "none")
     assert len(set(source.identity[:6].tolist())) == 1
     assert source.identity[6:].tolist() == [FIRST_UNGROUPED + passage for passage in range(6, 12)]
-    plan = Plan([source], 5, Train(model="m", in_batch_classes=True))
-    assert plan.in_batch == [False]  # some texts of the own class might not be known
-
-
-@pytest.mark.parametrize(
-    ("keys", "in_batch"),
-    [
-        ({}, False),
-        ({"in_batch_classes": True}, True),
-        ({"in_batch_classes": True, "mask_false_negatives": False}, False),
-        ({"sources": {"topics": OfSource(in_batch=True)}}, True),
-        ({"in_batch_classes": True, "sources": {"topics": OfSource(in_batch=False)}}, False),
-    ],
-)
-def test_the_recipe_says_whether_classes_are_each_others_negatives(loaded, tmp_path, keys, in_batch):
-    build = write_build(tmp_path / "b", {"topics": topics([f"topic {row % 3}" for row in range(12)])})
-    plan = Plan(load_sources(build, loaded, "none"), 5, Train(model="m", batch=12, negatives=1, **keys))
-    assert plan.batch_at(0).in_batch == in_batch
