@@ -190,7 +190,7 @@ def choose(queries: int, passages: int) -> None:
 
 
 def end(data: Path, count: int) -> None:
-    """Print seconds from texts to negatives of both sides, and the share of equal rows."""
+    """Print CPU-seconds from texts to negatives of both sides, and how many rows come out."""
     folder = data / "squad_v1_nqg"
     texts = [(folder / name).read_text(encoding="utf-8").split("\n")[:count] for name in ("tgt-dev.txt", "src-dev.txt")]
     from peer import peer_rows
