@@ -66,7 +66,7 @@ def chunks_of(lengths: np.ndarray, budget: int | None, world: int) -> list[list[
 
     Every process must go forward and back equally often, so one that has fewer gets empty ones.
     """
-    each = [cut(np.cumsum([0, *lengths[rank::world]]), budget) for rank in range(world)]
+    each = [cut(np.append(0, lengths[rank::world]).cumsum(), budget) for rank in range(world)]
     most = max(map(len, each))
     return [own + [(0, 0)] * (most - len(own)) for own in each]
 
