@@ -28,7 +28,7 @@ from curation.shaping.unused import check_left, check_readable, check_rows, coun
 from curation.store import digest_of, run_stage, stands
 from curation.tables import read_parquet, read_table, write_parquet, write_table
 
-FORMAT = 3  # of what the stages write; a new one makes every build run again
+FORMAT = 4  # of what the stages write; a new one makes every build run again
 Receipt = dict[str, Any]
 
 

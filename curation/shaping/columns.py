@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import NamedTuple
+from urllib.parse import quote
 
 import polars as pl
+import xxhash
 
 from curation.errors import SourceError, did_you_mean, listed
 from curation.manifest_source import Source
@@ -24,6 +27,8 @@ TUPLES = pl.Schema(
     }
 )
 EVIDENCE_CHARS = 200
+BREAKS_A_LINE = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]|^\s|\s$"  # what ends a line or a cell for some reader
+LONGEST_ID, HEAD_OF_ID = 1_000, 200  # characters; Python's csv module refuses a cell of 131,072 bytes
 # Rows that a reader of the source would call broken; they count against `max_bad`. Other reasons are choices.
 BAD = ("empty_query", "empty_positive", "bad_score", "unknown_query", "unknown_passage", "empty_text", "empty_label")
 
@@ -120,7 +125,7 @@ def instruction_of(source: Source, queries: pl.Series) -> str:
 
 
 def ids_of(source: Source, rows: pl.DataFrame) -> pl.Series:
-    """Return each row's id: `name/row`, or with the id that the source gives it. One that begins with the name keeps it.
+    """Return each row's id: `name/row`, or with the id that the source gives it, as `named` writes it.
 
     Raises:
         SourceError: a row has none, or that of another.
@@ -128,13 +133,33 @@ def ids_of(source: Source, rows: pl.DataFrame) -> pl.Series:
     if source.fields.id is None:
         return rows.select(_id(source))["id"]
     given = texts_of(source, rows, source.fields.id)
-    ids = pl.select((f"{source.name}/" + pl.lit(given).str.strip_prefix(f"{source.name}/")).alias("id")).to_series()
+    ids = named(source, given)
     hint = "leave out `id`, and rows have their numbers for ids"
     for wrong, what in ((ids.is_null(), "has no '{}'"), (ids.is_duplicated(), "has the '{}' of another row, {}")):
         if wrong.any():
             at = int(wrong.arg_max() or 0)
             raise SourceError(place_of(source), f"row {rows[ROW][at]} {what.format(source.fields.id, given[at])}", hint)
     return ids
+
+
+def named(source: Source, given: pl.Series) -> pl.Series:
+    """Return `name/given id` of each row; an id that begins with the name keeps it.
+
+    Ids are keys of tab-separated files and of lines, so control characters, line separators and white space at the ends are
+    written as in URLs: a tab is %09. A very long id is its head and its digest. An id that was written so stays as it is.
+    """
+    bare = pl.select(pl.lit(given).str.strip_prefix(f"{source.name}/")).to_series()
+    unsafe = (bare.str.contains(BREAKS_A_LINE) | (bare.str.len_chars() > LONGEST_ID)).fill_null(False).arg_true()
+    if len(unsafe):
+        bare = bare.scatter(unsafe, [_safe_id(id_) for id_ in bare.gather(unsafe)])
+    return pl.select((f"{source.name}/" + pl.lit(bare)).alias("id")).to_series()
+
+
+def _safe_id(given: str) -> str:
+    ends = len(given) - len(given.lstrip()), len(given.rstrip())
+    inner = re.sub(BREAKS_A_LINE, lambda sign: quote(sign[0], safe=""), given[ends[0] : ends[1]])
+    safe = quote(given[: ends[0]], safe="") + inner + quote(given[ends[1] :], safe="")
+    return safe if len(safe) <= LONGEST_ID else f"{safe[:HEAD_OF_ID]}~{xxhash.xxh3_128_hexdigest(given.encode())}"
 
 
 def text_lists(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:

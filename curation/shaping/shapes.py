@@ -31,6 +31,7 @@ from curation.shaping.columns import (
     ids_of,
     instruction_of,
     labels_of,
+    named,
     numbers_of,
     place_of,
     queries_of,
@@ -225,9 +226,12 @@ def _qrels(source: Source, rows: pl.DataFrame, seed: int, corpus: pl.DataFrame, 
         .with_columns(
             pl.lit(None).alias("reason"), pl.lit(None).alias("label"), pl.lit(None).alias("evidence"),
             pl.lit([], dtype=pl.List(pl.String)).alias("negatives"),
-            (f"{source.name}/" + pl.col("query_id").str.strip_prefix(f"{source.name}/")).alias("id"),
         )
     )  # fmt: skip
+    tuples = tuples.with_columns(named(source, tuples["query_id"]).alias("id"))
+    if (twice := tuples["id"].is_duplicated()).any():  # `7` and `name/7`, or an id beside what another is written as
+        given = tuples.filter(twice).sort("id", maintain_order=True)["query_id"].head(2).to_list()
+        raise SourceError(place_of(source), f"the queries {given[0]!r} and {given[1]!r} get one id", "rename one of them")
     made = finish(source, tuples)
     return Tuples(made.tuples, dropped_rows(source, frame.filter(~good)), passages["text"])
 
