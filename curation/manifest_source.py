@@ -153,7 +153,10 @@ class Fields(Section):
     id: str | None = Field(
         None, description="column of a row's own id, which then is `name/id`; by default its number, `name/row`"
     )
-    positive: str | None = Field(None, description="column of the positive; a list gives several; `a.b` is part b of records a")
+    positive: str | None = Field(
+        None,
+        description="column of the positive; a list gives several; `a.b` is part b of records a; the one with the highest score, if any, comes first",
+    )
     negatives: list[str] = Field(
         [],
         description="column or columns of given negatives, or a pattern such as `negative_*`; lists are taken apart",
@@ -161,7 +164,7 @@ class Fields(Section):
     documents: str | None = Field(
         None,
         description="column of lists of texts, positives and negatives together: those with a `label` above 0 are the positives; "
-        "without labels, those whose `score` reaches `threshold`; without that, the first one",
+        "without labels, those whose `score` reaches `threshold`; without that, the one with the highest score",
     )
     label: str | None = Field(None, description="column of the label (NLI, classification, clustering; `documents`: a list)")
     score: str | None = Field(None, description="column of the score (STS, paraphrase, graded qrels; `documents`: a list, kept)")

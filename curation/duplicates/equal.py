@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 
 from curation.schema import composed, dropped_frame, keys_of
+from curation.shaping.columns import GRADES
 from curation.text import numbered
 
 LISTS = ("positives", "negatives")
@@ -21,8 +22,11 @@ def distinct(texts: pl.Series) -> pl.DataFrame:
 def merge_queries(tuples: pl.DataFrame, source: str) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return (tuples with distinct queries, merged ones as a `DROPPED` table).
 
-    Queries are equal when their keys are. The first keeps its place and id; positives and negatives are united in order.
+    Queries are equal when their keys are. The first keeps its place and id; positives and negatives are united in order,
+    positives with grades by these, of which no tuple has any afterwards.
     """
+    graded_lists = tuples.select("positives", GRADES) if GRADES in tuples.columns else None
+    tuples = tuples.drop(GRADES, strict=False)
     same = composed(tuples["query"])
     at = np.arange(len(tuples))
     some = np.flatnonzero(same.hash().is_duplicated())  # few: those that share a hash by chance are told apart below
@@ -46,5 +50,11 @@ def merge_queries(tuples: pl.DataFrame, source: str) -> tuple[pl.DataFrame, pl.D
             *(pl.col(name).explode(empty_as_null=False).drop_nulls().unique(maintain_order=True) for name in LISTS),
         )
     )
+    if graded_lists is not None:
+        long = graded_lists.with_columns(first).filter(company).explode("positives", GRADES).drop_nulls("positives")
+        long = long.sort("first", GRADES, descending=[False, True], nulls_last=True, maintain_order=True)
+        best_first = long.group_by("first", maintain_order=True).agg(pl.col("positives").unique(maintain_order=True))
+        united = united.drop("positives").join(best_first, on="first", how="left", maintain_order="left")
+        united = united.with_columns(pl.col("positives").fill_null([]))
     alone = keyed.filter(~company).with_columns(pl.col(LISTS).list.unique(maintain_order=True))
     return pl.concat([alone, united.select(keyed.columns)]).sort("first").drop("first"), merged

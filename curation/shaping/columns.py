@@ -26,6 +26,7 @@ TUPLES = pl.Schema(
         "label": pl.String(),
     }
 )
+GRADES = "grades"  # list[f64], a number a positive, null where it has none; until equal queries are merged
 EVIDENCE_CHARS = 200
 BREAKS_A_LINE = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]|^\s|\s$"  # what ends a line or a cell for some reader
 LONGEST_ID, HEAD_OF_ID = 1_000, 200  # characters; Python's csv module refuses a cell of 131,072 bytes
@@ -36,7 +37,7 @@ BAD = ("empty_query", "empty_positive", "bad_score", "unknown_query", "unknown_p
 class Tuples(NamedTuple):
     """What a shape makes of a source."""
 
-    tuples: pl.DataFrame  # TUPLES, in order of their first rows
+    tuples: pl.DataFrame  # TUPLES, in order of their first rows; with GRADES where positives have grades
     dropped: pl.DataFrame  # DROPPED, one line a row that is in no tuple
     corpus: pl.Series  # texts that are passages although no tuple names them
     instruction: str = ""  # the source's, or else the one its queries came with
@@ -213,8 +214,30 @@ def finish(source: Source, frame: pl.DataFrame, evidence: str = "evidence") -> T
     """Split rows with a `reason` from the tuples."""
     kept = frame.filter(pl.col("reason").is_null())
     gone = frame.filter(pl.col("reason").is_not_null())
-    tuples = kept.select(pl.col(name).cast(dtype) for name, dtype in TUPLES.items())
+    grades = [pl.col(GRADES).cast(pl.List(pl.Float64))] if GRADES in kept.columns else []
+    tuples = kept.select(*(pl.col(name).cast(dtype) for name, dtype in TUPLES.items()), *grades)
     return Tuples(tuples, dropped_rows(source, gone, evidence), pl.Series("text", [], dtype=pl.String))
+
+
+def graded(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return the frame with each row's positives by falling grade, each once and no blank one, and their grades in step.
+
+    Equal grades stay in order, and positives without a grade come last.
+    """
+    several = frame["positives"].list.len() != 1
+    several |= frame["positives"].list.first().is_null()
+    if not several.any():
+        return frame
+    frame = frame.with_row_index("at_graded")
+    some = frame.filter(several)
+    long = some.select("at_graded", "positives", GRADES).filter(pl.col("positives").list.len() > 0)
+    long = long.explode("positives", GRADES).drop_nulls("positives")
+    long = long.sort("at_graded", GRADES, descending=[False, True], nulls_last=True, maintain_order=True)
+    long = long.unique(["at_graded", "positives"], keep="first", maintain_order=True)
+    lists = long.group_by("at_graded", maintain_order=True).agg("positives", GRADES)
+    some = some.drop("positives", GRADES).join(lists, on="at_graded", how="left", maintain_order="left")
+    some = some.with_columns(pl.col("positives", GRADES).fill_null([])).select(frame.columns)
+    return pl.concat([frame.filter(~several), some]).sort("at_graded").drop("at_graded")
 
 
 def dropped_rows(source: Source, gone: pl.DataFrame, evidence: str = "evidence") -> pl.DataFrame:

@@ -6,7 +6,7 @@ import polars as pl
 
 from curation.manifest_source import Filters
 from curation.schema import dropped_frame
-from curation.shaping.columns import EVIDENCE_CHARS
+from curation.shaping.columns import EVIDENCE_CHARS, GRADES
 from curation.text import normalised, numbered
 
 SLICE = 50_000  # tuples looked at at once: stripped and normalised texts take as much memory as they do
@@ -41,6 +41,12 @@ def apply(tuples: pl.DataFrame, filters: Filters, source: str, task: str) -> tup
 def _sorted_out(looked: pl.DataFrame, positives: pl.DataFrame, negatives: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return (tuples with the good ones of their texts, tuples without a good query or positive) of tuples with a fault."""
     kept = looked.drop("positives", "negatives")
+    if GRADES in kept.columns:
+        mine = positives.join(kept, on="at", how="semi", maintain_order="left")
+        mine = mine.with_columns(nth=pl.int_range(pl.len()).over("at")).filter(pl.col("fault").is_null())
+        places = mine.group_by("at", maintain_order=True).agg("nth")
+        kept = kept.join(places, on="at", how="left", maintain_order="left")
+        kept = kept.with_columns(pl.col(GRADES).list.gather(pl.col("nth").fill_null([]))).drop("nth")
     for name, faults in (("positives", positives), ("negatives", negatives)):
         good = faults.filter(pl.col("fault").is_null()).join(kept, on="at", how="semi", maintain_order="left")
         lists = good.group_by("at", maintain_order=True).agg(pl.col("text").alias(name))

@@ -15,7 +15,7 @@ from curation.manifest_source import Filters, Source, shape_of
 from curation.reading.rows import Lost, compact
 from curation.schema import composed, no_drops
 from curation.shaping import filters
-from curation.shaping.columns import TUPLES, ids_of
+from curation.shaping.columns import GRADES, TUPLES, ids_of
 from curation.shaping.shapes import to_tuples
 from curation.shaping.unused import check_left, check_rows, unread
 from curation.tables import read_frames, table_files, write_frames
@@ -79,6 +79,7 @@ class _Sum:
         self.dropped, self.poor = [no_drops()], [no_drops()]
         self.queries: list[pl.Series] = []  # hashes, of this process alone: equal texts have equal ones
         self.ids: list[pl.Series] = []
+        self.grades: list[pl.Series] = []  # a list a tuple, where positives have grades
         self.instructions: set[str] = set()
         self.texts_out: Counter[str] = Counter()
 
@@ -92,7 +93,8 @@ def _shape_parts(source: Source, wanted: Filters, seed: int, parts: Iterator[Par
     check_left(source, left, total.tuples, poor)
     if len(total.instructions) > 1 or (total.ids and pl.concat(total.ids).is_duplicated().any()):
         raise _Unlike
-    merged = _merge(folder, pl.concat(total.queries).is_duplicated(), source.name)
+    grades = pl.concat(total.grades) if total.grades else None
+    merged = _merge(folder, pl.concat(total.queries).is_duplicated(), grades, source.name)
     return Shaped(
         total.rows,
         total.tuples,
@@ -133,17 +135,22 @@ def _shaped(source: Source, wanted: Filters, seed: int, part: Part, total: _Sum)
     total.poor.append(compact(poor))
     total.texts_out.update(out)
     total.queries.append(composed(left["query"]).hash())
-    return left
+    if GRADES in left.columns:
+        total.grades.append(left[GRADES].rechunk())
+    return left.drop(GRADES, strict=False)
 
 
-def _merge(folder: Path, again: pl.Series, source: str) -> pl.DataFrame:
+def _merge(folder: Path, again: pl.Series, grades: pl.Series | None, source: str) -> pl.DataFrame:
     """Merge the tuples with equal queries, which are among those marked; return the merged ones as a `DROPPED` table."""
     company, start = [pl.DataFrame(schema=TUPLES)], 0
     for frame in read_frames(folder, "tuples") if again.any() else ():
         places = pl.int_range(start, start + len(frame), dtype=pl.UInt64, eager=True)
         company.append(compact(frame.with_columns(row=places).filter(again[start : start + len(frame)])))
         start += len(frame)
-    left, merged = equal.merge_queries(pl.concat(company), source)
+    together = pl.concat(company)
+    if grades is not None and len(together):
+        together = together.with_columns(grades.filter(again).alias(GRADES))
+    left, merged = equal.merge_queries(together, source)
     if len(merged):
         write_frames(folder, "merged", _with_merged(folder, again, left), compression="lz4")
         for path in table_files(folder, "tuples"):

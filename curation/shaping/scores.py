@@ -6,6 +6,8 @@ it is kept beside the tuples by the keys of both, and taken up again when tuples
 
 from __future__ import annotations
 
+from math import inf
+
 import polars as pl
 
 from curation.errors import SourceError
@@ -35,8 +37,20 @@ def scores_of(source: Source, rows: pl.DataFrame, queries: pl.Series, sides: dic
     return _table(queries, parts) if parts else None
 
 
-def listed_sides(source: Source, rows: pl.DataFrame, queries: pl.Series) -> tuple[dict[str, pl.Series], pl.DataFrame | None]:
-    """Return ({positives, negatives}, SCORES or None) of documents with labels or scores.
+def grades_of(source: Source, rows: pl.DataFrame, positives: pl.Series) -> pl.Series | None:
+    """Return a list of grades a row, one a positive: a pair's score, a teacher's scores; None where no column has them."""
+    if (name := source.fields.score or source.fields.positive_score) is None:
+        return None
+    numbers = number_lists(source, rows, name)
+    return pl.select(pl.lit(numbers).list.gather(pl.int_ranges(pl.lit(positives).list.len()), null_on_oob=True)).to_series()
+
+
+def listed_sides(
+    source: Source, rows: pl.DataFrame, queries: pl.Series
+) -> tuple[dict[str, pl.Series], pl.Series, pl.DataFrame | None]:
+    """Return ({positives, negatives}, grades of the positives, SCORES or None) of documents with labels or scores.
+
+    Where nothing says which are positives, the first of those with the highest score is the one.
 
     Raises:
         SourceError: a row has more or fewer labels or scores than documents.
@@ -45,21 +59,31 @@ def listed_sides(source: Source, rows: pl.DataFrame, queries: pl.Series) -> tupl
     assert f.documents is not None
     documents = text_lists(source, rows, f.documents)
     known = {name: number_lists(source, rows, name) for name in (f.label, f.score) if name}
-    for name, numbers in known.items():
-        _same_length(source, rows, documents, numbers, name)
-    frame = pl.DataFrame({"text": documents, "number": next(iter(known.values()))}).with_row_index("at")
-    long = frame.filter(pl.col("text").list.len() > 0).explode("text", "number")
+    for name, each in known.items():
+        _same_length(source, rows, documents, each, name)
+    numbers = list(known.values())
+    frame = pl.DataFrame({"text": documents, "number": numbers[0], "score": numbers[-1]})
+    frame = frame.with_row_index("at")
+    long = frame.filter(pl.col("text").list.len() > 0).explode("text", "number", "score")
     number = pl.col("number")
     if source.threshold is not None:
         right = number >= source.threshold
+    elif f.label:
+        right = number > 0
     else:
-        right = number > 0 if f.label else pl.int_range(pl.len()).over("at") == 0
+        scored = pl.when(pl.col("text").is_not_null()).then(number.fill_null(-inf))
+        right = (pl.int_range(pl.len()).over("at") == scored.arg_max().over("at")).fill_null(False)
     long = long.with_columns(right.alias("right"))
-    sides = {}
-    for side, wanted in (("positives", pl.col("right")), ("negatives", ~pl.col("right"))):
-        lists = long.filter(wanted).group_by("at", maintain_order=True).agg("text")
-        sides[side] = frame.select("at").join(lists, on="at", how="left", maintain_order="left")["text"].fill_null([])
-    return sides, _table(queries, [(documents, known[f.score])]) if f.score else None
+    best_first = long.sort("at", "score", descending=[False, True], nulls_last=True, maintain_order=True)
+    lists = [
+        best_first.filter("right").group_by("at", maintain_order=True).agg(positives="text", grades="number"),
+        long.filter(~pl.col("right")).group_by("at", maintain_order=True).agg(negatives="text"),
+    ]
+    both = frame.select("at")
+    for table in lists:
+        both = both.join(table, on="at", how="left", maintain_order="left")
+    sides = {side: both[side].fill_null([]) for side in ("positives", "negatives")}
+    return sides, both["grades"].fill_null([]), _table(queries, [(documents, known[f.score])]) if f.score else None
 
 
 def with_scores(pairs: pl.DataFrame, keys: pl.Series, scores: pl.DataFrame) -> pl.DataFrame:

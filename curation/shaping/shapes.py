@@ -8,7 +8,8 @@
                                                           clustering: positive = another text of the class
     qrels      query id + passage id, corpus, queries     one query, one tuple
 
-Every row is in a tuple or in `dropped`, never in both, never in none.
+Every row is in a tuple or in `dropped`, never in both, never in none. Of several positives the one with the highest grade
+or score comes first, and those without a grade last; equal ones stay as the source has them.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from curation.shaping.columns import (
     column,
     dropped_rows,
     finish,
+    graded,
     ids_of,
     instruction_of,
     labels_of,
@@ -40,7 +42,7 @@ from curation.shaping.columns import (
     texts_of,
 )
 from curation.shaping.labelled import classification, clustering
-from curation.shaping.scores import listed_sides, scores_of
+from curation.shaping.scores import grades_of, listed_sides, scores_of
 
 NLI_LABELS = {"entailment": "positive", "neutral": "negative", "contradiction": "negative"}
 
@@ -81,21 +83,27 @@ def _pairs(source: Source, rows: pl.DataFrame, scored: bool) -> Tuples:
     f = source.fields
     assert f.query is not None
     queries = queries_of(source, rows, f.query)
+    grades: pl.Series | None
     if f.documents:
-        sides, scores = listed_sides(source, rows, queries)
+        sides, grades, scores = listed_sides(source, rows, queries)
     else:
         sides = _sides(source, rows)
-        scores = scores_of(source, rows, queries, sides)
+        grades, scores = grades_of(source, rows, sides["positives"]), scores_of(source, rows, queries, sides)
     frame = pl.DataFrame(
         {
             "row": rows[ROW],
             "id": ids_of(source, rows),
             "query": queries,
-            **{name: lists.list.drop_nulls() for name, lists in sides.items()},
+            "positives": sides["positives"],
+            "negatives": sides["negatives"].list.drop_nulls(),
             "label": pl.Series([None], dtype=pl.String).new_from_index(0, len(rows)),
             "evidence": texts_of(source, rows, f.query),
         }
     )
+    if grades is None:
+        frame = frame.with_columns(pl.col("positives").list.drop_nulls())
+    else:
+        frame = graded(frame.with_columns(grades.alias("grades")))
     cases = [(pl.col("query").is_null(), "empty_query"), (pl.col("positives").list.len() == 0, "empty_positive")]
     if scored:
         assert f.score is not None
@@ -222,7 +230,12 @@ def _qrels(source: Source, rows: pl.DataFrame, seed: int, corpus: pl.DataFrame, 
     tuples = (
         frame.filter(good)
         .group_by("query_id", maintain_order=True)
-        .agg(pl.col("row").first(), pl.col("query").first(), pl.col("positive").unique(maintain_order=True).alias("positives"))
+        .agg(
+            pl.col("row").first(),
+            pl.col("query").first(),
+            pl.col("positive").alias("positives"),
+            *([pl.col("score").alias("grades")] if f.score else []),
+        )
         .with_columns(
             pl.lit(None).alias("reason"), pl.lit(None).alias("label"), pl.lit(None).alias("evidence"),
             pl.lit([], dtype=pl.List(pl.String)).alias("negatives"),
@@ -232,6 +245,7 @@ def _qrels(source: Source, rows: pl.DataFrame, seed: int, corpus: pl.DataFrame, 
     if (twice := tuples["id"].is_duplicated()).any():  # `7` and `name/7`, or an id beside what another is written as
         given = tuples.filter(twice).sort("id", maintain_order=True)["query_id"].head(2).to_list()
         raise SourceError(place_of(source), f"the queries {given[0]!r} and {given[1]!r} get one id", "rename one of them")
+    tuples = graded(tuples) if f.score else tuples.with_columns(pl.col("positives").list.unique(maintain_order=True))
     made = finish(source, tuples)
     return Tuples(made.tuples, dropped_rows(source, frame.filter(~good)), passages["text"])
 

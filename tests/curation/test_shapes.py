@@ -56,10 +56,10 @@ def test_documents_are_positives_or_negatives_by_their_labels():
     assert made(source(fields={**LISTED, "label": "l"}, threshold=2), rows(**DOCUMENTS))[0] == [("s/0", "a", ["y"], ["x"])]
 
 
-def test_documents_with_scores_are_split_by_a_threshold_or_after_the_first():
+def test_documents_with_scores_are_split_by_a_threshold_or_the_best_is_the_positive():
     table = rows(q=["a"], d=[["x", "y", "z"]], v=[[0.5, 0.75, None]])
     of = source(fields={**LISTED, "score": "v"})
-    assert made(of, table) == ([("s/0", "a", ["x"], ["y", "z"])], [])
+    assert made(of, table) == ([("s/0", "a", ["y"], ["x", "z"])], [])
     assert made(source(fields={**LISTED, "score": "v"}, threshold=0.6), table) == ([("s/0", "a", ["y"], ["x"])], [])
     scores = to_tuples(of, table, 1).scores
     assert dict(zip(scores["text"], scores["score"], strict=True)) == {key_of("x"): 0.5, key_of("y"): 0.75}
@@ -222,7 +222,7 @@ def test_qrels_join_corpus_and_queries():
     queries = rows(_id=["q1", "q2"], text=["first", "second"])
     table = rows(q=["q1", "q1", "q2", "q2", "q9", "q1"], p=["d1", "d2", "d3", "d9", "d1", "d3"], v=[1, 2, 0, 1, 1, 1])
     tuples = to_tuples(of, table, 1, corpus, queries)
-    assert [(t["query"], t["positives"]) for t in tuples.tuples.iter_rows(named=True)] == [("first", ["T\none", "two", "three"])]
+    assert [(t["query"], t["positives"]) for t in tuples.tuples.iter_rows(named=True)] == [("first", ["two", "T\none", "three"])]
     assert reasons(tuples) == [
         ("s/row 2", "below_threshold"),
         ("s/row 3", "unknown_passage"),
