@@ -17,16 +17,19 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+import polars as pl
 
 from curation import attribution, overlaps
 from curation.cleaned import clean_source, clean_stands, near_source, near_stands
 from curation.curated import curate_source, curate_stands
-from curation.errors import ManifestError, SetupError, UserError, did_you_mean
+from curation.errors import ManifestError, SetupError, SourceError, UserError, did_you_mean, first_line
 from curation.leaks import decontaminate, mteb_tasks
 from curation.licenses import Excluded, Policy, allowed
 from curation.lock import keep as keep_lock
@@ -37,8 +40,10 @@ from curation.manifest_source import Source
 from curation.progress import Progress, silent
 from curation.report import page as report
 from curation.stages import Done, Job, Receipt, shape_source, shape_stands
-from curation.store import write_json
+from curation.store import no_room, write_json
 from curation.summary import write_summary
+
+R = TypeVar("R")
 
 
 class Outcome(NamedTuple):
@@ -183,12 +188,12 @@ def _each(
 
     for job in jobs:
         try:
-            idle = stands(job)
+            idle = _in_one_line(stands, job)
         except UserError as error:
             failed[job.source.name] = error
             continue
         if idle or workers == 1:
-            note(job, functools.partial(work, job, progress))
+            note(job, functools.partial(_in_one_line, work, job, progress))
         else:
             to_do.append(job)
     if to_do:
@@ -198,7 +203,7 @@ def _each(
             progress(what, len(to_do), "sources") as advance,
             ProcessPoolExecutor(min(workers, len(to_do)), context, initializer=_die_with, initargs=(os.getpid(),)) as pool,
         ):
-            futures = {pool.submit(work, job, silent): job for job in to_do}
+            futures = {pool.submit(_in_one_line, work, job, silent): job for job in to_do}
             try:
                 for future in as_completed(futures):
                     note(futures[future], future.result)
@@ -209,6 +214,25 @@ def _each(
                 ) from None
     order = [job.source.name for job in jobs]
     return {name: done[name] for name in order if name in done}, {name: failed[name] for name in order if name in failed}
+
+
+def _in_one_line(work: Callable[..., R], job: Job, *more: object) -> R:
+    """Return `work(job, ...)`; what goes wrong there and nobody foresaw fails this source alone.
+
+    Raises:
+        SourceError: in place of any exception but those that a person can mend, and a full disk, which stops all.
+    """
+    try:
+        return work(job, *more)
+    except UserError:
+        raise
+    except (Exception, pl.exceptions.PanicException) as error:  # polars' own derives from BaseException
+        if isinstance(error, OSError) and no_room(error):
+            raise
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno} ({first_line(error)})"
+        hint = "this is a fault of tuplesmith: please report it"
+        raise SourceError(f"source '{job.source.name}'", what, hint) from error
 
 
 def _die_with(parent: int) -> None:

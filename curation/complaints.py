@@ -33,7 +33,11 @@ def checked(model: type[S], document: Document) -> S:
     try:
         return model.model_validate(document.value, strict=False)
     except ValidationError as error:
-        first = error.errors()[0]
+        found = error.errors()
+        first = found[0]
+        if first["type"] == "missing":  # a key that is misspelt is also missing: the word that is there says more
+            section = first["loc"][:-1]
+            first = next((one for one in found if one["type"] == "extra_forbidden" and one["loc"][:-1] == section), first)
         place: Place = tuple(first["loc"])
         raise ManifestError(document.where(place), _complaint(model, first, place)) from None
 

@@ -25,7 +25,7 @@ class UserError(Exception):
 
     def __init__(self, where: object, what: str, hint: str = "") -> None:
         self.where, self.what, self.hint = str(where), what, hint
-        line = f"{where}: {what}" + (f"; {hint}" if hint else "")
+        line = decoded(f"{where}: {what}" + (f"; {hint}" if hint else ""))
         super().__init__(CONTROL.sub(lambda sign: repr(sign[0])[1:-1], line))  # one line, whatever a file holds
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
@@ -56,10 +56,19 @@ class SetupError(UserError):
     """An installation or a machine that cannot do what was asked."""
 
 
+def decoded(name: str) -> str:
+    """Return a name of a file or archive member that UTF-8 can hold: bytes that are no UTF-8 are written as `\\xe9`."""
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # other halves of surrogate pairs
+        return name.encode("utf-8", "backslashreplace").decode()
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)`, or nothing where no known word is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" (did you mean '{near[0]}'?)" if near else ""
+    """Return ` (did you mean 'x'?)`, or nothing where no known word is near, whatever their case."""
+    by_form = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(word.lower(), list(by_form), n=1, cutoff=0.6)
+    return f" (did you mean '{by_form[near[0]]}'?)" if near else ""
 
 
 def first_line(error: BaseException) -> str:

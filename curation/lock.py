@@ -38,6 +38,8 @@ def read_lock(path: Path) -> dict[str, Entry] | None:
     """
     if not path.exists():
         return None
+    if not path.is_file():
+        raise ManifestError(path, "is no lock file", "delete it and run `curate lock` again")
     try:
         found = read_json(path)
     except UserError as error:

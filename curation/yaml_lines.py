@@ -6,6 +6,7 @@ them decides whether they are a word or a number (YAML 1.1 would make false, 83,
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from curation.errors import ManifestError
 NULLS = ("", "~", "null", "Null", "NULL")
 PLAIN = ("str", "int", "float", "bool", "null", "timestamp", "merge", "value", "map", "seq")
 PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in PLAIN}
+UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 MOST_NODES = 100_000  # a recipe is small; an alias bomb is not
 Place = tuple[str | int, ...]
 
@@ -50,6 +52,8 @@ def read_yaml(path: Path) -> Document:
         ManifestError: no such file, not UTF-8, not YAML, a tag, a duplicate key.
     """
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ManifestError(path, "is a pipe, socket or device, not a file", "save the manifest as a file")
         text = path.read_bytes().decode("utf-8-sig")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except FileNotFoundError:
@@ -58,6 +62,10 @@ def read_yaml(path: Path) -> Document:
         raise ManifestError(path, "is a folder, not a manifest") from None
     except UnicodeDecodeError as error:
         raise ManifestError(path, f"not UTF-8 (byte {error.start})", "save it as UTF-8") from None
+    except (OSError, ValueError) as error:
+        raise ManifestError(
+            path, f"cannot be read ({getattr(error, 'strerror', None) or error})", "check path and permissions"
+        ) from None
     except RecursionError:
         raise ManifestError(path, "is nested too deeply") from None
     except yaml.YAMLError as error:
@@ -100,7 +108,14 @@ class _Reader:
         if isinstance(node, yaml.SequenceNode):
             return [self.read(item, (*place, number)) for number, item in enumerate(node.value)]
         assert isinstance(node, yaml.ScalarNode)
-        return None if node.style is None and node.value in NULLS else node.value
+        return None if node.style is None and node.value in NULLS else self._encodable(node)
+
+    def _encodable(self, node: yaml.ScalarNode) -> str:
+        text = str(node.value)
+        if bad := UNWRITABLE.search(text):
+            what = "half of a surrogate pair" if bad[0] != "\0" else "the character NUL"
+            raise ManifestError(f"{self.path}:{node.start_mark.line + 1}", f"{what} is no text", "write the character itself")
+        return text
 
     def _mapping(self, node: yaml.MappingNode, place: Place) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -108,7 +123,7 @@ class _Reader:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
                 raise ManifestError(f"{self.path}:{line}", "a key must be a word")
-            key = str(key_node.value)
+            key = self._encodable(key_node)
             if key in found:
                 first = self.document.lines[*place, key]
                 raise ManifestError(f"{self.path}:{line}", f"'{key}' stands twice (first on line {first})", "keep one")

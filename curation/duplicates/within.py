@@ -90,12 +90,13 @@ def refuse_loss(gone: pl.DataFrame, tuples: int, wanted: Dedup, source: str) -> 
     """Stop rather than wipe a source out.
 
     Raises:
-        SourceError: more of the source's tuples would go than `max_loss_per_source` allows.
+        SourceError: all of the source's tuples would go, or more than `max_loss_per_source` allows.
     """
-    if len(gone) <= wanted.max_loss_per_source * tuples:
+    if len(gone) < tuples and len(gone) <= wanted.max_loss_per_source * tuples:
         return
-    share = f"{len(gone) / tuples:.1%} of its {tuples} tuples are near-duplicates"
-    what = f"{share}, and 'max_loss_per_source' allows {wanted.max_loss_per_source:.1%}"
+    allowed = f"'max_loss_per_source' allows {wanted.max_loss_per_source:.1%}"
+    allowed = "none would be left" if wanted.max_loss_per_source == 1 else allowed
+    what = f"{len(gone) / tuples:.1%} of its {tuples} tuples are near-duplicates, and {allowed}"
     first = gone.row(0, named=True)
     twin = f"{first['twin_id']}" + (f" of source '{first['twin_source']}'" if first["twin_source"] != source else "")
     raise SourceError(f"source '{source}'", what, f"for example {first['id']} {first['evidence'][:SHOWN]!r} matches {twin}")

@@ -19,6 +19,7 @@ from curation.leaks.index import RULES as INDEXED
 from curation.leaks.index import read_index, write_index
 from curation.manifest_decontaminate import Decontaminate, EvalSet
 from curation.progress import Progress
+from curation.reading.sources import expanded
 from curation.schema import dropped_frame
 from curation.shaping.columns import EVIDENCE_CHARS
 from curation.store import digest_of, read_json, run_stage
@@ -95,7 +96,10 @@ def _allowed(wanted: Decontaminate, base: Path) -> pl.Series:
     if isinstance(wanted.allow, list):
         return pl.Series(wanted.allow, dtype=pl.String)
     try:
-        lines = (base / Path(wanted.allow).expanduser()).read_text("utf-8-sig").splitlines()
+        path = base / expanded(wanted.allow, base)
+        if path.exists() and not path.is_file():
+            raise ManifestError("decontaminate: allow", f"'{wanted.allow}' is no file", "name a file with one text a line")
+        lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = "is no utf-8 text" if isinstance(error, UnicodeDecodeError) else f"cannot be read ({error.strerror})"
         raise ManifestError("decontaminate: allow", f"'{wanted.allow}' {why}", "name a file with one text a line") from None

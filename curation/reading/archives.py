@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from curation.errors import SourceError, did_you_mean, listed
+from curation.errors import SourceError, decoded, did_you_mean, listed
 from curation.manifest_source import Table
 from curation.reading.packed import BLOCK, Budget, blocks_of, counted, ending_of, unpacking
 from curation.reading.rows import BROKEN, File, mendable
@@ -128,7 +128,7 @@ def _sound(file: File, members: Generator[Member]) -> Generator[Member]:
                 leads = f", which leads to '{member.target}'," if member.target else ""
                 what = f"member '{member.name}'{leads} would be written outside of the archive's folder"
                 raise SourceError(file.name, what, "nothing of it is read; pack it anew if you trust it")
-            yield member._replace(name=posixpath.normpath(member.name))
+            yield member._replace(name=posixpath.normpath(decoded(member.name)))
     except FORGED as error:
         raise SourceError(file.name, f"not readable as an archive ({error})", "fetch the file again") from None
     finally:

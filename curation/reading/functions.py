@@ -169,6 +169,8 @@ def python_files(package: str) -> list[File]:
         paths = [path for path in root.rglob("*.py") if NOT_LIBRARY.isdisjoint(path.relative_to(root).parts[:-1])]
         return [File(path, path.relative_to(root).as_posix(), root) for path in sorted(paths)]
     top, *inner = package.split(".")
+    if not all(part.isidentifier() for part in (top, *inner)):
+        raise SourceError(PYTHON + package, "is no name of a package", "name an installed one, such as `python:json`")
     try:
         spec = importlib.util.find_spec(top)  # imports nothing: `top` has no parent
     except (ImportError, ValueError):

@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 import numpy as np
 import polars as pl
 
-from curation.errors import SourceError, did_you_mean, listed
+from curation.errors import SourceError, decoded, did_you_mean, listed
 from curation.manifest_source import Source, Table
 from curation.reading import hub
 from curation.reading.archives import parts
@@ -25,6 +25,7 @@ from curation.schema import draws
 from curation.store import digest_of, file_digest
 
 PACKED = re.compile(r"\.(gz|zst)$")
+LONGEST_NAME = 80  # characters of a path in an error
 
 
 def read_rows(table: Table, base: Path) -> Iterator[Rows]:
@@ -233,7 +234,7 @@ def _files(table: Table, base: Path) -> list[File]:
         base = _folder(table, base) or hub.snapshot(table)
     found: dict[str, File] = {}
     for pattern in table.files:
-        path = Path(pattern).expanduser()
+        path = expanded(pattern, base)
         if (base / path).is_file():
             found.setdefault(str(path), File(base / path, str(path), (base / path).parent))
             continue
@@ -242,8 +243,25 @@ def _files(table: Table, base: Path) -> list[File]:
             raise _nothing(pattern, base / path, "*/*" if table.reader == "folders" else "*.jsonl")
         plain = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
         for name in names:
-            found.setdefault(name, File(base / name, name, base / plain))
+            found.setdefault(name, File(base / name, decoded(name), base / plain))
     return list(found.values())
+
+
+def expanded(name: str, base: Path) -> Path:
+    """Return a path that a manifest in `base` names, with the home folder for `~` or `~user`.
+
+    Raises:
+        SourceError: there is no such user, or no file can have the name.
+    """
+    shown = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
+    try:
+        path = Path(name).expanduser()
+        (base / path).exists()
+    except RuntimeError:
+        raise SourceError(shown, "no such user, so no home folder", "write the path in full") from None
+    except OSError as error:
+        raise SourceError(shown, f"cannot be opened ({error.strerror})", "check path and permissions") from None
+    return path
 
 
 def _nothing(pattern: str, path: Path, inside: str) -> SourceError:
@@ -252,6 +270,8 @@ def _nothing(pattern: str, path: Path, inside: str) -> SourceError:
         return SourceError(pattern, "matches no file", "paths count from the manifest's folder")
     if path.is_dir():
         return SourceError(pattern, "is a folder", f"name its files, such as `{pattern.rstrip('/')}/{inside}`")
+    if path.exists():
+        return SourceError(pattern, "is a pipe, socket or device, not a file", "save what it gives as a file, and name that")
     beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
     return SourceError(pattern, "no such file" + did_you_mean(path.name, beside), "paths count from the manifest's folder")
 
@@ -264,7 +284,7 @@ def _folder(table: Table, base: Path) -> Path | None:
     """
     if not table.path or table.path.startswith(PYTHON):
         return None
-    path = Path(table.path).expanduser()
+    path = expanded(table.path, base)
     if (base / path).is_dir():
         if table.revision:
             raise SourceError(table.path, "is a folder of this machine, to which `revision` means nothing", "leave it out")

@@ -8,7 +8,7 @@ from itertools import islice, zip_longest
 
 import polars as pl
 
-from curation.errors import SourceError, listed
+from curation.errors import SourceError, decoded, listed
 from curation.manifest_source import Table
 from curation.reading.rows import BATCH, ROW, File, Lost, Reading, Rows, batches, mendable, opened
 
@@ -99,7 +99,7 @@ def read_folders(file: File, table: Table, start: int) -> Reading:
             text = lines.read()
     except UnicodeDecodeError as error:
         return batches([("undecodable", f"{file.name}: byte {error.start} is no {table.encoding} text", True)], start)
-    row = {"text": text, "body": _body(text), "label": file.path.parent.name, "file": file.path.name}
+    row = {"text": text, "body": _body(text), "label": decoded(file.path.parent.name), "file": decoded(file.path.name)}
     return batches([row], start)
 
 
