@@ -35,6 +35,19 @@ class EvalSet(Table):
             raise ValueError("qrels need 'query_id' and 'positive_id' in 'fields', and 'corpus' and 'queries'")
         if not any((*ids, f.query, f.positive)):
             raise ValueError("'fields' maps no text; map query, positive or both, or query_id and positive_id")
+        qrels = all(ids)
+        useless = {
+            name: said
+            for name in ("documents", "title", "id", "answer", "positive_score", "negative_scores")
+            if (said := getattr(f, name))
+        }
+        useless |= {"threshold": True} if not qrels and "threshold" in self.model_fields_set else {}
+        useless |= {name: True for name in ("query", "positive", "negatives", "label") if qrels and getattr(f, name)}
+        if useless:
+            hint = "; map it as 'positive'" if "documents" in useless else ""
+            raise ValueError(
+                f"'{next(iter(useless))}' means nothing in an evaluation set of {'qrels' if qrels else 'pairs'}{hint}"
+            )
         return self
 
 

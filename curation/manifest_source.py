@@ -23,6 +23,17 @@ ABOUT: Any = {
     **{"expected_rows": True, "corpus": {"expected_rows"}, "queries": {"expected_rows"}},
 }
 
+OF_FILES = (
+    "member",
+    "reader",
+    "records",
+    "encoding",
+    "delimiter",
+    "quoting",
+    "header",
+    "file_column",
+)  # they say how to read them
+
 
 class Filters(Section):
     """Which texts are too poor to train on. A text that fails is dropped, and its tuple with it where none is left."""
@@ -107,16 +118,29 @@ class Table(Section):
         if self.reader == "aligned" and (not isinstance(self.header, list) or len(self.header) != len(self.files)):
             raise ValueError("'reader: aligned' needs 'header' with a name for each of 'files'")
         self._reader_keys()
+        self._keys_of_origin()
         return self
 
     def _reader_keys(self) -> None:
-        for name, said in (("file_column", self.file_column), ("header", self.header is not True)):
-            if said and not self.files:
-                raise ValueError(f"'{name}' needs 'files'")
         if self.pattern is not None and self.reader != "lines":
             raise ValueError("'pattern' is for 'reader: lines'")
         if self.reader == "xml" and not self.records:
             raise ValueError("'reader: xml' needs 'records', the path of the elements that are rows")
+
+    def _keys_of_origin(self) -> None:
+        """Refuse keys that mean nothing for where the rows come from, and would be ignored in silence."""
+        code = (self.path or "").startswith("python:")
+        for key in ("config", "split"):
+            if key in self.model_fields_set and (self.files or code):
+                beside = "a 'path' of Python code" if code else "'files', which name what is read"
+                raise ValueError(f"'{key}' means nothing beside {beside}; leave it out")
+        for key in () if self.files else OF_FILES:
+            if key in self.model_fields_set and getattr(self, key) != type(self).model_fields[key].get_default(
+                call_default_factory=True
+            ):
+                raise ValueError(f"'{key}' needs 'files': without them, 'path' says how its rows are read")
+        if code and "max_unpacked" in self.model_fields_set:
+            raise ValueError("'max_unpacked' means nothing beside a 'path' of Python code")
 
     def _files_of_path(self, path: str) -> None:
         outside = [name for name in self.files if PurePath(name).is_absolute() or {"..", "~"} & set(PurePath(name).parts)]
@@ -124,8 +148,6 @@ class Table(Section):
             raise ValueError("'files' means nothing beside a 'path' of Python code")
         if outside:
             raise ValueError(f"'{outside[0]}' lies outside of '{path}'")
-        if self.config:
-            raise ValueError("'config' means nothing beside 'files', which name what is read")
 
 
 class TextFields(Section):
@@ -262,6 +284,12 @@ class Source(Table):
             "skip": self.skip and shape == "qrels",
             "negatives": f.negatives and not pairs,
             "answer": f.answer and not pairs,
+            "query": f.query and shape == "qrels",
+            "positive": f.positive and shape == "qrels",
+            "label": f.label and shape == "qrels",
+            "score": f.score and shape == "labelled",
+            "query_id": f.query_id and shape != "qrels",
+            "positive_id": f.positive_id and shape != "qrels",
         }
         said = [name for name in f.model_dump().values() if isinstance(name, str)]
         if unmapped := [name for name in self.join if name not in (*said, *f.negatives)]:

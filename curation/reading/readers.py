@@ -49,7 +49,13 @@ ENDINGS = {
     ".feather": "arrow",
     ".py": "python",
 }
-KNOWN = {"records": ("xml", "json", "jsonl"), "header": ("csv", "tsv", "aligned", "json", "jsonl")}  # key: readers it is for
+KNOWN = {  # key: readers it is for
+    "records": ("xml", "json", "jsonl"),
+    "header": ("csv", "tsv", "aligned", "json", "jsonl"),
+    "delimiter": ("csv", "tsv"),
+    "quoting": ("csv", "tsv"),
+    "encoding": tuple(name for name in get_args(Reader) if name not in ("parquet", "arrow", "python", "beir")),
+}
 POINTER = b"version https://git-lfs.github.com/spec/"
 AGAIN = "fetch the file again, or say the right `reader:`"
 
@@ -84,7 +90,7 @@ def reader_of(file: File, table: Table) -> str:
         raise SourceError(file.name, what, f"say `reader:` and one of {listed(get_args(Reader), 20)}")
     reader = table.reader or ENDINGS[ending]
     for key, readers in KNOWN.items():
-        if getattr(table, key) not in (None, "", True) and reader not in readers:
+        if getattr(table, key) != Table.model_fields[key].default and reader not in readers:
             what = f"is read by '{reader}', to which `{key}` means nothing"
             raise SourceError(file.name, what, f"it is for {listed(readers, 5)}")
     return reader

@@ -126,7 +126,7 @@ def test_an_endless_alias_and_endless_brackets_end(complain):
         ("revision: v1", "'revision' is of a dataset of the Hub, and these rows are of this machine"),
         ("verified: no", "'verified: no' needs 'notes' that say what is uncertain"),
         ("path: python:stdlib", "'files' means nothing beside a 'path' of Python code"),
-        ("path: o/n\n    config: c", "'config' means nothing beside 'files', which name what is read"),
+        ("path: o/n\n    config: c", "'config' means nothing beside 'files', which name what is read; leave it out"),
     ],
 )
 def test_a_key_without_meaning_is_refused(complain, more, said):
