@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from curation.errors import BuildError
+from curation.store import sweep
 
 
 @contextmanager
@@ -27,8 +28,9 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     with (folder / f".{what.replace(' ', '-')}.lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise BuildError(folder, f"another `{what}` is at work there", "wait until it is done, or stop it") from None
+        sweep(folder, depth=2)
         yield
 
 

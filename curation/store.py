@@ -1,6 +1,6 @@
 """Files that are whole or absent: atomic writes, and the receipts that make runs resumable (tables: `curation/tables.py`).
 
-A stage is a folder. It is written under `<folder>.<process>.part`, its receipt `done.json` last, and then renamed; so a
+A stage is a folder. It is written under a temporary name, its receipt `done.json` last, and then renamed; so a
 folder with a receipt is whole. The receipt holds the digest of everything the stage depends on, and the digest of
 each file in it. A stage runs if the first differs; a file that no longer has its digest was changed by hand.
 """
@@ -8,14 +8,15 @@ each file in it. A stage runs if the first differs; a file that no longer has it
 from __future__ import annotations
 
 import errno
+import fcntl
 import functools
-import glob
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -26,39 +27,102 @@ from curation.errors import BuildError
 
 RECEIPT = "done.json"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+TEMPORARY = re.compile(r"\.tuplesmith-[0-9a-f]{16}\.tmp")
 PACKAGES = ("tuplesmith", "polars", "pyarrow", "torch", "transformers", "faiss-cpu", "faiss-gpu", "datasets", "datasketch")
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that appears under `path` only when it is whole and on the disk."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    for left_over in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        if _ended(left_over.name.split(".")[-2]):
-            left_over.unlink(missing_ok=True)
+def temporary(target: Path) -> Iterator[Path]:
+    """Yield a path that does not exist yet, on the disk of `target`, for what will be renamed to it; at the end nothing is left.
+
+    It lies in a folder beside `target`, `.tuplesmith-<16 hex digits>.tmp`, a name that no source has and no two processes
+    share, on whatever host. Its file `lock` is locked while the process lives, so that `sweep` knows what was left behind.
+
+    Raises:
+        OSError: the system refused to write there; it names `target`, or the file in it.
+    """
+    folder = None
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sweep(target.parent)
+        while True:
+            folder = target.with_name(f".tuplesmith-{secrets.token_hex(8)}.tmp")
+            folder.mkdir()
+            if lock := _locked(folder, wait=True):
+                with lock:
+                    yield folder / "new"
+                return
+    except Exception as error:
+        refused = refusal(error)
+        if refused is None:
+            raise
+        file = target if isinstance(refused.filename, int | None) else Path(os.fsdecode(refused.filename))
+        if folder and file.is_relative_to(folder):
+            file = target.joinpath(*file.relative_to(folder).parts[1:])
+        raise OSError(refused.errno, refused.strerror, str(file)) from error
+    finally:
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _locked(folder: Path, wait: bool = False) -> IO[bytes] | None:
+    """Take the lock of a temporary folder; None where another process has it, or has removed the folder meanwhile."""
+    try:
+        lock = (folder / "lock").open("ab")
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        ours = os.fstat(lock.fileno()).st_nlink > 0
+    except OSError:  # another has it; or the file system knows no locks, and then nothing is ever swept there
+        ours = wait
+    if ours:
+        return lock
+    lock.close()
+    return None
+
+
+def sweep(folder: Path, depth: int = 0) -> None:
+    """Remove what processes that are gone have left unfinished in a folder, and so many levels below it."""
+    for level in range(depth + 1):
+        for path in folder.glob("*/" * level + ".tuplesmith-*.tmp"):
+            with suppress(OSError):
+                if TEMPORARY.fullmatch(path.name) and (lock := _locked(path)):
+                    with lock:
+                        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that appears under `path` only when it is whole and on the disk.
+
+    Raises:
+        BuildError: `path` is a folder, a device or the like.
+    """
+    if path.exists() and not path.is_file():
+        raise BuildError(path, "is a folder" if path.is_dir() else "is no regular file", "name another file to write")
+    with temporary(path) as part:
         with part.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except BaseException as error:
-        part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # so that a full disk can be told by its place
-        raise
     sync_folder(path.parent)
 
 
-def _ended(process: str) -> bool:
-    """Tell whether no process has this number, so that what it was writing will never be whole."""
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return True
-    except (ValueError, OverflowError, PermissionError):
-        return False
-    return False
+def refusal(error: BaseException) -> OSError | None:
+    """Return what the operating system refused, None where an error means something else.
+
+    Libraries in Rust (safetensors, tokenizers, polars) raise errors of their own that end in "(os error 28)"; numpy counts
+    what it could not write.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    if told := re.search(r"\(os error (\d+)\)", str(error)):
+        return OSError(int(told[1]), os.strerror(int(told[1])))
+    if isinstance(error, OSError) and re.fullmatch(r"\d+ requested and \d+ written", str(error)):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return None
 
 
 def sync_folder(folder: Path) -> None:
@@ -171,23 +235,16 @@ def run_stage(folder: Path, digest: str, work: Callable[[Path], Mapping[str, Any
     if receipt is not None and receipt.get("digest") == digest:
         check_files(folder, receipt)
         return receipt, False
-    for left_over in folder.parent.glob(f"{folder.name}.*.part"):
-        if left_over.name[len(folder.name) + 1 : -len(".part")].isdigit():  # `squad.v2.17.part` is another stage's
-            shutil.rmtree(left_over, ignore_errors=True)
-    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-    part.mkdir(parents=True)
-    try:
+    if folder.is_file():
+        raise BuildError(folder, "is a file, not a folder", "delete it and run the command again")
+    with temporary(folder) as part:
+        part.mkdir()
         said = work(part)
         files = {str(path.relative_to(part)): file_digest(path) for path in sorted(part.rglob("*")) if path.is_file()}
         receipt = {**said, "digest": digest, "files": files, "versions": versions()}
         write_json(part / RECEIPT, receipt)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    if folder.is_file():
-        raise BuildError(folder, "is a file, not a folder", "delete it and run the command again")
-    shutil.rmtree(folder, ignore_errors=True)
-    part.replace(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.replace(folder)
     sync_folder(folder.parent)
     return receipt, True
 

@@ -169,7 +169,6 @@ class Embeddings:
     def _write(self, number: int, texts: dict[bytes, str], advance: Advance) -> None:
         """Encode texts as one shard: vectors and keys, then the receipt."""
         path, keys = self._path(number), np.array(list(texts), KEY)
-        self._clear(path)
         vectors = np.ascontiguousarray(self.encoder.encode(list(texts.values()), advance), self.kind)
         assert vectors.shape == (len(keys), self.encoder.dim), f"the encoder gave {vectors.shape} for {len(keys)} texts"
         receipt: dict[str, object] = {"rows": len(keys)}
@@ -180,11 +179,6 @@ class Embeddings:
         store.write_json(path.with_suffix(".json"), receipt)
         self._map(number, len(keys), keys)
 
-    def _clear(self, path: Path) -> None:
-        """Remove what processes that died at writing a file have left."""
-        for leftover in self.folder.glob(f".{path.name}.*.part"):
-            leftover.unlink()
-
     def _open(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         meta = {"format": FORMAT, "dim": self.encoder.dim, "encoder": self.encoder.described}
@@ -192,7 +186,6 @@ class Embeddings:
         claim = self.folder / ".meta.claim"
         if claim.exists() or not path.exists():
             with locks.claimed(claim, wait=True):
-                self._clear(path)
                 if not path.exists():
                     store.write_json(path, meta)
         found = store.read_json(path)

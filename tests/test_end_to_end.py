@@ -143,5 +143,5 @@ def test_a_full_disk_is_one_line(tmp_path):
     assert done.returncode == 1
     assert done.stderr.endswith("no room left on the disk; make room and run the same command again to go on\n")
     assert len(done.stderr.splitlines()) == 1
-    assert not [path for path in (here / "builds").rglob("*") if path.name.endswith(".part")]
+    assert not [path for path in (here / "builds").rglob("*") if path.name.startswith(".tuplesmith-")]
     run(here, *STEPS["build"])

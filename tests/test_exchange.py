@@ -240,7 +240,7 @@ def test_an_export_repeats_to_the_byte_and_overwrites_only_itself(made, tmp_path
         export(made, tmp_path / "b", "beir")
     with pytest.raises(BuildError, match=r"holds '.*', which no export wrote"):
         export(made, made, "pair")
-    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob(".tuplesmith-*"))
 
 
 def test_without_mined_negatives(made, tmp_path):

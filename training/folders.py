@@ -7,28 +7,22 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from curation.store import sync_folder
+from curation.store import sync_folder, temporary
 
 
 @contextmanager
 def replaced(folder: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `folder` at the end; where an error ends it, nothing of it is left."""
-    part = part_of(folder)
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with temporary(folder) as part:
+        part.mkdir()
         yield part
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)  # a full disk is not made fuller
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
-    part.replace(folder)
+        mode = part.stat().st_mode & 0o666  # as the umask has it; safetensors leaves weights to their owner alone
+        for path in part.rglob("*"):
+            if path.is_file():
+                path.chmod(mode)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.replace(folder)
     sync_folder(folder.parent)
-
-
-def part_of(folder: Path) -> Path:
-    """Return where a folder is written before it is whole."""
-    return folder.with_name(folder.name + ".part")
 
 
 def has_all(folder: Path, sizes: Mapping[str, int]) -> bool:

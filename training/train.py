@@ -26,7 +26,6 @@ from training.backend import Backend, Torch, deterministic
 from training.data import Batch, Plan
 from training.device import device_of
 from training.export import export
-from training.folders import part_of
 from training.log import appended, readable
 from training.loss import Losses
 from training.meter import costs
@@ -148,7 +147,7 @@ def loop(
             said = {**run, **watch.told(), "prompts": backend.model.prompts}
             checkpoint.save(out / "checkpoints", done, said, backend.save, recipe.keep, watch.best)
         else:
-            backend.save(part_of(checkpoint.at(out / "checkpoints", done)))
+            backend.save(out)  # its shares, which the first process writes
 
     recent: deque[dict[str, Any]] = deque(maxlen=recipe.log_every)
     started = time.perf_counter()

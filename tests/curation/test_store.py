@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
@@ -84,22 +83,18 @@ def test_an_added_file_is_found(tmp_path):
         store.run_stage(tmp_path / "s", "d1", work)
 
 
-def test_a_stage_leaves_the_unfinished_work_of_others_alone(tmp_path):
-    (tmp_path / "squad.v2.17.part").mkdir()
-    (tmp_path / "squad.18.part").mkdir()
-    store.run_stage(tmp_path / "squad", "d", work)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["squad", "squad.v2.17.part"]
-
-
 def test_what_a_killed_process_left_of_a_file_goes_when_it_is_written_again(tmp_path):
     path = tmp_path / "encoders.json"
     code = "import os, sys; from pathlib import Path; from curation.store import atomic\n"
     code += "with atomic(Path(sys.argv[1])) as file: file.write(b'{'); file.flush(); os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", code, path], check=False).returncode == -9
     (left,) = tmp_path.iterdir()
-    assert left.read_bytes() == b"{"
-    others = {tmp_path / f".encoders.json.{os.getppid()}.part", tmp_path / ".encoders.json.old.part"}  # still written; not ours
+    assert (left / "new").read_bytes() == b"{"
+    others = {tmp_path / ".tuplesmith-notes.tmp", tmp_path / "encoders.json.7.part"}  # not ours
     for other in others:
         other.touch()
-    store.write_json(path, {})
-    assert set(tmp_path.iterdir()) == {path, *others}
+    with store.atomic(tmp_path / "still written"):
+        store.write_json(path, {})
+        (written,) = set(tmp_path.iterdir()) - {path, *others}
+        assert (written / "new").exists()
+    assert set(tmp_path.iterdir()) == {path, tmp_path / "still written", *others}

@@ -97,7 +97,7 @@ def test_without_room_it_stops_and_goes_on_when_there_is_some(tmp_path, undistur
     assert start(build, room=9_000).wait() == 7  # the index has 40 kB
     assert (build / "mined" / "s" / "done.json").exists()
     assert not list((build / "candidates" / "u").rglob("*.np?"))
-    assert not [path for path in build.rglob("*") if path.name.endswith(".part")]
+    assert not [path for path in build.rglob("*") if path.name.startswith(".tuplesmith-")]
     assert start(build).wait() == 0
     assert files_of(build) == undisturbed
 

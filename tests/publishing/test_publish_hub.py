@@ -121,7 +121,7 @@ def test_killed_at_ten_moments_it_ends_the_same(server, made, tmp_path):
                 shutil.rmtree(made / "publish")
             process = start(fresh, "publish", made, "org/small", "-q", "--tag", "v1")
             if moment is None:  # while the shards are made
-                while not list(made.glob("publish/*.part")):
+                while not list(made.glob("publish/.tuplesmith-*")):
                     time.sleep(0.001)
                 process.kill()
             else:

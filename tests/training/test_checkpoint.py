@@ -44,7 +44,7 @@ def test_a_torn_checkpoint_is_passed_over_and_cleared_away_by_the_next(tmp_path)
     for step in (5, 10):
         checkpoint.save(tmp_path, step, RUN, state("full length"), keep=3)
     (tmp_path / "step-000010/model.safetensors").write_text("torn")
-    (tmp_path / "step-000015.part").mkdir()  # killed while writing
+    (tmp_path / "step-000015").mkdir()  # killed while writing
     (tmp_path / "step-000012").mkdir()  # killed while deleting
     assert [path.name for path in checkpoint.whole(tmp_path)] == ["step-000005"]
     checkpoint.save(tmp_path, 15, RUN, state("full length"), keep=3)
