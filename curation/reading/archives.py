@@ -16,7 +16,6 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import closing
-from fnmatch import fnmatchcase
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import IO, NamedTuple
 
 from curation.errors import SourceError, decoded, did_you_mean, listed
 from curation.manifest_source import Table
+from curation.reading.globs import matches
 from curation.reading.packed import BLOCK, Budget, blocks_of, counted, ending_of, unpacking
 from curation.reading.rows import BROKEN, File, mendable
 
@@ -69,7 +69,7 @@ def _wanted(file: File, table: Table, budget: Budget, known: Collection[str], me
         found: set[str] = set()
         with closing(_sound(file, members(file, budget))) as entries:
             for member in entries:
-                hits = {pattern for pattern in wanted if _matches(member.name, pattern)}
+                hits = {pattern for pattern in wanted if matches(member.name, pattern)}
                 if hits and (member.kind != "folder" or member.name in wanted):
                     found |= hits
                     yield unpacking(_member(file, member, seen), budget)
@@ -98,22 +98,6 @@ def _only(file: File, table: Table, known: Collection[str], members: Members) ->
         what = f"holds {len(data) or 'no'} data file{'s' * (len(data) != 1)}: {listed(data or names) or 'nothing at all'}"
         raise SourceError(file.name, what, "name one or more with `member:`")
     return data[0]
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return name == pattern or (glob.has_magic(pattern) and _fits(name.split("/"), pattern.split("/")))
-
-
-def _fits(names: list[str], pattern: list[str]) -> bool:
-    """Tell whether a path fits a pattern, both in parts, as `glob` would say: hidden files only where named."""
-    if not names or not pattern:
-        return not names and pattern in ([], ["**"])
-    first, *rest = pattern
-    if first == "**" and _fits(names, rest):
-        return True
-    if names[0].startswith(".") and not first.startswith("."):
-        return False
-    return _fits(names[1:], pattern) if first == "**" else fnmatchcase(names[0], first) and _fits(names[1:], rest)
 
 
 def _hidden(name: str) -> bool:

@@ -7,7 +7,6 @@ import platform
 import re
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
-from itertools import takewhile
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -18,6 +17,7 @@ from curation.manifest_source import Source, Table
 from curation.reading import hub
 from curation.reading.archives import parts
 from curation.reading.functions import PYTHON, python_files
+from curation.reading.globs import matching, plain_part
 from curation.reading.packed import Budget
 from curation.reading.readers import ENDINGS, ROW, File, Lost, Rows, read_file
 from curation.reading.rows import BATCH, compact, inside, joined
@@ -81,7 +81,7 @@ def sizes(table: Table, base: Path) -> int:
 
 def _stored(folder: Path) -> list[str]:
     """Return the names of a dataset folder's files; hidden ones are no data."""
-    return [name for name in sorted(glob.glob("**", root_dir=folder, recursive=True)) if (folder / name).is_file()]
+    return _matching(Path("**"), folder)
 
 
 def take(
@@ -238,13 +238,20 @@ def _files(table: Table, base: Path) -> list[File]:
         if (base / path).is_file():
             found.setdefault(str(path), File(base / path, str(path), (base / path).parent))
             continue
-        names = [name for name in sorted(glob.glob(str(path), root_dir=base, recursive=True)) if (base / name).is_file()]
+        names = _matching(path, base)
         if not names:
             raise _nothing(pattern, base / path, "*/*" if table.reader == "folders" else "*.jsonl")
-        plain = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
+        plain = base / plain_part(path, base)
         for name in names:
-            found.setdefault(name, File(base / name, decoded(name), base / plain))
+            found.setdefault(name, File(base / name, decoded(name), plain))
     return list(found.values())
+
+
+def _matching(pattern: Path, base: Path) -> list[str]:
+    try:
+        return matching(pattern, base)
+    except OSError as error:
+        raise SourceError(str(error.filename), f"cannot be read ({error.strerror})", "check path and permissions") from None
 
 
 def expanded(name: str, base: Path) -> Path:
