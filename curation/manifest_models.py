@@ -167,6 +167,11 @@ class Train(Section):
     model: str = Field(description="Hub id, folder, or `package:NAME`: the foundation model or encoder to train")
     max_tokens: int = Field(1024, ge=4, description="longer texts are cut")
     batch: int = Field(512, ge=1, description="tuples a step, over all processes")
+    positives: Literal["first", "all", "sampled"] = Field(
+        "first",
+        description="of a query with several positives: first, the one with the highest grade, or of equal ones the first in the "
+        "file; all, each in a tuple of its own; sampled, one drawn for each epoch",
+    )
     negatives: int = Field(7, ge=0, description="hard negatives a tuple, redrawn each epoch")
     loss: Literal["f2llm", "infonce"] = Field(
         "f2llm",
@@ -236,6 +241,8 @@ class Train(Section):
             raise ValueError("'symmetric' belongs to `loss: f2llm`")
         if self.reproduce_f2llm and (self.symmetric or self.loss != "f2llm"):
             raise ValueError("'reproduce_f2llm' belongs to `loss: f2llm` without 'symmetric'")
+        if self.positives == "all" and not self.mask_false_negatives:
+            raise ValueError("`positives: all` needs 'mask_false_negatives': positives of one query may meet in a batch")
         if min(self.matryoshka, default=1) < 1:
             raise ValueError("'matryoshka' names dimensions, which are 1 or more")
         if self.evaluate_every is None and (self.patience is not None or self.export == "best"):

@@ -1,10 +1,11 @@
 """Which tuples a step trains on, and what of them the model reads.
 
 The plan is a pure function of (seed, epoch, step): each batch is of one source, each tuple comes once an epoch (unless
-small sources are to come more often), and the sources' batches lie in a shuffled order. So the place in the data is one
-integer, the step, and a run goes on at any of them without walking there. Every draw is made from the seed, the source's
-name and the tuple's own key, so another source, or another tuple of the same one, changes neither a drawn negative nor
-the order of two tuples (but where tuples with one positive have to be kept out of one batch).
+small sources are to come more often; with `positives: all` once with each of its positives), and the sources' batches lie
+in a shuffled order. So the place in the data is one integer, the step, and a run goes on at any of them without walking
+there. Every draw is made from the seed, the source's name and the tuple's own key, so another source, or another tuple of
+the same one, changes neither a drawn negative or positive nor the order of two tuples (but where tuples with one positive
+have to be kept out of one batch).
 """
 
 from __future__ import annotations
@@ -47,15 +48,16 @@ class Plan:
     """The order of batches. It keeps the orders of the epoch it was last asked for, and nothing else."""
 
     def __init__(self, sources: Sequence[Source], seed: int, recipe: Train) -> None:
-        """Take what batches depend on: of the recipe batch, negatives, loss, evenness and the settings of single sources."""
-        self.sources, self.seed, self.batch = list(sources), seed, recipe.batch
+        """Take what batches depend on: of the recipe batch, positives, negatives, loss, evenness and what single sources have."""
+        self.sources, self.seed, self.batch, self.positives = list(sources), seed, recipe.batch, recipe.positives
         self.joint = recipe.loss == "infonce"  # it takes other rows' negatives too, so tell the false ones
         own = [recipe.of(source.name) for source in sources]
         self.negatives = [recipe.negatives if one.negatives is None else one.negatives for one in own]
         tasks = [source.task in IN_BATCH_TASKS for source in sources]
         self.in_batch = [task if one.in_batch is None else one.in_batch for one, task in zip(own, tasks, strict=True)]
-        self.batches = [-(-len(source) // self.batch) for source in sources]  # of a pass; the last of a source may be smaller
-        sizes, weights = [len(source) for source in sources], [one.weight for one in own]
+        sizes = [len(source.positives) if self.positives == "all" else len(source) for source in sources]
+        self.batches = [-(-size // self.batch) for size in sizes]  # of a pass; the last of a source may be smaller
+        weights = [one.weight for one in own]
         self.shares = shares(self.batches, sizes, recipe.evenness, weights)  # of an epoch
         self.steps_per_epoch = sum(self.shares)
         self._epoch = -1
@@ -64,17 +66,26 @@ class Plan:
 
     def rows(self, step: int) -> tuple[Source, np.ndarray]:
         """Return the source of a step, and which of its rows, (b,) i64."""
+        return self.chosen(step)[:2]
+
+    def chosen(self, step: int) -> tuple[Source, np.ndarray, np.ndarray]:
+        """Return the source of a step, which of its rows, (b,) i64, and the place of each one's positive in `positives`."""
         number, time, batch = self._place(step)
+        source = self.sources[number]
         if (number, time) not in self._rows:
-            self._rows[number, time] = row_order(self.sources[number], self.seed, time, self.batch, self.in_batch[number])
-        return self.sources[number], self._rows[number, time][batch * self.batch : (batch + 1) * self.batch]
+            in_batch = self.in_batch[number]
+            self._rows[number, time] = row_order(source, self.seed, time, self.batch, in_batch, self.positives)
+        chosen = self._rows[number, time][batch * self.batch : (batch + 1) * self.batch]
+        if self.positives == "all":
+            return source, np.searchsorted(source.positive_starts, chosen, side="right") - 1, chosen
+        return source, chosen, trained_places(source, chosen, self.seed, time, self.positives)
 
     def batch_at(self, step: int) -> Batch:
         """Return the batch of a step, counted from 0 over all epochs."""
-        source, rows = self.rows(step)
+        source, rows, places = self.chosen(step)
         number, time, _ = self._place(step)
         slots = draw_negatives(source, rows, self.seed, time, self.negatives[number])
-        batch = assemble(source, rows, slots, self.in_batch[number])
+        batch = assemble(source, rows, slots, self.in_batch[number], places)
         return batch._replace(shared_negative=shared_negatives(source, rows, slots)) if self.joint else batch
 
     def _place(self, step: int) -> tuple[int, int, int]:
@@ -112,14 +123,33 @@ def shares(batches: Sequence[int], sizes: Sequence[int], evenness: float, weight
     return [int(count) for count in share]
 
 
-def row_order(source: Source, seed: int, time: int, batch: int, in_batch: bool) -> np.ndarray:
-    """Return the rows of a source in the order of its pass number `time`, (rows,) i64."""
-    order = np.argsort(draws(seed, f"{source.name}/epoch/{time}", source.rows), kind="stable")
+def row_order(source: Source, seed: int, time: int, batch: int, in_batch: bool, positives: str = "first") -> np.ndarray:
+    """Return the rows of a source in the order of its pass number `time`, (rows,) i64; of `all` positives their places."""
+    keys = np.asarray(source.rows)
+    if positives == "all":  # a row's first positive is drawn by the row's own key, each further one by another
+        counts = np.diff(source.positive_starts)
+        nth = np.arange(len(source.positives)) - np.repeat(source.positive_starts[:-1], counts)
+        keys = np.repeat(keys, counts)
+        keys = np.where(nth > 0, draws(seed, f"{source.name}/further positive", keys + nth.astype(np.uint64)), keys)
+    order = np.argsort(draws(seed, f"{source.name}/epoch/{time}", keys), kind="stable")
     if not in_batch:
         return order
-    return spread(
-        order, source.identity[source.positives[source.positive_starts[:-1]]], batch, seed, f"{source.name}/spread/{time}"
-    )
+    every = np.arange(len(source))
+    places = slice(None) if positives == "all" else trained_places(source, every, seed, time, positives)
+    return spread(order, source.identity[source.positives[places]], batch, seed, f"{source.name}/spread/{time}")
+
+
+def trained_places(source: Source, rows: np.ndarray, seed: int, time: int, positives: str) -> np.ndarray:
+    """Return the place in `source.positives` of the positive that each row is trained on in pass `time`, (b,) i64.
+
+    That is the row's `first` one, or for `sampled` one drawn for this pass.
+    """
+    first = taken(source.positive_starts, rows)
+    if positives == "first":
+        return np.asarray(first)
+    count = (taken(source.positive_starts, rows + 1) - first).astype(np.uint64)
+    drawn = draws(seed, f"{source.name}/positive/{time}", taken(source.rows, rows)) % count
+    return np.asarray(first + drawn.astype(np.int64))
 
 
 def spread(order: np.ndarray, identity: np.ndarray, batch: int, seed: int, purpose: str) -> np.ndarray:
@@ -177,10 +207,14 @@ def draw_negatives(source: Source, rows: np.ndarray, seed: int, time: int, k: in
     return np.pad(places, ((0, 0), (0, k - places.shape[1])), constant_values=-1)
 
 
-def assemble(source: Source, rows: np.ndarray, slots: np.ndarray, in_batch: bool) -> Batch:
-    """Gather the texts of some tuples, each distinct text once; `slots` is as `draw_negatives` returns it."""
-    has = slots >= 0
-    positive = taken(source.positives, taken(source.positive_starts, rows))
+def assemble(source: Source, rows: np.ndarray, slots: np.ndarray, in_batch: bool, places: np.ndarray | None = None) -> Batch:
+    """Gather the texts of some tuples, each distinct text once.
+
+    `slots` is as `draw_negatives` returns it, and `places` as `trained_places`; by default they are of the first positives.
+    """
+    has, first = slots >= 0, taken(source.positive_starts, rows)
+    places = first if places is None else places
+    positive = taken(source.positives, places)
     passages = np.concatenate([positive, taken(source.negatives, slots[has])])
     texts = np.concatenate([taken(source.query, rows), taken(source.text, passages)])
     distinct, number = np.unique(texts, return_inverse=True)
@@ -192,10 +226,11 @@ def assemble(source: Source, rows: np.ndarray, slots: np.ndarray, in_batch: bool
     negative[has] = number[2 * b :]
     ids, starts = gather(source.ids, source.starts, distinct[order])
     teacher = np.full((b, 1 + slots.shape[1]), np.nan, dtype=np.float32)
-    teacher[:, 0] = taken(source.positive_score, rows)
+    teacher[:, 0] = np.where(places == first, taken(source.positive_score, rows), np.nan)  # further ones have none
     teacher[:, 1:][has] = taken(source.negative_scores, slots[has])
     which = number[:b], number[b : 2 * b], negative, has
-    return Batch(source.name, source.task, in_batch, rows, ids, starts, *which, shared_positives(source, rows), teacher, None)
+    shared = shared_positives(source, rows, places)
+    return Batch(source.name, source.task, in_batch, rows, ids, starts, *which, shared, teacher, None)
 
 
 def gather(values: np.ndarray, starts: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -207,9 +242,9 @@ def gather(values: np.ndarray, starts: np.ndarray, chosen: np.ndarray) -> tuple[
     return taken(values, places).astype(np.int64), new
 
 
-def shared_positives(source: Source, rows: np.ndarray) -> np.ndarray:
-    """Return (b, b) bool: the positive of row j is no negative for row i != j, by its id or its group."""
-    trained = taken(source.positives, taken(source.positive_starts, rows))  # the first of each row
+def shared_positives(source: Source, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return (b, b) bool: the positive of row j, at its place, is no negative for row i != j, by its id or its group."""
+    trained = taken(source.positives, places)
     return _shared(source, rows, taken(source.identity, trained)[:, None])[:, :, 0]
 
 

@@ -33,7 +33,8 @@ def estimate(build: Path, recipe: Train, *, only: Sequence[str] = (), gpus: int 
         ModelError: a model that cannot be trained.
     """
     entries = mined_sources(build, only, recipe.sources)
-    tuples = {name: len(tables.read_table(build / "mined" / name, "pairs", ["id"])) for name in entries}
+    lists = {name: tables.read_table(build / "mined" / name, "pairs", ["positives"])["positives"] for name in entries}
+    tuples = {name: int(some.list.len().sum()) if recipe.positives == "all" else len(some) for name, some in lists.items()}
     some = {name: count for name, count in tuples.items() if count}
     batches = [-(-count // recipe.batch) for count in some.values()]
     steps_per_epoch = sum(batches)
@@ -92,9 +93,19 @@ def _tokens(build: Path, name: str, entry: dict[str, Any], model: Model, recipe:
     passages = tables.read_table(build / "curated" / name, "passages", ["text"])["text"]
     chosen = np.argsort(schema.draws(0, f"{name}/estimate", np.arange(len(pairs))))[:SAMPLE]
     sample = pairs[np.sort(chosen)]
-    queries = [model.render_query(entry["instruction"], query, recipe.prompt) for query in sample["query"]]
-    texts = [model.render_passage(passages[int(row[0])], recipe.prompt) for row in sample["positives"]]
     own = recipe.of(name).negatives
-    drawn = [row[: recipe.negatives if own is None else own] for row in sample["negatives"].to_list()]
-    texts += [model.render_passage(passages[pid], recipe.prompt) for row in drawn for pid in row]
-    return sum(len(model.tokenize(part).ids) for part in (queries, texts)) / len(sample)
+
+    def lengths(lists: list[list[str]]) -> list[np.ndarray]:
+        """Return the tokens of each text of each list."""
+        starts = model.tokenize([text for some in lists for text in some]).starts
+        return np.split(np.diff(starts), np.cumsum([len(some) for some in lists])[:-1])
+
+    def passages_of(lists: list[list[int]]) -> list[list[str]]:
+        return [[model.render_passage(passages[pid], recipe.prompt) for pid in row] for row in lists]
+
+    queries = lengths([[model.render_query(entry["instruction"], query, recipe.prompt)] for query in sample["query"]])
+    trained = [row[:1] if recipe.positives == "first" else row for row in sample["positives"].to_list()]
+    positives = lengths(passages_of(trained))
+    negatives = lengths(passages_of([row[: recipe.negatives if own is None else own] for row in sample["negatives"].to_list()]))
+    each = [query.sum() + some.mean() + far.sum() for query, some, far in zip(queries, positives, negatives, strict=True)]
+    return float(np.average(each, weights=[len(row) if recipe.positives == "all" else 1 for row in trained]))

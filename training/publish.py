@@ -29,6 +29,12 @@ print(model.similarity(queries, passages))
 ```
 """
 
+FURTHER = {
+    "first": "Of a query with several positives the first was trained on, and {:,} further ones were left out.",
+    "all": "Of a query with several positives each was trained on in a tuple of its own; {:,} tuples more than the table counts.",
+    "sampled": "Of a query with several positives one was drawn for each epoch; there are {:,} besides the first ones.",
+}
+
 
 class Plan(NamedTuple):
     """What a repository is to hold."""
@@ -112,6 +118,8 @@ def _training(run: Mapping[str, Any]) -> list[str]:
     recipe = yaml.safe_dump({"train": run["recipe"]}, sort_keys=False, allow_unicode=True, width=100)
     scores = run.get("history", {})
     step = str(run["best"]["step"]) if scores and run["recipe"].get("export") == "best" else max(scores, key=int, default="")
+    further = sum(one.get("further_positives", 0) for one in run["trained_on"].values())
+    several = FURTHER[run["recipe"].get("positives", "first")].format(further) if further else ""
     found = f"nDCG@10 on held-out queries, the mean over their sources: {scores[step]:.4f}, at step {step}." if step else ""
     return [
         "## Training",
@@ -122,5 +130,6 @@ def _training(run: Mapping[str, Any]) -> list[str]:
         "",
         table(("source", "task", "tuples", "licence"), lines),
         "",
+        *([several, ""] if several else []),
         f"```yaml\n{recipe}```",
     ]

@@ -87,10 +87,15 @@ def receipt_of(run: Mapping[str, Any], plan: Plan, steps: int, model: Model, rec
         "digest": store.digest_of(run),
         "steps": steps,
         **watch.told(),
-        "trained_on": {source.name: {"task": source.task, "tuples": len(source)} for source in plan.sources},
+        "trained_on": {source.name: _trained_on(source) for source in plan.sources},
         "prompt": model.prompt_used(recipe.prompt),
         "versions": store.versions(),
     }
+
+
+def _trained_on(source: Source) -> dict[str, Any]:
+    further = {"further_positives": source.further_positives} if source.further_positives else {}
+    return {"task": source.task, "tuples": len(source), **further}
 
 
 def export_checkpoint(run: Path, out: Path) -> Path:

@@ -66,6 +66,11 @@ class Source:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def further_positives(self) -> int:
+        """How many positives there are besides the first of each row."""
+        return len(self.positives) - len(self.rows)
+
     def row_ids(self, rows: np.ndarray) -> list[str]:
         """Return the ids of some rows, such as `squad/87431`."""
         return [str(name) for name in tables.read_table(self.folder, "pairs", ["id"])["id"].gather(rows.astype(np.uint32))]

@@ -38,6 +38,12 @@ from training.watch import Watch
 from training.watch import readable as told
 from training.zero import DeepSpeed
 
+FURTHER = {  # what becomes of a query's positives besides the first
+    "first": "they are not trained on (`positives: all` or `sampled` does)",
+    "all": "each is trained on in a tuple of its own",
+    "sampled": "one positive of each query is drawn for each epoch",
+}
+
 
 def train(
     build: Path,
@@ -107,6 +113,10 @@ def _train(
     first = resume(out / "checkpoints", run, backend, watch, say)
     if recipe.warmup != warmup_steps(recipe, total):
         say(f"a warm-up of {recipe.warmup} steps does not fit into {total}; it takes {warmup_steps(recipe, total)}")
+    for source in sources:
+        if count := source.further_positives:
+            what = f"{source.name} has {count:,} positives besides the first of each of {len(source):,} queries: "
+            say(what + FURTHER[recipe.positives])
     if recipe.reproduce_f2llm:
         alone = "changes nothing: with one process F2LLM's passages have their gradients too"
         several = "passages get no gradient from the in-batch term, as in F2LLM's trainer on several processes"
@@ -167,6 +177,8 @@ def loop(
             done = step + 1
             left = (time.perf_counter() - started) / (done - first) * (total - done)
             line = _line(step, plan, batch, losses, loss, lr, norm) | costs(backend, batch, recipe, seconds)
+            if step == 0 and (further := {one.name: one.further_positives for one in plan.sources if one.further_positives}):
+                line["positives"] = {"trained": recipe.positives, "further": further}
             recent.append(line | {"seconds_left": round(left, 2)})
             write(recent[-1])
             if done % recipe.log_every == 0 or done == total:

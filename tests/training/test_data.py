@@ -166,9 +166,9 @@ def test_shared_positives_by_id_by_group_and_by_second_positive():
     want = np.zeros((5, 5), dtype=bool)
     for i, j in [(0, 1), (1, 0), (0, 3), (3, 0), (1, 3), (3, 1), (2, 4)]:  # (4, 2) is not: row 2 trains on passage 1
         want[i, j] = True
-    assert np.array_equal(shared_positives(source, np.arange(5)), want)
+    assert np.array_equal(shared_positives(source, np.arange(5), source.positive_starts[:-1]), want)
     order = np.array([4, 2, 0, 3, 1])
-    assert np.array_equal(shared_positives(source, order), want[np.ix_(order, order)])
+    assert np.array_equal(shared_positives(source, order, source.positive_starts[order]), want[np.ix_(order, order)])
 
 
 @pytest.mark.parametrize("rows", [1_000_000])
