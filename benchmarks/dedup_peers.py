@@ -2,8 +2,9 @@
 
     python benchmarks/dedup_peers.py NAME TEXTS.parquet FOLDER
 
-All take words in threes, 128 permutations and 16 bands of 8 rows; datatrove runs as shipped (5 words, 14 bands of 8, its
-English tokenizer). None of them verifies exactly; gaoya checks candidates by the sketch. Prints one line of JSON.
+All take words in threes and 16 bands of 8 rows (`daft-16x6`: of 6); datatrove runs as shipped (5 words, 14 bands of 8, its
+English tokenizer). Daft has no LSH of its own: each band is hashed to 64 bits here, and equal ones are found by sorting. None of
+the peers verifies exactly; gaoya checks candidates by the sketch. Prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,25 +33,39 @@ def daft_raw(table: pa.Table, folder: Path) -> int:
     from daft.functions import normalize
 
     raw = tool.col("text")
-    return daft(table, folder, normalize(raw, remove_punct=True, lowercase=True, nfd_unicode=True, white_space=True))
+    return daft(table, folder, form=normalize(raw, remove_punct=True, lowercase=True, nfd_unicode=True, white_space=True))
 
 
-def daft(table: pa.Table, folder: Path, form: object = None) -> int:
+def daft(table: pa.Table, folder: Path, rows: int = ROWS, form: object = None) -> int:
     """Return how many texts share a band with another one, by Daft's minhash and numpy."""
     import daft
     from daft.functions import minhash
 
     sketch = minhash(
-        daft.col("form") if form is None else form, num_hashes=BANDS * ROWS, ngram_size=WORDS, hash_function="xxhash64"
+        daft.col("form") if form is None else form, num_hashes=BANDS * rows, ngram_size=WORDS, hash_function="xxhash64"
     )
     found = daft.from_arrow(table).select(sketch.alias("m")).to_arrow()["m"].combine_chunks()
-    values = np.asarray(found.flatten()).reshape(len(table), BANDS, ROWS)
+    values = np.asarray(found.flatten()).reshape(len(table), BANDS, rows)
+    odd = np.random.default_rng(0).integers(1 << 63, size=rows, dtype=np.uint64) | np.uint64(1)
     flagged = np.zeros(len(table), bool)
     for band in range(BANDS):
-        keys = np.ascontiguousarray(values[:, band]).view(f"V{values.itemsize * ROWS}")[:, 0]
-        _, of, count = np.unique(keys, return_inverse=True, return_counts=True)
-        flagged |= (count > 1)[of]
+        keys = np.zeros(len(table), np.uint64)  # a band's values as one number
+        for row in range(rows):
+            keys = (keys ^ values[:, band, row]) * odd[row]
+        order = np.argsort(keys)
+        same = keys[order[1:]] == keys[order[:-1]]
+        flagged[order[1:][same]] = flagged[order[:-1][same]] = True
     return int(flagged.sum())
+
+
+def rensa(table: pa.Table, folder: Path) -> int:
+    """Return how many texts share a band with another one, by rensa's matrix of R-MinHash sketches."""
+    from rensa import RMinHash, RMinHashLSH
+
+    words = (text.split(" ") for text in table["form"].to_pylist())
+    sets = [{" ".join(some[at : at + WORDS]) for at in range(max(1, len(some) - WORDS + 1))} for some in words]
+    matrix = RMinHash.digest_matrix_from_token_sets(sets, num_perm=BANDS * ROWS, seed=42)
+    return sum(RMinHashLSH(threshold=0.8, num_perm=BANDS * ROWS, num_bands=BANDS).query_duplicate_flags_matrix_one_shot(matrix))
 
 
 def gaoya(table: pa.Table, folder: Path) -> int:
@@ -106,8 +123,10 @@ def datatrove(table: pa.Table, folder: Path) -> int:
 def main() -> None:
     """Run one peer."""
     name, source, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
-    work = {"daft": daft, "daft-raw": daft_raw, "gaoya": gaoya, "text-dedup": text_dedup, "datatrove": datatrove}[name]
-    for module in {"daft": ["daft.functions"], "daft-raw": ["daft.functions"], "gaoya": ["gaoya.minhash"]}.get(name, []):
+    peers: dict[str, Callable[[pa.Table, Path], int]] = {"daft": daft, "daft-16x6": partial(daft, rows=6), "daft-raw": daft_raw}
+    peers |= {"gaoya": gaoya, "rensa": rensa, "text-dedup": text_dedup, "datatrove": datatrove}
+    work = peers[name]
+    for module in {"daft": ["daft.functions"], "gaoya": ["gaoya.minhash"], "rensa": ["rensa"]}.get(name.partition("-")[0], []):
         importlib.import_module(module)
     wall = time.perf_counter()
     cpu = os.times()
