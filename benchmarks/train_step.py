@@ -2,12 +2,13 @@
 
     python benchmarks/train_step.py BUILD [--steps 2] [--model smollm2 | minilm] [--sources squad scitldr pubmedqa nl2bash]
 
-How much there is to gain hangs on the padding of a source's batches: short questions with long passages have much, pubmedqa's
-abstracts little. First a table of processed tokens for a useful one, then useful tokens a CPU-second of whole steps (forward, backward, clip,
-AdamW; every trainer with checkpointed layers, in bfloat16 where the processor has it), on drawn tuples of a mined build (such as
-that of manifests/dev.yaml, which is only read) and six layers of SmolLM2-135M, or MiniLM. A useful token is one of a text of a tuple,
-padding apart; that we embed equal texts once counts for us as saved work. Texts are tokenised beforehand for all three. The
-operations a token are counted by torch on the smallest batch, without checkpointing; it counts no attention on the CPU.
+How much there is to gain depends on the padding of a source's batches: short questions with long passages have much, the
+abstracts of pubmedqa little. First a table of processed tokens for a useful one, then useful tokens a CPU-second of whole
+steps (forward, backward, clip, AdamW; every trainer with checkpointed layers, in bfloat16 where the processor has it), on drawn
+tuples of a mined build (such as that of manifests/dev.yaml, which is only read) and six layers of SmolLM2-135M, or MiniLM. A
+useful token is one of a text of a tuple, padding apart; that we embed equal texts once counts for us as saved work. Texts are
+tokenised beforehand for all three. The operations a token are counted by torch on the smallest batch, without
+checkpointing; it counts no attention on the CPU.
 """
 
 from __future__ import annotations
