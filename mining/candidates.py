@@ -21,7 +21,7 @@ from mining.embeddings import Part, Vectors
 from mining.lists import Ragged
 from mining.search import Exact, nearest, scores_of
 
-FORMAT = 2
+FORMAT = 3
 PAIRS = 1 << 20  # of a candidate and a positive, compared at once
 
 

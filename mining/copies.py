@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from curation.text import normalised
+from mining.kernels import shared_parts
 from mining.lists import Ragged
 
 _SPACELESS = (
@@ -19,10 +20,9 @@ _SPACELESS = (
 )
 WORD = rf"[{_SPACELESS}]|[\w--[{_SPACELESS}]]+"
 PROBES = 6  # shingles looked up of every pair; of a copy (.8 or more) none of them is found once in 15,000 times
-PAIRS = 1 << 16  # compared whole at once
 TEXTS = 1 << 14  # shingled at once
 _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)
-_LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
+_HALF = np.uint64(32)
 
 
 def shingles_of(texts: Iterable[str], pids: np.ndarray) -> Ragged:
@@ -47,30 +47,7 @@ def overlaps(shingles: Ragged, left: np.ndarray, right: np.ndarray) -> np.ndarra
 
     A pair of which the first `PROBES` shingles, by hash, of the smaller are all absent from the larger gives 0.
     """
-    sizes = np.diff(shingles.starts)
-    swap = sizes[left] > sizes[right]
-    small, large = np.where(swap, right, left), np.where(swap, left, right)
-    likely = np.zeros(len(left), bool)
-    for probe in range(PROBES if len(shingles.ids) else 0):
-        todo = np.flatnonzero(~likely & (sizes[small] > probe))
-        likely[todo] = _present(shingles, shingles.starts[small[todo]] + probe, large[todo])
-    found = np.zeros(len(left), np.float32)
-    near = np.flatnonzero(likely)
-    for first in range(0, len(near), PAIRS):
-        some = near[first : first + PAIRS]
-        count = sizes[small[some]]
-        ends = count.cumsum()
-        at = np.arange(ends[-1]) - np.repeat(ends - count - shingles.starts[small[some]], count)
-        there = _present(shingles, at, np.repeat(large[some], count))
-        found[some] = np.add.reduceat(there, ends - count, dtype=np.int64) / count
-    return found
-
-
-def _present(shingles: Ragged, at: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """Return (n,) bool: whether the shingle at `at[i]` is also one of `texts[i]`."""
-    codes = (shingles.ids[at] & _LOW) | (texts.astype(np.uint64) << _HALF)
-    place = np.minimum(np.searchsorted(shingles.ids, codes), len(shingles.ids) - 1)
-    return np.asarray(shingles.ids[place] == codes)
+    return np.asarray(shared_parts(shingles.starts, shingles.ids, left, right, PROBES))
 
 
 def _codes(words: pl.Series, pids: np.ndarray) -> np.ndarray:

@@ -16,12 +16,13 @@ import numpy as np
 
 from curation.errors import SetupError
 from mining.embeddings import Vectors
+from mining.kernels import inner_products
 
 QUERIES = 4_096  # a block: with PASSAGES rows of 1,024 numbers, about 150 MB
 PASSAGES = 32_768
 SPARE = 16  # candidates fetched beyond k, so that hardly a query has an equal score on both sides of the cut
 MOST_SPARE = 2_048  # fetched where equal scores are many; where even that is too few, all that can be near is scored
-GATHERED = 1 << 20  # float64 numbers multiplied at once when scoring again: 8 MB, and up to 64 kB mapped for each vector read
+GATHERED = 1 << 24  # float32 numbers read at once when scoring again: 64 MB
 DISTRIBUTIONS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs")
 
 
@@ -109,11 +110,20 @@ def scores_of(queries: np.ndarray, corpus: Vectors, ids: np.ndarray) -> np.ndarr
         ids: (q, k) rows of the corpus.
     """
     found = np.empty(ids.shape, np.float64)
-    step = max(1, GATHERED // max(1, queries.shape[1] * ids.shape[1]))
+    width = queries.shape[1]
+    # each distinct row is read once: for all queries where the whole corpus is small, else for as many as fit
+    small = len(corpus) * width <= GATHERED
+    step = max(1, len(ids) if small else GATHERED // (width * max(1, ids.shape[1])))
     for start in range(0, len(ids), step):
         part = slice(start, start + step)
-        rows = corpus[ids[part].reshape(-1)].reshape(*ids[part].shape, -1).astype(np.float64)
-        found[part] = np.einsum("qd,qkd->qk", queries[part].astype(np.float64), rows)
+        if small:  # sorting would take longer than the products
+            is_needed = np.zeros(len(corpus), bool)
+            is_needed[ids[part]] = True
+            needed, places = np.flatnonzero(is_needed), (np.cumsum(is_needed) - 1)[ids[part]]
+        else:
+            needed, places = np.unique(ids[part], return_inverse=True)
+        rows = np.ascontiguousarray(corpus[needed], np.float32)
+        found[part] = inner_products(np.ascontiguousarray(queries[part], np.float32), rows, places.reshape(ids[part].shape))
     return found
 
 

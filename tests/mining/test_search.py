@@ -74,3 +74,17 @@ def test_installation():
         "faiss: faiss-cpu and faiss-gpu are both installed and overwrite each other; "
         "pip uninstall faiss-cpu faiss-gpu, then install one of them again: pip install faiss-gpu"
     )
+
+
+def test_scores_of_large_and_small_corpora_are_those_of_a_double_loop(monkeypatch):
+    random = np.random.default_rng(3)
+    queries, corpus = (random.standard_normal((count, 33)).astype(np.float32) for count in (20, 90))
+    ids = random.integers(0, 90, (20, 7))
+    expected = [
+        [sum(float(a) * float(b) for a, b in zip(q, corpus[i], strict=True)) for i in row]
+        for q, row in zip(queries, ids, strict=True)
+    ]
+    whole = scores_of(queries, corpus, ids)
+    np.testing.assert_allclose(whole, expected, rtol=0, atol=1e-13)
+    monkeypatch.setattr("mining.search.GATHERED", 33 * 7 * 3)  # three queries at a time
+    assert scores_of(queries, corpus, ids).tobytes() == whole.tobytes()
