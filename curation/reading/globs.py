@@ -64,7 +64,7 @@ def matching(pattern: Path, base: Path) -> list[str]:
             if not stat.S_ISDIR(about.st_mode) or (here in above and "**" in wanted):
                 continue  # a link to a folder that holds it has no end
             plain = not any(map(glob.has_magic, wanted))
-            names = wanted if plain else os.listdir(base / folder)
+            names = wanted if plain else [*os.listdir(base / folder), *({".."} & wanted)]
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 continue
@@ -74,7 +74,7 @@ def matching(pattern: Path, base: Path) -> list[str]:
             if len(parts) in following and (base / folder / name).is_file():
                 found.append(str(folder / name))
             if following - {len(parts)}:
-                stack.append((folder / name, following, above | {here}))
+                stack.append((folder / name, following, above | {here} if name != ".." else frozenset()))
     return sorted(found)
 
 
