@@ -32,7 +32,11 @@ OF_FILES = (
     "quoting",
     "header",
     "file_column",
+    "max_record",
 )  # they say how to read them
+
+
+UNITS = {"max_unpacked": "GB", "max_record": "MB"}  # which a manifest may write behind the number
 
 
 class Filters(Section):
@@ -63,6 +67,12 @@ class Table(Section):
         description="member or glob, or a list of them, of a zip, tar, tar.gz or tar.zst; needless where it holds one data file",
     )
     max_unpacked: float = Field(20, gt=0, description="gigabytes that .gz, .zst and archives may unpack to, all files together")
+    max_record: float = Field(
+        64,
+        gt=0,
+        description="megabytes that one record of a text file may take: a line, a csv row, an item of a JSON list, an XML element, "
+        "a file of `folders` or `python`",
+    )
     reader: Reader | None = Field(
         None,
         description="file format; by default from the file's ending. aligned: line i of several files makes a row; "
@@ -97,7 +107,12 @@ class Table(Section):
     def _one_file(cls, data: Any) -> Any:
         if isinstance(data, dict):
             return {
-                name: [value] if name in ("files", "member") and isinstance(value, str) else value for name, value in data.items()
+                name: [value]
+                if name in ("files", "member") and isinstance(value, str)
+                else value.removesuffix(UNITS[name]).strip()
+                if name in UNITS and isinstance(value, str)
+                else value
+                for name, value in data.items()
             }
         return data
 

@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 
 from curation.manifest_source import Table
-from curation.reading.rows import File, encoding_of, opened
+from curation.reading.rows import File, encoding_of, most_of, opened, too_large
 
 BLOCK = 1 << 22  # bytes
 INLINE = 12  # bytes of a text that stands in its view; of a longer one its first 4 do
@@ -26,24 +26,31 @@ def opened_blocks(file: File, table: Table) -> Iterator[Iterator[bytes]]:
 
     Raises:
         UnicodeError: the file does not decode.
+        SourceError: a line is longer than a record may be.
     """
+    size = min(BLOCK, most_of(table))  # so that no line within a piece is too long
     if encoding_of(file, table) != "utf-8":
         with opened(file, table) as text:
-            yield _whole_lines(lambda: text.read(BLOCK).encode())
+            yield _whole_lines(file, table, lambda: text.read(size).encode())
         return
     with file.open() as raw:
         start = raw.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8)
-        yield map(_checked, _whole_lines(partial(raw.read, BLOCK), start))
+        yield map(_checked, _whole_lines(file, table, partial(raw.read, size), start))
 
 
-def _whole_lines(read: Callable[[], bytes], start: bytes = b"") -> Iterator[bytes]:
-    held = [start]
+def _whole_lines(file: File, table: Table, read: Callable[[], bytes], start: bytes = b"") -> Iterator[bytes]:
+    held, size, lines, most = [start], len(start), 1, most_of(table)  # the line at hand: its pieces, bytes and number
     while piece := read():
+        if size + len(piece) > most and size + len(piece.partition(b"\n")[0]) > most:
+            raise too_large(f"{file.name}:{lines}", "this line", table)
         if end := piece.rfind(b"\n") + 1:
-            yield b"".join((*held, piece[:end]))
-            held = [piece[end:]]
+            block = b"".join((*held, piece[:end]))
+            lines += block.count(b"\n")
+            yield block
+            held, size = [piece[end:]], len(piece) - end
         else:
             held.append(piece)
+            size += len(piece)
     if rest := b"".join(held):
         yield rest
 

@@ -7,11 +7,12 @@ import polars as pl
 
 from curation.reading.blocks import INLINE, texts_at
 
-LARGEST_FIELD = 1 << 22  # characters; a longer field is an unclosed quote
 QUOTE, LINE, RETURN = b'"\n\r'
 
 
-def columns_of(block: bytes, delimiter: str, quoting: bool, width: int, last: bool) -> tuple[list[pl.Series], int] | None:
+def columns_of(
+    block: bytes, delimiter: str, quoting: bool, width: int, last: bool, most: int = 1 << 40
+) -> tuple[list[pl.Series], int] | None:
     """Return the columns of the whole rows of a block, and how many bytes they take; None where anything is odd.
 
     Whether a byte is between quotes follows from the number of quotes before it. Where each quote that opens stands at
@@ -24,6 +25,7 @@ def columns_of(block: bytes, delimiter: str, quoting: bool, width: int, last: bo
         quoting: whether quotes mean anything.
         width: how many cells a row has.
         last: whether the file ends with the block, and with it the last row.
+        most: bytes that a row may take.
     """
     lone = block.count(b"\r") != block.count(b"\r\n")
     if lone or b"\0" in block or len(delimiter.encode()) > 1:
@@ -48,7 +50,7 @@ def columns_of(block: bytes, delimiter: str, quoting: bool, width: int, last: bo
     if b"\r" in block:
         ends = ends - ((signs[ends] == LINE) & (ends > starts) & (signs[ends - 1] == RETURN))
     full = _in_rows(starts, ends, rows, width)
-    if full is None or (full[1] - full[0]).max(initial=0) > LARGEST_FIELD:
+    if full is None or (len(block) > most and (full[1][:, -1] - full[0][:, 0]).max(initial=0) > most):
         return None
     padded, columns = block + bytes(INLINE), zip(*(one.T for one in full), strict=True)
     return [_texts(padded, signs, starts, ends, doubled) for starts, ends in columns], used

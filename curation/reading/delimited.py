@@ -13,8 +13,8 @@ import polars as pl
 from curation.errors import SourceError
 from curation.manifest_source import Table
 from curation.reading.blocks import lines_of, opened_blocks
-from curation.reading.cells import LARGEST_FIELD, columns_of
-from curation.reading.rows import BATCH, ROW, File, Lost, Reading, Rows, sliced
+from curation.reading.cells import columns_of
+from curation.reading.rows import BATCH, ROW, File, Lost, Reading, Rows, most_of, sliced, too_large
 
 NO_QUOTES = "if quotes mean nothing in this file, say `quoting: false`"
 Row = tuple[int, int, "list[str] | str"]  # first line, lines, and the cells, or what is wrong with their quotes
@@ -30,7 +30,7 @@ def read_delimited(file: File, table: Table, start: int, comma: bool) -> Reading
     with opened_blocks(file, table) as blocks:
         block = next(blocks, b"")
         lines = lines_of(chain([block], blocks))
-        rows = _quoted_rows(file, lines, delimiter, 1) if quoting else _plain_rows(lines, delimiter, 1)
+        rows = _quoted_rows(file, table, lines, delimiter, 1) if quoting else _plain_rows(lines, delimiter, 1)
         first = next(rows, None)
         if first is None:
             raise SourceError(file.name, "is empty")
@@ -43,11 +43,11 @@ def read_delimited(file: File, table: Table, start: int, comma: bool) -> Reading
         line = first[0] + first[1]
         if (at := _after(block, line - 1)) is not None:
             rest = [block[at:]]
-            for frame, lines_used in _frames(rest, blocks, delimiter, quoting, names):
+            for frame, lines_used in _frames(rest, blocks, delimiter, quoting, names, most_of(table)):
                 yield from sliced(frame, start)
                 line, start = line + lines_used, start + len(frame)
             lines = lines_of(chain(rest, blocks))
-            rows = _quoted_rows(file, lines, delimiter, line) if quoting else _plain_rows(lines, delimiter, line)
+            rows = _quoted_rows(file, table, lines, delimiter, line) if quoting else _plain_rows(lines, delimiter, line)
         for number, batch in enumerate(iter(lambda: list(islice(rows, BATCH)), [])):
             yield _cells(file, names, width, batch, start + number * BATCH)
 
@@ -62,7 +62,7 @@ def _after(block: bytes, lines: int) -> int | None:
 
 
 def _frames(
-    rest: list[bytes], blocks: Iterator[bytes], delimiter: str, quoting: bool, names: list[str]
+    rest: list[bytes], blocks: Iterator[bytes], delimiter: str, quoting: bool, names: list[str], most: int
 ) -> Iterator[tuple[pl.DataFrame, int]]:
     """Yield the rows of block after block, and how many lines they took, as far as none is odd.
 
@@ -70,7 +70,7 @@ def _frames(
     """
     following = next(blocks, None)
     while True:
-        found = columns_of(rest[0], delimiter, quoting, len(names), last=following is None)
+        found = columns_of(rest[0], delimiter, quoting, len(names), following is None, most)
         if found is None:
             break
         columns, used = found
@@ -90,18 +90,24 @@ def _plain_rows(lines: Iterable[str], delimiter: str, start: int) -> Iterator[Ro
             yield number, 1, cells.split(delimiter)
 
 
-def _quoted_rows(file: File, lines: Iterable[str], delimiter: str, start: int) -> Iterator[Row]:
+def _quoted_rows(file: File, table: Table, lines: Iterable[str], delimiter: str, start: int) -> Iterator[Row]:
     held: list[str] = []  # the lines of this row
+    size, most = 0, most_of(table)
 
     def feed() -> Iterator[str]:
+        nonlocal size
         for line in lines:
             held.append(line)
+            size += len(line)
+            if size > most:
+                raise too_large(f"{file.name}:{start}", "the row that begins here", table, f"{NO_QUOTES}, else raise it")
             yield line
 
-    csv.field_size_limit(max(LARGEST_FIELD, csv.field_size_limit()))
+    csv.field_size_limit(max(most, csv.field_size_limit()))
     reader, before = csv.reader(feed(), delimiter=delimiter, strict=True), start
     while True:
         held.clear()
+        size = 0
         try:
             cells: list[str] | str = next(reader)
         except StopIteration:

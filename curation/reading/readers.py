@@ -30,7 +30,7 @@ from curation.reading.delimited import read_delimited
 from curation.reading.functions import functions_of
 from curation.reading.json_records import read_json, read_jsonl, read_squad
 from curation.reading.packed import ending_of
-from curation.reading.rows import BATCH, ROW, File, Lost, Reading, Rows, batches, mendable
+from curation.reading.rows import BATCH, ROW, File, Lost, Reading, Rows, batches, mendable, most_of, too_large
 from curation.reading.text_files import read_aligned, read_folders, read_lines
 from curation.reading.training_lines import embedding_line, flagembedding_line, tevatron_line
 from curation.reading.xml_records import read_xml
@@ -123,7 +123,10 @@ def _read_arrow(file: File, table: Table, start: int) -> Reading:
 
 def _read_python(file: File, table: Table, start: int) -> Reading:
     with file.open() as raw:
-        return batches(list(functions_of(raw.read(), file.path, file.name, file.root)), start)
+        code = raw.read(most_of(table) + 1)
+    if len(code) > most_of(table):
+        return batches([("too_large", str(too_large(file.name, "this file", table)), True)], start)
+    return batches(list(functions_of(code, file.path, file.name, file.root)), start)
 
 
 READERS: dict[str, Callable[[File, Table, int], Reading]] = {

@@ -80,6 +80,16 @@ Record = dict[str, Any]
 Found = Iterable["Record | tuple[str, str, bool]"]  # a record, or (reason, evidence, bad) of a lost one
 
 
+def most_of(table: Table) -> int:
+    """Return the bytes or characters that one record of a table may take."""
+    return max(1, int(table.max_record * 1e6))
+
+
+def too_large(where: str, what: str, table: Table, hint: str = "raise it if the file is right") -> SourceError:
+    """Return what to say of a record that takes more than it may."""
+    return SourceError(where, f"{what} takes more than the {table.max_record:g} MB of `max_record`", hint)
+
+
 @contextmanager
 def mendable(file: File, table: Table) -> Iterator[None]:
     """Turn what is wrong with a file into one line."""

@@ -10,7 +10,8 @@ import polars as pl
 
 from curation.errors import SourceError, decoded, listed
 from curation.manifest_source import Table
-from curation.reading.rows import BATCH, ROW, File, Lost, Reading, Rows, batches, mendable, opened
+from curation.reading.blocks import lines_of, opened_blocks
+from curation.reading.rows import BATCH, ROW, File, Lost, Reading, Rows, batches, mendable, most_of, opened, too_large
 
 LABEL_TEXT = r"(?P<label>\S+)\s+(?P<text>.*)"
 # The head of a mail or post (RFC 5322): fields, folded lines of theirs, and the blank line that ends them. Old posts may
@@ -45,8 +46,8 @@ def read_aligned(file: File, table: Table, start: int) -> Reading:
 
 
 def _stripped(file: File, table: Table) -> Iterator[str]:
-    with mendable(file, table), opened(file, table) as lines:
-        for line in lines:
+    with mendable(file, table), opened_blocks(file, table) as blocks:
+        for line in lines_of(blocks):
             yield line.strip()
 
 
@@ -59,9 +60,11 @@ def read_lines(file: File, table: Table, start: int) -> Reading:
         SourceError: the pattern is no regular expression of the engine's, or names no group.
     """
     whole = rf"^(?:{table.pattern or LABEL_TEXT})$"
-    with opened(file, table) as lines:
+    with opened_blocks(file, table) as blocks:
         numbered = (
-            (number, text) for number, line in enumerate(lines, 1) if (text := line.rstrip("\r\n")) and not text.isspace()
+            (number, text)
+            for number, line in enumerate(lines_of(blocks), 1)
+            if (text := line.rstrip("\r\n")) and not text.isspace()
         )
         first = next(numbered, None)
         if first is None:
@@ -96,9 +99,11 @@ def read_folders(file: File, table: Table, start: int) -> Reading:
     """Read a whole file as a row: `text`, `body` (the text without a mail's or post's head), `label` (its folder), `file`."""
     try:
         with opened(file, table) as lines:
-            text = lines.read()
+            text = lines.read(most_of(table) + 1)
     except UnicodeDecodeError as error:
         return batches([("undecodable", f"{file.name}: byte {error.start} is no {table.encoding} text", True)], start)
+    if len(text) > most_of(table):
+        return batches([("too_large", str(too_large(file.name, "this file", table)), True)], start)
     row = {"text": text, "body": _body(text), "label": decoded(file.path.parent.name), "file": decoded(file.path.name)}
     return batches([row], start)
 

@@ -11,7 +11,7 @@ from xml.parsers import expat
 
 from curation.errors import SourceError, listed
 from curation.manifest_source import Table
-from curation.reading.rows import File, Found, Reading, Record, batches
+from curation.reading.rows import File, Found, Reading, Record, batches, most_of, too_large
 
 DEEPEST = 100  # elements within a record; each holds the text of those inside it
 
@@ -29,7 +29,7 @@ def read_xml(file: File, table: Table, start: int) -> Reading:
 
 
 def _records(file: File, table: Table) -> Found:
-    reading = _Records(file, (table.records or "").strip("/").split("/"))
+    reading = _Records(file, table)
     parser = expat.ParserCreate(None if table.encoding == "utf-8" else table.encoding)
     parser.buffer_text = True
     parser.StartElementHandler = reading.start
@@ -37,17 +37,20 @@ def _records(file: File, table: Table) -> Found:
     parser.CharacterDataHandler = reading.characters
     parser.EntityDeclHandler = reading.refuse
     parser.SkippedEntityHandler = reading.skipped
-    some = False
+    some, fed = False, 0
     with file.open() as raw:
         while True:
             block = raw.read(1 << 18)
             try:
                 parser.Parse(block, not block)
+                fed += len(block)
             except expat.ExpatError as error:
                 what = f"not readable as XML ({expat.ErrorString(error.code)})"
                 raise SourceError(f"{file.name}:{error.lineno}", what, "is the file cut off?") from None
             except (LookupError, ValueError) as error:  # an encoding that is unknown, or of several bytes
                 raise SourceError(file.name, f"not readable as XML ({error})", "declare another `encoding`") from None
+            if fed - parser.CurrentByteIndex > most_of(table):  # within one tag, comment or the like
+                raise too_large(f"{file.name}:{parser.CurrentLineNumber}", "what begins here", table)
             yield from reading.done
             some = some or bool(reading.done)
             reading.done.clear()
@@ -61,12 +64,15 @@ def _records(file: File, table: Table) -> Found:
 class _Records:
     """What expat has told so far."""
 
-    def __init__(self, file: File, wanted: list[str]) -> None:
-        self.file, self.wanted = file, wanted
+    def __init__(self, file: File, table: Table) -> None:
+        self.file, self.table, self.most = file, table, most_of(table)
+        self.wanted = (table.records or "").strip("/").split("/")
+        self.size = self.columns = 0  # characters of the record, and of the columns that it makes
         self.path: list[str] = []  # names of the open elements
         self.seen: set[str] = set()
         self.top = 0  # how many elements are open around the record and with it; 0 outside of records
-        self.texts: list[list[str]] = []  # text of the record and of each open element in it
+        self.texts: list[str] = []  # all text of the record so far
+        self.starts: list[int] = []  # where in it the record and each open element in it begin
         self.record: dict[str, list[str]] = {}
         self.done: list[Record] = []
 
@@ -77,20 +83,22 @@ class _Records:
                 self.seen.add(name)
             if self.path[-len(self.wanted) :] != self.wanted:
                 return
-            self.top, self.record = len(self.path), {}
+            self.top, self.record, self.texts, self.size, self.columns = len(self.path), {}, [], 0, 0
         if len(self.path) - self.top > DEEPEST:
             raise SourceError(self.file.name, f"a record nests more than {DEEPEST} elements")
-        self.texts.append([])
+        self.starts.append(len(self.texts))
         for key, value in attributes.items():
+            self._count(value)
             self._add("/".join([*self.path[self.top :], f"@{key}"]), value)
 
     def characters(self, text: str) -> None:
-        for held in self.texts:
-            held.append(text)
+        if self.top:
+            self.texts.append(text)
+            self._count(text)
 
     def end(self, name: str) -> None:
         if self.top:
-            text, inside = "".join(self.texts.pop()).strip(), "/".join(self.path[self.top :])
+            text, inside = "".join(self.texts[self.starts.pop() :]).strip(), "/".join(self.path[self.top :])
             if inside or all(key.startswith("@") for key in self.record):
                 self._add(inside or ".", text)
             if not inside:
@@ -100,6 +108,17 @@ class _Records:
 
     def _add(self, key: str, value: str) -> None:
         self.record.setdefault(key, []).append(value)
+        self.columns += len(value)
+        if self.columns > 4 * self.most:  # an element's text is also that of all elements around it
+            self._refuse_size()
+
+    def _count(self, text: str) -> None:
+        self.size += len(text)
+        if self.size > self.most:
+            self._refuse_size()
+
+    def _refuse_size(self) -> None:
+        raise too_large(self.file.name, f"a record in '{'/'.join(self.path)}'", self.table)
 
     def refuse(self, name: str, *_: Any) -> None:
         raise SourceError(self.file.name, f"declares the entity '{name}'", "entities can unpack to gigabytes: write them out")

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import glob
+import gzip
 import io
 import itertools
+import json
 import os
 import random
+import re
+import subprocess
+import sys
+import textwrap
 import zipfile
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
 from curation.reading.globs import matches, matching
-from tests.reported.broken import build_all, build_one
+from tests.reported.broken import build_all, build_one, manifest
 
 LINE = b'{"q": "what is this", "a": "an answer"}\n'
 PAIR = ("what is this", ["an answer"])
@@ -123,3 +130,95 @@ def test_a_manifest_and_a_build_in_a_folder_whose_name_holds_signs(tmp_path):
     folder.mkdir()
     done = build_one(folder, {"x.jsonl": LINE}, "files: '*x.jsonl'", "dedup: {across: yes}")
     assert (done.error, done.pairs) == ("", [PAIR])
+
+
+BIG, FITS = "y" * 150_000, "z" * 80_000  # of which the latter fits `max_record: 0.1`
+
+
+def in_format(kind: str, text: str) -> tuple[str, bytes]:
+    """Return a file's name and what it holds: a small record, one whose positive is `text`, and a small one."""
+    answers = ["an answer", text, "another answer"]
+    rows = [{"q": f"what is {n}", "a": answer} for n, answer in enumerate(answers)]
+    lines = [json.dumps(row) for row in rows]
+    content = {
+        "jsonl": "\n".join(lines),
+        "csv": "q,a\n" + "".join(f"{row['q']},{row['a']}\n" for row in rows),
+        "quoted.csv": "q,a\n" + "".join(f'"{row["q"]}","{row["a"]}"\n' for row in rows),
+        "many-lines.csv": "q,a\n" + "".join(f'"{row["q"]}","{NEW_LINE.join(textwrap.wrap(row["a"], 500))}"\n' for row in rows),
+        "tsv": "q\ta\n" + "".join(f"{row['q']}\t{row['a']}\n" for row in rows),
+        "txt": "".join(f"{row['q']}\t{row['a']}\n" for row in rows),
+        "xml": "<d>" + "".join(f"<p><q>{row['q']}</q><a>{row['a']}</a></p>" for row in rows) + "</d>",
+        "attributes.xml": "<d>" + "".join(f"<p q='{row['q']}' a='{row['a']}'/>" for row in rows) + "</d>",
+    }
+    return f"x.{kind}", content[kind].encode()
+
+
+NEW_LINE = "\n"
+KINDS = {
+    "jsonl": "",
+    "csv": "",
+    "quoted.csv": "",
+    "many-lines.csv": "",
+    "tsv": "",
+    "txt": ", reader: lines, pattern: '(?P<q>[^\t]*)\t(?P<a>.*)'",
+    "xml": ", reader: xml, records: p",
+    "attributes.xml": ", reader: xml, records: p, fields: {query: '@q', positive: '@a'}",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_record_larger_than_max_record(tmp_path, kind):
+    (name, big), (_, fits) = in_format(kind, BIG), in_format(kind, FITS)
+    files = {name: big, f"{name}.gz": gzip.compress(big), f"fits.{name}": fits}
+    keys = f"{KINDS[kind]}, max_record: 0.1"
+    done = build_all(tmp_path, files, [f"files: {name}{keys}", f"files: {name}.gz{keys}", f"files: fits.{name}{keys}"])
+    assert all(re.match(rf"{name}(\.gz)?(:\d)?: .* takes more than the 0.1 MB of `max_record`", one.error) for one in done[:2])
+    assert done[2].error == ""
+    assert len(done[2].pairs) == 3
+
+
+def test_a_file_larger_than_max_record_where_a_file_is_a_record(tmp_path):
+    files = {"a/x.txt": BIG, "a/y.txt": FITS, "b/x.txt": "short text", "c/f.py": f'def f():\n    """Do."""\n    return "{BIG}"\n'}
+    keys = ", max_record: 0.1 MB, max_bad: 0"
+    done = build_all(
+        tmp_path,
+        files,
+        [
+            f"files: '[ab]/*', reader: folders, task: classification, fields: {{query: text, label: label}}{keys}",
+            f"files: 'c/*.py', fields: {{query: summary, positive: code}}{keys}",
+        ],
+    )
+    assert "first: a/x.txt: this file takes more than the 0.1 MB of `max_record`; raise it if the file is right" in done[0].error
+    assert "first: c/f.py: this file takes more than the 0.1 MB of `max_record`" in done[1].error
+
+
+def test_elements_within_elements_are_held_once(tmp_path):
+    nested = "<d><p>" + "<e>" * 50 + FITS + "</e>" * 50 + "</p></d>"
+    done = build_all(tmp_path, {"x.xml": nested}, ["files: x.xml, reader: xml, records: p, max_record: 0.1"])
+    assert "takes more than the 0.1 MB of `max_record`" in done[0].error
+
+
+def test_a_long_quoted_field_is_no_unclosed_quote(tmp_path):
+    text = "word, " * 900_000 + "end"  # 5.4 MB
+    done = build_one(tmp_path, {"x.csv": f'q,a\nwhat is this,"{text}"\nwhat is that,short\n'}, "files: x.csv")
+    assert done.pairs == [("what is this", [text]), ("what is that", ["short"])]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["x.jsonl.gz", "x.csv.gz", "x.txt.gz", "x.xml.gz", "x.json.gz", "x.jsonl.zst"])
+def test_a_line_of_300_mb_takes_little_memory(tmp_path, name):
+    big = b'"' + b"y" * 300_000_000
+    big = {"json": b"[" + big, "xml": b"<d><p>" + big}.get(name.split(".")[1], big)
+    (tmp_path / name).write_bytes(gzip.compress(big, 1) if name.endswith("gz") else zstandard.compress(big))
+    keys = {"txt": ", reader: lines", "xml": ", reader: xml, records: p"}.get(name.split(".")[1], "")
+    path = manifest(tmp_path, [f"files: {name}{keys}"])
+    code = (
+        "import resource, sys\nfrom pathlib import Path\nfrom curation.build import build\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "print(build(Path(sys.argv[1]), Path(sys.argv[2])).failed['s0'])\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    command = [sys.executable, "-c", code, str(path), str(tmp_path / "b")]
+    said, kilobytes = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert "takes more than the 64 MB of `max_record`" in said
+    assert int(kilobytes) < 800_000
