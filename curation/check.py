@@ -18,7 +18,7 @@ from curation.look import table as drawn
 from curation.manifest import Manifest, load_manifest
 from curation.manifest_decontaminate import EvalSet
 from curation.manifest_source import Source, Table, TextTable, shape_of
-from curation.reading import hub
+from curation.reading import hub_facts
 from curation.reading.sources import is_local, sizes
 
 Found = dict[str, Any]
@@ -98,7 +98,7 @@ def _ask(table: Table, path: Path) -> list[str]:
     Raises:
         SourceError: what the manifest names is not there.
     """
-    facts = hub.facts(table)
+    facts = hub_facts.facts(table)
     mapped = table.fields.model_dump().values() if isinstance(table, Source | EvalSet | TextTable) else []
     for name in [name for value in mapped for name in (value if isinstance(value, list) else [value])]:
         if name is None or "*" in name:

@@ -127,7 +127,18 @@ def _clean(job: Job, folder: Path) -> Receipt:
     write_parquet(folder / "dropped.parquet", pl.concat([read_parquet(stage / "dropped.parquet"), *drops]).cast(DROPPED))
     write_parquet(folder / "forms.parquet", _united([*hashes, _hashes_of(corpus)]))
     texts_out = shaped["texts_out"] | {name: count for name, count in out.items() if count}
-    carried = ("instruction", "rows_in", "rows_used", "rows_dropped", "tuples_made", "merged", "heldout", "inputs", "shape")
+    carried = (
+        "instruction",
+        "rows_in",
+        "rows_used",
+        "rows_dropped",
+        "tuples_made",
+        "merged",
+        "heldout",
+        "inputs",
+        "outside",
+        "shape",
+    )
     counts: dict[str, Any] = {"dropped": shaped["dropped"] | counts_of(pl.concat(drops)), "texts_out": texts_out}
     return {"source": source.name, **{name: shaped[name] for name in carried}, **counts}
 

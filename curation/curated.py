@@ -78,7 +78,18 @@ def _curate(job: Job, folder: Path) -> Receipt:
         write_parquet(folder / ANSWERS, answers.filter(pl.col("key").is_in(asked.implode())), constants)
     write_parquet(folder / "dropped.parquet", pl.concat([read_parquet(stage / "dropped.parquet"), gone.cast(DROPPED)]))
     counts = {"kept": kept, "passages": numbers.passages, "dropped": clean["dropped"] | counts_of(gone)}
-    carried = ("rows_in", "rows_used", "rows_dropped", "tuples_made", "merged", "heldout", "inputs", "shape", "texts_out")
+    carried = (
+        "rows_in",
+        "rows_used",
+        "rows_dropped",
+        "tuples_made",
+        "merged",
+        "heldout",
+        "inputs",
+        "outside",
+        "shape",
+        "texts_out",
+    )
     return {**constants, **{name: clean[name] for name in carried}, **counts}
 
 

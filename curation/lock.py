@@ -14,10 +14,10 @@ from curation.errors import ManifestError, SourceError, UserError
 from curation.manifest import Manifest
 from curation.manifest_source import Source, Table
 from curation.progress import Progress, silent
-from curation.reading import hub
+from curation.reading import hub_facts
 from curation.reading.functions import PYTHON
 from curation.reading.rows import ROW
-from curation.reading.sources import inputs, is_local, read_rows, sizes
+from curation.reading.sources import inputs, is_local, marks, read_rows, sizes, unchanged
 from curation.store import atomic, digest_of, read_json, write_json
 
 Entry = dict[str, Any]
@@ -150,17 +150,18 @@ def _entry(source: Source, base: Path) -> Entry:
 def _table_entry(table: Table, base: Path) -> Entry:
     if is_local(table, base):
         return _asked(table) | {"revision": None} | _local(table, base)
-    found = hub.facts(table)
+    found = hub_facts.facts(table)
     return _asked(table) | {key: value for key, value in found._asdict().items() if key != "license"}
 
 
 def _local(table: Table, base: Path) -> Entry:
     """Return what there is to say of files here: all rows are read, to be counted."""
-    count, columns = 0, dict[str, None]()
-    for rows in read_rows(table.model_copy(update={"sample": "random"} if isinstance(table, Source) else {}), base):
-        count += len(rows.frame) + len(rows.lost)
-        columns |= dict.fromkeys(name for name in rows.frame.columns if name != ROW)
+    count, columns, before = 0, dict[str, None](), [marks(table, base)]
     reads = inputs(table, base)
+    with unchanged(before, [table], base):
+        for rows in read_rows(table.model_copy(update={"sample": "random"} if isinstance(table, Source) else {}), base):
+            count += len(rows.frame) + len(rows.lost)
+            columns |= dict.fromkeys(name for name in rows.frame.columns if name != ROW)
     size = None if table.path and table.path.startswith(PYTHON) else sizes(table, base)
     return {"columns": list(columns), "rows": count, "bytes": size, "digest": digest_of(reads), "inputs": reads}
 

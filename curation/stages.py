@@ -17,7 +17,7 @@ from curation.manifest_decontaminate import Decontaminate
 from curation.manifest_source import ABOUT, Filters, Source, TextTable, shape_of
 from curation.progress import Progress, silent
 from curation.reading.rows import Lost
-from curation.reading.sources import inputs, portions, read_rows, take
+from curation.reading.sources import inputs, marks, outside, portions, read_rows, take, unchanged
 from curation.shaping import filters, holdout
 from curation.shaping.answers import FILE as ANSWERS
 from curation.shaping.answers import answers_of
@@ -70,8 +70,15 @@ def shape_stands(job: Job) -> bool:
 def shape_source(job: Job, progress: Progress = silent) -> Done:
     """Stage 1 of one source: read, shape, filter, merge, set apart."""
     started = time.time()
+    tables = [job.source, *(table for _, table in _extra(job.source))]
+    before = [marks(table, job.base) for table in tables]
     digest, reads = shape_digest(job)
-    receipt, ran = run_stage(job.build / "shaped" / job.source.name, digest, lambda folder: _shape(job, folder, reads, progress))
+
+    def work(folder: Path) -> Receipt:
+        with unchanged(before, tables, job.base):
+            return _shape(job, folder, reads, progress)
+
+    receipt, ran = run_stage(job.build / "shaped" / job.source.name, digest, work)
     heldout = job.build / "heldout" / job.source.name
     if job.source.holdout:
         run_stage(heldout, digest, lambda folder: _hold_out(job, folder))
@@ -120,6 +127,7 @@ def _shape(job: Job, folder: Path, reads: dict[str, str], progress: Progress) ->
         "shape": shape_of(source),
         "instruction": made.instruction,
         "inputs": reads,
+        "outside": sorted({name for table in (source, *dict(_extra(source)).values()) for _, name in outside(table, job.base)}),
         "rows_in": made.rows_in,
         "rows_used": made.rows_in - len(made.unused),
         "rows_dropped": counts_of(made.unused),

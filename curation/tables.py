@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
@@ -197,6 +198,41 @@ def parquet_rows(file: IO[bytes]) -> int:
     """Return the number of rows of a parquet file, from its end alone."""
     with file:
         return int(pq.ParquetFile(file).metadata.num_rows)
+
+
+def parquet_frames(file: IO[bytes], rows: int) -> Iterator[pl.DataFrame]:
+    """Return the rows of a parquet file that can be jumped about in, such as one far away, as far as they are asked for.
+
+    Raises:
+        ValueError: not parquet, or broken.
+    """
+    try:
+        with pq.ParquetFile(file) as whole:
+            for batch in whole.iter_batches(rows):
+                frame = pl.from_arrow(batch)
+                assert isinstance(frame, pl.DataFrame)
+                yield frame
+    except pa.ArrowException as error:
+        raise ValueError(error) from None
+
+
+def label_names(source: Path | IO[bytes], arrow: bool) -> dict[str, list[str]]:
+    """Return the names of label numbers by column, as `datasets` writes them into the head of a parquet or Arrow file."""
+    try:
+        with source.open("rb") if isinstance(source, Path) else nullcontext(source) as raw:
+            if not arrow:
+                metadata = pq.read_schema(raw).metadata
+            else:
+                whole = raw.read(6) == b"ARROW1"
+                raw.seek(0)
+                metadata = (pa.ipc.open_file if whole else pa.ipc.open_stream)(raw).schema.metadata
+            features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+            return {name: list(one["names"]) for name, one in features.items() if one.get("_type") == "ClassLabel"}
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}  # what is wrong with the file is said when it is read
+    finally:
+        if not isinstance(source, Path):
+            source.seek(0)
 
 
 def arrow_frames(source: Path | IO[bytes], rows: int) -> Iterator[pl.DataFrame]:

@@ -33,7 +33,12 @@ FLOOR = {
 }
 HOMES = {
     "pyarrow": {"curation/tables.py", "curation/reading/blocks.py", "curation/reading/json_blocks.py"},
-    "datasets": {"curation/reading/sources.py", "curation/reading/hub.py", "training/mteb_tasks.py"},
+    "datasets": {
+        "curation/reading/dataset.py",
+        "curation/reading/dataset_files.py",
+        "curation/reading/hub.py",
+        "training/mteb_tasks.py",
+    },
     "mteb": {"curation/leaks/mteb_tasks.py", "training/mteb_tasks.py"},
     "faiss": {"mining/search.py", "mining/cards.py"},
     "bm25s": {"mining/lexical.py"},

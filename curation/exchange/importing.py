@@ -20,7 +20,7 @@ from curation.errors import ManifestError, SourceError, listed
 from curation.exchange.formats import TYPES
 from curation.manifest import load_manifest
 from curation.manifest_source import Table
-from curation.reading import hub
+from curation.reading import hub, hub_facts
 from curation.reading.sources import read_rows
 
 Entry = dict[str, Any]
@@ -148,7 +148,7 @@ def _on_the_hub(id_: str) -> Iterator[tuple[str, Entry]]:
     for config in told:
         split = {} if "train" in splits[config] else {"split": splits[config][0]}
         at = {"path": id_, **({} if config == "default" else {"config": config}), **split}
-        facts = hub.facts(Table.model_validate(at))
+        facts = hub_facts.facts(Table.model_validate(at))
         name = _named(id_.rpartition("/")[2] if len(told) == 1 else config)
         said = {
             "name": name,

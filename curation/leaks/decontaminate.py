@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from curation.errors import ManifestError
-from curation.leaks.evaluations import CORPUS, DOCUMENT, EVALUATION, QUERY, digests_of, texts_of
+from curation.leaks.evaluations import CORPUS, DOCUMENT, EVALUATION, QUERY, digests_of, tables_of, texts_of
 from curation.leaks.index import RULES as INDEXED
 from curation.leaks.index import read_index, write_index
 from curation.manifest_decontaminate import Decontaminate, EvalSet
 from curation.progress import Progress
-from curation.reading.sources import expanded
+from curation.reading.places import refuse_special
+from curation.reading.sources import expanded, marks, unchanged
 from curation.schema import dropped_frame
 from curation.shaping.columns import EVIDENCE_CHARS
 from curation.store import digest_of, read_json, run_stage
@@ -67,6 +68,8 @@ def make_index(wanted: Decontaminate | None, base: Path, build: Path, holding: t
     sets = _sets(wanted, base)
     stages = {name: build / "shaped" / name for name in holding}
     held = {name: read_json(stage / "done.json")["files"]["heldout.parquet"] for name, stage in stages.items()}
+    parts = [table for one in sets for _, table in tables_of(one)]
+    before = [marks(table, base) for table in parts]
     reads = [[one.model_dump(), digests_of(one, base)] for one in sets]
     allowed = _allowed(wanted, base)
 
@@ -79,7 +82,8 @@ def make_index(wanted: Decontaminate | None, base: Path, build: Path, holding: t
             yield _held_out(name, read_parquet(stage / "heldout.parquet"))
 
     def work(part: Path) -> dict[str, Any]:
-        return {"sets": [one.title for one in sets], **write_index(part, frames(), normalised(allowed).drop_nulls())}
+        with unchanged(before, parts, base):
+            return {"sets": [one.title for one in sets], **write_index(part, frames(), normalised(allowed).drop_nulls())}
 
     run_stage(folder, digest_of([INDEXED, reads, held, allowed.to_list()]), work)
 
@@ -97,8 +101,7 @@ def _allowed(wanted: Decontaminate, base: Path) -> pl.Series:
         return pl.Series(wanted.allow, dtype=pl.String)
     try:
         path = base / expanded(wanted.allow, base)
-        if path.exists() and not path.is_file():
-            raise ManifestError("decontaminate: allow", f"'{wanted.allow}' is no file", "name a file with one text a line")
+        refuse_special(path, "decontaminate: allow")
         lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = "is no utf-8 text" if isinstance(error, UnicodeDecodeError) else f"cannot be read ({error.strerror})"

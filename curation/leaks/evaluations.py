@@ -35,10 +35,15 @@ def texts_of(one: EvalSet, base: Path) -> Iterator[pl.DataFrame]:
         yield good.select(pl.lit(one.title).alias("task"), "eval_id", pl.col("role").cast(pl.UInt8), "text").cast(EVALUATION)
 
 
+def tables_of(one: EvalSet) -> list[tuple[str, Table]]:
+    """Return all that an evaluation set is read from, and what its part is called."""
+    parts: list[tuple[str, Table | None]] = [("", one), ("corpus/", one.corpus), ("queries/", one.queries)]
+    return [(part, table) for part, table in parts if table]
+
+
 def digests_of(one: EvalSet, base: Path) -> dict[str, str]:
     """Return digests of all that an evaluation set is read from."""
-    parts: list[tuple[str, Table | None]] = [("", one), ("corpus/", one.corpus), ("queries/", one.queries)]
-    return {f"{part}{name}": digest for part, table in parts if table for name, digest in inputs(table, base).items()}
+    return {f"{part}{name}": digest for part, table in tables_of(one) for name, digest in inputs(table, base).items()}
 
 
 def _frames(where: str, table: Table, base: Path) -> Iterator[pl.DataFrame]:

@@ -1,65 +1,126 @@
-"""The Hugging Face Hub: a dataset's rows, its files, and what the Hub says of it. Nothing of a dataset is ever run."""
+"""The Hugging Face Hub: which files a dataset is made of, and the files themselves. Nothing of a dataset is ever run."""
 
 from __future__ import annotations
 
-import fnmatch
-import gc
+import glob
+import json
 import re
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import polars as pl
+from typing import IO, Any
 
 from curation.errors import SourceError, did_you_mean, listed
 from curation.manifest_source import Table
-from curation.reading.rows import BATCH, ROW, Rows
-from curation.store import digest_of
-from curation.tables import parquet_rows
+from curation.reading.dataset_files import ABOUT, Description, card_of, check_card, described
+from curation.reading.rows import File
+from curation.store import atomic, digest_of
+
+ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def rows(table: Table, folder: Path | None, first: int | None) -> Generator[Rows]:
-    """Return a dataset's rows through `datasets`: streamed where only the first are wanted, else from its cache.
-
-    `folder` is a local one in Hub layout, or None for a Hub id.
-
-    Raises:
-        SourceError: there is no such dataset, config, split or revision, or it cannot be had.
-    """
-    start = 0
-    with errors(table):
-        import datasets
-
-        at = {"path": str(folder)} if folder else {"path": table.path, "revision": table.revision}
-        dataset = datasets.load_dataset(**at, name=table.config, split=table.split, streaming=first is not None)
-        names = {name: kind.names for name, kind in (dataset.features or {}).items() if isinstance(kind, datasets.ClassLabel)}
-        try:
-            for batch in dataset.with_format("arrow").iter(min(first or BATCH, BATCH)):
-                frame = pl.DataFrame(pl.from_arrow(batch)).with_columns(_named(name, names[name]) for name in names)
-                yield Rows(frame.with_columns(pl.int_range(start, start + len(frame), dtype=pl.UInt64).alias(ROW)), [])
-                start += len(frame)
-        finally:  # a streaming iterator that is left half-read can abort the interpreter at exit, unless it is gone by then
-            dataset = batch = None
-            gc.collect()
-
-
-def _named(column: str, names: list[str]) -> pl.Expr:
-    """Return the names of a ClassLabel column; -1, no label, is null."""
-    return pl.col(column).replace_strict(range(len(names)), names, default=None, return_dtype=pl.String)
-
-
-def fingerprint(table: Table) -> str:
-    """Return what changes with a dataset's content.
+def check_id(path: str) -> None:
+    """Refuse what cannot be a dataset of the Hub.
 
     Raises:
-        SourceError: see `rows`.
+        SourceError: a builder's name of `datasets`, which would read the folder that the command runs in; or no id at all.
+    """
+    if not ID.fullmatch(path) or path.startswith("buckets/") or path in _builders():
+        what = "names neither a dataset of the Hub nor an existing folder"
+        raise SourceError(path, what, "a Hub id is `org/name`; files are named by `files:`, from the manifest's folder on")
+
+
+def _builders() -> set[str]:
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+
+    return set(_PACKAGED_DATASETS_MODULES)
+
+
+def commit_of(table: Table) -> str:
+    """Return the commit of a dataset's revision: as it stands there, as the Hub has it, or, switched off, as it was last seen.
+
+    Raises:
+        SourceError: there is no such dataset or revision, or it cannot be had.
+    """
+    check_id(str(table.path))
+    if table.revision and COMMIT.fullmatch(table.revision):
+        return table.revision
+    with errors(table):
+        import huggingface_hub
+        from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE, REPO_ID_SEPARATOR
+
+        if HF_HUB_OFFLINE:
+            name = REPO_ID_SEPARATOR.join(["datasets", *str(table.path).split("/")])
+            seen = Path(HF_HUB_CACHE) / name / "refs" / (table.revision or "main")
+            if seen.is_file():
+                return seen.read_text().strip()
+        return str(huggingface_hub.HfApi().dataset_info(str(table.path), revision=table.revision).sha)
+
+
+def describe(table: Table, commit: str) -> Description:
+    """Return what a dataset's config is made of at a commit. Once known it is kept in the Hub's cache: a commit never changes.
+
+    Raises:
+        SourceError: there is no such dataset, config or commit, or it cannot be had.
+    """
+    import datasets
+    import huggingface_hub
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.errors import EntryNotFoundError
+
+    path = str(table.path)
+    kept = Path(HF_HUB_CACHE) / "tuplesmith" / f"{digest_of([path, table.config, commit])}.json"
+    with suppress(OSError, ValueError, TypeError):
+        return Description(*json.loads(kept.read_text("utf-8")))
+    with errors(table):
+        about = []
+        for name in ABOUT[:2]:
+            with suppress(EntryNotFoundError):
+                about.append(Path(huggingface_hub.hf_hub_download(path, name, repo_type="dataset", revision=commit)))
+        check_card(path, card_of(about))
+        builder = datasets.load_dataset_builder(path, table.config, revision=commit)
+        found = described(path, builder, f"hf://datasets/{path}@{commit}")
+    with suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(kept) as file:
+            file.write(json.dumps(found, ensure_ascii=False).encode())
+    return found
+
+
+def fetched(table: Table, commit: str, names: list[str]) -> list[File]:
+    """Return files of a dataset from the Hub's cache, after those are fetched that are not there yet.
+
+    Raises:
+        SourceError: they cannot be had.
     """
     with errors(table):
-        import datasets
+        import huggingface_hub
 
-        builder = datasets.load_dataset_builder(table.path, table.config, revision=table.revision)
-        return f"{table.revision or 'main'} {builder.hash}"
+        at: dict[str, Any] = {"repo_id": str(table.path), "repo_type": "dataset", "revision": commit}
+        missing = [name for name in names if not isinstance(huggingface_hub.try_to_load_from_cache(filename=name, **at), str)]
+        if len(missing) > 1 and not huggingface_hub.constants.HF_HUB_OFFLINE:  # several at once
+            huggingface_hub.snapshot_download(allow_patterns=[glob.escape(name) for name in missing], **at)
+        load = partial(huggingface_hub.hf_hub_download, **at)
+        paths = [Path(load(filename=name)) for name in names]
+        return [File(path, f"{table.path}/{name}", path.parent) for name, path in zip(names, paths, strict=True)]
+
+
+def streamed(table: Table, commit: str, names: list[str]) -> list[File]:
+    """Return files of a dataset that are read over the network as far as they are read."""
+    return [
+        File(Path(name), f"{table.path}/{name}", Path(), unpack=partial(_opened, table, commit, name), remote=True)
+        for name in names
+    ]
+
+
+def _opened(table: Table, commit: str, name: str) -> IO[bytes]:
+    with errors(table):
+        import huggingface_hub
+
+        file = huggingface_hub.HfFileSystem().open(f"datasets/{table.path}@{commit}/{name}", "rb")
+        return file  # type: ignore[no-any-return]
 
 
 def layout(table: Table, base: Path) -> dict[str, list[str]]:
@@ -72,6 +133,7 @@ def layout(table: Table, base: Path) -> dict[str, list[str]]:
         import datasets
 
         folder = base / str(table.path)
+        check_card(str(table.path), card_of([folder / name for name in ABOUT[:2] if (folder / name).is_file()]))
         where = {"path": str(folder)} if folder.is_dir() else {"path": str(table.path), "revision": table.revision}
         configs = datasets.get_dataset_config_names(**where)
         return {config: datasets.get_dataset_split_names(**where, config_name=config) for config in configs}
@@ -148,42 +210,6 @@ def _complaint(table: Table, error: Exception) -> tuple[str, str]:
     )
 
 
-class Facts(NamedTuple):
-    """What the Hub says of a table, without its rows: where it stands now, what it has, how much, and a digest of its files."""
-
-    revision: str  # commit
-    columns: list[str] | None  # None of `files`, which only their reader knows
-    rows: int | None  # None where neither the card nor parquet files say it
-    bytes: int
-    digest: str  # of the names and content hashes of the files that are read
-    license: str | None  # the card's
-
-
-def facts(table: Table) -> Facts:
-    """Ask the Hub about a table: its id, revision, config, split and columns, or its files.
-
-    Raises:
-        SourceError: one of them is not there, or the dataset is gated, or comes with a loading script.
-    """
-    with errors(table):
-        import huggingface_hub
-
-        info = huggingface_hub.HfApi().dataset_info(str(table.path), revision=table.revision, files_metadata=True)
-        known = {one.rfilename: one for one in info.siblings or []}
-        pinned = table.model_copy(update={"revision": info.sha})
-        if info.gated and known:  # its page is open to all, and its files are not
-            huggingface_hub.get_hf_file_metadata(
-                huggingface_hub.hf_hub_url(str(table.path), min(known), repo_type="dataset", revision=info.sha)
-            )
-        names, total = (_matching(table, list(known)), None) if table.files else _data_files(pinned)
-        columns = None if table.files else _columns(pinned)
-        if total is None and names and all(name.endswith(".parquet") for name in names):
-            total = _parquet_rows(pinned, names)
-        hashes = {name: large.sha256 if (large := known[name].lfs) else known[name].blob_id for name in names}
-        size = sum(known[name].size or 0 for name in names)
-        return Facts(str(info.sha), columns, total, size, digest_of(hashes), _card_license(info))
-
-
 def splits(table: Table) -> dict[str, list[str]]:
     """Return the configs of a dataset, each with its splits.
 
@@ -195,46 +221,6 @@ def splits(table: Table) -> dict[str, list[str]]:
 
         configs = datasets.get_dataset_config_names(str(table.path))
         return {name: list(datasets.get_dataset_split_names(str(table.path), name)) for name in configs}
-
-
-def _card_license(info: Any) -> str | None:
-    said = getattr(info.card_data, "license", None)
-    return ", ".join(said) if isinstance(said, list) else said
-
-
-def _matching(table: Table, names: list[str]) -> list[str]:
-    for pattern in table.files:
-        if not fnmatch.filter(names, pattern):
-            raise SourceError(f"{table.path}: {pattern}", "matches no file of the dataset" + did_you_mean(pattern, names))
-    return sorted({name for pattern in table.files for name in fnmatch.filter(names, pattern)})
-
-
-def _data_files(table: Table) -> tuple[list[str], int | None]:
-    """Return the names of a split's files, and its rows as the card counts them."""
-    import datasets
-
-    builder = datasets.load_dataset_builder(str(table.path), table.config, revision=table.revision)
-    parts = [re.sub(r"\[.*", "", part).strip() for part in table.split.split("+")]
-    files = builder.config.data_files or {}
-    for part in parts:
-        if part not in files:
-            raise SourceError(table.path, f"no split '{part}'", f"there are: {listed(files)}")
-    names = [str(name).partition(f"@{table.revision}/")[2] for part in parts for name in files[part]]
-    counted = [builder.info.splits[part].num_examples for part in parts if part in (builder.info.splits or {})]
-    whole = len(counted) == len(parts) and "[" not in table.split and all(counted)
-    return names, sum(counted) if whole else None
-
-
-def _columns(table: Table) -> list[str]:
-    with closing(rows(table, None, 1)) as found:
-        return [name for name in next(found).frame.columns if name != ROW]
-
-
-def _parquet_rows(table: Table, names: list[str]) -> int:
-    import huggingface_hub
-
-    files = huggingface_hub.HfFileSystem()
-    return sum(parquet_rows(files.open(f"datasets/{table.path}@{table.revision}/{name}", "rb")) for name in names)
 
 
 def _likely(wanted: str) -> str:

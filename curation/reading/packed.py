@@ -46,7 +46,7 @@ def unpacking(file: File, budget: Budget) -> File:
     file = file._replace(beside=tuple(unpacking(one, budget) for one in file.beside))
     if not file.path.name.lower().endswith(PACKED):
         return file
-    return file._replace(unpack=lambda: counted(_unpacked(file), budget, file.name))
+    return file._replace(unpack=lambda: counted(_unpacked(file), budget, file.name), remote=False)
 
 
 def _unpacked(file: File) -> Iterator[bytes]:

@@ -17,7 +17,7 @@ parsers fill the missing cells of a short row, take a blank line for a row, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -34,7 +34,7 @@ from curation.reading.rows import BATCH, ROW, File, Lost, Reading, Rows, batches
 from curation.reading.text_files import read_aligned, read_folders, read_lines
 from curation.reading.training_lines import embedding_line, flagembedding_line, tevatron_line
 from curation.reading.xml_records import read_xml
-from curation.tables import arrow_frames
+from curation.tables import arrow_frames, parquet_frames
 
 __all__ = ["READERS", "ROW", "File", "Lost", "Rows", "read_file", "reader_of"]
 
@@ -98,13 +98,20 @@ def reader_of(file: File, table: Table) -> str:
 
 def _read_parquet(file: File, table: Table, start: int) -> Reading:
     with file.on_disk() as place:
-        if not (place.stat().st_size if isinstance(place, Path) else place.peek(1)):
+        if not (place.stat().st_size if isinstance(place, Path) else place.seek(0, 2)):
             raise SourceError(file.name, "is empty")
         try:
-            for frame in pl.scan_parquet(place, glob=False).collect_batches(chunk_size=BATCH, maintain_order=True):
+            if not isinstance(place, Path):
+                place.seek(0)
+            frames: Iterator[pl.DataFrame]
+            if isinstance(place, Path) or not file.remote:
+                frames = pl.scan_parquet(place, glob=False).collect_batches(chunk_size=BATCH, maintain_order=True)
+            else:
+                frames = parquet_frames(place, BATCH)
+            for frame in frames:
                 yield Rows(frame.with_row_index(ROW, start).with_columns(pl.col(ROW).cast(pl.UInt64)), [])
                 start += len(frame)
-        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        except (ValueError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
             what = str(error).splitlines()[0].removeprefix("parquet: ")
             raise SourceError(file.name, f"not readable as parquet ({what})", AGAIN) from None
 

@@ -58,16 +58,21 @@ class File(NamedTuple):
     root: Path
     beside: tuple[File, ...] = ()  # files whose line i belongs to line i of this one
     unpack: Callable[[], IO[bytes]] | None = None
+    remote: bool = False  # whether what `unpack` opens can be jumped about in, over the network
 
     def open(self) -> IO[bytes]:
         """Open the file's own bytes, unpacked, to be read once from the start."""
         return self.unpack() if self.unpack else self.path.open("rb")
 
     @contextmanager
-    def on_disk(self) -> Iterator[Path | io.BufferedRandom]:
+    def on_disk(self) -> Iterator[Path | IO[bytes]]:
         """Return the file for a reader that has to jump about in it: a packed one as a nameless temporary file."""
         if self.unpack is None:
             yield self.path
+            return
+        if self.remote:
+            with self.open() as far:
+                yield far
             return
         with tempfile.TemporaryFile() as whole, self.open() as raw:
             shutil.copyfileobj(raw, whole, 1 << 20)

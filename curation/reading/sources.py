@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import glob
+import os
 import platform
 import re
+import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
+from itertools import count
 from pathlib import Path, PurePath
 
 import numpy as np
 import polars as pl
 
-from curation.errors import SourceError, decoded, did_you_mean, listed
+from curation.errors import SourceError, UserError, decoded, did_you_mean, listed
 from curation.manifest_source import Source, Table
-from curation.reading import hub
+from curation.reading import dataset, hub
 from curation.reading.archives import parts
+from curation.reading.dataset_files import ABOUT
 from curation.reading.functions import PYTHON, python_files
 from curation.reading.globs import matching, plain_part
 from curation.reading.packed import Budget
+from curation.reading.places import is_outside, portable, refuse_special, refuse_system
 from curation.reading.readers import ENDINGS, ROW, File, Lost, Rows, read_file
 from curation.reading.rows import BATCH, compact, inside, joined
 from curation.schema import draws
 from curation.store import digest_of, file_digest
 
 PACKED = re.compile(r"\.(gz|zst)$")
+FRESH = 2  # seconds within which a file system's clock may give two changes one time
 LONGEST_NAME = 80  # characters of a path in an error
 
 
@@ -46,17 +52,58 @@ def inputs(table: Table, base: Path) -> dict[str, str]:
     Raises:
         SourceError: a file or dataset that is missing.
     """
+    if _of_hub(table, base):
+        return {str(table.path): hub.commit_of(table)}
+    digests = {file.name: file_digest(file.path) for file in _files(table, base)}
     if table.path == PYTHON + "stdlib":
-        digests = {file.name: file_digest(file.path) for file in _files(table, base)}
         return {table.path: f"{platform.python_version()} {digest_of(digests)}"}
-    if table.files:
-        return {file.name: file_digest(file.path) for file in _files(table, base)}
-    folder = _folder(table, base)
-    if folder:
-        return {name: file_digest(folder / name) for name in _stored(folder)}
-    if table.path and not table.path.startswith(PYTHON):
-        return {table.path: hub.fingerprint(table)}
-    return {file.name: file_digest(file.path) for file in _files(table, base)}
+    return digests
+
+
+def marks(table: Table, base: Path) -> dict[str, object]:
+    """Return what differs as soon as anything that a table's rows are read from does: to be taken before `inputs`.
+
+    Of a file these are its place, size and times; of one that was written a moment ago also its digest, as a clock that
+    ticks slowly gives the next change the same time. Of a dataset of the Hub it is its commit.
+    """
+    if _of_hub(table, base):
+        return {str(table.path): hub.commit_of(table)}
+    found: dict[str, object] = {}
+    for file in _files(table, base):
+        state = file.path.stat()
+        fresh = time.time() - max(state.st_mtime, state.st_ctime) < FRESH
+        about = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+        found[file.name] = (about, file_digest(file.path) if fresh else None)
+    return found
+
+
+@contextmanager
+def unchanged(before: list[dict[str, object]], tables: list[Table], base: Path) -> Iterator[None]:
+    """Fail unless all that is read within is what it was when `marks` gave `before`: else the digest is of other bytes.
+
+    Raises:
+        SourceError: a file, or a dataset of the Hub, changed meanwhile.
+    """
+
+    def check() -> None:
+        for then, table in zip(before, tables, strict=True):
+            try:
+                now = marks(table, base)
+            except (OSError, SourceError):
+                now = {}
+            for name in {**then, **now}:
+                old, new = then.get(name), now.get(name)
+                if isinstance(old, tuple) and isinstance(new, tuple) and None in (old[1], new[1]):
+                    old, new = old[0], new[0]  # no longer fresh
+                if old != new:
+                    raise SourceError(name, "changed while it was read", "run again when nothing writes to it") from None
+
+    try:
+        yield
+    except (UserError, OSError):
+        check()  # what half a file makes a reader say is not what is wrong
+        raise
+    check()
 
 
 def is_local(table: Table, base: Path) -> bool:
@@ -74,14 +121,31 @@ def sizes(table: Table, base: Path) -> int:
     Raises:
         SourceError: there are none.
     """
-    folder = None if table.files else _folder(table, base)
-    paths = [folder / name for name in _stored(folder)] if folder else [file.path for file in _files(table, base)]
-    return sum(path.stat().st_size for path in paths)
+    return sum(file.path.stat().st_size for file in _files(table, base))
 
 
-def _stored(folder: Path) -> list[str]:
-    """Return the names of a dataset folder's files; hidden ones are no data."""
-    return _matching(Path("**"), folder)
+def outside(table: Table, base: Path) -> list[tuple[str, str]]:
+    """Return what a table reads on this machine outside of the manifest's folder, links followed, none of it opened.
+
+    Each as the manifest names it, and without the folders of this machine.
+
+    Raises:
+        SourceError: a file that is missing.
+    """
+    if table.path and table.path.startswith(PYTHON):
+        return [(table.path, table.path)]
+    if _of_hub(table, base) or (table.path and _folder(table, base) is None):
+        return []
+    away = [file for file in _files(table, base) if is_outside(file.path, base)]
+    links = [file for file in away if _spelled_inside(file.path, base)]  # their names are in the folder, and they are not
+    named = [table.path] if table.path else table.files if len(links) < len(away) else []
+    spelled = [name for name in named if not _spelled_inside(base / plain_part(expanded(name, base), base), base)]
+    found = {name: portable(name, folder=bool(table.path)) for name in spelled}
+    return list((found | {f"{file.name} -> {file.path.resolve()}": f"{file.name}, a link" for file in links}).items())
+
+
+def _spelled_inside(path: Path, base: Path) -> bool:
+    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(base))
 
 
 def take(
@@ -148,7 +212,8 @@ def _read(table: Table, base: Path, first: int | None) -> Iterator[Rows]:
     """Return rows in batches, to the end or until `first` of them could be read."""
     as_dataset = table.path and not table.path.startswith(PYTHON) and not table.files
     skip = table.skip if isinstance(table, Source) else 0
-    batches = hub.rows(table, _folder(table, base), first and skip + first) if as_dataset else _merged(_file_rows(table, base))
+    wanted = first and skip + first
+    batches = _merged(dataset.rows(table, _folder(table, base), wanted) if as_dataset else _file_rows(table, base))
     good = met = 0
     with closing(batches):
         for rows in batches:
@@ -226,24 +291,49 @@ def _one(batches: list[Rows]) -> Rows:
     return Rows(pl.concat([rows.frame for rows in batches]), [lost for rows in batches for lost in rows.lost])
 
 
+def _of_hub(table: Table, base: Path) -> bool:
+    """Tell whether a table's rows are those of a dataset of the Hub, as it describes itself."""
+    return bool(table.path) and not table.files and not is_local(table, base)
+
+
 def _files(table: Table, base: Path) -> list[File]:
-    """Return the files a table names, each once, sorted within each pattern."""
+    """Return the files that a table reads, each once, sorted within each pattern; of a dataset also what describes it.
+
+    Their names tell them apart, and hold no folders of this machine: of `/home/me/data/*.csv`, `a.csv`.
+
+    Raises:
+        SourceError: there are none, or one is no file, or the system's own.
+    """
     if table.path and table.path.startswith(PYTHON):
         return python_files(table.path.removeprefix(PYTHON))
+    folder = _folder(table, base)
+    if folder and not table.files:
+        names = [name for name in ABOUT if (folder / name).is_file()]
+        _, described = dataset.description_of(table, folder)
+        names += [name for split in dataset.splits_of(table, described) for name in described.splits[split]]
+        return [File(folder / name, name, folder) for name in dict.fromkeys(names)]
     if table.path:
-        base = _folder(table, base) or hub.snapshot(table)
+        base = folder or hub.snapshot(table)
     found: dict[str, File] = {}
+    names_taken: set[str] = set()
     for pattern in table.files:
         path = expanded(pattern, base)
         if (base / path).is_file():
-            found.setdefault(str(path), File(base / path, str(path), (base / path).parent))
-            continue
-        names = _matching(path, base)
+            names, plain = [str(path)], (base / path).parent
+        else:
+            names, plain = _matching(path, base), base / plain_part(path, base)
         if not names:
             raise _nothing(pattern, base / path, "*/*" if table.reader == "folders" else "*.jsonl")
-        plain = base / plain_part(path, base)
         for name in names:
-            found.setdefault(name, File(base / name, decoded(name), plain))
+            if name not in found:
+                shown = decoded(name)
+                if path.is_absolute():
+                    top = base if _spelled_inside(Path(name), base) else plain
+                    shown = decoded(os.path.relpath(name, os.path.abspath(top)))
+                    shown = next(one for n in count(1) if (one := shown if n == 1 else f"{n}/{shown}") not in names_taken)
+                refuse_special(base / name, shown)
+                names_taken.add(shown)
+                found[name] = File(base / name, shown, plain)
     return list(found.values())
 
 
@@ -293,9 +383,13 @@ def _folder(table: Table, base: Path) -> Path | None:
         return None
     path = expanded(table.path, base)
     if (base / path).is_dir():
+        refuse_system(base / path, table.path)
         if table.revision:
             raise SourceError(table.path, "is a folder of this machine, to which `revision` means nothing", "leave it out")
         return base / path
     if path.is_absolute() or table.path.startswith(("./", "../", "~")) or path.is_dir():
         raise SourceError(table.path, "no such folder", "paths count from the manifest's folder")
+    if (base / path).is_file():
+        raise SourceError(table.path, "is a file", "name it with `files:`")
+    hub.check_id(table.path)
     return None

@@ -1,0 +1,59 @@
+"""Places of files: what is never read, what lies outside of the manifest's folder, names without the folders of a machine."""
+
+from __future__ import annotations
+
+import glob
+import stat
+from itertools import takewhile
+from pathlib import Path, PurePath
+
+from curation.errors import SourceError
+
+SYSTEM = tuple(Path(name) for name in ("/proc", "/sys", "/dev"))  # they hold processes and devices: no data, and secrets
+MEMORY = Path("/dev/shm")  # a memory disk, whose files are files
+
+
+def refuse_special(path: Path, name: str) -> None:
+    """Refuse what is no plain file, and what the system makes up, wherever links lead from `path`.
+
+    Raises:
+        SourceError: a folder, pipe, socket or device, or a file below /proc, /sys or /dev.
+    """
+    refuse_system(path, name)
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        raise SourceError(name, "is a pipe, socket or device, not a file", "save what it gives as a file, and name that")
+
+
+def refuse_system(path: Path, name: str) -> None:
+    """Refuse what leads into /proc, /sys or /dev.
+
+    Raises:
+        SourceError: it does.
+    """
+    real = path.resolve()
+    for folder in SYSTEM:
+        if real.is_relative_to(folder) and not real.is_relative_to(MEMORY):
+            raise SourceError(name, f"leads into {folder}, which holds the system's own state and no data", "it is never read")
+
+
+def is_outside(path: Path, base: Path) -> bool:
+    """Tell whether a file lies outside of a folder, with all links followed."""
+    return not path.resolve().is_relative_to(base.resolve())
+
+
+def is_of_this_machine(name: str) -> bool:
+    """Tell whether a path of a manifest means something on this machine alone."""
+    return name.startswith("~") or PurePath(name).is_absolute()
+
+
+def portable(name: str, folder: bool = False) -> str:
+    """Return a path or pattern of a manifest without the folders of this machine: `/home/me/data/*.csv` is `*.csv`.
+
+    A relative one stays as it is; a `folder` is written `./name`, so that it is taken for no Hub id.
+    """
+    if not is_of_this_machine(name):
+        return name
+    parts = PurePath(name).parts
+    plain = len(list(takewhile(lambda part: not glob.has_magic(part), parts)))
+    rest = "/".join(parts[min(plain, len(parts) - 1) :]).strip("/~") or "folder"
+    return f"./{rest}" if folder else rest
