@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from curation.errors import BuildError
 from curation.manifest_models import Train
 from curation.schema import draws
 from training.loss import IN_BATCH_TASKS
@@ -63,6 +64,27 @@ class Plan:
         self._epoch = -1
         self._order = np.zeros((0, 2), dtype=np.int64)
         self._rows: dict[tuple[int, int], np.ndarray] = {}
+
+    def check(self) -> None:
+        """Refuse a source whose every loss would be 0, and teach nothing.
+
+        Raises:
+            BuildError: its tuples have no negatives, and no other tuple's positive is one.
+        """
+        for number, source in enumerate(self.sources):
+            if self.negatives[number] and len(source.negatives):
+                continue
+            why = "its tuples have no negatives" if self.negatives[number] else "`negatives` is 0"
+            if not self.in_batch[number]:
+                other = "and other tuples' positives are none either (`in_batch`)"
+            elif self.batch == 1 or len(source) == 1:
+                other = "and a batch holds one tuple"
+            elif np.ptp(source.identity[source.positives]) == 0:
+                other = "and all of them have the same positive"
+            else:
+                continue
+            hint = f"give it negatives, `sources: {{{source.name}: {{in_batch: yes}}}}`, or leave it out with `--only`"
+            raise BuildError(f"source '{source.name}'", f"has nothing to learn from: {why}, {other}", hint)
 
     def rows(self, step: int) -> tuple[Source, np.ndarray]:
         """Return the source of a step, and which of its rows, (b,) i64."""

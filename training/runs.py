@@ -12,7 +12,7 @@ import torch
 import xxhash
 
 from curation import store
-from curation.errors import BuildError
+from curation.errors import BuildError, listed
 from curation.manifest_models import Train
 from training import checkpoint, ranks
 from training.backend import Backend
@@ -63,21 +63,31 @@ def finished(out: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
     return receipt if (out / "model").is_dir() else None
 
 
-def resume(folder: Path, run: Mapping[str, Any], backend: Backend, watch: Watch, say: Say) -> int:
-    """Take up the newest whole checkpoint and return the steps it has behind it; 0 where there is none.
+def resume(folder: Path, run: Mapping[str, Any], backend: Backend, watch: Watch, say: Say) -> tuple[int, dict[str, Any]]:
+    """Take up the newest whole checkpoint; return the steps it has behind it, 0 where there is none, and the threads used.
+
+    The sums of a matrix product depend on the number of threads that share it, so another number is told: the weights are
+    then those of an undisturbed run but for the rounding.
 
     Raises:
         BuildError: it belongs to another run.
     """
     found = checkpoint.whole(folder)
+    threads = torch.get_num_threads()
     if not found:
-        return 0
+        return 0, {"threads": threads}
     said = checkpoint.read(found[0])
     checkpoint.check(said, run, found[0])
     backend.load(found[0])
     watch.take_up(said)
     say(f"going on from {found[0]}")
-    return int(said["step"])
+    before = list(dict.fromkeys([*said.get("threads_before", []), said.get("threads", threads)]))
+    if before == [threads]:
+        return int(said["step"]), {"threads": threads}
+    if backend.device.type == "cpu":
+        what = f"with {threads} threads, where earlier steps had {listed(map(str, before))}"
+        say(f"going on {what}: the weights will not be bit by bit those of a run that was not interrupted")
+    return int(said["step"]), {"threads": threads, "threads_before": before}
 
 
 def receipt_of(run: Mapping[str, Any], plan: Plan, steps: int, model: Model, recipe: Train, watch: Watch) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import json
 import mmap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -34,10 +35,31 @@ if TYPE_CHECKING:
     from training.model import Model
 
 ABSENT = np.uint32(0xFFFFFFFF)
-FORMAT = 3  # of these arrays
+FORMAT = 4  # of these arrays
 TEXTS_AT_ONCE = 8192
 FIRST_UNGROUPED = 1 << 32  # groups are u32, so a passage without one gets an identity that no group has
 WINDOW = 1 << 25  # bytes of a large file that may be mapped at a time
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".ot")
+PATHS = ("_file", "name_or_path", "path")  # ends of names of settings that say where a tokenizer came from
+SETTINGS = ("truncation_side", "do_lower_case", "add_prefix_space", "split_special_tokens", "sp_model_kwargs")
+CUTTERS = (
+    "transformers",
+    "tokenizers",
+    "sentencepiece",
+    "fugashi",
+    "ipadic",
+    "unidic",
+    "unidic-lite",
+    "sudachipy",
+    "rhoknp",
+    "jieba",
+)
+SAMPLE = (
+    "",
+    "one",
+    "Größe, naïve CAFÉ, 東京都に行く, Здравствуйте, xin chào các bạn, 🦙🦙 x1969-07-20",
+    "which side is cut? " * 2000,
+)
 SCORES = ("positive_score", "negative_scores")
 ARRAYS = ("starts", "rows", "query", "positives", "positive_starts", "negatives", "negative_starts", "text", "identity", *SCORES)
 
@@ -133,11 +155,37 @@ def load_sources(build: Path, model: Model, prompt: str, only: Sequence[str] = (
 
 
 def reader_digest(model: Model) -> str:
-    """Return the digest of how a model cuts texts into tokens."""
-    described = json.loads(model.tokenizer.backend_tokenizer.to_str())
-    # Truncation and padding are states of the last call, and not what the tokenizer is.
-    told = {key: value for key, value in described.items() if key not in ("truncation", "padding")}
-    return store.digest_of([told, model.max_tokens, model.appends_eos])
+    """Return the digest of all that decides how a model cuts texts into tokens.
+
+    That is every file of its folder but the weights, what the tokenizer was made of them and set to in memory, the versions
+    of the packages that do the work, and, for what none of these tells, such as a dictionary elsewhere, the tokens of a sample.
+    """
+    tokenizer, files = model.tokenizer, sorted(model.files.transformer.iterdir())
+    state: dict[str, Any] = {}
+    if tokenizer.is_fast:
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        state.pop("padding"), state.pop("truncation")  # of the last call, and not what the tokenizer is
+    return store.digest_of(
+        {
+            "files": {path.name: store.file_digest(path) for path in files if path.is_file() and path.suffix not in WEIGHTS},
+            "state": state,
+            "class": type(tokenizer).__name__,
+            "settings": {name: repr(getattr(tokenizer, name, None)) for name in SETTINGS},
+            "made with": {name: repr(value) for name, value in tokenizer.init_kwargs.items() if not name.endswith(PATHS)},
+            "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+            "versions": [version_of(package) for package in CUTTERS],
+            "limits": [model.max_tokens, model.appends_eos],
+            "sample": model.tokenize(SAMPLE).ids.tolist(),
+        }
+    )
+
+
+def version_of(package: str) -> str:
+    """Return the version of a package that is installed, or an empty text."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def _source_digest(build: Path, name: str, entry: Mapping[str, Any], model: Model, prompt: str, reader: str) -> str:
@@ -257,7 +305,8 @@ def _distinct(texts: list[str]) -> tuple[np.ndarray, list[str]]:
 
 
 def _width(model: Model) -> np.dtype[Any]:
-    return np.dtype(np.uint16 if len(model.tokenizer) <= 1 << 16 else np.uint32)
+    # Of the embeddings, which `tokenize` has compared each token with: a vocabulary with gaps has tokens beyond its length.
+    return np.dtype(np.uint16 if model.backbone.get_input_embeddings().num_embeddings <= 1 << 16 else np.uint32)
 
 
 def _tokenise(model: Model, texts: list[str], file: IO[bytes], advance: Any) -> np.ndarray:

@@ -104,13 +104,14 @@ def _train(
     model.prompts = model.prompts_for(recipe.prompt, instructions)
     seed = int(store.read_json(build / "build.json")["seed"])
     plan = Plan(sources, seed, recipe)
+    plan.check()
     total = total_steps(recipe, plan.steps_per_epoch)
     watch = Watch(build, recipe, instructions)
     run = describe(recipe, seed, sources, model, watch)
     if (receipt := finished(out, run)) is not None:
         return receipt, False
     backend = DeepSpeed(model, recipe) if recipe.deepspeed else Torch(model, recipe)
-    first = resume(out / "checkpoints", run, backend, watch, say)
+    first, threads = resume(out / "checkpoints", run, backend, watch, say)
     if recipe.warmup != warmup_steps(recipe, total):
         say(f"a warm-up of {recipe.warmup} steps does not fit into {total}; it takes {warmup_steps(recipe, total)}")
     for source in sources:
@@ -121,8 +122,8 @@ def _train(
         alone = "changes nothing: with one process F2LLM's passages have their gradients too"
         several = "passages get no gradient from the in-batch term, as in F2LLM's trainer on several processes"
         say(f"reproduce_f2llm: {alone if backend.world == 1 else several}")
-    done = loop(plan, recipe, backend, watch, first, total, out, run, tensorboard, say)
-    receipt = receipt_of(run, plan, done, model, recipe, watch)
+    done = loop(plan, recipe, backend, watch, first, total, out, {**run, **threads}, tensorboard, say)
+    receipt = receipt_of(run, plan, done, model, recipe, watch) | threads
     if ranks.first():
         if recipe.export == "best" and watch.best:
             export_checkpoint(checkpoint.at(out / "checkpoints", watch.best), out / "model")
