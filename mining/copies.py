@@ -18,7 +18,7 @@ from mining.lists import Ragged
 _SPACELESS = (
     r"\x{E00}-\x{EFF}\x{1000}-\x{109F}\x{1780}-\x{17FF}\x{3040}-\x{30FF}\x{3400}-\x{9FFF}\x{F900}-\x{FAFF}\x{20000}-\x{3FFFF}"
 )
-WORD = rf"[{_SPACELESS}]|[\w--[{_SPACELESS}]]+"
+WORD = rf"[{_SPACELESS}]|[\S--[{_SPACELESS}]]+"  # in a normalised form: a word, or a sign
 PROBES = 6  # shingles looked up of every pair; of a copy (.8 or more) none of them is found once in 15,000 times
 TEXTS = 1 << 14  # shingled at once
 _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)

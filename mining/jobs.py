@@ -15,7 +15,7 @@ from mining import candidates
 from mining.builds import described, selected, settings_of
 from mining.models import Models
 
-FORMAT = 2  # raised when the same settings give other rows
+FORMAT = 3  # raised when the same settings give other rows
 NOT_RULES = {"model", "dtype", "max_tokens", "prompt", "store"}  # these are in the fingerprint or the texts
 
 

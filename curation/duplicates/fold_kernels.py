@@ -5,11 +5,35 @@ from __future__ import annotations
 import numpy as np
 
 from curation.duplicates.compiled import compiled
-from curation.duplicates.folding import DENSE, POINTS, SIZE, UNTOLD
+from curation.duplicates.folding import APART, DENSE, NEUTRAL, OWN, POINTS, SIZE, UNTOLD
+from curation.text import CLOSING, EYES, NOSES, OPENING, PLACED, STANDS_FOR
 
 _SPACE, _CASE, _HIGH = np.uint8(32), np.uint8(32), np.uint8(128)
 _A, _ZERO, _LOW, _LETTERS, _DIGITS = np.uint8(97), np.uint8(48), np.uint8(95), np.uint8(26), np.uint8(10)
-_ONE = np.uint64(1)
+_ONE, _SIGN, _EDGE, _NEUTRAL = np.uint64(1), np.uint8(1), np.uint8(255), np.uint8(NEUTRAL)
+_MINUS, _SLASH, _NOT, _OPEN, _CLOSE = (np.uint8(ord(sign)) for sign in PLACED)
+_FORMS = np.array([list(sign.encode().ljust(3)) for sign in STANDS_FOR.values()], np.uint8)
+_FORM_SIZES = np.array([len(sign.encode()) for sign in STANDS_FOR.values()], np.int64)
+
+
+def _among(*signs: str) -> np.ndarray:
+    """Return (256,) bool: which bytes are among some characters."""
+    return np.isin(np.arange(256), [ord(sign) for some in signs for sign in some])
+
+
+_OPENING, _CLOSING, _EYES, _NOSES = _among(OPENING, "\xff"), _among(CLOSING, "\xff"), _among(EYES), _among(NOSES)
+_WORD = np.array([byte >= 128 or byte == 95 or chr(byte).isalnum() for byte in range(255)] + [False])
+
+
+@compiled
+def room_for(data, first, end):
+    """Return how many bytes the form of a text has at most: signs get spaces around them, and some are spelled anew."""
+    signs = 0
+    for byte in data[first:end]:
+        small = np.uint8(byte | _CASE)
+        word = (np.uint8(small - _A) < _LETTERS) | (np.uint8(byte - _ZERO) < _DIGITS) | (byte == _SPACE) | (byte & 0xC0 == 0x80)
+        signs += np.int64(~word)
+    return end - first + 4 * signs + 4
 
 
 @compiled
@@ -28,64 +52,137 @@ def _told(table, point):
 
 
 @compiled
-def _sign(byte):
-    """Return what an ASCII byte becomes: a small letter, a digit, `_` or a space."""
+def _kind(byte):
+    """Return what an ASCII byte becomes: a small letter, a digit, `_`, a space, or _SIGN where it is one or may be."""
     small = byte | _CASE
     letter = small if np.uint8(small - _A) < _LETTERS else _SPACE
-    return byte if (np.uint8(byte - _ZERO) < _DIGITS) | (byte == _LOW) | (byte >= _HIGH) else letter
+    sign = (np.uint8(byte - np.uint8(35)) < 4) | (np.uint8(byte - np.uint8(40)) < 4) | (byte == 33) | (byte == 45) | (byte == 47)
+    sign |= (np.uint8(byte - np.uint8(60)) < 3) | (byte == 64) | (byte == 94) | (byte == 124) | (byte == 126)
+    kept = byte if (np.uint8(byte - _ZERO) < _DIGITS) | (byte == _LOW) | (byte >= _HIGH) else letter
+    return _SIGN if sign else kept
 
 
 @compiled
-def fold(data, first, end, table, form):
+def fold(data, first, end, table, form, room):
     """Write a text's normalised form, a space before and after it; return (bytes, characters of scripts without spaces, how).
 
-    No bytes where it has no word character. `how` is 0 for ASCII alone, 1 where the table tells all of it, and 2 where it
-    does not: what it leaves out is copied, which is right for a text that is normalised already and for no other.
+    No bytes where it has no word and no sign. `how` is 0 for ASCII alone, 1 where the table tells all of it, and 2 where it
+    does not: what it leaves out is copied, which is right for a text that is normalised already and for no other. `form` and
+    both rows of `room` are as long as `room_for` says, or longer.
     """
-    text, form[0], beyond = data[first:end], _SPACE, np.uint8(0)
+    text, kinds, spaceless, how, beyond, hidden = data[first:end], room[0], 0, 0, np.uint8(0), False
     for at in range(np.uint64(len(text))):  # unsigned places: no checks for negative ones, and 64 bytes at a time
         beyond |= text[at]
-        form[at + _ONE] = _sign(text[at])
-    size, spaceless, how = _ONE, 0, 0
-    if beyond < 0x80:
-        last = _SPACE
-        for at in range(_ONE, np.uint64(len(text)) + _ONE):  # no branches: words are too short to foresee their ends
-            sign = form[at]
-            form[size] = sign
-            size += np.uint64((sign != _SPACE) | (last != _SPACE))
-            last = sign
+        hidden |= _hidden(text[at])
+        kinds[at] = _kind(text[at])
+    if (beyond < 0x80) & (not hidden):
+        size = _joined(text, kinds, form)
     else:
-        size, spaceless, how = _beyond(text, table, form)
-    if form[size - _ONE] != _SPACE:
-        form[size] = _SPACE
-        size += _ONE
+        shown, spaceless, how = _shown(text, table, room[1])
+        for at in range(np.uint64(len(shown))):
+            kinds[at] = _kind(shown[at])
+        size = _joined(shown, kinds, form)
     return (np.int64(size) if size > 1 else 0), spaceless, how
 
 
 @compiled
-def _beyond(text, table, form):
-    size, spaceless, how, at, last = 1, 0, 1, 0, _SPACE
+def _hidden(byte):
+    return (byte < 9) | (np.uint8(byte - np.uint8(14)) < 14) | (byte == 127)
+
+
+@compiled
+def _joined(text, kinds, form):
+    """Write the words and signs of a folded text with one space between them, and one before and after; return the bytes."""
+    form[0] = last = _SPACE
+    size = _ONE
+    for at in range(np.uint64(len(text))):  # no branches but for signs: words are too short to foresee their ends
+        kind = kinds[at]
+        if kind == _SIGN:
+            size, last = _sign(text, np.int64(at), form, size, last), _SPACE
+        else:
+            form[size] = kind
+            size += np.uint64((kind != _SPACE) | (last != _SPACE))
+            last = kind
+    if form[size - _ONE] != _SPACE:
+        form[size] = _SPACE
+        size += _ONE
+    return size
+
+
+@compiled
+def _sign(text, at, form, size, last):
+    """Write a space, and this character and another one if it is a sign (`text.placed_signs`); return the size of the form."""
+    sign, end = text[at], len(text)
+    if last != _SPACE:
+        form[size] = _SPACE
+        size += _ONE
+    number = -1
+    if (sign == _MINUS) | (sign == _SLASH) | (sign == _NOT) | (sign == _OPEN) | (sign == _CLOSE):
+        before = text[at - 1] if at > 0 else _EDGE
+        after = text[at + 1] if at + 1 < end else _EDGE
+        if sign == _MINUS:
+            place = at - 1
+            while place >= 0 and text[place] == _MINUS:
+                place -= 1
+            start = text[place] if place >= 0 else _EDGE
+            good = (after == 61) | (after == 62) | (start == 60) | (_WORD[start] & _CLOSING[after])
+            good |= _WORD[after] & (_OPENING[start] | (start == _NOT))
+            number = 0 if good & (after != _MINUS) else -1
+        elif sign == _SLASH:
+            digits = (np.uint8(before - _ZERO) < _DIGITS) & (np.uint8(after - _ZERO) < _DIGITS)
+            number = 1 if digits | ~(_WORD[before] & _WORD[after]) else -1
+        elif sign == _NOT:
+            number = 2 if (after == 61) | (_OPENING[before] & (_WORD[after] | (after == _OPEN))) else -1
+        else:
+            face = _EYES[before] | (_NOSES[before] & (at > 1) & _EYES[text[at - 2] if at > 1 else _EDGE])
+            number = (3 if sign == _OPEN else 4) if face & ~_WORD[after] else -1
+        if number < 0:
+            return size
+    if number < 0:
+        form[size] = sign
+        size += _ONE
+    else:
+        for place in range(_FORM_SIZES[number]):
+            form[size] = _FORMS[number, place]
+            size += _ONE
+    form[size] = _SPACE
+    return size + _ONE
+
+
+@compiled
+def _shown(text, table, out):
+    """Fold a text, without invisible characters, into `out`; return (it, characters of scripts without spaces, how) as `fold`.
+
+    A sign beyond ASCII gets a NEUTRAL byte before and after it.
+    """
+    size, spaceless, how, at = 0, 0, 1, 0
     while at < len(text):
         byte = text[at]
         if byte < 0x80:
-            found, length = np.int64(_sign(byte)) | (1 << SIZE), 1
-        else:
-            point, length = _decoded(text, at, np.int64(byte))
-            found = _told(table, point)
-            spaceless += (found & DENSE) != 0
-        if found & UNTOLD:
-            how = 2
+            out[size] = byte
+            size += not _hidden(byte)
+            at += 1
+            continue
+        point, length = _decoded(text, at, np.int64(byte))
+        found = _told(table, point)
+        spaceless += (found & DENSE) != 0
+        how = 2 if found & UNTOLD else how
+        if found & APART:
+            out[size] = _NEUTRAL
+            size += 1
+        if found & (UNTOLD | OWN):
             for place in range(length):
-                form[size + place] = text[at + place]
-            size, last = size + length, byte
+                out[size + place] = text[at + place]
+            size += length
         else:
             for place in range((found >> SIZE) & 3):
-                sign = np.uint8((found >> (8 * place)) & 255)
-                form[size] = sign
-                size += (sign != 32) | (last != 32)
-                last = sign
+                out[size] = np.uint8((found >> (8 * place)) & 255)
+                size += 1
+        if found & APART:
+            out[size] = _NEUTRAL
+            size += 1
         at += length
-    return np.uint64(size), spaceless, how
+    return out[:size], spaceless, how
 
 
 @compiled

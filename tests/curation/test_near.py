@@ -163,8 +163,10 @@ def test_the_kernel_normalises_as_the_text_module_does(texts):
 
 def folded(texts: pl.Series) -> list[str | None]:
     """Return what the compiled loop makes of texts; None where its table leaves a character out."""
-    (data, starts), form = buffers_of(texts), np.zeros(400, np.uint8)
-    made = [(*fold_kernels.fold(data, first, end, folding.table(), form), form.tobytes()) for first, end in pairwise(starts)]
+    (data, starts), form, room = buffers_of(texts), np.zeros(400, np.uint8), np.zeros((2, 400), np.uint8)
+    made = [
+        (*fold_kernels.fold(data, first, end, folding.table(), form, room), form.tobytes()) for first, end in pairwise(starts)
+    ]
     return [None if how == 2 else whole[1 : max(size - 1, 1)].decode() for size, _, how, whole in made]
 
 
