@@ -42,11 +42,19 @@ UNITS = {"max_unpacked": "GB", "max_record": "MB"}  # which a manifest may write
 class Filters(Section):
     """Which texts are too poor to train on. A text that fails is dropped, and its tuple with it where none is left."""
 
-    min_chars: int = Field(3, ge=0, description="fewer characters than this: dropped")
+    min_chars: int | None = Field(
+        None,
+        ge=0,
+        description="fewer characters than this: dropped; by default, a text of one or two characters is dropped unless it says "
+        "something: two letters (`no`), a digit, a sign (`<`), or a Chinese, Japanese or Korean character (`京`)",
+    )
     max_chars: int | None = Field(
         None, ge=1, description="more characters than this: dropped; off by default, as the tokenizer truncates"
     )
-    no_echo: bool = Field(True, description="drop a positive or negative whose normalised text is the query's")
+    no_echo: bool = Field(
+        True,
+        description="drop a positive or negative whose normalised text is the query's, and a negative whose normalised text is a positive's",
+    )
 
 
 class Table(Section):

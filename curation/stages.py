@@ -150,7 +150,7 @@ def _shape_whole(job: Job, rows: pl.DataFrame, lost: list[Lost], folder: Path) -
     check_rows(source, rows_in, lost, dropped, tuples_made)
     tuples, poor, texts_out = filters.apply(tuples, job.filters, source.name, source.task)
     check_left(source, len(tuples), tuples_made, poor)
-    tuples, merged = equal.merge_queries(tuples, source.name)
+    tuples, merged = equal.merge_queries(tuples, source.name, job.filters.no_echo)
     train, held = holdout.set_apart(tuples, source.holdout, job.seed, source.name)
     if answers is not None:
         write_parquet(folder / ANSWERS, answers)

@@ -9,7 +9,7 @@ not count, and neither do invisible characters. Signs, emoji and operators do:
 A character of Unicode's categories S* or No is a sign, and so are # % & * @ ‰ ‱ ٪ §. Others are signs by their place alone, and
 stand in the form as the sign that is one everywhere (so that a form's form is itself):
 
-    -    U+2212, a minus, before a word, as in -5 and --all, after one that ends something, as in A-, and in -= -> <-; not in x-ray or x - ray
+    -    U+2212, a minus, before a word, as in -5 and --all, at the end of one, as in A-, and in -= -> <-; not in x-ray, x - ray
     /    itself, but between letters, as in and/or
     !    ¬ before = and before a word, as in !done
     :) ;-(  ☺ and ☹

@@ -18,7 +18,7 @@ import polars as pl
 from curation.duplicates.near import append_texts, files_for, firsts, own_entries, slices
 from curation.duplicates.pairs import Corpus, matches, open_corpus
 from curation.duplicates.signatures import read
-from curation.duplicates.within import distinct, drop_queries, links_of, refuse_loss, texts_of
+from curation.duplicates.within import distinct, drop_queries, hides, links_of, refuse_loss, texts_of
 from curation.errors import SourceError
 from curation.schema import DROPPED, dropped_frame, no_drops
 from curation.shaping.columns import EVIDENCE_CHARS
@@ -28,13 +28,13 @@ from curation.tables import read_parquet, read_table, write_parquet
 
 COUNTS = pl.Schema({"source_a": pl.String(), "source_b": pl.String(), "near": pl.UInt32()})
 POSITIVES = pl.Schema({"better": pl.UInt32(), "node": pl.UInt32()})
-TUPLES = pl.Schema({**POSITIVES, "id": pl.String(), "source": pl.String()})
+TUPLES = pl.Schema({**POSITIVES, "id": pl.String(), "source": pl.String(), "hides": pl.Boolean()})
 
 
 class Kept(NamedTuple):
     """The tuples that are kept of the sources visited so far."""
 
-    tuples: pl.DataFrame  # better (its number), node of its query, id, source
+    tuples: pl.DataFrame  # better (its number), node of its query, id, source, whether it hides invisible characters
     positives: pl.DataFrame  # better, node of a positive
 
 
@@ -132,7 +132,11 @@ def _give_way(source: str, tuples: pl.DataFrame, texts: pl.DataFrame, kept: Kept
     queries, positives = _nodes(tuples, texts)
     equal = queries.join(kept.tuples, on="node").with_columns(pl.lit(1.0).alias("score"))
     near = queries.join(links, on="node").join(kept.tuples, left_on="other", right_on="node").select(equal.columns)
-    pairs = pl.concat([equal, near]).with_row_index("pair")
+    clean = pl.DataFrame({"at": np.flatnonzero(~hides(tuples).to_numpy())}, schema={"at": pl.UInt32})
+    pairs = pl.concat([equal, near])
+    pairs = pairs.join(clean.with_columns(hides=True), on=["at", "hides"], how="anti", maintain_order="left").with_row_index(
+        "pair"
+    )
     wanted = pairs.join(positives, on="at", suffix="_positive").rename({"node_positive": "positive"})
     reach = pl.concat(
         [
@@ -180,7 +184,7 @@ def _left_over(job: Job, tuples: pl.DataFrame, corpus: pl.Series, drops: pl.Data
 def _with(kept: Kept, source: str, tuples: pl.DataFrame, texts: pl.DataFrame) -> Kept:
     queries, positives = _nodes(tuples, texts)
     number = (pl.col("at") + len(kept.tuples)).cast(pl.UInt32).alias("better")
-    named = queries.select(number, "node", tuples["id"], pl.lit(source).alias("source"))
+    named = queries.select(number, "node", tuples["id"], pl.lit(source).alias("source"), hides(tuples).alias("hides"))
     return Kept(pl.concat([kept.tuples, named]), pl.concat([kept.positives, positives.select(number, "node")]))
 
 

@@ -7,7 +7,7 @@ import polars as pl
 
 from curation.schema import composed, dropped_frame, keys_of
 from curation.shaping.columns import GRADES
-from curation.text import numbered
+from curation.text import forms, numbered
 
 LISTS = ("positives", "negatives")
 
@@ -19,7 +19,16 @@ def distinct(texts: pl.Series) -> pl.DataFrame:
     return once.select("text", keys_of(once["same"]))
 
 
-def merge_queries(tuples: pl.DataFrame, source: str) -> tuple[pl.DataFrame, pl.DataFrame]:
+def equals_a_positive(tuples: pl.DataFrame, negatives: pl.DataFrame, by: str) -> pl.Series:
+    """Tell which negatives (`by`, form) have the form of a positive of their tuple; `tuples` have `by` and positives."""
+    there = tuples.join(negatives, on=by, how="semi").select(by, pl.col("positives").alias("text"))
+    there = there.explode("text", empty_as_null=False).drop_nulls("text")
+    positives = there.select(by, forms(there["text"]).alias("form")).unique()
+    marked = negatives.join(positives.with_columns(own=True), on=[by, "form"], how="left", maintain_order="left")
+    return marked["own"].fill_null(False)
+
+
+def merge_queries(tuples: pl.DataFrame, source: str, no_echo: bool = True) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return (tuples with distinct queries, merged ones as a `DROPPED` table).
 
     Queries are equal when their keys are. The first keeps its place and id; positives and negatives are united in order,
@@ -56,5 +65,10 @@ def merge_queries(tuples: pl.DataFrame, source: str) -> tuple[pl.DataFrame, pl.D
         best_first = long.group_by("first", maintain_order=True).agg(pl.col("positives").unique(maintain_order=True))
         united = united.drop("positives").join(best_first, on="first", how="left", maintain_order="left")
         united = united.with_columns(pl.col("positives").fill_null([]))
+    if no_echo and (long := united.select("first", "negatives").explode("negatives", empty_as_null=False).drop_nulls()).height:
+        own = equals_a_positive(united, long.select("first", forms(long["negatives"]).alias("form")), "first")
+        others = long.filter(~own).group_by("first", maintain_order=True).agg("negatives")
+        united = united.drop("negatives").join(others, on="first", how="left", maintain_order="left")
+        united = united.with_columns(pl.col("negatives").fill_null([]))
     alone = keyed.filter(~company).with_columns(pl.col(LISTS).list.unique(maintain_order=True))
     return pl.concat([alone, united.select(keyed.columns)]).sort("first").drop("first"), merged

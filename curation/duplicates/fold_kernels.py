@@ -28,7 +28,7 @@ _WORD = np.array([byte >= 128 or byte == 95 or chr(byte).isalnum() for byte in r
 @compiled
 def room_for(data, first, end):
     """Return how many bytes the form of a text has at most: signs get spaces around them, and some are spelled anew."""
-    signs = 0
+    signs = np.int64(0)
     for byte in data[first:end]:
         small = np.uint8(byte | _CASE)
         word = (np.uint8(small - _A) < _LETTERS) | (np.uint8(byte - _ZERO) < _DIGITS) | (byte == _SPACE) | (byte & 0xC0 == 0x80)

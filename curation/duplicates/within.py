@@ -19,7 +19,9 @@ from curation.schema import dropped_frame, keys_of
 from curation.shaping.columns import EVIDENCE_CHARS
 from curation.stages import Job
 from curation.tables import read_parquet, read_table
+from curation.text import INVISIBLE
 
+ODD_SPACES = r"[\xA0\x{2000}-\x{200A}\x{202F}\x{205F}]"
 SHOWN = 60  # characters of a text in an error
 
 
@@ -102,11 +104,23 @@ def refuse_loss(gone: pl.DataFrame, tuples: int, wanted: Dedup, source: str) -> 
     raise SourceError(f"source '{source}'", what, f"for example {first['id']} {first['evidence'][:SHOWN]!r} matches {twin}")
 
 
+def hides(tuples: pl.DataFrame) -> pl.Series:
+    """Tell which tuples have invisible characters in their query or a positive: none of these outlives its clean duplicate."""
+    positives = tuples.select("positives").with_row_index("at").explode("positives", empty_as_null=False).drop_nulls()
+    hidden = positives.filter(pl.col("positives").str.contains(INVISIBLE))["at"]
+    return tuples["query"].str.contains(INVISIBLE) | pl.Series(np.isin(np.arange(len(tuples)), hidden.to_numpy()))
+
+
 def _policy(tuples: pl.DataFrame) -> pl.DataFrame:
-    """Return at, rank: who survives. More positives first, then the longer query, then the smaller key."""
-    facts = tuples.select(pl.col("positives").list.len().alias("positives"), pl.col("query").str.len_chars().alias("chars"))
+    """Return at, rank: who survives. Clean ones first, then more positives, the longer query, plain spaces, the smaller key."""
+    facts = tuples.select(
+        pl.Series("hides", hides(tuples)),
+        pl.col("positives").list.len().alias("positives"),
+        pl.col("query").str.len_chars().alias("chars"),
+        pl.col("query").str.contains(ODD_SPACES).alias("odd"),
+    )
     order = facts.with_columns(keys_of(tuples["query"])).with_row_index("at")
-    order = order.sort("positives", "chars", "key", "at", descending=[True, True, False, False])
+    order = order.sort("hides", "positives", "chars", "odd", "key", "at", descending=[False, True, True, False, False, False])
     return order.select("at").with_row_index("rank").sort("at").select("at", "rank")
 
 

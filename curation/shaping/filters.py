@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import polars as pl
 
+from curation.duplicates.equal import equals_a_positive
 from curation.manifest_source import Filters
 from curation.schema import dropped_frame
 from curation.shaping.columns import EVIDENCE_CHARS, GRADES
-from curation.text import normalised, numbered
+from curation.text import INVISIBLE, normalised, numbered
 
+SHORT = 3  # characters: below, a text stays by default if it says something all the same
+CONTENT = r"[^\p{L}_]|[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]|.[^_]"  # in its form: more than one letter, as "no", 4, C#, 京
+HIDDEN = 200  # characters: longer texts are not of invisible ones alone
 SLICE = 50_000  # tuples looked at at once: stripped and normalised texts take as much memory as they do
 
 
@@ -21,7 +25,7 @@ def apply(tuples: pl.DataFrame, filters: Filters, source: str, task: str) -> tup
     if not len(tuples):
         return tuples, dropped_frame(source, "filter", tuples["id"], ""), {}
     frame = tuples.with_row_index("at")
-    query_fault = pl.select(_length_fault(frame["query"], filters, "query")).to_series()
+    query_fault = _length_fault(frame["query"], filters, "query")
     passages = filters if task != "classification" else Filters(min_chars=0, max_chars=None, no_echo=False)
     judged = frame if passages is filters else frame.filter(query_fault.is_not_null())  # label texts have no faults
     positives = _faults(judged, "positives", passages)
@@ -61,10 +65,19 @@ def _sorted_out(looked: pl.DataFrame, positives: pl.DataFrame, negatives: pl.Dat
     return kept.filter(~gone), kept.filter(gone).with_columns(shown.alias("evidence"))
 
 
-def _length_fault(texts: pl.Series, filters: Filters, role: str) -> pl.Expr:
-    length = pl.lit(texts).str.strip_chars().str.len_chars()
-    long = pl.lit(False) if filters.max_chars is None else length > filters.max_chars
-    return pl.when(length < filters.min_chars).then(pl.lit(f"short_{role}")).when(long).then(pl.lit(f"long_{role}"))
+def _length_fault(texts: pl.Series, filters: Filters, role: str) -> pl.Series:
+    """Return short_ or long_ROLE, or null, for each text; invisible characters and blanks at its ends do not count."""
+    length = texts.str.strip_chars().str.len_chars()
+    hidden = ((length < HIDDEN) & texts.str.contains(INVISIBLE)).fill_null(False).arg_true()
+    if len(hidden):
+        length = length.scatter(hidden, texts.gather(hidden).str.replace_all(INVISIBLE, "").str.strip_chars().str.len_chars())
+    short = length < (SHORT if filters.min_chars is None else filters.min_chars)
+    if filters.min_chars is None:
+        few = short.arg_true()
+        short = short.scatter(few, ~normalised(texts.gather(few)).str.contains(CONTENT).fill_null(False))
+    long = pl.lit(False) if filters.max_chars is None else pl.lit(length > filters.max_chars)
+    fault = pl.when(pl.lit(short)).then(pl.lit(f"short_{role}")).when(long).then(pl.lit(f"long_{role}"))
+    return pl.select(fault).to_series()
 
 
 def _faults(frame: pl.DataFrame, name: str, filters: Filters) -> pl.DataFrame:
@@ -75,10 +88,14 @@ def _faults(frame: pl.DataFrame, name: str, filters: Filters) -> pl.DataFrame:
 def _faults_of(frame: pl.DataFrame, name: str, filters: Filters) -> pl.DataFrame:
     role = name.removesuffix("s")
     long = frame.select("at", "query", pl.col(name).alias("text")).explode("text", empty_as_null=False).drop_nulls("text")
-    fault = pl.select(_length_fault(long["text"], filters, role)).to_series()
+    fault = _length_fault(long["text"], filters, role)
     if filters.no_echo:
-        same = (_forms(long["text"]) == _forms(long["query"])).fill_null(False) | (long["text"] == long["query"])
+        form = _forms(long["text"])
+        same = (form == _forms(long["query"])).fill_null(False) | (long["text"] == long["query"])
         fault = pl.select(pl.when(fault.is_null() & same).then(pl.lit(f"echo_{role}")).otherwise(fault)).to_series()
+        if name == "negatives" and len(long):
+            own = pl.lit(equals_a_positive(frame, long.select("at", form.fill_null(long["text"]).alias("form")), "at"))
+            fault = pl.select(pl.when(fault.is_null() & own).then(pl.lit("negative_is_positive")).otherwise(fault)).to_series()
     return long.select("at", "text").with_columns(fault.cast(pl.String).alias("fault"))
 
 

@@ -94,7 +94,7 @@ def _shape_parts(source: Source, wanted: Filters, seed: int, parts: Iterator[Par
     if len(total.instructions) > 1 or (total.ids and pl.concat(total.ids).is_duplicated().any()):
         raise _Unlike
     grades = pl.concat(total.grades) if total.grades else None
-    merged = _merge(folder, pl.concat(total.queries).is_duplicated(), grades, source.name)
+    merged = _merge(folder, pl.concat(total.queries).is_duplicated(), grades, source.name, wanted.no_echo)
     return Shaped(
         total.rows,
         total.tuples,
@@ -140,7 +140,7 @@ def _shaped(source: Source, wanted: Filters, seed: int, part: Part, total: _Sum)
     return left.drop(GRADES, strict=False)
 
 
-def _merge(folder: Path, again: pl.Series, grades: pl.Series | None, source: str) -> pl.DataFrame:
+def _merge(folder: Path, again: pl.Series, grades: pl.Series | None, source: str, no_echo: bool) -> pl.DataFrame:
     """Merge the tuples with equal queries, which are among those marked; return the merged ones as a `DROPPED` table."""
     company, start = [pl.DataFrame(schema=TUPLES)], 0
     for frame in read_frames(folder, "tuples") if again.any() else ():
@@ -150,7 +150,7 @@ def _merge(folder: Path, again: pl.Series, grades: pl.Series | None, source: str
     together = pl.concat(company)
     if grades is not None and len(together):
         together = together.with_columns(grades.filter(again).alias(GRADES))
-    left, merged = equal.merge_queries(together, source)
+    left, merged = equal.merge_queries(together, source, no_echo)
     if len(merged):
         write_frames(folder, "merged", _with_merged(folder, again, left), compression="lz4")
         for path in table_files(folder, "tuples"):

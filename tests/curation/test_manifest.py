@@ -205,7 +205,7 @@ def test_keys_of_the_extended_manifest_count_but_for_those_that_stand_here(exten
     path.write_text("name: child\nextends: base.yaml\nfilters: {no_echo: no}\nlicenses: no-nc\n")
     manifest = load_manifest(path)
     assert (manifest.name, manifest.seed, manifest.licenses) == ("child", 7, "no-nc")
-    assert (manifest.filters.min_chars, manifest.filters.no_echo) == (3, False)  # replaced whole
+    assert (manifest.filters.min_chars, manifest.filters.no_echo) == (None, False)  # replaced whole
     assert manifest.sources == load_manifest(tmp_path / "base.yaml").sources
     whole = tmp_path / "whole.yaml"
     whole.write_bytes(as_yaml(read_manifest(path)))
