@@ -18,10 +18,14 @@ from curation.errors import SourceError, did_you_mean, listed
 from curation.manifest_source import Table
 from curation.reading.blocks import lines_of, opened_blocks
 from curation.reading.json_blocks import plain_objects
-from curation.reading.rows import ROW, File, Found, Reading, Record, batches, opened, sliced
+from curation.reading.json_values import PIECE, Text, Twice, Value, items_of, values_of
+from curation.reading.rows import ROW, File, Found, Reading, Record, batches, most_of, opened, sliced, too_large
 
 Loss = tuple[str, str, bool]  # reason, evidence, whether it is bad
 LineOf = Callable[[File, int, str], "Record | Loss"]
+TWICE = Twice()
+DECODER = json.JSONDecoder(object_pairs_hook=TWICE.each_once)
+NO_LIST = "`records: data/items` would lead to a list, `records: '*'` takes each value; or say `reader: squad` or `jsonl`"
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that may be half a character
 
 
@@ -41,15 +45,30 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _whole_text(file: File, table: Table) -> str:
+    """Return the text of a file; no string in it is larger than a record may be."""
+    pieces, since, most = [], 0, most_of(table)  # `since`: characters since the last quote
+    with opened(file, table) as lines:
+        while piece := lines.read(min(PIECE, most)):
+            if since + len(piece.partition('"')[0]) > most:
+                raise too_large(file.name, "a text in it", table)
+            since = len(piece.rpartition('"')[2]) + (0 if '"' in piece else since)
+            pieces.append(piece)
+    return "".join(pieces)
+
+
 def _document(file: File, table: Table) -> tuple[Any, bool]:
     """Return a whole JSON file, and whether it may hold half of a surrogate pair."""
-    with opened(file, table) as lines:
-        text = lines.read()
+    text = _whole_text(file, table)
     if not text.strip():
         raise SourceError(file.name, "is empty")
+    twice = Twice()
     try:
-        hook = _each_once if "*" in _path(table) else None  # each key is a row then, and `json` keeps the last of two
-        return json.loads(text, object_pairs_hook=hook), bool(SURROGATE.search(text))
+        hook = _each_once if "*" in _path(table) else twice.each_once  # where each key is a row, also equal ones are two
+        document = json.loads(text, object_pairs_hook=hook)
+        if twice:
+            raise ValueError(twice.told())
+        return document, bool(SURROGATE.search(text))
     except json.JSONDecodeError as error:
         where = f"{file.name}:{error.lineno}"
         if error.msg == "Extra data" and error.lineno > 1:
@@ -60,19 +79,36 @@ def _document(file: File, table: Table) -> tuple[Any, bool]:
 
 
 def read_json(file: File, table: Table, start: int) -> Reading:
-    """Read a JSON document: the list that it is, or the rows at `records`.
+    """Read a JSON document: the list that it is, or the rows at `records`; or objects one after another.
 
     Raises:
         SourceError: it is no JSON, or there are no rows where they should be.
     """
-    document, suspect = _document(file, table)
     if table.records:
+        document, suspect = _document(file, table)
         _check_path(file, document, _path(table)[0])
-        return batches(_at(document, table, f"{file.name}: ", suspect), start)
-    if not isinstance(document, list):
-        hint = "`records: data/items` would lead to a list, `records: '*'` takes each value; or say `reader: squad` or `jsonl`"
-        raise SourceError(file.name, f"holds {kind_of(document)}, not a list of objects", hint)
-    return batches((_row(f"{file.name}: item {i}", item, table, suspect) for i, item in enumerate(document)), start)
+        yield from batches(_at(document, table, f"{file.name}: ", suspect), start)
+        return
+    with opened(file, table) as lines:
+        text = Text(file, table, lines.read)
+        sign = text.next_sign()
+        if not sign:
+            raise SourceError(file.name, "is empty")
+        if sign == "[":
+            found = ((f"{file.name}: item {i}", item) for i, item in enumerate(items_of(text)))
+        else:
+            first = text.value("lead to its rows with `records:`, or raise it if a row is as large")
+            if not text.next_sign():
+                raise SourceError(file.name, f"holds {kind_of(first.value)}, not a list of objects", NO_LIST)
+            text.hint = "where lines may be broken, say `reader: jsonl`, which leaves them out"
+            found = ((f"{file.name}:{one.line}", one) for one in chain([first], values_of(text)))
+        yield from batches((_value_row(where, one, table) for where, one in found), start)
+
+
+def _value_row(where: str, one: Value, table: Table) -> Record | Loss:
+    if one.wrong:
+        return "bad_json", f"{where}: {one.wrong}", True
+    return _row(where, one.value, table, bool(SURROGATE.search(one.text)))
 
 
 def _check_path(file: File, document: Any, first: str) -> None:
@@ -156,6 +192,8 @@ def kind_of(value: object) -> str:
 def read_jsonl(file: File, table: Table, start: int, line_of: LineOf | None = None) -> Reading:
     """Read JSON Lines: an object a line, what is at `records` in each, or what `line_of` makes of a line.
 
+    Objects that are written on several lines each are read too.
+
     Raises:
         SourceError: the file is empty, or one JSON document.
     """
@@ -163,10 +201,14 @@ def read_jsonl(file: File, table: Table, start: int, line_of: LineOf | None = No
         held = _to_first_line(file, blocks)
         if not held:
             raise SourceError(file.name, "is empty")
-        if line_of is None and not table.records and table.header is True:
-            yield from _objects(file, chain(held, blocks), start)
+        blocks = chain(held, blocks)
+        if _spans_lines(held):
+            every = ((one.line, one.text) for one in _long_values(file, table, blocks))
+        elif line_of is None and not table.records and table.header is True:
+            yield from _objects(file, blocks, start)
             return
-        every = ((number, line) for number, line in enumerate(lines_of(chain(held, blocks)), 1) if not line.isspace())
+        else:
+            every = ((number, line) for number, line in enumerate(lines_of(blocks), 1) if not line.isspace())
         if line_of:
             yield from batches((line_of(file, *line) for line in every), start)
         else:
@@ -185,9 +227,31 @@ def _to_first_line(file: File, blocks: Iterator[bytes]) -> list[bytes]:
         for line in lines_of([block]):
             number += 1
             if not line.isspace():
-                _refuse_document(file, number, line)
+                if not _spans_lines(held):
+                    _refuse_document(file, number, line)
                 return held
     return []
+
+
+def _spans_lines(held: list[bytes]) -> bool:
+    """Tell whether a file, of which the first blocks are given, begins with an object that is written on several lines."""
+    text = b"".join(held).decode().lstrip()
+    first_line = text.partition("\n")[0].rstrip()
+    if not text.startswith("{") or first_line.endswith("}"):
+        return False
+    try:
+        return "\n" in text[: json.JSONDecoder().raw_decode(text)[1]]
+    except (ValueError, RecursionError):
+        return False
+
+
+def _long_values(file: File, table: Table, blocks: Iterator[bytes]) -> Iterator[Value]:
+    text = Text(file, table, lambda _: next(blocks, b"").decode())
+    text.next_sign()
+    first = text.value()
+    if not text.next_sign():
+        raise SourceError(f"{file.name}:{first.line}", "this is one JSON document, not JSON Lines", "say `reader: json`")
+    yield from chain([first], values_of(text))
 
 
 def _objects(file: File, blocks: Iterator[bytes], start: int) -> Reading:
@@ -236,8 +300,12 @@ def read_line(file: File, number: int, line: str, change: Callable[[Any], Any] =
 
 def _parsed(file: File, number: int, line: str, change: Callable[[Any], Any] = lambda value: value) -> Any | Loss:
     where = f"{file.name}:{number}"
+    TWICE.clear()
     try:
-        return change(json.loads(line))
+        value = DECODER.decode(line)
+        if TWICE:
+            return "bad_json", f"{where}: {TWICE.told()}", True
+        return change(value)
     except json.JSONDecodeError as error:
         return "bad_json", f"{where}: {error.msg} at column {error.pos + 1}", True
     except (ValueError, RecursionError) as error:

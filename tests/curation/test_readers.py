@@ -122,7 +122,6 @@ def test_unanswerable_questions_are_left_out_on_purpose(shared_data):
     [
         ("mrpc/msr_paraphrase_train.txt", {"reader": "tsv", "quoting": True}, "mrpc/msr_paraphrase_train.txt:11: the quote that opens here is not closed properly; if quotes mean nothing in this file, say `quoting: false`"),
         ("qnli/dev.tsv", {"quoting": True}, "qnli/dev.tsv:660: the quote that opens here is not closed properly; if quotes mean nothing in this file, say `quoting: false`"),
-        ("ocnli/dev.json", {}, "ocnli/dev.json:2: a second JSON value begins here: this is JSON Lines; say `reader: jsonl`"),
         ("cosqa/cosqa-dev.json", {"reader": "jsonl"}, "cosqa/cosqa-dev.json:1: this is one JSON document, not JSON Lines; say `reader: json`"),
         ("trec6/TREC.train", {"reader": "tsv", "header": False}, "trec6/TREC.train:66: byte 0xf0 is no utf-8 text; declare the file's own encoding, perhaps `encoding: latin-1`"),
     ],
@@ -379,7 +378,8 @@ BAD_FILES = [
     ("a.csv.gz", WHOLE_GZ[:-12], {}, "a.csv.gz: what is packed here is cut off; fetch the file again"),
     ("a.csv.gz", b"a,b\n1,2\n", {}, "a.csv.gz: cannot be unpacked (Not a gzipped file (b'a,')); fetch the file again"),
     ("a.csv.gz", WHOLE_GZ[:-8] + b"xxxx" + WHOLE_GZ[-4:], {}, None),
-    ("a.json", '{"a": 1}\n{"a": 2}\n', {}, "a.json:2: a second JSON value begins here: this is JSON Lines; say `reader: jsonl`"),
+    ("a.json", '[{"a": 1}]\n[{"a": 2}]\n', {}, "a.json:2: a second JSON value begins here: this is JSON Lines; say `reader: jsonl`"),
+    ("a.json", '{"a": 1}\n{"a": 2\n{"a": 3}', {}, "a.json:3: not readable as JSON (Expecting ',' delimiter); where lines may be broken, say `reader: jsonl`, which leaves them out"),
     ("a.json", '{"a": 1}', {}, "a.json: holds one object, not a list of objects; `records: data/items` would lead to a list, `records: '*'` takes each value; or say `reader: squad` or `jsonl`"),
     ("a.json", '[{"a": 1},\n {"a": ', {}, "a.json:2: not readable as JSON (Expecting value); is the file cut off?"),
     ("a.jsonl", '[\n{"a": 1}\n]', {}, "a.jsonl:1: this is one JSON document, not JSON Lines; say `reader: json`"),

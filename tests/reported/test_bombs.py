@@ -146,6 +146,10 @@ def in_format(kind: str, text: str) -> tuple[str, bytes]:
         "quoted.csv": "q,a\n" + "".join(f'"{row["q"]}","{row["a"]}"\n' for row in rows),
         "many-lines.csv": "q,a\n" + "".join(f'"{row["q"]}","{NEW_LINE.join(textwrap.wrap(row["a"], 500))}"\n' for row in rows),
         "tsv": "q\ta\n" + "".join(f"{row['q']}\t{row['a']}\n" for row in rows),
+        "json": json.dumps(rows),
+        "lines.json": "\n".join(lines),
+        "deep.json": json.dumps({"data": rows}),
+        "many.jsonl": "\n".join(json.dumps(row, indent=1) for row in rows),
         "txt": "".join(f"{row['q']}\t{row['a']}\n" for row in rows),
         "xml": "<d>" + "".join(f"<p><q>{row['q']}</q><a>{row['a']}</a></p>" for row in rows) + "</d>",
         "attributes.xml": "<d>" + "".join(f"<p q='{row['q']}' a='{row['a']}'/>" for row in rows) + "</d>",
@@ -156,6 +160,10 @@ def in_format(kind: str, text: str) -> tuple[str, bytes]:
 NEW_LINE = "\n"
 KINDS = {
     "jsonl": "",
+    "json": "",
+    "lines.json": "",
+    "deep.json": ", records: data",
+    "many.jsonl": "",
     "csv": "",
     "quoted.csv": "",
     "many-lines.csv": "",
