@@ -11,6 +11,7 @@ from curation.manifest import Manifest
 from curation.manifest_source import Source, Table
 from curation.store import atomic
 from curation.summary import read_summary
+from curation.visible import Markdown, as_link, as_markdown
 
 HEAD = ("source", "dataset", "revision", "licence as claimed", "class", "seen on", "tuples")
 
@@ -35,13 +36,13 @@ def _lines(summary: dict[str, Any], sources: list[Source]) -> list[str]:
     classes = Counter(entries[source.name]["license_class"] for source in sources)
     counts = ", ".join(f"{classes[kind]} {kind}" for kind in CLASSES if classes[kind])
     lines = [
-        f"# Attribution: {summary['name']}",
+        f"# Attribution: {as_markdown(summary['name'])}",
         "",
         f"Made of {len(sources)} sources ({counts or 'none'}), each under its own licence as its publisher claims it.",
         "The classes are tuplesmith's reading of the names, and no legal advice.",
         "",
         _row(HEAD),
-        _row("---" for _ in HEAD),
+        _row(Markdown("---") for _ in HEAD),
         *(_row(_cells(source, entries[source.name])) for source in sources),
     ]
     lines += _list("Cite", [(source.name, source.citation) for source in sources])
@@ -51,11 +52,10 @@ def _lines(summary: dict[str, Any], sources: list[Source]) -> list[str]:
 
 
 def _cells(source: Source, entry: dict[str, Any]) -> list[str]:
-    license = entry["license"] or "none seen"
-    shown = f"[{license}]({source.license_url})" if source.license_url else license
+    license = as_link(entry["license"] or "none seen", source.license_url or "")
     revision = entry["revision"] or ("the newest" if source.path and not source.path.startswith("python:") else "")
     seen, tuples = source.license_checked or "", f"{entry['tuples']:,}"
-    return [source.name, _dataset(source), revision, shown, entry["license_class"], seen, tuples]
+    return [source.name, _dataset(source), revision, license, entry["license_class"], seen, tuples]
 
 
 def _dataset(table: Table) -> str:
@@ -64,8 +64,8 @@ def _dataset(table: Table) -> str:
         return ", ".join(table.files)
     parts = [part for part in (table.config, *table.files) if part]
     local = table.path.startswith((".", "/", "~", "python:")) or table.path.count("/") != 1
-    name = table.path if local else f"[{table.path}](https://huggingface.co/datasets/{table.path})"
-    return f"{name} ({', '.join(parts)})" if parts else name
+    name = as_markdown(table.path) if local else as_link(table.path, f"https://huggingface.co/datasets/{table.path}")
+    return Markdown(name + as_markdown(f" ({', '.join(parts)})")) if parts else name
 
 
 def _doubt(source: Source) -> str | None:
@@ -73,9 +73,9 @@ def _doubt(source: Source) -> str | None:
 
 
 def _list(title: str, items: list[tuple[str, str | None]]) -> list[str]:
-    told = [f"- {name}: {' '.join(text.split())}" for name, text in items if text]
+    told = [f"- {as_markdown(name)}: {as_markdown(text)}" for name, text in items if text]
     return ["", f"## {title}", "", *told] if told else []
 
 
 def _row(cells: Any) -> str:
-    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+    return "| " + " | ".join(as_markdown(cell) for cell in cells) + " |"

@@ -12,19 +12,20 @@ from pathlib import Path
 import click
 
 from curation.errors import UserError
+from curation.visible import visible
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 
 
 def say(text: str) -> None:
     """Print a line for the person, to stderr; stdout is for data."""
-    click.echo(text, err=True)
+    click.echo(visible(text), err=True)
 
 
 def output(text: str) -> None:
     """Print data to stdout; a reader that has seen enough, as in `curate show | head`, ends the command quietly."""
     try:
-        click.echo(text)
+        click.echo(visible(text))
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -14,10 +14,9 @@ Everything else that is raised is a bug and keeps its traceback.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable
 
-CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
+from curation.visible import visible
 
 
 class UserError(Exception):
@@ -26,7 +25,8 @@ class UserError(Exception):
     def __init__(self, where: object, what: str, hint: str = "") -> None:
         self.where, self.what, self.hint = str(where), what, hint
         line = decoded(f"{where}: {what}" + (f"; {hint}" if hint else ""))
-        super().__init__(CONTROL.sub(lambda sign: repr(sign[0])[1:-1], line))  # one line, whatever a file holds
+        line = visible(line.replace("\r", "\\r").replace("\n", "\\n").replace("\t", "\\t"))
+        super().__init__(line)  # one line, whatever a file holds
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
         return type(self), (self.where, self.what, self.hint)  # survives the way back from a worker process

@@ -27,6 +27,7 @@ from curation.stages import Job
 from curation.store import check_files, read_receipt
 from curation.summary import read_summary
 from curation.tables import read_parquet, read_table
+from curation.visible import visible
 
 Receipt = dict[str, Any]
 PREVIEW_ROWS = 1000
@@ -151,9 +152,8 @@ def as_text(record: dict[str, Any]) -> str:
 def _short(text: str) -> list[str]:
     """Return a text as a few lines of the screen."""
     width = WIDTH - MARGIN
-    lines = [
-        part.rstrip() for line in text.strip().splitlines() for part in textwrap.wrap(line, width, drop_whitespace=False) or [""]
-    ]
+    shown = visible(text.strip()).split("\n")
+    lines = [part.rstrip() for line in shown for part in textwrap.wrap(line, width, drop_whitespace=False) or [""]]
     return lines if len(lines) <= TEXT_LINES else [*lines[: TEXT_LINES - 1], "..."]
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
+from curation.visible import visible
+
 Advance = Callable[[int], None]
 SECONDS_BETWEEN_LINES = 60.0
 
@@ -39,7 +41,9 @@ def lines(what: str, total: int | None, unit: str) -> Iterator[Advance]:
             last = now
             rate = done / (now - start)
             left = f", {(total - done) / rate:.0f} s left" if total and rate else ""
-            print(f"{what}: {done:,}{f' of {total:,}' if total else ''} {unit}, {rate:,.0f}/s{left}", file=sys.stderr, flush=True)  # noqa: T201
+            line = f"{what}: {done:,}{f' of {total:,}' if total else ''} {unit}, {rate:,.0f}/s{left}"
+            if sys.stderr is not None:  # None where it was closed
+                print(visible(line), file=sys.stderr, flush=True)  # noqa: T201
 
     yield advance
 
@@ -51,21 +55,21 @@ def bar(what: str, total: int | None, unit: str) -> Iterator[Advance]:
     from rich.console import Console
 
     columns = (
-        rich_progress.TextColumn("{task.description}"),
+        rich_progress.TextColumn("{task.description}", markup=False),
         rich_progress.BarColumn(bar_width=24),
         rich_progress.MofNCompleteColumn(),
-        rich_progress.TextColumn(unit + " {task.fields[rate]}"),
+        rich_progress.TextColumn("{task.fields[rate]}", markup=False),
         rich_progress.TimeRemainingColumn(compact=True),
     )
     start, done = time.monotonic(), 0
     with rich_progress.Progress(*columns, console=Console(stderr=True), transient=True) as display:
-        task = display.add_task(what, total=total, rate="")
+        task = display.add_task(visible(what), total=total, rate=unit)
 
         def advance(n: int) -> None:
             nonlocal done
             done += n
             seconds = max(time.monotonic() - start, 1e-9)
-            display.update(task, advance=n, rate=f"{done / seconds:,.0f}/s")
+            display.update(task, advance=n, rate=f"{unit} {done / seconds:,.0f}/s")
 
         yield advance
 
@@ -74,4 +78,4 @@ def for_terminal(quiet: bool) -> Progress:
     """Return what fits the terminal: a bar, a line a minute where stderr is not a terminal, or nothing."""
     if quiet:
         return silent
-    return bar if sys.stderr.isatty() else lines
+    return bar if sys.stderr is not None and sys.stderr.isatty() else lines

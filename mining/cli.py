@@ -10,6 +10,7 @@ import click
 
 from curation.command import SETTINGS, newest, output, run, say
 from curation.progress import for_terminal
+from curation.visible import visible
 
 if TYPE_CHECKING:
     from mining.judge import Judge
@@ -215,11 +216,11 @@ def _readable(row: dict[str, Any], whole: bool) -> str:
     texts = [("query", "", row["query"])]
     texts += [("positive", _score(score), text) for score, text in zip(scores, row["positives"], strict=True)]
     texts += [(origin, f"{_score(score)} {'' if rank is None else rank}", text) for text, score, rank, origin in row["negatives"]]
-    return "\n".join([row["id"], *(_line(*some, whole) for some in texts)])
+    return "\n".join([visible(" ".join(row["id"].split())), *(_line(*some, whole) for some in texts)])
 
 
 def _line(what: str, numbers: str, text: str, whole: bool) -> str:
-    line = f"  {what:<9}{numbers:<10}{' '.join(text.split())}"
+    line = f"  {what:<9}{numbers:<10}{visible(' '.join(text.split()))}"
     if whole:
         import textwrap
 

@@ -25,6 +25,7 @@ FLOOR = {
         "tables",
         "locks",
         "text",
+        "visible",
         "progress",
         "command",
         "exchange.card",
@@ -50,7 +51,15 @@ MODELS = {  # what mining may load models with
     "training.causal_reranker",
     "training.model_files",
 }
-LIGHT = {"click", "curation.errors", "curation.progress", "curation.command", "curation.cli_exchange", "training.cli_models"}
+LIGHT = {
+    "click",
+    "curation.errors",
+    "curation.progress",
+    "curation.command",
+    "curation.visible",
+    "curation.cli_exchange",
+    "training.cli_models",
+}
 FILES = sorted(path for room in ("curation", "mining", "training") for path in (ROOT / room).rglob("*.py"))
 
 

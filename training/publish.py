@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from curation import store
 from curation.errors import ModelError
-from curation.exchange.card import complaints, table, with_yaml
+from curation.exchange.card import as_yaml, complaints, table, with_yaml
 from curation.exchange.upload import MARK, Piece
+from curation.visible import as_block, as_code, as_markdown, visible
 
 NEEDED = ("modules.json", "config.json")
 USE = """\
@@ -99,23 +98,24 @@ def _card(model: Path, repo: str, run: Mapping[str, Any] | None, license: str, d
     if datasets:
         head["datasets"] = list(datasets)
     prompts = {name: text for name, text in about["prompts"].items() if text}
-    body = [f"# {repo.partition('/')[2]}", ""]
-    kind = f"{pooling['embedding_dimension']} dimensions, {pooling['pooling_mode']} pooling"
+    body = [f"# {as_markdown(repo.partition('/')[2])}", ""]
+    kind = as_markdown(f"{pooling['embedding_dimension']} dimensions, {pooling['pooling_mode']} pooling")
     body += [
         f"A text-embedding model: {kind}, vectors of length 1 (compare by cosine), texts of up to {tokens:,} tokens.",
         "",
     ]
     name = next((name for name in ("query", *(run or {}).get("trained_on", {})) if name in prompts), None)
-    body += [USE.format(repo=repo, prompt=f', prompt_name="{name}"' if name else "")]
+    body += [USE.format(repo=repo, prompt=f", prompt_name={visible(json.dumps(name, ensure_ascii=False))}" if name else "")]
     if prompts:
-        lines = [(f"`{name}`", f"`{json.dumps(text, ensure_ascii=False)}`") for name, text in prompts.items()]
+        lines = [(as_code(name), as_code(json.dumps(text, ensure_ascii=False))) for name, text in prompts.items()]
         body += ["## Prompts", "", table(("name", "put before a text"), lines), ""]
     return with_yaml(head, "\n".join(body + (_training(run) if run else [])).rstrip() + "\n")
 
 
 def _training(run: Mapping[str, Any]) -> list[str]:
-    lines = [(f"`{name}`", one["task"], one["tuples"], one["license"] or "not named") for name, one in run["trained_on"].items()]
-    recipe = yaml.safe_dump({"train": run["recipe"]}, sort_keys=False, allow_unicode=True, width=100)
+    lines = [
+        (as_code(name), one["task"], one["tuples"], one["license"] or "not named") for name, one in run["trained_on"].items()
+    ]
     scores = run.get("history", {})
     step = str(run["best"]["step"]) if scores and run["recipe"].get("export") == "best" else max(scores, key=int, default="")
     further = sum(one.get("further_positives", 0) for one in run["trained_on"].values())
@@ -125,11 +125,11 @@ def _training(run: Mapping[str, Any]) -> list[str]:
         "## Training",
         "",
         *([found, ""] if found else []),
-        f"Trained with tuplesmith for {run['steps']:,} steps from `{run['recipe']['model']}` on the tuples below.",
+        f"Trained with tuplesmith for {run['steps']:,} steps from {as_code(run['recipe']['model'])} on the tuples below.",
         "The licences are as the sources claim them; nobody has checked what they mean for the model.",
         "",
         table(("source", "task", "tuples", "licence"), lines),
         "",
         *([several, ""] if several else []),
-        f"```yaml\n{recipe}```",
+        as_block(as_yaml({"train": run["recipe"]}), "yaml"),
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 
 from curation import store
 from curation.errors import BuildError
+from curation.visible import as_html
 from training.log import duration, read_log
 
 TEMPLATE = Path(__file__).with_name("report.template.html")
@@ -34,8 +34,8 @@ def write(run: Path) -> Path:
         raise BuildError(run, "has no step in log.jsonl", "name the folder of a run, such as builds/NAME/train")
     measured = [line for line in lines if "ndcg@10" in line]
     page = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=escape(run.resolve().parent.name if run.name == "train" else run.resolve().name),
-        facts="".join(f"<div><dt>{name}</dt><dd>{escape(str(value))}</dd></div>" for name, value in _facts(steps, measured)),
+        title=as_html(run.resolve().parent.name if run.name == "train" else run.resolve().name),
+        facts="".join(f"<div><dt>{name}</dt><dd>{as_html(str(value))}</dd></div>" for name, value in _facts(steps, measured)),
         curves="".join(_curves(steps, measured)),
         sources="".join(_sources(steps)),
     )
@@ -117,11 +117,11 @@ def _figure(name: str, curves: Mapping[str, Curve], shown: Callable[[float], str
         return " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(across, down, strict=True))
 
     drawn = "".join(f'<polyline class="c{place}" points="{points(curve)}"/>' for place, curve in enumerate(thin.values()))
-    keys = [f'<span class="key"><i class="c{place}"></i>{escape(label)}</span>' for place, label in enumerate(thin) if label]
+    keys = [f'<span class="key"><i class="c{place}"></i>{as_html(label)}</span>' for place, label in enumerate(thin) if label]
     ends = ", ".join(shown(curve[1][-1]) for curve in thin.values())
-    told = escape(f"{name}, steps {first} to {last}, from {shown(low)} to {shown(high)}, at the end {ends}")
+    told = as_html(f"{name}, steps {first} to {last}, from {shown(low)} to {shown(high)}, at the end {ends}")
     return (
-        f'<figure><figcaption><b>{escape(name)}</b> <span class="end">{"" if keys else "at the end " + ends}</span></figcaption>'
+        f'<figure><figcaption><b>{as_html(name)}</b> <span class="end">{"" if keys else "at the end " + ends}</span></figcaption>'
         f'<div class="keys">{"".join(keys)}</div>'
         f'<div class="y">{shown(high)}</div><svg viewBox="0 -2 {WIDTH} {HEIGHT + 4}" preserveAspectRatio="none" role="img" '
         f'aria-label="{told}">{drawn}</svg><div class="y">{shown(low)}</div>'

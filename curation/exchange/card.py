@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from curation.visible import CONTROLS, Markdown, as_markdown
+
 LICENSES = frozenset(
     """
     apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
@@ -39,7 +41,13 @@ def size_of(rows: int) -> str:
 
 def with_yaml(head: Mapping[str, Any], body: str) -> str:
     """Return a card: YAML between two lines of dashes, and the text."""
-    return f"---\n{yaml.safe_dump(dict(head), sort_keys=False, allow_unicode=True, width=120)}---\n\n{body}"
+    return f"---\n{as_yaml(head)}---\n\n{body}"
+
+
+def as_yaml(values: Mapping[str, Any]) -> str:
+    """Return YAML with its keys in the order given; letters as they are, unless there are control characters to escape."""
+    shown = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.safe_dump(dict(values), sort_keys=False, width=120) if CONTROLS.search(shown) else shown
 
 
 def head_of(text: str) -> dict[str, Any]:
@@ -118,12 +126,13 @@ def _configs(head: Mapping[str, Any], files: list[str]) -> Iterator[str]:
 
 
 def table(head: Iterable[object], lines: Iterable[Iterable[object]]) -> str:
-    """Return a table in Markdown."""
+    """Return a table in Markdown; cells that are not Markdown already are escaped."""
     rows = [list(head), *map(list, lines)]
-    rows.insert(1, ["---" for _ in rows[0]])
+    rows.insert(1, [Markdown("---") for _ in rows[0]])
     return "\n".join("| " + " | ".join(_cell(value) for value in row) + " |" for row in rows)
 
 
 def _cell(value: object) -> str:
-    text = f"{value:,}" if isinstance(value, int) else str(value)
-    return " ".join(text.split()).replace("|", "\\|")
+    if isinstance(value, Markdown):
+        return re.sub(r"(?<!\\)\|", r"\|", value)  # of code
+    return as_markdown(f"{value:,}" if isinstance(value, int) else value)

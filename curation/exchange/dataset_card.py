@@ -7,6 +7,7 @@ from typing import Any
 
 from curation.exchange.card import LICENSES, WORD, size_of, table, with_yaml
 from curation.manifest_source import Source
+from curation.visible import Markdown, as_code, as_link, as_markdown
 
 Receipt = Mapping[str, Any]
 LOAD = """\
@@ -52,15 +53,29 @@ def dataset_card(
         left_out: source to the reason why it is not published.
         allowed: sources that are published although something speaks against it.
     """
-    body = [f"# {repo.partition('/')[2]}", "", _about(build, made), "", "## Load", "", *_loading(repo, made), "## Sources", ""]
+    body = [
+        f"# {as_markdown(repo.partition('/')[2])}",
+        "",
+        _about(build, made),
+        "",
+        "## Load",
+        "",
+        *_loading(repo, made),
+        "## Sources",
+        "",
+    ]
     body += [_sources(sources, entries, made), ""]
     body += [
-        f"`{name}` was published although it is in doubt: {_doubt(entries[name])}.\n" for name in allowed if _doubt(entries[name])
+        f"{as_code(name)} was published although it is in doubt: {as_markdown(_doubt(entries[name]))}.\n"
+        for name in allowed
+        if _doubt(entries[name])
     ]
     body += ["## Rows left out", "", _drops(made), ""] if _drop_lines(made) else []
     body += ["## Hard negatives", "", _mining(made), ""]
-    body += _section("Sources left out", [f"`{name}`: {why}" for name, why in left_out.items()])
-    body += _section("Cite", [f"`{name}`: {sources[name].citation}" for name in made if sources[name].citation])
+    body += _section("Sources left out", [f"{as_code(name)}: {as_markdown(why)}" for name, why in left_out.items()])
+    body += _section(
+        "Cite", [f"{as_code(name)}: {as_markdown(sources[name].citation)}" for name in made if sources[name].citation]
+    )
     body += _section("Known limits", list(_limits(made)))
     return with_yaml(_head(repo, sources, entries, made), "\n".join(body).rstrip() + "\n")
 
@@ -118,7 +133,7 @@ def _about(build: str, made: Mapping[str, Receipt]) -> str:
     rows, without = sum(one["rows"] for one in made.values()), [name for name, one in made.items() if not one["negatives"]]
     what = "(query, passage)" if len(without) == len(made) else "(query, passage, hard negatives)"
     lines = [
-        f"{rows:,} {what} tuples of {len(made)} open datasets, one config each, made by tuplesmith as build `{build}`.",
+        f"{rows:,} {what} tuples of {len(made)} open datasets, one config each, made by tuplesmith as build {as_code(build)}.",
         "`manifest.yaml` is the recipe, `manifest.lock` pins what it read, `provenance.json` counts every row, and",
         "`ATTRIBUTION.md` says whose data it is.",
     ]
@@ -147,12 +162,12 @@ def _sources(sources: Mapping[str, Source], entries: Mapping[str, Receipt], made
     for name, one in made.items():
         source, entry, curated = sources[name], entries[name], one["curated"]
         data = source.path or ", ".join(source.files)
-        shown = f"[{data}](https://huggingface.co/datasets/{data})" if _is_hub_id(data) else data
-        seen = f"[{entry['license']}]({entry['license_url']})" if entry["license_url"] else entry["license"]
+        shown = as_link(data, f"https://huggingface.co/datasets/{data}") if _is_hub_id(data) else data
+        seen = as_link(entry["license"], entry["license_url"] or "")
         day = f", seen {entry['license_checked']}" if entry["license_checked"] else ""
         mined = one["mined"]["kept"] if one["mined"] else "-"
         kept = (curated["rows_in"], curated["kept"], mined, one["rows"], one["negatives"])
-        lines.append((f"`{name}`", shown, curated["revision"] or "-", seen + day, curated["task"], *kept))
+        lines.append((as_code(name), shown, curated["revision"] or "-", Markdown(seen + day), curated["task"], *kept))
     head = (
         "config",
         "dataset",
@@ -186,7 +201,7 @@ def _drop_lines(made: Mapping[str, Receipt]) -> list[tuple[Any, ...]]:
             ("tuple", mined["dropped"]),
             ("tuple", one["left_out"]),
         )
-        lines += [(f"`{name}`", what, reason, count) for what, found in counts for reason, count in found.items() if count]
+        lines += [(as_code(name), what, reason, count) for what, found in counts for reason, count in found.items() if count]
     return lines
 
 
@@ -195,7 +210,7 @@ def _drops(made: Mapping[str, Receipt]) -> str:
 
 
 def _mining(made: Mapping[str, Receipt]) -> str:
-    lines = [(f"`{name}`", f"`{one['mined']['signature']}`" if one["mined"] else "none mined") for name, one in made.items()]
+    lines = [(as_code(name), as_code(one["mined"]["signature"]) if one["mined"] else "none mined") for name, one in made.items()]
     return table(("config", "how they were found"), lines)
 
 
@@ -208,4 +223,4 @@ def _limits(made: Mapping[str, Receipt]) -> Iterable[str]:
 
 
 def _section(title: str, items: list[str]) -> list[str]:
-    return [f"## {title}", "", *(f"- {' '.join(item.split())}" for item in items), ""] if items else []
+    return [f"## {title}", "", *(f"- {item}" for item in items), ""] if items else []

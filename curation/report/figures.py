@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 
 import numpy as np
 import polars as pl
+
+from curation.visible import as_html
 
 PER_DECADE = 8  # bins of a histogram from one power of ten to the next
 DECADES = 6  # longer texts than 10^6 characters share the last bin
@@ -46,7 +47,7 @@ def histogram(up: np.ndarray, down: np.ndarray, ticks: Sequence[str], kinds: tup
         drawn.append(f'<path class="tick" d="M{x:.0f} {middle - tall}v{2 * tall + 10}"/>')
         drawn.append(f'<text x="{x:.0f}" y="{middle + tall + 22}" text-anchor="{anchor}">{label}</text>')
     return (
-        f'<svg viewBox="0 0 {wide + 2 * left} {middle + tall + 26}" role="img" aria-label="{escape(said)}">{"".join(drawn)}'
+        f'<svg viewBox="0 0 {wide + 2 * left} {middle + tall + 26}" role="img" aria-label="{as_html(said)}">{"".join(drawn)}'
         f'<path class="{kinds[0]}" d="{_steps(up, left, middle, step, -tall)}"/>'
         f'<path class="{kinds[1]}" d="{_steps(down, left, middle + 10, step, tall)}"/></svg>'
     )
@@ -72,7 +73,7 @@ def flow(counts: Mapping[str, int], said: str) -> str:
         if width:
             parts.append(f'<rect class="fate{number}" x="{x:.2f}" width="{width:.2f}" height="10"/>')
         x += width
-    return f'<svg class="flow" viewBox="0 0 160 10" preserveAspectRatio="none" role="img" aria-label="{escape(said)}">{"".join(parts)}</svg>'
+    return f'<svg class="flow" viewBox="0 0 160 10" preserveAspectRatio="none" role="img" aria-label="{as_html(said)}">{"".join(parts)}</svg>'
 
 
 def balance(labels: Sequence[tuple[str, int]]) -> str:
@@ -93,7 +94,7 @@ def _bars(labels: Sequence[tuple[str, int]], most: int, gap: int = 0) -> str:
     for at, (name, count) in enumerate(labels):
         lines += ['<tr class="gap"><td colspan="3">…</td></tr>'] if gap and at == gap else []
         bar = f'<i style="width:{100 * count / most:.1f}%"></i>'
-        lines.append(f'<tr><th scope="row" dir="auto">{escape(name[:60])}</th><td>{count:,}</td><td class="bar">{bar}</td></tr>')
+        lines.append(f'<tr><th scope="row" dir="auto">{as_html(name[:60])}</th><td>{count:,}</td><td class="bar">{bar}</td></tr>')
     return f'<table class="bars"><tbody>{"".join(lines)}</tbody></table>'
 
 
@@ -119,7 +120,7 @@ def heat(overlaps: pl.DataFrame, names: Sequence[str]) -> str:
     for a, b, equal in overlaps.select("source_a", "source_b", "equal").iter_rows():
         column, row = sorted((place[a], place[b]))
         x, y = margin + column * width, top + (row - 1) * height
-        said = f"{escape(a)} and {escape(b)}: {equal:,}"
+        said = f"{as_html(a)} and {as_html(b)}: {equal:,}"
         shade = _shade(equal)
         parts.append(
             f'<rect class="heat{shade}" x="{x:.0f}" y="{y:.0f}" width="{width - 2}" height="{height - 2}"><title>{said}</title></rect>'
@@ -135,11 +136,11 @@ def heat(overlaps: pl.DataFrame, names: Sequence[str]) -> str:
         )
         if at:  # the first has nobody before it, the last nobody after
             parts.append(
-                f'<text x="{margin - 8:.0f}" y="{top + (at - 1) * height + height / 2 + 3:.0f}" text-anchor="end">{escape(name)}</text>'
+                f'<text x="{margin - 8:.0f}" y="{top + (at - 1) * height + height / 2 + 3:.0f}" text-anchor="end">{as_html(name)}</text>'
             )
         if at < len(names) - 1:
             x, y = margin + at * width + width / 2, top - 6
-            parts.append(f'<text x="{x:.0f}" y="{y:.0f}" transform="rotate(-45 {x:.0f} {y:.0f})">{escape(name)}</text>')
+            parts.append(f'<text x="{x:.0f}" y="{y:.0f}" transform="rotate(-45 {x:.0f} {y:.0f})">{as_html(name)}</text>')
     across, down = margin + (len(names) - 1) * width + margin * 0.72, top + (len(names) - 1) * height + 4
     return (
         f'<svg class="heat" viewBox="0 0 {across:.0f} {down:.0f}" width="{across:.0f}" height="{down:.0f}" role="img" '

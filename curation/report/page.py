@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
@@ -18,8 +17,9 @@ from curation.report.source import source as source_section
 from curation.store import atomic, check_files, digest_of, file_digest, read_receipt, versions
 from curation.summary import read_summary
 from curation.tables import read_parquet, read_table, shards
+from curation.visible import as_html
 
-LAYOUT = 2  # of the page; a new one makes every report be written again
+LAYOUT = 3  # of the page; a new one makes every report be written again
 TEMPLATE = Path(__file__).with_name("report.template.html")
 STATE = '<meta name="tuplesmith-state" content="{}">'
 
@@ -102,9 +102,9 @@ def _page(folder: Path, summary: dict[str, Any], receipts: dict[str, Any], mined
         sections.leaks(summary.get("decontaminate"), leaks, summary["seed"]),
     ]
     values = {
-        "title": escape(summary["name"]),
+        "title": as_html(summary["name"]),
         "state": state,
-        "version": escape(versions()["tuplesmith"]),
+        "version": as_html(versions()["tuplesmith"]),
         "totals": sections.totals(summary, receipts, counts),
         "contents": sections.contents([part for part in overview if part], list(receipts)),
         "overview": "\n".join(part.body for part in overview if part),

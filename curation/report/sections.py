@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -12,7 +11,8 @@ import polars as pl
 
 from curation.report import figures
 from curation.report.samples import drawn
-from curation.report.text import licence, safe, shown
+from curation.report.text import licence, shown
+from curation.visible import as_html
 
 if TYPE_CHECKING:
     from curation.report.page import Lengths
@@ -68,7 +68,7 @@ def totals(summary: Mapping[str, Any], receipts: Mapping[str, Any], counted: Map
 def contents(overview: Iterable[Section], names: Iterable[str]) -> str:
     """Return the list of links beside the page."""
     lines = [f'<li><a href="#{part.anchor}">{part.title}</a></li>' for part in overview]
-    lines += [f'<li class="name"><a href="#source-{escape(name)}">{escape(name)}</a></li>' for name in names]
+    lines += [f'<li class="name"><a href="#source-{as_html(name)}">{as_html(name)}</a></li>' for name in names]
     return f"<ul>{''.join(lines)}</ul>"
 
 
@@ -97,7 +97,7 @@ def sources(summary: Mapping[str, Any], receipts: Mapping[str, Any], counted: Ma
     """Return the table with a row a source."""
     lines = []
     for name, receipt in receipts.items():
-        link = f'<a href="#source-{escape(name)}">{escape(name)}</a>'
+        link = f'<a href="#source-{as_html(name)}">{as_html(name)}</a>'
         lines.append(
             [
                 link,
@@ -123,8 +123,8 @@ def _numbers(counted: Mapping[str, int]) -> list[str]:
 
 def absent(summary: Mapping[str, Any]) -> Section | None:
     """Return the sources of the manifest that are not in the build, because they failed or their licence is not let in."""
-    lines = [[escape(name), "failed", safe(error)] for name, error in summary["failed"].items()]
-    lines += [[escape(name), "left out", safe(reason)] for name, reason in summary["excluded"].items()]
+    lines = [[as_html(name), "failed", as_html(error)] for name, error in summary["failed"].items()]
+    lines += [[as_html(name), "left out", as_html(reason)] for name, reason in summary["excluded"].items()]
     if not lines:
         return None
     body = _table(("Source", "What", "Reason"), lines, "Sources that are not here", words=3)
@@ -148,7 +148,7 @@ def overlap(found: pl.DataFrame | None, names: list[str]) -> Section | None:
     order = ["equal", "source_a", "source_b"]
     top = there.filter((pl.col("equal") > 0) | (pl.col("near").fill_null(0) > 0)).sort(order, descending=[True, False, False])
     lines = [
-        [f"{escape(a)} · {escape(b)}", *(f"{count:,}" if count is not None else "\u2013" for count in rest)]
+        [f"{as_html(a)} · {as_html(b)}", *(f"{count:,}" if count is not None else "\u2013" for count in rest)]
         for a, b, *rest in top.head(LARGEST).select("source_a", "source_b", "equal", "near", "dropped").iter_rows()
     ]
     picture = figures.heat_key(shared) if len(among) > figures.FEW else ""
@@ -170,7 +170,7 @@ def lengths(found: Mapping[str, Lengths]) -> Section | None:
         said = f"medians {one.middle[0]:,} and {one.middle[1]:,}"
         up, down, ticks = figures.length_axis(one.queries, one.positives, decades)
         picture = figures.histogram(up, down, ticks, ("query", "positive"), f"{name}: {said} characters")
-        drawn_all.append(f"<figure><figcaption><b>{escape(name)}</b> <span>{said}</span></figcaption>{picture}</figure>")
+        drawn_all.append(f"<figure><figcaption><b>{as_html(name)}</b> <span>{said}</span></figcaption>{picture}</figure>")
     key = '<p class="key"><span><i class="query"></i>queries</span><span><i class="positive"></i>positives</span></p>'
     note = "Characters of each kept query and of each distinct positive, on a logarithmic axis; each curve to its own height."
     return _section("lengths", "Lengths", note, f'{key}<div class="figures">{"".join(drawn_all)}</div>')
@@ -186,7 +186,7 @@ def scores(mined: Mapping[str, Any]) -> Section | None:
         said = f"median positive {_median(up)}, median negative {_median(down)}"
         picture = figures.histogram(up, down, ("0", "0.5", "1"), ("positive", "negative"), f"{name}: {said}")
         said += f"; {receipt['kept']:,} of {receipt['rows_in']:,} tuples"
-        pictures.append(f"<figure><figcaption><b>{escape(name)}</b> <span>{said}</span></figcaption>{picture}</figure>")
+        pictures.append(f"<figure><figcaption><b>{as_html(name)}</b> <span>{said}</span></figcaption>{picture}</figure>")
     if not pictures:
         return None
     key = '<p class="key"><span><i class="positive"></i>positives</span><span><i class="negative"></i>negatives</span></p>'
@@ -207,7 +207,7 @@ def labels(found: Mapping[str, list[tuple[str, int]]]) -> Section | None:
     for name, counted in found.items():
         said = f"{len(counted):,} labels, {counted[-1][1]:,} to {counted[0][1]:,} tuples"
         pictures.append(
-            f"<figure><figcaption><b>{escape(name)}</b> <span>{said}</span></figcaption>{figures.balance(counted)}</figure>"
+            f"<figure><figcaption><b>{as_html(name)}</b> <span>{said}</span></figcaption>{figures.balance(counted)}</figure>"
         )
     return _section("labels", "Labels", "Kept tuples by label, largest first.", f'<div class="figures">{"".join(pictures)}</div>')
 
@@ -218,11 +218,11 @@ def leaks(said: Mapping[str, Any] | None, found: pl.DataFrame | None, seed: int)
         return None
     fields = ("query", "positive", "negative", "corpus")
     lines = [
-        [escape(task), escape(source), *(f"{counted.get(field, 0):,}" for field in fields)]
+        [as_html(task), as_html(source), *(f"{counted.get(field, 0):,}" for field in fields)]
         for task, by_source in said["tasks"].items()
         for source, counted in by_source.items()
     ]
-    note = f"Mode: {escape(str(said['mode']))}." + ("" if lines else " No text of an evaluation set was found in any source.")
+    note = f"Mode: {as_html(str(said['mode']))}." + ("" if lines else " No text of an evaluation set was found in any source.")
     body = (
         _table(("Evaluation set", "Source", "Queries", "Positives", "Negatives", "Corpus"), lines, "Leaks", words=2)
         if lines
@@ -231,8 +231,10 @@ def leaks(said: Mapping[str, Any] | None, found: pl.DataFrame | None, seed: int)
     samples = []
     for (task,), rows in found.group_by("task", maintain_order=True) if found is not None else ():
         for row in rows[drawn(seed, f"leaks/{task}", len(rows), LEAKS)].to_dicts():
-            named = escape(row["id"] or row["source"])  # a passage of the corpus has no tuple
-            where = f"{named} {row['field']} · {escape(str(task))} {escape(row['eval_id'])} {row['eval_field']} · {row['action']}"
+            named = as_html(row["id"] or row["source"])  # a passage of the corpus has no tuple
+            where = (
+                f"{named} {row['field']} · {as_html(str(task))} {as_html(row['eval_id'])} {row['eval_field']} · {row['action']}"
+            )
             samples.append(f'<li><p class="quiet">{where}</p>{shown(row["evidence"] or "")}</li>')
     body += (
         f'<details class="more"><summary>Samples</summary><ul class="plain">{"".join(samples)}</ul></details>' if samples else ""

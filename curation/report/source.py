@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 from curation.report.samples import Near, Pair
-from curation.report.text import compared, licence, safe, shown
+from curation.report.text import compared, licence, shown
 from curation.shaping.columns import EVIDENCE_CHARS
+from curation.visible import as_html
 
 BRIEF = 24  # characters of evidence that fit beside an id
 
@@ -27,18 +27,18 @@ def source(
     """Return a source's own section: its facts, a record to read, and more of them folded away."""
     told = [facts["task"], facts["shape"], facts["language"], f"{counted['kept']:,} of {counted['tuples']:,} tuples kept"]
     first, *others = [_record(row) for row in records] or [""]
-    parts = [f"<h3>{escape(name)}</h3>", f'<p class="quiet">{" · ".join(map(escape, told))} · {licence(facts)}</p>']
+    parts = [f"<h3>{as_html(name)}</h3>", f'<p class="quiet">{" · ".join(map(as_html, told))} · {licence(facts)}</p>']
     if facts["instruction"]:
-        parts.append(f'<p class="instruction" dir="auto">{safe(facts["instruction"])}</p>')
+        parts.append(f'<p class="instruction" dir="auto">{as_html(facts["instruction"])}</p>')
     doubt = "Not verified. " if facts.get("verified") is False else ""
     if doubt or facts.get("notes"):
-        parts.append(f'<p class="{"warning" if doubt else "quiet"}">{doubt}{safe(facts.get("notes") or "")}</p>')
+        parts.append(f'<p class="{"warning" if doubt else "quiet"}">{doubt}{as_html(facts.get("notes") or "")}</p>')
     parts += [first, _more(f"{len(others)} more records", "".join(others))] if others else [first]
     if near.pairs:
         title = f"Near-duplicate pairs: {near.above:,} at or above {threshold:g}, {near.below:,} just below"
         parts.append(_more(title, "".join(_pair(pair) for pair in near.pairs)))
     parts.append(_left_out(facts, left_out, twins))
-    return f'<section class="source" id="source-{escape(name)}">{"".join(parts)}</section>'
+    return f'<section class="source" id="source-{as_html(name)}">{"".join(parts)}</section>'
 
 
 def _more(title: str, body: str) -> str:
@@ -46,14 +46,14 @@ def _more(title: str, body: str) -> str:
 
 
 def _record(row: Mapping[str, Any]) -> str:
-    label = f'<span class="label">{safe(row["label"])}</span>' if row["label"] is not None else ""
+    label = f'<span class="label">{as_html(row["label"])}</span>' if row["label"] is not None else ""
     lines = [f'<dt>query</dt><dd class="q">{shown(row["query"])}{label}</dd>']
     others = f'<p class="quiet">and {row["others"]:,} more</p>' if row["others"] > 0 else ""
     lines += [f"<dt>positive</dt><dd>{shown(text)}{others}</dd>" for text in row["positives"][:1]]
     for at, text in enumerate(row["negatives"], 1):
         more = f'<p class="quiet">and {row["more"]:,} more</p>' if row["more"] and at == len(row["negatives"]) else ""
         lines.append(f"<dt>negative</dt><dd>{shown(text)}{more}</dd>")
-    return f'<article class="record"><p class="id">{escape(row["id"])}</p><dl>{"".join(lines)}</dl></article>'
+    return f'<article class="record"><p class="id">{as_html(row["id"])}</p><dl>{"".join(lines)}</dl></article>'
 
 
 def _jaccard(score: float) -> str:
@@ -76,18 +76,18 @@ def _left_out(facts: Mapping[str, Any], samples: Mapping[str, list[dict[str, Any
     for what, reason, count in reasons:
         rows = "".join(_drop(row, twins) for row in samples.get(reason, []))
         listed = f'<ul class="plain">{rows}</ul>' if rows else ""
-        parts.append(f'<div class="reason"><h4><code>{escape(reason)}</code> <span>{count:,}</span> {what}</h4>{listed}</div>')
-    whole = ", ".join(f"{escape(reason)} {count:,}" for _, reason, count in reasons)
+        parts.append(f'<div class="reason"><h4><code>{as_html(reason)}</code> <span>{count:,}</span> {what}</h4>{listed}</div>')
+    whole = ", ".join(f"{as_html(reason)} {count:,}" for _, reason, count in reasons)
     return _more(f'Left out: <span class="quiet">{whole}</span>', "".join(parts))
 
 
 def _drop(row: Mapping[str, Any], twins: Mapping[str, str]) -> str:
     evidence, twin = row["evidence"] or "", twins.get(row["twin_id"] or "")
     score = f", {_jaccard(row['score'])}" if row["score"] is not None else ""
-    gave_way = f" for {escape(row['twin_id'])}{score}" if row["twin_id"] else ""
+    gave_way = f" for {as_html(row['twin_id'])}{score}" if row["twin_id"] else ""
     if row["stage"] == "dedup" and twin and evidence.strip() != twin.strip():
         body = compared(evidence, twin[:EVIDENCE_CHARS] if len(evidence) == EVIDENCE_CHARS else twin)
     else:
         brief = len(evidence) <= BRIEF and "\n" not in evidence
-        body = f'<span class="brief" dir="auto">{safe(evidence)}</span>' if brief else shown(evidence)
-    return f'<li><p class="id">{escape(row["id"])}{gave_way}</p>\n{body}</li>'
+        body = f'<span class="brief" dir="auto">{as_html(evidence)}</span>' if brief else shown(evidence)
+    return f'<li><p class="id">{as_html(row["id"])}{gave_way}</p>\n{body}</li>'

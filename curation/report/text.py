@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from difflib import SequenceMatcher
-from html import escape
 from typing import Any
+
+from curation.visible import as_html
 
 SHOWN = 320  # characters before a text folds
 LINES = 5  # of them that show before a text folds
@@ -14,18 +15,12 @@ MOST = 1000  # characters of a text that a report carries
 COMPARED = 2500  # characters of two texts that are compared
 APART = 120  # characters of an equal run that stay whole
 WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+|\s+|[^\w\s]")
-CONTROL = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n"} | {0x7F: "\u2421"}
-
-
-def safe(text: str) -> str:
-    """Return a text as HTML; control characters become their pictures."""
-    return escape(text.replace("\r\n", "\n").translate(CONTROL))
 
 
 def shown(text: str) -> str:
     """Return a text as a block of its own; a long one folds, and says how much of it is left out."""
     text = text.strip()
-    body = safe(text[:MOST])
+    body = as_html(text[:MOST])
     if len(text) > MOST:
         body += f'<span class="cut"> … {len(text) - MOST:,} more characters</span>'
     if len(text) <= SHOWN and text.count("\n") < LINES:
@@ -41,7 +36,7 @@ def compared(left: str, right: str) -> str:
         gone, come = "".join(one[a:b]), "".join(two[c:d])
         if what == "equal" and (not gone.isspace() or not old + new):
             parts += _marked(old, new)
-            parts.append(safe(_ends(gone, first=a == c == 0, last=b == len(one) and d == len(two))))
+            parts.append(as_html(_ends(gone, first=a == c == 0, last=b == len(one) and d == len(two))))
             old = new = ""
         else:  # a space between two changes is part of them
             old, new = old + gone, new + come
@@ -49,7 +44,7 @@ def compared(left: str, right: str) -> str:
 
 
 def _marked(old: str, new: str) -> list[str]:
-    return [f"<{tag}>{safe(text)}</{tag}>" for tag, text in (("del", old), ("ins", new)) if text]
+    return [f"<{tag}>{as_html(text)}</{tag}>" for tag, text in (("del", old), ("ins", new)) if text]
 
 
 def _ends(text: str, first: bool, last: bool) -> str:
@@ -65,8 +60,8 @@ def _ends(text: str, first: bool, last: bool) -> str:
 def licence(entry: Mapping[str, Any], none: str = "no licence given") -> str:
     """Return the licence as claimed, with its class and where it was seen, as far as they are known."""
     name, url = entry.get("license") or "", str(entry.get("license_url") or "")
-    said = f'<span class="licence">{escape(name or none)}</span>'
+    said = f'<span class="licence">{as_html(name or none)}</span>'
     if url.startswith(("https://", "http://")):
-        said = f'<a href="{escape(url)}" rel="noopener noreferrer">{said}</a>'
+        said = f'<a href="{as_html(url)}" rel="noopener noreferrer">{said}</a>'
     kind = entry.get("license_class") if name else None
-    return said + (f" ({escape(kind)})" if kind else "")
+    return said + (f" ({as_html(kind)})" if kind else "")

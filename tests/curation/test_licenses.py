@@ -166,7 +166,7 @@ The classes are tuplesmith's reading of the names, and no legal advice.
 
 ## Cite
 
-- free: A. Uthor, The free | rows, 2020
+- free: A. Uthor, The free \\| rows, 2020
 
 ## In place of another dataset
 

@@ -1,0 +1,62 @@
+"""Texts of unknown origin for a terminal, for Markdown and for HTML: what they hold is shown, and does nothing."""
+
+from __future__ import annotations
+
+import html
+import re
+from urllib.parse import quote
+
+# Control characters but tab and line feed, controls of direction, line separators, byte order marks, half surrogates.
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]")
+# What begins emphasis, code, links, HTML, entities, strike-out, formulas, mentions, table cells, bare links and emoji.
+SIGNS = re.compile(r"[\\`*\[\]<>&|~$@]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=\w):(?=\S)|(?<=[wW]{3})\.")
+BEGINNING = re.compile(r"[#+=-]|(?<=\d)[.)](?=\s|$)")  # what makes the first signs of a text a heading or a list
+
+
+class Markdown(str):
+    """A text that is Markdown already; any other is escaped where a card is written."""
+
+
+def visible(text: str) -> str:
+    r"""Return a text with control characters as `\u001b`, which means the same in JSON; line feeds and tabs stay."""
+    return CONTROLS.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text.replace("\r\n", "\n"))
+
+
+def as_html(text: object) -> str:
+    """Return a text for HTML, between tags or in an attribute."""
+    return html.escape(visible(str(text)))
+
+
+def as_markdown(text: object) -> Markdown:
+    """Return a text on one line for Markdown, a table's cell included; Markdown is left as it is."""
+    if isinstance(text, Markdown):
+        return text
+    line = SIGNS.sub(r"\\\g<0>", _line(text))
+    first = re.match(r"\d{0,9}", line)
+    at = first.end() if first else 0
+    return Markdown(line[:at] + "\\" + line[at:] if BEGINNING.match(line, at) else line)
+
+
+def as_code(text: object) -> Markdown:
+    """Return a text on one line as code in Markdown."""
+    line = _line(text)
+    ticks = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    return Markdown(f"{ticks} {line} {ticks}" if len(ticks) > 1 else f"`{line}`" if line else "")
+
+
+def as_link(text: object, url: str) -> Markdown:
+    """Return a link in Markdown, or both as texts where `url` is no address of the web."""
+    if not re.match(r"https?://\w", url):
+        return as_markdown(f"{text} ({url})" if url else text)
+    address = quote(visible(url), safe="%/:?#@!$&'*+,;=~")
+    return Markdown(f"[{as_markdown(text)}]({address})")
+
+
+def as_block(text: str, language: str) -> str:
+    """Return lines as a block of code in Markdown."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{visible(text)}{fence}"
+
+
+def _line(text: object) -> str:
+    return " ".join(visible(str(text)).split())
