@@ -12,6 +12,18 @@ Prompt = Literal["auto", "instruct", "none"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 
 
+class Prompts(Section):
+    """What is put before texts, such as E5's "query: " and "passage: ", instead of the model's own prompts."""
+
+    query: str = Field("", description="put before each query, as it stands")
+    passage: str = Field("", description="put before each passage, as it stands")
+
+    @staticmethod
+    def by_name(prompts: Prompts | None) -> dict[str, str] | None:
+        """Return them as a dict, or None."""
+        return prompts.model_dump() if prompts else None
+
+
 OFF: dict[str, object] = {"range_min": 0, "max_score": None, "relative_margin": None}
 SAME: dict[str, object] = {"exclude_query": True, "exclude_group": True, "containment": 0.8, "distinct": True}
 PRESETS: dict[str, dict[str, object]] = {  # what a preset sets otherwise than F2LLM
@@ -110,7 +122,14 @@ class Mine(Section):
         description="a tuple with fewer negatives: dropped, kept short, or filled, by letting go of range_min, similarity, scores "
         "and margins in this order, or at random",
     )
-    prompt: Prompt = Field("auto", description="auto: the model's own prompts, else instruct for decoders, none for encoders")
+    prompt: Prompt = Field(
+        "auto",
+        description="auto: `prompts`, else the model's own prompts as sentence-transformers' encode_query and encode_document use "
+        "them, else instruct for decoders, none for encoders",
+    )
+    prompts: Prompts | None = Field(
+        None, description='what texts begin with, such as `{query: "query: ", passage: "passage: "}` for E5; needs `prompt: auto`'
+    )
     dtype: Dtype = Field("float32", description="float32, bfloat16, or auto: bfloat16 where the processor has it")
     max_tokens: int | None = Field(None, ge=4, description="longer texts are cut; the model's own limit by default")
     store: Literal["float32", "float16"] = Field(
@@ -131,6 +150,8 @@ class Mine(Section):
             raise ValueError(f"'range_min' ({self.range_min}) must be below 'range_max' ({self.range_max})")
         if self.preset == "f2llm" and self.store != "float32":
             raise ValueError("preset 'f2llm' takes 'store: float32', for float16 changes ranks")
+        if self.prompts is not None and self.prompt != "auto":
+            raise ValueError(f"'prompts' needs `prompt: auto`, and it is '{self.prompt}'")
         if not self.model and self.candidates != "given":
             raise ValueError("'mine' needs 'model', but for `candidates: given`")
         uses = self.reranker_max_score is not None or self.reranker_margin is not None or self.reranker_scores
@@ -190,6 +211,7 @@ class Train(Section):
         "auto", description="auto: the model's own, else last for decoders, mean for encoders"
     )
     prompt: Prompt = Field("auto", description="as in `mine`")
+    prompts: Prompts | None = Field(None, description="as in `mine`; saved as the trained model's prompts")
     dtype: Dtype = Field("auto", description="of the matrix products; weights stay float32")
     mask_false_negatives: bool = Field(True, description="a passage that is a query's positive is no in-batch negative of it")
     mask_margin: float | None = Field(
@@ -237,6 +259,8 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _goes_together(self) -> Train:
+        if self.prompts is not None and self.prompt != "auto":
+            raise ValueError(f"'prompts' needs `prompt: auto`, and it is '{self.prompt}'")
         if self.symmetric and self.loss != "f2llm":
             raise ValueError("'symmetric' belongs to `loss: f2llm`")
         if self.reproduce_f2llm and (self.symmetric or self.loss != "f2llm"):

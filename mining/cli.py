@@ -66,6 +66,7 @@ def negatives(
     receipts = plan(build, only, device) if dry_run else mine_build(build, only, device, for_terminal(quiet), rank=rank)
     if not quiet:
         lines = [line for name, receipt in receipts.items() if "kept" in receipt for line in warnings_of(name, receipt)]
+        lines += dict.fromkeys(note for one in receipts.values() for note in one.get("encoder", {}).get("notes", []))
         if not only:
             lines += [
                 f"{name}: failed in the build and has nothing to mine: {why}" for name, why in failed_sources(build).items()

@@ -16,7 +16,7 @@ from mining.builds import described, selected, settings_of
 from mining.models import Models
 
 FORMAT = 3  # raised when the same settings give other rows
-NOT_RULES = {"model", "dtype", "max_tokens", "prompt", "store"}  # these are in the fingerprint or the texts
+NOT_RULES = {"model", "dtype", "max_tokens", "prompt", "prompts", "store"}  # these are in the fingerprint or the texts
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ def jobs(build: Path, only: Sequence[str], models: Models) -> Iterator[Job]:
 
 def signature(job: Job) -> str:
     """Return everything that shapes the negatives, in one line."""
-    parts = {**job.described, **settings_that_matter(job.way, job.settings), "seed": job.seed, "format": FORMAT}
+    said = {key: value for key, value in job.described.items() if key != "notes"}
+    parts = {**said, **settings_that_matter(job.way, job.settings), "seed": job.seed, "format": FORMAT}
     return f"mine:{job.way}|" + "|".join(
         f"{key}:{value}" for key, value in parts.items() if value is not None and value is not False
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,12 +12,12 @@ import numpy as np
 
 from curation import store
 from curation.errors import BuildError, ModelError
-from curation.manifest_models import Mine
+from curation.manifest_models import Mine, Prompts
 from curation.progress import Advance
-from curation.schema import render_query
 from mining.embeddings import Encoder
 from mining.reranker import Reranker
 from training.model_files import VECTORS, find_model
+from training.prompts import choose_prompts
 
 Open = Callable[[Mine, str], Encoder]
 SHOWN = 60  # characters of a text in a complaint
@@ -29,9 +28,9 @@ def open_encoder(settings: Mine, device: str) -> Encoder:
     """Load the model of a `mine:` section."""
     from training.encode import load_encoder  # torch: only where something must be encoded
 
-    return load_encoder(
-        settings.model, device=device, dtype=settings.dtype, max_tokens=settings.max_tokens, prompt=settings.prompt
-    )
+    given = Prompts.by_name(settings.prompts)
+    options: dict[str, Any] = {"max_tokens": settings.max_tokens, "prompt": settings.prompt, "prompts": given}
+    return load_encoder(settings.model, device=device, dtype=settings.dtype, **options)
 
 
 class Encodes(Protocol):
@@ -50,18 +49,19 @@ class Foreign:
 
     def __init__(self, model: Encodes, settings: Mine, device: str) -> None:
         """Ask for one vector, to know the dimension; `prompt: instruct` puts the instruction before a query."""
-        self.model, self.name, self.instruct = model, settings.model, settings.prompt == "instruct"
-        self.described: dict[str, object] = {"model": self.name, "prompt": "instruct" if self.instruct else "none"}
+        self.model, self.name = model, settings.model
+        self.prompts = choose_prompts(settings.prompt, {}, False, Prompts.by_name(settings.prompts))
+        self.described: dict[str, object] = {"model": self.name, "prompt": self.prompts.used}
         self.fingerprint, self.dim = store.digest_of(["foreign", self.name]), 0
         self.dim = self.encode(["text"]).shape[1]
 
     def query(self, instruction: str, text: str) -> str:
         """Return a query as it is encoded."""
-        return render_query(instruction, text) if self.instruct else text
+        return self.prompts.of_query(instruction, text)
 
     def passage(self, text: str) -> str:
         """Return a passage as it is encoded."""
-        return text
+        return self.prompts.of_passage(text)
 
     def encode(self, texts: Sequence[str], advance: Advance = lambda done: None) -> np.ndarray:
         """Return unit vectors (n, dim) float32.
@@ -130,8 +130,8 @@ class Models:
 def _request(settings: Mine, device: str) -> str:
     """Return the digest of all that decides which fingerprint a loaded model has."""
     files = find_model(settings.model)
-    said = {key: value for key, value in asdict(files).items() if key != "transformer"}
     asked = {name: getattr(settings, name) for name in ("model", "dtype", "max_tokens", "prompt")}
+    asked["prompts"] = Prompts.by_name(settings.prompts)
     here = [device, platform.node()] if settings.dtype == "auto" else []  # which dtype it means depends on the processor
     libraries = {name: version for name, version in store.versions().items() if name in ("torch", "transformers")}
-    return store.digest_of([VECTORS, files.digests(), said, asked, here, libraries])
+    return store.digest_of([VECTORS, files.digests(), files.sentence is None, asked, here, libraries])

@@ -20,7 +20,7 @@ from training.model_files import find_model
 if TYPE_CHECKING:
     from training.cross_encoder import CrossEncoder
 
-FORMAT = 1  # raised when the same model and texts give other scores
+FORMAT = 2  # raised when the same model and texts give other scores
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"  # Qwen3-Reranker's own
 Score = Callable[[np.ndarray, np.ndarray], np.ndarray]  # rows (n,) and pids (n,) to scores (n,) float32
 
@@ -39,10 +39,13 @@ class Reranker:
         self.folder, self.settings, self.device = build / "reranked", settings, device
         self.described: dict[str, object] = {"model": settings.reranker, "dtype": self._dtype}
         files = find_model(settings.reranker)
-        self._causal, self.fingerprint = files.causal(), store.digest_of([FORMAT, files.digests(), self._dtype])
+        self._causal, self._own = files.causal(), files.sentence is not None
+        self.fingerprint = store.digest_of([FORMAT, files.digests(), self._dtype])
 
     def asked(self, instruction: str, query: str) -> str:
-        """Return what the model is given for a query of a source: a language model the source's instruction too."""
+        """Return what the model is given for a query of a source: a language model the source's instruction too, or its own."""
+        if self._own and not instruction:
+            return query  # to which the model puts the prompt of its folder
         return f"<Instruct>: {instruction or INSTRUCTION}\n<Query>: {query}" if self._causal else query
 
     def scores(
@@ -69,12 +72,10 @@ class Reranker:
 
     @cached_property
     def _loaded(self) -> CrossEncoder:
-        from training.causal_reranker import load_reranker  # torch: only where something must be scored
-        from training.cross_encoder import load_cross_encoder
+        from training.cross_encoder import load_cross_encoder  # torch: only where something must be scored
 
         assert self.settings.reranker is not None
-        load = load_reranker if self._causal else load_cross_encoder
-        return load(self.settings.reranker, device=self.device, dtype=self._dtype)
+        return load_cross_encoder(self.settings.reranker, device=self.device, dtype=self._dtype)
 
     @cached_property
     def _dtype(self) -> str:

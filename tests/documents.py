@@ -100,7 +100,7 @@ def _is_fields(annotation: object) -> bool:
     return (
         isinstance(annotation, type)
         and issubclass(annotation, Section)
-        and annotation.__name__ in ("Fields", "DeepSpeed", "OfSource")
+        and annotation.__name__ in ("Fields", "DeepSpeed", "OfSource", "Prompts")
     )
 
 

@@ -46,6 +46,7 @@ HOMES = {
     "deepspeed": {"training/zero.py"},
 }
 MODELS = {  # what mining may load models with
+    "training.prompts",
     "training.encode",
     "training.cross_encoder",
     "training.causal_reranker",

@@ -23,7 +23,7 @@ from torch.nn import functional
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
-from curation.errors import ModelError
+from curation.errors import ModelError, UserError, first_line
 
 if TYPE_CHECKING:
     from training.model import Model
@@ -230,6 +230,11 @@ def check_packing(model: Model) -> None:
             difference = _packing_difference(model, dtype)
         except CannotPack as error:
             raise ModelError(model.name, str(error), advice) from None
+        except UserError:
+            raise
+        except Exception as error:  # an architecture that takes no positions or keeps its states elsewhere, or odd sizes
+            what = f"its {type(model.backbone).__name__} cannot encode texts packed together ({first_line(error)})"
+            raise ModelError(model.name, what, advice) from error
         if not difference <= TOLERANCE[dtype]:
             what = f"texts packed together get other vectors than alone (they differ by {difference:.2g})"
             raise ModelError(model.name, what, advice)

@@ -6,7 +6,7 @@ batches are best, for they stay in its cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from curation.errors import ModelError
 from curation.store import digest_of
 from training.device import autocast, device_of, dtype_of
 from training.linear import prepack
-from training.model import Model, Tokens, load_model
+from training.model import Model, Tokens, load_model, notes_of
 from training.model_files import VECTORS
 
 TOKENS_PER_BATCH = {"cpu": 2_048, "cuda": 65_536}  # on a CPU measured best with 2 cores
@@ -29,14 +29,21 @@ class Encoder:
     def __init__(self, model: Model, dtype: torch.dtype, prompt: str, training: bool = False) -> None:
         """Take a model over: with bfloat16 its matrices are cast for good, unless it is in `training` and left as it is."""
         self.model, self.prompt, self._dtype = model, prompt, str(dtype).removeprefix("torch.")
-        self.dim = model.dim
+        self.dim, self.prompts = model.dim, model.choose(prompt)
+        before = {"query": self.prompts.query, "passage": self.prompts.passage}
         self.described: dict[str, object] = {
             "model": model.name,
             "dtype": self._dtype,
-            "prompt": model.prompt_used(prompt),
+            "prompt": self.prompts.used,
+            **({"prompts": before} if any(before.values()) else {}),
             "pooling": model.pooling,
             "max_tokens": model.max_tokens,
+            **({"end_token": "appended"} if model.appends_eos else {}),
+            **({} if model.similarity == "cosine" else {"similarity": model.similarity}),
         }
+        self.similarity = "cosine" if training else model.similarity  # what is trained is trained by cosines
+        if notes := notes_of(model, prompt):
+            self.described["notes"] = notes
         self.fingerprint = "" if training else _fingerprint(model, self.described)
         self._budget = TOKENS_PER_BATCH[model.backbone.device.type]
         if training:
@@ -47,16 +54,17 @@ class Encoder:
 
     def query(self, instruction: str, text: str) -> str:
         """Return a query as this model reads it."""
-        return self.model.render_query(instruction, text, self.prompt)
+        return self.prompts.of_query(instruction, text)
 
     def passage(self, text: str) -> str:
         """Return a passage as this model reads it."""
-        return self.model.render_passage(text, self.prompt)
+        return self.prompts.of_passage(text)
 
-    def encode(self, texts: Sequence[str], advance: Callable[[int], None] = lambda done: None) -> np.ndarray:
+    def encode(self, texts: Sequence[str], advance: Callable[[int], None] = lambda done: None, unit: bool = True) -> np.ndarray:
         """Return unit vectors (n, dim) float32 of rendered texts, in their order; `advance` hears of finished texts.
 
-        The result depends on `texts` alone, as the batches do.
+        Without `unit` they have the length that the model gives them, for `similarities`. The result depends on `texts`
+        alone, as the batches do.
 
         Raises:
             ModelError: a vector has a component that is not a number.
@@ -64,31 +72,41 @@ class Encoder:
         tokens = self._tokenize(texts)
         vectors = np.empty((len(texts), self.dim), np.float32)
         for rows in batches(np.diff(tokens.starts), self._budget):
-            found = self._forward(tokens, rows)
+            found = self._forward(tokens, rows, unit)
             bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
             if len(bad):
                 shown = repr(texts[rows[bad[0]]][:SHOWN])
                 raise ModelError(self.model.name, f"gives no numbers for the text {shown}", "are its weights whole? try float32")
             vectors[rows] = found
             advance(len(rows))
+        if len(tokens.blank):  # of no token, which sentence-transformers pools to zero
+            vectors[tokens.blank] = self.model.blank(unit)
         return vectors
 
     def _tokenize(self, texts: Sequence[str]) -> Tokens:
         parts = [self.model.tokenize(texts[first : first + TEXTS_PER_CALL]) for first in range(0, len(texts), TEXTS_PER_CALL)]
         lengths = [np.diff(part.starts) for part in parts]
         starts = np.concatenate([np.zeros(1, np.int64), *lengths]).cumsum()
-        return Tokens(np.concatenate([np.zeros(0, np.int32), *(part.ids for part in parts)]), starts)
+        blank = [part.blank + number * TEXTS_PER_CALL for number, part in enumerate(parts)]
+        ids = np.concatenate([np.zeros(0, np.int32), *(part.ids for part in parts)])
+        return Tokens(ids, starts, np.concatenate([np.zeros(0, np.int64), *blank]))
 
-    def _forward(self, tokens: Tokens, rows: np.ndarray) -> np.ndarray:
+    def _forward(self, tokens: Tokens, rows: np.ndarray, unit: bool) -> np.ndarray:
         pieces = [tokens.ids[tokens.starts[row] : tokens.starts[row + 1]] for row in rows]
         starts = np.cumsum([0, *map(len, pieces)])
         with torch.no_grad(), autocast(self.model.backbone.device, self._dtype):
-            vectors = self.model.embed(torch.from_numpy(np.concatenate(pieces).astype(np.int64)), starts.tolist())
+            vectors = self.model.embed(torch.from_numpy(np.concatenate(pieces).astype(np.int64)), starts.tolist(), unit)
         return vectors.cpu().numpy()
 
 
 def load_encoder(
-    model: str, *, device: str = "auto", dtype: str = "float32", max_tokens: int | None = None, prompt: str = "auto"
+    model: str,
+    *,
+    device: str = "auto",
+    dtype: str = "float32",
+    max_tokens: int | None = None,
+    prompt: str = "auto",
+    prompts: Mapping[str, str] | None = None,
 ) -> Encoder:
     """Load a model for encoding; arguments as for `load_model`, dtype auto, float32 or bfloat16, prompt auto, instruct or none.
 
@@ -97,7 +115,19 @@ def load_encoder(
         SetupError: the device or dtype is unknown or not there.
     """
     kind = dtype_of(dtype, device_of(device))
-    return Encoder(load_model(model, max_tokens=max_tokens, device=device), kind, prompt)
+    return Encoder(load_model(model, max_tokens=max_tokens, device=device, prompts=prompts), kind, prompt)
+
+
+def similarities(queries: torch.Tensor, passages: torch.Tensor, similarity: str) -> torch.Tensor:
+    """Return how near each of (q, dim) queries is to each of (p, dim) passages, (q, p); a larger number is nearer.
+
+    `similarity` is an encoder's: cosine, of unit vectors; dot, euclidean or manhattan, of `encode(..., unit=False)`.
+    """
+    if similarity == "euclidean":
+        return -torch.cdist(queries, passages, compute_mode="donot_use_mm_for_euclid_dist")
+    if similarity == "manhattan":
+        return -torch.cdist(queries, passages, p=1.0)
+    return queries @ passages.T
 
 
 def batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
@@ -121,6 +151,7 @@ def _fingerprint(model: Model, described: dict[str, object]) -> str:
             "format": VECTORS,
             "files": model.files.digests(),
             "settings": {key: described[key] for key in ("dtype", "pooling", "max_tokens")},
+            "end_token": model.appends_eos,
             "normalised": True,
         }
     )

@@ -11,7 +11,7 @@ import numpy as np
 
 from curation import schema, tables
 from curation.errors import BuildError
-from curation.manifest_models import Train
+from curation.manifest_models import Prompts, Train
 from training.data import shares
 from training.meter import PEAKS
 from training.model import Model, load_model
@@ -40,7 +40,12 @@ def estimate(build: Path, recipe: Train, *, only: Sequence[str] = (), gpus: int 
     steps_per_epoch = sum(batches)
     if not steps_per_epoch:
         raise BuildError(build, "has not one mined tuple to train on", "look at `curate show` for what was dropped and why")
-    model = load_model(recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device="cpu", weights=False)
+    options: dict[str, Any] = {
+        "pooling": recipe.pooling,
+        "max_tokens": recipe.max_tokens,
+        "prompts": Prompts.by_name(recipe.prompts),
+    }
+    model = load_model(recipe.model, device="cpu", weights=False, **options)
     steps = total_steps(recipe, steps_per_epoch)
     taken = shares(batches, list(some.values()), recipe.evenness, [recipe.of(name).weight for name in some])  # of an epoch
     tokens = sum(

@@ -13,6 +13,7 @@ from curation.errors import ModelError
 from curation.store import write_json
 from training.folders import replaced
 from training.model import Model, quiet
+from training.sentence_folder import POOLINGS
 
 # As sentence-transformers 6.2 writes them; its earlier names still load, but not without a warning for ever.
 TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
@@ -21,7 +22,7 @@ NORMALIZE = "sentence_transformers.base.modules.normalize.Normalize"
 # How it was loaded or last called, which is no part of a tokenizer; and a switch that would append a second end.
 LOADING = ("is_local", "local_files_only", "max_length", "stride", "truncation_strategy", "add_eos_token")
 SAMPLE = ("", "one", "A text that is cut: 1, 2, 3. " * 2000)
-POOLING_WORD = {"mean": "mean", "cls": "cls", "last": "lasttoken"}
+POOLING_WORDS = {ours: theirs for theirs, ours in POOLINGS.items()}
 
 
 def export(model: Model, folder: Path) -> None:
@@ -43,8 +44,10 @@ def _write_modules(model: Model, folder: Path) -> None:
     modules = [("", TRANSFORMER), ("1_Pooling", POOLING), ("2_Normalize", NORMALIZE)]
     listing = [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(modules)]
     write_json(folder / "modules.json", listing)
-    word = POOLING_WORD[model.pooling]
-    _write(folder / "1_Pooling", {"embedding_dimension": model.dim, "pooling_mode": word, "include_prompt": True})
+    words = [POOLING_WORDS[one] for one in model.pooling.split("+")]
+    size = int(model.backbone.config.hidden_size)
+    mode = words[0] if len(words) == 1 else words
+    _write(folder / "1_Pooling", {"embedding_dimension": size, "pooling_mode": mode, "include_prompt": True})
     _write(folder / "2_Normalize", {"module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"})
     reading = {
         "transformer_task": "feature-extraction",
@@ -83,7 +86,7 @@ def _save_tokenizer(model: Model, folder: Path) -> None:
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
         write_json(folder / "tokenizer.json", core)
     write_json(folder / "tokenizer_config.json", config)
-    saved = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    saved = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     wanted = model.tokenize(SAMPLE)
     for text, start, end in zip(SAMPLE, wanted.starts, wanted.starts[1:], strict=False):
         if saved(text, truncation=True)["input_ids"] != wanted.ids[start:end].tolist():

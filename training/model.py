@@ -3,44 +3,56 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import transformers
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from tokenizers import normalizers
 from torch import Tensor
 from torch.nn import functional
 
-from curation.errors import ModelError, first_line, listed
+from curation.errors import ModelError, UserError, first_line, listed
 from curation.schema import render_query
 from training.attention import NAME, attends_causally, check_packing, packed_inputs
 from training.device import device_of
+from training.head import POOLINGS, Unit, head_of, pooled
 from training.model_files import ModelFiles, find_model
+from training.prompts import PROMPTS, RESERVED, Prompts, choose_prompts
 
-POOLINGS = ("mean", "cls", "last")
-PROMPTS = ("auto", "instruct", "none")
 NO_LIMIT = 1_000_000  # a tokenizer that knows no limit says 1e30
-QUERY_PROMPTS = ("query", "queries")
-PASSAGE_PROMPTS = ("document", "passage", "corpus")
 UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
+COUNTED = ("layer", "expert", "block")  # words of config.json's keys for what a model has so many of
+MOST_COUNTED = 1_000  # where the weights do not tell how many there are
+SAFE = {"local_files_only": True, "trust_remote_code": False}
+SPARE = 1 << 26  # numbers that a model may hold beside its weights: positions, masks, a pooler that is not used
 
 
 class Tokens(NamedTuple):
-    """Many texts as one row: `ids` (T,) int32; `starts` (n + 1,) int64, so text i is ids[starts[i]:starts[i + 1]]."""
+    """Many texts as one row: `ids` (T,) int32; `starts` (n + 1,) int64, so text i is ids[starts[i]:starts[i + 1]].
+
+    `blank` holds the numbers of texts without a token: one stands in for them, and sentence-transformers' vector is zero.
+    """
 
     ids: np.ndarray
     starts: np.ndarray
+    blank: np.ndarray = np.zeros(0, np.int64)
 
 
 @dataclass
 class Model:
-    """What `load_model` gives. `prompts` are the model's own; `first_position` is where its positions count from."""
+    """What `load_model` gives. `prompts` are the model's own; `first_position` is where its positions count from.
+
+    `pooling` is one of head.POOLINGS, or several joined by "+"; `head` is what follows it, and `truncate` the leading
+    dimensions that are kept of the result.
+    """
 
     name: str
     files: ModelFiles
@@ -53,6 +65,10 @@ class Model:
     is_decoder: bool
     first_position: int
     appends_eos: bool  # whether we append the end token, because the tokenizer does not
+    given: Mapping[str, str] | None = None  # the manifest's prompts, by `query` and `passage`
+    head: torch.nn.Sequential = field(default_factory=torch.nn.Sequential)
+    truncate: int | None = None
+    similarity: str = "cosine"  # the model's own: cosine, dot, euclidean or manhattan
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Return the ids of the texts, cut to `max_tokens` with their special tokens kept; no text has zero tokens."""
@@ -60,70 +76,95 @@ class Model:
             return Tokens(np.zeros(0, np.int32), np.zeros(1, np.int64))
         room = self.max_tokens - self.appends_eos
         lists = _ids(self.tokenizer, list(texts), truncation=True, max_length=room)
+        blank = np.zeros(0, np.int64)
         if self.appends_eos:
             lists = [[*ids, self.tokenizer.eos_token_id] for ids in lists]
         elif not all(lists):
+            blank = np.array([number for number, ids in enumerate(lists) if not ids], np.int64)
             lists = [ids or [_any_special(self.name, self.tokenizer)] for ids in lists]
         starts = np.cumsum([0, *map(len, lists)], dtype=np.int64)
         flat = np.fromiter(chain.from_iterable(lists), np.int32, count=int(starts[-1]))
         if flat.max() >= (rows := self.backbone.get_input_embeddings().num_embeddings):
             what = f"its tokenizer gives token {flat.max()}, but the model knows {rows} tokens only"
             raise ModelError(self.name, what, "are tokenizer and weights of the same model?")
-        return Tokens(flat, starts)
+        return Tokens(flat, starts, blank if self.files.sentence else blank[:0])
 
-    def embed(self, ids: Tensor, starts: Sequence[int]) -> Tensor:
+    def embed(self, ids: Tensor, starts: Sequence[int], unit: bool = True) -> Tensor:
         """Return unit vectors (n, dim) float32 of ids (T,) int64 cut at starts (n + 1), in one packed forward.
 
-        Differentiable. Under `autocast` the transformer runs in bfloat16, pooling and normalising in float32 always.
+        Without `unit` they have the length that the model gives them. Differentiable. Under `autocast` the transformer runs
+        in bfloat16, pooling and normalising in float32 always.
         """
         arguments = packed_inputs(ids.to(self.backbone.device), starts, self.first_position)
         states = self.backbone(**arguments).last_hidden_state[0]  # (T, dim)
         with torch.autocast(states.device.type, enabled=False):
-            return functional.normalize(pooled(states.float(), starts, self.pooling), dim=-1)
+            vectors = self.head(pooled(states.float(), starts, self.pooling))[:, : self.truncate]
+            return functional.normalize(vectors, dim=-1) if unit else vectors
 
-    def prompt_used(self, prompt: str) -> str:
-        """Return what `prompt` (auto, instruct, none) means for this model: own, instruct or none."""
+    def blank(self, unit: bool) -> np.ndarray:
+        """Return the vector (dim,) of a text without a token."""
+        states = torch.zeros(1, int(self.backbone.config.hidden_size) * len(self.pooling.split("+")))
+        vectors = self.head(states.to(self.backbone.device))[:, : self.truncate]
+        return np.asarray((functional.normalize(vectors, dim=-1) if unit else vectors)[0].cpu().numpy())
+
+    def choose(self, prompt: str) -> Prompts:
+        """Return what `prompt` (auto, instruct, none) puts before this model's texts."""
         if prompt not in PROMPTS:
             raise ModelError(self.name, f"unknown prompt '{prompt}'", f"use one of {listed(PROMPTS)}")
-        if prompt != "auto":
-            return prompt
-        if self._own(QUERY_PROMPTS) or self._own(PASSAGE_PROMPTS):
-            return "own"
-        return "instruct" if self.is_decoder else "none"
+        said = self.files.sentence
+        chosen = choose_prompts(prompt, self.prompts, self.is_decoder, self.given, said.default_prompt if said else None)
+        if said and not said.prompt_pooled and (chosen.query or chosen.passage or chosen.used == "instruct"):
+            what = f"leaves the prompt out of the pooling (include_prompt: false), and {chosen.told()}"
+            raise ModelError(self.name, what, "that is supported without prompts only: give `prompt: none`")
+        return chosen
+
+    def prompt_used(self, prompt: str) -> str:
+        """Return what `prompt` means for this model, in a word: given, own, instruct or none."""
+        return self.choose(prompt).used
 
     def render_query(self, instruction: str, text: str, prompt: str) -> str:
         """Return a query as the model is to read it."""
-        used = self.prompt_used(prompt)
-        if used == "instruct":
-            return render_query(instruction, text)
-        return (self._own(QUERY_PROMPTS) if used == "own" else "") + text
+        return self.choose(prompt).of_query(instruction, text)
 
     def render_passage(self, text: str, prompt: str) -> str:
         """Return a passage as the model is to read it."""
-        return (self._own(PASSAGE_PROMPTS) if self.prompt_used(prompt) == "own" else "") + text
+        return self.choose(prompt).of_passage(text)
 
     def prompts_for(self, prompt: str, instructions: Mapping[str, str]) -> dict[str, str]:
         """Return what a user puts before a query of each kind, by its name, if queries are rendered by `prompt`."""
-        used, reserved = self.prompt_used(prompt), (*QUERY_PROMPTS, *PASSAGE_PROMPTS)  # which would make it the model's own
-        told = {name: render_query(text, "") for name, text in instructions.items() if name not in reserved}
-        return {"own": self.prompts, "instruct": told, "none": {}}[used]
+        chosen = self.choose(prompt)
+        if chosen.used == "own":
+            return self.prompts
+        if chosen.used == "given":
+            return {"query": chosen.query, "document": chosen.passage}
+        if chosen.used == "instruct":
+            return {name: render_query(text, "") for name, text in instructions.items() if name not in RESERVED}
+        return {}
 
-    def _own(self, names: Sequence[str]) -> str:
-        return next((self.prompts[name] for name in names if name in self.prompts), "")
 
-
-def pooled(states: Tensor, starts: Sequence[int], pooling: str) -> Tensor:
-    """Return one row per segment (n, dim) of the token states (T, dim): their mean, the first or the last."""
-    bounds = torch.tensor(starts, dtype=torch.int64, device=states.device)
-    if pooling == "cls":
-        return states[bounds[:-1]]
-    if pooling == "last":
-        return states[bounds[1:] - 1]
-    return torch.segment_reduce(states, "mean", lengths=bounds.diff(), axis=0)
+def notes_of(model: Model, prompt: str) -> list[str]:
+    """Return lines on what a user may not expect of a model; none where there is nothing to say."""
+    notes = [model.choose(prompt).note]
+    if model.appends_eos:
+        notes.append(
+            f"the end token {model.tokenizer.eos_token} is appended to every text: the model has no modules.json, "
+            "and its tokenizer does not end a text"
+        )
+    if model.similarity != "cosine":
+        notes.append(f"the model compares by {model.similarity} (similarity_fn_name); mining and training compare by cosine")
+    if model.files.own_code():
+        notes.append("the model's own code (auto_map in its config.json) is never run; transformers' is")
+    return [f"{model.name}: {note}" for note in notes if note]
 
 
 def load_model(
-    name: str, *, pooling: str = "auto", max_tokens: int | None = None, device: str = "auto", weights: bool = True
+    name: str,
+    *,
+    pooling: str = "auto",
+    max_tokens: int | None = None,
+    device: str = "auto",
+    weights: bool = True,
+    prompts: Mapping[str, str] | None = None,
 ) -> Model:
     """Load a model in float32 from a folder, a Hub id or `package:NAME`, and check that it can be packed.
 
@@ -133,68 +174,192 @@ def load_model(
         max_tokens: longer texts are cut to this, special tokens included; None = the model's own limit.
         device: cpu, cuda, cuda:1, ...; auto = cuda where there is one.
         weights: no = an outline of it, which tokenises and tells sizes but cannot embed.
+        prompts: what to put before texts instead of the model's own prompts, by `query` and `passage`.
 
     Raises:
         ModelError: there is no such model, a part of it is missing, or it cannot do what is asked.
     """
     files, place = find_model(name, weights), device_of(device)
+    said = files.sentence
+    _check_embeds(name, files)
     if not torch.cuda.is_available():  # transformers loads DeepSpeed where it is installed, which else warns of the lack
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     with quiet():
         backbone, tokenizer = _read(name, files) if weights else _outline(name, files)
     if getattr(backbone.config, "is_encoder_decoder", False):
         raise ModelError(name, "is an encoder-decoder model", "only encoders and decoders are supported")
-    if files.lower_case and _ids(tokenizer, ["A"]) != _ids(tokenizer, ["a"]):
-        raise ModelError(name, "asks for lower-cased text, which its tokenizer does not make", "set do_lower_case to false")
     is_decoder = any(attends_causally(module) for module in backbone.modules())
-    chosen = pooling if pooling != "auto" else files.pooling or ("last" if is_decoder else "mean")
-    if chosen not in POOLINGS:
+    own = said.pooling if said else None
+    chosen = pooling if pooling != "auto" else own or ("last" if is_decoder else "mean")
+    if not set(chosen.split("+")) <= set(POOLINGS):
         raise ModelError(name, f"unknown pooling '{chosen}'", f"use one of {listed(('auto', *POOLINGS))}")
-    first, room = positions_of(backbone)
+    first, room, fixed = positions_of(backbone)
+    size = int(backbone.config.hidden_size) * len(chosen.split("+"))
+    # Another pooling than the model's own is another model: what follows it there would be of no use.
+    modules = said.modules[1:] if said and chosen == own else ()
+    head, dim = head_of(name, modules, size) if weights else (torch.nn.Sequential(), size)
+    truncate = said.truncate if said and chosen == own else None
     model = Model(
         name=name,
         files=files,
         backbone=backbone.to(place).eval() if weights else backbone,
         tokenizer=tokenizer,
         pooling=chosen,
-        prompts=files.prompts,
-        max_tokens=limit_of(name, files, tokenizer, room, max_tokens),
-        dim=int(backbone.config.hidden_size),
+        prompts=dict(said.prompts) if said else {},
+        max_tokens=limit_of(name, files, tokenizer, room, fixed, max_tokens),
+        dim=min(dim, truncate or dim),
         is_decoder=is_decoder,
         first_position=first,
-        appends_eos=is_decoder and _lacks_end(name, tokenizer),
+        appends_eos=is_decoder and said is None and _lacks_end(name, tokenizer),
+        given=prompts,
+        head=head.to(place),
+        truncate=truncate,
+        similarity=said.similarity if said else "cosine",
     )
+    _check_kinds(name, tokenizer)
     if weights:
         check_packing(model)
     return model
 
 
+def _check_embeds(name: str, files: ModelFiles) -> None:
+    """Refuse a folder whose modules make something else than one vector of a text."""
+    said = files.sentence
+    if said is None:
+        return
+    if said.kind != "SentenceTransformer":
+        raise ModelError(name, f"is a {said.kind}, which gives no vectors", "name an embedding model")
+    if said.task != "feature-extraction":
+        raise ModelError(name, f"its transformer is one for {said.task}", "name an embedding model")
+    if said.chat:
+        raise ModelError(name, "puts texts into a chat template", "only models that read plain texts are supported")
+    if said.pooling is None:
+        raise ModelError(name, "modules.json does not have Pooling after the Transformer", "there is no vector without it")
+
+
+def check_trains(model: Model) -> None:
+    """Refuse to train a model whose folder says more than `export` can write.
+
+    Raises:
+        ModelError: there is a module besides pooling and normalising, or dimensions are cut off.
+    """
+    if others := [type(step).__name__ for step in model.head if not isinstance(step, Unit)]:
+        kinds = "Dense" if "Projection" in others else others[0]
+        raise ModelError(model.name, f"has {kinds} after its pooling, which is not trained", "name a model without")
+    if model.truncate is not None:
+        raise ModelError(model.name, f"cuts its vectors to {model.truncate} dimensions", "take truncate_dim out to train it")
+
+
+def _check_kinds(name: str, tokenizer: Any) -> None:
+    """Refuse a tokenizer that marks the tokens of a single text with another segment than the first."""
+    if "token_type_ids" in tokenizer.model_input_names and any(map(any, tokenizer(["a text"])["token_type_ids"])):
+        raise ModelError(name, "its tokenizer puts a single text into the second segment", "that is not supported")
+
+
 def _outline(name: str, files: ModelFiles) -> tuple[Any, Any]:
     """Return a backbone without numbers in its weights, and the tokenizer."""
-    folder = str(files.transformer)
-    try:
-        with torch.device("meta"):
-            backbone = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(folder, local_files_only=True))
-        return backbone, transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except UNREADABLE as error:
-        raise _unloadable(name, error) from error
+    config = config_of(name, files)
+    _check_counts(name, config, MOST_COUNTED)
+    return _empty(name, files, transformers.AutoModel, config), tokenizer_of(name, files)
 
 
-def _unloadable(name: str, error: BaseException) -> ModelError:
-    return ModelError(name, f"cannot be loaded ({first_line(error)})")
+def config_of(name: str, files: ModelFiles) -> Any:
+    """Return transformers' config; code of the folder is never run.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    arguments = dict(files.sentence.config_arguments) if files.sentence else {}
+    with _loading(name, files):
+        return transformers.AutoConfig.from_pretrained(str(files.transformer), **arguments, **SAFE)
+
+
+def tokenizer_of(name: str, files: ModelFiles) -> Any:
+    """Return the tokenizer as the folder asks for it; code of the folder is never run.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    said = files.sentence
+    with _loading(name, files):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            str(files.transformer), **(said.tokenizer_arguments if said else {}), **SAFE
+        )
+        if said and said.lower_case:
+            _lower(tokenizer)
+        return tokenizer
+
+
+def _lower(tokenizer: Any) -> None:
+    """Lower the case of texts first, where no step of the tokenizer is just that."""
+    if not tokenizer.is_fast:
+        tokenizer.do_lower_case = True
+        return
+    before: Any = tokenizer.backend_tokenizer.normalizer
+    several: Any = before if isinstance(before, normalizers.Sequence) else [before] if before else []
+    steps = list(several)
+    if not any(isinstance(step, normalizers.Lowercase) for step in steps):
+        tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
 
 
 def read(name: str, files: ModelFiles, kind: Any, **options: Any) -> tuple[Any, Any, list[str]]:
-    """Read a model (float32) by one of transformers' Auto classes, and its tokenizer; return also which weights it lacks."""
-    folder = str(files.transformer)
-    try:
+    """Read a model (float32) by one of transformers' Auto classes, and its tokenizer; return also which weights it lacks.
+
+    Raises:
+        ModelError: it cannot be read, needs code of its own, or its config asks for more than its weights hold.
+    """
+    config = config_of(name, files)
+    _check_size(name, files, kind, config)
+    with _loading(name, files):
         model, loading = kind.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, **options
+            str(files.transformer), config=config, dtype=torch.float32, output_loading_info=True, **SAFE, **options
         )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except UNREADABLE as error:
-        raise _unloadable(name, error) from error
-    return model, tokenizer, sorted(loading["missing_keys"])
+    return model, tokenizer_of(name, files), sorted(loading["missing_keys"])
+
+
+@contextmanager
+def _loading(name: str, files: ModelFiles) -> Iterator[None]:
+    """Say in one line what is wrong with a folder, whatever another library raises over it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if files.own_code() and "trust_remote_code" in str(error):
+            what = "needs code of its own (auto_map in its config.json), which is never run"
+            raise ModelError(name, what, "name a model that transformers knows") from error
+        raise ModelError(name, f"cannot be loaded ({first_line(error)})") from error
+
+
+def _check_size(name: str, files: ModelFiles, kind: Any, config: Any) -> None:
+    """Refuse a config that asks for more than the weights hold, before anything of that size is made."""
+    held, tensors = 0, 0
+    with _loading(name, files):
+        for path in files.weights():
+            if path.suffix == ".safetensors":
+                with safe_open(path, framework="pt") as file:
+                    shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118 - no mapping
+                held, tensors = held + sum(math.prod(shape) for shape in shapes), tensors + len(shapes)
+            else:
+                held, tensors = held + path.stat().st_size, tensors + MOST_COUNTED
+    _check_counts(name, config, max(tensors, MOST_COUNTED))
+    empty = _empty(name, files, kind, config)
+    asked = sum(part.numel() for part in chain(empty.parameters(), empty.buffers()))
+    if asked > 2 * held + SPARE:
+        what = f"config.json asks for {asked:,} numbers, its weights hold {held:,}"
+        raise ModelError(name, what, "is config.json the one of these weights?")
+
+
+def _check_counts(name: str, config: Any, most: int) -> None:
+    for key, value in config.to_dict().items():
+        if isinstance(value, int) and value > most and any(word in key for word in COUNTED):
+            raise ModelError(name, f"config.json sets {key} to {value:,}", "is config.json the one of these weights?")
+
+
+def _empty(name: str, files: ModelFiles, kind: Any, config: Any) -> Any:
+    """Return the model without numbers in its weights."""
+    with _loading(name, files), torch.device("meta"):
+        return kind.from_config(config, trust_remote_code=False)
 
 
 def _read(name: str, files: ModelFiles) -> tuple[Any, Any]:
@@ -210,20 +375,22 @@ def _read(name: str, files: ModelFiles) -> tuple[Any, Any]:
     return backbone, tokenizer
 
 
-def positions_of(backbone: Any) -> tuple[int, int | None]:
-    """Return the first position and how many there are (None = no limit is known).
+def positions_of(backbone: Any) -> tuple[int, int | None, bool]:
+    """Return the first position, how many there are (None = no limit is known), and whether a text can have no more.
 
-    RoBERTa and its kin count from padding_idx + 1, which their table of positions tells.
+    RoBERTa and its kin count from padding_idx + 1, which their table of positions tells. Rotary positions have no table.
     """
+    room, fixed = getattr(backbone.config, "max_position_embeddings", None), False
     for name, module in backbone.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+        if isinstance(module, torch.nn.Embedding) and name.endswith("position_embeddings"):
             first = 0 if module.padding_idx is None else module.padding_idx + 1
-            return first, module.num_embeddings - first
-    return 0, getattr(backbone.config, "max_position_embeddings", None)
+            return first, module.num_embeddings - first, True
+        fixed = fixed or (isinstance(module, torch.nn.Embedding) and name.endswith(("wpe", "embed_positions")))
+    return 0, room if isinstance(room, int) and room > 0 else None, fixed
 
 
-def limit_of(name: str, files: ModelFiles, tokenizer: Any, room: int | None, wanted: int | None) -> int:
-    """Return max_tokens: what is wanted, else the model's own limit."""
+def limit_of(name: str, files: ModelFiles, tokenizer: Any, room: int | None, fixed: bool, wanted: int | None) -> int:
+    """Return max_tokens: what is wanted, else the model's own limit; `room` as of `positions_of`, and `fixed` too."""
     if wanted is not None:
         least = 1 + len(_ids(tokenizer, [""])[0])
         if room is not None and wanted > room:
@@ -231,9 +398,17 @@ def limit_of(name: str, files: ModelFiles, tokenizer: Any, room: int | None, wan
         if wanted < least:
             raise ModelError(name, f"max_tokens is {wanted}, which leaves no room for text", f"give {least} or more")
         return wanted
-    known = [limit for limit in (files.max_tokens or tokenizer.model_max_length, room) if limit and limit < NO_LIMIT]
+    said = files.sentence.max_tokens if files.sentence else None
+    own = said or tokenizer.model_max_length
+    if not isinstance(own, int | float):
+        raise ModelError(name, f"its tokenizer's model_max_length is {own!r}, no number", "mend its tokenizer_config.json")
+    # sentence-transformers takes its own word even where the config says less, which rotary positions allow.
+    limits = [own] if said and not fixed else [own, room]
+    known = [limit for limit in limits if limit is not None and limit < NO_LIMIT]
     if not known:
         raise ModelError(name, "does not say how many tokens it can read", "give max_tokens")
+    if min(known) < 1 + len(_ids(tokenizer, [""])[0]):
+        raise ModelError(name, f"reads {min(known)} tokens, which leaves no room for text", "mend its max_seq_length")
     return int(min(known))
 
 

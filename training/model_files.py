@@ -3,47 +3,59 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from curation.errors import ModelError, first_line, listed
-from curation.store import file_digest
+import yaml
 
-VECTORS = 2  # raised when the same weights and texts give other vectors
+from curation.errors import ModelError, first_line
+from curation.store import file_digest
+from training.sentence_folder import ABOUT, MODULES, SETTINGS, Sentence, check_file, read_json, read_sentence_folder
+
+VECTORS = 3  # raised when the same weights and texts give other vectors
 PACKAGE = "package:"
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # the first that is there is what transformers reads
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
-TOKENIZER_FILES = (*TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
-FROM_HUB = ["*.json", "*.txt", "*.model", "*.safetensors"]
+TOKENIZER_FILES = (*TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "*.jinja")
+LARGEST_TOKENIZER = 1 << 29  # bytes of a file
+FROM_HUB = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors", "README.md", "*_Dense/*.bin", "*_LayerNorm/*.bin"]
 NOT_FROM_HUB = ["onnx/*", "openvino/*", "original/*"]
-POOLING = {"mean": "mean", "cls": "cls", "lasttoken": "last"}  # sentence-transformers' word: ours
-OLD_POOLING = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_lasttoken": "lasttoken",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-}
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model's folder: `transformer` holds config, weights and tokenizer; the rest is None or empty where it says nothing."""
+    """A model's folder: `transformer` holds config, weights and tokenizer."""
 
+    folder: Path
     transformer: Path
-    pooling: str | None = None
-    max_tokens: int | None = None
-    prompts: dict[str, str] = field(default_factory=dict)
-    lower_case: bool = False  # whether the text is to be lower-cased first
+    sentence: Sentence | None = None  # what modules.json and its company say; None for a plain folder of transformers
+
+    def config(self) -> dict[str, Any]:
+        """Return what config.json says."""
+        return dict(read_json(str(self.folder), self.transformer / "config.json"))
 
     def causal(self) -> bool:
-        """Say whether config.json names a language model, which gives tokens rather than a vector or a score."""
-        said = json.loads((self.transformer / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
-        return str(said[0]).endswith("ForCausalLM")
+        """Say whether the model is a language model, which gives tokens rather than a vector or a score."""
+        if self.sentence is not None:
+            return self.sentence.task == "text-generation"
+        return str((self.config().get("architectures") or [""])[0]).endswith("ForCausalLM")
+
+    def ranks(self) -> bool:
+        """Say whether the front matter of README.md calls the model a reranker, as Qwen3-Reranker's does."""
+        readme = self.folder / "README.md"
+        parts = readme.read_text(encoding="utf-8", errors="replace").split("---", 2) if readme.is_file() else []
+        try:
+            about = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+        except yaml.YAMLError:
+            return False
+        return isinstance(about, dict) and about.get("pipeline_tag") == "text-ranking"
+
+    def own_code(self) -> bool:
+        """Say whether the folder brings code of its own (`auto_map`), which is never run."""
+        said = (read_json(str(self.folder), self.transformer / name) for name in ("config.json", "tokenizer_config.json"))
+        return any(isinstance(one, dict) and "auto_map" in one for one in said)
 
     def weights(self) -> list[Path]:
         """Return the files with the weights, sorted by name."""
@@ -57,9 +69,13 @@ class ModelFiles:
         return sorted({path for pattern in TOKENIZER_FILES for path in self.transformer.glob(pattern)})
 
     def digests(self) -> dict[str, str]:
-        """Return the digest of each file that a vector depends on, by its name."""
-        files = [self.transformer / "config.json", *self.weights(), *self.tokenizer()]
-        return {path.name: file_digest(path) for path in files}
+        """Return the digest of each file that a vector depends on, by its path in the folder."""
+        files = {self.transformer / "config.json", *self.weights(), *self.tokenizer()}
+        if self.sentence is not None:
+            files |= {self.folder / MODULES, self.folder / ABOUT, *(self.transformer / name for name in SETTINGS)}
+            for module in self.sentence.modules:
+                files |= {module.folder / name for name in ("config.json", "model.safetensors", "pytorch_model.bin")}
+        return {path.relative_to(self.folder).as_posix(): file_digest(path) for path in sorted(files) if path.is_file()}
 
 
 def find_model(name: str, weights: bool = True) -> ModelFiles:
@@ -71,13 +87,23 @@ def find_model(name: str, weights: bool = True) -> ModelFiles:
         ModelError: there is no such model, or its folder lacks a part.
     """
     folder = _folder_of(name, weights)
-    files = _read_folder(name, folder)
-    if not (files.transformer / "config.json").is_file():
+    sentence = read_sentence_folder(name, folder)
+    files = ModelFiles(folder, sentence.transformer if sentence else folder, sentence)
+    if (files.transformer / "adapter_config.json").exists():
+        raise ModelError(name, "is an adapter (adapter_config.json), not a whole model", "merge it into its base model first")
+    config = read_json(name, files.transformer / "config.json")
+    if config is None:
         raise ModelError(name, "holds no config.json", "name the folder that `save_pretrained` wrote")
+    if not isinstance(config, dict) or not isinstance(config.get("architectures") or [], list):
+        raise ModelError(name, "config.json is no object, or its 'architectures' no list", "is it the one of a model?")
     if not any(path for pattern in TOKENIZERS for path in files.transformer.glob(pattern)):
         raise ModelError(name, "holds no tokenizer", "put its tokenizer.json and tokenizer_config.json beside config.json")
+    for path in files.tokenizer():
+        check_file(name, path, LARGEST_TOKENIZER)
     if weights and not files.weights():
         raise ModelError(name, "holds no weights", "put its model.safetensors beside config.json")
+    for path in files.weights():
+        check_file(name, path)
     return files
 
 
@@ -128,46 +154,3 @@ def _from_hub(name: str, weights: bool) -> Path:
     except (HfHubHTTPError, HFValidationError) as error:
         raise ModelError(name, f"no such folder, and the Hub says: {first_line(error)}") from None
     return folder
-
-
-def _read_folder(name: str, folder: Path) -> ModelFiles:
-    """Read modules.json and its company where the folder is a sentence-transformers one."""
-    modules = _json(name, folder / "modules.json")
-    if modules is None:
-        return ModelFiles(folder)
-    paths = {str(module["type"]).rsplit(".", 1)[-1]: folder / module.get("path", "") for module in modules}
-    if unknown := sorted(set(paths) - {"Transformer", "Pooling", "Normalize"}):
-        raise ModelError(name, f"modules.json names {listed(unknown)}", "only Transformer, Pooling and Normalize are supported")
-    if "Transformer" not in paths:
-        raise ModelError(name, "modules.json names no Transformer")
-    reading = _json(name, paths["Transformer"] / "sentence_bert_config.json") or {}
-    prompts = (_json(name, folder / "config_sentence_transformers.json") or {}).get("prompts") or {}
-    pooling = _pooling(name, paths["Pooling"] / "config.json") if "Pooling" in paths else None
-    return ModelFiles(
-        transformer=paths["Transformer"],
-        pooling=pooling,
-        max_tokens=reading.get("max_seq_length"),
-        prompts={str(key): str(prompt) for key, prompt in prompts.items()},
-        lower_case=bool(reading.get("do_lower_case")),
-    )
-
-
-def _pooling(name: str, path: Path) -> str:
-    """Return our word for the pooling that 1_Pooling/config.json asks for, in its old or its new form."""
-    config: dict[str, Any] = _json(name, path) or {}
-    mode = config.get("pooling_mode") or [word for key, word in OLD_POOLING.items() if config.get(key)] or "mean"
-    modes = [mode] if isinstance(mode, str) else list(mode)
-    if len(modes) > 1 or modes[0] not in POOLING:
-        raise ModelError(name, f"pools by {' and '.join(modes)}", "only mean, cls and lasttoken are supported")
-    if config.get("include_prompt") is False:
-        raise ModelError(name, "leaves the prompt out of the pooling", "only include_prompt: true is supported")
-    return POOLING[modes[0]]
-
-
-def _json(name: str, path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ModelError(name, f"{path.name} is not readable as JSON ({error})") from None

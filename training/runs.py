@@ -13,7 +13,7 @@ import xxhash
 
 from curation import store
 from curation.errors import BuildError, listed
-from curation.manifest_models import Train
+from curation.manifest_models import Prompts, Train
 from training import checkpoint, ranks
 from training.backend import Backend
 from training.data import Plan
@@ -160,7 +160,9 @@ def _untrained(path: Path) -> Model:
     """Return the model that a checkpoint's run started from, with the prompts that it was trained with."""
     said = checkpoint.read(path)
     recipe = Train.model_validate(said["recipe"])
-    model = load_model(recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device="cpu")
+    model = load_model(
+        recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device="cpu", prompts=Prompts.by_name(recipe.prompts)
+    )
     model.prompts = said.get("prompts", model.prompts)
     return model
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from curation import locks, store
 from curation.errors import ModelError
-from curation.manifest_models import Train
+from curation.manifest_models import Prompts, Train
 from curation.progress import Progress, silent
 from training import checkpoint, ranks, report
 from training.backend import Backend, Torch, deterministic
@@ -29,7 +29,7 @@ from training.export import export
 from training.log import appended, readable
 from training.loss import Losses
 from training.meter import costs
-from training.model import load_model
+from training.model import load_model, notes_of
 from training.runs import Say, describe, export_checkpoint, finished, forget, receipt_of, resume
 from training.step import add_gradients, learning_rate, total_steps, warmup_steps
 from training.stops import Stopped, finite, memory_for, signals
@@ -95,11 +95,15 @@ def _train(
     say: Say,
     progress: Progress,
 ) -> tuple[dict[str, Any], bool]:
-    model = load_model(recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device=device)
+    model = load_model(
+        recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device=device, prompts=Prompts.by_name(recipe.prompts)
+    )
     if max(recipe.matryoshka, default=0) >= model.dim:
         raise ModelError(recipe.model, f"has {model.dim} dimensions", "`matryoshka` names fewer than that")
     with ranks.first_alone():  # it makes the tokens, and the others find them
         sources = load_sources(build, model, recipe.prompt, only, progress)
+    for line in (model.choose(recipe.prompt).told(), *notes_of(model, recipe.prompt)):
+        say(line)
     instructions = {source.name: entries[source.name]["instruction"] for source in sources}
     model.prompts = model.prompts_for(recipe.prompt, instructions)
     seed = int(store.read_json(build / "build.json")["seed"])

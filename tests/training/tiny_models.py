@@ -78,11 +78,12 @@ def tiny_folder(kind: str, folder: Path, labels: int | None = None) -> Path:
 
 
 def tiny_reranker(folder: Path, words: Sequence[str]) -> Path:
-    """Write a random language model whose tokenizer knows some words, with room for a prompt."""
+    """Write a random language model whose tokenizer knows some words, with room for a prompt, and say that it is a reranker."""
     torch.manual_seed(1)
     tokenizer = tiny_tokenizer(decoder=True)
     tokenizer.add_tokens(list(words))
     sizes = SMALL | GROUPED | {"vocab_size": 440, "max_position_embeddings": 1_024, "initializer_range": 0.2}
     transformers.AutoModelForCausalLM.from_config(transformers.Qwen3Config(**sizes)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text("---\npipeline_tag: text-ranking\n---\n# A reranker\n")
     return folder
