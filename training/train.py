@@ -29,7 +29,7 @@ from training.export import export
 from training.log import appended, readable
 from training.loss import Losses
 from training.meter import costs
-from training.model import load_model, notes_of
+from training.model import Model, check_trains, load_model, notes_of
 from training.runs import Say, describe, export_checkpoint, finished, forget, receipt_of, resume
 from training.step import add_gradients, learning_rate, total_steps, warmup_steps
 from training.stops import Stopped, finite, memory_for, signals
@@ -95,15 +95,9 @@ def _train(
     say: Say,
     progress: Progress,
 ) -> tuple[dict[str, Any], bool]:
-    model = load_model(
-        recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device=device, prompts=Prompts.by_name(recipe.prompts)
-    )
-    if max(recipe.matryoshka, default=0) >= model.dim:
-        raise ModelError(recipe.model, f"has {model.dim} dimensions", "`matryoshka` names fewer than that")
+    model = _model(recipe, device, say)
     with ranks.first_alone():  # it makes the tokens, and the others find them
         sources = load_sources(build, model, recipe.prompt, only, progress)
-    for line in (model.choose(recipe.prompt).told(), *notes_of(model, recipe.prompt)):
-        say(line)
     instructions = {source.name: entries[source.name]["instruction"] for source in sources}
     model.prompts = model.prompts_for(recipe.prompt, instructions)
     seed = int(store.read_json(build / "build.json")["seed"])
@@ -138,6 +132,18 @@ def _train(
         report.write(out)
         store.write_json(out / store.RECEIPT, receipt)
     return receipt, True
+
+
+def _model(recipe: Train, device: str, say: Say) -> Model:
+    """Load what is trained, and say what is put before its texts."""
+    given = Prompts.by_name(recipe.prompts)
+    model = load_model(recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device=device, prompts=given)
+    check_trains(model)
+    if max(recipe.matryoshka, default=0) >= model.dim:
+        raise ModelError(recipe.model, f"has {model.dim} dimensions", "`matryoshka` names fewer than that")
+    for line in (model.choose(recipe.prompt).told(), *notes_of(model, recipe.prompt)):
+        say(line)
+    return model
 
 
 def loop(

@@ -11,14 +11,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from curation.errors import BuildError, ModelError
 from curation.manifest_models import Train
-from training.model import Model, check_trains
+from training.model import Model
 
 WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.safetensors"  # NAME, and NAME|KEY of what AdamW keeps
 
 
 def prepared(model: Model, recipe: Train) -> tuple[dict[str, Tensor], torch.optim.AdamW]:
     """Make a model ready to train: float32, without dropout; return the trained weights by name, and their optimizer."""
-    check_trains(model)
     model.backbone.float().eval()
     if recipe.checkpointing:
         checkpoint_activations(model)
