@@ -161,9 +161,14 @@ def importing(what: str, out: Path) -> None:
     PATH_OR_ID is a file or folder of a format of `curate export`, a BEIR folder,
     or a dataset of the Hub in one of these, MTEB's included. Its columns say
     which; a task and an instruction are taken over where the data names them.
+    What is named dev, valid or test becomes an evaluation set of `decontaminate:`,
+    not a source.
     """
     from curation.exchange.importing import write_manifest
 
-    for name, form in write_manifest(what, out).items():
+    found = write_manifest(what, out)
+    for name, form in found.sources.items():
         output(f"{name}: {form}")
+    for line in found.told:
+        say(line)
     say(f"{out}: look it over, above all task and licence; next: `curate build {out}`")

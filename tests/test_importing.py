@@ -36,7 +36,8 @@ def test_out_and_in_again(made, tmp_path, name):
     shape = FORMATS[name]
     receipt, _ = export(made, tmp_path / "out", name, negatives=3 if shape.fixed else None)
     sources = [source for source, said in receipt["sources"].items() if said["used"]]
-    assert write_manifest(str(tmp_path / "out"), tmp_path / "m.yaml") == dict.fromkeys(sorted(sources), TITLES.get(name, name))
+    found = write_manifest(str(tmp_path / "out"), tmp_path / "m.yaml")
+    assert found == (dict.fromkeys(sorted(sources), TITLES.get(name, name)), {}, [])
     outcome = build(tmp_path / "m.yaml", tmp_path / "b")
     assert not outcome.failed
     then, now = (read_json(folder / "build.json")["sources"] for folder in (made, tmp_path / "b"))

@@ -118,7 +118,11 @@ def instruction_of(source: Source, queries: pl.Series) -> str:
     """
     if source.instruction or queries.dtype != pl.String:
         return source.instruction
-    found = split_query(queries.alias("query"))[0].drop_nulls().unique().sort()
+    rendered = split_query(queries.alias("query"))[0]
+    found = rendered.drop_nulls().unique().sort()
+    if len(found) and (rendered.is_null() & queries.str.contains(r"\S")).any():
+        what = f"some of its queries begin with the instruction '{found[0]}', and others with none"
+        raise SourceError(place_of(source), what, "say `instruction:`, which then stands for all of them")
     if len(found) > 1:
         what = f"its queries begin with {len(found)} instructions, '{found[0]}' and '{found[1]}' among them"
         raise SourceError(place_of(source), what, "say `instruction:`, which then stands for all of them")

@@ -128,7 +128,7 @@ def _shaped(source: Source, wanted: Filters, seed: int, part: Part, total: _Sum)
     total.tuples += len(made.tuples)
     total.lost += lost
     total.dropped.append(compact(made.dropped))
-    total.instructions |= {made.instruction} - {""}
+    total.instructions.add(made.instruction)
     if source.fields.id is not None:
         total.ids.append(ids_of(source, rows).hash())
     left, poor, out = filters.apply(made.tuples, wanted, source.name, source.task)
