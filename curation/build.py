@@ -229,6 +229,9 @@ def _in_one_line(work: Callable[..., R], job: Job, *more: object) -> R:
     except (Exception, pl.exceptions.PanicException) as error:  # polars' own derives from BaseException
         if isinstance(error, OSError) and no_room(error):
             raise
+        if isinstance(error, OSError) and error.filename is not None:
+            what = f"cannot be read or written ({error.strerror})"
+            raise SourceError(os.fsdecode(error.filename), what, "check path and permissions") from None
         last = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno} ({first_line(error)})"
         hint = "this is a fault of tuplesmith: please report it"

@@ -101,7 +101,7 @@ def _ask(table: Table, path: Path) -> list[str]:
     facts = hub_facts.facts(table)
     mapped = table.fields.model_dump().values() if isinstance(table, Source | EvalSet | TextTable) else []
     for name in [name for value in mapped for name in (value if isinstance(value, list) else [value])]:
-        if name is None or "*" in name:
+        if name is None or "*" in name or name.endswith("?"):
             continue
         if facts.columns is not None and name.split(".")[0] not in facts.columns:
             guess = did_you_mean(name, facts.columns) or f"; columns there are: {listed(facts.columns, 20)}"

@@ -18,6 +18,6 @@ def beir(data: dict[str, Any]) -> dict[str, Any]:
         said = {key: value for key, value in said.items() if key not in ("files", "split")}
     qrels, corpus, queries = tables
     fields = {"query_id": "query-id", "positive_id": "corpus-id", "score": "score"}
-    more = {"corpus": {"fields": {"title": "title"}}, "queries": {}}
+    more = {"corpus": {"fields": {"title": "title?"}}, "queries": {}}
     whole = {part: table | more[part] | dict(data.get(part) or {}) for part, table in (("corpus", corpus), ("queries", queries))}
     return {"fields": fields, **qrels, **said, **whole}

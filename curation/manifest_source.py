@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -72,9 +73,11 @@ class Table(Section):
     )
     member: list[str] = Field(
         [],
-        description="member or glob, or a list of them, of a zip, tar, tar.gz or tar.zst; needless where it holds one data file",
+        description="member or glob, or a list of them, of a zip or tar, packed or not; needless where it holds one data file",
     )
-    max_unpacked: float = Field(20, gt=0, description="gigabytes that .gz, .zst and archives may unpack to, all files together")
+    max_unpacked: float = Field(
+        20, gt=0, description="gigabytes that packed files and archives may unpack to, all files together"
+    )
     max_record: float = Field(
         64,
         gt=0,
@@ -178,7 +181,13 @@ class TextFields(Section):
 
     id: str = Field("_id", description="column of the id that qrels name")
     text: str = Field("text", description="column of the text")
-    title: str | None = Field(None, description="column of a title that is put before the text")
+    title: str | None = Field(None, description="column of a title that is put before the text; `title?` where there may be none")
+
+    def title_of(self, columns: Collection[str]) -> str | None:
+        """Return the title's column; None where it ends in `?`, and is not among the columns there are."""
+        if self.title is None or not self.title.endswith("?") or self.title in columns:
+            return self.title
+        return self.title[:-1] if self.title[:-1] in columns else None
 
 
 class TextTable(Table):

@@ -100,8 +100,9 @@ def _by_id(where: str, table: TextTable, base: Path, wanted: pl.Series, roles: t
             id_, title = ("_id" if "_id" in frame.columns else "id"), ("title" if "title" in frame.columns else None)
             fields = TextFields(id=id_, title=title)
         ids, texts = (as_texts(where, name, column(where, frame, name)) for name in (fields.id, fields.text))
-        if fields.title is not None:
-            titles = as_texts(where, fields.title, column(where, frame, fields.title))
+        title = fields.title_of(frame.columns)
+        if title is not None:
+            titles = as_texts(where, title, column(where, frame, title))
             texts = pl.select(pl.concat_str([titles, texts], separator="\n", ignore_nulls=True).str.strip_chars()).to_series()
         role = pl.when(ids.is_in(wanted.implode())).then(pl.lit(roles[0])).otherwise(pl.lit(roles[1], pl.Int32))
         found = pl.DataFrame({"eval_id": ids, "text": texts}).with_columns(role.alias("role"))

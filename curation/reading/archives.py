@@ -24,10 +24,10 @@ from typing import IO, NamedTuple
 from curation.errors import SourceError, decoded, did_you_mean, listed
 from curation.manifest_source import Table
 from curation.reading.globs import matches
-from curation.reading.packed import BLOCK, Budget, blocks_of, counted, ending_of, unpacking
+from curation.reading.packed import BLOCK, POINTER, Budget, blocks_of, counted, ending_of, refuse_pointer, unpacking
 from curation.reading.rows import BROKEN, File, mendable
 
-TARS = (".tar", ".tar.gz", ".tgz", ".tar.zst")
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 LONGEST_HEADER = 1 << 20  # bytes; no honest tar says more of a member
 FORGED = (*BROKEN, NotImplementedError, ValueError, OverflowError, struct.error)  # what `zipfile`, `tarfile` raise of bad headers
 
@@ -53,6 +53,10 @@ def parts(file: File, table: Table, budget: Budget, known: Collection[str]) -> G
     Raises:
         SourceError: an archive that is broken, leads out of its folder, or lacks a member.
     """
+    with mendable(file, table):
+        if file.unpack is None:
+            with file.open() as raw:
+                refuse_pointer(file.name, raw.read(len(POINTER)))
     name = file.path.name.lower()
     if name.endswith((".zip", *TARS)):
         yield from _wanted(file, table, budget, known, _zip_members if name.endswith(".zip") else _tar_members)

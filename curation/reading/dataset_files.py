@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from curation.errors import SourceError, listed
 from curation.reading.places import refuse_special
 
 ABOUT = ("README.md", ".huggingface.yaml", "dataset_infos.json")  # files of a dataset that describe it
+SAVED, SAVED_DICT = "state.json", "dataset_dict.json"  # what `save_to_disk` of `datasets` writes beside the Arrow files
 BY_HAND = "name its files with `files:` and say how to read them"
 PLAIN = (  # settings that change no row, or are looked at below
     "name", "version", "data_dir", "data_files", "description", "features", "chunksize", "block_size", "use_threads", "columns",
@@ -135,6 +137,8 @@ def describe_folder(where: str, folder: Path, config: str | None) -> Description
     """
     import datasets
 
+    if (folder / SAVED_DICT).is_file() or (folder / SAVED).is_file():
+        return _saved(where, folder)
     about = [folder / name for name in ABOUT if (folder / name).exists()]
     for path in about:
         _refuse_leading_out(where, folder, path)
@@ -145,6 +149,31 @@ def describe_folder(where: str, folder: Path, config: str | None) -> Description
     for name in dict.fromkeys(name for names in found.splits.values() for name in names):
         _refuse_leading_out(where, folder, folder / name)
     return found
+
+
+def _saved(where: str, folder: Path) -> Description:
+    """Return what `Dataset.save_to_disk` or `DatasetDict.save_to_disk` made: Arrow files, whose features name their labels.
+
+    Raises:
+        SourceError: it is broken, or names a file outside of the folder.
+    """
+    try:
+        if (folder / SAVED_DICT).is_file():
+            folders = {str(split): f"{split}/" for split in json.loads((folder / SAVED_DICT).read_bytes())["splits"]}
+        else:
+            folders = {str(json.loads((folder / SAVED).read_bytes()).get("_split") or "train"): ""}
+        splits = {}
+        for split, inner in folders.items():
+            state = json.loads((folder / inner / SAVED).read_bytes())
+            splits[split] = [inner + str(one["filename"]) for one in state["_data_files"]]
+    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
+        what = f"was not saved by `save_to_disk` as it should be ({type(error).__name__}: {error})"
+        raise SourceError(where, what, "save it again") from None
+    for name in [name for names in splits.values() for name in names]:
+        _refuse_leading_out(where, folder, folder / name)
+        if not (folder / name).is_file():
+            raise SourceError(where, f"its file '{name}' is missing", "save it again")
+    return Description(splits, {"reader": "arrow"}, {}, {})
 
 
 def _refuse_leading_out(where: str, folder: Path, path: Path) -> None:

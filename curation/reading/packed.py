@@ -1,11 +1,14 @@
-"""What is packed: `.gz` and `.zst` peeled off as they are read, and every byte counted that comes out, whatever headers say."""
+"""What is packed by gzip, bzip2, xz or zstd: unpacked as it is read, and each byte that comes out is counted."""
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
-from collections.abc import Generator, Iterator
-from pathlib import Path
+import lzma
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
+from pathlib import Path, PurePath
 from typing import IO, Any
 
 import zstandard
@@ -13,8 +16,11 @@ import zstandard
 from curation.errors import SourceError
 from curation.reading.rows import File
 
-PACKED = (".gz", ".tgz", ".zst")
+PACKED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst")
+POINTER = b"version https://git-lfs.github.com/spec/"
 BLOCK = 1 << 16  # bytes
+ZSTD_WINDOW = 1 << 31  # bytes; what `zstd --long=31` writes may point back as far as that, and no other file farther
+XZ_MEMORY = 1 << 30  # bytes that unpacking may take; the largest preset, -9, takes 65 MB
 ZSTD_BITE = 1 << 12  # bytes fed at once: 4 of them can stand for 128 KiB, so at most 128 MiB come out
 
 
@@ -38,21 +44,44 @@ class Budget:
 
 def ending_of(path: Path) -> str:
     """Return a file's ending in lower case, without what says that it is packed."""
-    return Path(path.name.lower().removesuffix(".gz").removesuffix(".zst")).suffix
+    return PurePath(path.name[: -len(path.suffix)] if path.suffix.lower() in PACKED else path.name).suffix.lower()
 
 
 def unpacking(file: File, budget: Budget) -> File:
     """Return a file, and those beside it, that unpack as they are read where their names say that they are packed."""
-    file = file._replace(beside=tuple(unpacking(one, budget) for one in file.beside))
-    if not file.path.name.lower().endswith(PACKED):
-        return file
-    return file._replace(unpack=lambda: counted(_unpacked(file), budget, file.name), remote=False)
+    plain = file._replace(beside=tuple(unpacking(one, budget) for one in file.beside))
+    if file.path.name.lower().endswith(PACKED):
+        return plain._replace(unpack=lambda: _no_pointer(counted(_unpacked(file), budget, file.name), file), remote=False)
+    return plain if file.unpack is None or file.remote else plain._replace(unpack=lambda: _no_pointer(file.open(), file))
+
+
+def _no_pointer(raw: IO[bytes], file: File) -> IO[bytes]:
+    assert isinstance(raw, io.BufferedReader)
+    refuse_pointer(file.name, raw.peek(len(POINTER)))
+    return raw
+
+
+def refuse_pointer(name: str, start: bytes) -> None:
+    """Refuse a file by its first bytes.
+
+    Raises:
+        SourceError: it is what Git puts in the place of a large file.
+    """
+    if start.startswith(POINTER):
+        raise SourceError(name, "is a Git LFS pointer, not the file itself", "fetch it with `git lfs pull`")
 
 
 def _unpacked(file: File) -> Iterator[bytes]:
     with file.open() as raw:
-        if file.path.name.lower().endswith(".zst"):
+        if isinstance(raw, io.BufferedReader):
+            refuse_pointer(file.name, raw.peek(len(POINTER)))
+        ending = file.path.suffix.lower()
+        if ending == ".zst":
             yield from _zstd_blocks(raw)
+        elif ending in (".bz2", ".tbz2"):
+            yield from _stream_blocks(raw, bz2.BZ2Decompressor)
+        elif ending in (".xz", ".txz"):
+            yield from _stream_blocks(raw, partial(lzma.LZMADecompressor, memlimit=XZ_MEMORY))
         else:
             with gzip.GzipFile(fileobj=raw) as plain:
                 yield from blocks_of(plain)
@@ -63,13 +92,32 @@ def blocks_of(file: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:
     return iter(lambda: file.read(BLOCK), b"")
 
 
+def _stream_blocks(raw: IO[bytes], fresh: Callable[[], bz2.BZ2Decompressor | lzma.LZMADecompressor]) -> Iterator[bytes]:
+    """Unpack stream after stream; no more comes out at once than a block."""
+    stream = fresh()
+    while True:
+        bite = b""
+        if stream.eof:
+            bite = stream.unused_data.lstrip(b"\0") or raw.read(BLOCK).lstrip(b"\0")  # xz pads with zeros
+            if not bite:
+                return
+            stream = fresh()
+        elif stream.needs_input and not (bite := raw.read(BLOCK)):
+            raise EOFError
+        try:
+            yield stream.decompress(bite, BLOCK)
+        except OSError as error:  # how bz2 says that its data are broken
+            raise lzma.LZMAError(str(error)) from None
+
+
 def _zstd_blocks(raw: IO[bytes]) -> Iterator[bytes]:
     """Unpack frame after frame; unlike `zstandard`'s own reader, this one sees that a file is cut off."""
-    frame, fresh = zstandard.ZstdDecompressor().decompressobj(), True
+    packed = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW)
+    frame, fresh = packed.decompressobj(), True
     while bite := raw.read(ZSTD_BITE):
         while bite:
             if frame.eof:
-                frame, fresh = zstandard.ZstdDecompressor().decompressobj(), True
+                frame, fresh = packed.decompressobj(), True
             yield frame.decompress(bite)
             bite, fresh = frame.unused_data, False
     if fresh or not frame.eof:

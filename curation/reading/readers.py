@@ -56,7 +56,6 @@ KNOWN = {  # key: readers it is for
     "quoting": ("csv", "tsv"),
     "encoding": tuple(name for name in get_args(Reader) if name not in ("parquet", "arrow", "python", "beir")),
 }
-POINTER = b"version https://git-lfs.github.com/spec/"
 AGAIN = "fetch the file again, or say the right `reader:`"
 
 
@@ -67,15 +66,7 @@ def read_file(file: File, table: Table, start: int) -> Reading:
         SourceError: the file cannot be read as what it should be.
     """
     with mendable(file, table):
-        if file.unpack is None:
-            _refuse_pointer(file)
         yield from READERS[reader_of(file, table)](file, table, start)
-
-
-def _refuse_pointer(file: File) -> None:
-    with file.open() as raw:
-        if raw.read(len(POINTER)) == POINTER:
-            raise SourceError(file.name, "is a Git LFS pointer, not the file itself", "fetch it with `git lfs pull`")
 
 
 def reader_of(file: File, table: Table) -> str:

@@ -6,6 +6,7 @@ import codecs
 import gzip
 import io
 import json
+import lzma
 import shutil
 import tarfile
 import tempfile
@@ -25,8 +26,8 @@ from curation.errors import SourceError
 from curation.manifest_source import Table
 
 ROW = "__row"
-MARKS = {b"\x1f\x8b": "gz", b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zst"}
-BROKEN = (zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, tarfile.TarError, zstandard.ZstdError)
+MARKS = {b"\x1f\x8b": "gz", b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zst", b"BZh": "bz2", b"\xfd7zX": "xz"}
+BROKEN = (zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, tarfile.TarError, zstandard.ZstdError, lzma.LZMAError)
 BATCH = 20_000  # rows
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import os
 import platform
-import re
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -19,17 +18,16 @@ from curation.errors import SourceError, UserError, decoded, did_you_mean, liste
 from curation.manifest_source import Source, Table
 from curation.reading import dataset, hub
 from curation.reading.archives import parts
-from curation.reading.dataset_files import ABOUT
+from curation.reading.dataset_files import ABOUT, SAVED, SAVED_DICT
 from curation.reading.functions import PYTHON, python_files
 from curation.reading.globs import matching, plain_part
-from curation.reading.packed import Budget
+from curation.reading.packed import PACKED, Budget
 from curation.reading.places import is_outside, portable, refuse_special, refuse_system
 from curation.reading.readers import ENDINGS, ROW, File, Lost, Rows, read_file
 from curation.reading.rows import BATCH, compact, inside, joined
 from curation.schema import draws
 from curation.store import digest_of, file_digest
 
-PACKED = re.compile(r"\.(gz|zst)$")
 FRESH = 2  # seconds within which a file system's clock may give two changes one time
 LONGEST_NAME = 80  # characters of a path in an error
 
@@ -258,7 +256,8 @@ def _with_file_name(table: Table, file: File, rows: Rows) -> Rows:
         return rows
     if table.file_column in rows.frame.columns:
         raise SourceError(file.name, f"has a column '{table.file_column}' itself", "give 'file_column' another name")
-    name = PACKED.sub("", PurePath(file.name).name)
+    name = PurePath(file.name).name
+    name = name.removesuffix(PurePath(name).suffix) if name.lower().endswith(PACKED) else name
     called = name.rpartition(".")[0] or name
     return rows._replace(frame=rows.frame.with_columns(pl.lit(called).alias(table.file_column)))
 
@@ -308,7 +307,7 @@ def _files(table: Table, base: Path) -> list[File]:
         return python_files(table.path.removeprefix(PYTHON))
     folder = _folder(table, base)
     if folder and not table.files:
-        names = [name for name in ABOUT if (folder / name).is_file()]
+        names = [name for name in (*ABOUT, SAVED, SAVED_DICT) if (folder / name).is_file()]
         _, described = dataset.description_of(table, folder)
         names += [name for split in dataset.splits_of(table, described) for name in described.splits[split]]
         return [File(folder / name, name, folder) for name in dict.fromkeys(names)]

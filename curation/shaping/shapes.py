@@ -261,8 +261,9 @@ def _text_table(source: Source, which: str, table: TextTable, rows: pl.DataFrame
     """Return id and text of a corpus or of queries, blanks left out."""
     where = f"{place_of(source)} ({which})"
     ids, texts = (as_texts(where, name, column(where, rows, name)) for name in (table.fields.id, table.fields.text))
-    if table.fields.title is not None:
-        titles = as_texts(where, table.fields.title, column(where, rows, table.fields.title))
+    title = table.fields.title_of(rows.columns)
+    if title is not None:
+        titles = as_texts(where, title, column(where, rows, title))
         texts = pl.select(pl.concat_str([titles, texts], separator="\n", ignore_nulls=True).str.strip_chars()).to_series()
     frame = pl.DataFrame({"id": ids, "text": texts}).filter(pl.col("text").str.strip_chars() != "")
     if frame["id"].null_count():

@@ -263,7 +263,7 @@ def test_archives_that_cannot_be_read_as_they_are(tmp_path):
     assert complaint(tmp_path, "b.tar", member="a.jsonl") == "b.tar:a.jsonl: stands twice in the archive; pack it anew"
     (tmp_path / "a.jsonl").write_bytes(LINES)
     assert complaint(tmp_path, "a.jsonl", member="a.jsonl") == (
-        "a.jsonl: is no archive, so `member:` means nothing; archives are zip, .tar, .tar.gz, .tgz, .tar.zst"
+        "a.jsonl: is no archive, so `member:` means nothing; archives are zip, .tar, .tar.gz, .tgz, .tar.bz2, .tbz2, .tar.xz, .txz, .tar.zst"
     )
 
 
