@@ -13,14 +13,14 @@ from curation.errors import ModelError
 from curation.store import write_json
 from training.folders import replaced
 from training.model import Model, quiet
-from training.sentence_folder import POOLINGS
+from training.sentence_folder import OLD_POOLINGS, POOLINGS
 
-# As sentence-transformers 6.2 writes them; its earlier names still load, but not without a warning for ever.
-TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
-POOLING = "sentence_transformers.sentence_transformer.modules.pooling.Pooling"
-NORMALIZE = "sentence_transformers.base.modules.normalize.Normalize"
+# The layout of sentence-transformers before 5.4, which every version and every server reads. Some servers look for
+# `pooling_mode_mean_tokens`, and take the first token where they find the newer `pooling_mode`.
+MODULES = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
 # How it was loaded or last called, which is no part of a tokenizer; and a switch that would append a second end.
 LOADING = ("is_local", "local_files_only", "max_length", "stride", "truncation_strategy", "add_eos_token")
+FAST = "PreTrainedTokenizerFast"
 SAMPLE = ("", "one", "A text that is cut: 1, 2, 3. " * 2000)
 POOLING_WORDS = {ours: theirs for theirs, ours in POOLINGS.items()}
 
@@ -41,21 +41,19 @@ def export(model: Model, folder: Path) -> None:
 
 
 def _write_modules(model: Model, folder: Path) -> None:
-    modules = [("", TRANSFORMER), ("1_Pooling", POOLING), ("2_Normalize", NORMALIZE)]
-    listing = [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(modules)]
+    listing = [
+        {"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for place, (path, kind) in enumerate(MODULES)
+    ]
     write_json(folder / "modules.json", listing)
     words = [POOLING_WORDS[one] for one in model.pooling.split("+")]
+    pooling: dict[str, Any] = {key: word in words for key, word in OLD_POOLINGS.items()}
+    if words != [word for word in OLD_POOLINGS.values() if word in words]:  # another order, which only the new layout can say
+        pooling = {"pooling_mode": words}
+    (folder / "1_Pooling").mkdir()
     size = int(model.backbone.config.hidden_size)
-    mode = words[0] if len(words) == 1 else words
-    _write(folder / "1_Pooling", {"embedding_dimension": size, "pooling_mode": mode, "include_prompt": True})
-    _write(folder / "2_Normalize", {"module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"})
-    reading = {
-        "transformer_task": "feature-extraction",
-        "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
-        "module_output_name": "token_embeddings",
-        "max_seq_length": model.max_tokens,
-    }
-    write_json(folder / "sentence_bert_config.json", reading)
+    write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": size, **pooling, "include_prompt": True})
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": model.max_tokens, "do_lower_case": False})
     about = {
         "__version__": {"transformers": metadata.version("transformers"), "pytorch": metadata.version("torch")},
         "model_type": "SentenceTransformer",
@@ -64,11 +62,6 @@ def _write_modules(model: Model, folder: Path) -> None:
         "similarity_fn_name": "cosine",
     }
     write_json(folder / "config_sentence_transformers.json", about)
-
-
-def _write(folder: Path, config: dict[str, Any]) -> None:
-    folder.mkdir()
-    write_json(folder / "config.json", config)
 
 
 def _save_tokenizer(model: Model, folder: Path) -> None:
@@ -83,7 +76,9 @@ def _save_tokenizer(model: Model, folder: Path) -> None:
         if model.appends_eos:
             core["post_processor"] = _with_end(core["post_processor"], model.tokenizer.eos_token, model.tokenizer.eos_token_id)
             # Classes for one family make their own post-processor anew at each loading; this one takes the file's.
-            config["tokenizer_class"] = "PreTrainedTokenizerFast"
+            config["tokenizer_class"] = FAST
+        if config.get("tokenizer_class") == "TokenizersBackend":  # its name in transformers 5, which version 4 does not know
+            config["tokenizer_class"] = FAST
         write_json(folder / "tokenizer.json", core)
     write_json(folder / "tokenizer_config.json", config)
     saved = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)

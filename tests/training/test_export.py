@@ -2,6 +2,9 @@
 
 import json
 import logging
+import subprocess
+import sys
+import venv
 
 import numpy as np
 import pytest
@@ -84,14 +87,51 @@ def test_the_end_of_a_decoders_text_outlives_truncation(exported):
     assert saved("x")["input_ids"].count(end) == 1
 
 
-def test_the_folder_holds_what_sentence_transformers_itself_writes(exported, tmp_path):
-    _, folder = exported
-    SentenceTransformer(str(folder), device="cpu").save(str(tmp_path / "theirs"), create_model_card=False)
-    names = {str(path.relative_to(tmp_path / "theirs")) for path in (tmp_path / "theirs").rglob("*") if path.is_file()}
-    assert names <= {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    for name in ("modules.json", "1_Pooling/config.json", "2_Normalize/config.json"):
-        assert json.loads((folder / name).read_bytes()) == json.loads((tmp_path / "theirs" / name).read_bytes())
-    assert json.loads((folder / "tokenizer_config.json").read_bytes())["model_max_length"] == 48
+def test_the_folder_has_the_layout_that_every_version_reads(exported):
+    model, folder = exported
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+    assert json.loads((folder / "modules.json").read_bytes()) == [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (path, kind) in enumerate(kinds.items())
+    ]
+    pooling = json.loads((folder / "1_Pooling" / "config.json").read_bytes())
+    on = {"last": "pooling_mode_lasttoken", "mean": "pooling_mode_mean_tokens"}[model.pooling]
+    assert [name for name, value in pooling.items() if name.startswith("pooling_mode_") and value] == [on]
+    assert pooling["word_embedding_dimension"] == model.dim
+    assert json.loads((folder / "sentence_bert_config.json").read_bytes()) == {"max_seq_length": 48, "do_lower_case": False}
+    config = json.loads((folder / "tokenizer_config.json").read_bytes())
+    assert config["model_max_length"] == 48
+    assert config["tokenizer_class"] != "TokenizersBackend"  # transformers 4 does not know it
+
+
+OLDER = """
+import sys, numpy as np, sentence_transformers, transformers
+assert sentence_transformers.__version__ == "5.1.2" and transformers.__version__.startswith("4."), transformers.__version__
+model = sentence_transformers.SentenceTransformer(sys.argv[1], device="cpu")
+print(model.max_seq_length, np.abs(model.encode(sys.argv[3:]) - np.load(sys.argv[2])).max() < 1e-5)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_an_older_sentence_transformers_gives_the_same_vectors(tmp_path):
+    """Version 5.1 with transformers 4, installed beside the torch of this environment."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    site = next((tmp_path / "venv").glob("lib/python3*/site-packages"))
+    older = ["sentence-transformers==5.1.2", "transformers==4.57.1", "tokenizers==0.22.1", "huggingface_hub==0.36.0"]
+    older += ["datasets==4.0.0", "dill==0.3.8", "multiprocess==0.70.16", "fsspec==2025.3.0"]
+    pip = [str(tmp_path / "venv" / "bin" / "pip"), "install", "-q", "--disable-pip-version-check", "--no-deps", *older]
+    subprocess.run(pip, check=True, capture_output=True, timeout=600)
+    (site / "zz_base.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+    for kind in KINDS:
+        name = MINILM if kind == "minilm" else str(tiny_folder(kind, tmp_path / kind))
+        model = load_model(name, max_tokens=48)
+        export(model, tmp_path / f"{kind}-exported")
+        np.save(tmp_path / "vectors.npy", vectors_of(model))
+        python = [str(tmp_path / "venv" / "bin" / "python"), "-c", OLDER]
+        given = [str(tmp_path / f"{kind}-exported"), str(tmp_path / "vectors.npy"), *TEXTS]
+        done = subprocess.run([*python, *given], capture_output=True, text=True, timeout=300, check=False)
+        assert done.stdout.split() == ["48", "True"], done.stderr
 
 
 def begin(number):
