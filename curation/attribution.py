@@ -61,10 +61,10 @@ def _cells(source: Source, entry: dict[str, Any]) -> list[str]:
 def _dataset(table: Table) -> str:
     """Return the dataset's id with a link, or the files."""
     if not table.path:
-        return ", ".join(table.files)
+        return ", ".join(table.places)
     parts = [part for part in (table.config, *table.files) if part]
     local = table.path.startswith((".", "/", "~", "python:")) or table.path.count("/") != 1
-    name = as_markdown(table.path) if local else as_link(table.path, f"https://huggingface.co/datasets/{table.path}")
+    name = as_markdown(table.places[0]) if local else as_link(table.path, f"https://huggingface.co/datasets/{table.path}")
     return Markdown(name + as_markdown(f" ({', '.join(parts)})")) if parts else name
 
 

@@ -37,6 +37,7 @@ from curation.lock import pinned
 from curation.locks import locked
 from curation.manifest import Manifest, load_manifest
 from curation.manifest_source import Source
+from curation.outside import refuse
 from curation.progress import Progress, silent
 from curation.report import page as report
 from curation.stages import Done, Job, Receipt, shape_source, shape_stands
@@ -64,20 +65,25 @@ def build(
     workers: int = 1,
     progress: Progress = silent,
     licenses: Policy | None = None,
+    confined: bool = False,
 ) -> Outcome:
     """Build a manifest into `out`, or `builds/<name>`; `licenses` is a policy instead of the manifest's.
+
+    `confined` is for a manifest from somebody else: what reads outside of its folder fails.
 
     Revisions come from the lock file beside the manifest, where there is one; a source that is not as it was locked fails.
 
     A source that fails does not undo the others: it stands in `failed`, and in build.json.
 
     Raises:
-        ManifestError: the manifest is wrong, or `only` names a source that it has not, or that the policy leaves out.
+        ManifestError: the manifest is wrong, or `only` names a source that it has not, or that the policy leaves out; or
+            `confined`, and an evaluation set or a model is outside of the manifest's folder.
     """
     manifest, excluded = allowed(load_manifest(path), licenses)
     folder = out or Path("builds") / manifest.name
     chosen = pick(manifest, only, excluded)
-    manifest, changed = pinned(manifest, path)
+    refused = refuse(manifest, path) if confined else {}
+    manifest, changed = pinned(manifest, path, refused)
     jobs = [job_of(manifest, source, path.parent, folder, limit) for source in manifest.sources if source.name not in changed]
     changed = {name: error for name, error in changed.items() if name in chosen}
     with locked(folder, "curate build"):

@@ -7,17 +7,17 @@ third of that for NLI (three rows a premise), twice that both ways. What is fetc
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from curation.errors import ManifestError, SetupError, SourceError, did_you_mean, listed
+from curation.errors import ManifestError, SetupError, SourceError, UserError, did_you_mean, listed
 from curation.licenses import CLASSES, allowed, class_of
 from curation.lock import lock_of, pinned, read_lock
 from curation.look import table as drawn
 from curation.manifest import Manifest, load_manifest
 from curation.manifest_decontaminate import EvalSet
 from curation.manifest_source import Source, Table, TextTable, shape_of
+from curation.outside import read_outside, refuse, tables
 from curation.reading import hub_facts
 from curation.reading.sources import is_local, sizes
 
@@ -30,8 +30,10 @@ NLI_ROWS = 3
 WIDTH = 80
 
 
-def check(path: Path, online: bool = False) -> Found:
+def check(path: Path, online: bool = False, confined: bool = False) -> Found:
     """Return all there is to say of a manifest as one JSON value; `problems` is empty where all is well.
+
+    With `confined`, what it reads outside of its folder is a problem.
 
     `online` asks the Hub whether ids, revisions, configs, splits, columns and files are there. No rows are read.
 
@@ -40,10 +42,17 @@ def check(path: Path, online: bool = False) -> Found:
     """
     manifest = load_manifest(path)
     kept, out = allowed(manifest)
-    problems = [str(error) for error in pinned(kept, path)[1].values()]
+    away = read_outside(kept, path.parent)
+    refused: dict[str, UserError] = {}
+    problems: list[str] = []
+    try:
+        refused = refuse(kept, path) if confined else {}
+    except ManifestError as error:
+        problems.append(str(error))
+    problems += [str(error) for error in pinned(kept, path, refused)[1].values()]
     notes: list[str] = []
     local: dict[str, int] = {}  # what is read from this machine -> its bytes
-    for where, table in _tables(kept):
+    for where, table in tables(kept):
         try:
             if is_local(table, path.parent):
                 local[where] = sizes(table, path.parent)
@@ -59,23 +68,13 @@ def check(path: Path, online: bool = False) -> Found:
         "excluded": dict(out),
         "tasks": _tasks(kept),
         "licenses": _licenses(kept),
+        "outside": away,
         "estimate": _estimate(kept, list(local), sum(local.values())),
         "locked": read_lock(lock_of(path)) is not None,
         "online": online,
         "notes": list(dict.fromkeys(notes + told)),
         "problems": list(dict.fromkeys(problems + wrong)),
     }
-
-
-def _tables(manifest: Manifest) -> Iterator[tuple[str, Table]]:
-    """Yield all that a manifest reads, and how errors name it."""
-    against = manifest.decontaminate.against if manifest.decontaminate else []
-    named: list[tuple[str, Source | EvalSet]] = [(f"source '{source.name}'", source) for source in manifest.sources]
-    for where, one in named + [(f"evaluation set '{one.title}'", one) for one in against]:
-        yield where, one
-        for part, table in (("corpus", one.corpus), ("queries", one.queries)):
-            if table:
-                yield f"{where} ({part})", table
 
 
 def _mteb(manifest: Manifest) -> tuple[list[str], list[str]]:
@@ -209,6 +208,9 @@ def as_text(found: Found) -> str:
     stand_ins = {name: one["substitute_for"] for name, one in found["sources"].items() if one["substitute_for"]}
     parts += _section("In place of another dataset", stand_ins)
     parts += _section(f"Left out (`licenses: {found['policy']}`)", found["excluded"])
+    parts += _section(
+        "Read outside of the manifest's folder", {where: ", ".join(names) for where, names in found["outside"].items()}
+    )
     if found["notes"]:
         parts.append("\n".join(["To know:", *(_wrapped(f"- {note}", "  ") for note in found["notes"])]))
     if found["problems"]:

@@ -27,6 +27,7 @@ def curate() -> None:
 @click.option(
     "--licenses", type=click.Choice(["all", "no-nc", "permissive"]), help="Sources to take, instead of what MANIFEST says."
 )
+@click.option("--confined", is_flag=True, help="Refuse what MANIFEST reads outside of its folder: it is somebody else's.")
 @click.option("--dry-run", is_flag=True, help="Read a little of each source, show what it becomes, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="The receipts as JSON instead of a table.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
@@ -37,6 +38,7 @@ def build(
     limit: int | None,
     workers: int | None,
     licenses: Any,
+    confined: bool,
     dry_run: bool,
     as_json: bool,
     quiet: bool,
@@ -53,14 +55,18 @@ def build(
     import os
 
     from curation import build as building
-    from curation import look
+    from curation import look, outside
+    from curation.manifest import load_manifest
 
     if dry_run and as_json:
         raise click.UsageError("--dry-run shows texts to read, so --json says nothing.")
+    if not quiet:
+        for where, names in outside.read_outside(load_manifest(manifest), manifest.parent).items():
+            say(f"{manifest}: {where} reads outside of the manifest's folder: {', '.join(names)}")
     if dry_run:
-        look.preview(manifest, only, limit, output, licenses)
+        look.preview(manifest, only, limit, output, licenses, confined)
         return 0
-    outcome = building.build(manifest, out, only, limit, workers or os.cpu_count() or 1, for_terminal(quiet), licenses)
+    outcome = building.build(manifest, out, only, limit, workers or os.cpu_count() or 1, for_terminal(quiet), licenses, confined)
     if as_json:
         output(look.as_json(outcome.receipts))
     elif outcome.receipts:
@@ -150,8 +156,9 @@ def show(build: Path | None, only: tuple[str, ...], count: int, dropped: bool, r
 @curate.command()
 @click.argument("manifest", type=click.Path(path_type=Path))
 @click.option("--online", is_flag=True, help="Ask the Hub, too, whether all that is named is there.")
+@click.option("--confined", is_flag=True, help="Refuse what MANIFEST reads outside of its folder: it is somebody else's.")
 @click.option("--json", "as_json", is_flag=True, help="What was found as JSON.")
-def check(manifest: Path, online: bool, as_json: bool) -> int:
+def check(manifest: Path, online: bool, confined: bool, as_json: bool) -> int:
     """Tell what MANIFEST gives, what it costs, what is in doubt.
 
     Without --online nothing leaves this machine: keys, names, licences, limits,
@@ -162,7 +169,7 @@ def check(manifest: Path, online: bool, as_json: bool) -> int:
     from curation import check as checking
     from curation import look
 
-    found = checking.check(manifest, online)
+    found = checking.check(manifest, online, confined)
     output(look.as_json(found) if as_json else checking.as_text(found))
     if not as_json:
         say(checking.verdict(found))
@@ -172,8 +179,9 @@ def check(manifest: Path, online: bool, as_json: bool) -> int:
 @curate.command()
 @click.argument("manifest", type=click.Path(path_type=Path))
 @click.option("--only", multiple=True, metavar="SOURCE", help="Resolve this source only; may be given again.")
+@click.option("--confined", is_flag=True, help="Refuse what MANIFEST reads outside of its folder: it is somebody else's.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
-def lock(manifest: Path, only: tuple[str, ...], quiet: bool) -> int:
+def lock(manifest: Path, only: tuple[str, ...], confined: bool, quiet: bool) -> int:
     """Write down what each source of MANIFEST is now, beside it.
 
     MANIFEST.lock has the commit, columns, rows, bytes and a digest of each, and
@@ -185,10 +193,12 @@ def lock(manifest: Path, only: tuple[str, ...], quiet: bool) -> int:
     from curation.build import pick
     from curation.licenses import allowed
     from curation.manifest import load_manifest
+    from curation.outside import refuse
 
     kept, out = allowed(load_manifest(manifest))
     chosen = pick(kept, only, out)
-    failed = locking.write_lock(manifest, kept, chosen, for_terminal(quiet))
+    refused = refuse(kept, manifest) if confined else {}
+    failed = locking.write_lock(manifest, kept, chosen, for_terminal(quiet), refused)
     for name, error in failed.items():
         say(f"curate: {manifest}: source '{name}': {error}")
     if not quiet:

@@ -49,10 +49,12 @@ def read_lock(path: Path) -> dict[str, Entry] | None:
     return dict(found["sources"])
 
 
-def write_lock(path: Path, manifest: Manifest, only: list[str], progress: Progress = silent) -> dict[str, UserError]:
+def write_lock(
+    path: Path, manifest: Manifest, only: list[str], progress: Progress = silent, refused: dict[str, UserError] | None = None
+) -> dict[str, UserError]:
     """Resolve the sources of a manifest that stands at `path`, and write them beside it; return those that cannot be.
 
-    Entries of sources that are not in `only` stay.
+    Entries of sources that are not in `only` stay. Those that are `refused` are not read.
     """
     earlier = read_lock(lock_of(path)) or {}
     names = [source.name for source in manifest.sources]
@@ -62,6 +64,8 @@ def write_lock(path: Path, manifest: Manifest, only: list[str], progress: Progre
         for source in manifest.sources:
             if source.name in only:
                 try:
+                    if refused and source.name in refused:
+                        raise refused[source.name]
                     entries[source.name] = _entry(source, path.parent)
                 except UserError as error:
                     failed[source.name] = error
@@ -81,17 +85,19 @@ def keep(path: Path, build: Path) -> None:
             file.write(lock.read_bytes())
 
 
-def pinned(manifest: Manifest, path: Path) -> tuple[Manifest, dict[str, UserError]]:
+def pinned(manifest: Manifest, path: Path, refused: dict[str, UserError] | None = None) -> tuple[Manifest, dict[str, UserError]]:
     """Return the manifest at `path` with revisions as its lock file has them, and the sources that are not as they were locked.
 
-    Without a lock file, the manifest as it is.
+    Sources that are `refused` are among the latter, and are not opened. Without a lock file, the manifest as it is.
     """
-    entries = read_lock(lock_of(path))
+    entries, refused = read_lock(lock_of(path)), refused or {}
     if entries is None:
-        return manifest, {}
+        return manifest, refused
     sources, changed = [], dict[str, UserError]()
     for source in manifest.sources:
         try:
+            if source.name in refused:
+                raise refused[source.name]
             sources.append(_pinned(source, entries.get(source.name), path))
         except UserError as error:
             sources.append(source)

@@ -17,6 +17,7 @@ from curation.licenses import Policy, allowed
 from curation.lock import pinned
 from curation.manifest import load_manifest
 from curation.manifest_source import Source, shape_of
+from curation.outside import refuse
 from curation.reading.rows import ROW, Lost
 from curation.reading.sources import read_rows
 from curation.schema import render_query
@@ -158,7 +159,12 @@ def _short(text: str) -> list[str]:
 
 
 def preview(
-    path: Path, only: Iterable[str], limit: int | None, write: Callable[[str], None], licenses: Policy | None = None
+    path: Path,
+    only: Iterable[str],
+    limit: int | None,
+    write: Callable[[str], None],
+    licenses: Policy | None = None,
+    confined: bool = False,
 ) -> None:
     """Show the shape of each source that a build would take, and a first tuple made of its first rows; write no file.
 
@@ -168,7 +174,7 @@ def preview(
     """
     manifest, excluded = allowed(load_manifest(path), licenses)
     chosen = pick(manifest, only, excluded)
-    manifest, changed = pinned(manifest, path)
+    manifest, changed = pinned(manifest, path, refuse(manifest, path) if confined else {})
     for source in manifest.sources:
         if source.name not in chosen:
             continue

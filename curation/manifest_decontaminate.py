@@ -25,7 +25,7 @@ class EvalSet(Table):
     @property
     def title(self) -> str:
         """What reports call it."""
-        return self.name or self.path or self.files[0]
+        return self.name or self.places[0]
 
     @model_validator(mode="after")
     def _readable(self) -> EvalSet:

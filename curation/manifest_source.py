@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from curation.manifest_beir import beir
+from curation.portable import portable
 from curation.section import Name, Section
 
 Reader = Literal[
@@ -112,6 +113,11 @@ class Table(Section):
         None, min_length=1, description="column to add: the file's name without its ending, such as a label; needs `files`"
     )
     expected_rows: int | None = Field(None, ge=1, description="rows there are, where known; `curate check` adds them up")
+
+    @property
+    def places(self) -> list[str]:
+        """Where the rows come from, for those who read of it elsewhere: without the folders of one machine."""
+        return [portable(self.path, folder=True)] if self.path else [portable(name) for name in self.files]
 
     @model_validator(mode="before")
     @classmethod

@@ -15,6 +15,7 @@ FLOOR = {
         "schema",
         "manifest",
         "manifest_beir",
+        "portable",
         "manifest_source",
         "manifest_models",
         "manifest_decontaminate",

@@ -161,7 +161,7 @@ def _sources(sources: Mapping[str, Source], entries: Mapping[str, Receipt], made
     lines = []
     for name, one in made.items():
         source, entry, curated = sources[name], entries[name], one["curated"]
-        data = source.path or ", ".join(source.files)
+        data = ", ".join(source.places)
         shown = as_link(data, f"https://huggingface.co/datasets/{data}") if _is_hub_id(data) else data
         seen = as_link(entry["license"], entry["license_url"] or "")
         day = f", seen {entry['license_checked']}" if entry["license_checked"] else ""

@@ -18,6 +18,7 @@ from curation.errors import BuildError, did_you_mean, listed
 from curation.exchange.export import gathered
 from curation.exchange.upload import MARK, commit_of, read_file
 from curation.look import receipts, table
+from curation.portable import portable
 from curation.progress import Progress, silent
 from curation.schema import render_query
 from curation.summary import read_summary
@@ -102,7 +103,17 @@ def _recipe(a: Path, b: Path) -> list[dict[str, Any]]:
     """Return the keys of two manifests that are not equal, sources by their name."""
     left, right = _flat(read_yaml(a).value), _flat(read_yaml(b).value)
     names = [*left, *(name for name in right if name not in left)]
-    return [{"key": name, "a": left.get(name), "b": right.get(name)} for name in names if left.get(name) != right.get(name)]
+    differ = [name for name in names if _published(left.get(name)) != _published(right.get(name))]
+    return [{"key": name, "a": left.get(name), "b": right.get(name)} for name in differ]
+
+
+def _published(value: Any) -> Any:
+    """Return a manifest's value as it is published: without the folders of one machine."""
+    if isinstance(value, list):
+        return [_published(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _published(one) for key, one in value.items()}
+    return portable(value).removeprefix("./") if isinstance(value, str) else value
 
 
 def _flat(value: Any, at: str = "") -> dict[str, Any]:

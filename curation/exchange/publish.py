@@ -27,7 +27,8 @@ from curation.exchange.formats import FORMATS, Constants, f2llm, fitting
 from curation.exchange.upload import MARK, Piece, Published, Say, upload
 from curation.lock import read_lock
 from curation.look import receipts
-from curation.manifest import load_manifest
+from curation.manifest import Manifest, load_manifest
+from curation.outside import without_places
 from curation.progress import Advance, Progress, silent
 from curation.schema import NEGATIVES, ORIGINS
 from curation.summary import read_summary
@@ -101,12 +102,13 @@ def plan(
     card = dataset_card(
         repo, summary["name"], {source.name: source for source in manifest.sources}, summary["sources"], made, left_out, allowed
     )
+    card = without_places(card, manifest)
     if wrong := list(complaints(card, pieces)):
         raise BuildError(build, f"the Hub would refuse its card: {wrong[0]}", "mend the manifest and build again")
-    whole = _beside(build, locked, bool(left_out)) | pieces
+    whole = _beside(build, locked, bool(left_out), manifest) | pieces
     files = sorted([*whole, "README.md", MARK])
     told = {"build": summary["name"], "seed": summary["seed"], "left_out": left_out, "files": files, "sources": made}
-    mark = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
+    mark = without_places(json.dumps(told, indent=1, ensure_ascii=False) + "\n", manifest)
     return Plan(repo, {"README.md": Piece.of(card.encode()), MARK: Piece.of(mark.encode())} | whole, card, left_out, made)
 
 
@@ -157,16 +159,22 @@ def _locked(build: Path, lock: Path | None, found: Mapping[str, Receipt]) -> Pat
             raise BuildError(
                 path, f"locks '{name}' at {revision}, and it was built at {receipt['revision'] or 'no revision'}", make
             )
-        for file, digest in (known[name].get("inputs") or {}).items():
+        parts = {"": known[name], **{f"{part}/": known[name].get(part) or {} for part in ("corpus", "queries")}}
+        locked = {part + file: digest for part, entry in parts.items() for file, digest in (entry.get("inputs") or {}).items()}
+        for file, digest in locked.items():
             if receipt["inputs"].get(file) != digest:
                 raise BuildError(path, f"locks '{name}' with another '{file}' than it was built from", make)
     return path
 
 
-def _beside(build: Path, lock: Path, partly: bool) -> dict[str, Piece]:
-    """Return the files that travel along; the report shows records of all sources, so not where some are left out."""
+def _beside(build: Path, lock: Path, partly: bool, manifest: Manifest) -> dict[str, Piece]:
+    """Return the files that travel along, without the folders of this machine.
+
+    The report shows records of all sources, so it does not where some are left out.
+    """
     names = {name: lock if name == "manifest.lock" else build / name for name in BESIDE if not (partly and name == "report.html")}
-    return {name: Piece.of(path.read_bytes()) for name, path in names.items() if path.is_file()}
+    texts = {name: path.read_text(encoding="utf-8") for name, path in names.items() if path.is_file()}
+    return {name: Piece.of(without_places(text, manifest).encode()) for name, text in texts.items()}
 
 
 def _staged(

@@ -1,11 +1,9 @@
-"""Places of files: what is never read, what lies outside of the manifest's folder, names without the folders of a machine."""
+"""Places of files: what is never read, and what lies outside of the manifest's folder."""
 
 from __future__ import annotations
 
-import glob
 import stat
-from itertools import takewhile
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from curation.errors import SourceError
 
@@ -39,21 +37,3 @@ def refuse_system(path: Path, name: str) -> None:
 def is_outside(path: Path, base: Path) -> bool:
     """Tell whether a file lies outside of a folder, with all links followed."""
     return not path.resolve().is_relative_to(base.resolve())
-
-
-def is_of_this_machine(name: str) -> bool:
-    """Tell whether a path of a manifest means something on this machine alone."""
-    return name.startswith("~") or PurePath(name).is_absolute()
-
-
-def portable(name: str, folder: bool = False) -> str:
-    """Return a path or pattern of a manifest without the folders of this machine: `/home/me/data/*.csv` is `*.csv`.
-
-    A relative one stays as it is; a `folder` is written `./name`, so that it is taken for no Hub id.
-    """
-    if not is_of_this_machine(name):
-        return name
-    parts = PurePath(name).parts
-    plain = len(list(takewhile(lambda part: not glob.has_magic(part), parts)))
-    rest = "/".join(parts[min(plain, len(parts) - 1) :]).strip("/~") or "folder"
-    return f"./{rest}" if folder else rest

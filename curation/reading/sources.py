@@ -16,13 +16,14 @@ import polars as pl
 
 from curation.errors import SourceError, UserError, decoded, did_you_mean, listed
 from curation.manifest_source import Source, Table
+from curation.portable import portable
 from curation.reading import dataset, hub
 from curation.reading.archives import parts
 from curation.reading.dataset_files import ABOUT, SAVED, SAVED_DICT
 from curation.reading.functions import PYTHON, python_files
 from curation.reading.globs import matching, plain_part
 from curation.reading.packed import PACKED, Budget
-from curation.reading.places import is_outside, portable, refuse_special, refuse_system
+from curation.reading.places import is_outside, refuse_special, refuse_system
 from curation.reading.readers import ENDINGS, ROW, File, Lost, Rows, read_file
 from curation.reading.rows import BATCH, compact, inside, joined
 from curation.schema import draws

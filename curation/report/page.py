@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from curation.manifest import load_manifest
+from curation.outside import without_places
 from curation.report import figures, sections
 from curation.report.samples import drops, near_pairs, records, twins
 from curation.report.source import source as source_section
@@ -49,7 +50,7 @@ def write(folder: Path, again: bool = False) -> bool:
         return False
     for name, receipt in receipts.items():
         check_files(folder / "curated" / name, receipt)
-    page = _page(folder, summary, receipts, mined, state)
+    page = without_places(_page(folder, summary, receipts, mined, state), load_manifest(folder / "manifest.yaml"))
     with atomic(target) as file:
         file.write(page.encode())
     return True

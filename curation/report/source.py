@@ -33,6 +33,8 @@ def source(
     doubt = "Not verified. " if facts.get("verified") is False else ""
     if doubt or facts.get("notes"):
         parts.append(f'<p class="{"warning" if doubt else "quiet"}">{doubt}{as_html(facts.get("notes") or "")}</p>')
+    if facts.get("outside"):
+        parts.append(f'<p class="quiet">Read from outside of the manifest\'s folder: {as_html(", ".join(facts["outside"]))}</p>')
     parts += [first, _more(f"{len(others)} more records", "".join(others))] if others else [first]
     if near.pairs:
         title = f"Near-duplicate pairs: {near.above:,} at or above {threshold:g}, {near.below:,} just below"
