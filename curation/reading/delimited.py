@@ -14,6 +14,7 @@ from curation.errors import SourceError
 from curation.manifest_source import Table
 from curation.reading.blocks import lines_of, opened_blocks
 from curation.reading.cells import columns_of
+from curation.reading.lookalikes import MOST_LINES, SAY_QUOTING, TsvQuotes, looked_over, refuse_line_end
 from curation.reading.rows import BATCH, ROW, File, Lost, Reading, Rows, most_of, sliced, too_large
 
 NO_QUOTES = "if quotes mean nothing in this file, say `quoting: false`"
@@ -21,10 +22,17 @@ Row = tuple[int, int, "list[str] | str"]  # first line, lines, and the cells, or
 
 
 def read_delimited(file: File, table: Table, start: int, comma: bool) -> Reading:
-    """Read csv and tsv, every cell as text; blank lines are no rows.
+    """Read csv and tsv, every cell as text; blank lines are no rows, nor is the header where it is repeated.
 
     `header: false` names the columns column_1, column_2, ...; a column that the header leaves unnamed gets such a name too.
+
+    Raises:
+        SourceError: a quote that is not closed; or quotes in a tsv that are those of csv, where `quoting` does not say so.
     """
+    return looked_over(file, table, _read(file, table, start, comma))
+
+
+def _read(file: File, table: Table, start: int, comma: bool) -> Reading:
     delimiter = table.delimiter or ("," if comma else "\t")
     quoting = comma if table.quoting is None else table.quoting
     with opened_blocks(file, table) as blocks:
@@ -37,19 +45,34 @@ def read_delimited(file: File, table: Table, start: int, comma: bool) -> Reading
         names = _columns(file, table, first)
         said = "`header`" if isinstance(table.header, list) else "the header" if table.header else "the first row"
         width = f"{said} has {len(names)}"
+        tsv = TsvQuotes(file, names) if not comma and table.quoting is None else None
+        if tsv and table.header is True and all(len(name) > 1 and name[0] == name[-1] == '"' for name in names):
+            raise SourceError(f"{file.name}:{first[0]}", "its header is in quotes", SAY_QUOTING)
         if table.header is not True:
-            yield _cells(file, names, width, [first], start)
+            found = _cells(file, names, width, [first], start, first, delimiter if tsv else None)
+            if tsv:
+                tsv.look(found.frame)
+            yield found
             start += 1
         line = first[0] + first[1]
         if (at := _after(block, line - 1)) is not None:
             rest = [block[at:]]
             for frame, lines_used in _frames(rest, blocks, delimiter, quoting, names, most_of(table)):
+                if tsv:
+                    tsv.look(frame)
                 yield from sliced(frame, start)
                 line, start = line + lines_used, start + len(frame)
             lines = lines_of(chain(rest, blocks))
             rows = _quoted_rows(file, table, lines, delimiter, line) if quoting else _plain_rows(lines, delimiter, line)
+        before = first
         for number, batch in enumerate(iter(lambda: list(islice(rows, BATCH)), [])):
-            yield _cells(file, names, width, batch, start + number * BATCH)
+            found = _cells(file, names, width, batch, start + number * BATCH, before, delimiter if tsv else None)
+            before = batch[-1]
+            if tsv:
+                tsv.look(found.frame)
+            yield found
+        if tsv:
+            tsv.refuse()
 
 
 def _after(block: bytes, lines: int) -> int | None:
@@ -150,7 +173,11 @@ def _columns(file: File, table: Table, first: Row) -> list[str]:
     return names
 
 
-def _cells(file: File, names: list[str], width: str, batch: list[Row], start: int) -> Rows:
+def _cells(file: File, names: list[str], width: str, batch: list[Row], start: int, before: Row, tsv: str | None) -> Rows:
+    """Return rows, those of another width as lost ones.
+
+    `before` is the row before them; `tsv` is the delimiter where quotes may be those of csv.
+    """
     lost: list[Lost] = []
     good: list[list[str]] = []
     numbers: list[int] = []
@@ -164,6 +191,11 @@ def _cells(file: File, names: list[str], width: str, batch: list[Row], start: in
             what = f"{len(cells)} field{'s' if len(cells) > 1 else ''}, {width}"
             if lines > 1:  # no honest row is likely to be short and long at once
                 raise SourceError(f"{file.name}:{line}", f"a row of {lines} lines begins here, with {what}", NO_QUOTES)
+            if tsv:
+                at = row - start
+                around = [batch[at - 1] if at else before, *batch[at : at + MOST_LINES]]
+                told = [(one[0], one[2]) for one in around if isinstance(one[2], list)]
+                refuse_line_end(file, told, tsv, len(names))
             lost.append(Lost(row, "wrong_number_of_fields", f"{file.name}:{line}: {what}", True))
     return _frame(names, list(zip(*good, strict=True)) or [()] * len(names), numbers, lost)
 
