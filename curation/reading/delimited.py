@@ -48,13 +48,8 @@ def _read(file: File, table: Table, start: int, comma: bool) -> Reading:
         tsv = TsvQuotes(file, names) if not comma and table.quoting is None else None
         if tsv and table.header is True and all(len(name) > 1 and name[0] == name[-1] == '"' for name in names):
             raise SourceError(f"{file.name}:{first[0]}", "its header is in quotes", SAY_QUOTING)
-        if table.header is not True:
-            found = _cells(file, names, width, [first], start, first, delimiter if tsv else None)
-            if tsv:
-                tsv.look(found.frame)
-            yield found
-            start += 1
-        line = first[0] + first[1]
+        line = first[0] + first[1] if table.header is True else first[0]
+        rows = rows if table.header is True else chain([first], rows)
         if (at := _after(block, line - 1)) is not None:
             rest = [block[at:]]
             for frame, lines_used in _frames(rest, blocks, delimiter, quoting, names, most_of(table)):

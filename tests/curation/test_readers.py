@@ -76,7 +76,7 @@ def test_real_files(shared_data, files, keys, count, column, golden):
         ("banking77/test.csv", {}, 3_080),
         ("qnli/dev.tsv", {}, 5_463),
         ("paws_wiki/*.tsv", {"header": ["id", "a", "b", "label"]}, 16_000),
-        ("amcd/*.tsv", {}, 29_023),
+        ("amcd/*.tsv", {"quoting": True}, 29_023),
         ("stsb_multi_mt/*.csv", {"header": False}, 25_884),
         ("covid_qa/faq_covidbert.csv", {}, 213),
         ("covid_qa/200423_covidQA.json", {"reader": "squad"}, 1_380),
