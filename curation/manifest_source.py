@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -113,6 +113,8 @@ class Table(Section):
         None, min_length=1, description="column to add: the file's name without its ending, such as a label; needs `files`"
     )
     expected_rows: int | None = Field(None, ge=1, description="rows there are, where known; `curate check` adds them up")
+
+    guesses: ClassVar[dict[str, str]] = {}  # columns read besides those in `fields`, as far as there are any
 
     @property
     def places(self) -> list[str]:

@@ -16,7 +16,7 @@ from curation.manifest import Dedup
 from curation.manifest_decontaminate import Decontaminate
 from curation.manifest_source import ABOUT, Filters, Source, TextTable, shape_of
 from curation.progress import Progress, silent
-from curation.reading.rows import Lost
+from curation.reading.rows import Lost, joined
 from curation.reading.sources import inputs, marks, outside, portions, read_rows, take, unchanged
 from curation.shaping import filters, holdout
 from curation.shaping.answers import FILE as ANSWERS
@@ -166,4 +166,4 @@ def _read_whole(where: str, table: TextTable, base: Path) -> pl.DataFrame:
     batches = list(read_rows(table, base))
     for lost in (one for batch in batches for one in batch.lost if one.bad):
         raise SourceError(where, f"row {lost.row} is unreadable ({lost.reason})", lost.evidence)
-    return pl.concat([batch.frame for batch in batches], how="diagonal_relaxed")
+    return joined([batch.frame for batch in batches], where)

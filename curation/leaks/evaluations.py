@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import polars as pl
 
 from curation.errors import SourceError
 from curation.manifest_decontaminate import EvalSet
 from curation.manifest_source import Table, TextFields, TextTable
+from curation.reading.mapped import with_absent
 from curation.reading.rows import ROW
 from curation.reading.sources import inputs, read_rows
 from curation.schema import split_query
@@ -21,6 +23,8 @@ EVALUATION = pl.Schema({"task": pl.String(), "eval_id": pl.String(), "role": pl.
 
 class Guessed(TextTable):
     """A table of a benchmark: its id may be called `id`, and a title is put before the text where there is one."""
+
+    guesses: ClassVar[dict[str, str]] = {"id": "id", "title": "title"}
 
 
 def texts_of(one: EvalSet, base: Path) -> Iterator[pl.DataFrame]:
@@ -46,23 +50,31 @@ def digests_of(one: EvalSet, base: Path) -> dict[str, str]:
     return {f"{part}{name}": digest for part, table in tables_of(one) for name, digest in inputs(table, base).items()}
 
 
-def _frames(where: str, table: Table, base: Path) -> Iterator[pl.DataFrame]:
-    """Yield a table's rows; every one must be readable, as an unread one would be unprotected."""
+def _frames(where: str, table: Table, base: Path, names: Sequence[str]) -> Iterator[pl.DataFrame]:
+    """Yield a table's rows, with all columns of these names; every row must be readable, as an unread one would be unprotected.
+
+    Raises:
+        SourceError: also where one of the columns is nowhere.
+    """
+    there: dict[str, pl.DataType] = {}
     for rows in read_rows(table, base):
         for lost in rows.lost:
             if lost.bad:
                 raise SourceError(where, f"row {lost.row} is unreadable ({lost.reason})", lost.evidence)
-        yield rows.frame
+        there |= rows.frame.schema
+        yield with_absent(rows.frame, names)
+    for name in names:
+        column(where, pl.DataFrame(schema=there), name)
 
 
 def _of_rows(one: EvalSet, base: Path) -> Iterator[pl.DataFrame]:
     where = f"evaluation set '{one.title}'"
     fields = one.fields
     wanted = [(fields.query, QUERY), (fields.positive, DOCUMENT), *((name, CORPUS) for name in fields.negatives)]
-    for frame in _frames(where, one, base):
-        for name, role in wanted:
-            if name is not None:
-                yield _flat(where, frame, name).with_columns(pl.lit(role).alias("role"))
+    named = [(name, role) for name, role in wanted if name is not None]
+    for frame in _frames(where, one, base, [name for name, _ in named]):
+        for name, role in named:
+            yield _flat(where, frame, name).with_columns(pl.lit(role).alias("role"))
 
 
 def _flat(where: str, frame: pl.DataFrame, name: str) -> pl.DataFrame:
@@ -80,7 +92,8 @@ def _of_qrels(one: EvalSet, base: Path) -> Iterator[pl.DataFrame]:
     where = f"evaluation set '{one.title}'"
     asked, answers = [], []
     columns = [name for name in (one.fields.query_id, one.fields.positive_id) if name]
-    for frame in _frames(where, one, base):
+    scored = [one.fields.score] if one.fields.score else []
+    for frame in _frames(where, one, base, columns + scored):
         ids = [as_texts(where, name, column(where, frame, name)) for name in columns]
         good = pl.lit(True)
         if one.fields.score:
@@ -94,8 +107,9 @@ def _of_qrels(one: EvalSet, base: Path) -> Iterator[pl.DataFrame]:
 
 def _by_id(where: str, table: TextTable, base: Path, wanted: pl.Series, roles: tuple[int, int | None]) -> Iterator[pl.DataFrame]:
     """Yield eval_id, role and text of a table's rows; those that are not wanted have the second role, or are left out."""
-    for frame in _frames(where, table, base):
-        fields = table.fields
+    fields = table.fields
+    names = [] if table.guesses else [fields.id, fields.text, *([fields.title] if fields.title else [])]
+    for frame in _frames(where, table, base, names):
         if isinstance(table, Guessed):
             id_, title = ("_id" if "_id" in frame.columns else "id"), ("title" if "title" in frame.columns else None)
             fields = TextFields(id=id_, title=title)

@@ -18,13 +18,14 @@ from curation.errors import SourceError, did_you_mean, listed
 from curation.manifest_source import Table
 from curation.reading.blocks import lines_of, opened_blocks
 from curation.reading.json_blocks import plain_objects
-from curation.reading.json_values import PIECE, Text, Twice, Value, items_of, values_of
+from curation.reading.json_values import PIECE, Text, Twice, Value, decoder, items_of, values_of
+from curation.reading.mapped import mapped
 from curation.reading.rows import ROW, File, Found, Reading, Record, batches, most_of, opened, sliced, too_large
 
 Loss = tuple[str, str, bool]  # reason, evidence, whether it is bad
 LineOf = Callable[[File, int, str], "Record | Loss"]
 TWICE = Twice()
-DECODER = json.JSONDecoder(object_pairs_hook=TWICE.each_once)
+DECODER = decoder(TWICE.each_once)
 NO_LIST = "`records: data/items` would lead to a list, `records: '*'` takes each value; or say `reader: squad` or `jsonl`"
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that may be half a character
 
@@ -65,7 +66,7 @@ def _document(file: File, table: Table) -> tuple[Any, bool]:
     twice = Twice()
     try:
         hook = _each_once if "*" in _path(table) else twice.each_once  # where each key is a row, also equal ones are two
-        document = json.loads(text, object_pairs_hook=hook)
+        document = decoder(hook).decode(text)
         if twice:
             raise ValueError(twice.told())
         return document, bool(SURROGATE.search(text))
@@ -87,7 +88,7 @@ def read_json(file: File, table: Table, start: int) -> Reading:
     if table.records:
         document, suspect = _document(file, table)
         _check_path(file, document, _path(table)[0])
-        yield from batches(_at(document, table, f"{file.name}: ", suspect), start)
+        yield from batches(_at(document, table, f"{file.name}: ", suspect), start, file, table)
         return
     with opened(file, table) as lines:
         text = Text(file, table, lines.read)
@@ -102,7 +103,7 @@ def read_json(file: File, table: Table, start: int) -> Reading:
                 raise SourceError(file.name, f"holds {kind_of(first.value)}, not a list of objects", NO_LIST)
             text.hint = "where lines may be broken, say `reader: jsonl`, which leaves them out"
             found = ((f"{file.name}:{one.line}", one) for one in chain([first], values_of(text)))
-        yield from batches((_value_row(where, one, table) for where, one in found), start)
+        yield from batches((_value_row(where, one, table) for where, one in found), start, file, table)
 
 
 def _value_row(where: str, one: Value, table: Table) -> Record | Loss:
@@ -205,14 +206,14 @@ def read_jsonl(file: File, table: Table, start: int, line_of: LineOf | None = No
         if _spans_lines(held):
             every = ((one.line, one.text) for one in _long_values(file, table, blocks))
         elif line_of is None and not table.records and table.header is True:
-            yield from _objects(file, blocks, start)
+            yield from _objects(file, table, blocks, start)
             return
         else:
             every = ((number, line) for number, line in enumerate(lines_of(blocks), 1) if not line.isspace())
         if line_of:
-            yield from batches((line_of(file, *line) for line in every), start)
+            yield from batches((line_of(file, *line) for line in every), start, file, table)
         else:
-            yield from batches((row for number, line in every for row in _rows_of(file, table, number, line)), start)
+            yield from batches((row for number, line in every for row in _rows_of(file, table, number, line)), start, file, table)
 
 
 def _to_first_line(file: File, blocks: Iterator[bytes]) -> list[bytes]:
@@ -254,17 +255,17 @@ def _long_values(file: File, table: Table, blocks: Iterator[bytes]) -> Iterator[
     yield from chain([first], values_of(text))
 
 
-def _objects(file: File, blocks: Iterator[bytes], start: int) -> Reading:
+def _objects(file: File, table: Table, blocks: Iterator[bytes], start: int) -> Reading:
     """Read lines as objects: a block at once where they are alike, else one by one, to say which is none."""
-    number = 1
+    number, wanted = 1, mapped(table)
     for block in blocks:
-        frame = plain_objects(block)
+        frame = plain_objects(block, wanted)
         if frame is not None and ROW not in frame.columns:
             yield from sliced(frame, start)
             start += len(frame)
         else:
             lines = enumerate(lines_of([block]), number)
-            for rows in batches((read_line(file, at, line) for at, line in lines if not line.isspace()), start):
+            for rows in batches((read_line(file, at, line) for at, line in lines if not line.isspace()), start, file, table):
                 yield rows
                 start += len(rows.frame) + len(rows.lost)
         number += block.count(b"\n")
@@ -323,7 +324,7 @@ def read_squad(file: File, table: Table, start: int) -> Reading:
     document, suspect = _document(file, table)
     if not isinstance(document, dict) or not isinstance(document.get("data"), list):
         raise SourceError(file.name, "is not SQuAD JSON: no list 'data'", "say `reader: json` for a list of objects")
-    return batches(_questions(file, document["data"], suspect), start)
+    return batches(_questions(file, document["data"], suspect), start, file, table)
 
 
 def _questions(file: File, articles: list[Any], suspect: bool) -> Found:

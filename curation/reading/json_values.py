@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from curation.errors import SourceError
 from curation.manifest_source import Table
+from curation.reading.mapped import Number
 from curation.reading.rows import File, most_of, too_large
 
 WHITE = re.compile(r"[ \t\n\r]*")
@@ -46,6 +47,11 @@ class Twice(list[str]):
         return said
 
 
+def decoder(hook: Callable[[list[tuple[str, Any]]], Any]) -> json.JSONDecoder:
+    """Return a decoder that leaves numbers as they are written; NaN and infinities, which are no JSON, are missing."""
+    return json.JSONDecoder(parse_int=Number, parse_float=Number, parse_constant=lambda _: None, object_pairs_hook=hook)
+
+
 class Text:
     """A JSON text that is read piece by piece, and a place in it."""
 
@@ -54,7 +60,7 @@ class Text:
         self.held, self.at, self.line = "", 0, 1  # what is held of the text, a place in it, the line on which it begins
         self.hint = "is the file cut off?"
         self.twice = Twice()
-        self.decoder = json.JSONDecoder(object_pairs_hook=self.twice.each_once)
+        self.decoder = decoder(self.twice.each_once)
 
     def next_sign(self) -> str:
         """Move to the next character that is not white space, and return it, or nothing at the end."""

@@ -123,8 +123,8 @@ def _read_python(file: File, table: Table, start: int) -> Reading:
     with file.open() as raw:
         code = raw.read(most_of(table) + 1)
     if len(code) > most_of(table):
-        return batches([("too_large", str(too_large(file.name, "this file", table)), True)], start)
-    return batches(list(functions_of(code, file.path, file.name, file.root)), start)
+        return batches([("too_large", str(too_large(file.name, "this file", table)), True)], start, file, table)
+    return batches(list(functions_of(code, file.path, file.name, file.root)), start, file, table)
 
 
 READERS: dict[str, Callable[[File, Table, int], Reading]] = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
-import json
 import lzma
 import shutil
 import tarfile
@@ -24,8 +23,9 @@ import zstandard
 
 from curation.errors import SourceError
 from curation.manifest_source import Table
+from curation.reading.mapped import ROW as ROW
+from curation.reading.mapped import columns_of
 
-ROW = "__row"
 MARKS = {b"\x1f\x8b": "gz", b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zst", b"BZh": "bz2", b"\xfd7zX": "xz"}
 BROKEN = (zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, tarfile.TarError, zstandard.ZstdError, lzma.LZMAError)
 BATCH = 20_000  # rows
@@ -156,7 +156,7 @@ def opened(file: File, table: Table) -> Iterator[IO[str]]:
         yield text
 
 
-def batches(found: Found, start: int) -> Reading:
+def batches(found: Found, start: int, file: File, table: Table) -> Reading:
     """Gather records and losses into batches."""
     source = iter(found)
     while batch := list(islice(source, BATCH)):
@@ -164,7 +164,7 @@ def batches(found: Found, start: int) -> Reading:
         start += len(batch)
         kept = [(row, record) for row, record in numbered if isinstance(record, dict)]
         lost = [Lost(row, *record) for row, record in numbered if not isinstance(record, dict)]
-        yield Rows(frame_of([record for _, record in kept], [row for row, _ in kept]), lost)
+        yield Rows(columns_of(file.name, [record for _, record in kept], [row for row, _ in kept], table), lost)
 
 
 def sliced(frame: pl.DataFrame, start: int) -> Reading:
@@ -172,43 +172,6 @@ def sliced(frame: pl.DataFrame, start: int) -> Reading:
     for part in frame.iter_slices(BATCH):
         yield Rows(part.with_columns(pl.Series(ROW, np.arange(start, start + len(part)), dtype=pl.UInt64)), [])
         start += len(part)
-
-
-def frame_of(records: list[Record], rows: list[int]) -> pl.DataFrame:
-    """Return records as a table, columns in order of appearance; a key that a record lacks is null.
-
-    Text, whole numbers, numbers, truth values and lists of them keep their type; whole numbers among numbers become
-    numbers. Values of other mixed types become text, and objects become JSON text. Where some values of a column are
-    lists, the others become lists of one.
-    """
-    names = dict.fromkeys(name for record in records for name in record if name != ROW)
-    columns = {name: _column([record.get(name) for record in records]) for name in names}
-    return pl.DataFrame(columns | {ROW: pl.Series(rows, dtype=pl.UInt64)})
-
-
-def _column(values: list[Any]) -> pl.Series:
-    kinds = {type(value) for value in values} - {type(None)}
-    if list in kinds:
-        values = [value if isinstance(value, list) or value is None else [value] for value in values]
-        kinds = {type(item) for value in values if value is not None for item in value} - {type(None)}
-        if kinds & {list, dict}:
-            values = [_as_text(value) for value in values]
-        elif not _alike(kinds):
-            values = [None if value is None else [_as_text(item) for item in value] for value in values]
-    elif not _alike(kinds):
-        values = [_as_text(value) for value in values]
-    try:
-        return pl.Series(values, strict=kinds != {int, float})
-    except (TypeError, OverflowError, pl.exceptions.PolarsError):  # a number too large for any type
-        return pl.Series([_as_text(value) for value in values], dtype=pl.String)
-
-
-def _alike(kinds: set[type]) -> bool:
-    return dict not in kinds and (len(kinds) < 2 or kinds == {int, float})
-
-
-def _as_text(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def joined(parts: list[pl.DataFrame], where: str) -> pl.DataFrame:
@@ -250,14 +213,3 @@ def compact(frame: pl.DataFrame) -> pl.DataFrame:
     alone = pl.from_arrow(frame.to_arrow(compat_level=pl.CompatLevel.oldest()))
     assert isinstance(alone, pl.DataFrame)
     return alone.cast(frame.schema)
-
-
-def inside(frame: pl.DataFrame, name: str) -> pl.Series | None:
-    """Return a part of a record column, such as `context.contexts`; None where there is no such part."""
-    first, *parts = name.split(".")
-    values = frame[first] if first in frame.columns else None
-    for part in parts:
-        if values is None or not isinstance(values.dtype, pl.Struct) or part not in {one.name for one in values.dtype.fields}:
-            return None
-        values = values.struct.field(part)
-    return values

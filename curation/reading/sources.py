@@ -22,10 +22,11 @@ from curation.reading.archives import parts
 from curation.reading.dataset_files import ABOUT, SAVED, SAVED_DICT
 from curation.reading.functions import PYTHON, python_files
 from curation.reading.globs import matching, plain_part
+from curation.reading.mapped import as_mapped
 from curation.reading.packed import PACKED, Budget
 from curation.reading.places import is_outside, refuse_special, refuse_system
 from curation.reading.readers import ENDINGS, ROW, File, Lost, Rows, read_file
-from curation.reading.rows import BATCH, compact, inside, joined
+from curation.reading.rows import BATCH, compact, joined
 from curation.schema import draws
 from curation.store import digest_of, file_digest
 
@@ -212,18 +213,23 @@ def _read(table: Table, base: Path, first: int | None) -> Iterator[Rows]:
     as_dataset = table.path and not table.path.startswith(PYTHON) and not table.files
     skip = table.skip if isinstance(table, Source) else 0
     wanted = first and skip + first
-    batches = _merged(dataset.rows(table, _folder(table, base), wanted) if as_dataset else _file_rows(table, base))
+    batches = _merged(_dataset_rows(table, base, wanted) if as_dataset else _file_rows(table, base))
     good = met = 0
     with closing(batches):
         for rows in batches:
             if skip:
                 rows = Rows(rows.frame.filter(pl.col(ROW) >= skip), [one for one in rows.lost if one.row >= skip])
-            yield _joined_lists(table, rows)
+            yield rows
             good, met = good + len(rows.frame), met + len(rows.frame) + len(rows.lost)
             if first and good >= first:
                 return
     if not met:
         raise SourceError(_called(table), "holds no rows")
+
+
+def _dataset_rows(table: Table, base: Path, first: int | None) -> Generator[Rows]:
+    for rows in dataset.rows(table, _folder(table, base), first):
+        yield rows._replace(frame=as_mapped(_called(table), rows.frame, table))
 
 
 def _file_rows(table: Table, base: Path) -> Generator[Rows]:
@@ -233,6 +239,7 @@ def _file_rows(table: Table, base: Path) -> Generator[Rows]:
             wholes = [stack.enter_context(closing(parts(one, table, budget, ENDINGS))) for one in (file, *file.beside)]
             for part, *beside in zip(*wholes, strict=True):
                 for rows in read_file(part._replace(beside=tuple(beside)), table, start):
+                    rows = rows._replace(frame=as_mapped(part.name, rows.frame, table))
                     yield _with_file_name(table, file, rows)
                     start += len(rows.frame) + len(rows.lost)
 
@@ -261,15 +268,6 @@ def _with_file_name(table: Table, file: File, rows: Rows) -> Rows:
     name = name.removesuffix(PurePath(name).suffix) if name.lower().endswith(PACKED) else name
     called = name.rpartition(".")[0] or name
     return rows._replace(frame=rows.frame.with_columns(pl.lit(called).alias(table.file_column)))
-
-
-def _joined_lists(table: Table, rows: Rows) -> Rows:
-    parts = {name: inside(rows.frame, name) for name in table.join if name not in rows.frame.columns}
-    inner = [part.alias(name) for name, part in parts.items() if part is not None]
-    rows = rows._replace(frame=rows.frame.with_columns(inner)) if inner else rows
-    lists = [name for name in table.join if isinstance(rows.frame.schema.get(name), pl.List)]
-    texts = [pl.col(name).cast(pl.List(pl.String)).list.join(table.join[name], ignore_nulls=True) for name in lists]
-    return rows._replace(frame=rows.frame.with_columns(texts)) if lists else rows
 
 
 def _merged(batches: Generator[Rows]) -> Generator[Rows]:

@@ -101,9 +101,11 @@ def read_folders(file: File, table: Table, start: int) -> Reading:
         with opened(file, table) as lines:
             text = lines.read(most_of(table) + 1)
     except UnicodeDecodeError as error:
-        return batches([("undecodable", f"{file.name}: byte {error.start} is no {table.encoding} text", True)], start)
+        return batches(
+            [("undecodable", f"{file.name}: byte {error.start} is no {table.encoding} text", True)], start, file, table
+        )
     if len(text) > most_of(table):
-        return batches([("too_large", str(too_large(file.name, "this file", table)), True)], start)
+        return batches([("too_large", str(too_large(file.name, "this file", table)), True)], start, file, table)
     row = {"text": text, "body": _body(text), "label": decoded(file.path.parent.name), "file": decoded(file.path.name)}
     return batches([row], start)
 

@@ -25,7 +25,7 @@ def read_xml(file: File, table: Table, start: int) -> Reading:
     Raises:
         SourceError: the file is no well-formed XML, or declares entities.
     """
-    return batches(_records(file, table), start)
+    return batches(_records(file, table), start, file, table)
 
 
 def _records(file: File, table: Table) -> Found:

@@ -12,7 +12,7 @@ import xxhash
 
 from curation.errors import SourceError, did_you_mean, listed
 from curation.manifest_source import Source
-from curation.reading.rows import ROW, inside
+from curation.reading.rows import ROW
 from curation.schema import dropped_frame, split_query
 from curation.text import unless
 
@@ -56,9 +56,6 @@ def column(where: str, rows: pl.DataFrame, wanted: str) -> pl.Series:
         SourceError: there is no such column; the error names those there are.
     """
     if wanted not in rows.columns:
-        part = inside(rows, wanted)
-        if part is not None:
-            return part
         there = [other for other in rows.columns if other != ROW]
         what = f"no column '{wanted}'" + did_you_mean(wanted, there)
         raise SourceError(where, what, f"columns there are: {listed(there, 20)}" + _undivided(wanted, there))
@@ -93,10 +90,16 @@ def as_texts(where: str, name: str, values: pl.Series) -> pl.Series:
 
 
 def numbers_of(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
-    """Return a mapped column as finite numbers, null where it holds none."""
+    """Return a mapped column as finite numbers, null where it holds none; true is 1."""
     texts = as_texts(place_of(source), wanted, column(place_of(source), rows, wanted))
-    numbers = texts.str.strip_chars().cast(pl.Float64, strict=False)
-    return pl.select(pl.when(numbers.is_finite()).then(numbers)).to_series()
+    return texts.to_frame().select(_number(pl.first()))["text"]
+
+
+def _number(text: pl.Expr) -> pl.Expr:
+    bare = text.str.strip_chars()
+    number = bare.cast(pl.Float64, strict=False)
+    truth = bare.str.to_lowercase().replace_strict({"true": 1.0, "false": 0.0}, default=None, return_dtype=pl.Float64)
+    return pl.when(number.is_finite()).then(number).otherwise(truth)
 
 
 def queries_of(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
@@ -170,27 +173,11 @@ def _safe_id(given: str) -> str:
 def text_lists(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
     """Return a mapped column as lists of texts, a text as a list of one; a blank is null, so that each keeps its place."""
     values = column(place_of(source), rows, wanted).alias("texts")
-    if isinstance(values.dtype, pl.Array):
-        values = values.cast(pl.List(values.dtype.inner))
     if not isinstance(values.dtype, pl.List):
         texts = texts_of(source, rows, wanted)
         return pl.select(pl.concat_list(texts)).to_series()
-    if isinstance(values.dtype.inner, pl.Struct) and "text" in {field.name for field in values.dtype.inner.fields}:
-        return values.list.eval(_record_text(values.dtype.inner)).fill_null([])
-    if values.dtype.inner in (pl.Null, pl.String) or not pl.List(values.dtype.inner).inner.is_nested():
-        lists = values.cast(pl.List(pl.String)).fill_null([])
-        return lists.list.eval(pl.when(pl.element().str.strip_chars() != "").then(pl.element()))
-    raise SourceError(place_of(source), f"column '{wanted}' holds {_kind(values)}, not texts", "map a column of texts")
-
-
-def _record_text(record: pl.Struct) -> pl.Expr:
-    """Return the texts of records {title, text}, as Tevatron and MIRACL have them; null for blank ones."""
-    parts = [name for name in ("title", "text") if name in {field.name for field in record.fields}]
-    fields = [pl.element().struct.field(name).cast(pl.String) for name in parts]
-    joined = pl.concat_str(
-        [pl.when(part.str.strip_chars() != "").then(part) for part in fields], separator="\n", ignore_nulls=True
-    )
-    return pl.when(joined.str.strip_chars() != "").then(joined)
+    lists = values.cast(pl.List(pl.String)).fill_null([])
+    return lists.list.eval(pl.when(pl.element().str.strip_chars() != "").then(pl.element()))
 
 
 def number_lists(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
@@ -198,10 +185,9 @@ def number_lists(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
     values = column(place_of(source), rows, wanted)
     if not isinstance(values.dtype, pl.List):
         return pl.select(pl.concat_list(numbers_of(source, rows, wanted))).to_series()
-    if values.dtype.inner.is_nested():
-        raise SourceError(place_of(source), f"column '{wanted}' holds {_kind(values)}, not numbers", "map lists of numbers")
-    numbers = values.cast(pl.List(pl.Float64), strict=False).fill_null([])
-    return numbers.list.eval(pl.when(pl.element().is_finite()).then(pl.element()))
+    if values.dtype.inner.is_numeric():
+        return values.cast(pl.List(pl.Float64)).fill_null([])
+    return values.cast(pl.List(pl.String)).fill_null([]).list.eval(_number(pl.element()))
 
 
 def _kind(values: pl.Series) -> str:

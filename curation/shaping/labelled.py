@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from decimal import Decimal
+
 import numpy as np
 import polars as pl
 
 from curation.errors import SourceError, did_you_mean, listed
 from curation.manifest_source import Source
+from curation.reading.mapped import same_labels
 from curation.reading.rows import ROW
 from curation.schema import draws, dropped_frame
 from curation.shaping.columns import Tuples, finish, ids_of, labels_of, place_of, queries_of, reason_of
 from curation.text import forms
+
+NUMBER = re.compile(r"-?(0|[1-9]\d{0,40})(\.\d{1,40})?([eE][+-]?\d{1,3})?")  # without leading zeros, which codes have
 
 
 def _labelled(source: Source, rows: pl.DataFrame) -> pl.DataFrame:
@@ -27,21 +33,37 @@ def _labelled(source: Source, rows: pl.DataFrame) -> pl.DataFrame:
             "form": forms(texts),
         }
     )
+    skipped = same_labels(dict.fromkeys(source.skip_labels, ""))
     if source.labels:
-        frame = frame.with_columns(pl.col("label").replace_strict(source.labels, default=None, return_dtype=pl.String))
+        frame = frame.with_columns(
+            pl.col("label").replace_strict(same_labels(source.labels), default=None, return_dtype=pl.String)
+        )
     there = frame["evidence"].drop_nulls().unique().sort().to_list()
-    for label in set(source.skip_labels) - set(there) if source.limit is None else ():  # a sample may well lack it
+    absent = [label for label in source.skip_labels if not {*same_labels({label: ""})} & {*there}]
+    for label in absent if source.limit is None else ():  # a sample may well lack it
         what = f"no row has the label '{label}' of 'skip_labels'" + did_you_mean(label, there)
         raise SourceError(place_of(source), what, f"labels there are: {listed(there, 20)}")
+    _refuse_alike(source, frame["label"].unique().drop_nulls().sort().to_list())
     return frame.with_columns(
         reason_of(
             (pl.col("query").is_null(), "empty_text"),
             (pl.col("evidence").is_null(), "empty_label"),
-            (pl.col("evidence").is_in(source.skip_labels), "skipped_label"),
+            (pl.col("evidence").is_in(list(skipped)), "skipped_label"),
             (pl.col("label").is_null(), "unknown_label"),
             (pl.col("label").drop_nulls().n_unique().over("form") > 1, "conflicting_label"),
         )
     )
+
+
+def _refuse_alike(source: Source, labels: list[str]) -> None:
+    """Refuse labels that may well be one: numbers that are equal, such as 0.5 and 0.50, or true and True."""
+    seen: dict[Decimal | str, str] = {}
+    for label in labels:
+        truth = label.lower() if label.lower() in ("true", "false") else label
+        other = seen.setdefault(Decimal(label) if NUMBER.fullmatch(label) else truth, label)
+        if other != label:
+            what = f"column '{source.fields.label}' has the labels '{other}' and '{label}', which may be one"
+            raise SourceError(place_of(source), what, "map each to its text under 'labels'")
 
 
 def classification(source: Source, rows: pl.DataFrame) -> Tuples:

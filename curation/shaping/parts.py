@@ -12,6 +12,7 @@ import polars as pl
 from curation.duplicates import equal
 from curation.errors import SourceError
 from curation.manifest_source import Filters, Source, shape_of
+from curation.reading.mapped import mapped, with_absent
 from curation.reading.rows import Lost, compact
 from curation.schema import composed, no_drops
 from curation.shaping import filters
@@ -86,7 +87,7 @@ class _Sum:
 
 def _shape_parts(source: Source, wanted: Filters, seed: int, parts: Iterator[Part], folder: Path) -> Shaped:
     total = _Sum()
-    frames = (_shaped(source, wanted, seed, part, total) for part in _alike(parts))
+    frames = (_shaped(source, wanted, seed, part, total) for part in _alike(source, parts))
     left = write_frames(folder, "tuples", frames, compression="lz4")
     dropped, poor = pl.concat(total.dropped), pl.concat(total.poor)
     check_rows(source, total.rows, total.lost, dropped, total.tuples)
@@ -108,15 +109,21 @@ def _shape_parts(source: Source, wanted: Filters, seed: int, parts: Iterator[Par
     )
 
 
-def _alike(parts: Iterator[Part]) -> Iterator[Part]:
-    """Yield parts as long as they have the first one's columns, and equal types where these are nested."""
-    first = None
+def _alike(source: Source, parts: Iterator[Part]) -> Iterator[Part]:
+    """Yield parts with all mapped columns, null where a part lacks one; those that a pattern finds have to be the same in all.
+
+    A column that all parts lack is told best of all rows at once.
+    """
+    wanted, found, there = mapped(source), None, set[str]()
     for rows, lost in parts:
-        kinds = {name: kind if kind.is_nested() else None for name, kind in rows.schema.items()}
-        first = first or kinds
-        if kinds != first:
+        matching = [name for name in rows.columns if wanted.patterns and wanted.has(name)]
+        found = matching if found is None else found
+        if matching != found:
             raise _Unlike
-        yield rows, lost
+        there.update(rows.columns)
+        yield with_absent(rows, wanted.names), lost
+    if not there.issuperset(wanted.names):
+        raise _Unlike
 
 
 def _shaped(source: Source, wanted: Filters, seed: int, part: Part, total: _Sum) -> pl.DataFrame:

@@ -21,6 +21,7 @@ import polars as pl
 
 from curation.errors import SourceError, listed
 from curation.manifest_source import Source, TextTable, shape_of
+from curation.reading.mapped import same_labels
 from curation.reading.rows import ROW
 from curation.schema import draws, split_query
 from curation.shaping.columns import (
@@ -163,7 +164,7 @@ def _nli(source: Source, rows: pl.DataFrame) -> Tuples:
             "other": texts_of(source, rows, f.positive),
             "evidence": labels_of(source, rows),
         }
-    ).with_columns(pl.col("evidence").replace_strict(sides, default=None, return_dtype=pl.String).alias("side"))
+    ).with_columns(pl.col("evidence").replace_strict(same_labels(sides), default=None, return_dtype=pl.String).alias("side"))
     if len(frame) and frame["side"].null_count() == len(frame):
         seen = listed(sorted(frame["evidence"].drop_nulls().unique().to_list()))
         raise SourceError(

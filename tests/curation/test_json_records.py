@@ -24,7 +24,7 @@ from tests.curation.test_readers import read, write
         ("pubmedqa/test_ground_truth.json", {"records": "*"}, 500, ("key", "value"), (("12377809", "yes"), ("26134053", "maybe"))),
         ("clinc150/data_full.json", {"records": "train", "header": ["text", "label"]}, 15_000, ("text", "label"), (("what expression would i use to say i love you if i were an italian", "translate"), ("why was my card declined at safeway", "card_declined"))),
         ("clinc150/data_full.json", {"records": "*", "header": ["text", "label"]}, 23_700, ("key", "label"), (("oos_val", "oos"), ("oos_train", "oos"))),
-        ("cosqa/code_idx_map.txt", {"reader": "json", "records": "*"}, 6_262, ("value",), ((0,), (6_266,))),
+        ("cosqa/code_idx_map.txt", {"reader": "json", "records": "*"}, 6_262, ("value",), (("0",), ("6266",))),
         ("climate_fever/climate_fever.zip", {"member": "*.jsonl", "records": "evidences"}, 7_675, ("claim_id", "evidence_label"), (("0", "NOT_ENOUGH_INFO"), ("3134", "SUPPORTS"))),
         ("climate_fever/climate_fever.zip", {"member": "*.json", "records": "evidences"}, 7_675, ("claim_id", "evidence_label"), (("0", "NOT_ENOUGH_INFO"), ("3134", "SUPPORTS"))),
         ("squad_v2_cs224n/dev-v2.0.json", {"reader": "json", "records": "data/paragraphs/qas"}, 6_078, ("title", "question"), (("Normans", "In what country is Normandy located?"), ("Force", "What force is part of the modern SI system?"))),
@@ -48,9 +48,9 @@ def test_what_stands_around_the_records_becomes_columns(tmp_path):
     rows, lost = read(tmp_path, "a.json", records="/data/ps/*/qas")
     assert lost == []
     assert rows == [
-        {"version": 2, "title": "own", "key": "x", "context": "c", "q": "1"},
-        {"version": 2, "title": "A", "key": "x", "context": "c", "q": "2"},
-        {"version": 2, "title": "B", "key": "z", "context": None, "q": "3"},
+        {"version": "2", "title": "own", "key": "x", "context": "c", "q": "1"},
+        {"version": "2", "title": "A", "key": "x", "context": "c", "q": "2"},
+        {"version": "2", "title": "B", "key": "z", "context": None, "q": "3"},
     ]
 
 
@@ -74,7 +74,7 @@ def test_places_without_records_are_lost_rows(tmp_path):
     lines = ['{"e": [{"t": 1}, 5]}', '{"f": 1}', "[[]]", '{"e": null}', '{"e": []}', "{", '{"e": [{"t": "\\ud800"}]}', "7"]
     write(tmp_path, "a.jsonl", "\n".join(lines))
     rows, lost = read(tmp_path, "a.jsonl", records="e")
-    assert rows == [{"t": 1, "value": None}, {"t": None, "value": 5}]
+    assert rows == [{"t": "1", "value": None}, {"t": None, "value": "5"}]
     assert [(one.reason, one.evidence) for one in lost] == [
         ("no_records", "a.jsonl:2: : no 'e'"),
         ("no_records", "a.jsonl:3: [0]: a list in a list"),
@@ -89,7 +89,7 @@ def test_places_without_records_are_lost_rows(tmp_path):
 def test_half_a_surrogate_pair_in_a_key_or_around(tmp_path):
     write(tmp_path, "a.json", '{"\\ud800": {"q": 1}, "k": {"q": 2}}')
     rows, lost = read(tmp_path, "a.json", records="*")
-    assert rows == [{"key": "k", "q": 2}]
+    assert rows == [{"key": "k", "q": "2"}]
     assert [one.reason for one in lost] == ["bad_json"]
 
 

@@ -37,6 +37,7 @@ def built(base: Path, name: str, said: str, size: int | None = None) -> tuple[ob
         if size:
             patch.setattr("curation.stages.PORTION", size)
             patch.setattr("curation.reading.blocks.BLOCK", size)
+            patch.setattr("curation.reading.sources.BATCH", 10)
             patch.setattr(tables, "ROWS_PER_GROUP", 25)
             patch.setattr(tables, "ROWS_PER_SHARD", 50)
         outcome = build(base / "m.yaml", base / name)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from curation.errors import SourceError
 from curation.manifest_source import Source
+from curation.reading.mapped import as_mapped
 from curation.reading.rows import ROW
 from curation.schema import key_of
 from curation.shaping.labelled import pair_up
@@ -27,7 +28,8 @@ def rows(**columns):
 
 
 def made(of, *args, **more):
-    tuples = to_tuples(of, *args, seed=1, **more)
+    tables = [as_mapped(f"source '{of.name}'", table, of) for table in args]
+    tuples = to_tuples(of, *tables, seed=1, **more)
     return [(t["id"], t["query"], t["positives"], t["negatives"]) for t in tuples.tuples.iter_rows(named=True)], reasons(tuples)
 
 
@@ -83,7 +85,7 @@ def test_scores_belong_to_a_query_and_a_text():
     ("fields", "change", "said"),
     [
         (SCORED, {"t": [[1.0]]}, "row 0 has 2 texts and 1 numbers in 't'; give each text one, null where it has none"),
-        (SCORED, {"t": [[[1.0]]]}, "column 't' holds lists, not numbers; map lists of numbers"),
+        (SCORED, {"t": [[[1.0]]]}, "column 't' holds lists of lists, not texts; `join: {t: ' '}` makes one text of each inner"),
         ({**LISTED, "label": "l"}, {"l": [[1]]}, "row 0 has 2 texts and 1 numbers in 'l'; give each text one"),
         ({"query": "q", "positive": "p", "id": "i"}, {"i": [" "]}, "row 0 has no 'i'; leave out `id`, and rows have"),
         ({"query": "q", "positive": "p", "id": "i"}, {}, "row 0 has the 'i' of another row, one; leave out `id`, and"),
@@ -102,14 +104,18 @@ def test_a_title_stands_before_its_query_and_a_part_of_a_record_is_a_column():
     table = rows(q=["a", None, "c"], t=["T", "U", " "], p=[{"x": {"y": ["1", "2"]}}] * 3)
     got = made(source(fields={"query": "q", "title": "t", "positive": "p.x.y"}), table)
     assert got == ([("s/0", "T\na", ["1", "2"], []), ("s/2", "c", ["1", "2"], [])], [("s/1", "empty_query")])
-    with pytest.raises(SourceError, match="source 's': no column 'p.x.z'; columns there are: q, t, p"):
+    with pytest.raises(
+        SourceError, match="source 's': no column 'p.x.z' .did you mean 'p.x.y'..; columns there are: q, t, p.x.y"
+    ):
         made(source(fields={"query": "q", "positive": "p.x.z"}), table)
 
 
 def test_numbers_are_texts_and_records_are_not():
     assert made(source(), rows(q=[1], p=[2.5]))[0] == [("s/0", "1", ["2.5"], [])]
-    with pytest.raises(SourceError, match="source 's': column 'q' holds records, not text; map a column of texts"):
-        made(source(), rows(q=[{"a": 1}], p=["x"]))
+    with pytest.raises(
+        SourceError, match=r"source 's': column 'q' holds records \(row 0\), not texts; map one of their parts: q.a, q.b.c"
+    ):
+        made(source(), rows(q=[{"a": 1, "b": {"c": "x"}}], p=["x"]))
 
 
 def test_a_missing_column_names_those_there_are():

@@ -207,7 +207,7 @@ def test_embedding_training_data(tmp_path):
         {"query": "a", "pos": ["p"], "neg": ["n"]},
         {"query": "a", "pos": ["p"]},
     ]
-    bad = [["a"], ["a", 1], {"set": "ap"}, {"query": "a", "pos": "p"}, "ap", {"a": "p"}]
+    bad = [["a"], ["a", None], {"set": "ap"}, {"query": "a", "pos": "p"}, "ap", {"a": "p"}]
     with gzip.open(tmp_path / "x.jsonl.gz", "wt") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines + bad)
     rows, lost = read(tmp_path, "x.jsonl.gz", reader="embedding-training-data")
