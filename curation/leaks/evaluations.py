@@ -108,7 +108,8 @@ def _of_qrels(one: EvalSet, base: Path) -> Iterator[pl.DataFrame]:
 def _by_id(where: str, table: TextTable, base: Path, wanted: pl.Series, roles: tuple[int, int | None]) -> Iterator[pl.DataFrame]:
     """Yield eval_id, role and text of a table's rows; those that are not wanted have the second role, or are left out."""
     fields = table.fields
-    names = [] if table.guesses else [fields.id, fields.text, *([fields.title] if fields.title else [])]
+    required = [fields.title] if fields.title and not fields.title.endswith("?") else []
+    names = [] if table.guesses else [fields.id, fields.text, *required]
     for frame in _frames(where, table, base, names):
         if isinstance(table, Guessed):
             id_, title = ("_id" if "_id" in frame.columns else "id"), ("title" if "title" in frame.columns else None)

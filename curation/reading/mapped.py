@@ -77,6 +77,7 @@ def mapped(table: Table) -> Mapped:
     fields = getattr(table, "fields", None)
     roles = list(fields.model_dump().items()) + list(table.guesses.items()) if fields else []
     said = [(role, name) for role, names in roles for name in ([names] if isinstance(names, str) else names or [])]
+    said += [(role, name.removesuffix("?")) for role, name in said if role == "title" and name.endswith("?")]
     patterns = tuple(name for role, name in said if role == "negatives" and is_pattern(name))
     names = tuple(name for name in dict.fromkeys([*(name for _, name in said), *table.join]) if name not in patterns)
     ids = frozenset(name for role, name in said if role in IDS)

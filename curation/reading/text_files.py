@@ -107,7 +107,7 @@ def read_folders(file: File, table: Table, start: int) -> Reading:
     if len(text) > most_of(table):
         return batches([("too_large", str(too_large(file.name, "this file", table)), True)], start, file, table)
     row = {"text": text, "body": _body(text), "label": decoded(file.path.parent.name), "file": decoded(file.path.name)}
-    return batches([row], start)
+    return batches([row], start, file, table)
 
 
 def _body(text: str) -> str:

@@ -188,7 +188,7 @@ def test_complaints_of_datasets_are_one_line(hub_folder, tmp_path, monkeypatch):
     assert told.startswith("void: `datasets` cannot read it (")
     assert "\n" not in told
     (rows,) = read_rows(Table(path="broken"), tmp_path)
-    assert (rows.frame["a"].to_list(), rows.lost[0].evidence) == ([1], "broken/train.jsonl:2: Expecting value at column 7")
+    assert (rows.frame["a"].to_list(), rows.lost[0].evidence) == (["1"], "broken/train.jsonl:2: Expecting value at column 7")
 
 
 @pytest.mark.parametrize(
