@@ -1,4 +1,4 @@
-"""The parts of the documents that are made from the code: help texts, the manifest's keys, its JSON Schema.
+"""The parts of the documents that are made from the code: help texts, the manifest's keys, its JSON Schema, model folders.
 
 `python -m tests.documents` (`make docs`) writes them; `test_docs.py` fails when they are stale.
 """
@@ -16,10 +16,12 @@ from curation.manifest_decontaminate import Decontaminate, EvalSet
 from curation.manifest_models import Mine, OfSource, Train
 from curation.manifest_source import Filters, Source
 from curation.section import Section
+from tests import model_folders
 
 ROOT = Path(__file__).resolve().parents[1]
 README, HELP = ROOT / "README.md", ROOT / "docs" / "commands.md"
 KEYS, SCHEMA = ROOT / "manifests" / "README.md", ROOT / "manifests" / "manifest.schema.json"
+MODELS = ROOT / "docs" / "models.md"
 
 
 def commands() -> dict[str, click.Command]:
@@ -118,3 +120,4 @@ if __name__ == "__main__":
     HELP.write_text(helps())
     KEYS.write_text(keys())
     SCHEMA.write_text(schema())
+    MODELS.write_text(model_folders.table())

@@ -29,6 +29,7 @@ def test_keys_page_is_fresh():
 
 def test_schema_is_fresh():
     assert documents.SCHEMA.read_text() == documents.schema(), "run `make docs`"
+    assert documents.MODELS.read_text() == documents.model_folders.table(), "run `make docs`"
 
 
 @pytest.mark.parametrize("words", sorted(documents.commands()))

@@ -218,7 +218,8 @@ def load_model(
     )
     _check_kinds(name, tokenizer)
     if weights:
-        check_packing(model)
+        with quiet():
+            check_packing(model)
     return model
 
 
@@ -328,6 +329,8 @@ def _loading(name: str, files: ModelFiles) -> Iterator[None]:
         if files.own_code() and "trust_remote_code" in str(error):
             what = "needs code of its own (auto_map in its config.json), which is never run"
             raise ModelError(name, what, "name a model that transformers knows") from error
+        if isinstance(error, KeyError) and error.args == (NAME,):
+            raise ModelError(name, "its attention is its own, which cannot be packed", "name a model of another kind") from error
         raise ModelError(name, f"cannot be loaded ({first_line(error)})") from error
 
 

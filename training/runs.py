@@ -99,6 +99,8 @@ def receipt_of(run: Mapping[str, Any], plan: Plan, steps: int, model: Model, rec
         **watch.told(),
         "trained_on": {source.name: _trained_on(source) for source in plan.sources},
         "prompt": model.prompt_used(recipe.prompt),
+        **({"prompts": recipe.prompts.model_dump()} if recipe.prompts else {}),
+        **({"end_token": "appended"} if model.appends_eos else {}),
         "versions": store.versions(),
     }
 

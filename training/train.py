@@ -95,9 +95,10 @@ def _train(
     say: Say,
     progress: Progress,
 ) -> tuple[dict[str, Any], bool]:
-    model = _model(recipe, device, say)
+    model = _model(recipe, device)
     with ranks.first_alone():  # it makes the tokens, and the others find them
         sources = load_sources(build, model, recipe.prompt, only, progress)
+    before = model.choose(recipe.prompt).told(), *notes_of(model, recipe.prompt)
     instructions = {source.name: entries[source.name]["instruction"] for source in sources}
     model.prompts = model.prompts_for(recipe.prompt, instructions)
     seed = int(store.read_json(build / "build.json")["seed"])
@@ -110,6 +111,8 @@ def _train(
         return receipt, False
     backend = DeepSpeed(model, recipe) if recipe.deepspeed else Torch(model, recipe)
     first, threads = resume(out / "checkpoints", run, backend, watch, say)
+    for line in before:
+        say(line)
     if recipe.warmup != warmup_steps(recipe, total):
         say(f"a warm-up of {recipe.warmup} steps does not fit into {total}; it takes {warmup_steps(recipe, total)}")
     for source in sources:
@@ -134,15 +137,13 @@ def _train(
     return receipt, True
 
 
-def _model(recipe: Train, device: str, say: Say) -> Model:
-    """Load what is trained, and say what is put before its texts."""
+def _model(recipe: Train, device: str) -> Model:
+    """Load what is trained."""
     given = Prompts.by_name(recipe.prompts)
     model = load_model(recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device=device, prompts=given)
     check_trains(model)
     if max(recipe.matryoshka, default=0) >= model.dim:
         raise ModelError(recipe.model, f"has {model.dim} dimensions", "`matryoshka` names fewer than that")
-    for line in (model.choose(recipe.prompt).told(), *notes_of(model, recipe.prompt)):
-        say(line)
     return model
 
 
