@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -322,7 +323,8 @@ def read(name: str, files: ModelFiles, kind: Any, **options: Any) -> tuple[Any, 
 def _loading(name: str, files: ModelFiles) -> Iterator[None]:
     """Say in one line what is wrong with a folder, whatever another library raises over it."""
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):  # what matters of them is raised
+            yield
     except UserError:
         raise
     except Exception as error:

@@ -28,7 +28,7 @@ FILES = (
     *("2_Dense/config.json", "config.json", "tokenizer_config.json"),
 )
 VALUES: tuple[Any, ...] = (None, True, -1, 0, 3, 1.5, "x", [], {}, ["x"], {"x": 1})
-IN_DEFAULT_SUITE = 30
+IN_DEFAULT_SUITE = 20
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +93,10 @@ def mutations(folder: Path) -> list[tuple[str, tuple[Any, ...], Any]]:
     return found
 
 
+def assert_one_line(error: UserError, mutation: object) -> None:
+    assert "\n" not in str(error), mutation
+
+
 def check(copy: Path, mutation: tuple[str, tuple[Any, ...], Any], peer: bool) -> None:
     """Change one value and see what comes of it; the folder is put back."""
     name, at, value = mutation
@@ -103,7 +107,7 @@ def check(copy: Path, mutation: tuple[str, tuple[Any, ...], Any], peer: bool) ->
             encoder = load_encoder(str(copy), device="cpu")
             found = encoder.encode([encoder.query("", text) for text in TEXTS], unit=False)
         except UserError as error:
-            assert "\n" not in str(error), mutation
+            assert_one_line(error, mutation)
             return
         assert np.isfinite(found).all(), mutation
         if not peer:
@@ -141,7 +145,7 @@ def test_a_million_layers_are_refused_before_they_are_built(copy):
     assert complaint(copy) == "config.json sets num_hidden_layers to 1,000,000; is config.json the one of these weights?"
 
 
-@pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "max_position_embeddings", "intermediate_size"])
+@pytest.mark.parametrize("key", ["vocab_size", "max_position_embeddings", "intermediate_size"])
 def test_more_numbers_than_the_weights_hold_are_refused_before_they_are_made(copy, key):
     edit(copy / "config.json", **{key: 4_000_000_000})
     found = complaint(copy)
