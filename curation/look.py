@@ -18,6 +18,8 @@ from curation.lock import pinned
 from curation.manifest import load_manifest
 from curation.manifest_source import Source, shape_of
 from curation.outside import refuse
+from curation.reading.mapped import found_by
+from curation.reading.mapped import mapped as named_by
 from curation.reading.rows import ROW, Lost
 from curation.reading.sources import read_rows
 from curation.schema import render_query
@@ -190,6 +192,8 @@ def preview(
             counts = sorted(Counter(one.reason for one in lost).items())
             told = ", ".join(f"{reason} {count:,}" for reason, count in counts)
             write(f"  {len(lost):,} of the first {len(rows) + len(lost):,} rows are left out: {told}")
+        for pattern, passed in _passed_over(source, rows.columns).items():
+            write(f"  `{pattern}` passes over {listed(passed, 20)}: no texts, by their names or what else maps them")
         if shape_of(source) == "qrels":  # a tuple of qrels needs the whole corpus
             continue
         for name in mapped(source):
@@ -202,6 +206,12 @@ def preview(
         for row in made.tuples.head(1).iter_rows(named=True):
             query = render_query(made.instruction, row["query"])
             write(as_text({"query": query, "positives": row["positives"], "negatives": row["negatives"]}))
+
+
+def _passed_over(source: Source, columns: list[str]) -> dict[str, list[str]]:
+    """Return what each pattern of negatives fits and does not take."""
+    passed = {one: found_by(one, columns, named_by(source).names)[1] for one in source.fields.negatives}
+    return {one: names for one, names in passed.items() if names}
 
 
 def _first_rows(job: Job) -> tuple[pl.DataFrame, list[Lost]]:

@@ -221,7 +221,7 @@ class Fields(Section):
     )
     negatives: list[str] = Field(
         [],
-        description="column or columns of given negatives, or a pattern such as `negative_*`; lists are taken apart",
+        description="column or columns of given negatives, or a pattern such as `negative_*`, which passes over columns whose names say score, id, rank, label and the like; lists are taken apart",
     )
     documents: str | None = Field(
         None,

@@ -25,6 +25,7 @@ from curation.manifest import load_manifest
 from curation.manifest_beir import beir
 from curation.manifest_source import Table
 from curation.reading import hub, hub_facts
+from curation.reading.mapped import found_by
 from curation.reading.rows import ROW
 from curation.reading.sources import read_rows
 
@@ -227,10 +228,10 @@ def _of_files(first: Path, paths: list[Path], name: str, held_out: bool, base: P
     said = _said(first)
     with closing(_rows(glob.escape(files[0]), base)) as rows:
         frame = next(rows).frame
-    form, entry = _source(name, files[0], frame.columns, first.suffix == ".jsonl")
+    form, entry, told = _source(name, files[0], frame.columns, first.suffix == ".jsonl")
     if form == "flagembedding" and not said.get("instruction") and not held_out:
         said |= _flagembedding(files, base)
-    return Found(form, {"name": name, **said, "files": listed_files, **entry}, held_out)
+    return Found(form, {"name": name, **said, "files": listed_files, **entry}, held_out, told)
 
 
 def _rows(files: str, base: Path) -> Any:
@@ -279,23 +280,39 @@ def _flagembedding(files: list[str], base: Path) -> Entry:
     return {"task": tasks.get(kind, "retrieval")} | ({"instruction": prompt} if prompt else {})
 
 
-def _source(where: str, called: str, columns: list[str], lines: bool) -> tuple[str, Entry]:
-    """Return the format that has these columns, and the keys of a source that read it."""
+def _source(where: str, called: str, columns: list[str], lines: bool) -> tuple[str, Entry, str]:
+    """Return the format that has these columns, the keys of a source that read it, and which columns are no negatives."""
     for layout in LAYOUTS:
         if set(layout.fields.values()) <= set(columns):
             fields, reader = dict(layout.fields), {"reader": layout.reader} if lines and layout.reader else {}
-            pattern = re.compile(layout.negatives.replace("*", ".*") or "$")
-            if any(pattern.fullmatch(name) for name in columns):
+            negatives, others = found_by(layout.negatives, columns, ())
+            if negatives:
                 fields["negatives"] = layout.negatives
             if reader.get("reader") == "tevatron":
                 fields = {"query": "query", "positive": "positives", "negatives": "negatives"}
-            told = {key: name for key, name in layout.more.items() if name in columns}
-            fields |= told if "negatives" in fields else {key: name for key, name in told.items() if key != "negative_scores"}
-            return layout.name, {**reader, "fields": fields}
+            fields |= {key: name for key, name in layout.more.items() if name in columns}
+            if "positive" in fields and layout.negatives == "negative*":
+                fields |= _scores(columns, len(negatives))
+            if "negatives" not in fields:
+                fields.pop("negative_scores", "")
+            rest = [name for name in others if name not in fields.values()]
+            told = f"not taken for negatives, by their names: {listed(rest)}" if rest else ""
+            return layout.name, {**reader, "fields": fields}, told
     there = [name for name in columns if not name.startswith("__")]
     raise SourceError(
         called, f"has columns of no known format: {listed(there, 20)}", f"write a source '{where}' by hand, with `fields:`"
     )
+
+
+def _scores(columns: list[str], negatives: int) -> dict[str, str]:
+    """Return the columns that score positive and negatives: a number is of one negative, a list of all."""
+    fields: dict[str, str] = {}
+    for key, words in (("positive_score", ("pos", "positive")), ("negative_scores", ("neg", "negative"))):
+        called = [f"{word}_score{plural}" for word in words for plural in ("", "s")]
+        several = key == "negative_scores" and negatives != 1
+        fits = [name for name in called if name in columns and (name.endswith("s") or not several)]
+        fields |= {key: fits[0]} if fits else {}
+    return fields
 
 
 def _on_the_hub(id_: str) -> Iterator[Found]:
@@ -322,13 +339,13 @@ def _on_the_hub(id_: str) -> Iterator[Found]:
                 yield Found("beir", said | {"reader": "beir"}, held_out)
                 continue
             try:
-                form, entry = _source(said["name"], f"{id_} ({config})", facts.columns or [], lines=False)
+                form, entry, told = _source(said["name"], f"{id_} ({config})", facts.columns or [], lines=False)
             except SourceError as error:
                 if not held_out or not train:
                     raise
                 yield Found("", said, True, f"left out, by its name for development or tests: {error}")
                 continue
-            yield Found(form, said | entry, held_out)
+            yield Found(form, said | entry, held_out, told)
 
 
 def _named(text: str) -> str:

@@ -11,7 +11,7 @@ import polars as pl
 from curation.errors import SourceError
 from curation.manifest_decontaminate import EvalSet
 from curation.manifest_source import Table, TextFields, TextTable
-from curation.reading.mapped import with_absent
+from curation.reading.mapped import found_by, is_pattern, mapped, with_absent
 from curation.reading.rows import ROW
 from curation.reading.sources import inputs, read_rows
 from curation.schema import split_query
@@ -72,9 +72,10 @@ def _of_rows(one: EvalSet, base: Path) -> Iterator[pl.DataFrame]:
     fields = one.fields
     wanted = [(fields.query, QUERY), (fields.positive, DOCUMENT), *((name, CORPUS) for name in fields.negatives)]
     named = [(name, role) for name, role in wanted if name is not None]
-    for frame in _frames(where, one, base, [name for name, _ in named]):
-        for name, role in named:
-            yield _flat(where, frame, name).with_columns(pl.lit(role).alias("role"))
+    for frame in _frames(where, one, base, [name for name, _ in named if not is_pattern(name)]):
+        for pattern, role in named:
+            for name in found_by(pattern, frame.columns, mapped(one).names)[0]:
+                yield _flat(where, frame, name).with_columns(pl.lit(role).alias("role"))
 
 
 def _flat(where: str, frame: pl.DataFrame, name: str) -> pl.DataFrame:

@@ -16,9 +16,10 @@ only looked at: all of its columns stay, and records in JSON are JSON again.
 
 from __future__ import annotations
 
+import fnmatch
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -32,6 +33,15 @@ IDS = ("id", "label", "query_id", "positive_id")  # `fields` whose values are co
 PASSAGE = {"title", "text", "id", "_id", "docid", "doc_id", "pid", "score", "rank", "url"}  # parts of a passage's record
 EXACT: dict[Any, int] = {pl.Float16: 1 << 11, pl.Float32: 1 << 24, pl.Float64: 1 << 53}  # whole numbers below are exact
 FLOAT = r"^-?\d(?:\.\d+)?[eE]\+\d+$"  # how programs write a large float; 1e5 may be a hash
+
+
+# What a pattern of negatives passes over: columns with one of these words in their names, unless a word for texts ends them
+NO_TEXTS = re.compile(
+    r"(?:doc|p|q|u)?ids?|uuid|idx|index|indices|counts?|num|len|length|margins?|weights?|confidence|distances?|sims?|origins?|types?"
+    r"|lang|language|urls?|date|time|timestamp|hash|\w*(?:scores?|labels?|ranks?|logits?|probs?|probability|similarity)"
+)
+TEXTS = {"text", "texts", "passage", "passages", "doc", "docs", "document", "documents", "sentence", "sentences", "content"}
+WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 
 class Number(str):
@@ -53,7 +63,7 @@ class Mapped(NamedTuple):
 
     def has(self, column: str) -> bool:
         """Tell whether a column is mapped as a whole."""
-        return column in (*self.names, *self.patterns) or any(fnmatchcase(column, pattern) for pattern in self.patterns)
+        return column in self.names or any(column in found_by(pattern, [column], ())[0] for pattern in self.patterns)
 
     def tops(self) -> list[str]:
         """Return the columns that are mapped by name, and those that paths lead into."""
@@ -70,6 +80,24 @@ class Mapped(NamedTuple):
 def is_pattern(name: str) -> bool:
     """Tell whether a name of negatives is a pattern of names."""
     return any(sign in name for sign in "*?[")
+
+
+def found_by(pattern: str, columns: Sequence[str], otherwise: Collection[str]) -> tuple[list[str], list[str]]:
+    """Return the columns of texts that a pattern of negatives finds, and those that it passes over.
+
+    Passed over are columns whose names say that they hold scores, ids, ranks, labels and the like, in words that the pattern
+    itself has not, and those that are mapped `otherwise`. A column of just that name is taken whatever it is called.
+    """
+    if pattern in columns or not is_pattern(pattern):
+        return [name for name in columns if name == pattern], []
+    own = {word.lower() for word in WORD.findall(pattern)}
+    texts: list[str] = []
+    others: list[str] = []
+    for name in fnmatch.filter([column for column in columns if column != ROW], pattern):
+        words = [word.lower() for word in WORD.findall(name) if word.lower() not in own]
+        says_so = any(map(NO_TEXTS.fullmatch, words)) and words[-1] not in TEXTS
+        (others if says_so or name in otherwise else texts).append(name)
+    return texts, others
 
 
 def mapped(table: Table) -> Mapped:

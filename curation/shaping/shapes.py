@@ -14,14 +14,12 @@ or score comes first, and those without a grade last; equal ones stay as the sou
 
 from __future__ import annotations
 
-import fnmatch
-
 import numpy as np
 import polars as pl
 
 from curation.errors import SourceError, listed
 from curation.manifest_source import Source, TextTable, shape_of
-from curation.reading.mapped import same_labels
+from curation.reading.mapped import found_by, mapped, same_labels
 from curation.reading.rows import ROW
 from curation.schema import draws, split_query
 from curation.shaping.columns import (
@@ -116,26 +114,47 @@ def _pairs(source: Source, rows: pl.DataFrame, scored: bool) -> Tuples:
 
 
 def _sides(source: Source, rows: pl.DataFrame) -> dict[str, pl.Series]:
-    """Return positives and negatives as lists, null where a text is blank."""
+    """Return positives and negatives as lists, null where a text is blank.
+
+    Raises:
+        SourceError: also where a pattern finds a column of numbers beside positives that are texts.
+    """
     assert source.fields.positive is not None
-    negatives = [text_lists(source, rows, name) for name in _named(source, rows)]
+    names = negative_columns(source, rows)
+    found = [(name, text_lists(source, rows, name)) for name in names]
+    positives = text_lists(source, rows, source.fields.positive)
+    doubtful = [(name, lists) for name, lists in found if name not in source.fields.negatives and _all_numbers(lists)]
+    if doubtful and not _all_numbers(positives):
+        name, lists = doubtful[0]
+        seen = listed(lists.explode().drop_nulls().unique(maintain_order=True).head(3).to_list())
+        what = f"column '{name}', which a pattern of 'negatives' finds, holds numbers alone ({seen}), and the positives are texts"
+        raise SourceError(place_of(source), what, "name the columns of negatives one by one")
     none = pl.Series([[]], dtype=pl.List(pl.String)).new_from_index(0, len(rows))
-    united = pl.select(pl.concat_list(negatives)).to_series() if negatives else none
-    return {"positives": text_lists(source, rows, source.fields.positive), "negatives": united}
+    united = pl.select(pl.concat_list([lists for _, lists in found])).to_series() if found else none
+    return {"positives": positives, "negatives": united}
 
 
-def _named(source: Source, rows: pl.DataFrame) -> list[str]:
-    """Return the columns of negatives: those mapped, a pattern such as `negative_*` as all it matches, in the rows' order."""
+def _all_numbers(lists: pl.Series) -> bool:
+    """Tell whether there are texts, and all of them are numbers; of most columns the first few tell."""
+    for some in (lists.head(100), lists):
+        texts = some.explode().drop_nulls()
+        if not texts.str.contains(r"^\s*(?:[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|(?i:true|false))\s*$").all():
+            return False
+    return len(texts) > 0
+
+
+def negative_columns(source: Source, rows: pl.DataFrame) -> list[str]:
+    """Return the columns of negatives: those mapped, a pattern such as `negative_*` as all it finds, in the rows' order."""
     found: dict[str, None] = {}
+    otherwise = mapped(source).names
     for name in source.fields.negatives:
-        matching = (
-            [name] if name in rows.columns or not any(sign in name for sign in "*?[") else fnmatch.filter(rows.columns, name)
-        )
-        if not matching:
+        texts, others = found_by(name, rows.columns, otherwise)
+        if not texts:
             there = listed([other for other in rows.columns if other != ROW], 20)
-            raise SourceError(place_of(source), f"no column matches '{name}'", f"columns there are: {there}")
-        found |= dict.fromkeys(matching)
-    return [name for name in found if name != ROW]
+            passed = f" but {listed(others)}, which by their names hold no texts" if others else ""
+            raise SourceError(place_of(source), f"no column matches '{name}'{passed}", f"columns there are: {there}")
+        found |= dict.fromkeys(texts)
+    return list(found)
 
 
 def _both_ways(source: Source, tuples: pl.DataFrame) -> pl.DataFrame:
