@@ -80,6 +80,20 @@ def card_of(paths: list[Path]) -> dict[str, Any]:
     return values
 
 
+def builder_of(path: str, config: str | None, **more: Any) -> Any:
+    """Return what `datasets` finds of a dataset's files, none of which it reads.
+
+    Raises:
+        ValueError, OSError, RuntimeError: as `datasets` says it; also where its card is no card.
+    """
+    import datasets
+
+    try:
+        return datasets.load_dataset_builder(path, config, **more)
+    except (TypeError, AttributeError, KeyError, IndexError) as error:
+        raise ValueError(f"its README says what cannot be understood: {error}") from None
+
+
 def described(where: str, builder: Any, top: str) -> Description:
     """Return what a builder of `datasets` has found, whose files are named from `top` on.
 
@@ -99,7 +113,9 @@ def described(where: str, builder: Any, top: str) -> Description:
         splits[str(split)] = names
     features = builder.info.features or {}
     labels = {name: list(one.names) for name, one in features.items() if isinstance(one, datasets.ClassLabel)}
-    counts = {str(name): one.num_examples for name, one in (builder.info.splits or {}).items() if one.num_examples}
+    counts = {
+        str(name): one.num_examples for name, one in (builder.info.splits or {}).items() if isinstance(one.num_examples, int)
+    }
     return Description(splits, _keys(where, kind, config), labels, counts)
 
 
@@ -109,7 +125,7 @@ def _keys(where: str, kind: str, config: Any) -> dict[str, Any]:
     odd = [one.name for one in dataclasses.fields(config) if getattr(config, one.name) != getattr(usual, one.name)]
     if strange := [name for name in odd if name not in PLAIN]:
         raise SourceError(where, f"its README sets {listed(strange)} for its {kind} files, which is not read", BY_HAND)
-    keys: dict[str, Any] = {"encoding": config.encoding} if getattr(config, "encoding", None) and "encoding" in odd else {}
+    keys: dict[str, Any] = {"encoding": str(config.encoding)} if "encoding" in odd else {}
     if kind == "text":
         return {**keys, "reader": "lines", "pattern": "(?P<text>.*)"}
     if kind == "json" and config.field:
@@ -117,8 +133,9 @@ def _keys(where: str, kind: str, config: Any) -> dict[str, Any]:
     if kind != "csv":
         return keys
     names = config.names
-    if len(config.sep) != 1 or config.quoting not in (0, 3) or (names and config.header not in ("infer", None)):
-        raise SourceError(where, "its README sets `sep`, `quoting` or `header` as they are not read", BY_HAND)
+    fits = isinstance(names, list) and config.header in ("infer", None) if names else config.header in ("infer", 0, None)
+    if not (isinstance(config.sep, str) and len(config.sep) == 1 and config.quoting in (0, 3) and fits):
+        raise SourceError(where, "its README sets `sep`, `quoting`, `names` or `header` in a way that is not read", BY_HAND)
     files = [str(file).lower() for files in (config.data_files or {}).values() for file in files]
     plain = "\t" if files and all(".tsv" in PurePosixPath(name).name for name in files) else ","
     keys |= {"delimiter": config.sep} if config.sep != plain else {}
@@ -135,8 +152,6 @@ def describe_folder(where: str, folder: Path, config: str | None) -> Description
         SourceError: see `check_card` and `described`; or a link that leads out of the folder.
         ValueError, OSError, RuntimeError: as `datasets` says it.
     """
-    import datasets
-
     if (folder / SAVED_DICT).is_file() or (folder / SAVED).is_file():
         return _saved(where, folder)
     about = [folder / name for name in ABOUT if (folder / name).exists()]
@@ -144,7 +159,7 @@ def describe_folder(where: str, folder: Path, config: str | None) -> Description
         _refuse_leading_out(where, folder, path)
     check_card(where, card_of([path for path in about if path.name != "dataset_infos.json"]))
     # patterns are resolved by the names that stand in the folder, so it goes by its real one
-    builder = datasets.load_dataset_builder(str(folder.resolve()), config)
+    builder = builder_of(str(folder.resolve()), config)
     found = described(where, builder, folder.resolve().as_posix())
     for name in dict.fromkeys(name for names in found.splits.values() for name in names):
         _refuse_leading_out(where, folder, folder / name)

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from curation.errors import SourceError, did_you_mean, listed
 from curation.manifest_source import Table
-from curation.reading.dataset_files import ABOUT, Description, card_of, check_card, described
+from curation.reading.dataset_files import ABOUT, Description, builder_of, card_of, check_card, described
 from curation.reading.rows import File
 from curation.store import atomic, digest_of
 
@@ -49,14 +49,28 @@ def commit_of(table: Table) -> str:
         return table.revision
     with errors(table):
         import huggingface_hub
-        from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE, REPO_ID_SEPARATOR
+        from huggingface_hub.constants import HF_HUB_OFFLINE
 
-        if HF_HUB_OFFLINE:
-            name = REPO_ID_SEPARATOR.join(["datasets", *str(table.path).split("/")])
-            seen = Path(HF_HUB_CACHE) / name / "refs" / (table.revision or "main")
-            if seen.is_file():
-                return seen.read_text().strip()
-        return str(huggingface_hub.HfApi().dataset_info(str(table.path), revision=table.revision).sha)
+        kept = _kept(str(table.path), table.revision)
+        if HF_HUB_OFFLINE and kept.is_file():
+            return str(json.loads(kept.read_text("utf-8")))
+        commit = str(huggingface_hub.HfApi().dataset_info(str(table.path), revision=table.revision).sha)
+        _keep(kept, commit)
+        return commit
+
+
+def _kept(*of: str | None) -> Path:
+    """Return where something that the Hub said is kept, in the Hub's cache."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE) / "tuplesmith" / f"{digest_of(of)}.json"
+
+
+def _keep(path: Path, said: object) -> None:
+    with suppress(OSError):  # a cache that cannot be written is none
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as file:
+            file.write(json.dumps(said, ensure_ascii=False).encode())
 
 
 def describe(table: Table, commit: str) -> Description:
@@ -65,13 +79,11 @@ def describe(table: Table, commit: str) -> Description:
     Raises:
         SourceError: there is no such dataset, config or commit, or it cannot be had.
     """
-    import datasets
     import huggingface_hub
-    from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import EntryNotFoundError
 
     path = str(table.path)
-    kept = Path(HF_HUB_CACHE) / "tuplesmith" / f"{digest_of([path, table.config, commit])}.json"
+    kept = _kept(path, table.config, commit)
     with suppress(OSError, ValueError, TypeError):
         return Description(*json.loads(kept.read_text("utf-8")))
     with errors(table):
@@ -80,12 +92,9 @@ def describe(table: Table, commit: str) -> Description:
             with suppress(EntryNotFoundError):
                 about.append(Path(huggingface_hub.hf_hub_download(path, name, repo_type="dataset", revision=commit)))
         check_card(path, card_of(about))
-        builder = datasets.load_dataset_builder(path, table.config, revision=commit)
+        builder = builder_of(path, table.config, revision=commit)
         found = described(path, builder, f"hf://datasets/{path}@{commit}")
-    with suppress(OSError):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(kept) as file:
-            file.write(json.dumps(found, ensure_ascii=False).encode())
+    _keep(kept, found)
     return found
 
 
