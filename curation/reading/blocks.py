@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import codecs
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
 from curation.manifest_source import Table
+from curation.reading.encodings import HEAD, refuse_other
 from curation.reading.rows import File, encoding_of, most_of, opened, too_large
 
 BLOCK = 1 << 22  # bytes
@@ -31,16 +33,18 @@ def opened_blocks(file: File, table: Table) -> Iterator[Iterator[bytes]]:
     size = min(BLOCK, most_of(table))  # so that no line within a piece is too long
     if encoding_of(file, table) != "utf-8":
         with opened(file, table) as text:
-            yield _whole_lines(file, table, lambda: text.read(size).encode())
+            yield _whole_lines(file, table, iter(lambda: text.read(size).encode(), b""))
         return
     with file.open() as raw:
-        start = raw.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8)
-        yield map(_checked, _whole_lines(file, table, partial(raw.read, size), start))
+        first = raw.read(size)
+        refuse_other(file.name, "utf-8", first[:HEAD])
+        pieces = chain([first.removeprefix(codecs.BOM_UTF8)], iter(partial(raw.read, size), b""))
+        yield map(_checked, _whole_lines(file, table, pieces))
 
 
-def _whole_lines(file: File, table: Table, read: Callable[[], bytes], start: bytes = b"") -> Iterator[bytes]:
-    held, size, lines, most = [start], len(start), 1, most_of(table)  # the line at hand: its pieces, bytes and number
-    while piece := read():
+def _whole_lines(file: File, table: Table, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    held, size, lines, most = [b""], 0, 1, most_of(table)  # the line at hand: its pieces, bytes and number
+    for piece in pieces:
         if size + len(piece) > most and size + len(piece.partition(b"\n")[0]) > most:
             raise too_large(f"{file.name}:{lines}", "this line", table)
         if end := piece.rfind(b"\n") + 1:

@@ -23,6 +23,7 @@ import zstandard
 
 from curation.errors import SourceError
 from curation.manifest_source import Table
+from curation.reading.encodings import HEAD, likely, mark_of, refuse_other
 from curation.reading.mapped import ROW as ROW
 from curation.reading.mapped import columns_of
 
@@ -118,20 +119,23 @@ def mendable(file: File, table: Table) -> Iterator[None]:
 
 def _undecodable(file: File, encoding: str) -> tuple[int, str]:
     """Return the line of the first byte that does not decode, and the encoding to try."""
-    decoder, line, mark = codecs.getincrementaldecoder(encoding)(), 1, b""
+    decoder, line, sample = codecs.getincrementaldecoder(encoding)(), 1, b""
     with file.open() as raw:
         try:
             while block := raw.read(1 << 16):
-                mark = mark or block[:4]
+                sample = sample or block[:4]
                 line += decoder.decode(block).count("\n")
             decoder.decode(b"", final=True)
         except UnicodeDecodeError as error:
             line += error.object[: error.start].decode(encoding, "replace").count("\n")
-    for start, packing in MARKS.items():
-        if mark.startswith(start):
-            return line, f"it is packed: let its name end in .{packing}"
-    hint = "utf-16" if mark[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "latin-1"
-    return line, f"declare the file's own encoding, perhaps `encoding: {hint}`"
+            for start, packing in MARKS.items():
+                if sample.startswith(start):
+                    return line, f"it is packed: let its name end in .{packing}"
+            first = error.object.rfind(b"\n", 0, error.start) + 1
+            sample = bytes(error.object[first:]) + raw.read(1 << 16)
+            sample = sample[: sample.rfind(b"\n") + 1 or None]  # whole lines, so that no character is cut off
+    guess = likely(sample)
+    return line, "declare the file's own encoding" + (f", perhaps `encoding: {guess}`" if guess else " with `encoding:`")
 
 
 def encoding_of(file: File, table: Table) -> str:
@@ -149,11 +153,13 @@ def encoding_of(file: File, table: Table) -> str:
 def opened(file: File, table: Table) -> Iterator[IO[str]]:
     """Open a text file: its lines end in LF alone and keep their ends; a byte-order mark is skipped."""
     encoding = encoding_of(file, table)
-    with (
-        file.open() as raw,
-        io.TextIOWrapper(raw, "utf-8-sig" if encoding == "utf-8" else encoding, newline="\n") as text,
-    ):
-        yield text
+    with file.open() as raw:
+        if isinstance(raw, io.BufferedReader):
+            head = raw.peek(HEAD)[:HEAD]
+            refuse_other(file.name, encoding, head)
+            raw.read(len(mark) if (mark := mark_of(encoding)) and head.startswith(mark) else 0)
+        with io.TextIOWrapper(raw, "utf-8-sig" if encoding == "utf-8" else encoding, newline="\n") as text:
+            yield text
 
 
 def batches(found: Found, start: int, file: File, table: Table) -> Reading:

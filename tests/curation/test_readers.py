@@ -124,7 +124,7 @@ def test_unanswerable_questions_are_left_out_on_purpose(shared_data):
         ("mrpc/msr_paraphrase_train.txt", {"reader": "tsv", "quoting": True}, "mrpc/msr_paraphrase_train.txt:11: the quote that opens here is not closed properly; if quotes mean nothing in this file, say `quoting: false`"),
         ("qnli/dev.tsv", {"quoting": True}, "qnli/dev.tsv:660: the quote that opens here is not closed properly; if quotes mean nothing in this file, say `quoting: false`"),
         ("cosqa/cosqa-dev.json", {"reader": "jsonl"}, "cosqa/cosqa-dev.json:1: this is one JSON document, not JSON Lines; say `reader: json`"),
-        ("trec6/TREC.train", {"reader": "tsv", "header": False}, "trec6/TREC.train:66: byte 0xf0 is no utf-8 text; declare the file's own encoding, perhaps `encoding: latin-1`"),
+        ("trec6/TREC.train", {"reader": "tsv", "header": False}, "trec6/TREC.train:66: byte 0xf0 is no utf-8 text; declare the file's own encoding with `encoding:`"),
     ],
 )  # fmt: skip
 def test_traps_of_real_files_are_told(shared_data, files, keys, message):
@@ -366,8 +366,8 @@ BAD_FILES = [
     ("a.txt", "x", {}, "a.txt: no reader for the ending '.txt'; say `reader:` and one of json, jsonl, csv, tsv, parquet, arrow, squad, xml, aligned, lines, folders, beir, embedding-training-data, flagembedding, tevatron, python"),
     ("a", "x", {}, "a: no ending to tell the reader by; say `reader:` and one of json, jsonl, csv, tsv, parquet, arrow, squad, xml, aligned, lines, folders, beir, embedding-training-data, flagembedding, tevatron, python"),
     ("a.csv", b"a,b\n1,\xe9\n", {}, "a.csv:2: byte 0xe9 is no utf-8 text; declare the file's own encoding, perhaps `encoding: latin-1`"),
-    ("a.jsonl", b'{"a": 1}\n' * 99_999 + b"\xff", {}, "a.jsonl:100000: byte 0xff is no utf-8 text; declare the file's own encoding, perhaps `encoding: latin-1`"),
-    ("a.csv", "a,b\n1,2\n".encode("utf-16"), {}, "a.csv:1: byte 0xff is no utf-8 text; declare the file's own encoding, perhaps `encoding: utf-16`"),
+    ("a.jsonl", b'{"a": 1}\n' * 99_999 + b"\xff", {}, "a.jsonl:100000: byte 0xff is no utf-8 text; declare the file's own encoding with `encoding:`"),
+    ("a.csv", "a,b\n1,2\n".encode("utf-16"), {}, "a.csv: is utf-16 text, not utf-8; say `encoding: utf-16`"),
     ("a.csv", "a\n1\n", {"encoding": "latin-99"}, "a.csv: 'latin-99' is no text encoding; such as utf-8, utf-16, latin-1, cp1252"),
     ("a.csv", "a\n1\n", {"encoding": "hex"}, "a.csv: 'hex' is no text encoding; such as utf-8, utf-16, latin-1, cp1252"),
     ("a.csv", 'a,b\n1,2\n"x\ny",2\n3,"4\n5,6\n', {}, f"a.csv:5: the quote that opens here is not closed properly; {NO_QUOTES}"),
