@@ -18,9 +18,11 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -39,12 +41,15 @@ from curation.manifest import Manifest, load_manifest
 from curation.manifest_source import Source
 from curation.outside import refuse
 from curation.progress import Progress, silent
+from curation.reading.sources import is_local, sizes
+from curation.refusals import explained, no_room, refusal
 from curation.report import page as report
 from curation.stages import Done, Job, Receipt, shape_source, shape_stands
-from curation.store import no_room, write_json
+from curation.store import sweep, write_json
 from curation.summary import write_summary
 
 R = TypeVar("R")
+WORTH = 64 << 20  # bytes of input that are worth a process more: it takes seconds of a core to start, at each stage
 
 
 class Outcome(NamedTuple):
@@ -62,13 +67,14 @@ def build(
     out: Path | None = None,
     only: Iterable[str] = (),
     limit: int | None = None,
-    workers: int = 1,
+    workers: int | None = 1,
     progress: Progress = silent,
     licenses: Policy | None = None,
     confined: bool = False,
 ) -> Outcome:
     """Build a manifest into `out`, or `builds/<name>`; `licenses` is a policy instead of the manifest's.
 
+    `workers` is a number of processes; None takes several where the input is large enough for them to pay.
     `confined` is for a manifest from somebody else: what reads outside of its folder fails.
 
     Revisions come from the lock file beside the manifest, where there is one; a source that is not as it was locked fails.
@@ -101,7 +107,7 @@ def _build(
     folder: Path,
     chosen: list[str],
     jobs: list[Job],
-    workers: int,
+    workers: int | None,
     progress: Progress,
     excluded: list[Excluded],
     changed: dict[str, UserError],
@@ -177,7 +183,7 @@ def _each(
     work: Callable[[Job, Progress], Done],
     stands: Callable[[Job], bool],
     jobs: list[Job],
-    workers: int,
+    workers: int | None,
     progress: Progress,
     what: str,
 ) -> tuple[dict[str, Done], dict[str, UserError]]:
@@ -198,59 +204,100 @@ def _each(
         except UserError as error:
             failed[job.source.name] = error
             continue
-        if idle or workers == 1:
+        if idle:
             note(job, functools.partial(_in_one_line, work, job, progress))
         else:
             to_do.append(job)
-    if to_do:
-        # spawn, not fork: a forked polars waits for threads that are not there
-        context = multiprocessing.get_context("spawn")
-        with (
-            progress(what, len(to_do), "sources") as advance,
-            ProcessPoolExecutor(min(workers, len(to_do)), context, initializer=_die_with, initargs=(os.getpid(),)) as pool,
-        ):
-            futures = {pool.submit(_in_one_line, work, job, silent): job for job in to_do}
-            try:
-                for future in as_completed(futures):
-                    note(futures[future], future.result)
-                    advance(1)
-            except BrokenProcessPool:
-                raise SetupError(
-                    "a worker process", "was killed; was the memory full?", "try fewer with -j, such as -j 1"
-                ) from None
+    count = min(len(to_do), workers or _workers_that_pay(to_do))
+    if count <= 1:
+        for job in to_do:
+            note(job, functools.partial(_in_one_line, work, job, progress))
+    else:
+        with progress(what, len(to_do), "sources") as advance, _pool(count, to_do[0].build) as pool:
+            with _signals_held():
+                futures = {pool.submit(_in_one_line, work, job, silent): job for job in to_do}
+            for future in as_completed(futures):
+                note(futures[future], future.result)
+                advance(1)
     order = [job.source.name for job in jobs]
     return {name: done[name] for name in order if name in done}, {name: failed[name] for name in order if name in failed}
+
+
+def _workers_that_pay(jobs: list[Job]) -> int:
+    """Return how many processes to use: one, and a further one for each WORTH of input beside the largest source."""
+    sizes = sorted(map(_size_of, jobs))
+    return min(len(os.sched_getaffinity(0)), 1 + sum(sizes[:-1]) // WORTH)
+
+
+def _size_of(job: Job) -> int:
+    """Return the bytes of a source's files; of one of the Hub, for whose rows a process waits, WORTH."""
+    tables = [table for table in (job.source, job.source.corpus, job.source.queries) if table]
+    try:
+        return sum(sizes(table, job.base) if is_local(table, job.base) else WORTH for table in tables)
+    except (UserError, OSError):
+        return 0  # the source will fail, and say why
+
+
+@contextmanager
+def _pool(count: int, build: Path) -> Iterator[ProcessPoolExecutor]:
+    """Yield processes that end with this one, and at once where an error or a signal ends the work."""
+    context = multiprocessing.get_context("spawn")  # not fork: a forked polars waits for threads that are not there
+    theirs, ours = context.Pipe(duplex=False)
+    with _signals_held():
+        pool = ProcessPoolExecutor(count, context, initializer=_end_with, initargs=(theirs,))
+    try:
+        yield pool
+    except BrokenProcessPool:
+        hint = "try fewer with -j, such as -j 1"
+        raise SetupError("a worker process", "was killed; was the memory full?", hint) from None
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+        ours.close()
+        theirs.close()
+        sweep(build, depth=2)
+
+
+def _end_with(parent: Connection) -> None:
+    """End this worker when the process that wants its work is gone, or closes its end of the connection."""
+
+    def wait() -> None:
+        with suppress(EOFError, OSError):
+            parent.recv()  # nothing is ever sent
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Hold back what a terminal sends, for good in processes started meanwhile: this one says a line, and they end with it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGHUP])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _in_one_line(work: Callable[..., R], job: Job, *more: object) -> R:
     """Return `work(job, ...)`; what goes wrong there and nobody foresaw fails this source alone.
 
     Raises:
-        SourceError: in place of any exception but those that a person can mend, and a full disk, which stops all.
+        SourceError: in place of any exception but those that a person can mend, and what the system refuses in the build.
     """
     try:
         return work(job, *more)
     except UserError:
         raise
     except (Exception, pl.exceptions.PanicException) as error:  # polars' own derives from BaseException
-        if isinstance(error, OSError) and no_room(error):
-            raise
-        if isinstance(error, OSError) and error.filename is not None:
-            what = f"cannot be read or written ({error.strerror})"
-            raise SourceError(os.fsdecode(error.filename), what, "check path and permissions") from None
+        if refused := refusal(error):
+            where, what, hint = explained(refused, str(job.build))
+            if no_room(refused) or Path(where).absolute().is_relative_to(job.build.absolute()):
+                raise
+            raise SourceError(where, what, hint) from None
         last = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno} ({first_line(error)})"
         hint = "this is a fault of tuplesmith: please report it"
         raise SourceError(f"source '{job.source.name}'", what, hint) from error
-
-
-def _die_with(parent: int) -> None:
-    """End this worker when the process that wants its work is gone: a killed build leaves nobody writing."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.2)
-        os._exit(1)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, says one line and goes; so do we, then
-    threading.Thread(target=watch, daemon=True).start()

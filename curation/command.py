@@ -1,58 +1,114 @@
-"""What the three commands share: how an error becomes one line and an exit code.
+"""What the three commands share: how an error becomes one line and an exit code, and what is printed.
 
-Exit codes: 0 done, 1 an error the user can mend, 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 an error the user can mend, 2 wrong usage, 128 + N ended by signal N: 130 Ctrl-C, 143 SIGTERM.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
 
 from curation.errors import UserError
+from curation.refusals import AGAIN, explained, refusal
 from curation.visible import visible
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
+ENDING = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "the terminal was closed"}
+
+
+class Ended(BaseException):
+    """A signal asked the command to end."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(number)
 
 
 def say(text: str) -> None:
     """Print a line for the person, to stderr; stdout is for data."""
-    click.echo(visible(text), err=True)
+    with suppress(BrokenPipeError):
+        click.echo(visible(text), err=True)
 
 
 def output(text: str) -> None:
     """Print data to stdout; a reader that has seen enough, as in `curate show | head`, ends the command quietly."""
     try:
         click.echo(visible(text))
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
+        if sys.stdout is not None:  # None where it was closed
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to write would complain at the end
+        if isinstance(error, BrokenPipeError):
+            raise SystemExit(0) from None
+        raise
 
 
 def run(command: click.Command, name: str) -> None:
     """Run a command line and exit."""
+    _in_utf8()
     try:
-        code = command.main(prog_name=name, standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
+        with _signals():
+            code = command.main(prog_name=name, standalone_mode=False)
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        say(f"{name}: interrupted; run the same command again to go on")
-        sys.exit(130)
+        code = _ended(name, signal.SIGINT)
+    except Ended as end:
+        code = _ended(name, end.number)
     except UserError as error:
         say(f"{name}: {error}")
-        sys.exit(1)
-    except OSError as error:
-        from curation.store import no_room
-
-        if not no_room(error):
+        code = 1
+    except Exception as error:
+        refused = refusal(error)
+        if refused is None:
             raise
-        say(f"{name}: {error.filename or 'output'}: no room left on the disk; make room and run the same command again to go on")
-        sys.exit(1)
+        if refused.errno == errno.EPIPE:  # nobody reads any more
+            sys.exit(0)
+        say(f"{name}: {UserError(*explained(refused))}")
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _in_utf8() -> None:
+    """Begin again in Python's UTF-8 mode where the locale has another encoding for names and texts of files.
+
+    What a terminal or a variable says of the output stays; a letter that it does not have is printed as its number.
+    """
+    if not sys.flags.utf8_mode and sys.getfilesystemencoding() != "utf-8":
+        written = f"{sys.stdout.encoding}:backslashreplace" if sys.stdout is not None else "utf-8"
+        os.environ |= {"PYTHONUTF8": "1", "PYTHONIOENCODING": os.environ.get("PYTHONIOENCODING", written)}
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Raise `Ended` for a first SIGINT, SIGTERM or SIGHUP, so that what is unfinished is cleared away; a second one kills."""
+
+    def end(number: int, frame: object) -> None:
+        for one in ENDING:
+            signal.signal(one, signal.SIG_DFL)
+        raise Ended(number)
+
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, end)
+    yield
+
+
+def _ended(name: str, number: int) -> int:
+    say(f"{name}: {ENDING[signal.Signals(number)]}; {AGAIN}")
+    return 128 + number
 
 
 def newest(build: Path | None, quiet: bool = False) -> Path:

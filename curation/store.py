@@ -7,7 +7,6 @@ each file in it. A stage runs if the first differs; a file that no longer has it
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import functools
 import json
@@ -24,9 +23,9 @@ from typing import IO, Any
 import xxhash
 
 from curation.errors import BuildError
+from curation.refusals import refusal
 
 RECEIPT = "done.json"
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TEMPORARY = re.compile(r"\.tuplesmith-[0-9a-f]{16}\.tmp")
 PACKAGES = ("tuplesmith", "polars", "pyarrow", "torch", "transformers", "faiss-cpu", "faiss-gpu", "datasets", "datasketch")
 
@@ -108,21 +107,6 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         part.replace(path)
     sync_folder(path.parent)
-
-
-def refusal(error: BaseException) -> OSError | None:
-    """Return what the operating system refused, None where an error means something else.
-
-    Libraries in Rust (safetensors, tokenizers, polars) raise errors of their own that end in "(os error 28)"; numpy counts
-    what it could not write.
-    """
-    if isinstance(error, OSError) and error.errno is not None:
-        return error
-    if told := re.search(r"\(os error (\d+)\)", str(error)):
-        return OSError(int(told[1]), os.strerror(int(told[1])))
-    if isinstance(error, OSError) and re.fullmatch(r"\d+ requested and \d+ written", str(error)):
-        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    return None
 
 
 def sync_folder(folder: Path) -> None:
@@ -259,8 +243,3 @@ def newest_build(root: Path) -> Path:
     if not marks:
         raise BuildError(root, "holds no build", "run `curate build MANIFEST` first, or name a build folder")
     return max(marks, key=lambda path: (path.stat().st_mtime_ns, str(path))).parent
-
-
-def no_room(error: OSError) -> bool:
-    """Tell whether an error means that the disk, or the quota on it, is full."""
-    return error.errno in NO_ROOM

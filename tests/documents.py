@@ -49,7 +49,7 @@ def helps() -> str:
     """docs/commands.md: what each command says with -h."""
     about = (
         "# Commands\n\nWhat each says with `-h`; made by `make docs`. Exit codes: 0 done, 1 an error you can mend (one line: where,\n"
-        "what, what to try) or differences found, 2 wrong usage, 130 interrupted.\n"
+        "what, what to try) or differences found, 2 wrong usage, 130 interrupted (143 by SIGTERM).\n"
     )
     return about + "".join(f"\n## {words}\n\n```text\n{help_of(words).rstrip()}\n```\n" for words in commands())
 

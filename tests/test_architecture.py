@@ -28,6 +28,7 @@ FLOOR = {
         "text",
         "visible",
         "progress",
+        "refusals",
         "command",
         "exchange.card",
         "exchange.upload",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -12,14 +13,16 @@ MEMORY = Path("/dev/shm")  # a memory disk, whose files are files
 
 
 def refuse_special(path: Path, name: str) -> None:
-    """Refuse what is no plain file, and what the system makes up, wherever links lead from `path`.
+    """Refuse what is no plain file, what the system makes up, wherever links lead from `path`, and what may not be read.
 
     Raises:
-        SourceError: a folder, pipe, socket or device, or a file below /proc, /sys or /dev.
+        SourceError: a folder, pipe, socket or device, a file below /proc, /sys or /dev, or one of somebody else.
     """
     refuse_system(path, name)
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
         raise SourceError(name, "is a pipe, socket or device, not a file", "save what it gives as a file, and name that")
+    if path.exists() and not os.access(path, os.R_OK):
+        raise SourceError(name, "may not be read by this user", "see its permissions and its folder's")
 
 
 def refuse_system(path: Path, name: str) -> None:

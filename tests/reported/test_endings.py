@@ -1,0 +1,191 @@
+"""Ctrl-C, SIGTERM, a closed terminal, a closed pipe, a locale without UTF-8: one line, a code, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from curation import build as building
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "POLARS_MAX_THREADS": "1"}
+ENDINGS = {
+    signal.SIGINT: (130, "interrupted"),
+    signal.SIGTERM: (143, "terminated"),
+    signal.SIGHUP: (129, "the terminal was closed"),
+}
+
+
+def manifest(folder: Path, sources: int, rows: int = 5) -> Path:
+    """Write a manifest of some sources and their files."""
+    entries = []
+    for number in range(sources):
+        some = [{"q": f"what is {row} of {number}, é?", "p": f"it is {row} of {number}, ü"} for row in range(rows)]
+        (folder / f"s{number}-ü.jsonl").write_text("".join(json.dumps(one) + "\n" for one in some))
+        entries.append({"name": f"s{number}", "files": f"s{number}-ü.jsonl", "task": "retrieval", "license": "mit"})
+        entries[-1] |= {"instruction": "Trouve la réponse", "fields": {"query": "q", "positive": "p"}}
+    (folder / "m.yaml").write_text(yaml.safe_dump({"name": "b", "sources": entries}, allow_unicode=True), encoding="utf-8")
+    return folder / "m.yaml"
+
+
+def start(*words: object, cwd: Path, **environment: str) -> subprocess.Popen[str]:
+    """Start `curate` in a process group of its own, as a terminal does."""
+    command = [sys.executable, "-c", "from curation.cli import main; main()", *map(str, words)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
+    return subprocess.Popen(command, cwd=cwd, env=ENVIRONMENT | environment, start_new_session=True, **pipes)
+
+
+def living(group: int) -> bool:
+    """Tell whether processes of a group still live after a while."""
+    for _ in range(100):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("number", ENDINGS, ids=lambda number: number.name)
+def test_a_signal_ends_a_build_in_one_line_and_leaves_nothing(number, workers, tmp_path):
+    manifest(tmp_path, 2, rows=60_000)
+    with start("build", "m.yaml", "-o", "out", "-j", workers, cwd=tmp_path) as process:
+        while not list(tmp_path.glob("out/*/.tuplesmith-*.tmp/new")):
+            time.sleep(0.02)
+            assert process.poll() is None, process.communicate()
+        os.killpg(process.pid, number)
+        out, err = process.communicate(timeout=60)
+    code, word = ENDINGS[number]
+    assert process.returncode == code, err
+    assert err == f"curate: {word}; run the same command again to go on\n"
+    assert out == ""
+    assert not list(tmp_path.rglob(".tuplesmith-*"))
+    assert not living(process.pid)
+
+
+def test_a_signal_while_workers_start_is_one_line(tmp_path):
+    manifest(tmp_path, 2)
+    for pause in (0.0, 0.3, 0.9):
+        with start("build", "m.yaml", "-o", f"out{pause}", "-j", "2", cwd=tmp_path) as process:
+            while not (tmp_path / f"out{pause}").is_dir():
+                time.sleep(0.01)
+            time.sleep(pause)
+            os.killpg(process.pid, signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        assert process.returncode in (0, 130), err
+        assert "Traceback" not in err
+        assert process.returncode == 0 or err == "curate: interrupted; run the same command again to go on\n"
+
+
+def test_under_nohup_a_closed_terminal_ends_nothing(tmp_path):
+    manifest(tmp_path, 1)
+    code = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); os.execv(sys.executable, sys.argv[1:])"
+    words = [sys.executable, "-c", "from curation.cli import main; main()", "build", "m.yaml", "-o", "out", "-q"]
+    with subprocess.Popen([sys.executable, "-c", code, *words], cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE) as process:
+        while not (tmp_path / "out").is_dir():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGHUP)
+        process.communicate()
+    assert process.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("built")
+    manifest(folder, 2, rows=40)
+    building.build(folder / "m.yaml", folder / "out")
+    return folder
+
+
+def shell(line: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a line of bash in which `curate` is the command."""
+    script = f"set -o pipefail; curate() {{ {sys.executable} -c 'from curation.cli import main; main()' \"$@\"; }}; {line}"
+    run = ["bash", "-c", script]
+    return subprocess.run(
+        run,
+        cwd=cwd,
+        env=ENVIRONMENT | environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("line", [
+    "curate show out -n 40 | head -n 1 > first", "curate show out --json -n 40 | true", "curate stats out >&-",
+    "curate show out -n 40 2>&- >&-", "curate stats nowhere 2>&- || true", "curate build m.yaml -o other 2>&- >&-",
+])  # fmt: skip
+def test_a_reader_that_goes_or_was_never_there_ends_a_command_in_silence(line, built):
+    done = shell(line, built)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_full_device_behind_the_output_is_one_line(built):
+    done = shell("curate show out > /dev/full", built)
+    assert (done.returncode, done.stderr) == (
+        1, "curate: output: no room left on the disk; make room and run the same command again to go on\n"
+    )  # fmt: skip
+
+
+LOCALES = {
+    "C": {"LC_ALL": "C"},
+    "POSIX": {"LC_ALL": "POSIX"},
+    "no UTF-8 mode": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    "ascii out": {"PYTHONIOENCODING": "ascii"},
+    "strict ascii out": {"PYTHONIOENCODING": "ascii:strict", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    "latin-1": {"LC_ALL": "tuplesmith_latin1"},
+}
+
+
+@pytest.mark.parametrize("name", LOCALES)
+def test_any_locale_builds_the_same_and_prints_without_a_traceback(name, built, tmp_path):
+    environment = dict(LOCALES[name])
+    if name == "latin-1":
+        made = ["localedef", "-i", "de_DE", "-f", "ISO-8859-1", str(tmp_path / "tuplesmith_latin1")]
+        known = (
+            subprocess.run(made, capture_output=True, check=False).returncode in (0, 1)
+            and (tmp_path / "tuplesmith_latin1").is_dir()
+        )
+        environment |= {"LOCPATH": str(tmp_path)} if known else LOCALES["no UTF-8 mode"]
+    out = tmp_path / "out"
+    done = shell(f"curate build m.yaml -o {out} -j {1 + (name == 'latin-1')} && curate show {out}", built, **environment)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    for path in sorted((built / "out" / "curated").rglob("*")):
+        if path.is_file():
+            assert (out / "curated" / path.relative_to(built / "out" / "curated")).read_bytes() == path.read_bytes()
+    assert "what is 0 of 0" in done.stdout
+
+
+def test_small_builds_start_no_other_process(tmp_path):
+    manifest(tmp_path, 4, rows=100)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    building.build(tmp_path / "m.yaml", tmp_path / "out", workers=None)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime == before
+
+
+def test_large_builds_have_a_process_more_for_what_lies_beside_the_largest_source(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(4)))
+    asked = []
+    monkeypatch.setattr(building, "_size_of", lambda job: asked[int(job.source.name[1:])])
+    recipe = building.load_manifest(manifest(tmp_path, 6))
+    jobs = [building.job_of(recipe, source, tmp_path, tmp_path / "out", None) for source in recipe.sources]
+    mega = 1 << 20
+    for sizes, workers in (
+        ([1, 1, 1, 1, 1, 1], 1), ([900 * mega, 1, 1, 1, 1, 1], 1), ([900 * mega, 63 * mega, 0, 0, 0, 0], 1),
+        ([900 * mega, 64 * mega, 0, 0, 0, 0], 2), ([40 * mega] * 6, 4), ([500 * mega] * 6, 4), ([30 * mega] * 6, 3),
+    ):  # fmt: skip
+        asked[:] = sizes
+        assert building._workers_that_pay(jobs) == workers, sizes
