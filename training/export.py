@@ -84,7 +84,8 @@ def _save_tokenizer(model: Model, folder: Path) -> None:
     saved = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     wanted = model.tokenize(SAMPLE)
     for text, start, end in zip(SAMPLE, wanted.starts, wanted.starts[1:], strict=False):
-        if saved(text, truncation=True)["input_ids"] != wanted.ids[start:end].tolist():
+        found = saved(text, truncation=True)["input_ids"]
+        if found and found != wanted.ids[start:end].tolist():  # for a text of no token, another one stands in
             raise ModelError(model.name, "its tokenizer, saved, gives other tokens than before", "has it a tokenizer.json?")
 
 

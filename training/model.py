@@ -99,7 +99,9 @@ class Model:
         arguments = packed_inputs(ids.to(self.backbone.device), starts, self.first_position)
         states = self.backbone(**arguments).last_hidden_state[0]  # (T, dim)
         with torch.autocast(states.device.type, enabled=False):
-            vectors = self.head(pooled(states.float(), starts, self.pooling))[:, : self.truncate]
+            ends = unit and self.truncate is None and len(self.head) > 0 and isinstance(self.head[-1], Unit)
+            head = self.head[:-1] if ends else self.head  # which is done below anyhow
+            vectors = head(pooled(states.float(), starts, self.pooling))[:, : self.truncate]
             return functional.normalize(vectors, dim=-1) if unit else vectors
 
     def blank(self, unit: bool) -> np.ndarray:

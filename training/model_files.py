@@ -118,8 +118,11 @@ def _folder_of(name: str, weights: bool) -> Path:
 
 
 def _package_folder(name: str) -> Path:
-    """Return the folder in an installed package that holds config.json."""
-    configs = [path for root in package_roots(name) for path in root.rglob("config.json")]
+    """Return the folder in an installed package that holds modules.json, or else config.json."""
+    roots = package_roots(name)
+    configs = [path for root in roots for path in root.rglob(MODULES)] or [
+        path for root in roots for path in root.rglob("config.json")
+    ]
     if not configs:
         raise ModelError(name, "the package holds no config.json", "is it a package with a model in it?")
     return min(configs, key=lambda path: (len(path.parts), str(path))).parent
