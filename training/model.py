@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -116,6 +116,9 @@ class Model:
             raise ModelError(self.name, f"unknown prompt '{prompt}'", f"use one of {listed(PROMPTS)}")
         said = self.files.sentence
         chosen = choose_prompts(prompt, self.prompts, self.is_decoder, self.given, said.default_prompt if said else None)
+        if said and prompt == "auto" and chosen.used == "instruct" and not any(self.prompts.values()):
+            note = "queries begin with the instruction of their source, for the model has no prompts; `prompt: none` puts nothing"
+            chosen = replace(chosen, note=note)
         if said and not said.prompt_pooled and (chosen.query or chosen.passage or chosen.used == "instruct"):
             what = f"leaves the prompt out of the pooling (include_prompt: false), and {chosen.told()}"
             raise ModelError(self.name, what, "that is supported without prompts only: give `prompt: none`")
@@ -157,7 +160,7 @@ def notes_of(model: Model, prompt: str) -> list[str]:
         notes.append(f"the model compares by {model.similarity} (similarity_fn_name); mining and training compare by cosine")
     if model.files.own_code():
         notes.append("the model's own code (auto_map in its config.json) is never run; transformers' is")
-    return [f"{model.name}: {note}" for note in notes if note]
+    return [note for note in notes if note]
 
 
 def load_model(

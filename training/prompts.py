@@ -65,14 +65,14 @@ def choose_prompts(
         return Prompts("instruct")
     if given is not None:
         return Prompts("given", given.get("query", ""), given.get("passage", ""))
-    unused = [name for name, text in own.items() if text and name not in (QUERY, PASSAGE)]
     query, passage = own.get(QUERY, ""), own.get(PASSAGE, "")
+    used = "own" if query or passage else "instruct" if is_decoder else "none"
+    unused = [name for name, text in own.items() if text and name not in (QUERY, PASSAGE)]
     note = ""
-    if unused:
+    if unused and not (used == "instruct" and all(own[name].startswith("Instruct: ") for name in unused)):
         named = listed(unused, 6) + (f" (default: {default})" if default in unused else "")
         note = (
             f"the model's prompts {named} are not used, as in sentence-transformers' encode_query and encode_document; "
             "to use one, give `prompts: {query: ..., passage: ...}`"
         )
-    used = "own" if query or passage else "instruct" if is_decoder else "none"
     return Prompts(used, query, passage, note)

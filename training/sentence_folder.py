@@ -237,9 +237,9 @@ def _pooling(values: _Values) -> dict[str, Any]:
     if dimension is None:
         raise ModelError(values.name, f"{values.where} does not say its embedding_dimension", "is the folder whole?")
     old = [word for key, word in OLD_POOLINGS.items() if values.yes(key, False)]
-    mode = values.all.get("pooling_mode") or old or "mean"
+    mode = values.all.get("pooling_mode", old or "mean")
     modes = [mode] if isinstance(mode, str) else mode
-    if not isinstance(modes, list) or not all(isinstance(one, str) and one in POOLINGS for one in modes):
+    if not isinstance(modes, list) or not modes or not all(isinstance(one, str) and one in POOLINGS for one in modes):
         raise ModelError(values.name, f"{values.where}: pools by {mode!r}", f"only {listed(POOLINGS)} are supported")
     return {"pooling": "+".join(POOLINGS[one] for one in modes), "prompt_pooled": values.yes("include_prompt", True)}
 
