@@ -13,7 +13,7 @@ from curation.section import Section
 class EvalSet(Table):
     """An evaluation set. Column by column as in a source: `fields`, and `corpus` and `queries` where there are qrels."""
 
-    split: str = Field("test", description="split of the Hub dataset")
+    split: str = Field("test", description="split of the dataset that `path` names")
     name: str | None = Field(None, min_length=1, description="what reports call it; by default its path or first file")
     fields: Fields = Field(
         description="which column is what; `query` alone will do, labels and scores of pairs are not looked at"

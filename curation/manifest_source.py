@@ -63,10 +63,11 @@ class Table(Section):
     """Where rows come from, and how their file is read."""
 
     path: str | None = Field(
-        None, description="a Hub dataset id, a local folder in Hub layout, `python:stdlib` or `python:PACKAGE`"
+        None,
+        description="a Hub dataset id, a local folder in Hub layout, `python:stdlib` or `python:PACKAGE`; texts are as in the files",
     )
-    config: str | None = Field(None, description="configuration of the Hub dataset")
-    split: str = Field("train", description="split of the Hub dataset")
+    config: str | None = Field(None, description="configuration of the dataset that `path` names")
+    split: str = Field("train", description="split of the dataset that `path` names; also `train+test`, `train[:10%]`")
     revision: str | None = Field(None, description="commit, tag or branch of the Hub dataset; publishing needs a commit")
     files: list[str] = Field(
         default_factory=list,

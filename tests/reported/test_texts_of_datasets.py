@@ -71,7 +71,7 @@ def readme(folder: Path, text: str) -> None:
 def test_texts_arrive_as_written(tmp_path, name, first):
     write(tmp_path / "set" / name, TEXTS)
     column = "text" if name == "train.txt" else "q"
-    keys = {"name": "s", "task": "retrieval", "fields": {"query": "q", "positive": "a"}, "path": "set"}
+    keys = {"name": "s", "task": "retrieval", "fields": {"query": column, "positive": column}, "path": "set"}
     table = Source(**keys, sample="first", limit=len(TEXTS)) if first else Table(path="set")
     found = rows_of(table, tmp_path)
     assert found[column].to_list() == TEXTS
