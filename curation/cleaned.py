@@ -12,8 +12,10 @@ import polars as pl
 import xxhash
 
 from curation.duplicates.shingles import SHINGLING
-from curation.errors import SourceError
+from curation.duplicates.siblings import RULES as SIBLINGS
+from curation.errors import SourceError, listed
 from curation.leaks import decontaminate
+from curation.manifest_source import Source
 from curation.progress import Progress, silent
 from curation.schema import DROPPED, no_drops
 from curation.shaping import holdout
@@ -32,7 +34,7 @@ def near_digest(job: Job) -> str:
     assert job.dedup
     mine = read_json(job.build / "shaped" / job.source.name / "done.json")
     texts = {name: digest for name, digest in mine["files"].items() if name.startswith(("tuples-", "corpus."))}
-    return digest_of([FORMAT, "near", texts, job.dedup.stored, job.dedup.across, SHINGLING])
+    return digest_of([FORMAT, "near", texts, job.dedup.stored, job.dedup.across, SHINGLING, SIBLINGS])
 
 
 def near_stands(job: Job) -> bool:
@@ -48,11 +50,12 @@ def near_source(job: Job, progress: Progress = silent) -> Done:
 
 
 def _near(job: Job, folder: Path) -> Receipt:
-    from curation.duplicates.near import near, slices
+    from curation.duplicates.near import near, slices, without_siblings
     from curation.duplicates.within import texts_of  # loads the compiled loops
 
     assert job.dedup
-    found = near(slices(texts_of(job.build / "shaped" / job.source.name)), job.dedup.stored, folder)
+    texts = texts_of(job.build / "shaped" / job.source.name)
+    found = without_siblings(near(slices(texts), job.dedup.stored, folder), texts.gather)
     pairs = pl.DataFrame({"left": found.left, "right": found.right, "score": found.score})
     write_parquet(folder / "pairs.parquet", pairs)
     write_parquet(folder / "form.parquet", pl.DataFrame({"form": found.form}))
@@ -107,7 +110,7 @@ def _clean(job: Job, folder: Path) -> Receipt:
     if job.decontaminate:
         tuples = pl.concat(kept([read_table(stage, "tuples")]))
         if not len(tuples):
-            raise SourceError(place_of(source), "every tuple of it is held out somewhere", "hold out fewer")
+            raise _emptied(source, "held-out texts", pl.concat(drops))
         tuples, corpus, leaked, more_out = decontaminate.take_out(
             job.decontaminate, job.build, folder, tuples, corpus, source.name
         )
@@ -119,10 +122,7 @@ def _clean(job: Job, folder: Path) -> Receipt:
         link_table(stage, folder, "tuples")
         left = sum(map(len, kept(read_frames(stage, "tuples"))))
     if not left:
-        what = "every tuple of it is a leak" if job.decontaminate else "every tuple of it is held out somewhere"
-        raise SourceError(
-            place_of(source), what, "see `mode: report`, or leave the source out" if job.decontaminate else "hold out fewer"
-        )
+        raise _emptied(source, "decontamination" if job.decontaminate else "held-out texts", pl.concat(drops))
     write_parquet(folder / "corpus.parquet", pl.DataFrame({"text": corpus}))
     write_parquet(folder / "dropped.parquet", pl.concat([read_parquet(stage / "dropped.parquet"), *drops]).cast(DROPPED))
     write_parquet(folder / "forms.parquet", _united([*hashes, _hashes_of(corpus)]))
@@ -141,6 +141,17 @@ def _clean(job: Job, folder: Path) -> Receipt:
     )
     counts: dict[str, Any] = {"dropped": shaped["dropped"] | counts_of(pl.concat(drops)), "texts_out": texts_out}
     return {"source": source.name, **{name: shaped[name] for name in carried}, **counts}
+
+
+def _emptied(source: Source, by: str, drops: pl.DataFrame) -> SourceError:
+    """Return the error of a source of which no tuple is left: what removed them, and which sets they match."""
+    counts = drops.group_by("twin_source", maintain_order=True).len().sort("len", descending=True)
+    matched = listed([f"{name} {count}" for name, count in counts.iter_rows()], 5)
+    own = {source.name, decontaminate.HELDOUT + source.name} & set(counts["twin_source"])
+    hint = f"its own held-out queries match the others: lower its 'holdout: {source.holdout}'" if own else "leave the source out"
+    if by == "decontamination":
+        hint += ", or see what matches with `mode: report`"
+    return SourceError(place_of(source), f"{by} removed all {len(drops)} tuples (matched: {matched})", hint)
 
 
 def _hashes(tuples: pl.DataFrame) -> pl.Series:

@@ -22,7 +22,7 @@ from curation.reading.mapped import found_by
 from curation.reading.mapped import mapped as named_by
 from curation.reading.rows import ROW, Lost
 from curation.reading.sources import read_rows
-from curation.schema import render_query
+from curation.schema import DROPPED, render_query
 from curation.shaping.columns import column, place_of
 from curation.shaping.shapes import to_tuples
 from curation.shaping.unused import check_readable
@@ -131,9 +131,10 @@ def records(build: Path, only: Iterable[str], count: int) -> Iterator[dict[str, 
 
 
 def dropped_records(build: Path, only: Iterable[str], count: int, reason: str | None) -> Iterator[dict[str, Any]]:
-    """Yield `count` dropped rows or tuples of each source and reason."""
+    """Yield `count` dropped rows or tuples of each source and reason, those that mining dropped too."""
     for name in receipts(build, only):
-        dropped = read_parquet(build / "curated" / name / "dropped.parquet")
+        paths = [build / stage / name / "dropped.parquet" for stage in ("curated", "mined")]
+        dropped = pl.concat([read_parquet(path).cast(DROPPED) for path in paths if path.exists()])
         if reason is not None:
             dropped = dropped.filter(pl.col("reason") == reason)
         for row in dropped.group_by("reason", maintain_order=True).head(count).iter_rows(named=True):

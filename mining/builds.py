@@ -134,7 +134,7 @@ def selected(build: Path, whole: Mapping[str, Any], only: Sequence[str]) -> list
     """Return the names of the sources, or of those asked for.
 
     Raises:
-        BuildError: it failed in the build, or there is none of that name.
+        BuildError: it failed in the build, or there is none of that name, or none at all.
     """
     names, failed = list(whole["sources"]), whole.get("failed", {})
     for name in only:
@@ -144,6 +144,9 @@ def selected(build: Path, whole: Mapping[str, Any], only: Sequence[str]) -> list
             )
         if name not in names:
             raise BuildError(build, f"has no source '{name}'{did_you_mean(name, names)}", f"it has {listed(names)}")
+    if not names:
+        first = next((f": {why}" for why in failed.values()), "")
+        raise BuildError(build, f"has no source with tuples{first}", "mend it and run `curate build` again")
     return [name for name in names if name in only] or names
 
 

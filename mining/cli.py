@@ -60,6 +60,7 @@ def negatives(
     build = newest(build)
     import json
 
+    from curation.errors import BuildError
     from mining.builds import failed_sources
     from mining.mine import mine_build, plan, warnings_of
 
@@ -74,6 +75,9 @@ def negatives(
         for line in lines:
             say(f"warning: {line}")
     output(json.dumps(receipts, indent=1, ensure_ascii=False) if as_json else _table(receipts, verbose))
+    if not dry_run and not any(receipt["kept"] for receipt in receipts.values()):
+        hint = f"see `curate show --dropped {build}` for them, and loosen `mine:`"
+        raise BuildError(build, "not one row of it has enough negatives", hint)
 
 
 @mine.command()

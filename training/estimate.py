@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 
 from curation import schema, tables
-from curation.errors import BuildError
 from curation.manifest_models import Prompts, Train
 from training.data import shares
 from training.meter import PEAKS
 from training.model import Model, load_model
 from training.step import total_steps, warmup_steps
-from training.tokens import mined_sources
+from training.tokens import mined_sources, nothing_to_train_on
 
 GPU = "H100"
 SHARE_OF_PEAK = 0.32  # two fifths of the 798 TFLOP/s that products alone reach on it
@@ -39,7 +38,7 @@ def estimate(build: Path, recipe: Train, *, only: Sequence[str] = (), gpus: int 
     batches = [-(-count // recipe.batch) for count in some.values()]
     steps_per_epoch = sum(batches)
     if not steps_per_epoch:
-        raise BuildError(build, "has not one mined tuple to train on", "look at `curate show` for what was dropped and why")
+        raise nothing_to_train_on(build, list(entries))
     options: dict[str, Any] = {
         "pooling": recipe.pooling,
         "max_tokens": recipe.max_tokens,

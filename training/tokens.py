@@ -150,8 +150,22 @@ def load_sources(build: Path, model: Model, prompt: str, only: Sequence[str] = (
         if receipt["rows"]:
             sources.append(_open(build, name, entry["task"], folder, receipt))
     if not sources:
-        raise BuildError(build, "has not one mined tuple to train on", "look at `curate show` for what was dropped and why")
+        raise nothing_to_train_on(build, only)
     return sources
+
+
+def nothing_to_train_on(build: Path, only: Sequence[str] = ()) -> BuildError:
+    """Return the error of a build without one mined tuple: the stage that took them, and where they are shown."""
+    whole, what = store.read_json(build / "build.json"), "has not one mined tuple to train on"
+    names = [name for name in whole["sources"] if not only or name in only]
+    if not names and (failed := whole.get("failed", {})):
+        name, why = next(iter(failed.items()))
+        return BuildError(build, f"{what}: {why}", f"mend source '{name}' and run `curate build` again")
+    lost = [(name, store.read_json(build / "mined" / name / store.RECEIPT).get("dropped", {})) for name in names]
+    said = [f"{sum(counts.values())} of '{name}' ({listed(counts)})" for name, counts in lost if counts]
+    took = f": `mine negatives` dropped all {listed(said, 3)}" if said else ""
+    show = " ".join(["curate show --dropped", *(f"--only {name}" for name in names[:1]), str(build)])
+    return BuildError(build, what + took, f"see `{show}` for them, and loosen `mine:`")
 
 
 def reader_digest(model: Model) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from curation.duplicates.near import append_texts, files_for, firsts, own_entries, slices
+from curation.duplicates.near import Near, append_texts, files_for, firsts, own_entries, slices, without_siblings
 from curation.duplicates.pairs import Corpus, matches, open_corpus
+from curation.duplicates.shingles import forms_of
 from curation.duplicates.signatures import read
 from curation.duplicates.within import distinct, drop_queries, hides, links_of, refuse_loss, texts_of
 from curation.errors import SourceError
@@ -62,8 +64,9 @@ def _pairs(jobs: list[Job], folder: Path) -> Receipt:
     assert jobs[0].dedup
     corpus, able, owners = _joined(jobs, folder)
     left, right, score = matches(corpus, able, jobs[0].dedup.stored, owners)
-    table = pl.DataFrame({"left": left, "right": right, "score": score})
-    del corpus
+    found = without_siblings(Near(corpus.forms, left, right, score), partial(forms_of, corpus.texts))
+    table = pl.DataFrame({"left": found.left, "right": found.right, "score": found.score})
+    del corpus, found
     for path in folder.iterdir():
         path.unlink()
     write_parquet(folder / "pairs.parquet", table)

@@ -6,7 +6,7 @@ The texts and their band keys lie in files, and so do the candidates (`pairs`). 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -15,12 +15,14 @@ import numpy as np
 import polars as pl
 
 from curation.duplicates.pairs import HALF, LOW, Corpus, forget, matches, open_corpus, texts_of
-from curation.duplicates.shingles import Buffers
+from curation.duplicates.shingles import LONG, Buffers
+from curation.duplicates.siblings import names_of, siblings
 from curation.duplicates.signatures import read, repeated, sketch
-from curation.text import connected
+from curation.text import connected, normalised
 
 RECALL = 0.99  # share of pairs exactly at the lowest score that become candidates
 PERMUTATIONS = 130  # at most; 128 would not do for 5 rows a band at 0.7
+SHORT = 200  # characters: longer texts are compared as they are
 BATCH = 1 << 16  # texts sketched at a time
 SORTED = 1 << 22  # forms sorted at a time
 
@@ -58,6 +60,29 @@ def near(batches: Iterable[pl.Series], lowest: float, folder: Path) -> Near:
     able = own_entries(form, corpus.entries, corpus.counts)
     forget(corpus)
     return Near(form, *matches(corpus, able, lowest))
+
+
+def without_siblings(found: Near, texts: Callable[[np.ndarray], pl.Series]) -> Near:
+    """Return what matches without the pairs of short texts that are siblings; `texts` gives texts by number."""
+
+    def forms_and_names(numbers: np.ndarray) -> tuple[pl.Series, pl.Series]:
+        some = texts(numbers)
+        return normalised(some).fill_null(""), names_of(some)
+
+    short = np.zeros(len(found.form), bool)
+    for numbers in _batches(np.unique(np.concatenate([found.left, found.right]))):
+        some = texts(numbers)
+        short[numbers] = ((some.str.len_chars() < SHORT) & (some.str.count_matches(r"\S+") < LONG)).to_numpy()
+    both = np.flatnonzero(short[found.left] & short[found.right])
+    left, right = found.left[both], found.right[both]
+    told = siblings(np.concatenate([left, right]), np.concatenate([right, left]), forms_and_names)
+    kept = np.ones(len(found.left), bool)
+    kept[both] = ~(told[: len(both)] | told[len(both) :])
+    return Near(found.form, found.left[kept], found.right[kept], found.score[kept])
+
+
+def _batches(numbers: np.ndarray) -> Iterator[np.ndarray]:
+    yield from (numbers[first : first + BATCH] for first in range(0, len(numbers), BATCH))
 
 
 def own_entries(form: np.ndarray, entries: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
+from curation.duplicates.siblings import RULES as SIBLINGS
+from curation.duplicates.siblings import names_of, siblings
 from curation.errors import ManifestError
 from curation.leaks.evaluations import CORPUS, DOCUMENT, EVALUATION, QUERY, digests_of, tables_of, texts_of
 from curation.leaks.index import RULES as INDEXED
@@ -26,6 +28,9 @@ from curation.shaping.columns import EVIDENCE_CHARS
 from curation.store import digest_of, read_json, run_stage
 from curation.tables import read_parquet, write_blocks, write_parquet
 from curation.text import normalised
+
+if TYPE_CHECKING:
+    from curation.leaks.lookup import Lookup
 
 HELDOUT = "heldout/"  # what held-out queries are called as an evaluation set: `heldout/SOURCE`
 LEAKS = pl.Schema(
@@ -85,7 +90,7 @@ def make_index(wanted: Decontaminate | None, base: Path, build: Path, holding: t
         with unchanged(before, parts, base):
             return {"sets": [one.title for one in sets], **write_index(part, frames(), normalised(allowed).drop_nulls())}
 
-    run_stage(folder, digest_of([INDEXED, reads, held, allowed.to_list()]), work)
+    run_stage(folder, digest_of([INDEXED, SIBLINGS, reads, held, allowed.to_list()]), work)
 
 
 def _sets(wanted: Decontaminate, base: Path) -> list[EvalSet]:
@@ -193,16 +198,19 @@ def _hits(index_folder: Path, texts: pl.DataFrame) -> pl.DataFrame:
 
     index = read_index(index_folder)
     once = texts["text"].unique(maintain_order=True)
-    found = look_up(ready(index), once) if index else pl.DataFrame()
+    lookup = ready(index) if index else None
+    found = look_up(lookup, once) if lookup else pl.DataFrame()
     if not len(found):
         return texts.head(0).with_columns(pl.lit(None, kind).alias(name) for name, kind in MATCH.items())
     assert index
+    assert lookup
     keyed = found.with_columns(
         pl.Series("key", index.entry_keys[found["entry"].to_numpy()], dtype=pl.UInt64), once.gather(found["text"]).alias("text")
     )
     shards = (read_parquet(path) for path in sorted(index_folder.glob("texts-*.parquet")))
     where = pl.concat([shard.join(keyed, on="key", how="semi", maintain_order="left") for shard in shards])
     matches = keyed.join(where, on="key", how="inner").with_columns((pl.col("role") == CORPUS).alias("shared"))
+    matches = matches.join(_siblings(lookup, matches), on=["text", "entry"], how="anti")
     matches = matches.sort("text", "task", "shared", "kind", -pl.col("score"), "role", "eval_id", "form")
     best = matches.unique(["text", "task"], keep="first", maintain_order=True)
     spans = [span_of(text, form, kind) for text, form, kind in best.select("text", "form", "kind").iter_rows()]
@@ -212,6 +220,29 @@ def _hits(index_folder: Path, texts: pl.DataFrame) -> pl.DataFrame:
     ).sort("text", "shared", "kind", "task", maintain_order=True)
     placed = texts.with_row_index("place").join(best, on="text", how="inner", maintain_order="left_right")
     return placed.select(*texts.columns, *MATCH)
+
+
+def _siblings(lookup: Lookup, matches: pl.DataFrame) -> pl.DataFrame:
+    """Return text, entry of the matches that are no copies but siblings; matches of the entries among themselves tell too."""
+    from curation.leaks.lookup import look_up  # loads the compiled loops
+
+    entries = matches.unique("entry", keep="first", maintain_order=True).select("entry", "form", "names")
+    kin = look_up(lookup, entries["form"]).join(entries, on="entry", how="semi").filter(pl.col("kind") > 0)
+    unsure = matches.filter(pl.col("kind") > 0).select("text", "entry").unique(maintain_order=True)
+    texts = unsure["text"].unique(maintain_order=True)
+    forms = pl.concat([entries["form"], normalised(texts).fill_null("")])
+    names = pl.concat([entries["names"], names_of(texts)])
+    place = entries.select("entry", pl.int_range(pl.len(), dtype=pl.UInt32).alias("left"))
+    own = texts.to_frame().select("text", pl.int_range(len(entries), len(entries) + pl.len(), dtype=pl.UInt32).alias("right"))
+    theirs = unsure.join(place, on="entry", maintain_order="left").join(own, on="text", maintain_order="left")
+    pairs = pl.concat(
+        [
+            theirs.select("left", "right"),
+            kin.join(place, on="entry", maintain_order="left").select("left", pl.col("text").cast(pl.UInt32).alias("right")),
+        ]
+    )
+    found = siblings(pairs["left"].to_numpy(), pairs["right"].to_numpy(), lambda some: (forms.gather(some), names.gather(some)))
+    return unsure.filter(pl.Series(found[: len(unsure)]))
 
 
 def table_of(build: Path, only: list[str]) -> list[tuple[str, str, int, int, int, int]]:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from curation.duplicates.siblings import names_of
 from curation.leaks.evaluations import CORPUS, QUERY
 from curation.leaks.grams import LONG, Forms, Measures, measures_of
 from curation.store import atomic
@@ -56,7 +57,10 @@ def write_index(folder: Path, sets: Iterable[pl.DataFrame], allowed: pl.Series) 
     heads, texts, shard = [], 0, -1
     for shard, block in enumerate(block for batch in sets for block in batch.iter_slices(BLOCK)):
         forms = normalised(block["text"])
-        made = block.with_columns(forms.alias("form")).drop_nulls("form").select("task", "eval_id", "role", "form")
+        made = block.with_columns(forms.alias("form")).drop_nulls("form")
+        short = pl.lit((made["role"] != CORPUS) & ~_long(made["form"]))  # of the others no names are needed
+        asked = made.select(pl.when(short).then("text").otherwise(pl.lit("")))["text"]
+        made = made.with_columns(names_of(asked)).select("task", "eval_id", "role", "form", "names")
         made = made.with_columns(pl.Series("key", Forms(made["form"]).whole(), dtype=pl.UInt64))
         write_parquet(folder / f"texts-{shard:05d}.parquet", made)
         heads.append(made.select("key", "role", pl.lit(shard).alias("shard")).with_row_index("at"))
