@@ -34,7 +34,7 @@ def write(build: Path, rows: int, sources: int) -> None:
     for number, (name, entry) in enumerate(entries.items()):
         for stage in ("curated", "mined"):
             (build / stage / name).mkdir(parents=True)
-            store.write_json(build / stage / name / store.RECEIPT, {"digest": f"{stage}{number}"})
+            store.write_receipt(build / stage / name, {"digest": f"{stage}{number}"})
         folder = build / "train" / "tokens" / reader[:12] / name
         folder.mkdir(parents=True)
         draw = np.random.default_rng(number)
@@ -55,9 +55,9 @@ def write(build: Path, rows: int, sources: int) -> None:
             np.save(folder / f"{label}.npy", array)
         with (folder / "ids.bin").open("wb") as file:
             file.truncate(2 * each * TOKENS * 2)
-        sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-        digest = _source_digest(build, name, entry, model, "auto", reader)
-        store.write_json(folder / store.RECEIPT, {"digest": digest, "rows": each, "texts": 2 * each, "bytes": sizes, "wide": 2})
+        tables = [f"curated{number}", f"mined{number}", store.digest_of([{}, {}])]
+        digest = _source_digest(tables, entry, model, "auto", reader)
+        store.write_receipt(folder, {"digest": digest, "rows": each, "texts": 2 * each, "wide": 2})
 
 
 def start(build: Path) -> dict[str, float]:

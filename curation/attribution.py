@@ -10,25 +10,19 @@ from curation.licenses import CLASSES
 from curation.manifest import Manifest
 from curation.manifest_source import Source, Table
 from curation.store import atomic
-from curation.summary import read_summary
 from curation.visible import Markdown, as_link, as_markdown
 
 HEAD = ("source", "dataset", "revision", "licence as claimed", "class", "seen on", "tuples")
 
 
-def write(folder: Path, manifest: Manifest) -> None:
-    """Write ATTRIBUTION.md beside build.json, of the sources that build.json has. No date of today: equal builds, equal bytes.
-
-    Raises:
-        BuildError: there is no build.json.
-    """
-    summary = read_summary(folder)
+def write(folder: Path, manifest: Manifest, summary: dict[str, Any]) -> None:
+    """Write ATTRIBUTION.md of the sources that build.json is to have. No date of today: equal builds, equal bytes."""
     sources = [source for source in manifest.sources if source.name in summary["sources"]]
-    text = "\n".join(_lines(summary, sources)) + "\n"
+    text = ("\n".join(_lines(summary, sources)) + "\n").encode()
     target = folder / "ATTRIBUTION.md"
-    if not target.exists() or target.read_text(encoding="utf-8") != text:
+    if not target.exists() or target.read_bytes() != text:
         with atomic(target) as file:
-            file.write(text.encode())
+            file.write(text)
 
 
 def _lines(summary: dict[str, Any], sources: list[Source]) -> list[str]:

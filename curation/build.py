@@ -46,7 +46,7 @@ from curation.refusals import explained, no_room, refusal
 from curation.report import page as report
 from curation.stages import Done, Job, Receipt, shape_source, shape_stands
 from curation.store import sweep, write_json
-from curation.summary import write_summary
+from curation.summary import summary_of, write_summary
 
 R = TypeVar("R")
 WORTH = 64 << 20  # bytes of input that are worth a process more: it takes seconds of a core to start, at each stage
@@ -94,9 +94,6 @@ def build(
     changed = {name: error for name, error in changed.items() if name in chosen}
     with locked(folder, "curate build"):
         outcome = _build(path, manifest, folder, chosen, jobs, workers, progress, excluded, changed)
-        keep_lock(path, folder)
-        attribution.write(folder, manifest)
-        mteb_tasks.write_training_datasets(folder, manifest)
         report.write(folder)  # last: it tells of all the others
         return outcome
 
@@ -138,7 +135,11 @@ def _build(
     there = [job.source.name for job in jobs if job.source.name in {*receipts, *current}]
     overlaps.write(folder, there, across)
     leaks = decontaminate.gather(manifest.decontaminate, folder, there)
-    write_summary(folder, path, manifest, receipts, failed, current, excluded, leaks)
+    keep_lock(path, folder)
+    mteb_tasks.write_training_datasets(folder, manifest)
+    summary = summary_of(folder, manifest, receipts, failed, current, excluded, leaks)
+    attribution.write(folder, manifest, summary)
+    write_summary(folder, path, manifest, summary)
     seconds = {f"{stage}/{name}": round(done.seconds, 3) for stage, all_done in stages.items() for name, done in all_done.items()}
     write_json(folder / "timings.json", {"seconds": round(time.time() - started, 3), "stages": seconds})
     ran = {name for all_done in stages.values() for name, done in all_done.items() if done.ran and name in receipts}

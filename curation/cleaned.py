@@ -22,7 +22,7 @@ from curation.shaping import holdout
 from curation.shaping.columns import place_of
 from curation.shaping.unused import counts_of
 from curation.stages import FORMAT, Done, Job, Receipt
-from curation.store import digest_of, read_json, run_stage, stands
+from curation.store import digest_of, receipt_of, run_stage, stands
 from curation.tables import link_table, read_frames, read_parquet, read_table, write_frames, write_parquet
 from curation.text import forms
 
@@ -32,7 +32,7 @@ SHORTEST = 12  # characters of a text that counts as shared by two sources
 def near_digest(job: Job) -> str:
     """Return the digest of all that the pairs depend on: the source's own texts, and how far down they are wanted."""
     assert job.dedup
-    mine = read_json(job.build / "shaped" / job.source.name / "done.json")
+    mine = receipt_of(job.build / "shaped" / job.source.name)
     texts = {name: digest for name, digest in mine["files"].items() if name.startswith(("tuples-", "corpus."))}
     return digest_of([FORMAT, "near", texts, job.dedup.stored, job.dedup.across, SHINGLING, SIBLINGS])
 
@@ -68,8 +68,8 @@ def _near(job: Job, folder: Path) -> Receipt:
 
 def clean_digest(job: Job) -> str:
     """Return the digest of all that is left of a source depends on: its stage 1, and what is held out anywhere."""
-    mine = read_json(job.build / "shaped" / job.source.name / "done.json")
-    leaks = {name: read_json(stage / "done.json")["files"]["heldout.parquet"] for name, stage in _holding(job).items()}
+    mine = receipt_of(job.build / "shaped" / job.source.name)
+    leaks = {name: receipt_of(stage)["files"]["heldout.parquet"] for name, stage in _holding(job).items()}
     guard = decontaminate.depends_on(job.decontaminate, job.build)
     return digest_of([FORMAT, "clean", mine["digest"], mine["files"], leaks, *guard])
 
@@ -93,7 +93,7 @@ def clean_source(job: Job, progress: Progress = silent) -> Done:
 
 def _clean(job: Job, folder: Path) -> Receipt:
     source, stage = job.source, job.build / "shaped" / job.source.name
-    shaped = read_json(stage / "done.json")
+    shaped = receipt_of(stage)
     heldout = holdout.forms_of([(name, read_parquet(path / "heldout.parquet")) for name, path in _holding(job).items()])
     corpus = read_parquet(stage / "corpus.parquet")["text"]
     corpus = corpus.filter(~forms(corpus).is_in(heldout["form"].implode()))

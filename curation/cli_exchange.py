@@ -126,22 +126,33 @@ def diff(a: str, b: str, only: tuple[str, ...], as_json: bool, quiet: bool) -> i
 
 @click.command()
 @click.argument("build", type=click.Path(path_type=Path), required=False)
+@click.option("--model", type=click.Path(path_type=Path), metavar="RUN", help="Check this run of `train`, or a model's folder.")
 @click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")
 @click.option("--json", "as_json", is_flag=True, help="The problems as a JSON list.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, and nothing where all is well.")
-def verify(build: Path | None, only: tuple[str, ...], as_json: bool, quiet: bool) -> int:
+def verify(build: Path | None, model: Path | None, only: tuple[str, ...], as_json: bool, quiet: bool) -> int:
     """Check every receipt, digest, id and count of BUILD.
 
     Without BUILD: of the newest build.
 
-    One line a problem; the exit code is 1 where there is any. BUILD may also be the
-    folder of a published one, as `hf download` leaves it.
+    One line a problem; the exit code is 1 where there is any. BUILD may also be an
+    export, or the folder of a published one, as `hf download` leaves it. Its run in
+    BUILD/train is checked too. With --model: a run, its checkpoints and its model,
+    and the mined tables that it was trained on, of BUILD or of the build that the
+    run is in. All files are read whole.
     """
     from curation import look
     from curation.exchange import verify as checking
 
-    folder = newest(build)
-    problems = checking.problems(folder, only, for_terminal(quiet))
+    problems, folder = [], model or newest(build)
+    if model:
+        home = build or (model.parent if (model.parent / "build.json").is_file() else None)
+        problems = checking.problems_of_model(model, home)
+        if home is None and not quiet:
+            say(f"{model}: no build is beside it; `curate verify BUILD --model {model}` also checks what it was trained on")
+    if build or not model:
+        folder = build or folder
+        problems += checking.problems(folder, only, for_terminal(quiet))
     if as_json:
         output(look.as_json([{"where": one.where, "what": one.what} for one in problems]))
     else:

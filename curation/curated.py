@@ -17,17 +17,17 @@ from curation.shaping.labelled import pair_up
 from curation.shaping.scores import with_scores
 from curation.shaping.unused import counts_of
 from curation.stages import FORMAT, Done, Job, Receipt
-from curation.store import digest_of, file_digest, read_json, run_stage, stands
+from curation.store import digest_of, file_digest, receipt_of, run_stage, stands
 from curation.tables import read_frames, read_parquet, read_table, write_frames, write_parquet
 
 
 def curate_digest(job: Job) -> str:
     """Return the digest of all that the tables depend on."""
-    mine = read_json(job.build / "cleaned" / job.source.name / "done.json")
+    mine = receipt_of(job.build / "cleaned" / job.source.name)
     near = []
     if job.dedup:
         drops = _drops(job)
-        pairs = read_json(job.build / "near" / job.source.name / "done.json")
+        pairs = receipt_of(job.build / "near" / job.source.name)
         near = [job.dedup.model_dump(), pairs["digest"], pairs["files"], file_digest(drops) if drops else None]
     return digest_of([FORMAT, "curate", mine["digest"], mine["files"], *near])
 
@@ -53,7 +53,7 @@ def curate_source(job: Job, progress: Progress = silent) -> Done:
 
 def _curate(job: Job, folder: Path) -> Receipt:
     source, stage = job.source, job.build / "cleaned" / job.source.name
-    clean = read_json(stage / "done.json")
+    clean = receipt_of(stage)
     corpus, gone, families = read_parquet(stage / "corpus.parquet")["text"], no_drops(), None
     pairing = source.task == "clustering" and clean["shape"] == "labelled"
     scores = job.build / "shaped" / source.name / "scores.parquet"

@@ -27,7 +27,7 @@ from curation.shaping.columns import column, place_of
 from curation.shaping.shapes import to_tuples
 from curation.shaping.unused import check_readable
 from curation.stages import Job
-from curation.store import check_files, read_receipt
+from curation.store import checked_stage
 from curation.summary import read_summary
 from curation.tables import read_parquet, read_table
 from curation.visible import visible
@@ -60,12 +60,7 @@ def receipts(build: Path, only: Iterable[str] = ()) -> dict[str, Receipt]:
     """
     found = {}
     for name in names_of(build, only):
-        folder = build / "curated" / name
-        receipt = read_receipt(folder)
-        if receipt is None:
-            raise BuildError(folder, "is missing or unfinished", "run `curate build` again")
-        check_files(folder, receipt)
-        found[name] = receipt
+        found[name] = checked_stage(build, f"curated/{name}")
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from curation.stages import FORMAT
-from curation.store import atomic, digest_of, read_json, run_stage
+from curation.store import atomic, digest_of, receipt_of, run_stage
 from curation.tables import read_parquet, write_parquet
 
 OVERLAPS = pl.Schema(
@@ -23,8 +23,8 @@ def write(build: Path, names: list[str], across: bool) -> None:
     if len(names) < 2:
         whole.unlink(missing_ok=True)
         return
-    forms = {name: read_json(build / "cleaned" / name / "done.json")["files"]["forms.parquet"] for name in names}
-    drops = read_json(build / "across" / "drops" / "done.json")["files"] if across else None
+    forms = {name: receipt_of(build / "cleaned" / name)["files"]["forms.parquet"] for name in names}
+    drops = receipt_of(build / "across" / "drops")["files"] if across else None
     stage = build / "across" / "overlaps"
     digest = digest_of([FORMAT, "overlaps", list(forms.items()), drops])
     run_stage(stage, digest, lambda folder: _write(build, names, across, folder))

@@ -3,6 +3,9 @@
 A stage is a folder. It is written under a temporary name, its receipt `done.json` last, and then renamed; so a
 folder with a receipt is whole. The receipt holds the digest of everything the stage depends on, and the digest of
 each file in it. A stage runs if the first differs; a file that no longer has its digest was changed by hand.
+
+A receipt also holds the digest of itself (SEAL), and build.json the digests of the receipts of its stages and of the files
+beside it. So whoever trusts build.json knows each byte below it.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -25,8 +29,15 @@ import xxhash
 from curation.errors import BuildError
 from curation.refusals import refusal
 
-RECEIPT = "done.json"
+RECEIPT, BUILD, TIMINGS = "done.json", "build.json", "timings.json"
+SEALED = {RECEIPT, BUILD, TIMINGS, "checkpoint.json", "meta.json", "encoders.json", "provenance.json"}
+SHARD = re.compile(r"shard-\d+\.json")  # of vectors; sealed too
+SEAL = "self_digest"  # the last key of these: the digest of the file as it would be without this key
+AGAIN = "run `curate build` again"
+LARGE = 1 << 26  # bytes: a larger file is read again only if something touched it since it was last read whole
+SETTLED = 2_000_000_000  # nanoseconds after which another change of a file shows in its times
 TEMPORARY = re.compile(r"\.tuplesmith-[0-9a-f]{16}\.tmp")
+ELSEWHERE = re.compile(rf"(^|/){TEMPORARY.pattern}/|^\.cache/huggingface/")  # what another process writes; notes of `hf download`
 PACKAGES = ("tuplesmith", "polars", "pyarrow", "torch", "transformers", "faiss-cpu", "faiss-gpu", "datasets", "datasketch")
 
 
@@ -119,25 +130,114 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON in the order given, atomically."""
+    """Write JSON in the order given, atomically; the files of SEALED with their own digest in them."""
     with atomic(path) as file:
-        file.write((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+        holds_digest = isinstance(value, Mapping) and (path.name in SEALED or SHARD.fullmatch(path.name))
+        file.write(sealed(value) if isinstance(value, Mapping) and holds_digest else _json(value))
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON that a stage wrote.
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def read_json(path: Path, hint: str = AGAIN) -> Any:
+    """Read JSON that a stage wrote, without its seal.
 
     Raises:
-        BuildError: the file is not there, or is no JSON.
+        BuildError: the file is not there, is no JSON, or has a seal that is not that of its bytes.
     """
     try:
-        return json.loads(path.read_bytes())
+        found = json.loads(raw := path.read_bytes())
     except FileNotFoundError:
         raise BuildError(path, "no such file", "run `curate build` first") from None
     except NotADirectoryError:
         raise BuildError(path.parent, "is a file, not a folder", "name a build folder") from None
     except ValueError as error:
         raise BuildError(path, f"not readable as JSON ({error})", "delete this file and run the command again") from None
+    if isinstance(found, dict) and SEAL in found:
+        if raw != sealed(found):
+            raise BuildError(path, "was changed since it was written (its digest is another)", hint)
+        del found[SEAL]
+    return found
+
+
+def sealed(value: Mapping[str, Any]) -> bytes:
+    """Return JSON with SEAL as its last key."""
+    bare = {key: part for key, part in value.items() if key != SEAL}
+    return _json({**bare, SEAL: xxhash.xxh3_128_hexdigest(_json(bare))})
+
+
+def read_sealed(path: Path, hint: str = AGAIN) -> dict[str, Any]:
+    """Return what `write_json` wrote into a file of SEALED.
+
+    Raises:
+        BuildError: the file is not there, is no JSON, has no seal, or a byte of it was changed.
+    """
+    found = read_json(path, hint)
+    if not has_seal(path):
+        raise BuildError(path, "has no digest of itself: changed by hand, or of an earlier version?", hint)
+    return dict(found)
+
+
+def has_seal(path: Path) -> bool:
+    """Tell whether a file of JSON ends with a seal, right or wrong."""
+    return f'\n "{SEAL}": "'.encode() in path.read_bytes()[-100:]
+
+
+def sealed_page(page: str) -> bytes:
+    """Return an HTML page with the digest of itself as its last line."""
+    return f"{page}<!-- {SEAL}: {xxhash.xxh3_128_hexdigest(page.encode())} -->\n".encode()
+
+
+def is_sealed_page(path: Path) -> bool:
+    """Tell whether a page is as `sealed_page` made it."""
+    page = path.read_bytes()
+    bare, mark, _ = page.rpartition(f"<!-- {SEAL}: ".encode())
+    return bool(mark) and page == bare + f"<!-- {SEAL}: {xxhash.xxh3_128_hexdigest(bare)} -->\n".encode()
+
+
+def read_build(build: Path) -> Any:
+    """Return build.json. One that lists no files is of an earlier version, or made by hand, and taken as it is.
+
+    Raises:
+        BuildError: it is not there, or was changed since it was written.
+    """
+    hint = f"delete it and {AGAIN}"
+    found = read_json(build / BUILD, hint)
+    return read_sealed(build / BUILD, hint) if isinstance(found, dict) and {"files", "stages"} & found.keys() else found
+
+
+def check_beside(build: Path, *names: str, hint: str = AGAIN) -> None:
+    """Compare files beside build.json with the digests in it; of one that it does not list, that it is absent.
+
+    Raises:
+        BuildError: a file was changed, added or removed since.
+    """
+    if "files" not in (whole := read_build(build)):
+        return
+    for name in names:
+        path, digest = build / name, whole["files"].get(name)
+        if digest is None and path.exists():
+            raise BuildError(path, "is not in build.json", f"delete it and {hint}")
+        if digest is not None and not path.exists():
+            raise BuildError(path, "was removed since it was written", hint)
+        if digest is not None and digest_now(path) != digest:
+            raise BuildError(path, "was changed since it was written (its digest is not build.json's)", hint)
+
+
+def checked_stage(build: Path, stage: str, hint: str = AGAIN) -> dict[str, Any]:
+    """Return the receipt of a stage of a build, such as `curated/squad`: it is build.json's, and its files are those it names.
+
+    Raises:
+        BuildError: the stage is absent or unfinished, or something of it was changed since.
+    """
+    folder = build / stage
+    receipt = receipt_of(folder, hint)
+    known = read_build(build).get("stages", {}).get(stage)
+    if known is not None and file_digest(folder / RECEIPT) != known:
+        raise BuildError(folder / RECEIPT, "is not the receipt that build.json names", AGAIN)
+    check_files(folder, receipt)
+    return receipt
 
 
 def write_lines(path: Path, rows: Iterator[Mapping[str, object]]) -> None:
@@ -165,6 +265,28 @@ def file_digest(path: Path) -> str:
     return str(state.hexdigest())
 
 
+def digest_now(path: Path) -> str:
+    """Return the digest of a file's bytes, of a LARGE one from the last time it was read whole, if nothing touched it since.
+
+    That is remembered by size, times and inode, outside of the build: `~/.cache/tuplesmith`.
+    """
+    found = path.stat()
+    if found.st_size < LARGE:
+        return file_digest(path)
+    mark = [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev]
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tuplesmith"
+    note = home / xxhash.xxh3_128_hexdigest(str(path.resolve()).encode())
+    with suppress(OSError, ValueError, TypeError):
+        known = json.loads(note.read_bytes())
+        if known[:-1] == mark:
+            return str(known[-1])
+    digest = file_digest(path)
+    if time.time_ns() - found.st_ctime_ns > SETTLED:
+        with suppress(OSError):  # where the home cannot be written the file is read again next time
+            write_json(note, [*mark, digest])
+    return digest
+
+
 @functools.cache
 def versions() -> dict[str, str]:
     """Return the versions of the packages that can change a result."""
@@ -181,27 +303,88 @@ def versions() -> dict[str, str]:
 
 
 def read_receipt(folder: Path) -> dict[str, Any] | None:
-    """Return the receipt of a stage, or None where the stage is absent or unfinished."""
+    """Return the receipt of a stage, or None where the stage is absent, unfinished, or of a version whose receipts had no seal.
+
+    Raises:
+        BuildError: it was changed since it was written.
+    """
     path = folder / RECEIPT
-    return dict(read_json(path)) if path.exists() else None
+    if not path.exists():
+        return None
+    found = read_json(path, _redo(folder))
+    return dict(found) if has_seal(path) else None
 
 
-def check_files(folder: Path, receipt: Mapping[str, Any]) -> None:
+def receipt_of(folder: Path, hint: str = AGAIN) -> dict[str, Any]:
+    """Return the receipt of a stage that must be there.
+
+    Raises:
+        BuildError: it is absent, unfinished, or its receipt was changed since it was written.
+    """
+    receipt = read_receipt(folder)
+    if receipt is None:
+        raise BuildError(folder, "is missing or unfinished", hint)
+    return receipt
+
+
+def write_receipt(folder: Path, said: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the receipt of a folder that is whole, with the digest of each file in it, and return it."""
+    receipt = {**said, "files": digests(folder)}
+    write_json(folder / RECEIPT, receipt)
+    return receipt
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the digest of each file below a folder."""
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def changes(
+    folder: Path,
+    files: Mapping[str, str],
+    besides: Iterable[str] = (RECEIPT,),
+    digest_of_file: Callable[[Path], str] = digest_now,
+) -> Iterator[tuple[Path, str]]:
+    """Yield each file of a folder that is not what a receipt says, and what became of it; those of `besides` may be there too."""
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    there = {name for name in there if not ELSEWHERE.search(name)}
+    yield from ((folder / name, "added") for name in sorted(there - set(files) - set(besides)))
+    for name, digest in files.items():
+        if name not in there:
+            yield folder / name, "removed"
+        elif digest_of_file(folder / name) != digest:
+            yield folder / name, "changed"
+
+
+def check_files(folder: Path, receipt: Mapping[str, Any], hint: str = "", besides: Iterable[str] = (RECEIPT,)) -> None:
     """Compare every file of a stage with its receipt.
 
     Raises:
         BuildError: a file was changed, added or removed since.
     """
-    redo = f"delete {folder} and run the command again to make it anew"
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != RECEIPT and str(path.relative_to(folder)) not in receipt["files"]:
-            raise BuildError(path, "was added after the folder was written", redo)
-    for name, digest in receipt["files"].items():
-        path = folder / name
-        if not path.exists():
-            raise BuildError(path, "was removed since it was written", redo)
-        if file_digest(path) != digest:
-            raise BuildError(path, "was changed since it was written (its digest is not the receipt's)", redo)
+    told = {"changed": "was changed since it was written (its digest is not the receipt's)"}
+    told |= {"added": "was added after the folder was written", "removed": "was removed since it was written"}
+    for path, what in changes(folder, receipt["files"], besides):
+        raise BuildError(path, told[what], hint or _redo(folder))
+
+
+def check_written(folder: Path) -> None:
+    """Compare a folder with the receipt in it, or with that of the export which it is a part of; others' folders have none.
+
+    Raises:
+        BuildError: a file was changed, added or removed since it was written.
+    """
+    if receipt := read_receipt(folder):
+        return check_files(folder, receipt)
+    whole, part = folder.resolve().parents[1], "/".join(folder.resolve().parts[-2:]) + "/"
+    if receipt := read_receipt(whole):
+        files = {name.removeprefix(part): digest for name, digest in receipt.get("files", {}).items() if name.startswith(part)}
+        if files:
+            check_files(folder, {"files": files}, f"delete {whole} and run `curate export` again")
+
+
+def _redo(folder: Path) -> str:
+    return f"delete {folder} and run the command again to make it anew"
 
 
 def stands(folder: Path, digest: str) -> bool:
@@ -224,9 +407,7 @@ def run_stage(folder: Path, digest: str, work: Callable[[Path], Mapping[str, Any
     with temporary(folder) as part:
         part.mkdir()
         said = work(part)
-        files = {str(path.relative_to(part)): file_digest(path) for path in sorted(part.rglob("*")) if path.is_file()}
-        receipt = {**said, "digest": digest, "files": files, "versions": versions()}
-        write_json(part / RECEIPT, receipt)
+        receipt = write_receipt(part, {**said, "digest": digest, "versions": versions()})
         shutil.rmtree(folder, ignore_errors=True)
         part.replace(folder)
     sync_folder(folder.parent)

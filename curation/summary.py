@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,41 +10,40 @@ from curation.errors import BuildError, UserError
 from curation.licenses import Excluded, class_of
 from curation.manifest import Manifest, read_manifest
 from curation.manifest_source import Source
-from curation.store import atomic, read_json, write_json
+from curation.store import BUILD, RECEIPT, atomic, file_digest, read_build, sealed, write_json
 from curation.yaml_lines import as_yaml
 
 Receipt = dict[str, Any]
 CONSTANTS = ("task", "instruction", "language", "license", "revision")
+BESIDE = ("manifest.yaml", "manifest.lock", "ATTRIBUTION.md", "overlaps.parquet", "leaks.parquet", "mteb_training_datasets.json")
+STAGES = ("shaped", "near", "cleaned", "curated", "heldout")  # of a source
 COUNTS = ("digest", "rows_in", "tuples_made", "merged", "heldout", "passages")
 
 
-def write_summary(
+def summary_of(
     folder: Path,
-    path: Path,
     manifest: Manifest,
     curated: dict[str, Receipt],
     failed: dict[str, UserError],
     current: list[str],
     excluded: list[Excluded],
     leaks: dict[str, Any] | None = None,
-) -> None:
-    """Write manifest.yaml and build.json; of the sources that this run did not touch, the `current` ones keep their entries.
+) -> dict[str, Any]:
+    """Return what build.json is to say; of the sources that this run did not touch, the `current` ones keep their entries.
 
     `manifest` holds the sources that the licence policy lets in; the others stand in `excluded`.
 
     Raises:
         BuildError: build.json is not what this function wrote.
     """
-    text = as_yaml(read_manifest(path))
-    copy, summary = folder / "manifest.yaml", folder / "build.json"
-    earlier = read_summary(folder) if summary.exists() else {"sources": {}, "failed": {}}
+    earlier = read_summary(folder) if (folder / BUILD).exists() else {"sources": {}, "failed": {}}
     fresh = {name: _entry(receipt) for name, receipt in curated.items()}
     errors = {name: str(error) for name, error in failed.items()}
     names = [source.name for source in manifest.sources]
     entries = {name: earlier["sources"][name] for name in current if name in earlier["sources"]} | fresh
     broken = {name: text for name, text in (earlier["failed"] | errors).items() if name in names and name not in fresh}
     sources = {source.name: entries[source.name] | _about(source) for source in manifest.sources if source.name in entries}
-    whole = {
+    return {
         "name": manifest.name,
         "seed": manifest.seed,
         "licenses": manifest.licenses,
@@ -52,13 +52,31 @@ def write_summary(
         "excluded": {one.source: one.reason for one in excluded},
         **({"decontaminate": leaks} if leaks is not None else {}),
     }
+
+
+def write_summary(folder: Path, path: Path, manifest: Manifest, summary: dict[str, Any]) -> None:
+    """Write manifest.yaml, and build.json with the digests of the files beside it and of its stages' receipts."""
+    text, copy, target = as_yaml(read_manifest(path)), folder / "manifest.yaml", folder / BUILD
     if not copy.exists() or copy.read_bytes() != text:
         with atomic(copy) as file:
             file.write(text)
-    if summary.exists() and earlier == whole and list(earlier["sources"]) == list(sources):
-        summary.touch()  # the newest build is the one last asked for
+    files = {name: file_digest(folder / name) for name in BESIDE if (folder / name).is_file()}
+    receipts = {stage: folder / stage / RECEIPT for stage in _stages(manifest, summary["sources"])}
+    stages = {stage: file_digest(receipt) for stage, receipt in receipts.items() if receipt.is_file()}
+    whole = {**summary, "files": files, "stages": stages}
+    if target.exists() and target.read_bytes() == sealed(whole):
+        target.touch()  # the newest build is the one last asked for
     else:
-        write_json(summary, whole)
+        write_json(target, whole)
+
+
+def _stages(manifest: Manifest, sources: Iterable[str]) -> list[str]:
+    """Return the stages that made the tables of a build; others in its folder are left from an earlier manifest."""
+    used = [stage for stage in STAGES if stage != "near" or manifest.dedup]
+    shared = ["across/overlaps"] if len(list(sources)) > 1 else []
+    shared += ["across/pairs", "across/drops"] if manifest.dedup and manifest.dedup.across else []
+    shared += ["decontaminate"] if manifest.decontaminate else []
+    return [f"{stage}/{name}" for name in sources for stage in used] + shared
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -67,7 +85,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     Raises:
         BuildError: it is missing, or is not what a build wrote.
     """
-    found = read_json(folder / "build.json")
+    found = read_build(folder)
     if not isinstance(found, dict) or not all(isinstance(found.get(part), dict) for part in ("sources", "failed")):
         raise BuildError(folder / "build.json", "is not what a build wrote", "delete it and run `curate build` again")
     return found

@@ -28,6 +28,7 @@ def settings_of(build: Path) -> Mine:
         ManifestError: its numbers contradict each other.
     """
     path = build / "manifest.yaml"
+    store.check_beside(build, "manifest.yaml")
     settings = load_manifest(path).mine
     if settings is None:
         raise BuildError(
@@ -57,7 +58,7 @@ def described(build: Path) -> dict[str, Any]:
     path = build / "build.json"
     if not build.is_dir():
         raise BuildError(build, "no such build folder", "run `curate build MANIFEST` first")
-    found = store.read_json(path)
+    found = store.read_build(build)
     missing = _missing(KEYS_OF_BUILD, found)
     for name, entry in {} if missing else found["sources"].items():
         missing += [f"sources.{name}.{key}" for key in _missing(KEYS_OF_SOURCE, entry)]
@@ -85,6 +86,8 @@ def shown(build: Path, name: str, number: int) -> list[dict[str, Any]]:
 
     In a negative, words that stand in the same order in a positive, three or more in a row, are in [[ ]].
     """
+    store.checked_stage(build, f"curated/{name}")
+    store.checked_stage(build, f"mined/{name}", "run `mine negatives` again")
     rows = tables.read_table(build / "mined" / name, "pairs").head(number)
     needed = pl.concat([rows["positives"].explode(), rows["negatives"].explode()]).drop_nulls().unique()
     passages = tables.read_table(build / "curated" / name, "passages", ["pid", "text"]).filter(

@@ -189,7 +189,9 @@ class Embeddings:
                 if not path.exists():
                     store.write_json(path, meta)
         found = store.read_json(path)
-        if not isinstance(found, dict) or (found.get("format"), found.get("dim")) != (FORMAT, self.encoder.dim):
+        if not isinstance(found, dict) or found.keys() != meta.keys():  # those of earlier versions have no seal
+            found = store.read_sealed(path, "delete it and run the command again, which keeps the vectors")
+        if (found.get("format"), found.get("dim")) != (FORMAT, self.encoder.dim):
             raise BuildError(path, "is of another format or dimension than this version writes", f"delete {self.folder}")
         for receipt in sorted(self.folder.glob("shard-*.json")):
             number = int(receipt.stem.removeprefix("shard-"))
@@ -206,7 +208,7 @@ class Embeddings:
         try:
             said: Mapping[str, Any] = store.read_json(receipt)
             rows = int(said["rows"])
-            same = all(store.file_digest(receipt.with_suffix(f".{name}")) == said[name] for name in (self.ending, "keys"))
+            same = all(store.digest_now(receipt.with_suffix(f".{name}")) == said[name] for name in (self.ending, "keys"))
             size = rows * self.encoder.dim * self.kind.itemsize
             if same and receipt.with_suffix(f".{self.ending}").stat().st_size == size:
                 self._map(number, rows, np.fromfile(receipt.with_suffix(".keys"), KEY))

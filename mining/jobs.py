@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from curation import store, tables
-from curation.errors import BuildError
 from curation.manifest_models import Mine
 from curation.schema import NEGATIVES
 from mining import candidates
@@ -62,10 +61,7 @@ def jobs(build: Path, only: Sequence[str], models: Models) -> Iterator[Job]:
     settings = settings_of(build)
     for name in selected(build, whole, only):
         entry, curated = whole["sources"][name], build / "curated" / name
-        receipt = store.read_receipt(curated)
-        if receipt is None or "digest" not in receipt:
-            raise BuildError(curated, "is missing or unfinished", "run `curate build` again")
-        store.check_files(curated, receipt)
+        receipt = store.checked_stage(build, f"curated/{name}")
         way = _way(entry["task"], curated, settings)
         fingerprint, about = models.identity() if way in ("search", "hard") else ("", {})
         depends = {"curated": receipt["digest"]}

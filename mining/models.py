@@ -122,7 +122,7 @@ class Models:
 
     def _known(self) -> dict[str, tuple[str, dict[str, object]]]:
         try:
-            return dict(store.read_json(self.note)) if self.note.exists() else {}
+            return store.read_sealed(self.note) if self.note.exists() else {}
         except (BuildError, ValueError):  # damaged: what it says can be had again
             return {}
 

@@ -31,6 +31,7 @@ def save(
         files = sorted(path for path in part.rglob("*") if path.is_file())
         sizes = {path.relative_to(part).as_posix(): _flushed(path) for path in files}
         store.write_json(part / STATE, {"step": step, "bytes": sizes, **described})
+        store.write_receipt(part, {"step": step})
     kept = [*whole(folder)[:keep], at(folder, best or step)]
     for path in folder.glob("step-*"):
         if path not in kept:
@@ -52,7 +53,22 @@ def whole(folder: Path) -> list[Path]:
 
 def read(checkpoint: Path) -> dict[str, Any]:
     """Return what a checkpoint says of itself: `step`, `bytes`, and what it was `described` as."""
-    return dict(store.read_json(checkpoint / STATE))
+    return dict(store.read_json(checkpoint / STATE, _earlier(checkpoint)))
+
+
+def checked(checkpoint: Path) -> dict[str, Any]:
+    """Return what a checkpoint says of itself, each byte of it compared with its receipt.
+
+    Raises:
+        BuildError: something of it was changed since it was written.
+    """
+    receipt = store.receipt_of(checkpoint, _earlier(checkpoint))
+    store.check_files(checkpoint, receipt, _earlier(checkpoint))
+    return read(checkpoint)
+
+
+def _earlier(checkpoint: Path) -> str:
+    return f"delete {checkpoint} and run the command again, which takes the checkpoint before it"
 
 
 def check(said: Mapping[str, Any], described: Mapping[str, Any], where: Path) -> None:

@@ -153,11 +153,13 @@ for command in COMMANDS:
 def _recipe(build: Path, recipe: Path | None) -> Train:
     """Return the settings of a recipe file, else those of the build's manifest."""
     from curation.manifest import load_manifest, load_recipe
+    from curation.store import check_beside
 
     if not (build / "build.json").exists():
         raise BuildError(build, "holds no build", "run `curate build MANIFEST` first, or name a build folder")
     if recipe is not None:
         return load_recipe(recipe)
+    check_beside(build, "manifest.yaml")
     settings = load_manifest(build / "manifest.yaml").train
     if settings is None:
         raise ManifestError(build / "manifest.yaml", "has no `train:` section", "add one, or give --recipe FILE")

@@ -18,7 +18,7 @@ import torch
 
 from curation.errors import SourceError
 from curation.progress import Progress, silent
-from curation.store import file_digest
+from curation.store import check_written, file_digest
 from training.encode import Encoder
 
 TOP = 10
@@ -114,7 +114,9 @@ def read_collection(folder: Path, split: str = "test") -> Collection:
 
     Raises:
         SourceError: a file is missing, a line is not what it should be, or no query has a relevant document.
+        BuildError: `curate` wrote the folder, and it was changed since.
     """
+    check_written(folder)
     judged = folder / "qrels" / f"{split}.tsv"
     qrels = _read_qrels(judged)
     passages = {

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from curation.errors import ModelError
-from curation.store import write_json
+from curation.store import versions, write_json, write_receipt
 from training.folders import replaced
 from training.model import Model, quiet
 from training.sentence_folder import OLD_POOLINGS, POOLINGS
@@ -38,6 +38,7 @@ def export(model: Model, folder: Path) -> None:
             model.backbone.save_pretrained(part)
             _save_tokenizer(model, part)
         _write_modules(model, part)
+        write_receipt(part, {"versions": versions()})
 
 
 def _write_modules(model: Model, folder: Path) -> None:

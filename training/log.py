@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from curation import store
+from curation.errors import BuildError
 
 Write = Callable[[Mapping[str, Any]], None]
 
@@ -21,6 +22,7 @@ def appended(path: Path, first_step: int, tensorboard: bool) -> Iterator[Write]:
     shows it and a kill loses nothing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    (path.parent / store.TIMINGS).unlink(missing_ok=True)  # the digest of a log that goes on
     store.write_lines(path, (line for line in read_log(path) if line["step"] < first_step))
     opened: AbstractContextManager[Write | None] = nullcontext()
     if tensorboard:
@@ -42,11 +44,15 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the lines of a log; a last line that a kill tore ends it."""
     if not path.exists():
         return
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if not line.endswith("\n"):
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
                 return
-            yield json.loads(line)
+            try:
+                yield json.loads(line)
+            except ValueError:
+                hint = "delete the file, and the run goes on without its earlier lines"
+                raise BuildError(f"{path}:{number}", "is not readable as JSON", hint) from None
 
 
 def readable(lines: Sequence[Mapping[str, Any]], total: int) -> str:

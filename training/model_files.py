@@ -10,12 +10,13 @@ from typing import Any
 
 import yaml
 
-from curation.errors import ModelError, first_line
-from curation.store import file_digest
+from curation.errors import BuildError, ModelError, first_line
+from curation.store import RECEIPT, check_files, file_digest, read_receipt
 from training.sentence_folder import ABOUT, MODULES, SETTINGS, Sentence, check_file, read_json, read_sentence_folder
 
 VECTORS = 3  # raised when the same weights and texts give other vectors
 PACKAGE = "package:"
+BESIDE = (RECEIPT, "README.md", "provenance.json", ".gitattributes")  # may be there unlisted
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # the first that is there is what transformers reads
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 TOKENIZER_FILES = (*TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "*.jinja")
@@ -87,6 +88,8 @@ def find_model(name: str, weights: bool = True) -> ModelFiles:
         ModelError: there is no such model, or its folder lacks a part.
     """
     folder = _folder_of(name, weights)
+    if weights:
+        check_model(folder)
     sentence = read_sentence_folder(name, folder)
     files = ModelFiles(folder, sentence.transformer if sentence else folder, sentence)
     if (files.transformer / "adapter_config.json").exists():
@@ -105,6 +108,21 @@ def find_model(name: str, weights: bool = True) -> ModelFiles:
     for path in files.weights():
         check_file(name, path)
     return files
+
+
+def check_model(folder: Path) -> None:
+    """Compare a model with the receipt that `train` or `train export` wrote into its folder; one without is somebody else's.
+
+    Raises:
+        BuildError: a file of it was changed, added or removed since, or its receipt is not the one that its run names.
+    """
+    redo = f"delete {folder} and write it again with `train` or `train export`"
+    receipt = read_receipt(folder)
+    if receipt is not None:
+        check_files(folder, receipt, redo, BESIDE)
+    run = (read_receipt(folder.parent) or {}) if folder.name == "model" else {}
+    if "model" in run and (receipt is None or file_digest(folder / RECEIPT) != run["model"]):
+        raise BuildError(folder, "is not the model that the run's done.json names", redo)
 
 
 def _folder_of(name: str, weights: bool) -> Path:

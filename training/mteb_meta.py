@@ -79,6 +79,8 @@ def _text(run: Mapping[str, Any], folder: Path, encoder: Encoder) -> str:
 def _training_datasets(folder: Path, sources: list[str]) -> tuple[list[str], list[str]]:
     """Return mteb's tasks whose data the sources are part of, as the build tells it, and the sources that say nothing."""
     path = folder.parent.parent / "mteb_training_datasets.json"
+    if (path.parent / store.BUILD).is_file():
+        store.check_beside(path.parent, path.name)
     of_source: dict[str, list[str]] = store.read_json(path)["sources"] if path.is_file() else {}
     tasks = {task for source in sources for task in of_source.get(source, [])}
     return sorted(tasks), [source for source in sources if source not in of_source]

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 from curation import store
 from curation.errors import ModelError
 from curation.exchange.card import as_yaml, complaints, table, with_yaml
-from curation.exchange.upload import MARK, Piece
+from curation.exchange.upload import MARK, Piece, listing
 from curation.visible import as_block, as_code, as_markdown, visible
+from training.model_files import check_model
+from training.sentence_folder import OLD_POOLINGS
 
 NEEDED = ("modules.json", "config.json")
 USE = """\
@@ -53,6 +55,7 @@ def plan(folder: Path, repo: str, license: str = "unknown", datasets: tuple[str,
     model = folder / "model" if (folder / "model" / "modules.json").is_file() else folder
     if missing := [name for name in NEEDED if not (model / name).is_file()] or _weightless(model):
         raise ModelError(folder, f"is no exported model: it has no {missing[0]}", "`train export RUN -o DIR` makes one")
+    check_model(model)
     run = run_of(model)
     own = model / "README.md"
     card = own.read_text(encoding="utf-8") if own.is_file() else _card(model, repo, run, license, datasets)
@@ -62,8 +65,9 @@ def plan(folder: Path, repo: str, license: str = "unknown", datasets: tuple[str,
         )
     paths = [path for path in sorted(model.rglob("*")) if path.is_file() and path.name not in ("README.md", MARK)]
     pieces = {path.relative_to(model).as_posix(): Piece.of(path) for path in paths}
-    told = json.dumps({"files": sorted([*pieces, "README.md", MARK]), "run": run}, indent=1, ensure_ascii=False) + "\n"
-    return Plan({"README.md": Piece.of(card.encode()), MARK: Piece.of(told.encode()), **pieces}, card)
+    whole = {"README.md": Piece.of(card.encode()), **pieces}
+    told = store.sealed({"files": listing(whole), "run": run})
+    return Plan({"README.md": whole["README.md"], MARK: Piece.of(told), **pieces}, card)
 
 
 def _weightless(model: Path) -> list[str]:
@@ -76,7 +80,7 @@ def run_of(model: Path) -> dict[str, Any] | None:
     if receipt is None or "recipe" not in receipt:
         return None
     build = model.parent.parent / "build.json"
-    entries = store.read_json(build)["sources"] if build.is_file() else {}
+    entries = store.read_build(build.parent)["sources"] if build.is_file() else {}
     sources = {name: one | {"license": entries.get(name, {}).get("license", "")} for name, one in receipt["trained_on"].items()}
     recipe = receipt["recipe"] | {"model": public(receipt["recipe"]["model"])}
     return receipt | {"recipe": recipe, "trained_on": sources}
@@ -99,7 +103,9 @@ def _card(model: Path, repo: str, run: Mapping[str, Any] | None, license: str, d
         head["datasets"] = list(datasets)
     prompts = {name: text for name, text in about["prompts"].items() if text}
     body = [f"# {as_markdown(repo.partition('/')[2])}", ""]
-    kind = as_markdown(f"{pooling['embedding_dimension']} dimensions, {pooling['pooling_mode']} pooling")
+    size = pooling.get("word_embedding_dimension") or pooling["embedding_dimension"]
+    modes = pooling.get("pooling_mode") or [word for key, word in OLD_POOLINGS.items() if pooling.get(key)]
+    kind = as_markdown(f"{size} dimensions, {modes if isinstance(modes, str) else ' and '.join(modes)} pooling")
     body += [
         f"A text-embedding model: {kind}, vectors of length 1 (compare by cosine), texts of up to {tokens:,} tokens.",
         "",

@@ -15,6 +15,7 @@ from curation.visible import as_html
 from training.log import duration, read_log
 
 TEMPLATE = Path(__file__).with_name("report.template.html")
+AGAIN = "`train --restart` makes the run again"
 POINTS = 300  # of a curve; a longer one shows the means of as many stretches
 WIDTH, HEIGHT = 300, 100  # units of a drawing, which is stretched to its place
 TERMS = {"loss_hard": "hard negatives", "loss_inbatch": "in-batch", "loss_distilled": "distilled"}
@@ -28,6 +29,10 @@ def write(run: Path) -> Path:
     Raises:
         BuildError: the run has no step behind it.
     """
+    if (run / store.TIMINGS).exists():  # the run is done
+        known = store.read_sealed(run / store.TIMINGS, AGAIN)["files"]["log.jsonl"]
+        if store.file_digest(run / "log.jsonl") != known:
+            raise BuildError(run / "log.jsonl", "was changed since the run ended (its digest is not timings.json's)", AGAIN)
     lines = list(read_log(run / "log.jsonl"))
     steps = [line for line in lines if "loss" in line]
     if not steps:
@@ -40,7 +45,7 @@ def write(run: Path) -> Path:
         sources="".join(_sources(steps)),
     )
     with store.atomic(run / "report.html") as file:
-        file.write(page.encode())
+        file.write(store.sealed_page(page))
     return run / "report.html"
 
 

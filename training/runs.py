@@ -19,13 +19,14 @@ from training.backend import Backend
 from training.data import Plan
 from training.export import export
 from training.model import Model, load_model
+from training.model_files import check_model
 from training.tokens import Source
 from training.watch import Watch
 from training.weights import load_weights, trained
 
 # Keys of a recipe that change nothing of its result but the rounding, as the number of processes does.
 CIRCUMSTANCES = {"save_every", "keep", "log_every", "token_budget", "checkpointing", "deepspeed"}
-MADE = ("checkpoints", "model", "log.jsonl", "report.html", "tensorboard", store.RECEIPT)
+MADE = ("checkpoints", "model", "log.jsonl", "report.html", "tensorboard", store.TIMINGS, store.RECEIPT)
 Say = Callable[[str], None]
 
 
@@ -60,7 +61,10 @@ def finished(out: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
     if receipt is None:
         return None
     checkpoint.check(receipt, run, out)
-    return receipt if (out / "model").is_dir() else None
+    if not (out / "model").is_dir():
+        return None
+    check_model(out / "model")
+    return receipt
 
 
 def resume(folder: Path, run: Mapping[str, Any], backend: Backend, watch: Watch, say: Say) -> tuple[int, dict[str, Any]]:
@@ -76,7 +80,7 @@ def resume(folder: Path, run: Mapping[str, Any], backend: Backend, watch: Watch,
     threads = torch.get_num_threads()
     if not found:
         return 0, {"threads": threads}
-    said = checkpoint.read(found[0])
+    said = checkpoint.checked(found[0])
     checkpoint.check(said, run, found[0])
     backend.load(found[0])
     watch.take_up(said)
@@ -98,6 +102,7 @@ def receipt_of(run: Mapping[str, Any], plan: Plan, steps: int, model: Model, rec
         "steps": steps,
         **watch.told(),
         "trained_on": {source.name: _trained_on(source) for source in plan.sources},
+        "tables": {source.name: source.tables for source in plan.sources},
         "prompt": model.prompt_used(recipe.prompt),
         **({"prompts": recipe.prompts.model_dump()} if recipe.prompts else {}),
         **({"end_token": "appended"} if model.appends_eos else {}),
@@ -108,6 +113,18 @@ def receipt_of(run: Mapping[str, Any], plan: Plan, steps: int, model: Model, rec
 def _trained_on(source: Source) -> dict[str, Any]:
     further = {"further_positives": source.further_positives} if source.further_positives else {}
     return {"task": source.task, "tuples": len(source), **further}
+
+
+def finish(out: Path, receipt: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the receipts of a run that is done, and return done.json.
+
+    It names the receipt in model/. What holds times of the clock, so that equal runs have other bytes, is in timings.json.
+    """
+    logs = [out / "log.jsonl", *(path for path in sorted((out / "tensorboard").rglob("*")) if path.is_file())]
+    store.write_json(out / store.TIMINGS, {"files": {path.relative_to(out).as_posix(): store.file_digest(path) for path in logs}})
+    whole = {**receipt, "model": store.file_digest(out / "model" / store.RECEIPT)}
+    store.write_json(out / store.RECEIPT, whole)
+    return whole
 
 
 def export_checkpoint(run: Path, out: Path) -> Path:
@@ -136,6 +153,7 @@ def average(run: Path, out: Path, last: int | None = None) -> list[Path]:
     model = _untrained(taken[0])
     sums: dict[str, torch.Tensor] = {}
     for path in taken:
+        checkpoint.checked(path)
         load_weights(model, path)
         for name, weight in trained(model).items():
             sums[name] = sums.get(name, 0) + weight.detach().double()
@@ -160,7 +178,7 @@ def checkpoints(run: Path) -> list[Path]:
 
 def _untrained(path: Path) -> Model:
     """Return the model that a checkpoint's run started from, with the prompts that it was trained with."""
-    said = checkpoint.read(path)
+    said = checkpoint.checked(path)
     recipe = Train.model_validate(said["recipe"])
     model = load_model(
         recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device="cpu", prompts=Prompts.by_name(recipe.prompts)

@@ -29,7 +29,6 @@ import polars as pl
 from curation import store, tables
 from curation.errors import BuildError, listed
 from curation.progress import Progress, silent
-from training.folders import has_all
 
 if TYPE_CHECKING:
     from training.model import Model
@@ -84,6 +83,7 @@ class Source:
     identity: np.ndarray
     positive_score: np.ndarray
     negative_scores: np.ndarray
+    tables: str = ""  # the digest of the tables of tuples and passages that the tokens were made of
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -122,7 +122,7 @@ def mined_sources(build: Path, only: Sequence[str] = (), settings: Iterable[str]
         BuildError: no build stands there, a source of `only` or of the recipe's settings is not in it, or a source has no
             mined negatives.
     """
-    known: dict[str, dict[str, Any]] = store.read_json(build / "build.json")["sources"]
+    known: dict[str, dict[str, Any]] = store.read_build(build)["sources"]
     if strange := [name for name in (*only, *settings) if name not in known]:
         raise BuildError(build, f"has no source '{strange[0]}'", f"it has {listed(known)}")
     chosen = {name: entry for name, entry in known.items() if not only or name in only}
@@ -143,12 +143,21 @@ def load_sources(build: Path, model: Model, prompt: str, only: Sequence[str] = (
     sources = []
     for name, entry in mined_sources(build, only).items():
         folder = build / "train" / "tokens" / reader[:12] / name
-        digest = _source_digest(build, name, entry, model, prompt, reader)
+        curated = store.checked_stage(build, f"curated/{name}")
+        mined = store.checked_stage(build, f"mined/{name}", "run `mine negatives` first")
+        if mined.get("curated", curated["digest"]) != curated["digest"]:
+            raise BuildError(
+                build / "mined" / name, f"was mined before curated/{name} was built anew", "run `mine negatives` again"
+            )
+        made_of = store.digest_of([curated["files"], mined["files"]])
+        digest = _source_digest([curated["digest"], mined["digest"], made_of], entry, model, prompt, reader)
         receipt = store.read_receipt(folder)
-        if receipt is None or receipt["digest"] != digest or not has_all(folder, receipt["bytes"]):
+        if receipt is None or receipt["digest"] != digest:
             receipt = _write_source(build, name, entry, model, prompt, folder, digest, progress)
+        else:
+            store.check_files(folder, receipt)
         if receipt["rows"]:
-            sources.append(_open(build, name, entry["task"], folder, receipt))
+            sources.append(_open(build, name, entry["task"], folder, receipt, made_of))
     if not sources:
         raise nothing_to_train_on(build, only)
     return sources
@@ -202,18 +211,10 @@ def version_of(package: str) -> str:
         return ""
 
 
-def _source_digest(build: Path, name: str, entry: Mapping[str, Any], model: Model, prompt: str, reader: str) -> str:
+def _source_digest(tables: Sequence[str], entry: Mapping[str, Any], model: Model, prompt: str, reader: str) -> str:
     """Return the digest of all that a source's tokens depend on; the prompts are told by what they make of a word."""
     rendered = [model.render_query(entry["instruction"], "word", prompt), model.render_passage("word", prompt)]
-    stages = [_receipt(build / stage / name)["digest"] for stage in ("curated", "mined")]
-    return store.digest_of([FORMAT, reader, rendered, stages, entry["task"]])
-
-
-def _receipt(folder: Path) -> dict[str, Any]:
-    receipt = store.read_receipt(folder)
-    if receipt is None:
-        raise BuildError(folder, "is not there or unfinished", "run `curate build` and `mine negatives` first")
-    return receipt
+    return store.digest_of([FORMAT, reader, rendered, list(tables), entry["task"]])
 
 
 def _write_source(
@@ -226,13 +227,8 @@ def _write_source(
     digest: str,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Read, check and tokenise a source; return its receipt."""
+    """Read and tokenise a source; return its receipt."""
     curated, mined = build / "curated" / name, build / "mined" / name
-    receipts = {stage: _receipt(stage) for stage in (curated, mined)}
-    for stage, receipt in receipts.items():
-        store.check_files(stage, receipt)
-    if receipts[mined].get("curated", receipts[curated]["digest"]) != receipts[curated]["digest"]:
-        raise BuildError(mined, f"was mined before curated/{name} was built anew", "run `mine negatives` again")
     pairs = tables.read_table(mined, "pairs", ["id", "key", "query", "positives", "negatives", *SCORES])
     before = tables.read_table(curated, "pairs", ["id", "key", "positives", "label"])
     _same_tuples(pairs, before, mined)
@@ -252,8 +248,7 @@ def _write_source(
         for label, array in arrays.items():
             with store.atomic(part / f"{label}.npy") as file:
                 np.save(file, array)
-        sizes = {path.name: path.stat().st_size for path in sorted(part.iterdir())}
-        return {"rows": len(pairs), "texts": len(distinct), "bytes": sizes, "wide": _width(model).itemsize}
+        return {"rows": len(pairs), "texts": len(distinct), "wide": _width(model).itemsize}
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     return store.run_stage(folder, digest, work)[0]
@@ -334,7 +329,7 @@ def _tokenise(model: Model, texts: list[str], file: IO[bytes], advance: Any) -> 
     return np.cumsum(np.concatenate(lengths))
 
 
-def _open(build: Path, name: str, task: str, folder: Path, receipt: Mapping[str, Any]) -> Source:
+def _open(build: Path, name: str, task: str, folder: Path, receipt: Mapping[str, Any], made_of: str) -> Source:
     arrays = {label: np.load(folder / f"{label}.npy", mmap_mode="r") for label in ARRAYS}
     ids = np.memmap(folder / "ids.bin", dtype=np.uint16 if receipt["wide"] == 2 else np.uint32, mode="r")
-    return Source(name, task, build / "mined" / name, receipt["digest"], ids, **arrays)
+    return Source(name, task, build / "mined" / name, receipt["digest"], ids, **arrays, tables=made_of)

@@ -5,6 +5,7 @@
 <out>/model/        the trained model, for sentence-transformers and transformers
 <out>/report.html   the log as curves
 <out>/tensorboard/  the log for TensorBoard, where it is asked for
+<out>/timings.json  digests of the log and of TensorBoard's files, which are others in an equal run
 <out>/done.json     what it was trained on, and how; written last
 """
 
@@ -30,7 +31,7 @@ from training.log import appended, readable
 from training.loss import Losses
 from training.meter import costs
 from training.model import Model, check_trains, load_model, notes_of
-from training.runs import Say, describe, export_checkpoint, finished, forget, receipt_of, resume
+from training.runs import Say, describe, export_checkpoint, finish, finished, forget, receipt_of, resume
 from training.step import add_gradients, learning_rate, total_steps, warmup_steps
 from training.stops import Stopped, finite, memory_for, signals
 from training.tokens import load_sources, mined_sources
@@ -101,7 +102,7 @@ def _train(
     before = model.choose(recipe.prompt).told(), *notes_of(model, recipe.prompt)
     instructions = {source.name: entries[source.name]["instruction"] for source in sources}
     model.prompts = model.prompts_for(recipe.prompt, instructions)
-    seed = int(store.read_json(build / "build.json")["seed"])
+    seed = int(store.read_build(build)["seed"])
     plan = Plan(sources, seed, recipe)
     plan.check()
     total = total_steps(recipe, plan.steps_per_epoch)
@@ -133,7 +134,7 @@ def _train(
         else:
             export(model, out / "model")
         report.write(out)
-        store.write_json(out / store.RECEIPT, receipt)
+        receipt = finish(out, receipt)
     return receipt, True
 
 

@@ -25,7 +25,7 @@ from curation.errors import SourceError
 from curation.schema import DROPPED, dropped_frame, no_drops
 from curation.shaping.columns import EVIDENCE_CHARS
 from curation.stages import FORMAT, Done, Job, Receipt
-from curation.store import digest_of, read_json, run_stage
+from curation.store import digest_of, receipt_of, run_stage
 from curation.tables import read_parquet, read_table, write_parquet
 
 COUNTS = pl.Schema({"source_a": pl.String(), "source_b": pl.String(), "near": pl.UInt32()})
@@ -57,7 +57,7 @@ def compare(jobs: list[Job]) -> dict[str, Done]:
 
 
 def _receipt(job: Job, stage: str) -> Receipt:
-    return dict(read_json(job.build / stage / job.source.name / "done.json"))
+    return receipt_of(job.build / stage / job.source.name)
 
 
 def _pairs(jobs: list[Job], folder: Path) -> Receipt:

@@ -16,7 +16,7 @@ import polars as pl
 from curation import store, tables
 from curation.errors import BuildError, did_you_mean, listed
 from curation.exchange.export import gathered
-from curation.exchange.upload import MARK, commit_of, read_file
+from curation.exchange.upload import MARK, Piece, commit_of, read_file
 from curation.look import receipts, table
 from curation.portable import portable
 from curation.progress import Progress, silent
@@ -53,17 +53,29 @@ def open_side(name: str) -> Side:
     folder = Path(name)
     if folder.exists() or not (found := PUBLISHED.fullmatch(name)):
         summary = read_summary(folder)
-        sources = {
-            source: {"curated": receipt, "mined": store.read_receipt(folder / "mined" / source)}
-            for source, receipt in receipts(folder).items()
-        }
+        store.check_beside(folder, "manifest.yaml")
+        sources: dict[str, Receipt] = {}
+        for source, receipt in receipts(folder).items():
+            mined = store.read_receipt(folder / "mined" / source)
+            if mined is not None:
+                store.check_files(folder / "mined" / source, mined)
+            sources[source] = {"curated": receipt, "mined": mined}
         left_out = summary["failed"] | summary.get("excluded", {})
         return Side(name, folder, "", "", folder / "manifest.yaml", sources, left_out)
     repo = found["repo"]
     revision = commit_of(repo, "dataset", found["revision"])
     told = store.read_json(read_file(repo, "dataset", revision, MARK))
     manifest = read_file(repo, "dataset", revision, "manifest.yaml")
+    if isinstance(told["files"], dict):  # earlier versions named no digests
+        _same(manifest, told["files"]["manifest.yaml"]["sha256"])
     return Side(name, None, repo, revision, manifest, told["sources"], told["left_out"])
+
+
+def _same(path: Path, sha256: str) -> Path:
+    """Return a published file that has the digest which MARK names."""
+    if Piece.of(path).sha256 != sha256:
+        raise BuildError(path, f"has another digest than {MARK} says", "delete it, and it is fetched again")
+    return path
 
 
 def diff(a: str, b: str, only: Iterable[str] = (), progress: Progress = silent) -> dict[str, Any]:
@@ -175,8 +187,9 @@ def _published_rows(side: Side, name: str) -> pl.DataFrame:
     entry = side.sources[name]
     prefix = render_query(entry["curated"]["instruction"], "")
     frames = []
-    for shard in entry["shards"]:
-        frame = tables.read_parquet(read_file(side.repo, "dataset", side.revision, f"{name}/{shard}"))
+    for shard, said in entry["shards"].items():
+        path = _same(read_file(side.repo, "dataset", side.revision, f"{name}/{shard}"), said["sha256"])
+        frame = tables.read_parquet(path)
         negatives = [pl.col(f"negative_{at + 1}").hash() for at in range(entry["negatives"])]
         lists = {
             "positives": pl.concat_list(pl.col("passage").hash()),

@@ -36,7 +36,7 @@ def export(
     """
     sources = receipts(build, only)
     folders = {source: _tuples(build, source, FORMATS[name].mined) for source in sources}
-    stages = [store.read_json(folder / store.RECEIPT)["files"] for folder in folders.values()]
+    stages = [store.receipt_of(folder)["files"] for folder in folders.values()]
     digest = store.digest_of([FORMAT, name, negatives, [[key, receipt["files"]] for key, receipt in sources.items()], stages])
     out = _free(out.expanduser().resolve())
 

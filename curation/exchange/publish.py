@@ -24,7 +24,7 @@ from curation.exchange.card import complaints
 from curation.exchange.dataset_card import dataset_card
 from curation.exchange.export import CURATED, MINED, blocks_of, stale, with_texts
 from curation.exchange.formats import FORMATS, Constants, f2llm, fitting
-from curation.exchange.upload import MARK, Piece, Published, Say, upload
+from curation.exchange.upload import MARK, Piece, Published, Say, listing, upload
 from curation.lock import read_lock
 from curation.look import receipts
 from curation.manifest import Manifest, load_manifest
@@ -83,6 +83,7 @@ def plan(
     summary = read_summary(build)
     left_out = _left_out(build, summary, list(allow))
     locked = _locked(build, lock, {name: receipt for name, receipt in found.items() if name not in left_out})
+    store.check_beside(build, "manifest.yaml", "ATTRIBUTION.md", *([] if lock else ["manifest.lock"]))
     manifest = load_manifest(build / "manifest.yaml")
     made: dict[str, Receipt] = {}
     with locks.locked(build, "curate publish"):
@@ -105,11 +106,10 @@ def plan(
     card = without_places(card, manifest)
     if wrong := list(complaints(card, pieces)):
         raise BuildError(build, f"the Hub would refuse its card: {wrong[0]}", "mend the manifest and build again")
-    whole = _beside(build, locked, bool(left_out), manifest) | pieces
-    files = sorted([*whole, "README.md", MARK])
-    told = {"build": summary["name"], "seed": summary["seed"], "left_out": left_out, "files": files, "sources": made}
-    mark = without_places(json.dumps(told, indent=1, ensure_ascii=False) + "\n", manifest)
-    return Plan(repo, {"README.md": Piece.of(card.encode()), MARK: Piece.of(mark.encode())} | whole, card, left_out, made)
+    whole = {"README.md": Piece.of(card.encode())} | _beside(build, locked, bool(left_out), manifest) | pieces
+    told = {"build": summary["name"], "seed": summary["seed"], "left_out": left_out, "files": listing(whole), "sources": made}
+    mark = store.sealed(json.loads(without_places(json.dumps(told, ensure_ascii=False), manifest)))
+    return Plan(repo, {"README.md": whole["README.md"], MARK: Piece.of(mark)} | whole, card, left_out, made)
 
 
 def publish(plan: Plan, private: bool = False, tag: str | None = None, say: Say = lambda line: None) -> Published:
@@ -172,6 +172,8 @@ def _beside(build: Path, lock: Path, partly: bool, manifest: Manifest) -> dict[s
 
     The report shows records of all sources, so it does not where some are left out.
     """
+    if (build / "report.html").is_file() and not store.is_sealed_page(build / "report.html"):
+        raise BuildError(build / "report.html", "was changed since it was written (its digest is another)", "run `curate report`")
     names = {name: lock if name == "manifest.lock" else build / name for name in BESIDE if not (partly and name == "report.html")}
     texts = {name: path.read_text(encoding="utf-8") for name, path in names.items() if path.is_file()}
     return {name: Piece.of(without_places(text, manifest).encode()) for name, text in texts.items()}

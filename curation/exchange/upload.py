@@ -40,6 +40,11 @@ class Piece(NamedTuple):
             return cls(content, content.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
+def listing(pieces: Mapping[str, Piece]) -> dict[str, dict[str, Any]]:
+    """Return what MARK says of the files that it is published with: path -> bytes and sha256."""
+    return {path: {"bytes": pieces[path].size, "sha256": pieces[path].sha256} for path in sorted(pieces)}
+
+
 class Published(NamedTuple):
     """Where it stands now, and what was done."""
 

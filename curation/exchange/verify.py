@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from curation import store, tables
-from curation.errors import UserError
+from curation.errors import BuildError, UserError
 from curation.exchange.export import stale
 from curation.exchange.upload import MARK, Piece
 from curation.look import names_of
@@ -19,9 +19,11 @@ from curation.schema import ORIGINS, keys_of
 from curation.summary import CONSTANTS, COUNTS
 
 Receipt = dict[str, Any]
-STAGES = ("shaped", "near", "cleaned", "curated", "mined", "heldout")
+STAGES = ("shaped", "near", "cleaned", "curated", "mined", "heldout", "publish")
 LISTS = ("negative_scores", "negative_ranks", "negative_origin")
 BY_ROWS = ("read", "shape")  # stages that drop rows; later ones drop tuples
+REPORT, LOG = "report.html", "log.jsonl"
+IN_A_MODEL = (store.RECEIPT, "README.md", MARK, ".gitattributes")  # what a model's folder may hold that its receipt does not list
 
 
 class Problem(NamedTuple):
@@ -32,60 +34,188 @@ class Problem(NamedTuple):
 
 
 def problems(build: Path, only: Iterable[str] = (), progress: Progress = silent) -> list[Problem]:
-    """Return all that is wrong with a build, or a published one that was downloaded; nothing where all is as it was written.
+    """Return all that is wrong with a build; or with an export, a run of `train`, a model, or what was downloaded.
 
-    Passages and tuples are looked at shard by shard. A stage whose files are not those of its receipt is told of, and
-    not looked into.
+    Every file is read whole. Passages and tuples are looked at shard by shard. A stage whose files are not those of its
+    receipt is told of, and not looked into. Nothing is returned where all is as it was written.
 
     Raises:
-        BuildError: there is no build.json, or it does not name a source of `only`.
+        BuildError: there is nothing of that kind, or build.json does not name a source of `only`.
     """
-    if (build / MARK).is_file() and not (build / "build.json").exists():
-        return list(_published(build, only))
+    if not (build / store.BUILD).exists():
+        if (build / MARK).is_file():
+            return list(_published(build, only))
+        if (build / "checkpoints").is_dir() or (build / "modules.json").is_file() or (build / "model").is_dir():
+            return problems_of_model(build)
+        if (build / store.RECEIPT).is_file():
+            return list(_files(build))
+    elif wrong := _broken(build / store.BUILD):
+        return [wrong]
     names = names_of(build, only)
-    entries = store.read_json(build / "build.json")["sources"]
-    found = [] if (build / "manifest.yaml").is_file() else [Problem(str(build / "manifest.yaml"), "is missing")]
-    for folder in [*sorted((build / "across").glob("*/")), *build.glob("decontaminate")]:
-        found += _files(folder)
-    found += _copies(build)
+    whole = store.read_build(build)
+    found = [*_top(build, whole), *_shared(build, whole, list(only))]
     with progress("verify", len(names), "sources") as advance:
         for name in names:
-            found += _source(build, name, entries[name])
+            found += _source(build, name, whole["sources"][name])
             advance(1)
+    found += problems_of_model(build / "train", build) if (build / "train").is_dir() else []
+    return list(dict.fromkeys(found))  # the stages that a model was trained on are looked at twice
+
+
+def problems_of_model(run: Path, build: Path | None = None) -> list[Problem]:
+    """Return all that is wrong with a run of `train`, or with a model alone; with `build`, also with what it was trained on.
+
+    Raises:
+        BuildError: it is neither.
+    """
+    if (run / "modules.json").is_file():
+        return list(_published(run, ())) if (run / MARK).is_file() else list(_files(run, IN_A_MODEL))
+    if not any((run / name).exists() for name in ("checkpoints", "tokens", "model", store.RECEIPT)):
+        raise BuildError(run, "holds neither a run of `train` nor a model", "name a folder such as BUILD/train")
+    found = [problem for path in sorted(run.glob("tokens/*/*/")) for problem in _files(path)]
+    found += [problem for path in sorted(run.glob("checkpoints/step-*/")) for problem in _files(path)]
+    found += [
+        wrong for path in (run / store.RECEIPT, run / store.TIMINGS, run / REPORT) if path.exists() and (wrong := _broken(path))
+    ]
+    if (run / "model").is_dir():
+        found += _files(run / "model", IN_A_MODEL)
+    if not (run / store.RECEIPT).exists() or _broken(run / store.RECEIPT):
+        return found  # not done, and may go on
+    said = store.read_sealed(run / store.RECEIPT)
+    if not (run / "model" / store.RECEIPT).is_file() or store.file_digest(run / "model" / store.RECEIPT) != said.get("model"):
+        found.append(Problem(str(run / "model"), f"is not the model that {store.RECEIPT} of the run names"))
+    found += [Problem(str(run / name), "is missing") for name in (REPORT, store.TIMINGS) if not (run / name).is_file()]
+    if (run / store.TIMINGS).is_file() and not _broken(run / store.TIMINGS):
+        logs = [run / LOG, *run.glob("tensorboard/**/*")]
+        found += _listed(run, store.read_sealed(run / store.TIMINGS)["files"], logs, store.TIMINGS)
+    known = {store.RECEIPT, store.TIMINGS, REPORT, LOG}
+    extra = [path for path in sorted(run.iterdir()) if path.is_file() and path.name not in known and path.name[0] != "."]
+    return (
+        found + [Problem(str(path), "is not what `train` wrote") for path in extra] + (_trained_on(said, build) if build else [])
+    )
+
+
+def _trained_on(said: Receipt, build: Path) -> list[Problem]:
+    """Compare the tables that a model was trained on with those of a build."""
+    found = []
+    for name, digest in said.get("tables", {}).items():
+        folders = [build / stage / name for stage in ("curated", "mined")]
+        wrong = [problem for folder in folders for problem in _files(folder)]
+        found += wrong
+        if not wrong and digest != store.digest_of([store.receipt_of(folder)["files"] for folder in folders]):
+            found.append(Problem(str(build / "mined" / name), "holds other tuples than the model was trained on"))
     return found
 
 
-def _published(folder: Path, only: Iterable[str]) -> Iterator[Problem]:
-    """Compare the files of a published build with what its MARK says of them."""
-    told = store.read_json(folder / MARK)
-    yield from (Problem(str(folder / name), "is missing") for name in told["files"] if not (folder / name).is_file())
-    for name, source in told["sources"].items():
-        if only and name not in only:
-            continue
-        paths = {folder / name / shard: said["sha256"] for shard, said in source["shards"].items()}
-        wrong = [path for path, digest in paths.items() if path.is_file() and Piece.of(path).sha256 != digest]
-        yield from (Problem(str(path), f"has another digest than {MARK} says") for path in wrong)
-        if not wrong and all(path.is_file() for path in paths):
-            frame = pl.concat([tables.read_parquet(path) for path in paths])
-            yield from _equal(str(folder / name), "rows", len(frame), f"{MARK}'s", source["rows"])
-            if frame.columns != [feature["name"] for feature in source["features"]]:
-                yield Problem(str(folder / name), f"has other columns than {MARK} says")
-
-
-def _copies(build: Path) -> Iterator[Problem]:
-    """Compare what stands at the top of a build with the stages it was gathered from."""
-    path, leaks = build / "leaks.parquet", store.read_json(build / "build.json").get("decontaminate")
+def _broken(path: Path) -> Problem | None:
+    """Say what is wrong with a file that holds its own digest."""
     try:
-        if leaks and not path.exists():
-            yield Problem(str(path), "is missing, and build.json counts leaks")
-        elif leaks:
+        if path.name != REPORT:
+            store.read_sealed(path)
+        elif not store.is_sealed_page(path):
+            return Problem(str(path), "was changed since it was written (its digest is another)")
+    except UserError as error:
+        return Problem(error.where, error.what)
+    return None
+
+
+def _top(build: Path, whole: Receipt) -> Iterator[Problem]:
+    """Compare the files at the top of a build with build.json, and the stages' receipts."""
+    if not (build / REPORT).is_file():
+        yield Problem(str(build / REPORT), "is missing")
+    for name in (REPORT, store.TIMINGS, "embeddings/encoders.json"):
+        if (build / name).is_file() and (wrong := _broken(build / name)):
+            yield wrong
+    known = {store.BUILD, store.TIMINGS, REPORT}
+    beside = [path for path in build.iterdir() if path.name not in known and path.name[0] != "."]
+    yield from _listed(build, whole.get("files", {}), beside, store.BUILD)
+    for stage, digest in whole.get("stages", {}).items():
+        path = build / stage / store.RECEIPT
+        if path.is_file() and store.file_digest(path) != digest:
+            yield Problem(str(path), "is not the receipt that build.json names")
+        elif not path.is_file() and (build / stage).exists() is False:
+            yield Problem(str(build / stage), "is missing, and build.json names it")
+    try:
+        if (leaks := whole.get("decontaminate")) and (path := build / "leaks.parquet").is_file():
             counts = (row for task in leaks["tasks"].values() for source in task.values() for row in source.values())
             yield from _equal(str(path), "leaks", len(tables.read_parquet(path, ["task"])), "build.json's", sum(counts))
-    except UserError as error:
-        yield Problem(error.where, error.what)
-    kept, made = build / "overlaps.parquet", build / "across" / "overlaps" / "overlaps.parquet"
-    if made.exists() and not (kept.exists() and store.file_digest(kept) == store.file_digest(made)):
-        yield Problem(str(kept), "is not the overlaps.parquet of across/overlaps")
+    except (UserError, pl.exceptions.PolarsError) as error:
+        yield Problem(str(path), f"cannot be read ({type(error).__name__})")
+
+
+def _listed(folder: Path, files: Mapping[str, str], there: Iterable[Path], receipt: str) -> Iterator[Problem]:
+    """Compare files with those that a receipt lists."""
+    for name, digest in files.items():
+        if not (folder / name).is_file():
+            yield Problem(str(folder / name), f"is missing, and {receipt} names it")
+        elif store.file_digest(folder / name) != digest:
+            yield Problem(str(folder / name), f"has another digest than {receipt} says")
+    for path in sorted(there):
+        if path.is_file() and path.relative_to(folder).as_posix() not in files:
+            yield Problem(str(path), f"is not in {receipt}")
+
+
+def _shared(build: Path, whole: Receipt, only: list[str]) -> Iterator[Problem]:
+    """Compare with their receipts the stages that are no source's own tables, and those of sources that build.json leaves out."""
+    for folder in [*sorted(build.glob("across/*/")), *build.glob("decontaminate/")]:
+        yield from _files(folder)
+    for folder in sorted(build.glob("candidates/*/*/")):
+        if not only or folder.parent.name in only:
+            yield from _files(folder)
+    for stage in STAGES:
+        for folder in sorted(build.glob(f"{stage}/*/")):
+            if not only and folder.name not in whole["sources"] and folder.name[0] != ".":
+                yield from _files(folder)
+    for folder in [*sorted(build.glob("embeddings/*/")), *sorted(build.glob("reranked/*/"))]:
+        yield from _vectors(folder)
+
+
+def _vectors(folder: Path) -> Iterator[Problem]:
+    """Compare a store of vectors with the receipts of its shards."""
+    known = {folder / "meta.json"}
+    if wrong := _broken(folder / "meta.json"):
+        yield wrong
+    for path in sorted(folder.glob("shard-*.json")):
+        known.add(path)
+        if wrong := _broken(path):
+            yield wrong
+            continue
+        files = {path.with_suffix(f".{ending}"): digest for ending, digest in store.read_json(path).items() if ending != "rows"}
+        known |= files.keys()
+        yield from _listed(folder, {file.name: digest for file, digest in files.items()}, (), path.name)
+    extra = [path for path in sorted(folder.iterdir()) if path.is_file() and path not in known and path.suffix != ".claim"]
+    yield from (Problem(str(path), "is in no receipt") for path in extra)
+
+
+def _published(folder: Path, only: Iterable[str]) -> Iterator[Problem]:
+    """Compare the files of what was published, a build or a model, with what its MARK says of them."""
+    if wrong := _broken(folder / MARK):
+        yield wrong
+        return
+    told = store.read_json(folder / MARK)
+    bad = set()
+    for name, said in told["files"].items():
+        if only and "/" in name and name.split("/")[0] not in only:
+            continue
+        if not (folder / name).is_file():
+            bad.add(name)
+            yield Problem(str(folder / name), "is missing")
+        elif Piece.of(folder / name).sha256 != said["sha256"]:
+            bad.add(name)
+            yield Problem(str(folder / name), f"has another digest than {MARK} says")
+    known = dict.fromkeys(told["files"], "")
+    extra = [path for path, what in store.changes(folder, known, (MARK, ".gitattributes"), lambda path: "") if what == "added"]
+    yield from (Problem(str(path), f"is not in {MARK}") for path in extra)
+    for name, source in told.get("sources", {}).items():
+        if name in (set(only) or {name}) and not bad & {f"{name}/{shard}" for shard in source["shards"]}:
+            yield from _published_rows(folder / name, source)
+
+
+def _published_rows(folder: Path, source: Receipt) -> Iterator[Problem]:
+    frame = pl.concat([tables.read_parquet(folder / shard) for shard in source["shards"]])
+    yield from _equal(str(folder), "rows", len(frame), f"{MARK}'s", source["rows"])
+    if frame.columns != [feature["name"] for feature in source["features"]]:
+        yield Problem(str(folder), f"has other columns than {MARK} says")
 
 
 def _source(build: Path, name: str, entry: Mapping[str, Any]) -> Iterator[Problem]:
@@ -106,16 +236,17 @@ def _source(build: Path, name: str, entry: Mapping[str, Any]) -> Iterator[Proble
     checks = [_curated(build / "curated" / name, entry, curated)]
     if "mined" in whole:
         checks.append(_mined(build, name, curated, whole["mined"]))
-    if curated.get("heldout"):
-        checks.append(_heldout(build / "heldout" / name, curated["heldout"]))
+    held = build / "heldout" / name
+    if curated.get("heldout") and ("heldout" in whole or not held.exists()):
+        checks.append(_heldout(held, curated["heldout"]))
     for check in checks:
         try:
             yield from check
-        except (KeyError, TypeError, UserError, pl.exceptions.PolarsError) as error:
+        except (KeyError, TypeError, ValueError, UserError, pl.exceptions.PolarsError) as error:
             yield Problem(str(build / "*" / name), f"is not what a build holds ({type(error).__name__}: {error})")
 
 
-def _files(folder: Path) -> Iterator[Problem]:
+def _files(folder: Path, besides: Iterable[str] = (store.RECEIPT,)) -> Iterator[Problem]:
     """Compare the files of a stage with its receipt."""
     try:
         receipt = store.read_receipt(folder)
@@ -125,14 +256,9 @@ def _files(folder: Path) -> Iterator[Problem]:
     if receipt is None or not isinstance(receipt.get("files"), dict):
         yield Problem(str(folder), "has no receipt done.json, so it is unfinished or was changed by hand")
         return
-    there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {store.RECEIPT}
-    for name, digest in receipt["files"].items():
-        if name not in there:
-            yield Problem(str(folder / name), "is missing, and the receipt names it")
-        elif store.file_digest(folder / name) != digest:
-            yield Problem(str(folder / name), "has another digest than the receipt says")
-    for name in sorted(there - set(receipt["files"])):
-        yield Problem(str(folder / name), "is not in the receipt")
+    told = {"removed": "is missing, and the receipt names it", "changed": "has another digest than the receipt says"}
+    for path, what in store.changes(folder, receipt["files"], besides, store.file_digest):
+        yield Problem(str(path), told.get(what, "is not in the receipt"))
 
 
 def _curated(folder: Path, entry: Mapping[str, Any], receipt: Receipt) -> Iterator[Problem]:
@@ -174,6 +300,8 @@ def _mined(build: Path, name: str, curated: Receipt, receipt: Receipt) -> Iterat
     lines = len(tables.read_parquet(folder / "dropped.parquet", ["id"]))
     yield from _equal(str(folder / "dropped.parquet"), "lines", lines, "the receipt's dropped", dropped)
     yield from _tuples(folder, name, receipt["kept"], curated["passages"], mined=True)
+    if receipt["curated"] != curated["digest"]:
+        yield Problem(where, f"was mined before curated/{name} was built anew")
     if strange := stale(build, name):
         yield Problem(str(folder), f"was mined from other tuples than curated/{name} now holds ({strange} is one)")
 

@@ -25,7 +25,7 @@ from curation.reading.places import refuse_special
 from curation.reading.sources import expanded, marks, unchanged
 from curation.schema import dropped_frame
 from curation.shaping.columns import EVIDENCE_CHARS
-from curation.store import digest_of, read_json, run_stage
+from curation.store import digest_of, read_build, receipt_of, run_stage
 from curation.tables import read_parquet, write_blocks, write_parquet
 from curation.text import normalised
 
@@ -72,7 +72,7 @@ def make_index(wanted: Decontaminate | None, base: Path, build: Path, holding: t
         return
     sets = _sets(wanted, base)
     stages = {name: build / "shaped" / name for name in holding}
-    held = {name: read_json(stage / "done.json")["files"]["heldout.parquet"] for name, stage in stages.items()}
+    held = {name: receipt_of(stage)["files"]["heldout.parquet"] for name, stage in stages.items()}
     parts = [table for one in sets for _, table in tables_of(one)]
     before = [marks(table, base) for table in parts]
     reads = [[one.model_dump(), digests_of(one, base)] for one in sets]
@@ -125,7 +125,7 @@ def depends_on(wanted: Decontaminate | None, build: Path) -> list[object]:
     """Return what a source's clean tuples depend on, for a digest."""
     if wanted is None:
         return []
-    receipt = read_json(build / "decontaminate" / "done.json")
+    receipt = receipt_of(build / "decontaminate")
     return [wanted.mode, receipt["digest"], receipt["files"]]
 
 
@@ -247,7 +247,7 @@ def _siblings(lookup: Lookup, matches: pl.DataFrame) -> pl.DataFrame:
 
 def table_of(build: Path, only: list[str]) -> list[tuple[str, str, int, int, int, int]]:
     """Return task, source and the leaks of queries, positives, negatives and shared corpus texts, for `curate stats`."""
-    tasks = read_json(build / "build.json").get("decontaminate", {"tasks": {}})["tasks"]
+    tasks = read_build(build).get("decontaminate", {"tasks": {}})["tasks"]
     return [
         (task, source, counts["query"], counts["positive"], counts["negative"], counts["corpus"])
         for task, sources in tasks.items()

@@ -15,7 +15,17 @@ from curation.outside import without_places
 from curation.report import figures, sections
 from curation.report.samples import drops, near_pairs, records, twins
 from curation.report.source import source as source_section
-from curation.store import atomic, check_files, digest_of, file_digest, read_receipt, versions
+from curation.store import (
+    atomic,
+    check_beside,
+    checked_stage,
+    digest_of,
+    file_digest,
+    is_sealed_page,
+    read_receipt,
+    sealed_page,
+    versions,
+)
 from curation.summary import read_summary
 from curation.tables import read_parquet, read_table, shards
 from curation.visible import as_html
@@ -48,16 +58,17 @@ def write(folder: Path, again: bool = False) -> bool:
     state = STATE.format(_state(folder, summary, receipts, mined))
     if not again and _starts_with(target, state):
         return False
-    for name, receipt in receipts.items():
-        check_files(folder / "curated" / name, receipt)
+    for name in receipts:
+        checked_stage(folder, f"curated/{name}")
+    check_beside(folder, "manifest.yaml", "overlaps.parquet", "leaks.parquet")
     page = without_places(_page(folder, summary, receipts, mined, state), load_manifest(folder / "manifest.yaml"))
     with atomic(target) as file:
-        file.write(page.encode())
+        file.write(sealed_page(page))
     return True
 
 
 def _starts_with(page: Path, state: str) -> bool:
-    if not page.exists():
+    if not page.exists() or not is_sealed_page(page):
         return False
     with page.open("rb") as file:
         return state.encode() in file.read(500)

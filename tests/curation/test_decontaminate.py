@@ -308,11 +308,12 @@ def test_verify_looks_at_the_stages_of_leaks_and_overlaps(recipe, tmp_path):
     read_parquet(made / "leaks.parquet").head(2).write_parquet(made / "leaks.parquet")
     (made / "overlaps.parquet").unlink()
     assert [(one.where, one.what) for one in verify.problems(made)] == [
+        (str(made / "overlaps.parquet"), "is missing, and build.json names it"),
+        (str(made / "leaks.parquet"), "has another digest than build.json says"),
         (str(made / "leaks.parquet"), "leaks 2 is not build.json's 13"),
-        (str(made / "overlaps.parquet"), "is not the overlaps.parquet of across/overlaps"),
     ]
     (made / "leaks.parquet").unlink()
-    assert [one.what for one in verify.problems(made) if "leaks" in one.where] == ["is missing, and build.json counts leaks"]
+    assert [one.what for one in verify.problems(made) if "leaks" in one.where] == ["is missing, and build.json names it"]
 
 
 def test_what_runs_again(recipe, tmp_path):

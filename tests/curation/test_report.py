@@ -227,6 +227,7 @@ def test_sixty_two_sources_of_long_texts_stay_below_two_megabytes(tmp_path):
     for name in names:
         shutil.copytree(folder / "curated" / "s", folder / "curated" / name)
     summary = read_json(folder / "build.json")
+    summary = {key: value for key, value in summary.items() if key not in ("files", "stages")}  # the tables are made by hand
     write_json(folder / "build.json", {**summary, "sources": dict.fromkeys(names, summary["sources"]["s"])})
     pairs = [(a, b, 10**6, 10**5, 10**5) for at, a in enumerate(names) for b in names[at + 1 :]]
     overlaps = pl.DataFrame(pairs, ["source_a", "source_b", "equal", "near", "dropped"], orient="row")

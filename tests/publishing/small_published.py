@@ -12,7 +12,7 @@ import polars as pl
 
 from curation import store, tables
 from curation.build import build
-from curation.lock import keep, write_lock
+from curation.lock import write_lock
 from curation.manifest import load_manifest
 from curation.schema import render_query
 from mining.mine import mine_build
@@ -62,11 +62,11 @@ def make(folder, rows=400, changed=0, mined=True, negatives=3):
 
 
 def lock(made):
-    """Write the lock as `curate lock` does, and keep it in the build as `curate build` does."""
+    """Write the lock as `curate lock` does, and build again, which keeps it in the build."""
     path = made.parent / "small.yaml"
     manifest = load_manifest(path)
     assert not write_lock(path, manifest, [source.name for source in manifest.sources])
-    keep(path, made)
+    assert not build(path, made).failed
     return made
 
 

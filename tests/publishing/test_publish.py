@@ -201,6 +201,8 @@ def test_what_cannot_be_published(made, tmp_path):
     assert plan(other, "org/x", lock=made / "manifest.lock").sources.keys() == set(PUBLISHED)
     with pytest.raises(BuildError, match="no source is left to publish .*topics: no tuple has 999 negatives"):
         plan(made, "org/x", negatives=999)
+    summary = store.read_json(other / "build.json")
+    store.write_json(other / "build.json", {key: value for key, value in summary.items() if key not in ("files", "stages")})
     receipt = store.read_json(other / "curated/faq/done.json")
     store.write_json(other / "curated/faq/done.json", receipt | {"language": "English"})
     store.write_json(path, whole)

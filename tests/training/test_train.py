@@ -121,7 +121,7 @@ def test_killed_and_run_again_it_ends_with_the_same_bytes(undisturbed, model, bu
     said = []
     train(build, recipe(model), out=tmp_path, say=said.append)
     # What stands is the checkpoint before: the line of a step comes before its checkpoint.
-    assert ("going on from" in said[0]) == (last > 5)
+    assert any("going on from" in line for line in said) == (last > 5)
     assert weights(tmp_path) == weights(undisturbed)
     for name in ("model.safetensors", "optimizer.safetensors", "checkpoint.json"):
         path = Path("checkpoints/step-000010") / name
@@ -150,7 +150,7 @@ def test_a_torn_log_and_a_torn_checkpoint_do_no_harm(undisturbed, model, build, 
         file.truncate(100)
     said = []
     train(build, recipe(model), out=tmp_path, say=said.append)
-    assert said[0].endswith("step-000004")
+    assert next(line for line in said if "going on from" in line).endswith("step-000004")
     assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == list(range(10))
     assert weights(tmp_path) == weights(undisturbed)
 
