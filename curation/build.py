@@ -44,7 +44,7 @@ from curation.progress import Progress, silent
 from curation.reading.sources import is_local, sizes
 from curation.refusals import explained, no_room, refusal
 from curation.report import page as report
-from curation.stages import Done, Job, Receipt, shape_source, shape_stands
+from curation.stages import Done, Job, Receipt, extra_tables, shape_source, shape_stands
 from curation.store import sweep, write_json
 from curation.summary import summary_of, write_summary
 
@@ -60,6 +60,7 @@ class Outcome(NamedTuple):
     ran: set[str]  # sources of which a stage ran
     failed: dict[str, UserError]
     excluded: list[Excluded]  # sources that the licence policy leaves out
+    notes: list[str]  # what a person should know: sources with other rows than expected
 
 
 def build(
@@ -143,7 +144,19 @@ def _build(
     seconds = {f"{stage}/{name}": round(done.seconds, 3) for stage, all_done in stages.items() for name, done in all_done.items()}
     write_json(folder / "timings.json", {"seconds": round(time.time() - started, 3), "stages": seconds})
     ran = {name for all_done in stages.values() for name, done in all_done.items() if done.ran and name in receipts}
-    return Outcome(folder, receipts, ran, failed, excluded)
+    notes = [note for job in jobs if job.source.name in receipts for note in _unexpected(job, shaped[job.source.name].receipt)]
+    return Outcome(folder, receipts, ran, failed, excluded, notes)
+
+
+def _unexpected(job: Job, receipt: Receipt) -> Iterator[str]:
+    """Yield how the rows of a source, its corpus and its queries differ in number from what the manifest expects."""
+    source, counts = job.source, receipt.get("table_rows", {})
+    whole = source.limit is None or receipt["shape"] == "qrels"
+    found = [("", source.expected_rows, receipt["rows_in"] + source.skip if whole else None)]
+    found += [(f" ({part})", table.expected_rows, counts.get(part)) for part, table in extra_tables(source)]
+    for part, expected, count in found:
+        if None not in (expected, count) and expected != count:
+            yield f"source '{source.name}'{part}: has {count:,} rows, and 'expected_rows' says {expected:,}"
 
 
 def _stands_still(job: Job) -> bool:

@@ -76,8 +76,8 @@ def build(
         output(look.counts_table(outcome.receipts))
     for name, reason in outcome.excluded:
         say(f"curate: {manifest}: source '{name}' is left out: {reason}")
-    for error in outcome.failed.values():
-        say(f"curate: {manifest}: {error}")
+    for line in (*outcome.notes, *outcome.failed.values()):
+        say(f"curate: {manifest}: {line}")
     if not quiet:
         count = len(outcome.receipts) + len(outcome.failed)
         fresh = f"{len(outcome.ran)} of {count} sources built" if outcome.ran or outcome.failed else "nothing to do"

@@ -113,7 +113,11 @@ class Table(Section):
     file_column: str | None = Field(
         None, min_length=1, description="column to add: the file's name without its ending, such as a label; needs `files`"
     )
-    expected_rows: int | None = Field(None, ge=1, description="rows there are, where known; `curate check` adds them up")
+    expected_rows: int | None = Field(
+        None,
+        ge=1,
+        description="rows there are, where known; `curate check` adds them up, and a build that finds another number says so",
+    )
 
     guesses: ClassVar[dict[str, str]] = {}  # columns read besides those in `fields`, as far as there are any
 

@@ -56,7 +56,7 @@ class Done(NamedTuple):
 def shape_digest(job: Job) -> tuple[str, dict[str, str]]:
     """Return the digest of all that stage 1 depends on, and the digests of its inputs."""
     reads = inputs(job.source, job.base)
-    for part, table in _extra(job.source):
+    for part, table in extra_tables(job.source):
         reads |= {f"{part}/{name}": digest for name, digest in inputs(table, job.base).items()}
     what = job.source.model_dump(exclude=ABOUT)
     return digest_of([FORMAT, "shape", job.seed, what, job.filters.model_dump(), reads]), reads
@@ -70,7 +70,7 @@ def shape_stands(job: Job) -> bool:
 def shape_source(job: Job, progress: Progress = silent) -> Done:
     """Stage 1 of one source: read, shape, filter, merge, set apart."""
     started = time.time()
-    tables = [job.source, *(table for _, table in _extra(job.source))]
+    tables = [job.source, *(table for _, table in extra_tables(job.source))]
     before = [marks(table, job.base) for table in tables]
     digest, reads = shape_digest(job)
 
@@ -100,7 +100,8 @@ def _hold_out(job: Job, folder: Path) -> Receipt:
     return {"source": job.source.name, "queries": len(held)}
 
 
-def _extra(source: Source) -> list[tuple[str, TextTable]]:
+def extra_tables(source: Source) -> list[tuple[str, TextTable]]:
+    """Return the corpus and the queries of a source, where it has them, each with its key."""
     return [(part, table) for part, table in (("corpus", source.corpus), ("queries", source.queries)) if table]
 
 
@@ -122,12 +123,13 @@ def _shape(job: Job, folder: Path, reads: dict[str, str], progress: Progress) ->
     write_parquet(folder / "corpus.parquet", pl.DataFrame({"text": made.corpus}))
     write_parquet(folder / "heldout.parquet", made.held)
     write_parquet(folder / "dropped.parquet", pl.concat([made.unused, made.poor, made.merged]))
+    tables = (source, *dict(extra_tables(source)).values())
     return {
         "source": source.name,
         "shape": shape_of(source),
         "instruction": made.instruction,
         "inputs": reads,
-        "outside": sorted({name for table in (source, *dict(_extra(source)).values()) for _, name in outside(table, job.base)}),
+        "outside": sorted({name for table in tables for _, name in outside(table, job.base)}),
         "rows_in": made.rows_in,
         "rows_used": made.rows_in - len(made.unused),
         "rows_dropped": counts_of(made.unused),
@@ -136,19 +138,22 @@ def _shape(job: Job, folder: Path, reads: dict[str, str], progress: Progress) ->
         "heldout": len(made.held),
         "dropped": counts_of(made.poor),
         "texts_out": made.texts_out,
+        "table_rows": made.table_rows,
     }
 
 
 def _shape_whole(job: Job, rows: pl.DataFrame, lost: list[Lost], folder: Path) -> Shaped:
     source = job.source
     check_readable(source, rows, lost)
-    tables = {part: _read_whole(f"{place_of(source)} ({part})", table, job.base) for part, table in _extra(source)}
-    tuples, dropped, corpus, instruction, scores = to_tuples(source, rows, job.seed, **tables)
+    tables = {part: _read_whole(f"{place_of(source)} ({part})", table, job.base) for part, table in extra_tables(source)}
+    tuples, dropped, corpus, instruction, scores, unlabelled = to_tuples(source, rows, job.seed, **tables)
+    table_rows = {part: len(table) for part, table in tables.items()}
     answers = answers_of(source, rows, tuples)
     rows_in, tuples_made = len(rows) + len(lost), len(tuples)
     del rows, tables  # from here on the tuples alone
     check_rows(source, rows_in, lost, dropped, tuples_made)
     tuples, poor, texts_out = filters.apply(tuples, job.filters, source.name, source.task)
+    texts_out |= unlabelled or {}
     check_left(source, len(tuples), tuples_made, poor)
     tuples, merged = equal.merge_queries(tuples, source.name, job.filters.no_echo)
     train, held = holdout.set_apart(tuples, source.holdout, job.seed, source.name)
@@ -158,7 +163,7 @@ def _shape_whole(job: Job, rows: pl.DataFrame, lost: list[Lost], folder: Path) -
     if scores is not None:
         write_parquet(folder / "scores.parquet", scores)
     unused = pl.concat([unread(source, lost), dropped])
-    return Shaped(rows_in, tuples_made, unused, poor, merged, held, corpus, instruction, texts_out)
+    return Shaped(rows_in, tuples_made, unused, poor, merged, held, corpus, instruction, texts_out, table_rows)
 
 
 def _read_whole(where: str, table: TextTable, base: Path) -> pl.DataFrame:

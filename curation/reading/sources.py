@@ -5,10 +5,11 @@ from __future__ import annotations
 import glob
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from itertools import count
+from itertools import count, zip_longest
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -237,7 +238,10 @@ def _file_rows(table: Table, base: Path) -> Generator[Rows]:
     for file in _aligned(table, base) if table.reader == "aligned" else _files(table, base):
         with ExitStack() as stack:
             wholes = [stack.enter_context(closing(parts(one, table, budget, ENDINGS))) for one in (file, *file.beside)]
-            for part, *beside in zip(*wholes, strict=True):
+            for part, *beside in zip_longest(*wholes):
+                if None in (part, *beside):
+                    names = listed((one.name for one in (file, *file.beside)), 4)
+                    raise SourceError(names, "hold unequal numbers of members", "line i of each makes a row")
                 for rows in read_file(part._replace(beside=tuple(beside)), table, start):
                     rows = rows._replace(frame=as_mapped(part.name, rows.frame, table))
                     yield _with_file_name(table, file, rows)
@@ -245,18 +249,31 @@ def _file_rows(table: Table, base: Path) -> Generator[Rows]:
 
 
 def _aligned(table: Table, base: Path) -> list[File]:
-    """Return the first pattern's files, each with those of the other patterns that stand at its place.
+    """Return the first pattern's files, each with those of the other patterns that have its name, up to what the pattern says.
 
     Raises:
-        SourceError: the patterns match unequal numbers of files.
+        SourceError: a file has none beside it.
     """
-    found = [_files(table.model_copy(update={"files": [pattern]}), base) for pattern in table.files]
-    for pattern, files in zip(table.files, found, strict=True):
-        if len(files) != len(found[0]):
-            raise SourceError(
-                pattern, f"matches {len(files)} files, and '{table.files[0]}' {len(found[0])}", "each has one beside it"
-            )
-    return [first._replace(beside=tuple(others)) for first, *others in zip(*found, strict=True)]
+    found = [(pattern, _files(table.model_copy(update={"files": [pattern]}), base)) for pattern in table.files]
+    named = [{_varying(file, pattern): file for file in files} for pattern, files in found]
+    if any(names.keys() != named[0].keys() for names in named):  # `en/*` and `de/*` may differ in their endings
+        named = [{name.rpartition(".")[0] or name: file for name, file in names.items()} for names in named]
+    for (pattern, files), names in zip(found, named, strict=True):
+        if len(files) != len(found[0][1]):
+            what = f"matches {len(files)} files, and '{table.files[0]}' {len(found[0][1])}"
+            raise SourceError(pattern, what, "each has one beside it")
+        if alone := sorted(named[0].keys() - names.keys()):
+            what = f"matches no file '{alone[0]}', which '{table.files[0]}' does; it has {listed(sorted(names), 4)}"
+            raise SourceError(pattern, what, "files whose lines belong together have one name, but for what the patterns say")
+    return [file._replace(beside=tuple(names[name] for names in named[1:])) for name, file in named[0].items()]
+
+
+def _varying(file: File, pattern: str) -> str:
+    """Return what of a file's name stands where its pattern has signs; nothing for a pattern without any."""
+    if not glob.has_magic(pattern):
+        return ""
+    start, end = re.split(r"[*?\[]", pattern)[0].rpartition("/")[2], re.split(r"[*?\]]", pattern)[-1]
+    return os.path.relpath(file.path, file.root).removeprefix(start).removesuffix(end)
 
 
 def _with_file_name(table: Table, file: File, rows: Rows) -> Rows:

@@ -28,6 +28,8 @@ TUPLES = pl.Schema(
 )
 GRADES = "grades"  # list[f64], a number a positive, null where it has none; until equal queries are merged
 EVIDENCE_CHARS = 200
+SHOWN = 80  # characters of a value in an error
+NO_NUMBERS = ("nan", "inf", "infinity", "null", "none")
 BREAKS_A_LINE = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]|^\s|\s$"  # what ends a line or a cell for some reader
 LONGEST_ID, HEAD_OF_ID = 1_000, 200  # characters; Python's csv module refuses a cell of 131,072 bytes
 # Rows that a reader of the source would call broken; they count against `max_bad`. Other reasons are choices.
@@ -42,6 +44,7 @@ class Tuples(NamedTuple):
     corpus: pl.Series  # texts that are passages although no tuple names them
     instruction: str = ""  # the source's, or else the one its queries came with
     scores: pl.DataFrame | None = None  # `scores.SCORES`, where the source has them
+    texts_out: dict[str, int] | None = None  # texts that are in no tuple, by reason, beside those that filters leave out
 
 
 def place_of(source: Source) -> str:
@@ -181,13 +184,25 @@ def text_lists(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
 
 
 def number_lists(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
-    """Return a mapped column as lists of finite numbers, a number as a list of one; null for what is none."""
+    """Return a mapped column as lists of finite numbers, a number as a list of one; null for blanks and infinities.
+
+    Raises:
+        SourceError: a list holds what is no number.
+    """
     values = column(place_of(source), rows, wanted)
     if not isinstance(values.dtype, pl.List):
         return pl.select(pl.concat_list(numbers_of(source, rows, wanted))).to_series()
     if values.dtype.inner.is_numeric():
         return values.cast(pl.List(pl.Float64)).fill_null([])
-    return values.cast(pl.List(pl.String)).fill_null([]).list.eval(_number(pl.element()))
+    texts = values.cast(pl.List(pl.String)).fill_null([])
+    numbers = texts.list.eval(_number(pl.element()))
+    blank = numbers.list.eval(pl.element().is_null().cast(pl.UInt32)).list.sum()
+    for row in range(len(texts)) if blank.sum() else ():
+        for text, number in zip(texts[row], numbers[row], strict=True) if blank[row] else ():
+            if number is None and text and text.strip() and text.strip().lower().lstrip("+-") not in NO_NUMBERS:
+                what = f"column '{wanted}' holds '{text[:SHOWN]}' (row {rows[ROW][row]}), which is no number"
+                raise SourceError(place_of(source), what, "map lists of numbers")
+    return numbers
 
 
 def _kind(values: pl.Series) -> str:

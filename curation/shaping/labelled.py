@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from decimal import Decimal
 
 import numpy as np
@@ -43,6 +44,7 @@ def _labelled(source: Source, rows: pl.DataFrame) -> pl.DataFrame:
     for label in absent if source.limit is None else ():  # a sample may well lack it
         what = f"no row has the label '{label}' of 'skip_labels'" + did_you_mean(label, there)
         raise SourceError(place_of(source), what, f"labels there are: {listed(there, 20)}")
+    refuse_typos(source, source.labels, there)
     _refuse_alike(source, frame["label"].unique().drop_nulls().sort().to_list())
     return frame.with_columns(
         reason_of(
@@ -53,6 +55,22 @@ def _labelled(source: Source, rows: pl.DataFrame) -> pl.DataFrame:
             (pl.col("label").drop_nulls().n_unique().over("form") > 1, "conflicting_label"),
         )
     )
+
+
+def refuse_typos(source: Source, labels: Mapping[str, str], there: list[str]) -> None:
+    """Refuse labels of a manifest of which no row has one while rows have another: their class would be left out.
+
+    Raises:
+        SourceError: there are both; in a sample, which may lack a label, only where two look alike.
+    """
+    known = {*same_labels(labels), *same_labels(dict.fromkeys(source.skip_labels, ""))}
+    unknown = sorted(set(there) - known)
+    absent = [label for label in labels if not {*same_labels({label: ""})} & {*there}]
+    for label in unknown if absent else ():
+        near = did_you_mean(label, absent)
+        if near or (source.labels and source.limit is None and len(unknown) < len(set(there))):
+            what = f"no key of 'labels' is '{label}', which rows have, and no row has '{absent[0]}'{near}"
+            raise SourceError(place_of(source), what, f"labels there are: {listed(sorted(there), 20)}")
 
 
 def _refuse_alike(source: Source, labels: list[str]) -> None:

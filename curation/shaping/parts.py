@@ -37,6 +37,7 @@ class Shaped(NamedTuple):
     corpus: pl.Series
     instruction: str
     texts_out: dict[str, int]
+    table_rows: dict[str, int]  # of qrels: rows of the corpus and of the queries
 
 
 class _Unlike(Exception):
@@ -106,6 +107,7 @@ def _shape_parts(source: Source, wanted: Filters, seed: int, parts: Iterator[Par
         pl.Series("text", [], dtype=pl.String),
         next(iter(total.instructions), ""),
         dict(sorted(total.texts_out.items())),
+        {},
     )
 
 
@@ -141,6 +143,7 @@ def _shaped(source: Source, wanted: Filters, seed: int, part: Part, total: _Sum)
     left, poor, out = filters.apply(made.tuples, wanted, source.name, source.task)
     total.poor.append(compact(poor))
     total.texts_out.update(out)
+    total.texts_out.update(made.texts_out or {})
     total.queries.append(composed(left["query"]).hash())
     if GRADES in left.columns:
         total.grades.append(left[GRADES].rechunk())

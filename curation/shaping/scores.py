@@ -47,8 +47,10 @@ def grades_of(source: Source, rows: pl.DataFrame, positives: pl.Series) -> pl.Se
 
 def listed_sides(
     source: Source, rows: pl.DataFrame, queries: pl.Series
-) -> tuple[dict[str, pl.Series], pl.Series, pl.DataFrame | None]:
+) -> tuple[dict[str, pl.Series], pl.Series, pl.DataFrame | None, int]:
     """Return ({positives, negatives}, grades of the positives, SCORES or None) of documents with labels or scores.
+
+    The last is how many documents are on neither side, as they have no label or score.
 
     Where nothing says which are positives, the first of those with the highest score is the one.
 
@@ -83,7 +85,9 @@ def listed_sides(
     for table in lists:
         both = both.join(table, on="at", how="left", maintain_order="left")
     sides = {side: both[side].fill_null([]) for side in ("positives", "negatives")}
-    return sides, both["grades"].fill_null([]), _table(queries, [(documents, known[f.score])]) if f.score else None
+    unlabelled = long.filter(pl.col("right").is_null() & pl.col("text").is_not_null()).height
+    scores = _table(queries, [(documents, known[f.score])]) if f.score else None
+    return sides, both["grades"].fill_null([]), scores, unlabelled
 
 
 def with_scores(pairs: pl.DataFrame, keys: pl.Series, scores: pl.DataFrame) -> pl.DataFrame:

@@ -40,7 +40,7 @@ from curation.shaping.columns import (
     text_lists,
     texts_of,
 )
-from curation.shaping.labelled import classification, clustering
+from curation.shaping.labelled import classification, clustering, refuse_typos
 from curation.shaping.scores import grades_of, listed_sides, scores_of
 
 NLI_LABELS = {"entailment": "positive", "neutral": "negative", "contradiction": "negative"}
@@ -83,8 +83,9 @@ def _pairs(source: Source, rows: pl.DataFrame, scored: bool) -> Tuples:
     assert f.query is not None
     queries = queries_of(source, rows, f.query)
     grades: pl.Series | None
+    unlabelled = 0
     if f.documents:
-        sides, grades, scores = listed_sides(source, rows, queries)
+        sides, grades, scores, unlabelled = listed_sides(source, rows, queries)
     else:
         sides = _sides(source, rows)
         grades, scores = grades_of(source, rows, sides["positives"]), scores_of(source, rows, queries, sides)
@@ -109,7 +110,9 @@ def _pairs(source: Source, rows: pl.DataFrame, scored: bool) -> Tuples:
         shown = texts_of(source, rows, f.score)
         frame = frame.with_columns(numbers_of(source, rows, f.score).alias("score"), shown.alias("evidence"))
         cases += [(pl.col("score").is_null(), "bad_score"), (pl.col("score") < source.threshold, "below_threshold")]
-    made = finish(source, frame.with_columns(reason_of(*cases)))._replace(scores=scores)
+    made = finish(source, frame.with_columns(reason_of(*cases)))._replace(
+        scores=scores, texts_out={"unlabelled_document": unlabelled} if unlabelled else {}
+    )
     return made._replace(tuples=_both_ways(source, made.tuples)) if source.both_ways else made
 
 
@@ -184,6 +187,7 @@ def _nli(source: Source, rows: pl.DataFrame) -> Tuples:
             "evidence": labels_of(source, rows),
         }
     ).with_columns(pl.col("evidence").replace_strict(same_labels(sides), default=None, return_dtype=pl.String).alias("side"))
+    refuse_typos(source, sides, frame["evidence"].unique().drop_nulls().to_list())
     if len(frame) and frame["side"].null_count() == len(frame):
         seen = listed(sorted(frame["evidence"].drop_nulls().unique().to_list()))
         raise SourceError(
@@ -231,6 +235,9 @@ def _qrels(source: Source, rows: pl.DataFrame, seed: int, corpus: pl.DataFrame, 
         pl.format("{}/row {}", pl.lit(source.name), "row").alias("id"),  # no number is taken for the id of a query
         pl.format("{} -> {}", pl.col("query_id").fill_null(""), pl.col("passage_id").fill_null("")).alias("evidence"),
     )
+    if f.score:
+        told = pl.format("{}: {}", "evidence", texts_of(source, rows, f.score).fill_null(""))
+        frame = frame.with_columns(pl.when(pl.col("score").is_null()).then(told).otherwise("evidence").alias("evidence"))
     frame = frame.join(asked.rename({"id": "query_id", "text": "query"}), on="query_id", how="left", maintain_order="left")
     frame = frame.join(
         passages.rename({"id": "passage_id", "text": "positive"}), on="passage_id", how="left", maintain_order="left"

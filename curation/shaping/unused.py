@@ -10,6 +10,8 @@ from curation.reading.rows import Lost
 from curation.schema import dropped_frame
 from curation.shaping.columns import BAD, place_of
 
+SHOWN = 80  # characters of a value in an error
+
 
 def unread(source: Source, lost: list[Lost]) -> pl.DataFrame:
     """Return lost rows as a `DROPPED` table."""
@@ -41,13 +43,18 @@ def check_rows(source: Source, rows_in: int, lost: list[Lost], dropped: pl.DataF
     bad = sum(one.bad for one in lost) + len(broken)
     reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(counts_of(pl.concat([unread(source, lost), dropped])).items()))
     if bad > source.max_bad * rows_in:
-        first = next((one.evidence for one in lost if one.bad), None) or f"{broken['id'][0]} {broken['reason'][0]}"
+        first = next((one.evidence for one in lost if one.bad), None) or _told(broken)
         what = f"{bad} of {rows_in} rows are bad ({reasons}), and 'max_bad' allows {source.max_bad:.1%}"
         raise SourceError(place_of(source), what, f"first: {first}")
     if tuples == 0:
-        raise SourceError(
-            place_of(source), f"none of its {rows_in} rows makes a tuple ({reasons})", "check 'fields', 'labels' and 'threshold'"
-        )
+        hint = "check 'fields', 'labels' and 'threshold'" + (f"; first: {_told(dropped)}" if len(dropped) else "")
+        raise SourceError(place_of(source), f"none of its {rows_in} rows makes a tuple ({reasons})", hint)
+
+
+def _told(dropped: pl.DataFrame) -> str:
+    """Return what there is to say of the first row of a DROPPED table, with the value that was wrong."""
+    id_, reason, evidence = dropped.select("id", "reason", "evidence").row(0)
+    return f"{id_} {reason}" + (f" '{evidence[:SHOWN]}'" if evidence else "")
 
 
 def check_left(source: Source, left: int, tuples: int, poor: pl.DataFrame) -> None:

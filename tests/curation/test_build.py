@@ -122,7 +122,7 @@ def test_too_many_bad_rows_fail_a_source(recipe, tmp_path):
     (error,) = build(recipe, tmp_path / "b", only=["faq"]).failed.values()
     assert (
         str(error)
-        == "source 'faq': 2 of 100 rows are bad (empty_positive 2), and 'max_bad' allows 1.0%; first: faq/0 empty_positive"
+        == "source 'faq': 2 of 100 rows are bad (empty_positive 2), and 'max_bad' allows 1.0%; first: faq/0 empty_positive 'q0'"
     )
     recipe.write_text(MANIFEST.replace("holdout: 2", "holdout: 2, max_bad: 0.02"))
     assert not build(recipe, tmp_path / "b", only=["faq"]).failed
@@ -133,9 +133,8 @@ def test_a_source_without_tuples_fails(recipe, tmp_path):
         MANIFEST.replace("fields: {query: q, positive: a}", "fields: {query: q, positive: a, score: a}, threshold: 1, max_bad: 1")
     )
     (error,) = build(recipe, tmp_path / "b", only=["faq"]).failed.values()
-    assert (
-        str(error) == "source 'faq': none of its 20 rows makes a tuple (bad_score 20); check 'fields', 'labels' and 'threshold'"
-    )
+    told = "source 'faq': none of its 20 rows makes a tuple (bad_score 20); check 'fields', 'labels' and 'threshold'"
+    assert str(error) == f"{told}; first: faq/0 bad_score 'the answer 0'"
 
 
 def test_only_and_limit(recipe, tmp_path):

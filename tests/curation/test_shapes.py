@@ -288,7 +288,7 @@ def test_columns_of_strange_types_and_names():
 def test_an_error_is_one_line_whatever_a_file_holds():
     with pytest.raises(SourceError) as caught:
         made(source(), rows(**{"q\nx\0": ["a"], "p": ["x"]}))
-    assert str(caught.value) == r"source 's': no column 'q'; columns there are: q\nx\x00, p"
+    assert str(caught.value) == r"source 's': no column 'q'; columns there are: q\nx\u0000, p"
 
 
 words = st.sampled_from(["", " ", "a", "b", "A!", "c", "word", "x y", "X  y."])

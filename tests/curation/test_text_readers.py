@@ -266,7 +266,7 @@ def test_beir_of_a_folder_and_of_the_hub():
         ("mteb/scifact", part, part, "abc") for part in ("corpus", "queries")
     ]
     assert {one.fields.query_id for one in (here, hub)} == {"query-id"}
-    assert here.corpus.fields.title == "title"
+    assert here.corpus.fields.title == "title?"
 
 
 def test_a_beir_folder_is_built_from_one_line(tmp_path):
