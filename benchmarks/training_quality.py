@@ -37,7 +37,7 @@ from training.backend import Torch
 from training.data import Batch, Plan, assemble, draw_negatives
 from training.device import dtype_of
 from training.encode import Encoder
-from training.evaluate import Collection, measure, read_collection
+from training.evaluate import Collection, asked_in_training, measure, read_collection
 from training.model import Model, load_model
 from training.model_files import find_model
 from training.step import add_gradients, learning_rate, warmup_steps
@@ -63,7 +63,9 @@ def held_out(build: Path, names: Sequence[str]) -> dict[str, tuple[Collection, s
         place = {row: number for number, row in enumerate(rows)}
         judged = [{place[row]: grade for row, grade in grades.items()} for grades in relevant]
         instruction = store.read_json(build / "build.json")["sources"][name]["instruction"]
-        found[name] = Collection([whole.passages[row] for row in rows], whole.queries[:QUERIES], judged), instruction
+        passages, ids = ([of[row] for row in rows] for of in (whole.passages, whole.passage_ids))
+        asked, query_ids = whole.queries[:QUERIES], whole.query_ids[:QUERIES]
+        found[name] = Collection(passages, asked, judged, ids, query_ids), instruction
     return found
 
 
@@ -87,7 +89,8 @@ def _order(source: Source, seed: int) -> np.ndarray:
 def score(model: Model, collections: dict[str, tuple[Collection, str]]) -> dict[str, float]:
     """Return nDCG@10 of each held-out source."""
     encoder = Encoder(model, dtype_of("auto", torch.device("cpu")), "auto", training=True)
-    return {name: float(measure(encoder, *one)["ndcg@10"]) for name, one in collections.items()}
+    asked = {name: asked_in_training(encoder.prompts, instruction) for name, (_, instruction) in collections.items()}
+    return {name: float(measure(encoder, one, asked[name])["ndcg@10"]) for name, (one, _) in collections.items()}
 
 
 def f2llm_rate(recipe: Train, step: int, total: int) -> float:

@@ -23,7 +23,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as
 @click.option("--mteb", multiple=True, metavar="NAME", help="Task or benchmark of mteb, or a BEIR folder; may be repeated.")
 @click.option("-o", "--out", type=FOLDER, default=Path("mteb"), help="Folder for mteb's own files; default mteb.")
 @click.option("--split", default="test", metavar="NAME", help="Of a folder: qrels/NAME.tsv; default test.")
-@click.option("--instruction", default="", metavar="TEXT", help="What the model is told before each query.")
+@click.option("--instruction", default="", metavar="TEXT", help="Put before each query, in place of what is by default.")
 @click.option("--prompt", type=click.Choice(["auto", "instruct", "none"]), default="auto", help="As in a manifest; default auto.")
 @click.option("--max-tokens", type=click.IntRange(4), help="Longer texts are cut; by default the model's own limit.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "auto"]), default="float32", help="Default float32.")
@@ -47,22 +47,34 @@ def evaluate(
     """Measure how well MODEL retrieves: nDCG@10, recall@10, MRR@10.
 
     MODEL is a folder, a Hub id, or package:NAME; several are shown side by
-    side. With --mteb it is mteb's main score of each task and the mean of each
-    kind; a task's instruction is F2LLM's where it has one, else mteb's. Of the
-    model of a run it also writes a draft of mteb's metadata.
+    side. Queries are told what training tells them: the model's own prompts, the
+    instruction saved under the folder's name, or that of the source in its
+    build; a line on stderr and the JSON say which. With --mteb it is mteb's main
+    score of each task and the mean of each kind; the model's own prompts go where
+    mteb puts them, and the instruction of a task is F2LLM's where it has one,
+    else mteb's. Of the model of a run it also writes a draft of mteb's metadata.
     """
     if (data is None) == (not mteb):
         raise click.UsageError("Give either '--data' or '--mteb'.")
     settings: dict[str, Any] = {"device": device, "dtype": dtype, "max_tokens": max_tokens, "prompt": prompt}
     if mteb:
-        return _with_mteb(models, mteb, split, out, instruction, settings, as_json)
+        return _with_mteb(models, mteb, split, out, instruction, settings, as_json, quiet)
     from training.encode import load_encoder
-    from training.evaluate import evaluate as measure
+    from training.evaluate import asked_of, measure, read_collection
 
     assert data
-    found = {model: measure(load_encoder(model, **settings), data, instruction, for_terminal(quiet), split) for model in models}
-    if len(found) == 1 or as_json:
-        return show(found[models[0]] if len(found) == 1 else found, as_json)
+    collection, found, asked = read_collection(data, split), {}, {}
+    for model in models:
+        encoder = load_encoder(model, **settings)
+        asked[model] = asked_of(encoder, data, instruction)
+        if not quiet:
+            say(f"{model}: {asked[model].told()}")
+        found[model] = measure(encoder, collection, asked[model], for_terminal(quiet))
+    if as_json:
+        told = {model: {**one, "prompt": asked[model]._asdict()} for model, one in found.items()}
+        return show(told[models[0]] if len(found) == 1 else told, as_json)
+    if len(found) == 1:
+        return show(found[models[0]], as_json)
     _side_by_side(list(found), {name: [one[name] for one in found.values()] for name in found[models[0]]})
 
 
@@ -74,6 +86,7 @@ def _with_mteb(
     instruction: str,
     settings: dict[str, Any],
     as_json: bool,
+    quiet: bool,
 ) -> None:
     from training import mteb_meta, mteb_tasks
     from training.encode import load_encoder
@@ -84,6 +97,10 @@ def _with_mteb(
         called = _called(model)
         encoder = load_encoder(model, **settings)
         found[model] = mteb_tasks.evaluate(called, encoder, tasks, out, instruction)
+        for task, before in found[model]["prompts"].items():
+            told = ", ".join(f"{kind} {text!r}" if text else f"{kind} nothing" for kind, text in before.items())
+            if not quiet:
+                say(f"{model}, {task}: put before each {told}")
         if draft := mteb_meta.write(out / f"{called.replace('/', '--')}.py", Path(model), encoder):
             say(f"draft of mteb's metadata: {draft}")
     if as_json:

@@ -1,89 +1,185 @@
 """Retrieval quality on a folder in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/test.tsv (or another split's).
 
-nDCG@10 as trec_eval's `ndcg_cut_10`: gain = the grade itself, discount = log2(rank + 1), the ideal over all relevant
-documents. recall@10 and MRR@10 count a document as relevant where its grade is above 0. All are means over the queries
-that have a relevant document; the others are left out.
+nDCG@10 as trec_eval's `ndcg_cut_10`, which mteb takes too: gain = the grade itself, discount = log2(rank + 1), the ideal over
+all relevant documents, and of equal scores the document with the larger id first. recall@10 and MRR@10 count a document as
+relevant where its grade is above 0. All are means over the queries that qrels name; one without a relevant document counts 0.
+
+What queries are told is what training told them: see `asked_of`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from curation.errors import SourceError
+from curation import store
+from curation.errors import SetupError, SourceError
 from curation.progress import Progress, silent
+from curation.schema import render_query
 from curation.store import check_written, file_digest
-from training.encode import Encoder
+from training.encode import Encoder, similarities
+from training.prompts import Prompts
 
 TOP = 10
-QUERIES_PER_BLOCK, PASSAGES_PER_BLOCK = 1024, 16_384  # one block of scores is 64 MiB
+QUERIES_PER_BLOCK, PASSAGES_PER_BLOCK = 1024, 8192  # one block of scores is 64 MiB
 LAYOUT = "a folder holds corpus.jsonl, queries.jsonl and qrels/test.tsv"
 
 
 @dataclass(frozen=True)
 class Collection:
-    """What is searched and what should be found: `relevant[i]` maps corpus rows to the grades for `queries[i]`."""
+    """What is searched and what should be found: `relevant[i]` maps corpus rows to the grades, above 0, for `queries[i]`.
+
+    Passages stand by falling id, in the order of its bytes: of equal scores the first row is the one that trec_eval takes.
+    """
 
     passages: list[str]
     queries: list[str]
     relevant: list[dict[int, float]]
+    passage_ids: list[str]
+    query_ids: list[str]
+
+
+class Asked(NamedTuple):
+    """What is put before the texts of a set, and whose word that is."""
+
+    query: str
+    passage: str
+    whose: str
+
+    def told(self) -> str:
+        """Return it in words."""
+        before = [json.dumps(text, ensure_ascii=False) if text else "nothing" for text in (self.query, self.passage)]
+        return f"queries begin with {before[0]}, passages with {before[1]} ({self.whose})"
+
+
+def asked_of(encoder: Encoder, folder: Path, instruction: str = "") -> Asked:
+    """Return what the queries and passages of a folder are told: what training tells them, unless an instruction is given.
+
+    A model with prompts of its own for queries or passages has these. One that reads instructions has the instruction that was
+    saved with it under the folder's name, else that of the source in the build whose held-out queries these are.
+
+    Raises:
+        SetupError: an instruction is given, and `prompt: none` too.
+    """
+    model, prompt = encoder.model, encoder.prompt
+    if instruction:
+        if prompt == "none":
+            raise SetupError("--instruction", "is put before queries, and `--prompt none` puts nothing there", "give one of them")
+        return Asked(render_query(instruction, ""), "", "as --instruction says")
+    if encoder.prompts.used in ("own", "given"):
+        return Asked(encoder.query("", ""), encoder.passage(""), "the model's own prompts")
+    if encoder.prompts.used == "none":
+        trained = "the model was trained without" if model.trained_prompt == "none" else "the model has no prompts"
+        return Asked("", "", "--prompt none" if prompt == "none" else trained)
+    name = folder.resolve().name
+    if name in model.prompts:
+        return Asked(model.prompts[name], "", f"saved with the model for '{name}'")
+    told = instruction_of(folder)
+    if told is None:
+        return Asked("", "", f"no instruction is known for '{name}'; --instruction gives one")
+    return Asked(render_query(told, ""), "", f"the instruction of source '{name}'")
+
+
+def asked_in_training(prompts: Prompts, instruction: str) -> Asked:
+    """Return what training puts before the texts of a source with this instruction."""
+    return Asked(prompts.of_query(instruction, ""), prompts.of_passage(""), "as in training")
+
+
+def check_instruction(encoder: Encoder, instruction: str) -> None:
+    """Refuse an instruction where nothing is to be put before queries.
+
+    Raises:
+        SetupError: it is given, and `prompt: none` too.
+    """
+    if instruction and encoder.prompt == "none":
+        raise SetupError("--instruction", "is put before queries, and `--prompt none` puts nothing there", "give one of them")
+
+
+def instruction_of(folder: Path) -> str | None:
+    """Return the instruction of the source whose held-out queries BUILD/heldout/SOURCE holds, or None for another folder."""
+    whole = folder.resolve()
+    build = whole.parent.parent / "build.json"
+    if whole.parent.name != "heldout" or not build.is_file():
+        return None
+    entry = store.read_json(build)["sources"].get(whole.name)
+    return None if entry is None else str(entry.get("instruction", ""))
 
 
 def evaluate(
     encoder: Encoder, folder: Path, instruction: str = "", progress: Progress = silent, split: str = "test"
 ) -> dict[str, float | int]:
-    """Return {"ndcg@10", "recall@10", "mrr@10", "queries"} of exact search in float32; the instruction is for queries only.
+    """Return {"ndcg@10", "recall@10", "mrr@10", "queries"} of exact search; what queries are told is as `asked_of` says.
 
     Raises:
+        SetupError: the instruction contradicts the prompt.
         SourceError: a file is missing or cannot be read as meant, or no query has a relevant document.
         ModelError: a text gets no vector.
     """
-    return measure(encoder, read_collection(folder, split), instruction, progress)
+    return measure(encoder, read_collection(folder, split), asked_of(encoder, folder, instruction), progress)
 
 
-def measure(encoder: Encoder, collection: Collection, instruction: str, progress: Progress = silent) -> dict[str, float | int]:
+def measure(encoder: Encoder, collection: Collection, asked: Asked, progress: Progress = silent) -> dict[str, float | int]:
     """Return what `evaluate` does, of a collection that was read before."""
-    queries = [encoder.query(instruction, text) for text in collection.queries]
-    passages = [encoder.passage(text) for text in collection.passages]
-    with progress("encode queries", len(queries), "texts") as advance:
-        query_vectors = encoder.encode(queries, advance)
-    with progress("encode passages", len(passages), "texts") as advance:
-        passage_vectors = encoder.encode(passages, advance)
-    found = nearest(query_vectors, passage_vectors, TOP, encoder.model.backbone.device)
+    with progress("encode queries", len(collection.queries), "texts") as advance:
+        queries = encoded(encoder, asked.query, collection.queries, advance)
+    with progress("encode passages", len(collection.passages), "texts") as advance:
+        passages = encoded(encoder, asked.passage, collection.passages, advance)
+    found = nearest(queries, passages, TOP, encoder.model.backbone.device, encoder.similarity)
     return scores(found, collection.relevant)
+
+
+def encoded(encoder: Encoder, before: str, texts: list[str], advance: Callable[[int], None] = lambda done: None) -> np.ndarray:
+    """Return a vector a text, (n, dim) float32, of unit length where these are compared by cosine.
+
+    Equal texts have equal ones to the bit, so that they tie.
+    """
+    number = {text: at for at, text in enumerate(dict.fromkeys(texts))}
+    vectors = encoder.encode([before + text for text in number], advance, encoder.similarity == "cosine")
+    return vectors if len(number) == len(texts) else vectors[[number[text] for text in texts]]
 
 
 def scores(found: np.ndarray, relevant: list[dict[int, float]]) -> dict[str, float | int]:
     """Return the means over queries: `found` holds the corpus rows of each query's hits, best first, (n, at most 10)."""
-    ndcg, recall, mrr = [], [], []
-    discount = 1 / np.log2(np.arange(2, TOP + 2))
+    recall, mrr = [], []
     for hits, grades in zip(found.tolist(), relevant, strict=True):
-        gains = np.array([grades.get(hit, 0.0) for hit in hits])
-        ideal = np.array(sorted(grades.values(), reverse=True)[:TOP])
-        ndcg.append(float(gains @ discount[: len(gains)] / (ideal @ discount[: len(ideal)])))
-        recall.append(float((gains > 0).sum() / len(grades)))
-        mrr.append(1 / (1 + int(np.argmax(gains > 0))) if (gains > 0).any() else 0.0)
-    means = {"ndcg@10": ndcg, "recall@10": recall, "mrr@10": mrr}
-    return {**{name: float(np.mean(values)) for name, values in means.items()}, "queries": len(relevant)}
+        right = [hit in grades for hit in hits]
+        recall.append(sum(right) / len(grades) if grades else 0.0)
+        mrr.append(1 / (1 + right.index(True)) if any(right) else 0.0)
+    means = {"recall@10": float(np.mean(recall)), "mrr@10": float(np.mean(mrr))}
+    return {"ndcg@10": ndcg_at(found.tolist(), relevant, TOP), **means, "queries": len(relevant)}
 
 
-def nearest(queries: np.ndarray, passages: np.ndarray, top: int, device: torch.device) -> np.ndarray:
-    """Return the rows of the `top` passages with the largest inner product, best first, (n, min(top, passages)) int64.
+def ndcg_at(found: Sequence[Sequence[int]], relevant: list[dict[int, float]], top: int) -> float:
+    """Return the mean nDCG@top of each query's hits, corpus rows, best first."""
+    discount, each = 1 / np.log2(np.arange(2, top + 2)), []
+    for hits, grades in zip(found, relevant, strict=True):
+        gains = np.array([grades.get(hit, 0.0) for hit in hits[:top]])
+        ideal = np.array(sorted(grades.values(), reverse=True)[:top])
+        best = float(ideal @ discount[: len(ideal)])
+        each.append(float(gains @ discount[: len(gains)]) / best if best else 0.0)
+    return float(np.mean(each))
 
-    Exact, block by block; of equal scores the smaller row comes first.
+
+def nearest(queries: np.ndarray, passages: np.ndarray, top: int, device: torch.device, similarity: str = "cosine") -> np.ndarray:
+    """Return the rows of the `top` nearest passages, best first, (n, min(top, passages)) int64; `similarity` is an encoder's.
+
+    Exact, block by block; of equal scores the smaller row comes first. Products are summed in float64 and rounded to float32
+    once, so that equal vectors have equal scores wherever they stand in a block.
     """
     found = np.empty((len(queries), min(top, len(passages))), np.int64)
     for first in range(0, len(queries), QUERIES_PER_BLOCK):
-        block = torch.from_numpy(queries[first : first + QUERIES_PER_BLOCK]).to(device)
+        block = torch.from_numpy(queries[first : first + QUERIES_PER_BLOCK]).to(device, torch.float64)
         best, rows = torch.empty(len(block), 0, device=device), torch.empty(len(block), 0, dtype=torch.int64, device=device)
         for start in range(0, len(passages), PASSAGES_PER_BLOCK):
-            products = block @ torch.from_numpy(passages[start : start + PASSAGES_PER_BLOCK]).to(device).T
+            part = torch.from_numpy(passages[start : start + PASSAGES_PER_BLOCK]).to(device, torch.float64)
+            products = similarities(block, part, similarity).float()
             new_best, new_rows = _top(products, top)
             # Earlier blocks come first, so a stable sort leaves the smaller row in front.
             best, order = torch.cat([best, new_best], 1).sort(dim=1, descending=True, stable=True)
@@ -123,17 +219,20 @@ def read_collection(folder: Path, split: str = "test") -> Collection:
         record["_id"]: f"{record.get('title') or ''} {record['text']}".strip() for record in _records(folder / "corpus.jsonl")
     }
     queries = {record["_id"]: record["text"] for record in _records(folder / "queries.jsonl")}
-    row_of = {name: row for row, name in enumerate(passages)}
     _refuse_unknown(judged, "query", [query for query, _, _ in qrels if query not in queries])
     _refuse_unknown(judged, "document", [document for _, document, _ in qrels if document not in passages])
+    order = sorted(passages, key=lambda name: name.encode("utf-8", "surrogatepass"), reverse=True)
+    row_of = {name: row for row, name in enumerate(order)}
     grades: dict[str, dict[int, float]] = {}
-    for query, document, grade in qrels:
-        if grade > 0:
-            grades.setdefault(query, {})[row_of[document]] = grade
+    for query, document, grade in qrels:  # of a document judged twice the last line counts
+        grades.setdefault(query, {})[row_of[document]] = grade
+    relevant = {query: {row: grade for row, grade in some.items() if grade > 0} for query, some in grades.items()}
     asked = [name for name in queries if name in grades]
-    if not asked:
+    if not any(relevant.values()):
         raise SourceError(judged, "no query has a relevant document", LAYOUT)
-    return Collection(list(passages.values()), [queries[name] for name in asked], [grades[name] for name in asked])
+    return Collection(
+        [passages[name] for name in order], [queries[name] for name in asked], [relevant[name] for name in asked], order, asked
+    )
 
 
 def file_digests(folder: Path, split: str = "test") -> list[str]:
@@ -165,9 +264,11 @@ def _read_qrels(path: Path) -> list[tuple[str, str, float]]:
         if number == 1 and fields[-1].strip() == "score":
             continue
         try:
-            query, document, grade = fields
-            found.append((query, document, float(grade)))
-        except ValueError:
+            query, document, grade = fields[0], fields[1], float(fields[2])
+            if len(fields) > 3 or not isfinite(grade):
+                raise ValueError
+            found.append((query, document, grade))
+        except (ValueError, IndexError):
             hint = "give query-id, corpus-id and score, tab-separated"
             raise SourceError(f"{path}:{number}", "is not a query, a document and a number", hint) from None
     return found

@@ -61,6 +61,7 @@ def _write_modules(model: Model, folder: Path) -> None:
         "prompts": {"query": "", "document": "", **model.prompts},
         "default_prompt_name": None,
         "similarity_fn_name": "cosine",
+        **({"trained_prompt": model.trained_prompt} if model.trained_prompt else {}),
     }
     write_json(folder / "config_sentence_transformers.json", about)
 

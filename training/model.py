@@ -70,6 +70,7 @@ class Model:
     head: torch.nn.Sequential = field(default_factory=torch.nn.Sequential)
     truncate: int | None = None
     similarity: str = "cosine"  # the model's own: cosine, dot, euclidean or manhattan
+    trained_prompt: str | None = None  # what the queries of a model that `train` wrote began with, as `Prompts.used`
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Return the ids of the texts, cut to `max_tokens` with their special tokens kept; no text has zero tokens."""
@@ -115,8 +116,9 @@ class Model:
         if prompt not in PROMPTS:
             raise ModelError(self.name, f"unknown prompt '{prompt}'", f"use one of {listed(PROMPTS)}")
         said = self.files.sentence
-        chosen = choose_prompts(prompt, self.prompts, self.is_decoder, self.given, said.default_prompt if said else None)
-        if said and prompt == "auto" and chosen.used == "instruct" and not any(self.prompts.values()):
+        default = said.default_prompt if said else None
+        chosen = choose_prompts(prompt, self.prompts, self.is_decoder, self.given, default, self.trained_prompt)
+        if said and prompt == "auto" and chosen.used == "instruct" and not self.trained_prompt and not any(self.prompts.values()):
             note = "queries begin with the instruction of their source, for the model has no prompts; `prompt: none` puts nothing"
             chosen = replace(chosen, note=note)
         if said and not said.prompt_pooled and (chosen.query or chosen.passage or chosen.used == "instruct"):
@@ -221,12 +223,30 @@ def load_model(
         head=head.to(place),
         truncate=truncate,
         similarity=said.similarity if said else "cosine",
+        trained_prompt=said.trained_prompt if said else None,
     )
     _check_kinds(name, tokenizer)
     if weights:
+        check_numbers(name, backbone, model.head)
         with quiet():
             check_packing(model)
     return model
+
+
+def check_numbers(name: str, *modules: torch.nn.Module) -> None:
+    """Refuse weights that are not all numbers.
+
+    Raises:
+        ModelError: a weight is NaN or infinite; its tensor is named.
+    """
+    for module in modules:
+        for tensor, weight in module.named_parameters():
+            # The sum is one pass without new memory; it may overflow where every number is finite.
+            if not torch.isfinite(weight.detach().sum()) and not torch.isfinite(weight.detach()).all():
+                what = "NaN" if torch.isnan(weight.detach()).any() else "infinity"
+                raise ModelError(
+                    name, f"its weights contain {what}: {tensor}", "the file is damaged, or was trained to no number"
+                )
 
 
 def _check_embeds(name: str, files: ModelFiles) -> None:

@@ -57,7 +57,7 @@ def write(path: Path, folder: Path, encoder: Encoder) -> Path | None:
 
 
 def _text(run: Mapping[str, Any], folder: Path, encoder: Encoder) -> str:
-    used, backbone = encoder.model.prompt_used(encoder.prompt), encoder.model.backbone
+    used, backbone = encoder.prompts.used, encoder.model.backbone
     imports, arguments = TOLD if used == "instruct" else PLAIN
     weights = list(backbone.parameters())
     tasks, unknown = _training_datasets(folder, list(run["trained_on"]))

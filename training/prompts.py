@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from curation.schema import render_query
 
 PROMPTS = ("auto", "instruct", "none")
 QUERY, PASSAGE = "query", "document"  # the names that sentence-transformers' encode_query and encode_document look for
+INSTRUCTED = re.compile(r"Instruct: .*\nQuery: ", re.DOTALL)  # a prompt that `render_query` made of an instruction
 RESERVED = (QUERY, "queries", PASSAGE, "passage", "corpus")  # no source's prompt is saved under these
 
 
@@ -47,17 +49,23 @@ class Prompts:
 
 
 def choose_prompts(
-    prompt: str, own: Mapping[str, str], is_decoder: bool, given: Mapping[str, str] | None = None, default: str | None = None
+    prompt: str,
+    own: Mapping[str, str],
+    is_decoder: bool,
+    given: Mapping[str, str] | None = None,
+    default: str | None = None,
+    trained: str | None = None,
 ) -> Prompts:
     """Return what `prompt` (auto, instruct, none) means for a model.
 
     Args:
-        prompt: auto = `given`, else the model's own, else instruct for decoders, none for encoders.
+        prompt: auto = `given`, else the model's own, else as it was trained, else instruct for decoders, none for encoders.
         own: the model's prompts by name. As in sentence-transformers, queries take the one named query and passages the one
             named document, and no other.
         is_decoder: whether the model reads instructions where it has no prompts.
         given: the manifest's `prompts`, by `query` and `passage`.
         default: the model's default_prompt_name, which encode_query and encode_document do not use either.
+        trained: what the queries of a model that `train` wrote began with, as `Prompts.used`.
     """
     if prompt == "none":
         return Prompts("none")
@@ -66,8 +74,10 @@ def choose_prompts(
     if given is not None:
         return Prompts("given", given.get("query", ""), given.get("passage", ""))
     query, passage = own.get(QUERY, ""), own.get(PASSAGE, "")
-    used = "own" if query or passage else "instruct" if is_decoder else "none"
     unused = [name for name, text in own.items() if text and name not in (QUERY, PASSAGE)]
+    if trained is None and any(INSTRUCTED.fullmatch(own[name]) for name in unused):
+        trained = "instruct"  # written before that was said
+    used = "own" if query or passage else trained if trained in ("instruct", "none") else "instruct" if is_decoder else "none"
     note = ""
     if unused and not (used == "instruct" and all(own[name].startswith("Instruct: ") for name in unused)):
         named = listed(unused, 6) + (f" (default: {default})" if default in unused else "")

@@ -103,7 +103,7 @@ def receipt_of(run: Mapping[str, Any], plan: Plan, steps: int, model: Model, rec
         **watch.told(),
         "trained_on": {source.name: _trained_on(source) for source in plan.sources},
         "tables": {source.name: source.tables for source in plan.sources},
-        "prompt": model.prompt_used(recipe.prompt),
+        "prompt": model.trained_prompt,
         **({"prompts": recipe.prompts.model_dump()} if recipe.prompts else {}),
         **({"end_token": "appended"} if model.appends_eos else {}),
         "versions": store.versions(),
@@ -183,7 +183,7 @@ def _untrained(path: Path) -> Model:
     model = load_model(
         recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device="cpu", prompts=Prompts.by_name(recipe.prompts)
     )
-    model.prompts = said.get("prompts", model.prompts)
+    model.prompts, model.trained_prompt = said.get("prompts", model.prompts), said.get("prompt")
     return model
 
 

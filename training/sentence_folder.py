@@ -72,6 +72,7 @@ class Sentence:
     lower_case: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
+    trained_prompt: str | None = None  # of a model that `train` wrote: what its queries began with, as `prompts.Prompts.used`
     prompt_pooled: bool = True  # no: tokens of the prompt are left out of the pooling
     similarity: str = "cosine"
     truncate: int | None = None  # leading dimensions that are kept
@@ -143,6 +144,7 @@ def _about(name: str, about: _Values) -> dict[str, Any]:
     return {
         "prompts": {key: text or "" for key, text in prompts.items()},
         "default_prompt": default,
+        "trained_prompt": about.text("trained_prompt"),
         "similarity": similarity,
         "truncate": truncate,
         "activation": about.text("activation_fn"),

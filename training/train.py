@@ -101,12 +101,15 @@ def _train(
         sources = load_sources(build, model, recipe.prompt, only, progress)
     before = model.choose(recipe.prompt).told(), *notes_of(model, recipe.prompt)
     instructions = {source.name: entries[source.name]["instruction"] for source in sources}
-    model.prompts = model.prompts_for(recipe.prompt, instructions)
+    used = model.prompt_used(recipe.prompt)
+    model.prompts, model.trained_prompt = model.prompts_for(recipe.prompt, instructions), used
     seed = int(store.read_build(build)["seed"])
     plan = Plan(sources, seed, recipe)
     plan.check()
     total = total_steps(recipe, plan.steps_per_epoch)
     watch = Watch(build, recipe, instructions)
+    for line in watch.asked(model, recipe):
+        say(line)
     run = describe(recipe, seed, sources, model, watch)
     if (receipt := finished(out, run)) is not None:
         return receipt, False
@@ -167,7 +170,7 @@ def loop(
 
     def save(done: int) -> None:
         if backend.rank == 0:
-            said = {**run, **watch.told(), "prompts": backend.model.prompts}
+            said = {**run, **watch.told(), "prompts": backend.model.prompts, "prompt": backend.model.trained_prompt}
             checkpoint.save(out / "checkpoints", done, said, backend.save, recipe.keep, watch.best)
         else:
             backend.save(out)  # its shares, which the first process writes

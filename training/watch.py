@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from curation import store
 from curation.errors import BuildError
 from curation.manifest_models import Train
 from training import ranks
-from training.device import dtype_of
-from training.encode import Encoder
-from training.evaluate import Collection, file_digests, measure, read_collection
+from training.encode import TOKENS_PER_BATCH, Encoder
+from training.evaluate import Collection, asked_in_training, file_digests, measure, read_collection
+from training.linear import prepack
 from training.model import Model
 
 METRIC = "ndcg@10"
@@ -51,6 +54,14 @@ class Watch:
             for name, (_, instruction) in self.collections.items()
         }
 
+    def asked(self, model: Model, recipe: Train) -> list[str]:
+        """Return a line a source on what its held-out queries are told."""
+        told = {
+            name: asked_in_training(model.choose(recipe.prompt), instruction)
+            for name, (_, instruction) in self.collections.items()
+        }
+        return [f"nDCG@10 on heldout/{name}: {asked.told()}" for name, asked in told.items()]
+
     def take_up(self, said: Mapping[str, Any]) -> None:
         """Take up the history that a checkpoint tells."""
         self.history = {int(step): score for step, score in said.get("history", {}).items()}
@@ -60,8 +71,11 @@ class Watch:
         if self.every is None or (done % self.every and done < total):
             return None
         begun = time.perf_counter()
-        encoder = Encoder(model, dtype_of(recipe.dtype, model.backbone.device), recipe.prompt, training=True)
-        found = {name: float(measure(encoder, *one)[METRIC]) for name, one in self.collections.items()}
+        encoder = _encoder(model, recipe)
+        found = {
+            name: float(measure(encoder, collection, asked_in_training(model.choose(recipe.prompt), instruction))[METRIC])
+            for name, (collection, instruction) in self.collections.items()
+        }
         mean = ranks.largest(float(np.mean(list(found.values()))), model.backbone.device)
         self.history[done] = mean
         seconds = round(time.perf_counter() - begun, 4)
@@ -83,6 +97,18 @@ class Watch:
             return {}
         history = {str(step): score for step, score in sorted(self.history.items())}
         return {"history": history, "best": {"step": self.best, METRIC: self.history[self.best]}}
+
+
+def _encoder(model: Model, recipe: Train) -> Encoder:
+    """Return an encoder whose vectors are those that `train evaluate` makes of the weights: in float32, whatever it trains in.
+
+    On a CPU it has a copy of the weights, laid out as there, for another layout rounds otherwise.
+    """
+    if model.backbone.device.type != "cpu" or recipe.deepspeed:
+        return Encoder(model, torch.float32, recipe.prompt, training=True)
+    copy = replace(model, backbone=deepcopy(model.backbone).requires_grad_(False))
+    prepack(copy.backbone, torch.float32, TOKENS_PER_BATCH["cpu"])
+    return Encoder(copy, torch.float32, recipe.prompt, training=True)
 
 
 def readable(line: Mapping[str, Any], total: int) -> str:

