@@ -108,8 +108,6 @@ def _train(
     plan.check()
     total = total_steps(recipe, plan.steps_per_epoch)
     watch = Watch(build, recipe, instructions)
-    for line in watch.asked(model, recipe):
-        say(line)
     run = describe(recipe, seed, sources, model, watch)
     if (receipt := finished(out, run)) is not None:
         return receipt, False
@@ -119,10 +117,13 @@ def _train(
         say(line)
     if recipe.warmup != warmup_steps(recipe, total):
         say(f"a warm-up of {recipe.warmup} steps does not fit into {total}; it takes {warmup_steps(recipe, total)}")
-    for source in sources:
-        if count := source.further_positives:
-            what = f"{source.name} has {count:,} positives besides the first of each of {len(source):,} queries: "
-            say(what + FURTHER[recipe.positives])
+    further = [
+        f"{one.name} has {one.further_positives:,} positives besides the first of each of {len(one):,} queries: "
+        for one in sources
+        if one.further_positives
+    ]
+    for line in [*watch.asked(model, recipe), *(what + FURTHER[recipe.positives] for what in further)]:
+        say(line)
     if recipe.reproduce_f2llm:
         alone = "changes nothing: with one process F2LLM's passages have their gradients too"
         several = "passages get no gradient from the in-batch term, as in F2LLM's trainer on several processes"
