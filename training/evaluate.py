@@ -108,7 +108,7 @@ def instruction_of(folder: Path) -> str | None:
     build = whole.parent.parent / "build.json"
     if whole.parent.name != "heldout" or not build.is_file():
         return None
-    entry = store.read_json(build)["sources"].get(whole.name)
+    entry = store.read_build(build.parent)["sources"].get(whole.name)
     return None if entry is None else str(entry.get("instruction", ""))
 
 

@@ -244,9 +244,8 @@ def check_numbers(name: str, *modules: torch.nn.Module) -> None:
             # The sum is one pass without new memory; it may overflow where every number is finite.
             if not torch.isfinite(weight.detach().sum()) and not torch.isfinite(weight.detach()).all():
                 what = "NaN" if torch.isnan(weight.detach()).any() else "infinity"
-                raise ModelError(
-                    name, f"its weights contain {what}: {tensor}", "the file is damaged, or was trained to no number"
-                )
+                advice = "was the file damaged, or the model trained to no number?"
+                raise ModelError(name, f"its weights contain {what}: {tensor}", advice)
 
 
 def _check_embeds(name: str, files: ModelFiles) -> None:

@@ -113,8 +113,6 @@ def _train(
         return receipt, False
     backend = DeepSpeed(model, recipe) if recipe.deepspeed else Torch(model, recipe)
     first, threads = resume(out / "checkpoints", run, backend, watch, say)
-    for line in before:
-        say(line)
     if recipe.warmup != warmup_steps(recipe, total):
         say(f"a warm-up of {recipe.warmup} steps does not fit into {total}; it takes {warmup_steps(recipe, total)}")
     further = [
@@ -122,7 +120,7 @@ def _train(
         for one in sources
         if one.further_positives
     ]
-    for line in [*watch.asked(model, recipe), *(what + FURTHER[recipe.positives] for what in further)]:
+    for line in [*before, *watch.asked(model, recipe), *(what + FURTHER[recipe.positives] for what in further)]:
         say(line)
     if recipe.reproduce_f2llm:
         alone = "changes nothing: with one process F2LLM's passages have their gradients too"
