@@ -26,6 +26,7 @@ FLOOR = {
         "tables",
         "locks",
         "text",
+        "tries",
         "visible",
         "progress",
         "refusals",

@@ -12,6 +12,7 @@ import yaml
 
 from curation.errors import BuildError, ModelError, first_line
 from curation.store import RECEIPT, check_files, file_digest, read_receipt
+from curation.tries import asked_again
 from training.sentence_folder import ABOUT, MODULES, SETTINGS, Sentence, check_file, read_json, read_sentence_folder
 
 VECTORS = 3  # raised when the same weights and texts give other vectors
@@ -159,6 +160,7 @@ def package_roots(name: str) -> list[Path]:
     return [Path(root) for root in spec.submodule_search_locations]
 
 
+@asked_again
 def _from_hub(name: str, weights: bool) -> Path:
     """Return the local copy of a Hub repository, downloading what is missing of it."""
     from huggingface_hub import snapshot_download

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from curation.errors import HubError
+from curation.tries import again, asked_again
 
 MARK = "provenance.json"  # a repository that has it was made by a publishing command
-AGAIN = (408, 429, 500, 502, 503, 504)
-WAITS = (1, 2, 4, 8, 16, 32)  # seconds between tries
 Kind = Literal["dataset", "model"]
 Say = Callable[[str], None]
 
@@ -68,9 +66,9 @@ def upload(
 
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         api = HfApi()
-        _again(say, api.whoami)
-        parent = _again(say, lambda: _head(api, repo, kind, private))
-        there = _again(say, lambda: _tree(api, repo, kind, parent)) if parent else {}
+        again(api.whoami, say)
+        parent = again(lambda: _head(api, repo, kind, private), say)
+        there = again(lambda: _tree(api, repo, kind, parent), say) if parent else {}
         if parent:
             _may_overwrite(repo, there)
         sent = {path: piece.size for path, piece in files.items() if not _same(there.get(path), piece)}
@@ -82,11 +80,12 @@ def upload(
         if sent or deleted or not parent:
             commit = _commit(api, repo, kind, parent, private, {path: files[path] for path in sent}, deleted, say)
         if tag and not tagged:
-            _again(say, lambda: api.create_tag(repo, tag=tag, revision=commit, repo_type=kind, exist_ok=True))
+            again(lambda: api.create_tag(repo, tag=tag, revision=commit, repo_type=kind, exist_ok=True), say)
         url = f"{api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{repo}"
         return Published(url, str(commit), sent, deleted, bool(tag and not tagged))
 
 
+@asked_again
 def commit_of(repo: str, kind: Kind, revision: str | None) -> str:
     """Return the commit that a branch or tag names now; main by default.
 
@@ -99,6 +98,7 @@ def commit_of(repo: str, kind: Kind, revision: str | None) -> str:
         return str(HfApi().repo_info(repo, repo_type=kind, revision=revision).sha)
 
 
+@asked_again
 def read_file(repo: str, kind: Kind, revision: str, name: str) -> Path:
     """Return a file of a commit, from the cache or the Hub.
 
@@ -173,34 +173,34 @@ def _commit(
     from huggingface_hub.errors import HfHubHTTPError
 
     if parent is None:
-        _again(say, lambda: api.create_repo(repo, repo_type=kind, private=private, exist_ok=True))
-        parent = _again(say, lambda: _head(api, repo, kind, private))
-        _may_overwrite(repo, _again(say, lambda: _tree(api, repo, kind, parent)))
+        again(lambda: api.create_repo(repo, repo_type=kind, private=private, exist_ok=True), say)
+        parent = again(lambda: _head(api, repo, kind, private), say)
+        _may_overwrite(repo, again(lambda: _tree(api, repo, kind, parent), say))
     adding = {path: CommitOperationAdd(path, piece.content) for path, piece in pieces.items()}
     if "README.md" in pieces:
         card = pieces["README.md"].content
         assert isinstance(card, bytes)
         try:
-            _again(say, lambda: RepoCard(card.decode(), ignore_metadata_errors=True).validate(repo_type=kind))
+            again(lambda: RepoCard(card.decode(), ignore_metadata_errors=True).validate(repo_type=kind), say)
         except ValueError as error:
             raise HubError(repo, f"the Hub refuses the card ({' '.join(str(error).split())})", "nothing was sent") from None
     steps = [*adding.values(), *(CommitOperationDelete(path) for path in deleted)]
     try:
-        _again(say, lambda: api.preupload_lfs_files(repo, adding.values(), repo_type=kind, free_memory=False))
+        again(lambda: api.preupload_lfs_files(repo, adding.values(), repo_type=kind, free_memory=False), say)
     except HfHubHTTPError:
         _unchanged(adding, pieces, read=True)
         raise
     _unchanged(adding, pieces)
     message = f"Publish with tuplesmith: {len(adding)} files" + (f", {len(deleted)} deleted" if deleted else "")
     try:
-        done = _again(say, lambda: api.create_commit(repo, steps, commit_message=message, repo_type=kind, parent_commit=parent))
+        done = again(lambda: api.create_commit(repo, steps, commit_message=message, repo_type=kind, parent_commit=parent), say)
         return str(done.oid)
     except HfHubHTTPError as error:
         if error.response.status_code != 412:
             raise
     # A commit whose answer was lost on the way is ours; another's is not.
-    head = str(_again(say, lambda: _head(api, repo, kind, private)))
-    there = _again(say, lambda: _tree(api, repo, kind, head))
+    head = str(again(lambda: _head(api, repo, kind, private), say))
+    there = again(lambda: _tree(api, repo, kind, head), say)
     if all(_same(there.get(path), piece) for path, piece in pieces.items()) and not set(deleted) & set(there):
         return head
     raise HubError(repo, "somebody committed there meanwhile", "look at it, and run the same command again to publish on top")
@@ -220,30 +220,6 @@ def _unchanged(adding: Mapping[str, Any], pieces: Mapping[str, Piece], read: boo
             raise HubError(
                 where, "was changed while it was sent, so nothing was published", "delete it and run the command again"
             )
-
-
-def _again(say: Say, call: Callable[[], Any]) -> Any:
-    """Return what a call gives; one that the Hub is too busy for, or the network loses, is tried again after a while."""
-    from httpx2 import TransportError
-    from huggingface_hub.errors import HfHubHTTPError
-
-    for wait in (*WAITS, None):
-        try:
-            return call()
-        except (HfHubHTTPError, TransportError, RuntimeError) as error:  # RuntimeError: how a failed large file is told
-            cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
-        if isinstance(cause, HfHubHTTPError):
-            if wait is None or cause.response.status_code not in AGAIN:
-                raise cause
-            asked = cause.response.headers.get("Retry-After", "")
-            what, pause = f"the Hub answers {cause.response.status_code}", min(int(asked), 300) if asked.isdigit() else wait
-        elif isinstance(cause, TransportError) and wait is not None:
-            what, pause = f"the Hub cannot be reached ({type(cause).__name__})", wait
-        else:
-            raise cause
-        say(f"{what}; trying again in {pause} s")
-        time.sleep(pause)
-    raise AssertionError("the last try returns or raises")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ from curation.manifest_source import Table
 from curation.reading.dataset_files import ABOUT, Description, builder_of, card_of, check_card, described
 from curation.reading.rows import File
 from curation.store import atomic, digest_of
+from curation.tries import asked_again, passing
 
 ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -38,6 +40,7 @@ def _builders() -> set[str]:
     return set(_PACKAGED_DATASETS_MODULES)
 
 
+@asked_again
 def commit_of(table: Table) -> str:
     """Return the commit of a dataset's revision: as it stands there, as the Hub has it, or, switched off, as it was last seen.
 
@@ -73,6 +76,7 @@ def _keep(path: Path, said: object) -> None:
             file.write(json.dumps(said, ensure_ascii=False).encode())
 
 
+@asked_again
 def describe(table: Table, commit: str) -> Description:
     """Return what a dataset's config is made of at a commit. Once known it is kept in the Hub's cache: a commit never changes.
 
@@ -98,6 +102,7 @@ def describe(table: Table, commit: str) -> Description:
     return found
 
 
+@asked_again
 def fetched(table: Table, commit: str, names: list[str]) -> list[File]:
     """Return files of a dataset from the Hub's cache, after those are fetched that are not there yet.
 
@@ -124,6 +129,7 @@ def streamed(table: Table, commit: str, names: list[str]) -> list[File]:
     ]
 
 
+@asked_again
 def _opened(table: Table, commit: str, name: str) -> IO[bytes]:
     with errors(table):
         import huggingface_hub
@@ -132,6 +138,7 @@ def _opened(table: Table, commit: str, name: str) -> IO[bytes]:
         return file  # type: ignore[no-any-return]
 
 
+@asked_again
 def layout(table: Table, base: Path) -> dict[str, list[str]]:
     """Return the splits of each config of a dataset; `path` is a Hub id, or a folder from `base`.
 
@@ -148,6 +155,7 @@ def layout(table: Table, base: Path) -> dict[str, list[str]]:
         return {config: datasets.get_dataset_split_names(**where, config_name=config) for config in configs}
 
 
+@asked_again
 def snapshot(table: Table) -> Path:
     """Return a folder with the files of a Hub dataset that `files` names, fetched where they are not here yet.
 
@@ -171,10 +179,13 @@ def errors(table: Table) -> Iterator[None]:
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         yield
     except (OSError, ValueError, RuntimeError, HTTPError, datasets.exceptions.DatasetsError) as error:
-        what, hint = _complaint(table, error)
+        answer = passing(error)[0]
+        busy = answer.startswith("the Hub answers")
+        what, hint = (answer, "run the same command again in a while") if busy else _complaint(table, error)
         raise SourceError(table.path, what, hint) from None
 
 
@@ -219,6 +230,7 @@ def _complaint(table: Table, error: Exception) -> tuple[str, str]:
     )
 
 
+@asked_again
 def splits(table: Table) -> dict[str, list[str]]:
     """Return the configs of a dataset, each with its splits.
 

@@ -13,6 +13,7 @@ from curation.reading.dataset import rows, splits_of
 from curation.reading.rows import ROW
 from curation.store import digest_of
 from curation.tables import parquet_rows
+from curation.tries import asked_again
 
 
 class Facts(NamedTuple):
@@ -26,6 +27,7 @@ class Facts(NamedTuple):
     license: str | None  # the card's
 
 
+@asked_again
 def facts(table: Table) -> Facts:
     """Ask the Hub about a table: its id, revision, config, split and columns, or its files.
 
