@@ -14,8 +14,8 @@ from curation.reading.blocks import INLINE, texts_at
 from curation.reading.mapped import Mapped, parts_of
 
 LINE, OPENS, CLOSES = b"\n{}"
-NUMBER = pa.float64()
-KINDS = {str: pa.string(), type(None): pa.string(), int: NUMBER, float: NUMBER, bool: pa.bool_()}
+WHOLE, FLOAT = pa.int64(), pa.float64()
+KINDS = {str: pa.string(), type(None): pa.string(), int: WHOLE, float: FLOAT, bool: pa.bool_()}
 TEXTS = pa.list_(pa.string())
 
 
@@ -45,23 +45,35 @@ def plain_objects(block: bytes, wanted: Mapped) -> pl.DataFrame | None:
         return None
     if "" in first or not columns:
         return None
-    options = pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error" if every else "ignore")
-    try:
-        reading = pa.json.ReadOptions(use_threads=False, block_size=len(data))
-        table = pa.json.read_json(pa.BufferReader(data), read_options=reading, parse_options=options)
-    except pa.ArrowException:
+    floats = pa.schema([(field.name, FLOAT if field.type == WHOLE else field.type) for field in schema])
+    table = _parsed(data, schema, every) or (_parsed(data, floats, every) if floats != schema else None)
+    if table is None:
         return None
     frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)
     if len(frame) != len(ends) or not frame.width:
         return None
-    texts = {name: _as_written(data, starts, ends, frame[name]) for name, kind in frame.schema.items() if kind == pl.Float64}
+    # a whole number is written as it reads, but for -0
+    exact = [one for one in frame if one.name not in wanted.scores]
+    numbers = [one for one in exact if one.dtype == pl.Float64 or (one.dtype == pl.Int64 and b"-0" in data and (one == 0).any())]
+    texts = {one.name: _as_written(data, starts, ends, one.cast(pl.Float64)) for one in numbers}
     if any(one is None or (name in wanted.ids and one.str.contains("[eE]").any()) for name, one in texts.items()):
         return None
-    frame = frame.with_columns(pl.col(pl.Boolean).cast(pl.String), *(one for one in texts.values() if one is not None))
+    frame = frame.with_columns(pl.col(pl.Boolean, pl.Int64).cast(pl.String)).with_columns(
+        *(one for one in texts.values() if one is not None)
+    )
     empty = pl.Series([None], dtype=pl.Null).new_from_index(0, len(frame))
     found = {path: empty for key, value in first.items() for path in ([key] if key in columns else parts_of(key, value))}
     return pl.DataFrame(found | {one.name: one for one in frame if one.null_count() < len(one)})
+
+
+def _parsed(data: bytes, schema: pa.Schema, every: bool) -> pa.Table | None:
+    options = pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error" if every else "ignore")
+    reading = pa.json.ReadOptions(use_threads=False, block_size=len(data))
+    try:
+        return pa.json.read_json(pa.BufferReader(data), read_options=reading, parse_options=options)
+    except pa.ArrowException:
+        return None
 
 
 def _kind(value: Any) -> pa.DataType:

@@ -30,6 +30,7 @@ from curation.manifest_source import Table
 
 ROW = "__row"
 IDS = ("id", "label", "query_id", "positive_id")  # `fields` whose values are compared with each other
+SCORES = ("score", "positive_score", "negative_scores")
 PASSAGE = {"title", "text", "id", "_id", "docid", "doc_id", "pid", "score", "rank", "url"}  # parts of a passage's record
 EXACT: dict[Any, int] = {pl.Float16: 1 << 11, pl.Float32: 1 << 24, pl.Float64: 1 << 53}  # whole numbers below are exact
 FLOAT = r"^-?\d(?:\.\d+)?[eE]\+\d+$"  # how programs write a large float; 1e5 may be a hash
@@ -59,6 +60,7 @@ class Mapped(NamedTuple):
     names: tuple[str, ...]  # columns and paths
     patterns: tuple[str, ...]  # of columns
     ids: frozenset[str]
+    scores: frozenset[str]  # of which only the number counts
     rest: bool  # whether all other columns stay too
 
     def has(self, column: str) -> bool:
@@ -108,8 +110,11 @@ def mapped(table: Table) -> Mapped:
     said += [(role, name.removesuffix("?")) for role, name in said if role == "title" and name.endswith("?")]
     patterns = tuple(name for role, name in said if role == "negatives" and is_pattern(name))
     names = tuple(name for name in dict.fromkeys([*(name for _, name in said), *table.join]) if name not in patterns)
-    ids = frozenset(name for role, name in said if role in IDS)
-    return Mapped(names, patterns, ids - {name for role, name in said if role not in IDS}, fields is None)
+    ids, scores = (
+        frozenset(name for role, name in said if role in roles) - {name for role, name in said if role not in roles}
+        for roles in (IDS, SCORES)
+    )
+    return Mapped(names, patterns, ids, scores, fields is None)
 
 
 def columns_of(where: str, records: Sequence[dict[str, Any]], rows: Sequence[int], table: Table) -> pl.DataFrame:
@@ -128,7 +133,7 @@ def columns_of(where: str, records: Sequence[dict[str, Any]], rows: Sequence[int
         values = [record.get(key) for record in records]
         for name, _, parts in (one for one in paths if one[1] == key):
             reached = [_at(where, key, row, value, parts) for row, value in zip(rows, values, strict=True)]
-            if any(value is not None for value in reached):
+            if any(map(_holds_any, reached)):
                 columns[name] = _texts(where, name, reached, rows, wanted)
         if wanted.rest or wanted.has(key):
             columns[key] = _texts(where, key, values, rows, wanted)
@@ -137,6 +142,10 @@ def columns_of(where: str, records: Sequence[dict[str, Any]], rows: Sequence[int
         for name in parts_of(key, some):
             columns.setdefault(name, pl.Series([None] * len(records), dtype=pl.Null))
     return pl.DataFrame(columns | {ROW: pl.Series(rows, dtype=pl.UInt64)})
+
+
+def _holds_any(value: Any) -> bool:
+    return any(map(_holds_any, value)) if isinstance(value, list) else value is not None
 
 
 class _Crossed(list[Any]):
@@ -283,14 +292,15 @@ def _reached(where: str, frame: pl.DataFrame, first: str, parts: list[str]) -> p
     if isinstance(kind, pl.Struct):
         found = _path(pl.col(first), values.dtype, parts)
         return None if found is None else frame.select(found[0].alias(first))[first]
-    if kind == pl.Null:
-        return pl.Series(first, [None], dtype=pl.Null).new_from_index(0, len(frame))
-    texts = values.explode() if values.dtype.is_nested() else values
-    odd = texts.drop_nulls().cast(pl.String, strict=False).str.contains(r"\S").fill_null(True)
+    texts, depth = values, _innermost(values.dtype)[1]
+    for _ in range(depth):
+        texts = texts.explode()
+    texts = texts.drop_nulls()
+    odd = texts.cast(pl.String, strict=False).str.contains(r"\S").fill_null(True)  # bytes may be no text
     if odd.any():
-        at = int(values.is_not_null().arg_max() or 0)
-        raise _no_record(where, first, frame[ROW][at], texts.drop_nulls()[int(odd.arg_max() or 0)], ".".join(parts))
-    return pl.Series(first, [None], dtype=pl.Null).new_from_index(0, len(frame))
+        row = frame[ROW][int(values.is_not_null().arg_max() or 0)]
+        raise _no_record(where, first, row, texts[int(odd.arg_max() or 0)], ".".join(parts))
+    return None
 
 
 def _path(values: pl.Expr, kind: Any, parts: list[str]) -> tuple[pl.Expr, bool] | None:
