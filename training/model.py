@@ -313,6 +313,10 @@ def tokenizer_of(name: str, files: ModelFiles) -> Any:
         )
         if said and said.lower_case:
             _lower(tokenizer)
+        tokenizer(["a text"], truncation=True, max_length=8)  # what is wrong with its settings shows at the first text
+        if not isinstance(tokenizer.model_max_length, int | float):
+            what = f"its tokenizer's model_max_length is {tokenizer.model_max_length!r}, no number"
+            raise ModelError(name, what, "mend its tokenizer_config.json")
         return tokenizer
 
 
@@ -429,8 +433,6 @@ def limit_of(name: str, files: ModelFiles, tokenizer: Any, room: int | None, fix
         return wanted
     said = files.sentence.max_tokens if files.sentence else None
     own = said or tokenizer.model_max_length
-    if not isinstance(own, int | float):
-        raise ModelError(name, f"its tokenizer's model_max_length is {own!r}, no number", "mend its tokenizer_config.json")
     # sentence-transformers takes its own word even where the config says less, which rotary positions allow.
     limits = [own] if said and not fixed else [own, room]
     known = [limit for limit in limits if limit is not None and limit < NO_LIMIT]

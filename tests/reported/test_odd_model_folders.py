@@ -28,7 +28,7 @@ FILES = (
     *("2_Dense/config.json", "config.json", "tokenizer_config.json"),
 )
 VALUES: tuple[Any, ...] = (None, True, -1, 0, 3, 1.5, "x", [], {}, ["x"], {"x": 1})
-IN_DEFAULT_SUITE = 20
+IN_DEFAULT_SUITE = 12
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +138,12 @@ def test_every_value_of_every_json_file_gives_the_vectors_of_sentence_transforme
 def test_prompts_that_are_a_list(copy):
     about(prompts=["query: "])(copy)
     assert complaint(copy) == "config_sentence_transformers.json: 'prompts' is [\"query: \"], not an object"
+
+
+@pytest.mark.parametrize("value", [[], "x", {"x": 1}])
+def test_limits_of_a_tokenizer_that_are_no_numbers(copy, value):
+    edit(copy / "tokenizer_config.json", model_max_length=value)
+    assert complaint(copy)
 
 
 def test_a_million_layers_are_refused_before_they_are_built(copy):

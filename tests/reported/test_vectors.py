@@ -55,7 +55,7 @@ CONFIGS = {
     "bloom": ("BloomConfig", BLOOM),
     "falcon": ("FalconConfig", SMALL),
 }
-FEW = ("qwen3", "gpt2", "gemma3_text")  # in the default suite
+FEW = ("qwen3", "gpt2")  # in the default suite
 WORDS = ("<|im_start|>", "<|im_end|>", "no", "yes")
 QUERIES = [text for text in TEXTS if text]
 PASSAGES = QUERIES[::-1]
