@@ -18,6 +18,8 @@ from collections.abc import Iterable
 
 from curation.visible import visible
 
+LONGEST_WORD = 100  # characters of a word in a list
+
 
 class UserError(Exception):
     """`where: what; hint`. The command line prints it and exits with 1."""
@@ -77,7 +79,7 @@ def first_line(error: BaseException) -> str:
 
 
 def listed(words: Iterable[object], most: int = 12) -> str:
-    """Return the words as a readable list, cut after `most`."""
-    all_words = [str(word) for word in words]
+    """Return the words as a readable list, cut after `most`, and each word after LONGEST_WORD."""
+    all_words = [word if len(word) <= LONGEST_WORD else f"{word[:LONGEST_WORD]}..." for word in map(str, words)]
     more = f" and {len(all_words) - most} more" if len(all_words) > most else ""
     return ", ".join(all_words[:most]) + more
