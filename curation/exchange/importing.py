@@ -171,7 +171,10 @@ def _here(path: Path, base: Path) -> Iterator[Found]:
     if path.is_file():
         yield _of_files(path, [path], _named(path.stem), _kind(path.stem) not in ("", TRAINING), base)
         return
-    inner = path / "data" if (path / "data").is_dir() and store.read_receipt(path) else path
+    receipt = store.read_receipt(path)
+    if receipt and "export" in receipt:
+        store.check_files(path, receipt, f"delete {path} and run `curate export` again")
+    inner = path / "data" if (path / "data").is_dir() and receipt else path
     every = sorted(one for one in inner.rglob("*") if not any(part.startswith(".") for part in one.relative_to(inner).parts))
     folders = [one for one in (inner, *every) if (one / "qrels").is_dir()]
     files = [

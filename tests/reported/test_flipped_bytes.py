@@ -23,6 +23,7 @@ from curation.errors import BuildError, UserError
 from curation.exchange import export as exporting
 from curation.exchange import publish as publishing
 from curation.exchange.diff import open_side
+from curation.exchange.importing import write_manifest
 from curation.exchange.verify import problems, problems_of_model
 from curation.lock import write_lock
 from curation.look import receipts
@@ -261,6 +262,11 @@ def resuming(made: Path) -> None:
     train(made / "build", load_manifest(made / "m.yaml").train, out=made / "stopped", device="cpu")
 
 
+def importing(made: Path) -> None:
+    (made / "imported.yaml").unlink(missing_ok=True)
+    write_manifest(str(made / "f2llm"), made / "imported.yaml")
+
+
 def mean_of_checkpoints(made: Path) -> None:
     average(made / "build/train", made / "mean")
 
@@ -301,7 +307,7 @@ USED = {  # pattern of files -> the commands that use them
     "build/train/done.json": [training, lambda made: model_publishing.plan(made / "build/train", "org/model", "mit")],
     "build/train/timings.json": [lambda made: report.write(made / "build/train")],
     "build/train/log.jsonl": [lambda made: report.write(made / "build/train")],
-    "f2llm/**/*": [partial(exporting_to, "f2llm")],
+    "f2llm/**/*": [partial(exporting_to, "f2llm"), importing],
     "beir/**/*": [partial(exporting_to, "beir"), lambda made: [read_collection(made / "beir/data" / name, "train") for name in ("faq", "tips")]],
     "model-copy/**/*": [lambda made: find_model(str(made / "model-copy"))],
 }  # fmt: skip
