@@ -22,10 +22,12 @@ WORD = (
     rf"{SPACELESS_CHARS}|[\S--{SPACELESS_CHARS}]+"  # of a normalised form: a word, a sign, or a character where spaces are rare
 )
 NAME = r"\p{Lu}[\p{Lu}\p{Ll}\p{M}\p{N}]*"
+NUMBER = r"^\pN+$|^\pL{0,3}\pN+\pL{0,3}\pN{0,3}$"  # 1969, 3rd, b12, h1n1
+IDENTIFIER = r"\d"  # with any other characters, such as the end of a short address: says nothing
 NUMBERS, NAMES = 1, 2  # kinds of words
 MANY = 3  # texts that match another one, before a slot is seen
 PAIRS = 1 << 15  # judged at a time
-RULES = f"siblings {MANY}|1"
+RULES = f"siblings {MANY}|2"
 Read = Callable[[np.ndarray], tuple[pl.Series, pl.Series]]
 
 
@@ -71,7 +73,8 @@ def _judged(pairs: pl.DataFrame, forms: pl.Series, names: pl.Series) -> np.ndarr
     sizes = np.bincount(words["text"].to_numpy(), minlength=len(forms))
     named = pl.DataFrame([numbers, names.alias("word")]).explode("word", empty_as_null=False).drop_nulls().unique()
     words = words.join(named.with_columns(named=True), on=["text", "word"], how="left", maintain_order="left")
-    kind = pl.when(pl.col("word").str.contains(r"\d")).then(NUMBERS).when("named").then(NAMES).otherwise(0)
+    words = words.filter(~pl.col("word").str.contains(IDENTIFIER) | pl.col("word").str.contains(NUMBER))
+    kind = pl.when(pl.col("word").str.contains(NUMBER)).then(NUMBERS).when("named").then(NAMES).otherwise(0)
     words = words.with_columns(kind.cast(pl.UInt8).alias("kind"), pl.col("word").rank("dense").alias("code"))
     missing, extra = _lacking(pairs, words, "left", "right"), _lacking(pairs, words, "right", "left")
     told = missing.filter(pl.col("kind") > 0).join(extra, on=["pair", "kind"], suffix="_own")
