@@ -70,8 +70,10 @@ class Embeddings:
     def __init__(self, folder: Path, encoder: Vectoriser, kind: str = "float32") -> None:
         """Open, or begin, the store of an encoder under `folder`; `kind` is float32 or float16.
 
+        One that another version wrote, in another format, is begun again.
+
         Raises:
-            BuildError: the store there was written in another format, or its meta.json is damaged.
+            BuildError: its meta.json is damaged.
         """
         self.kind, self.ending = np.dtype(kind), {"float32": "f32", "float16": "f16"}[kind]
         self.folder = folder / (encoder.fingerprint + ("" if kind == "float32" else f"-{self.ending}"))
@@ -184,21 +186,25 @@ class Embeddings:
         meta = {"format": FORMAT, "dim": self.encoder.dim, "encoder": self.encoder.described}
         path = self.folder / "meta.json"
         claim = self.folder / ".meta.claim"
-        if claim.exists() or not path.exists():
+        if claim.exists() or not self._of_this_format(path):
             with locks.claimed(claim, wait=True):
-                if not path.exists():
+                if not self._of_this_format(path):  # absent, or of another version, whose vectors are made again
+                    for old in self.folder.glob("shard-*"):
+                        old.unlink(missing_ok=True)
                     store.write_json(path, meta)
-        found = store.read_json(path)
-        if not isinstance(found, dict) or found.keys() != meta.keys():  # those of earlier versions have no seal
-            found = store.read_sealed(path, "delete it and run the command again, which keeps the vectors")
-        if (found.get("format"), found.get("dim")) != (FORMAT, self.encoder.dim):
-            raise BuildError(path, "is of another format or dimension than this version writes", f"delete {self.folder}")
+        if store.read_json(path).keys() != meta.keys():  # those of earlier versions have no seal
+            store.read_sealed(path, "delete it and run the command again, which keeps the vectors")
         for receipt in sorted(self.folder.glob("shard-*.json")):
             number = int(receipt.stem.removeprefix("shard-"))
             if number not in self.shards:
                 self._found(number)
                 if receipt.with_suffix(".claim").exists():
                     self._free(number)  # takes away the claim of a process killed after its work
+
+    def _of_this_format(self, path: Path) -> bool:
+        """Tell whether meta.json is there, of the format and the dimension that are written now."""
+        found = store.read_json(path) if path.exists() else None
+        return isinstance(found, dict) and (found.get("format"), found.get("dim")) == (FORMAT, self.encoder.dim)
 
     def _found(self, number: int) -> bool:
         """Map a shard that is what its receipt says; remove the receipt of any other."""

@@ -96,6 +96,7 @@ def write_manifest(what: str, out: Path) -> Imported:
     if out.exists():
         raise ManifestError(out, "is there already", "name another file")
     base, path = out.resolve().parent, Path(what).expanduser()
+    base.mkdir(parents=True, exist_ok=True)  # paths lead out of it, and so it must be there
     found = list(_here(path, base) if path.exists() else _on_the_hub(what))
     if all(one.held_out for one in found) and len(found) > 1:
         names = listed(one.keys["name"] for one in found)

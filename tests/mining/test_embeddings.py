@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from small_build import FakeEncoder, files_of, hashed
 
-from curation.errors import BuildError
 from mining import embeddings
 from mining.embeddings import Embeddings, Part
 
@@ -130,12 +129,18 @@ def mapped_of(ending: str) -> list[int]:
     return found
 
 
-def test_another_format_is_refused(tmp_path):
-    opened(tmp_path)
-    with pytest.raises(BuildError) as error:
-        opened(tmp_path, dim=32)
-    folder = tmp_path / "fake"
-    assert str(error.value) == f"{folder}/meta.json: is of another format or dimension than this version writes; delete {folder}"
+@pytest.mark.parametrize("meta", ['{"format": 0, "dim": 16, "encoder": {}}', '{"format": 1, "dim": 32}', "{}", "[]"])
+def test_what_another_version_wrote_is_made_again(meta, tmp_path):
+    store, _ = opened(tmp_path)
+    store.ensure(lambda: ["old", "texts"])
+    (tmp_path / "fake" / "meta.json").write_text(meta)
+    again, encoder = opened(tmp_path)
+    places = again.ensure(lambda: ["old", "texts"])
+    assert encoder.calls == [["old", "texts"]]
+    np.testing.assert_array_equal(again[places], hashed(["old", "texts"], 16))
+    third, encoder = opened(tmp_path)
+    assert third.ensure(lambda: ["old", "texts"]).tolist() == places.tolist()
+    assert encoder.calls == []
 
 
 def test_killed_at_random_moments(tmp_path):

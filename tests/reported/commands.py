@@ -42,9 +42,7 @@ for line in sys.stdin:
         os.chdir(folder)
         for number, name in ((0, os.devnull), (1, out), (2, err)):
             os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666), number)
-        if not os.path.exists(folder + "/gone"):
-            pass
-        else:
+        if os.path.exists(folder + "/gone"):  # the folder that the command runs in is removed under it
             os.mkdir(folder + "/gone/deep"); os.chdir(folder + "/gone/deep"); os.rmdir(folder + "/gone/deep")
         modes_bind()
         if size:
