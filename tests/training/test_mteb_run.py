@@ -51,7 +51,7 @@ def test_a_folder_scores_as_evaluate_scores_it_and_models_stand_side_by_side(pla
     (found,) = json.loads(result.stdout).values()
     ((name, score),) = found["tasks"].items()
     assert name.startswith("held-")
-    assert score == pytest.approx(plain["ndcg@10"], abs=1e-9)  # in full, where mteb rounds
+    assert score == pytest.approx(plain["ndcg@10"], abs=1e-6)
     assert found["prompts"] == {name: {"query": "", "passage": ""}}
     assert f"{MINILM}, {name}: put before each query nothing, passage nothing\n" in result.stderr
     assert 0 < score < 1
@@ -84,7 +84,7 @@ def test_an_export_is_a_task(place):
     result = call("evaluate", MINILM, "--mteb", folder, "--split", "train", "--json")
     assert result.exit_code == 0, result.exception
     (found,) = json.loads(result.stdout).values()
-    assert list(found["tasks"].values()) == [pytest.approx(plain["ndcg@10"], abs=1e-9)]
+    assert list(found["tasks"].values()) == [pytest.approx(plain["ndcg@10"], abs=1e-6)]
 
 
 def test_a_query_is_told_its_task_and_a_document_nothing():
@@ -159,6 +159,7 @@ def test_prompts_of_a_model_go_where_mteb_puts_them_for_sentence_transformers(na
     model = load_model(tiny_model(place / "bert"), device="cpu")
     prompts, default = PROMPTS[name]
     export(model, place / "m")
+    (place / "m" / store.RECEIPT).unlink(missing_ok=True)  # what is edited is no longer what was written
     path = place / "m/config_sentence_transformers.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"prompts": prompts, "default_prompt_name": default}))
     for modules in (3, 2):  # with and without Normalize
