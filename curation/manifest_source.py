@@ -222,7 +222,7 @@ class Fields(Section):
     )
     positive: str | None = Field(
         None,
-        description="column of the positive; a list gives several; `a.b` is part b of records a; the one with the highest score, if any, comes first",
+        description="column of the positive; a list gives several; `a.b` is part b of the record a, or of each record of a list; the one with the highest score, if any, comes first",
     )
     negatives: list[str] = Field(
         [],
