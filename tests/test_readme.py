@@ -1,4 +1,4 @@
-"""Every code block of the README runs, in its order and in one folder, or says above it why not."""
+"""Every code block of the README and of docs/ runs, in its order and in one folder, or says above it why not; links lead somewhere."""
 
 from __future__ import annotations
 
@@ -22,14 +22,25 @@ THINGS = ["router", "printer", "kettle", "phone", "lamp", "scanner", "clock", "r
 FAILS = ["hums", "leaks", "blinks red", "forgets its password", "is late", "smells"]
 PLACES = ["office", "station", "warehouse", "hotel", "school", "farm"]
 BLOCK = re.compile(r"(?P<mark><!-- not run: [^\n]+ -->\n)?```(?P<language>sh|yaml|python)\n(?P<code>.*?)```\n", re.DOTALL)
-BLOCKS = [match.groupdict() for match in BLOCK.finditer(documents.README.read_text())]
+PAGES = [documents.README, *sorted((documents.ROOT / "docs").glob("*.md")), documents.KEYS]
+BLOCKS = [match.groupdict() for page in PAGES for match in BLOCK.finditer(page.read_text())]
 
 
 def test_no_block_is_overlooked():
-    fences = re.findall(r"^```(\w*)\n", documents.README.read_text(), re.MULTILINE)
+    fences = [fence for page in PAGES for fence in re.findall(r"^```(\w*)\n", page.read_text(), re.MULTILINE)]
     assert set(fences) == {"", "text", "sh", "yaml", "python"}
     assert len(BLOCKS) == sum(fence in ("sh", "yaml", "python") for fence in fences)
     assert [block["code"].split()[0] for block in BLOCKS if block["mark"]] == ["make", "pip", "train", "torchrun"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(documents.ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()) if not link.startswith("https://")]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_readme_is_one_page():
+    assert len(documents.README.read_text().splitlines()) <= 150
 
 
 @pytest.mark.long
