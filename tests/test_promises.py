@@ -10,7 +10,7 @@ import pytest
 from tests.documents import README, ROOT
 
 PAGE = (ROOT / "docs" / "promises.md").read_text()
-SECTIONS = {title: body for title, body in re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)}
+SECTIONS = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
 
 
 @pytest.mark.parametrize("title", SECTIONS)
