@@ -17,7 +17,6 @@ stand in the form as the sign that is one everywhere (so that a form's form is i
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
@@ -25,34 +24,57 @@ from itertools import pairwise
 import numpy as np
 import polars as pl
 
+from curation.buffers import Buffers, buffers_of, texts_of
+from curation.characters import BETWEEN, BLANK, SIGN, SIGNS, STANDS_FOR, WORD, alone, folded, kinds_of, placed_signs
+
 BLOCK = 1 << 20  # bytes of texts at a time, so that they stay in the cache
-BETWEEN = "\x80"  # stands in no ASCII text
+MANY = 4 << 20  # bytes from which on the compiled loops pay; a process loads them in half a second
 UNTOLD, UNASKED, NOTHING = 0x110000, 0x110001, 0x110002  # beyond all code points
-SIGMA = "\N{GREEK CAPITAL LETTER SIGMA}"  # small, it is another one at the end of a word
-CLINGING = ("Mn", "Mc", "Me", "Cn", "Cs", "Co")  # marks; not assigned in Python's Unicode, which may be the older one
-# Default_Ignorable_Code_Point (Unicode's DerivedCoreProperties.txt), controls but for spaces, interlinear annotations
-INVISIBLE = r"[\p{Default_Ignorable_Code_Point}\x00-\x08\x0E-\x1B\x7F-\x84\x86-\x9F\x{FFF9}-\x{FFFB}]"
 CONTROLS = bytes([*range(9), *range(14, 28), 127])
-SLASHES, SPACES = r"[\x{2044}\x{2215}]", r"[\x{85}\x{1680}\x{2028}\x{2029}]"  # as in ½, which is 1/2; spaces that NFKC leaves
-BLANK, WORD, SIGN = range(3)
-SIGNS = "#$%&*+<=>@^|~"  # of ASCII, wherever they are
-SIGN_CHARS = r"[\p{S}\p{No}\x{2030}\x{2031}\x{66A}\xA7#%&*@--[`\x{2800}]]"
-PLACED = "-/!()"  # signs by their place
-OPENING = " \t\n\v\f\r\x1c\x1d\x1e\x1f([{<>=+*/&|^~,:;"  # before a sign that belongs to the word after it
-CLOSING = ".;!?)"  # after a minus that belongs to the word before it
-EYES, NOSES = ":;", "-'^"
-STANDS_FOR = dict(zip(PLACED, "\N{MINUS SIGN}/¬☹☺", strict=True))
 
 
 def normalised(texts: pl.Series) -> pl.Series:
     """Return each text's normalised form, see above; null for one without a word or sign: `!!!` and `???` are not the same text.
 
-    ASCII texts go a faster way.
+    Many texts go through the compiled loops, few through numpy, ASCII ones of these a faster way; all with the same result.
     """
     texts = texts.fill_null("") if texts.null_count() else texts
+    if texts.str.len_bytes().sum() >= MANY and _compiled():
+        forms = _by_blocks(_by_loops, texts).alias(texts.name)
+        untold = forms.is_null().arg_true()
+        forms = unless(forms == "", forms)
+        return forms.scatter(untold, _by_numpy(texts.gather(untold))) if len(untold) else forms
+    return _by_numpy(texts)
+
+
+@cache
+def _compiled() -> Callable[..., None] | None:
+    """Load the compiled loop over many texts; None where there is no folder in which numba could keep it."""
+    try:
+        from curation.fold_kernels import fold_all
+    except RuntimeError:
+        return None
+    return fold_all  # type: ignore[no-any-return]
+
+
+def _by_loops(texts: pl.Series) -> pl.Series:
+    """Return forms, empty ones too; null for a text with a character whose form hangs on its neighbours, or is longer than it."""
+    from curation.folding import table
+
+    fold_all = _compiled()
+    assert fold_all is not None
+    data, starts = buffers_of(texts)
+    room = np.empty((3, 5 * int(np.diff(starts).max()) + 4), np.uint8)
+    out = np.empty(5 * int(starts[-1] - starts[0]), np.uint8)
+    ends, untold = np.empty(len(texts) + 1, np.int64), np.empty(len(texts), bool)
+    fold_all(data, starts, table(), room, out, ends, untold)
+    return unless(pl.Series(untold), texts_of(Buffers(out[: ends[-1]].copy(), ends)))
+
+
+def _by_numpy(texts: pl.Series) -> pl.Series:
     plain = texts.str.len_bytes() == texts.str.len_chars()
     if not plain.all():
-        parts = [normalised(texts.filter(plain)), _beyond_ascii(texts.filter(~plain))]
+        parts = [_by_numpy(texts.filter(plain)), _beyond_ascii(texts.filter(~plain))]
         place = np.argsort(np.argsort(~plain.to_numpy(), kind="stable"), kind="stable")
         return pl.concat(parts).gather(place)
     return _or_null(_by_blocks(_of_ascii, texts)).alias(texts.name)
@@ -100,46 +122,6 @@ def _of_ascii(texts: pl.Series) -> pl.Series:
     return pl.Series([words]).str.split(BETWEEN).explode()
 
 
-def placed_signs(units: np.ndarray, word: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return where in a run of characters one of PLACED is a sign, and its number among them.
-
-    Texts are parted by BETWEEN; `units` are code points, of words where `word` (n,) says so.
-    """
-    few = np.minimum(units, 255)
-    places = np.flatnonzero(_among(PLACED)[few])
-    edge = ord(BETWEEN)
-    few = np.concatenate([[edge, edge], few, [edge, edge]]).astype(np.uint8)
-    of_word = np.concatenate([[False, False], word, [False, False]])
-    at = places + 2
-    this, before, after = few[at], few[at - 1], few[at + 1]
-    opens, closes = _among(OPENING + BETWEEN), _among(CLOSING + BETWEEN)
-    hyphen = this == ord("-")
-    first = np.maximum.accumulate(np.where(hyphen & (before != ord("-")), at, 0))  # of its run of hyphens
-    start, word_after = few[first - 1], of_word[at + 1]
-    minus = (
-        (after == ord("="))
-        | (after == ord(">"))
-        | (start == ord("<"))
-        | (word_after & (opens[start] | (start == ord("!"))))
-        | (of_word[first - 1] & closes[after])
-    )
-    digits = _among("0123456789")
-    divides = ~(of_word[at - 1] & word_after) | (digits[before] & digits[after])
-    negates = (after == ord("=")) | (opens[before] & (word_after | (after == ord("("))))
-    eyes = _among(EYES)
-    smiles = (eyes[before] | (_among(NOSES)[before] & eyes[few[at - 2]])) & ~word_after
-    good = np.select([hyphen, this == ord("/"), this == ord("!")], [minus & (after != ord("-")), divides, negates], smiles)
-    number = np.zeros(256, np.uint8)
-    number[np.frombuffer(PLACED.encode(), np.uint8)] = np.arange(len(PLACED))
-    return places[good], number[this[good]]
-
-
-@cache
-def _among(signs: str) -> np.ndarray:
-    """Return (256,) bool: which code points below are among some."""
-    return np.isin(np.arange(256), [ord(sign) for sign in signs])
-
-
 def _single_spaces(units: np.ndarray) -> bytes:
     """Return characters with one space for each run of them."""
     space = units == ord(" ")
@@ -155,12 +137,6 @@ def _beyond_ascii(texts: pl.Series) -> pl.Series:
         rest = _by_blocks(lambda some: _words(_points(folded(some))), texts.gather(untold))
         words = words.scatter(untold, rest)
     return _or_null(words).alias(texts.name)
-
-
-def folded(texts: pl.Series) -> pl.Series:
-    """Return texts in NFKC and lower case, without what is invisible."""
-    texts = texts.str.replace_all(INVISIBLE, "").str.normalize("NFKC").str.to_lowercase()
-    return texts.str.replace_all(SLASHES, "/").str.replace_all(SPACES, " ")
 
 
 def _points(texts: pl.Series) -> np.ndarray:
@@ -202,24 +178,6 @@ def _words(points: np.ndarray) -> pl.Series:
 
 
 @cache
-def _kinds() -> np.ndarray:
-    """Return (0x110000,) u8: BLANK, WORD or SIGN for each folded code point, or 255 as yet."""
-    return np.full(0x110000, 255, np.uint8)
-
-
-def kinds_of(points: np.ndarray) -> np.ndarray:
-    """Return whether folded code points are BLANK, of a WORD, or a SIGN, as polars' own Unicode has it, (n,) u8."""
-    kinds = _kinds()[points]
-    new = np.unique(points[kinds == 255])
-    if len(new):
-        chars = pl.Series([chr(point) for point in new], dtype=pl.String)
-        word, sign = chars.str.contains(r"\w").to_numpy(), chars.str.contains(SIGN_CHARS).to_numpy()
-        _kinds()[new] = np.select([word, sign], [WORD, SIGN], BLANK)
-        kinds = _kinds()[points]
-    return np.asarray(kinds)
-
-
-@cache
 def _table() -> np.ndarray:
     """Return (0x110000,) u32: the one code point that each is folded to, NOTHING, UNTOLD, or UNASKED as yet."""
     table = np.full(0x110000, UNASKED, dtype="<u4")
@@ -236,12 +194,6 @@ def _ask(points: np.ndarray) -> None:
         if len(form) <= 1 and (not form or alone(char)):
             told[at] = ord(form) if form else NOTHING
     _table()[points] = told
-
-
-def alone(sign: str) -> bool:
-    """Tell whether the form of a character never hangs on its neighbours."""
-    parts = sign + unicodedata.normalize("NFKC", sign)
-    return not any(part == SIGMA or "\u1100" <= part < "\u1200" or unicodedata.category(part) in CLINGING for part in parts)
 
 
 def forms(texts: pl.Series) -> pl.Series:

@@ -26,6 +26,11 @@ FLOOR = {
         "tables",
         "locks",
         "text",
+        "characters",
+        "buffers",
+        "folding",
+        "fold_kernels",
+        "compiled",
         "tries",
         "visible",
         "progress",
@@ -36,7 +41,7 @@ FLOOR = {
     )
 }
 HOMES = {
-    "pyarrow": {"curation/tables.py", "curation/reading/blocks.py", "curation/reading/json_blocks.py"},
+    "pyarrow": {"curation/buffers.py", "curation/tables.py", "curation/reading/blocks.py", "curation/reading/json_blocks.py"},
     "datasets": {
         "curation/reading/dataset.py",
         "curation/reading/dataset_files.py",

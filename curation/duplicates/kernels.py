@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from curation.duplicates.compiled import compiled
-from curation.duplicates.fold_kernels import fold, room_for
+from curation.compiled import compiled
 from curation.duplicates.shingles import (
     BASE,
     CHARS,
@@ -24,6 +23,7 @@ from curation.duplicates.shingles import (
     WORDS,
 )
 from curation.duplicates.table_kernels import cleared, insert
+from curation.fold_kernels import fold, room_for
 
 _BASE, _INVERSE = np.uint64(BASE), np.uint64(INVERSE)
 _WIDTH = np.array(WIDTH, dtype=np.int64)

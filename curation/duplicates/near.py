@@ -14,8 +14,9 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import polars as pl
 
+from curation.buffers import Buffers
 from curation.duplicates.pairs import HALF, LOW, Corpus, forget, matches, open_corpus, texts_of
-from curation.duplicates.shingles import LONG, Buffers
+from curation.duplicates.shingles import LONG
 from curation.duplicates.siblings import names_of, siblings
 from curation.duplicates.signatures import read, repeated, sketch
 from curation.text import connected, normalised

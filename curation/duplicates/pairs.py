@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from curation.duplicates.shingles import Buffers
+from curation.buffers import Buffers
 from curation.duplicates.signatures import PAIRS, jaccard, repeated
 
 WINDOW = 64  # entries with an equal band key that one is compared with, at most

@@ -24,6 +24,9 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from curation.buffers import Buffers, buffers_of
+from curation.characters import SPACELESS_CHARS
+
 BASE = 0x9E3779B97F4A7C15 | 1  # odd, so that it has an inverse modulo 2^64
 INVERSE = pow(BASE, -1, 2**64)
 EXACT, WORDS, CHARS, SPACELESS = range(4)
@@ -33,17 +36,6 @@ LONGER = 30  # words from which on a text is never taken as CHARS
 SHINGLING = (
     f"words{WIDTH[1]}>={LONG}|chars{WIDTH[2]}>={SHORT}<{LONGER}|spaceless{WIDTH[3]}>={SPACELESS_LEAST}|poly64:{BASE:x}|forms2"
 )
-SPACELESS_RANGES = (  # Lao and Thai, Myanmar, Khmer, kana, Han
-    (0xE00, 0xEFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF)
-)  # fmt: skip
-SPACELESS_CHARS = "[" + "".join(rf"\x{{{first:X}}}-\x{{{last:X}}}" for first, last in SPACELESS_RANGES) + "]"
-
-
-class Buffers(NamedTuple):
-    """Texts as Arrow holds them: text i is `data[starts[i]:starts[i + 1]]`."""
-
-    data: np.ndarray  # (bytes,) u8, UTF-8
-    starts: np.ndarray  # (texts + 1,) i64
 
 
 class Shingled(NamedTuple):
@@ -53,14 +45,6 @@ class Shingled(NamedTuple):
     starts: np.ndarray  # (texts + 1,) i64
     kinds: np.ndarray  # (texts,) u8
     forms: np.ndarray  # (texts,) u64: hash of the whole normalised form; 0 where it is empty
-
-
-def buffers_of(texts: pl.Series) -> Buffers:
-    """Return texts (no nulls) as one run of bytes."""
-    array = texts.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
-    _, starts, data = array.buffers()
-    bounds = np.frombuffer(starts, dtype=np.int64)[array.offset : array.offset + len(texts) + 1]
-    return Buffers(np.frombuffer(data, dtype=np.uint8) if data is not None else np.zeros(0, np.uint8), bounds)
 
 
 def powers(base: int, count: int) -> np.ndarray:

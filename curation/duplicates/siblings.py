@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import polars as pl
 
-from curation.duplicates.shingles import LONG, SPACELESS_CHARS
+from curation.characters import SPACELESS_CHARS
+from curation.duplicates.shingles import LONG
 
 WORD = (
     rf"{SPACELESS_CHARS}|[\S--{SPACELESS_CHARS}]+"  # of a normalised form: a word, a sign, or a character where spaces are rare

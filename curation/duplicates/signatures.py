@@ -17,12 +17,14 @@ import numpy as np
 import polars as pl
 from datasketch import MinHash
 
-from curation.duplicates.shingles import LONGER, WIDTH, WORDS, Buffers, Shingled, buffers_of, forms_of, shingle
+from curation.buffers import Buffers, buffers_of
+from curation.duplicates.shingles import LONGER, WIDTH, WORDS, Shingled, forms_of, shingle
 from curation.text import normalised
 
 kernels: ModuleType | None
 try:
-    from curation.duplicates import fold_kernels, folding, kernels, table_kernels
+    from curation import fold_kernels, folding
+    from curation.duplicates import kernels, table_kernels
 except (ImportError, RuntimeError):  # no numba, or no folder in which it could keep what it compiled
     kernels = None
 

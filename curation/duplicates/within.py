@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from curation.characters import INVISIBLE
 from curation.duplicates.near import Near, families
 from curation.errors import SourceError
 from curation.manifest import Dedup
@@ -19,7 +20,6 @@ from curation.schema import dropped_frame, keys_of
 from curation.shaping.columns import EVIDENCE_CHARS
 from curation.stages import Job
 from curation.tables import read_parquet, read_table
-from curation.text import INVISIBLE
 
 ODD_SPACES = r"[\xA0\x{2000}-\x{200A}\x{202F}\x{205F}]"
 SHOWN = 60  # characters of a text in an error

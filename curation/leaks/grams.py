@@ -18,7 +18,9 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from curation.duplicates.shingles import BASE, INVERSE, SPACELESS_CHARS, buffers_of, powers
+from curation.buffers import buffers_of
+from curation.characters import SPACELESS_CHARS
+from curation.duplicates.shingles import BASE, INVERSE, powers
 
 WHOLE, CHARS, WORDS, SEEDS = range(4)
 CHARS_WIDTH, SEEDS_WIDTH = (7, 3), (14, 5)  # characters; of texts with and without spaces

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from curation.duplicates.compiled import compiled
-from curation.duplicates.fold_kernels import fold, room_for
+from curation.compiled import compiled
 from curation.duplicates.shingles import BASE, INVERSE
+from curation.fold_kernels import fold, room_for
 from curation.leaks.grams import CHARS, CHARS_WIDTH, MARKS, MIX, SEEDS, SEEDS_WIDTH, WHOLE, WORDS, WORDS_WIDTH
 
 _BASE, _INVERSE, _ONE, _HALF, _MIX = np.uint64(BASE), np.uint64(INVERSE), np.uint64(1), np.uint64(32), np.uint64(MIX)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from curation.duplicates import folding
+from curation import folding
 from curation.duplicates.signatures import read, threads
 from curation.leaks.grams import CHARS, CHARS_WIDTH, WHOLE, WORDS, WORDS_WIDTH, Forms, measures_of
 from curation.leaks.index import SHARE, TWO, Index

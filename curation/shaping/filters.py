@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import polars as pl
 
+from curation.characters import INVISIBLE
 from curation.duplicates.equal import equals_a_positive
 from curation.manifest_source import Filters
 from curation.schema import dropped_frame
 from curation.shaping.columns import EVIDENCE_CHARS, GRADES
-from curation.text import INVISIBLE, normalised, numbered
+from curation.text import normalised, numbered
 
 SHORT = 3  # characters: below, a text stays by default if it says something all the same
 CONTENT = r"[^\p{L}_]|[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]|.[^_]"  # in its form: more than one letter, as "no", 4, C#, 京

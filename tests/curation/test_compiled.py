@@ -13,6 +13,14 @@ import curation
 CODE = "import numpy as np; from curation.leaks.kernels import _mixed; print(_mixed(np.uint64(5)), len(_mixed.stats.cache_hits))"
 
 
+WITHOUT_FOLDER = """
+import polars as pl
+from curation import text
+text.MANY = 0
+print(ascii(text.normalised(pl.Series(["A-", "Straße", "..."])).to_list()), text._compiled())
+"""
+
+
 def mixed_in(place: Path) -> list[str]:
     done = subprocess.run([sys.executable, "-c", CODE], cwd=place, capture_output=True, text=True, check=True, env={"PATH": ""})
     return done.stdout.split()
@@ -25,3 +33,9 @@ def test_a_loop_is_compiled_again_when_a_file_changes_that_its_own_imports(tmp_p
     grams = tmp_path / "curation/leaks/grams.py"
     grams.write_text(re.sub(r"^MIX = .*", "MIX = 3", grams.read_text(), flags=re.MULTILINE))
     assert mixed_in(tmp_path) == ["15", "0"]
+
+
+def test_texts_are_normalised_by_numpy_where_there_is_no_folder_for_compiled_loops():
+    nowhere = {"NUMBA_CACHE_LOCATOR_CLASSES": "ZipCacheLocator", "PATH": ""}  # which finds a folder for zipped packages alone
+    done = subprocess.run([sys.executable, "-c", WITHOUT_FOLDER], capture_output=True, text=True, check=True, env=nowhere)
+    assert done.stdout == "['a \\u2212', 'stra\\xdfe', None] None\n"

@@ -16,11 +16,13 @@ from datasketch import MinHash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.duplicates import fold_kernels, folding, signatures
+from curation import fold_kernels, folding
+from curation.buffers import buffers_of
 from curation.duplicates import near as near_module
 from curation.duplicates import pairs as pairs_module
+from curation.duplicates import signatures
 from curation.duplicates.near import bands_for, families, near
-from curation.duplicates.shingles import BASE, CHARS, EXACT, SPACELESS, WORDS, buffers_of
+from curation.duplicates.shingles import BASE, CHARS, EXACT, SPACELESS, WORDS
 from curation.duplicates.signatures import digests, jaccard, read, sketch
 from curation.text import connected, normalised
 

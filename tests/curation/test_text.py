@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.duplicates import folding
-from curation.duplicates.shingles import SPACELESS_CHARS
+from curation import fold_kernels, folding
+from curation import text as text_module
+from curation.characters import SPACELESS_CHARS
 from curation.duplicates.signatures import read
-from curation.text import BLOCK, normalised
+from curation.text import BLOCK, MANY, normalised
 from tests.curation.plain_forms import form
 
 signs = st.characters(max_codepoint=127) | st.sampled_from(
@@ -26,7 +27,6 @@ texts = st.lists(st.none() | st.text(signs, max_size=12), max_size=12)
 
 def by_kernel(many: pl.Series) -> tuple[list[str | None], list[int]]:
     """The forms that the compiled loops make, and how many characters of scripts without spaces they count."""
-    fold_kernels = pytest.importorskip("curation.duplicates.fold_kernels")
     data, starts = read(many)
     found, dense = [], []
     for first, end in pairwise(starts):
@@ -40,19 +40,43 @@ def by_kernel(many: pl.Series) -> tuple[list[str | None], list[int]]:
     return found, dense
 
 
+def both_ways(many: pl.Series) -> pl.Series:
+    """The forms that numpy and the compiled loops make, which are equal."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_module, "MANY", 0)
+        assert text_module._compiled()
+        by_loops = normalised(many)
+        patch.setattr(text_module, "MANY", 1 << 60)
+        by_numpy = normalised(many)
+    assert by_loops.to_list() == by_numpy.to_list()
+    assert by_loops.name == by_numpy.name == many.name
+    assert by_loops.dtype == by_numpy.dtype == pl.String
+    return by_numpy
+
+
 @settings(max_examples=300)
 @given(texts)
 def test_forms_are_as_defined(given_texts):
-    got = normalised(pl.Series("q", given_texts, dtype=pl.String))
     wanted = [form(text or "") for text in given_texts]
-    assert got.to_list() == wanted
-    assert (got.name, got.dtype) == ("q", pl.String)
+    assert both_ways(pl.Series("q", given_texts, dtype=pl.String)).to_list() == wanted
     assert by_kernel(pl.Series(given_texts, dtype=pl.String).fill_null(""))[0] == wanted
 
 
 def test_forms_of_many_texts_stay_in_order():
     many = [f"Text, {n}{'é' * (n % 7 == 0)}!" for n in range(BLOCK // 10)]
-    assert normalised(pl.Series(many)).to_list() == [form(text) for text in many]
+    assert both_ways(pl.Series(many)).to_list() == [form(text) for text in many]
+
+
+def test_forms_of_many_bytes_of_texts():
+    """More than MANY: texts longer than a block, empty ones, and such as no table tells, at the ends of blocks too."""
+    draw = random.Random(2)
+    pieces = ["Fußball ", "C++ ", "—", "北京 ", "½ ", "ΑΣ ", "a\u0301", "x-1 ", "!= ", ":-) ", "...", "\u200b", "plain words "]
+    many = ["".join(draw.choices(pieces, k=draw.choice([0, 1, 5, 90]))) for _ in range(10_000)]
+    many += ["no sign, " * (BLOCK // 4), "é+ " * (BLOCK // 3), "Σ " * (BLOCK // 2), "", "???"]
+    draw.shuffle(many)
+    texts = pl.Series("text", [*many, None])
+    assert texts.str.len_bytes().sum() > MANY
+    assert both_ways(texts).to_list() == [*map(form, many), None]
 
 
 def test_forms_of_all_of_unicode():
@@ -60,11 +84,11 @@ def test_forms_of_all_of_unicode():
     points = [point for point in range(0x110000) if not 0xD800 <= point < 0xE000]
     known = [chr(point) for point in points if unicodedata.category(chr(point)) not in ("Cn", "Co")]
     for many in (known, [f"a{char}-b" for char in known]):
-        forms = normalised(pl.Series(many))
+        forms = both_ways(pl.Series(many))
         assert [(text, got) for text, got in zip(many, forms, strict=True) if got != form(text)] == []
         assert normalised(forms.fill_null("")).equals(forms)
     random.Random(1).shuffle(points)
     some = pl.Series(["".join(map(chr, points[at : at + 4])) for at in range(0, len(points), 4)])
-    forms, (found, dense) = normalised(some), by_kernel(some)
+    forms, (found, dense) = both_ways(some), by_kernel(some)
     assert found == forms.to_list()
     assert dense == forms.fill_null("").str.count_matches(SPACELESS_CHARS).to_list()

@@ -1,8 +1,8 @@
 """What each character by itself is folded to, for the compiled loops: most texts are normalised by this table.
 
-It is asked of `text.folded` itself, so that both know the same version of Unicode. What it leaves out: code points whose form
-hangs on their neighbours, or is longer than they are. Combining marks, jamo, the capital sigma, rare scripts. Texts with one of
-those go to `text.normalised`.
+It is asked of `characters.folded` itself, so that both know the same version of Unicode. What it leaves out: code points whose
+form hangs on their neighbours, or is longer than they are. Combining marks, jamo, the capital sigma, rare scripts. Texts with one
+of those go to `text.normalised`, and through numpy.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from functools import cache
 import numpy as np
 import polars as pl
 
-from curation.duplicates.shingles import SPACELESS_RANGES, buffers_of
-from curation.text import BLANK, SIGN, alone, folded, kinds_of
+from curation.buffers import buffers_of
+from curation.characters import BLANK, SIGN, SPACELESS_RANGES, alone, folded, kinds_of
 
 POINTS = 1 << 17  # code points from here on are left out
 UNTOLD = 1 << 31

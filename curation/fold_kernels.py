@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from curation.duplicates.compiled import compiled
-from curation.duplicates.folding import APART, DENSE, NEUTRAL, OWN, POINTS, SIZE, UNTOLD
-from curation.text import CLOSING, EYES, NOSES, OPENING, PLACED, STANDS_FOR
+from curation.characters import CLOSING, EYES, NOSES, OPENING, PLACED, STANDS_FOR
+from curation.compiled import compiled
+from curation.folding import APART, DENSE, NEUTRAL, OWN, POINTS, SIZE, UNTOLD
 
 _SPACE, _CASE, _HIGH = np.uint8(32), np.uint8(32), np.uint8(128)
 _A, _ZERO, _LOW, _LETTERS, _DIGITS = np.uint8(97), np.uint8(48), np.uint8(95), np.uint8(26), np.uint8(10)
@@ -111,7 +111,7 @@ def _joined(text, kinds, form):
 
 @compiled
 def _sign(text, at, form, size, last):
-    """Write a space, and this character and another one if it is a sign (`text.placed_signs`); return the size of the form."""
+    """Write a space, and this character and another space if it is a sign (`placed_signs`); return the size of the form."""
     sign, end = text[at], len(text)
     if last != _SPACE:
         form[size] = _SPACE
@@ -183,6 +183,21 @@ def _shown(text, table, out):
             size += 1
         at += length
     return out[:size], spaceless, how
+
+
+@compiled
+def fold_all(data, starts, table, room, out, ends, untold):
+    """Write the normalised forms of texts into `out`, one after the other; fill ends (texts + 1,) and untold (texts,).
+
+    A form is untold where the table does not tell all of it. Each row of `room` (3,) is 5 times as long as the longest text and
+    4 bytes, and `out` 5 times as long as all.
+    """
+    ends[0] = 0
+    for text in range(len(starts) - 1):
+        size, _, how = fold(data, starts[text], starts[text + 1], table, room[0], room[1:])
+        untold[text] = how == 2
+        ends[text + 1] = ends[text] + max(size - 2, 0)
+        out[ends[text] : ends[text + 1]] = room[0, 1 : 1 + ends[text + 1] - ends[text]]
 
 
 @compiled
