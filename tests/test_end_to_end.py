@@ -73,7 +73,7 @@ def test_from_a_manifest_to_a_model(tmp_path):
     build = here / "builds" / "small"
     data = str(build / "heldout" / "code")
     scores = json.loads(run(here, "train", "evaluate", str(build / "train" / "model"), "--data", data, "--json").stdout)
-    assert set(scores) == {"ndcg@10", "recall@10", "mrr@10", "queries"}
+    assert set(scores) == {"ndcg@10", "recall@10", "mrr@10", "queries", "prompt"}
     assert scores["queries"] == 40
     assert 0.3 < scores["ndcg@10"] <= 1
     before = contents(build)

@@ -215,8 +215,8 @@ def test_beir_is_read_by_our_evaluation_and_comes_back(made, tmp_path):
     collection = read_collection(folder, "train")
     known = tuples_of(made, "faq")
     assert collection.queries == list(known)
-    found = [[collection.passages[row] for row in sorted(rows)] for rows in collection.relevant]
-    assert found == [[text.strip() for text in positives] for positives, _ in known.values()]
+    found = [{collection.passages[row] for row in rows} for rows in collection.relevant]
+    assert found == [{text.strip() for text in positives} for positives, _ in known.values()]
     assert len(lines_of(folder / "corpus.jsonl")) == len(tables.read_table(made / "curated/faq", "passages"))
     entry = (
         f"{{name: faq, files: {folder}/qrels/train.tsv, task: retrieval, fields: {{query_id: query-id, positive_id: corpus-id, score: score}}, "
