@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 import unicodedata
 from functools import cache
 
@@ -21,6 +22,9 @@ PLACED = "-/!()"  # signs by their place
 OPENING = " \t\n\v\f\r\x1c\x1d\x1e\x1f([{<>=+*/&|^~,:;"  # before a sign that belongs to the word after it
 CLOSING = ".;!?)"  # after a minus that belongs to the word before it
 EYES, NOSES = ":;", "-'^"
+IS_WORD, OPENS, CLOSES, IS_DIGIT, IS_EQUAL, IS_MORE, IS_LESS, IS_NOT, IS_HYPHEN, IS_BRACKET, IS_EYES, IS_NOSE = (
+    1 << at for at in range(12)
+)
 STANDS_FOR = dict(zip(PLACED, "\N{MINUS SIGN}/¬☹☺", strict=True))
 SPACELESS_RANGES = (  # Lao and Thai, Myanmar, Khmer, kana, Han
     (0xE00, 0xEFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF)
@@ -58,41 +62,55 @@ def alone(sign: str) -> bool:
     return not any(part == SIGMA or "\u1100" <= part < "\u1200" or unicodedata.category(part) in CLINGING for part in parts)
 
 
-def placed_signs(units: np.ndarray, word: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return where in a run of characters one of PLACED is a sign, and its number among them.
+def placed_signs(units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return where in a run of folded characters one of PLACED is a sign, in no order, and its number among them.
 
-    Texts are parted by BETWEEN; `units` are code points, of words where `word` (n,) says so.
+    Texts are parted by BETWEEN; `units` are code points, bytes where all are ASCII.
     """
-    few = np.minimum(units, 255)
-    places = np.flatnonzero(_among(PLACED)[few])
-    edge = ord(BETWEEN)
-    few = np.concatenate([[edge, edge], few, [edge, edge]]).astype(np.uint8)
-    of_word = np.concatenate([[False, False], word, [False, False]])
-    at = places + 2
-    this, before, after = few[at], few[at - 1], few[at + 1]
-    opens, closes = _among(OPENING + BETWEEN), _among(CLOSING + BETWEEN)
-    hyphen = this == ord("-")
-    first = np.maximum.accumulate(np.where(hyphen & (before != ord("-")), at, 0))  # of its run of hyphens
-    start, word_after = few[first - 1], of_word[at + 1]
-    minus = (
-        (after == ord("="))
-        | (after == ord(">"))
-        | (start == ord("<"))
-        | (word_after & (opens[start] | (start == ord("!"))))
-        | (of_word[first - 1] & closes[after])
-    )
-    digits = _among("0123456789")
-    divides = ~(of_word[at - 1] & word_after) | (digits[before] & digits[after])
-    negates = (after == ord("=")) | (opens[before] & (word_after | (after == ord("("))))
-    eyes = _among(EYES)
-    smiles = (eyes[before] | (_among(NOSES)[before] & eyes[few[at - 2]])) & ~word_after
-    good = np.select([hyphen, this == ord("/"), this == ord("!")], [minus & (after != ord("-")), divides, negates], smiles)
-    number = np.zeros(256, np.uint8)
-    number[np.frombuffer(PLACED.encode(), np.uint8)] = np.arange(len(PLACED))
-    return places[good], number[this[good]]
+
+    def marks(places: np.ndarray) -> np.ndarray:
+        """Return what may be said of the characters at some places, as a sum of bits."""
+        points = units.take(places, mode="clip")
+        found: np.ndarray = _marks()[np.minimum(points, 255)]
+        if units.dtype != np.uint8:
+            found[(points > 127) & (kinds_of(points) == WORD)] = IS_WORD
+        found[(places < 0) | (places >= len(units))] = OPENS | CLOSES
+        return found
+
+    def has(marks: np.ndarray, some: int) -> np.ndarray:
+        return np.asarray((marks & some) != 0)
+
+    hyphens, slashes, nots, *brackets = (np.flatnonzero(units == ord(sign)) for sign in PLACED)
+    first = hyphens.copy()  # of its run of hyphens
+    first[1:][np.diff(hyphens) == 1] = 0
+    start = marks(np.maximum.accumulate(first) - 1)
+    after = marks(hyphens + 1)
+    minus = has(after, IS_EQUAL | IS_MORE) | has(start, IS_LESS) | (has(start, IS_WORD) & has(after, CLOSES))
+    minus |= has(after, IS_WORD) & has(start, OPENS | IS_NOT)
+    signs = [hyphens[minus & ~has(after, IS_HYPHEN)]]
+
+    before, after = marks(slashes - 1), marks(slashes + 1)
+    both = before & after
+    signs.append(slashes[~has(both, IS_WORD) | has(both, IS_DIGIT)])
+
+    before, after = marks(nots - 1), marks(nots + 1)
+    signs.append(nots[has(after, IS_EQUAL) | (has(before, OPENS) & has(after, IS_WORD | IS_BRACKET))])
+
+    for some in brackets:
+        before = marks(some - 1)
+        some, before = some[few := has(before, IS_EYES | IS_NOSE)], before[few]
+        smiles = has(before, IS_EYES) | has(marks(some - 2), IS_EYES)
+        signs.append(some[smiles & ~has(marks(some + 1), IS_WORD)])
+    return np.concatenate(signs), np.repeat(np.arange(len(PLACED)), [len(some) for some in signs])
 
 
 @cache
-def _among(signs: str) -> np.ndarray:
-    """Return (256,) bool: which code points below are among some."""
-    return np.isin(np.arange(256), [ord(sign) for sign in signs])
+def _marks() -> np.ndarray:
+    """Return (256,) u16: what may be said of each ASCII character and of BETWEEN, as a sum of bits."""
+    words = "_" + string.ascii_letters + string.digits
+    marks = {IS_WORD: words, OPENS: OPENING + BETWEEN, CLOSES: CLOSING + BETWEEN, IS_DIGIT: string.digits, IS_EYES: EYES}
+    marks |= {IS_NOSE: NOSES, IS_EQUAL: "=", IS_MORE: ">", IS_LESS: "<", IS_NOT: "!", IS_HYPHEN: "-", IS_BRACKET: "("}
+    found = np.zeros(256, np.uint16)
+    for bit, chars in marks.items():
+        found[[ord(char) for char in chars]] |= bit
+    return found

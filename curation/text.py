@@ -25,10 +25,11 @@ import numpy as np
 import polars as pl
 
 from curation.buffers import Buffers, buffers_of, texts_of
-from curation.characters import BETWEEN, BLANK, SIGN, SIGNS, STANDS_FOR, WORD, alone, folded, kinds_of, placed_signs
+from curation.characters import BETWEEN, BLANK, SIGN, SIGNS, STANDS_FOR, alone, folded, kinds_of, placed_signs
 
 BLOCK = 1 << 20  # bytes of texts at a time, so that they stay in the cache
-MANY = 4 << 20  # bytes from which on the compiled loops pay; a process loads them in half a second
+MANY = 8 << 20  # bytes from which on the compiled loops pay, which a process loads in half a second
+SO_FAR = {"bytes": 0}  # of the texts that this process has normalised
 UNTOLD, UNASKED, NOTHING = 0x110000, 0x110001, 0x110002  # beyond all code points
 CONTROLS = bytes([*range(9), *range(14, 28), 127])
 
@@ -36,10 +37,11 @@ CONTROLS = bytes([*range(9), *range(14, 28), 127])
 def normalised(texts: pl.Series) -> pl.Series:
     """Return each text's normalised form, see above; null for one without a word or sign: `!!!` and `???` are not the same text.
 
-    Many texts go through the compiled loops, few through numpy, ASCII ones of these a faster way; all with the same result.
+    The first MANY bytes go through numpy, ASCII texts a faster way, and all others through compiled loops, with the same result.
     """
     texts = texts.fill_null("") if texts.null_count() else texts
-    if texts.str.len_bytes().sum() >= MANY and _compiled():
+    SO_FAR["bytes"] += int(texts.str.len_bytes().sum())
+    if SO_FAR["bytes"] >= MANY and _compiled():
         forms = _by_blocks(_by_loops, texts).alias(texts.name)
         untold = forms.is_null().arg_true()
         forms = unless(forms == "", forms)
@@ -99,27 +101,25 @@ def unless(blank: pl.Series, texts: pl.Series) -> pl.Series:
 
 
 @cache
-def _ascii() -> tuple[bytes, bytes, np.ndarray]:
-    """Return (lower case by byte, words, signs, spaces by byte, (256,) bool which bytes are of words)."""
-    lower = bytes(range(256)).lower()
-    word = np.array([chr(byte).isalnum() or byte == ord("_") for byte in range(128)] + [False] * 128)
-    kept = bytes(byte if word[byte] or chr(byte) in SIGNS + BETWEEN or byte < 6 else 32 for byte in range(256))
-    return lower, kept, word
+def _ascii() -> tuple[bytes, bytes]:
+    """Return tables of bytes: lower case; words and signs, spaces for the rest but 0 to 5, and BETWEEN as 0."""
+    kept = bytes(byte if chr(byte).isalnum() or chr(byte) in SIGNS + "_" or byte < 6 else 32 for byte in range(128))
+    return bytes(range(256)).lower(), kept + bytes(128)
 
 
 def _of_ascii(texts: pl.Series) -> pl.Series:
-    lower, kept, word = _ascii()
+    lower, kept = _ascii()
     whole = bytearray((texts.str.join(BETWEEN)[0] or "").encode("latin-1").translate(lower, CONTROLS))
     units = np.frombuffer(whole, dtype=np.uint8)
-    places, number = placed_signs(units, word[units])
+    places, number = placed_signs(units)
     units[places] = number + 1  # as control characters, of which none is left
-    found = bytes(whole).translate(kept)
-    for sign in (*SIGNS, BETWEEN):
-        found = found.replace(sign.encode("latin-1"), f" {sign} ".encode())
+    found = bytes(whole.translate(kept))
+    for sign in SIGNS:
+        found = found.replace(sign.encode(), f" {sign} ".encode())
     for at, sign in enumerate(STANDS_FOR.values(), 1):
         found = found.replace(bytes([at]), f" {sign} ".encode())
-    words = _single_spaces(np.frombuffer(found, dtype=np.uint8)).decode()
-    return pl.Series([words]).str.split(BETWEEN).explode()
+    words = _single_spaces(np.frombuffer(found, dtype=np.uint8))
+    return pl.Series([words]).cast(pl.String).str.split("\0").explode()
 
 
 def _single_spaces(units: np.ndarray) -> bytes:
@@ -154,27 +154,29 @@ def _by_table(texts: pl.Series) -> pl.Series:
     if len(new := np.unique(points[found == UNASKED])):
         _ask(new)
         found = _table()[points]
-    untold = np.flatnonzero(found == UNTOLD)
+    rare = np.flatnonzero(found >= UNTOLD)
+    untold = rare[found[rare] == UNTOLD]
     found[untold] = ord(" ")
-    words = _words(found[found != NOTHING])
+    words = _words(found[found != NOTHING] if len(rare) > len(untold) else found)
     return words.scatter(np.unique(np.searchsorted(ends, untold)), None) if len(untold) else words
 
 
 def _words(points: np.ndarray) -> pl.Series:
     """Return the forms of folded texts, given as one run of code points with BETWEEN between them."""
     kinds = kinds_of(points)
-    places, number = placed_signs(points, kinds == WORD)
-    points, kinds = points.copy(), kinds.copy()
+    places, number = placed_signs(points)
+    points = np.where((kinds == BLANK) & (points != ord(BETWEEN)), np.uint32(ord(" ")), points)
     points[places] = np.array([ord(sign) for sign in STANDS_FOR.values()], "<u4")[number]
     kinds[places] = SIGN
-    points[(kinds == BLANK) & (points != ord(BETWEEN))] = ord(" ")
-    apart = np.flatnonzero(kinds == SIGN)
-    spaced = np.full(len(points) + 2 * len(apart), ord(" "), "<u4")
-    room = np.zeros(len(points) + 1, np.int64)
-    room[apart] += 1
-    room[apart + 1] += 1
-    spaced[np.arange(len(points)) + np.cumsum(room)[:-1]] = points
-    return pl.Series([_single_spaces(spaced).decode("utf-32-le")]).str.split(BETWEEN).explode()
+    sign, filled = kinds == SIGN, points != ord(" ")
+    meet = np.flatnonzero((sign[1:] | sign[:-1]) & filled[1:] & filled[:-1]) + 1  # a sign and another character
+    if len(meet):
+        spaced = np.full(len(points) + len(meet), ord(" "), "<u4")
+        old = np.ones(len(spaced), dtype=bool)
+        old[meet + np.arange(len(meet))] = False
+        spaced[old] = points
+        points = spaced
+    return pl.Series([_single_spaces(points).decode("utf-32-le")]).str.split(BETWEEN).explode()
 
 
 @cache

@@ -1,7 +1,7 @@
 """MinHash digests of texts, bit for bit those of datasketch 2.0's `affine32`, and the exact Jaccard of their shingle sets.
 
-datasketch supplies the permutations. The work is done by compiled loops where numba is installed (`tuplesmith[fast]`),
-else by numpy: slower, with the same result. Texts are cut into runs, and the result depends on neither runs nor threads.
+datasketch supplies the permutations. The work is done by compiled loops where numba has a folder to keep them, else by
+numpy: slower, with the same result. Texts are cut into runs, and the result depends on neither runs nor threads.
 """
 
 from __future__ import annotations

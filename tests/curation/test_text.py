@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import unicodedata
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -16,7 +19,7 @@ from curation import fold_kernels, folding
 from curation import text as text_module
 from curation.characters import SPACELESS_CHARS
 from curation.duplicates.signatures import read
-from curation.text import BLOCK, MANY, normalised
+from curation.text import BLOCK, normalised
 from tests.curation.plain_forms import form
 
 signs = st.characters(max_codepoint=127) | st.sampled_from(
@@ -44,9 +47,9 @@ def both_ways(many: pl.Series) -> pl.Series:
     """The forms that numpy and the compiled loops make, which are equal."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_module, "MANY", 0)
-        assert text_module._compiled()
         by_loops = normalised(many)
-        patch.setattr(text_module, "MANY", 1 << 60)
+        assert text_module._compiled()
+        patch.setattr(text_module, "_compiled", cache(lambda: None))
         by_numpy = normalised(many)
     assert by_loops.to_list() == by_numpy.to_list()
     assert by_loops.name == by_numpy.name == many.name
@@ -68,15 +71,26 @@ def test_forms_of_many_texts_stay_in_order():
 
 
 def test_forms_of_many_bytes_of_texts():
-    """More than MANY: texts longer than a block, empty ones, and such as no table tells, at the ends of blocks too."""
+    """Texts longer than a block, empty ones, and such as no table tells, at the ends of blocks too."""
     draw = random.Random(2)
     pieces = ["Fußball ", "C++ ", "—", "北京 ", "½ ", "ΑΣ ", "a\u0301", "x-1 ", "!= ", ":-) ", "...", "\u200b", "plain words "]
     many = ["".join(draw.choices(pieces, k=draw.choice([0, 1, 5, 90]))) for _ in range(10_000)]
     many += ["no sign, " * (BLOCK // 4), "é+ " * (BLOCK // 3), "Σ " * (BLOCK // 2), "", "???"]
     draw.shuffle(many)
     texts = pl.Series("text", [*many, None])
-    assert texts.str.len_bytes().sum() > MANY
     assert both_ways(texts).to_list() == [*map(form, many), None]
+
+
+def test_small_inputs_are_spared_the_loading_of_compiled_loops():
+    code = """
+import sys, polars as pl
+from curation import text
+print(text.normalised(pl.Series(["A+"] * 10)).to_list()[0], "numba" in sys.modules)
+text.normalised(pl.Series(["word " * 1000] * (text.MANY // 4000)))
+print(text.normalised(pl.Series(["A+"] * 10)).to_list()[0], "numba" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "a + False\na + True\n"
 
 
 def test_forms_of_all_of_unicode():
