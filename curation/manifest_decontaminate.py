@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from curation.manifest_beir import beir
 from curation.manifest_source import Fields, Table, TextTable
 from curation.section import Section
 
@@ -26,6 +27,11 @@ class EvalSet(Table):
     def title(self) -> str:
         """What reports call it."""
         return self.name or self.places[0]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _beir(cls, data: Any) -> Any:
+        return beir({"split": "test", **data}) if isinstance(data, dict) and data.get("reader") == "beir" else data
 
     @model_validator(mode="after")
     def _readable(self) -> EvalSet:

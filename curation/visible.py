@@ -10,7 +10,8 @@ from urllib.parse import quote
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]")
 # What begins emphasis, code, links, HTML, entities, strike-out, formulas, mentions, table cells, bare links and emoji.
 SIGNS = re.compile(r"[\\`*\[\]<>&|~$@]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=\w):(?=\S)|(?<=[wW]{3})\.")
-BEGINNING = re.compile(r"[#+=-]|(?<=\d)[.)](?=\s|$)")  # what makes the first signs of a text a heading or a list
+# What makes a line a heading, a rule or an item of a list; a backslash belongs behind the digits, or before the sign.
+BEGINNING = re.compile(r"^(\d{1,9})(?=[.)](?:\s|$))|^(?=#{1,6}(?:\s|$)|[+-](?:\s|$)|[-=]+$)")
 
 
 class Markdown(str):
@@ -31,10 +32,7 @@ def as_markdown(text: object) -> Markdown:
     """Return a text on one line for Markdown, a table's cell included; Markdown is left as it is."""
     if isinstance(text, Markdown):
         return text
-    line = SIGNS.sub(r"\\\g<0>", _line(text))
-    first = re.match(r"\d{0,9}", line)
-    at = first.end() if first else 0
-    return Markdown(line[:at] + "\\" + line[at:] if BEGINNING.match(line, at) else line)
+    return Markdown(BEGINNING.sub(r"\1\\", SIGNS.sub(r"\\\g<0>", _line(text))))
 
 
 def as_code(text: object) -> Markdown:

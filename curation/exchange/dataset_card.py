@@ -167,7 +167,7 @@ def _sources(sources: Mapping[str, Source], entries: Mapping[str, Receipt], made
         day = f", seen {entry['license_checked']}" if entry["license_checked"] else ""
         mined = one["mined"]["kept"] if one["mined"] else "-"
         kept = (curated["rows_in"], curated["kept"], mined, one["rows"], one["negatives"])
-        lines.append((as_code(name), shown, curated["revision"] or "-", Markdown(seen + day), curated["task"], *kept))
+        lines.append((as_code(name), shown, curated["revision"] or Markdown("-"), Markdown(seen + day), curated["task"], *kept))
     head = (
         "config",
         "dataset",

@@ -25,19 +25,26 @@ from curation.manifest import load_manifest
 from curation.manifest_beir import beir
 from curation.manifest_source import Table
 from curation.reading import hub, hub_facts
-from curation.reading.mapped import found_by
+from curation.reading.mapped import found_by, with_absent
 from curation.reading.rows import ROW
 from curation.reading.sources import read_rows
+from curation.shaping.columns import as_texts
 
 Entry = dict[str, Any]
 ENDINGS = (".parquet", ".jsonl")
 ABOUT = ("task", "instruction", "language", "license")
 EDGE = r"(^|[^a-z0-9])(?:%s)[0-9]*(?![a-z0-9])"
+SET = "(?:[-_ ]?(?:set|split|data))?"
 HELD_OUT = re.compile(
-    EDGE % "(?:dev|devel|development|valid|validation|val|eval|evaluation|test|testing|held.?out)(?:[-_ ]?(?:set|split|data))?"
+    EDGE % f"(?:dev(?:el|elopment|test)?|val(?:id|idate|idation)?|eval(?:s|uation)?|tests?|testing|tst|h[eo]ld.?out){SET}"
 )
-TRAIN = re.compile(EDGE % "train(?:ing)?(?:[-_ ]?(?:set|split|data))?")
+TRAIN = re.compile(EDGE % f"(?:train(?:ing)?|trn){SET}")
+DATA = (  # endings of data that is not imported, and which a manifest can name
+    ".csv", ".tsv", ".json", ".ndjson", ".txt", ".xml", ".arrow", ".feather", ".gz", ".zst", ".bz2", ".xz", ".zip", ".tar",
+    ".tgz",
+)  # fmt: skip
 TRAINING = "train"
+GRADED = ("label", "labels", "score", "scores")  # what sentence-transformers' losses learn from beside texts
 SCORES = {"positive_score": "pos_scores", "negative_scores": "neg_scores"}
 
 
@@ -96,10 +103,15 @@ def write_manifest(what: str, out: Path) -> Imported:
     if out.exists():
         raise ManifestError(out, "is there already", "name another file")
     base, path = out.resolve().parent, Path(what).expanduser()
+    if not path.exists() and (path.is_absolute() or what.startswith((".", "~")) or path.suffix in (*DATA, *ENDINGS)):
+        raise SourceError(what, "no such file or folder", "name a file, a folder, or a dataset of the Hub")
     base.mkdir(parents=True, exist_ok=True)  # paths lead out of it, and so it must be there
     found = list(_here(path, base) if path.exists() else _on_the_hub(what))
-    if all(one.held_out for one in found) and len(found) > 1:
-        names = listed(one.keys["name"] for one in found)
+    known = [one for one in found if one.form]
+    if not known:
+        raise SourceError(what, found[0].told, "write a source by hand, with `fields:`")
+    if all(one.held_out for one in known) and len(known) > 1:
+        names = listed(one.keys["name"] for one in known)
         raise SourceError(what, f"holds development or test data alone ({names})", "name one file itself to train on it")
     told = [f"{one.keys['name']}: {one.told}" for one in found if one.told]
     found = [one for one in found if one.form]
@@ -181,6 +193,13 @@ def _here(path: Path, base: Path) -> Iterator[Found]:
     files = [
         one for one in every if one.suffix in ENDINGS and one.is_file() and not any(one.is_relative_to(beir) for beir in folders)
     ]
+    others = [one for one in every if one.suffix.lower() in (*DATA, *ENDINGS) and one.is_file() and one not in files]
+    others = [one for one in others if not any(one.is_relative_to(beir) for beir in folders)]
+    if (files or folders) and others:
+        names = listed((os.path.relpath(one, inner) for one in others), 4)
+        yield Found(
+            "", {"name": _named(path.resolve().name)}, True, f"left out, as only .parquet and .jsonl are imported: {names}"
+        )
     if not files and not folders:
         raise SourceError(path, "holds neither parquet, JSON Lines nor a BEIR folder", "name a file, such as data/train.parquet")
     for one in folders:
@@ -230,9 +249,11 @@ def _of_files(first: Path, paths: list[Path], name: str, held_out: bool, base: P
     files = [os.path.relpath(one.resolve(), base) for one in paths]
     listed_files = files[0] if len(files) == 1 else files
     said = _said(first)
-    with closing(_rows(glob.escape(files[0]), base)) as rows:
-        frame = next(rows).frame
-    form, entry, told = _source(name, files[0], frame.columns, first.suffix == ".jsonl")
+    columns: dict[str, None] = {}
+    for one in files:
+        with closing(_rows(glob.escape(one), base)) as rows:
+            columns |= dict.fromkeys(next(rows).frame.columns)
+    form, entry, told = _source(name, files[0], list(columns), first.suffix == ".jsonl")
     if form == "flagembedding" and not said.get("instruction") and not held_out:
         said |= _flagembedding(files, base)
     return Found(form, {"name": name, **said, "files": listed_files, **entry}, held_out, told)
@@ -264,9 +285,9 @@ def _flagembedding(files: list[str], base: Path) -> Entry:
     for name in files:
         with closing(_rows(glob.escape(name), base)) as batches:
             for rows in batches:
-                frame = rows.frame.with_columns(
-                    pl.lit(None).alias(key) for key in ("prompt", "type") if key not in rows.frame.columns
-                )
+                frame = with_absent(rows.frame, ("prompt", "type"))
+                for key in ("prompt", "type"):
+                    as_texts(name, key, frame[key])
                 pairs = (
                     frame.select(pl.col("prompt", "type").cast(pl.String).fill_null(""), ROW)
                     .unique(["prompt", "type"], keep="first")
@@ -300,8 +321,11 @@ def _source(where: str, called: str, columns: list[str], lines: bool) -> tuple[s
             if "negatives" not in fields:
                 fields.pop("negative_scores", "")
             rest = [name for name in others if name not in fields.values()]
-            told = f"not taken for negatives, by their names: {listed(rest)}" if rest else ""
-            return layout.name, {**reader, "fields": fields}, told
+            told = [f"not taken for negatives, by their names: {listed(rest)}"] if rest else []
+            graded = [name for name in GRADED if name in columns and name not in fields.values()]
+            if graded and layout.name == "sentence-transformers":
+                told.append(f"each row is taken for a positive pair, whatever its {listed(graded)} says; map that if it counts")
+            return layout.name, {**reader, "fields": fields}, "; ".join(told)
     there = [name for name in columns if not name.startswith("__")]
     raise SourceError(
         called, f"has columns of no known format: {listed(there, 20)}", f"write a source '{where}' by hand, with `fields:`"

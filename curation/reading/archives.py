@@ -69,11 +69,12 @@ def parts(file: File, table: Table, budget: Budget, known: Collection[str]) -> G
 def _wanted(file: File, table: Table, budget: Budget, known: Collection[str], members: Members) -> Generator[File]:
     with mendable(file, table):
         wanted = table.member or [_only(file, table, known, members)]
+        plain = _named_plainly(file, table, wanted, members)
         seen: dict[str, None] = {}
         found: set[str] = set()
         with closing(_sound(file, members(file, budget))) as entries:
             for member in entries:
-                hits = {pattern for pattern in wanted if matches(member.name, pattern)}
+                hits = {one for one in wanted if member.name == one or (one not in plain and matches(member.name, one))}
                 if hits and (member.kind != "folder" or member.name in wanted):
                     found |= hits
                     yield unpacking(_member(file, member, seen), budget)
@@ -82,6 +83,15 @@ def _wanted(file: File, table: Table, budget: Budget, known: Collection[str], me
             what = "no member matches" if glob.has_magic(missing[0]) else "no member"
             near = did_you_mean(missing[0], seen) or f"; it holds {listed(seen, 6)}"
             raise SourceError(file.name, f"{what} '{missing[0]}'{near}")
+
+
+def _named_plainly(file: File, table: Table, wanted: list[str], members: Members) -> set[str]:
+    """Return the patterns that are, sign by sign, a member's name: as with files, they mean no other."""
+    signs = {one for one in wanted if glob.has_magic(one) and "[" in one}
+    if not signs:
+        return set()
+    with closing(_sound(file, members(file, Budget(table.max_unpacked)))) as entries:
+        return signs & {member.name for member in entries}
 
 
 def _member(file: File, member: Member, seen: Collection[str]) -> File:

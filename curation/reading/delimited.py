@@ -14,7 +14,7 @@ from curation.errors import SourceError
 from curation.manifest_source import Table
 from curation.reading.blocks import lines_of, opened_blocks
 from curation.reading.cells import columns_of
-from curation.reading.lookalikes import MOST_LINES, SAY_QUOTING, TsvQuotes, looked_over, refuse_line_end
+from curation.reading.lookalikes import MOST_LINES, SAY_QUOTING, TsvQuotes, refuse_line_end, without_headers
 from curation.reading.rows import BATCH, ROW, File, Lost, Reading, Rows, most_of, sliced, too_large
 
 NO_QUOTES = "if quotes mean nothing in this file, say `quoting: false`"
@@ -29,7 +29,7 @@ def read_delimited(file: File, table: Table, start: int, comma: bool) -> Reading
     Raises:
         SourceError: a quote that is not closed; or quotes in a tsv that are those of csv, where `quoting` does not say so.
     """
-    return looked_over(file, table, _read(file, table, start, comma))
+    return without_headers(file, _read(file, table, start, comma))
 
 
 def _read(file: File, table: Table, start: int, comma: bool) -> Reading:

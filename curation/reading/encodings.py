@@ -45,8 +45,8 @@ def _by_zeros(data: bytes) -> str | None:
     if sum(zeros) < max(2, len(data) // 5) and sum(zeros) < 8:
         return None
     quarter = max(1, len(data) // 4)
-    for order, zero in (("utf-32-le", (2, 3)), ("utf-32-be", (0, 1))):
-        if all(zeros[place] >= 0.99 * quarter for place in zero):
+    for order, zero, low in (("utf-32-le", (2, 3), 0), ("utf-32-be", (0, 1), 3)):
+        if all(zeros[place] >= 0.99 * quarter for place in zero) and zeros[low] <= 0.05 * quarter:
             return order
     even, odd = zeros[0] + zeros[2], zeros[1] + zeros[3]
     few, many = min(even, odd), max(even, odd)

@@ -337,7 +337,7 @@ def _questions(file: File, articles: list[Any], suspect: bool) -> Found:
                 except (KeyError, TypeError, AttributeError) as error:
                     yield "bad_question", f"{where}: {f'no {error}' if isinstance(error, KeyError) else 'not SQuAD'}", True
                     continue
-                if record["is_impossible"]:
+                if str(record["is_impossible"]).lower() in ("true", "1"):
                     yield "unanswerable", where, False
                 else:
                     yield record_of(where, record, suspect)

@@ -1,4 +1,4 @@
-"""What stands in a csv or tsv file like a row or a text, and is none: the header again, a list as text, quotes of a tsv."""
+"""What looks like a row or a text, and is none: a header again or quotes in csv and tsv, a list as text in any format."""
 
 from __future__ import annotations
 
@@ -23,29 +23,40 @@ MOST_LINES = 100  # of a cell in quotes that a tsv is looked through for
 SAY_QUOTING = "say `quoting: true` to read them as csv does, or `quoting: false` to keep them"
 
 
-def looked_over(file: File, table: Table, reading: Reading) -> Iterator[Rows]:
-    """Leave out rows that are the header again, on purpose, and as bad ones rows in which a list of texts is written as text."""
+def without_headers(file: File, reading: Reading) -> Iterator[Rows]:
+    """Leave out, on purpose, rows that are the header again, however its letters are written: where files were put together."""
+
+    def bare(cells: pl.Series) -> pl.Series:
+        return cells.str.strip_chars().str.strip_chars("\ufeff").str.to_lowercase()
+
     for rows in reading:
         frame = rows.frame
         names = [name for name in frame.columns if name != ROW]
-        lost = list(rows.lost)
         if len(names) > 1:
-            again = frame[names[0]].str.strip_chars() == names[0].strip()
-            if again.any():
-                again = functools.reduce(pl.Series.__and__, (frame[name].str.strip_chars() == name.strip() for name in names))
+            short = frame.filter(frame[names[0]].str.len_bytes() <= len(names[0].encode()) + 20)  # nearly none, as a rule
+            wanted = bare(pl.Series(names))
+            same = (bare(short[name]) == one for name, one in zip(names, wanted, strict=True))
+            again = short.filter(functools.reduce(pl.Series.__and__, same))[ROW]
+            if len(again):
                 told = f"{file.name}: {', '.join(names)}"[:200]
-                lost += [Lost(row, "repeated_header", told, False) for row in frame.filter(again)[ROW]]
-                frame = frame.filter(~again)
-        for name in _of_lists(table, names):
-            listed = [(row, text) for row, text in frame.filter(frame[name].str.contains(LIST)).select(ROW, name).iter_rows()]
-            if written := [(row, text) for row, text in listed if _is_list(text)]:
-                hint = f"write jsonl, where lists are lists; or `join: {{{name}: ''}}` keeps such texts as they are"
-                lost += [
-                    Lost(row, "list_as_text", f"{file.name}: column '{name}' holds a list as text, {text[:60]}; {hint}", True)
-                    for row, text in written
-                ]
-                frame = frame.filter(~pl.col(ROW).is_in([row for row, _ in written]))
-        yield rows._replace(frame=frame, lost=sorted(lost)) if len(lost) > len(rows.lost) else rows
+                lost = [Lost(row, "repeated_header", told, False) for row in again]
+                rows = Rows(frame.filter(~frame[ROW].is_in(again.implode())), sorted([*rows.lost, *lost]))
+        yield rows
+
+
+def without_lists(where: str, table: Table, rows: Rows) -> Rows:
+    """Leave out, as bad ones, rows in which a list of texts is written as text."""
+    frame, lost = rows
+    for name in _of_lists(table, frame.columns):
+        if frame.schema[name] != pl.String:
+            continue
+        found = frame.filter(frame[name].str.contains(LIST)).select(ROW, name).rows()
+        if written := [(row, text) for row, text in found if _is_list(text)]:
+            hint = f"write lists as lists, as jsonl and parquet have them; or `join: {{{name}: ''}}` keeps such texts as they are"
+            told = f"{where}: column '{name}' holds a list as text"
+            lost = lost + [Lost(row, "list_as_text", f"{told}, {text[:60]}; {hint}", True) for row, text in written]
+            frame = frame.filter(~pl.col(ROW).is_in([row for row, _ in written]))
+    return rows if lost is rows.lost else Rows(frame, sorted(lost))
 
 
 def _of_lists(table: Table, names: list[str]) -> list[str]:

@@ -292,6 +292,7 @@ def _reached(where: str, frame: pl.DataFrame, first: str, parts: list[str]) -> p
     if isinstance(kind, pl.Struct):
         found = _path(pl.col(first), values.dtype, parts)
         return None if found is None else frame.select(found[0].alias(first))[first]
+    _refuse_map(where, first, kind)
     texts, depth = values, _innermost(values.dtype)[1]
     for _ in range(depth):
         texts = texts.explode()
@@ -301,6 +302,16 @@ def _reached(where: str, frame: pl.DataFrame, first: str, parts: list[str]) -> p
         row = frame[ROW][int(values.is_not_null().arg_max() or 0)]
         raise _no_record(where, first, row, texts[int(odd.arg_max() or 0)], ".".join(parts))
     return None
+
+
+def _refuse_map(where: str, name: str, kind: Any) -> None:
+    """Refuse a column of maps: of these each row may have keys of its own.
+
+    Raises:
+        SourceError: it is one.
+    """
+    if kind.is_nested() and not isinstance(kind, pl.Struct):
+        raise SourceError(where, f"column '{name}' holds maps, not texts or records", "write records, or a column of texts")
 
 
 def _path(values: pl.Expr, kind: Any, parts: list[str]) -> tuple[pl.Expr, bool] | None:
@@ -322,6 +333,7 @@ def _path(values: pl.Expr, kind: Any, parts: list[str]) -> tuple[pl.Expr, bool] 
 def _plain(where: str, values: pl.Series, frame: pl.DataFrame, table: Table, wanted: Mapped) -> pl.Series:
     """Return a mapped column as texts, lists of texts, or numbers."""
     name, (kind, depth) = values.name, _innermost(values.dtype)
+    _refuse_map(where, name, kind)
     if isinstance(kind, pl.Struct):
         parts = [field.name for field in kind.fields]
         simple = set(parts) <= PASSAGE and "text" in parts and not any(field.dtype.is_nested() for field in kind.fields)
@@ -333,8 +345,8 @@ def _plain(where: str, values: pl.Series, frame: pl.DataFrame, table: Table, wan
         values = _whole_floats(where, values) if whole else _within(values, lambda each: pl.when(each.is_finite()).then(each))
     elif depth:
         values = _within(values, lambda each: each)
-    elif name in wanted.ids and kind == pl.String:
-        values = _whole_texts(where, values)
+    elif name in wanted.ids and (kind == pl.String or kind.is_decimal()):
+        values = _whole_texts(where, values.cast(pl.String))
     if depth and name in table.join:
         values, depth = _joined(values, depth, table.join[name]), depth - 1
     if depth > 1 and not isinstance(table, EvalSet):
@@ -377,7 +389,7 @@ def _joined(values: pl.Series, depth: int, sign: str) -> pl.Series:
 
 def _whole_floats(where: str, values: pl.Series) -> pl.Series:
     """Return labels or ids that are floats as texts: whole ones without `.0`."""
-    beyond = values.filter(values.is_finite() & (values.abs() > EXACT[type(values.dtype)]))
+    beyond = values.filter(values.is_finite() & (values.abs() >= EXACT[type(values.dtype)]))
     if len(beyond):
         raise _inexact(where, values.name, beyond)
     finite = values.to_frame().select(pl.when(pl.first().is_finite()).then(pl.first()))[values.name]

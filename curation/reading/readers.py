@@ -56,6 +56,10 @@ KNOWN = {  # key: readers it is for
     "quoting": ("csv", "tsv"),
     "encoding": tuple(name for name in get_args(Reader) if name not in ("parquet", "arrow", "python", "beir")),
 }
+OTHER = {  # endings of what is not read, and what to do
+    **dict.fromkeys((".lz4", ".7z", ".rar", ".br", ".z", ".lzma", ".sz", ".lzo"), "unpack it, or pack it as gz, zst, bz2 or xz"),
+    **dict.fromkeys((".xlsx", ".xls", ".ods", ".pkl", ".pickle", ".h5", ".npz", ".db"), "save it as csv, jsonl or parquet"),
+}
 AGAIN = "fetch the file again, or say the right `reader:`"
 
 
@@ -76,6 +80,8 @@ def reader_of(file: File, table: Table) -> str:
         SourceError: no reader is declared, and none is known for the ending.
     """
     ending = ending_of(file.path)
+    if table.reader is None and (last := file.path.suffix.lower()) in OTHER:
+        raise SourceError(file.name, f"is a '{last}' file, which is not read", OTHER[last])
     if table.reader is None and ending not in ENDINGS:
         what = f"no reader for the ending '{ending}'" if ending else "no ending to tell the reader by"
         raise SourceError(file.name, what, f"say `reader:` and one of {listed(get_args(Reader), 20)}")

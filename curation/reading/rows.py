@@ -131,6 +131,8 @@ def _undecodable(file: File, encoding: str) -> tuple[int, str]:
             for start, packing in MARKS.items():
                 if sample.startswith(start):
                     return line, f"it is packed: let its name end in .{packing}"
+            if sample in (b"PAR1", b"ARRO"):
+                return line, f"say `reader: {'parquet' if sample == b'PAR1' else 'arrow'}`"
             first = error.object.rfind(b"\n", 0, error.start) + 1
             sample = bytes(error.object[first:]) + raw.read(1 << 16)
             sample = sample[: sample.rfind(b"\n") + 1 or None]  # whole lines, so that no character is cut off

@@ -23,6 +23,7 @@ from curation.reading.archives import parts
 from curation.reading.dataset_files import ABOUT, SAVED, SAVED_DICT
 from curation.reading.functions import PYTHON, python_files
 from curation.reading.globs import matching, plain_part
+from curation.reading.lookalikes import without_lists
 from curation.reading.mapped import as_mapped
 from curation.reading.packed import PACKED, Budget
 from curation.reading.places import is_outside, refuse_special, refuse_system
@@ -230,7 +231,7 @@ def _read(table: Table, base: Path, first: int | None) -> Iterator[Rows]:
 
 def _dataset_rows(table: Table, base: Path, first: int | None) -> Generator[Rows]:
     for rows in dataset.rows(table, _folder(table, base), first):
-        yield rows._replace(frame=as_mapped(_called(table), rows.frame, table))
+        yield without_lists(_called(table), table, rows._replace(frame=as_mapped(_called(table), rows.frame, table)))
 
 
 def _file_rows(table: Table, base: Path) -> Generator[Rows]:
@@ -238,12 +239,18 @@ def _file_rows(table: Table, base: Path) -> Generator[Rows]:
     for file in _aligned(table, base) if table.reader == "aligned" else _files(table, base):
         with ExitStack() as stack:
             wholes = [stack.enter_context(closing(parts(one, table, budget, ENDINGS))) for one in (file, *file.beside)]
+            before: list[str] = []
             for part, *beside in zip_longest(*wholes):
                 if None in (part, *beside):
                     names = listed((one.name for one in (file, *file.beside)), 4)
                     raise SourceError(names, "hold unequal numbers of members", "line i of each makes a row")
+                members = [one.name for one in (part, *beside)]
+                if before:
+                    _refuse_other_names(before)
+                    _refuse_other_names(members)
+                before = members
                 for rows in read_file(part._replace(beside=tuple(beside)), table, start):
-                    rows = rows._replace(frame=as_mapped(part.name, rows.frame, table))
+                    rows = without_lists(part.name, table, rows._replace(frame=as_mapped(part.name, rows.frame, table)))
                     yield _with_file_name(table, file, rows)
                     start += len(rows.frame) + len(rows.lost)
 
@@ -266,6 +273,18 @@ def _aligned(table: Table, base: Path) -> list[File]:
             what = f"matches no file '{alone[0]}', which '{table.files[0]}' does; it has {listed(sorted(names), 4)}"
             raise SourceError(pattern, what, "files whose lines belong together have one name, but for what the patterns say")
     return [file._replace(beside=tuple(names[name] for names in named[1:])) for name, file in named[0].items()]
+
+
+def _refuse_other_names(members: list[str]) -> None:
+    """Refuse members of several archives whose lines would be put together although they have other names.
+
+    Raises:
+        SourceError: they have, up to their endings.
+    """
+    named = [name.rpartition(":")[2] for name in members]
+    if len({PurePath(name).with_suffix("") for name in named}) > 1:
+        what = f"members of other names would be put together: {listed(members, 4)}"
+        raise SourceError(members[0], what, "name one with `member:`, or pack them in one order under one name each")
 
 
 def _varying(file: File, pattern: str) -> str:

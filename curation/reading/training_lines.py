@@ -60,9 +60,11 @@ def _refuse_text(file: File, number: int, record: Record, name: str) -> None:
 
 def _passages(file: File, number: int, record: Record, name: str) -> list[str]:
     value = record.get(name)
-    whole = isinstance(value, list) and all(isinstance(one, dict) and isinstance(one.get("text"), str) for one in value)
+    whole = isinstance(value, list) and all(
+        isinstance(one, dict) and isinstance(one.get("text"), str) and isinstance(one.get("title") or "", str) for one in value
+    )
     if value is not None and not whole:
         hint = "each passage is {docid, title, text}"
         raise SourceError(f"{file.name}:{number}", f"'{name}' is not a list of passages with a text", hint)
-    parts = ([str(one.get("title") or ""), one["text"]] for one in value or [])
+    parts = ([one.get("title") or "", one["text"]] for one in value or [])
     return ["\n".join(part for part in both if part.strip()) for both in parts]

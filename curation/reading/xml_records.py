@@ -46,7 +46,10 @@ def _records(file: File, table: Table) -> Found:
                 fed += len(block)
             except expat.ExpatError as error:
                 what = f"not readable as XML ({expat.ErrorString(error.code)})"
-                raise SourceError(f"{file.name}:{error.lineno}", what, "is the file cut off?") from None
+                hint = "is the file cut off?"
+                if error.code == expat.errors.codes[expat.errors.XML_ERROR_INVALID_TOKEN] and table.encoding == "utf-8":
+                    hint = "is the file cut off, or has it another `encoding`?"
+                raise SourceError(f"{file.name}:{error.lineno}", what, hint) from None
             except (LookupError, ValueError) as error:  # an encoding that is unknown, or of several bytes
                 raise SourceError(file.name, f"not readable as XML ({error})", "declare another `encoding`") from None
             if fed - parser.CurrentByteIndex > most_of(table):  # within one tag, comment or the like

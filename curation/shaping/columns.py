@@ -187,11 +187,13 @@ def number_lists(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
     """Return a mapped column as lists of finite numbers, a number as a list of one; null for blanks and infinities.
 
     Raises:
-        SourceError: a list holds what is no number.
+        SourceError: it holds what is no number, but for the score of a pair.
     """
     values = column(place_of(source), rows, wanted)
     if not isinstance(values.dtype, pl.List):
-        return pl.select(pl.concat_list(numbers_of(source, rows, wanted))).to_series()
+        if wanted == source.fields.score:  # of a pair; its row is lost
+            return pl.select(pl.concat_list(numbers_of(source, rows, wanted))).to_series()
+        values = pl.select(pl.concat_list(as_texts(place_of(source), wanted, values))).to_series()
     if values.dtype.inner.is_numeric():
         return values.cast(pl.List(pl.Float64)).fill_null([])
     texts = values.cast(pl.List(pl.String)).fill_null([])
@@ -201,7 +203,7 @@ def number_lists(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
         for text, number in zip(texts[row], numbers[row], strict=True) if blank[row] else ():
             if number is None and text and text.strip() and text.strip().lower().lstrip("+-") not in NO_NUMBERS:
                 what = f"column '{wanted}' holds '{text[:SHOWN]}' (row {rows[ROW][row]}), which is no number"
-                raise SourceError(place_of(source), what, "map lists of numbers")
+                raise SourceError(place_of(source), what, "map numbers, or lists of them")
     return numbers
 
 

@@ -61,8 +61,13 @@ def refuse_typos(source: Source, labels: Mapping[str, str], there: list[str]) ->
     """Refuse labels of a manifest of which no row has one while rows have another: their class would be left out.
 
     Raises:
-        SourceError: there are both; in a sample, which may lack a label, only where two look alike.
+        SourceError: there are both, or two keys mean one label; in a sample, which may lack a label, only where two look alike.
     """
+    for n, key in enumerate(labels):
+        twice = [other for other in list(labels)[:n] if {*same_labels({other: ""})} & {*same_labels({key: ""})}]
+        if twice and labels[twice[0]] != labels[key]:
+            what = f"the keys '{twice[0]}' and '{key}' of 'labels' are one label, with two meanings"
+            raise SourceError(place_of(source), what, "keep one")
     known = {*same_labels(labels), *same_labels(dict.fromkeys(source.skip_labels, ""))}
     unknown = sorted(set(there) - known)
     absent = [label for label in labels if not {*same_labels({label: ""})} & {*there}]
@@ -74,11 +79,12 @@ def refuse_typos(source: Source, labels: Mapping[str, str], there: list[str]) ->
 
 
 def _refuse_alike(source: Source, labels: list[str]) -> None:
-    """Refuse labels that may well be one: numbers that are equal, such as 0.5 and 0.50, or true and True."""
+    """Refuse labels that may well be one: equal numbers, such as 0.5 and 0.50, true and True, or `a` and `a `."""
     seen: dict[Decimal | str, str] = {}
     for label in labels:
-        truth = label.lower() if label.lower() in ("true", "false") else label
-        other = seen.setdefault(Decimal(label) if NUMBER.fullmatch(label) else truth, label)
+        bare = " ".join(label.split())
+        truth = bare.lower() if bare.lower() in ("true", "false") else bare
+        other = seen.setdefault(Decimal(bare) if NUMBER.fullmatch(bare) else truth, label)
         if other != label:
             what = f"column '{source.fields.label}' has the labels '{other}' and '{label}', which may be one"
             raise SourceError(place_of(source), what, "map each to its text under 'labels'")

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import codecs
+import io
 import re
 
+import polars as pl
 import pytest
 
 from tests.reported.broken import build_all
@@ -103,3 +105,23 @@ def test_zeros_in_a_text_of_one_byte_a_character_are_no_other_encoding(tmp_path)
     text = "q,a\n" + "what is this,it is an \0 answer\n" + "".join(f"what is {n},it is {n}\n" for n in range(50))
     done = build_all(tmp_path, {"x.csv": text}, ["files: x.csv"])
     assert len(done[0].pairs) == 51
+
+
+def test_zeros_alone_are_no_encoding(tmp_path):
+    for start in (b'{"q": "', b"q,a\nx,", b""):
+        (tmp_path / "x.jsonl").write_bytes(start + bytes(5000))
+        (one,) = build_all(tmp_path, {}, ["files: x.jsonl"])
+        assert one.error
+        assert "utf-" not in one.error
+
+
+def test_tables_under_another_name_are_no_encoding(tmp_path):
+    whole = io.BytesIO()
+    pl.DataFrame({"q": ["what is x"], "a": ["ü" * 50]}).write_parquet(whole, compression="uncompressed")
+    (one,) = build_all(tmp_path, {"x.json": whole.getvalue()}, ["files: x.json"])
+    assert one.error.endswith("say `reader: parquet`")
+    (one,) = build_all(tmp_path, {"x.xml": "<d><p><q>é</q></p></d>".encode("latin-1")}, ["files: x.xml, reader: xml, records: p"])
+    assert (
+        one.error
+        == "x.xml:1: not readable as XML (not well-formed (invalid token)); is the file cut off, or has it another `encoding`?"
+    )

@@ -90,6 +90,17 @@ def test_a_text_in_markdown_is_a_text(text):
     assert "\n" not in as_markdown(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("2026-11-22", "2026-11-22"), ("-5 degrees", "-5 degrees"), ("#1", "#1"), ("1.5", "1.5"), ("C#", "C#"), ("+1", "+1"),
+        ("# head", "\\# head"), ("- item", "\\- item"), ("-", "\\-"), ("---", "\\---"), ("==", "\\=="), ("7. item", "7\\. item"),
+    ],
+)  # fmt: skip
+def test_only_what_would_be_markup_is_escaped(text, shown):
+    assert as_markdown(text) == shown
+
+
 @given(HOSTILE)
 def test_code_in_markdown_is_code(text):
     kinds, addresses, said = inline(as_code(text))

@@ -12,7 +12,9 @@ from click.testing import CliRunner
 
 from curation.build import build
 from curation.cli import curate
+from curation.errors import UserError
 from curation.manifest import load_manifest
+from curation.tables import read_table
 
 
 def put(folder: Path, *names: str, **columns: object) -> None:
@@ -55,6 +57,8 @@ def imported(folder: Path, what: str = "in") -> tuple[dict[str, list[str]], dict
         (["contest.jsonl", "latest.jsonl", "deviation.jsonl", "retrieval.jsonl"],
          {"contest": 1, "latest": 1, "deviation": 1, "retrieval": 1}, 0),
         (["a.jsonl", "b.jsonl", "held-out.jsonl"], {"a": 1, "b": 1}, 1),
+        (["trn.jsonl", "val.jsonl", "tst.jsonl"], {"in": 1}, 2),
+        (["train.jsonl", "holdout.jsonl", "devtest.jsonl", "tests.jsonl", "validate.jsonl"], {"in": 1}, 4),
     ],
 )  # fmt: skip
 def test_what_is_for_tests_is_no_source(tmp_path, names, train, held_out):
@@ -162,3 +166,43 @@ def test_queries_with_several_rendered_instructions_are_refused(tmp_path, second
     (told,) = build(tmp_path / "m.yaml", tmp_path / "b").failed.values()
     assert "A'" in str(told)
     assert str(told).endswith("say `instruction:`, which then stands for all of them")
+
+
+def test_what_is_left_out_by_its_ending_is_told(tmp_path):
+    put(tmp_path / "in", "train.jsonl")
+    for name in ("test.csv", "more.jsonl.gz", "notes.md", ".hidden.csv"):
+        (tmp_path / "in" / name).write_text("x")
+    sources, sets, told = imported(tmp_path)
+    assert (list(sources), sets) == (["in"], {})
+    assert "left out, as only .parquet and .jsonl are imported: more.jsonl.gz, test.csv\n" in told
+
+
+def test_a_shard_with_more_columns_counts_too(tmp_path):
+    put(tmp_path / "in", "train-00000-of-00002.jsonl", anchor="what is this", positive="a thing")
+    put(tmp_path / "in", "train-00001-of-00002.jsonl", anchor="what is that", positive="another", negative="no thing")
+    imported(tmp_path)
+    build(tmp_path / "m.yaml", tmp_path / "b")
+    assert read_table(tmp_path / "b/curated/in", "passages")["text"].to_list() == ["a thing", "another", "no thing"]
+
+
+def test_a_score_or_label_of_pairs_is_told(tmp_path):
+    put(tmp_path / "in", "x.jsonl", anchor="what is this", positive="a thing", score=0.1)
+    assert "x: each row is taken for a positive pair, whatever its score says; map that if it counts\n" in imported(tmp_path)[2]
+    put(tmp_path / "in", "x.jsonl", anchor="what is this", positive="a thing", negative="no thing")
+    (tmp_path / "m.yaml").unlink()
+    assert "whatever" not in imported(tmp_path)[2]
+
+
+@pytest.mark.parametrize("prompt", [["A"], []])
+def test_prompts_that_are_no_texts(tmp_path, prompt):
+    put(tmp_path / "in", "x.jsonl", query="what is this", pos=["a thing"], neg=["no thing"], prompt=prompt)
+    done = CliRunner().invoke(curate, ["import", str(tmp_path / "in"), "-o", str(tmp_path / "m.yaml")])
+    assert isinstance(done.exception, UserError)
+    assert "in/x.jsonl: column 'prompt' holds" in str(done.exception)
+
+
+@pytest.mark.parametrize("name", ["nothing.jsonl", "./nothing", "nothing.csv"])
+def test_a_file_that_is_not_there(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(curate, ["import", name, "-o", "m.yaml"])
+    assert str(done.exception) == f"{name}: no such file or folder; name a file, a folder, or a dataset of the Hub"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 
+import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -173,3 +175,35 @@ def test_lists_in_the_texts_of_queries_and_labels_are_texts(tmp_path):
 
 def test_every_key_of_a_source_may_stay_as_it_was():
     assert Source(name="s", files=["x.tsv"], task="retrieval", fields={"query": "q", "positive": "a"}).quoting is None
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "parquet", "arrow", "xml", "tsv"])
+def test_a_list_written_as_text_is_told_in_every_format(tmp_path, ending):
+    files, wanted = {}, []
+    for number, cell in enumerate(["['a', 'b']", '[{"text": "a"}]', "[1] and [2]", "plain"]):
+        row = {"q": "what is x", "a": cell}
+        whole = io.BytesIO()
+        if ending == "parquet":
+            pl.DataFrame([row]).write_parquet(whole)
+        elif ending == "arrow":
+            pl.DataFrame([row]).write_ipc(whole)
+        text = {
+            "jsonl": json.dumps(row), "json": json.dumps([row]), "tsv": f"q\ta\n{row['q']}\t{cell}\n",
+            "xml": f"<d><p><q>{row['q']}</q><a>{cell}</a></p></d>",
+        }.get(ending, "").encode()  # fmt: skip
+        files[f"{number}.{ending}"] = text or whole.getvalue()
+        wanted.append(number < 2)
+    keys = ", reader: xml, records: p" if ending == "xml" else ""
+    done = build_all(tmp_path, files, [f"files: {name}{keys}, filters: {{min_chars: 1}}" for name in files])
+    assert ["holds a list as text" in one.error for one in done] == wanted
+    assert [one.pairs for one in done[2:]] == [[("what is x", ["[1] and [2]"])], [("what is x", ["plain"])]]
+    kept = build_all(tmp_path, files, [f"files: 0.{ending}{keys}, join: {{a: ''}}"])
+    assert kept[0].pairs == [("what is x", ["['a', 'b']"])]
+
+
+@pytest.mark.parametrize("again", ["q,a", "Q,A", "\ufeffq,a", '"q"," a"', "\ufeff\ufeffQ ,a"])
+def test_a_header_again_where_files_were_put_together(tmp_path, again):
+    keys = "filters: {min_chars: 1}"
+    done = build_one(tmp_path, {"x.csv": f"q,a\nwhat is x,x\n{again}\nwhat is y,y\n"}, f"files: x.csv, {keys}")
+    assert done.pairs == [("what is x", ["x"]), ("what is y", ["y"])]
+    assert done.receipt["rows_dropped"] == {"repeated_header": 1}

@@ -308,3 +308,44 @@ def test_a_block_at_once_gives_what_its_lines_give(tmp_path, rows, name):
     (tmp_path / "a.json").write_text(f"[{', '.join(lines)}]")
     fields = {"query": "q", "positive": name, "negatives": ["q"]}
     assert shaped(tmp_path, "a.jsonl", fields) == shaped(tmp_path, "a.json", fields)
+
+
+def test_decimals_are_labels_and_ids_as_whole_numbers_are(tmp_path):
+    frame = pl.DataFrame({"q": ["what is x", "what is y"], "i": ["1.00", "2.00"]}).with_columns(
+        pl.col("i").cast(pl.Decimal(9, 2))
+    )
+    frame.write_parquet(tmp_path / "a.parquet")
+    assert classes(shaped(tmp_path, "a.parquet", {"query": "q", "label": "i"}, **CLASSES)) == ["1", "2"]
+    (tmp_path / "c.jsonl").write_text('{"_id": 1, "text": "one"}\n{"_id": "2", "text": "two"}\n')
+    tables = {part: {"files": "c.jsonl"} for part in ("corpus", "queries")}
+    got = shaped(tmp_path, "a.parquet", {"query_id": "i", "positive_id": "i"}, **tables)
+    assert got == {"s/1": ("one", ["one"], [], None), "s/2": ("two", ["two"], [], None)}
+
+
+@pytest.mark.parametrize(("one", "other"), [("pos", "pos "), ("1", " 1"), ("true", "True "), ("a b", "a  b"), ("0.5", "0.50 ")])
+def test_labels_that_differ_in_white_space_are_told(one, other, tmp_path):
+    (tmp_path / "a.csv").write_bytes(raw("csv", [one, other, "x", "x", one]))
+    told = shaped(tmp_path, "a.csv", {"query": "q", "label": "p"}, task="clustering")
+    assert told.endswith("which may be one; map each to its text under 'labels'")
+    assert f"'{one}'" in told
+    assert f"'{other}'" in told
+
+
+@pytest.mark.parametrize(("one", "other"), [("1", "1.0"), ("true", "True"), ("-0", "0")])
+def test_keys_of_labels_that_are_one_label_are_told(one, other, tmp_path):
+    (tmp_path / "a.csv").write_bytes(raw("csv", [one, one, "x", "x"]))
+    fields = {"query": "q", "label": "p"}
+    told = shaped(tmp_path, "a.csv", fields, task="clustering", labels={one: "good", other: "bad", "x": "so so"})
+    assert told == f"source 's': the keys '{one}' and '{other}' of 'labels' are one label, with two meanings; keep one"
+    got = shaped(tmp_path, "a.csv", fields, task="clustering", labels={one: "good", other: "good", "x": "so so"})
+    assert classes(got) == ["good", "good", "so so", "so so"]
+
+
+@pytest.mark.parametrize("value", ['"high"', '["high"]', "true", "null", "NaN", '" "', '"1e-1"'])
+def test_a_teachers_score_that_is_no_number_is_told(value, tmp_path):
+    (tmp_path / "a.jsonl").write_text(f'{{"q": "query", "p": "passage", "s": {value}}}\n')
+    got = shaped(tmp_path, "a.jsonl", {"query": "q", "positive": "p", "positive_score": "s"})
+    if "high" in value:
+        assert got == "source 's': column 's' holds 'high' (row 0), which is no number; map numbers, or lists of them"
+    else:
+        assert got == {"s/0": ("query", ["passage"], [], None)}

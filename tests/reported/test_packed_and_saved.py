@@ -189,3 +189,22 @@ def test_titles_of_a_beir_corpus_are_optional(tmp_path, corpus, positive):
     assert build_one(tmp_path, files, "files: b, reader: beir, fields: {query_id: query-id, positive_id: corpus-id}").pairs == [
         ("a query", [positive])
     ]
+
+
+def test_a_member_that_is_named_itself_is_the_only_one(tmp_path):
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w") as archive:
+        for name, query in (("a[1].jsonl", "what is this"), ("a1.jsonl", "what is that")):
+            archive.writestr(name, json.dumps({"q": query, "a": "an answer"}) + "\n")
+    keys = ["member: 'a[1].jsonl'", "member: 'a[!x].jsonl'", "member: ['a[1].jsonl', a1.jsonl]"]
+    done = build_all(tmp_path, {"x.zip": whole.getvalue()}, [f"files: x.zip, {key}" for key in keys])
+    this, that = ("what is this", ["an answer"]), ("what is that", ["an answer"])
+    assert [one.pairs for one in done] == [[this], [that], [this, that]]
+
+
+@pytest.mark.parametrize("ending", ["lz4", "7z", "rar", "br", "Z", "xlsx", "pkl"])
+def test_what_is_not_read_is_told_by_its_ending(tmp_path, ending):
+    name = f"a.jsonl.{ending}" if ending not in ("xlsx", "pkl") else f"a.{ending}"
+    hint = "unpack it, or pack it as gz, zst, bz2 or xz" if name != f"a.{ending}" else "save it as csv, jsonl or parquet"
+    error = build_one(tmp_path, {name: b"\x04\x22\x4d\x18" + bytes(40)}, f"files: {name}").error
+    assert error == f"{name}: is a '.{ending.lower()}' file, which is not read; {hint}"

@@ -163,3 +163,32 @@ def test_evaluation_sets_protect_every_text_in_lists_and_records(tmp_path):
             SourceError, match=f"^test.{form}: column 'q' holds records .row 0., not texts; map one of .*: q.text$"
         ):
             built(tmp_path, "a.jsonl", {"query": "q", "positive": "p"}, decontaminate={"against": [against]})
+
+
+def test_maps_of_parquet_are_told(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    maps = pa.array([[("k", "v")]], type=pa.map_(pa.string(), pa.string()))
+    pyarrow.parquet.write_table(pa.table({"q": ["what is x"], "p": maps, "u": maps}), tmp_path / "a.parquet")
+    told = "a.parquet: column 'p' holds maps, not texts or records; write records, or a column of texts"
+    for name in ("p", "p.k"):
+        assert shaped(tmp_path, "a.parquet", {"query": "q", "positive": name}) == told
+    assert shaped(tmp_path, "a.parquet", {"query": "q", "positive": "q"}) == {"s/0": ("what is x", ["what is x"], [], None)}
+
+
+@pytest.mark.parametrize(("mark", "left_out"), [("0", False), ("1", True), ("false", False), ("true", True), ('"False"', False), ('"True"', True), ("null", False)])  # fmt: skip
+def test_questions_that_squad_marks_as_impossible(mark, left_out, tmp_path):
+    question = f'{{"id": 7, "question": "what is x", "answers": [{{"text": "a letter"}}], "is_impossible": {mark}}}'
+    other = '{"id": 8, "question": "what is y", "answers": []}'
+    (tmp_path / "a.json").write_text(f'{{"data": [{{"paragraphs": [{{"context": "x, y", "qas": [{question}, {other}]}}]}}]}}')
+    fields = {"query": "question", "positive": "context", "id": "id"}
+    got = built(tmp_path, "a.json", fields, reader="squad")
+    assert list(got) == (["s/8"] if left_out else ["s/7", "s/8"])
+
+
+def test_a_title_of_a_passage_that_is_no_text(tmp_path):
+    line = {"query": "what is x", "positive_passages": [{"title": {"en": "X"}, "text": "a letter"}]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(line) + "\n")
+    told = shaped(tmp_path, "a.jsonl", {"query": "query", "positive": "positives"}, reader="tevatron")
+    assert told.startswith("a.jsonl:1: 'positive_passages' is not a list of passages with a text")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -173,3 +175,35 @@ def test_a_misspelt_key_of_a_recipe(tmp_path: Path):
     (tmp_path / "r.yaml").write_text("modl: x\n")
     with pytest.raises(ManifestError, match=r"unknown key 'modl' \(did you mean 'model'\?\)"):
         load_recipe(tmp_path / "r.yaml")
+
+
+def zipped(**members: str) -> bytes:
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name.replace("_", "."), content)
+    return whole.getvalue()
+
+
+def test_members_of_two_archives_are_paired_by_name(tmp_path):
+    files = {
+        "q.zip": zipped(dev_txt="dev q\n", test_txt="test q\n"),
+        "same.zip": zipped(dev_de="dev a\n", test_de="test a\n"),
+        "turned.zip": zipped(test_txt="test a\n", dev_txt="dev a\n"),
+        "other.zip": zipped(a_txt="test a\n", dev_txt="dev a\n"),
+        "one.zip": zipped(dev_txt="dev q\n"),
+        "two.zip": zipped(dev_fr="dev a\n"),
+        "three.zip": zipped(other_fr="other a\n"),
+    }
+    keys = ", reader: aligned, header: [q, a]"
+    several = f", member: ['*.txt', '*.de']{keys}"
+    sources = [f"files: [q.zip, {other}.zip]{several}" for other in ("same", "turned", "other")]
+    sources += [f"files: [one.zip, {other}.zip]{keys}" for other in ("two", "three")]
+    done = build_all(tmp_path, files, sources)
+    assert done[0].error == "q.zip: no member matches '*.de'; it holds dev.txt, test.txt"
+    for one, second in zip(done[1:3], ("test", "a"), strict=True):
+        assert "members of other names would be put together: q.zip:dev.txt, " in one.error
+        assert f":{second}.txt; name one with `member:`, or pack them in one order under one name each" in one.error
+    assert [one.pairs for one in done[3:]] == [[("dev q", ["dev a"])], [("dev q", ["other a"])]]
+    done = build_one(tmp_path, files, f"files: [q.zip, same.zip], member: '*'{keys}")
+    assert done.pairs == [("dev q", ["dev a"]), ("test q", ["test a"])]
