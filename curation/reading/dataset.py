@@ -75,7 +75,12 @@ def rows(table: Table, folder: Path | None, first: int | None) -> Generator[Rows
         counts = {
             name: sum(len(one.frame) + len(one.lost) for one in _split(table, folder, commit, found, name)) for name in names
         }
-        absolute = _instruction(table).to_absolute(counts)
+        try:
+            absolute = _instruction(table).to_absolute(counts)
+        except ValueError as error:
+            raise SourceError(
+                str(table.path), f"split '{table.split}' cannot be taken ({error})", "name rows, such as train[:50]"
+            ) from None
         pieces = [(one.splitname, one.from_ or 0, counts[one.splitname] if one.to is None else one.to) for one in absolute]
     for name, start, stop in pieces:
         end = made
@@ -136,14 +141,18 @@ def _reader(file: File, table: Table) -> Table:
 def _named(where: str, frame: pl.DataFrame, labels: dict[str, list[str]]) -> pl.DataFrame:
     """Put names in place of label numbers; -1, no label, is null. A file may hold the names themselves.
 
+    Where names look like other label numbers, as stars from 1 on do, each value is a number, as for `datasets`.
+
     Raises:
         SourceError: a label that is neither a number nor a name of the column.
     """
     for column, names in labels.items():
         if column not in frame.columns or isinstance(frame[column].dtype, pl.List | pl.Struct):
             continue
-        texts = frame[column].cast(pl.String)
-        known = {str(number): name for number, name in enumerate(names)} | {name: name for name in names} | {"-1": None, "": None}
+        texts = frame[column].cast(pl.String).str.replace(r"^(-?\d+)\.0+$", "${1}")
+        numbers = {str(number): name for number, name in enumerate(names)}
+        themselves = {} if any(numbers.get(name, name) != name for name in names) else {name: name for name in names}
+        known = themselves | numbers | {"-1": None, "": None}
         made = texts.replace_strict(known, default=None, return_dtype=pl.String)
         if len(strange := texts.filter(made.is_null() & ~texts.is_in(["-1", ""]) & texts.is_not_null())):
             raise SourceError(where, f"'{strange[0]}' in column '{column}' is no label of it", f"it has {listed(names, 6)}")

@@ -194,7 +194,7 @@ def number_lists(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
         if wanted == source.fields.score:  # of a pair; its row is lost
             return pl.select(pl.concat_list(numbers_of(source, rows, wanted))).to_series()
         values = pl.select(pl.concat_list(as_texts(place_of(source), wanted, values))).to_series()
-    if values.dtype.inner.is_numeric():
+    elif values.dtype.inner.is_numeric():
         return values.cast(pl.List(pl.Float64)).fill_null([])
     texts = values.cast(pl.List(pl.String)).fill_null([])
     numbers = texts.list.eval(_number(pl.element()))

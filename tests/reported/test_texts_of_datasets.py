@@ -246,3 +246,31 @@ def test_a_snapshot_of_the_hubs_cache_may_link_to_its_blobs(tmp_path):
     (tmp_path / "datasets--o--n" / "blobs" / "1").write_text("q,a\n02108,x\n")
     (snapshot / "train.csv").symlink_to("../../blobs/1")
     assert rows_of(Table(path=str(snapshot)), tmp_path)["q"].to_list() == ["02108"]
+
+
+@pytest.mark.parametrize(
+    ("names", "values", "wanted"),
+    [
+        (["1", "2", "3"], ["0", "1", "2"], ["1", "2", "3"]),  # stars
+        (["1", "0"], ["0", "1", "-1"], ["1", "0", None]),
+        (["0", "1"], ["1", "0", ""], ["1", "0", None]),
+        (["bad", "good"], ["0.0", "1.0", "-1.0"], ["bad", "good", None]),  # as pandas writes whole numbers beside a gap
+        (["1", "2", "3"], ["3"], "'3' in column 'label' is no label of it; it has 1, 2, 3"),
+    ],
+)
+@pytest.mark.parametrize("name", ["train.csv", "train.jsonl"])
+def test_names_of_labels_that_look_like_numbers(tmp_path, name, names, values, wanted):
+    readme(tmp_path / "set", CLASSES.replace("{'0': bad, '1': good}", json.dumps(names)))
+    rows = [f"x,{value}\n" if name.endswith("csv") else f'{{"q": "x", "label": {value or "null"}}}\n' for value in values]
+    (tmp_path / "set" / name).write_text(("q,label\n" if name.endswith("csv") else "") + "".join(rows))
+    if isinstance(wanted, str):
+        assert message(Table(path="set"), tmp_path) == f"set: {wanted}"
+    else:
+        assert rows_of(Table(path="set"), tmp_path)["label"].to_list() == wanted
+
+
+def test_a_slice_that_cannot_be_taken(tmp_path):
+    write(tmp_path / "set" / "train.csv", ["1", "2"])
+    said = message(Table(path="set", split="train[:50%](pct1_dropremainder)"), tmp_path)
+    assert said.startswith("set: split 'train[:50%](pct1_dropremainder)' cannot be taken (")
+    assert said.endswith("; name rows, such as train[:50]")
