@@ -236,6 +236,7 @@ RERANKERS: dict[str, str | None] = {
     "one logit, sigmoid": None,
     "one logit, `activation_fn=Identity`": None,
     "one logit, a prompt before each query": None,
+    "one logit, padding on the left": None,
     "Transformer, Pooling, Dense": None,
     "a language model with LogitScore, chat template and prompt, as Qwen3-Reranker": None,
     "a language model with LogitScore of one token, structured messages": None,

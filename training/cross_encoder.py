@@ -118,6 +118,7 @@ def load_cross_encoder(model: str, *, device: str = "auto", dtype: str = "float3
         raise ModelError(model, f"gives {loaded.config.num_labels} scores a pair", "name a cross-encoder with one")
     _, room, fixed = positions_of(loaded)
     limit = limit_of(model, files, tokenizer, room, fixed, None)
+    tokenizer.padding_side = "right"  # on the left it would shift the positions of a pair by the length of its batch
     activation = activation_of(model, _activation(loaded.config, said))
     kind = PooledCrossEncoder if pools else CrossEncoder
     scorer = kind(model, loaded.to(place), tokenizer, limit, dtype_of(dtype, place), activation, prompt_of(said))

@@ -130,7 +130,7 @@ def _filled(name: str, module: Module, made: Any, weights: dict[str, Tensor], pr
     try:
         made.load_state_dict(mine)
     except RuntimeError as error:
-        raise ModelError(name, f"{module.folder.name}: its weights do not fit ({first_line(error)})") from None
+        raise ModelError(name, f"{module.folder.name}: its weights do not fit ({str(error).splitlines()[-1].strip()})") from None
     return made
 
 

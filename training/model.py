@@ -226,6 +226,7 @@ def load_model(
         trained_prompt=said.trained_prompt if said else None,
     )
     _check_kinds(name, tokenizer)
+    _check_rotations(model)
     if weights:
         check_numbers(name, backbone, model.head)
         with quiet():
@@ -280,6 +281,22 @@ def _check_kinds(name: str, tokenizer: Any) -> None:
     """Refuse a tokenizer that marks the tokens of a single text with another segment than the first."""
     if "token_type_ids" in tokenizer.model_input_names and any(map(any, tokenizer(["a text"])["token_type_ids"])):
         raise ModelError(name, "its tokenizer puts a single text into the second segment", "that is not supported")
+
+
+def _check_rotations(model: Model) -> None:
+    """Refuse rotary positions that change for all texts of a batch where one of them is long.
+
+    Raises:
+        ModelError: texts may be that long.
+    """
+    config = model.backbone.config
+    said = getattr(config, "rope_parameters", None) or {}
+    for rotation in (said, *(one for one in said.values() if isinstance(one, dict))):
+        kind = str(rotation.get("rope_type"))
+        room = rotation.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", None)
+        if (kind == "longrope" or "dynamic" in kind) and room and model.max_tokens > room:
+            what = f"its vectors of texts of up to {room} tokens depend on longer ones in their batch (rope_type: {kind})"
+            raise ModelError(model.name, what, f"give `max_tokens: {room}` or less")
 
 
 def _outline(name: str, files: ModelFiles) -> tuple[Any, Any]:

@@ -16,7 +16,7 @@ from sentence_transformers.cross_encoder.modules import LogitScore
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from curation.errors import ModelError
-from tests.model_folders import FAMILIES, PACKS_NOT, RERANKERS, VARIANTS, edit
+from tests.model_folders import FAMILIES, PACKS_NOT, RERANKERS, VARIANTS, edit, settings
 from tests.training.tiny_models import GROUPED, SMALL, TEXTS, tiny_folder, tiny_reranker, tiny_tokenizer
 from training.cross_encoder import load_cross_encoder
 from training.encode import load_encoder, similarities
@@ -160,6 +160,53 @@ def test_vectors_of_folder_variants_are_those_of_sentence_transformers(variant, 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("kind", ["roberta", "bert"])
+def test_vectors_of_texts_that_hold_the_padding_token(kind, tmp_path):
+    folder, saved = tiny_folder(kind, tmp_path / "plain"), tmp_path / "saved"
+    sentence_transformers.SentenceTransformer(str(folder), device="cpu").save(str(saved), create_model_card=False)
+    edit(saved / "config.json", pad_token_id=0)
+    settings(max_seq_length=100)(saved)
+    assert furthest(saved, [*QUERIES, "[PAD]", "one [PAD] two [PAD][PAD] three", "of [PAD]"]) < NEAR
+
+
+LONG = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 16}
+LONG |= {"long_factor": [2.0] * 4, "short_factor": [1.0] * 4}
+FORGETFUL = {
+    **{"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
+    **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8},
+}
+MIXING = {
+    "recurrent layers": ("Qwen3NextConfig", GROUPED | FORGETFUL, "get other vectors than alone"),
+    "longrope": (
+        "Phi3Config",
+        TWO | {"original_max_position_embeddings": 16, "rope_parameters": LONG},
+        "`max_tokens: 16` or less",
+    ),
+    "dynamic": (
+        "LlamaConfig",
+        GROUPED | {"max_position_embeddings": 20, "rope_parameters": LONG | {"rope_type": "dynamic", "factor": 2.0}},
+        "`max_tokens: 16` or less",
+    ),
+    "a buffer of positions": ("MraConfig", {}, "cannot encode texts packed together"),
+}
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_models_that_mix_the_texts_of_a_batch_are_refused(name, tmp_path):
+    kind, sizes, wanted = MIXING[name]
+    torch.manual_seed(1)
+    given = {} if kind == "MraConfig" else GIVEN
+    model = transformers.AutoModel.from_config(getattr(transformers, kind)(**SMALL | sizes | given))
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer(decoder=bool(given)).save_pretrained(tmp_path / "model")
+    with pytest.raises(ModelError) as error:
+        load_encoder(str(tmp_path / "model"), device="cpu")
+    assert wanted in str(error.value)
+    assert "\n" not in str(error.value)
+    if "max_tokens" in wanted:  # as it says
+        assert load_encoder(str(tmp_path / "model"), device="cpu", max_tokens=16).described["max_tokens"] == 16
+
+
 def test_prompts_that_are_not_used_are_told(saved, tmp_path):
     folder = Path(shutil.copytree(saved, tmp_path / "model"))
     about = folder / "config_sentence_transformers.json"
@@ -198,6 +245,8 @@ def reranker(name: str, folder: Path) -> Path:
         if "prompt" in name:
             options = {"prompts": {"search": "find: "}, "default_prompt_name": "search"}
         sentence_transformers.CrossEncoder(str(plain), device=device, **options).save_pretrained(str(folder))
+        if "left" in name:
+            edit(folder / "tokenizer_config.json", padding_side="left")
     elif name == "Transformer, Pooling, Dense":
         parts = [Transformer(str(tiny_folder("bert", plain))), Pooling(32, "mean")]
         torch.manual_seed(5)
