@@ -10,9 +10,9 @@ What queries are told is what training told them: see `asked_of`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from training.prompts import Prompts
 
 TOP = 10
 QUERIES_PER_BLOCK, PASSAGES_PER_BLOCK = 1024, 8192  # one block of scores is 64 MiB
+LARGEST_GRADE = 2**31  # what trec_eval holds
 LAYOUT = "a folder holds corpus.jsonl, queries.jsonl and qrels/test.tsv"
 
 
@@ -44,6 +45,9 @@ class Collection:
     relevant: list[dict[int, float]]
     passage_ids: list[str]
     query_ids: list[str]
+
+
+HALF = re.compile("[\ud800-\udfff]")
 
 
 class Asked(NamedTuple):
@@ -250,6 +254,8 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
             raise SourceError(f"{path}:{number}", f"not readable as JSON ({error})", "give one JSON object a line") from None
         if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in ("_id", "text")):
             raise SourceError(f"{path}:{number}", "lacks '_id' or 'text', or they are no strings")
+        if "\\ud" in line.lower() and HALF.search(f"{record['_id']} {record.get('title')} {record['text']}"):
+            raise SourceError(f"{path}:{number}", "holds half of a surrogate pair, which is no character", "take the \\ud... out")
         if record["_id"] in seen:
             raise SourceError(f"{path}:{number}", f"has the _id '{record['_id']}' of an earlier line")
         seen.add(record["_id"])
@@ -265,7 +271,7 @@ def _read_qrels(path: Path) -> list[tuple[str, str, float]]:
             continue
         try:
             query, document, grade = fields[0], fields[1], float(fields[2])
-            if len(fields) > 3 or not isfinite(grade):
+            if len(fields) > 3 or not abs(grade) <= LARGEST_GRADE:
                 raise ValueError
             found.append((query, document, grade))
         except (ValueError, IndexError):
@@ -276,7 +282,7 @@ def _read_qrels(path: Path) -> list[tuple[str, str, float]]:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, line.rstrip("\r\n")

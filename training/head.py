@@ -69,8 +69,8 @@ def head_of(name: str, modules: Sequence[Module], dim: int, output: str = SENTEN
     steps: list[nn.Module] = []
     for number, module in enumerate(modules):
         last = number == len(modules) - 1
-        names = module.config.get("module_input_name", SENTENCE), module.config.get("module_output_name") or SENTENCE
-        if names[0] != SENTENCE or names[1] not in {SENTENCE, output if last else SENTENCE}:
+        names = [module.config.get(key, SENTENCE) for key in ("module_input_name", "module_output_name")]
+        if names[0] != SENTENCE or names[1] not in (None, SENTENCE, output if last else SENTENCE):
             raise ModelError(name, f"{module.kind} makes {names[1]} of {names[0]}", f"only {SENTENCE} is supported")
         if module.kind == "Normalize":
             steps.append(Unit())

@@ -218,6 +218,12 @@ def test_queues_links_and_paths_that_lead_out(copy):
     assert complaint(copy) == "model.safetensors is no file that can be read; is it a link to something that is not there?"
 
 
+@pytest.mark.parametrize("value", [[], {}, 0, "", "other"])
+def test_a_dense_whose_output_goes_elsewhere(copy, value):
+    edit(copy / "2_Dense/config.json", module_output_name=value)
+    assert complaint(copy).endswith("only sentence_embedding is supported")
+
+
 @pytest.mark.parametrize("text", ["[" * 100_000, "\xff", "[1, 2", '"modules"', "3"])
 def test_modules_that_are_no_list(copy, text):
     (copy / "modules.json").write_bytes(text.encode("latin-1"))

@@ -16,7 +16,7 @@ from tiny_build import retrieval, tiny_model, write_build
 from tiny_models import tiny_folder
 
 from curation import store
-from curation.errors import ModelError, SetupError
+from curation.errors import ModelError, SetupError, SourceError
 from curation.manifest_models import Train
 from training.cli import train as command
 from training.encode import load_encoder
@@ -173,11 +173,27 @@ def test_fractional_grades_count_as_written(place, tmp_path):
     assert evaluate(encoder, folder)["ndcg@10"] == pytest.approx(wanted, abs=1e-9)
 
 
-@pytest.mark.parametrize("grade", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("grade", ["nan", "inf", "-inf", "1e308"])
 def test_a_grade_that_is_no_number_is_refused(grade, tmp_path):
     folder = folder_of(tmp_path / "f", [("q0", "d0", grade)])
     with pytest.raises(Exception, match=r"qrels/test.tsv:2: is not a query, a document and a number"):
         read_collection(folder)
+
+
+@pytest.mark.parametrize("key", ["_id", "title", "text"])
+def test_half_of_a_surrogate_pair_is_refused_where_it_is(key, tmp_path):
+    folder = folder_of(tmp_path / "f", [("q0", "d0", 1)])
+    (folder / "corpus.jsonl").write_text(json.dumps({"_id": "d0", "text": "\U0001f600"} | {key: "x\ud83d"}) + "\n")
+    with pytest.raises(SourceError, match=r"corpus.jsonl:1: holds half of a surrogate pair"):
+        read_collection(folder)
+
+
+def test_a_byte_order_mark_is_no_part_of_an_id(tmp_path):
+    folder = folder_of(tmp_path / "f", [("q0", "d0", 1)])
+    for path in (folder / "corpus.jsonl", folder / "queries.jsonl"):
+        path.write_text("\ufeff" + path.read_text())
+    (folder / "qrels/test.tsv").write_text("\ufeffq0\td0\t1\n")
+    assert read_collection(folder).query_ids == ["q0"]
 
 
 @pytest.mark.parametrize("similarity", ["dot", "euclidean", "manhattan"])
