@@ -31,12 +31,17 @@ def texts_of(one: EvalSet, base: Path) -> Iterator[pl.DataFrame]:
     """Yield the texts of an evaluation set batch by batch, EVALUATION, blanks left out.
 
     Raises:
-        SourceError: see `sources.read_rows`; or a mapped column that is missing or holds no texts.
+        SourceError: see `sources.read_rows`; or a mapped column that is missing or holds no texts, or there is none at all.
     """
-    frames = _of_qrels(one, base) if one.corpus and one.queries else _of_rows(one, base)
+    frames, some = _of_qrels(one, base) if one.corpus and one.queries else _of_rows(one, base), False
     for frame in frames:
         good = frame.drop_nulls("text").filter(pl.col("text").str.strip_chars() != "")
+        some = some or len(good) > 0
         yield good.select(pl.lit(one.title).alias("task"), "eval_id", pl.col("role").cast(pl.UInt8), "text").cast(EVALUATION)
+    if not some:
+        raise SourceError(
+            f"evaluation set '{one.title}'", "holds no text, so nothing would be kept clear of it", "check 'fields'"
+        )
 
 
 def tables_of(one: EvalSet) -> list[tuple[str, Table]]:
@@ -107,10 +112,15 @@ def _of_qrels(one: EvalSet, base: Path) -> Iterator[pl.DataFrame]:
 
 
 def _by_id(where: str, table: TextTable, base: Path, wanted: pl.Series, roles: tuple[int, int | None]) -> Iterator[pl.DataFrame]:
-    """Yield eval_id, role and text of a table's rows; those that are not wanted have the second role, or are left out."""
+    """Yield eval_id, role and text of a table's rows; those that are not wanted have the second role, or are left out.
+
+    Raises:
+        SourceError: also where no row is wanted although some should be: none would be protected.
+    """
     fields = table.fields
     required = [fields.title] if fields.title and not fields.title.endswith("?") else []
     names = [] if table.guesses else [fields.id, fields.text, *required]
+    found = 0
     for frame in _frames(where, table, base, names):
         if isinstance(table, Guessed):
             id_, title = ("_id" if "_id" in frame.columns else "id"), ("title" if "title" in frame.columns else None)
@@ -120,6 +130,10 @@ def _by_id(where: str, table: TextTable, base: Path, wanted: pl.Series, roles: t
         if title is not None:
             titles = as_texts(where, title, column(where, frame, title))
             texts = pl.select(pl.concat_str([titles, texts], separator="\n", ignore_nulls=True).str.strip_chars()).to_series()
-        role = pl.when(ids.is_in(wanted.implode())).then(pl.lit(roles[0])).otherwise(pl.lit(roles[1], pl.Int32))
-        found = pl.DataFrame({"eval_id": ids, "text": texts}).with_columns(role.alias("role"))
-        yield found.drop_nulls("role")
+        named = ids.is_in(wanted.implode())
+        found += int(named.sum() or 0)
+        role = pl.when(named).then(pl.lit(roles[0])).otherwise(pl.lit(roles[1], pl.Int32))
+        yield pl.DataFrame({"eval_id": ids, "text": texts}).with_columns(role.alias("role")).drop_nulls("role")
+    if len(wanted) and not found:
+        what = f"has none of the ids that its qrels name, such as '{wanted[0]}'"
+        raise SourceError(where, what, "check the columns of ids under 'fields'")

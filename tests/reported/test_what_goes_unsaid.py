@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from curation.build import build
 from curation.cli import curate
-from curation.errors import ManifestError
+from curation.errors import ManifestError, SourceError
 from curation.manifest import load_manifest, load_recipe
 from tests.reported.broken import build_all, build_one, manifest
 
@@ -207,3 +208,39 @@ def test_members_of_two_archives_are_paired_by_name(tmp_path):
     assert [one.pairs for one in done[3:]] == [[("dev q", ["dev a"])], [("dev q", ["other a"])]]
     done = build_one(tmp_path, files, f"files: [q.zip, same.zip], member: '*'{keys}")
     assert done.pairs == [("dev q", ["dev a"]), ("test q", ["test a"])]
+
+
+TABLES = {
+    "c.jsonl": lines({"_id": 2, "text": "a passage of it"}),
+    "t.jsonl": lines({"_id": 1, "text": "what is thing number 1?"}),
+}
+QRELS = "fields: {query_id: q, positive_id: d}, corpus: {files: c.jsonl}, queries: {files: t.jsonl}"
+PROTECTS_NOTHING = [
+    ('{"q": " "}\n{"q": null}\n', "files: e.jsonl, fields: {query: q}", "evaluation set 'e.jsonl': holds no text, so nothing is kept clear of it"),
+    ('{"q": [], "a": [null]}\n', "files: e.jsonl, fields: {query: q, positive: a}", "evaluation set 'e.jsonl': holds no text"),
+    ('{"q": 9, "d": 2}\n', f"files: e.jsonl, {QRELS}", "evaluation set 'e.jsonl' (queries): has none of the ids that its qrels name, such as '9'"),
+    ('{"q": 1, "d": 9}\n', f"files: e.jsonl, {QRELS}", "evaluation set 'e.jsonl' (corpus): has none of the ids that its qrels name, such as '9'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rows", "keys", "told"), PROTECTS_NOTHING)
+def test_an_evaluation_set_that_would_protect_nothing_is_told(tmp_path, rows, keys, told):
+    with pytest.raises(SourceError) as caught:
+        build_all(tmp_path, {"e.jsonl": rows, **TABLES}, [], f"decontaminate: {{against: [{{{keys}}}]}}")
+    assert str(caught.value).startswith(told)
+
+
+@pytest.mark.parametrize("split", ["test", "dev"])
+def test_a_beir_folder_is_an_evaluation_set_in_a_word(tmp_path, split):
+    files = {f"e/{name.replace('c.', 'corpus.').replace('t.', 'queries.')}": text for name, text in TABLES.items()}
+    files[f"e/qrels/{split}.tsv"] = "query-id\tcorpus-id\tscore\n1\t2\t1\n"
+    files["x.jsonl"] = lines(
+        {"q": "what is thing number 1?", "a": "an answer to that"}, {"q": "how are larks", "a": "they are well"}
+    )
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    said = "" if split == "test" else f", split: {split}"
+    path = manifest(tmp_path, ["files: x.jsonl"], f"decontaminate: {{against: [{{reader: beir, files: e{said}}}]}}")
+    outcome = build(path, tmp_path / "b")
+    assert outcome.receipts["s0"]["dropped"] == {"leaked_query": 1}
