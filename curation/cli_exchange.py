@@ -152,7 +152,7 @@ def verify(build: Path | None, model: Path | None, only: tuple[str, ...], as_jso
             say(f"{model}: no build is beside it; `curate verify BUILD --model {model}` also checks what it was trained on")
     if build or not model:
         folder = build or folder
-        problems += checking.problems(folder, only, for_terminal(quiet))
+        problems = list(dict.fromkeys([*problems, *checking.problems(folder, only, for_terminal(quiet))]))
     if as_json:
         output(look.as_json([{"where": one.where, "what": one.what} for one in problems]))
     else:

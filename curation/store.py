@@ -152,7 +152,7 @@ def read_json(path: Path, hint: str = AGAIN) -> Any:
         raise BuildError(path, "no such file", "run `curate build` first") from None
     except NotADirectoryError:
         raise BuildError(path.parent, "is a file, not a folder", "name a build folder") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BuildError(path, f"not readable as JSON ({error})", "delete this file and run the command again") from None
     if isinstance(found, dict) and SEAL in found:
         if raw != sealed(found):

@@ -89,6 +89,8 @@ def find_model(name: str, weights: bool = True) -> ModelFiles:
         ModelError: there is no such model, or its folder lacks a part.
     """
     folder = _folder_of(name, weights)
+    if (folder / "model" / "config.json").exists() and not (folder / "config.json").exists():
+        raise ModelError(name, "is a run of `train`, not a model", f"name {folder / 'model'}")
     if weights:
         check_model(folder)
     sentence = read_sentence_folder(name, folder)
@@ -119,7 +121,7 @@ def check_model(folder: Path) -> None:
     """
     redo = f"delete {folder} and write it again with `train` or `train export`"
     receipt = read_receipt(folder)
-    if receipt is not None:
+    if receipt is not None and "files" in receipt:  # others are of something else than a model
         check_files(folder, receipt, redo, BESIDE)
     run = (read_receipt(folder.parent) or {}) if folder.name == "model" else {}
     if "model" in run and (receipt is None or file_digest(folder / RECEIPT) != run["model"]):

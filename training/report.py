@@ -30,8 +30,8 @@ def write(run: Path) -> Path:
         BuildError: the run has no step behind it.
     """
     if (run / store.TIMINGS).exists():  # the run is done
-        known = store.read_sealed(run / store.TIMINGS, AGAIN)["files"]["log.jsonl"]
-        if store.file_digest(run / "log.jsonl") != known:
+        known = store.read_sealed(run / store.TIMINGS, AGAIN).get("files", {}).get("log.jsonl")
+        if known and store.file_digest(run / "log.jsonl") != known:
             raise BuildError(run / "log.jsonl", "was changed since the run ended (its digest is not timings.json's)", AGAIN)
     lines = list(read_log(run / "log.jsonl"))
     steps = [line for line in lines if "loss" in line]

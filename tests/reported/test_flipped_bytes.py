@@ -412,3 +412,18 @@ def test_verify_tells_a_model_of_other_tuples(made, tmp_path):
     assert curate.main(["verify", "--model", str(made / "build/train"), "-q"], standalone_mode=False) == 0
     assert curate.main(["verify", "--model", str(tmp_path / "b/train"), "-q"], standalone_mode=False) == 1
     assert curate.main(["verify", str(made / "build"), "--model", str(tmp_path / "b/train"), "-q"], standalone_mode=False) == 0
+
+
+def test_a_run_is_no_model_and_a_build_no_run(made):
+    run = made / "build/train"
+    with pytest.raises(UserError) as error:
+        find_model(str(run))
+    assert str(error.value) == f"{run}: is a run of `train`, not a model; name {run / 'model'}"
+    with pytest.raises(BuildError, match=r"has no step in log\.jsonl; name the folder of a run"):
+        report.write(made / "build")
+
+
+def test_a_receipt_nested_too_deep_is_one_line(made, tmp_path):
+    (tmp_path / "build.json").write_text("[" * 100_000)
+    with pytest.raises(BuildError, match="build.json: not readable as JSON"):
+        store.read_build(tmp_path)
