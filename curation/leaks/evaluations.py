@@ -39,9 +39,7 @@ def texts_of(one: EvalSet, base: Path) -> Iterator[pl.DataFrame]:
         some = some or len(good) > 0
         yield good.select(pl.lit(one.title).alias("task"), "eval_id", pl.col("role").cast(pl.UInt8), "text").cast(EVALUATION)
     if not some:
-        raise SourceError(
-            f"evaluation set '{one.title}'", "holds no text, so nothing would be kept clear of it", "check 'fields'"
-        )
+        raise SourceError(f"evaluation set '{one.title}'", "holds no text, so nothing is kept clear of it", "check 'fields'")
 
 
 def tables_of(one: EvalSet) -> list[tuple[str, Table]]:

@@ -74,7 +74,8 @@ def listed_sides(
         right = number > 0
     else:
         scored = pl.when(pl.col("text").is_not_null()).then(number.fill_null(-inf))
-        right = (pl.int_range(pl.len()).over("at") == scored.arg_max().over("at")).fill_null(False)
+        best = (pl.int_range(pl.len()).over("at") == scored.arg_max().over("at")).fill_null(False)
+        right = pl.when(number.is_not_null()).then(best)
     long = long.with_columns(right.alias("right"))
     best_first = long.sort("at", "score", descending=[False, True], nulls_last=True, maintain_order=True)
     lists = [

@@ -61,7 +61,7 @@ def test_documents_are_positives_or_negatives_by_their_labels():
 def test_documents_with_scores_are_split_by_a_threshold_or_the_best_is_the_positive():
     table = rows(q=["a"], d=[["x", "y", "z"]], v=[[0.5, 0.75, None]])
     of = source(fields={**LISTED, "score": "v"})
-    assert made(of, table) == ([("s/0", "a", ["y"], ["x", "z"])], [])
+    assert made(of, table) == ([("s/0", "a", ["y"], ["x"])], [])
     assert made(source(fields={**LISTED, "score": "v"}, threshold=0.6), table) == ([("s/0", "a", ["y"], ["x"])], [])
     scores = to_tuples(of, table, 1).scores
     assert dict(zip(scores["text"], scores["score"], strict=True)) == {key_of("x"): 0.5, key_of("y"): 0.75}

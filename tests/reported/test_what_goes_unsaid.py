@@ -244,3 +244,16 @@ def test_a_beir_folder_is_an_evaluation_set_in_a_word(tmp_path, split):
     path = manifest(tmp_path, ["files: x.jsonl"], f"decontaminate: {{against: [{{reader: beir, files: e{said}}}]}}")
     outcome = build(path, tmp_path / "b")
     assert outcome.receipts["s0"]["dropped"] == {"leaked_query": 1}
+
+
+def test_documents_without_a_score_are_on_neither_side(tmp_path):
+    rows = lines(
+        {"q": "what is x", "d": ["a text", "another", "a third"], "s": [None, 0.2, 0.9]},
+        {"q": "what is y", "d": ["one text", "two texts"], "s": [None, None]},
+    )
+    keys = "fields: {query: q, documents: d, score: s}, max_bad: 0.5"
+    done = build_all(tmp_path, {"x.jsonl": rows}, [f"files: x.jsonl, {keys}", f"files: x.jsonl, {keys}, threshold: 0.5"])
+    for one in done:
+        assert one.pairs == [("what is x", ["a third"])]
+        assert one.receipt["texts_out"] == {"unlabelled_document": 3}
+        assert one.receipt["rows_dropped"] == {"empty_positive": 1}
