@@ -108,9 +108,27 @@ def find_model(name: str, weights: bool = True) -> ModelFiles:
         check_file(name, path, LARGEST_TOKENIZER)
     if weights and not files.weights():
         raise ModelError(name, "holds no weights", "put its model.safetensors beside config.json")
+    _check_weights(name, files)
+    return files
+
+
+def _check_weights(name: str, files: ModelFiles) -> None:
+    """Refuse weights that are no files of the folder, whose digests would not be taken.
+
+    Raises:
+        ModelError: they are not.
+    """
     for path in files.weights():
         check_file(name, path)
-    return files
+    for path in files.transformer.glob("*.index.json"):  # its parts are beside it, where their digests are taken
+        index = read_json(name, path)
+        parts = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
+            raise ModelError(name, f"{path.name} does not map each weight to a file ('weight_map')", "is the folder whole?")
+        if elsewhere := [part for part in parts.values() if Path(part).name != part]:
+            raise ModelError(
+                name, f"{path.name} names '{elsewhere[0]}', which is not beside it", "put all weights into one folder"
+            )
 
 
 def check_model(folder: Path) -> None:

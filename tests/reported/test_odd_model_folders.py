@@ -218,6 +218,23 @@ def test_queues_links_and_paths_that_lead_out(copy):
     assert complaint(copy) == "model.safetensors is no file that can be read; is it a link to something that is not there?"
 
 
+@pytest.mark.parametrize("value", [[], {}, {"weight_map": []}, {"weight_map": {"x": 1}}])
+def test_an_index_that_maps_no_weights(copy, value):
+    (copy / "model.safetensors.index.json").write_text(json.dumps(value))
+    wanted = "model.safetensors.index.json does not map each weight to a file ('weight_map'); is the folder whole?"
+    assert complaint(copy) == wanted
+
+
+@pytest.mark.parametrize("part", ["../outside.safetensors", "sub/part.safetensors", "/tmp/outside.safetensors"])
+def test_an_index_that_leads_out_of_the_folder(copy, part):
+    shutil.copy(copy / "model.safetensors", copy.parent / "outside.safetensors")
+    (copy / "sub").mkdir()
+    shutil.move(copy / "model.safetensors", copy / "sub/part.safetensors")
+    shutil.copy(copy.parent / "outside.safetensors", copy / "model-00001-of-00002.safetensors")
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"embeddings.LayerNorm.weight": part}}))
+    assert complaint(copy).startswith(f"model.safetensors.index.json names '{part}', which is not beside it; ")
+
+
 @pytest.mark.parametrize("value", [[], {}, 0, "", "other"])
 def test_a_dense_whose_output_goes_elsewhere(copy, value):
     edit(copy / "2_Dense/config.json", module_output_name=value)
