@@ -186,7 +186,7 @@ BAD_XML = [
     ("<d><pair>&nbsp;</pair></d>", "a.xml:1: not readable as XML (undefined entity); is the file cut off?"),
     ("<d>\n<pair>x</pair>\n", "a.xml:3: not readable as XML (no element found); is the file cut off?"),
     ("", "a.xml:1: not readable as XML (no element found); is the file cut off?"),
-    ("<d><pair>\x01</pair></d>", "a.xml:1: not readable as XML (not well-formed (invalid token)); is the file cut off?"),
+    ("<d><pair>\x01</pair></d>", "a.xml:1: not readable as XML (not well-formed (invalid token)); is the file cut off, or has it another `encoding`?"),
     ('<?xml version="1.0" encoding="klingon"?><d/>', "a.xml: not readable as XML (unknown encoding: klingon); declare another `encoding`"),
     ('<?xml version="1.0" encoding="gb18030"?><d/>', "a.xml: not readable as XML (multi-byte encodings are not supported); declare another `encoding`"),
     ("<pair>" + "<b>" * 200 + "</b>" * 200 + "</pair>", "a.xml: a record nests more than 100 elements"),
