@@ -19,8 +19,8 @@ def curate() -> None:
 
 
 @curate.command()
-@click.argument("manifest", type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Build folder [default: builds/NAME].")
+@click.argument("manifest", type=click.Path(readable=False, path_type=Path))
+@click.option("-o", "--out", type=click.Path(readable=False, path_type=Path), help="Build folder [default: builds/NAME].")
 @click.option("--only", multiple=True, metavar="SOURCE", help="Build this source only; may be given again.")
 @click.option("--limit", type=click.IntRange(1), help="At most this many rows a source, for a quick look.")
 @click.option("-j", "--workers", type=click.IntRange(1), help="Processes [default: as many as pay].")
@@ -87,7 +87,7 @@ def build(
 
 
 @curate.command()
-@click.argument("build", type=click.Path(path_type=Path), required=False)
+@click.argument("build", type=click.Path(readable=False, path_type=Path), required=False)
 @click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")
 @click.option("--json", "as_json", is_flag=True, help="The receipts as JSON instead of a table.")
 def stats(build: Path | None, only: tuple[str, ...], as_json: bool) -> None:
@@ -114,7 +114,7 @@ def stats(build: Path | None, only: tuple[str, ...], as_json: bool) -> None:
 
 
 @curate.command()
-@click.argument("build", type=click.Path(path_type=Path), required=False)
+@click.argument("build", type=click.Path(readable=False, path_type=Path), required=False)
 def report(build: Path | None) -> None:
     """Write the report.html of BUILD anew, and print its path.
 
@@ -131,7 +131,7 @@ def report(build: Path | None) -> None:
 
 
 @curate.command()
-@click.argument("build", type=click.Path(path_type=Path), required=False)
+@click.argument("build", type=click.Path(readable=False, path_type=Path), required=False)
 @click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")
 @click.option("-n", "count", type=click.IntRange(1), default=3, show_default=True, help="Records a source.")
 @click.option("--dropped", is_flag=True, help="Show what was dropped, and why, instead.")
@@ -157,7 +157,7 @@ def show(build: Path | None, only: tuple[str, ...], count: int, dropped: bool, r
 
 
 @curate.command()
-@click.argument("manifest", type=click.Path(path_type=Path))
+@click.argument("manifest", type=click.Path(readable=False, path_type=Path))
 @click.option("--online", is_flag=True, help="Ask the Hub, too, whether all that is named is there.")
 @click.option("--confined", is_flag=True, help="Refuse what MANIFEST reads outside of its folder: it is somebody else's.")
 @click.option("--json", "as_json", is_flag=True, help="What was found as JSON.")
@@ -180,7 +180,7 @@ def check(manifest: Path, online: bool, confined: bool, as_json: bool) -> int:
 
 
 @curate.command()
-@click.argument("manifest", type=click.Path(path_type=Path))
+@click.argument("manifest", type=click.Path(readable=False, path_type=Path))
 @click.option("--only", multiple=True, metavar="SOURCE", help="Resolve this source only; may be given again.")
 @click.option("--confined", is_flag=True, help="Refuse what MANIFEST reads outside of its folder: it is somebody else's.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
@@ -210,8 +210,8 @@ def lock(manifest: Path, only: tuple[str, ...], confined: bool, quiet: bool) -> 
 
 
 @curate.command()
-@click.argument("build", type=click.Path(path_type=Path), required=False)
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Parquet file to write.")
+@click.argument("build", type=click.Path(readable=False, path_type=Path), required=False)
+@click.option("-o", "--out", type=click.Path(readable=False, path_type=Path), required=True, help="Parquet file to write.")
 @click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")
 def signatures(build: Path | None, out: Path, only: tuple[str, ...]) -> None:
     """Write MinHash signatures of the texts of BUILD.

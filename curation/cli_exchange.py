@@ -13,9 +13,15 @@ FORMATS = ("f2llm", "pair", "triplet", "n-tuple", "labeled-list", "scored-list",
 
 
 @click.command()
-@click.argument("build", type=click.Path(path_type=Path), required=False)
+@click.argument("build", type=click.Path(readable=False, path_type=Path), required=False)
 @click.option("--format", "name", type=click.Choice(FORMATS), required=True, metavar="FORMAT", help="One of the above.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder to write; the files are in its data/.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(readable=False, path_type=Path),
+    required=True,
+    help="Folder to write; the files are in its data/.",
+)
 @click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")
 @click.option("--negatives", type=click.IntRange(1), help="Negatives a tuple, see above.")
 @click.option("--json", "as_json", is_flag=True, help="The receipt as JSON instead of a table.")
@@ -52,9 +58,9 @@ def export(
 
 
 @click.command()
-@click.argument("build", type=click.Path(path_type=Path))
+@click.argument("build", type=click.Path(readable=False, path_type=Path))
 @click.argument("repo", metavar="ORG/NAME")
-@click.option("--lock", type=click.Path(path_type=Path), help="The lock file; by default BUILD/manifest.lock.")
+@click.option("--lock", type=click.Path(readable=False, path_type=Path), help="The lock file; by default BUILD/manifest.lock.")
 @click.option("--allow", multiple=True, metavar="SOURCE", help="Publish this doubtful source too, and say so; repeatable.")
 @click.option("--negatives", type=click.IntRange(1), help="Columns of negatives; by default as many as were mined.")
 @click.option("--columns", default="", metavar="LIST", help="Further ones: positives,ids,scores,provenance.")
@@ -125,8 +131,13 @@ def diff(a: str, b: str, only: tuple[str, ...], as_json: bool, quiet: bool) -> i
 
 
 @click.command()
-@click.argument("build", type=click.Path(path_type=Path), required=False)
-@click.option("--model", type=click.Path(path_type=Path), metavar="RUN", help="Check this run of `train`, or a model's folder.")
+@click.argument("build", type=click.Path(readable=False, path_type=Path), required=False)
+@click.option(
+    "--model",
+    type=click.Path(readable=False, path_type=Path),
+    metavar="RUN",
+    help="Check this run of `train`, or a model's folder.",
+)
 @click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")
 @click.option("--json", "as_json", is_flag=True, help="The problems as a JSON list.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, and nothing where all is well.")
@@ -165,7 +176,7 @@ def verify(build: Path | None, model: Path | None, only: tuple[str, ...], as_jso
 
 @click.command("import")
 @click.argument("what", metavar="PATH_OR_ID")
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Manifest to write.")
+@click.option("-o", "--out", type=click.Path(readable=False, path_type=Path), required=True, help="Manifest to write.")
 def importing(what: str, out: Path) -> None:
     """Write the manifest that reads another tool's training data.
 

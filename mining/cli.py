@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mining.judge import Judge
 
 WIDTH = 78  # columns of `mine show`
-BUILD = click.argument("build", required=False, type=click.Path(path_type=Path))
+BUILD = click.argument("build", required=False, type=click.Path(readable=False, path_type=Path))
 DEVICE = click.option(
     "--device", default="auto", show_default=True, help="Where it encodes and searches: auto, cpu, cuda or cuda:N."
 )

@@ -11,7 +11,7 @@ import click
 from curation.command import output, say
 from curation.progress import for_terminal
 
-FOLDER = click.Path(path_type=Path)
+FOLDER = click.Path(readable=False, path_type=Path)
 DEVICE = click.option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N; by default a GPU if any.")
 QUIET = click.option("-q", "--quiet", is_flag=True, help="Say only what went wrong.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

@@ -95,6 +95,8 @@ def read_sentence_folder(name: str, folder: Path) -> Sentence | None:
     modules = [_module(name, folder, number, entry) for number, entry in enumerate(_list(name, listing))]
     about = _Values(name, folder / ABOUT)
     kind = about.text("model_type") or "SentenceTransformer"
+    if about.all.get("model_type", kind) is None:  # sentence-transformers would then read the transformer alone
+        raise ModelError(name, f"{ABOUT}: 'model_type' is null", "leave it out, or say SentenceTransformer")
     if not modules or modules[0].kind != "Transformer":
         raise ModelError(name, f"{MODULES} does not begin with a Transformer", f"it names {listed(m.kind for m in modules)}")
     if [module.kind for module in modules].count("Transformer") > 1:
