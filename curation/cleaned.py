@@ -21,7 +21,7 @@ from curation.schema import DROPPED, no_drops
 from curation.shaping import holdout
 from curation.shaping.columns import place_of
 from curation.shaping.unused import counts_of
-from curation.stages import FORMAT, Done, Job, Receipt
+from curation.stages import CARRIED, FORMAT, Done, Job, Receipt
 from curation.store import digest_of, receipt_of, run_stage, stands
 from curation.tables import link_table, read_frames, read_parquet, read_table, write_frames, write_parquet
 from curation.text import forms
@@ -127,20 +127,8 @@ def _clean(job: Job, folder: Path) -> Receipt:
     write_parquet(folder / "dropped.parquet", pl.concat([read_parquet(stage / "dropped.parquet"), *drops]).cast(DROPPED))
     write_parquet(folder / "forms.parquet", _united([*hashes, _hashes_of(corpus)]))
     texts_out = shaped["texts_out"] | {name: count for name, count in out.items() if count}
-    carried = (
-        "instruction",
-        "rows_in",
-        "rows_used",
-        "rows_dropped",
-        "tuples_made",
-        "merged",
-        "heldout",
-        "inputs",
-        "outside",
-        "shape",
-    )
     counts: dict[str, Any] = {"dropped": shaped["dropped"] | counts_of(pl.concat(drops)), "texts_out": texts_out}
-    return {"source": source.name, **{name: shaped[name] for name in carried}, **counts}
+    return {"source": source.name, **{name: shaped[name] for name in ("instruction", *CARRIED)}, **counts}
 
 
 def _emptied(source: Source, by: str, drops: pl.DataFrame) -> SourceError:

@@ -16,7 +16,7 @@ from curation.shaping.answers import FILE as ANSWERS
 from curation.shaping.labelled import pair_up
 from curation.shaping.scores import with_scores
 from curation.shaping.unused import counts_of
-from curation.stages import FORMAT, Done, Job, Receipt
+from curation.stages import CARRIED, FORMAT, Done, Job, Receipt
 from curation.store import digest_of, file_digest, receipt_of, run_stage, stands
 from curation.tables import read_frames, read_parquet, read_table, write_frames, write_parquet
 
@@ -78,19 +78,7 @@ def _curate(job: Job, folder: Path) -> Receipt:
         write_parquet(folder / ANSWERS, answers.filter(pl.col("key").is_in(asked.implode())), constants)
     write_parquet(folder / "dropped.parquet", pl.concat([read_parquet(stage / "dropped.parquet"), gone.cast(DROPPED)]))
     counts = {"kept": kept, "passages": numbers.passages, "dropped": clean["dropped"] | counts_of(gone)}
-    carried = (
-        "rows_in",
-        "rows_used",
-        "rows_dropped",
-        "tuples_made",
-        "merged",
-        "heldout",
-        "inputs",
-        "outside",
-        "shape",
-        "texts_out",
-    )
-    return {**constants, **{name: clean[name] for name in carried}, **counts}
+    return {**constants, **{name: clean[name] for name in (*CARRIED, "texts_out")}, **counts}
 
 
 def _without_twins(

@@ -30,6 +30,8 @@ from curation.tables import read_parquet, read_table, write_parquet, write_table
 
 FORMAT = 4  # of what the stages write; a new one makes every build run again
 Receipt = dict[str, Any]
+# what later stages' receipts repeat of the first one's
+CARRIED = ("rows_in", "rows_used", "rows_dropped", "tuples_made", "merged", "heldout", "inputs", "outside", "shape")
 
 
 class Job(NamedTuple):

@@ -196,13 +196,11 @@ def test_verify_finds_a_file_that_nobody_wrote(made, name):
         path.unlink()
 
 
-@pytest.mark.parametrize(
-    "stage", ["curated", "mined", "cleaned", "shaped", "near", "heldout", "publish", "train/tokens/*", "candidates"]
-)
+@pytest.mark.parametrize("stage", ["curated", "mined", "cleaned", "shaped", "near", "publish", "train/tokens/*", "candidates"])
 def test_verify_finds_stages_of_two_sources_that_were_swapped(made, stage):
     first, second = (next((made / "build").glob(f"{stage}/{name}"), None) for name in ("faq", "tips"))
-    if second is None:  # only one of them holds queries out
-        pytest.skip("one source alone has this stage")
+    assert first
+    assert second
     aside = made / "aside"
     swaps = [(first, aside), (second, first), (aside, second)]
     if stage in ("candidates", "publish", "train/tokens/*"):  # nothing names their receipts; a file of the one in the other
