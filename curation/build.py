@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -288,6 +289,7 @@ def _end_with(parent: Connection) -> None:
 @contextmanager
 def _signals_held() -> Iterator[None]:
     """Hold back what a terminal sends, for good in processes started meanwhile: this one says a line, and they end with it."""
+    resource_tracker.ensure_running()  # where it starts it lets the signals through again, whatever was held before
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGHUP])
     try:
         yield

@@ -87,6 +87,20 @@ def test_a_signal_while_workers_start_is_one_line(tmp_path):
         assert process.returncode == 0 or err == "curate: interrupted; run the same command again to go on\n"
 
 
+def test_signals_stay_held_while_the_first_process_starts():
+    code = """
+import multiprocessing, signal
+from curation.build import _signals_held
+
+if __name__ == "__main__":
+    with _signals_held():
+        multiprocessing.get_context("spawn").Process(target=print).start()
+        assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+"""
+    result = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
 def test_under_nohup_a_closed_terminal_ends_nothing(tmp_path):
     manifest(tmp_path, 1)
     code = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); os.execv(sys.executable, sys.argv[1:])"
