@@ -293,20 +293,21 @@ def _signals_held() -> Iterator[None]:
     The mask is what the processes inherit. It does not hold for the other threads of this one, through which a signal
     reaches Python all the same, so its handlers wait too.
     """
-    resource_tracker.ensure_running()  # where it starts it lets the signals through again, whatever was held before
     came: list[int] = []
     main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers, or runs them
     numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP] if main else []
     handlers = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in numbers}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGHUP])
+    resource_tracker.ensure_running()  # it inherits the mask too, but where it starts it unblocks SIGINT in this process
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for number in came[:1]:
-            signal.raise_signal(number)
+        for first in came[:1]:
+            signal.raise_signal(first)
 
 
 def _in_one_line(work: Callable[..., R], job: Job, *more: object) -> R:
