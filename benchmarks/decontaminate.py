@@ -26,10 +26,10 @@ from pathlib import Path
 import polars as pl
 from dedup_texts import corpus
 
-from curation.leaks import index as leak_index
-from curation.leaks import lookup as leaks
-from curation.leaks.evaluations import DOCUMENT, EVALUATION, QUERY
-from curation.text import normalised
+from curation.clean import overlap_index as leak_index
+from curation.clean import overlap_lookup as leaks
+from curation.clean.overlap_texts import DOCUMENT, EVALUATION, QUERY
+from curation.core.text import normalised
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 TEXTS, PEER_TEXTS, ROUNDS = 131_000, 20_000, 3

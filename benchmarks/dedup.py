@@ -31,9 +31,9 @@ import xxhash
 from datasketch import MinHash, MinHashLSH
 from dedup_texts import corpus, truth
 
-from curation.duplicates.near import bands_for, near, slices
-from curation.duplicates.shingles import CHARS, EXACT, SPACELESS, WIDTH, WORDS, kinds_of
-from curation.text import normalised
+from curation.clean.near import bands_for, near, slices
+from curation.clean.shingles import CHARS, EXACT, SPACELESS, WIDTH, WORDS, kinds_of
+from curation.core.text import normalised
 
 THRESHOLD = 0.8
 TEXTS, ROUNDS = 220_000, 3

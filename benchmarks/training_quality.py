@@ -30,16 +30,17 @@ from column_loop import ColumnLoop
 from f2llm_loop import PaddedLoop
 from smaller_build import smaller
 
-from curation import store
-from curation.manifest_models import Train
-from curation.schema import draws
+from curation.core import store
+from curation.core.record import draws
+from curation.recipe.settings import Train
 from training.backend import Torch
 from training.data import Batch, Plan, assemble, draw_negatives
-from training.device import dtype_of
-from training.encode import Encoder
 from training.evaluate import Collection, asked_in_training, measure, read_collection
-from training.model import Model, load_model
-from training.model_files import find_model
+from training.model.device import dtype_of
+from training.model.encode import Encoder
+from training.model.files import find_model
+from training.model.load import load_model
+from training.model.model import Model
 from training.step import add_gradients, learning_rate, warmup_steps
 from training.tokens import Source, load_sources
 from training.unpack import unpack

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from curation.cli_exchange import diff, export, importing, publish, verify
-from curation.command import SETTINGS, newest, output, run, say
-from curation.errors import BuildError
-from curation.progress import for_terminal
+from curation.cli_share import diff, export, importing, publish, verify
+from curation.core.console import SETTINGS, newest, output, run, say
+from curation.core.errors import BuildError
+from curation.core.progress import for_terminal
 
 
 @click.group(context_settings=SETTINGS)
@@ -22,7 +22,7 @@ def curate() -> None:
 @click.argument("manifest", type=click.Path(readable=False, path_type=Path))
 @click.option("-o", "--out", type=click.Path(readable=False, path_type=Path), help="Build folder [default: builds/NAME].")
 @click.option("--only", multiple=True, metavar="SOURCE", help="Build this source only; may be given again.")
-@click.option("--limit", type=click.IntRange(1), help="At most this many rows a source, for a quick look.")
+@click.option("--limit", type=click.IntRange(1), help="At most this many rows a source, for a quick show.")
 @click.option("-j", "--workers", type=click.IntRange(1), help="Processes [default: as many as pay].")
 @click.option(
     "--licenses", type=click.Choice(["all", "no-nc", "permissive"]), help="Sources to take, instead of what MANIFEST says."
@@ -57,9 +57,11 @@ def build(
     processor time. The tables are the same with any number.
     """
 
-    from curation import build as building
-    from curation import look, outside
-    from curation.manifest import load_manifest
+    from curation.build import build as building
+    from curation.build import show
+    from curation.build.preview import preview
+    from curation.read import outside
+    from curation.recipe.manifest import load_manifest
 
     if dry_run and as_json:
         raise click.UsageError("--dry-run shows texts to read, so --json says nothing.")
@@ -67,13 +69,13 @@ def build(
         for where, names in outside.read_outside(load_manifest(manifest), manifest.parent).items():
             say(f"{manifest}: {where} reads outside of the manifest's folder: {', '.join(names)}")
     if dry_run:
-        look.preview(manifest, only, limit, output, licenses, confined)
+        preview(manifest, only, limit, output, licenses, confined)
         return 0
     outcome = building.build(manifest, out, only, limit, workers, for_terminal(quiet), licenses, confined)
     if as_json:
-        output(look.as_json(outcome.receipts))
+        output(show.as_json(outcome.receipts))
     elif outcome.receipts:
-        output(look.counts_table(outcome.receipts))
+        output(show.counts_table(outcome.receipts))
     for name, reason in outcome.excluded:
         say(f"curate: {manifest}: source '{name}' is left out: {reason}")
     for line in (*outcome.notes, *outcome.failed.values()):
@@ -95,22 +97,24 @@ def stats(build: Path | None, only: tuple[str, ...], as_json: bool) -> None:
 
     Without BUILD: of the newest build.
     """
-    from curation import look, overlaps
-    from curation.leaks import decontaminate
+    from curation.build import overlaps, show
+    from curation.clean import decontaminate
+    from curation.core.builds import receipts as receipts_of
+    from curation.core.visible import table
 
     folder = newest(build)
-    receipts = look.receipts(folder, only)
+    receipts = receipts_of(folder, only)
     if as_json:
         output(
-            look.as_json({name: {**receipt, "overlaps": overlaps.of_source(folder, name)} for name, receipt in receipts.items()})
+            show.as_json({name: {**receipt, "overlaps": overlaps.of_source(folder, name)} for name, receipt in receipts.items()})
         )
     else:
-        output(look.counts_table(receipts) + "\n")
-        output(look.reasons_table(receipts))
+        output(show.counts_table(receipts) + "\n")
+        output(show.reasons_table(receipts))
         if lines := overlaps.largest(folder, list(receipts)):
-            output("\n" + look.table(("source", "and", "equal texts", "near", "dropped"), lines))
+            output("\n" + table(("source", "and", "equal texts", "near", "dropped"), lines))
         if leaks := decontaminate.table_of(folder, list(receipts)):
-            output("\n" + look.table(("leaks of", "in", "query", "positive", "negative", "corpus"), leaks))
+            output("\n" + table(("leaks of", "in", "query", "positive", "negative", "corpus"), leaks))
 
 
 @curate.command()
@@ -142,16 +146,16 @@ def show(build: Path | None, only: tuple[str, ...], count: int, dropped: bool, r
 
     Without BUILD: of the newest build.
     """
-    from curation import look
+    from curation.build import show
 
     if reason and not dropped:
         raise click.UsageError("--reason is for --dropped.")
     folder = newest(build)
-    records = look.dropped_records(folder, only, count, reason) if dropped else look.records(folder, only, count)
+    records = show.dropped_records(folder, only, count, reason) if dropped else show.records(folder, only, count)
     found = False
     for record in records:
         found = True
-        output(look.as_line(record) if as_json else look.as_text(record))
+        output(show.as_line(record) if as_json else show.as_text(record))
     if not found:
         raise BuildError(folder, "has no such records", "see `curate stats` for sources and reasons")
 
@@ -169,11 +173,11 @@ def check(manifest: Path, online: bool, confined: bool, as_json: bool) -> int:
     configs, splits, columns and files. No row is read. The exit code is 1 where
     there is a problem; a source that is not verified is none.
     """
-    from curation import check as checking
-    from curation import look
+    from curation.build import check as checking
+    from curation.build import show
 
     found = checking.check(manifest, online, confined)
-    output(look.as_json(found) if as_json else checking.as_text(found))
+    output(show.as_json(found) if as_json else checking.as_text(found))
     if not as_json:
         say(checking.verdict(found))
     return 1 if found["problems"] else 0
@@ -192,11 +196,11 @@ def lock(manifest: Path, only: tuple[str, ...], confined: bool, quiet: bool) -> 
     as it was locked fails; publishing needs the file. No rows of the Hub are
     fetched; local ones are read and counted.
     """
-    from curation import lock as locking
-    from curation.build import pick
-    from curation.licenses import allowed
-    from curation.manifest import load_manifest
-    from curation.outside import refuse
+    from curation.build.build import pick
+    from curation.read import lock as locking
+    from curation.read.outside import refuse
+    from curation.recipe.licenses import allowed
+    from curation.recipe.manifest import load_manifest
 
     kept, out = allowed(load_manifest(manifest))
     chosen = pick(kept, only, out)
@@ -218,9 +222,9 @@ def signatures(build: Path | None, out: Path, only: tuple[str, ...]) -> None:
 
     Without BUILD: of the newest build.
 
-    datasketch's MinHashLSH loads them, see curation/duplicates/signature_file.py.
+    datasketch's MinHashLSH loads them, see curation/share/signature_file.py.
     """
-    from curation.duplicates.signature_file import write_signatures
+    from curation.share.signature_file import write_signatures
 
     say(f"{out}: {write_signatures(newest(build), out, only):,} signatures")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from curation import tables
-from curation.text import normalised
+from curation.core import tables
+from curation.core.text import normalised
 from mining.copies import WORD
 
 FILE = "answers.parquet"  # of a curated source: `key` of a query, `answers` as a list

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from curation.manifest_models import PRESETS, Mine
+from curation.recipe.settings import PRESETS, Mine
 from mining.calibrate import Sample, binned, by_yield, rules_of, sampled
 from mining.copies import overlaps
 from mining.lists import Ragged, contains

@@ -9,11 +9,12 @@ from typing import Any
 
 import polars as pl
 
-from curation import store, tables
-from curation.errors import BuildError, ManifestError, did_you_mean, listed
-from curation.manifest import load_manifest
-from curation.manifest_models import Mine
-from curation.schema import ORIGINS
+from curation.core import store, tables
+from curation.core.builds import check_beside, checked_stage, read_build
+from curation.core.errors import BuildError, ManifestError, did_you_mean, listed
+from curation.core.record import ORIGINS
+from curation.recipe.manifest import load_manifest
+from curation.recipe.settings import Mine
 
 WORD, RUN = re.compile(r"\w+"), 3
 KEYS_OF_BUILD = ("name", "seed", "sources")
@@ -28,7 +29,7 @@ def settings_of(build: Path) -> Mine:
         ManifestError: its numbers contradict each other.
     """
     path = build / "manifest.yaml"
-    store.check_beside(build, "manifest.yaml")
+    check_beside(build, "manifest.yaml")
     settings = load_manifest(path).mine
     if settings is None:
         raise BuildError(
@@ -58,7 +59,7 @@ def described(build: Path) -> dict[str, Any]:
     path = build / "build.json"
     if not build.is_dir():
         raise BuildError(build, "no such build folder", "run `curate build MANIFEST` first")
-    found = store.read_build(build)
+    found = read_build(build)
     missing = _missing(KEYS_OF_BUILD, found)
     for name, entry in {} if missing else found["sources"].items():
         missing += [f"sources.{name}.{key}" for key in _missing(KEYS_OF_SOURCE, entry)]
@@ -86,8 +87,8 @@ def shown(build: Path, name: str, number: int) -> list[dict[str, Any]]:
 
     In a negative, words that stand in the same order in a positive, three or more in a row, are in [[ ]].
     """
-    store.checked_stage(build, f"curated/{name}")
-    store.checked_stage(build, f"mined/{name}", "run `mine negatives` again")
+    checked_stage(build, f"curated/{name}")
+    checked_stage(build, f"mined/{name}", "run `mine negatives` again")
     rows = tables.read_table(build / "mined" / name, "pairs").head(number)
     needed = pl.concat([rows["positives"].explode(), rows["negatives"].explode()]).drop_nulls().unique()
     passages = tables.read_table(build / "curated" / name, "passages", ["pid", "text"]).filter(

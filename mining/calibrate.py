@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from curation.errors import BuildError, ManifestError
-from curation.manifest_models import Mine
+from curation.core.errors import BuildError, ManifestError
+from curation.recipe.settings import Mine
 from mining.lists import Ragged, contains, ragged
 from mining.negatives import Candidates, Chosen, Rules, likeness_of
 from mining.searching import Search, blocks

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from curation import locks, store
+from curation.core import locks, store
 from mining.copies import overlaps
 from mining.embeddings import Part, Vectors
 from mining.lists import Ragged

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from curation import tables
-from curation.schema import draws
+from curation.core import tables
+from curation.core.record import draws
 
 MOST_NEGATIVES = 1_024  # a row has this many draws of its own; the manifest allows 1,000 negatives
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from curation.command import SETTINGS, newest, output, run, say
-from curation.progress import for_terminal
-from curation.visible import visible
+from curation.core.console import SETTINGS, newest, output, run, say
+from curation.core.progress import for_terminal
+from curation.core.visible import visible
 
 if TYPE_CHECKING:
     from mining.judge import Judge
@@ -60,7 +60,7 @@ def negatives(
     build = newest(build)
     import json
 
-    from curation.errors import BuildError
+    from curation.core.errors import BuildError
     from mining.builds import failed_sources
     from mining.mine import mine_build, plan, warnings_of
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 import polars as pl
 
-from curation.text import normalised
+from curation.core.text import normalised
 from mining.kernels import shared_parts
 from mining.lists import Ragged
 

@@ -21,10 +21,10 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from curation import locks, store
-from curation.errors import BuildError
-from curation.progress import Advance
-from curation.schema import key_of
+from curation.core import locks, store
+from curation.core.errors import BuildError
+from curation.core.progress import Advance
+from curation.core.record import key_of
 
 FORMAT = 1  # raised with any change of the files, or of ROWS, which places count by
 ROWS = 4_096  # texts a shard: what a kill can lose, and what is encoded together
@@ -53,7 +53,7 @@ class Vectoriser(Protocol):
 
 
 class Encoder(Vectoriser, Protocol):
-    """What mining needs of `training.encode.Encoder`, whose vectors are of unit length."""
+    """What mining needs of `training.model.model.encode.Encoder`, whose vectors are of unit length."""
 
     def query(self, instruction: str, text: str) -> str:
         """Return the query with its prompt."""

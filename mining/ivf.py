@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from curation import store
-from curation.schema import draws
+from curation.core import store
+from curation.core.record import draws
 from mining.embeddings import Vectors
 from mining.search import PASSAGES, QUERIES, Exact, nearest
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from curation import store, tables
-from curation.manifest_models import Mine
-from curation.schema import NEGATIVES
+from curation.core import store, tables
+from curation.core.builds import checked_stage
+from curation.core.record import NEGATIVES
+from curation.recipe.settings import Mine
 from mining import candidates
 from mining.builds import described, selected, settings_of
 from mining.models import Models
@@ -61,7 +62,7 @@ def jobs(build: Path, only: Sequence[str], models: Models) -> Iterator[Job]:
     settings = settings_of(build)
     for name in selected(build, whole, only):
         entry, curated = whole["sources"][name], build / "curated" / name
-        receipt = store.checked_stage(build, f"curated/{name}")
+        receipt = checked_stage(build, f"curated/{name}")
         way = _way(entry["task"], curated, settings)
         fingerprint, about = models.identity() if way in ("search", "hard") else ("", {})
         depends = {"curated": receipt["digest"]}

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from curation import locks
-from curation.errors import BuildError
-from curation.manifest_models import Mine
-from curation.progress import Progress, silent
+from curation.core import locks
+from curation.core.errors import BuildError
+from curation.core.progress import Progress, silent
+from curation.recipe.settings import Mine
 from mining.builds import settings_of
 from mining.jobs import jobs
 from mining.models import Models, Open, open_encoder

@@ -14,8 +14,8 @@ from typing import Any
 
 import polars as pl
 
-from curation import locks, store, tables
-from curation.progress import Progress, silent
+from curation.core import locks, store, tables
+from curation.core.progress import Progress, silent
 from mining.builds import described, settings_of
 from mining.calibrate import calibrated
 from mining.classes import classes_of

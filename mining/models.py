@@ -10,14 +10,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from curation import store
-from curation.errors import BuildError, ModelError
-from curation.manifest_models import Mine, Prompts
-from curation.progress import Advance
+from curation.core import store
+from curation.core.errors import BuildError, ModelError
+from curation.core.progress import Advance
+from curation.recipe.settings import Mine, Prompts
 from mining.embeddings import Encoder
-from mining.reranker import Reranker
-from training.model_files import VECTORS, find_model
-from training.prompts import choose_prompts
+from mining.rerank import Reranker
+from training.model.files import VECTORS, find_model
+from training.model.prompts import choose_prompts
 
 Open = Callable[[Mine, str], Encoder]
 SHOWN = 60  # characters of a text in a complaint
@@ -26,7 +26,7 @@ FILE = "encoders.json"  # digest of what was asked for -> fingerprint of what wa
 
 def open_encoder(settings: Mine, device: str) -> Encoder:
     """Load the model of a `mine:` section."""
-    from training.encode import load_encoder  # torch: only where something must be encoded
+    from training.model.encode import load_encoder  # torch: only where something must be encoded
 
     given = Prompts.by_name(settings.prompts)
     options: dict[str, Any] = {"max_tokens": settings.max_tokens, "prompt": settings.prompt, "prompts": given}

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import polars as pl
 
-from curation import tables
-from curation.schema import CLASS, GIVEN, MINED, MINED_PAIRS, RANDOM, dropped_frame
+from curation.core import tables
+from curation.core.record import CLASS, GIVEN, MINED, MINED_PAIRS, RANDOM, dropped_frame
 from mining.classes import of_other_classes
 from mining.lists import Ragged, distinct, ragged
 from mining.negatives import Chosen
@@ -66,7 +66,7 @@ def given_only(frame: pl.DataFrame, number: int, rows: np.ndarray, most: int) ->
 
     F2LLM's rule for classification: the other label.
     """
-    given = ragged(frame["negatives"])  # distinct, and none a positive, by `curation.numbering`
+    given = ragged(frame["negatives"])  # distinct, and none a positive, by `curation.build.build.numbering`
     empty = (len(frame), 0)
     none = Chosen(
         np.empty(empty, np.int64), np.empty(empty, np.float64), np.empty(empty, np.int64), np.zeros(len(frame), np.int64), {}

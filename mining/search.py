@@ -14,7 +14,7 @@ from importlib import metadata
 
 import numpy as np
 
-from curation.errors import SetupError
+from curation.core.errors import SetupError
 from mining.embeddings import Vectors
 from mining.kernels import inner_products
 

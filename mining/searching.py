@@ -10,28 +10,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from curation import store, tables
-from curation.errors import BuildError
-from curation.progress import Progress
-from curation.schema import MINED, draws
+from curation.core import store, tables
+from curation.core.errors import BuildError
+from curation.core.progress import Progress
+from curation.core.record import MINED, draws
 from mining import ivf
 from mining.answers import answered, answers_of
 from mining.candidates import Corpus, Searched, once, read, saved, search
-from mining.cards import Card, Cards, cards_of
 from mining.classes import classes_of
 from mining.copies import shingles_of
 from mining.embeddings import Embeddings, Part, Vectors
+from mining.gpu import Card, Cards, cards_of
 from mining.jobs import Job
 from mining.lists import Ragged, contains, ragged
 from mining.models import Models
 from mining.negatives import Candidates, Chosen, Rules, choose, relax, replaced
-from mining.reranker import Score, chosen_with
+from mining.rerank import Score, chosen_with
 from mining.rows import Found, padded, rescored
 from mining.search import Exact
 from mining.twins import Twins, twins_of
 
 if TYPE_CHECKING:
-    from mining.lexical import Lexical
+    from mining.bm25 import Lexical
 
 QUERIES = 4_096  # rows a block: with 1,024 numbers a vector and 120 candidates, about 60 MB
 LEAST_SEEN = 100  # candidates a row that are always fetched, so that a smaller range_max searches nothing again
@@ -87,7 +87,7 @@ class Search:
 
     def _by_words(self, queries: pl.Series) -> Callable[[np.ndarray], np.ndarray]:
         """Return the function that replaces candidates by those of BM25, or by the best of both rankings."""
-        from mining.lexical import fused  # bm25s: only where it is asked for
+        from mining.bm25 import fused  # bm25s: only where it is asked for
 
         def reorder(ids: np.ndarray) -> np.ndarray:
             found = self.lexical.nearest(queries, ids.shape[1])
@@ -126,14 +126,14 @@ class Search:
     @cached_property
     def lexical(self) -> Lexical:
         """The corpus by its words."""
-        from mining.lexical import Lexical
+        from mining.bm25 import Lexical
 
         return Lexical(self._passages(self.corpus_pids), self.corpus_pids)
 
     def known(self, frame: pl.DataFrame, found: Searched, rows: np.ndarray, rules: Rules) -> Candidates:
         """Return what was found for some rows, with all that the rules ask for."""
         known = self.positives(frame)
-        given = ragged(frame["negatives"])  # none is a positive, by `curation.numbering`
+        given = ragged(frame["negatives"])  # none is a positive, by `curation.build.build.numbering`
         twins = self.twins if rules.exclude_query or rules.exclude_group or rules.distinct else None
         safe = np.maximum(found.ids, 0) if twins or rules.pick != "top" else found.ids
         return Candidates(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from curation import tables
+from curation.core import tables
 from mining.lists import Ragged, contains, ragged
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import click
 from click.testing import CliRunner
 
-from curation.manifest import Dedup, Manifest
-from curation.manifest_decontaminate import Decontaminate, EvalSet
-from curation.manifest_models import Mine, OfSource, Train
-from curation.manifest_source import Filters, Source
-from curation.section import Section
+from curation.recipe.evaluation import Decontaminate, EvalSet
+from curation.recipe.manifest import Dedup, Manifest
+from curation.recipe.section import Section
+from curation.recipe.settings import Mine, OfSource, Train
+from curation.recipe.source import Filters, Source
 from tests import model_folders
 
 ROOT = Path(__file__).resolve().parents[1]

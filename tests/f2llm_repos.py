@@ -16,7 +16,7 @@ from pathlib import Path
 import datasets
 import yaml
 
-from curation.manifest_source import shape_of
+from curation.recipe.source import shape_of
 from tests.training.tiny_models import tiny_folder
 
 GOLDEN = json.loads((Path(__file__).parent / "curation" / "f2llm_golden.json").read_text())

@@ -1,79 +1,68 @@
-"""Dependencies point one way, and heavy packages live in the rooms that are named for them."""
+"""Imports point down, without circles; heavy packages are imported in the files that are named for them."""
 
 from __future__ import annotations
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FLOOR = {
-    f"curation.{name}"
-    for name in (
-        "errors",
-        "schema",
-        "manifest",
-        "manifest_beir",
-        "portable",
-        "manifest_source",
-        "manifest_models",
-        "manifest_decontaminate",
-        "section",
-        "complaints",
-        "yaml_lines",
-        "store",
-        "tables",
-        "locks",
-        "text",
-        "characters",
-        "buffers",
-        "folding",
-        "fold_kernels",
-        "compiled",
-        "tries",
-        "visible",
-        "progress",
-        "refusals",
-        "command",
-        "exchange.card",
-        "exchange.upload",
-    )
-}
+FLOORS = (  # a room imports from rooms on lower floors only
+    {"curation.core"},
+    {"curation.recipe", "curation.engine"},
+    {"curation.read", "training.model"},
+    {"curation.shape", "mining", "training"},
+    {"curation.clean"},
+    {"curation.report", "curation.share"},
+    {"curation.build"},
+    {"curation"},  # the command line
+)
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+SHARED = {"curation.core", "curation.recipe", "curation.engine", "training.model"}  # what another package may import
 HOMES = {
-    "pyarrow": {"curation/buffers.py", "curation/tables.py", "curation/reading/blocks.py", "curation/reading/json_blocks.py"},
-    "datasets": {
-        "curation/reading/dataset.py",
-        "curation/reading/dataset_files.py",
-        "curation/reading/hub.py",
-        "training/mteb_tasks.py",
+    "pyarrow": {
+        "curation/core/buffers.py",
+        "curation/core/tables.py",
+        "curation/read/blocks.py",
+        "curation/read/json_blocks.py",
     },
-    "mteb": {"curation/leaks/mteb_tasks.py", "training/mteb_tasks.py"},
-    "faiss": {"mining/search.py", "mining/cards.py"},
-    "bm25s": {"mining/lexical.py"},
+    "datasets": {
+        "curation/read/dataset.py",
+        "curation/read/dataset_files.py",
+        "curation/read/hub.py",
+        "training/mteb.py",
+    },
+    "mteb": {"curation/clean/mteb_sets.py", "training/mteb.py"},
+    "faiss": {"mining/search.py", "mining/gpu.py"},
+    "bm25s": {"mining/bm25.py"},
     "deepspeed": {"training/zero.py"},
-}
-MODELS = {  # what mining may load models with
-    "training.prompts",
-    "training.encode",
-    "training.cross_encoder",
-    "training.causal_reranker",
-    "training.model_files",
 }
 LIGHT = {
     "click",
-    "curation.errors",
-    "curation.progress",
-    "curation.command",
-    "curation.visible",
-    "curation.cli_exchange",
+    "curation.core.errors",
+    "curation.core.progress",
+    "curation.core.console",
+    "curation.core.visible",
+    "curation.cli_share",
     "training.cli_models",
 }
-FILES = sorted(path for room in ("curation", "mining", "training") for path in (ROOT / room).rglob("*.py"))
+PACKAGES = ("curation", "mining", "training")
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
 def place(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
+
+
+def module_of(path: Path) -> str:
+    return place(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def room_of(module: str) -> str:
+    """The folder of a module."""
+    return module.rpartition(".")[0] or module
 
 
 def imports(path: Path, top_only: bool = False) -> set[str]:
@@ -90,16 +79,34 @@ def imports(path: Path, top_only: bool = False) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=place)
-def test_imports_point_one_way(path):
-    room = place(path).split("/")[0]
-    allowed_elsewhere = FLOOR | (MODELS if room == "mining" else set())
-    for name in imports(path):
-        if name.split(".")[0] in ("curation", "mining", "training") and name.split(".")[0] != room:
-            assert name in allowed_elsewhere, f"{path} imports {name}"
-    if place(path).removesuffix(".py").replace("/", ".") in FLOOR:
-        ours = {name for name in imports(path) if name.startswith("curation.")}
-        assert ours <= FLOOR, f"the floor stands on nothing else: {ours - FLOOR}"
+MODULES = {module_of(path): path for path in FILES if path.name != "__init__.py"}
+GRAPH = {name: imports(path) & MODULES.keys() for name, path in MODULES.items()}
+
+
+def test_every_room_is_on_a_floor():
+    assert {room_of(name) for name in MODULES} == FLOOR.keys()
+    assert len(FLOOR) <= 16
+    assert len(FLOORS) <= 9
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_down(name):
+    room = room_of(name)
+    for other in GRAPH[name]:
+        there = room_of(other)
+        assert there == room or FLOOR[there] < FLOOR[room], f"{name} imports {other}"
+        assert there in SHARED or there.split(".")[0] == room.split(".")[0], f"{name} imports {other}"
+
+
+def test_files_import_each_other_in_no_circle():
+    try:
+        TopologicalSorter(GRAPH).prepare()
+    except CycleError as error:
+        pytest.fail(" <- ".join(error.args[1]))
+
+
+def test_only_the_command_lines_are_loose_files_of_curation():
+    assert {path.name for path in (ROOT / "curation").glob("*.py")} == {"__init__.py", "cli.py", "cli_share.py"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=place)
@@ -118,7 +125,7 @@ def test_command_lines_import_little(path):
 
 @pytest.mark.parametrize("path", FILES, ids=place)
 def test_libraries_do_not_print(path):
-    if path.name.startswith("cli") or path.name in ("command.py", "progress.py"):
+    if path.name.startswith("cli") or path.name in ("console.py", "progress.py"):
         return
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     assert not [node for node in calls if isinstance(node.func, ast.Name) and node.func.id == "print"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from curation.exchange.export import export
+from curation.share.export import export
 from tests import test_exchange
 from tests.test_exchange import lines_of, tuples_of
 

@@ -98,14 +98,14 @@ def test_what_comes_before_is_asked_for(tmp_path):
 def test_two_builds_of_one_folder_do_not_meet(tmp_path):
     here = start(tmp_path / "a")
     (here / "builds" / "small").mkdir(parents=True)
-    from curation.locks import locked
+    from curation.core.locks import locked
 
     with locked(here / "builds" / "small", "curate build"):
         said = run(here, *STEPS["build"], code=1).stderr
     assert said == "curate: builds/small: another `curate build` is at work there; wait until it is done, or stop it\n"
 
 
-PREPARED = ("curation.build", "mining.mine", "training.train", "faiss", "transformers.models.bert.modeling_bert")
+PREPARED = ("curation.build.build", "mining.mine", "training.train", "faiss", "transformers.models.bert.modeling_bert")
 MADE = {"build": ["."], "mine": ["mined", "candidates", "embeddings"], "train": ["train"]}
 
 

@@ -10,15 +10,15 @@ import polars as pl
 import pytest
 from click.testing import CliRunner
 
-from curation import store, tables
-from curation.build import build
+from curation.build.build import build
 from curation.cli import curate
-from curation.cli_exchange import FORMATS as OFFERED
-from curation.errors import BuildError, SourceError
-from curation.exchange.export import export
-from curation.exchange.formats import FORMATS
+from curation.cli_share import FORMATS as OFFERED
+from curation.core import store, tables
+from curation.core.errors import BuildError, SourceError
+from curation.core.record import render_query
 from curation.report import page
-from curation.schema import render_query
+from curation.share.export import export
+from curation.share.formats import FORMATS
 from mining.mine import mine_build
 from tests.mining.small_build import FakeEncoder, files_of
 from training.evaluate import read_collection
@@ -230,7 +230,7 @@ def test_an_export_repeats_to_the_byte_and_overwrites_only_itself(made, tmp_path
     assert not export(made, tmp_path / "a", "tevatron")[1]
     export(made, tmp_path / "b", "tevatron")
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
-    monkeypatch.setattr("curation.exchange.export.BLOCK", 3)
+    monkeypatch.setattr("curation.share.export.BLOCK", 3)
     export(made, tmp_path / "c", "tevatron")
     assert files_of(tmp_path / "a") == files_of(tmp_path / "c")
     export(made, tmp_path / "b", "pair")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from curation import store, tables
-from curation.licenses import class_of
-from curation.lock import read_lock
-from curation.manifest import load_manifest
+from curation.core import store, tables
+from curation.read.lock import read_lock
+from curation.recipe.licenses import class_of
+from curation.recipe.manifest import load_manifest
 from tests.f2llm_repos import GOLDEN, WORDS, fill
 from tests.hub_server import hub
 from tests.publishing.small_published import expected, loaded, start

@@ -10,15 +10,15 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from curation.build import build
+from curation.build.build import build
 from curation.cli import curate
-from curation.exchange.export import export
-from curation.exchange.formats import FORMATS
-from curation.exchange.importing import write_manifest
-from curation.exchange.verify import problems
-from curation.schema import GIVEN
-from curation.store import read_json
-from curation.tables import read_table
+from curation.core.record import GIVEN
+from curation.core.store import read_json
+from curation.core.tables import read_table
+from curation.share.export import export
+from curation.share.formats import FORMATS
+from curation.share.importing import write_manifest
+from curation.share.verify import problems
 from mining.cli import mine
 from mining.mine import mine_build
 from tests import test_exchange

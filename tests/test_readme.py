@@ -11,12 +11,12 @@ from itertools import product
 
 import pytest
 
-from curation.manifest import load_manifest
+from curation.recipe.manifest import load_manifest
 from tests import documents
 from tests.hub_server import hub
 from tests.test_end_to_end import MODULES
 from tests.training.tiny_models import MINILM
-from training.model_files import find_model
+from training.model.files import find_model
 
 THINGS = ["router", "printer", "kettle", "phone", "lamp", "scanner", "clock", "radio"]
 FAILS = ["hums", "leaks", "blinks red", "forgets its password", "is late", "smells"]

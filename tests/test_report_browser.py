@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from curation.build import build
+from curation.build.build import build
 from tests.curation.report_build import write_inputs, write_shared_tables
 
 pytestmark = pytest.mark.browser

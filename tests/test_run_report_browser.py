@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from curation.errors import BuildError
+from curation.core.errors import BuildError
 from tests.test_report_browser import CONTRASTS, OVERFLOWING
 from training.report import thinned, write
 

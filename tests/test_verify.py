@@ -7,9 +7,9 @@ import shutil
 import polars as pl
 import pytest
 
-from curation import store, tables
 from curation.cli import curate
-from curation.exchange.verify import problems
+from curation.core import store, tables
+from curation.share.verify import problems
 from tests import test_exchange
 
 made = test_exchange.made  # the fixture

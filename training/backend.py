@@ -23,10 +23,10 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from curation.manifest_models import Train
+from curation.recipe.settings import Train
 from training import ranks
-from training.device import autocast
-from training.model import Model
+from training.model.device import autocast
+from training.model.model import Model
 from training.weights import OPTIMIZER, WEIGHTS, copied, load_weights, prepared
 from training.zero import DeepSpeed
 

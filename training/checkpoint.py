@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from curation import store
-from curation.errors import BuildError, listed
-from training.folders import has_all, replaced
+from curation.core import store
+from curation.core.errors import BuildError, listed
+from training.model.folders import has_all, replaced
 
 STATE = "checkpoint.json"
 NAME = re.compile(r"step-(\d{6,})")

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from curation.command import SETTINGS, newest, run, say
-from curation.errors import BuildError, ManifestError
-from curation.progress import for_terminal
+from curation.core.console import SETTINGS, newest, run, say
+from curation.core.errors import BuildError, ManifestError
+from curation.core.progress import for_terminal
 from training.cli_models import COMMANDS, DEVICE, FOLDER, JSON, QUIET, show
 
 if TYPE_CHECKING:
-    from curation.manifest_models import Train
+    from curation.recipe.settings import Train
 
 
 class TrainGroup(click.Group):
@@ -99,7 +99,7 @@ def run_training(
     changes = {"steps": steps or settings.steps, "log_every": 1 if verbose else settings.log_every}
     settings = settings.model_copy(update=changes)
     if dry_run:
-        from training.estimate import estimate
+        from training.plan import estimate
 
         return show(estimate(build, settings, only=only), as_json)
     from training import ranks
@@ -140,7 +140,7 @@ def plan(build: Path | None, recipe: Path | None, only: tuple[str, ...], gpus: i
     Memory and hours are an estimate, with its assumptions beside it. Of the
     model it reads config and tokenizer; the weights need not be there.
     """
-    from training.estimate import estimate
+    from training.plan import estimate
 
     build = newest(build, as_json)
     show(estimate(build, _recipe(build, recipe), only=only, gpus=gpus), as_json)
@@ -152,8 +152,8 @@ for command in COMMANDS:
 
 def _recipe(build: Path, recipe: Path | None) -> Train:
     """Return the settings of a recipe file, else those of the build's manifest."""
-    from curation.manifest import load_manifest, load_recipe
-    from curation.store import check_beside
+    from curation.core.builds import check_beside
+    from curation.recipe.manifest import load_manifest, load_recipe
 
     if not (build / "build.json").exists():
         raise BuildError(build, "holds no build", "run `curate build MANIFEST` first, or name a build folder")

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from curation.command import output, say
-from curation.progress import for_terminal
+from curation.core.console import output, say
+from curation.core.progress import for_terminal
 
 FOLDER = click.Path(readable=False, path_type=Path)
 DEVICE = click.option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N; by default a GPU if any.")
@@ -59,8 +59,8 @@ def evaluate(
     settings: dict[str, Any] = {"device": device, "dtype": dtype, "max_tokens": max_tokens, "prompt": prompt}
     if mteb:
         return _with_mteb(models, mteb, split, out, instruction, settings, as_json, quiet)
-    from training.encode import load_encoder
     from training.evaluate import asked_of, measure, read_collection
+    from training.model.encode import load_encoder
 
     assert data
     collection, found, asked = read_collection(data, split), {}, {}
@@ -88,8 +88,9 @@ def _with_mteb(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    from training import mteb_meta, mteb_tasks
-    from training.encode import load_encoder
+    from training import mteb as mteb_tasks
+    from training import mteb_meta
+    from training.model.encode import load_encoder
 
     tasks = mteb_tasks.tasks_of(names, split)
     found = {}
@@ -215,7 +216,7 @@ def publish(
     MODEL is a folder of `train` or `train export`. Its card says how to use it;
     that of a run, such as builds/quickstart/train, also data and recipe.
     """
-    from curation.exchange.upload import upload
+    from curation.core.upload import upload
     from training.publish import plan
 
     made = plan(model, repo, license, datasets)

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from curation.errors import BuildError
-from curation.manifest_models import Train
-from curation.schema import draws
+from curation.core.errors import BuildError
+from curation.core.record import draws
+from curation.recipe.settings import Train
 from training.loss import IN_BATCH_TASKS
 from training.tokens import Source, taken
 

@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from curation import store
-from curation.errors import SetupError, SourceError
-from curation.progress import Progress, silent
-from curation.schema import render_query
-from curation.store import check_written, file_digest
-from training.encode import Encoder, similarities
-from training.prompts import Prompts
+from curation.core.builds import read_build
+from curation.core.errors import SetupError, SourceError
+from curation.core.progress import Progress, silent
+from curation.core.record import render_query
+from curation.core.store import check_written, file_digest
+from training.model.encode import Encoder, similarities
+from training.model.prompts import Prompts
 
 TOP = 10
 QUERIES_PER_BLOCK, PASSAGES_PER_BLOCK = 1024, 8192  # one block of scores is 64 MiB
@@ -112,7 +112,7 @@ def instruction_of(folder: Path) -> str | None:
     build = whole.parent.parent / "build.json"
     if whole.parent.name != "heldout" or not build.is_file():
         return None
-    entry = store.read_build(build.parent)["sources"].get(whole.name)
+    entry = read_build(build.parent)["sources"].get(whole.name)
     return None if entry is None else str(entry.get("instruction", ""))
 
 

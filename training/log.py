@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from curation import store
-from curation.errors import BuildError
+from curation.core import store
+from curation.core.errors import BuildError
 
 Write = Callable[[Mapping[str, Any]], None]
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from curation.manifest_models import Train
-from training.attention import kernel_of
+from curation.recipe.settings import Train
 from training.backend import Backend
 from training.data import Batch
-from training.device import dtype_of
+from training.model.attention import kernel_of
+from training.model.device import dtype_of
 from training.step import chunks_of
 
 # Operations a second of dense bfloat16 products, as the makers' data sheets have them; the first in CUDA's name counts.

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from curation import store
-from curation.schema import render_query
-from training.encode import Encoder
+from curation.core import store
+from curation.core.builds import check_beside
+from curation.core.record import render_query
+from training.model.encode import Encoder
 from training.publish import public, run_of
 
 PLAIN = "from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper as Loader\n", "{{}}"
@@ -80,7 +81,7 @@ def _training_datasets(folder: Path, sources: list[str]) -> tuple[list[str], lis
     """Return mteb's tasks whose data the sources are part of, as the build tells it, and the sources that say nothing."""
     path = folder.parent.parent / "mteb_training_datasets.json"
     if (path.parent / store.BUILD).is_file():
-        store.check_beside(path.parent, path.name)
+        check_beside(path.parent, path.name)
     of_source: dict[str, list[str]] = store.read_json(path)["sources"] if path.is_file() else {}
     tasks = {task for source in sources for task in of_source.get(source, [])}
     return sorted(tasks), [source for source in sources if source not in of_source]

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from curation import store
-from curation.errors import ModelError
-from curation.exchange.card import as_yaml, complaints, table, with_yaml
-from curation.exchange.upload import MARK, Piece, listing
-from curation.visible import as_block, as_code, as_markdown, visible
-from training.model_files import check_model
-from training.sentence_folder import OLD_POOLINGS
+from curation.core import store
+from curation.core.builds import read_build
+from curation.core.card import as_yaml, complaints, table, with_yaml
+from curation.core.errors import ModelError
+from curation.core.upload import MARK, Piece, listing
+from curation.core.visible import as_block, as_code, as_markdown, visible
+from training.model.files import check_model
+from training.model.sentence_folder import OLD_POOLINGS
 
 NEEDED = ("modules.json", "config.json")
 USE = """\
@@ -80,7 +81,7 @@ def run_of(model: Path) -> dict[str, Any] | None:
     if receipt is None or "recipe" not in receipt:
         return None
     build = model.parent.parent / "build.json"
-    entries = store.read_build(build.parent)["sources"] if build.is_file() else {}
+    entries = read_build(build.parent)["sources"] if build.is_file() else {}
     sources = {name: one | {"license": entries.get(name, {}).get("license", "")} for name, one in receipt["trained_on"].items()}
     recipe = receipt["recipe"] | {"model": public(receipt["recipe"]["model"])}
     return receipt | {"recipe": recipe, "trained_on": sources}

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from curation.errors import SetupError, first_line
+from curation.core.errors import SetupError, first_line
 
 MEET = timedelta(minutes=10)  # one process more late than this is taken for dead
 WAIT = timedelta(hours=12)  # for the first process, which makes the tokens of a large build

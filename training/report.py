@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from curation import store
-from curation.errors import BuildError
-from curation.visible import as_html
+from curation.core import store
+from curation.core.errors import BuildError
+from curation.core.visible import as_html
 from training.log import duration, read_log
 
 TEMPLATE = Path(__file__).with_name("report.template.html")

@@ -11,15 +11,16 @@ import numpy as np
 import torch
 import xxhash
 
-from curation import store
-from curation.errors import BuildError, listed
-from curation.manifest_models import Prompts, Train
+from curation.core import store
+from curation.core.errors import BuildError, listed
+from curation.recipe.settings import Prompts, Train
 from training import checkpoint, ranks
 from training.backend import Backend
 from training.data import Plan
-from training.export import export
-from training.model import Model, load_model
-from training.model_files import check_model
+from training.model.export import export
+from training.model.files import check_model
+from training.model.load import load_model
+from training.model.model import Model
 from training.tokens import Source
 from training.watch import Watch
 from training.weights import load_weights, trained

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from curation.manifest_models import Train
+from curation.recipe.settings import Train
 from training import ranks
 from training.data import Batch, gather
 from training.loss import Losses, contrastive, distillation, infonce, too_near

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from curation.errors import BuildError, SetupError, listed
-from curation.manifest_models import Train
+from curation.core.errors import BuildError, SetupError, listed
+from curation.recipe.settings import Train
 from training import checkpoint
 from training.data import Batch, Plan
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from curation.errors import SetupError
-from training.log import Write
+from curation.core.errors import SetupError
 
 try:
     from torch.utils.tensorboard import SummaryWriter
@@ -19,7 +18,7 @@ OF_A_STEP = ("lr", "grad_norm", "tokens_per_second", "pad_share", "mfu", "memory
 
 
 @contextmanager
-def events(out: Path, first_step: int) -> Iterator[Write]:
+def events(out: Path, first_step: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Yield what writes a line of the log; of a run that goes on, TensorBoard forgets the steps that are done again."""
     with SummaryWriter(str(out / "tensorboard"), purge_step=first_step + 1) as writer:
 

@@ -26,12 +26,13 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from curation import store, tables
-from curation.errors import BuildError, listed
-from curation.progress import Progress, silent
+from curation.core import store, tables
+from curation.core.builds import checked_stage, read_build
+from curation.core.errors import BuildError, listed
+from curation.core.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from training.model import Model
+    from training.model.model import Model
 
 ABSENT = np.uint32(0xFFFFFFFF)
 FORMAT = 4  # of these arrays
@@ -122,7 +123,7 @@ def mined_sources(build: Path, only: Sequence[str] = (), settings: Iterable[str]
         BuildError: no build stands there, a source of `only` or of the recipe's settings is not in it, or a source has no
             mined negatives.
     """
-    known: dict[str, dict[str, Any]] = store.read_build(build)["sources"]
+    known: dict[str, dict[str, Any]] = read_build(build)["sources"]
     if strange := [name for name in (*only, *settings) if name not in known]:
         raise BuildError(build, f"has no source '{strange[0]}'", f"it has {listed(known)}")
     chosen = {name: entry for name, entry in known.items() if not only or name in only}
@@ -143,8 +144,8 @@ def load_sources(build: Path, model: Model, prompt: str, only: Sequence[str] = (
     sources = []
     for name, entry in mined_sources(build, only).items():
         folder = build / "train" / "tokens" / reader[:12] / name
-        curated = store.checked_stage(build, f"curated/{name}")
-        mined = store.checked_stage(build, f"mined/{name}", "run `mine negatives` first")
+        curated = checked_stage(build, f"curated/{name}")
+        mined = checked_stage(build, f"mined/{name}", "run `mine negatives` first")
         if mined.get("curated", curated["digest"]) != curated["digest"]:
             raise BuildError(
                 build / "mined" / name, f"was mined before curated/{name} was built anew", "run `mine negatives` again"

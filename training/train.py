@@ -18,19 +18,21 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
-from curation import locks, store
-from curation.errors import ModelError
-from curation.manifest_models import Prompts, Train
-from curation.progress import Progress, silent
+from curation.core import locks
+from curation.core.builds import read_build
+from curation.core.errors import ModelError
+from curation.core.progress import Progress, silent
+from curation.recipe.settings import Prompts, Train
 from training import checkpoint, ranks, report
 from training.backend import Backend, Torch, deterministic
 from training.data import Batch, Plan
-from training.device import device_of
-from training.export import export
 from training.log import appended, readable
 from training.loss import Losses
 from training.meter import costs
-from training.model import Model, check_trains, load_model, notes_of
+from training.model.device import device_of
+from training.model.export import export
+from training.model.load import check_trains, load_model
+from training.model.model import Model, notes_of
 from training.runs import Say, describe, export_checkpoint, finish, finished, forget, receipt_of, resume
 from training.step import add_gradients, learning_rate, total_steps, warmup_steps
 from training.stops import Stopped, finite, memory_for, signals
@@ -103,7 +105,7 @@ def _train(
     instructions = {source.name: entries[source.name]["instruction"] for source in sources}
     used = model.prompt_used(recipe.prompt)
     model.prompts, model.trained_prompt = model.prompts_for(recipe.prompt, instructions), used
-    seed = int(store.read_build(build)["seed"])
+    seed = int(read_build(build)["seed"])
     plan = Plan(sources, seed, recipe)
     plan.check()
     total = total_steps(recipe, plan.steps_per_epoch)

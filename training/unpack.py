@@ -10,10 +10,11 @@ from typing import Any
 import torch
 import transformers
 
-from curation.errors import ModelError, SetupError, first_line, listed
-from training.folders import replaced
-from training.model import UNREADABLE, quiet
-from training.model_files import PACKAGE, package_roots
+from curation.core.errors import ModelError, SetupError, first_line, listed
+from training.model.files import PACKAGE, package_roots
+from training.model.folders import replaced
+from training.model.load import UNREADABLE
+from training.model.model import quiet
 
 
 def unpack(name: str, folder: Path, layers: int | None = None) -> int:

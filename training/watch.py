@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from curation import store
-from curation.errors import BuildError
-from curation.manifest_models import Train
+from curation.core import store
+from curation.core.errors import BuildError
+from curation.recipe.settings import Train
 from training import ranks
-from training.encode import TOKENS_PER_BATCH, Encoder
 from training.evaluate import Collection, asked_in_training, file_digests, measure, read_collection
-from training.linear import prepack
-from training.model import Model
+from training.model.encode import TOKENS_PER_BATCH, Encoder
+from training.model.linear import prepack
+from training.model.model import Model
 
 METRIC = "ndcg@10"
 

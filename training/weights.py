@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from curation.errors import BuildError, ModelError
-from curation.manifest_models import Train
-from training.model import Model
+from curation.core.errors import BuildError, ModelError
+from curation.recipe.settings import Train
+from training.model.model import Model
 
 WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.safetensors"  # NAME, and NAME|KEY of what AdamW keeps
 

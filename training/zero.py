@@ -17,11 +17,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from curation.errors import SetupError
-from curation.manifest_models import DeepSpeed as Settings
-from curation.manifest_models import Train
-from training.device import dtype_of
-from training.model import Model
+from curation.core.errors import SetupError
+from curation.recipe.settings import DeepSpeed as Settings
+from curation.recipe.settings import Train
+from training.model.device import dtype_of
+from training.model.model import Model
 from training.weights import OPTIMIZER, WEIGHTS, copied, prepared
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's names

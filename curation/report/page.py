@@ -5,42 +5,24 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from string import Template
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-from curation.manifest import load_manifest
-from curation.outside import without_places
+from curation.core.builds import check_beside, checked_stage, read_summary
+from curation.core.store import atomic, digest_of, file_digest, is_sealed_page, read_receipt, sealed_page, versions
+from curation.core.tables import read_parquet, read_table, shards
+from curation.core.visible import as_html
+from curation.read.outside import without_places
+from curation.recipe.manifest import load_manifest
 from curation.report import figures, sections
-from curation.report.samples import drops, near_pairs, records, twins
+from curation.report.samples import Lengths, drops, near_pairs, records, twins
 from curation.report.source import source as source_section
-from curation.store import (
-    atomic,
-    check_beside,
-    checked_stage,
-    digest_of,
-    file_digest,
-    is_sealed_page,
-    read_receipt,
-    sealed_page,
-    versions,
-)
-from curation.summary import read_summary
-from curation.tables import read_parquet, read_table, shards
-from curation.visible import as_html
 
 LAYOUT = 3  # of the page; a new one makes every report be written again
 TEMPLATE = Path(__file__).with_name("report.template.html")
 STATE = '<meta name="tuplesmith-state" content="{}">'
-
-
-class Lengths(NamedTuple):
-    """Characters of the texts of a source."""
-
-    queries: np.ndarray  # (bins,) i64
-    positives: np.ndarray
-    middle: tuple[int, int]  # medians
 
 
 def write(folder: Path, again: bool = False) -> bool:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from curation.schema import draws, keys_of
-from curation.tables import read_parquet, read_table, shards
+from curation.core.record import draws, keys_of
+from curation.core.tables import read_parquet, read_table, shards
 
 RECORDS = 3
 PER_REASON = 3
@@ -117,3 +117,11 @@ def _texts(folder: Path, keys: pl.Series) -> dict[bytes, str]:
         for shard in shards(folder, table, ["key", column]):
             found |= dict(shard.filter(pl.col("key").is_in(keys.implode())).iter_rows())
     return found
+
+
+class Lengths(NamedTuple):
+    """Characters of the texts of a source."""
+
+    queries: np.ndarray  # (bins,) i64
+    positives: np.ndarray
+    middle: tuple[int, int]  # medians

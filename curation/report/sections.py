@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import polars as pl
 
+from curation.core.visible import as_html
 from curation.report import figures
 from curation.report.samples import drawn
 from curation.report.text import licence, shown
-from curation.visible import as_html
 
 if TYPE_CHECKING:
-    from curation.report.page import Lengths
+    from curation.report.samples import Lengths
 
 LARGEST = 20  # overlaps listed below the heat map
 LEAKS = 3  # sampled a task

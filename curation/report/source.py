@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from curation.core.visible import as_html
 from curation.report.samples import Near, Pair
 from curation.report.text import compared, licence, shown
-from curation.shaping.columns import EVIDENCE_CHARS
-from curation.visible import as_html
+from curation.shape.columns import EVIDENCE_CHARS
 
 BRIEF = 24  # characters of evidence that fit beside an id
 

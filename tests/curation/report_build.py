@@ -7,9 +7,9 @@ from pathlib import Path
 
 import polars as pl
 
+from curation.core.store import read_json, write_json
+from curation.core.tables import write_parquet
 from curation.report import page as report
-from curation.store import read_json, write_json
-from curation.tables import write_parquet
 
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=alert(1)> $title ${state} & \"quoted\" \u202eright to left\u202c"
 LONG = "Unbroken" * 400

@@ -11,13 +11,13 @@ import pytest
 from click.testing import CliRunner
 from test_near import form_of, true_jaccard
 
-from curation.build import build
+from curation.build.build import build
+from curation.clean import near as near_module
+from curation.clean import pairs as pairs_module
+from curation.clean import signatures
 from curation.cli import curate
-from curation.duplicates import near as near_module
-from curation.duplicates import pairs as pairs_module
-from curation.duplicates import signatures
-from curation.exchange.verify import problems
-from curation.tables import read_parquet, read_table
+from curation.core.tables import read_parquet, read_table
+from curation.share.verify import problems
 
 HEAD = "name: many\ndedup: {{threshold: {threshold}, across: {across}, max_loss_per_source: 1}}\nsources:\n"
 SOURCE = "  - {{name: {0}, files: {0}.jsonl, task: {1}, fields: {{query: q, positive: a}}{2}}}\n"

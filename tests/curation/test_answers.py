@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from curation.build import build
-from curation.errors import ManifestError
-from curation.manifest import load_manifest
-from curation.schema import key_of
-from curation.store import check_files, read_receipt
-from curation.tables import read_parquet
+from curation.build.build import build
+from curation.core.errors import ManifestError
+from curation.core.record import key_of
+from curation.core.store import check_files, read_receipt
+from curation.core.tables import read_parquet
+from curation.recipe.manifest import load_manifest
 
 MANIFEST = """\
 name: a

@@ -13,10 +13,10 @@ import polars as pl
 import pytest
 import zstandard
 
-from curation.errors import SourceError
-from curation.manifest_source import Table
-from curation.reading.packed import ZSTD_BITE
-from curation.reading.sources import inputs, read_rows
+from curation.core.errors import SourceError
+from curation.read.packed import ZSTD_BITE
+from curation.read.sources import inputs, read_rows
+from curation.recipe.source import Table
 from tests.curation.test_readers import read
 
 LINES = b"".join(json.dumps({"n": n, "text": f"line {n}"}).encode() + b"\n" for n in range(3000))

@@ -11,10 +11,10 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.build import build
+from curation.build.build import build
 from curation.cli import curate
-from curation.errors import BuildError, ManifestError
-from curation.tables import read_parquet, read_table
+from curation.core.errors import BuildError, ManifestError
+from curation.core.tables import read_parquet, read_table
 
 MANIFEST = """\
 name: small
@@ -150,7 +150,7 @@ def test_a_build_changed_by_hand_is_found(recipe, tmp_path):
     path = tmp_path / "b/curated/faq/pairs-00000.parquet"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(BuildError, match=r"pairs-00000\.parquet: was changed since it was written"):
-        from curation.look import receipts
+        from curation.core.builds import receipts
 
         receipts(tmp_path / "b")
     outcome = build(recipe, tmp_path / "b")

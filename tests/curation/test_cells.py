@@ -9,11 +9,11 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from curation.errors import SourceError
-from curation.manifest_source import Table
-from curation.reading import blocks
-from curation.reading.cells import columns_of
-from curation.reading.sources import read_rows
+from curation.core.errors import SourceError
+from curation.read import blocks
+from curation.read.cells import columns_of
+from curation.read.sources import read_rows
+from curation.recipe.source import Table
 
 pieces = st.sampled_from(['"', '""', ",", "\n", "\r\n", "\r", "\0", "a", "é", "中文 and some more of it", " ", "\ufeff"])
 anything = st.lists(pieces, max_size=14).map("".join)

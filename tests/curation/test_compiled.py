@@ -10,12 +10,12 @@ from pathlib import Path
 
 import curation
 
-CODE = "import numpy as np; from curation.leaks.kernels import _mixed; print(_mixed(np.uint64(5)), len(_mixed.stats.cache_hits))"
+CODE = "import numpy as np; from curation.clean.overlap_kernels import _mixed; print(_mixed(np.uint64(5)), len(_mixed.stats.cache_hits))"
 
 
 WITHOUT_FOLDER = """
 import polars as pl
-from curation import text
+from curation.core import text
 text.MANY = 0
 print(ascii(text.normalised(pl.Series(["A-", "Straße", "..."])).to_list()), text._compiled())
 """
@@ -30,7 +30,7 @@ def test_a_loop_is_compiled_again_when_a_file_changes_that_its_own_imports(tmp_p
     shutil.copytree(Path(curation.__file__).parent, tmp_path / "curation", ignore=shutil.ignore_patterns("__pycache__"))
     first, _ = mixed_in(tmp_path)
     assert mixed_in(tmp_path) == [first, "1"]
-    grams = tmp_path / "curation/leaks/grams.py"
+    grams = tmp_path / "curation/clean/overlap_grams.py"
     grams.write_text(re.sub(r"^MIX = .*", "MIX = 3", grams.read_text(), flags=re.MULTILINE))
     assert mixed_in(tmp_path) == ["15", "0"]
 

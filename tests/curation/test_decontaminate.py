@@ -11,18 +11,18 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.build import build
+from curation.build.build import build
+from curation.clean import overlap_index as leak_index
+from curation.clean import overlap_lookup as leaks
+from curation.clean.decontaminate import LEAKS, take_out
+from curation.clean.overlap_texts import CORPUS, DOCUMENT, EVALUATION, QUERY
 from curation.cli import curate
-from curation.errors import ManifestError, SourceError
-from curation.exchange import verify
-from curation.leaks import index as leak_index
-from curation.leaks import lookup as leaks
-from curation.leaks.decontaminate import LEAKS, take_out
-from curation.leaks.evaluations import CORPUS, DOCUMENT, EVALUATION, QUERY
-from curation.manifest_decontaminate import Decontaminate
-from curation.schema import key_of
-from curation.tables import read_parquet, read_table
-from curation.text import normalised
+from curation.core.errors import ManifestError, SourceError
+from curation.core.record import key_of
+from curation.core.tables import read_parquet, read_table
+from curation.core.text import normalised
+from curation.recipe.evaluation import Decontaminate
+from curation.share import verify
 from tests.curation.test_build import check_counts, contents, write_lines
 from tests.curation.test_holdout import tuples
 

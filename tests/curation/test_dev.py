@@ -18,11 +18,11 @@ from typing import Any
 import polars as pl
 import pytest
 
-from curation.build import build
-from curation.manifest import load_manifest
-from curation.manifest_source import shape_of
-from curation.store import file_digest, read_json, read_receipt
-from curation.tables import read_table
+from curation.build.build import build
+from curation.core.store import file_digest, read_json, read_receipt
+from curation.core.tables import read_table
+from curation.recipe.manifest import load_manifest
+from curation.recipe.source import shape_of
 from tests.conftest import SHARED
 from tests.curation import plain_datasets as plain
 

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_near import nearly, true_jaccard
 
-from curation.build import build
-from curation.duplicates import signatures
-from curation.duplicates.within import distinct, drop_queries, link
-from curation.manifest import Dedup
-from curation.shaping.columns import TUPLES
-from curation.tables import read_parquet, read_table
+from curation.build.build import build
+from curation.clean import signatures
+from curation.clean.within import distinct, drop_queries, link
+from curation.core.tables import read_parquet, read_table
+from curation.recipe.manifest import Dedup
+from curation.shape.columns import TUPLES
 
 ASK = "how do I find all the empty files below a folder on my"
 LONG = "The find command walks a folder and everything below it , and prints each file for which all of its tests hold true , such as size and name and age"

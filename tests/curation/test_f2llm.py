@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from curation.check import check, unverified
+from curation.build.check import check, unverified
 from curation.cli import curate
-from curation.licenses import class_of
-from curation.manifest import load_manifest
-from curation.manifest_source import Source, shape_of
-from curation.reading.sources import read_rows, take
-from curation.shaping.shapes import to_tuples
+from curation.read.sources import read_rows, take
+from curation.recipe.licenses import class_of
+from curation.recipe.manifest import load_manifest
+from curation.recipe.source import Source, shape_of
+from curation.shape.shapes import to_tuples
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
 GOLDEN = json.loads((Path(__file__).parent / "f2llm_golden.json").read_text())
@@ -134,7 +134,7 @@ def test_the_clean_one_takes_known_licences_only():
 
 
 def test_the_clean_one_is_clear_of_all_that_the_other_reports():
-    from curation.leaks.mteb_tasks import RETRIEVAL, _columns, tasks_of
+    from curation.clean.mteb_sets import RETRIEVAL, _columns, tasks_of
 
     tasks = tasks_of(load_manifest(MANIFESTS / "f2llm-clean.yaml").decontaminate.mteb)
     read = {

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from curation.build import build
+from curation.build.build import build
+from curation.build.preview import preview
 from curation.cli import curate
-from curation.errors import UserError
-from curation.look import preview
+from curation.core.errors import UserError
 
 ROWS = [{"q": f"what is thing number {i}?", "a": f"the answer to it is {i}"} for i in range(4)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)

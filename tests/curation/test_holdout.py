@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curation.errors import SourceError
-from curation.shaping import holdout
-from curation.shaping.columns import TUPLES
+from curation.core.errors import SourceError
+from curation.shape import holdout
+from curation.shape.columns import TUPLES
 
 
 def tuples(*items):

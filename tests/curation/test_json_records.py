@@ -9,9 +9,9 @@ import json
 import polars as pl
 import pytest
 
-from curation.errors import SourceError
-from curation.manifest_source import Table
-from curation.reading.sources import read_rows
+from curation.core.errors import SourceError
+from curation.read.sources import read_rows
+from curation.recipe.source import Table
 from tests.curation.test_archives import complaint, zipped
 from tests.curation.test_readers import read, write
 

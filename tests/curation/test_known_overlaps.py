@@ -7,7 +7,7 @@ import json
 import polars as pl
 import pytest
 
-from curation.build import build
+from curation.build.build import build
 from tests.curation import plain_datasets as plain
 
 EVERYTHING = """

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from curation.build import build
+from curation.build.build import build
 from curation.cli import curate
-from curation.errors import ManifestError
-from curation.licenses import CLASS_OF, CLASSES, TABLE, allowed, class_of
-from curation.manifest import load_manifest
+from curation.core.errors import ManifestError
+from curation.recipe.licenses import CLASS_OF, CLASSES, TABLE, allowed, class_of
+from curation.recipe.manifest import load_manifest
 
 MANIFEST = """\
 name: mixed

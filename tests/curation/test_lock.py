@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from curation.build import build
-from curation.check import check
+from curation.build.build import build
+from curation.build.check import check
 from curation.cli import curate
-from curation.errors import ManifestError
-from curation.lock import read_lock
+from curation.core.errors import ManifestError
+from curation.read.lock import read_lock
 from tests.hub_server import hub
 
 LOCAL = """\

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from curation.errors import ManifestError
-from curation.manifest import load_manifest, load_recipe, read_manifest
-from curation.manifest_source import shape_of
-from curation.yaml_lines import as_yaml
+from curation.core.errors import ManifestError
+from curation.recipe.manifest import load_manifest, load_recipe, read_manifest
+from curation.recipe.source import shape_of
+from curation.recipe.yaml import as_yaml
 
 GOOD = """\
 name: demo

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from curation.build import build
-from curation.errors import UserError
-from curation.leaks import mteb_tasks
-from curation.leaks.evaluations import CORPUS, DOCUMENT, QUERY, texts_of
+from curation.build.build import build
+from curation.clean import mteb_sets as mteb_tasks
+from curation.clean.overlap_texts import CORPUS, DOCUMENT, QUERY, texts_of
+from curation.core.errors import UserError
 from tests.curation.test_build import write_lines
 from tests.curation.test_decontaminate import ANSWER, EDITED, QUESTION, SHARED
 

@@ -22,10 +22,10 @@ import polars as pl
 import pytest
 import zstandard
 
-from curation.errors import UserError
-from curation.manifest_source import Source
-from curation.reading.sources import ROW, take
-from curation.shaping.shapes import to_tuples
+from curation.core.errors import UserError
+from curation.read.sources import ROW, take
+from curation.recipe.source import Source
+from curation.shape.shapes import to_tuples
 
 TEXTS = [
     ("Wer schrieb „Emma“?", "Jane Austen, 1815."),

@@ -16,15 +16,15 @@ from datasketch import MinHash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation import fold_kernels, folding
-from curation.buffers import buffers_of
-from curation.duplicates import near as near_module
-from curation.duplicates import pairs as pairs_module
-from curation.duplicates import signatures
-from curation.duplicates.near import bands_for, families, near
-from curation.duplicates.shingles import BASE, CHARS, EXACT, SPACELESS, WORDS
-from curation.duplicates.signatures import digests, jaccard, read, sketch
-from curation.text import connected, normalised
+from curation.clean import near as near_module
+from curation.clean import pairs as pairs_module
+from curation.clean import signatures
+from curation.clean.near import bands_for, families, near
+from curation.clean.shingles import BASE, CHARS, EXACT, SPACELESS, WORDS
+from curation.clean.signatures import digests, jaccard, read, sketch
+from curation.core import fold_kernels, folding
+from curation.core.buffers import buffers_of
+from curation.core.text import connected, normalised
 
 VOCABULARY = [
     "alpha",

@@ -8,12 +8,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from curation import store, tables
-from curation.build import build
-from curation.numbering import number, pairs_of, passages_of
-from curation.shaping import parts
-from curation.store import read_json
-from curation.tables import read_parquet, read_table
+from curation.build.build import build
+from curation.build.numbering import number, pairs_of, passages_of
+from curation.core import store, tables
+from curation.core.store import read_json
+from curation.core.tables import read_parquet, read_table
+from curation.shape import parts
 
 PAIR = "task: retrieval, max_bad: 0.5, fields: {query: q, positive: p, negatives: [n]}"
 
@@ -35,9 +35,9 @@ def built(base: Path, name: str, said: str, size: int | None = None) -> tuple[ob
     (base / "m.yaml").write_text(f"name: one\nsources:\n  - {{name: one, files: data.jsonl, {said}}}\n")
     with pytest.MonkeyPatch.context() as patch:
         if size:
-            patch.setattr("curation.stages.PORTION", size)
-            patch.setattr("curation.reading.blocks.BLOCK", size)
-            patch.setattr("curation.reading.sources.BATCH", 10)
+            patch.setattr("curation.build.build.stages.PORTION", size)
+            patch.setattr("curation.read.blocks.BLOCK", size)
+            patch.setattr("curation.read.sources.BATCH", 10)
             patch.setattr(tables, "ROWS_PER_GROUP", 25)
             patch.setattr(tables, "ROWS_PER_SHARD", 50)
         outcome = build(base / "m.yaml", base / name)
@@ -49,7 +49,9 @@ def test_parts_of_any_size_make_the_same_tables(tmp_path, monkeypatch):
         "".join(json.dumps(row) + "\n" for row in rows(150)) + "no row\n" + '{"q": 1, "p": "x"}\n'
     )
     seen = []
-    monkeypatch.setattr("curation.stages.shape_parts", lambda *given: seen.append(parts.shape_parts(*given)) or seen[-1])
+    monkeypatch.setattr(
+        "curation.build.build.stages.shape_parts", lambda *given: seen.append(parts.shape_parts(*given)) or seen[-1]
+    )
     for more in ("", ", both_ways: yes", ", filters: {min_chars: 15, no_echo: no}"):
         receipt, whole = built(tmp_path, f"whole{len(more)}", PAIR + more)
         assert receipt["merged"] > 5

@@ -14,16 +14,16 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from curation.errors import SourceError
-from curation.manifest_source import Table
-from curation.reading.functions import functions_of
-from curation.reading.json_blocks import plain_objects
-from curation.reading.mapped import mapped
-from curation.reading.readers import ROW, Lost, Rows
-from curation.reading.sources import read_rows
+from curation.core.errors import SourceError
+from curation.read.functions import functions_of
+from curation.read.json_blocks import plain_objects
+from curation.read.mapped import mapped
+from curation.read.readers import ROW, Lost, Rows
+from curation.read.sources import read_rows
+from curation.recipe.source import Table
 
 SQUAD = {"data": [{"title": "T", "paragraphs": [{"context": "C.", "qas": []}]}]}
 
@@ -197,6 +197,7 @@ cells = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.text
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 @given(st.lists(st.lists(cells, min_size=2, max_size=2), min_size=1, max_size=8), st.sampled_from([",", ";", "\t"]))
+@example([["\0", "\0"]], ",")
 def test_csv_is_read_back_as_written(tmp_path, rows, delimiter):
     text = io.StringIO(newline="")
     csv.writer(text, delimiter=delimiter).writerows([["a", "b"], *rows])

@@ -15,15 +15,15 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curation.build import build
+from curation.build.build import build
 from curation.cli import curate
+from curation.core.record import no_drops
+from curation.core.store import read_json, write_json
+from curation.core.tables import read_table, write_parquet
 from curation.report import figures
 from curation.report import page as report
 from curation.report.samples import near_pairs, records
 from curation.report.text import APART, compared, shown
-from curation.schema import no_drops
-from curation.store import read_json, write_json
-from curation.tables import read_table, write_parquet
 from tests.curation.report_build import HOSTILE, LONG, MANIFEST, write_inputs, write_shared_tables
 
 VOID = {"meta", "link", "br", "hr", "input"}

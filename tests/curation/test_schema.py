@@ -7,7 +7,7 @@ import unicodedata
 import numpy as np
 import polars as pl
 
-from curation.schema import UNSURE, draws, key_of, render_query
+from curation.core.record import UNSURE, draws, key_of, render_query
 
 
 def test_an_instruction_is_rendered_once():

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curation.errors import SourceError
-from curation.manifest_source import Source
-from curation.reading.mapped import as_mapped
-from curation.reading.rows import ROW
-from curation.schema import key_of
-from curation.shaping.labelled import pair_up
-from curation.shaping.shapes import to_tuples
-from curation.text import forms
+from curation.core.errors import SourceError
+from curation.core.record import key_of
+from curation.core.text import forms
+from curation.read.mapped import as_mapped
+from curation.read.rows import ROW
+from curation.recipe.source import Source
+from curation.shape.labelled import pair_up
+from curation.shape.shapes import to_tuples
 
 
 def source(task="retrieval", **more):

@@ -10,13 +10,13 @@ from click.testing import CliRunner
 from datasketch import MinHash, MinHashLSH
 from test_near import kind_and_shingles, shingle_hash
 
-from curation.build import build
+from curation.build.build import build
+from curation.clean.near import bands_for
 from curation.cli import curate
-from curation.duplicates import signature_file
-from curation.duplicates.near import bands_for
-from curation.duplicates.signature_file import read_signatures, write_signatures
-from curation.errors import BuildError
-from curation.tables import write_parquet
+from curation.core.errors import BuildError
+from curation.core.tables import write_parquet
+from curation.share import signature_file
+from curation.share.signature_file import read_signatures, write_signatures
 
 ASK = "how do I find all of the empty files below a folder on my"
 ROWS = [(f"{ASK} disk", "use find"), (f"{ASK} disc", "use locate"), ("what now", " ".join(f"word{at}" for at in range(40)))]

@@ -11,11 +11,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from curation import schema
-from curation.errors import SourceError
-from curation.manifest_source import Source, Table
-from curation.reading.readers import ROW, Lost
-from curation.reading.sources import inputs, read_rows, take
+from curation.core import record as schema
+from curation.core.errors import SourceError
+from curation.read.readers import ROW, Lost
+from curation.read.sources import inputs, read_rows, take
+from curation.recipe.source import Source, Table
 
 CARD = """---
 configs:
@@ -222,7 +222,7 @@ def test_an_unreachable_hub(tmp_path, monkeypatch):
 
 def test_a_half_read_stream_does_not_abort_the_interpreter(hub_folder, tmp_path):
     code = (
-        "import sys\nfrom pathlib import Path\nfrom curation.manifest_source import Source\nfrom curation.reading.sources import take\n"
+        "import sys\nfrom pathlib import Path\nfrom curation.recipe.source import Source\nfrom curation.read.sources import take\n"
         "s = Source(name='s', task='retrieval', fields={'query': 'q', 'positive': 'a'}, path='sets/mine', sample='first')\n"
         "print(len(take(s, 1, 2, Path(sys.argv[1]), lambda n: None)[0]))"
     )
@@ -358,8 +358,8 @@ def test_a_limit_takes_the_memory_of_its_rows_however_many_there_are(tmp_path):
     measure = (
         "import resource, sys\n"
         "from pathlib import Path\n"
-        "from curation.manifest_source import Source\n"
-        "from curation.reading.sources import take\n"
+        "from curation.recipe.source import Source\n"
+        "from curation.read.sources import take\n"
         "for name in ('small.jsonl', 'large.jsonl'):\n"
         "    s = Source(name='s', task='retrieval', fields={'query': 'q', 'positive': 'a'}, files=[name], limit=5000)\n"
         "    rows, _ = take(s, 1, 5000, Path(sys.argv[1]), lambda n: None)\n"

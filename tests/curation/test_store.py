@@ -8,8 +8,9 @@ import sys
 import polars as pl
 import pytest
 
-from curation import store, tables
-from curation.errors import BuildError
+from curation.core import store, tables
+from curation.core.builds import newest_build
+from curation.core.errors import BuildError
 
 
 def work(folder):
@@ -71,7 +72,7 @@ def test_tables_come_back_and_bytes_repeat(tmp_path, monkeypatch):
 
 def test_a_missing_build_says_what_to_run(tmp_path):
     with pytest.raises(BuildError, match="holds no build; run `curate build MANIFEST` first"):
-        store.newest_build(tmp_path)
+        newest_build(tmp_path)
     with pytest.raises(BuildError, match="holds no table 'pairs'"):
         tables.read_table(tmp_path, "pairs")
 
@@ -85,7 +86,7 @@ def test_an_added_file_is_found(tmp_path):
 
 def test_what_a_killed_process_left_of_a_file_goes_when_it_is_written_again(tmp_path):
     path = tmp_path / "encoders.json"
-    code = "import os, sys; from pathlib import Path; from curation.store import atomic\n"
+    code = "import os, sys; from pathlib import Path; from curation.core.store import atomic\n"
     code += "with atomic(Path(sys.argv[1])) as file: file.write(b'{'); file.flush(); os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", code, path], check=False).returncode == -9
     (left,) = tmp_path.iterdir()

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation import fold_kernels, folding
-from curation import text as text_module
-from curation.characters import SPACELESS_CHARS
-from curation.duplicates.signatures import read
-from curation.text import BLOCK, normalised
+from curation.clean.signatures import read
+from curation.core import fold_kernels, folding
+from curation.core import text as text_module
+from curation.core.characters import SPACELESS_CHARS
+from curation.core.text import BLOCK, normalised
 from tests.curation.plain_forms import form
 
 signs = st.characters(max_codepoint=127) | st.sampled_from(
@@ -84,7 +84,7 @@ def test_forms_of_many_bytes_of_texts():
 def test_small_inputs_are_spared_the_loading_of_compiled_loops():
     code = """
 import sys, polars as pl
-from curation import text
+from curation.core import text
 print(text.normalised(pl.Series(["A+"] * 10)).to_list()[0], "numba" in sys.modules)
 text.normalised(pl.Series(["word " * 1000] * (text.MANY // 4000)))
 print(text.normalised(pl.Series(["A+"] * 10)).to_list()[0], "numba" in sys.modules)

@@ -10,11 +10,11 @@ import zipfile
 import pytest
 from pydantic import ValidationError
 
-from curation.build import build
-from curation.errors import SourceError
-from curation.manifest_source import Source, Table
-from curation.reading.sources import inputs, read_rows
-from curation.tables import read_table
+from curation.build.build import build
+from curation.core.errors import SourceError
+from curation.core.tables import read_table
+from curation.read.sources import inputs, read_rows
+from curation.recipe.source import Source, Table
 from tests.curation.test_readers import read, write
 
 XML = '<?xml version="1.0" encoding="{}"?>\n<doc><pairs>{}</pairs></doc>'

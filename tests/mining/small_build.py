@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from curation import store, tables
-from curation.schema import PAIRS, PASSAGES, keys_of, no_drops
+from curation.core import store, tables
+from curation.core.record import PAIRS, PASSAGES, keys_of, no_drops
 
 MANIFEST = """\
 name: {name}
@@ -117,7 +117,7 @@ def hashed(texts: Iterable[str], dim: int = 256) -> np.ndarray:
 
 
 class FakeEncoder:
-    """Hashed vectors with the interface of `training.encode.Encoder`; keeps what it was asked."""
+    """Hashed vectors with the interface of `training.model.model.encode.Encoder`; keeps what it was asked."""
 
     def __init__(
         self,

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.errors import SetupError
-from mining import cards
+from curation.core.errors import SetupError
+from mining import gpu as cards
 from mining.candidates import Corpus, search
-from mining.cards import Cards, cards_of, planned
+from mining.gpu import Cards, cards_of, planned
 from mining.lists import Ragged
 from mining.search import Exact, nearest
 

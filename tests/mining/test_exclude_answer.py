@@ -8,8 +8,8 @@ import pytest
 from small_build import make_build, pairs_source
 from test_mine import mined, run
 
-from curation import store, tables
-from curation.schema import key_of
+from curation.core import store, tables
+from curation.core.record import key_of
 from mining.answers import answered, answers_of
 from mining.mine import warnings_of
 

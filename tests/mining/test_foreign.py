@@ -9,8 +9,8 @@ import pytest
 from small_build import FakeEncoder, hashed, make_build
 from test_mine import EASY, mined, retrieval
 
-from curation.errors import ModelError
-from curation.manifest_models import Mine
+from curation.core.errors import ModelError
+from curation.recipe.settings import Mine
 from mining.audit import audit
 from mining.judge import judged
 from mining.mine import mine_build

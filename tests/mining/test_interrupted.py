@@ -14,7 +14,7 @@ import pytest
 from small_build import files_of, make_build
 from test_mine import EASY, clustering, retrieval, run
 
-from curation.errors import BuildError
+from curation.core.errors import BuildError
 from mining import ivf, searching
 
 SLOW_RUN = """
@@ -22,7 +22,7 @@ import resource, signal, sys, time
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {root!r}]
 from small_build import FakeEncoder, hashed
-from curation import refusals
+from curation.core import refusals
 from mining import embeddings, ivf, mine, searching
 embeddings.ROWS = searching.QUERIES = 8
 ivf.LEAST = 50

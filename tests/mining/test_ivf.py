@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from small_build import FakeEncoder, files_of, make_build, pairs_source
 
-from curation import store, tables
+from curation.core import store, tables
 from mining import ivf, mine, searching
 from mining.cli import _table
 from mining.search import Exact, nearest

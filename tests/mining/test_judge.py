@@ -11,8 +11,8 @@ from small_build import FakeEncoder, make_build
 from test_mine import EASY, clustering, retrieval
 from test_mine_settings import several
 
-from curation import store
-from curation.errors import BuildError
+from curation.core import store
+from curation.core.errors import BuildError
 from mining.audit import at_hardness, audit, measure, rates
 from mining.calibrate import BINS, by_yield, curves
 from mining.cli import mine

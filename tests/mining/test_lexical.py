@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from small_build import make_build
 from test_mine import mined, retrieval, run
 
-from curation import tables
-from mining.lexical import RRF, Lexical, fused
+from curation.core import tables
+from mining.bm25 import RRF, Lexical, fused
 
 
 def test_by_words():

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from small_build import FakeEncoder, files_of, make_build, pairs_source
 
-from curation import tables
-from curation.errors import BuildError, ManifestError
-from curation.schema import DROPPED, MINED_PAIRS
+from curation.core import tables
+from curation.core.errors import BuildError, ManifestError
+from curation.core.record import DROPPED, MINED_PAIRS
 from mining.builds import failed_sources, marked, shown
 from mining.mine import mine_build, plan, warnings_of
 

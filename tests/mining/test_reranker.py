@@ -13,16 +13,16 @@ from small_build import FakeEncoder, files_of, make_build, pairs_source
 from test_mine import EASY, mined, retrieval, run
 from test_mine_settings import reset
 
-from curation import tables
-from curation.errors import ManifestError
+from curation.core import tables
+from curation.core.errors import ManifestError
 from mining.audit import audit
 from mining.judge import judged
 from mining.lists import Ragged
 from mining.negatives import Candidates, Rules, choose
-from mining.reranker import chosen_with
+from mining.rerank import chosen_with
 from tests.training.tiny_models import tiny_folder, tiny_reranker
-from training.causal_reranker import NEEDED, load_reranker
-from training.cross_encoder import load_cross_encoder
+from training.model.causal_reranker import NEEDED, load_causal_reranker
+from training.model.reranker import load_reranker
 
 QUERIES, DEPTH = 40, 30
 
@@ -75,7 +75,7 @@ def test_filters_and_grades_a_build(tmp_path, monkeypatch, model):
     build = make_build(tmp_path / "b", {"s": several_answers()}, f"{EASY}, shortage: keep, reranker: {model}, reranker_margin: 0")
     receipt = run(build)["s"]
     texts = tables.read_table(build / "curated" / "s", "passages")["text"].to_list()
-    scorer = load_cross_encoder(model, device="cpu")
+    scorer = load_reranker(model, device="cpu")
 
     def again(row, pids):
         return scorer.scores([row["query"]] * len(pids), [texts[pid] for pid in pids])
@@ -95,7 +95,7 @@ def test_filters_and_grades_a_build(tmp_path, monkeypatch, model):
     for row in rows.iter_rows(named=True):
         assert [row["positive_score"]] == pytest.approx(again(row, row["positives"][:1]), abs=1e-5)
         assert row["negative_scores"] == pytest.approx(again(row, row["negatives"]), abs=1e-5)
-    monkeypatch.setattr("training.cross_encoder.load_cross_encoder", None)
+    monkeypatch.setattr("training.model.reranker.load_reranker", None)
     reset(build, f"{EASY}, reranker: {model}, reranker_scores: true, reranker_max_score: 0.98")
     assert run(build)["s"]["ran"]
     assert not run(build)["s"]["ran"]
@@ -110,7 +110,9 @@ def test_a_language_model_is_asked_with_the_instruction(tmp_path):
     texts = tables.read_table(build / "curated" / "s", "passages")["text"].to_list()
     row = mined(build)[0].row(0, named=True)
     asked = f"<Instruct>: find it\n<Query>: {row['query']}"
-    again = load_reranker(model, device="cpu").scores([asked] * len(row["negatives"]), [texts[pid] for pid in row["negatives"]])
+    again = load_causal_reranker(model, device="cpu").scores(
+        [asked] * len(row["negatives"]), [texts[pid] for pid in row["negatives"]]
+    )
     assert row["negative_scores"] == pytest.approx(again, abs=1e-5)
 
 
@@ -148,7 +150,7 @@ import sys
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {root!r}]
 from small_build import FakeEncoder
-from mining import embeddings, mine, reranker, searching
+from mining import embeddings, mine, rerank as reranker, searching
 embeddings.ROWS = 16
 searching.QUERIES = 16
 encode, scored = reranker.Reranker.encode, []

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.errors import SetupError
+from curation.core.errors import SetupError
 from mining.search import Exact, check_installation, installed, nearest, scores_of
 
 

@@ -10,11 +10,11 @@ import sys
 
 import polars as pl
 
-from curation import store, tables
-from curation.build import build
-from curation.lock import write_lock
-from curation.manifest import load_manifest
-from curation.schema import render_query
+from curation.build.build import build
+from curation.core import store, tables
+from curation.core.record import render_query
+from curation.read.lock import write_lock
+from curation.recipe.manifest import load_manifest
 from mining.mine import mine_build
 from tests.mining.small_build import FakeEncoder
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from curation.exchange.card import complaints, size_of, table, with_yaml
+from curation.core.card import complaints, size_of, table, with_yaml
 
 GOOD = {
     "language": ["en", "zh-Hans", "code"],

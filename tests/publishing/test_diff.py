@@ -7,11 +7,11 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from curation import tables
-from curation.build import build
+from curation.build.build import build
 from curation.cli import curate as command
-from curation.errors import BuildError
-from curation.exchange.diff import diff, differs
+from curation.core import tables
+from curation.core.errors import BuildError
+from curation.share.diff import diff, differs
 from tests.hub_server import hub
 from tests.publishing.small_published import curate, expected, lock, make, published
 

@@ -11,15 +11,15 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from curation import store, tables
-from curation.build import build
-from curation.errors import BuildError
-from curation.exchange import publish as publishing
-from curation.exchange.card import head_of
-from curation.exchange.importing import write_manifest
-from curation.exchange.publish import plan
-from curation.exchange.verify import problems
-from curation.progress import silent
+from curation.build.build import build
+from curation.core import store, tables
+from curation.core.card import head_of
+from curation.core.errors import BuildError
+from curation.core.progress import silent
+from curation.share import publish as publishing
+from curation.share.importing import write_manifest
+from curation.share.publish import plan
+from curation.share.verify import problems
 from mining.mine import mine_build
 from tests.hub_server import hub
 from tests.publishing.small_published import (
@@ -159,7 +159,7 @@ def tables_of(folder):
 
 def test_large_sources_are_cut_into_shards(made, monkeypatch, tmp_path):
     monkeypatch.setattr(publishing, "SHARD", 10_000)
-    monkeypatch.setattr("curation.exchange.export.BLOCK", 64)
+    monkeypatch.setattr("curation.share.export.BLOCK", 64)
     receipts = [store.read_receipt(made / stage / "faq") for stage in ("curated", "mined")]
     names = list(publishing._shards_of(made, *receipts, None, (), silent, tmp_path)["shards"])
     assert len(names) > 3

@@ -11,8 +11,8 @@ import time
 import polars as pl
 import pytest
 
-from curation import store, tables
-from curation.exchange import publish as publishing
+from curation.core import store, tables
+from curation.share import publish as publishing
 from tests.hub_server import hub
 from tests.publishing.small_published import (
     curate,
@@ -26,8 +26,8 @@ from tests.publishing.small_published import (
     start,
 )
 from tests.training.tiny_models import tiny_folder
-from training.export import export
-from training.model import load_model
+from training.model.export import export
+from training.model.load import load_model
 
 pytestmark = pytest.mark.long
 

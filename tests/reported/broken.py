@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from curation.build import build
-from curation.look import records
+from curation.build.build import build
+from curation.build.show import records
 
 GOOD = "".join(json.dumps({"q": f"what is thing number {i}?", "a": f"the answer to it is {i}"}) + "\n" for i in range(4))
 

@@ -15,10 +15,10 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOMS = {"curate": "curation", "mine": "mining", "train": "training"}
 SERVING = """
 import ctypes, importlib, json, os, resource, signal, sys
-for name in ("curation.cli", "curation.build", "curation.look", "curation.report.page", "curation.lock", "curation.exchange.verify",
-             "curation.exchange.publish", "curation.exchange.importing", "curation.duplicates.signature_file", "mining.cli",
+for name in ("curation.cli", "curation.build.build", "curation.build.show", "curation.report.page", "curation.read.lock", "curation.share.verify",
+             "curation.share.publish", "curation.share.importing", "curation.share.signature_file", "mining.cli",
              "mining.mine", "mining.audit", "mining.judge", "training.cli", "training.train", "training.evaluate",
-             "training.estimate", "training.publish", "training.unpack", "training.encode"):
+             "training.plan", "training.publish", "training.unpack", "training.model.model.encode"):
     importlib.import_module(name)
 
 def modes_bind():

@@ -13,13 +13,13 @@ from typing import Any
 import polars as pl
 import yaml
 
-from curation.build import build
-from curation.errors import SourceError
-from curation.manifest_source import Source
-from curation.reading.rows import joined
-from curation.reading.sources import read_rows, take
-from curation.shaping.shapes import to_tuples
-from curation.tables import read_parquet, read_table
+from curation.build.build import build
+from curation.core.errors import SourceError
+from curation.core.tables import read_parquet, read_table
+from curation.read.rows import joined
+from curation.read.sources import read_rows, take
+from curation.recipe.source import Source
+from curation.shape.shapes import to_tuples
 
 TUPLE, TABLES = ("query", "positives", "negatives", "label"), ("corpus", "queries")
 Rows = list[dict[str, Any]]

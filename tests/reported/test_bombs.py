@@ -22,7 +22,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curation.reading.globs import matches, matching
+from curation.read.globs import matches, matching
 from tests.reported.broken import build_all, build_one, manifest
 
 LINE = b'{"q": "what is this", "a": "an answer"}\n'
@@ -221,7 +221,7 @@ def test_a_line_of_300_mb_takes_little_memory(tmp_path, name):
     keys = {"txt": ", reader: lines", "xml": ", reader: xml, records: p"}.get(name.split(".")[1], "")
     path = manifest(tmp_path, [f"files: {name}{keys}"])
     code = (
-        "import resource, sys\nfrom pathlib import Path\nfrom curation.build import build\n"
+        "import resource, sys\nfrom pathlib import Path\nfrom curation.build.build import build\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "print(build(Path(sys.argv[1]), Path(sys.argv[2])).failed['s0'])\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"

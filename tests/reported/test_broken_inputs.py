@@ -11,7 +11,7 @@ import zipfile
 import polars as pl
 import pytest
 
-from curation.build import build
+from curation.build.build import build
 from tests.reported.broken import manifest
 
 ROWS = [{"q": f"what is {n}?", "a": f"it is {n}"} for n in range(6)]

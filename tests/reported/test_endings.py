@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from curation import build as building
+from curation.build import build as building
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "POLARS_MAX_THREADS": "1"}
@@ -39,7 +39,8 @@ def manifest(folder: Path, sources: int, rows: int = 5) -> Path:
 
 def start(*words: object, cwd: Path, **environment: str) -> subprocess.Popen[str]:
     """Start `curate` in a process group of its own, as a terminal does."""
-    command = [sys.executable, "-c", "from curation.cli import main; main()", *map(str, words)]
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from curation.cli import main; main()"
+    command = [sys.executable, "-c", code, *map(str, words)]  # a job in the background ignores SIGINT, and so does what it starts
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
     return subprocess.Popen(command, cwd=cwd, env=ENVIRONMENT | environment, start_new_session=True, **pipes)
 
@@ -90,7 +91,7 @@ def test_a_signal_while_workers_start_is_one_line(tmp_path):
 def test_signals_stay_held_while_the_first_process_starts():
     code = """
 import multiprocessing, signal
-from curation.build import _signals_held
+from curation.engine.local import _signals_held
 
 if __name__ == "__main__":
     with _signals_held():

@@ -12,12 +12,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from curation.build import build, job_of
-from curation.errors import SourceError
-from curation.lock import lock_of, write_lock
-from curation.manifest import load_manifest
-from curation.stages import shape_source
-from curation.store import file_digest, read_receipt
+from curation.build.build import build, job_of
+from curation.build.stages import shape_source
+from curation.core.errors import SourceError
+from curation.core.store import file_digest, read_receipt
+from curation.read.lock import lock_of, write_lock
+from curation.recipe.manifest import load_manifest
 
 ROWS = 25_000  # of 190 bytes: two blocks, and two batches
 SAID = "changed while it was read; run again when nothing writes to it"

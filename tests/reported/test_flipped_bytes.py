@@ -16,19 +16,19 @@ from pathlib import Path
 
 import pytest
 
-from curation import store
-from curation.build import build
+from curation.build.build import build
 from curation.cli import curate
-from curation.errors import BuildError, UserError
-from curation.exchange import export as exporting
-from curation.exchange import publish as publishing
-from curation.exchange.diff import open_side
-from curation.exchange.importing import write_manifest
-from curation.exchange.verify import problems, problems_of_model
-from curation.lock import write_lock
-from curation.look import receipts
-from curation.manifest import load_manifest
+from curation.core import store
+from curation.core.builds import read_build, receipts
+from curation.core.errors import BuildError, UserError
+from curation.read.lock import write_lock
+from curation.recipe.manifest import load_manifest
 from curation.report import page
+from curation.share import export as exporting
+from curation.share import publish as publishing
+from curation.share.diff import open_side
+from curation.share.importing import write_manifest
+from curation.share.verify import problems, problems_of_model
 from mining.builds import shown
 from mining.mine import mine_build
 from tests.mining.small_build import files_of
@@ -36,7 +36,7 @@ from tests.training.tiny_build import tiny_model
 from training import publish as model_publishing
 from training import report
 from training.evaluate import read_collection
-from training.model_files import find_model
+from training.model.files import find_model
 from training.runs import average, export_checkpoint
 from training.train import train
 
@@ -424,4 +424,4 @@ def test_a_run_is_no_model_and_a_build_no_run(made):
 def test_a_receipt_nested_too_deep_is_one_line(made, tmp_path):
     (tmp_path / "build.json").write_text("[" * 100_000)
     with pytest.raises(BuildError, match="build.json: not readable as JSON"):
-        store.read_build(tmp_path)
+        read_build(tmp_path)

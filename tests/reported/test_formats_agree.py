@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from curation.reading import blocks
+from curation.read import blocks
 from tests.reported.one_source import NESTED, TEXTS, shaped
 
 text = st.sampled_from(["a", "b c", "Ü", '"quoted", with commas', "x\ny", "8", "1.0", "0.10", "NaN", "{}", "[1]", " ", ""])

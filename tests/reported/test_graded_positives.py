@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation import tables
-from curation.build import build
-from curation.duplicates.equal import merge_queries
-from curation.manifest_source import Filters, Source
-from curation.reading.rows import ROW
-from curation.shaping import filters
-from curation.shaping.shapes import to_tuples
-from curation.tables import read_table
+from curation.build.build import build
+from curation.core import tables
+from curation.core.tables import read_table
+from curation.read.rows import ROW
+from curation.recipe.source import Filters, Source
+from curation.shape import filters
+from curation.shape.merge import merge_queries
+from curation.shape.shapes import to_tuples
 
 LOW, MIDDLE, HIGH, OTHER = "a fair answer", "a good answer", "the best answer", "another answer"
 
@@ -115,8 +115,8 @@ def test_scored_pairs_in_parts_and_both_ways(tmp_path, monkeypatch):
     written(tmp_path, "data.jsonl", records)
     said = "files: data.jsonl, threshold: 1, both_ways: yes, fields: {query: q, positive: p, score: s}"
     whole = positives_of(tmp_path, said)
-    monkeypatch.setattr("curation.stages.PORTION", 400)
-    monkeypatch.setattr("curation.reading.blocks.BLOCK", 400)
+    monkeypatch.setattr("curation.build.stages.PORTION", 400)
+    monkeypatch.setattr("curation.read.blocks.BLOCK", 400)
     monkeypatch.setattr(tables, "ROWS_PER_GROUP", 25)
     monkeypatch.setattr(tables, "ROWS_PER_SHARD", 50)
     (tmp_path / "apart").mkdir()

@@ -14,15 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from curation import attribution
-from curation import progress as progressing
+from curation.build import attribution
 from curation.cli import curate
-from curation.command import output, say
-from curation.exchange.card import head_of, table, with_yaml
-from curation.exchange.dataset_card import dataset_card
-from curation.manifest import Manifest, load_manifest
+from curation.core import progress as progressing
+from curation.core.card import head_of, table, with_yaml
+from curation.core.console import output, say
+from curation.core.visible import as_code, as_html, as_link, as_markdown, visible
+from curation.recipe.manifest import Manifest, load_manifest
 from curation.report import page
-from curation.visible import as_code, as_html, as_link, as_markdown, visible
+from curation.share.dataset_card import dataset_card
 from mining.cli import _readable
 from tests.curation.report_build import MANIFEST, write_inputs, write_shared_tables
 from training import publish as publishing

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.build import build
-from curation.exchange.export import export
-from curation.exchange.importing import write_manifest
-from curation.exchange.verify import problems
-from curation.manifest_source import Source
-from curation.shaping.columns import named
-from curation.tables import read_table
+from curation.build.build import build
+from curation.core.tables import read_table
+from curation.recipe.source import Source
+from curation.shape.columns import named
+from curation.share.export import export
+from curation.share.importing import write_manifest
+from curation.share.verify import problems
 
 WRITTEN = {  # id as given -> as it is kept
     "a\tb": "a%09b",

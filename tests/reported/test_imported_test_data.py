@@ -10,11 +10,11 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from curation.build import build
+from curation.build.build import build
 from curation.cli import curate
-from curation.errors import UserError
-from curation.manifest import load_manifest
-from curation.tables import read_table
+from curation.core.errors import UserError
+from curation.core.tables import read_table
+from curation.recipe.manifest import load_manifest
 
 
 def put(folder: Path, *names: str, **columns: object) -> None:

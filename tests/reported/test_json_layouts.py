@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from curation.manifest_source import Table
-from curation.reading import blocks, json_values
-from curation.reading.sources import read_rows
+from curation.read import blocks, json_values
+from curation.read.sources import read_rows
+from curation.recipe.source import Table
 from tests.reported.broken import build_all, build_one
 
 PAIRS = [("what is { this }", ['an "answer"']), ("what is [ that", ["\\{\n"]), ("and é 😀", ["it is so"])]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from curation.errors import SourceError
-from curation.manifest_decontaminate import EvalSet
-from curation.manifest_source import Source, Table
-from curation.reading.sources import read_rows
+from curation.core.errors import SourceError
+from curation.read.sources import read_rows
+from curation.recipe.evaluation import EvalSet
+from curation.recipe.source import Source, Table
 
 FIELDS = {"query": "q", "positive": "a"}
 ORIGINS = {

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from curation.errors import SourceError
-from curation.manifest_source import Source, Table
-from curation.reading import blocks
-from curation.reading.sources import read_rows
+from curation.core.errors import SourceError
+from curation.read import blocks
+from curation.read.sources import read_rows
+from curation.recipe.source import Source, Table
 from tests.reported.broken import build_all, build_one
 
 ASK = "say `quoting: true` to read them as csv does, or `quoting: false` to keep them"

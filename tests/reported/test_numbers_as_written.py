@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from curation.reading import blocks
+from curation.read import blocks
 from tests.reported.one_source import NESTED, built, shaped
 
 TOKENS = [

@@ -16,11 +16,11 @@ import pytest
 import sentence_transformers
 import torch
 
-from curation.errors import ModelError, UserError
+from curation.core.errors import ModelError, UserError
 from tests.model_folders import about, all_of, dense, edit, modules, settings
 from tests.training.tiny_models import tiny_folder
-from training.cross_encoder import load_cross_encoder
-from training.encode import load_encoder
+from training.model.cross_encoder import load_cross_encoder
+from training.model.encode import load_encoder
 
 TEXTS = ["find empty files", "Jane Austen wrote Emma in 1815"]
 FILES = (

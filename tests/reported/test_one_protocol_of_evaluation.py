@@ -15,15 +15,15 @@ from click.testing import CliRunner
 from tiny_build import retrieval, tiny_model, write_build
 from tiny_models import tiny_folder
 
-from curation import store
-from curation.errors import ModelError, SetupError, SourceError
-from curation.manifest_models import Train
+from curation.core import store
+from curation.core.errors import ModelError, SetupError, SourceError
+from curation.recipe.settings import Train
 from training.cli import train as command
-from training.encode import load_encoder
 from training.evaluate import asked_of, encoded, evaluate, nearest, read_collection
-from training.export import export
 from training.log import read_log
-from training.model import load_model
+from training.model.encode import load_encoder
+from training.model.export import export
+from training.model.load import load_model
 from training.runs import export_checkpoint
 from training.train import train
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from curation.manifest_source import Table
-from curation.reading.sources import read_rows
+from curation.read.sources import read_rows
+from curation.recipe.source import Table
 from tests.reported.broken import build_all, build_one
 
 ROWS = [{"q": f"what is {n}?", "a": f"it is {n}"} for n in range(2000)]

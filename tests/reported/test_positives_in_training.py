@@ -9,13 +9,13 @@ import pytest
 from test_data import source_of
 from tiny_build import retrieval, tiny_model, write_build
 
-from curation import store
-from curation.errors import ManifestError
-from curation.manifest import load_recipe
-from curation.manifest_models import Train
+from curation.core import store
+from curation.core.errors import ManifestError
+from curation.recipe.manifest import load_recipe
+from curation.recipe.settings import Train
 from training.data import Plan
-from training.estimate import estimate
 from training.log import read_log
+from training.plan import estimate
 from training.publish import plan as plan_publishing
 from training.train import train
 

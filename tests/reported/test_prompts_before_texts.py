@@ -7,12 +7,12 @@ import pytest
 import sentence_transformers
 from pydantic import ValidationError
 
-from curation.manifest_models import Mine, Train
+from curation.recipe.settings import Mine, Train
 from tests.training.tiny_models import tiny_folder
-from training.encode import load_encoder
-from training.export import export
-from training.model import load_model
-from training.prompts import choose_prompts
+from training.model.encode import load_encoder
+from training.model.export import export
+from training.model.load import load_model
+from training.model.prompts import choose_prompts
 
 E5 = {"query": "query: ", "passage": "passage: "}
 TEXTS = ["find empty files", "Jane Austen wrote Emma in 1815"]

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from curation.errors import SourceError
+from curation.core.errors import SourceError
 from tests.reported.one_source import NESTED, built, shaped
 
 ROW = {
@@ -93,7 +93,7 @@ def test_what_is_a_text_in_some_rows_and_a_list_or_record_in_others(one, other, 
     rows = [{"q": "first", "p": one}, {"q": "second", "p": other}]
     lines = [json.dumps(row) + "\n" for row in (rows[::-1] if turned else rows)]
     if apart == "blocks":
-        monkeypatch.setattr("curation.reading.blocks.BLOCK", 40)
+        monkeypatch.setattr("curation.read.blocks.BLOCK", 40)
     for at, text in enumerate(lines if apart == "files" else ["".join(lines)]):
         (tmp_path / f"{at}.jsonl").write_text(text)
     got = shaped(tmp_path, "*.jsonl", {"query": "q", "positive": "p"})
@@ -136,11 +136,11 @@ def test_columns_that_are_not_mapped_change_nothing(tmp_path, monkeypatch):
             (tmp_path / f"{form}{at}.{form}").write_bytes(NESTED[form](rows[at * 10 : at * 10 + 10]))
         assert built(tmp_path, f"{form}?.{form}", fields) == wanted
     (tmp_path / "all.jsonl").write_bytes(NESTED["jsonl"](rows))
-    monkeypatch.setattr("curation.reading.blocks.BLOCK", 150)
-    monkeypatch.setattr("curation.reading.sources.BATCH", 3)
+    monkeypatch.setattr("curation.read.blocks.BLOCK", 150)
+    monkeypatch.setattr("curation.read.sources.BATCH", 3)
     assert built(tmp_path, "all.jsonl", fields) == wanted
-    monkeypatch.setattr("curation.stages.PORTION", 200)
-    monkeypatch.setattr("curation.shaping.shapes.to_tuples", None)  # shaped part by part, never whole
+    monkeypatch.setattr("curation.build.stages.PORTION", 200)
+    monkeypatch.setattr("curation.shape.shapes.to_tuples", None)  # shaped part by part, never whole
     assert built(tmp_path, "all.jsonl", fields) == wanted
     assert built(tmp_path, "all.jsonl", {**fields, "title": "tt"}).startswith("source 's': no column 'tt'")
 

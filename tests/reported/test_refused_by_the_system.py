@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from curation.errors import UserError
-from curation.refusals import SAID, explained, refusal
+from curation.core.errors import UserError
+from curation.core.refusals import SAID, explained, refusal
 from tests.reported.commands import commands
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "training"))

@@ -8,9 +8,9 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from curation.build import build
+from curation.build.build import build
 from curation.cli import curate
-from curation.tables import read_table
+from curation.core.tables import read_table
 from tests.reported.one_source import TEXTS, built, shaped
 
 ROW = {"q": "where?", "p": "over there", "negative_1": "here", "negative_2": "nowhere"}

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import pytest
 
-from curation.manifest_source import Filters
-from curation.shaping.filters import apply
-from curation.tables import read_table
+from curation.core.tables import read_table
+from curation.recipe.source import Filters
+from curation.shape.filters import apply
 from tests.curation.test_holdout import tuples
 from tests.reported.test_signs_and_invisible_characters import made
 

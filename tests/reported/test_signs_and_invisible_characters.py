@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.build import build
-from curation.duplicates.signatures import digests, read
-from curation.schema import key_of
-from curation.tables import read_parquet, read_table
-from curation.text import forms, normalised
+from curation.build.build import build
+from curation.clean.signatures import digests, read
+from curation.core.record import key_of
+from curation.core.tables import read_parquet, read_table
+from curation.core.text import forms, normalised
 from tests.curation.plain_forms import IGNORABLE, form
 from tests.curation.test_build import write_lines
 

@@ -9,14 +9,14 @@ import polars as pl
 import pytest
 from click.testing import CliRunner
 
-from curation.build import build
+from curation.build.build import build
+from curation.clean import overlap_index as leak_index
+from curation.clean.decontaminate import take_out
+from curation.clean.overlap_texts import EVALUATION, QUERY
+from curation.clean.siblings import alike
 from curation.cli import curate
-from curation.duplicates.siblings import alike
-from curation.leaks import index as leak_index
-from curation.leaks.decontaminate import take_out
-from curation.leaks.evaluations import EVALUATION, QUERY
-from curation.manifest_decontaminate import Decontaminate
-from curation.tables import read_parquet, read_table
+from curation.core.tables import read_parquet, read_table
+from curation.recipe.evaluation import Decontaminate
 from mining.cli import mine
 from tests.curation.test_build import write_lines
 from tests.curation.test_holdout import tuples

@@ -15,10 +15,10 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from curation import locks, store
 from curation.cli import curate
-from curation.errors import BuildError
-from training.folders import replaced
+from curation.core import locks, store
+from curation.core.errors import BuildError
+from training.model.folders import replaced
 
 NAMES = ("s", "s.1.part", f"s.{os.getpid()}.part", "s.part", "s.tmp", "s.lock", "s.claim")
 
@@ -60,7 +60,7 @@ def test_processes_with_one_number_do_not_meet_in_a_folder(tmp_path, monkeypatch
 UNFINISHED = """
 import os, sys, time
 from pathlib import Path
-from curation import store
+from curation.core import store
 def work(part):
     (part / "half").write_text("half")
     print("at work", flush=True)

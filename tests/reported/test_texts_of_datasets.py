@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from curation.errors import SourceError
-from curation.manifest_source import Source, Table
-from curation.reading.rows import ROW
-from curation.reading.sources import inputs, read_rows, take
+from curation.core.errors import SourceError
+from curation.read.rows import ROW
+from curation.read.sources import inputs, read_rows, take
+from curation.recipe.source import Source, Table
 
 TEXTS = ["02108", "NA", "null", "1969-07-20", "1e5", "3.10", "True", "nan", "N/A", "007", "-", "12:30", "None"]
 

@@ -61,9 +61,9 @@ OFFLINE = {"both splits": READS["both splits"], "never read": {"path": "org/csv"
 READ = """\
 import json
 from pathlib import Path
-from curation.errors import SourceError
-from curation.manifest_source import Source
-from curation.reading.sources import inputs, take
+from curation.core.errors import SourceError
+from curation.recipe.source import Source
+from curation.read.sources import inputs, take
 
 for name, keys in json.loads(reads).items():
     label = {'answer': 'label'} if keys.get('config') == 'one' else {}

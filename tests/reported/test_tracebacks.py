@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from curation import build as building
-from curation import stages
-from curation.build import build
+from curation.build import build as building
+from curation.build import stages
+from curation.build.build import build
+from curation.build.show import records
 from curation.cli import curate
-from curation.errors import ManifestError, SourceError, did_you_mean
-from curation.lock import write_lock
-from curation.look import records
-from curation.manifest import load_manifest
+from curation.core.errors import ManifestError, SourceError, did_you_mean
+from curation.read.lock import write_lock
+from curation.recipe.manifest import load_manifest
 from tests.reported.broken import build_all, build_one, manifest
 
 LINE = b'{"q": "what is this", "a": "an answer"}\n'

@@ -12,13 +12,13 @@ import transformers
 from tiny_build import retrieval, sentence, tiny_model, write_build
 from tiny_models import SMALL, TEXTS, tiny_folder
 
-from curation import store
-from curation.errors import BuildError
-from curation.manifest_models import OfSource, Train
+from curation.core import store
+from curation.core.errors import BuildError
+from curation.recipe.settings import OfSource, Train
 from training import tokens
 from training.data import Plan
-from training.encode import load_encoder
-from training.model import load_model
+from training.model.encode import load_encoder
+from training.model.load import load_model
 from training.tokens import load_sources, reader_digest
 from training.train import train
 

@@ -15,11 +15,11 @@ from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.cross_encoder.modules import LogitScore
 from sentence_transformers.sentence_transformer.modules import Pooling
 
-from curation.errors import ModelError
+from curation.core.errors import ModelError
 from tests.model_folders import FAMILIES, PACKS_NOT, RERANKERS, VARIANTS, edit, settings
 from tests.training.tiny_models import GROUPED, SMALL, TEXTS, tiny_folder, tiny_reranker, tiny_tokenizer
-from training.cross_encoder import load_cross_encoder
-from training.encode import load_encoder, similarities
+from training.model.encode import load_encoder, similarities
+from training.model.reranker import load_reranker
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of names that sentence-transformers had before
 NEAR = 1e-5
@@ -281,15 +281,15 @@ def test_scores_of_rerankers_are_those_of_sentence_transformers(name, tmp_path):
     folder, refused = reranker(name, tmp_path / "reranker"), RERANKERS[name]
     if refused is not None:
         with pytest.raises(ModelError) as error:
-            load_cross_encoder(str(folder), device="cpu")
+            load_reranker(str(folder), device="cpu")
         assert refused in str(error.value)
         return
     peer = sentence_transformers.CrossEncoder(str(folder), device="cpu")
     wanted = np.array([peer.predict(pair, show_progress_bar=False) for pair in zip(QUERIES, PASSAGES, strict=True)])
-    found = load_cross_encoder(str(folder), device="cpu").scores(QUERIES, PASSAGES)
+    found = load_reranker(str(folder), device="cpu").scores(QUERIES, PASSAGES)
     assert np.abs(found - wanted).max() < NEAR
     assert np.ptp(found) > 0.01
     if "Qwen3" in name:  # a source's instruction is asked in place of the folder's prompt
         asked = [f"<Instruct>: Other.\n<Query>: {query}" for query in QUERIES]
         other = [peer.predict(pair, prompt="Other.", show_progress_bar=False) for pair in zip(QUERIES, PASSAGES, strict=True)]
-        assert np.abs(load_cross_encoder(str(folder), device="cpu").scores(asked, PASSAGES) - np.array(other)).max() < NEAR
+        assert np.abs(load_reranker(str(folder), device="cpu").scores(asked, PASSAGES) - np.array(other)).max() < NEAR

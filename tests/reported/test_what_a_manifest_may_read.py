@@ -11,16 +11,16 @@ import polars as pl
 import pytest
 from click.testing import CliRunner
 
-from curation.build import build
-from curation.check import check
+from curation.build.build import build
+from curation.build.check import check
 from curation.cli import curate
-from curation.errors import ManifestError, SourceError
-from curation.exchange.publish import plan
-from curation.exchange.verify import problems
-from curation.manifest_source import Table
-from curation.portable import portable
-from curation.reading.sources import inputs, read_rows
-from curation.store import read_json
+from curation.core.errors import ManifestError, SourceError
+from curation.core.store import read_json
+from curation.read.sources import inputs, read_rows
+from curation.recipe.portable import portable
+from curation.recipe.source import Table
+from curation.share.publish import plan
+from curation.share.verify import problems
 
 ROW = {"q": "how high do larks fly", "a": "rather high"}
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from curation.build import build
+from curation.build.build import build
 from curation.cli import curate
-from curation.errors import ManifestError, SourceError
-from curation.manifest import load_manifest, load_recipe
+from curation.core.errors import ManifestError, SourceError
+from curation.recipe.manifest import load_manifest, load_recipe
 from tests.reported.broken import build_all, build_one, manifest
 
 

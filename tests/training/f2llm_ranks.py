@@ -16,11 +16,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from curation.manifest_models import Train
+from curation.recipe.settings import Train
 from training import ranks
 from training.backend import Torch
 from training.data import Plan, gather
-from training.model import load_model
+from training.model.load import load_model
 from training.step import add_gradients
 from training.tokens import load_sources
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from curation.errors import UserError
-from curation.manifest_models import Train
+from curation.core.errors import UserError
+from curation.recipe.settings import Train
 from training import ranks
 from training.train import Stopped, train
 

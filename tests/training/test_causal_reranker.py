@@ -10,9 +10,9 @@ import torch
 import transformers
 from tiny_models import CONFIGS, TEXTS, tiny_reranker
 
-from curation.errors import ModelError
-from training import causal_reranker
-from training.causal_reranker import AFTER, BEFORE, NEEDED, load_reranker
+from curation.core.errors import ModelError
+from training.model import causal_reranker
+from training.model.causal_reranker import AFTER, BEFORE, NEEDED, load_causal_reranker
 
 TASK = "Find the sentence that answers."
 QUERIES = [text for text in TEXTS if text] * 2
@@ -36,7 +36,7 @@ def by_the_card(folder, query, passage, room):
 def test_the_scores_of_the_model_card(tmp_path, monkeypatch, room):
     folder = tiny_reranker(tmp_path / "model", NEEDED)
     monkeypatch.setattr(causal_reranker, "MOST_TOKENS", room)
-    loaded = load_reranker(str(folder), device="cpu")
+    loaded = load_causal_reranker(str(folder), device="cpu")
     found = loaded.scores([f"<Instruct>: {TASK}\n<Query>: {query}" for query in QUERIES], PASSAGES)
     room = min(room, 1_024)
     wanted = [by_the_card(folder, query, passage, room) for query, passage in zip(QUERIES, PASSAGES, strict=True)]
@@ -48,7 +48,7 @@ def test_the_scores_of_the_model_card(tmp_path, monkeypatch, room):
 def test_a_language_model_that_knows_no_answers(tmp_path):
     folder = tiny_reranker(tmp_path / "model", NEEDED[1:])
     with pytest.raises(ModelError) as error:
-        load_reranker(str(folder), device="cpu")
+        load_causal_reranker(str(folder), device="cpu")
     assert str(error.value) == f"{folder}: has no token for <|im_start|>; name a reranker tuned as Qwen3-Reranker is"
 
 
@@ -58,5 +58,5 @@ def test_weights_that_are_missing(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"architectures": ["Qwen3ForCausalLM"]}))
     with pytest.raises(ModelError) as error:
-        load_reranker(str(folder), device="cpu")
+        load_causal_reranker(str(folder), device="cpu")
     assert str(error.value) == f"{folder}: its weights lack lm_head.weight; is config.json the one of these weights?"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from curation.errors import BuildError
+from curation.core.errors import BuildError
 from training import checkpoint
 
 RUN = {"recipe": {"lr": 1e-5, "batch": 32}, "seed": 42, "sources": {"a": "d1", "b": "d2"}}

@@ -9,9 +9,9 @@ import pytest
 import sentence_transformers
 from tiny_models import TEXTS, tiny_folder
 
-from curation.errors import ModelError
-from training import cross_encoder
-from training.cross_encoder import load_cross_encoder
+from curation.core.errors import ModelError
+from training.model import cross_encoder
+from training.model.cross_encoder import load_cross_encoder
 
 QUERIES = [text for text in TEXTS if text] * 2
 PASSAGES = [*TEXTS[::-1][: len(QUERIES) // 2], *(f"{text} {text}" for text in TEXTS[: len(QUERIES) // 2])]

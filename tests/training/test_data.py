@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.manifest_models import OfSource, Train
+from curation.recipe.settings import OfSource, Train
 from training import data
 from training.data import Plan, assemble, draw_negatives, row_order, shared_negatives, shared_positives, shares, spread
 from training.tokens import WINDOW, Source, taken

@@ -14,8 +14,8 @@ import pytest
 from safetensors.torch import load_file
 from tiny_build import retrieval, tiny_model, write_build
 
-from curation.errors import SetupError
-from curation.manifest_models import Train
+from curation.core.errors import SetupError
+from curation.recipe.settings import Train
 from training import ranks
 from training.log import read_log
 from training.train import train

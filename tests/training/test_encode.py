@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from tiny_models import MINILM, TEXTS, tiny_folder
 
-from curation.errors import ModelError, SetupError
-from training import encode as module
-from training.device import dtype_of
-from training.encode import batches, load_encoder
-from training.model_files import find_model
+from curation.core.errors import ModelError, SetupError
+from training.model import encode as module
+from training.model.device import dtype_of
+from training.model.encode import batches, load_encoder
+from training.model.files import find_model
 
 MANY = [*TEXTS, *(f"{word} " * length for word in ("cat", "naïve") for length in (1, 7, 40)), "cat " * 300, "end", " ", "\n\n"]
 

@@ -13,11 +13,11 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 from tiny_models import MINILM
 
-from curation.errors import SourceError
+from curation.core.errors import SourceError
 from training import evaluate as module
-from training.encode import load_encoder
 from training.evaluate import evaluate, nearest, read_collection, scores
-from training.model_files import find_model
+from training.model.encode import load_encoder
+from training.model.files import find_model
 
 CPU = torch.device("cpu")
 PASSAGES = {

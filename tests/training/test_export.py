@@ -15,10 +15,10 @@ from tiny_models import MINILM, TEXTS, tiny_folder
 from tokenizers import Tokenizer, processors
 from torch.nn import functional
 
-from curation.errors import ModelError
-from training.encode import load_encoder
-from training.export import export
-from training.model import load_model
+from curation.core.errors import ModelError
+from training.model.encode import load_encoder
+from training.model.export import export
+from training.model.load import load_model
 
 KINDS = ("qwen3", "llama", "bert", "minilm")
 

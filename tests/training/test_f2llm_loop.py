@@ -8,10 +8,10 @@ from f2llm_loop import PaddedLoop
 from tiny_build import retrieval, tiny_model, write_build
 from training_quality import shuffled
 
-from curation.manifest_models import Train
+from curation.recipe.settings import Train
 from training.backend import Torch
 from training.data import Plan
-from training.model import load_model
+from training.model.load import load_model
 from training.step import add_gradients, learning_rate
 from training.tokens import load_sources
 

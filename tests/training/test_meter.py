@@ -12,10 +12,10 @@ import pytest
 import torch
 from tiny_build import retrieval, tiny_model, write_build
 
-from curation.manifest_models import Train
+from curation.recipe.settings import Train
 from training import meter, report
-from training.attention import kernel_of
 from training.log import read_log
+from training.model.attention import kernel_of
 from training.step import chunks_of
 from training.train import train
 

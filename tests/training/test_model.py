@@ -10,9 +10,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tiny_models import MINILM, TEXTS, tiny_folder, tiny_tokenizer
 
-from curation.errors import ModelError, SetupError
-from training.model import load_model
-from training.model_files import find_model
+from curation.core.errors import ModelError, SetupError
+from training.model.files import find_model
+from training.model.load import load_model
 
 
 @pytest.fixture

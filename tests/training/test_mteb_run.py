@@ -15,13 +15,13 @@ from test_train_cli import ENVIRONMENT
 from tiny_build import retrieval, tiny_model, write_build
 from tiny_models import MINILM
 
-from curation import store
-from curation.build import build
-from curation.errors import SourceError
-from curation.exchange.export import export
-from curation.manifest_models import Train
+from curation.build.build import build
+from curation.core import store
+from curation.core.errors import SourceError
+from curation.recipe.settings import Train
+from curation.share.export import export
 from training.cli import train
-from training.encode import load_encoder
+from training.model.encode import load_encoder
 from training.train import train as train_model
 
 pytestmark = [
@@ -91,7 +91,7 @@ def test_a_query_is_told_its_task_and_a_document_nothing():
     import mteb
     from mteb.types import PromptType
 
-    from training.mteb_tasks import Wrapped
+    from training.mteb import Wrapped
 
     encoder, read = load_encoder(MINILM, prompt="instruct"), []
     encoder.encode = lambda texts, unit: read.extend(texts)
@@ -122,8 +122,8 @@ def test_a_folder_of_any_grades_scores_as_evaluate_scores_it(place):
     from test_one_protocol_of_evaluation import FOLDERS, folder_of
 
     from training.evaluate import evaluate
-    from training.mteb_tasks import evaluate as with_mteb
-    from training.mteb_tasks import tasks_of
+    from training.mteb import evaluate as with_mteb
+    from training.mteb import tasks_of
 
     encoder = load_encoder(tiny_model(place / "bert"), device="cpu")
     fractions = {"fractions": ([("q0", "d0", 0.5), ("q0", "d1", 1.5), ("q1", "d2", 0.3)], None, None)}
@@ -152,9 +152,9 @@ def test_prompts_of_a_model_go_where_mteb_puts_them_for_sentence_transformers(na
     from sentence_transformers import SentenceTransformer
     from torch.utils.data import DataLoader
 
-    from training.export import export
-    from training.model import load_model
-    from training.mteb_tasks import Wrapped
+    from training.model.export import export
+    from training.model.load import load_model
+    from training.mteb import Wrapped
 
     model = load_model(tiny_model(place / "bert"), device="cpu")
     prompts, default = PROMPTS[name]
@@ -182,7 +182,7 @@ def test_prompts_of_a_model_go_where_mteb_puts_them_for_sentence_transformers(na
 
 
 def test_a_benchmark_is_its_tasks_and_an_unknown_name_is_told():
-    from training.mteb_tasks import tasks_of
+    from training.mteb import tasks_of
 
     tasks = tasks_of(["MTEB(eng, v2)", "STS12"])
     assert len(tasks) == 41

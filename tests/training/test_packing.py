@@ -12,12 +12,12 @@ from tiny_models import MINILM, TEXTS, tiny_folder
 from torch.nn import functional
 from transformers.masking_utils import AttentionMaskInterface
 
-from curation.errors import ModelError
-from training import attention
-from training import model as model_module
-from training.attention import Segments, check_packing, packed_inputs
-from training.device import autocast
-from training.model import load_model
+from curation.core.errors import ModelError
+from training.model import attention
+from training.model import model as model_module
+from training.model.attention import Segments, packed_inputs
+from training.model.device import autocast
+from training.model.load import check_packing, load_model
 
 KINDS = ("qwen3", "llama", "bert")
 ADVICE = "its architecture cannot be trained or encoded without padding"

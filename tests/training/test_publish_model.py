@@ -9,13 +9,13 @@ import sys
 
 import pytest
 
-from curation import store
-from curation.errors import ModelError
-from curation.exchange.card import complaints, head_of
+from curation.core import store
+from curation.core.card import complaints, head_of
+from curation.core.errors import ModelError
 from tests.hub_server import hub
 from tests.training.tiny_models import tiny_folder
-from training.export import export
-from training.model import load_model
+from training.model.export import export
+from training.model.load import load_model
 from training.publish import plan
 
 RECEIPT = {

@@ -15,7 +15,7 @@ from tiny_build import retrieval, tiny_model, write_build
 
 from training.backend import Torch
 from training.data import Plan
-from training.model import load_model
+from training.model.load import load_model
 from training.step import add_gradients
 from training.tokens import load_sources
 from training.train import train

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from curation.manifest_models import Train
+from curation.recipe.settings import Train
 from training.step import learning_rate, warmup_steps
 from training.weights import decayed
 

@@ -8,12 +8,12 @@ import torch
 from tiny_build import retrieval, tiny_model, write_build
 from tiny_models import tiny_folder
 
-from curation.errors import BuildError, ModelError
-from curation.manifest_models import Train
+from curation.core.errors import BuildError, ModelError
+from curation.recipe.settings import Train
 from training.backend import Torch
 from training.data import Plan
 from training.log import read_log
-from training.model import load_model
+from training.model.load import load_model
 from training.step import add_gradients, batch_loss, cut
 from training.tokens import load_sources
 from training.train import train

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from curation.errors import SetupError
-from curation.manifest_models import Train
+from curation.core.errors import SetupError
+from curation.recipe.settings import Train
 from training.stops import memory_for
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny_build import retrieval, tiny_model, write_build
 
-from curation.manifest_models import Train
+from curation.recipe.settings import Train
 from training.log import read_log
 from training.train import train
 

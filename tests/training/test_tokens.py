@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tiny_build import sentence, tiny_model, write_build
 
-from curation.manifest_models import OfSource, Train
+from curation.recipe.settings import OfSource, Train
 from training.data import Plan
-from training.model import load_model
+from training.model.load import load_model
 from training.tokens import FIRST_UNGROUPED, load_sources
 
 TEXTS = [sentence(3, number) for number in range(12)]

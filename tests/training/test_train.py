@@ -14,14 +14,14 @@ import pytest
 import torch
 from tiny_build import retrieval, sentence, tiny_model, write_build
 
-from curation import store, tables
-from curation.errors import BuildError
-from curation.manifest_models import Train
+from curation.core import store, tables
+from curation.core.errors import BuildError
+from curation.recipe.settings import Train
 from tests.killing import forking
 from training.data import Plan
-from training.encode import load_encoder
 from training.log import read_log
-from training.model import load_model
+from training.model.encode import load_encoder
+from training.model.load import load_model
 from training.runs import export_checkpoint
 from training.tokens import load_sources
 from training.train import Stopped, train
@@ -327,7 +327,7 @@ def test_loss_falls_on_real_pairs(tmp_path):
 @pytest.mark.long
 def test_kill_nine_at_random_moments_ends_with_the_same_bytes(model, build, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from curation.manifest_models import Train; from training.train import train\n"
+        "import sys; from pathlib import Path; from curation.recipe.settings import Train; from training.train import train\n"
         "train(Path(sys.argv[1]), Train.model_validate_json(sys.argv[2]), out=Path(sys.argv[3]))"
     )
     rule = recipe(model, steps=None, epochs=20, save_every=3)

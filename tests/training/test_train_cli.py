@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 from tiny_build import retrieval, tiny_model, write_build
 from tiny_models import tiny_tokenizer
 
-from curation.errors import BuildError, ManifestError
-from curation.manifest import load_recipe
+from curation.core.errors import BuildError, ManifestError
+from curation.recipe.manifest import load_recipe
 from training.cli import train
 from training.cli_models import _side_by_side
-from training.model_files import find_model
+from training.model.files import find_model
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

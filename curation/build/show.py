@@ -1,0 +1,114 @@
+"""What `curate show` and `curate stats` print: counts, reasons, and records as they are trained on."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from curation.core.builds import Receipt, receipts
+from curation.core.record import DROPPED, render_query
+from curation.core.tables import read_parquet, read_table
+from curation.core.visible import table, visible
+
+WIDTH = 80
+MARGIN = 14
+TEXT_LINES = 6
+
+
+
+
+
+
+def counts_table(found: dict[str, Receipt]) -> str:
+    """Return one line a source: rows in and used, tuples made, and what became of them."""
+    head = ("source", "rows", "used", "tuples", "merged", "dropped", "held", "kept", "passages")
+    lines = [_counts(name, receipt) for name, receipt in found.items()]
+    if len(lines) > 1:
+        lines.append(("all", *(sum(line[at] for line in lines) for at in range(1, len(head)))))
+    return table(head, lines)
+
+
+def _counts(name: str, receipt: Receipt) -> tuple[Any, ...]:
+    dropped = sum(receipt["dropped"].values())
+    return (name, *(receipt[key] for key in ("rows_in", "rows_used", "tuples_made", "merged")), dropped,
+            receipt["heldout"], receipt["kept"], receipt["passages"])  # fmt: skip
+
+
+def reasons_table(found: dict[str, Receipt]) -> str:
+    """Return one line a reason: rows that made no tuple, tuples dropped, texts taken out of tuples that stayed."""
+    kinds = (("rows_dropped", "row"), ("dropped", "tuple"), ("texts_out", "text"))
+    lines: list[tuple[Any, ...]] = []
+    for name, receipt in found.items():
+        lines += [(name, what, reason, count) for key, what in kinds for reason, count in receipt[key].items()]
+    return table(("source", "left out", "reason", "count"), lines) if lines else "nothing was left out"
+
+
+
+
+def as_json(found: object) -> str:
+    """Return JSON for programs."""
+    return json.dumps(found, indent=1, ensure_ascii=False)
+
+
+def as_line(record: object) -> str:
+    """Return one line of JSON."""
+    return json.dumps(record, ensure_ascii=False)
+
+
+def records(build: Path, only: Iterable[str], count: int) -> Iterator[dict[str, Any]]:
+    """Yield the first `count` tuples of each source as they will be trained on: instruction rendered, ids as texts."""
+    for name, receipt in receipts(build, only).items():
+        folder = build / "curated" / name
+        texts = read_table(folder, "passages", ["text"])["text"]
+        for row in read_table(folder, "pairs").head(count).iter_rows(named=True):
+            yield {
+                "id": row["id"],
+                "query": render_query(receipt["instruction"], row["query"]),
+                "positives": [texts[pid] for pid in row["positives"]],
+                "negatives": [texts[pid] for pid in row["negatives"]],
+                **({"label": row["label"]} if row["label"] is not None else {}),
+            }
+
+
+def dropped_records(build: Path, only: Iterable[str], count: int, reason: str | None) -> Iterator[dict[str, Any]]:
+    """Yield `count` dropped rows or tuples of each source and reason, those that mining dropped too."""
+    for name in receipts(build, only):
+        paths = [build / stage / name / "dropped.parquet" for stage in ("curated", "mined")]
+        dropped = pl.concat([read_parquet(path).cast(DROPPED) for path in paths if path.exists()])
+        if reason is not None:
+            dropped = dropped.filter(pl.col("reason") == reason)
+        for row in dropped.group_by("reason", maintain_order=True).head(count).iter_rows(named=True):
+            yield {key: value for key, value in row.items() if value is not None}
+
+
+def as_text(record: dict[str, Any]) -> str:
+    """Return a record to read at 80 columns; the lines of code stay lines."""
+    out = []
+    for key, value in record.items():
+        many = isinstance(value, list)
+        for text in value if many else [value]:
+            shown = _short(str(text))
+            out.append(f"{key.removesuffix('s') if many else key:>12}  {shown[0]}")
+            out += [" " * MARGIN + more for more in shown[1:]]
+    return "\n".join(out) + "\n"
+
+
+def _short(text: str) -> list[str]:
+    """Return a text as a few lines of the screen."""
+    width = WIDTH - MARGIN
+    shown = visible(text.strip()).split("\n")
+    lines = [part.rstrip() for line in shown for part in textwrap.wrap(line, width, drop_whitespace=False) or [""]]
+    return lines if len(lines) <= TEXT_LINES else [*lines[: TEXT_LINES - 1], "..."]
+
+
+
+
+
+
+
+

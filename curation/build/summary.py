@@ -1,0 +1,96 @@
+"""build.json: what a build holds, in the manifest's order; the one list that mining and training go by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from curation.core.builds import CONSTANTS, COUNTS, read_summary
+from curation.core.errors import UserError
+from curation.core.store import BUILD, RECEIPT, atomic, file_digest, sealed, write_json
+from curation.recipe.licenses import Excluded, class_of
+from curation.recipe.manifest import Manifest, read_manifest
+from curation.recipe.source import Source
+from curation.recipe.yaml import as_yaml
+
+Receipt = dict[str, Any]
+BESIDE = ("manifest.yaml", "manifest.lock", "ATTRIBUTION.md", "overlaps.parquet", "leaks.parquet", "mteb_training_datasets.json")
+STAGES = ("shaped", "near", "cleaned", "curated", "heldout")  # of a source
+
+
+def summary_of(
+    folder: Path,
+    manifest: Manifest,
+    curated: dict[str, Receipt],
+    failed: dict[str, UserError],
+    current: list[str],
+    excluded: list[Excluded],
+    leaks: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return what build.json is to say; of the sources that this run did not touch, the `current` ones keep their entries.
+
+    `manifest` holds the sources that the licence policy lets in; the others stand in `excluded`.
+
+    Raises:
+        BuildError: build.json is not what this function wrote.
+    """
+    earlier = read_summary(folder) if (folder / BUILD).exists() else {"sources": {}, "failed": {}}
+    fresh = {name: _entry(receipt) for name, receipt in curated.items()}
+    errors = {name: str(error) for name, error in failed.items()}
+    names = [source.name for source in manifest.sources]
+    entries = {name: earlier["sources"][name] for name in current if name in earlier["sources"]} | fresh
+    broken = {name: text for name, text in (earlier["failed"] | errors).items() if name in names and name not in fresh}
+    sources = {source.name: entries[source.name] | _about(source) for source in manifest.sources if source.name in entries}
+    return {
+        "name": manifest.name,
+        "seed": manifest.seed,
+        "licenses": manifest.licenses,
+        "sources": sources,
+        "failed": broken,
+        "excluded": {one.source: one.reason for one in excluded},
+        **({"decontaminate": leaks} if leaks is not None else {}),
+    }
+
+
+def write_summary(folder: Path, path: Path, manifest: Manifest, summary: dict[str, Any]) -> None:
+    """Write manifest.yaml, and build.json with the digests of the files beside it and of its stages' receipts."""
+    text, copy, target = as_yaml(read_manifest(path)), folder / "manifest.yaml", folder / BUILD
+    if not copy.exists() or copy.read_bytes() != text:
+        with atomic(copy) as file:
+            file.write(text)
+    files = {name: file_digest(folder / name) for name in BESIDE if (folder / name).is_file()}
+    receipts = {stage: folder / stage / RECEIPT for stage in _stages(manifest, summary["sources"])}
+    stages = {stage: file_digest(receipt) for stage, receipt in receipts.items() if receipt.is_file()}
+    whole = {**summary, "files": files, "stages": stages}
+    if target.exists() and target.read_bytes() == sealed(whole):
+        target.touch()  # the newest build is the one last asked for
+    else:
+        write_json(target, whole)
+
+
+def _stages(manifest: Manifest, sources: Iterable[str]) -> list[str]:
+    """Return the stages that made the tables of a build; others in its folder are left from an earlier manifest."""
+    used = [stage for stage in STAGES if stage != "near" or manifest.dedup]
+    shared = ["across/overlaps"] if len(list(sources)) > 1 else []
+    shared += ["across/pairs", "across/drops"] if manifest.dedup and manifest.dedup.across else []
+    shared += ["decontaminate"] if manifest.decontaminate else []
+    return [f"{stage}/{name}" for name in sources for stage in used] + shared
+
+
+
+
+def _entry(receipt: Receipt) -> Receipt:
+    return {name: receipt[name] for name in CONSTANTS + COUNTS} | {"tuples": receipt["kept"]}
+
+
+def _about(source: Source) -> dict[str, Any]:
+    """Return what is told of a source, as it stands in the manifest now."""
+    return {
+        "license": source.license or "",
+        "license_class": class_of(source.license),
+        "license_url": source.license_url,
+        "license_checked": source.license_checked,
+        "verified": source.verified,
+        "notes": source.notes,
+    }

@@ -1,0 +1,276 @@
+"""Decontamination: the evaluation sets' index is made once, and each source leaves behind what stands in it.
+
+A tuple whose query or positive is a leak goes, a negative that is one goes alone, and so does a passage of the source's corpus.
+A text shared with an evaluation corpus that no evaluation query needs is only reported, unless `mode: strict`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import polars as pl
+
+from curation.clean.overlap_index import RULES as INDEXED
+from curation.clean.overlap_index import read_index, write_index
+from curation.clean.overlap_texts import CORPUS, DOCUMENT, EVALUATION, QUERY, digests_of, tables_of, texts_of
+from curation.clean.siblings import RULES as SIBLINGS
+from curation.clean.siblings import names_of, siblings
+from curation.core.builds import read_build
+from curation.core.errors import ManifestError
+from curation.core.progress import Progress
+from curation.core.record import dropped_frame
+from curation.core.store import digest_of, receipt_of, run_stage
+from curation.core.tables import read_parquet, write_blocks, write_parquet
+from curation.core.text import normalised
+from curation.read.places import refuse_special
+from curation.read.sources import expanded, marks, unchanged
+from curation.recipe.evaluation import Decontaminate, EvalSet
+from curation.shape.columns import EVIDENCE_CHARS
+
+if TYPE_CHECKING:
+    from curation.clean.overlap_lookup import Lookup
+
+HELDOUT = "heldout/"  # what held-out queries are called as an evaluation set: `heldout/SOURCE`
+LEAKS = pl.Schema(
+    {
+        "source": pl.String(),
+        "id": pl.String(),  # of the tuple; null for a passage of a corpus
+        "field": pl.String(),  # query, positive, negative; corpus for a passage of ours or theirs that no query needs
+        "task": pl.String(),
+        "eval_id": pl.String(),
+        "eval_field": pl.String(),  # query, document
+        "rule": pl.String(),  # equal, chars, words: see `leaks`
+        "score": pl.Float64(),
+        "evidence": pl.String(),  # what both have in common
+        "action": pl.String(),  # dropped, negative_out, reported
+    }
+)
+
+MATCH = {**{name: LEAKS[name] for name in ("task", "eval_id", "rule", "score", "evidence")}, "role": EVALUATION["role"]}
+
+
+class Cleaned(NamedTuple):
+    """A source without its leaks."""
+
+    tuples: pl.DataFrame
+    corpus: pl.Series
+    dropped: pl.DataFrame  # DROPPED
+    texts_out: dict[str, int]
+
+
+def make_index(wanted: Decontaminate | None, base: Path, build: Path, holding: tuple[str, ...], progress: Progress) -> None:
+    """Index the evaluation sets and the held-out queries, unless that stands; without `decontaminate:`, leave no index behind.
+
+    Raises:
+        SourceError: an evaluation set cannot be read, or a file of allowed texts.
+    """
+    folder = build / "decontaminate"
+    if wanted is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    sets = _sets(wanted, base)
+    stages = {name: build / "shaped" / name for name in holding}
+    held = {name: receipt_of(stage)["files"]["heldout.parquet"] for name, stage in stages.items()}
+    parts = [table for one in sets for _, table in tables_of(one)]
+    before = [marks(table, base) for table in parts]
+    reads = [[one.model_dump(), digests_of(one, base)] for one in sets]
+    allowed = _allowed(wanted, base)
+
+    def frames() -> Iterator[pl.DataFrame]:
+        with progress("read evaluation sets", len(sets), "sets") as advance:
+            for one in sets:
+                yield from texts_of(one, base)
+                advance(1)
+        for name, stage in stages.items():
+            yield _held_out(name, read_parquet(stage / "heldout.parquet"))
+
+    def work(part: Path) -> dict[str, Any]:
+        with unchanged(before, parts, base):
+            return {"sets": [one.title for one in sets], **write_index(part, frames(), normalised(allowed).drop_nulls())}
+
+    run_stage(folder, digest_of([INDEXED, SIBLINGS, reads, held, allowed.to_list()]), work)
+
+
+def _sets(wanted: Decontaminate, base: Path) -> list[EvalSet]:
+    if not wanted.mteb:
+        return wanted.against
+    from curation.clean.mteb_sets import eval_sets  # loads mteb
+
+    return wanted.against + eval_sets(wanted.mteb, base)
+
+
+def _allowed(wanted: Decontaminate, base: Path) -> pl.Series:
+    if isinstance(wanted.allow, list):
+        return pl.Series(wanted.allow, dtype=pl.String)
+    try:
+        path = base / expanded(wanted.allow, base)
+        refuse_special(path, "decontaminate: allow")
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = "is no utf-8 text" if isinstance(error, UnicodeDecodeError) else f"cannot be read ({error.strerror})"
+        raise ManifestError("decontaminate: allow", f"'{wanted.allow}' {why}", "name a file with one text a line") from None
+    return pl.Series(lines, dtype=pl.String)
+
+
+def _held_out(source: str, held: pl.DataFrame) -> pl.DataFrame:
+    queries = held.select("id", pl.col("query").alias("text"), pl.lit(QUERY).alias("role"))
+    answers = held.select("id", pl.col("positives").alias("text"), pl.lit(DOCUMENT).alias("role")).explode("text")
+    both = pl.concat([queries, answers]).drop_nulls("text")
+    return both.select(pl.lit(HELDOUT + source).alias("task"), pl.col("id").alias("eval_id"), "role", "text").cast(EVALUATION)
+
+
+def depends_on(wanted: Decontaminate | None, build: Path) -> list[object]:
+    """Return what a source's clean tuples depend on, for a digest."""
+    if wanted is None:
+        return []
+    receipt = receipt_of(build / "decontaminate")
+    return [wanted.mode, receipt["digest"], receipt["files"]]
+
+
+def take_out(wanted: Decontaminate, build: Path, folder: Path, tuples: pl.DataFrame, corpus: pl.Series, source: str) -> Cleaned:
+    """Return a source's tuples (TUPLES) and corpus without leaks; write `leaks.parquet` (LEAKS) into `folder`."""
+    texts = _long(tuples, corpus)
+    hits = _hits(build / "decontaminate", texts)
+    shared = pl.col("role") == CORPUS
+    ours = pl.when(shared).then(pl.lit("corpus")).otherwise("field")
+    goes = pl.lit(wanted.mode != "report") & (~shared | (wanted.mode == "strict"))
+    action = pl.when(~goes).then(pl.lit("reported")).when(pl.col("field").is_in(["query", "positive"]))
+    hits = hits.with_columns(goes.alias("goes"), action.then(pl.lit("dropped")).otherwise(pl.lit("negative_out")).alias("action"))
+    leaks = hits.select(
+        pl.lit(source).alias("source"),
+        "id",
+        ours.alias("field"),
+        "task",
+        "eval_id",
+        pl.when(pl.col("role") == QUERY).then(pl.lit("query")).otherwise(pl.lit("document")).alias("eval_field"),
+        "rule",
+        "score",
+        "evidence",
+        "action",
+    )
+    write_parquet(folder / "leaks.parquet", leaks.cast(LEAKS))
+    gone = hits.filter(pl.col("action") == "dropped").unique("at", keep="first", maintain_order=True).sort("at")
+    reason = pl.when(pl.col("role") == CORPUS).then(pl.lit("shared_corpus")).otherwise(pl.lit("leaked_") + pl.col("field"))
+    dropped = dropped_frame(
+        source, "leak", gone["id"], gone.select(reason.alias("reason"))["reason"], gone["evidence"], gone["eval_id"], gone["task"]
+    ).with_columns(gone["score"])
+    left = tuples.with_row_index("at").join(gone, on="at", how="anti", maintain_order="left")
+    out = hits.filter(pl.col("action") == "negative_out")
+    left, negatives = _without(left, out.filter(pl.col("field") == "negative"))
+    passages = out.filter(pl.col("field") == "corpus")["text"].unique()
+    counts = {"leaked_negative": negatives, "leaked_passage": len(passages)}
+    kept = corpus.filter(~corpus.is_in(passages.implode())) if len(passages) else corpus
+    return Cleaned(left.select(tuples.columns), kept, dropped, {name: count for name, count in counts.items() if count})
+
+
+def _without(tuples: pl.DataFrame, out: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+    """Return (tuples without some negatives, how many went)."""
+    here = out.join(tuples, on="at", how="semi").select("at", "text").unique()
+    if not len(here):
+        return tuples, 0
+    long = tuples.select("at", pl.col("negatives").alias("text")).explode("text", empty_as_null=False).drop_nulls()
+    good = long.join(here, on=["at", "text"], how="anti", maintain_order="left")
+    lists = good.group_by("at", maintain_order=True).agg(pl.col("text").alias("negatives"))
+    left = tuples.drop("negatives").join(lists, on="at", how="left", maintain_order="left")
+    return left.with_columns(pl.col("negatives").fill_null([])), len(long) - len(good)
+
+
+def _long(tuples: pl.DataFrame, corpus: pl.Series) -> pl.DataFrame:
+    """Return at, id, field, text: every text of a source in each of its roles; `at` is null for the corpus."""
+    frame = tuples.with_row_index("at")
+    parts = [frame.select("at", "id", pl.lit("query").alias("field"), pl.col("query").alias("text"))]
+    for name, field in (("positives", "positive"), ("negatives", "negative")):
+        lists = frame.select("at", "id", pl.lit(field).alias("field"), pl.col(name).alias("text"))
+        parts.append(lists.explode("text", empty_as_null=False).drop_nulls("text"))
+    alone = corpus.unique(maintain_order=True).alias("text").to_frame()
+    nothing = (pl.lit(None, pl.UInt32).alias("at"), pl.lit(None, pl.String).alias("id"), pl.lit("corpus").alias("field"))
+    return pl.concat([*parts, alone.select(*nothing, "text")])
+
+
+def _hits(index_folder: Path, texts: pl.DataFrame) -> pl.DataFrame:
+    """Return the roles of leaking texts with task, eval_id, role, rule, score and evidence: the best match a task.
+
+    In the order of `texts`; of one text, what an evaluation asks or answers with comes before what it merely has.
+    """
+    from curation.clean.overlap_lookup import RULES, look_up, ready, span_of  # loads the compiled loops
+
+    index = read_index(index_folder)
+    once = texts["text"].unique(maintain_order=True)
+    lookup = ready(index) if index else None
+    found = look_up(lookup, once) if lookup else pl.DataFrame()
+    if not len(found):
+        return texts.head(0).with_columns(pl.lit(None, kind).alias(name) for name, kind in MATCH.items())
+    assert index
+    assert lookup
+    keyed = found.with_columns(
+        pl.Series("key", index.entry_keys[found["entry"].to_numpy()], dtype=pl.UInt64), once.gather(found["text"]).alias("text")
+    )
+    shards = (read_parquet(path) for path in sorted(index_folder.glob("texts-*.parquet")))
+    where = pl.concat([shard.join(keyed, on="key", how="semi", maintain_order="left") for shard in shards])
+    matches = keyed.join(where, on="key", how="inner").with_columns((pl.col("role") == CORPUS).alias("shared"))
+    matches = matches.join(_siblings(lookup, matches), on=["text", "entry"], how="anti")
+    matches = matches.sort("text", "task", "shared", "kind", -pl.col("score"), "role", "eval_id", "form")
+    best = matches.unique(["text", "task"], keep="first", maintain_order=True)
+    spans = [span_of(text, form, kind) for text, form, kind in best.select("text", "form", "kind").iter_rows()]
+    best = best.with_columns(
+        pl.Series("evidence", spans, dtype=pl.String).str.slice(0, EVIDENCE_CHARS),
+        pl.col("kind").replace_strict(range(len(RULES)), RULES, return_dtype=pl.String).alias("rule"),
+    ).sort("text", "shared", "kind", "task", maintain_order=True)
+    placed = texts.with_row_index("place").join(best, on="text", how="inner", maintain_order="left_right")
+    return placed.select(*texts.columns, *MATCH)
+
+
+def _siblings(lookup: Lookup, matches: pl.DataFrame) -> pl.DataFrame:
+    """Return text, entry of the matches that are no copies but siblings; matches of the entries among themselves tell too."""
+    from curation.clean.overlap_lookup import look_up  # loads the compiled loops
+
+    entries = matches.unique("entry", keep="first", maintain_order=True).select("entry", "form", "names")
+    kin = look_up(lookup, entries["form"]).join(entries, on="entry", how="semi").filter(pl.col("kind") > 0)
+    unsure = matches.filter(pl.col("kind") > 0).select("text", "entry").unique(maintain_order=True)
+    texts = unsure["text"].unique(maintain_order=True)
+    forms = pl.concat([entries["form"], normalised(texts).fill_null("")])
+    names = pl.concat([entries["names"], names_of(texts)])
+    place = entries.select("entry", pl.int_range(pl.len(), dtype=pl.UInt32).alias("left"))
+    own = texts.to_frame().select("text", pl.int_range(len(entries), len(entries) + pl.len(), dtype=pl.UInt32).alias("right"))
+    theirs = unsure.join(place, on="entry", maintain_order="left").join(own, on="text", maintain_order="left")
+    pairs = pl.concat(
+        [
+            theirs.select("left", "right"),
+            kin.join(place, on="entry", maintain_order="left").select("left", pl.col("text").cast(pl.UInt32).alias("right")),
+        ]
+    )
+    found = siblings(pairs["left"].to_numpy(), pairs["right"].to_numpy(), lambda some: (forms.gather(some), names.gather(some)))
+    return unsure.filter(pl.Series(found[: len(unsure)]))
+
+
+def table_of(build: Path, only: list[str]) -> list[tuple[str, str, int, int, int, int]]:
+    """Return task, source and the leaks of queries, positives, negatives and shared corpus texts, for `curate stats`."""
+    tasks = read_build(build).get("decontaminate", {"tasks": {}})["tasks"]
+    return [
+        (task, source, counts["query"], counts["positive"], counts["negative"], counts["corpus"])
+        for task, sources in tasks.items()
+        for source, counts in sources.items()
+        if source in only
+    ]
+
+
+def gather(wanted: Decontaminate | None, build: Path, sources: list[str]) -> dict[str, Any] | None:
+    """Write the build's leaks.parquet, and return build.json's part: leaks by task, source and field."""
+    path = build / "leaks.parquet"
+    if wanted is None:
+        path.unlink(missing_ok=True)
+        return None
+    stages = [build / "cleaned" / name / "leaks.parquet" for name in sources]
+    there = [stage for stage in stages if stage.exists()]
+    write_blocks(path, (read_parquet(stage) for stage in there) if there else [pl.DataFrame(schema=LEAKS)])
+    tasks: dict[str, dict[str, dict[str, int]]] = {}
+    counts = pl.concat([pl.DataFrame(schema=LEAKS), *(read_parquet(stage) for stage in there)])
+    for task, source, field, count in (
+        counts.group_by("task", "source", "field", maintain_order=True).len().sort("task", maintain_order=True).iter_rows()
+    ):
+        row = tasks.setdefault(task, {}).setdefault(source, dict.fromkeys(("query", "positive", "negative", "corpus"), 0))
+        row[field] = count
+    return {"mode": wanted.mode, "tasks": tasks}

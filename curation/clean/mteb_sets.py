@@ -1,0 +1,112 @@
+"""mteb's tasks as evaluation sets, and the names of tasks a build has trained on, as mteb's model metadata wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from curation.clean.overlap_texts import Guessed
+from curation.core.errors import ManifestError, SetupError, did_you_mean
+from curation.core.store import write_json
+from curation.read import hub
+from curation.recipe.evaluation import EvalSet
+from curation.recipe.manifest import Manifest
+from curation.recipe.source import Fields
+
+PLACE = "decontaminate: mteb"
+RETRIEVAL = ("Retrieval", "Reranking", "InstructionRetrieval", "InstructionReranking")  # types of tasks with qrels
+
+
+def eval_sets(names: Iterable[str], base: Path) -> list[EvalSet]:
+    """Return the evaluation sets of tasks, and of the tasks of benchmarks, by their names: one a subset and split.
+
+    Raises:
+        SetupError: mteb is not installed.
+        ManifestError: no such task or benchmark, or one whose texts we cannot find.
+        SourceError: what a task's dataset holds cannot be had.
+    """
+    return [one for task in tasks_of(names).values() for one in _of_task(task, base)]
+
+
+def tasks_of(names: Iterable[str]) -> dict[str, Any]:
+    """Return tasks, and the tasks of benchmarks, by their names; SetupError and ManifestError as of `eval_sets`."""
+    return {task.metadata.name: task for name in names for task in _tasks(name)}
+
+
+def _tasks(name: str) -> list[Any]:
+    try:
+        import mteb
+        from mteb.get_tasks import _TASKS_REGISTRY as known
+    except ImportError:
+        raise SetupError(
+            PLACE, "mteb is not installed", "`pip install 'tuplesmith[mteb]'`, or name the sets in `against`"
+        ) from None
+    if name in known:
+        return [mteb.get_task(name)]
+    benchmarks = {benchmark.name: benchmark for benchmark in mteb.get_benchmarks()}
+    if name in benchmarks:
+        return list(benchmarks[name].tasks)
+    raise ManifestError(PLACE, f"no task or benchmark '{name}'" + did_you_mean(name, [*known, *benchmarks]))
+
+
+def _of_task(task: Any, base: Path) -> list[EvalSet]:
+    name, dataset = task.metadata.name, task.metadata.dataset
+    here = (base / dataset["path"]).is_dir()  # a task of one's own, which mteb wants a revision of all the same
+    at = {"path": dataset["path"], "revision": None if here else dataset["revision"]}
+    made = []
+    for subset in task.hf_subsets:
+        if task.metadata.type in RETRIEVAL:
+            splits = hub.layout(EvalSet(**at, fields=Fields(query="text")), base)
+            made += [_retrieval(name, at, subset, split, splits) for split in task.eval_splits]
+        else:
+            config = None if subset == "default" else subset
+            columns = _columns(task)
+            made += [EvalSet(**at, name=name, config=config, split=split, fields=columns) for split in task.eval_splits]
+    return made
+
+
+def _retrieval(name: str, at: dict[str, str | None], subset: str, split: str, splits: dict[str, list[str]]) -> EvalSet:
+    """Find queries, corpus and qrels among a dataset's configs, as mteb's own loader does."""
+    prefix = "" if subset == "default" else f"{subset}-"
+
+    def table(*configs: str) -> dict[str, str | None]:
+        config = next((one for one in configs if one in splits), None)
+        if config is None:
+            raise ManifestError(PLACE, f"'{name}' has no config '{configs[0]}'", "name its files in `against`")
+        there = splits[config]
+        return {**at, "config": config, "split": split if split in there or len(there) != 1 else there[0]}
+
+    return EvalSet(
+        **table(f"{prefix}qrels", "default" if not prefix else subset, "qrels"),
+        name=name,
+        fields=Fields(query_id="query-id", positive_id="corpus-id", score="score"),
+        queries=Guessed(**table(f"{prefix}queries", "query")),
+        corpus=Guessed(**table(f"{prefix}corpus")),
+    )
+
+
+def _columns(task: Any) -> Fields:
+    """Return the text columns that a task's own class names."""
+    for names in (("column_names",), ("input1_column_name", "input2_column_name"), ("input_column_name",)):
+        if all(hasattr(task, name) for name in names):
+            said = [getattr(task, name) for name in names]
+            columns = list(said[0]) if isinstance(said[0], tuple | list) else said
+            if all(isinstance(column, str) for column in columns) and len(columns) <= 2:
+                return Fields(query=columns[0], positive=columns[1] if len(columns) == 2 else None)
+    if hasattr(task, "text_column_name"):  # summarization
+        return Fields(query=task.text_column_name, positive=task.human_summaries_column_name)
+    raise ManifestError(
+        PLACE, f"'{task.metadata.name}' is of a type we cannot read ({task.metadata.type})", "name its files in `against`"
+    )
+
+
+def write_training_datasets(build: Path, manifest: Manifest) -> None:
+    """Write mteb_training_datasets.json: for ModelMeta, the tasks whose data the sources are part of (`mteb:` of a source)."""
+    path = build / "mteb_training_datasets.json"
+    of_source = {source.name: sorted(source.mteb) for source in manifest.sources if source.mteb}
+    if not of_source:
+        path.unlink(missing_ok=True)
+        return
+    tasks = sorted({name for names in of_source.values() for name in names})
+    write_json(path, {"training_datasets": tasks, "sources": of_source})

@@ -1,0 +1,137 @@
+"""The texts of an evaluation set: what it asks, what answers, and the rest of the corpus, each with its own id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import polars as pl
+
+from curation.core.errors import SourceError
+from curation.core.record import split_query
+from curation.read.mapped import found_by, is_pattern, mapped, with_absent
+from curation.read.rows import ROW
+from curation.read.sources import inputs, read_rows
+from curation.recipe.evaluation import EvalSet
+from curation.recipe.source import Table, TextFields, TextTable
+from curation.shape.columns import as_texts, column
+
+QUERY, DOCUMENT, CORPUS = range(3)  # a corpus document is one that no query needs
+EVALUATION = pl.Schema({"task": pl.String(), "eval_id": pl.String(), "role": pl.UInt8(), "text": pl.String()})
+
+
+class Guessed(TextTable):
+    """A table of a benchmark: its id may be called `id`, and a title is put before the text where there is one."""
+
+    guesses: ClassVar[dict[str, str]] = {"id": "id", "title": "title"}
+
+
+def texts_of(one: EvalSet, base: Path) -> Iterator[pl.DataFrame]:
+    """Yield the texts of an evaluation set batch by batch, EVALUATION, blanks left out.
+
+    Raises:
+        SourceError: see `sources.read_rows`; or a mapped column that is missing or holds no texts, or there is none at all.
+    """
+    frames, some = _of_qrels(one, base) if one.corpus and one.queries else _of_rows(one, base), False
+    for frame in frames:
+        good = frame.drop_nulls("text").filter(pl.col("text").str.strip_chars() != "")
+        some = some or len(good) > 0
+        yield good.select(pl.lit(one.title).alias("task"), "eval_id", pl.col("role").cast(pl.UInt8), "text").cast(EVALUATION)
+    if not some:
+        raise SourceError(f"evaluation set '{one.title}'", "holds no text, so nothing is kept clear of it", "check 'fields'")
+
+
+def tables_of(one: EvalSet) -> list[tuple[str, Table]]:
+    """Return all that an evaluation set is read from, and what its part is called."""
+    parts: list[tuple[str, Table | None]] = [("", one), ("corpus/", one.corpus), ("queries/", one.queries)]
+    return [(part, table) for part, table in parts if table]
+
+
+def digests_of(one: EvalSet, base: Path) -> dict[str, str]:
+    """Return digests of all that an evaluation set is read from."""
+    return {f"{part}{name}": digest for part, table in tables_of(one) for name, digest in inputs(table, base).items()}
+
+
+def _frames(where: str, table: Table, base: Path, names: Sequence[str]) -> Iterator[pl.DataFrame]:
+    """Yield a table's rows, with all columns of these names; every row must be readable, as an unread one would be unprotected.
+
+    Raises:
+        SourceError: also where one of the columns is nowhere.
+    """
+    there: dict[str, pl.DataType] = {}
+    for rows in read_rows(table, base):
+        for lost in rows.lost:
+            if lost.bad:
+                raise SourceError(where, f"row {lost.row} is unreadable ({lost.reason})", lost.evidence)
+        there |= rows.frame.schema
+        yield with_absent(rows.frame, names)
+    for name in names:
+        column(where, pl.DataFrame(schema=there), name)
+
+
+def _of_rows(one: EvalSet, base: Path) -> Iterator[pl.DataFrame]:
+    where = f"evaluation set '{one.title}'"
+    fields = one.fields
+    wanted = [(fields.query, QUERY), (fields.positive, DOCUMENT), *((name, CORPUS) for name in fields.negatives)]
+    named = [(name, role) for name, role in wanted if name is not None]
+    for frame in _frames(where, one, base, [name for name, _ in named if not is_pattern(name)]):
+        for pattern, role in named:
+            for name in found_by(pattern, frame.columns, mapped(one).names)[0]:
+                yield _flat(where, frame, name).with_columns(pl.lit(role).alias("role"))
+
+
+def _flat(where: str, frame: pl.DataFrame, name: str) -> pl.DataFrame:
+    """Return eval_id (the row number) and text of a column; lists of any depth are taken apart."""
+    long = pl.DataFrame({"eval_id": frame[ROW].cast(pl.String), "text": column(where, frame, name)})
+    while isinstance(long["text"].dtype, pl.List | pl.Array):
+        long = long.explode("text")
+    texts = as_texts(where, name, long["text"])
+    return long.with_columns(split_query(texts.alias("text"))[1].alias("text"))
+
+
+def _of_qrels(one: EvalSet, base: Path) -> Iterator[pl.DataFrame]:
+    assert one.corpus
+    assert one.queries
+    where = f"evaluation set '{one.title}'"
+    asked, answers = [], []
+    columns = [name for name in (one.fields.query_id, one.fields.positive_id) if name]
+    scored = [one.fields.score] if one.fields.score else []
+    for frame in _frames(where, one, base, columns + scored):
+        ids = [as_texts(where, name, column(where, frame, name)) for name in columns]
+        good = pl.lit(True)
+        if one.fields.score:
+            scores = as_texts(where, one.fields.score, column(where, frame, one.fields.score))
+            good = pl.lit(scores.str.strip_chars().cast(pl.Float64, strict=False) >= one.threshold)
+        asked.append(ids[0])
+        answers.append(pl.select(pl.lit(ids[1]).filter(good)).to_series())
+    yield from _by_id(f"{where} (queries)", one.queries, base, pl.concat(asked).unique(), (QUERY, None))
+    yield from _by_id(f"{where} (corpus)", one.corpus, base, pl.concat(answers).unique(), (DOCUMENT, CORPUS))
+
+
+def _by_id(where: str, table: TextTable, base: Path, wanted: pl.Series, roles: tuple[int, int | None]) -> Iterator[pl.DataFrame]:
+    """Yield eval_id, role and text of a table's rows; those that are not wanted have the second role, or are left out.
+
+    Raises:
+        SourceError: also where no row is wanted although some should be: none would be protected.
+    """
+    fields = table.fields
+    required = [fields.title] if fields.title and not fields.title.endswith("?") else []
+    names = [] if table.guesses else [fields.id, fields.text, *required]
+    found = 0
+    for frame in _frames(where, table, base, names):
+        if isinstance(table, Guessed):
+            id_, title = ("_id" if "_id" in frame.columns else "id"), ("title" if "title" in frame.columns else None)
+            fields = TextFields(id=id_, title=title)
+        ids, texts = (as_texts(where, name, column(where, frame, name)) for name in (fields.id, fields.text))
+        title = fields.title_of(frame.columns)
+        if title is not None:
+            titles = as_texts(where, title, column(where, frame, title))
+            texts = pl.select(pl.concat_str([titles, texts], separator="\n", ignore_nulls=True).str.strip_chars()).to_series()
+        named = ids.is_in(wanted.implode())
+        found += int(named.sum() or 0)
+        role = pl.when(named).then(pl.lit(roles[0])).otherwise(pl.lit(roles[1], pl.Int32))
+        yield pl.DataFrame({"eval_id": ids, "text": texts}).with_columns(role.alias("role")).drop_nulls("role")
+    if len(wanted) and not found:
+        what = f"has none of the ids that its qrels name, such as '{wanted[0]}'"
+        raise SourceError(where, what, "check the columns of ids under 'fields'")

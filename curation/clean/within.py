@@ -1,0 +1,183 @@
+"""Near-duplicates of one source: queries that ask the same for the same answer are dropped, all others share a group.
+
+A query is dropped if a kept one matches it and has its positives too, up to their families. One with another positive
+stays: most such pairs differ by a year or a number. Passages always stay.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+
+from curation.clean.near import Near, families
+from curation.core.characters import INVISIBLE
+from curation.core.errors import SourceError
+from curation.core.record import dropped_frame, keys_of
+from curation.core.tables import read_parquet, read_table
+from curation.recipe.job import Job
+from curation.recipe.manifest import Dedup
+from curation.shape.columns import EVIDENCE_CHARS
+
+ODD_SPACES = r"[\xA0\x{2000}-\x{200A}\x{202F}\x{205F}]"
+SHOWN = 60  # characters of a text in an error
+
+
+class Links(NamedTuple):
+    """How the texts of a source hang together."""
+
+    texts: pl.DataFrame  # text; number, form, family u32: equal family for texts linked at the threshold, also through others
+    found: Near  # by number; between texts that are left
+
+
+def texts_of(stage: Path) -> pl.Series:
+    """Return the distinct texts of a shaped source in order: queries, positives, negatives, corpus."""
+    tuples = read_table(stage, "tuples", ["query", "positives", "negatives"])
+    return distinct(tuples, read_parquet(stage / "corpus.parquet")["text"])
+
+
+def distinct(tuples: pl.DataFrame, corpus: pl.Series) -> pl.Series:
+    """Return the distinct texts of tuples and a corpus, in order."""
+    lists = [tuples[name].explode(empty_as_null=False) for name in ("positives", "negatives")]
+    return pl.concat([tuples["query"], *lists, corpus]).drop_nulls().unique(maintain_order=True).alias("text")
+
+
+def links_of(job: Job, tuples: pl.DataFrame, corpus: pl.Series) -> Links:
+    """Return what links the texts that are left of a source, from the pairs that were found among all of its texts."""
+    assert job.dedup
+    stage = job.build / "near" / job.source.name
+    pairs, form = read_parquet(stage / "pairs.parquet"), read_parquet(stage / "form.parquet")["form"].cast(pl.UInt32)
+    found = Near(form.to_numpy(), *(pairs[name].to_numpy() for name in ("left", "right", "score")))
+    return link(texts_of(job.build / "shaped" / job.source.name), found, distinct(tuples, corpus), job.dedup.threshold)
+
+
+def link(texts: pl.Series, found: Near, left: pl.Series, threshold: float) -> Links:
+    """Return what links the texts that are `left` of `texts`, which `found` numbers."""
+    numbered = pl.DataFrame({"text": texts, "form": found.form}).with_row_index("number")
+    numbered = numbered.join(left.alias("text").to_frame(), on="text", how="semi", maintain_order="left")
+    alive = np.zeros(len(texts), bool)
+    alive[numbered["form"].to_numpy()] = True
+    kept = alive[found.left] & alive[found.right]
+    found = Near(found.form, found.left[kept], found.right[kept], found.score[kept])
+    family = families(found, threshold)[numbered["number"].to_numpy()]
+    return Links(numbered.with_columns(pl.Series("family", family)), found)
+
+
+def edges_of(links: Links) -> pl.DataFrame:
+    """Return left, right (keys of the texts) and score of every verified pair, also of those below the threshold."""
+    firsts = links.texts.unique("form", keep="first", maintain_order=True)
+    firsts = firsts.select("form", keys_of(firsts["text"]))
+    edges = pl.DataFrame({"left": links.found.left, "right": links.found.right, "score": links.found.score})
+    for name in ("left", "right"):
+        edges = edges.join(firsts, left_on=name, right_on="form", maintain_order="left").drop(name).rename({"key": name})
+    return edges.select("left", "right", "score")
+
+
+def drop_queries(
+    tuples: pl.DataFrame, links: Links, wanted: Dedup, source: str, by_label: bool
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return (tuples left, dropped ones); with `by_label`, the label stands for the positive (clusterings have none yet)."""
+    pairs = _pairs(tuples, links, wanted.threshold, by_label)
+    twin, score = _survivors(pairs, len(tuples))
+    gone = np.flatnonzero(twin >= 0)
+    lost, kept = tuples[gone], tuples[twin[gone]]
+    shown = lost["query"].str.slice(0, EVIDENCE_CHARS)
+    dropped = dropped_frame(source, "dedup", lost["id"], "near_duplicate_query", shown, kept["id"], source)
+    return tuples.filter(pl.Series(twin < 0)), dropped.with_columns(pl.Series("score", score[gone], dtype=pl.Float64))
+
+
+def refuse_loss(gone: pl.DataFrame, tuples: int, wanted: Dedup, source: str) -> None:
+    """Stop rather than wipe a source out.
+
+    Raises:
+        SourceError: all of the source's tuples would go, or more than `max_loss_per_source` allows.
+    """
+    if len(gone) < tuples and len(gone) <= wanted.max_loss_per_source * tuples:
+        return
+    allowed = f"'max_loss_per_source' allows {wanted.max_loss_per_source:.1%}"
+    allowed = "none would be left" if wanted.max_loss_per_source == 1 else allowed
+    what = f"{len(gone) / tuples:.1%} of its {tuples} tuples are near-duplicates, and {allowed}"
+    first = gone.row(0, named=True)
+    twin = f"{first['twin_id']}" + (f" of source '{first['twin_source']}'" if first["twin_source"] != source else "")
+    raise SourceError(f"source '{source}'", what, f"for example {first['id']} {first['evidence'][:SHOWN]!r} matches {twin}")
+
+
+def hides(tuples: pl.DataFrame) -> pl.Series:
+    """Tell which tuples have invisible characters in their query or a positive: none of these outlives its clean duplicate."""
+    positives = tuples.select("positives").with_row_index("at").explode("positives", empty_as_null=False).drop_nulls()
+    hidden = positives.filter(pl.col("positives").str.contains(INVISIBLE))["at"]
+    return tuples["query"].str.contains(INVISIBLE) | pl.Series(np.isin(np.arange(len(tuples)), hidden.to_numpy()))
+
+
+def _policy(tuples: pl.DataFrame) -> pl.DataFrame:
+    """Return at, rank: who survives. Clean ones first, then more positives, the longer query, plain spaces, the smaller key."""
+    facts = tuples.select(
+        pl.Series("hides", hides(tuples)),
+        pl.col("positives").list.len().alias("positives"),
+        pl.col("query").str.len_chars().alias("chars"),
+        pl.col("query").str.contains(ODD_SPACES).alias("odd"),
+    )
+    order = facts.with_columns(keys_of(tuples["query"])).with_row_index("at")
+    order = order.sort("hides", "positives", "chars", "odd", "key", "at", descending=[False, True, True, False, False, False])
+    return order.select("at").with_row_index("rank").sort("at").select("at", "rank")
+
+
+def _pairs(tuples: pl.DataFrame, links: Links, threshold: float, by_label: bool) -> pl.DataFrame:
+    """Return better, worse (positions of tuples), score: queries that match, where `worse` has no positive of its own.
+
+    In order of the worse one's rank, then of score, then of the better one's rank.
+    """
+    forms = tuples.select(pl.col("query").alias("text")).join(links.texts, on="text", how="left", maintain_order="left")["form"]
+    ranked = _policy(tuples).with_columns(forms.alias("form"))
+    left, right, score = links.found.left, links.found.right, links.found.score
+    good = score >= threshold
+    own = np.unique(forms.to_numpy())
+    edges = pl.DataFrame(
+        {
+            "left": np.concatenate([left[good], own]),
+            "right": np.concatenate([right[good], own]),
+            "score": np.concatenate([score[good], np.ones(len(own))]),
+        }
+    )
+    both = edges.join(ranked.select(pl.all().name.suffix("_l")), left_on="left", right_on="form_l")
+    both = both.join(ranked.select(pl.all().name.suffix("_r")), left_on="right", right_on="form_r")
+    both = both.filter((pl.col("left") != pl.col("right")) | (pl.col("at_l") < pl.col("at_r")))
+    first = pl.col("rank_l") < pl.col("rank_r")
+    pairs = both.select(
+        pl.when(first).then("at_l").otherwise("at_r").alias("better"),
+        pl.when(first).then("at_r").otherwise("at_l").alias("worse"),
+        pl.min_horizontal("rank_l", "rank_r").alias("better_rank"),
+        pl.max_horizontal("rank_l", "rank_r").alias("worse_rank"),
+        "score",
+    ).with_row_index("pair")
+    has = _positives(tuples, links, by_label)
+    shared = pairs.join(has, left_on="worse", right_on="at").join(
+        has, left_on=["better", "family"], right_on=["at", "family"], how="semi"
+    )
+    same = shared.group_by("pair").agg((pl.len() == pl.col("families").first()).alias("all")).filter("all")
+    kept = pairs.join(same, on="pair", how="semi")
+    return kept.sort("worse_rank", "score", "better_rank", descending=[False, True, False]).select("better", "worse", "score")
+
+
+def _positives(tuples: pl.DataFrame, links: Links, by_label: bool) -> pl.DataFrame:
+    """Return at, family, families: the families of each tuple's positives, and their number."""
+    if by_label:
+        label = tuples["label"].rank("dense").cast(pl.Int64)
+        return pl.DataFrame({"family": label}).with_row_index("at").with_columns(pl.lit(1, pl.UInt32).alias("families"))
+    long = tuples.select(pl.col("positives").alias("text")).with_row_index("at").explode("text", empty_as_null=False)
+    known = long.join(links.texts, on="text", how="inner").select("at", "family").unique()
+    return known.with_columns(pl.len().over("at").alias("families"))
+
+
+def _survivors(pairs: pl.DataFrame, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each tuple the kept one it gives way to, or -1, and their score.
+
+    Tuples are visited in order of rank, and one is dropped only if it matches one already kept: nothing chains.
+    """
+    twin, score = np.full(count, -1, dtype=np.int64), np.zeros(count)
+    for better, worse, value in pairs.iter_rows():
+        if twin[worse] < 0 and twin[better] < 0:
+            twin[worse], score[worse] = better, value
+    return twin, score

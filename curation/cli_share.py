@@ -1,0 +1,197 @@
+"""The commands of `curate` that check a build and take it elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from curation.core.console import newest, output, say
+from curation.core.progress import for_terminal
+
+FORMATS = ("f2llm", "pair", "triplet", "n-tuple", "labeled-list", "scored-list", "flagembedding", "tevatron", "beir")
+
+
+@click.command()
+@click.argument("build", type=click.Path(readable=False, path_type=Path), required=False)
+@click.option("--format", "name", type=click.Choice(FORMATS), required=True, metavar="FORMAT", help="One of the above.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(readable=False, path_type=Path),
+    required=True,
+    help="Folder to write; the files are in its data/.",
+)
+@click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")
+@click.option("--negatives", type=click.IntRange(1), help="Negatives a tuple, see above.")
+@click.option("--json", "as_json", is_flag=True, help="The receipt as JSON instead of a table.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def export(
+    build: Path | None, name: str, out: Path, only: tuple[str, ...], negatives: int | None, as_json: bool, quiet: bool
+) -> None:
+    """Write BUILD as another tool's training data.
+
+    Without BUILD: the newest build.
+
+    \b
+    f2llm          parquet of F2LLM's trainer, instructions in the queries
+    pair, triplet, n-tuple, labeled-list, scored-list
+                   parquet of sentence-transformers
+    flagembedding  JSON Lines of FlagEmbedding (bge)
+    tevatron       JSON Lines of Tevatron and MIRACL
+    beir           corpus, queries and qrels
+
+    Where negatives have columns of their own (f2llm, n-tuple), tuples with fewer
+    are left out: fewer than 24, or 1 for a classification, unless --negatives
+    says another number. Elsewhere --negatives is the most a tuple keeps. All but
+    pair and beir need mined negatives.
+    """
+    from curation.build import show
+    from curation.share import export as exporting
+
+    if negatives and name in ("pair", "beir"):
+        raise click.UsageError(f"'{name}' holds no negatives, so --negatives says nothing.")
+    receipt, ran = exporting.export(newest(build), out, name, only, negatives, for_terminal(quiet))
+    output(show.as_json(receipt) if as_json else exporting.exported_table(receipt))
+    if not quiet:
+        say(f"{out / 'data'}: {'written' if ran else 'nothing to do'}")
+
+
+@click.command()
+@click.argument("build", type=click.Path(readable=False, path_type=Path))
+@click.argument("repo", metavar="ORG/NAME")
+@click.option("--lock", type=click.Path(readable=False, path_type=Path), help="The lock file; by default BUILD/manifest.lock.")
+@click.option("--allow", multiple=True, metavar="SOURCE", help="Publish this doubtful source too, and say so; repeatable.")
+@click.option("--negatives", type=click.IntRange(1), help="Columns of negatives; by default as many as were mined.")
+@click.option("--columns", default="", metavar="LIST", help="Further ones: positives,ids,scores,provenance.")
+@click.option("--private", is_flag=True, help="Make the repository private.")
+@click.option("--tag", metavar="NAME", help="Name this version, such as v1.0.")
+@click.option("--dry-run", is_flag=True, help="Show files, bytes and the card; send nothing.")
+@click.option("--json", "as_json", is_flag=True, help="What was done as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def publish(
+    build: Path,
+    repo: str,
+    lock: Path | None,
+    allow: tuple[str, ...],
+    negatives: int | None,
+    columns: str,
+    private: bool,
+    tag: str | None,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Publish BUILD on the Hub as ORG/NAME, in one commit.
+
+    One config a source: query (with its instruction), passage (the first positive;
+    `--columns positives` adds a list of all), negative_1..n. The card, manifest,
+    lock, report and attribution travel along. Sources that are not verified, or
+    whose licence is unknown, are left out and listed. Again after a change: only
+    what changed is sent.
+    """
+    from curation.build import show
+    from curation.core.visible import table
+    from curation.share import publish as publishing
+
+    chosen = [name.strip() for name in columns.split(",") if name.strip()]
+    if wrong := [name for name in chosen if name not in publishing.GROUPS]:
+        raise click.UsageError(f"--columns knows {', '.join(publishing.GROUPS)}, not '{wrong[0]}'.")
+    made = publishing.plan(build, repo, lock, allow, negatives, chosen, for_terminal(quiet))
+    for name, why in made.left_out.items():
+        say(f"left out: {name}: {why}")
+    if dry_run:
+        files = {path: piece.size for path, piece in made.pieces.items()}
+        shown = {"repo": repo, "files": files, "bytes": made.size(), "left_out": made.left_out, "card": made.card}
+        lines = [*files.items(), ("all", made.size())]
+        return output(show.as_json(shown) if as_json else f"{table(('file', 'bytes'), lines)}\n\n{made.card}")
+    done = publishing.publish(made, private, tag, (lambda line: None) if quiet else say)
+    result = {"url": done.url, "commit": done.commit, "tag": tag, "sent": done.sent, "deleted": done.deleted}
+    told = f"{len(done.sent)} of {len(made.pieces)} files, {sum(done.sent.values()):,} bytes" if done.sent else "nothing to do"
+    output(show.as_json(result) if as_json else f"{done.url} at {done.commit[:12]}: {told}")
+
+
+@click.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")
+@click.option("--json", "as_json", is_flag=True, help="The differences as JSON, with the first rows.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def diff(a: str, b: str, only: tuple[str, ...], as_json: bool, quiet: bool) -> int:
+    """Tell what changed from A to B: recipe, counts, rows and why.
+
+    A and B are builds, or published versions such as my-org/name@v1.0. The exit
+    code is 1 where anything differs.
+    """
+    from curation.build import show
+    from curation.share import diff as comparing
+
+    found = comparing.diff(a, b, only, for_terminal(quiet))
+    output(show.as_json(found) if as_json else comparing.as_text(found))
+    return 1 if comparing.differs(found) else 0
+
+
+@click.command()
+@click.argument("build", type=click.Path(readable=False, path_type=Path), required=False)
+@click.option(
+    "--model",
+    type=click.Path(readable=False, path_type=Path),
+    metavar="RUN",
+    help="Check this run of `train`, or a model's folder.",
+)
+@click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")
+@click.option("--json", "as_json", is_flag=True, help="The problems as a JSON list.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress, and nothing where all is well.")
+def verify(build: Path | None, model: Path | None, only: tuple[str, ...], as_json: bool, quiet: bool) -> int:
+    """Check every receipt, digest, id and count of BUILD.
+
+    Without BUILD: of the newest build.
+
+    One line a problem; the exit code is 1 where there is any. BUILD may also be an
+    export, or the folder of a published one, as `hf download` leaves it. Its run in
+    BUILD/train is checked too. With --model: a run, its checkpoints and its model,
+    and the mined tables that it was trained on, of BUILD or of the build that the
+    run is in. All files are read whole.
+    """
+    from curation.build import show
+    from curation.share import verify as checking
+
+    problems, folder = [], model or newest(build)
+    if model:
+        home = build or (model.parent if (model.parent / "build.json").is_file() else None)
+        problems = checking.problems_of_model(model, home)
+        if home is None and not quiet:
+            say(f"{model}: no build is beside it; `curate verify BUILD --model {model}` also checks what it was trained on")
+    if build or not model:
+        folder = build or folder
+        problems = list(dict.fromkeys([*problems, *checking.problems(folder, only, for_terminal(quiet))]))
+    if as_json:
+        output(show.as_json([{"where": one.where, "what": one.what} for one in problems]))
+    else:
+        for one in problems:
+            output(f"{one.where}: {one.what}")
+        if not quiet:
+            say(f"{folder}: {f'{len(problems)} problems' if problems else 'all is as it was written'}")
+    return 1 if problems else 0
+
+
+@click.command("import")
+@click.argument("what", metavar="PATH_OR_ID")
+@click.option("-o", "--out", type=click.Path(readable=False, path_type=Path), required=True, help="Manifest to write.")
+def importing(what: str, out: Path) -> None:
+    """Write the manifest that reads another tool's training data.
+
+    PATH_OR_ID is a file or folder of a format of `curate export`, a BEIR folder,
+    or a dataset of the Hub in one of these, MTEB's included. Its columns say
+    which; a task and an instruction are taken over where the data names them.
+    What is named dev, valid or test becomes an evaluation set of `decontaminate:`,
+    not a source.
+    """
+    from curation.share.importing import write_manifest
+
+    found = write_manifest(what, out)
+    for name, form in found.sources.items():
+        output(f"{name}: {form}")
+    for line in found.told:
+        say(line)
+    say(f"{out}: look it over, above all task and licence; next: `curate build {out}`")

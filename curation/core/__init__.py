@@ -1,0 +1,1 @@
+"""What everything rests on: errors, the record, texts, receipts, tables, progress, the console."""

@@ -1,0 +1,118 @@
+"""What a build folder holds: build.json, and the receipts of its stages, files checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from curation.core.errors import BuildError, did_you_mean, listed
+from curation.core.store import (
+    AGAIN,
+    BUILD,
+    RECEIPT,
+    check_files,
+    digest_now,
+    file_digest,
+    read_json,
+    read_sealed,
+    receipt_of,
+)
+
+Receipt = dict[str, Any]
+
+CONSTANTS = ("task", "instruction", "language", "license", "revision")
+COUNTS = ("digest", "rows_in", "tuples_made", "merged", "heldout", "passages")
+
+
+def read_build(build: Path) -> Any:
+    """Return build.json. One that lists no files is of an earlier version, or made by hand, and taken as it is.
+
+    Raises:
+        BuildError: it is not there, or was changed since it was written.
+    """
+    hint = f"delete it and {AGAIN}"
+    found = read_json(build / BUILD, hint)
+    return read_sealed(build / BUILD, hint) if isinstance(found, dict) and {"files", "stages"} & found.keys() else found
+
+
+def check_beside(build: Path, *names: str, hint: str = AGAIN) -> None:
+    """Compare files beside build.json with the digests in it; of one that it does not list, that it is absent.
+
+    Raises:
+        BuildError: a file was changed, added or removed since.
+    """
+    if "files" not in (whole := read_build(build)):
+        return
+    for name in names:
+        path, digest = build / name, whole["files"].get(name)
+        if digest is None and path.exists():
+            raise BuildError(path, "is not in build.json", f"delete it and {hint}")
+        if digest is not None and not path.exists():
+            raise BuildError(path, "was removed since it was written", hint)
+        if digest is not None and digest_now(path) != digest:
+            raise BuildError(path, "was changed since it was written (its digest is not build.json's)", hint)
+
+
+def checked_stage(build: Path, stage: str, hint: str = AGAIN) -> dict[str, Any]:
+    """Return the receipt of a stage of a build, such as `curated/squad`: it is build.json's, and its files are those it names.
+
+    Raises:
+        BuildError: the stage is absent or unfinished, or something of it was changed since.
+    """
+    folder = build / stage
+    receipt = receipt_of(folder, hint)
+    known = read_build(build).get("stages", {}).get(stage)
+    if known is not None and file_digest(folder / RECEIPT) != known:
+        raise BuildError(folder / RECEIPT, "is not the receipt that build.json names", AGAIN)
+    check_files(folder, receipt)
+    return receipt
+
+
+def newest_build(root: Path) -> Path:
+    """Return the build under `root` whose build.json is newest.
+
+    Raises:
+        BuildError: there is none.
+    """
+    marks = [path for path in root.glob("*/build.json") if path.is_file()]
+    if not marks:
+        raise BuildError(root, "holds no build", "run `curate build MANIFEST` first, or name a build folder")
+    return max(marks, key=lambda path: (path.stat().st_mtime_ns, str(path))).parent
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Return build.json.
+
+    Raises:
+        BuildError: it is missing, or is not what a build wrote.
+    """
+    found = read_build(folder)
+    if not isinstance(found, dict) or not all(isinstance(found.get(part), dict) for part in ("sources", "failed")):
+        raise BuildError(folder / "build.json", "is not what a build wrote", "delete it and run `curate build` again")
+    return found
+
+
+def names_of(build: Path, only: Iterable[str] = ()) -> list[str]:
+    """Return the names of a build's sources, or those of `only`, in the build's order.
+
+    Raises:
+        BuildError: no build, or no such source.
+    """
+    names = list(read_summary(build)["sources"])
+    for name in only:
+        if name not in names:
+            raise BuildError(build, f"no source '{name}'" + did_you_mean(name, names), f"sources: {listed(names)}")
+    return [name for name in names if name in set(only)] or names
+
+
+def receipts(build: Path, only: Iterable[str] = ()) -> dict[str, Receipt]:
+    """Return the receipt of each source of a build, files checked.
+
+    Raises:
+        BuildError: no build, no such source, or a file was changed by hand.
+    """
+    found = {}
+    for name in names_of(build, only):
+        found[name] = checked_stage(build, f"curated/{name}")
+    return found

@@ -1,0 +1,123 @@
+"""What the three commands share: how an error becomes one line and an exit code, and what is printed.
+
+Exit codes: 0 done, 1 an error the user can mend, 2 wrong usage, 128 + N ended by signal N: 130 Ctrl-C, 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import click
+
+from curation.core.errors import UserError
+from curation.core.refusals import AGAIN, explained, refusal
+from curation.core.visible import visible
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
+ENDING = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "the terminal was closed"}
+
+
+class Ended(BaseException):
+    """A signal asked the command to end."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(number)
+
+
+def say(text: str) -> None:
+    """Print a line for the person, to stderr; stdout is for data."""
+    with suppress(BrokenPipeError):
+        click.echo(visible(text), err=True)
+
+
+def output(text: str) -> None:
+    """Print data to stdout; a reader that has seen enough, as in `curate show | head`, ends the command quietly."""
+    try:
+        click.echo(visible(text))
+        if sys.stdout is not None:  # None where it was closed
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to write would complain at the end
+        if isinstance(error, BrokenPipeError):
+            raise SystemExit(0) from None
+        raise
+
+
+def run(command: click.Command, name: str) -> None:
+    """Run a command line and exit."""
+    _in_utf8()
+    try:
+        with _signals():
+            code = command.main(prog_name=name, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        code = _ended(name, signal.SIGINT)
+    except Ended as end:
+        code = _ended(name, end.number)
+    except UserError as error:
+        say(f"{name}: {error}")
+        code = 1
+    except Exception as error:
+        refused = refusal(error)
+        if refused is None:
+            raise
+        if refused.errno == errno.EPIPE:  # nobody reads any more
+            sys.exit(0)
+        say(f"{name}: {UserError(*explained(refused))}")
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _in_utf8() -> None:
+    """Begin again in Python's UTF-8 mode where the locale has another encoding for names and texts of files.
+
+    What a terminal or a variable says of the output stays; a letter that it does not have is printed as its number.
+    """
+    if not sys.flags.utf8_mode and sys.getfilesystemencoding() != "utf-8":
+        written = f"{sys.stdout.encoding}:backslashreplace" if sys.stdout is not None else "utf-8"
+        os.environ |= {"PYTHONUTF8": "1", "PYTHONIOENCODING": os.environ.get("PYTHONIOENCODING", written)}
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Raise `Ended` for a first SIGINT, SIGTERM or SIGHUP, so that what is unfinished is cleared away; a second one kills."""
+
+    def end(number: int, frame: object) -> None:
+        for one in ENDING:
+            signal.signal(one, signal.SIG_DFL)
+        raise Ended(number)
+
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, end)
+    yield
+
+
+def _ended(name: str, number: int) -> int:
+    say(f"{name}: {ENDING[signal.Signals(number)]}; {AGAIN}")
+    return 128 + number
+
+
+def newest(build: Path | None, quiet: bool = False) -> Path:
+    """Return BUILD, or the newest one below `builds`, and say which."""
+    if build is not None:
+        return build
+    from curation.core.builds import newest_build
+
+    found = newest_build(Path("builds"))
+    if not quiet:
+        say(f"using {found}, the newest build")
+    return found

@@ -1,0 +1,81 @@
+"""How long work tells of itself: library code reports to a `Progress`, and the command line decides what is shown."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+from curation.core.visible import visible
+
+Advance = Callable[[int], None]
+SECONDS_BETWEEN_LINES = 60.0
+
+
+class Progress(Protocol):
+    """`with progress("encode", total, "texts") as advance: advance(n)`; a total of None is an unknown one."""
+
+    def __call__(self, what: str, total: int | None, unit: str) -> AbstractContextManager[Advance]:  # noqa: D102
+        ...
+
+
+@contextmanager
+def silent(what: str, total: int | None, unit: str) -> Iterator[Advance]:
+    """Report nothing."""
+    yield lambda n: None
+
+
+@contextmanager
+def lines(what: str, total: int | None, unit: str) -> Iterator[Advance]:
+    """Print one line a minute to stderr, for logs and pipes."""
+    start = last = time.monotonic()
+    done = 0
+
+    def advance(n: int) -> None:
+        nonlocal done, last
+        done += n
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES:
+            last = now
+            rate = done / (now - start)
+            left = f", {(total - done) / rate:.0f} s left" if total and rate else ""
+            line = f"{what}: {done:,}{f' of {total:,}' if total else ''} {unit}, {rate:,.0f}/s{left}"
+            if sys.stderr is not None:  # None where it was closed
+                print(visible(line), file=sys.stderr, flush=True)  # noqa: T201
+
+    yield advance
+
+
+@contextmanager
+def bar(what: str, total: int | None, unit: str) -> Iterator[Advance]:
+    """Draw a bar with rate and time left on stderr."""
+    from rich import progress as rich_progress
+    from rich.console import Console
+
+    columns = (
+        rich_progress.TextColumn("{task.description}", markup=False),
+        rich_progress.BarColumn(bar_width=24),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TextColumn("{task.fields[rate]}", markup=False),
+        rich_progress.TimeRemainingColumn(compact=True),
+    )
+    start, done = time.monotonic(), 0
+    with rich_progress.Progress(*columns, console=Console(stderr=True), transient=True) as display:
+        task = display.add_task(visible(what), total=total, rate=unit)
+
+        def advance(n: int) -> None:
+            nonlocal done
+            done += n
+            seconds = max(time.monotonic() - start, 1e-9)
+            display.update(task, advance=n, rate=f"{unit} {done / seconds:,.0f}/s")
+
+        yield advance
+
+
+def for_terminal(quiet: bool) -> Progress:
+    """Return what fits the terminal: a bar, a line a minute where stderr is not a terminal, or nothing."""
+    if quiet:
+        return silent
+    return bar if sys.stderr is not None and sys.stderr.isatty() else lines

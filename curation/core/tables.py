@@ -1,0 +1,257 @@
+"""Tables on disk: parquet shards, written and read whole, by shards or by row groups; the only file that knows parquet."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
+
+from curation.core.errors import BuildError
+from curation.core.store import atomic
+
+Compression = Literal["zstd", "lz4"]  # lz4 for what only the next stage reads
+ROWS_PER_SHARD = 1_000_000
+ROWS_PER_GROUP = 20_000
+CHUNKS = {"min_chunk_size": 262_144, "max_chunk_size": 1_048_576, "norm_level": 0}  # as `datasets` writes them
+
+
+def write_table(
+    folder: Path, name: str, table: pl.DataFrame, constants: Mapping[str, str] | None = None, compression: Compression = "zstd"
+) -> None:
+    """Write a table as `<name>-00000.parquet`, ... with `constants` in the parquet metadata; same table, same bytes."""
+    write_frames(folder, name, [table], constants, compression)
+
+
+def write_frames(
+    folder: Path,
+    name: str,
+    frames: Iterable[pl.DataFrame],
+    constants: Mapping[str, str] | None = None,
+    compression: Compression = "zstd",
+) -> int:
+    """Write a table that comes in parts, at least one, as `write_table` writes it whole; return its rows.
+
+    No more of it is held than a part and a row group.
+    """
+    groups, rows = _groups(frames), 0
+    group: pl.DataFrame | None = next(groups)
+    for shard in itertools.count():
+        assert group is not None
+        with atomic(folder / f"{name}-{shard:05d}.parquet") as file, _writer(file, group, constants, compression) as writer:
+            in_shard = 0
+            while group is not None and in_shard < ROWS_PER_SHARD:
+                writer.write_table(_arrow(group, constants))
+                in_shard += len(group)
+                group = next(groups, None)
+        rows += in_shard
+        if group is None:
+            break
+    return rows
+
+
+def _groups(frames: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """Return the same rows in row groups, of which a whole number makes a shard; an empty table is one without rows."""
+    size = min(ROWS_PER_GROUP, ROWS_PER_SHARD)
+    held: list[pl.DataFrame] = []
+    some = False
+    for frame in frames:
+        held.append(frame)
+        if sum(map(len, held)) >= size:
+            whole = pl.concat(held)
+            last = len(whole) - len(whole) % size
+            yield from (whole.slice(start, size) for start in range(0, last, size))
+            held, some = [whole.slice(last)], True
+    whole = pl.concat(held)
+    if len(whole) or not some:
+        yield whole
+
+
+def _arrow(table: pl.DataFrame, constants: Mapping[str, str] | None) -> Any:
+    whole = table.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
+    return whole.replace_schema_metadata(dict(constants or {}))
+
+
+def _writer(
+    file: IO[bytes], table: pl.DataFrame, constants: Mapping[str, str] | None, compression: Compression
+) -> pq.ParquetWriter:
+    # dictionaries cost more than they save where texts and ids hardly recur; passages of tuples do
+    recurring = [f"{name}.list.element" for name, kind in table.schema.items() if kind == pl.List(pl.String)]
+    options = {"compression": compression, "write_page_index": True, "use_dictionary": recurring}
+    return pq.ParquetWriter(file, _arrow(table.clear(), constants).schema, **options)
+
+
+def write_blocks(path: Path, blocks: Iterable[pl.DataFrame], constants: Mapping[str, str] | None = None) -> int:
+    """Write one parquet file block by block, each a row group, atomically; return the bytes of its rows in memory.
+
+    There is at least one block. Pages end where the content says so: where a row more or less shifts all others, most
+    pages are those of the file before, and storage that knows pieces by their content takes only the new ones.
+    """
+    size = 0
+    with atomic(path) as file, ExitStack() as closing:
+        writer = None
+        for block in blocks:
+            arrow = _plain(block.to_arrow(compat_level=pl.CompatLevel.oldest())).replace_schema_metadata(dict(constants or {}))
+            if writer is None:
+                options = {"compression": "zstd", "write_page_index": True, "use_content_defined_chunking": CHUNKS}
+                writer = closing.enter_context(pq.ParquetWriter(file, arrow.schema, **options))
+            writer.write_table(arrow)
+            size += arrow.nbytes
+    return size
+
+
+def _plain(table: Any) -> Any:
+    """Return an Arrow table with 32-bit offsets, which every reader knows: string for large_string, list for large_list."""
+    return table.cast(pa.schema([field.with_type(_plain_type(field.type)) for field in table.schema]))
+
+
+def _plain_type(kind: Any) -> Any:
+    if pa.types.is_large_list(kind):
+        return pa.list_(_plain_type(kind.value_type))
+    return pa.string() if pa.types.is_large_string(kind) else kind
+
+
+def write_parquet(path: Path, table: pl.DataFrame, constants: Mapping[str, str] | None = None) -> None:
+    """Write one parquet file, atomically."""
+    with atomic(path) as file, _writer(file, table, constants, "zstd") as writer:
+        for group in table.iter_slices(ROWS_PER_GROUP) if len(table) else [table]:
+            writer.write_table(_arrow(group, constants))
+
+
+def lists(values: np.ndarray, lengths: np.ndarray, absent: np.ndarray) -> pl.Series:
+    """Return a list column: row i has the next `lengths[i]` of the values (n,), null where they are `absent` (n,) bool."""
+    kind, starts = pa.from_numpy_dtype(values.dtype), np.concatenate([[0], lengths.cumsum()])
+    present = pa.py_buffer(np.packbits(~absent, bitorder="little")) if absent.any() else None
+    each = pa.Array.from_buffers(kind, len(values), [present, pa.py_buffer(values)])  # `pa.array` would import pandas
+    rows = pa.Array.from_buffers(pa.large_list(kind), len(lengths), [None, pa.py_buffer(starts)], children=[each])
+    return pl.Series(pl.from_arrow(rows))
+
+
+def read_table(folder: Path, name: str, columns: list[str] | None = None) -> pl.DataFrame:
+    """Read all shards of a table back, in order.
+
+    Raises:
+        BuildError: there is no such table.
+    """
+    return pl.concat(shards(folder, name, columns))
+
+
+def shards(folder: Path, name: str, columns: list[str] | None = None) -> Iterator[pl.DataFrame]:
+    """Yield the shards of a table, in order: at most ROWS_PER_SHARD rows each.
+
+    Raises:
+        BuildError: there is no such table.
+    """
+    yield from (read_parquet(path, columns) for path in table_files(folder, name))
+
+
+def table_files(folder: Path, name: str) -> list[Path]:
+    """Return the files of a table, in order.
+
+    Raises:
+        BuildError: there is no such table.
+    """
+    paths = sorted(folder.glob(f"{name}-[0-9]*.parquet"))
+    if not paths:
+        raise BuildError(folder, f"holds no table '{name}'", "run the command that makes it again")
+    return paths
+
+
+def read_frames(folder: Path, name: str, columns: list[str] | None = None) -> Iterator[pl.DataFrame]:
+    """Yield a table row group by row group, in order.
+
+    Raises:
+        BuildError: there is no such table.
+    """
+    for path in table_files(folder, name):
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                frame = pl.from_arrow(file.read_row_group(group, columns=columns, use_threads=False))
+                assert isinstance(frame, pl.DataFrame)
+                yield frame.select(columns) if columns else frame
+
+
+def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
+    """Read one parquet file of a build."""
+    return pl.read_parquet(path, columns=columns, glob=False, hive_partitioning=False)
+
+
+def link_table(source: Path, folder: Path, name: str) -> None:
+    """Let a table stand in another folder too: the same files where the disk can do that, else copies."""
+    for path in table_files(source, name):
+        try:
+            (folder / path.name).hardlink_to(path)
+        except OSError:
+            shutil.copyfile(path, folder / path.name)
+
+
+def parquet_rows(file: IO[bytes]) -> int:
+    """Return the number of rows of a parquet file, from its end alone."""
+    with file:
+        return int(pq.ParquetFile(file).metadata.num_rows)
+
+
+def parquet_frames(file: IO[bytes], rows: int) -> Iterator[pl.DataFrame]:
+    """Return the rows of a parquet file that can be jumped about in, such as one far away, as far as they are asked for.
+
+    Raises:
+        ValueError: not parquet, or broken.
+    """
+    try:
+        with pq.ParquetFile(file) as whole:
+            for batch in whole.iter_batches(rows):
+                frame = pl.from_arrow(batch)
+                assert isinstance(frame, pl.DataFrame)
+                yield frame
+    except pa.ArrowException as error:
+        raise ValueError(error) from None
+
+
+def label_names(source: Path | IO[bytes], arrow: bool) -> dict[str, list[str]]:
+    """Return the names of label numbers by column, as `datasets` writes them into the head of a parquet or Arrow file."""
+    try:
+        with source.open("rb") if isinstance(source, Path) else nullcontext(source) as raw:
+            if not arrow:
+                metadata = pq.read_schema(raw).metadata
+            else:
+                whole = raw.read(6) == b"ARROW1"
+                raw.seek(0)
+                metadata = (pa.ipc.open_file if whole else pa.ipc.open_stream)(raw).schema.metadata
+            features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+            return {name: list(one["names"]) for name, one in features.items() if one.get("_type") == "ClassLabel"}
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}  # what is wrong with the file is said when it is read
+    finally:
+        if not isinstance(source, Path):
+            source.seek(0)
+
+
+def arrow_frames(source: Path | IO[bytes], rows: int) -> Iterator[pl.DataFrame]:
+    """Return the batches of an Arrow IPC file or stream, of at most `rows` rows; what they hold is checked first.
+
+    Raises:
+        ValueError: not Arrow IPC, or broken.
+    """
+    try:
+        with source.open("rb") if isinstance(source, Path) else nullcontext(source) as raw:
+            whole = raw.read(6) == b"ARROW1"
+            if not raw.tell():
+                raise ValueError("it is empty")
+            raw.seek(0)
+            with (pa.ipc.open_file if whole else pa.ipc.open_stream)(raw) as reader:
+                for batch in map(reader.get_batch, range(reader.num_record_batches)) if whole else reader:
+                    batch.validate(full=True)  # offsets of a broken file could lead anywhere in memory
+                    frame = pl.from_arrow(batch)
+                    assert isinstance(frame, pl.DataFrame)
+                    yield from frame.iter_slices(rows)
+    except (pa.ArrowException, OSError, MemoryError) as error:  # a broken length asks for terabytes
+        raise ValueError(error) from None

@@ -1,0 +1,74 @@
+"""Texts of unknown origin for a terminal, for Markdown and for HTML: what they hold is shown, and does nothing."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import quote
+
+# Control characters but tab and line feed, controls of direction, line separators, byte order marks, half surrogates.
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]")
+# What begins emphasis, code, links, HTML, entities, strike-out, formulas, mentions, table cells, bare links and emoji.
+SIGNS = re.compile(r"[\\`*\[\]<>&|~$@]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=\w):(?=\S)|(?<=[wW]{3})\.")
+# What makes a line a heading, a rule or an item of a list; a backslash belongs behind the digits, or before the sign.
+BEGINNING = re.compile(r"^(\d{1,9})(?=[.)](?:\s|$))|^(?=#{1,6}(?:\s|$)|[+-](?:\s|$)|[-=]+$)")
+
+
+class Markdown(str):
+    """A text that is Markdown already; any other is escaped where a card is written."""
+
+
+def visible(text: str) -> str:
+    r"""Return a text with control characters as `\u001b`, which means the same in JSON; line feeds and tabs stay."""
+    return CONTROLS.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text.replace("\r\n", "\n"))
+
+
+def as_html(text: object) -> str:
+    """Return a text for HTML, between tags or in an attribute."""
+    return html.escape(visible(str(text)))
+
+
+def as_markdown(text: object) -> Markdown:
+    """Return a text on one line for Markdown, a table's cell included; Markdown is left as it is."""
+    if isinstance(text, Markdown):
+        return text
+    return Markdown(BEGINNING.sub(r"\1\\", SIGNS.sub(r"\\\g<0>", _line(text))))
+
+
+def as_code(text: object) -> Markdown:
+    """Return a text on one line as code in Markdown."""
+    line = _line(text)
+    ticks = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    return Markdown(f"{ticks} {line} {ticks}" if len(ticks) > 1 else f"`{line}`" if line else "")
+
+
+def as_link(text: object, url: str) -> Markdown:
+    """Return a link in Markdown, or both as texts where `url` is no address of the web."""
+    if not re.match(r"https?://\w", url):
+        return as_markdown(f"{text} ({url})" if url else text)
+    address = quote(visible(url), safe="%/:?#@!$&'*+,;=~")
+    return Markdown(f"[{as_markdown(text)}]({address})")
+
+
+def as_block(text: str, language: str) -> str:
+    """Return lines as a block of code in Markdown."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{visible(text)}{fence}"
+
+
+def _line(text: object) -> str:
+    return " ".join(visible(str(text)).split())
+
+
+def table(head: tuple[str, ...], lines: list[tuple[Any, ...]]) -> str:
+    """Return an aligned table; numbers to the right."""
+    cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in line] for line in lines]
+    widths = [max(len(row[at]) for row in [list(head), *cells]) for at in range(len(head))]
+    right = [all(isinstance(line[at], int) for line in lines) for at in range(len(head))]
+
+    def draw(row: Iterable[str]) -> str:
+        return "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)).rstrip()
+
+    return "\n".join([draw(head), "  ".join("-" * w for w in widths), *(draw(row) for row in cells)])

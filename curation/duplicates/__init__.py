@@ -1,1 +1,0 @@
-"""What is the same or nearly: equal queries, MinHash, exact Jaccard, within and across sources."""

@@ -1,0 +1,1 @@
+"""Run a function over items, in this process or in several."""

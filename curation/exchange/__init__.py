@@ -1,1 +1,0 @@
-"""Builds to and from others: export, import, the Hub, what differs, what is whole."""

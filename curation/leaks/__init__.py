@@ -1,1 +1,0 @@
-"""What of the evaluation sets stands in the training data."""

@@ -1,0 +1,1 @@
+"""Rows from files, archives and the Hub, in every format."""

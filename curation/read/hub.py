@@ -1,0 +1,256 @@
+"""The Hugging Face Hub: which files a dataset is made of, and the files themselves. Nothing of a dataset is ever run."""
+
+from __future__ import annotations
+
+import glob
+import json
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+from curation.core.errors import SourceError, did_you_mean, listed
+from curation.core.retries import asked_again, passing
+from curation.core.store import atomic, digest_of
+from curation.read.dataset_files import ABOUT, Description, builder_of, card_of, check_card, described
+from curation.read.rows import File
+from curation.recipe.source import Table
+
+ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def check_id(path: str) -> None:
+    """Refuse what cannot be a dataset of the Hub.
+
+    Raises:
+        SourceError: a builder's name of `datasets`, which would read the folder that the command runs in; or no id at all.
+    """
+    if not ID.fullmatch(path) or path.startswith("buckets/") or path in _builders():
+        what = "names neither a dataset of the Hub nor an existing folder"
+        raise SourceError(path, what, "a Hub id is `org/name`; files are named by `files:`, from the manifest's folder on")
+
+
+def _builders() -> set[str]:
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+
+    return set(_PACKAGED_DATASETS_MODULES)
+
+
+@asked_again
+def commit_of(table: Table) -> str:
+    """Return the commit of a dataset's revision: as it stands there, as the Hub has it, or, switched off, as it was last seen.
+
+    Raises:
+        SourceError: there is no such dataset or revision, or it cannot be had.
+    """
+    check_id(str(table.path))
+    if table.revision and COMMIT.fullmatch(table.revision):
+        return table.revision
+    with errors(table):
+        import huggingface_hub
+        from huggingface_hub.constants import HF_HUB_OFFLINE
+
+        kept = _kept(str(table.path), table.revision)
+        if HF_HUB_OFFLINE and kept.is_file():
+            return str(json.loads(kept.read_text("utf-8")))
+        commit = str(huggingface_hub.HfApi().dataset_info(str(table.path), revision=table.revision).sha)
+        _keep(kept, commit)
+        return commit
+
+
+def _kept(*of: str | None) -> Path:
+    """Return where something that the Hub said is kept, in the Hub's cache."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE) / "tuplesmith" / f"{digest_of(of)}.json"
+
+
+def _keep(path: Path, said: object) -> None:
+    with suppress(OSError):  # a cache that cannot be written is none
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as file:
+            file.write(json.dumps(said, ensure_ascii=False).encode())
+
+
+@asked_again
+def describe(table: Table, commit: str) -> Description:
+    """Return what a dataset's config is made of at a commit. Once known it is kept in the Hub's cache: a commit never changes.
+
+    Raises:
+        SourceError: there is no such dataset, config or commit, or it cannot be had.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError
+
+    path = str(table.path)
+    kept = _kept(path, table.config, commit)
+    with suppress(OSError, ValueError, TypeError):
+        return Description(*json.loads(kept.read_text("utf-8")))
+    with errors(table):
+        about = []
+        for name in ABOUT[:2]:
+            with suppress(EntryNotFoundError):
+                about.append(Path(huggingface_hub.hf_hub_download(path, name, repo_type="dataset", revision=commit)))
+        check_card(path, card_of(about))
+        builder = builder_of(path, table.config, revision=commit)
+        found = described(path, builder, f"hf://datasets/{path}@{commit}")
+    _keep(kept, found)
+    return found
+
+
+@asked_again
+def fetched(table: Table, commit: str, names: list[str]) -> list[File]:
+    """Return files of a dataset from the Hub's cache, after those are fetched that are not there yet.
+
+    Raises:
+        SourceError: they cannot be had.
+    """
+    with errors(table):
+        import huggingface_hub
+
+        at: dict[str, Any] = {"repo_id": str(table.path), "repo_type": "dataset", "revision": commit}
+        missing = [name for name in names if not isinstance(huggingface_hub.try_to_load_from_cache(filename=name, **at), str)]
+        if len(missing) > 1 and not huggingface_hub.constants.HF_HUB_OFFLINE:  # several at once
+            huggingface_hub.snapshot_download(allow_patterns=[glob.escape(name) for name in missing], **at)
+        load = partial(huggingface_hub.hf_hub_download, **at)
+        paths = [Path(load(filename=name)) for name in names]
+        return [File(path, f"{table.path}/{name}", path.parent) for name, path in zip(names, paths, strict=True)]
+
+
+def streamed(table: Table, commit: str, names: list[str]) -> list[File]:
+    """Return files of a dataset that are read over the network as far as they are read."""
+    return [
+        File(Path(name), f"{table.path}/{name}", Path(), unpack=partial(_opened, table, commit, name), remote=True)
+        for name in names
+    ]
+
+
+@asked_again
+def _opened(table: Table, commit: str, name: str) -> IO[bytes]:
+    with errors(table):
+        import huggingface_hub
+
+        file = huggingface_hub.HfFileSystem().open(f"datasets/{table.path}@{commit}/{name}", "rb")
+        return file  # type: ignore[no-any-return]
+
+
+@asked_again
+def layout(table: Table, base: Path) -> dict[str, list[str]]:
+    """Return the splits of each config of a dataset; `path` is a Hub id, or a folder from `base`.
+
+    Raises:
+        SourceError: see `rows`.
+    """
+    with errors(table):
+        import datasets
+
+        folder = base / str(table.path)
+        check_card(str(table.path), card_of([folder / name for name in ABOUT[:2] if (folder / name).is_file()]))
+        where = {"path": str(folder)} if folder.is_dir() else {"path": str(table.path), "revision": table.revision}
+        configs = datasets.get_dataset_config_names(**where)
+        return {config: datasets.get_dataset_split_names(**where, config_name=config) for config in configs}
+
+
+@asked_again
+def snapshot(table: Table) -> Path:
+    """Return a folder with the files of a Hub dataset that `files` names, fetched where they are not here yet.
+
+    Raises:
+        SourceError: see `rows`.
+    """
+    with errors(table):
+        import huggingface_hub
+
+        path = huggingface_hub.snapshot_download(
+            str(table.path), repo_type="dataset", revision=table.revision, allow_patterns=table.files
+        )
+        return Path(path)
+
+
+@contextmanager
+def errors(table: Table) -> Iterator[None]:
+    """Keep `datasets` silent, and turn what it and the Hub's client raise into one line."""
+    import datasets
+    from httpx2 import HTTPError
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, HTTPError, datasets.exceptions.DatasetsError) as error:
+        answer = passing(error)[0]
+        busy = answer.startswith("the Hub answers")
+        what, hint = (answer, "run the same command again in a while") if busy else _complaint(table, error)
+        raise SourceError(table.path, what, hint) from None
+
+
+def _complaint(table: Table, error: Exception) -> tuple[str, str]:
+    from httpx2 import HTTPError
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )  # fmt: skip
+
+    text = str(error)
+    there_are = "there are: " + listed(re.findall(r"'([^']*)'", text.partition("[")[2].partition("]")[0]))
+    if "scripts are no longer supported" in text:
+        return "comes with a loading script, which would run code", "`revision: refs/convert/parquet` may hold the same rows"
+    missing = isinstance(error, LocalEntryNotFoundError)
+    if "OfflineModeIsEnabled" in text or "offline mode is enabled" in text or (missing and HF_HUB_OFFLINE):
+        return "cannot be had while the Hub is switched off", "unset HF_HUB_OFFLINE, or name a local folder"
+    lost = isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError)  # no answer at all
+    if missing or lost or isinstance(error, ConnectionError):
+        return "the Hub cannot be reached", "check the network, or name a local folder"
+    if "gated dataset" in text or isinstance(error, GatedRepoError):
+        return "is a gated dataset", "ask for access on its page, then `hf auth login`"
+    if text.startswith("Revision") or isinstance(error, RevisionNotFoundError):
+        return f"no revision '{table.revision}'", "name a commit, tag or branch of the dataset"
+    if "doesn't exist on the Hub" in text or isinstance(error, RepositoryNotFoundError):
+        what = "no such dataset on the Hub, or a private one" + _likely(str(table.path))
+        return what, "check the id; `hf auth login` for a private one"
+    if "BuilderConfig" in text and "not found" in text:
+        return f"no config '{table.config}'", there_are
+    if "Config name is missing" in text:
+        return "needs a `config:`", there_are
+    if text.startswith(("Unknown split", "Bad split")):
+        return f"no split '{table.split}'", there_are
+    cause = error.__cause__ or error
+    return (
+        f"`datasets` cannot read it ({(str(cause) or type(cause).__name__).splitlines()[0]})",
+        "check path, config, split and revision",
+    )
+
+
+@asked_again
+def splits(table: Table) -> dict[str, list[str]]:
+    """Return the configs of a dataset, each with its splits.
+
+    Raises:
+        SourceError: see `rows`.
+    """
+    with errors(table):
+        import datasets
+
+        configs = datasets.get_dataset_config_names(str(table.path))
+        return {name: list(datasets.get_dataset_split_names(str(table.path), name)) for name in configs}
+
+
+def _likely(wanted: str) -> str:
+    """Return ` (did you mean ...?)` of the Hub's datasets, or nothing where it has none alike or cannot be asked."""
+    import huggingface_hub
+    from httpx2 import HTTPError
+
+    try:
+        found = [one.id for one in huggingface_hub.HfApi().list_datasets(search=wanted.rpartition("/")[2], limit=50)]
+    except (OSError, ValueError, HTTPError):
+        return ""
+    return did_you_mean(wanted, found) or (f" (did you mean '{found[0]}'?)" if found else "")

@@ -1,0 +1,98 @@
+"""What a manifest reads outside of its own folder: listed before it is read, refused where asked for, published without place."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+
+from curation.core.errors import ManifestError, SourceError, UserError
+from curation.read.places import is_outside
+from curation.read.sources import expanded, outside
+from curation.recipe.evaluation import EvalSet
+from curation.recipe.manifest import Manifest
+from curation.recipe.portable import is_of_this_machine, portable
+from curation.recipe.source import Source, Table
+
+CONFINED = "`--confined` reads nothing there"
+
+
+def tables(manifest: Manifest) -> Iterator[tuple[str, Table]]:
+    """Yield all that a manifest reads, and how errors name it."""
+    against = manifest.decontaminate.against if manifest.decontaminate else []
+    named: list[tuple[str, Source | EvalSet]] = [(f"source '{source.name}'", source) for source in manifest.sources]
+    for where, one in named + [(f"evaluation set '{one.title}'", one) for one in against]:
+        yield where, one
+        for part, table in (("corpus", one.corpus), ("queries", one.queries)):
+            if table:
+                yield f"{where} ({part})", table
+
+
+def read_outside(manifest: Manifest, base: Path) -> dict[str, list[str]]:
+    """Return what lies outside of the manifest's folder, links followed, by what reads it; nothing of it is opened.
+
+    What is missing is left to whoever reads it.
+    """
+    found: dict[str, list[str]] = {}
+    for where, table in tables(manifest):
+        try:
+            names = [name for name, _ in outside(table, base)]
+        except (UserError, OSError):
+            names = []
+        if names:
+            found[where] = names
+    allow = manifest.decontaminate.allow if manifest.decontaminate else []
+    if isinstance(allow, str) and is_outside(base / expanded(allow, base), base):
+        found["decontaminate: allow"] = [allow]
+    for where, name in _models(manifest):
+        if is_of_this_machine(name) or (Path(name).exists() and is_outside(Path(name), base)):
+            found[where] = [name]
+    return found
+
+
+def _models(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    for where, name in (
+        ("mine: model", manifest.mine and manifest.mine.model),
+        ("mine: reranker", manifest.mine and manifest.mine.reranker),
+        ("train: model", manifest.train and manifest.train.model),
+    ):
+        if name:
+            yield where, name
+
+
+def refuse(manifest: Manifest, path: Path) -> dict[str, UserError]:
+    """Return the sources of the manifest at `path` that read outside of its folder, and why they are not built.
+
+    Raises:
+        ManifestError: an evaluation set, a file of allowed texts or a model does.
+    """
+    found = read_outside(manifest, path.parent)
+    failed: dict[str, UserError] = {}
+    for source in manifest.sources:
+        where = f"source '{source.name}'"
+        names = [name for part in ("", " (corpus)", " (queries)") for name in found.pop(f"{where}{part}", [])]
+        if names:
+            failed[source.name] = SourceError(where, f"reads '{names[0]}', outside of the manifest's folder", CONFINED)
+    for where, names in found.items():
+        raise ManifestError(path, f"{where} names '{names[0]}', outside of the manifest's folder", CONFINED)
+    return failed
+
+
+def _places(manifest: Manifest) -> dict[str, str]:
+    """Return the paths of a manifest that mean something on one machine alone, and what is published in their place."""
+    files = [(name, False) for _, table in tables(manifest) for name in table.files]
+    folders = [(str(table.path), True) for _, table in tables(manifest) if table.path]
+    allow = manifest.decontaminate.allow if manifest.decontaminate else []
+    more = ([(allow, False)] if isinstance(allow, str) else []) + [(name, True) for _, name in _models(manifest)]
+    return {name: portable(name, folder) for name, folder in files + folders + more if is_of_this_machine(name)}
+
+
+def without_places(text: str, manifest: Manifest) -> str:
+    """Return a text that is to be published, plain, JSON or HTML, without the folders of this machine that a manifest names."""
+    places = _places(manifest)
+    forms = {form: places[name] for name in places for form in (json.dumps(name, ensure_ascii=False)[1:-1], escape(name), name)}
+    for form in sorted(forms, key=len, reverse=True):
+        text = re.sub(rf"(?<![\w/.~-]){re.escape(form)}(?!\w)", forms[form].replace("\\", r"\\"), text)
+    return text

@@ -1,0 +1,130 @@
+"""Records of XML, read as a stream by expat, with no entity but XML's own five.
+
+A file that declares entities is refused whatever they are: internal ones can unpack to gigabytes, external ones name
+other files (https://cwe.mitre.org/data/definitions/776.html and 611). Nothing outside the file is ever opened.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from xml.parsers import expat
+
+from curation.core.errors import SourceError, listed
+from curation.read.rows import File, Found, Reading, Record, batches, most_of, too_large
+from curation.recipe.source import Table
+
+DEEPEST = 100  # elements within a record; each holds the text of those inside it
+
+
+def read_xml(file: File, table: Table, start: int) -> Reading:
+    """Read the elements at `records`, such as `QAPairs/QAPair`, as rows.
+
+    Columns are named as XPath has it, from the record on: `Question`, `Answer/p`, `@id`, `Question/@qtype`, and `.` for the
+    text of a record without elements. Text is all text inside an element; several of one name in a record make a list.
+
+    Raises:
+        SourceError: the file is no well-formed XML, or declares entities.
+    """
+    return batches(_records(file, table), start, file, table)
+
+
+def _records(file: File, table: Table) -> Found:
+    reading = _Records(file, table)
+    parser = expat.ParserCreate(None if table.encoding == "utf-8" else table.encoding)
+    parser.buffer_text = True
+    parser.StartElementHandler = reading.start
+    parser.EndElementHandler = reading.end
+    parser.CharacterDataHandler = reading.characters
+    parser.EntityDeclHandler = reading.refuse
+    parser.SkippedEntityHandler = reading.skipped
+    some, fed = False, 0
+    with file.open() as raw:
+        while True:
+            block = raw.read(1 << 18)
+            try:
+                parser.Parse(block, not block)
+                fed += len(block)
+            except expat.ExpatError as error:
+                what = f"not readable as XML ({expat.ErrorString(error.code)})"
+                hint = "is the file cut off?"
+                if error.code == expat.errors.codes[expat.errors.XML_ERROR_INVALID_TOKEN] and table.encoding == "utf-8":
+                    hint = "is the file cut off, or has it another `encoding`?"
+                raise SourceError(f"{file.name}:{error.lineno}", what, hint) from None
+            except (LookupError, ValueError) as error:  # an encoding that is unknown, or of several bytes
+                raise SourceError(file.name, f"not readable as XML ({error})", "declare another `encoding`") from None
+            if fed - parser.CurrentByteIndex > most_of(table):  # within one tag, comment or the like
+                raise too_large(f"{file.name}:{parser.CurrentLineNumber}", "what begins here", table)
+            yield from reading.done
+            some = some or bool(reading.done)
+            reading.done.clear()
+            if not block:
+                break
+    if not some:
+        there = f"elements there are: {listed(sorted(reading.seen), 8)}"
+        yield "no_records", f"{file.name}: no element '{table.records}'; {there}", True
+
+
+class _Records:
+    """What expat has told so far."""
+
+    def __init__(self, file: File, table: Table) -> None:
+        self.file, self.table, self.most = file, table, most_of(table)
+        self.wanted = (table.records or "").strip("/").split("/")
+        self.size = self.columns = 0  # characters of the record, and of the columns that it makes
+        self.path: list[str] = []  # names of the open elements
+        self.seen: set[str] = set()
+        self.top = 0  # how many elements are open around the record and with it; 0 outside of records
+        self.texts: list[str] = []  # all text of the record so far
+        self.starts: list[int] = []  # where in it the record and each open element in it begin
+        self.record: dict[str, list[str]] = {}
+        self.done: list[Record] = []
+
+    def start(self, name: str, attributes: dict[str, str]) -> None:
+        self.path.append(name)
+        if not self.top:
+            if len(self.seen) < 100:
+                self.seen.add(name)
+            if self.path[-len(self.wanted) :] != self.wanted:
+                return
+            self.top, self.record, self.texts, self.size, self.columns = len(self.path), {}, [], 0, 0
+        if len(self.path) - self.top > DEEPEST:
+            raise SourceError(self.file.name, f"a record nests more than {DEEPEST} elements")
+        self.starts.append(len(self.texts))
+        for key, value in attributes.items():
+            self._count(value)
+            self._add("/".join([*self.path[self.top :], f"@{key}"]), value)
+
+    def characters(self, text: str) -> None:
+        if self.top:
+            self.texts.append(text)
+            self._count(text)
+
+    def end(self, name: str) -> None:
+        if self.top:
+            text, inside = "".join(self.texts[self.starts.pop() :]).strip(), "/".join(self.path[self.top :])
+            if inside or all(key.startswith("@") for key in self.record):
+                self._add(inside or ".", text)
+            if not inside:
+                self.done.append({key: one if len(one) > 1 else one[0] for key, one in self.record.items()})
+                self.top = 0
+        self.path.pop()
+
+    def _add(self, key: str, value: str) -> None:
+        self.record.setdefault(key, []).append(value)
+        self.columns += len(value)
+        if self.columns > 4 * self.most:  # an element's text is also that of all elements around it
+            self._refuse_size()
+
+    def _count(self, text: str) -> None:
+        self.size += len(text)
+        if self.size > self.most:
+            self._refuse_size()
+
+    def _refuse_size(self) -> None:
+        raise too_large(self.file.name, f"a record in '{'/'.join(self.path)}'", self.table)
+
+    def refuse(self, name: str, *_: Any) -> None:
+        raise SourceError(self.file.name, f"declares the entity '{name}'", "entities can unpack to gigabytes: write them out")
+
+    def skipped(self, name: str, _: Any) -> None:
+        raise SourceError(self.file.name, f"uses the entity '{name}', which stands in another file", "write it out")

@@ -1,1 +1,0 @@
-"""Where rows come from: files, archives, the Hub, in every format."""

@@ -1,0 +1,1 @@
+"""The manifest: what it may say, checked, with line numbers."""

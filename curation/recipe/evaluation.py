@@ -1,0 +1,80 @@
+"""What a manifest may say of evaluation sets: nothing that they ask or answer with is to be trained on."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from curation.recipe.beir import beir
+from curation.recipe.section import Section
+from curation.recipe.source import Fields, Table, TextTable
+
+
+class EvalSet(Table):
+    """An evaluation set. Column by column as in a source: `fields`, and `corpus` and `queries` where there are qrels."""
+
+    split: str = Field("test", description="split of the dataset that `path` names")
+    name: str | None = Field(None, min_length=1, description="what reports call it; by default its path or first file")
+    fields: Fields = Field(
+        description="which column is what; `query` alone will do, labels and scores of pairs are not looked at"
+    )
+    corpus: TextTable | None = Field(None, description="qrels: the passages")
+    queries: TextTable | None = Field(None, description="qrels: the queries")
+    threshold: float = Field(1, description="qrels: lowest score that makes a passage relevant")
+
+    @property
+    def title(self) -> str:
+        """What reports call it."""
+        return self.name or self.places[0]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _beir(cls, data: Any) -> Any:
+        return beir({"split": "test", **data}) if isinstance(data, dict) and data.get("reader") == "beir" else data
+
+    @model_validator(mode="after")
+    def _readable(self) -> EvalSet:
+        f = self.fields
+        ids, tables = (f.query_id, f.positive_id), (self.corpus, self.queries)
+        if any((*ids, *tables)) and not all((*ids, *tables)):
+            raise ValueError("qrels need 'query_id' and 'positive_id' in 'fields', and 'corpus' and 'queries'")
+        if not any((*ids, f.query, f.positive)):
+            raise ValueError("'fields' maps no text; map query, positive or both, or query_id and positive_id")
+        qrels = all(ids)
+        useless = {
+            name: said
+            for name in ("documents", "title", "id", "answer", "positive_score", "negative_scores")
+            if (said := getattr(f, name))
+        }
+        useless |= {"threshold": True} if not qrels and "threshold" in self.model_fields_set else {}
+        useless |= {name: True for name in ("query", "positive", "negatives", "label") if qrels and getattr(f, name)}
+        if useless:
+            hint = "; map it as 'positive'" if "documents" in useless else ""
+            raise ValueError(
+                f"'{next(iter(useless))}' means nothing in an evaluation set of {'qrels' if qrels else 'pairs'}{hint}"
+            )
+        return self
+
+
+class Decontaminate(Section):
+    """No tuple whose query or positive stands in an evaluation set, no negative that does; held-out queries are protected too."""
+
+    against: list[EvalSet] = Field([], description="evaluation sets, a list; same keys as a source's table")
+    mteb: list[str] = Field(
+        [], description="mteb tasks or benchmarks by name, such as `SciFact` or `MTEB(eng, v2)`; needs `tuplesmith[mteb]`"
+    )
+    mode: Literal["drop", "report", "strict"] = Field(
+        "drop", description="drop: leaks go; report: nothing changes but the report; strict: texts shared with a corpus go too"
+    )
+    allow: list[str] | str = Field(
+        [], description="texts that are no leak: a list, or a file with one a line; short and common texts never are"
+    )
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Decontaminate:
+        names = [one.title for one in self.against] + self.mteb
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ValueError(f"two evaluation sets are called '{min(twice)}'; give one of them a 'name'")
+        return self

@@ -1,0 +1,34 @@
+"""One source's part of a build, as it travels to a worker process, and what a stage of it returns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from curation.recipe.evaluation import Decontaminate
+from curation.recipe.manifest import Dedup
+from curation.recipe.source import Filters, Source
+
+FORMAT = 4  # of what the stages write; a new one makes every build run again
+Receipt = dict[str, Any]
+
+
+class Job(NamedTuple):
+    """One source's part of a build; small, so that it travels to a worker process."""
+
+    source: Source
+    filters: Filters
+    seed: int
+    base: Path  # the manifest's folder: `files` are relative to it
+    build: Path
+    holding: tuple[str, ...]  # sources with held-out queries
+    dedup: Dedup | None = None
+    decontaminate: Decontaminate | None = None
+
+
+class Done(NamedTuple):
+    """One stage of one source."""
+
+    receipt: Receipt
+    ran: bool
+    seconds: float

@@ -1,0 +1,1 @@
+"""Rows to tuples: shapes, filters, held-out queries."""

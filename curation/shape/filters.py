@@ -1,0 +1,106 @@
+"""Texts too poor to train on: dropped with a reason, and their tuple with them where no positive is left."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from curation.core.characters import INVISIBLE
+from curation.core.record import dropped_frame
+from curation.core.text import normalised, numbered
+from curation.recipe.source import Filters
+from curation.shape.columns import EVIDENCE_CHARS, GRADES
+from curation.shape.merge import equals_a_positive
+
+SHORT = 3  # characters: below, a text stays by default if it says something all the same
+CONTENT = r"[^\p{L}_]|[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]|.[^_]"  # in its form: more than one letter, as "no", 4, C#, 京
+HIDDEN = 200  # characters: longer texts are not of invisible ones alone
+SLICE = 50_000  # tuples looked at at once: stripped and normalised texts take as much memory as they do
+
+
+def apply(tuples: pl.DataFrame, filters: Filters, source: str, task: str) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]:
+    """Return (tuples left, dropped tuples, {reason: texts taken out of tuples that stayed}).
+
+    A tuple is dropped when its query fails, or all its positives do; the reason is the query's, or the first positive's.
+    The passages of a classification are its label texts, which are as the source has them and pass.
+    """
+    if not len(tuples):
+        return tuples, dropped_frame(source, "filter", tuples["id"], ""), {}
+    frame = tuples.with_row_index("at")
+    query_fault = _length_fault(frame["query"], filters, "query")
+    passages = filters if task != "classification" else Filters(min_chars=0, max_chars=None, no_echo=False)
+    judged = frame if passages is filters else frame.filter(query_fault.is_not_null())  # label texts have no faults
+    positives = _faults(judged, "positives", passages)
+    negatives = _faults(judged, "negatives", passages)
+    faulty = [frame["at"].filter(query_fault.is_not_null())]
+    faulty += [faults["at"].filter(faults["fault"].is_not_null()) for faults in (positives, negatives)]
+    whole = ~frame["at"].is_in(pl.concat(faulty).implode())  # nearly all, and they stay as they are
+    looked = frame.with_columns(query_fault.alias("fault")).filter(~whole)
+    left, gone = _sorted_out(looked, positives, negatives)
+    taken = pl.concat([positives, negatives]).filter(pl.col("fault").is_not_null()).join(left, on="at", how="semi")
+    counts = dict(taken.group_by("fault").len().sort("fault").iter_rows())
+    dropped = dropped_frame(source, "filter", gone["id"], gone["reason"], gone["evidence"])
+    stay = pl.concat([frame.filter(whole), left.select(frame.columns)]).sort("at") if len(left) else frame.filter(whole)
+    return stay.select(tuples.columns), dropped, counts
+
+
+def _sorted_out(looked: pl.DataFrame, positives: pl.DataFrame, negatives: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return (tuples with the good ones of their texts, tuples without a good query or positive) of tuples with a fault."""
+    kept = looked.drop("positives", "negatives")
+    if GRADES in kept.columns:
+        mine = positives.join(kept, on="at", how="semi", maintain_order="left")
+        mine = mine.with_columns(nth=pl.int_range(pl.len()).over("at")).filter(pl.col("fault").is_null())
+        places = mine.group_by("at", maintain_order=True).agg("nth")
+        kept = kept.join(places, on="at", how="left", maintain_order="left")
+        kept = kept.with_columns(pl.col(GRADES).list.gather(pl.col("nth").fill_null([]))).drop("nth")
+    for name, faults in (("positives", positives), ("negatives", negatives)):
+        good = faults.filter(pl.col("fault").is_null()).join(kept, on="at", how="semi", maintain_order="left")
+        lists = good.group_by("at", maintain_order=True).agg(pl.col("text").alias(name))
+        kept = kept.join(lists, on="at", how="left", maintain_order="left").with_columns(pl.col(name).fill_null([]))
+    faults = positives.join(kept, on="at", how="semi", maintain_order="left")
+    first = faults.group_by("at", maintain_order=True).agg(pl.col("fault").first().alias("first"), pl.col("text").first())
+    kept = kept.join(first, on="at", how="left", maintain_order="left")
+    none_left = pl.col("positives").list.len() == 0  # `first` is null where there was none, as in a clustering
+    kept = kept.with_columns(pl.when(pl.col("fault").is_null() & none_left).then("first").otherwise("fault").alias("reason"))
+    shown = pl.when(pl.col("fault").is_null()).then("text").otherwise("query").str.slice(0, EVIDENCE_CHARS)
+    gone = pl.col("reason").is_not_null()
+    return kept.filter(~gone), kept.filter(gone).with_columns(shown.alias("evidence"))
+
+
+def _length_fault(texts: pl.Series, filters: Filters, role: str) -> pl.Series:
+    """Return short_ or long_ROLE, or null, for each text; invisible characters and blanks at its ends do not count."""
+    length = texts.str.strip_chars().str.len_chars()
+    hidden = ((length < HIDDEN) & texts.str.contains(INVISIBLE)).fill_null(False).arg_true()
+    if len(hidden):
+        length = length.scatter(hidden, texts.gather(hidden).str.replace_all(INVISIBLE, "").str.strip_chars().str.len_chars())
+    short = length < (SHORT if filters.min_chars is None else filters.min_chars)
+    if filters.min_chars is None:
+        few = short.arg_true()
+        short = short.scatter(few, ~normalised(texts.gather(few)).str.contains(CONTENT).fill_null(False))
+    long = pl.lit(False) if filters.max_chars is None else pl.lit(length > filters.max_chars)
+    fault = pl.when(pl.lit(short)).then(pl.lit(f"short_{role}")).when(long).then(pl.lit(f"long_{role}"))
+    return pl.select(fault).to_series()
+
+
+def _faults(frame: pl.DataFrame, name: str, filters: Filters) -> pl.DataFrame:
+    """Return at, text, fault: one line a text of the list column `name`; fault is null for a good text."""
+    return pl.concat([_faults_of(some, name, filters) for some in frame.iter_slices(SLICE)] or [_faults_of(frame, name, filters)])
+
+
+def _faults_of(frame: pl.DataFrame, name: str, filters: Filters) -> pl.DataFrame:
+    role = name.removesuffix("s")
+    long = frame.select("at", "query", pl.col(name).alias("text")).explode("text", empty_as_null=False).drop_nulls("text")
+    fault = _length_fault(long["text"], filters, role)
+    if filters.no_echo:
+        form = _forms(long["text"])
+        same = (form == _forms(long["query"])).fill_null(False) | (long["text"] == long["query"])
+        fault = pl.select(pl.when(fault.is_null() & same).then(pl.lit(f"echo_{role}")).otherwise(fault)).to_series()
+        if name == "negatives" and len(long):
+            own = pl.lit(equals_a_positive(frame, long.select("at", form.fill_null(long["text"]).alias("form")), "at"))
+            fault = pl.select(pl.when(fault.is_null() & own).then(pl.lit("negative_is_positive")).otherwise(fault)).to_series()
+    return long.select("at", "text").with_columns(fault.cast(pl.String).alias("fault"))
+
+
+def _forms(texts: pl.Series) -> pl.Series:
+    """Return the normalised forms of texts of which many recur, such as the paragraph of several questions."""
+    numbers, once = numbered(texts)
+    return normalised(once).gather(numbers)

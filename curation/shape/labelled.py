@@ -1,0 +1,166 @@
+"""Labelled texts to tuples: two labels make a classification, many make a clustering."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+
+import numpy as np
+import polars as pl
+
+from curation.core.errors import SourceError, did_you_mean, listed
+from curation.core.record import draws, dropped_frame
+from curation.core.text import forms
+from curation.read.mapped import same_labels
+from curation.read.rows import ROW
+from curation.recipe.source import Source
+from curation.shape.columns import Tuples, finish, ids_of, labels_of, place_of, queries_of, reason_of
+
+NUMBER = re.compile(r"-?(0|[1-9]\d{0,40})(\.\d{1,40})?([eE][+-]?\d{1,3})?")  # without leading zeros, which codes have
+
+
+def _labelled(source: Source, rows: pl.DataFrame) -> pl.DataFrame:
+    """Return row, query, label, form (what counts as the same text), reason and evidence."""
+    assert source.fields.query is not None
+    texts, labels = queries_of(source, rows, source.fields.query), labels_of(source, rows)
+    frame = pl.DataFrame(
+        {
+            "row": rows[ROW],
+            "id": ids_of(source, rows),
+            "query": texts,
+            "evidence": labels,
+            "label": labels,
+            "form": forms(texts),
+        }
+    )
+    skipped = same_labels(dict.fromkeys(source.skip_labels, ""))
+    if source.labels:
+        frame = frame.with_columns(
+            pl.col("label").replace_strict(same_labels(source.labels), default=None, return_dtype=pl.String)
+        )
+    there = frame["evidence"].drop_nulls().unique().sort().to_list()
+    absent = [label for label in source.skip_labels if not {*same_labels({label: ""})} & {*there}]
+    for label in absent if source.limit is None else ():  # a sample may well lack it
+        what = f"no row has the label '{label}' of 'skip_labels'" + did_you_mean(label, there)
+        raise SourceError(place_of(source), what, f"labels there are: {listed(there, 20)}")
+    refuse_typos(source, source.labels, there)
+    _refuse_alike(source, frame["label"].unique().drop_nulls().sort().to_list())
+    return frame.with_columns(
+        reason_of(
+            (pl.col("query").is_null(), "empty_text"),
+            (pl.col("evidence").is_null(), "empty_label"),
+            (pl.col("evidence").is_in(list(skipped)), "skipped_label"),
+            (pl.col("label").is_null(), "unknown_label"),
+            (pl.col("label").drop_nulls().n_unique().over("form") > 1, "conflicting_label"),
+        )
+    )
+
+
+def refuse_typos(source: Source, labels: Mapping[str, str], there: list[str]) -> None:
+    """Refuse labels of a manifest of which no row has one while rows have another: their class would be left out.
+
+    Raises:
+        SourceError: there are both, or two keys mean one label; in a sample, which may lack a label, only where two look alike.
+    """
+    for n, key in enumerate(labels):
+        twice = [other for other in list(labels)[:n] if {*same_labels({other: ""})} & {*same_labels({key: ""})}]
+        if twice and labels[twice[0]] != labels[key]:
+            what = f"the keys '{twice[0]}' and '{key}' of 'labels' are one label, with two meanings"
+            raise SourceError(place_of(source), what, "keep one")
+    known = {*same_labels(labels), *same_labels(dict.fromkeys(source.skip_labels, ""))}
+    unknown = sorted(set(there) - known)
+    absent = [label for label in labels if not {*same_labels({label: ""})} & {*there}]
+    for label in unknown if absent else ():
+        near = did_you_mean(label, absent)
+        if near or (source.labels and source.limit is None and len(unknown) < len(set(there))):
+            what = f"no key of 'labels' is '{label}', which rows have, and no row has '{absent[0]}'{near}"
+            raise SourceError(place_of(source), what, f"labels there are: {listed(sorted(there), 20)}")
+
+
+def _refuse_alike(source: Source, labels: list[str]) -> None:
+    """Refuse labels that may well be one: equal numbers, such as 0.5 and 0.50, true and True, or `a` and `a `."""
+    seen: dict[Decimal | str, str] = {}
+    for label in labels:
+        bare = " ".join(label.split())
+        truth = bare.lower() if bare.lower() in ("true", "false") else bare
+        other = seen.setdefault(Decimal(bare) if NUMBER.fullmatch(bare) else truth, label)
+        if other != label:
+            what = f"column '{source.fields.label}' has the labels '{other}' and '{label}', which may be one"
+            raise SourceError(place_of(source), what, "map each to its text under 'labels'")
+
+
+def classification(source: Source, rows: pl.DataFrame) -> Tuples:
+    """Make a tuple of each text: its own label's text is the positive, the other label's the one negative."""
+    frame = _labelled(source, rows)
+    there = sorted(frame.filter(pl.col("reason").is_null())["label"].unique().to_list())
+    if len(frame) and source.labels and frame["label"].null_count() == len(frame):
+        seen = listed(sorted(frame["evidence"].drop_nulls().unique().to_list()))
+        what = f"no value of column '{source.fields.label}' is one of 'labels' ({listed(source.labels)})"
+        raise SourceError(place_of(source), what, f"values there are: {seen}")
+    if len(frame) and len(there) != 2:
+        what = f"classification takes two labels, and column '{source.fields.label}' has {len(there)}" + (
+            f": {listed(there)}" if there else ""
+        )
+        hint = "use `task: clustering` for more than two" if len(there) > 2 else "a label with one class only teaches nothing"
+        raise SourceError(place_of(source), what, hint)
+    other = dict(zip(there, reversed(there), strict=True))
+    return finish(
+        source,
+        frame.with_columns(
+            pl.concat_list("label").alias("positives"),
+            pl.concat_list(pl.col("label").replace_strict(other, default=None, return_dtype=pl.String)).alias("negatives"),
+        ),
+    )
+
+
+def clustering(source: Source, rows: pl.DataFrame) -> Tuples:
+    """Make a tuple of each text, still without a positive: `pair_up` draws it from the texts that are left in the end."""
+    frame = _labelled(source, rows)
+    empty = pl.lit([], dtype=pl.List(pl.String))
+    return finish(source, frame.with_columns(empty.alias("positives"), empty.alias("negatives")))
+
+
+def pair_up(tuples: pl.DataFrame, seed: int, source: str) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Give each text of a clustering a positive; return (tuples, dropped ones: alone in their class).
+
+    Raises:
+        SourceError: fewer than two classes have two texts.
+    """
+    frame = tuples.with_columns(forms(tuples["query"]).alias("form"))
+    paired = pl.col("form").n_unique().over("label") > 1
+    kept, alone = frame.filter(paired), frame.filter(~paired)
+    if kept["label"].n_unique() < 2:
+        raise SourceError(f"source '{source}'", "fewer than two of its classes have two texts each", "check the label column")
+    positives = kept["query"].gather(partners(kept, seed, source))
+    dropped = dropped_frame(source, "pair", alone["id"], "lonely_class", alone["label"])
+    return kept.with_columns(pl.concat_list(positives).alias("positives")).select(tuples.columns), dropped
+
+
+def partners(kept: pl.DataFrame, seed: int, name: str) -> np.ndarray:
+    """Return for each text the position of another text of its class with another form, drawn by its row number.
+
+    First one of the class's other forms is drawn, then one of that form's texts, so copies gain no weight.
+    """
+    order = kept.with_row_index("at").sort("label", "form", "at")
+    new_form = (
+        (order["form"].ne_missing(order["form"].shift()) | order["label"].ne_missing(order["label"].shift()))
+        .fill_null(True)
+        .to_numpy()
+    )
+    form = np.cumsum(new_form) - 1  # (n,) number of the form of each sorted text
+    form_start = np.flatnonzero(new_form)
+    form_size = np.diff(np.append(form_start, len(order)))
+    new_class = order["label"].ne_missing(order["label"].shift()).fill_null(True).to_numpy()
+    class_number = np.cumsum(new_class) - 1
+    class_first = form[np.flatnonzero(new_class)]  # first form of each class
+    class_forms = np.diff(np.append(class_first, len(form_start)))
+    rows = order["row"].to_numpy()
+    first, count = class_first[class_number], class_forms[class_number].astype(np.uint64)
+    step = 1 + (draws(seed, f"{name}/positive form", rows) % (count - np.uint64(1))).astype(np.int64)
+    chosen = first + (form - first + step) % count.astype(np.int64)
+    inside = (draws(seed, f"{name}/positive text", rows) % form_size[chosen].astype(np.uint64)).astype(np.int64)
+    at = order["at"].to_numpy()
+    partner = np.empty(len(order), dtype=np.int64)
+    partner[at] = at[form_start[chosen] + inside]
+    return partner

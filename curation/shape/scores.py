@@ -1,0 +1,136 @@
+"""Scores that a source comes with, a teacher's or a miner's, kept for the texts that are left of it in the end.
+
+A score belongs to a query and a text, whatever becomes of the lists they stand in: texts are filtered, queries merged. So
+it is kept beside the tuples by the keys of both, and taken up again when tuples get their numbers.
+"""
+
+from __future__ import annotations
+
+from math import inf
+
+import polars as pl
+
+from curation.core.errors import SourceError
+from curation.core.record import keys_of
+from curation.read.rows import ROW
+from curation.recipe.source import Source
+from curation.shape.columns import column, number_lists, place_of, text_lists
+
+SCORES = pl.Schema({"query": pl.Binary(), "text": pl.Binary(), "score": pl.Float32()})  # keys of both
+
+
+def scores_of(source: Source, rows: pl.DataFrame, queries: pl.Series, sides: dict[str, pl.Series]) -> pl.DataFrame | None:
+    """Return the SCORES of positives and negatives, or None where no column of them is mapped.
+
+    Raises:
+        SourceError: a row has more or fewer scores than texts. None at all is no complaint.
+    """
+    mapped = {"positives": source.fields.positive_score, "negatives": source.fields.negative_scores}
+    parts = []
+    for side, name in mapped.items():
+        if name is not None:
+            one = not isinstance(column(place_of(source), rows, name).dtype, pl.List)  # of several positives, the first
+            texts = sides[side].list.head(1) if one and side == "positives" else sides[side]
+            numbers = number_lists(source, rows, name)
+            _same_length(source, rows, texts, numbers, name, or_none=True)
+            parts.append((texts, numbers))
+    return _table(queries, parts) if parts else None
+
+
+def grades_of(source: Source, rows: pl.DataFrame, positives: pl.Series) -> pl.Series | None:
+    """Return a list of grades a row, one a positive: a pair's score, a teacher's scores; None where no column has them."""
+    if (name := source.fields.score or source.fields.positive_score) is None:
+        return None
+    numbers = number_lists(source, rows, name)
+    return pl.select(pl.lit(numbers).list.gather(pl.int_ranges(pl.lit(positives).list.len()), null_on_oob=True)).to_series()
+
+
+def listed_sides(
+    source: Source, rows: pl.DataFrame, queries: pl.Series
+) -> tuple[dict[str, pl.Series], pl.Series, pl.DataFrame | None, int]:
+    """Return ({positives, negatives}, grades of the positives, SCORES or None) of documents with labels or scores.
+
+    The last is how many documents are on neither side, as they have no label or score.
+
+    Where nothing says which are positives, the first of those with the highest score is the one.
+
+    Raises:
+        SourceError: a row has more or fewer labels or scores than documents.
+    """
+    f = source.fields
+    assert f.documents is not None
+    documents = text_lists(source, rows, f.documents)
+    known = {name: number_lists(source, rows, name) for name in (f.label, f.score) if name}
+    for name, each in known.items():
+        _same_length(source, rows, documents, each, name)
+    numbers = list(known.values())
+    frame = pl.DataFrame({"text": documents, "number": numbers[0], "score": numbers[-1]})
+    frame = frame.with_row_index("at")
+    long = frame.filter(pl.col("text").list.len() > 0).explode("text", "number", "score")
+    number = pl.col("number")
+    if source.threshold is not None:
+        right = number >= source.threshold
+    elif f.label:
+        right = number > 0
+    else:
+        scored = pl.when(pl.col("text").is_not_null()).then(number.fill_null(-inf))
+        best = (pl.int_range(pl.len()).over("at") == scored.arg_max().over("at")).fill_null(False)
+        right = pl.when(number.is_not_null()).then(best)
+    long = long.with_columns(right.alias("right"))
+    best_first = long.sort("at", "score", descending=[False, True], nulls_last=True, maintain_order=True)
+    lists = [
+        best_first.filter("right").group_by("at", maintain_order=True).agg(positives="text", grades="number"),
+        long.filter(~pl.col("right")).group_by("at", maintain_order=True).agg(negatives="text"),
+    ]
+    both = frame.select("at")
+    for table in lists:
+        both = both.join(table, on="at", how="left", maintain_order="left")
+    sides = {side: both[side].fill_null([]) for side in ("positives", "negatives")}
+    unlabelled = long.filter(pl.col("right").is_null() & pl.col("text").is_not_null()).height
+    scores = _table(queries, [(documents, known[f.score])]) if f.score else None
+    return sides, both["grades"].fill_null([]), scores, unlabelled
+
+
+def with_scores(pairs: pl.DataFrame, keys: pl.Series, scores: pl.DataFrame) -> pl.DataFrame:
+    """Return PAIRS with `positive_score` and `negative_scores` as in MINED_PAIRS: null where a text has none.
+
+    `keys` are those of the passages, by their numbers.
+    """
+    tuples = pairs.with_row_index("at")
+    first = tuples.select("at", pl.col("key").alias("query"), pl.col("positives").list.first().alias("pid"))
+    others = tuples.select("at", pl.col("key").alias("query"), pl.col("negatives").alias("pid"))
+    others = others.explode("pid", empty_as_null=False).drop_nulls("pid")
+    first, others = (
+        long.with_columns(keys.gather(long["pid"]).alias("text")).join(
+            scores, on=["query", "text"], how="left", maintain_order="left"
+        )
+        for long in (first, others)
+    )
+    lists = others.group_by("at", maintain_order=True).agg(pl.col("score").alias("negative_scores"))
+    lists = tuples.select("at").join(lists, on="at", how="left", maintain_order="left")
+    return pairs.with_columns(first["score"].alias("positive_score"), lists["negative_scores"].fill_null([]))
+
+
+def _table(queries: pl.Series, parts: list[tuple[pl.Series, pl.Series]]) -> pl.DataFrame:
+    asked = queries.is_not_null()
+    keys = keys_of(queries.filter(asked)).alias("query")
+    tables = []
+    for texts, scores in parts:
+        frame = pl.DataFrame([keys, texts.filter(asked).alias("text"), scores.filter(asked).alias("score")])
+        tables.append(frame.filter(pl.col("score").list.drop_nulls().list.len() > 0).explode("text", "score").drop_nulls())
+    long = pl.concat(tables)
+    long = long.with_columns(keys_of(long["text"]).alias("text"))
+    return long.unique(["query", "text"], keep="first", maintain_order=True).cast(SCORES)
+
+
+def _same_length(
+    source: Source, rows: pl.DataFrame, texts: pl.Series, numbers: pl.Series, name: str, or_none: bool = False
+) -> None:
+    have, wanted = numbers.list.len(), texts.list.len()
+    wrong = have != wanted
+    if or_none:
+        wrong &= numbers.list.drop_nulls().list.len() > 0
+    if wrong.any():
+        at = int(wrong.arg_max() or 0)
+        told = f"row {rows[ROW][at]} has {wanted[at]} texts and {have[at]} numbers in '{name}'"
+        raise SourceError(place_of(source), told, "give each text one, null where it has none, or map no such column")

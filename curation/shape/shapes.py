@@ -1,0 +1,301 @@
+"""Rows to tuples: the six shapes. Which one a source has follows from its mapped columns (`manifest.shape_of`).
+
+    pairs      query + positive [+ negatives]             one row, one tuple
+    listed     query + documents + labels or scores       one row, one tuple: documents are positives or negatives
+    nli        premise + hypothesis + label               rows of one premise, one tuple: entailed = positive, others = negatives
+    scored     text + text + score                        pairs with score >= threshold, both ways where asked
+    labelled   text + label                               classification: label texts are passages, the other is the negative
+                                                          clustering: positive = another text of the class
+    qrels      query id + passage id, corpus, queries     one query, one tuple
+
+Every row is in a tuple or in `dropped`, never in both, never in none. Of several positives the one with the highest grade
+or score comes first, and those without a grade last; equal ones stay as the source has them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from curation.core.errors import SourceError, listed
+from curation.core.record import draws, split_query
+from curation.read.mapped import found_by, mapped, same_labels
+from curation.read.rows import ROW
+from curation.recipe.source import Source, TextTable, shape_of
+from curation.shape.columns import (
+    Tuples,
+    as_texts,
+    column,
+    dropped_rows,
+    finish,
+    graded,
+    ids_of,
+    instruction_of,
+    labels_of,
+    named,
+    numbers_of,
+    place_of,
+    queries_of,
+    reason_of,
+    text_lists,
+    texts_of,
+)
+from curation.shape.labelled import classification, clustering, refuse_typos
+from curation.shape.scores import grades_of, listed_sides, scores_of
+
+NLI_LABELS = {"entailment": "positive", "neutral": "negative", "contradiction": "negative"}
+
+
+def to_tuples(
+    source: Source, rows: pl.DataFrame, seed: int, corpus: pl.DataFrame | None = None, queries: pl.DataFrame | None = None
+) -> Tuples:
+    """Shape the rows of a source.
+
+    Args:
+        source: its fields, task, labels and threshold.
+        rows: the columns of the source, and `__row`, the number of each row.
+        seed: of the manifest.
+        corpus: qrels only: the rows of the source's `corpus`.
+        queries: qrels only: the rows of the source's `queries`.
+
+    Raises:
+        SourceError: a mapped column is missing or of the wrong kind, or there are too few or too many labels.
+    """
+    shape = shape_of(source)
+    if shape == "qrels":
+        assert corpus is not None
+        assert queries is not None
+        assert source.queries is not None
+        made = _qrels(source, rows, seed, corpus, queries)
+        return made._replace(instruction=instruction_of(source, queries[source.queries.fields.text]))
+    assert source.fields.query is not None
+    if shape == "nli":
+        made = _nli(source, rows)
+    elif shape == "labelled":
+        made = classification(source, rows) if source.task == "classification" else clustering(source, rows)
+    else:
+        made = _pairs(source, rows, scored=shape == "scored")
+    return made._replace(instruction=instruction_of(source, rows[source.fields.query]))
+
+
+def _pairs(source: Source, rows: pl.DataFrame, scored: bool) -> Tuples:
+    f = source.fields
+    assert f.query is not None
+    queries = queries_of(source, rows, f.query)
+    grades: pl.Series | None
+    unlabelled = 0
+    if f.documents:
+        sides, grades, scores, unlabelled = listed_sides(source, rows, queries)
+    else:
+        sides = _sides(source, rows)
+        grades, scores = grades_of(source, rows, sides["positives"]), scores_of(source, rows, queries, sides)
+    frame = pl.DataFrame(
+        {
+            "row": rows[ROW],
+            "id": ids_of(source, rows),
+            "query": queries,
+            "positives": sides["positives"],
+            "negatives": sides["negatives"].list.drop_nulls(),
+            "label": pl.Series([None], dtype=pl.String).new_from_index(0, len(rows)),
+            "evidence": texts_of(source, rows, f.query),
+        }
+    )
+    if grades is None:
+        frame = frame.with_columns(pl.col("positives").list.drop_nulls())
+    else:
+        frame = graded(frame.with_columns(grades.alias("grades")))
+    cases = [(pl.col("query").is_null(), "empty_query"), (pl.col("positives").list.len() == 0, "empty_positive")]
+    if scored:
+        assert f.score is not None
+        shown = texts_of(source, rows, f.score)
+        frame = frame.with_columns(numbers_of(source, rows, f.score).alias("score"), shown.alias("evidence"))
+        cases += [(pl.col("score").is_null(), "bad_score"), (pl.col("score") < source.threshold, "below_threshold")]
+    made = finish(source, frame.with_columns(reason_of(*cases)))._replace(
+        scores=scores, texts_out={"unlabelled_document": unlabelled} if unlabelled else {}
+    )
+    return made._replace(tuples=_both_ways(source, made.tuples)) if source.both_ways else made
+
+
+def _sides(source: Source, rows: pl.DataFrame) -> dict[str, pl.Series]:
+    """Return positives and negatives as lists, null where a text is blank.
+
+    Raises:
+        SourceError: also where a pattern finds a column of numbers beside positives that are texts.
+    """
+    assert source.fields.positive is not None
+    names = negative_columns(source, rows)
+    found = [(name, text_lists(source, rows, name)) for name in names]
+    positives = text_lists(source, rows, source.fields.positive)
+    doubtful = [(name, lists) for name, lists in found if name not in source.fields.negatives and _all_numbers(lists)]
+    if doubtful and not _all_numbers(positives):
+        name, lists = doubtful[0]
+        seen = listed(lists.explode().drop_nulls().unique(maintain_order=True).head(3).to_list())
+        what = f"column '{name}', which a pattern of 'negatives' finds, holds numbers alone ({seen}), and the positives are texts"
+        raise SourceError(place_of(source), what, "name the columns of negatives one by one")
+    none = pl.Series([[]], dtype=pl.List(pl.String)).new_from_index(0, len(rows))
+    united = pl.select(pl.concat_list([lists for _, lists in found])).to_series() if found else none
+    return {"positives": positives, "negatives": united}
+
+
+def _all_numbers(lists: pl.Series) -> bool:
+    """Tell whether there are texts, and all of them are numbers; of most columns the first few tell."""
+    for some in (lists.head(100), lists):
+        texts = some.explode().drop_nulls()
+        if not texts.str.contains(r"^\s*(?:[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|(?i:true|false))\s*$").all():
+            return False
+    return len(texts) > 0
+
+
+def negative_columns(source: Source, rows: pl.DataFrame) -> list[str]:
+    """Return the columns of negatives: those mapped, a pattern such as `negative_*` as all it finds, in the rows' order."""
+    found: dict[str, None] = {}
+    otherwise = mapped(source).names
+    for name in source.fields.negatives:
+        texts, others = found_by(name, rows.columns, otherwise)
+        if not texts:
+            there = listed([other for other in rows.columns if other != ROW], 20)
+            passed = f" but {listed(others)}, which by their names hold no texts" if others else ""
+            raise SourceError(place_of(source), f"no column matches '{name}'{passed}", f"columns there are: {there}")
+        found |= dict.fromkeys(texts)
+    return list(found)
+
+
+def _both_ways(source: Source, tuples: pl.DataFrame) -> pl.DataFrame:
+    """Add each pair the other way round, right after it, with `/r` behind its id."""
+    if tuples["positives"].list.len().max() not in (None, 1):
+        raise SourceError(place_of(source), "'both_ways' needs one positive a row, and some rows have several")
+    back = tuples.with_columns(
+        pl.col("id") + "/r", pl.col("positives").list.first().alias("query"), pl.concat_list("query").alias("positives"),
+        pl.lit([], dtype=pl.List(pl.String)).alias("negatives"),
+    )  # fmt: skip
+    return pl.concat([tuples, back]).sort("row", maintain_order=True)
+
+
+def _nli(source: Source, rows: pl.DataFrame) -> Tuples:
+    f = source.fields
+    assert f.query is not None
+    assert f.positive is not None
+    sides = source.labels or NLI_LABELS
+    if not set(sides.values()) <= {"positive", "negative"}:
+        raise SourceError(place_of(source), "an NLI source's 'labels' map each label to 'positive' or 'negative'")
+    frame = pl.DataFrame(
+        {
+            "row": rows[ROW],
+            "id": ids_of(source, rows),
+            "query": queries_of(source, rows, f.query),
+            "other": texts_of(source, rows, f.positive),
+            "evidence": labels_of(source, rows),
+        }
+    ).with_columns(pl.col("evidence").replace_strict(same_labels(sides), default=None, return_dtype=pl.String).alias("side"))
+    refuse_typos(source, sides, frame["evidence"].unique().drop_nulls().to_list())
+    if len(frame) and frame["side"].null_count() == len(frame):
+        seen = listed(sorted(frame["evidence"].drop_nulls().unique().to_list()))
+        raise SourceError(
+            place_of(source), f"no label is one of {listed(sides)}", f"labels there are: {seen}; map them under 'labels'"
+        )
+    pair = ["query", "other"]
+    frame = frame.with_columns(
+        reason_of(
+            (pl.col("query").is_null(), "empty_query"),
+            (pl.col("other").is_null(), "empty_positive"),
+            (pl.col("side").is_null(), "unknown_label"),
+            (pl.col("side").drop_nulls().n_unique().over(pair) > 1, "conflicting_label"),
+        )
+    )
+    good = pl.col("reason").is_null()
+    entailed = (good & (pl.col("side") == "positive")).any().over("query")
+    frame = frame.with_columns(pl.when(good & ~entailed).then(pl.lit("no_positive")).otherwise("reason").alias("reason"))
+    tuples = (
+        frame.filter(pl.col("reason").is_null())
+        .group_by("query", maintain_order=True)
+        .agg(
+            pl.col("row", "id").first(),
+            pl.col("other").filter(pl.col("side") == "positive").unique(maintain_order=True).alias("positives"),
+            pl.col("other").filter(pl.col("side") == "negative").unique(maintain_order=True).alias("negatives"),
+        )
+        .with_columns(pl.lit(None).alias("reason"), pl.lit(None).alias("label"), pl.lit(None).alias("evidence"))
+    )
+    made = finish(source, tuples)
+    return made._replace(dropped=dropped_rows(source, frame.filter(pl.col("reason").is_not_null())))
+
+
+def _qrels(source: Source, rows: pl.DataFrame, seed: int, corpus: pl.DataFrame, queries: pl.DataFrame) -> Tuples:
+    f = source.fields
+    assert f.query_id is not None
+    assert f.positive_id is not None
+    assert source.corpus is not None
+    assert source.queries is not None
+    passages = _text_table(source, "corpus", source.corpus, corpus)
+    asked = _text_table(source, "queries", source.queries, queries)
+    asked = asked.with_columns(split_query(asked["text"])[1])
+    frame = pl.DataFrame(
+        {"row": rows[ROW], "query_id": texts_of(source, rows, f.query_id), "passage_id": texts_of(source, rows, f.positive_id)}
+    ).with_columns(
+        (numbers_of(source, rows, f.score) if f.score else pl.lit(1.0)).alias("score"),
+        pl.format("{}/row {}", pl.lit(source.name), "row").alias("id"),  # no number is taken for the id of a query
+        pl.format("{} -> {}", pl.col("query_id").fill_null(""), pl.col("passage_id").fill_null("")).alias("evidence"),
+    )
+    if f.score:
+        told = pl.format("{}: {}", "evidence", texts_of(source, rows, f.score).fill_null(""))
+        frame = frame.with_columns(pl.when(pl.col("score").is_null()).then(told).otherwise("evidence").alias("evidence"))
+    frame = frame.join(asked.rename({"id": "query_id", "text": "query"}), on="query_id", how="left", maintain_order="left")
+    frame = frame.join(
+        passages.rename({"id": "passage_id", "text": "positive"}), on="passage_id", how="left", maintain_order="left"
+    )
+    frame = frame.with_columns(
+        reason_of(
+            (pl.col("score").is_null(), "bad_score"),
+            (pl.col("score") < (1.0 if source.threshold is None else source.threshold), "below_threshold"),
+            (pl.col("query").is_null(), "unknown_query"),
+            (pl.col("positive").is_null(), "unknown_passage"),
+        )
+    )
+    good = pl.col("reason").is_null()
+    if source.limit is not None:
+        over = ~pl.col("query_id").is_in(_sampled(frame.filter(good)["query_id"], source, seed).implode())
+        frame = frame.with_columns(pl.when(good & over).then(pl.lit("over_limit")).otherwise("reason").alias("reason"))
+    tuples = (
+        frame.filter(good)
+        .group_by("query_id", maintain_order=True)
+        .agg(
+            pl.col("row").first(),
+            pl.col("query").first(),
+            pl.col("positive").alias("positives"),
+            *([pl.col("score").alias("grades")] if f.score else []),
+        )
+        .with_columns(
+            pl.lit(None).alias("reason"), pl.lit(None).alias("label"), pl.lit(None).alias("evidence"),
+            pl.lit([], dtype=pl.List(pl.String)).alias("negatives"),
+        )
+    )  # fmt: skip
+    tuples = tuples.with_columns(named(source, tuples["query_id"]).alias("id"))
+    if (twice := tuples["id"].is_duplicated()).any():  # `7` and `name/7`, or an id beside what another is written as
+        given = tuples.filter(twice).sort("id", maintain_order=True)["query_id"].head(2).to_list()
+        raise SourceError(place_of(source), f"the queries {given[0]!r} and {given[1]!r} get one id", "rename one of them")
+    tuples = graded(tuples) if f.score else tuples.with_columns(pl.col("positives").list.unique(maintain_order=True))
+    made = finish(source, tuples)
+    return Tuples(made.tuples, dropped_rows(source, frame.filter(~good)), passages["text"])
+
+
+def _sampled(query_ids: pl.Series, source: Source, seed: int) -> pl.Series:
+    """Return the queries of a limit, drawn by their place in order of first appearance."""
+    asked = query_ids.unique(maintain_order=True)
+    drawn = draws(seed, f"{source.name}/limit", np.arange(len(asked))).argsort(kind="stable")
+    return asked.gather(np.sort(drawn[: source.limit]))
+
+
+def _text_table(source: Source, which: str, table: TextTable, rows: pl.DataFrame) -> pl.DataFrame:
+    """Return id and text of a corpus or of queries, blanks left out."""
+    where = f"{place_of(source)} ({which})"
+    ids, texts = (as_texts(where, name, column(where, rows, name)) for name in (table.fields.id, table.fields.text))
+    title = table.fields.title_of(rows.columns)
+    if title is not None:
+        titles = as_texts(where, title, column(where, rows, title))
+        texts = pl.select(pl.concat_str([titles, texts], separator="\n", ignore_nulls=True).str.strip_chars()).to_series()
+    frame = pl.DataFrame({"id": ids, "text": texts}).filter(pl.col("text").str.strip_chars() != "")
+    if frame["id"].null_count():
+        raise SourceError(where, f"a row has no '{table.fields.id}': '{frame.filter(pl.col('id').is_null())['text'][0][:60]}'")
+    twice = frame.filter(pl.col("id").is_duplicated())
+    if len(twice):
+        raise SourceError(where, f"id '{twice['id'][0]}' stands twice")
+    return frame

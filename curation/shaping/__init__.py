@@ -1,1 +1,0 @@
-"""Rows to tuples: shapes, filters, queries set apart."""

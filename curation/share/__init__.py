@@ -1,0 +1,1 @@
+"""Builds to and from others: export, import, the Hub, differences, verification."""

@@ -1,0 +1,250 @@
+"""What changed between two builds, or between a build and a published version: recipe, sources, counts, rows with reasons.
+
+Rows are matched by their query, which stands once in a source. Against a published version a build's tuples are taken as
+they would be published: the first positive, as many negatives as the version has, and those that have so many.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from curation.core import store, tables
+from curation.core.builds import check_beside, read_summary, receipts
+from curation.core.errors import BuildError, did_you_mean, listed
+from curation.core.progress import Progress, silent
+from curation.core.record import render_query
+from curation.core.upload import MARK, Piece, commit_of, read_file
+from curation.core.visible import table
+from curation.recipe.portable import portable
+from curation.recipe.yaml import read_yaml
+from curation.share.export import gathered
+
+Receipt = dict[str, Any]
+PUBLISHED = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^@\s]+))?")
+FACTS = ("task", "instruction", "language", "license", "revision")
+COUNTS = ("rows_in", "rows_used", "tuples_made", "merged", "heldout", "kept", "passages")
+FIRST = 5  # rows to show
+
+
+class Side(NamedTuple):
+    """A build or a published version."""
+
+    name: str
+    build: Path | None
+    repo: str
+    revision: str
+    manifest: Path
+    sources: dict[str, Receipt]  # source -> {"curated": receipt, "mined": receipt or None, "negatives": n where published, ...}
+    left_out: dict[str, str]  # source -> why it is not in it
+
+
+def open_side(name: str) -> Side:
+    """Return a build folder, or what ORG/NAME or ORG/NAME@REVISION holds on the Hub.
+
+    Raises:
+        BuildError: it is neither.
+        HubError: the version cannot be had.
+    """
+    folder = Path(name)
+    if folder.exists() or not (found := PUBLISHED.fullmatch(name)):
+        summary = read_summary(folder)
+        check_beside(folder, "manifest.yaml")
+        sources: dict[str, Receipt] = {}
+        for source, receipt in receipts(folder).items():
+            mined = store.read_receipt(folder / "mined" / source)
+            if mined is not None:
+                store.check_files(folder / "mined" / source, mined)
+            sources[source] = {"curated": receipt, "mined": mined}
+        left_out = summary["failed"] | summary.get("excluded", {})
+        return Side(name, folder, "", "", folder / "manifest.yaml", sources, left_out)
+    repo = found["repo"]
+    revision = commit_of(repo, "dataset", found["revision"])
+    told = store.read_json(read_file(repo, "dataset", revision, MARK))
+    manifest = read_file(repo, "dataset", revision, "manifest.yaml")
+    if isinstance(told["files"], dict):  # earlier versions named no digests
+        _same(manifest, told["files"]["manifest.yaml"]["sha256"])
+    return Side(name, None, repo, revision, manifest, told["sources"], told["left_out"])
+
+
+def _same(path: Path, sha256: str) -> Path:
+    """Return a published file that has the digest which MARK names."""
+    if Piece.of(path).sha256 != sha256:
+        raise BuildError(path, f"has another digest than {MARK} says", "delete it, and it is fetched again")
+    return path
+
+
+def diff(a: str, b: str, only: Iterable[str] = (), progress: Progress = silent) -> dict[str, Any]:
+    """Return what differs: {"recipe": [...], "only_a": [...], "only_b": [...], "left_out": {...}, "sources": {source: {...}}}.
+
+    Sources that a published version says it leaves out are told of in `left_out`, and are no difference.
+
+    Raises:
+        BuildError: one of them is no build and no version, or has no source of `only`.
+    """
+    left, right = open_side(a), open_side(b)
+    known = [*left.sources, *(name for name in right.sources if name not in left.sources)]
+    for name in only:
+        if name not in known:
+            raise BuildError(a, f"no source '{name}'" + did_you_mean(name, known), f"sources: {listed(known)}")
+    chosen = [name for name in known if name in set(only)] or known
+    excused = {name: why for side in (left, right) if side.build is None for name, why in side.left_out.items() if name in chosen}
+    both = [name for name in chosen if name in left.sources and name in right.sources]
+    found: dict[str, Any] = {"a": a, "b": b, "recipe": _recipe(left.manifest, right.manifest)}
+    found["only_a"] = [name for name in chosen if name not in right.sources and name not in excused]
+    found["only_b"] = [name for name in chosen if name not in left.sources and name not in excused]
+    found |= {"left_out": excused, "sources": {}}
+    with progress("compare", len(both), "sources") as advance:
+        for name in both:
+            if told := _source(left, right, name):
+                found["sources"][name] = told
+            advance(1)
+    return found
+
+
+def differs(found: Mapping[str, Any]) -> bool:
+    """Tell whether anything does."""
+    return any(found[key] for key in ("recipe", "only_a", "only_b", "sources"))
+
+
+def _recipe(a: Path, b: Path) -> list[dict[str, Any]]:
+    """Return the keys of two manifests that are not equal, sources by their name."""
+    left, right = _flat(read_yaml(a).value), _flat(read_yaml(b).value)
+    names = [*left, *(name for name in right if name not in left)]
+    differ = [name for name in names if _published(left.get(name)) != _published(right.get(name))]
+    return [{"key": name, "a": left.get(name), "b": right.get(name)} for name in differ]
+
+
+def _published(value: Any) -> Any:
+    """Return a manifest's value as it is published: without the folders of one machine."""
+    if isinstance(value, list):
+        return [_published(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _published(one) for key, one in value.items()}
+    return portable(value).removeprefix("./") if isinstance(value, str) else value
+
+
+def _flat(value: Any, at: str = "") -> dict[str, Any]:
+    if isinstance(value, list) and at == "sources":
+        value = {entry["name"]: entry for entry in value}
+    if not isinstance(value, dict):
+        return {at: value}
+    return {key: inner for name, one in value.items() for key, inner in _flat(one, f"{at}.{name}" if at else str(name)).items()}
+
+
+def _source(left: Side, right: Side, name: str) -> dict[str, Any]:
+    a, b = left.sources[name], right.sources[name]
+    facts = {key: [a["curated"][key], b["curated"][key]] for key in FACTS if a["curated"][key] != b["curated"][key]}
+    counts = {key: [a["curated"][key], b["curated"][key]] for key in COUNTS if a["curated"][key] != b["curated"][key]}
+    mined = [one["mined"]["kept"] if one["mined"] else None for one in (a, b)]
+    if mined[0] != mined[1]:
+        counts["with_negatives"] = mined
+    wanted = next((one["negatives"] for one in (a, b) if "negatives" in one), None)
+    both_mined = bool(a["mined"] and b["mined"]) if wanted is None else bool(wanted)
+    rows = [_rows(side, name, both_mined, wanted) for side in (left, right)]
+    told: dict[str, Any] = {key: value for key, value in (("facts", facts), ("counts", counts)) if value}
+    same_input = a["curated"]["inputs"] == b["curated"]["inputs"] and a["curated"]["revision"] == b["curated"]["revision"]
+    removed = rows[0].join(rows[1], on="query", how="anti", maintain_order="left")
+    added = rows[1].join(rows[0], on="query", how="anti", maintain_order="left")
+    if len(removed):
+        told["removed"] = _with_reasons(removed, right, name, same_input)
+    if len(added):
+        told["added"] = _with_reasons(added, left, name, same_input)
+    joined = rows[0].join(rows[1], on="query", suffix="_b", maintain_order="left")
+    changed = {
+        key: joined[key].ne_missing(joined[f"{key}_b"])
+        for key in ("positives", "negatives", "label")
+        if f"{key}_b" in joined.columns
+    }
+    moved = joined.filter(pl.any_horizontal(*changed.values()))
+    if len(moved):
+        what = {key: int(mask.sum()) for key, mask in changed.items() if mask.any()}
+        told["changed"] = {"count": len(moved), "what": what, "first": _first(moved)}
+    return told
+
+
+def _rows(side: Side, name: str, mined: bool, negatives: int | None) -> pl.DataFrame:
+    """Return id, query, and digests of positives and negatives (and the label between builds), a row a tuple."""
+    if side.build is None:
+        return _published_rows(side, name)
+    passages = tables.read_table(side.build / "curated" / name, "passages", ["text"])["text"].hash()
+    pairs = tables.read_table(
+        side.build / ("mined" if mined else "curated") / name, "pairs", ["id", "query", "positives", "negatives", "label"]
+    )
+    if negatives is None:
+        lists = {key: gathered(pairs[key], passages) for key in ("positives", "negatives")}
+        return pairs.select("id", "query", "label", *(lists[key].hash().alias(key) for key in lists))
+    pairs = pairs.filter(pl.col("negatives").list.len() >= negatives)
+    lists = {key: gathered(pairs[key].list.head(most), passages) for key, most in (("positives", 1), ("negatives", negatives))}
+    return pairs.select("id", "query", *(lists[key].hash().alias(key) for key in lists))
+
+
+def _published_rows(side: Side, name: str) -> pl.DataFrame:
+    entry = side.sources[name]
+    prefix = render_query(entry["curated"]["instruction"], "")
+    frames = []
+    for shard, said in entry["shards"].items():
+        path = _same(read_file(side.repo, "dataset", side.revision, f"{name}/{shard}"), said["sha256"])
+        frame = tables.read_parquet(path)
+        negatives = [pl.col(f"negative_{at + 1}").hash() for at in range(entry["negatives"])]
+        lists = {
+            "positives": pl.concat_list(pl.col("passage").hash()),
+            "negatives": pl.concat_list(negatives) if negatives else None,
+        }
+        empty = pl.lit(pl.Series([[]], dtype=pl.List(pl.UInt64))).first()
+        frames.append(
+            frame.select(
+                (pl.col("id") if "id" in frame.columns else pl.lit(None, pl.String)).alias("id"),
+                pl.col("query").str.strip_prefix(prefix),
+                *((empty if value is None else value).hash().alias(key) for key, value in lists.items()),
+            )
+        )
+    return pl.concat(frames)
+
+
+def _with_reasons(rows: pl.DataFrame, other: Side, name: str, same_input: bool) -> dict[str, Any]:
+    """Return how many rows the other side does not have, why as far as it says so, and the first of them.
+
+    Ids name rows of the input, so what the other side dropped is looked up by id only where both read the same input.
+    """
+    reasons = pl.Series([None], dtype=pl.String).new_from_index(0, len(rows))
+    if not same_input:
+        reasons = reasons.fill_null("other input")
+    elif other.build is not None:
+        paths = [other.build / stage / name / "dropped.parquet" for stage in ("curated", "mined")]
+        known = [tables.read_parquet(path, ["id", "reason"]) for path in paths if path.exists()]
+        lines = pl.concat(known).unique("id", keep="last", maintain_order=True)
+        reasons = rows.join(lines, on="id", how="left", maintain_order="left")["reason"]
+    counts = reasons.fill_null("not said").value_counts(sort=True)
+    return {"count": len(rows), "reasons": dict(counts.iter_rows()), "first": _first(rows.with_columns(reason=reasons))}
+
+
+def _first(rows: pl.DataFrame) -> list[dict[str, Any]]:
+    return rows.select([name for name in ("id", "query", "reason") if name in rows.columns]).head(FIRST).rows(named=True)
+
+
+def as_text(found: Mapping[str, Any]) -> str:
+    """Return the differences for a person."""
+    lines = [f"recipe: {one['key']}: {one['a']!r} -> {one['b']!r}" for one in found["recipe"]]
+    lines += [f"source only in {found[side]}: {name}" for side in ("a", "b") for name in found[f"only_{side}"]]
+    lines += [f"not published: {name}: {why}" for name, why in found["left_out"].items()]
+    for name, told in found["sources"].items():
+        for key, (before, after) in (told.get("facts", {}) | told.get("counts", {})).items():
+            lines.append(f"{name}: {key}: {before!r} -> {after!r}")
+    counts = [(name, *_count(told)) for name, told in found["sources"].items() if told.keys() & {"added", "removed", "changed"}]
+    text = [table(("source", "added", "removed", "changed", "why"), counts)] if counts else []
+    return "\n".join([*lines, *text]) if lines or text else "no difference"
+
+
+def _count(told: Mapping[str, Any]) -> tuple[Any, ...]:
+    why = [
+        f"{key} {reason} {count:,}"
+        for key in ("added", "removed")
+        for reason, count in told.get(key, {}).get("reasons", {}).items()
+    ]
+    why += [f"other {what} {count:,}" for what, count in told.get("changed", {}).get("what", {}).items()]
+    return (*(told.get(key, {}).get("count", 0) for key in ("added", "removed", "changed")), listed(why))

@@ -1,0 +1,64 @@
+"""Nearest passages by BM25: the only file that knows bm25s. The index of a source is held in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import polars as pl
+
+from curation.core.errors import SetupError
+from curation.core.text import normalised
+from mining.copies import WORD
+
+try:
+    import bm25s
+except ImportError:
+    raise SetupError("bm25s", "is not installed", "pip install 'tuplesmith[bm25]'") from None
+
+RRF = 60  # added to a rank before its reciprocal is taken (Cormack, Clarke and Buettcher, SIGIR 2009)
+
+
+class Lexical:
+    """A corpus to search by words."""
+
+    def __init__(self, texts: Iterable[str], pids: np.ndarray) -> None:
+        """Index the texts of `pids` (n,)."""
+        self.pids, self.index = pids, bm25s.BM25()
+        self.index.index(_words(texts), show_progress=False)
+
+    def nearest(self, queries: Iterable[str], k: int) -> np.ndarray:
+        """Return pids (q, k) int64, best first; -1 after the last that shares a word with its query."""
+        found = np.full((len(asked := _words(queries)), k), -1, np.int64)
+        for row, words in enumerate(asked):
+            scores = self.index.get_scores(words) if words else np.zeros(len(self.pids))
+            order = _best(scores, min(k, len(scores)))
+            order = order[scores[order] > 0]
+            found[row, : len(order)] = self.pids[order]
+        return found
+
+
+def fused(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the k best of two rankings (q, k) of ids by reciprocal rank fusion; equal sums by smaller id; -1 stands for none."""
+    k = first.shape[1]
+    weight = 1.0 / (RRF + 1 + np.arange(k))
+    ids, weights = np.hstack([first, second]), np.broadcast_to(np.hstack([weight, weight]), (len(first), 2 * k))
+    order = np.argsort(ids, axis=1, kind="stable")
+    ids, weights = np.take_along_axis(ids, order, 1), np.take_along_axis(weights, order, 1)
+    twin = np.hstack([ids[:, 1:] == ids[:, :-1], np.zeros((len(ids), 1), bool)]) & (ids >= 0)
+    total = weights + np.where(twin, np.hstack([weights[:, 1:], weights[:, :1]]), 0)
+    repeat = np.hstack([np.zeros((len(ids), 1), bool), twin[:, :-1]])
+    total = np.where(repeat | (ids < 0), -1, total)
+    best = np.lexsort((ids, -total))[:, :k]
+    return np.where(np.take_along_axis(total, best, 1) > 0, np.take_along_axis(ids, best, 1), -1)
+
+
+def _best(scores: np.ndarray, k: int) -> np.ndarray:
+    """Return the places of the k highest scores, equal ones by smaller place."""
+    least = np.partition(scores, len(scores) - k)[len(scores) - k]
+    places = np.flatnonzero(scores >= least)
+    return np.asarray(places[np.argsort(-scores[places], kind="stable")][:k])
+
+
+def _words(texts: Iterable[str]) -> list[list[str]]:
+    return normalised(pl.Series(list(texts), dtype=pl.String)).fill_null("").str.extract_all(WORD).to_list()

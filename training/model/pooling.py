@@ -1,0 +1,152 @@
+"""From the states of tokens to one vector a text: pooling, and the modules that may follow it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from curation.core.errors import ModelError, first_line, listed
+from training.model.sentence_folder import Module, check_file
+
+POOLINGS = ("mean", "cls", "last", "max", "mean_sqrt_len_tokens", "weightedmean")
+ACTIVATIONS = ("Identity", "Sigmoid", "Tanh", "ReLU", "GELU", "SiLU", "Softplus", "LogSigmoid", "ELU", "LeakyReLU")
+SENTENCE = "sentence_embedding"
+
+
+def pooled(states: Tensor, starts: Sequence[int], pooling: str) -> Tensor:
+    """Return one row per segment (n, dim) of the token states (T, dim); poolings joined by "+" are put one after the other."""
+    if "+" in pooling:
+        return torch.cat([pooled(states, starts, one) for one in pooling.split("+")], dim=1)
+    bounds = torch.tensor(starts, dtype=torch.int64, device=states.device)
+    if pooling == "cls":
+        return states[bounds[:-1]]
+    if pooling == "last":
+        return states[bounds[1:] - 1]
+    lengths = bounds.diff()
+    if pooling in ("mean", "max"):
+        return torch.segment_reduce(states, pooling, lengths=lengths, axis=0)
+    if pooling == "mean_sqrt_len_tokens":
+        return torch.segment_reduce(states, "sum", lengths=lengths, axis=0) / lengths.sqrt()[:, None]
+    places = torch.arange(len(states), device=states.device) - bounds[:-1].repeat_interleave(lengths) + 1.0  # from 1 in each text
+    sums = torch.segment_reduce(states * places[:, None], "sum", lengths=lengths, axis=0)
+    return sums / torch.segment_reduce(places, "sum", lengths=lengths, axis=0)[:, None]
+
+
+class Unit(nn.Module):
+    """Vectors of length 1."""
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Return them, (n, dim)."""
+        return functional.normalize(vectors, dim=-1)
+
+
+class Projection(nn.Module):
+    """sentence-transformers' Dense: a linear map, an activation, and perhaps what went in added to what comes out."""
+
+    def __init__(self, linear: nn.Linear, activation: nn.Module, residual: nn.Module | None) -> None:
+        super().__init__()
+        self.linear, self.activation, self.residual = linear, activation, residual
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Return (n, out) of (n, in)."""
+        found: Tensor = self.activation(self.linear(vectors))
+        return found if self.residual is None else found + self.residual(vectors)
+
+
+def head_of(name: str, modules: Sequence[Module], dim: int, output: str = SENTENCE) -> tuple[nn.Sequential, int]:
+    """Return what follows the pooling, for vectors (n, dim), and the dimension of what comes out; `output` names the last.
+
+    Raises:
+        ModelError: a module cannot be read, does not fit, or asks for what is not supported.
+    """
+    steps: list[nn.Module] = []
+    for number, module in enumerate(modules):
+        last = number == len(modules) - 1
+        names = [module.config.get(key, SENTENCE) for key in ("module_input_name", "module_output_name")]
+        if names[0] != SENTENCE or names[1] not in (None, SENTENCE, output if last else SENTENCE):
+            raise ModelError(name, f"{module.kind} makes {names[1]} of {names[0]}", f"only {SENTENCE} is supported")
+        if module.kind == "Normalize":
+            steps.append(Unit())
+        elif module.kind == "Dense":
+            steps.append(_dense(name, module, dim))
+            dim = int(module.config["out_features"])
+        elif module.kind == "LayerNorm":
+            weights = _weights(name, module.folder)
+            norm = nn.LayerNorm(_fits(name, module, "dimension", weights.get("norm.weight"), 0, dim))
+            steps.append(_filled(name, module, norm, weights, "norm."))
+        else:
+            raise ModelError(name, f"modules.json names {module.kind} after Pooling", "it is not supported there")
+    return nn.Sequential(*steps).requires_grad_(False).eval(), dim
+
+
+def _dense(name: str, module: Module, dim: int) -> Projection:
+    weights, config = _weights(name, module.folder), module.config
+    taken = _fits(name, module, "in_features", weights.get("linear.weight"), 1, dim)
+    given = _fits(name, module, "out_features", weights.get("linear.weight"), 0, None)
+    bias, adds = config.get("bias", True), config.get("use_residual", False)
+    if not isinstance(bias, bool) or not isinstance(adds, bool):
+        raise ModelError(name, f"{module.folder.name}/config.json: 'bias' and 'use_residual' are true or false")
+    linear = _filled(name, module, nn.Linear(taken, given, bias=bias), weights, "linear.")
+    residual: nn.Module | None = None
+    if adds and taken == given:
+        residual = nn.Identity()
+    elif adds:
+        residual = _filled(name, module, nn.Linear(taken, given, bias=False), weights, "residual.")
+    return Projection(linear, activation_of(name, config.get("activation_function", "torch.nn.Tanh")), residual)
+
+
+def activation_of(name: str, word: object) -> nn.Module:
+    """Return an activation of torch by its path, such as torch.nn.modules.activation.Tanh.
+
+    Raises:
+        ModelError: it is none of those supported.
+    """
+    short = str(word).rsplit(".", 1)[-1]
+    if not isinstance(word, str) or not word.startswith("torch.nn.") or short not in ACTIVATIONS:
+        raise ModelError(name, f"asks for the activation '{word}'", f"only {listed(ACTIVATIONS)} of torch.nn are supported")
+    made: nn.Module = getattr(nn, short)()
+    return made
+
+
+def _fits(name: str, module: Module, key: str, weight: Tensor | None, axis: int, dim: int | None) -> int:
+    """Return a dimension that config.json names, which the weights and the module before it must have."""
+    said = module.config.get(key)
+    held = weight.shape[axis] if weight is not None and weight.ndim > axis else None
+    if not isinstance(said, int) or said != held or dim not in (None, said):
+        what = f"{module.folder.name}/config.json: '{key}' is {said!r}, its weights have {held}"
+        raise ModelError(name, what + ("" if dim is None else f", and {dim} come in"), "are its files of one model?")
+    return said
+
+
+def _filled(name: str, module: Module, made: Any, weights: dict[str, Tensor], prefix: str) -> Any:
+    mine = {key.removeprefix(prefix): value.float() for key, value in weights.items() if key.startswith(prefix)}
+    try:
+        made.load_state_dict(mine)
+    except RuntimeError as error:
+        raise ModelError(name, f"{module.folder.name}: its weights do not fit ({str(error).splitlines()[-1].strip()})") from None
+    return made
+
+
+def _weights(name: str, folder: Path) -> dict[str, Tensor]:
+    """Return the weights of a module; a pickled file is read as numbers only, so nothing in it can run."""
+    found = [path for path in (folder / "model.safetensors", folder / "pytorch_model.bin") if path.exists() or path.is_symlink()]
+    if not found:
+        raise ModelError(name, f"{folder.name} holds no weights", "put its model.safetensors there")
+    check_file(name, found[0])
+    try:
+        if found[0].suffix == ".safetensors":
+            return dict(load_file(found[0]))
+        with warnings.catch_warnings(action="ignore"):  # of odd pickles
+            loaded: Any = torch.load(found[0], map_location="cpu", weights_only=True)
+        if isinstance(loaded, dict) and all(isinstance(value, Tensor) for value in loaded.values()):
+            return dict(loaded)
+        raise ValueError("it holds other things than weights")
+    except Exception as error:  # a pickle may hold anything
+        raise ModelError(name, f"{folder.name}/{found[0].name} cannot be read ({first_line(error)})") from None
