@@ -16,7 +16,6 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import as_completed
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -188,20 +187,6 @@ def job_of(manifest: Manifest, source: Source, base: Path, folder: Path, limit: 
     return Job(
         limited, source.filters or manifest.filters, manifest.seed, base, folder, holding, manifest.dedup, manifest.decontaminate
     )
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 
 
 def _each(

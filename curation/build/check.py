@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from curation.core.errors import ManifestError, SetupError, SourceError, UserError, did_you_mean, listed
-from curation.recipe.licenses import CLASSES, allowed, class_of
-from curation.read.lock import lock_of, pinned, read_lock
 from curation.core.visible import table as drawn
-from curation.recipe.manifest import Manifest, load_manifest
-from curation.recipe.evaluation import EvalSet
-from curation.recipe.source import Source, Table, TextTable, shape_of
-from curation.read.outside import read_outside, refuse, tables
 from curation.read import hub_facts
+from curation.read.lock import lock_of, pinned, read_lock
+from curation.read.outside import read_outside, refuse, tables
 from curation.read.sources import is_local, sizes
+from curation.recipe.evaluation import EvalSet
+from curation.recipe.licenses import CLASSES, allowed, class_of
+from curation.recipe.manifest import Manifest, load_manifest
+from curation.recipe.source import Source, Table, TextTable, shape_of
 
 Found = dict[str, Any]
 # Assumed of a row and of a machine: bytes as fetched, which the Hub's cache keeps; of a tuple in all of a build;

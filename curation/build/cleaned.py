@@ -11,21 +11,21 @@ from typing import Any
 import polars as pl
 import xxhash
 
+from curation.build.stages import CARRIED
+from curation.clean import decontaminate
 from curation.clean.shingles import SHINGLING
 from curation.clean.siblings import RULES as SIBLINGS
 from curation.core.errors import SourceError, listed
-from curation.clean import decontaminate
-from curation.recipe.source import Source
 from curation.core.progress import Progress, silent
 from curation.core.record import DROPPED, no_drops
-from curation.shape import holdout
-from curation.shape.columns import place_of
-from curation.shape.unused import counts_of
-from curation.build.stages import CARRIED
-from curation.recipe.job import FORMAT, Done, Job, Receipt
 from curation.core.store import digest_of, receipt_of, run_stage, stands
 from curation.core.tables import link_table, read_frames, read_parquet, read_table, write_frames, write_parquet
 from curation.core.text import forms
+from curation.recipe.job import FORMAT, Done, Job, Receipt
+from curation.recipe.source import Source
+from curation.shape import holdout
+from curation.shape.columns import place_of
+from curation.shape.unused import counts_of
 
 SHORTEST = 12  # characters of a text that counts as shared by two sources
 

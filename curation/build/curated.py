@@ -8,18 +8,18 @@ from pathlib import Path
 
 import polars as pl
 
-from curation.recipe.manifest import Dedup
 from curation.build.numbering import Frames, number, pairs_of, passages_of
+from curation.build.stages import CARRIED
 from curation.core.progress import Progress, silent
 from curation.core.record import DROPPED, no_drops
+from curation.core.store import digest_of, file_digest, receipt_of, run_stage, stands
+from curation.core.tables import read_frames, read_parquet, read_table, write_frames, write_parquet
+from curation.recipe.job import FORMAT, Done, Job, Receipt
+from curation.recipe.manifest import Dedup
 from curation.shape.answers import FILE as ANSWERS
 from curation.shape.labelled import pair_up
 from curation.shape.scores import with_scores
 from curation.shape.unused import counts_of
-from curation.build.stages import CARRIED
-from curation.recipe.job import FORMAT, Done, Job, Receipt
-from curation.core.store import digest_of, file_digest, receipt_of, run_stage, stands
-from curation.core.tables import read_frames, read_parquet, read_table, write_frames, write_parquet
 
 
 def curate_digest(job: Job) -> str:

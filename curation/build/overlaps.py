@@ -7,9 +7,9 @@ from typing import Any
 
 import polars as pl
 
-from curation.recipe.job import FORMAT
 from curation.core.store import atomic, digest_of, receipt_of, run_stage
 from curation.core.tables import read_parquet, write_parquet
+from curation.recipe.job import FORMAT
 
 OVERLAPS = pl.Schema(
     {"source_a": pl.String(), "source_b": pl.String(), "equal": pl.UInt32(), "near": pl.UInt32(), "dropped": pl.UInt32()}

@@ -20,10 +20,6 @@ MARGIN = 14
 TEXT_LINES = 6
 
 
-
-
-
-
 def counts_table(found: dict[str, Receipt]) -> str:
     """Return one line a source: rows in and used, tuples made, and what became of them."""
     head = ("source", "rows", "used", "tuples", "merged", "dropped", "held", "kept", "passages")
@@ -46,8 +42,6 @@ def reasons_table(found: dict[str, Receipt]) -> str:
     for name, receipt in found.items():
         lines += [(name, what, reason, count) for key, what in kinds for reason, count in receipt[key].items()]
     return table(("source", "left out", "reason", "count"), lines) if lines else "nothing was left out"
-
-
 
 
 def as_json(found: object) -> str:
@@ -104,11 +98,3 @@ def _short(text: str) -> list[str]:
     shown = visible(text.strip()).split("\n")
     lines = [part.rstrip() for line in shown for part in textwrap.wrap(line, width, drop_whitespace=False) or [""]]
     return lines if len(lines) <= TEXT_LINES else [*lines[: TEXT_LINES - 1], "..."]
-
-
-
-
-
-
-
-

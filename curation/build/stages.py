@@ -30,10 +30,6 @@ from curation.shape.unused import check_left, check_readable, check_rows, counts
 CARRIED = ("rows_in", "rows_used", "rows_dropped", "tuples_made", "merged", "heldout", "inputs", "outside", "shape")
 
 
-
-
-
-
 def shape_digest(job: Job) -> tuple[str, dict[str, str]]:
     """Return the digest of all that stage 1 depends on, and the digests of its inputs."""
     reads = inputs(job.source, job.base)

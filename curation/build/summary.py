@@ -78,8 +78,6 @@ def _stages(manifest: Manifest, sources: Iterable[str]) -> list[str]:
     return [f"{stage}/{name}" for name in sources for stage in used] + shared
 
 
-
-
 def _entry(receipt: Receipt) -> Receipt:
     return {name: receipt[name] for name in CONSTANTS + COUNTS} | {"tuples": receipt["kept"]}
 

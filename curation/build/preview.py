@@ -1,0 +1,100 @@
+"""`curate build --dry-run`: what each source of a manifest would become, from its first rows; nothing is written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import polars as pl
+
+from curation.build.build import job_of, pick
+from curation.build.show import as_text
+from curation.core.errors import SourceError, listed
+from curation.core.record import render_query
+from curation.read.lock import pinned
+from curation.read.mapped import found_by
+from curation.read.mapped import mapped as named_by
+from curation.read.outside import refuse
+from curation.read.rows import ROW, Lost
+from curation.read.sources import read_rows
+from curation.recipe.job import Job
+from curation.recipe.licenses import Policy, allowed
+from curation.recipe.manifest import load_manifest
+from curation.recipe.source import Source, shape_of
+from curation.shape.columns import column, place_of
+from curation.shape.shapes import to_tuples
+from curation.shape.unused import check_readable
+
+PREVIEW_ROWS = 1000
+
+
+def preview(
+    path: Path,
+    only: Iterable[str],
+    limit: int | None,
+    write: Callable[[str], None],
+    licenses: Policy | None = None,
+    confined: bool = False,
+) -> None:
+    """Show the shape of each source that a build would take, and a first tuple made of its first rows; write no file.
+
+    Raises:
+        ManifestError: as `build.build`.
+        SourceError: a source cannot be read, or is not as it was locked.
+    """
+    manifest, excluded = allowed(load_manifest(path), licenses)
+    chosen = pick(manifest, only, excluded)
+    manifest, changed = pinned(manifest, path, refuse(manifest, path) if confined else {})
+    for source in manifest.sources:
+        if source.name not in chosen:
+            continue
+        if source.name in changed:
+            raise changed[source.name]
+        few = {"sample": "first", "limit": PREVIEW_ROWS}  # streams from the Hub
+        job = job_of(manifest, source.model_copy(update=few), path.parent, Path(), limit)
+        rows, lost = _first_rows(job)
+        check_readable(source, rows, lost)
+        there = [name for name in rows.columns if name != ROW]
+        write(f"{source.name}: {source.task}, shape {shape_of(source)}, columns {listed(there, 20)}")
+        if lost:
+            counts = sorted(Counter(one.reason for one in lost).items())
+            told = ", ".join(f"{reason} {count:,}" for reason, count in counts)
+            write(f"  {len(lost):,} of the first {len(rows) + len(lost):,} rows are left out: {told}")
+        for pattern, passed in _passed_over(source, rows.columns).items():
+            write(f"  `{pattern}` passes over {listed(passed, 20)}: no texts, by their names or what else maps them")
+        if shape_of(source) == "qrels":  # a tuple of qrels needs the whole corpus
+            continue
+        for name in mapped(source):
+            column(place_of(source), rows, name)
+        try:
+            made = to_tuples(source, rows.head(PREVIEW_ROWS), manifest.seed)
+        except SourceError as error:
+            write(f"  of its first {min(len(rows), PREVIEW_ROWS):,} rows alone: {error.what}")
+            continue
+        for row in made.tuples.head(1).iter_rows(named=True):
+            query = render_query(made.instruction, row["query"])
+            write(as_text({"query": query, "positives": row["positives"], "negatives": row["negatives"]}))
+
+
+def _passed_over(source: Source, columns: list[str]) -> dict[str, list[str]]:
+    """Return what each pattern of negatives fits and does not take."""
+    passed = {one: found_by(one, columns, named_by(source).names)[1] for one in source.fields.negatives}
+    return {one: names for one, names in passed.items() if names}
+
+
+def _first_rows(job: Job) -> tuple[pl.DataFrame, list[Lost]]:
+    """Return the first batch that has rows, and those that were lost up to its end."""
+    lost: list[Lost] = []
+    for batch in read_rows(job.source, job.base):
+        lost += batch.lost
+        if len(batch.frame):
+            return batch.frame, lost
+    return pl.DataFrame(), lost
+
+
+def mapped(source: Source) -> list[str]:
+    """Return the columns that a source maps by name."""
+    fields = source.fields
+    found = (fields.query, fields.title, fields.positive, fields.documents, fields.label, fields.score)
+    return [name for name in found if name is not None]
