@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from curation.cli_share import diff, export, importing, publish, verify
-from curation.core.console import SETTINGS, newest, output, run, say
+from curation.core.console import SETTINGS, newest, output, run_command, say
 from curation.core.errors import BuildError
 from curation.core.progress import for_terminal
 
@@ -100,7 +100,7 @@ def stats(build: Path | None, only: tuple[str, ...], as_json: bool) -> None:
     from curation.build import overlaps, show
     from curation.clean import decontaminate
     from curation.core.builds import receipts as receipts_of
-    from curation.core.visible import table
+    from curation.core.escape import text_table
 
     folder = newest(build)
     receipts = receipts_of(folder, only)
@@ -112,9 +112,9 @@ def stats(build: Path | None, only: tuple[str, ...], as_json: bool) -> None:
         output(show.counts_table(receipts) + "\n")
         output(show.reasons_table(receipts))
         if lines := overlaps.largest(folder, list(receipts)):
-            output("\n" + table(("source", "and", "equal texts", "near", "dropped"), lines))
+            output("\n" + text_table(("source", "and", "equal texts", "near", "dropped"), lines))
         if leaks := decontaminate.table_of(folder, list(receipts)):
-            output("\n" + table(("leaks of", "in", "query", "positive", "negative", "corpus"), leaks))
+            output("\n" + text_table(("leaks of", "in", "query", "positive", "negative", "corpus"), leaks))
 
 
 @curate.command()
@@ -235,4 +235,4 @@ for command in (diff, export, importing, publish, verify):
 
 def main() -> None:
     """Run the command line."""
-    run(curate, "curate")
+    run_command(curate, "curate")

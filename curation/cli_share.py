@@ -91,7 +91,7 @@ def publish(
     what changed is sent.
     """
     from curation.build import show
-    from curation.core.visible import table
+    from curation.core.escape import text_table
     from curation.share import publish as publishing
 
     chosen = [name.strip() for name in columns.split(",") if name.strip()]
@@ -104,7 +104,7 @@ def publish(
         files = {path: piece.size for path, piece in made.pieces.items()}
         shown = {"repo": repo, "files": files, "bytes": made.size(), "left_out": made.left_out, "card": made.card}
         lines = [*files.items(), ("all", made.size())]
-        return output(show.as_json(shown) if as_json else f"{table(('file', 'bytes'), lines)}\n\n{made.card}")
+        return output(show.as_json(shown) if as_json else f"{text_table(('file', 'bytes'), lines)}\n\n{made.card}")
     done = publishing.publish(made, private, tag, (lambda line: None) if quiet else say)
     result = {"url": done.url, "commit": done.commit, "tag": tag, "sent": done.sent, "deleted": done.deleted}
     told = f"{len(done.sent)} of {len(made.pieces)} files, {sum(done.sent.values()):,} bytes" if done.sent else "nothing to do"

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from curation.core.console import SETTINGS, newest, output, run, say
+from curation.core.console import SETTINGS, newest, output, run_command, say
+from curation.core.escape import visible
 from curation.core.progress import for_terminal
-from curation.core.visible import visible
 
 if TYPE_CHECKING:
     from mining.judge import Judge
@@ -188,7 +188,7 @@ def _curve(row: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run the command line."""
-    run(mine, "mine")
+    run_command(mine, "mine")
 
 
 def _table(receipts: dict[str, dict[str, Any]], verbose: bool) -> str:

@@ -13,9 +13,9 @@ from click.testing import CliRunner
 
 from curation.recipe.evaluation import Decontaminate, EvalSet
 from curation.recipe.manifest import Dedup, Manifest
-from curation.recipe.section import Section
 from curation.recipe.settings import Mine, OfSource, Train
 from curation.recipe.source import Filters, Source
+from curation.recipe.yaml import Section
 from tests import model_folders
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -23,7 +23,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 SHARED = {"curation.core", "curation.recipe", "curation.engine", "training.model"}  # what another package may import
 HOMES = {
     "pyarrow": {
-        "curation/core/buffers.py",
+        "curation/core/jit.py",
         "curation/core/tables.py",
         "curation/read/blocks.py",
         "curation/read/json_blocks.py",
@@ -44,7 +44,7 @@ LIGHT = {
     "curation.core.errors",
     "curation.core.progress",
     "curation.core.console",
-    "curation.core.visible",
+    "curation.core.escape",
     "curation.cli_share",
     "training.cli_models",
 }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from curation.core.console import SETTINGS, newest, run, say
+from curation.core.console import SETTINGS, newest, run_command, say
 from curation.core.errors import BuildError, ManifestError
 from curation.core.progress import for_terminal
 from training.cli_models import COMMANDS, DEVICE, FOLDER, JSON, QUIET, show
@@ -168,4 +168,4 @@ def _recipe(build: Path, recipe: Path | None) -> Train:
 
 def main() -> None:
     """Run the command line."""
-    run(train, "train")
+    run_command(train, "train")

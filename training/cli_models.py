@@ -216,7 +216,7 @@ def publish(
     MODEL is a folder of `train` or `train export`. Its card says how to use it;
     that of a run, such as builds/quickstart/train, also data and recipe.
     """
-    from curation.core.upload import upload
+    from curation.core.hub import upload
     from training.publish import plan
 
     made = plan(model, repo, license, datasets)

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from curation.core import store
 from curation.core.builds import read_build
-from curation.core.card import as_yaml, complaints, table, with_yaml
+from curation.core.card import problems, with_yaml, yaml_text
 from curation.core.errors import ModelError
-from curation.core.upload import MARK, Piece, listing
-from curation.core.visible import as_block, as_code, as_markdown, visible
+from curation.core.escape import as_block, as_code, as_markdown, markdown_table, visible
+from curation.core.hub import MARK, Piece, listing
 from training.model.files import check_model
 from training.model.sentence_folder import OLD_POOLINGS
 
@@ -60,7 +60,7 @@ def plan(folder: Path, repo: str, license: str = "unknown", datasets: tuple[str,
     run = run_of(model)
     own = model / "README.md"
     card = own.read_text(encoding="utf-8") if own.is_file() else _card(model, repo, run, license, datasets)
-    if wrong := list(complaints(card)):
+    if wrong := list(problems(card)):
         raise ModelError(
             own if own.is_file() else repo, f"the Hub would refuse its card: {wrong[0]}", "mend it, or see --license"
         )
@@ -115,7 +115,7 @@ def _card(model: Path, repo: str, run: Mapping[str, Any] | None, license: str, d
     body += [USE.format(repo=repo, prompt=f", prompt_name={visible(json.dumps(name, ensure_ascii=False))}" if name else "")]
     if prompts:
         lines = [(as_code(name), as_code(json.dumps(text, ensure_ascii=False))) for name, text in prompts.items()]
-        body += ["## Prompts", "", table(("name", "put before a text"), lines), ""]
+        body += ["## Prompts", "", markdown_table(("name", "put before a text"), lines), ""]
     return with_yaml(head, "\n".join(body + (_training(run) if run else [])).rstrip() + "\n")
 
 
@@ -135,8 +135,8 @@ def _training(run: Mapping[str, Any]) -> list[str]:
         f"Trained with tuplesmith for {run['steps']:,} steps from {as_code(run['recipe']['model'])} on the tuples below.",
         "The licences are as the sources claim them; nobody has checked what they mean for the model.",
         "",
-        table(("source", "task", "tuples", "licence"), lines),
+        markdown_table(("source", "task", "tuples", "licence"), lines),
         "",
         *([several, ""] if several else []),
-        as_block(as_yaml({"train": run["recipe"]}), "yaml"),
+        as_block(yaml_text({"train": run["recipe"]}), "yaml"),
     ]

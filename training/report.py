@@ -11,7 +11,7 @@ import numpy as np
 
 from curation.core import store
 from curation.core.errors import BuildError
-from curation.core.visible import as_html
+from curation.core.escape import as_html
 from training.log import duration, read_log
 
 TEMPLATE = Path(__file__).with_name("report.template.html")

@@ -6,8 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from curation.core.escape import Markdown, as_link, as_markdown
 from curation.core.store import atomic
-from curation.core.visible import Markdown, as_link, as_markdown
 from curation.recipe.licenses import CLASSES
 from curation.recipe.manifest import Manifest
 from curation.recipe.source import Source, Table

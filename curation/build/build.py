@@ -28,10 +28,18 @@ from curation.build.stages import extra_tables, shape_source, shape_stands
 from curation.build.summary import summary_of, write_summary
 from curation.clean import decontaminate
 from curation.clean import mteb_sets as mteb_tasks
-from curation.core.errors import ManifestError, SourceError, UserError, did_you_mean, first_line
+from curation.core.errors import (
+    ManifestError,
+    SourceError,
+    UserError,
+    did_you_mean,
+    explain_refusal,
+    first_line,
+    is_disk_full,
+    refusal,
+)
 from curation.core.locks import locked
 from curation.core.progress import Progress, silent
-from curation.core.refusals import explained, no_room, refusal
 from curation.core.store import write_json
 from curation.engine import local
 from curation.read.lock import keep as keep_lock
@@ -258,8 +266,8 @@ def _in_one_line(work: Callable[..., R], job: Job, *more: object) -> R:
         raise
     except (Exception, pl.exceptions.PanicException) as error:  # polars' own derives from BaseException
         if refused := refusal(error):
-            where, what, hint = explained(refused, str(job.build))
-            if no_room(refused) or Path(where).absolute().is_relative_to(job.build.absolute()):
+            where, what, hint = explain_refusal(refused, str(job.build))
+            if is_disk_full(refused) or Path(where).absolute().is_relative_to(job.build.absolute()):
                 raise
             raise SourceError(where, what, hint) from None
         last = traceback.extract_tb(error.__traceback__)[-1]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from curation.core.errors import ManifestError, SetupError, SourceError, UserError, did_you_mean, listed
-from curation.core.visible import table as drawn
+from curation.core.escape import text_table as drawn
 from curation.read import hub_facts
 from curation.read.lock import lock_of, pinned, read_lock
 from curation.read.outside import read_outside, refuse, tables

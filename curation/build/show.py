@@ -11,9 +11,9 @@ from typing import Any
 import polars as pl
 
 from curation.core.builds import Receipt, receipts
+from curation.core.escape import text_table, visible
 from curation.core.record import DROPPED, render_query
 from curation.core.tables import read_parquet, read_table
-from curation.core.visible import table, visible
 
 WIDTH = 80
 MARGIN = 14
@@ -26,7 +26,7 @@ def counts_table(found: dict[str, Receipt]) -> str:
     lines = [_counts(name, receipt) for name, receipt in found.items()]
     if len(lines) > 1:
         lines.append(("all", *(sum(line[at] for line in lines) for at in range(1, len(head)))))
-    return table(head, lines)
+    return text_table(head, lines)
 
 
 def _counts(name: str, receipt: Receipt) -> tuple[Any, ...]:
@@ -41,7 +41,7 @@ def reasons_table(found: dict[str, Receipt]) -> str:
     lines: list[tuple[Any, ...]] = []
     for name, receipt in found.items():
         lines += [(name, what, reason, count) for key, what in kinds for reason, count in receipt[key].items()]
-    return table(("source", "left out", "reason", "count"), lines) if lines else "nothing was left out"
+    return text_table(("source", "left out", "reason", "count"), lines) if lines else "nothing was left out"
 
 
 def as_json(found: object) -> str:

@@ -12,7 +12,7 @@ from curation.core.store import BUILD, RECEIPT, atomic, file_digest, sealed, wri
 from curation.recipe.licenses import Excluded, class_of
 from curation.recipe.manifest import Manifest, read_manifest
 from curation.recipe.source import Source
-from curation.recipe.yaml import as_yaml
+from curation.recipe.yaml import merged_yaml
 
 Receipt = dict[str, Any]
 BESIDE = ("manifest.yaml", "manifest.lock", "ATTRIBUTION.md", "overlaps.parquet", "leaks.parquet", "mteb_training_datasets.json")
@@ -55,7 +55,7 @@ def summary_of(
 
 def write_summary(folder: Path, path: Path, manifest: Manifest, summary: dict[str, Any]) -> None:
     """Write manifest.yaml, and build.json with the digests of the files beside it and of its stages' receipts."""
-    text, copy, target = as_yaml(read_manifest(path)), folder / "manifest.yaml", folder / BUILD
+    text, copy, target = merged_yaml(read_manifest(path)), folder / "manifest.yaml", folder / BUILD
     if not copy.exists() or copy.read_bytes() != text:
         with atomic(copy) as file:
             file.write(text)

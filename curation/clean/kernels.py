@@ -1,6 +1,6 @@
 """The hot loops, compiled: raw bytes of a text -> normalised -> shingled -> sketched, or its set of shingles.
 
-They read Arrow buffers whose texts are normalised already where `folding.table` could not do it (`signatures.read`), and
+They read Arrow buffers whose texts are normalised already where `characters.folding_table` could not (`signatures.read`), and
 hold no lock of Python's, so threads run side by side. `shingles` says what they compute, and computes the same with numpy.
 """
 
@@ -10,8 +10,8 @@ import numpy as np
 
 from curation.clean.shingles import BASE, CHARS, EXACT, INVERSE, LONG, LONGER, SHORT, SPACELESS, SPACELESS_LEAST, WIDTH, WORDS
 from curation.clean.table_kernels import cleared, insert
-from curation.core.compiled import compiled
 from curation.core.fold_kernels import fold, room_for
+from curation.core.jit import compiled
 
 _BASE, _INVERSE = np.uint64(BASE), np.uint64(INVERSE)
 _WIDTH = np.array(WIDTH, dtype=np.int64)

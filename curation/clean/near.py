@@ -18,7 +18,7 @@ from curation.clean.pairs import HALF, LOW, Corpus, forget, matches, open_corpus
 from curation.clean.shingles import LONG
 from curation.clean.siblings import names_of, siblings
 from curation.clean.signatures import read, repeated, sketch
-from curation.core.buffers import Buffers
+from curation.core.jit import Buffers
 from curation.core.text import connected, normalised
 
 RECALL = 0.99  # share of pairs exactly at the lowest score that become candidates

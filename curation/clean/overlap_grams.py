@@ -19,8 +19,8 @@ import numpy as np
 import polars as pl
 
 from curation.clean.shingles import BASE, INVERSE, powers
-from curation.core.buffers import buffers_of
 from curation.core.characters import SPACELESS_CHARS
+from curation.core.jit import buffers_of
 
 WHOLE, CHARS, WORDS, SEEDS = range(4)
 CHARS_WIDTH, SEEDS_WIDTH = (7, 3), (14, 5)  # characters; of texts with and without spaces

@@ -10,8 +10,8 @@ import numpy as np
 
 from curation.clean.overlap_grams import CHARS, CHARS_WIDTH, MARKS, MIX, SEEDS, SEEDS_WIDTH, WHOLE, WORDS, WORDS_WIDTH
 from curation.clean.shingles import BASE, INVERSE
-from curation.core.compiled import compiled
 from curation.core.fold_kernels import fold, room_for
+from curation.core.jit import compiled
 
 _BASE, _INVERSE, _ONE, _HALF, _MIX = np.uint64(BASE), np.uint64(INVERSE), np.uint64(1), np.uint64(32), np.uint64(MIX)
 _SIX, _LAST, _NONE = np.uint64(6), np.uint64(63), np.uint64(0)
@@ -243,7 +243,7 @@ def scan(data, starts, first, folds, bits, slots, entries, gram_begins, grams, f
 
     Returns (text to go on with, matches), and stops early where `found` is full, which needs room for all entries.
     `hits` (entries,) i64 is all 0, `needs` (entries,) u8 says how many grams must be met, `share` is in tenths, `folds` is
-    `folding.table()`.
+    `characters.folding_table()`.
     """
     room = 4
     for text in range(first, len(starts) - 1):

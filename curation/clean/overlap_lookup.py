@@ -20,7 +20,7 @@ import polars as pl
 from curation.clean.overlap_grams import CHARS, CHARS_WIDTH, WHOLE, WORDS, WORDS_WIDTH, Forms, measures_of
 from curation.clean.overlap_index import SHARE, TWO, Index
 from curation.clean.signatures import read, threads
-from curation.core import folding
+from curation.core import characters
 from curation.core.text import normalised
 
 leak_kernels: ModuleType | None
@@ -91,7 +91,7 @@ def _scan_compiled(lookup: Lookup, texts: pl.Series) -> np.ndarray:
     entries = (index.entries, index.gram_begins, index.grams, index.few, lookup.needs)
     while at < len(texts):
         part = np.empty((len(hits) + len(texts), 4), np.int64)
-        at, count = leak_kernels.scan(*data, at, folding.table(), *lookup.table, *entries, SHARE, hits, part)
+        at, count = leak_kernels.scan(*data, at, characters.folding_table(), *lookup.table, *entries, SHARE, hits, part)
         found.append(part[:count])
     return np.concatenate(found)
 

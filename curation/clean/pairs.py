@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from curation.clean.signatures import PAIRS, jaccard, repeated
-from curation.core.buffers import Buffers
+from curation.core.jit import Buffers
 
 WINDOW = 64  # entries with an equal band key that one is compared with, at most
 BATCH = 1 << 16  # entries compared at a time

@@ -24,8 +24,8 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from curation.core.buffers import Buffers, buffers_of
 from curation.core.characters import SPACELESS_CHARS
+from curation.core.jit import Buffers, buffers_of
 
 BASE = 0x9E3779B97F4A7C15 | 1  # odd, so that it has an inverse modulo 2^64
 INVERSE = pow(BASE, -1, 2**64)

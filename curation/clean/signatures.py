@@ -18,13 +18,13 @@ import polars as pl
 from datasketch import MinHash
 
 from curation.clean.shingles import LONGER, WIDTH, WORDS, Shingled, forms_of, shingle
-from curation.core.buffers import Buffers, buffers_of
+from curation.core.jit import Buffers, buffers_of
 from curation.core.text import normalised
 
 kernels: ModuleType | None
 try:
     from curation.clean import kernels, table_kernels
-    from curation.core import fold_kernels, folding
+    from curation.core import characters, fold_kernels
 except (ImportError, RuntimeError):  # no numba, or no folder in which it could keep what it compiled
     kernels = None
 
@@ -52,7 +52,7 @@ def read(texts: pl.Series) -> Buffers:
     if not kernels:
         return buffers_of(normalised(texts).fill_null(""))
     raw, found = buffers_of(texts), np.empty(len(texts), np.int64)
-    left = found[: fold_kernels.untold(*raw, folding.table(), found)]
+    left = found[: fold_kernels.untold(*raw, characters.folding_table(), found)]
     if not len(left):
         return raw
     forms = buffers_of(normalised(texts.gather(left)).fill_null(""))
@@ -125,7 +125,7 @@ def _sketch(texts: Buffers, rows: np.ndarray, a: np.ndarray, b: np.ndarray) -> t
     if kernels:
         found = np.empty((len(rows), len(a)), np.uint32)
         counts, kinds, forms = np.empty(len(rows), np.uint32), np.empty(len(rows), np.uint8), np.empty(len(rows), np.uint64)
-        kernels.sketch(*texts, folding.table(), rows, a, b, found, counts, kinds, forms)
+        kernels.sketch(*texts, characters.folding_table(), rows, a, b, found, counts, kinds, forms)
         return found, counts, kinds, forms
     hashes, starts, kinds, forms = _shingled(texts, rows)
     counts = np.diff(starts)
@@ -222,7 +222,7 @@ def _sets(texts: Buffers, rows: np.ndarray, counts: np.ndarray) -> tuple[np.ndar
         ends = np.cumsum(counts)
         sizes = np.empty(len(rows), np.int64)
         hashes = np.empty(ends[-1], np.uint64)
-        kernels.sets(*texts, folding.table(), rows, ends - counts, hashes, sizes)
+        kernels.sets(*texts, characters.folding_table(), rows, ends - counts, hashes, sizes)
         return hashes, ends - counts, sizes
     parts = []
     for run in _runs_of_bytes(texts, rows):

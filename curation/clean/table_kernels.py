@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from curation.core.compiled import compiled
+from curation.core.jit import compiled
 
 _SPREAD = np.uint64(0xFF51AFD7ED558CCD)
 _ONE, _SIX, _LAST = np.uint64(1), np.uint64(6), np.uint64(63)

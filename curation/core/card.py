@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from curation.core.visible import CONTROLS, Markdown, as_markdown
+from curation.core.escape import CONTROLS
 
 LICENSES = frozenset(
     """
@@ -25,7 +25,7 @@ LICENSES = frozenset(
     gemma unknown other
     """.split()  # noqa: SIM905  one a line would be a page
 )
-TASKS = ("text-retrieval", "feature-extraction", "sentence-similarity", "text-classification")
+HUB_TASKS = ("text-retrieval", "feature-extraction", "sentence-similarity", "text-classification")
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"),
          (100_000_000, "10M<n<100M"), (1_000_000_000, "100M<n<1B"))  # fmt: skip
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,8})*|code|multilingual")
@@ -41,10 +41,10 @@ def size_of(rows: int) -> str:
 
 def with_yaml(head: Mapping[str, Any], body: str) -> str:
     """Return a card: YAML between two lines of dashes, and the text."""
-    return f"---\n{as_yaml(head)}---\n\n{body}"
+    return f"---\n{yaml_text(head)}---\n\n{body}"
 
 
-def as_yaml(values: Mapping[str, Any]) -> str:
+def yaml_text(values: Mapping[str, Any]) -> str:
     """Return YAML with its keys in the order given; letters as they are, unless there are control characters to escape."""
     shown = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=120)
     return yaml.safe_dump(dict(values), sort_keys=False, width=120) if CONTROLS.search(shown) else shown
@@ -63,7 +63,7 @@ def head_of(text: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def complaints(text: str, config_files: Iterable[str] = ()) -> Iterator[str]:
+def problems(text: str, config_files: Iterable[str] = ()) -> Iterator[str]:
     """Yield what the Hub would refuse, or show wrongly, in a card.
 
     Args:
@@ -92,7 +92,7 @@ def _words(head: Mapping[str, Any]) -> Iterator[str]:
             fits = isinstance(word, str) and (known.fullmatch(word) is not None if known else 0 < len(word) <= 100)
             if not fits:
                 yield f"{key} '{word}' is not {what}"
-    for key, words in (("task_categories", TASKS), ("size_categories", [word for _, word in SIZES] + ["n>1B", "n>1T"])):
+    for key, words in (("task_categories", HUB_TASKS), ("size_categories", [word for _, word in SIZES] + ["n>1B", "n>1T"])):
         for word in head.get(key, []):
             if word not in words:
                 yield f"{key} '{word}' is none of {', '.join(words)}"
@@ -123,16 +123,3 @@ def _configs(head: Mapping[str, Any], files: list[str]) -> Iterator[str]:
     described = [info.get("config_name") for info in head.get("dataset_info", [])]
     if described != names:
         yield "dataset_info does not describe the configs in their order"
-
-
-def table(head: Iterable[object], lines: Iterable[Iterable[object]]) -> str:
-    """Return a table in Markdown; cells that are not Markdown already are escaped."""
-    rows = [list(head), *map(list, lines)]
-    rows.insert(1, [Markdown("---") for _ in rows[0]])
-    return "\n".join("| " + " | ".join(_cell(value) for value in row) + " |" for row in rows)
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, Markdown):
-        return re.sub(r"(?<!\\)\|", r"\|", value)  # of code
-    return as_markdown(f"{value:,}" if isinstance(value, int) else value)

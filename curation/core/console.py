@@ -15,9 +15,8 @@ from pathlib import Path
 
 import click
 
-from curation.core.errors import UserError
-from curation.core.refusals import AGAIN, explained, refusal
-from curation.core.visible import visible
+from curation.core.errors import RUN_AGAIN, UserError, explain_refusal, refusal
+from curation.core.escape import visible
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 ENDING = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "the terminal was closed"}
@@ -50,7 +49,7 @@ def output(text: str) -> None:
         raise
 
 
-def run(command: click.Command, name: str) -> None:
+def run_command(command: click.Command, name: str) -> None:
     """Run a command line and exit."""
     _in_utf8()
     try:
@@ -72,7 +71,7 @@ def run(command: click.Command, name: str) -> None:
             raise
         if refused.errno == errno.EPIPE:  # nobody reads any more
             sys.exit(0)
-        say(f"{name}: {UserError(*explained(refused))}")
+        say(f"{name}: {UserError(*explain_refusal(refused))}")
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -107,7 +106,7 @@ def _signals() -> Iterator[None]:
 
 
 def _ended(name: str, number: int) -> int:
-    say(f"{name}: {ENDING[signal.Signals(number)]}; {AGAIN}")
+    say(f"{name}: {ENDING[signal.Signals(number)]}; {RUN_AGAIN}")
     return 128 + number
 
 

@@ -4,9 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from curation.core.characters import CLOSING, EYES, NOSES, OPENING, PLACED, STANDS_FOR
-from curation.core.compiled import compiled
-from curation.core.folding import APART, DENSE, NEUTRAL, OWN, POINTS, SIZE, UNTOLD
+from curation.core.characters import (
+    APART,
+    CLOSING,
+    DENSE,
+    EYES,
+    NEUTRAL,
+    NOSES,
+    OPENING,
+    OWN_BYTES,
+    PLACED,
+    POINTS,
+    SIZE,
+    STANDS_FOR,
+    UNLISTED,
+)
+from curation.core.jit import compiled
 
 _SPACE, _CASE, _HIGH = np.uint8(32), np.uint8(32), np.uint8(128)
 _A, _ZERO, _LOW, _LETTERS, _DIGITS = np.uint8(97), np.uint8(48), np.uint8(95), np.uint8(26), np.uint8(10)
@@ -48,7 +61,7 @@ def _decoded(data, at, byte):
 
 @compiled
 def _told(table, point):
-    return np.int64(table[point]) if point < POINTS else UNTOLD | (DENSE if point < 0x40000 else 0)
+    return np.int64(table[point]) if point < POINTS else UNLISTED | (DENSE if point < 0x40000 else 0)
 
 
 @compiled
@@ -166,11 +179,11 @@ def _shown(text, table, out):
         point, length = _decoded(text, at, np.int64(byte))
         found = _told(table, point)
         spaceless += (found & DENSE) != 0
-        how = 2 if found & UNTOLD else how
+        how = 2 if found & UNLISTED else how
         if found & APART:
             out[size] = _NEUTRAL
             size += 1
-        if found & (UNTOLD | OWN):
+        if found & (UNLISTED | OWN_BYTES):
             for place in range(length):
                 out[size + place] = text[at + place]
             size += length
@@ -212,7 +225,7 @@ def untold(data, starts, table, found):
             length = 1
             if data[at] >= 0x80:
                 point, length = _decoded(data, at, np.int64(data[at]))
-                if _told(table, point) & UNTOLD:
+                if _told(table, point) & UNLISTED:
                     found[count] = text
                     count += 1
                     break

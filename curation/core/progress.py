@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-from curation.core.visible import visible
+from curation.core.escape import visible
 
 Advance = Callable[[int], None]
 SECONDS_BETWEEN_LINES = 60.0

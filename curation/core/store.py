@@ -26,8 +26,7 @@ from typing import IO, Any
 
 import xxhash
 
-from curation.core.errors import BuildError
-from curation.core.refusals import refusal
+from curation.core.errors import BuildError, refusal
 
 RECEIPT, BUILD, TIMINGS = "done.json", "build.json", "timings.json"
 SEALED = {RECEIPT, BUILD, TIMINGS, "checkpoint.json", "meta.json", "encoders.json", "provenance.json"}

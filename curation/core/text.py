@@ -24,8 +24,8 @@ from itertools import pairwise
 import numpy as np
 import polars as pl
 
-from curation.core.buffers import Buffers, buffers_of, texts_of
 from curation.core.characters import BETWEEN, BLANK, SIGN, SIGNS, STANDS_FOR, alone, folded, kinds_of, placed_signs
+from curation.core.jit import Buffers, buffers_of, texts_of
 
 BLOCK = 1 << 20  # bytes of texts at a time, so that they stay in the cache
 MANY = 8 << 20  # bytes from which on the compiled loops pay, which a process loads in half a second
@@ -61,7 +61,7 @@ def _compiled() -> Callable[..., None] | None:
 
 def _by_loops(texts: pl.Series) -> pl.Series:
     """Return forms, empty ones too; null for a text with a character whose form hangs on its neighbours, or is longer than it."""
-    from curation.core.folding import table
+    from curation.core.characters import folding_table
 
     fold_all = _compiled()
     assert fold_all is not None
@@ -69,7 +69,7 @@ def _by_loops(texts: pl.Series) -> pl.Series:
     room = np.empty((3, 5 * int(np.diff(starts).max()) + 4), np.uint8)
     out = np.empty(5 * int(starts[-1] - starts[0]), np.uint8)
     ends, untold = np.empty(len(texts) + 1, np.int64), np.empty(len(texts), bool)
-    fold_all(data, starts, table(), room, out, ends, untold)
+    fold_all(data, starts, folding_table(), room, out, ends, untold)
     return unless(pl.Series(untold), texts_of(Buffers(out[: ends[-1]].copy(), ends)))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from curation.core.errors import SourceError, did_you_mean, listed
-from curation.core.retries import asked_again, passing
+from curation.core.hub import retrying, temporary_failure
 from curation.core.store import atomic, digest_of
 from curation.read.dataset_files import ABOUT, Description, builder_of, card_of, check_card, described
 from curation.read.rows import File
@@ -40,7 +40,7 @@ def _builders() -> set[str]:
     return set(_PACKAGED_DATASETS_MODULES)
 
 
-@asked_again
+@retrying
 def commit_of(table: Table) -> str:
     """Return the commit of a dataset's revision: as it stands there, as the Hub has it, or, switched off, as it was last seen.
 
@@ -76,7 +76,7 @@ def _keep(path: Path, said: object) -> None:
             file.write(json.dumps(said, ensure_ascii=False).encode())
 
 
-@asked_again
+@retrying
 def describe(table: Table, commit: str) -> Description:
     """Return what a dataset's config is made of at a commit. Once known it is kept in the Hub's cache: a commit never changes.
 
@@ -102,7 +102,7 @@ def describe(table: Table, commit: str) -> Description:
     return found
 
 
-@asked_again
+@retrying
 def fetched(table: Table, commit: str, names: list[str]) -> list[File]:
     """Return files of a dataset from the Hub's cache, after those are fetched that are not there yet.
 
@@ -129,7 +129,7 @@ def streamed(table: Table, commit: str, names: list[str]) -> list[File]:
     ]
 
 
-@asked_again
+@retrying
 def _opened(table: Table, commit: str, name: str) -> IO[bytes]:
     with errors(table):
         import huggingface_hub
@@ -138,7 +138,7 @@ def _opened(table: Table, commit: str, name: str) -> IO[bytes]:
         return file  # type: ignore[no-any-return]
 
 
-@asked_again
+@retrying
 def layout(table: Table, base: Path) -> dict[str, list[str]]:
     """Return the splits of each config of a dataset; `path` is a Hub id, or a folder from `base`.
 
@@ -155,7 +155,7 @@ def layout(table: Table, base: Path) -> dict[str, list[str]]:
         return {config: datasets.get_dataset_split_names(**where, config_name=config) for config in configs}
 
 
-@asked_again
+@retrying
 def snapshot(table: Table) -> Path:
     """Return a folder with the files of a Hub dataset that `files` names, fetched where they are not here yet.
 
@@ -183,7 +183,7 @@ def errors(table: Table) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, HTTPError, datasets.exceptions.DatasetsError) as error:
-        answer = passing(error)[0]
+        answer = temporary_failure(error)[0]
         busy = answer.startswith("the Hub answers")
         what, hint = (answer, "run the same command again in a while") if busy else _complaint(table, error)
         raise SourceError(table.path, what, hint) from None
@@ -230,7 +230,7 @@ def _complaint(table: Table, error: Exception) -> tuple[str, str]:
     )
 
 
-@asked_again
+@retrying
 def splits(table: Table) -> dict[str, list[str]]:
     """Return the configs of a dataset, each with its splits.
 

@@ -7,7 +7,7 @@ from contextlib import closing
 from typing import Any, NamedTuple
 
 from curation.core.errors import SourceError, did_you_mean
-from curation.core.retries import asked_again
+from curation.core.hub import retrying
 from curation.core.store import digest_of
 from curation.core.tables import parquet_rows
 from curation.read import hub
@@ -27,7 +27,7 @@ class Facts(NamedTuple):
     license: str | None  # the card's
 
 
-@asked_again
+@retrying
 def facts(table: Table) -> Facts:
     """Ask the Hub about a table: its id, revision, config, split and columns, or its files.
 

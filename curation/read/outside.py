@@ -13,8 +13,7 @@ from curation.read.places import is_outside
 from curation.read.sources import expanded, outside
 from curation.recipe.evaluation import EvalSet
 from curation.recipe.manifest import Manifest
-from curation.recipe.portable import is_of_this_machine, portable
-from curation.recipe.source import Source, Table
+from curation.recipe.source import Source, Table, is_of_this_machine, portable
 
 CONFINED = "`--confined` reads nothing there"
 

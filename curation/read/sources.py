@@ -29,8 +29,7 @@ from curation.read.packed import PACKED, Budget
 from curation.read.places import is_outside, refuse_special, refuse_system
 from curation.read.readers import ENDINGS, ROW, File, Lost, Rows, read_file
 from curation.read.rows import BATCH, compact, joined
-from curation.recipe.portable import portable
-from curation.recipe.source import Source, Table
+from curation.recipe.source import Source, Table, portable
 
 FRESH = 2  # seconds within which a file system's clock may give two changes one time
 LONGEST_NAME = 80  # characters of a path in an error

@@ -6,9 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from curation.recipe.beir import beir
-from curation.recipe.section import Section
-from curation.recipe.source import Fields, Table, TextTable
+from curation.recipe.source import Fields, Table, TextTable, expand_beir
+from curation.recipe.yaml import Section
 
 
 class EvalSet(Table):
@@ -31,7 +30,7 @@ class EvalSet(Table):
     @model_validator(mode="before")
     @classmethod
     def _beir(cls, data: Any) -> Any:
-        return beir({"split": "test", **data}) if isinstance(data, dict) and data.get("reader") == "beir" else data
+        return expand_beir({"split": "test", **data}) if isinstance(data, dict) and data.get("reader") == "beir" else data
 
     @model_validator(mode="after")
     def _readable(self) -> EvalSet:

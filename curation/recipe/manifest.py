@@ -8,12 +8,10 @@ from typing import Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from curation.core.errors import ManifestError, did_you_mean
-from curation.recipe.complaints import checked
 from curation.recipe.evaluation import Decontaminate
-from curation.recipe.section import Name, Section
 from curation.recipe.settings import Mine, Train
 from curation.recipe.source import Filters, Source, Task
-from curation.recipe.yaml import Document, read_yaml
+from curation.recipe.yaml import Document, Name, Section, checked, read_yaml
 
 
 class Dedup(Section):

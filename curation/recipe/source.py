@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Collection
+from itertools import takewhile
 from pathlib import PurePath
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from curation.recipe.beir import beir
-from curation.recipe.portable import portable
-from curation.recipe.section import Name, Section
+from curation.recipe.yaml import Name, Section
 
 Reader = Literal[
     "json", "jsonl", "csv", "tsv", "parquet", "arrow", "squad", "xml", "aligned", "lines", "folders",
@@ -300,7 +300,7 @@ class Source(Table):
     @model_validator(mode="before")
     @classmethod
     def _beir(cls, data: Any) -> Any:
-        return beir(data) if isinstance(data, dict) and data.get("reader") == "beir" else data
+        return expand_beir(data) if isinstance(data, dict) and data.get("reader") == "beir" else data
 
     @model_validator(mode="after")
     def _doubt_is_told(self) -> Source:
@@ -369,3 +369,39 @@ def shape_of(source: Source) -> str:
         "fields make no known shape; map query+positive, query+positive+label (NLI), query+positive+score, "
         "query+label (classification, clustering), query+documents with their label or score, or query_id+positive_id with 'corpus' and 'queries'"
     )
+
+
+def expand_beir(data: dict[str, Any]) -> dict[str, Any]:
+    """Write out what `reader: beir` says in a word: qrels of a split, corpus and queries, of a folder or of the Hub."""
+    split, said = data.get("split", "train"), {key: value for key, value in data.items() if key != "reader"}
+    if data.get("path"):
+        hub = {key: data[key] for key in ("path", "revision") if key in data}
+        tables = [{}, *({**hub, "config": part, "split": part} for part in ("corpus", "queries"))]
+    else:
+        files = data.get("files")
+        folder = str(files[0] if isinstance(files, list) and files else files).rstrip("/")
+        tables = [{"files": f"{folder}/{name}"} for name in (f"qrels/{split}.tsv", "corpus.jsonl", "queries.jsonl")]
+        said = {key: value for key, value in said.items() if key not in ("files", "split")}
+    qrels, corpus, queries = tables
+    fields = {"query_id": "query-id", "positive_id": "corpus-id", "score": "score"}
+    more = {"corpus": {"fields": {"title": "title?"}}, "queries": {}}
+    whole = {part: table | more[part] | dict(data.get(part) or {}) for part, table in (("corpus", corpus), ("queries", queries))}
+    return {"fields": fields, **qrels, **said, **whole}
+
+
+def is_of_this_machine(name: str) -> bool:
+    """Tell whether a path of a manifest means something on this machine alone."""
+    return name.startswith("~") or PurePath(name).is_absolute()
+
+
+def portable(name: str, folder: bool = False) -> str:
+    """Return a path or pattern of a manifest without the folders of this machine: `/home/me/data/*.csv` is `*.csv`.
+
+    A relative one stays as it is; a `folder` is written `./name`, so that it is taken for no Hub id.
+    """
+    if not is_of_this_machine(name):
+        return name
+    parts = PurePath(name).parts
+    plain = len(list(takewhile(lambda part: not glob.has_magic(part), parts)))
+    rest = "/".join(parts[min(plain, len(parts) - 1) :]).strip("/~") or "folder"
+    return f"./{rest}" if folder else rest

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import polars as pl
 
-from curation.core.visible import as_html
+from curation.core.escape import as_html
 
 PER_DECADE = 8  # bins of a histogram from one power of ten to the next
 DECADES = 6  # longer texts than 10^6 characters share the last bin

@@ -11,9 +11,9 @@ import numpy as np
 import polars as pl
 
 from curation.core.builds import check_beside, checked_stage, read_summary
+from curation.core.escape import as_html
 from curation.core.store import atomic, digest_of, file_digest, is_sealed_page, read_receipt, sealed_page, versions
 from curation.core.tables import read_parquet, read_table, shards
-from curation.core.visible import as_html
 from curation.read.outside import without_places
 from curation.recipe.manifest import load_manifest
 from curation.report import figures, sections

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from curation.core.visible import as_html
+from curation.core.escape import as_html
 from curation.report import figures
 from curation.report.samples import drawn
 from curation.report.text import licence, shown

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from curation.core.visible import as_html
+from curation.core.escape import as_html
 from curation.report.samples import Near, Pair
 from curation.report.text import compared, licence, shown
 from curation.shape.columns import EVIDENCE_CHARS

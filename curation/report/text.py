@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from difflib import SequenceMatcher
 from typing import Any
 
-from curation.core.visible import as_html
+from curation.core.escape import as_html
 
 SHOWN = 320  # characters before a text folds
 LINES = 5  # of them that show before a text folds

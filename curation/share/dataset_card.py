@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from curation.core.card import LICENSES, WORD, size_of, table, with_yaml
-from curation.core.visible import Markdown, as_code, as_link, as_markdown
+from curation.core.card import LICENSES, WORD, size_of, with_yaml
+from curation.core.escape import Markdown, as_code, as_link, as_markdown, markdown_table
 from curation.recipe.source import Source
 
 Receipt = Mapping[str, Any]
@@ -180,7 +180,7 @@ def _sources(sources: Mapping[str, Source], entries: Mapping[str, Receipt], made
         "rows here",
         "negatives",
     )
-    return table(head, lines)
+    return markdown_table(head, lines)
 
 
 def _doubt(entry: Receipt) -> str:
@@ -206,12 +206,12 @@ def _drop_lines(made: Mapping[str, Receipt]) -> list[tuple[Any, ...]]:
 
 
 def _drops(made: Mapping[str, Receipt]) -> str:
-    return table(("config", "left out", "reason", "count"), _drop_lines(made))
+    return markdown_table(("config", "left out", "reason", "count"), _drop_lines(made))
 
 
 def _mining(made: Mapping[str, Receipt]) -> str:
     lines = [(as_code(name), as_code(one["mined"]["signature"]) if one["mined"] else "none mined") for name, one in made.items()]
-    return table(("config", "how they were found"), lines)
+    return markdown_table(("config", "how they were found"), lines)
 
 
 def _limits(made: Mapping[str, Receipt]) -> Iterable[str]:

@@ -16,11 +16,11 @@ import polars as pl
 from curation.core import store, tables
 from curation.core.builds import check_beside, read_summary, receipts
 from curation.core.errors import BuildError, did_you_mean, listed
+from curation.core.escape import text_table
+from curation.core.hub import MARK, Piece, commit_of, read_file
 from curation.core.progress import Progress, silent
 from curation.core.record import render_query
-from curation.core.upload import MARK, Piece, commit_of, read_file
-from curation.core.visible import table
-from curation.recipe.portable import portable
+from curation.recipe.source import portable
 from curation.recipe.yaml import read_yaml
 from curation.share.export import gathered
 
@@ -236,7 +236,7 @@ def as_text(found: Mapping[str, Any]) -> str:
         for key, (before, after) in (told.get("facts", {}) | told.get("counts", {})).items():
             lines.append(f"{name}: {key}: {before!r} -> {after!r}")
     counts = [(name, *_count(told)) for name, told in found["sources"].items() if told.keys() & {"added", "removed", "changed"}]
-    text = [table(("source", "added", "removed", "changed", "why"), counts)] if counts else []
+    text = [text_table(("source", "added", "removed", "changed", "why"), counts)] if counts else []
     return "\n".join([*lines, *text]) if lines or text else "no difference"
 
 

@@ -16,8 +16,8 @@ import polars as pl
 from curation.core import store, tables
 from curation.core.builds import Receipt, receipts
 from curation.core.errors import BuildError, listed
+from curation.core.escape import text_table
 from curation.core.progress import Advance, Progress, silent
-from curation.core.visible import table
 from curation.share.formats import FORMATS, Constants, fitting
 
 FORMAT = 2  # raised when the same build gives other files
@@ -59,7 +59,7 @@ def exported_table(receipt: Receipt) -> str:
         (name, one["tuples"], one["used"], one["rows"], sum(one["left_out"].values()), one["positives_left_out"])
         for name, one in receipt["sources"].items()
     ]
-    return table(head, lines)
+    return text_table(head, lines)
 
 
 def stale(build: Path, source: str) -> str | None:

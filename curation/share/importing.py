@@ -24,9 +24,8 @@ from curation.read import hub, hub_facts
 from curation.read.mapped import found_by, with_absent
 from curation.read.rows import ROW
 from curation.read.sources import read_rows
-from curation.recipe.beir import beir
 from curation.recipe.manifest import load_manifest
-from curation.recipe.source import Table
+from curation.recipe.source import Table, expand_beir
 from curation.shape.columns import as_texts
 from curation.share.formats import TYPES
 
@@ -152,7 +151,7 @@ def _name_apart(found: list[Found]) -> None:
 
 def _evaluation(one: Found) -> Entry:
     """Return the keys of an evaluation set: where it is, how it is read, and which columns are texts."""
-    keys = beir(one.keys) if one.keys.get("reader") == "beir" else dict(one.keys)
+    keys = expand_beir(one.keys) if one.keys.get("reader") == "beir" else dict(one.keys)
     fields = dict(keys["fields"])
     if "documents" in fields:
         fields = {"query": fields["query"], "positive": fields["documents"]}

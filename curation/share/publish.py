@@ -20,11 +20,11 @@ import polars as pl
 
 from curation.core import locks, store, tables
 from curation.core.builds import check_beside, read_summary, receipts
-from curation.core.card import complaints
+from curation.core.card import problems
 from curation.core.errors import BuildError, did_you_mean, listed
+from curation.core.hub import MARK, Piece, Published, Say, listing, upload
 from curation.core.progress import Advance, Progress, silent
 from curation.core.record import NEGATIVES, ORIGINS
-from curation.core.upload import MARK, Piece, Published, Say, listing, upload
 from curation.read.lock import read_lock
 from curation.read.outside import without_places
 from curation.recipe.manifest import Manifest, load_manifest
@@ -103,7 +103,7 @@ def plan(
         repo, summary["name"], {source.name: source for source in manifest.sources}, summary["sources"], made, left_out, allowed
     )
     card = without_places(card, manifest)
-    if wrong := list(complaints(card, pieces)):
+    if wrong := list(problems(card, pieces)):
         raise BuildError(build, f"the Hub would refuse its card: {wrong[0]}", "mend the manifest and build again")
     whole = {"README.md": Piece.of(card.encode())} | _beside(build, locked, bool(left_out), manifest) | pieces
     told = {"build": summary["name"], "seed": summary["seed"], "left_out": left_out, "files": listing(whole), "sources": made}

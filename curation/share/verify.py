@@ -12,9 +12,9 @@ import polars as pl
 from curation.core import store, tables
 from curation.core.builds import CONSTANTS, COUNTS, names_of, read_build
 from curation.core.errors import BuildError, UserError
+from curation.core.hub import MARK, Piece
 from curation.core.progress import Progress, silent
 from curation.core.record import ORIGINS, keys_of
-from curation.core.upload import MARK, Piece
 from curation.share.export import stale
 
 Receipt = dict[str, Any]

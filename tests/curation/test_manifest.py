@@ -9,7 +9,7 @@ import pytest
 from curation.core.errors import ManifestError
 from curation.recipe.manifest import load_manifest, load_recipe, read_manifest
 from curation.recipe.source import shape_of
-from curation.recipe.yaml import as_yaml
+from curation.recipe.yaml import merged_yaml
 
 GOOD = """\
 name: demo
@@ -208,10 +208,10 @@ def test_keys_of_the_extended_manifest_count_but_for_those_that_stand_here(exten
     assert (manifest.filters.min_chars, manifest.filters.no_echo) == (None, False)  # replaced whole
     assert manifest.sources == load_manifest(tmp_path / "base.yaml").sources
     whole = tmp_path / "whole.yaml"
-    whole.write_bytes(as_yaml(read_manifest(path)))
+    whole.write_bytes(merged_yaml(read_manifest(path)))
     assert whole.read_text().startswith("# m.yaml and base.yaml, which it extends\n")
     assert load_manifest(whole) == manifest
-    assert as_yaml(read_manifest(tmp_path / "base.yaml")).decode() == BASE
+    assert merged_yaml(read_manifest(tmp_path / "base.yaml")).decode() == BASE
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ from curation.clean import signatures
 from curation.clean.near import bands_for, families, near
 from curation.clean.shingles import BASE, CHARS, EXACT, SPACELESS, WORDS
 from curation.clean.signatures import digests, jaccard, read, sketch
-from curation.core import fold_kernels, folding
-from curation.core.buffers import buffers_of
+from curation.core import characters, fold_kernels
+from curation.core.jit import buffers_of
 from curation.core.text import connected, normalised
 
 VOCABULARY = [
@@ -167,7 +167,8 @@ def folded(texts: pl.Series) -> list[str | None]:
     """Return what the compiled loop makes of texts; None where its table leaves a character out."""
     (data, starts), form, room = buffers_of(texts), np.zeros(400, np.uint8), np.zeros((2, 400), np.uint8)
     made = [
-        (*fold_kernels.fold(data, first, end, folding.table(), form, room), form.tobytes()) for first, end in pairwise(starts)
+        (*fold_kernels.fold(data, first, end, characters.folding_table(), form, room), form.tobytes())
+        for first, end in pairwise(starts)
     ]
     return [None if how == 2 else whole[1 : max(size - 1, 1)].decode() for size, _, how, whole in made]
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation.clean.signatures import read
-from curation.core import fold_kernels, folding
+from curation.core import characters, fold_kernels
 from curation.core import text as text_module
 from curation.core.characters import SPACELESS_CHARS
 from curation.core.text import BLOCK, normalised
@@ -35,7 +35,7 @@ def by_kernel(many: pl.Series) -> tuple[list[str | None], list[int]]:
     for first, end in pairwise(starts):
         most = fold_kernels.room_for(data, first, end)
         out = np.full(most + 8, 7, np.uint8)
-        size, spaceless, _ = fold_kernels.fold(data, first, end, folding.table(), out, np.empty((2, most), np.uint8))
+        size, spaceless, _ = fold_kernels.fold(data, first, end, characters.folding_table(), out, np.empty((2, most), np.uint8))
         assert size <= most
         assert (out[most:] == 7).all()
         found.append(out[1 : size - 1].tobytes().decode() if size else None)

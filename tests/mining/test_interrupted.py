@@ -22,7 +22,7 @@ import resource, signal, sys, time
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {root!r}]
 from small_build import FakeEncoder, hashed
-from curation.core import refusals
+from curation.core import errors
 from mining import embeddings, ivf, mine, searching
 embeddings.ROWS = searching.QUERIES = 8
 ivf.LEAST = 50
@@ -36,7 +36,7 @@ if {room}:
 try:
     mine.mine_build(Path({build!r}), load=lambda *_: FakeEncoder(vectors=slow), rank={rank})
 except OSError as error:
-    sys.exit(7 if refusals.no_room(error) else 1)
+    sys.exit(7 if errors.is_disk_full(error) else 1)
 """
 SOURCES = {"s": retrieval(40), "t": clustering(), "u": retrieval(80)}  # u is searched in lists
 LISTED = f"{EASY}, index: ivf"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from curation.core.card import complaints, size_of, table, with_yaml
+from curation.core.card import problems, size_of, with_yaml
+from curation.core.escape import markdown_table
 
 GOOD = {
     "language": ["en", "zh-Hans", "code"],
@@ -19,7 +20,7 @@ TWICE = {"configs": GOOD["configs"] * 2, "dataset_info": GOOD["dataset_info"] * 
 
 
 def told(head, text="# card\n"):
-    return list(complaints(with_yaml(head, text), ["faq/train-00000-of-00001.parquet"]))
+    return list(problems(with_yaml(head, text), ["faq/train-00000-of-00001.parquet"]))
 
 
 def test_a_good_card_has_none():
@@ -56,10 +57,10 @@ def test_what_is_wrong_is_said(change, words):
 
 
 def test_a_card_without_yaml_or_with_a_broken_one():
-    assert list(complaints("# only text\n")) == ["it has no YAML between two lines of dashes at its head"]
-    assert next(complaints("---\na: [\n---\n")).startswith("its YAML cannot be read (")
+    assert list(problems("# only text\n")) == ["it has no YAML between two lines of dashes at its head"]
+    assert next(problems("---\na: [\n---\n")).startswith("its YAML cannot be read (")
 
 
 def test_sizes_and_tables():
     assert [size_of(rows) for rows in (0, 999, 1000, 6_000_000, 2 * 10**9)] == ["n<1K", "n<1K", "1K<n<10K", "1M<n<10M", "n>1B"]
-    assert table(("a", "b"), [("x|y\nz", 1234)]) == "| a | b |\n| --- | --- |\n| x\\|y z | 1,234 |"
+    assert markdown_table(("a", "b"), [("x|y\nz", 1234)]) == "| a | b |\n| --- | --- |\n| x\\|y z | 1,234 |"

@@ -17,9 +17,9 @@ from markdown_it import MarkdownIt
 from curation.build import attribution
 from curation.cli import curate
 from curation.core import progress as progressing
-from curation.core.card import head_of, table, with_yaml
+from curation.core.card import head_of, with_yaml
 from curation.core.console import output, say
-from curation.core.visible import as_code, as_html, as_link, as_markdown, visible
+from curation.core.escape import as_code, as_html, as_link, as_markdown, markdown_table, visible
 from curation.recipe.manifest import Manifest, load_manifest
 from curation.report import page
 from curation.share.dataset_card import dataset_card
@@ -110,7 +110,7 @@ def test_code_in_markdown_is_code(text):
 
 @given(HOSTILE, HOSTILE, HOSTILE)
 def test_a_table_has_its_rows_and_cells_and_no_more(one, two, three):
-    page = table(("a", "b", "c"), [(one, as_code(two), as_link(three, "https://example.org"))])
+    page = markdown_table(("a", "b", "c"), [(one, as_code(two), as_link(three, "https://example.org"))])
     tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(page)
     cells = [token for token, before in zip(tokens[1:], tokens, strict=False) if before.type == "td_open"]
     assert len(page.splitlines()) == 3

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from curation.core.errors import UserError
-from curation.core.refusals import SAID, explained, refusal
+from curation.core.errors import REFUSALS, UserError, explain_refusal, refusal
 from tests.reported.commands import commands
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "training"))
@@ -157,9 +156,9 @@ def test_a_full_disk_in_training_is_one_line(shell, built, tmp_path):
         shutil.rmtree(here)
 
 
-@pytest.mark.parametrize("number", SAID, ids=lambda number: os.strerror(number))
+@pytest.mark.parametrize("number", REFUSALS, ids=lambda number: os.strerror(number))
 def test_each_refusal_is_a_line_with_its_place(number):
-    line = str(UserError(*explained(OSError(number, os.strerror(number), "a/b.txt"))))
+    line = str(UserError(*explain_refusal(OSError(number, os.strerror(number), "a/b.txt"))))
     assert line.startswith("a/b.txt: ")
     assert "; " in line
     rust = refusal(RuntimeError(f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})"))

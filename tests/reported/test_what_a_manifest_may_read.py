@@ -17,8 +17,7 @@ from curation.cli import curate
 from curation.core.errors import ManifestError, SourceError
 from curation.core.store import read_json
 from curation.read.sources import inputs, read_rows
-from curation.recipe.portable import portable
-from curation.recipe.source import Table
+from curation.recipe.source import Table, portable
 from curation.share.publish import plan
 from curation.share.verify import problems
 

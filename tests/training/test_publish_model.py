@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from curation.core import store
-from curation.core.card import complaints, head_of
+from curation.core.card import head_of, problems
 from curation.core.errors import ModelError
 from tests.hub_server import hub
 from tests.training.tiny_models import tiny_folder
@@ -42,7 +42,7 @@ def run(tmp_path_factory):
 def test_the_card_names_use_data_and_recipe(run):
     made = plan(run, "org/small", "apache-2.0", ("org/data",))
     head = head_of(made.card)
-    assert list(complaints(made.card)) == []
+    assert list(problems(made.card)) == []
     assert (head["license"], head["base_model"], head["datasets"]) == ("apache-2.0", "org/base", ["org/data"])
     assert "32 dimensions, lasttoken pooling" in made.card
     assert 'model.encode(["how do I find empty files?"], prompt_name="query")' in made.card

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from curation.core.errors import BuildError, ModelError, first_line
-from curation.core.retries import asked_again
+from curation.core.hub import retrying
 from curation.core.store import RECEIPT, check_files, file_digest, read_receipt
 from training.model.sentence_folder import ABOUT, MODULES, SETTINGS, Sentence, check_file, read_json, read_sentence_folder
 
@@ -180,7 +180,7 @@ def package_roots(name: str) -> list[Path]:
     return [Path(root) for root in spec.submodule_search_locations]
 
 
-@asked_again
+@retrying
 def _from_hub(name: str, weights: bool) -> Path:
     """Return the local copy of a Hub repository, downloading what is missing of it."""
     from huggingface_hub import snapshot_download

@@ -7,15 +7,85 @@ gone on with by the same call: blobs that are there are not sent again.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
-from curation.core.errors import HubError
-from curation.core.retries import again, asked_again
+from curation.core.errors import HubError, UserError
+
+BUSY = (408, 429, 500, 502, 503, 504)
+WAITS = (1, 2, 4, 8, 16, 32)  # seconds between tries
+LONGEST_WAIT = 300  # seconds to wait where the Hub asks for it
+P = ParamSpec("P")
+R = TypeVar("R")
+_asking: ContextVar[bool] = ContextVar("_asking", default=False)
+
+
+def retry(call: Callable[[], Any], say: Callable[[str], None]) -> Any:
+    """Return what a call gives; one that fails for the moment is tried retry, with a line to say so."""
+    for number, wait in enumerate((*WAITS, None)):
+        try:
+            return call()
+        except Exception as error:
+            what, asked = temporary_failure(error, first=number == 0)
+            if wait is None or not what:
+                if isinstance(error, RuntimeError) and error.__cause__:  # how the client tells of a large file
+                    raise error.__cause__ from None
+                raise
+        pause = asked if asked is not None else wait
+        say(f"{what}; trying retry in {pause} s")
+        time.sleep(pause)
+    raise AssertionError("the last try returns or raises")
+
+
+def retrying(function: Callable[P, R]) -> Callable[P, R]:
+    """Make a function that asks the Hub try retry; of one within another the outer one does."""
+
+    @functools.wraps(function)
+    def asking(*args: P.args, **more: P.kwargs) -> R:
+        if _asking.get():
+            return function(*args, **more)
+        before = _asking.set(True)
+        try:
+            given: R = retry(lambda: function(*args, **more), logging.getLogger("tuplesmith").warning)
+            return given
+        finally:
+            _asking.reset(before)
+
+    return asking
+
+
+def temporary_failure(error: BaseException, first: bool = False) -> tuple[str, int | None]:
+    """Return what will pass, and after how many seconds if the Hub says so; nothing of what will not.
+
+    Where nobody answers to begin with there is no network, and waiting does not bring it.
+    """
+    from httpx2 import ConnectError, TransportError
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for cause in _causes(error):
+        if isinstance(cause, HfHubHTTPError) and cause.response.status_code in BUSY:
+            asked = cause.response.headers.get("Retry-After", "")
+            return f"the Hub answers {cause.response.status_code}", min(int(asked), LONGEST_WAIT) if asked.isdigit() else None
+        reading = isinstance(error, UserError)
+        if isinstance(cause, TransportError) and not (reading and first and isinstance(cause, ConnectError)):
+            return f"the Hub cannot be reached ({type(cause).__name__})", None
+    return "", None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what it came of."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__ or found.__context__
+
 
 MARK = "provenance.json"  # a repository that has it was made by a publishing command
 Kind = Literal["dataset", "model"]
@@ -66,9 +136,9 @@ def upload(
 
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         api = HfApi()
-        again(api.whoami, say)
-        parent = again(lambda: _head(api, repo, kind, private), say)
-        there = again(lambda: _tree(api, repo, kind, parent), say) if parent else {}
+        retry(api.whoami, say)
+        parent = retry(lambda: _head(api, repo, kind, private), say)
+        there = retry(lambda: _tree(api, repo, kind, parent), say) if parent else {}
         if parent:
             _may_overwrite(repo, there)
         sent = {path: piece.size for path, piece in files.items() if not _same(there.get(path), piece)}
@@ -80,12 +150,12 @@ def upload(
         if sent or deleted or not parent:
             commit = _commit(api, repo, kind, parent, private, {path: files[path] for path in sent}, deleted, say)
         if tag and not tagged:
-            again(lambda: api.create_tag(repo, tag=tag, revision=commit, repo_type=kind, exist_ok=True), say)
+            retry(lambda: api.create_tag(repo, tag=tag, revision=commit, repo_type=kind, exist_ok=True), say)
         url = f"{api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{repo}"
         return Published(url, str(commit), sent, deleted, bool(tag and not tagged))
 
 
-@asked_again
+@retrying
 def commit_of(repo: str, kind: Kind, revision: str | None) -> str:
     """Return the commit that a branch or tag names now; main by default.
 
@@ -98,7 +168,7 @@ def commit_of(repo: str, kind: Kind, revision: str | None) -> str:
         return str(HfApi().repo_info(repo, repo_type=kind, revision=revision).sha)
 
 
-@asked_again
+@retrying
 def read_file(repo: str, kind: Kind, revision: str, name: str) -> Path:
     """Return a file of a commit, from the cache or the Hub.
 
@@ -173,34 +243,34 @@ def _commit(
     from huggingface_hub.errors import HfHubHTTPError
 
     if parent is None:
-        again(lambda: api.create_repo(repo, repo_type=kind, private=private, exist_ok=True), say)
-        parent = again(lambda: _head(api, repo, kind, private), say)
-        _may_overwrite(repo, again(lambda: _tree(api, repo, kind, parent), say))
+        retry(lambda: api.create_repo(repo, repo_type=kind, private=private, exist_ok=True), say)
+        parent = retry(lambda: _head(api, repo, kind, private), say)
+        _may_overwrite(repo, retry(lambda: _tree(api, repo, kind, parent), say))
     adding = {path: CommitOperationAdd(path, piece.content) for path, piece in pieces.items()}
     if "README.md" in pieces:
         card = pieces["README.md"].content
         assert isinstance(card, bytes)
         try:
-            again(lambda: RepoCard(card.decode(), ignore_metadata_errors=True).validate(repo_type=kind), say)
+            retry(lambda: RepoCard(card.decode(), ignore_metadata_errors=True).validate(repo_type=kind), say)
         except ValueError as error:
             raise HubError(repo, f"the Hub refuses the card ({' '.join(str(error).split())})", "nothing was sent") from None
     steps = [*adding.values(), *(CommitOperationDelete(path) for path in deleted)]
     try:
-        again(lambda: api.preupload_lfs_files(repo, adding.values(), repo_type=kind, free_memory=False), say)
+        retry(lambda: api.preupload_lfs_files(repo, adding.values(), repo_type=kind, free_memory=False), say)
     except HfHubHTTPError:
         _unchanged(adding, pieces, read=True)
         raise
     _unchanged(adding, pieces)
     message = f"Publish with tuplesmith: {len(adding)} files" + (f", {len(deleted)} deleted" if deleted else "")
     try:
-        done = again(lambda: api.create_commit(repo, steps, commit_message=message, repo_type=kind, parent_commit=parent), say)
+        done = retry(lambda: api.create_commit(repo, steps, commit_message=message, repo_type=kind, parent_commit=parent), say)
         return str(done.oid)
     except HfHubHTTPError as error:
         if error.response.status_code != 412:
             raise
     # A commit whose answer was lost on the way is ours; another's is not.
-    head = str(again(lambda: _head(api, repo, kind, private), say))
-    there = again(lambda: _tree(api, repo, kind, head), say)
+    head = str(retry(lambda: _head(api, repo, kind, private), say))
+    there = retry(lambda: _tree(api, repo, kind, head), say)
     if all(_same(there.get(path), piece) for path, piece in pieces.items()) and not set(deleted) & set(there):
         return head
     raise HubError(repo, "somebody committed there meanwhile", "look at it, and run the same command again to publish on top")

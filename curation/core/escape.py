@@ -11,7 +11,7 @@ from urllib.parse import quote
 # Control characters but tab and line feed, controls of direction, line separators, byte order marks, half surrogates.
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]")
 # What begins emphasis, code, links, HTML, entities, strike-out, formulas, mentions, table cells, bare links and emoji.
-SIGNS = re.compile(r"[\\`*\[\]<>&|~$@]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=\w):(?=\S)|(?<=[wW]{3})\.")
+MARKDOWN_SIGNS = re.compile(r"[\\`*\[\]<>&|~$@]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=\w):(?=\S)|(?<=[wW]{3})\.")
 # What makes a line a heading, a rule or an item of a list; a backslash belongs behind the digits, or before the sign.
 BEGINNING = re.compile(r"^(\d{1,9})(?=[.)](?:\s|$))|^(?=#{1,6}(?:\s|$)|[+-](?:\s|$)|[-=]+$)")
 
@@ -34,7 +34,7 @@ def as_markdown(text: object) -> Markdown:
     """Return a text on one line for Markdown, a table's cell included; Markdown is left as it is."""
     if isinstance(text, Markdown):
         return text
-    return Markdown(BEGINNING.sub(r"\1\\", SIGNS.sub(r"\\\g<0>", _line(text))))
+    return Markdown(BEGINNING.sub(r"\1\\", MARKDOWN_SIGNS.sub(r"\\\g<0>", _line(text))))
 
 
 def as_code(text: object) -> Markdown:
@@ -62,7 +62,7 @@ def _line(text: object) -> str:
     return " ".join(visible(str(text)).split())
 
 
-def table(head: tuple[str, ...], lines: list[tuple[Any, ...]]) -> str:
+def text_table(head: tuple[str, ...], lines: list[tuple[Any, ...]]) -> str:
     """Return an aligned table; numbers to the right."""
     cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in line] for line in lines]
     widths = [max(len(row[at]) for row in [list(head), *cells]) for at in range(len(head))]
@@ -72,3 +72,16 @@ def table(head: tuple[str, ...], lines: list[tuple[Any, ...]]) -> str:
         return "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)).rstrip()
 
     return "\n".join([draw(head), "  ".join("-" * w for w in widths), *(draw(row) for row in cells)])
+
+
+def markdown_table(head: Iterable[object], lines: Iterable[Iterable[object]]) -> str:
+    """Return a table in Markdown; cells that are not Markdown already are escaped."""
+    rows = [list(head), *map(list, lines)]
+    rows.insert(1, [Markdown("---") for _ in rows[0]])
+    return "\n".join("| " + " | ".join(_cell(value) for value in row) + " |" for row in rows)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, Markdown):
+        return re.sub(r"(?<!\\)\|", r"\|", value)  # of code
+    return as_markdown(f"{value:,}" if isinstance(value, int) else value)
