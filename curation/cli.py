@@ -8,19 +8,20 @@ from typing import Any
 import click
 
 from curation.cli_share import diff, export, importing, publish, verify
-from curation.core.console import SETTINGS, newest, output, run_command, say
+from curation.core.console import PATH, SETTINGS, VERSION, newest, output, run_command, say
 from curation.core.errors import BuildError
 from curation.core.progress import for_terminal
 
 
 @click.group(context_settings=SETTINGS)
+@VERSION
 def curate() -> None:
     """From open datasets to tuples: build, look, count, check, exchange."""
 
 
 @curate.command()
-@click.argument("manifest", type=click.Path(readable=False, path_type=Path))
-@click.option("-o", "--out", type=click.Path(readable=False, path_type=Path), help="Build folder [default: builds/NAME].")
+@click.argument("manifest", type=PATH)
+@click.option("-o", "--out", type=PATH, help="Build folder [default: builds/NAME].")
 @click.option("--only", multiple=True, metavar="SOURCE", help="Build this source only; may be given again.")
 @click.option("--limit", type=click.IntRange(1), help="At most this many rows a source, for a quick show.")
 @click.option("-j", "--workers", type=click.IntRange(1), help="Processes [default: as many as pay].")
@@ -89,7 +90,7 @@ def build(
 
 
 @curate.command()
-@click.argument("build", type=click.Path(readable=False, path_type=Path), required=False)
+@click.argument("build", type=PATH, required=False)
 @click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")
 @click.option("--json", "as_json", is_flag=True, help="The receipts as JSON instead of a table.")
 def stats(build: Path | None, only: tuple[str, ...], as_json: bool) -> None:
@@ -118,7 +119,7 @@ def stats(build: Path | None, only: tuple[str, ...], as_json: bool) -> None:
 
 
 @curate.command()
-@click.argument("build", type=click.Path(readable=False, path_type=Path), required=False)
+@click.argument("build", type=PATH, required=False)
 def report(build: Path | None) -> None:
     """Write the report.html of BUILD anew, and print its path.
 
@@ -135,7 +136,7 @@ def report(build: Path | None) -> None:
 
 
 @curate.command()
-@click.argument("build", type=click.Path(readable=False, path_type=Path), required=False)
+@click.argument("build", type=PATH, required=False)
 @click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")
 @click.option("-n", "count", type=click.IntRange(1), default=3, show_default=True, help="Records a source.")
 @click.option("--dropped", is_flag=True, help="Show what was dropped, and why, instead.")
@@ -161,7 +162,7 @@ def show(build: Path | None, only: tuple[str, ...], count: int, dropped: bool, r
 
 
 @curate.command()
-@click.argument("manifest", type=click.Path(readable=False, path_type=Path))
+@click.argument("manifest", type=PATH)
 @click.option("--online", is_flag=True, help="Ask the Hub, too, whether all that is named is there.")
 @click.option("--confined", is_flag=True, help="Refuse what MANIFEST reads outside of its folder: it is somebody else's.")
 @click.option("--json", "as_json", is_flag=True, help="What was found as JSON.")
@@ -184,7 +185,7 @@ def check(manifest: Path, online: bool, confined: bool, as_json: bool) -> int:
 
 
 @curate.command()
-@click.argument("manifest", type=click.Path(readable=False, path_type=Path))
+@click.argument("manifest", type=PATH)
 @click.option("--only", multiple=True, metavar="SOURCE", help="Resolve this source only; may be given again.")
 @click.option("--confined", is_flag=True, help="Refuse what MANIFEST reads outside of its folder: it is somebody else's.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
@@ -214,8 +215,8 @@ def lock(manifest: Path, only: tuple[str, ...], confined: bool, quiet: bool) -> 
 
 
 @curate.command()
-@click.argument("build", type=click.Path(readable=False, path_type=Path), required=False)
-@click.option("-o", "--out", type=click.Path(readable=False, path_type=Path), required=True, help="Parquet file to write.")
+@click.argument("build", type=PATH, required=False)
+@click.option("-o", "--out", type=PATH, required=True, help="Parquet file to write.")
 @click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")
 def signatures(build: Path | None, out: Path, only: tuple[str, ...]) -> None:
     """Write MinHash signatures of the texts of BUILD.

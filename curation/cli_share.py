@@ -6,19 +6,19 @@ from pathlib import Path
 
 import click
 
-from curation.core.console import newest, output, say
+from curation.core.console import PATH, newest, output, say
 from curation.core.progress import for_terminal
 
 FORMATS = ("f2llm", "pair", "triplet", "n-tuple", "labeled-list", "scored-list", "flagembedding", "tevatron", "beir")
 
 
 @click.command()
-@click.argument("build", type=click.Path(readable=False, path_type=Path), required=False)
+@click.argument("build", type=PATH, required=False)
 @click.option("--format", "name", type=click.Choice(FORMATS), required=True, metavar="FORMAT", help="One of the above.")
 @click.option(
     "-o",
     "--out",
-    type=click.Path(readable=False, path_type=Path),
+    type=PATH,
     required=True,
     help="Folder to write; the files are in its data/.",
 )
@@ -58,9 +58,9 @@ def export(
 
 
 @click.command()
-@click.argument("build", type=click.Path(readable=False, path_type=Path))
+@click.argument("build", type=PATH)
 @click.argument("repo", metavar="ORG/NAME")
-@click.option("--lock", type=click.Path(readable=False, path_type=Path), help="The lock file; by default BUILD/manifest.lock.")
+@click.option("--lock", type=PATH, help="The lock file; by default BUILD/manifest.lock.")
 @click.option("--allow", multiple=True, metavar="SOURCE", help="Publish this doubtful source too, and say so; repeatable.")
 @click.option("--negatives", type=click.IntRange(1), help="Columns of negatives; by default as many as were mined.")
 @click.option("--columns", default="", metavar="LIST", help="Further ones: positives,ids,scores,provenance.")
@@ -132,10 +132,10 @@ def diff(a: str, b: str, only: tuple[str, ...], as_json: bool, quiet: bool) -> i
 
 
 @click.command()
-@click.argument("build", type=click.Path(readable=False, path_type=Path), required=False)
+@click.argument("build", type=PATH, required=False)
 @click.option(
     "--model",
-    type=click.Path(readable=False, path_type=Path),
+    type=PATH,
     metavar="RUN",
     help="Check this run of `train`, or a model's folder.",
 )
@@ -177,7 +177,7 @@ def verify(build: Path | None, model: Path | None, only: tuple[str, ...], as_jso
 
 @click.command("import")
 @click.argument("what", metavar="PATH_OR_ID")
-@click.option("-o", "--out", type=click.Path(readable=False, path_type=Path), required=True, help="Manifest to write.")
+@click.option("-o", "--out", type=PATH, required=True, help="Manifest to write.")
 def importing(what: str, out: Path) -> None:
     """Write the manifest that reads another tool's training data.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from curation.core.console import SETTINGS, newest, output, run_command, say
+from curation.core.console import PATH, SETTINGS, VERSION, newest, output, run_command, say
 from curation.core.escape import visible
 from curation.core.progress import for_terminal
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mining.judge import Judge
 
 WIDTH = 78  # columns of `mine show`
-BUILD = click.argument("build", required=False, type=click.Path(readable=False, path_type=Path))
+BUILD = click.argument("build", required=False, type=PATH)
 DEVICE = click.option(
     "--device", default="auto", show_default=True, help="Where it encodes and searches: auto, cpu, cuda or cuda:N."
 )
@@ -26,6 +26,7 @@ ONLY = click.option("--only", multiple=True, metavar="SOURCE", help="This source
 
 
 @click.group(context_settings=SETTINGS)
+@VERSION
 def mine() -> None:
     """Find hard negatives for the tuples of a build."""
 

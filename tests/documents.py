@@ -29,8 +29,9 @@ def commands() -> dict[str, click.Command]:
     from curation.cli import curate
     from mining.cli import mine
     from training.cli import train
+    from tuplesmith_command import all_commands
 
-    found = {}
+    found: dict[str, click.Command] = {"tuplesmith": all_commands()}
     for name, group in (("curate", curate), ("mine", mine), ("train", train)):
         found[name] = group
         found |= {f"{name} {sub}": command for sub, command in group.commands.items() if not command.hidden}

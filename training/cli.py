@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from curation.core.console import SETTINGS, newest, run_command, say
+from curation.core.console import SETTINGS, VERSION, newest, run_command, say
 from curation.core.errors import BuildError, ManifestError
 from curation.core.progress import for_terminal
 from training.cli_models import COMMANDS, DEVICE, FOLDER, JSON, QUIET, show
@@ -21,7 +21,7 @@ class TrainGroup(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put `run` before arguments that name no subcommand."""
-        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
+        if not args or args[0] not in (*self.commands, *ctx.help_option_names, "--version"):
             args = ["run", *args]
         return super().parse_args(ctx, args)
 
@@ -56,6 +56,7 @@ class RunCommand(click.Command):
 
 
 @click.group("train", cls=TrainGroup, context_settings=SETTINGS)
+@VERSION
 def train() -> None:
     """Train an embedding model on a BUILD with mined negatives.
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from curation.core.console import output, say
+from curation.core.console import PATH, output, say
 from curation.core.progress import for_terminal
 
-FOLDER = click.Path(readable=False, path_type=Path)
+FOLDER = PATH
 DEVICE = click.option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N; by default a GPU if any.")
 QUIET = click.option("-q", "--quiet", is_flag=True, help="Say only what went wrong.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

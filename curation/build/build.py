@@ -12,7 +12,6 @@ All are stages with receipts (`store.run_stage`): a stage runs if what it depend
 from __future__ import annotations
 
 import functools
-import os
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -242,7 +241,7 @@ def _each(
 def _workers_that_pay(jobs: list[Job]) -> int:
     """Return how many processes to use: one, and a further one for each WORTH of input beside the largest source."""
     sizes = sorted(map(_size_of, jobs))
-    return min(len(os.sched_getaffinity(0)), 1 + sum(sizes[:-1]) // WORTH)
+    return min(local.processors(), 1 + sum(sizes[:-1]) // WORTH)
 
 
 def _size_of(job: Job) -> int:

@@ -7,7 +7,6 @@ numpy: slower, with the same result. Texts are cut into runs, and the result dep
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
@@ -20,6 +19,7 @@ from datasketch import MinHash
 from curation.clean.shingles import LONGER, WIDTH, WORDS, Shingled, forms_of, shingle
 from curation.core.jit import Buffers, buffers_of
 from curation.core.text import normalised
+from curation.engine.local import processors
 
 kernels: ModuleType | None
 try:
@@ -64,7 +64,7 @@ def read(texts: pl.Series) -> Buffers:
 
 def threads() -> int:
     """Return how many threads to use: one in a worker process, else one a processor."""
-    return 1 if multiprocessing.parent_process() else len(os.sched_getaffinity(0))
+    return 1 if multiprocessing.parent_process() else processors()
 
 
 def permutations(count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -19,7 +20,24 @@ from curation.core.errors import RUN_AGAIN, UserError, explain_refusal, refusal
 from curation.core.escape import visible
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
+VERSION = click.version_option(package_name="tuplesmith", message="tuplesmith %(version)s")
 ENDING = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "the terminal was closed"}
+
+
+class UserPath(click.Path):
+    """A path of the command line; `~` is the home folder where the shell has not expanded it, as in `--out=~/builds`."""
+
+    def __init__(self) -> None:
+        super().__init__(readable=False, path_type=Path)  # what cannot be read is reported by the code that reads it
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        with suppress(RuntimeError):  # `~name` of an unknown user: a name like any other
+            value = Path(value).expanduser()
+        return super().convert(value, param, ctx)
+
+
+PATH = UserPath()
 
 
 class Ended(BaseException):

@@ -39,6 +39,13 @@ def run(
             yield futures[future], future.result
 
 
+def processors() -> int:
+    """Return the number of processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS
+
+
 @contextmanager
 def _pool(count: int, build: Path) -> Iterator[ProcessPoolExecutor]:
     """Yield processes that end with this one, and at once where an error or a signal ends the work."""

@@ -1,0 +1,50 @@
+"""`tuplesmith` and the three commands below it: version, help, and a package of ours that a folder of the user's hides."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import tuplesmith_command
+from curation.cli import curate
+from curation.core.console import PATH
+from mining.cli import mine
+from training.cli import train
+
+ROOT = Path(tuplesmith_command.__file__).parent
+GROUPS = {"tuplesmith": tuplesmith_command.all_commands(), "curate": curate, "mine": mine, "train": train}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_each_command_prints_its_version(name):
+    done = CliRunner().invoke(GROUPS[name], ["--version"])
+    assert (done.exit_code, done.output) == (0, f"tuplesmith {metadata.version('tuplesmith')}\n")
+
+
+def test_the_three_commands_are_subcommands_of_one():
+    for words in (["curate", "stats"], ["mine", "negatives"], ["train", "evaluate"]):
+        done = CliRunner().invoke(GROUPS["tuplesmith"], [*words, "-h"], prog_name="tuplesmith")
+        assert done.exit_code == 0
+        assert done.output.startswith(f"Usage: tuplesmith {' '.join(words)} ")
+
+
+@pytest.mark.parametrize("file", ["training/__init__.py", "training.py"])
+def test_a_folder_that_hides_a_package_is_reported_in_one_line(tmp_path, file):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("")
+    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import tuplesmith_command; tuplesmith_command.train()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    hiding = tmp_path / Path(file).parts[0]
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (f"tuplesmith: {hiding} hides tuplesmith's package 'training'; rename it, or run from another folder\n")
+
+
+def test_a_tilde_that_the_shell_left_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert PATH.convert("~/builds", None, None) == tmp_path / "builds"
+    assert PATH.convert("~nobody-of-this-name/x", None, None) == Path("~nobody-of-this-name/x")
