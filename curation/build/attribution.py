@@ -47,7 +47,7 @@ def _lines(summary: dict[str, Any], sources: list[Source]) -> list[str]:
 
 def _cells(source: Source, entry: dict[str, Any]) -> list[str]:
     license = as_link(entry["license"] or "none seen", source.license_url or "")
-    revision = entry["revision"] or ("the newest" if source.path and not source.path.startswith("python:") else "")
+    revision = entry["revision"] or ("the newest" if source.path else "")
     seen, tuples = source.license_checked or "", f"{entry['tuples']:,}"
     return [source.name, _dataset(source), revision, license, entry["license_class"], seen, tuples]
 
@@ -57,7 +57,7 @@ def _dataset(table: Table) -> str:
     if not table.path:
         return ", ".join(table.places)
     parts = [part for part in (table.config, *table.files) if part]
-    local = table.path.startswith((".", "/", "~", "python:")) or table.path.count("/") != 1
+    local = table.path.startswith((".", "/", "~")) or table.path.count("/") != 1
     name = as_markdown(table.places[0]) if local else as_link(table.path, f"https://huggingface.co/datasets/{table.path}")
     return Markdown(name + as_markdown(f" ({', '.join(parts)})")) if parts else name
 

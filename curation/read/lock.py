@@ -14,7 +14,6 @@ from curation.core.errors import ManifestError, SourceError, UserError
 from curation.core.progress import Progress, silent
 from curation.core.store import atomic, digest_of, read_json, write_json
 from curation.read import hub_facts
-from curation.read.functions import PYTHON
 from curation.read.rows import ROW
 from curation.read.sources import inputs, is_local, marks, read_rows, sizes, unchanged
 from curation.recipe.manifest import Manifest
@@ -168,8 +167,7 @@ def _local(table: Table, base: Path) -> Entry:
         for rows in read_rows(table.model_copy(update={"sample": "random"} if isinstance(table, Source) else {}), base):
             count += len(rows.frame) + len(rows.lost)
             columns |= dict.fromkeys(name for name in rows.frame.columns if name != ROW)
-    size = None if table.path and table.path.startswith(PYTHON) else sizes(table, base)
-    return {"columns": list(columns), "rows": count, "bytes": size, "digest": digest_of(reads), "inputs": reads}
+    return {"columns": list(columns), "rows": count, "bytes": sizes(table, base), "digest": digest_of(reads), "inputs": reads}
 
 
 def _shown(value: object) -> str:

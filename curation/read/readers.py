@@ -3,7 +3,7 @@
     json     a list of objects, or what is at `records`   jsonl    one object a line, or what is at `records` in it
     csv tsv  text cells; Python's csv module, strict      parquet  through polars
     arrow    Arrow IPC, file or stream
-    squad    one row a question                           python   one row a function that has a docstring
+    squad    one row per question
     flagembedding  jsonl whose pos and neg are lists      tevatron  jsonl of passages, as query_id, query, positives, negatives
     embedding-training-data  jsonl of [text, text, ...] or {"set": [...]}, as query, positives, negatives
     aligned  line i of several files                      lines    a label and a text a line, or what `pattern` says
@@ -27,10 +27,9 @@ import polars as pl
 from curation.core.errors import SourceError, listed
 from curation.core.tables import arrow_frames, parquet_frames
 from curation.read.delimited import read_delimited
-from curation.read.functions import functions_of
 from curation.read.json_records import read_json, read_jsonl, read_squad
 from curation.read.packed import ending_of
-from curation.read.rows import BATCH, ROW, File, Lost, Reading, Rows, batches, mendable, most_of, too_large
+from curation.read.rows import BATCH, ROW, File, Lost, Reading, Rows, mendable
 from curation.read.text_files import read_aligned, read_folders, read_lines
 from curation.read.training_lines import embedding_line, flagembedding_line, tevatron_line
 from curation.read.xml_records import read_xml
@@ -47,14 +46,13 @@ ENDINGS = {
     ".parquet": "parquet",
     ".arrow": "arrow",
     ".feather": "arrow",
-    ".py": "python",
 }
 KNOWN = {  # key: readers it is for
     "records": ("xml", "json", "jsonl"),
     "header": ("csv", "tsv", "aligned", "json", "jsonl"),
     "delimiter": ("csv", "tsv"),
     "quoting": ("csv", "tsv"),
-    "encoding": tuple(name for name in get_args(Reader) if name not in ("parquet", "arrow", "python", "beir")),
+    "encoding": tuple(name for name in get_args(Reader) if name not in ("parquet", "arrow", "beir")),
 }
 OTHER = {  # endings of what is not read, and what to do
     **dict.fromkeys((".lz4", ".7z", ".rar", ".br", ".z", ".lzma", ".sz", ".lzo"), "unpack it, or pack it as gz, zst, bz2 or xz"),
@@ -125,14 +123,6 @@ def _read_arrow(file: File, table: Table, start: int) -> Reading:
             raise SourceError(file.name, f"not readable as Arrow IPC ({what})", AGAIN) from None
 
 
-def _read_python(file: File, table: Table, start: int) -> Reading:
-    with file.open() as raw:
-        code = raw.read(most_of(table) + 1)
-    if len(code) > most_of(table):
-        return batches([("too_large", str(too_large(file.name, "this file", table)), True)], start, file, table)
-    return batches(list(functions_of(code, file.path, file.name, file.root)), start, file, table)
-
-
 READERS: dict[str, Callable[[File, Table, int], Reading]] = {
     "json": read_json,
     "jsonl": read_jsonl,
@@ -148,5 +138,4 @@ READERS: dict[str, Callable[[File, Table, int], Reading]] = {
     "folders": read_folders,
     "xml": read_xml,
     "squad": read_squad,
-    "python": _read_python,
 }

@@ -1,10 +1,9 @@
-"""Where rows come from: files beside the manifest, datasets of the Hub, Python code that is installed here."""
+"""Where rows come from: files beside the manifest, and datasets of the Hub."""
 
 from __future__ import annotations
 
 import glob
 import os
-import platform
 import re
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -17,11 +16,10 @@ import polars as pl
 
 from curation.core.errors import SourceError, UserError, decoded, did_you_mean, listed
 from curation.core.record import draws
-from curation.core.store import digest_of, file_digest
+from curation.core.store import file_digest
 from curation.read import dataset, hub
 from curation.read.archives import parts
 from curation.read.dataset_files import ABOUT, SAVED, SAVED_DICT
-from curation.read.functions import PYTHON, python_files
 from curation.read.globs import matching, plain_part
 from curation.read.lookalikes import without_lists
 from curation.read.mapped import as_mapped
@@ -48,17 +46,14 @@ def read_rows(table: Table, base: Path) -> Iterator[Rows]:
 
 
 def inputs(table: Table, base: Path) -> dict[str, str]:
-    """Return digests of all that the rows depend on: by file, or one entry for a Hub dataset or Python's own library.
+    """Return digests of all that the rows depend on: by file, or one entry for a Hub dataset.
 
     Raises:
         SourceError: a file or dataset that is missing.
     """
     if _of_hub(table, base):
         return {str(table.path): hub.commit_of(table)}
-    digests = {file.name: file_digest(file.path) for file in _files(table, base)}
-    if table.path == PYTHON + "stdlib":
-        return {table.path: f"{platform.python_version()} {digest_of(digests)}"}
-    return digests
+    return {file.name: file_digest(file.path) for file in _files(table, base)}
 
 
 def marks(table: Table, base: Path) -> dict[str, object]:
@@ -108,12 +103,12 @@ def unchanged(before: list[dict[str, object]], tables: list[Table], base: Path) 
 
 
 def is_local(table: Table, base: Path) -> bool:
-    """Tell whether a table's rows come from this machine: files, a folder in Hub layout, Python code.
+    """Tell whether a table's rows come from this machine: files, or a folder in Hub layout.
 
     Raises:
         SourceError: it names a local folder that is not there.
     """
-    return not table.path or table.path.startswith(PYTHON) or _folder(table, base) is not None
+    return not table.path or _folder(table, base) is not None
 
 
 def sizes(table: Table, base: Path) -> int:
@@ -133,8 +128,6 @@ def outside(table: Table, base: Path) -> list[tuple[str, str]]:
     Raises:
         SourceError: a file that is missing.
     """
-    if table.path and table.path.startswith(PYTHON):
-        return [(table.path, table.path)]
     if _of_hub(table, base) or (table.path and _folder(table, base) is None):
         return []
     away = [file for file in _files(table, base) if is_outside(file.path, base)]
@@ -211,7 +204,7 @@ def _called(table: Table) -> str:
 
 def _read(table: Table, base: Path, first: int | None) -> Iterator[Rows]:
     """Return rows in batches, to the end or until `first` of them could be read."""
-    as_dataset = table.path and not table.path.startswith(PYTHON) and not table.files
+    as_dataset = table.path and not table.files
     skip = table.skip if isinstance(table, Source) else 0
     wanted = first and skip + first
     batches = _merged(_dataset_rows(table, base, wanted) if as_dataset else _file_rows(table, base))
@@ -306,7 +299,7 @@ def _with_file_name(table: Table, file: File, rows: Rows) -> Rows:
 
 
 def _merged(batches: Generator[Rows]) -> Generator[Rows]:
-    """Put small batches with equal columns together: a Python file holds a handful of rows."""
+    """Put small batches with equal columns together: a file may hold a handful of rows."""
     held: list[Rows] = []
     many = 0  # rows in `held`
     with closing(batches):
@@ -337,8 +330,6 @@ def _files(table: Table, base: Path) -> list[File]:
     Raises:
         SourceError: there are none, or one is no file, or the system's own.
     """
-    if table.path and table.path.startswith(PYTHON):
-        return python_files(table.path.removeprefix(PYTHON))
     folder = _folder(table, base)
     if folder and not table.files:
         names = [name for name in (*ABOUT, SAVED, SAVED_DICT) if (folder / name).is_file()]
@@ -407,12 +398,12 @@ def _nothing(pattern: str, path: Path, inside: str) -> SourceError:
 
 
 def _folder(table: Table, base: Path) -> Path | None:
-    """Return the local folder in Hub layout that `path` names, or None for a Hub id and for Python code.
+    """Return the local folder in Hub layout that `path` names, or None for a Hub id.
 
     Raises:
         SourceError: there is no such folder, or a `revision` of it is asked for.
     """
-    if not table.path or table.path.startswith(PYTHON):
+    if not table.path:
         return None
     path = expanded(table.path, base)
     if (base / path).is_dir():

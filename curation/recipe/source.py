@@ -14,7 +14,7 @@ from curation.recipe.yaml import Name, Section
 
 Reader = Literal[
     "json", "jsonl", "csv", "tsv", "parquet", "arrow", "squad", "xml", "aligned", "lines", "folders",
-    "beir", "embedding-training-data", "flagembedding", "tevatron", "python",
+    "beir", "embedding-training-data", "flagembedding", "tevatron",
 ]  # fmt: skip
 Task = Literal["retrieval", "classification", "clustering"]
 # Keys that tell of a source and change no row of it: another word in them builds nothing again.
@@ -64,7 +64,7 @@ class Table(Section):
 
     path: str | None = Field(
         None,
-        description="a Hub dataset id, a local folder in Hub layout, `python:stdlib` or `python:PACKAGE`; texts are as in the files",
+        description="a Hub dataset id, or a local folder in Hub layout; texts stay as they are in the files",
     )
     config: str | None = Field(None, description="configuration of the dataset that `path` names")
     split: str = Field("train", description="split of the dataset that `path` names; also `train+test`, `train[:10%]`")
@@ -84,7 +84,7 @@ class Table(Section):
         64,
         gt=0,
         description="megabytes that one record of a text file may take: a line, a csv row, an item of a JSON list, an XML element, "
-        "a file of `folders` or `python`",
+        "a file of `folders`",
     )
     reader: Reader | None = Field(
         None,
@@ -142,6 +142,9 @@ class Table(Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Table:
+        if self.path and self.path.startswith("python:"):
+            what = f"'path: {self.path}': Python code is no longer read directly; write its functions to a JSON Lines file"
+            raise ValueError(f"{what}, as manifests/quickstart.py does, and name that in 'files'")
         if self.delimiter in ("\n", "\r", '"'):
             raise ValueError("'delimiter' cannot be a line end or a quote")
         if self.header == []:
@@ -150,7 +153,7 @@ class Table(Section):
             raise ValueError("needs 'path' (a Hub id or folder), or 'files', or files of a 'path'")
         if self.path and self.files:
             self._files_of_path(self.path)
-        if self.revision and (not self.path or self.path.startswith("python:")):
+        if self.revision and not self.path:
             raise ValueError("'revision' is of a dataset of the Hub, and these rows are of this machine")
         if self.reader == "beir":
             raise ValueError("'reader: beir' reads a whole source: qrels, corpus and queries")
@@ -168,23 +171,17 @@ class Table(Section):
 
     def _keys_of_origin(self) -> None:
         """Refuse keys that mean nothing for where the rows come from, and would be ignored in silence."""
-        code = (self.path or "").startswith("python:")
         for key in ("config", "split"):
-            if key in self.model_fields_set and (self.files or code):
-                beside = "a 'path' of Python code" if code else "'files', which name what is read"
-                raise ValueError(f"'{key}' means nothing beside {beside}; leave it out")
+            if key in self.model_fields_set and self.files:
+                raise ValueError(f"'{key}' means nothing beside 'files', which name what is read; leave it out")
         for key in () if self.files else OF_FILES:
             if key in self.model_fields_set and getattr(self, key) != type(self).model_fields[key].get_default(
                 call_default_factory=True
             ):
                 raise ValueError(f"'{key}' needs 'files': without them, 'path' says how its rows are read")
-        if code and "max_unpacked" in self.model_fields_set:
-            raise ValueError("'max_unpacked' means nothing beside a 'path' of Python code")
 
     def _files_of_path(self, path: str) -> None:
         outside = [name for name in self.files if PurePath(name).is_absolute() or {"..", "~"} & set(PurePath(name).parts)]
-        if path.startswith("python:"):
-            raise ValueError("'files' means nothing beside a 'path' of Python code")
         if outside:
             raise ValueError(f"'{outside[0]}' lies outside of '{path}'")
 

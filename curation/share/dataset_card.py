@@ -104,7 +104,7 @@ def _head(
 
 
 def _is_hub_id(path: str) -> bool:
-    return path.count("/") == 1 and not path.startswith((".", "/", "~", "python:"))
+    return path.count("/") == 1 and not path.startswith((".", "/", "~"))
 
 
 def _license(repo: str, names: set[str]) -> dict[str, str]:

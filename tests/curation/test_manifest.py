@@ -125,7 +125,11 @@ def test_an_endless_alias_and_endless_brackets_end(complain):
         ("header: []", "'header' is yes, no, or the list of names"),
         ("revision: v1", "'revision' is of a dataset of the Hub, and these rows are of this machine"),
         ("verified: no", "'verified: no' needs 'notes' that say what is uncertain"),
-        ("path: python:stdlib", "'files' means nothing beside a 'path' of Python code"),
+        (
+            "path: python:stdlib",
+            "'path: python:stdlib': Python code is no longer read directly; write its functions to a JSON Lines file, "
+            "as manifests/quickstart.py does, and name that in 'files'",
+        ),
         ("path: o/n\n    config: c", "'config' means nothing beside 'files', which name what is read; leave it out"),
     ],
 )

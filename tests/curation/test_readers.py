@@ -3,13 +3,10 @@
 # ruff: noqa: RUF001  (tables of exact messages; Chinese punctuation)
 from __future__ import annotations
 
-import ast
 import csv
 import gzip
-import inspect
 import io
 import json
-import textwrap
 from pathlib import Path
 
 import polars as pl
@@ -18,10 +15,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from curation.core.errors import SourceError
-from curation.read.functions import functions_of
 from curation.read.json_blocks import plain_objects
 from curation.read.mapped import mapped
-from curation.read.readers import ROW, Lost, Rows
+from curation.read.readers import ROW, Lost
 from curation.read.sources import read_rows
 from curation.recipe.source import Table
 
@@ -178,8 +174,6 @@ def test_gz_is_peeled_off(tmp_path):
     for name, content in contents.items():
         write(tmp_path, name + ".gz", gzip.compress(content.encode(), mtime=0))
         assert read(tmp_path, name + ".gz")[0] == [{"q": "1"}]
-    write(tmp_path, "a.py.gz", gzip.compress(b'def f():\n    "D."\n    return 1\n', mtime=0))
-    assert read(tmp_path, "a.py.gz")[0][0]["module"] == "a"
 
 
 def test_header_delimiter_and_quoting_as_declared(tmp_path):
@@ -364,8 +358,8 @@ BAD_FILES = [
     ("a.jsonl", "\n", {}, "a.jsonl: is empty"),
     ("a.parquet", "", {}, "a.parquet: is empty"),
     ("a.csv", "a,b\n", {}, "a.csv: holds no rows"),
-    ("a.txt", "x", {}, "a.txt: no reader for the ending '.txt'; say `reader:` and one of json, jsonl, csv, tsv, parquet, arrow, squad, xml, aligned, lines, folders, beir, embedding-training-data, flagembedding, tevatron, python"),
-    ("a", "x", {}, "a: no ending to tell the reader by; say `reader:` and one of json, jsonl, csv, tsv, parquet, arrow, squad, xml, aligned, lines, folders, beir, embedding-training-data, flagembedding, tevatron, python"),
+    ("a.txt", "x", {}, "a.txt: no reader for the ending '.txt'; say `reader:` and one of json, jsonl, csv, tsv, parquet, arrow, squad, xml, aligned, lines, folders, beir, embedding-training-data, flagembedding, tevatron"),
+    ("a", "x", {}, "a: no ending to tell the reader by; say `reader:` and one of json, jsonl, csv, tsv, parquet, arrow, squad, xml, aligned, lines, folders, beir, embedding-training-data, flagembedding, tevatron"),
     ("a.csv", b"a,b\n1,\xe9\n", {}, "a.csv:2: byte 0xe9 is no utf-8 text; declare the file's own encoding, perhaps `encoding: latin-1`"),
     ("a.jsonl", b'{"a": 1}\n' * 99_999 + b"\xff", {}, "a.jsonl:100000: byte 0xff is no utf-8 text; declare the file's own encoding with `encoding:`"),
     ("a.csv", "a,b\n1,2\n".encode("utf-16"), {}, "a.csv: is utf-16 text, not utf-8; say `encoding: utf-16`"),
@@ -412,141 +406,3 @@ def test_a_truncated_parquet_file(tmp_path):
         SourceError, match=r"^a\.parquet: not readable as parquet \(.*\); fetch the file again, or say the right `reader:`$"
     ):
         read(tmp_path, "a.parquet")
-
-
-# --- python ---
-
-
-def functions(code: str) -> dict[str, dict]:
-    found = functions_of(textwrap.dedent(code).encode(), Path("/r/p/m.py"), "m.py", Path("/r"))
-    return {one["name"]: one for one in found if isinstance(one, dict)}
-
-
-def test_functions_of_every_kind():
-    found = functions('''
-        import os
-        @os.decorate(
-            "x")
-        async def first(a, b=1):
-            """Summary over
-            two lines.
-
-            More, é.
-            """  # noqa
-            # a comment
-            def inner():
-                "Inner."
-                raise ValueError
-            return inner
-
-        class Class:
-            def method(self):
-                r"""Méthod."""; return """
-        a text
-            that keeps its margin"""
-            def bare(self):
-                """Only words."""
-                ...
-
-        def line(): "One line."; return 1
-        def none(): return 1
-        def raiser():
-            ("Brackets.")
-            if 1:
-                raise
-    ''')
-    assert list(found) == ["first", "first.<locals>.inner", "Class.method", "line", "raiser"]
-    first = found["first"]
-    assert (first["module"], first["summary"]) == ("p.m", "Summary over two lines.")
-    assert first["docstring"] == "Summary over\ntwo lines.\n\nMore, é."
-    assert first["code"] == (
-        '@os.decorate(\n    "x")\nasync def first(a, b=1):\n    # a comment\n    def inner():\n'
-        '        "Inner."\n        raise ValueError\n    return inner'
-    )
-    assert found["first.<locals>.inner"]["code"] == "def inner():\n    raise ValueError"
-    assert found["Class.method"]["code"] == 'def method(self):\n    return """\na text\n    that keeps its margin"""'
-    assert found["line"]["code"] == "def line(): return 1"
-    assert found["raiser"]["code"] == "def raiser():\n    if 1:\n        raise"
-    assert [one["raises"] for one in found.values()] == ["no", "yes", "no", "no", "yes"]
-
-
-def test_a_function_without_a_body_and_a_file_that_does_not_parse(tmp_path):
-    write(tmp_path, "a.py", 'def f():\n    """Only words."""\n\ndef g():\n    "D."\n    return "\\d"\n')
-    write(tmp_path, "b.py", "def f(:\n")
-    write(tmp_path, "c.py", b"x = '\xff'")
-    write(tmp_path, "d.py", b"\0")
-    write(tmp_path, "e.py", b"# coding: latin-1\ndef h():\n    'D\xe9'\n    return '\xe9'\n")
-    write(tmp_path, "f.py", b"def i():\n    'D\\ud800'\n    return 1\n")
-    write(tmp_path, "g.py", b"")
-    got, lost = read(tmp_path, "*.py")
-    assert [(row["module"], row["name"]) for row in got] == [("a", "g"), ("e", "h")]
-    assert got[1]["code"] == "def h():\n    return 'é'"
-    assert [(one.reason, one.bad) for one in lost] == [("no_body", False)] + [("bad_python", True)] * 4
-    assert lost[0].evidence == "a.py:1: f has no body but its docstring"
-    assert lost[1].evidence.startswith("b.py:1: ")
-
-
-def assert_one_function(row: dict) -> None:
-    """Assert that the code is one function of this name, alone."""
-    (function,) = ast.parse(row["code"]).body
-    assert isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-    assert function.name == row["name"].rpartition(".")[2]
-
-
-statements = st.sampled_from(
-    [
-        "return 1",
-        "x = '''a\n  b'''",
-        "x = 'é'; y = 2",
-        "if x:\n    raise E",
-        "def g():\n    'Doc.'\n    pass",
-        "x = (1,\n2)",
-        "'text'",
-        "# word\nx",
-    ]
-)
-docstrings = st.sampled_from(['"D."', "'''D.\n\n    é more\n    '''", '("D." "E")', 'r"""D\\d"""  # why', "'D.' ;", "'D.' \\\n"])
-
-
-@settings(max_examples=150)
-@given(docstrings, st.lists(statements, min_size=1, max_size=4), st.integers(0, 2), st.booleans())
-def test_cutting_the_docstring_never_loses_the_body(docstring, body, depth, tabs):
-    margin = "\t" if tabs else "    "
-    code = "def f(a='é',\n  b=2):\n" + textwrap.indent(docstring + "\n" + "\n".join(body), margin)
-    whole = textwrap.indent(code, margin * depth)
-    whole = "".join(f"{margin * level}class C{level}:\n" for level in range(depth)) + whole + "\n"
-    tree = next(node for node in ast.walk(ast.parse(whole)) if isinstance(node, ast.FunctionDef))
-    row = next(one for one in functions_of(whole.encode(), Path("m.py"), "m.py", Path()) if isinstance(one, dict))
-    cut = ast.parse(row["code"]).body[0]
-    assert isinstance(cut, ast.FunctionDef)
-    assert [ast.dump(part) for part in cut.body] == [ast.dump(part) for part in tree.body[1:]]
-    assert ast.dump(cut.args) == ast.dump(tree.args)
-    assert row["docstring"] == inspect.cleandoc(ast.get_docstring(tree, clean=False) or "")
-
-
-@pytest.fixture(scope="module")
-def library() -> list[Rows]:
-    return list(read_rows(Table(path="python:stdlib"), Path()))
-
-
-@pytest.mark.long
-def test_all_code_of_the_standard_library_still_parses(library):
-    for batch in library:
-        for row in batch.frame.iter_rows(named=True):
-            assert_one_function(row)
-
-
-def test_the_standard_library(library):
-    batches = library
-    rows = pl.concat([batch.frame for batch in batches if len(batch.frame)])
-    lost = [one for batch in batches for one in batch.lost]
-    assert len(rows) > 4000
-    assert all(one.reason == "no_body" and not one.bad for one in lost)
-    dumps = rows.row(by_predicate=(pl.col("name") == "dumps") & (pl.col("module") == "json"), named=True)
-    assert dumps["summary"] == "Serialize ``obj`` to a JSON formatted ``str``."
-    assert dumps["docstring"] == inspect.getdoc(json.dumps)
-    assert "Serialize" not in dumps["code"]
-    assert dumps["code"].startswith("def dumps(obj, *, skipkeys=False")
-    assert not rows["module"].str.contains(r"(^|\.)(test|tests|idle_test)\.").any()
-    for row in rows.sample(1000, seed=0).iter_rows(named=True):
-        assert_one_function(row)

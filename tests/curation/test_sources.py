@@ -268,34 +268,6 @@ def test_rows_passed_over_are_neither_read_nor_lost(tmp_path, sample):
 # --- python ---
 
 
-def test_an_installed_package_is_found_without_importing_it(tmp_path, monkeypatch):
-    package = tmp_path / "unimportable"
-    (package / "inner").mkdir(parents=True)
-    (package / "__init__.py").write_text("raise SystemExit('imported')\ndef f():\n    'F.'\n    return 1\n")
-    (package / "inner" / "part.py").write_text("def g():\n    'G.'\n    return 1\n")
-    (tmp_path / "single.py").write_text("def h():\n    'H.'\n    return 1\n")
-    (tmp_path / "hollow").mkdir()
-    monkeypatch.syspath_prepend(str(tmp_path))
-    for path, modules in (
-        ("unimportable", ["unimportable", "unimportable.inner.part"]),
-        ("unimportable.inner", ["unimportable.inner.part"]),
-        ("unimportable.inner.part", ["unimportable.inner.part"]),
-        ("single", ["single"]),
-    ):
-        assert all_rows(Table(path=f"python:{path}"), Path())["module"].to_list() == modules
-    assert "unimportable" not in sys.modules
-    assert list(inputs(Table(path="python:unimportable"), Path())) == ["unimportable/__init__.py", "unimportable/inner/part.py"]
-    hint = "install it, or say `python:stdlib`"
-    assert message(Table(path="python:no_such_one"), Path()) == f"python:no_such_one: no such package is installed; {hint}"
-    assert message(Table(path="python:hollow"), Path()) == "python:hollow: holds no Python code"
-    assert message(Table(path="python:sys"), Path()) == "python:sys: holds no Python code"
-
-
-def test_inputs_of_the_standard_library():
-    (said,) = inputs(Table(path="python:stdlib"), Path()).values()
-    assert said.split()[0] == ".".join(map(str, sys.version_info[:3]))
-
-
 # --- samples ---
 
 

@@ -15,7 +15,6 @@ ORIGINS = {
     "files": {"files": ["x.jsonl"]},
     "hub": {"path": "org/name"},
     "folder": {"path": "./folder"},
-    "python": {"path": "python:stdlib"},
     "files of hub": {"path": "org/name", "files": ["x.jsonl"]},
     "files of folder": {"path": "./folder", "files": ["x.jsonl"]},
 }
@@ -56,7 +55,7 @@ def test_split_and_config_beside_files():
             Table.model_validate({"files": "*.jsonl", key: value})
 
 
-@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "tsv", "parquet", "arrow", "py"])
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "tsv", "parquet", "arrow"])
 @pytest.mark.parametrize(
     ("key", "value", "for_"),
     [

@@ -89,13 +89,6 @@ def test_names_that_are_no_files(tmp_path):
     one.close()
 
 
-def test_what_is_no_name_of_a_package(tmp_path):
-    names = ["../x", "json./etc", "", ".", "a/b", "json.", "json..decoder", "~", "/etc"]
-    sources = [f"path: 'python:{name}', fields: {{query: summary, positive: code}}" for name in names]
-    said = [one.error for one in build_all(tmp_path, {}, sources)]
-    assert said == [f"python:{name}: is no name of a package; name an installed one, such as `python:json`" for name in names]
-
-
 @pytest.mark.parametrize(
     ("keys", "told"),
     [

@@ -194,12 +194,6 @@ def test_a_confined_manifest_protects_itself_whole_or_is_refused(away, tmp_path,
     assert not (tmp_path / "b").exists()
 
 
-def test_installed_code_is_outside(tmp_path):
-    path = manifest(tmp_path, "path: 'python:json', holdout: 0")
-    assert check(path)["outside"] == {"source 'other'": ["python:json"]}
-    assert "reads 'python:json'" in str(build(path, tmp_path / "b", confined=True).failed["other"])
-
-
 # --- what is published ---
 
 
