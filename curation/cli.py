@@ -98,7 +98,7 @@ def stats(build: Path | None, only: tuple[str, ...], as_json: bool) -> None:
 
     Without BUILD: of the newest build.
     """
-    from curation.build import overlaps, show
+    from curation.build import show
     from curation.clean import decontaminate
     from curation.core.builds import receipts as receipts_of
     from curation.core.escape import text_table
@@ -107,13 +107,13 @@ def stats(build: Path | None, only: tuple[str, ...], as_json: bool) -> None:
     receipts = receipts_of(folder, only)
     if as_json:
         output(
-            show.as_json({name: {**receipt, "overlaps": overlaps.of_source(folder, name)} for name, receipt in receipts.items()})
+            show.as_json({name: {**receipt, "overlaps": show.overlaps_of(folder, name)} for name, receipt in receipts.items()})
         )
     else:
         output(show.counts_table(receipts) + "\n")
         output(show.reasons_table(receipts))
-        if lines := overlaps.largest(folder, list(receipts)):
-            output("\n" + text_table(("source", "and", "equal texts", "near", "dropped"), lines))
+        if shared := show.overlaps_table(folder, list(receipts)):
+            output("\n" + shared)
         if leaks := decontaminate.table_of(folder, list(receipts)):
             output("\n" + text_table(("leaks of", "in", "query", "positive", "negative", "corpus"), leaks))
 

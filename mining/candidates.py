@@ -116,7 +116,7 @@ def once(folder: Path, digest: str, write: Callable[[Path], dict[str, Any]], wai
     takes over.
     """
     claim = folder.with_name(f".{folder.name}.claim")
-    if claim.exists() or not store.stands(folder, digest):
+    if claim.exists() or not store.is_current(folder, digest):
         with locks.claimed(claim, wait) as ours:
             if ours:
                 store.run_stage(folder, digest, write)

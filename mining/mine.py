@@ -61,7 +61,7 @@ def mine_build(
 
 def _together(job: Job, models: Models, progress: Progress) -> None:
     """Do this process's part of a source's encoding, searching and reranking."""
-    if job.way in ("search", "hard") and not store.stands(job.mined, job.digest):
+    if job.way in ("search", "hard") and not store.is_current(job.mined, job.digest):
         search = Search(job, models, progress)
         for wait in (False, True):
             for _, number, rows, frame in blocks(job.curated):
@@ -76,7 +76,7 @@ def plan(build: Path, only: Sequence[str] = (), device: str = "auto", load: Open
     """Return what `mine_build` would do: for each source the way, the rows, and whether it would run."""
     found = {}
     for job in jobs(build, only, Models(build, settings_of(build), device, load)):
-        found[job.name] = {"way": job.way, "rows_in": job.entry["tuples"], "ran": not store.stands(job.mined, job.digest)}
+        found[job.name] = {"way": job.way, "rows_in": job.entry["tuples"], "ran": not store.is_current(job.mined, job.digest)}
     return found
 
 

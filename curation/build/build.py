@@ -1,29 +1,29 @@
-"""`curate build`: manifest in, tables with provenance for every row out. Reads as a table of contents.
+"""`curate build`: a manifest in, tables with provenance for each tuple out. Reads as a table of contents.
 
-    1. shape   each source alone: read -> shape -> filter -> merge equal queries -> set held-out queries apart
-    2. near    which of its texts nearly match (with `dedup:`)
-    3. clean   take out what is held out anywhere, or stands in an evaluation set (with `decontaminate:`)
-    4. across  which of its tuples ask what an earlier source asks (with `dedup: {across: yes}`), all sources at once
-    5. curate  drop near-duplicates -> number passages -> write
+    1. shape     each source alone: read -> shape -> filter -> merge equal queries -> hold queries out
+    2. near      which of its texts nearly match (with `dedup:`)
+    3. clean     remove what is held out in any source, or occurs in an evaluation set (with `decontaminate:`)
+    4. across    which of its tuples an earlier source has already (with `dedup: {across: yes}`), all sources at once
+    5. curate    drop near-duplicates -> number passages -> write
+    6. overlaps  what each two sources share
 
-All are stages with receipts (`store.run_stage`): a stage runs if what it depends on has changed, and only then.
+Each is a stage of the table in `stages.py`: it runs if what it depends on has changed, and only then.
 """
 
 from __future__ import annotations
 
-import functools
+import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import polars as pl
 
-from curation.build import attribution, overlaps
-from curation.build.cleaned import clean_source, clean_stands, near_source, near_stands
-from curation.build.curated import curate_source, curate_stands
-from curation.build.stages import extra_tables, shape_source, shape_stands
+from curation.build import attribution, stages
+from curation.build.stages import Stage
 from curation.build.summary import summary_of, write_summary
 from curation.clean import decontaminate
 from curation.clean import mteb_sets as mteb_tasks
@@ -39,7 +39,7 @@ from curation.core.errors import (
 )
 from curation.core.locks import locked
 from curation.core.progress import Progress, silent
-from curation.core.store import write_json
+from curation.core.store import atomic, is_current, write_json
 from curation.engine import local
 from curation.read.lock import keep as keep_lock
 from curation.read.lock import pinned
@@ -52,18 +52,18 @@ from curation.recipe.source import Source
 from curation.report import page as report
 
 R = TypeVar("R")
-WORTH = 64 << 20  # bytes of input that are worth a process more: it takes seconds of a core to start, at each stage
+PROCESS_BYTES = 64 << 20  # of input that one more process is started for; to start takes it seconds of a core at each stage
 
 
 class Outcome(NamedTuple):
     """What a build did."""
 
     folder: Path
-    receipts: dict[str, Receipt]  # source -> the receipt of its curated stage
-    ran: set[str]  # sources of which a stage ran
+    receipts: dict[str, Receipt]  # source -> the receipt of its last stage
+    ran: set[str]  # sources for which a stage ran
     failed: dict[str, UserError]
     excluded: list[Excluded]  # sources that the licence policy leaves out
-    notes: list[str]  # what a person should know: sources with other rows than expected
+    notes: list[str]  # sources whose number of rows is not the expected one
 
 
 def build(
@@ -76,18 +76,24 @@ def build(
     licenses: Policy | None = None,
     confined: bool = False,
 ) -> Outcome:
-    """Build a manifest into `out`, or `builds/<name>`; `licenses` is a policy instead of the manifest's.
+    """Build the manifest at `path`.
 
-    `workers` is a number of processes; None takes several where the input is large enough for them to pay.
-    `confined` is for a manifest from somebody else: what reads outside of its folder fails.
+    If the manifest has a lock file next to it, the pinned revisions are used, and a source that differs from its entry
+    there fails. A source that fails does not stop the others: it is in `failed`, and in build.json.
 
-    Revisions come from the lock file beside the manifest, where there is one; a source that is not as it was locked fails.
-
-    A source that fails does not undo the others: it stands in `failed`, and in build.json.
+    Args:
+        path: the manifest.
+        out: the build folder; by default `builds/<name>`.
+        only: names of sources; by default all of them.
+        limit: at most this many rows of each source.
+        workers: the number of processes; None starts several if the input is large enough.
+        progress: reports how far the work is.
+        licenses: a policy to use instead of the manifest's.
+        confined: refuse what the manifest reads outside its own folder, because somebody else wrote it.
 
     Raises:
-        ManifestError: the manifest is wrong, or `only` names a source that it has not, or that the policy leaves out; or
-            `confined`, and an evaluation set or a model is outside of the manifest's folder.
+        ManifestError: the manifest is wrong; `only` names a source that it does not have or that the policy leaves out;
+            or, with `confined`, an evaluation set or a model is outside the manifest's folder.
     """
     manifest, excluded = allowed(load_manifest(path), licenses)
     folder = out or Path("builds") / manifest.name
@@ -98,7 +104,7 @@ def build(
     changed = {name: error for name, error in changed.items() if name in chosen}
     with locked(folder, "curate build"):
         outcome = _build(path, manifest, folder, chosen, jobs, workers, progress, excluded, changed)
-        report.write(folder)  # last: it tells of all the others
+        report.write(folder)  # last, as it shows everything else
         return outcome
 
 
@@ -114,59 +120,111 @@ def _build(
     changed: dict[str, UserError],
 ) -> Outcome:
     started = time.time()
+    done: dict[str, dict[str, Done]] = {}  # stage -> source -> what it did
+    failed: dict[str, UserError] = {}
+
+    def run(stage: Stage[Job], some: list[Job], label: str = "") -> list[Job]:
+        """Run a stage for some sources; return those that did not fail."""
+        done[stage.name], more = _run_each(stage, some, workers, progress, label or stage.name)
+        failed.update(more)
+        return [job for job in some if job.source.name in done[stage.name]]
+
+    # 1. shape. Other sources than the chosen ones matter if they hold queries out, or if sources are compared
     across = manifest.dedup is not None and manifest.dedup.across
     needed = [job for job in jobs if across or job.source.name in chosen or job.source.holdout]
-    shaped, failed = _each(shape_source, shape_stands, needed, workers, progress, "read and shape")
-    holding = tuple(name for name in shaped if shaped[name].receipt["heldout"])
+    shaped = run(stages.SHAPE, _with_inputs(needed, failed), "read and shape")
+    run(stages.HOLD_OUT, [job for job in shaped if job.source.holdout])
+    shaped = [job for job in shaped if job.source.name not in failed]
+    for job in shaped:
+        if not job.source.holdout:
+            shutil.rmtree(folder / stages.HOLD_OUT.folder / job.source.name, ignore_errors=True)
+    holding = tuple(job.source.name for job in shaped if done["shape"][job.source.name].receipt["heldout"])
     jobs = [job._replace(holding=holding) for job in jobs]
-    decontaminate.make_index(manifest.decontaminate, path.parent, folder, holding, progress)
-    ready = [job for job in jobs if (across or job.source.name in chosen) and job.source.name in shaped]
-    stages = {"shape": shaped}
-    steps = [("near", near_source, near_stands)] if manifest.dedup else []
-    for name, work, stand in (*steps, ("clean", clean_source, clean_stands)):
-        stages[name], more = _each(work, stand, ready, workers, progress, name)
-        failed |= more
-        ready = [job for job in ready if job.source.name in stages[name]]
-    if across and ready:
-        from curation.clean.across import compare  # loads the compiled loops
 
-        stages["across"] = compare(ready)
-    ready = [job for job in ready if job.source.name in chosen]
-    stages["curate"], more = _each(curate_source, curate_stands, ready, workers, progress, "curate")
-    failed |= more | changed
-    receipts = {name: done.receipt for name, done in stages["curate"].items()}
-    current = [job.source.name for job in jobs if job.source.name not in chosen and _stands_still(job)]
-    there = [job.source.name for job in jobs if job.source.name in {*receipts, *current}]
-    overlaps.write(folder, there, across)
-    leaks = decontaminate.gather(manifest.decontaminate, folder, there)
+    # 2. and 3. near, clean
+    decontaminate.make_index(manifest.decontaminate, path.parent, folder, holding, progress)
+    ready = [job._replace(holding=holding) for job in shaped if across or job.source.name in chosen]
+    if manifest.dedup:
+        ready = run(stages.NEAR, ready)
+    ready = run(stages.CLEAN, ready)
+
+    # 4. across
+    if across and ready:
+        for stage in (stages.ACROSS, stages.DROPS):
+            done[stage.name] = {"": stages.run(stage, ready, progress)}
+
+    # 5. curate
+    run(stages.CURATE, [job for job in ready if job.source.name in chosen])
+    failed |= changed
+    receipts = {name: one.receipt for name, one in done["curate"].items()}
+
+    # 6. overlaps, and the files that describe the whole build, of the sources that are current now
+    current = [job.source.name for job in jobs if job.source.name not in chosen and _is_current(job)]
+    present = [job for job in jobs if job.source.name in {*receipts, *current}]
+    _write_overlaps(folder, present)
+    contaminated = decontaminate.gather(manifest.decontaminate, folder, [job.source.name for job in present])
     keep_lock(path, folder)
     mteb_tasks.write_training_datasets(folder, manifest)
-    summary = summary_of(folder, manifest, receipts, failed, current, excluded, leaks)
+    summary = summary_of(folder, manifest, receipts, failed, current, excluded, contaminated)
     attribution.write(folder, manifest, summary)
     write_summary(folder, path, manifest, summary)
-    seconds = {f"{stage}/{name}": round(done.seconds, 3) for stage, all_done in stages.items() for name, done in all_done.items()}
+    seconds = {f"{stage}/{name}": round(one.seconds, 3) for stage, by_name in done.items() for name, one in by_name.items()}
     write_json(folder / "timings.json", {"seconds": round(time.time() - started, 3), "stages": seconds})
-    ran = {name for all_done in stages.values() for name, done in all_done.items() if done.ran and name in receipts}
-    notes = [note for job in jobs if job.source.name in receipts for note in _unexpected(job, shaped[job.source.name].receipt)]
+    ran = {name for by_name in done.values() for name, one in by_name.items() if one.ran and name in receipts}
+    notes = [
+        note
+        for job in jobs
+        if job.source.name in receipts
+        for note in _unexpected_rows(job, done["shape"][job.source.name].receipt)
+    ]
     return Outcome(folder, receipts, ran, failed, excluded, notes)
 
 
-def _unexpected(job: Job, receipt: Receipt) -> Iterator[str]:
-    """Yield how the rows of a source, its corpus and its queries differ in number from what the manifest expects."""
+def _with_inputs(jobs: list[Job], failed: dict[str, UserError]) -> list[Job]:
+    """Return jobs with the digests of their files; sources whose files are missing are added to `failed`."""
+    ready = []
+    for job in jobs:
+        try:
+            ready.append(_guarded(job, stages.with_inputs, job))
+        except UserError as error:
+            failed[job.source.name] = error
+    return ready
+
+
+def _write_overlaps(folder: Path, jobs: list[Job]) -> None:
+    """Count what two sources share, and put the table into the build folder; with one source there is no table."""
+    path = folder / "overlaps.parquet"
+    if len(jobs) < 2:
+        path.unlink(missing_ok=True)
+        return
+    stages.run(stages.OVERLAP, jobs)
+    found = (folder / stages.OVERLAP.folder / "overlaps.parquet").read_bytes()
+    if not path.exists() or path.read_bytes() != found:
+        with atomic(path) as file:
+            file.write(found)
+
+
+def _unexpected_rows(job: Job, receipt: Receipt) -> list[str]:
+    """Return where the number of rows of a source, its corpus and its queries is not the one that the manifest expects."""
     source, counts = job.source, receipt.get("table_rows", {})
     whole = source.limit is None or receipt["shape"] == "qrels"
-    found = [("", source.expected_rows, receipt["rows_in"] + source.skip if whole else None)]
-    found += [(f" ({part})", table.expected_rows, counts.get(part)) for part, table in extra_tables(source)]
-    for part, expected, count in found:
+    counts = {"": receipt["rows_in"] + source.skip if whole else None, **counts}
+    notes = []
+    for part, table in stages.tables_of(source).items():
+        expected, count = table.expected_rows, counts.get(part)
         if None not in (expected, count) and expected != count:
-            yield f"source '{source.name}'{part}: has {count:,} rows, and 'expected_rows' says {expected:,}"
+            named = f"source '{source.name}'" + (f" ({part})" if part else "")
+            notes.append(f"{named}: has {count:,} rows, and 'expected_rows' says {expected:,}")
+    return notes
 
 
-def _stands_still(job: Job) -> bool:
-    """Tell whether a source that was not asked for is still what it was, with all that is held out now."""
-    needed = ("shaped", "cleaned", *(["near"] if job.dedup else []))
-    there = all((job.build / stage / job.source.name / "done.json").exists() for stage in needed)
-    return there and clean_stands(job) and (not job.dedup or near_stands(job)) and curate_stands(job)
+def _is_current(job: Job) -> bool:
+    """Return whether the tables of a source that was not asked for are still right, given what is held out now."""
+    needed = [stages.NEAR, stages.CLEAN, stages.CURATE] if job.dedup else [stages.CLEAN, stages.CURATE]
+    receipts = [job.build / stage.folder / job.source.name / "done.json" for stage in (stages.SHAPE, *needed[:-1])]
+    if not all(receipt.exists() for receipt in receipts):
+        return False
+    return all(is_current(stages.folder_of(stage, job), stages.digest(stage, job)) for stage in needed)
 
 
 def pick(manifest: Manifest, only: Iterable[str], excluded: Iterable[Excluded] = ()) -> list[str]:
@@ -185,7 +243,7 @@ def pick(manifest: Manifest, only: Iterable[str], excluded: Iterable[Excluded] =
 
 
 def job_of(manifest: Manifest, source: Source, base: Path, folder: Path, limit: int | None) -> Job:
-    """Return a source's job; with `limit`, a quick look: at most so many rows, and at most a fifth of them held out."""
+    """Return a source's job; with `limit`, at most that many rows are read, and at most a fifth of them held out."""
     limited = source
     if limit is not None:
         fewer = {"limit": min(source.limit or limit, limit), "holdout": min(source.holdout, limit // 5)}
@@ -196,18 +254,18 @@ def job_of(manifest: Manifest, source: Source, base: Path, folder: Path, limit: 
     )
 
 
-def _each(
-    work: Callable[[Job, Progress], Done],
-    stands: Callable[[Job], bool],
-    jobs: list[Job],
-    workers: int | None,
-    progress: Progress,
-    what: str,
+def _run_each(
+    stage: Stage[Job], jobs: list[Job], workers: int | None, progress: Progress, label: str
 ) -> tuple[dict[str, Done], dict[str, UserError]]:
-    """Run `work` over jobs, in this process or in several; the outcome does not depend on which."""
+    """Run a stage for each source, in this process or in several; the result does not depend on the number.
+
+    Returns:
+        what the stage did, and the sources that failed, both in the order of `jobs`.
+    """
     done: dict[str, Done] = {}
     failed: dict[str, UserError] = {}
-    to_do: list[Job] = []
+    digests: dict[str, str] = {}
+    waiting: list[Job] = []
 
     def note(job: Job, result: Callable[[], Done]) -> None:
         try:
@@ -215,52 +273,65 @@ def _each(
         except UserError as error:
             failed[job.source.name] = error
 
+    def run_here(job: Job) -> None:
+        note(job, partial(_guarded, job, stages.run, stage, job, progress, digests[job.source.name]))
+
+    # sources that are current need no process: only their files are checked
     for job in jobs:
+        name = job.source.name
         try:
-            idle = _in_one_line(stands, job)
+            digests[name] = _guarded(job, stages.digest, stage, job)
+            current = _guarded(job, is_current, stages.folder_of(stage, job), digests[name])
         except UserError as error:
-            failed[job.source.name] = error
+            failed[name] = error
             continue
-        if idle:
-            note(job, functools.partial(_in_one_line, work, job, progress))
+        if current:
+            run_here(job)
         else:
-            to_do.append(job)
-    count = min(len(to_do), workers or _workers_that_pay(to_do))
+            waiting.append(job)
+    count = min(len(waiting), workers or _workers_that_pay(waiting))
     if count <= 1:
-        for job in to_do:
-            note(job, functools.partial(_in_one_line, work, job, progress))
+        for job in waiting:
+            run_here(job)
     else:
-        with progress(what, len(to_do), "sources") as advance:
-            for job, result in local.run(functools.partial(_in_one_line, work), to_do, count, to_do[0].build):
+        with progress(label, len(waiting), "sources") as advance:
+            items = [(job, digests[job.source.name]) for job in waiting]
+            for (job, _), result in local.run(partial(_run_there, stage), items, count, waiting[0].build):
                 note(job, result)
                 advance(1)
     order = [job.source.name for job in jobs]
     return {name: done[name] for name in order if name in done}, {name: failed[name] for name in order if name in failed}
 
 
+def _run_there(stage: Stage[Job], item: tuple[Job, str]) -> Done:
+    """Run a stage in a worker process, where nothing reports progress."""
+    job, digest = item
+    return _guarded(job, stages.run, stage, job, silent, digest)
+
+
 def _workers_that_pay(jobs: list[Job]) -> int:
-    """Return how many processes to use: one, and a further one for each WORTH of input beside the largest source."""
+    """Return how many processes to use: one, and one more for each PROCESS_BYTES of input beyond the largest source."""
     sizes = sorted(map(_size_of, jobs))
-    return min(local.processors(), 1 + sum(sizes[:-1]) // WORTH)
+    return min(local.processors(), 1 + sum(sizes[:-1]) // PROCESS_BYTES)
 
 
 def _size_of(job: Job) -> int:
-    """Return the bytes of a source's files; of one of the Hub, for whose rows a process waits, WORTH."""
-    tables = [table for table in (job.source, job.source.corpus, job.source.queries) if table]
+    """Return the bytes of a source's files; for a dataset of the Hub PROCESS_BYTES, as its process waits for the network."""
+    tables = stages.tables_of(job.source).values()
     try:
-        return sum(sizes(table, job.base) if is_local(table, job.base) else WORTH for table in tables)
+        return sum(sizes(table, job.base) if is_local(table, job.base) else PROCESS_BYTES for table in tables)
     except (UserError, OSError):
-        return 0  # the source will fail, and say why
+        return 0  # the source will fail with this error
 
 
-def _in_one_line(work: Callable[..., R], job: Job, *more: object) -> R:
-    """Return `work(job, ...)`; what goes wrong there and nobody foresaw fails this source alone.
+def _guarded(job: Job, function: Callable[..., R], *arguments: object) -> R:
+    """Call a function for a source, so that an unforeseen error fails only this source.
 
     Raises:
-        SourceError: in place of any exception but those that a person can mend, and what the system refuses in the build.
+        SourceError: in place of any error other than a UserError, or one that concerns the whole build, such as a full disk.
     """
     try:
-        return work(job, *more)
+        return function(*arguments)
     except UserError:
         raise
     except (Exception, pl.exceptions.PanicException) as error:  # polars' own derives from BaseException

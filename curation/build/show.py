@@ -44,6 +44,28 @@ def reasons_table(found: dict[str, Receipt]) -> str:
     return text_table(("source", "left out", "reason", "count"), lines) if lines else "nothing was left out"
 
 
+def overlaps_of(build: Path, name: str) -> dict[str, dict[str, int | None]]:
+    """Return {other source: equal, near, dropped (from the later source)} of a source."""
+    path = build / "overlaps.parquet"
+    found = {}
+    for row in read_parquet(path).iter_rows(named=True) if path.exists() else ():
+        both = {row.pop("source_a"), row.pop("source_b")}
+        if name in both and len(both) == 2:
+            found[next(iter(both - {name}))] = row
+    return found
+
+
+def overlaps_table(build: Path, names: list[str], count: int = 10) -> str:
+    """Return the pairs of sources with the most equal texts as a table; empty if no two sources share anything."""
+    path = build / "overlaps.parquet"
+    if not path.exists():
+        return ""
+    shared = read_parquet(path).filter(pl.any_horizontal(pl.col("source_a", "source_b").is_in(names)))
+    shared = shared.sort("equal", "near", descending=True, nulls_last=True, maintain_order=True).head(count)
+    lines = [tuple("" if cell is None else cell for cell in line) for line in shared.rows()]
+    return table(("source", "and", "equal texts", "near", "dropped"), lines) if lines else ""
+
+
 def as_json(found: object) -> str:
     """Return JSON for programs."""
     return json.dumps(found, indent=1, ensure_ascii=False)

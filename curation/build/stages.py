@@ -1,112 +1,154 @@
-"""The first stage of a source: read, shaped and filtered alone. Small jobs, fit for a worker process."""
+"""The stages of a build; the table at the end of this file lists them.
+
+A stage has a folder below the build, a list of what it depends on, and a function that writes its files. `run` runs a
+stage if its receipt is absent or if the digest of what it depends on has changed; `store.run_stage` decides that.
+One more stage is run by `curation/clean/decontaminate.py`, the index of the evaluation sets: it reads files of its own.
+"""
 
 from __future__ import annotations
 
-import shutil
 import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import polars as pl
+import xxhash
 
-from curation.core.errors import SourceError
+from curation.build.numbering import Frames, number, pairs_of, passages_of
+from curation.clean import decontaminate
+from curation.clean.shingles import SHINGLING
+from curation.clean.siblings import RULES as SIBLINGS
+from curation.core.errors import SourceError, listed
 from curation.core.progress import Progress, silent
-from curation.core.store import digest_of, run_stage, stands
-from curation.core.tables import read_parquet, read_table, write_parquet, write_table
+from curation.core.record import DROPPED, no_drops
+from curation.core.store import digest_of, file_digest, receipt_of, run_stage
+from curation.core.tables import (
+    link_table,
+    read_frames,
+    read_parquet,
+    read_table,
+    write_frames,
+    write_parquet,
+    write_table,
+)
+from curation.core.text import forms
 from curation.read.rows import Lost, joined
 from curation.read.sources import inputs, marks, outside, portions, read_rows, take, unchanged
-from curation.recipe.job import FORMAT, Done, Job, Receipt
-from curation.recipe.source import ABOUT, Source, TextTable, shape_of
+from curation.recipe.job import FORMAT, Done, Inputs, Job, Receipt
+from curation.recipe.source import ABOUT, Source, Table, TextTable, shape_of
 from curation.shape import filters, holdout
 from curation.shape import merge as equal
 from curation.shape.answers import FILE as ANSWERS
 from curation.shape.answers import answers_of
 from curation.shape.columns import place_of
+from curation.shape.labelled import pair_up
 from curation.shape.parts import PORTION, Part, Shaped, in_turn, shape_parts, shapes_alone
+from curation.shape.scores import with_scores
 from curation.shape.shapes import to_tuples
 from curation.shape.unused import check_left, check_readable, check_rows, counts_of, unread
 
-# what later stages' receipts repeat of the first one's
+# what the receipts of later stages repeat of the first one's
 CARRIED = ("rows_in", "rows_used", "rows_dropped", "tuples_made", "merged", "heldout", "inputs", "outside", "shape")
+SHORTEST = 12  # characters; shorter texts do not count as shared by two sources
+OVERLAPS = pl.Schema(
+    {"source_a": pl.String(), "source_b": pl.String(), "equal": pl.UInt32(), "near": pl.UInt32(), "dropped": pl.UInt32()}
+)
+T = TypeVar("T")
 
 
-def shape_digest(job: Job) -> tuple[str, dict[str, str]]:
-    """Return the digest of all that stage 1 depends on, and the digests of its inputs."""
-    reads = inputs(job.source, job.base)
-    for part, table in extra_tables(job.source):
-        reads |= {f"{part}/{name}": digest for name, digest in inputs(table, job.base).items()}
-    what = job.source.model_dump(exclude=ABOUT)
-    return digest_of([FORMAT, "shape", job.seed, what, job.filters.model_dump(), reads]), reads
+class Stage(NamedTuple, Generic[T]):
+    """A stage of one source (T is Job), or of all sources together (T is list[Job])."""
+
+    name: str  # in progress, timings and digests
+    folder: str  # below the build; a source's stage writes to folder/SOURCE
+    depends_on: Callable[[T], list[Any]]  # JSON values; the stage runs again when one changes
+    work: Callable[[T, Path, Progress], Receipt]  # writes files into the folder it gets, returns what the receipt says
 
 
-def shape_stands(job: Job) -> bool:
-    """Tell whether stage 1 has nothing to do."""
-    return stands(job.build / "shaped" / job.source.name, shape_digest(job)[0])
+def digest(stage: Stage[T], of: T) -> str:
+    """Return the digest of all that a stage depends on."""
+    return digest_of([FORMAT, stage.name, *stage.depends_on(of)])
 
 
-def shape_source(job: Job, progress: Progress = silent) -> Done:
-    """Stage 1 of one source: read, shape, filter, merge, set apart."""
+def folder_of(stage: Stage[T], of: T) -> Path:
+    """Return the folder that a stage writes."""
+    if isinstance(of, Job):
+        return of.build / stage.folder / of.source.name
+    assert isinstance(of, list)
+    return Path(of[0].build / stage.folder)
+
+
+def run(stage: Stage[T], of: T, progress: Progress = silent, known: str | None = None) -> Done:
+    """Run a stage unless it is current; `known` is its digest, where that is computed already."""
     started = time.time()
-    tables = [job.source, *(table for _, table in extra_tables(job.source))]
-    before = [marks(table, job.base) for table in tables]
-    digest, reads = shape_digest(job)
-
-    def work(folder: Path) -> Receipt:
-        with unchanged(before, tables, job.base):
-            return _shape(job, folder, reads, progress)
-
-    receipt, ran = run_stage(job.build / "shaped" / job.source.name, digest, work)
-    heldout = job.build / "heldout" / job.source.name
-    if job.source.holdout:
-        run_stage(heldout, digest, lambda folder: _hold_out(job, folder))
-    else:
-        shutil.rmtree(heldout, ignore_errors=True)
+    receipt, ran = run_stage(folder_of(stage, of), known or digest(stage, of), lambda folder: stage.work(of, folder, progress))
     return Done(receipt, ran, time.time() - started)
 
 
-def _hold_out(job: Job, folder: Path) -> Receipt:
-    stage = job.build / "shaped" / job.source.name
-    tuples, held = read_table(stage, "tuples"), read_parquet(stage / "heldout.parquet")
-    texts = [
-        tuples["positives"].explode(),
-        tuples["negatives"].explode(empty_as_null=False),
-        held["negatives"].explode(empty_as_null=False),
-        read_parquet(stage / "corpus.parquet")["text"],
-    ]
-    holdout.write_beir(folder, held, pl.concat(texts).drop_nulls())
-    return {"source": job.source.name, "queries": len(held)}
+# ---- shape: one source alone, read, shaped, filtered, equal queries merged, held-out queries taken out ----
 
 
-def extra_tables(source: Source) -> list[tuple[str, TextTable]]:
-    """Return the corpus and the queries of a source, where it has them, each with its key."""
-    return [(part, table) for part, table in (("corpus", source.corpus), ("queries", source.queries)) if table]
+def with_inputs(job: Job) -> Job:
+    """Return a job with the digests of its source's files: each is digested once, here, and then parsed.
+
+    Raises:
+        SourceError: a file or dataset is missing.
+    """
+    tables = tables_of(job.source)
+    before = [marks(table, job.base) for table in tables.values()]  # first, so that any later change is noticed
+    digests = {
+        f"{part}/{name}" if part else name: digest
+        for part, table in tables.items()
+        for name, digest in inputs(table, job.base).items()
+    }
+    return job._replace(inputs=Inputs(before, digests))
 
 
-def _shape(job: Job, folder: Path, reads: dict[str, str], progress: Progress) -> Receipt:
+def tables_of(source: Source) -> dict[str, Source | TextTable]:
+    """Return what a source reads: its rows under '', and its corpus and queries if it has them."""
+    parts = {"": source, "corpus": source.corpus, "queries": source.queries}
+    return {part: table for part, table in parts.items() if table}
+
+
+def shape_depends(job: Job) -> list[Any]:
+    """Return the source's entry in the manifest without its descriptions, the filters and the digests of its files."""
+    assert job.inputs
+    return [job.seed, job.source.model_dump(exclude=ABOUT), job.filters.model_dump(), job.inputs.digests]
+
+
+def shape(job: Job, folder: Path, progress: Progress) -> Receipt:
+    """Read a source and make its tuples: filter them, merge equal queries, and take out the queries to hold out."""
+    assert job.inputs
     source, made = job.source, None
+    tables = tables_of(source)
     held: list[Part] = []
-    by_rows = shape_of(source) != "qrels"  # a limit of qrels counts queries, and is taken when they are known
-    with progress(f"read {source.name}", None, "rows") as advance:
-        if shapes_alone(source):
-            parts = portions(source, job.base, PORTION, advance)
-            held = list(islice(parts, 2))
-            if len(held) > 1:
-                made = shape_parts(source, job.filters, job.seed, in_turn(held, parts), folder)
-                held = []
+    by_rows = shape_of(source) != "qrels"  # a limit of qrels counts queries, and is applied when they are known
+    with unchanged(job.inputs.marks, list(tables.values()), job.base):
+        with progress(f"read {source.name}", None, "rows") as advance:
+            if shapes_alone(source):  # a source of more than one part need not fit in memory
+                parts = portions(source, job.base, PORTION, advance)
+                held = list(islice(parts, 2))
+                if len(held) > 1:
+                    made = shape_parts(source, job.filters, job.seed, in_turn(held, parts), folder)
+                    held = []
+            if made is None:
+                rows, lost = held[0] if held else take(source, job.seed, source.limit if by_rows else None, job.base, advance)
         if made is None:
-            limit = source.limit if by_rows else None
-            rows, lost = held[0] if held else take(source, job.seed, limit, job.base, advance)
-    made = made or _shape_whole(job, rows, lost, folder)
+            made = _shape_whole(job, rows, lost, folder)
+            del rows, lost
     write_parquet(folder / "corpus.parquet", pl.DataFrame({"text": made.corpus}))
     write_parquet(folder / "heldout.parquet", made.held)
     write_parquet(folder / "dropped.parquet", pl.concat([made.unused, made.poor, made.merged]))
-    tables = (source, *dict(extra_tables(source)).values())
     return {
         "source": source.name,
         "shape": shape_of(source),
         "instruction": made.instruction,
-        "inputs": reads,
-        "outside": sorted({name for table in tables for _, name in outside(table, job.base)}),
+        "inputs": job.inputs.digests,
+        "outside": sorted({name for table in tables.values() for _, name in outside(table, job.base)}),
         "rows_in": made.rows_in,
         "rows_used": made.rows_in - len(made.unused),
         "rows_dropped": counts_of(made.unused),
@@ -120,14 +162,15 @@ def _shape(job: Job, folder: Path, reads: dict[str, str], progress: Progress) ->
 
 
 def _shape_whole(job: Job, rows: pl.DataFrame, lost: list[Lost], folder: Path) -> Shaped:
+    """Shape a source whose rows are all in memory."""
     source = job.source
     check_readable(source, rows, lost)
-    tables = {part: _read_whole(f"{place_of(source)} ({part})", table, job.base) for part, table in extra_tables(source)}
+    tables = {part: _read_whole(source, part, table, job.base) for part, table in tables_of(source).items() if part}
     tuples, dropped, corpus, instruction, scores, unlabelled = to_tuples(source, rows, job.seed, **tables)
     table_rows = {part: len(table) for part, table in tables.items()}
     answers = answers_of(source, rows, tuples)
     rows_in, tuples_made = len(rows) + len(lost), len(tuples)
-    del rows, tables  # from here on the tuples alone
+    del rows, tables  # only the tuples are needed from here on
     check_rows(source, rows_in, lost, dropped, tuples_made)
     tuples, poor, texts_out = filters.apply(tuples, job.filters, source.name, source.task)
     texts_out |= unlabelled or {}
@@ -143,9 +186,323 @@ def _shape_whole(job: Job, rows: pl.DataFrame, lost: list[Lost], folder: Path) -
     return Shaped(rows_in, tuples_made, unused, poor, merged, held, corpus, instruction, texts_out, table_rows)
 
 
-def _read_whole(where: str, table: TextTable, base: Path) -> pl.DataFrame:
-    """Return all rows of a corpus or of queries, which must be readable to the last."""
+def _read_whole(source: Source, part: str, table: Table, base: Path) -> pl.DataFrame:
+    """Return all rows of a corpus or of queries; one that cannot be read is an error, as an id may refer to it."""
+    where = f"{place_of(source)} ({part})"
     batches = list(read_rows(table, base))
     for lost in (one for batch in batches for one in batch.lost if one.bad):
         raise SourceError(where, f"row {lost.row} is unreadable ({lost.reason})", lost.evidence)
     return joined([batch.frame for batch in batches], where)
+
+
+# ---- hold out: the queries that were taken out, as an evaluation set in BEIR's layout ----
+
+
+def hold_out_depends(job: Job) -> list[Any]:
+    """Return the digest of the shaped source."""
+    return [receipt_of(job.build / "shaped" / job.source.name)["digest"]]
+
+
+def hold_out(job: Job, folder: Path, progress: Progress) -> Receipt:
+    """Write the held-out queries; their corpus is all passages of the source."""
+    stage = job.build / "shaped" / job.source.name
+    tuples, held = read_table(stage, "tuples"), read_parquet(stage / "heldout.parquet")
+    texts = [
+        tuples["positives"].explode(),
+        tuples["negatives"].explode(empty_as_null=False),
+        held["negatives"].explode(empty_as_null=False),
+        read_parquet(stage / "corpus.parquet")["text"],
+    ]
+    holdout.write_beir(folder, held, pl.concat(texts).drop_nulls())
+    return {"source": job.source.name, "queries": len(held)}
+
+
+# ---- near: the near-duplicates among all texts of a source ----
+
+
+def near_depends(job: Job) -> list[Any]:
+    """Return the source's texts, and the lowest similarity that is stored."""
+    assert job.dedup
+    mine = receipt_of(job.build / "shaped" / job.source.name)
+    texts = {name: digest for name, digest in mine["files"].items() if name.startswith(("tuples-", "corpus."))}
+    return [texts, job.dedup.stored, job.dedup.across, SHINGLING, SIBLINGS]
+
+
+def find_near(job: Job, folder: Path, progress: Progress) -> Receipt:
+    """Find the pairs of texts of a source that nearly match."""
+    from curation.clean.near import near, slices, without_siblings
+    from curation.clean.within import texts_of  # loads the compiled loops
+
+    assert job.dedup
+    texts = texts_of(job.build / "shaped" / job.source.name)
+    found = without_siblings(near(slices(texts), job.dedup.stored, folder), texts.gather)
+    write_parquet(folder / "pairs.parquet", pl.DataFrame({"left": found.left, "right": found.right, "score": found.score}))
+    write_parquet(folder / "form.parquet", pl.DataFrame({"form": found.form}))
+    for path in folder.iterdir():  # the comparison with other sources reads the sketches, nothing else does
+        for_others = path.name.startswith(("entries", "counts", "forms", "keys-")) and job.dedup.across
+        if path.suffix != ".parquet" and not for_others:
+            path.unlink()
+    return {"source": job.source.name, "texts": len(found.form), "pairs": len(found.score), "lowest": job.dedup.stored}
+
+
+# ---- clean: remove what is held out in any source, or occurs in an evaluation set ----
+
+
+def clean_depends(job: Job) -> list[Any]:
+    """Return the shaped source, the held-out queries of all sources, and the index of the evaluation sets."""
+    mine = receipt_of(job.build / "shaped" / job.source.name)
+    held = {name: receipt_of(stage)["files"]["heldout.parquet"] for name, stage in _holding(job).items()}
+    return [mine["digest"], mine["files"], held, *decontaminate.depends_on(job.decontaminate, job.build)]
+
+
+def _holding(job: Job) -> dict[str, Path]:
+    """Return the folders of the shaped sources that hold queries out."""
+    stages = {name: job.build / "shaped" / name for name in job.holding}
+    return {name: stage for name, stage in stages.items() if (stage / "done.json").exists()}
+
+
+def clean(job: Job, folder: Path, progress: Progress) -> Receipt:
+    """Remove from a source what is held out anywhere, and what occurs in an evaluation set."""
+    source, stage = job.source, job.build / "shaped" / job.source.name
+    shaped = receipt_of(stage)
+    heldout = holdout.forms_of([(name, read_parquet(path / "heldout.parquet")) for name, path in _holding(job).items()])
+    corpus = read_parquet(stage / "corpus.parquet")["text"]
+    corpus = corpus.filter(~forms(corpus).is_in(heldout["form"].implode()))
+    drops, out, hashes = [no_drops()], Counter[str](), []
+
+    def kept(frames: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+        for frame in frames:
+            tuples, dropped, negatives = holdout.take_out_leaks(frame, heldout, source.name)
+            drops.append(dropped)
+            out["heldout_negative"] += negatives
+            hashes.append(_hashes(tuples))
+            yield tuples
+
+    if job.decontaminate:
+        tuples = pl.concat(kept([read_table(stage, "tuples")]))
+        if not len(tuples):
+            raise _emptied(source, "held-out texts", pl.concat(drops))
+        tuples, corpus, dropped, more_out = decontaminate.take_out(
+            job.decontaminate, job.build, folder, tuples, corpus, source.name
+        )
+        drops, hashes, out = [*drops, dropped], [_hashes(tuples)], out + Counter(more_out)
+        left = write_frames(folder, "tuples", [tuples], compression="lz4")
+    elif len(heldout):
+        left = write_frames(folder, "tuples", kept(read_frames(stage, "tuples")), compression="lz4")
+    else:  # nothing to remove: the same file
+        link_table(stage, folder, "tuples")
+        left = sum(map(len, kept(read_frames(stage, "tuples"))))
+    if not left:
+        raise _emptied(source, "decontamination" if job.decontaminate else "held-out texts", pl.concat(drops))
+    write_parquet(folder / "corpus.parquet", pl.DataFrame({"text": corpus}))
+    write_parquet(folder / "dropped.parquet", pl.concat([read_parquet(stage / "dropped.parquet"), *drops]).cast(DROPPED))
+    # each text once, sorted: the stage `overlaps` counts what two sources share
+    write_parquet(folder / "forms.parquet", pl.concat([*hashes, _form_hashes(corpus)]).unique().sort().to_frame())
+    counts: dict[str, Any] = {
+        "dropped": shaped["dropped"] | counts_of(pl.concat(drops)),
+        "texts_out": shaped["texts_out"] | {name: count for name, count in out.items() if count},
+    }
+    return {"source": source.name, **{name: shaped[name] for name in ("instruction", *CARRIED)}, **counts}
+
+
+def _emptied(source: Source, by: str, drops: pl.DataFrame) -> SourceError:
+    """Return the error for a source that has no tuple left: what removed them, and which sets they match."""
+    counts = drops.group_by("twin_source", maintain_order=True).len().sort("len", descending=True)
+    matched = listed([f"{name} {count}" for name, count in counts.iter_rows()], 5)
+    own = {source.name, decontaminate.HELDOUT + source.name} & set(counts["twin_source"])
+    hint = f"its own held-out queries match the others: lower its 'holdout: {source.holdout}'" if own else "leave the source out"
+    if by == "decontamination":
+        hint += ", or see what matches with `mode: report`"
+    return SourceError(place_of(source), f"{by} removed all {len(drops)} tuples (matched: {matched})", hint)
+
+
+def _hashes(tuples: pl.DataFrame) -> pl.Series:
+    """Return the hashes of all texts of some tuples."""
+    lists = [tuples[name].explode(empty_as_null=False) for name in ("positives", "negatives")]
+    return _form_hashes(pl.concat([tuples["query"], *lists]).drop_nulls())
+
+
+def _form_hashes(texts: pl.Series) -> pl.Series:
+    """Return a hash (u64) of the normalised form of each text of at least SHORTEST characters."""
+    texts = texts.unique()
+    texts = texts.filter(texts.str.len_chars() >= SHORTEST)
+    hashes = map(xxhash.xxh3_64_intdigest, forms(texts).cast(pl.Binary).to_list())
+    return pl.Series("form", list(hashes), dtype=pl.UInt64)
+
+
+# ---- across: near-duplicates of two sources ----
+
+
+def across_depends(jobs: list[Job]) -> list[Any]:
+    """Return the near-duplicates and sketches of each source, in the order of the manifest."""
+    near = [receipt_of(job.build / "near" / job.source.name) for job in jobs]
+    return [[[job.source.name, one["digest"], one["files"]] for job, one in zip(jobs, near, strict=True)]]
+
+
+def find_across(jobs: list[Job], folder: Path, progress: Progress) -> Receipt:
+    """Find the pairs of texts of two sources that nearly match."""
+    from curation.clean.across import find_pairs  # loads the compiled loops
+
+    return find_pairs(jobs, folder)
+
+
+def drops_depends(jobs: list[Job]) -> list[Any]:
+    """Return the settings, the pairs within and across sources, and the cleaned sources."""
+    assert jobs[0].dedup
+    pairs = receipt_of(jobs[0].build / "across" / "pairs")["files"]
+    cleaned = [receipt_of(job.build / "cleaned" / job.source.name) for job in jobs]
+    sources = [[job.source.name, job.source.task, one["digest"], one["files"]] for job, one in zip(jobs, cleaned, strict=True)]
+    return [jobs[0].dedup.model_dump(), *across_depends(jobs), pairs, sources]
+
+
+def decide_drops(jobs: list[Job], folder: Path, progress: Progress) -> Receipt:
+    """Decide which tuples are dropped because an earlier source has them; the order of jobs is the order of priority."""
+    from curation.clean.across import choose_drops  # loads the compiled loops
+
+    return choose_drops(jobs, folder)
+
+
+# ---- curate: near-duplicates dropped, passages numbered, tables written ----
+
+
+def curate_depends(job: Job) -> list[Any]:
+    """Return the cleaned source; with `dedup:` also its near-duplicates and what is dropped in favour of earlier sources."""
+    mine = receipt_of(job.build / "cleaned" / job.source.name)
+    near = []
+    if job.dedup:
+        across = _across(job)
+        pairs = receipt_of(job.build / "near" / job.source.name)
+        near = [job.dedup.model_dump(), pairs["digest"], pairs["files"], file_digest(across) if across else None]
+    return [mine["digest"], mine["files"], *near]
+
+
+def _across(job: Job) -> Path | None:
+    """Return the file of a source's tuples that are dropped in favour of an earlier source."""
+    path = job.build / "across" / "drops" / "sources" / f"{job.source.name}.parquet"
+    return path if job.dedup and job.dedup.across and path.exists() else None
+
+
+def curate(job: Job, folder: Path, progress: Progress) -> Receipt:
+    """Drop near-duplicates, number the passages, and write the tables."""
+    source, stage = job.source, job.build / "cleaned" / job.source.name
+    cleaned = receipt_of(stage)
+    corpus, dropped, families = read_parquet(stage / "corpus.parquet")["text"], no_drops(), None
+    pairing = source.task == "clustering" and cleaned["shape"] == "labelled"
+    scores = job.build / "shaped" / source.name / "scores.parquet"
+    frames: Frames = partial(read_frames, stage, "tuples")
+    if job.dedup or pairing or scores.exists():  # these need all tuples at once
+        tuples = read_table(stage, "tuples")
+        if job.dedup:
+            from curation.clean.within import drop_queries, edges_of, links_of, refuse_loss  # loads the compiled loops
+
+            count, across = len(tuples), _across(job)
+            dropped = read_parquet(across) if across else no_drops()
+            tuples = tuples.filter(~pl.col("id").is_in(dropped["id"].implode()))
+            links = links_of(job, tuples, corpus)
+            tuples, within = drop_queries(tuples, links, job.dedup, source.name, by_label=source.task == "clustering")
+            dropped = pl.concat([dropped, within])
+            refuse_loss(dropped, count, job.dedup, source.name)
+            write_parquet(folder / "near.parquet", edges_of(links))
+            families = links.texts.select("text", "family")
+        if pairing:
+            tuples, alone = pair_up(tuples, job.seed, source.name)
+            dropped = pl.concat([_same_reason(dropped, alone), alone])
+        frames = partial(iter, [tuples])
+    numbers = number(frames, corpus, source.task, families)
+    constants = _constants(job, cleaned)
+    pairs = pairs_of(frames, numbers)
+    if scores.exists():
+        pairs = (with_scores(some, numbers.keys, read_parquet(scores)) for some in pairs)
+    kept = write_frames(folder, "pairs", pairs, constants)
+    write_frames(folder, "passages", passages_of(frames, numbers, source.task), constants)
+    if source.fields.answer is not None:
+        answers, asked = read_parquet(job.build / "shaped" / source.name / ANSWERS), numbers.keys.gather(numbers.roles["query"])
+        write_parquet(folder / ANSWERS, answers.filter(pl.col("key").is_in(asked.implode())), constants)
+    write_parquet(folder / "dropped.parquet", pl.concat([read_parquet(stage / "dropped.parquet"), dropped.cast(DROPPED)]))
+    counts = {"kept": kept, "passages": numbers.passages, "dropped": cleaned["dropped"] | counts_of(dropped)}
+    return {**constants, **{name: cleaned[name] for name in (*CARRIED, "texts_out")}, **counts}
+
+
+def _same_reason(dropped: pl.DataFrame, alone: pl.DataFrame) -> pl.DataFrame:
+    """Return dropped tuples; a duplicate of a tuple that is alone in its class is dropped for the same reason as that tuple."""
+    labels = alone.select(pl.col("id").alias("twin_id"), pl.col("evidence").alias("label"))
+    also = pl.col("label").is_not_null()
+    return (
+        dropped.join(labels, on="twin_id", how="left")
+        .with_columns(
+            pl.when(also).then(pl.lit("pair")).otherwise("stage").alias("stage"),
+            pl.when(also).then(pl.lit("lonely_class")).otherwise("reason").alias("reason"),
+            pl.when(also).then("label").otherwise("evidence").alias("evidence"),
+            *(pl.when(~also).then(name).alias(name) for name in ("twin_id", "twin_source", "score")),
+        )
+        .select(dropped.columns)
+    )
+
+
+def _constants(job: Job, cleaned: Receipt) -> dict[str, str]:
+    """Return what is the same for every tuple of a source; the receipt and the metadata of its parquet files hold it."""
+    source = job.source
+    used = ",".join(f"{name}={value}" for name, value in sorted(job.filters.model_dump(exclude_none=True).items()))
+    signature = f"tuplesmith:{FORMAT}|seed:{job.seed}|shape:{cleaned['shape']}|limit:{source.limit or 'none'}|filters:{used}"
+    if job.dedup:
+        signature += f"|dedup:{job.dedup.threshold}" + (",across" if job.dedup.across else "")
+    return {
+        "source": source.name,
+        "task": source.task,
+        "language": source.language,
+        "instruction": cleaned["instruction"],
+        "revision": source.revision or "",
+        "license": source.license or "",
+        "signature": signature,
+    }
+
+
+# ---- overlaps: what each two sources share, before near-duplicates are dropped ----
+
+
+def overlaps_depends(jobs: list[Job]) -> list[Any]:
+    """Return the texts of each source, and with `dedup: {across: yes}` what is dropped in favour of earlier sources."""
+    texts = [[job.source.name, receipt_of(job.build / "cleaned" / job.source.name)["files"]["forms.parquet"]] for job in jobs]
+    across = jobs[0].dedup is not None and jobs[0].dedup.across
+    return [texts, receipt_of(jobs[0].build / "across" / "drops")["files"] if across else None]
+
+
+def count_overlaps(jobs: list[Job], folder: Path, progress: Progress) -> Receipt:
+    """Write OVERLAPS: each two sources that share equal texts or near-duplicates, in the order of the manifest."""
+    build, names, pair = jobs[0].build, [job.source.name for job in jobs], ["source_a", "source_b"]
+    tables = [
+        read_parquet(build / "cleaned" / name / "forms.parquet").with_columns(pl.lit(at, pl.UInt16).alias("at"))
+        for at, name in enumerate(names)
+    ]
+    both = pl.concat(tables)
+    both = both.filter(pl.len().over("form") > 1)
+    met = both.join(both, on="form", suffix="_b").filter(pl.col("at") < pl.col("at_b"))
+    counts = met.group_by("at", "at_b").agg(pl.len().alias("equal"))
+    named = (pl.Series(name, names, dtype=pl.String).gather(counts[at]) for name, at in zip(pair, ("at", "at_b"), strict=True))
+    found = pl.DataFrame([*named, counts["equal"]])
+    if jobs[0].dedup is not None and jobs[0].dedup.across:
+        lists = [read_parquet(path) for path in sorted((build / "across" / "drops" / "sources").iterdir())]
+        dropped = pl.concat(lists).group_by(pl.col("twin_source").alias("source_a"), pl.col("source").alias("source_b"))
+        near = read_parquet(build / "across" / "drops" / "counts.parquet")
+        for table in (near, dropped.agg(pl.len().alias("dropped"))):
+            found = found.join(table, on=pair, how="full", coalesce=True)
+        found = found.with_columns(pl.col("equal", "near", "dropped").fill_null(0))
+    else:
+        found = found.with_columns(pl.lit(None).alias("near"), pl.lit(0).alias("dropped"))
+    order = {name: at for at, name in enumerate(names)}
+    found = found.filter(pl.all_horizontal(pl.col(pair).is_in(names)))
+    found = found.sort([pl.col(name).replace_strict(order, return_dtype=pl.Int64) for name in pair])
+    write_parquet(folder / "overlaps.parquet", found.select(list(OVERLAPS)).cast(OVERLAPS))
+    return {"sources": names}
+
+
+# ---- the table; stages run in this order ----
+
+SHAPE: Stage[Job] = Stage("shape", "shaped", shape_depends, shape)
+HOLD_OUT: Stage[Job] = Stage("hold out", "heldout", hold_out_depends, hold_out)  # where `holdout:` is set
+NEAR: Stage[Job] = Stage("near", "near", near_depends, find_near)  # with `dedup:`
+CLEAN: Stage[Job] = Stage("clean", "cleaned", clean_depends, clean)
+ACROSS: Stage[list[Job]] = Stage("across", "across/pairs", across_depends, find_across)  # with `dedup: {across: yes}`
+DROPS: Stage[list[Job]] = Stage("drops", "across/drops", drops_depends, decide_drops)  # with `dedup: {across: yes}`
+CURATE: Stage[Job] = Stage("curate", "curated", curate_depends, curate)
+OVERLAP: Stage[list[Job]] = Stage("overlaps", "across/overlaps", overlaps_depends, count_overlaps)  # of two or more sources

@@ -16,7 +16,6 @@ from curation.recipe.yaml import merged_yaml
 
 Receipt = dict[str, Any]
 BESIDE = ("manifest.yaml", "manifest.lock", "ATTRIBUTION.md", "overlaps.parquet", "leaks.parquet", "mteb_training_datasets.json")
-STAGES = ("shaped", "near", "cleaned", "curated", "heldout")  # of a source
 
 
 def summary_of(
@@ -71,7 +70,8 @@ def write_summary(folder: Path, path: Path, manifest: Manifest, summary: dict[st
 
 def _stages(manifest: Manifest, sources: Iterable[str]) -> list[str]:
     """Return the stages that made the tables of a build; others in its folder are left from an earlier manifest."""
-    used = [stage for stage in STAGES if stage != "near" or manifest.dedup]
+    near = ["near"] if manifest.dedup else []
+    used = ["shaped", *near, "cleaned", "curated", "heldout"]
     shared = ["across/overlaps"] if len(list(sources)) > 1 else []
     shared += ["across/pairs", "across/drops"] if manifest.dedup and manifest.dedup.across else []
     shared += ["decontaminate"] if manifest.decontaminate else []

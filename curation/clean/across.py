@@ -6,7 +6,6 @@ of its own, and that file alone decides whether the source's tables are written 
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack
 from functools import partial
 from itertools import accumulate
@@ -23,9 +22,9 @@ from curation.clean.signatures import read
 from curation.clean.within import distinct, drop_queries, hides, links_of, refuse_loss, texts_of
 from curation.core.errors import SourceError
 from curation.core.record import DROPPED, dropped_frame, no_drops
-from curation.core.store import digest_of, receipt_of, run_stage
+from curation.core.store import receipt_of
 from curation.core.tables import read_parquet, read_table, write_parquet
-from curation.recipe.job import FORMAT, Done, Job, Receipt
+from curation.recipe.job import Job, Receipt
 from curation.shape.columns import EVIDENCE_CHARS
 
 COUNTS = pl.Schema({"source_a": pl.String(), "source_b": pl.String(), "near": pl.UInt32()})
@@ -40,27 +39,8 @@ class Kept(NamedTuple):
     positives: pl.DataFrame  # better, node of a positive
 
 
-def compare(jobs: list[Job]) -> dict[str, Done]:
-    """Find the pairs of texts of two sources, and decide which tuples go; the order of jobs is the order of priority."""
-    started = time.time()
-    build, wanted = jobs[0].build, jobs[0].dedup
-    assert wanted
-    near = [[job.source.name, _receipt(job, "near")["digest"], _receipt(job, "near")["files"]] for job in jobs]
-    pairs, ran = run_stage(build / "across" / "pairs", digest_of([FORMAT, "across", near]), lambda folder: _pairs(jobs, folder))
-    compared = time.time()
-    clean = [
-        [job.source.name, job.source.task, _receipt(job, "cleaned")["digest"], _receipt(job, "cleaned")["files"]] for job in jobs
-    ]
-    digest = digest_of([FORMAT, "drops", wanted.model_dump(), near, pairs["files"], clean])
-    drops, decided = run_stage(build / "across" / "drops", digest, lambda folder: _drops(jobs, folder))
-    return {"/pairs": Done(pairs, ran, compared - started), "/drops": Done(drops, decided, time.time() - compared)}
-
-
-def _receipt(job: Job, stage: str) -> Receipt:
-    return receipt_of(job.build / stage / job.source.name)
-
-
-def _pairs(jobs: list[Job], folder: Path) -> Receipt:
+def find_pairs(jobs: list[Job], folder: Path) -> Receipt:
+    """Write `pairs.parquet`: left, right, score of the texts of two sources that nearly match."""
     assert jobs[0].dedup
     corpus, able, owners = _joined(jobs, folder)
     left, right, score = matches(corpus, able, jobs[0].dedup.stored, owners)
@@ -95,12 +75,12 @@ def _joined(jobs: list[Job], folder: Path) -> tuple[Corpus, np.ndarray, np.ndarr
     return open_corpus(folder), np.concatenate(able), np.array(owners)
 
 
-def _drops(jobs: list[Job], folder: Path) -> Receipt:
-    """Visit the sources in order; what is kept of one stands against all later ones."""
+def choose_drops(jobs: list[Job], folder: Path) -> Receipt:
+    """Visit the sources in order, the first has priority; write the tuples that each one drops in favour of an earlier one."""
     build, wanted = jobs[0].build, jobs[0].dedup
     assert wanted
     node = firsts(np.concatenate([np.fromfile(build / "near" / job.source.name / "forms", np.uint64) for job in jobs]))
-    starts = list(accumulate((_receipt(job, "near")["texts"] for job in jobs), initial=0))
+    starts = list(accumulate((receipt_of(job.build / "near" / job.source.name)["texts"] for job in jobs), initial=0))
     pairs = read_parquet(build / "across" / "pairs" / "pairs.parquet").filter(pl.col("score") >= wanted.threshold)
     links = _links(pairs, node)
     kept = Kept(pl.DataFrame(schema=TUPLES), pl.DataFrame(schema=POSITIVES))

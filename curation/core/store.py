@@ -342,19 +342,27 @@ def _redo(folder: Path) -> str:
     return f"delete {folder} and run the command again to make it anew"
 
 
-def stands(folder: Path, digest: str) -> bool:
-    """Tell whether a whole stage with this digest stands there."""
+def is_current(folder: Path, digest: str) -> bool:
+    """Return whether a folder holds a whole stage whose receipt has this digest: then there is nothing to run."""
     receipt = read_receipt(folder)
     return receipt is not None and receipt.get("digest") == digest
 
 
 def run_stage(folder: Path, digest: str, work: Callable[[Path], Mapping[str, Any]]) -> tuple[dict[str, Any], bool]:
-    """Run `work(folder)` unless a whole stage with this digest stands there; return (receipt, whether it ran).
+    """Run `work(folder)` unless the stage is current; return (receipt, whether it ran). Curation, mining and training use it.
 
-    `work` writes its files into the folder it is given and returns what the receipt should say beside them.
+    `work` writes its files into the folder that it gets, and returns what the receipt says in addition to their digests.
+
+    Args:
+        folder: where the stage is; it appears there whole, or not at all.
+        digest: of everything that the stage depends on.
+        work: the stage.
+
+    Raises:
+        BuildError: a file of a current stage was changed, or `folder` is a file.
     """
-    receipt = read_receipt(folder)
-    if receipt is not None and receipt.get("digest") == digest:
+    if is_current(folder, digest):
+        receipt = receipt_of(folder)
         check_files(folder, receipt)
         return receipt, False
     if folder.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import os
 import re
@@ -53,7 +54,7 @@ def inputs(table: Table, base: Path) -> dict[str, str]:
     """
     if _of_hub(table, base):
         return {str(table.path): hub.commit_of(table)}
-    return {file.name: file_digest(file.path) for file in _files(table, base)}
+    return {file.name: _digest(file.path) for file in _files(table, base)}
 
 
 def marks(table: Table, base: Path) -> dict[str, object]:
@@ -66,11 +67,27 @@ def marks(table: Table, base: Path) -> dict[str, object]:
         return {str(table.path): hub.commit_of(table)}
     found: dict[str, object] = {}
     for file in _files(table, base):
-        state = file.path.stat()
-        fresh = time.time() - max(state.st_mtime, state.st_ctime) < FRESH
-        about = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+        about, fresh = _about(file.path)
         found[file.name] = (about, file_digest(file.path) if fresh else None)
     return found
+
+
+def _about(path: Path) -> tuple[tuple[int, ...], bool]:
+    """Return a file's place, size and times, and whether it is fresh: written so recently that they may miss a change."""
+    state = path.stat()
+    about = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    return about, time.time() - max(state.st_mtime, state.st_ctime) < FRESH
+
+
+def _digest(path: Path) -> str:
+    """Return the digest of a file's bytes; a file that has not changed since is read only once in a process."""
+    about, fresh = _about(path)
+    return file_digest(path) if fresh else _known_digest(path, about)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _known_digest(path: Path, about: tuple[int, ...]) -> str:
+    return file_digest(path)
 
 
 @contextmanager

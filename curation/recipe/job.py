@@ -13,6 +13,13 @@ FORMAT = 4  # of what the stages write; a new one makes every build run again
 Receipt = dict[str, Any]
 
 
+class Inputs(NamedTuple):
+    """What a source is read from, as it was before it was read."""
+
+    marks: list[dict[str, object]]  # for each table; see `marks` in curation/read/sources.py
+    digests: dict[str, str]  # of each file
+
+
 class Job(NamedTuple):
     """One source's part of a build; small, so that it travels to a worker process."""
 
@@ -24,6 +31,7 @@ class Job(NamedTuple):
     holding: tuple[str, ...]  # sources with held-out queries
     dedup: Dedup | None = None
     decontaminate: Decontaminate | None = None
+    inputs: Inputs | None = None  # set before the first stage
 
 
 class Done(NamedTuple):

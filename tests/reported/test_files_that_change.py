@@ -12,8 +12,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from curation.build import stages
 from curation.build.build import build, job_of
-from curation.build.stages import shape_source
 from curation.core.errors import SourceError
 from curation.core.store import file_digest, read_receipt
 from curation.read.lock import lock_of, write_lock
@@ -121,7 +121,9 @@ def test_a_source_that_changes_fails(contents, tmp_path, ending, change, after):
 
     manifest = load_manifest(tmp_path / "m.yaml")
     with pytest.raises(SourceError, match=f"^big.*{SAID}$"):
-        shape_source(job_of(manifest, manifest.sources[0], tmp_path, tmp_path / "b", None), progress)
+        stages.run(
+            stages.SHAPE, stages.with_inputs(job_of(manifest, manifest.sources[0], tmp_path, tmp_path / "b", None)), progress
+        )
     assert not (tmp_path / "b" / "shaped" / "s").exists()
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from curation.build import build as building
 from curation.build import stages
 from curation.build.build import build
 from curation.build.show import records
@@ -151,12 +150,12 @@ def test_a_source_of_which_all_is_a_near_duplicate(tmp_path):
 
 
 def test_what_nobody_foresaw_fails_one_source_in_one_line(tmp_path, monkeypatch):
-    def broken(job, progress):
+    def broken(job, folder, progress):
         if job.source.name != "good":
             raise KeyError("oh\nno")
-        return stages.shape_source(job, progress)
+        return stages.shape(job, folder, progress)
 
-    monkeypatch.setattr(building, "shape_source", broken)
+    monkeypatch.setattr(stages, "SHAPE", stages.SHAPE._replace(work=broken))
     outcome = build(manifest(tmp_path, ["files: good.jsonl"]), tmp_path / "b")
     assert str(outcome.failed["s0"]).startswith("source 's0': KeyError in test_tracebacks.py:")
     assert str(outcome.failed["s0"]).endswith("('oh\\nno'); this is a fault of tuplesmith: please report it")
