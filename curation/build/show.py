@@ -63,7 +63,7 @@ def overlaps_table(build: Path, names: list[str], count: int = 10) -> str:
     shared = read_parquet(path).filter(pl.any_horizontal(pl.col("source_a", "source_b").is_in(names)))
     shared = shared.sort("equal", "near", descending=True, nulls_last=True, maintain_order=True).head(count)
     lines = [tuple("" if cell is None else cell for cell in line) for line in shared.rows()]
-    return table(("source", "and", "equal texts", "near", "dropped"), lines) if lines else ""
+    return text_table(("source", "and", "equal texts", "near", "dropped"), lines) if lines else ""
 
 
 def as_json(found: object) -> str:
