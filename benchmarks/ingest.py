@@ -6,7 +6,7 @@ Each dataset is written `copies` times over, the copy's number behind every quer
 ours and the peer's, in turns, each in a process of its own that has imported what it needs. Times are CPU-seconds of
 that process on one thread (wall-clock says little on a shared machine), medians of the rounds. "shape" is our first
 stage, which does what the peer does and merges equal queries too: read, shape, filter, write, digest, receipt. "build" is
-all of `curate build` with one worker: also leaks, groups, identities, passages. The peer is `load_dataset`, a `map` to
+all of `curate build` with one worker: also decontamination, groups, identities, passages. The peer is `load_dataset`, a `map` to
 query and positive (or label) with the same filters, `to_parquet`, without its cache; "batched" is the same with
 `batched=True`. "polars" is the same mapping as one lazy query, written by hand. Of the datasets `long rows` has texts of about
 1 kB, the others are short. Memory is the peak above what the imports took.

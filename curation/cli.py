@@ -114,8 +114,8 @@ def stats(build: Path | None, only: tuple[str, ...], as_json: bool) -> None:
         output(show.reasons_table(receipts))
         if shared := show.overlaps_table(folder, list(receipts)):
             output("\n" + shared)
-        if leaks := decontaminate.table_of(folder, list(receipts)):
-            output("\n" + text_table(("leaks of", "in", "query", "positive", "negative", "corpus"), leaks))
+        if overlaps_found := decontaminate.table_of(folder, list(receipts)):
+            output("\n" + text_table(("overlap with", "in", "query", "positive", "negative", "corpus"), overlaps_found))
 
 
 @curate.command()

@@ -95,9 +95,9 @@ def _is_built(manifest, made):
             assert texts == {(query, tuple(positives), tuple(negatives)) for query, positives, negatives, *_ in golden}, (
                 source.name
             )
-    leaks = tables.read_parquet(made / "leaks.parquet").filter(source="banking77", field="query", rule="equal")
-    assert leaks["task"].to_list() == ["Banking77Classification"]
-    assert ADDED.sub("", leaks["evidence"][0]) == "Where is my card?"
+    found = tables.read_parquet(made / "contamination.parquet").filter(source="banking77", field="query", rule="equal")
+    assert found["task"].to_list() == ["Banking77Classification"]
+    assert ADDED.sub("", found["evidence"][0]) == "Where is my card?"
     assert summary["decontaminate"]["mode"] == "report"
 
 

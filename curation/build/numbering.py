@@ -24,7 +24,7 @@ class Numbers(NamedTuple):
 
     roles: dict[str, np.ndarray]  # role -> the number (i32) of each text that stands in it, frame after frame
     keys: pl.Series  # of each number
-    groups: pl.Series  # u32, null for a text without a twin
+    groups: pl.Series  # u32, null for a text without a duplicate
     passages: int  # the numbers below are passages
     corpus: pl.Series
 
@@ -41,7 +41,7 @@ def number(frames: Frames, corpus: pl.Series, task: str, families: pl.DataFrame 
     """Number the texts of a source: those are the same whose keys are.
 
     Passages come in order of first appearance: positives, given negatives, the rest of a corpus. Those of a
-    clustering are all its texts, as each may be another's positive or negative. Twins are texts of one family
+    clustering are all its texts, as each may be another's positive or negative. Duplicates are texts of one family
     (`families`: text, family), or without these, of one normalised form.
     """
     met = [_met({side: _long(frame, side)["text"] for side in SIDES} | {"query": frame["query"]}, families) for frame in frames()]
@@ -89,10 +89,10 @@ def _first_places(numbers: np.ndarray, count: int) -> np.ndarray:
 
 
 def _groups(same: pl.Series, order: np.ndarray) -> pl.Series:
-    """Return a group (u32) for each text that has a twin, else null; numbers count up as their texts come in `order`."""
+    """Return a group (u32) for each text that has a duplicate, else null; numbers count up as their texts come in `order`."""
     frame = pl.DataFrame({"same": same, "place": _first_places(order, len(same))})
-    twin = pl.col("same").is_not_null() & pl.col("same").is_duplicated()
-    first = pl.when(twin).then(pl.col("place").min().over("same"))
+    shared = pl.col("same").is_not_null() & pl.col("same").is_duplicated()
+    first = pl.when(shared).then(pl.col("place").min().over("same"))
     return frame.select((first.rank("dense") - 1).cast(pl.UInt32).alias("group"))["group"]
 
 

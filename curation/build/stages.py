@@ -22,6 +22,7 @@ from curation.build.numbering import Frames, number, pairs_of, passages_of
 from curation.clean import decontaminate
 from curation.clean.shingles import SHINGLING
 from curation.clean.siblings import RULES as SIBLINGS
+from curation.core.builds import FORMAT
 from curation.core.errors import SourceError, listed
 from curation.core.progress import Progress, silent
 from curation.core.record import DROPPED, no_drops
@@ -38,7 +39,7 @@ from curation.core.tables import (
 from curation.core.text import forms
 from curation.read.rows import Lost, joined
 from curation.read.sources import inputs, marks, outside, portions, read_rows, take, unchanged
-from curation.recipe.job import FORMAT, Done, Inputs, Job, Receipt
+from curation.recipe.job import Done, Inputs, Job, Receipt
 from curation.recipe.source import ABOUT, Source, Table, TextTable, shape_of
 from curation.shape import filters, holdout
 from curation.shape import merge as equal
@@ -272,7 +273,7 @@ def clean(job: Job, folder: Path, progress: Progress) -> Receipt:
 
     def kept(frames: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
         for frame in frames:
-            tuples, dropped, negatives = holdout.take_out_leaks(frame, heldout, source.name)
+            tuples, dropped, negatives = holdout.take_out_heldout(frame, heldout, source.name)
             drops.append(dropped)
             out["heldout_negative"] += negatives
             hashes.append(_hashes(tuples))
@@ -307,9 +308,9 @@ def clean(job: Job, folder: Path, progress: Progress) -> Receipt:
 
 def _emptied(source: Source, by: str, drops: pl.DataFrame) -> SourceError:
     """Return the error for a source that has no tuple left: what removed them, and which sets they match."""
-    counts = drops.group_by("twin_source", maintain_order=True).len().sort("len", descending=True)
+    counts = drops.group_by("matched_source", maintain_order=True).len().sort("len", descending=True)
     matched = listed([f"{name} {count}" for name, count in counts.iter_rows()], 5)
-    own = {source.name, decontaminate.HELDOUT + source.name} & set(counts["twin_source"])
+    own = {source.name, decontaminate.HELDOUT + source.name} & set(counts["matched_source"])
     hint = f"its own held-out queries match the others: lower its 'holdout: {source.holdout}'" if own else "leave the source out"
     if by == "decontamination":
         hint += ", or see what matches with `mode: report`"
@@ -425,15 +426,15 @@ def curate(job: Job, folder: Path, progress: Progress) -> Receipt:
 
 def _same_reason(dropped: pl.DataFrame, alone: pl.DataFrame) -> pl.DataFrame:
     """Return dropped tuples; a duplicate of a tuple that is alone in its class is dropped for the same reason as that tuple."""
-    labels = alone.select(pl.col("id").alias("twin_id"), pl.col("evidence").alias("label"))
+    labels = alone.select(pl.col("id").alias("matched_id"), pl.col("evidence").alias("label"))
     also = pl.col("label").is_not_null()
     return (
-        dropped.join(labels, on="twin_id", how="left")
+        dropped.join(labels, on="matched_id", how="left")
         .with_columns(
             pl.when(also).then(pl.lit("pair")).otherwise("stage").alias("stage"),
             pl.when(also).then(pl.lit("lonely_class")).otherwise("reason").alias("reason"),
             pl.when(also).then("label").otherwise("evidence").alias("evidence"),
-            *(pl.when(~also).then(name).alias(name) for name in ("twin_id", "twin_source", "score")),
+            *(pl.when(~also).then(name).alias(name) for name in ("matched_id", "matched_source", "score")),
         )
         .select(dropped.columns)
     )
@@ -482,7 +483,7 @@ def count_overlaps(jobs: list[Job], folder: Path, progress: Progress) -> Receipt
     found = pl.DataFrame([*named, counts["equal"]])
     if jobs[0].dedup is not None and jobs[0].dedup.across:
         lists = [read_parquet(path) for path in sorted((build / "across" / "drops" / "sources").iterdir())]
-        dropped = pl.concat(lists).group_by(pl.col("twin_source").alias("source_a"), pl.col("source").alias("source_b"))
+        dropped = pl.concat(lists).group_by(pl.col("matched_source").alias("source_a"), pl.col("source").alias("source_b"))
         near = read_parquet(build / "across" / "drops" / "counts.parquet")
         for table in (near, dropped.agg(pl.len().alias("dropped"))):
             found = found.join(table, on=pair, how="full", coalesce=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from curation.core.builds import CONSTANTS, COUNTS, read_summary
+from curation.core.builds import CONSTANTS, COUNTS, FORMAT, is_older, read_summary
 from curation.core.errors import UserError
 from curation.core.store import BUILD, RECEIPT, atomic, file_digest, sealed, write_json
 from curation.recipe.licenses import Excluded, class_of
@@ -15,7 +15,14 @@ from curation.recipe.source import Source
 from curation.recipe.yaml import merged_yaml
 
 Receipt = dict[str, Any]
-BESIDE = ("manifest.yaml", "manifest.lock", "ATTRIBUTION.md", "overlaps.parquet", "leaks.parquet", "mteb_training_datasets.json")
+BESIDE = (
+    "manifest.yaml",
+    "manifest.lock",
+    "ATTRIBUTION.md",
+    "overlaps.parquet",
+    "contamination.parquet",
+    "mteb_training_datasets.json",
+)
 
 
 def summary_of(
@@ -25,7 +32,7 @@ def summary_of(
     failed: dict[str, UserError],
     current: list[str],
     excluded: list[Excluded],
-    leaks: dict[str, Any] | None = None,
+    contamination: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return what build.json is to say; of the sources that this run did not touch, the `current` ones keep their entries.
 
@@ -34,7 +41,9 @@ def summary_of(
     Raises:
         BuildError: build.json is not what this function wrote.
     """
-    earlier = read_summary(folder) if (folder / BUILD).exists() else {"sources": {}, "failed": {}}
+    earlier: dict[str, Any] = {"sources": {}, "failed": {}}
+    if (folder / BUILD).exists() and not is_older(folder):
+        earlier = read_summary(folder)
     fresh = {name: _entry(receipt) for name, receipt in curated.items()}
     errors = {name: str(error) for name, error in failed.items()}
     names = [source.name for source in manifest.sources]
@@ -42,13 +51,14 @@ def summary_of(
     broken = {name: text for name, text in (earlier["failed"] | errors).items() if name in names and name not in fresh}
     sources = {source.name: entries[source.name] | _about(source) for source in manifest.sources if source.name in entries}
     return {
+        "format": FORMAT,
         "name": manifest.name,
         "seed": manifest.seed,
         "licenses": manifest.licenses,
         "sources": sources,
         "failed": broken,
         "excluded": {one.source: one.reason for one in excluded},
-        **({"decontaminate": leaks} if leaks is not None else {}),
+        **({"decontaminate": contamination} if contamination is not None else {}),
     }
 
 

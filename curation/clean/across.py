@@ -156,9 +156,9 @@ def _left_over(job: Job, tuples: pl.DataFrame, corpus: pl.Series, drops: pl.Data
     """Return the tuples that are kept of a source once its own near-duplicates are dropped too; none if too many are."""
     assert job.dedup
     left = tuples.filter(~pl.col("id").is_in(drops["id"].implode()))
-    left, twins = drop_queries(left, links_of(job, left, corpus), job.dedup, job.source.name, by_label=False)
+    left, near = drop_queries(left, links_of(job, left, corpus), job.dedup, job.source.name, by_label=False)
     try:
-        refuse_loss(pl.concat([drops, twins]), len(tuples), job.dedup, job.source.name)
+        refuse_loss(pl.concat([drops, near]), len(tuples), job.dedup, job.source.name)
     except SourceError:
         return tuples.head(0)  # the source fails with this error when it is curated
     return left

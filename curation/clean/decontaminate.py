@@ -1,6 +1,6 @@
 """Decontamination: the evaluation sets' index is made once, and each source leaves behind what stands in it.
 
-A tuple whose query or positive is a leak goes, a negative that is one goes alone, and so does a passage of the source's corpus.
+A contaminated query or positive drops its tuple; a contaminated negative, or passage of the source's corpus, is removed alone.
 A text shared with an evaluation corpus that no evaluation query needs is only reported, unless `mode: strict`.
 """
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from curation.clean.overlap_lookup import Lookup
 
 HELDOUT = "heldout/"  # what held-out queries are called as an evaluation set: `heldout/SOURCE`
-LEAKS = pl.Schema(
+CONTAMINATION = pl.Schema(
     {
         "source": pl.String(),
         "id": pl.String(),  # of the tuple; null for a passage of a corpus
@@ -42,18 +42,18 @@ LEAKS = pl.Schema(
         "task": pl.String(),
         "eval_id": pl.String(),
         "eval_field": pl.String(),  # query, document
-        "rule": pl.String(),  # equal, chars, words: see `leaks`
+        "rule": pl.String(),  # equal, chars, words: see `matches`
         "score": pl.Float64(),
         "evidence": pl.String(),  # what both have in common
         "action": pl.String(),  # dropped, negative_out, reported
     }
 )
 
-MATCH = {**{name: LEAKS[name] for name in ("task", "eval_id", "rule", "score", "evidence")}, "role": EVALUATION["role"]}
+MATCH = {**{name: CONTAMINATION[name] for name in ("task", "eval_id", "rule", "score", "evidence")}, "role": EVALUATION["role"]}
 
 
 class Cleaned(NamedTuple):
-    """A source without its leaks."""
+    """A source without its contaminated texts."""
 
     tuples: pl.DataFrame
     corpus: pl.Series
@@ -131,7 +131,7 @@ def depends_on(wanted: Decontaminate | None, build: Path) -> list[object]:
 
 
 def take_out(wanted: Decontaminate, build: Path, folder: Path, tuples: pl.DataFrame, corpus: pl.Series, source: str) -> Cleaned:
-    """Return a source's tuples (TUPLES) and corpus without leaks; write `leaks.parquet` (LEAKS) into `folder`."""
+    """Return a source's tuples and corpus without contaminated texts; write `contamination.parquet` into `folder`."""
     texts = _long(tuples, corpus)
     hits = _hits(build / "decontaminate", texts)
     shared = pl.col("role") == CORPUS
@@ -139,7 +139,7 @@ def take_out(wanted: Decontaminate, build: Path, folder: Path, tuples: pl.DataFr
     goes = pl.lit(wanted.mode != "report") & (~shared | (wanted.mode == "strict"))
     action = pl.when(~goes).then(pl.lit("reported")).when(pl.col("field").is_in(["query", "positive"]))
     hits = hits.with_columns(goes.alias("goes"), action.then(pl.lit("dropped")).otherwise(pl.lit("negative_out")).alias("action"))
-    leaks = hits.select(
+    rows = hits.select(
         pl.lit(source).alias("source"),
         "id",
         ours.alias("field"),
@@ -151,17 +151,23 @@ def take_out(wanted: Decontaminate, build: Path, folder: Path, tuples: pl.DataFr
         "evidence",
         "action",
     )
-    write_parquet(folder / "leaks.parquet", leaks.cast(LEAKS))
+    write_parquet(folder / "contamination.parquet", rows.cast(CONTAMINATION))
     gone = hits.filter(pl.col("action") == "dropped").unique("at", keep="first", maintain_order=True).sort("at")
-    reason = pl.when(pl.col("role") == CORPUS).then(pl.lit("shared_corpus")).otherwise(pl.lit("leaked_") + pl.col("field"))
+    reason = pl.when(pl.col("role") == CORPUS).then(pl.lit("shared_corpus")).otherwise(pl.lit("contaminated_") + pl.col("field"))
     dropped = dropped_frame(
-        source, "leak", gone["id"], gone.select(reason.alias("reason"))["reason"], gone["evidence"], gone["eval_id"], gone["task"]
+        source,
+        "decontaminate",
+        gone["id"],
+        gone.select(reason.alias("reason"))["reason"],
+        gone["evidence"],
+        gone["eval_id"],
+        gone["task"],
     ).with_columns(gone["score"])
     left = tuples.with_row_index("at").join(gone, on="at", how="anti", maintain_order="left")
     out = hits.filter(pl.col("action") == "negative_out")
     left, negatives = _without(left, out.filter(pl.col("field") == "negative"))
     passages = out.filter(pl.col("field") == "corpus")["text"].unique()
-    counts = {"leaked_negative": negatives, "leaked_passage": len(passages)}
+    counts = {"contaminated_negative": negatives, "contaminated_passage": len(passages)}
     kept = corpus.filter(~corpus.is_in(passages.implode())) if len(passages) else corpus
     return Cleaned(left.select(tuples.columns), kept, dropped, {name: count for name, count in counts.items() if count})
 
@@ -191,7 +197,7 @@ def _long(tuples: pl.DataFrame, corpus: pl.Series) -> pl.DataFrame:
 
 
 def _hits(index_folder: Path, texts: pl.DataFrame) -> pl.DataFrame:
-    """Return the roles of leaking texts with task, eval_id, role, rule, score and evidence: the best match a task.
+    """Return the roles of contaminated texts with task, eval_id, role, rule, score and evidence: the best match a task.
 
     In the order of `texts`; of one text, what an evaluation asks or answers with comes before what it merely has.
     """
@@ -247,7 +253,7 @@ def _siblings(lookup: Lookup, matches: pl.DataFrame) -> pl.DataFrame:
 
 
 def table_of(build: Path, only: list[str]) -> list[tuple[str, str, int, int, int, int]]:
-    """Return task, source and the leaks of queries, positives, negatives and shared corpus texts, for `curate stats`."""
+    """Return task, source and the counts of contaminated queries, positives, negatives and corpus texts, for `curate stats`."""
     tasks = read_build(build).get("decontaminate", {"tasks": {}})["tasks"]
     return [
         (task, source, counts["query"], counts["positive"], counts["negative"], counts["corpus"])
@@ -258,16 +264,17 @@ def table_of(build: Path, only: list[str]) -> list[tuple[str, str, int, int, int
 
 
 def gather(wanted: Decontaminate | None, build: Path, sources: list[str]) -> dict[str, Any] | None:
-    """Write the build's leaks.parquet, and return build.json's part: leaks by task, source and field."""
-    path = build / "leaks.parquet"
+    """Write the build's contamination.parquet, and return build.json's part: contaminated texts by task, source and field."""
+    path = build / "contamination.parquet"
+    (build / "leaks.parquet").unlink(missing_ok=True)  # its name up to format 4
     if wanted is None:
         path.unlink(missing_ok=True)
         return None
-    stages = [build / "cleaned" / name / "leaks.parquet" for name in sources]
+    stages = [build / "cleaned" / name / "contamination.parquet" for name in sources]
     there = [stage for stage in stages if stage.exists()]
-    write_blocks(path, (read_parquet(stage) for stage in there) if there else [pl.DataFrame(schema=LEAKS)])
+    write_blocks(path, (read_parquet(stage) for stage in there) if there else [pl.DataFrame(schema=CONTAMINATION)])
     tasks: dict[str, dict[str, dict[str, int]]] = {}
-    counts = pl.concat([pl.DataFrame(schema=LEAKS), *(read_parquet(stage) for stage in there)])
+    counts = pl.concat([pl.DataFrame(schema=CONTAMINATION), *(read_parquet(stage) for stage in there)])
     for task, source, field, count in (
         counts.group_by("task", "source", "field", maintain_order=True).len().sort("task", maintain_order=True).iter_rows()
     ):

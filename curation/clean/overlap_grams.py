@@ -8,7 +8,7 @@ A text's normalised form, with a space before and after it, gives four kinds of 
     SEEDS  14 characters in a row from the space before a word on    5 there, from any character on
 
 A gram's key is the hash of its UTF-8 bytes (`shingles`), marked by kind and width and mixed, so that its bits are even; that of
-CHARS is the first half of it, not mixed. The compiled loop (`leak_kernels`) computes the same.
+CHARS is the first half of it, not mixed. The compiled loop (`overlap_kernels`) computes the same.
 """
 
 from __future__ import annotations

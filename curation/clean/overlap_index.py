@@ -53,7 +53,7 @@ class Index(NamedTuple):
 
 
 def write_index(folder: Path, sets: Iterable[pl.DataFrame], allowed: pl.Series) -> dict[str, int]:
-    """Index batches of EVALUATION texts; `allowed` are normalised forms that are no leak. Returns counts."""
+    """Index batches of EVALUATION texts; `allowed` are normalised forms that never count as contaminated. Returns counts."""
     heads, texts, shard = [], 0, -1
     for shard, block in enumerate(block for batch in sets for block in batch.iter_slices(BLOCK)):
         forms = normalised(block["text"])
@@ -101,13 +101,13 @@ def _common_words(folder: Path, entries: pl.DataFrame) -> pl.Series:
 
 
 def trivial(forms: pl.Series, query: pl.Series) -> pl.Series:
-    """Tell which forms are no leak even as a whole: under LEAST_CHARS; of queries, only those of a single such word."""
+    """Tell which forms never match, even as a whole: under LEAST_CHARS; of queries, only those of a single such word."""
     measures = measures_of(forms)
     return _short(measures) & (~query | pl.Series(measures.units < 2, dtype=pl.Boolean))
 
 
 def low(forms: pl.Series, common: pl.Series) -> pl.Series:
-    """Tell which forms say too little for a part of them to be a leak: under LEAST_CHARS, or of common words alone."""
+    """Tell which forms say too little for a part of them to match: under LEAST_CHARS, or of common words alone."""
     short = _short(measures_of(forms))
     if not len(common):
         return short
@@ -169,7 +169,7 @@ def _joined(parts: list[tuple[pl.DataFrame, pl.DataFrame]]) -> Index:
 
 
 def read_index(folder: Path) -> Index | None:
-    """Read the arrays back; None where the evaluation sets hold no text that could leak."""
+    """Read the arrays back; None where the evaluation sets hold no text that could match."""
     if not (folder / "keys.npy").exists():
         return None
     return Index(*(np.load(folder / f"{name}.npy") for name in Index._fields))

@@ -23,11 +23,11 @@ from curation.clean.signatures import read, threads
 from curation.core import characters
 from curation.core.text import normalised
 
-leak_kernels: ModuleType | None
+overlap_kernels: ModuleType | None
 try:
-    from curation.clean import overlap_kernels as leak_kernels
+    from curation.clean import overlap_kernels
 except (ImportError, RuntimeError):  # no numba, or no folder in which it could keep what it compiled
-    leak_kernels = None
+    overlap_kernels = None
 
 RULES = ("equal", "chars", "words")  # by kind of gram
 FOUND = pl.Schema({"text": pl.Int64(), "entry": pl.Int64(), "kind": pl.Int64(), "score": pl.Float64()})
@@ -47,10 +47,10 @@ def ready(index: Index) -> Lookup:
     """Make the table of an index."""
     seeds = np.bincount(index.entries, minlength=len(index.entry_keys)) - 1  # of short entries: all keys but the whole
     needs = np.where((np.diff(index.gram_begins) > 0) & (seeds >= TWO), 2, 1).astype(np.uint8)
-    if not leak_kernels:
+    if not overlap_kernels:
         return Lookup(index, needs, ())
     log = max(6, len(index.keys).bit_length())  # 16 bits and two slots a key, or more
-    return Lookup(index, needs, leak_kernels.fill(index.keys, index.begins, log - 2, log + 1))
+    return Lookup(index, needs, overlap_kernels.fill(index.keys, index.begins, log - 2, log + 1))
 
 
 def look_up(lookup: Lookup, texts: pl.Series) -> pl.DataFrame:
@@ -58,7 +58,7 @@ def look_up(lookup: Lookup, texts: pl.Series) -> pl.DataFrame:
 
     `score` is the share of the entry's grams that the text has; 1 for equal forms.
     """
-    blocks = list(_blocks(texts, BLOCK_BYTES if leak_kernels else NUMPY_BYTES))
+    blocks = list(_blocks(texts, BLOCK_BYTES if overlap_kernels else NUMPY_BYTES))
     with ThreadPoolExecutor(threads()) as pool:
         parts = list(pool.map(lambda block: _scan(lookup, texts, *block), blocks))
     found = np.concatenate([np.zeros((0, 4), np.int64), *parts])
@@ -79,19 +79,19 @@ def _blocks(texts: pl.Series, size: int) -> Iterator[tuple[int, int]]:
 def _scan(lookup: Lookup, texts: pl.Series, first: int, end: int) -> np.ndarray:
     """Return (matches, 4) i64: text, entry, kind, grams shared."""
     block = texts.slice(first, end - first)
-    found = _scan_compiled(lookup, block) if leak_kernels else _scan_numpy(lookup, block)
+    found = _scan_compiled(lookup, block) if overlap_kernels else _scan_numpy(lookup, block)
     return np.asarray(found + np.array([first, 0, 0, 0]))
 
 
 def _scan_compiled(lookup: Lookup, texts: pl.Series) -> np.ndarray:
     """Return matches as of `_scan`."""
-    assert leak_kernels
+    assert overlap_kernels
     index, data, at = lookup.arrays, read(texts), 0
     hits, found = np.zeros(len(index.entry_keys), np.int64), []
     entries = (index.entries, index.gram_begins, index.grams, index.few, lookup.needs)
     while at < len(texts):
         part = np.empty((len(hits) + len(texts), 4), np.int64)
-        at, count = leak_kernels.scan(*data, at, characters.folding_table(), *lookup.table, *entries, SHARE, hits, part)
+        at, count = overlap_kernels.scan(*data, at, characters.folding_table(), *lookup.table, *entries, SHARE, hits, part)
         found.append(part[:count])
     return np.concatenate(found)
 

@@ -8,8 +8,8 @@ A text's normalised form (`text.normalised`) and its length and script decide wh
                12 characters or more
     EXACT      anything shorter                    none: only equal forms are the same
 
-So a text of 25 words would never meet its twin of 24. Therefore texts of 25 to 29 words are also taken as CHARS, and meet
-shorter ones so; two long ones are compared by words alone.
+So a text of 25 words would never meet its near-duplicate of 24. Therefore texts of 25 to 29 words also get CHARS shingles, and
+meet shorter texts by these; two long texts are compared by words alone.
 
 A shingle's hash is that of its UTF-8 bytes, a polynomial modulo 2^64; MinHash takes its upper half:
 

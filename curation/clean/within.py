@@ -80,12 +80,12 @@ def drop_queries(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return (tuples left, dropped ones); with `by_label`, the label stands for the positive (clusterings have none yet)."""
     pairs = _pairs(tuples, links, wanted.threshold, by_label)
-    twin, score = _survivors(pairs, len(tuples))
-    gone = np.flatnonzero(twin >= 0)
-    lost, kept = tuples[gone], tuples[twin[gone]]
+    match, score = _survivors(pairs, len(tuples))
+    gone = np.flatnonzero(match >= 0)
+    lost, kept = tuples[gone], tuples[match[gone]]
     shown = lost["query"].str.slice(0, EVIDENCE_CHARS)
     dropped = dropped_frame(source, "dedup", lost["id"], "near_duplicate_query", shown, kept["id"], source)
-    return tuples.filter(pl.Series(twin < 0)), dropped.with_columns(pl.Series("score", score[gone], dtype=pl.Float64))
+    return tuples.filter(pl.Series(match < 0)), dropped.with_columns(pl.Series("score", score[gone], dtype=pl.Float64))
 
 
 def refuse_loss(gone: pl.DataFrame, tuples: int, wanted: Dedup, source: str) -> None:
@@ -100,8 +100,8 @@ def refuse_loss(gone: pl.DataFrame, tuples: int, wanted: Dedup, source: str) -> 
     allowed = "none would be left" if wanted.max_loss_per_source == 1 else allowed
     what = f"{len(gone) / tuples:.1%} of its {tuples} tuples are near-duplicates, and {allowed}"
     first = gone.row(0, named=True)
-    twin = f"{first['twin_id']}" + (f" of source '{first['twin_source']}'" if first["twin_source"] != source else "")
-    raise SourceError(f"source '{source}'", what, f"for example {first['id']} {first['evidence'][:SHOWN]!r} matches {twin}")
+    matched = f"{first['matched_id']}" + (f" of source '{first['matched_source']}'" if first["matched_source"] != source else "")
+    raise SourceError(f"source '{source}'", what, f"for example {first['id']} {first['evidence'][:SHOWN]!r} matches {matched}")
 
 
 def hides(tuples: pl.DataFrame) -> pl.Series:
@@ -176,8 +176,8 @@ def _survivors(pairs: pl.DataFrame, count: int) -> tuple[np.ndarray, np.ndarray]
 
     Tuples are visited in order of rank, and one is dropped only if it matches one already kept: nothing chains.
     """
-    twin, score = np.full(count, -1, dtype=np.int64), np.zeros(count)
+    match, score = np.full(count, -1, dtype=np.int64), np.zeros(count)
     for better, worse, value in pairs.iter_rows():
-        if twin[worse] < 0 and twin[better] < 0:
-            twin[worse], score[worse] = better, value
-    return twin, score
+        if match[worse] < 0 and match[better] < 0:
+            match[worse], score[worse] = better, value
+    return match, score

@@ -21,19 +21,34 @@ from curation.core.store import (
 
 Receipt = dict[str, Any]
 
+FORMAT = 5  # of what the stages of `curate build` write; a new one makes every build run again
+REBUILD = "run `curate build MANIFEST` to rebuild it"
 CONSTANTS = ("task", "instruction", "language", "license", "revision")
 COUNTS = ("digest", "rows_in", "tuples_made", "merged", "heldout", "passages")
 
 
 def read_build(build: Path) -> Any:
-    """Return build.json. One that lists no files is of an earlier version, or made by hand, and taken as it is.
+    """Return build.json. One that lists no files was made by hand, and is taken as it is.
 
     Raises:
-        BuildError: it is not there, or was changed since it was written.
+        BuildError: it does not exist, was changed since it was written, or was written by another version of the format.
     """
     hint = f"delete it and {AGAIN}"
     found = read_json(build / BUILD, hint)
-    return read_sealed(build / BUILD, hint) if isinstance(found, dict) and {"files", "stages"} & found.keys() else found
+    if not isinstance(found, dict) or not {"files", "stages"} & found.keys():
+        return found
+    written = found.get("format", 0)
+    if written < FORMAT:
+        raise BuildError(build / BUILD, "was written by an older version of tuplesmith", REBUILD)
+    if written > FORMAT:
+        raise BuildError(build / BUILD, "was written by a newer version of tuplesmith", "update tuplesmith")
+    return read_sealed(build / BUILD, hint)
+
+
+def is_older(build: Path) -> bool:
+    """Return whether an older version of tuplesmith wrote build.json."""
+    found = read_json(build / BUILD, f"delete it and {AGAIN}")
+    return isinstance(found, dict) and bool({"files", "stages"} & found.keys()) and found.get("format", 0) < FORMAT
 
 
 def check_beside(build: Path, *names: str, hint: str = AGAIN) -> None:

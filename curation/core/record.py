@@ -12,7 +12,7 @@ A source becomes two tables and a few constants. Tuples hold ids, texts stand on
 
 `pid` is the row number. `positives[0]` is the one trained on. `key` (in both tables) is the identity of a text;
 `group` gathers texts of one source whose normalised form is equal, queries and passages alike (with `dedup:`,
-near-duplicates too), and is null for a text that has no such twin. `mine negatives` adds scores, ranks and
+near-duplicates too), and is null for a text that has no duplicate. `mine negatives` adds scores, ranks and
 origins, and negatives, to `pairs`; a source that comes with scores has `positive_score` and `negative_scores` from the start.
 """
 
@@ -55,11 +55,11 @@ DROPPED = pl.Schema(
     {
         "id": pl.String(),
         "source": pl.String(),
-        "stage": pl.String(),  # read, shape, filter, merge, leak, dedup, pair, mine
+        "stage": pl.String(),  # read, shape, filter, merge, decontaminate, dedup, pair, mine
         "reason": pl.String(),
         "evidence": pl.String(),
-        "twin_id": pl.String(),
-        "twin_source": pl.String(),
+        "matched_id": pl.String(),
+        "matched_source": pl.String(),
         "score": pl.Float64(),
     }
 )
@@ -123,8 +123,8 @@ def dropped_frame(
     ids: pl.Series,
     reason: str | pl.Series,
     evidence: pl.Series | str = "",
-    twin_id: pl.Series | None = None,
-    twin_source: pl.Series | str | None = None,
+    matched_id: pl.Series | None = None,
+    matched_source: pl.Series | str | None = None,
 ) -> pl.DataFrame:
     """Return a `DROPPED` table: why the rows or tuples `ids` are no longer there."""
     columns = {
@@ -133,8 +133,8 @@ def dropped_frame(
         "stage": pl.lit(stage),
         "reason": pl.lit(reason) if isinstance(reason, str) else reason,
         "evidence": pl.lit(evidence) if isinstance(evidence, str) else evidence,
-        "twin_id": pl.lit(None) if twin_id is None else twin_id,
-        "twin_source": pl.lit(twin_source) if twin_source is None or isinstance(twin_source, str) else twin_source,
+        "matched_id": pl.lit(None) if matched_id is None else matched_id,
+        "matched_source": pl.lit(matched_source) if matched_source is None or isinstance(matched_source, str) else matched_source,
         "score": pl.lit(None),
     }
     return pl.DataFrame({"id": ids}).select(

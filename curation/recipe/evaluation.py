@@ -64,10 +64,12 @@ class Decontaminate(Section):
         [], description="mteb tasks or benchmarks by name, such as `SciFact` or `MTEB(eng, v2)`; needs `tuplesmith[mteb]`"
     )
     mode: Literal["drop", "report", "strict"] = Field(
-        "drop", description="drop: leaks go; report: nothing changes but the report; strict: texts shared with a corpus go too"
+        "drop",
+        description="drop: remove contaminated tuples and negatives; report: only list them; strict: also remove texts that an evaluation corpus contains",
     )
     allow: list[str] | str = Field(
-        [], description="texts that are no leak: a list, or a file with one a line; short and common texts never are"
+        [],
+        description="texts that never count as contaminated: a list, or a file with one text per line; short and common texts never count",
     )
 
     @model_validator(mode="after")

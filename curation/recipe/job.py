@@ -9,7 +9,6 @@ from curation.recipe.evaluation import Decontaminate
 from curation.recipe.manifest import Dedup
 from curation.recipe.source import Filters, Source
 
-FORMAT = 4  # of what the stages write; a new one makes every build run again
 Receipt = dict[str, Any]
 
 

@@ -15,7 +15,7 @@ from curation.recipe.yaml import Document, Name, Section, checked, read_yaml
 
 
 class Dedup(Section):
-    """Near-duplicates. A query that asks the same for the same positive is dropped; other twins of a source share a group."""
+    """Near-duplicates. A query that asks the same for the same positive is dropped; other near-duplicates of a source share a group."""
 
     threshold: float = Field(
         0.8, ge=0.5, le=1, description="lowest Jaccard of two texts' shingles that makes them near-duplicates"

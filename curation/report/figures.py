@@ -11,7 +11,7 @@ from curation.core.escape import as_html
 
 PER_DECADE = 8  # bins of a histogram from one power of ten to the next
 DECADES = 6  # longer texts than 10^6 characters share the last bin
-FATES = ("kept", "held out", "merged", "filtered", "duplicates", "leaked")
+FATES = ("kept", "held out", "merged", "filtered", "duplicates", "contaminated")
 HEAT = 6  # shades of a heat map, one a power of ten
 CELL, WIDE_CELL, FEW = 18, 52, 14  # sides of its cells; up to FEW sources the cells are wide and hold their number
 LETTER = 6.6  # width of a letter at the size of its labels

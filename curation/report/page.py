@@ -17,7 +17,7 @@ from curation.core.tables import read_parquet, read_table, shards
 from curation.read.outside import without_places
 from curation.recipe.manifest import load_manifest
 from curation.report import figures, sections
-from curation.report.samples import Lengths, drops, near_pairs, records, twins
+from curation.report.samples import Lengths, drops, matched_queries, near_pairs, records
 from curation.report.source import source as source_section
 
 LAYOUT = 3  # of the page; a new one makes every report be written again
@@ -42,7 +42,7 @@ def write(folder: Path, again: bool = False) -> bool:
         return False
     for name in receipts:
         checked_stage(folder, f"curated/{name}")
-    check_beside(folder, "manifest.yaml", "overlaps.parquet", "leaks.parquet")
+    check_beside(folder, "manifest.yaml", "overlaps.parquet", "contamination.parquet")
     page = without_places(_page(folder, summary, receipts, mined, state), load_manifest(folder / "manifest.yaml"))
     with atomic(target) as file:
         file.write(sealed_page(page))
@@ -64,7 +64,7 @@ def _mined(folder: Path, name: str, curated: dict[str, Any]) -> dict[str, Any] |
 
 def _state(folder: Path, summary: dict[str, Any], receipts: dict[str, Any], mined: dict[str, Any]) -> str:
     """Return the digest of all that a report shows."""
-    tables = [file_digest(path) for path in (folder / "overlaps.parquet", folder / "leaks.parquet") if path.exists()]
+    tables = [file_digest(path) for path in (folder / "overlaps.parquet", folder / "contamination.parquet") if path.exists()]
     said = [[receipt["digest"], receipt["files"]] for receipt in receipts.values()]
     look = [LAYOUT, versions()["tuplesmith"], file_digest(folder / "manifest.yaml"), file_digest(TEMPLATE)]
     return digest_of([*look, json.dumps(summary), said, tables, [receipt["digest"] for receipt in mined.values()]])
@@ -73,7 +73,7 @@ def _state(folder: Path, summary: dict[str, Any], receipts: dict[str, Any], mine
 def _page(folder: Path, summary: dict[str, Any], receipts: dict[str, Any], mined: dict[str, Any], state: str) -> str:
     dedup = load_manifest(folder / "manifest.yaml").dedup
     threshold = dedup.threshold if dedup else 1.0
-    leaks = _table(folder / "leaks.parquet")
+    contamination = _table(folder / "contamination.parquet")
     lengths, labels, counts, parts = {}, {}, {}, []
     for name, receipt in receipts.items():
         stage = folder / "curated" / name
@@ -82,7 +82,7 @@ def _page(folder: Path, summary: dict[str, Any], receipts: dict[str, Any], mined
         lengths[name], labels[name] = _lengths(stage), _labels(stage)
         left_out = drops(dropped, summary["seed"], name)
         near = near_pairs(folder, name, dropped, threshold, summary["seed"])
-        texts = twins({name: folder / "curated" / name for name in receipts}, left_out)
+        texts = matched_queries({name: folder / "curated" / name for name in receipts}, left_out)
         shown = records(stage, summary["seed"], name, receipt["kept"])
         facts = receipt | summary["sources"][name]
         parts.append(source_section(name, facts, counts[name], shown, near, threshold, left_out, texts))
@@ -93,7 +93,7 @@ def _page(folder: Path, summary: dict[str, Any], receipts: dict[str, Any], mined
         sections.lengths(lengths),
         sections.scores(mined),
         sections.labels({name: found for name, found in labels.items() if found}),
-        sections.leaks(summary.get("decontaminate"), leaks, summary["seed"]),
+        sections.contamination(summary.get("decontaminate"), contamination, summary["seed"]),
     ]
     values = {
         "title": as_html(summary["name"]),

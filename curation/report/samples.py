@@ -70,12 +70,12 @@ def drops(dropped: pl.DataFrame, seed: int, name: str) -> dict[str, list[dict[st
     return found
 
 
-def twins(stages: dict[str, Path], samples: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
+def matched_queries(stages: dict[str, Path], samples: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
     """Return the queries of the kept tuples that near-duplicates gave way to, by id; `stages` are the sources' folders."""
     wanted: dict[str, set[str]] = {}
     for row in (row for rows in samples.values() for row in rows):
-        if row["stage"] == "dedup" and row["twin_id"] and row["twin_source"] in stages:
-            wanted.setdefault(row["twin_source"], set()).add(row["twin_id"])
+        if row["stage"] == "dedup" and row["matched_id"] and row["matched_source"] in stages:
+            wanted.setdefault(row["matched_source"], set()).add(row["matched_id"])
     texts: dict[str, str] = {}
     for source, ids in wanted.items():
         for shard in shards(stages[source], "pairs", ["id", "query"]):

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from curation.report.samples import Lengths
 
 LARGEST = 20  # overlaps listed below the heat map
-LEAKS = 3  # sampled a task
-STAGES = {"dedup": "duplicates", "leak": "leaked"}  # stage -> fate; tuples that other stages drop are filtered
-HEAD = ("Source", "Task", "Licence", "Became", "Rows", "Unused", "Tuples", "Merged", "Filtered", "Duplicates", "Leaked",
+OVERLAPS = 3  # sampled per evaluation set
+STAGES = {"dedup": "duplicates", "decontaminate": "contaminated"}  # stage -> fate; tuples that other stages drop are filtered
+HEAD = ("Source", "Task", "Licence", "Became", "Rows", "Unused", "Tuples", "Merged", "Filtered", "Duplicates", "Contaminated",
         "Held out", "Kept", "Passages")  # fmt: skip
 
 
@@ -115,7 +115,7 @@ def sources(summary: Mapping[str, Any], receipts: Mapping[str, Any], counted: Ma
 
 
 def _numbers(counted: Mapping[str, int]) -> list[str]:
-    order = ("rows", "unused", "tuples", "merged", "filtered", "duplicates", "leaked", "held out", "kept", "passages")
+    order = ("rows", "unused", "tuples", "merged", "filtered", "duplicates", "contaminated", "held out", "kept", "passages")
     fates = {fate: counted[fate] for fate in figures.FATES}
     said = ", ".join(f"{count:,} {fate}" for fate, count in fates.items() if count)
     return [figures.flow(fates, said), *(f"{counted[key]:,}" for key in order)]
@@ -212,8 +212,8 @@ def labels(found: Mapping[str, list[tuple[str, int]]]) -> Section | None:
     return _section("labels", "Labels", "Kept tuples by label, largest first.", f'<div class="figures">{"".join(pictures)}</div>')
 
 
-def leaks(said: Mapping[str, Any] | None, found: pl.DataFrame | None, seed: int) -> Section | None:
-    """Return which evaluation sets leak into which sources, with a few of the spans that gave them away."""
+def contamination(said: Mapping[str, Any] | None, found: pl.DataFrame | None, seed: int) -> Section | None:
+    """Return which evaluation sets overlap with which sources, with a few of the matching spans."""
     if said is None:
         return None
     fields = ("query", "positive", "negative", "corpus")
@@ -224,13 +224,13 @@ def leaks(said: Mapping[str, Any] | None, found: pl.DataFrame | None, seed: int)
     ]
     note = f"Mode: {as_html(str(said['mode']))}." + ("" if lines else " No text of an evaluation set was found in any source.")
     body = (
-        _table(("Evaluation set", "Source", "Queries", "Positives", "Negatives", "Corpus"), lines, "Leaks", words=2)
+        _table(("Evaluation set", "Source", "Queries", "Positives", "Negatives", "Corpus"), lines, "Contamination", words=2)
         if lines
         else ""
     )
     samples = []
     for (task,), rows in found.group_by("task", maintain_order=True) if found is not None else ():
-        for row in rows[drawn(seed, f"leaks/{task}", len(rows), LEAKS)].to_dicts():
+        for row in rows[drawn(seed, f"contamination/{task}", len(rows), OVERLAPS)].to_dicts():
             named = as_html(row["id"] or row["source"])  # a passage of the corpus has no tuple
             where = (
                 f"{named} {row['field']} · {as_html(str(task))} {as_html(row['eval_id'])} {row['eval_field']} · {row['action']}"
@@ -239,4 +239,4 @@ def leaks(said: Mapping[str, Any] | None, found: pl.DataFrame | None, seed: int)
     body += (
         f'<details class="more"><summary>Samples</summary><ul class="plain">{"".join(samples)}</ul></details>' if samples else ""
     )
-    return _section("leaks", "Leaks", note, body)
+    return _section("contamination", "Contamination", note, body)

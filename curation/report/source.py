@@ -22,7 +22,7 @@ def source(
     near: Near,
     threshold: float,
     left_out: Mapping[str, list[dict[str, Any]]],
-    twins: Mapping[str, str],
+    matched: Mapping[str, str],
 ) -> str:
     """Return a source's own section: its facts, a record to read, and more of them folded away."""
     told = [facts["task"], facts["shape"], facts["language"], f"{counted['kept']:,} of {counted['tuples']:,} tuples kept"]
@@ -39,7 +39,7 @@ def source(
     if near.pairs:
         title = f"Near-duplicate pairs: {near.above:,} at or above {threshold:g}, {near.below:,} just below"
         parts.append(_more(title, "".join(_pair(pair) for pair in near.pairs)))
-    parts.append(_left_out(facts, left_out, twins))
+    parts.append(_left_out(facts, left_out, matched))
     return f'<section class="source" id="source-{as_html(name)}">{"".join(parts)}</section>'
 
 
@@ -67,7 +67,7 @@ def _pair(pair: Pair) -> str:
     return f'<div class="pair"><p class="quiet">{said}</p>{compared(pair.left, pair.right)}</div>'
 
 
-def _left_out(facts: Mapping[str, Any], samples: Mapping[str, list[dict[str, Any]]], twins: Mapping[str, str]) -> str:
+def _left_out(facts: Mapping[str, Any], samples: Mapping[str, list[dict[str, Any]]], matched: Mapping[str, str]) -> str:
     """Return the reasons for which rows, tuples and texts were left out, with samples."""
     kinds = (("rows_dropped", "rows"), ("dropped", "tuples"), ("texts_out", "texts"))
     reasons = [(what, reason, count) for key, what in kinds for reason, count in facts[key].items()]
@@ -76,19 +76,19 @@ def _left_out(facts: Mapping[str, Any], samples: Mapping[str, list[dict[str, Any
         return '<p class="quiet">Nothing was left out.</p>'
     parts = []
     for what, reason, count in reasons:
-        rows = "".join(_drop(row, twins) for row in samples.get(reason, []))
+        rows = "".join(_drop(row, matched) for row in samples.get(reason, []))
         listed = f'<ul class="plain">{rows}</ul>' if rows else ""
         parts.append(f'<div class="reason"><h4><code>{as_html(reason)}</code> <span>{count:,}</span> {what}</h4>{listed}</div>')
     whole = ", ".join(f"{as_html(reason)} {count:,}" for _, reason, count in reasons)
     return _more(f'Left out: <span class="quiet">{whole}</span>', "".join(parts))
 
 
-def _drop(row: Mapping[str, Any], twins: Mapping[str, str]) -> str:
-    evidence, twin = row["evidence"] or "", twins.get(row["twin_id"] or "")
+def _drop(row: Mapping[str, Any], matched: Mapping[str, str]) -> str:
+    evidence, match = row["evidence"] or "", matched.get(row["matched_id"] or "")
     score = f", {_jaccard(row['score'])}" if row["score"] is not None else ""
-    gave_way = f" for {as_html(row['twin_id'])}{score}" if row["twin_id"] else ""
-    if row["stage"] == "dedup" and twin and evidence.strip() != twin.strip():
-        body = compared(evidence, twin[:EVIDENCE_CHARS] if len(evidence) == EVIDENCE_CHARS else twin)
+    gave_way = f" for {as_html(row['matched_id'])}{score}" if row["matched_id"] else ""
+    if row["stage"] == "dedup" and match and evidence.strip() != match.strip():
+        body = compared(evidence, match[:EVIDENCE_CHARS] if len(evidence) == EVIDENCE_CHARS else match)
     else:
         brief = len(evidence) <= BRIEF and "\n" not in evidence
         body = f'<span class="brief" dir="auto">{as_html(evidence)}</span>' if brief else shown(evidence)

@@ -67,51 +67,51 @@ def forms_of(held: list[tuple[str, pl.DataFrame]]) -> pl.DataFrame:
     return pl.concat(tables).unique("form", keep="first", maintain_order=True)
 
 
-def take_out_leaks(tuples: pl.DataFrame, heldout: pl.DataFrame, source: str) -> tuple[pl.DataFrame, pl.DataFrame, int]:
+def take_out_heldout(tuples: pl.DataFrame, heldout: pl.DataFrame, source: str) -> tuple[pl.DataFrame, pl.DataFrame, int]:
     """Return (tuples left, dropped tuples, negatives taken out): no held-out text stays, in whichever role it came.
 
     A tuple goes with its query, or with its last positive; a negative goes alone. The evidence is the text.
     """
     if not len(heldout) or not len(tuples):
-        return tuples, dropped_frame(source, "leak", tuples["id"].head(0), ""), 0
+        return tuples, dropped_frame(source, "decontaminate", tuples["id"].head(0), ""), 0
     frame = tuples.with_row_index("at")
-    queries = _leaks(frame.select("at", pl.col("query").alias("text")), heldout)
+    queries = _held_out(frame.select("at", pl.col("query").alias("text")), heldout)
     positives, negatives = (
-        _leaks(frame.select("at", pl.col(name).alias("text")).explode("text", empty_as_null=False).drop_nulls(), heldout)
+        _held_out(frame.select("at", pl.col(name).alias("text")).explode("text", empty_as_null=False).drop_nulls(), heldout)
         for name in ("positives", "negatives")
     )
-    if not sum(table["twin_id"].count() for table in (queries, positives, negatives)):
-        return tuples, dropped_frame(source, "leak", tuples["id"].head(0), ""), 0
+    if not sum(table["matched_id"].count() for table in (queries, positives, negatives)):
+        return tuples, dropped_frame(source, "decontaminate", tuples["id"].head(0), ""), 0
     clean = frame.drop("positives", "negatives")
     for name, table in (("positives", positives), ("negatives", negatives)):
-        good = table.filter(pl.col("twin_id").is_null()).group_by("at", maintain_order=True).agg(pl.col("text").alias(name))
+        good = table.filter(pl.col("matched_id").is_null()).group_by("at", maintain_order=True).agg(pl.col("text").alias(name))
         clean = clean.join(good, on="at", how="left", maintain_order="left").with_columns(pl.col(name).fill_null([]))
     first = pl.concat(
         [queries.with_columns(reason=pl.lit("heldout_query")), positives.with_columns(reason=pl.lit("heldout_positive"))]
     )
-    first = first.filter(pl.col("twin_id").is_not_null()).unique("at", keep="first", maintain_order=True)
-    clean = clean.join(first.rename({"source": "twin_source"}), on="at", how="left", maintain_order="left")
+    first = first.filter(pl.col("matched_id").is_not_null()).unique("at", keep="first", maintain_order=True)
+    clean = clean.join(first.rename({"source": "matched_source"}), on="at", how="left", maintain_order="left")
     emptied = (pl.col("reason") == "heldout_positive") & (pl.col("positives").list.len() == 0)
     out = ((pl.col("reason") == "heldout_query") | emptied).fill_null(False)
     gone = clean.filter(out)
     dropped = dropped_frame(
         source,
-        "leak",
+        "decontaminate",
         gone["id"],
         gone["reason"],
         gone["text"].str.slice(0, EVIDENCE_CHARS),
-        gone["twin_id"],
-        gone["twin_source"],
+        gone["matched_id"],
+        gone["matched_source"],
     )
     left = clean.filter(~out)
-    taken = negatives.filter(pl.col("twin_id").is_not_null()).join(left, on="at", how="semi")
+    taken = negatives.filter(pl.col("matched_id").is_not_null()).join(left, on="at", how="semi")
     return left.select(tuples.columns), dropped, len(taken)
 
 
-def _leaks(long: pl.DataFrame, heldout: pl.DataFrame) -> pl.DataFrame:
-    """Return at, text, twin_id, source: twin_id is null for a text that is not held out."""
+def _held_out(long: pl.DataFrame, heldout: pl.DataFrame) -> pl.DataFrame:
+    """Return at, text, matched_id, source: matched_id is null for a text that is not held out."""
     found = long.with_columns(forms(long["text"]).alias("form")).join(heldout, on="form", how="left", maintain_order="left")
-    return found.select("at", "text", pl.col("id").alias("twin_id"), "source")
+    return found.select("at", "text", pl.col("id").alias("matched_id"), "source")
 
 
 def write_beir(folder: Path, held: pl.DataFrame, corpus: pl.Series) -> None:

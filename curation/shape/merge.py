@@ -47,10 +47,10 @@ def merge_queries(tuples: pl.DataFrame, source: str, no_echo: bool = True) -> tu
     earliest[some] = some[places[numbers]]
     first = pl.Series("first", earliest, dtype=pl.UInt32)
     keyed = tuples.with_columns(first)
-    twins = keyed.filter(earliest != at)
-    survivor = tuples["id"].gather(twins["first"])
-    merged = dropped_frame(source, "merge", twins["id"], "same_query", twins["query"].str.slice(0, 200), survivor, source)
-    company = pl.col("first").is_in(twins["first"].unique().implode())
+    repeats = keyed.filter(earliest != at)
+    survivor = tuples["id"].gather(repeats["first"])
+    merged = dropped_frame(source, "merge", repeats["id"], "same_query", repeats["query"].str.slice(0, 200), survivor, source)
+    company = pl.col("first").is_in(repeats["first"].unique().implode())
     united = (
         keyed.filter(company)
         .group_by("first", maintain_order=True)

@@ -135,9 +135,9 @@ def _top(build: Path, whole: Receipt) -> Iterator[Problem]:
         elif not path.is_file() and (build / stage).exists() is False:
             yield Problem(str(build / stage), "is missing, and build.json names it")
     try:
-        if (leaks := whole.get("decontaminate")) and (path := build / "leaks.parquet").is_file():
-            counts = (row for task in leaks["tasks"].values() for source in task.values() for row in source.values())
-            yield from _equal(str(path), "leaks", len(tables.read_parquet(path, ["task"])), "build.json's", sum(counts))
+        if (found := whole.get("decontaminate")) and (path := build / "contamination.parquet").is_file():
+            counts = (row for task in found["tasks"].values() for source in task.values() for row in source.values())
+            yield from _equal(str(path), "rows", len(tables.read_parquet(path, ["task"])), "build.json's", sum(counts))
     except (UserError, pl.exceptions.PolarsError) as error:
         yield Problem(str(path), f"cannot be read ({type(error).__name__})")
 

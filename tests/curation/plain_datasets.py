@@ -246,7 +246,7 @@ def entailed(good: list[tuple[str, str, str, str]], sides: dict[str, str]) -> tu
 
 
 def unambiguous(labelled: list[tuple[str, str]]) -> int:
-    """How many texts have no twin with another label."""
+    """How many texts have no duplicate with another label."""
     labels = defaultdict(set)
     for text, label in labelled:
         labels[text].add(label)

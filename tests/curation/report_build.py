@@ -44,17 +44,17 @@ def write_inputs(folder: Path) -> Path:
 
 
 def write_shared_tables(build: Path) -> Path:
-    """Write the files in which other stages tell of overlaps, leaks and negatives, then the report; return its path."""
+    """Write the files of other stages: overlaps, contamination and negatives, then the report; return its path."""
     names = {"source_a": ["faq", "faq", "topics"], "source_b": ["topics", "tone", "tone"]}
     counts = {"equal": [1, 0, 60_123], "near": [None, None, 4], "dropped": [0, 0, 3]}
     overlaps = pl.DataFrame({**names, **counts}).cast(dict.fromkeys(counts, pl.UInt32))
     write_parquet(build / "overlaps.parquet", overlaps)
-    leak = {
+    match = {
         "source": "faq", "id": "faq/3", "field": "query", "task": "Sci<b>Fact", "eval_id": "e1", "eval_field": "query", "rule": "whole",
         "score": 1.0, "evidence": HOSTILE, "action": "reported",
     }  # fmt: skip
-    passage = leak | {"id": None, "field": "corpus", "evidence": "a passage without a tuple"}
-    write_parquet(build / "leaks.parquet", pl.DataFrame([leak, passage]))
+    passage = match | {"id": None, "field": "corpus", "evidence": "a passage without a tuple"}
+    write_parquet(build / "contamination.parquet", pl.DataFrame([match, passage]))
     bins = [max(0, 12 - abs(at - 28)) for at in range(40)]
     receipt = {"kept": 9, "rows_in": 10, "histograms": {"positives": bins, "negatives": bins[::-1]}}
     receipt |= {"digest": "mined", "curated": read_json(build / "curated" / "faq" / "done.json")["digest"]}

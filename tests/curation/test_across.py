@@ -78,13 +78,13 @@ def test_every_dropped_tuple_has_a_kept_one_that_asks_the_same_for_the_same(tmp_
         assert receipt["rows_in"] == receipt["rows_used"] + sum(receipt["rows_dropped"].values())
         assert receipt["tuples_made"] == receipt["kept"] + receipt["merged"] + sum(receipt["dropped"].values())
         for row in dropped.filter(pl.col("reason") == "near_duplicate_query").iter_rows(named=True):
-            (query, positives), (twin, its_positives) = known[row["id"]], known[row["twin_id"]]
-            assert row["twin_id"] in kept
-            assert row["twin_id"].split("/")[0] == row["twin_source"]
-            assert names.index(row["twin_source"]) <= names.index(name)
-            assert form_of(query) == form_of(twin) or true_jaccard(query, twin) == pytest.approx(row["score"], abs=1e-12)
+            (query, positives), (match, its_positives) = known[row["id"]], known[row["matched_id"]]
+            assert row["matched_id"] in kept
+            assert row["matched_id"].split("/")[0] == row["matched_source"]
+            assert names.index(row["matched_source"]) <= names.index(name)
+            assert form_of(query) == form_of(match) or true_jaccard(query, match) == pytest.approx(row["score"], abs=1e-12)
             assert row["score"] >= threshold
-            if row["twin_source"] != name:
+            if row["matched_source"] != name:
                 across += 1
                 assert all(any(alike(one, other, threshold) for other in its_positives) for one in positives)
     assert across > 10
@@ -106,7 +106,7 @@ def test_a_query_with_another_positive_and_the_earlier_source_stay(tmp_path):
     build(write(tmp_path, ["a", "b"], extra=", license: mit, verified: no, notes: a doubt"), tmp_path / "o")
     assert read_table(tmp_path / "o" / "curated" / "b", "pairs")["query"].to_list() == [ask + " today", "other"]
     told = read_parquet(tmp_path / "o" / "curated" / "b" / "dropped.parquet")
-    assert told.select("id", "twin_id", "twin_source").rows() == [("b/0", "a/0", "a"), ("b/2", "a/1", "a")]
+    assert told.select("id", "matched_id", "matched_source").rows() == [("b/0", "a/0", "a"), ("b/2", "a/1", "a")]
     assert len(read_table(tmp_path / "o" / "curated" / "a", "pairs")) == 2
     assert read_parquet(tmp_path / "o" / "overlaps.parquet").rows() == [("a", "b", 1, 2, 2)]
     stats = CliRunner().invoke(curate, ["stats", str(tmp_path / "o")])

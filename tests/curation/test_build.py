@@ -13,8 +13,12 @@ from hypothesis import strategies as st
 
 from curation.build.build import build
 from curation.cli import curate
+from curation.core.builds import receipts
 from curation.core.errors import BuildError, ManifestError
+from curation.core.store import read_json, write_json
 from curation.core.tables import read_parquet, read_table
+from curation.report import page
+from curation.share.verify import problems
 
 MANIFEST = """\
 name: small
@@ -286,3 +290,23 @@ def test_a_broken_summary_and_a_file_for_a_folder_are_told(recipe, tmp_path):
     (tmp_path / "f").write_text("")
     with pytest.raises(BuildError, match="f: is a file, not a folder; name another folder"):
         build(recipe, tmp_path / "f")
+
+
+def test_a_build_of_another_format_is_refused_and_built_again(recipe, tmp_path):
+    build(recipe, tmp_path / "b")
+    before = (tmp_path / "b/build.json").read_bytes()
+    summary = read_json(tmp_path / "b/build.json")
+    for written, error in (
+        ({}, r"was written by an older version of tuplesmith; run `curate build MANIFEST` to rebuild it"),
+        ({"format": 4}, r"was written by an older version of tuplesmith; run `curate build MANIFEST` to rebuild it"),
+        ({"format": 10**6}, r"was written by a newer version of tuplesmith; update tuplesmith"),
+    ):
+        write_json(tmp_path / "b/build.json", {key: value for key, value in summary.items() if key != "format"} | written)
+        for reader in (receipts, problems, page.write):
+            with pytest.raises(BuildError, match=rf"build\.json: {error}$"):
+                reader(tmp_path / "b")
+    write_json(tmp_path / "b/build.json", {key: value for key, value in summary.items() if key != "format"})
+    (tmp_path / "b/leaks.parquet").write_bytes(b"of format 4")
+    build(recipe, tmp_path / "b")
+    assert (tmp_path / "b/build.json").read_bytes() == before
+    assert problems(tmp_path / "b") == []

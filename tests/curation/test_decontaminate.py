@@ -1,4 +1,4 @@
-"""Planted leaks of every kind are found, in their place, by either engine; nothing else goes."""
+"""Planted overlaps of every kind are found, in their place, by either engine; nothing else goes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation.build.build import build
-from curation.clean import overlap_index as leak_index
-from curation.clean import overlap_lookup as leaks
-from curation.clean.decontaminate import LEAKS, take_out
+from curation.clean import overlap_index as overlap_index
+from curation.clean import overlap_lookup
+from curation.clean.decontaminate import CONTAMINATION, take_out
 from curation.clean.overlap_texts import CORPUS, DOCUMENT, EVALUATION, QUERY
 from curation.cli import curate
 from curation.core.errors import ManifestError, SourceError
@@ -44,7 +44,7 @@ def index_of(folder: Path, *texts: tuple[str, str, int, str], allow=()) -> Path:
     where = folder / "decontaminate"
     where.mkdir(parents=True)
     frame = pl.DataFrame(list(texts), schema=EVALUATION, orient="row")
-    leak_index.write_index(where, [frame], pl.Series(allow, dtype=pl.String))
+    overlap_index.write_index(where, [frame], pl.Series(allow, dtype=pl.String))
     return folder
 
 
@@ -79,7 +79,7 @@ def taken(build, *items, mode="drop", corpus=()):
     made = take_out(
         Decontaminate(mode=mode), build, build / "out", tuples(*items), pl.Series("text", corpus, dtype=pl.String), "s"
     )
-    return made, read_parquet(build / "out" / "leaks.parquet")
+    return made, read_parquet(build / "out" / "contamination.parquet")
 
 
 @pytest.mark.parametrize(
@@ -100,9 +100,9 @@ def taken(build, *items, mode="drop", corpus=()):
 )  # fmt: skip
 @pytest.mark.parametrize("field", ["query", "positive", "negative", "corpus"])
 @pytest.mark.parametrize("engine", ["numba", "numpy"])
-def test_a_planted_leak(indexed, monkeypatch, engine, field, text, rule, source, span):
+def test_a_planted_overlap(indexed, monkeypatch, engine, field, text, rule, source, span):
     if engine == "numpy":
-        monkeypatch.setattr(leaks, "leak_kernels", None)
+        monkeypatch.setattr(overlap_lookup, "overlap_kernels", None)
     clean = ("Where is the post office", ["Next to the town hall"], ["Far away"])
     item = {"query": (text, *clean[1:]), "positive": (clean[0], [text], clean[2]), "negative": (*clean[:2], [text, "Far away"])}
     made, found = taken(
@@ -121,15 +121,15 @@ def test_a_planted_leak(indexed, monkeypatch, engine, field, text, rule, source,
     if field in ("query", "positive"):
         assert first["action"] == "dropped"
         assert made.tuples["id"].to_list() == ["s/0"]
-        assert made.dropped.select("id", "stage", "reason", "evidence", "twin_source").row(0) == (
-            "s/1", "leak", f"leaked_{field}", first["evidence"], "rivers",
+        assert made.dropped.select("id", "stage", "reason", "evidence", "matched_source").row(0) == (
+            "s/1", "decontaminate", f"contaminated_{field}", first["evidence"], "rivers",
         )  # fmt: skip
     else:
         assert first["action"] == "negative_out"
         assert len(made.tuples) == 2
         assert made.tuples["negatives"].to_list() == [["Far away"], ["Far away"]]
         assert made.corpus.to_list() == ["a passage"]
-        assert made.texts_out == {"leaked_negative" if field == "negative" else "leaked_passage": 1}
+        assert made.texts_out == {"contaminated_negative" if field == "negative" else "contaminated_passage": 1}
 
 
 def test_every_task_is_told(indexed):
@@ -152,10 +152,10 @@ def test_modes(indexed):
     }  # fmt: skip
     made, found = taken(indexed, *items, mode="strict")
     assert made.tuples.select("id", "negatives").rows() == [("s/2", [])]
-    assert made.dropped.select("id", "reason").rows() == [("s/0", "leaked_query"), ("s/1", "shared_corpus")]
+    assert made.dropped.select("id", "reason").rows() == [("s/0", "contaminated_query"), ("s/1", "shared_corpus")]
 
 
-def test_trivial_and_allowed_texts_are_no_leak(tmp_path):
+def test_trivial_and_allowed_texts_never_match(tmp_path):
     few = index_of(
         tmp_path,
         ("t", "1", QUERY, "Yes."), ("t", "2", QUERY, QUESTION), ("t", "3", DOCUMENT, "Yes, it is!"), ("t", "4", QUERY, "Who is it?"),
@@ -168,7 +168,7 @@ def test_trivial_and_allowed_texts_are_no_leak(tmp_path):
     ]
 
 
-def test_of_a_text_of_common_words_only_an_exact_copy_is_a_leak(tmp_path):
+def test_of_a_text_of_common_words_only_an_exact_copy_matches(tmp_path):
     asked = [("t", str(at), QUERY, f"what is the name of number {at} in it") for at in range(1000)]
     many = index_of(tmp_path, *asked, ("t", "x", QUERY, "what is the name of it in number"))
     texts = (
@@ -179,7 +179,7 @@ def test_of_a_text_of_common_words_only_an_exact_copy_is_a_leak(tmp_path):
     assert not found.filter((pl.col("id") != "s/0") & (pl.col("eval_id") == "x")).height
 
 
-def test_boilerplate_is_no_leak(tmp_path):
+def test_boilerplate_never_matches(tmp_path):
     notice = "permission is hereby granted free of charge to any person obtaining a copy of this software to deal in it "
     texts = [("t", str(at), DOCUMENT, notice + " ".join(f"word{at}x{n}" for n in range(20))) for at in range(12)]
     folder = index_of(tmp_path, *texts)
@@ -198,23 +198,23 @@ TEXT = st.builds(lambda words, gap: gap.join(words), WORDS, st.sampled_from([" "
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(TEXT, st.integers(0, 2)), min_size=1, max_size=12), st.lists(TEXT, min_size=1, max_size=12), st.data())
-def test_engines_are_equal_and_a_clean_build_has_no_leak(tmp_path_factory, evals, texts, data):
+def test_engines_are_equal_and_a_clean_build_has_no_match(tmp_path_factory, evals, texts, data):
     folder = index_of(
         tmp_path_factory.mktemp("x"), *((f"t{at % 2}", str(at), role, text) for at, (text, role) in enumerate(evals))
     )
     texts = [*texts, data.draw(st.sampled_from(evals))[0] + " and more", data.draw(st.sampled_from(evals))[0]]
-    index, series = leak_index.read_index(folder / "decontaminate"), pl.Series(texts)
-    fast = leaks.look_up(leaks.ready(index), series) if index else None
+    index, series = overlap_index.read_index(folder / "decontaminate"), pl.Series(texts)
+    fast = overlap_lookup.look_up(overlap_lookup.ready(index), series) if index else None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(leaks, "leak_kernels", None)
-        patch.setattr(leaks, "NUMPY_BYTES", 50)
-        assert index is None or leaks.look_up(leaks.ready(index), series).equals(fast)
+        patch.setattr(overlap_lookup, "overlap_kernels", None)
+        patch.setattr(overlap_lookup, "NUMPY_BYTES", 50)
+        assert index is None or overlap_lookup.look_up(overlap_lookup.ready(index), series).equals(fast)
     items = [(text, [texts[at - 1]], [texts[at - 2]]) for at, text in enumerate(texts)]
     made, found = taken(folder, *items, mode="strict", corpus=texts)
     assert len(made.tuples) + len(made.dropped) == len(items)
     rows = list(zip(*(made.tuples[name].to_list() for name in ("query", "positives", "negatives")), strict=True))
     assert len(taken(folder, *rows, mode="strict", corpus=made.corpus.to_list())[1]) == 0
-    assert found.schema == LEAKS
+    assert found.schema == CONTAMINATION
 
 
 def nonsense(seed: int) -> str:
@@ -266,13 +266,13 @@ def test_a_build_is_clean_and_says_so(recipe, tmp_path):
         "other": {**nothing, "corpus": 9},
     }
     assert said["tasks"]["pairs"] == {"faq": {**nothing, "negative": 1}}
-    whole = read_parquet(tmp_path / "b" / "leaks.parquet")
-    assert whole.schema == LEAKS
+    whole = read_parquet(tmp_path / "b" / "contamination.parquet")
+    assert whole.schema == CONTAMINATION
     assert whole.filter(pl.col("eval_id") == "a").select("source", "id", "eval_field", "rule").rows() == [
         ("faq", "faq/4", "document", "words")
     ]
-    assert outcome.receipts["faq"]["dropped"].items() >= {"leaked_query": 1, "leaked_positive": 1}.items()
-    assert outcome.receipts["faq"]["texts_out"] == {"leaked_negative": 1}
+    assert outcome.receipts["faq"]["dropped"].items() >= {"contaminated_query": 1, "contaminated_positive": 1}.items()
+    assert outcome.receipts["faq"]["texts_out"] == {"contaminated_negative": 1}
     texts = set(read_table(tmp_path / "b" / "curated" / "faq", "passages")["text"]) | set(
         read_table(tmp_path / "b" / "curated" / "faq", "pairs")["query"]
     )
@@ -280,10 +280,10 @@ def test_a_build_is_clean_and_says_so(recipe, tmp_path):
     assert {SHARED, "not asked in any of the qrels here"} <= texts
     shown = CliRunner().invoke(curate, ["stats", str(tmp_path / "b"), "--only", "faq"])
     assert shown.output.endswith(
-        "leaks of  in   query  positive  negative  corpus\n"
-        "--------  ---  -----  --------  --------  ------\n"
-        "pairs     faq      0         0         1       0\n"
-        "rivers    faq      1         1         0       1\n"
+        "overlap with  in   query  positive  negative  corpus\n"
+        "------------  ---  -----  --------  --------  ------\n"
+        "pairs         faq      0         0         1       0\n"
+        "rivers        faq      1         1         0       1\n"
     )
     assert build(recipe, tmp_path / "b").ran == set()
     many = build(recipe, tmp_path / "c", workers=2)
@@ -291,13 +291,13 @@ def test_a_build_is_clean_and_says_so(recipe, tmp_path):
     assert contents(tmp_path / "c") == contents(tmp_path / "b")
 
 
-def test_verify_looks_at_the_stages_of_leaks_and_overlaps(recipe, tmp_path):
+def test_verify_looks_at_the_stages_of_contamination_and_overlaps(recipe, tmp_path):
     made = tmp_path / "b"
     build(recipe, made)
     assert verify.problems(made) == []
     for where in (
         "decontaminate/keys.npy",
-        "cleaned/faq/leaks.parquet",
+        "cleaned/faq/contamination.parquet",
         "across/overlaps/overlaps.parquet",
     ):
         whole = (made / where).read_bytes()
@@ -305,15 +305,15 @@ def test_verify_looks_at_the_stages_of_leaks_and_overlaps(recipe, tmp_path):
         problems = [one for one in verify.problems(made) if one.where == str(made / where)]
         assert [one.what for one in problems] == ["has another digest than the receipt says"], where
         (made / where).write_bytes(whole)
-    read_parquet(made / "leaks.parquet").head(2).write_parquet(made / "leaks.parquet")
+    read_parquet(made / "contamination.parquet").head(2).write_parquet(made / "contamination.parquet")
     (made / "overlaps.parquet").unlink()
     assert [(one.where, one.what) for one in verify.problems(made)] == [
         (str(made / "overlaps.parquet"), "is missing, and build.json names it"),
-        (str(made / "leaks.parquet"), "has another digest than build.json says"),
-        (str(made / "leaks.parquet"), "leaks 2 is not build.json's 13"),
+        (str(made / "contamination.parquet"), "has another digest than build.json says"),
+        (str(made / "contamination.parquet"), "rows 2 is not build.json's 13"),
     ]
-    (made / "leaks.parquet").unlink()
-    assert [one.what for one in verify.problems(made) if "leaks" in one.where] == ["is missing, and build.json names it"]
+    (made / "contamination.parquet").unlink()
+    assert [one.what for one in verify.problems(made) if "contamination" in one.where] == ["is missing, and build.json names it"]
 
 
 def test_what_runs_again(recipe, tmp_path):
@@ -326,10 +326,10 @@ def test_what_runs_again(recipe, tmp_path):
     )
     recipe.write_text(MANIFEST + "  mode: report\n")
     assert build(recipe, tmp_path / "b").ran == {"faq", "other"}
-    assert set(read_parquet(tmp_path / "b" / "leaks.parquet")["action"]) == {"reported"}
+    assert set(read_parquet(tmp_path / "b" / "contamination.parquet")["action"]) == {"reported"}
     recipe.write_text(MANIFEST.partition("decontaminate")[0])
     build(recipe, tmp_path / "b")
-    assert not (tmp_path / "b" / "leaks.parquet").exists()
+    assert not (tmp_path / "b" / "contamination.parquet").exists()
     assert not (tmp_path / "b" / "decontaminate").exists()
     assert "decontaminate" not in json.loads((tmp_path / "b" / "build.json").read_text())
 
@@ -349,9 +349,9 @@ def test_near_copies_of_held_out_queries_go(tmp_path):
     outcome = build(path, tmp_path / "out")
     assert not outcome.failed
     (held,) = read_parquet(tmp_path / "out" / "shaped" / "a" / "heldout.parquet")["id"]
-    gone = read_parquet(tmp_path / "out" / "leaks.parquet")
+    gone = read_parquet(tmp_path / "out" / "contamination.parquet")
     assert gone.select("id", "task", "eval_id", "rule").rows() == [(held.replace("a/", "b/"), "heldout/a", held, "chars")]
-    assert outcome.receipts["b"]["dropped"] == {"leaked_query": 1}
+    assert outcome.receipts["b"]["dropped"] == {"contaminated_query": 1}
 
 
 @pytest.mark.parametrize(

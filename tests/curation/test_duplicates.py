@@ -46,13 +46,13 @@ def test_only_a_near_duplicate_with_the_same_positive_goes():
         (f"{ASK} old disk", [other]),  # a near-duplicate of the positive: same group, so the same
         ("an unrelated question", [LONG]),
         ("An unrelated question!", [LONG]),  # equal form, short: exact
-        ("an unrelated question?", [LONG, "another one"]),  # has more positives than its twins: survives
+        ("an unrelated question?", [LONG, "another one"]),  # has the most positives: survives
     ]
     _, gone, links = dropped(rows)
     family = dict(links.texts.select("text", "family").iter_rows())
     assert family[LONG] == family[other]
     assert family[rows[0][0]] == family[rows[2][0]]
-    told = {row["id"]: (row["twin_id"], row["reason"], row["stage"]) for row in gone.iter_rows(named=True)}
+    told = {row["id"]: (row["matched_id"], row["reason"], row["stage"]) for row in gone.iter_rows(named=True)}
     assert told["s/4"] == told["s/5"] == ("s/6", "near_duplicate_query", "dedup")
     assert "s/2" not in told
     assert len({"s/0", "s/1", "s/3"} & set(told)) == 2
@@ -60,7 +60,7 @@ def test_only_a_near_duplicate_with_the_same_positive_goes():
     assert all(score >= 0.8 for score in gone["score"])
 
 
-def test_a_positive_that_the_twin_lacks_is_never_lost():
+def test_a_positive_that_the_match_lacks_is_never_lost():
     rows = [(f"{ASK} disk", ["one", "two"]), (f"{ASK} disc", ["two", "three"]), (f"{ASK} disks", ["two"])]
     left, gone, _ = dropped(rows)
     assert gone["id"].to_list() == ["s/2"]
@@ -76,13 +76,13 @@ def test_a_chain_keeps_both_of_its_ends():
     left, gone, _ = dropped(
         [(texts[0] + " longest", ["p"]), (texts[1], ["p"]), (texts[2] + " longer than all of them", ["p"])], threshold=0.85
     )
-    for id_, twin in gone.select("id", "twin_id").iter_rows():
-        assert twin in left["id"].to_list(), id_
+    for id_, match in gone.select("id", "matched_id").iter_rows():
+        assert match in left["id"].to_list(), id_
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([0.6, 0.8, 0.9]))
-def test_every_dropped_query_has_a_kept_twin(seed, threshold):
+def test_every_dropped_query_has_a_kept_match(seed, threshold):
     draw = random.Random(seed)
     rows = []
     while len(rows) < 40:
@@ -95,11 +95,11 @@ def test_every_dropped_query_has_a_kept_twin(seed, threshold):
     left, gone, _ = dropped(rows, threshold=threshold)
     kept = {id_: (query, set(positives)) for id_, query, positives in left.select("id", "query", "positives").iter_rows()}
     by_id = {f"s/{at}": row for at, row in enumerate(rows)}
-    for id_, twin, score in gone.select("id", "twin_id", "score").iter_rows():
+    for id_, match, score in gone.select("id", "matched_id", "score").iter_rows():
         query, positives = by_id[id_]
-        assert true_jaccard(query, kept[twin][0]) == pytest.approx(score, abs=1e-12)
+        assert true_jaccard(query, kept[match][0]) == pytest.approx(score, abs=1e-12)
         assert score >= threshold
-        assert set(positives) <= kept[twin][1]
+        assert set(positives) <= kept[match][1]
 
 
 MANIFEST = """\
@@ -146,11 +146,11 @@ def test_a_build_with_near_duplicates(recipe, tmp_path, monkeypatch):
     kept = next(query for query in groups if query in (f"{ASK} disk", f"{ASK} disc"))
     assert groups[kept] == groups[f"{ASK} big disk"]
     assert groups[kept] is not None
-    twins = passages.filter(pl.col("text").str.starts_with("The find"))
-    assert len(twins) == 2
-    assert twins["group"].n_unique() == 1
-    assert twins["group"].null_count() == 0
-    assert set(twins["group"]).isdisjoint({groups[kept]})
+    near = passages.filter(pl.col("text").str.starts_with("The find"))
+    assert len(near) == 2
+    assert near["group"].n_unique() == 1
+    assert near["group"].null_count() == 0
+    assert set(near["group"]).isdisjoint({groups[kept]})
     edges = read_parquet(folder / "near.parquet")
     assert edges["score"].min() >= 0.7
     assert len(edges) >= 2

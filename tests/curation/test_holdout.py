@@ -39,18 +39,18 @@ def test_what_cannot_be_held_out():
     assert len(holdout.set_apart(table, 0, 1, "s")[1]) == 0
 
 
-def test_leaks_go_in_every_role():
+def test_held_out_texts_are_removed_in_every_role():
     held = holdout.forms_of([("h", tuples(("Held query", ["held text"], [])))])
     table = tuples(
         ("held  QUERY", ["a"], []), ("b", ["Held text."], []), ("c", ["held text", "d"], ["e"]), ("f", ["g"], ["held query", "i"]), ("j", ["k"], [])
     )  # fmt: skip
-    left, dropped, negatives_out = holdout.take_out_leaks(table, held, "s")
+    left, dropped, negatives_out = holdout.take_out_heldout(table, held, "s")
     assert left.select("id", "positives", "negatives").rows() == [
         ("s/2", ["d"], ["e"]),
         ("s/3", ["g"], ["i"]),
         ("s/4", ["k"], []),
     ]
-    assert dropped.select("id", "reason", "evidence", "twin_id", "twin_source").rows() == [
+    assert dropped.select("id", "reason", "evidence", "matched_id", "matched_source").rows() == [
         ("s/0", "heldout_query", "held  QUERY", "s/0", "h"),
         ("s/1", "heldout_positive", "Held text.", "s/0", "h"),
     ]
@@ -70,7 +70,7 @@ def test_no_held_out_text_is_trained_on(items, seed):
         train, held = holdout.set_apart(table, 3, seed, "s")
     except SourceError:
         return
-    left, dropped, _ = holdout.take_out_leaks(train, holdout.forms_of([("s", held)]), "s")
+    left, dropped, _ = holdout.take_out_heldout(train, holdout.forms_of([("s", held)]), "s")
     assert len(left) + len(dropped) + len(held) == len(table)
     hidden = {*held["query"], *(text for row in held["positives"] for text in row)}
     trained = {*left["query"], *(text for name in ("positives", "negatives") for row in left[name] for text in row)}

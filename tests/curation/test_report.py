@@ -79,7 +79,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """With overlaps and leaks."""
+    """With overlaps and contamination."""
     place = tmp_path_factory.mktemp("whole")
     build(write_inputs(place), place / "b")
     return Reader(write_shared_tables(place / "b").read_text())
@@ -113,7 +113,7 @@ def test_figures_are_those_of_stats(folder):
         line = lines[name]
         assert {head: number(line[head]) for head in keys} == {head: receipt[key] for head, key in keys.items()}
         assert number(line["Rows"]) - number(line["Unused"]) == receipt["rows_used"]
-        dropped = sum(number(line[head]) for head in ("Filtered", "Duplicates", "Leaked"))
+        dropped = sum(number(line[head]) for head in ("Filtered", "Duplicates", "Contaminated"))
         assert dropped == sum(receipt["dropped"].values())
         assert number(line["Duplicates"]) == receipt["dropped"].get("near_duplicate_query", 0)
         assert line["Task"] == receipt["task"]
@@ -121,7 +121,7 @@ def test_figures_are_those_of_stats(folder):
         for reasons in (receipt["rows_dropped"], receipt["dropped"], receipt["texts_out"]):
             for reason, count in reasons.items():
                 assert f"{reason} {count:,}" in read.text[f"source-{name}"]
-    for column in (*keys, "Unused", "Filtered", "Duplicates", "Leaked"):
+    for column in (*keys, "Unused", "Filtered", "Duplicates", "Contaminated"):
         assert number(lines["all"][column]) == sum(number(lines[name][column]) for name in found)
     assert number(lines["faq"]["Duplicates"]) == 1
 
@@ -131,21 +131,21 @@ def test_texts_do_not_break_out(whole):
     assert not {"img", "topic"} & set(whole.tags)
     shown = HOSTILE.replace("\u202e", "\\u202e").replace("\u202c", "\\u202c")
     assert shown in whole.text["source-faq"]
-    assert shown in whole.text["leaks"]
+    assert shown in whole.text["contamination"]
     assert "Answer <b>boldly</b>" in whole.text["source-faq"]
     assert "<i>topic</i>" in whole.text["labels"]
     assert len(whole.ids) == len(set(whole.ids))
 
 
-def test_overlaps_and_leaks_are_listed(whole):
+def test_overlaps_and_contamination_are_listed(whole):
     assert whole.tables["overlap"] == [
         ["Sources", "Equal", "Near-duplicate", "Dropped from the second"],
         ["topics · tone", "60,123", "4", "3"],
         ["faq · topics", "1", "\u2013", "0"],
     ]
-    assert whole.tables["leaks"][1] == ["Sci<b>Fact", "faq", "1", "0", "0", "2"]
-    assert "faq/3 query · Sci<b>Fact e1 query · reported" in whole.text["leaks"]
-    assert "faq corpus · Sci<b>Fact e1 query · reported" in whole.text["leaks"]
+    assert whole.tables["contamination"][1] == ["Sci<b>Fact", "faq", "1", "0", "0", "2"]
+    assert "faq/3 query · Sci<b>Fact e1 query · reported" in whole.text["contamination"]
+    assert "faq corpus · Sci<b>Fact e1 query · reported" in whole.text["contamination"]
 
 
 def test_near_duplicates_are_shown_with_what_differs(whole):

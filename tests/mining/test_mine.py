@@ -114,14 +114,14 @@ def test_a_corpus_smaller_than_what_is_wanted(tmp_path, shortage):
     assert receipt["dropped"] == {"too_few_negatives": 4}
     assert len(rows) == 0
     assert rows.schema == MINED_PAIRS
-    assert dropped.row(0, named=True) | {"twin_id": None, "twin_source": None, "score": None} == {
+    assert dropped.row(0, named=True) | {"matched_id": None, "matched_source": None, "score": None} == {
         "id": "s/0",
         "source": "s",
         "stage": "mine",
         "reason": "too_few_negatives",
         "evidence": "2 of 3 negatives among 4 candidates: positive took 1, range_min took 1",
-        "twin_id": None,
-        "twin_source": None,
+        "matched_id": None,
+        "matched_source": None,
         "score": None,
     }
 

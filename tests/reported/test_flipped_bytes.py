@@ -281,7 +281,7 @@ USED = {  # pattern of files -> the commands that use them
     "build/ATTRIBUTION.md": [publish_plan, building],
     "build/report.html": [publish_plan, building],
     "build/overlaps.parquet": [lambda made: page.write(made / "build", again=True), building],
-    "build/leaks.parquet": [lambda made: page.write(made / "build", again=True), building],
+    "build/contamination.parquet": [lambda made: page.write(made / "build", again=True), building],
     "build/mteb_training_datasets.json": [building],
     "build/shaped/*/*": [building],
     "build/near/*/*": [building],

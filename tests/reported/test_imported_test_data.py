@@ -78,7 +78,7 @@ def test_the_manifest_keeps_clear_of_what_it_leaves_out(tmp_path):
         file.write(json.dumps({"anchor": "what is test.jsonl", "positive": "something else"}) + "\n")
     imported(tmp_path)
     outcome = build(tmp_path / "m.yaml", tmp_path / "b")
-    assert (outcome.failed, outcome.receipts["in"]["dropped"]) == ({}, {"leaked_query": 1})
+    assert (outcome.failed, outcome.receipts["in"]["dropped"]) == ({}, {"contaminated_query": 1})
 
 
 def test_documents_of_an_evaluation_set_are_protected(tmp_path):

@@ -130,9 +130,9 @@ def test_a_held_out_text_with_an_invisible_character_is_found(tmp_path, guard):
     (tmp_path / "m.yaml").write_text("\n".join(["name: m", "sources:", *lines, guard]))
     outcome = build(tmp_path / "m.yaml", tmp_path / "out")
     held = {json.loads(line)["_id"] for line in (tmp_path / "out/heldout/a/queries.jsonl").read_text().splitlines()}
-    gone = read_parquet(tmp_path / "out/curated/b/dropped.parquet").filter(pl.col("stage") == "leak")
+    gone = read_parquet(tmp_path / "out/curated/b/dropped.parquet").filter(pl.col("stage") == "decontaminate")
     assert not outcome.failed
-    assert set(gone["twin_id"]) == held
+    assert set(gone["matched_id"]) == held
     assert len(held) == 15
 
 

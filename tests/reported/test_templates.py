@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from curation.build.build import build
-from curation.clean import overlap_index as leak_index
+from curation.clean import overlap_index as overlap_index
 from curation.clean.decontaminate import take_out
 from curation.clean.overlap_texts import EVALUATION, QUERY
 from curation.clean.siblings import alike
@@ -49,7 +49,7 @@ def left_of(folder, asked, texts):
     folder.mkdir(parents=True)
     (folder / "decontaminate").mkdir()
     frame = pl.DataFrame([("t", str(at), QUERY, text) for at, text in enumerate(asked)], schema=EVALUATION, orient="row")
-    leak_index.write_index(folder / "decontaminate", [frame], pl.Series([], dtype=pl.String))
+    overlap_index.write_index(folder / "decontaminate", [frame], pl.Series([], dtype=pl.String))
     made = take_out(
         Decontaminate(), folder, folder, tuples(*((text, ["b"], []) for text in texts)), pl.Series("text", [], pl.String), "s"
     )
@@ -106,7 +106,7 @@ def test_one_evaluation_question_leaves_the_others_of_its_template_and_their_gro
     (tmp_path / "m.yaml").write_text("\n".join(["name: m", "sources:", source, "dedup: {}", guard, ""]))
     outcome = build(tmp_path / "m.yaml", tmp_path / "b")
     assert not outcome.failed
-    assert outcome.receipts["s"]["dropped"] == {"leaked_query": 1}
+    assert outcome.receipts["s"]["dropped"] == {"contaminated_query": 1}
     grouped = read_table(tmp_path / "b/curated/s", "pairs").drop_nulls("group")["query"]
     assert [query.split()[-1] for query in grouped] == ["Iceland?", "Ireland?"]  # one letter apart: taken for a typo
 
@@ -186,7 +186,7 @@ def test_copies_edits_and_siblings_measured(shared_data, tmp_path):
     )
     (tmp_path / "m.yaml").write_text("\n".join(["name: m", "sources:", source, "decontaminate: {}", ""]))
     receipt = build(tmp_path / "m.yaml", build_folder).receipts["medquad"]
-    found = read_parquet(build_folder / "leaks.parquet").filter(pl.col("field") == "query")
+    found = read_parquet(build_folder / "contamination.parquet").filter(pl.col("field") == "query")
     made = receipt["tuples_made"] - receipt["merged"] - receipt["heldout"]
     assert found["id"].n_unique() <= 0.05 * made
     assert np.isclose(found["score"].max(), 1)

@@ -243,7 +243,7 @@ def test_a_beir_folder_is_an_evaluation_set_in_a_word(tmp_path, split):
     said = "" if split == "test" else f", split: {split}"
     path = manifest(tmp_path, ["files: x.jsonl"], f"decontaminate: {{against: [{{reader: beir, files: e{said}}}]}}")
     outcome = build(path, tmp_path / "b")
-    assert outcome.receipts["s0"]["dropped"] == {"leaked_query": 1}
+    assert outcome.receipts["s0"]["dropped"] == {"contaminated_query": 1}
 
 
 def test_documents_without_a_score_are_on_neither_side(tmp_path):

@@ -161,7 +161,7 @@ def test_a_batch_holds_each_text_once_and_maps_back(seed, rows, k):
 
 
 def test_shared_positives_by_id_by_group_and_by_second_positive():
-    #            row 0       1    2         3 (twin of 0's positive)   4
+    #            row 0       1    2         3 (duplicate of 0's positive)   4
     source = source_of("a", [[0], [0], [1, 3], [2], [3]], [[], [], [], [], []], identity=[7, 100, 7, 101])
     want = np.zeros((5, 5), dtype=bool)
     for i, j in [(0, 1), (1, 0), (0, 3), (3, 0), (1, 3), (3, 1), (2, 4)]:  # (4, 2) is not: row 2 trains on passage 1
