@@ -199,18 +199,18 @@ def lock(manifest: Path, only: tuple[str, ...], confined: bool, quiet: bool) -> 
     """
     from curation.build.build import pick
     from curation.read import lock as locking
-    from curation.read.outside import refuse
+    from curation.read.outside import refuse_outside
     from curation.recipe.licenses import allowed
     from curation.recipe.manifest import load_manifest
 
     kept, out = allowed(load_manifest(manifest))
     chosen = pick(kept, only, out)
-    refused = refuse(kept, manifest) if confined else {}
+    refused = refuse_outside(kept, manifest) if confined else {}
     failed = locking.write_lock(manifest, kept, chosen, for_terminal(quiet), refused)
     for name, error in failed.items():
         say(f"curate: {manifest}: source '{name}': {error}")
     if not quiet:
-        say(f"{locking.lock_of(manifest)}: {len(chosen) - len(failed)} of {len(chosen)} sources locked")
+        say(f"{locking.lock_path(manifest)}: {len(chosen) - len(failed)} of {len(chosen)} sources locked")
     return 1 if failed else 0
 
 

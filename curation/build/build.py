@@ -41,10 +41,10 @@ from curation.core.locks import locked
 from curation.core.progress import Progress, silent
 from curation.core.store import atomic, is_current, write_json
 from curation.engine import local
-from curation.read.lock import keep as keep_lock
-from curation.read.lock import pinned
-from curation.read.outside import refuse
-from curation.read.sources import is_local, sizes
+from curation.read.lock import apply_lock
+from curation.read.lock import copy_lock as keep_lock
+from curation.read.outside import refuse_outside
+from curation.read.sources import is_local, total_bytes
 from curation.recipe.job import Done, Job, Receipt
 from curation.recipe.licenses import Excluded, Policy, allowed
 from curation.recipe.manifest import Manifest, load_manifest
@@ -98,8 +98,8 @@ def build(
     manifest, excluded = allowed(load_manifest(path), licenses)
     folder = out or Path("builds") / manifest.name
     chosen = pick(manifest, only, excluded)
-    refused = refuse(manifest, path) if confined else {}
-    manifest, changed = pinned(manifest, path, refused)
+    refused = refuse_outside(manifest, path) if confined else {}
+    manifest, changed = apply_lock(manifest, path, refused)
     jobs = [job_of(manifest, source, path.parent, folder, limit) for source in manifest.sources if source.name not in changed]
     changed = {name: error for name, error in changed.items() if name in chosen}
     with locked(folder, "curate build"):
@@ -311,15 +311,15 @@ def _run_there(stage: Stage[Job], item: tuple[Job, str]) -> Done:
 
 def _workers_that_pay(jobs: list[Job]) -> int:
     """Return how many processes to use: one, and one more for each PROCESS_BYTES of input beyond the largest source."""
-    sizes = sorted(map(_size_of, jobs))
-    return min(local.processors(), 1 + sum(sizes[:-1]) // PROCESS_BYTES)
+    total_bytes = sorted(map(_size_of, jobs))
+    return min(local.processors(), 1 + sum(total_bytes[:-1]) // PROCESS_BYTES)
 
 
 def _size_of(job: Job) -> int:
     """Return the bytes of a source's files; for a dataset of the Hub PROCESS_BYTES, as its process waits for the network."""
     tables = stages.tables_of(job.source).values()
     try:
-        return sum(sizes(table, job.base) if is_local(table, job.base) else PROCESS_BYTES for table in tables)
+        return sum(total_bytes(table, job.base) if is_local(table, job.base) else PROCESS_BYTES for table in tables)
     except (UserError, OSError):
         return 0  # the source will fail with this error
 

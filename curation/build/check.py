@@ -12,10 +12,9 @@ from typing import Any
 
 from curation.core.errors import ManifestError, SetupError, SourceError, UserError, did_you_mean, listed
 from curation.core.escape import text_table as drawn
-from curation.read import hub_facts
-from curation.read.lock import lock_of, pinned, read_lock
-from curation.read.outside import read_outside, refuse, tables
-from curation.read.sources import is_local, sizes
+from curation.read.lock import apply_lock, hub_facts, lock_path, read_lock
+from curation.read.outside import all_tables, read_outside, refuse_outside
+from curation.read.sources import is_local, total_bytes
 from curation.recipe.evaluation import EvalSet
 from curation.recipe.licenses import CLASSES, allowed, class_of
 from curation.recipe.manifest import Manifest, load_manifest
@@ -46,16 +45,16 @@ def check(path: Path, online: bool = False, confined: bool = False) -> Found:
     refused: dict[str, UserError] = {}
     problems: list[str] = []
     try:
-        refused = refuse(kept, path) if confined else {}
+        refused = refuse_outside(kept, path) if confined else {}
     except ManifestError as error:
         problems.append(str(error))
-    problems += [str(error) for error in pinned(kept, path, refused)[1].values()]
+    problems += [str(error) for error in apply_lock(kept, path, refused)[1].values()]
     notes: list[str] = []
     local: dict[str, int] = {}  # what is read from this machine -> its bytes
-    for where, table in tables(kept):
+    for where, table in all_tables(kept):
         try:
             if is_local(table, path.parent):
-                local[where] = sizes(table, path.parent)
+                local[where] = total_bytes(table, path.parent)
             elif online:
                 notes += _ask(table, path)
         except SourceError as error:
@@ -70,7 +69,7 @@ def check(path: Path, online: bool = False, confined: bool = False) -> Found:
         "licenses": _licenses(kept),
         "outside": away,
         "estimate": _estimate(kept, list(local), sum(local.values())),
-        "locked": read_lock(lock_of(path)) is not None,
+        "locked": read_lock(lock_path(path)) is not None,
         "online": online,
         "notes": list(dict.fromkeys(notes + told)),
         "problems": list(dict.fromkeys(problems + wrong)),
@@ -97,7 +96,7 @@ def _ask(table: Table, path: Path) -> list[str]:
     Raises:
         SourceError: what the manifest names is not there.
     """
-    facts = hub_facts.facts(table)
+    facts = hub_facts(table)
     mapped = table.fields.model_dump().values() if isinstance(table, Source | EvalSet | TextTable) else []
     for name in [name for value in mapped for name in (value if isinstance(value, list) else [value])]:
         if name is None or "*" in name or name.endswith("?"):
@@ -112,7 +111,7 @@ def _ask(table: Table, path: Path) -> list[str]:
     if isinstance(table, Source):
         if facts.license and table.license and facts.license.lower() != table.license.lower():
             notes.append(f"{table.path}: its card says licence {facts.license}, and the manifest {table.license}")
-        locked = (read_lock(lock_of(path)) or {}).get(table.name)
+        locked = (read_lock(lock_path(path)) or {}).get(table.name)
         if locked and locked["revision"] != facts.revision:
             then, now = str(locked["revision"])[:12], facts.revision[:12]
             notes.append(f"{table.path}: has moved from {then} to {now} since it was locked; the build takes {then}")

@@ -12,10 +12,10 @@ from curation.build.build import job_of, pick
 from curation.build.show import as_text
 from curation.core.errors import SourceError, listed
 from curation.core.record import render_query
-from curation.read.lock import pinned
-from curation.read.mapped import found_by
-from curation.read.mapped import mapped as named_by
-from curation.read.outside import refuse
+from curation.read.lock import apply_lock
+from curation.read.mapping import column_map as named_by
+from curation.read.mapping import matching_columns
+from curation.read.outside import refuse_outside
 from curation.read.rows import ROW, Lost
 from curation.read.sources import read_rows
 from curation.recipe.job import Job
@@ -45,7 +45,7 @@ def preview(
     """
     manifest, excluded = allowed(load_manifest(path), licenses)
     chosen = pick(manifest, only, excluded)
-    manifest, changed = pinned(manifest, path, refuse(manifest, path) if confined else {})
+    manifest, changed = apply_lock(manifest, path, refuse_outside(manifest, path) if confined else {})
     for source in manifest.sources:
         if source.name not in chosen:
             continue
@@ -79,7 +79,7 @@ def preview(
 
 def _passed_over(source: Source, columns: list[str]) -> dict[str, list[str]]:
     """Return what each pattern of negatives fits and does not take."""
-    passed = {one: found_by(one, columns, named_by(source).names)[1] for one in source.fields.negatives}
+    passed = {one: matching_columns(one, columns, named_by(source).names)[1] for one in source.fields.negatives}
     return {one: names for one, names in passed.items() if names}
 
 

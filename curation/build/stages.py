@@ -37,8 +37,8 @@ from curation.core.tables import (
     write_table,
 )
 from curation.core.text import forms
-from curation.read.rows import Lost, joined
-from curation.read.sources import inputs, marks, outside, portions, read_rows, take, unchanged
+from curation.read.rows import Lost, concat_batches
+from curation.read.sources import fail_if_changed, file_states, files_outside, input_digests, read_parts, read_rows, take
 from curation.recipe.job import Done, Inputs, Job, Receipt
 from curation.recipe.source import ABOUT, Source, Table, TextTable, shape_of
 from curation.shape import filters, holdout
@@ -100,11 +100,11 @@ def with_inputs(job: Job) -> Job:
         SourceError: a file or dataset is missing.
     """
     tables = tables_of(job.source)
-    before = [marks(table, job.base) for table in tables.values()]  # first, so that any later change is noticed
+    before = [file_states(table, job.base) for table in tables.values()]  # first, so that any later change is noticed
     digests = {
         f"{part}/{name}" if part else name: digest
         for part, table in tables.items()
-        for name, digest in inputs(table, job.base).items()
+        for name, digest in input_digests(table, job.base).items()
     }
     return job._replace(inputs=Inputs(before, digests))
 
@@ -128,10 +128,10 @@ def shape(job: Job, folder: Path, progress: Progress) -> Receipt:
     tables = tables_of(source)
     held: list[Part] = []
     by_rows = shape_of(source) != "qrels"  # a limit of qrels counts queries, and is applied when they are known
-    with unchanged(job.inputs.marks, list(tables.values()), job.base):
+    with fail_if_changed(job.inputs.marks, list(tables.values()), job.base):
         with progress(f"read {source.name}", None, "rows") as advance:
             if shapes_alone(source):  # a source of more than one part need not fit in memory
-                parts = portions(source, job.base, PORTION, advance)
+                parts = read_parts(source, job.base, PORTION, advance)
                 held = list(islice(parts, 2))
                 if len(held) > 1:
                     made = shape_parts(source, job.filters, job.seed, in_turn(held, parts), folder)
@@ -149,7 +149,7 @@ def shape(job: Job, folder: Path, progress: Progress) -> Receipt:
         "shape": shape_of(source),
         "instruction": made.instruction,
         "inputs": job.inputs.digests,
-        "outside": sorted({name for table in tables.values() for _, name in outside(table, job.base)}),
+        "outside": sorted({name for table in tables.values() for _, name in files_outside(table, job.base)}),
         "rows_in": made.rows_in,
         "rows_used": made.rows_in - len(made.unused),
         "rows_dropped": counts_of(made.unused),
@@ -193,7 +193,7 @@ def _read_whole(source: Source, part: str, table: Table, base: Path) -> pl.DataF
     batches = list(read_rows(table, base))
     for lost in (one for batch in batches for one in batch.lost if one.bad):
         raise SourceError(where, f"row {lost.row} is unreadable ({lost.reason})", lost.evidence)
-    return joined([batch.frame for batch in batches], where)
+    return concat_batches([batch.frame for batch in batches], where)
 
 
 # ---- hold out: the queries that were taken out, as an evaluation set in BEIR's layout ----

@@ -25,8 +25,8 @@ from curation.core.record import dropped_frame
 from curation.core.store import digest_of, receipt_of, run_stage
 from curation.core.tables import read_parquet, write_blocks, write_parquet
 from curation.core.text import normalised
-from curation.read.places import refuse_special
-from curation.read.sources import expanded, marks, unchanged
+from curation.read.paths import expand_path, refuse_special
+from curation.read.sources import fail_if_changed, file_states
 from curation.recipe.evaluation import Decontaminate, EvalSet
 from curation.shape.columns import EVIDENCE_CHARS
 
@@ -75,7 +75,7 @@ def make_index(wanted: Decontaminate | None, base: Path, build: Path, holding: t
     stages = {name: build / "shaped" / name for name in holding}
     held = {name: receipt_of(stage)["files"]["heldout.parquet"] for name, stage in stages.items()}
     parts = [table for one in sets for _, table in tables_of(one)]
-    before = [marks(table, base) for table in parts]
+    before = [file_states(table, base) for table in parts]
     reads = [[one.model_dump(), digests_of(one, base)] for one in sets]
     allowed = _allowed(wanted, base)
 
@@ -88,7 +88,7 @@ def make_index(wanted: Decontaminate | None, base: Path, build: Path, holding: t
             yield _held_out(name, read_parquet(stage / "heldout.parquet"))
 
     def work(part: Path) -> dict[str, Any]:
-        with unchanged(before, parts, base):
+        with fail_if_changed(before, parts, base):
             return {"sets": [one.title for one in sets], **write_index(part, frames(), normalised(allowed).drop_nulls())}
 
     run_stage(folder, digest_of([INDEXED, SIBLINGS, reads, held, allowed.to_list()]), work)
@@ -106,7 +106,7 @@ def _allowed(wanted: Decontaminate, base: Path) -> pl.Series:
     if isinstance(wanted.allow, list):
         return pl.Series(wanted.allow, dtype=pl.String)
     try:
-        path = base / expanded(wanted.allow, base)
+        path = base / expand_path(wanted.allow, base)
         refuse_special(path, "decontaminate: allow")
         lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -9,7 +9,7 @@ from typing import Any
 from curation.clean.overlap_texts import Guessed
 from curation.core.errors import ManifestError, SetupError, did_you_mean
 from curation.core.store import write_json
-from curation.read import hub
+from curation.read.dataset import config_splits
 from curation.recipe.evaluation import EvalSet
 from curation.recipe.manifest import Manifest
 from curation.recipe.source import Fields
@@ -57,7 +57,7 @@ def _of_task(task: Any, base: Path) -> list[EvalSet]:
     made = []
     for subset in task.hf_subsets:
         if task.metadata.type in RETRIEVAL:
-            splits = hub.layout(EvalSet(**at, fields=Fields(query="text")), base)
+            splits = config_splits(EvalSet(**at, fields=Fields(query="text")), base)
             made += [_retrieval(name, at, subset, split, splits) for split in task.eval_splits]
         else:
             config = None if subset == "default" else subset

@@ -10,9 +10,9 @@ import polars as pl
 
 from curation.core.errors import SourceError
 from curation.core.record import split_query
-from curation.read.mapped import found_by, is_pattern, mapped, with_absent
+from curation.read.mapping import add_missing_columns, column_map, is_pattern, matching_columns
 from curation.read.rows import ROW
-from curation.read.sources import inputs, read_rows
+from curation.read.sources import input_digests, read_rows
 from curation.recipe.evaluation import EvalSet
 from curation.recipe.source import Table, TextFields, TextTable
 from curation.shape.columns import as_texts, column
@@ -50,7 +50,7 @@ def tables_of(one: EvalSet) -> list[tuple[str, Table]]:
 
 def digests_of(one: EvalSet, base: Path) -> dict[str, str]:
     """Return digests of all that an evaluation set is read from."""
-    return {f"{part}{name}": digest for part, table in tables_of(one) for name, digest in inputs(table, base).items()}
+    return {f"{part}{name}": digest for part, table in tables_of(one) for name, digest in input_digests(table, base).items()}
 
 
 def _frames(where: str, table: Table, base: Path, names: Sequence[str]) -> Iterator[pl.DataFrame]:
@@ -65,7 +65,7 @@ def _frames(where: str, table: Table, base: Path, names: Sequence[str]) -> Itera
             if lost.bad:
                 raise SourceError(where, f"row {lost.row} is unreadable ({lost.reason})", lost.evidence)
         there |= rows.frame.schema
-        yield with_absent(rows.frame, names)
+        yield add_missing_columns(rows.frame, names)
     for name in names:
         column(where, pl.DataFrame(schema=there), name)
 
@@ -77,7 +77,7 @@ def _of_rows(one: EvalSet, base: Path) -> Iterator[pl.DataFrame]:
     named = [(name, role) for name, role in wanted if name is not None]
     for frame in _frames(where, one, base, [name for name, _ in named if not is_pattern(name)]):
         for pattern, role in named:
-            for name in found_by(pattern, frame.columns, mapped(one).names)[0]:
+            for name in matching_columns(pattern, frame.columns, column_map(one).names)[0]:
                 yield _flat(where, frame, name).with_columns(pl.lit(role).alias("role"))
 
 

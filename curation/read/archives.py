@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from curation.core.errors import SourceError, decoded, did_you_mean, listed
-from curation.read.globs import matches
 from curation.read.packed import BLOCK, POINTER, Budget, blocks_of, counted, ending_of, refuse_pointer, unpacking
+from curation.read.paths import matches
 from curation.read.rows import BROKEN, File, mendable
 from curation.recipe.source import Table
 

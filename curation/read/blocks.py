@@ -14,7 +14,7 @@ import polars as pl
 import pyarrow as pa
 
 from curation.read.encodings import HEAD, refuse_other
-from curation.read.rows import File, encoding_of, most_of, opened, too_large
+from curation.read.rows import File, encoding_of, opened, record_limit, too_large
 from curation.recipe.source import Table
 
 BLOCK = 1 << 22  # bytes
@@ -30,7 +30,7 @@ def opened_blocks(file: File, table: Table) -> Iterator[Iterator[bytes]]:
         UnicodeError: the file does not decode.
         SourceError: a line is longer than a record may be.
     """
-    size = min(BLOCK, most_of(table))  # so that no line within a piece is too long
+    size = min(BLOCK, record_limit(table))  # so that no line within a piece is too long
     if encoding_of(file, table) != "utf-8":
         with opened(file, table) as text:
             yield _whole_lines(file, table, iter(lambda: text.read(size).encode(), b""))
@@ -43,7 +43,7 @@ def opened_blocks(file: File, table: Table) -> Iterator[Iterator[bytes]]:
 
 
 def _whole_lines(file: File, table: Table, pieces: Iterable[bytes]) -> Iterator[bytes]:
-    held, size, lines, most = [b""], 0, 1, most_of(table)  # the line at hand: its pieces, bytes and number
+    held, size, lines, most = [b""], 0, 1, record_limit(table)  # the line at hand: its pieces, bytes and number
     for piece in pieces:
         if size + len(piece) > most and size + len(piece.partition(b"\n")[0]) > most:
             raise too_large(f"{file.name}:{lines}", "this line", table)

@@ -12,10 +12,11 @@ from typing import Any
 import polars as pl
 
 from curation.core.errors import SourceError, listed
+from curation.core.hub import retrying
 from curation.core.tables import label_names
 from curation.read import hub
 from curation.read.archives import parts
-from curation.read.dataset_files import Description, describe_folder
+from curation.read.dataset_files import ABOUT, Description, card_of, check_card, describe_folder
 from curation.read.packed import Budget, ending_of
 from curation.read.readers import ENDINGS, File, Rows, read_file
 from curation.read.rows import ROW
@@ -33,7 +34,7 @@ def description_of(table: Table, folder: Path | None) -> tuple[str, Description]
     if folder is None:
         commit = hub.commit_of(table)
         return commit, hub.describe(table, commit)
-    with hub.errors(table):
+    with hub.hub_errors(table):
         return "", describe_folder(str(table.path), folder, table.config)
 
 
@@ -59,6 +60,23 @@ def _instruction(table: Table) -> Any:
         raise SourceError(
             table.path, f"no split '{table.split}'", "such as train, train+test, train[:1000], train[10%:20%]"
         ) from None
+
+
+@retrying
+def config_splits(table: Table, base: Path) -> dict[str, list[str]]:
+    """Return the splits of each config of a dataset; `path` is a Hub id, or a folder from `base`.
+
+    Raises:
+        SourceError: see `rows`.
+    """
+    with hub.hub_errors(table):
+        import datasets
+
+        folder = base / str(table.path)
+        check_card(str(table.path), card_of([folder / name for name in ABOUT[:2] if (folder / name).is_file()]))
+        where = {"path": str(folder)} if folder.is_dir() else {"path": str(table.path), "revision": table.revision}
+        configs = datasets.get_dataset_config_names(**where)
+        return {config: datasets.get_dataset_split_names(**where, config_name=config) for config in configs}
 
 
 def rows(table: Table, folder: Path | None, first: int | None) -> Generator[Rows]:

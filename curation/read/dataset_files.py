@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from curation.core.errors import SourceError, listed
-from curation.read.places import refuse_special
+from curation.read.paths import refuse_special
 
 ABOUT = ("README.md", ".huggingface.yaml", "dataset_infos.json")  # files of a dataset that describe it
 SAVED, SAVED_DICT = "state.json", "dataset_dict.json"  # what `save_to_disk` of `datasets` writes beside the Arrow files

@@ -14,7 +14,7 @@ from curation.core.errors import SourceError
 from curation.read.blocks import lines_of, opened_blocks
 from curation.read.cells import columns_of
 from curation.read.lookalikes import MOST_LINES, SAY_QUOTING, TsvQuotes, refuse_line_end, without_headers
-from curation.read.rows import BATCH, ROW, File, Lost, Reading, Rows, most_of, sliced, too_large
+from curation.read.rows import BATCH, ROW, File, Lost, Reading, Rows, record_limit, sliced, too_large
 from curation.recipe.source import Table
 
 NO_QUOTES = "if quotes mean nothing in this file, say `quoting: false`"
@@ -52,7 +52,7 @@ def _read(file: File, table: Table, start: int, comma: bool) -> Reading:
         rows = rows if table.header is True else chain([first], rows)
         if (at := _after(block, line - 1)) is not None:
             rest = [block[at:]]
-            for frame, lines_used in _frames(rest, blocks, delimiter, quoting, names, most_of(table)):
+            for frame, lines_used in _frames(rest, blocks, delimiter, quoting, names, record_limit(table)):
                 if tsv:
                     tsv.look(frame)
                 yield from sliced(frame, start)
@@ -110,7 +110,7 @@ def _plain_rows(lines: Iterable[str], delimiter: str, start: int) -> Iterator[Ro
 
 def _quoted_rows(file: File, table: Table, lines: Iterable[str], delimiter: str, start: int) -> Iterator[Row]:
     held: list[str] = []  # the lines of this row
-    size, most = 0, most_of(table)
+    size, most = 0, record_limit(table)
 
     def feed() -> Iterator[str]:
         nonlocal size

@@ -50,7 +50,7 @@ def commit_of(table: Table) -> str:
     check_id(str(table.path))
     if table.revision and COMMIT.fullmatch(table.revision):
         return table.revision
-    with errors(table):
+    with hub_errors(table):
         import huggingface_hub
         from huggingface_hub.constants import HF_HUB_OFFLINE
 
@@ -90,7 +90,7 @@ def describe(table: Table, commit: str) -> Description:
     kept = _kept(path, table.config, commit)
     with suppress(OSError, ValueError, TypeError):
         return Description(*json.loads(kept.read_text("utf-8")))
-    with errors(table):
+    with hub_errors(table):
         about = []
         for name in ABOUT[:2]:
             with suppress(EntryNotFoundError):
@@ -109,7 +109,7 @@ def fetched(table: Table, commit: str, names: list[str]) -> list[File]:
     Raises:
         SourceError: they cannot be had.
     """
-    with errors(table):
+    with hub_errors(table):
         import huggingface_hub
 
         at: dict[str, Any] = {"repo_id": str(table.path), "repo_type": "dataset", "revision": commit}
@@ -131,28 +131,11 @@ def streamed(table: Table, commit: str, names: list[str]) -> list[File]:
 
 @retrying
 def _opened(table: Table, commit: str, name: str) -> IO[bytes]:
-    with errors(table):
+    with hub_errors(table):
         import huggingface_hub
 
         file = huggingface_hub.HfFileSystem().open(f"datasets/{table.path}@{commit}/{name}", "rb")
         return file  # type: ignore[no-any-return]
-
-
-@retrying
-def layout(table: Table, base: Path) -> dict[str, list[str]]:
-    """Return the splits of each config of a dataset; `path` is a Hub id, or a folder from `base`.
-
-    Raises:
-        SourceError: see `rows`.
-    """
-    with errors(table):
-        import datasets
-
-        folder = base / str(table.path)
-        check_card(str(table.path), card_of([folder / name for name in ABOUT[:2] if (folder / name).is_file()]))
-        where = {"path": str(folder)} if folder.is_dir() else {"path": str(table.path), "revision": table.revision}
-        configs = datasets.get_dataset_config_names(**where)
-        return {config: datasets.get_dataset_split_names(**where, config_name=config) for config in configs}
 
 
 @retrying
@@ -162,7 +145,7 @@ def snapshot(table: Table) -> Path:
     Raises:
         SourceError: see `rows`.
     """
-    with errors(table):
+    with hub_errors(table):
         import huggingface_hub
 
         path = huggingface_hub.snapshot_download(
@@ -172,7 +155,7 @@ def snapshot(table: Table) -> Path:
 
 
 @contextmanager
-def errors(table: Table) -> Iterator[None]:
+def hub_errors(table: Table) -> Iterator[None]:
     """Keep `datasets` silent, and turn what it and the Hub's client raise into one line."""
     import datasets
     from httpx2 import HTTPError
@@ -228,20 +211,6 @@ def _complaint(table: Table, error: Exception) -> tuple[str, str]:
         f"`datasets` cannot read it ({(str(cause) or type(cause).__name__).splitlines()[0]})",
         "check path, config, split and revision",
     )
-
-
-@retrying
-def splits(table: Table) -> dict[str, list[str]]:
-    """Return the configs of a dataset, each with its splits.
-
-    Raises:
-        SourceError: see `rows`.
-    """
-    with errors(table):
-        import datasets
-
-        configs = datasets.get_dataset_config_names(str(table.path))
-        return {name: list(datasets.get_dataset_split_names(str(table.path), name)) for name in configs}
 
 
 def _likely(wanted: str) -> str:

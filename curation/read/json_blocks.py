@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.json
 
 from curation.read.blocks import INLINE, texts_at
-from curation.read.mapped import Mapped, parts_of
+from curation.read.mapping import ColumnMap, parts_of
 
 LINE, OPENS, CLOSES = b"\n{}"
 WHOLE, FLOAT = pa.int64(), pa.float64()
@@ -19,7 +19,7 @@ KINDS = {str: pa.string(), type(None): pa.string(), int: WHOLE, float: FLOAT, bo
 TEXTS = pa.list_(pa.string())
 
 
-def plain_objects(block: bytes, wanted: Mapped) -> pl.DataFrame | None:
+def plain_objects(block: bytes, wanted: ColumnMap) -> pl.DataFrame | None:
     """Return the objects of a block of lines as a table; None unless each line is one object with the first one's columns.
 
     Of a table that maps columns by name only these have to be alike, and the others are null; the others of the first line,

@@ -18,8 +18,8 @@ from curation.core.errors import SourceError, did_you_mean, listed
 from curation.read.blocks import lines_of, opened_blocks
 from curation.read.json_blocks import plain_objects
 from curation.read.json_values import PIECE, Text, Twice, Value, decoder, items_of, values_of
-from curation.read.mapped import mapped
-from curation.read.rows import ROW, File, Found, Reading, Record, batches, most_of, opened, sliced, too_large
+from curation.read.mapping import column_map
+from curation.read.rows import ROW, File, Found, Reading, Record, batches, opened, record_limit, sliced, too_large
 from curation.recipe.source import Table
 
 Loss = tuple[str, str, bool]  # reason, evidence, whether it is bad
@@ -48,7 +48,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _whole_text(file: File, table: Table) -> str:
     """Return the text of a file; no string in it is larger than a record may be."""
-    pieces, since, most = [], 0, most_of(table)  # `since`: characters since the last quote
+    pieces, since, most = [], 0, record_limit(table)  # `since`: characters since the last quote
     with opened(file, table) as lines:
         while piece := lines.read(min(PIECE, most)):
             if since + len(piece.partition('"')[0]) > most:
@@ -257,7 +257,7 @@ def _long_values(file: File, table: Table, blocks: Iterator[bytes]) -> Iterator[
 
 def _objects(file: File, table: Table, blocks: Iterator[bytes], start: int) -> Reading:
     """Read lines as objects: a block at once where they are alike, else one by one, to say which is none."""
-    number, wanted = 1, mapped(table)
+    number, wanted = 1, column_map(table)
     for block in blocks:
         frame = plain_objects(block, wanted)
         if frame is not None and ROW not in frame.columns:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from curation.core.errors import SourceError
-from curation.read.mapped import Number
-from curation.read.rows import File, most_of, too_large
+from curation.read.mapping import Number
+from curation.read.rows import File, record_limit, too_large
 from curation.recipe.source import Table
 
 WHITE = re.compile(r"[ \t\n\r]*")
@@ -56,7 +56,7 @@ class Text:
     """A JSON text that is read piece by piece, and a place in it."""
 
     def __init__(self, file: File, table: Table, read: Callable[[int], str]) -> None:
-        self.file, self.table, self.most, self.read = file, table, most_of(table), read
+        self.file, self.table, self.most, self.read = file, table, record_limit(table), read
         self.held, self.at, self.line = "", 0, 1  # what is held of the text, a place in it, the line on which it begins
         self.hint = "is the file cut off?"
         self.twice = Twice()

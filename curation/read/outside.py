@@ -9,8 +9,8 @@ from html import escape
 from pathlib import Path
 
 from curation.core.errors import ManifestError, SourceError, UserError
-from curation.read.places import is_outside
-from curation.read.sources import expanded, outside
+from curation.read.paths import expand_path, is_outside
+from curation.read.sources import files_outside
 from curation.recipe.evaluation import EvalSet
 from curation.recipe.manifest import Manifest
 from curation.recipe.source import Source, Table, is_of_this_machine, portable
@@ -18,7 +18,7 @@ from curation.recipe.source import Source, Table, is_of_this_machine, portable
 CONFINED = "`--confined` reads nothing there"
 
 
-def tables(manifest: Manifest) -> Iterator[tuple[str, Table]]:
+def all_tables(manifest: Manifest) -> Iterator[tuple[str, Table]]:
     """Yield all that a manifest reads, and how errors name it."""
     against = manifest.decontaminate.against if manifest.decontaminate else []
     named: list[tuple[str, Source | EvalSet]] = [(f"source '{source.name}'", source) for source in manifest.sources]
@@ -35,15 +35,15 @@ def read_outside(manifest: Manifest, base: Path) -> dict[str, list[str]]:
     What is missing is left to whoever reads it.
     """
     found: dict[str, list[str]] = {}
-    for where, table in tables(manifest):
+    for where, table in all_tables(manifest):
         try:
-            names = [name for name, _ in outside(table, base)]
+            names = [name for name, _ in files_outside(table, base)]
         except (UserError, OSError):
             names = []
         if names:
             found[where] = names
     allow = manifest.decontaminate.allow if manifest.decontaminate else []
-    if isinstance(allow, str) and is_outside(base / expanded(allow, base), base):
+    if isinstance(allow, str) and is_outside(base / expand_path(allow, base), base):
         found["decontaminate: allow"] = [allow]
     for where, name in _models(manifest):
         if is_of_this_machine(name) or (Path(name).exists() and is_outside(Path(name), base)):
@@ -61,7 +61,7 @@ def _models(manifest: Manifest) -> Iterator[tuple[str, str]]:
             yield where, name
 
 
-def refuse(manifest: Manifest, path: Path) -> dict[str, UserError]:
+def refuse_outside(manifest: Manifest, path: Path) -> dict[str, UserError]:
     """Return the sources of the manifest at `path` that read outside of its folder, and why they are not built.
 
     Raises:
@@ -81,14 +81,14 @@ def refuse(manifest: Manifest, path: Path) -> dict[str, UserError]:
 
 def _places(manifest: Manifest) -> dict[str, str]:
     """Return the paths of a manifest that mean something on one machine alone, and what is published in their place."""
-    files = [(name, False) for _, table in tables(manifest) for name in table.files]
-    folders = [(str(table.path), True) for _, table in tables(manifest) if table.path]
+    files = [(name, False) for _, table in all_tables(manifest) for name in table.files]
+    folders = [(str(table.path), True) for _, table in all_tables(manifest) if table.path]
     allow = manifest.decontaminate.allow if manifest.decontaminate else []
     more = ([(allow, False)] if isinstance(allow, str) else []) + [(name, True) for _, name in _models(manifest)]
     return {name: portable(name, folder) for name, folder in files + folders + more if is_of_this_machine(name)}
 
 
-def without_places(text: str, manifest: Manifest) -> str:
+def hide_local_paths(text: str, manifest: Manifest) -> str:
     """Return a text that is to be published, plain, JSON or HTML, without the folders of this machine that a manifest names."""
     places = _places(manifest)
     forms = {form: places[name] for name in places for form in (json.dumps(name, ensure_ascii=False)[1:-1], escape(name), name)}

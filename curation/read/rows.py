@@ -23,8 +23,8 @@ import zstandard
 
 from curation.core.errors import SourceError
 from curation.read.encodings import HEAD, likely, mark_of, refuse_other
-from curation.read.mapped import ROW as ROW
-from curation.read.mapped import columns_of
+from curation.read.mapping import ROW as ROW
+from curation.read.mapping import frame_of_records
 from curation.recipe.source import Table
 
 MARKS = {b"\x1f\x8b": "gz", b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zst", b"BZh": "bz2", b"\xfd7zX": "xz"}
@@ -87,7 +87,7 @@ Record = dict[str, Any]
 Found = Iterable["Record | tuple[str, str, bool]"]  # a record, or (reason, evidence, bad) of a lost one
 
 
-def most_of(table: Table) -> int:
+def record_limit(table: Table) -> int:
     """Return the bytes or characters that one record of a table may take."""
     return max(1, int(table.max_record * 1e6))
 
@@ -172,7 +172,7 @@ def batches(found: Found, start: int, file: File, table: Table) -> Reading:
         start += len(batch)
         kept = [(row, record) for row, record in numbered if isinstance(record, dict)]
         lost = [Lost(row, *record) for row, record in numbered if not isinstance(record, dict)]
-        yield Rows(columns_of(file.name, [record for _, record in kept], [row for row, _ in kept], table), lost)
+        yield Rows(frame_of_records(file.name, [record for _, record in kept], [row for row, _ in kept], table), lost)
 
 
 def sliced(frame: pl.DataFrame, start: int) -> Reading:
@@ -182,7 +182,7 @@ def sliced(frame: pl.DataFrame, start: int) -> Reading:
         start += len(part)
 
 
-def joined(parts: list[pl.DataFrame], where: str) -> pl.DataFrame:
+def concat_batches(parts: list[pl.DataFrame], where: str) -> pl.DataFrame:
     """Join batches; a column that is not of one type throughout becomes text, or lists of text where any part has lists.
 
     Raises:

@@ -21,17 +21,15 @@ from curation.core.store import file_digest
 from curation.read import dataset, hub
 from curation.read.archives import parts
 from curation.read.dataset_files import ABOUT, SAVED, SAVED_DICT
-from curation.read.globs import matching, plain_part
 from curation.read.lookalikes import without_lists
-from curation.read.mapped import as_mapped
+from curation.read.mapping import map_columns
 from curation.read.packed import PACKED, Budget
-from curation.read.places import is_outside, refuse_special, refuse_system
+from curation.read.paths import expand_path, is_outside, matching, plain_part, refuse_special, refuse_system
 from curation.read.readers import ENDINGS, ROW, File, Lost, Rows, read_file
-from curation.read.rows import BATCH, compact, joined
+from curation.read.rows import BATCH, compact, concat_batches
 from curation.recipe.source import Source, Table, portable
 
 FRESH = 2  # seconds within which a file system's clock may give two changes one time
-LONGEST_NAME = 80  # characters of a path in an error
 
 
 def read_rows(table: Table, base: Path) -> Iterator[Rows]:
@@ -46,7 +44,7 @@ def read_rows(table: Table, base: Path) -> Iterator[Rows]:
     return _read(table, base, first)
 
 
-def inputs(table: Table, base: Path) -> dict[str, str]:
+def input_digests(table: Table, base: Path) -> dict[str, str]:
     """Return digests of all that the rows depend on: by file, or one entry for a Hub dataset.
 
     Raises:
@@ -57,8 +55,8 @@ def inputs(table: Table, base: Path) -> dict[str, str]:
     return {file.name: _digest(file.path) for file in _files(table, base)}
 
 
-def marks(table: Table, base: Path) -> dict[str, object]:
-    """Return what differs as soon as anything that a table's rows are read from does: to be taken before `inputs`.
+def file_states(table: Table, base: Path) -> dict[str, object]:
+    """Return what differs as soon as anything that a table's rows are read from does: to be taken before `input_digests`.
 
     Of a file these are its place, size and times; of one that was written a moment ago also its digest, as a clock that
     ticks slowly gives the next change the same time. Of a dataset of the Hub it is its commit.
@@ -91,8 +89,8 @@ def _known_digest(path: Path, about: tuple[int, ...]) -> str:
 
 
 @contextmanager
-def unchanged(before: list[dict[str, object]], tables: list[Table], base: Path) -> Iterator[None]:
-    """Fail unless all that is read within is what it was when `marks` gave `before`: else the digest is of other bytes.
+def fail_if_changed(before: list[dict[str, object]], tables: list[Table], base: Path) -> Iterator[None]:
+    """Fail unless all that is read within is what it was when `file_states` gave `before`: else the digest is of other bytes.
 
     Raises:
         SourceError: a file, or a dataset of the Hub, changed meanwhile.
@@ -101,7 +99,7 @@ def unchanged(before: list[dict[str, object]], tables: list[Table], base: Path) 
     def check() -> None:
         for then, table in zip(before, tables, strict=True):
             try:
-                now = marks(table, base)
+                now = file_states(table, base)
             except (OSError, SourceError):
                 now = {}
             for name in {**then, **now}:
@@ -128,7 +126,7 @@ def is_local(table: Table, base: Path) -> bool:
     return not table.path or _folder(table, base) is not None
 
 
-def sizes(table: Table, base: Path) -> int:
+def total_bytes(table: Table, base: Path) -> int:
     """Return the bytes of a local table's files, none of which is read.
 
     Raises:
@@ -137,7 +135,7 @@ def sizes(table: Table, base: Path) -> int:
     return sum(file.path.stat().st_size for file in _files(table, base))
 
 
-def outside(table: Table, base: Path) -> list[tuple[str, str]]:
+def files_outside(table: Table, base: Path) -> list[tuple[str, str]]:
     """Return what a table reads on this machine outside of the manifest's folder, links followed, none of it opened.
 
     Each as the manifest names it, and without the folders of this machine.
@@ -150,7 +148,7 @@ def outside(table: Table, base: Path) -> list[tuple[str, str]]:
     away = [file for file in _files(table, base) if is_outside(file.path, base)]
     links = [file for file in away if _spelled_inside(file.path, base)]  # their names are in the folder, and they are not
     named = [table.path] if table.path else table.files if len(links) < len(away) else []
-    spelled = [name for name in named if not _spelled_inside(base / plain_part(expanded(name, base), base), base)]
+    spelled = [name for name in named if not _spelled_inside(base / plain_part(expand_path(name, base), base), base)]
     found = {name: portable(name, folder=bool(table.path)) for name in spelled}
     return list((found | {f"{file.name} -> {file.path.resolve()}": f"{file.name}, a link" for file in links}).items())
 
@@ -179,12 +177,14 @@ def take(
         parts.append(rows.frame)
         lost += rows.lost
         if limit and sum(map(len, parts)) > 2 * limit:
-            frame, lost = _visited(joined(parts, _called(source)), lost, limit, None if in_order else (source, seed))
+            frame, lost = _visited(concat_batches(parts, _called(source)), lost, limit, None if in_order else (source, seed))
             parts = [frame]
-    return _visited(joined(parts, _called(source)), lost, limit, None if in_order else (source, seed))
+    return _visited(concat_batches(parts, _called(source)), lost, limit, None if in_order else (source, seed))
 
 
-def portions(source: Source, base: Path, size: int, advance: Callable[[int], None]) -> Iterator[tuple[pl.DataFrame, list[Lost]]]:
+def read_parts(
+    source: Source, base: Path, size: int, advance: Callable[[int], None]
+) -> Iterator[tuple[pl.DataFrame, list[Lost]]]:
     """Return a source's rows and those lost in parts of `size` bytes or a batch more, as `take` does without a limit.
 
     Raises:
@@ -195,10 +195,10 @@ def portions(source: Source, base: Path, size: int, advance: Callable[[int], Non
         advance(len(rows.frame) + len(rows.lost))
         parts.append(rows)
         if sum(one.frame.estimated_size() for one in parts) >= size:
-            yield joined([one.frame for one in parts], _called(source)), [lost for one in parts for lost in one.lost]
+            yield concat_batches([one.frame for one in parts], _called(source)), [lost for one in parts for lost in one.lost]
             parts = []
     if parts:
-        yield joined([one.frame for one in parts], _called(source)), [lost for one in parts for lost in one.lost]
+        yield concat_batches([one.frame for one in parts], _called(source)), [lost for one in parts for lost in one.lost]
 
 
 def _visited(
@@ -240,7 +240,7 @@ def _read(table: Table, base: Path, first: int | None) -> Iterator[Rows]:
 
 def _dataset_rows(table: Table, base: Path, first: int | None) -> Generator[Rows]:
     for rows in dataset.rows(table, _folder(table, base), first):
-        yield without_lists(_called(table), table, rows._replace(frame=as_mapped(_called(table), rows.frame, table)))
+        yield without_lists(_called(table), table, rows._replace(frame=map_columns(_called(table), rows.frame, table)))
 
 
 def _file_rows(table: Table, base: Path) -> Generator[Rows]:
@@ -259,7 +259,7 @@ def _file_rows(table: Table, base: Path) -> Generator[Rows]:
                     _refuse_other_names(members)
                 before = members
                 for rows in read_file(part._replace(beside=tuple(beside)), table, start):
-                    rows = without_lists(part.name, table, rows._replace(frame=as_mapped(part.name, rows.frame, table)))
+                    rows = without_lists(part.name, table, rows._replace(frame=map_columns(part.name, rows.frame, table)))
                     yield _with_file_name(table, file, rows)
                     start += len(rows.frame) + len(rows.lost)
 
@@ -358,7 +358,7 @@ def _files(table: Table, base: Path) -> list[File]:
     found: dict[str, File] = {}
     names_taken: set[str] = set()
     for pattern in table.files:
-        path = expanded(pattern, base)
+        path = expand_path(pattern, base)
         if (base / path).is_file():
             names, plain = [str(path)], (base / path).parent
         else:
@@ -385,23 +385,6 @@ def _matching(pattern: Path, base: Path) -> list[str]:
         raise SourceError(str(error.filename), f"cannot be read ({error.strerror})", "check path and permissions") from None
 
 
-def expanded(name: str, base: Path) -> Path:
-    """Return a path that a manifest in `base` names, with the home folder for `~` or `~user`.
-
-    Raises:
-        SourceError: there is no such user, or no file can have the name.
-    """
-    shown = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
-    try:
-        path = Path(name).expanduser()
-        (base / path).exists()
-    except RuntimeError:
-        raise SourceError(shown, "no such user, so no home folder", "write the path in full") from None
-    except OSError as error:
-        raise SourceError(shown, f"cannot be opened ({error.strerror})", "check path and permissions") from None
-    return path
-
-
 def _nothing(pattern: str, path: Path, inside: str) -> SourceError:
     """Return what to say where a pattern matches nothing."""
     if glob.has_magic(pattern):
@@ -422,7 +405,7 @@ def _folder(table: Table, base: Path) -> Path | None:
     """
     if not table.path:
         return None
-    path = expanded(table.path, base)
+    path = expand_path(table.path, base)
     if (base / path).is_dir():
         refuse_system(base / path, table.path)
         if table.revision:

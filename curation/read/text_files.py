@@ -10,7 +10,7 @@ import polars as pl
 
 from curation.core.errors import SourceError, decoded, listed
 from curation.read.blocks import lines_of, opened_blocks
-from curation.read.rows import BATCH, ROW, File, Lost, Reading, Rows, batches, mendable, most_of, opened, too_large
+from curation.read.rows import BATCH, ROW, File, Lost, Reading, Rows, batches, mendable, opened, record_limit, too_large
 from curation.recipe.source import Table
 
 LABEL_TEXT = r"(?P<label>\S+)\s+(?P<text>.*)"
@@ -99,12 +99,12 @@ def read_folders(file: File, table: Table, start: int) -> Reading:
     """Read a whole file as a row: `text`, `body` (the text without a mail's or post's head), `label` (its folder), `file`."""
     try:
         with opened(file, table) as lines:
-            text = lines.read(most_of(table) + 1)
+            text = lines.read(record_limit(table) + 1)
     except UnicodeDecodeError as error:
         return batches(
             [("undecodable", f"{file.name}: byte {error.start} is no {table.encoding} text", True)], start, file, table
         )
-    if len(text) > most_of(table):
+    if len(text) > record_limit(table):
         return batches([("too_large", str(too_large(file.name, "this file", table)), True)], start, file, table)
     row = {"text": text, "body": _body(text), "label": decoded(file.path.parent.name), "file": decoded(file.path.name)}
     return batches([row], start, file, table)

@@ -10,7 +10,7 @@ from typing import Any
 from xml.parsers import expat
 
 from curation.core.errors import SourceError, listed
-from curation.read.rows import File, Found, Reading, Record, batches, most_of, too_large
+from curation.read.rows import File, Found, Reading, Record, batches, record_limit, too_large
 from curation.recipe.source import Table
 
 DEEPEST = 100  # elements within a record; each holds the text of those inside it
@@ -52,7 +52,7 @@ def _records(file: File, table: Table) -> Found:
                 raise SourceError(f"{file.name}:{error.lineno}", what, hint) from None
             except (LookupError, ValueError) as error:  # an encoding that is unknown, or of several bytes
                 raise SourceError(file.name, f"not readable as XML ({error})", "declare another `encoding`") from None
-            if fed - parser.CurrentByteIndex > most_of(table):  # within one tag, comment or the like
+            if fed - parser.CurrentByteIndex > record_limit(table):  # within one tag, comment or the like
                 raise too_large(f"{file.name}:{parser.CurrentLineNumber}", "what begins here", table)
             yield from reading.done
             some = some or bool(reading.done)
@@ -68,7 +68,7 @@ class _Records:
     """What expat has told so far."""
 
     def __init__(self, file: File, table: Table) -> None:
-        self.file, self.table, self.most = file, table, most_of(table)
+        self.file, self.table, self.most = file, table, record_limit(table)
         self.wanted = (table.records or "").strip("/").split("/")
         self.size = self.columns = 0  # characters of the record, and of the columns that it makes
         self.path: list[str] = []  # names of the open elements

@@ -14,7 +14,7 @@ from curation.core.builds import check_beside, checked_stage, read_summary
 from curation.core.escape import as_html
 from curation.core.store import atomic, digest_of, file_digest, is_sealed_page, read_receipt, sealed_page, versions
 from curation.core.tables import read_parquet, read_table, shards
-from curation.read.outside import without_places
+from curation.read.outside import hide_local_paths
 from curation.recipe.manifest import load_manifest
 from curation.report import figures, sections
 from curation.report.samples import Lengths, drops, matched_queries, near_pairs, records
@@ -43,7 +43,7 @@ def write(folder: Path, again: bool = False) -> bool:
     for name in receipts:
         checked_stage(folder, f"curated/{name}")
     check_beside(folder, "manifest.yaml", "overlaps.parquet", "contamination.parquet")
-    page = without_places(_page(folder, summary, receipts, mined, state), load_manifest(folder / "manifest.yaml"))
+    page = hide_local_paths(_page(folder, summary, receipts, mined, state), load_manifest(folder / "manifest.yaml"))
     with atomic(target) as file:
         file.write(sealed_page(page))
     return True

@@ -12,7 +12,7 @@ import polars as pl
 from curation.core.errors import SourceError, did_you_mean, listed
 from curation.core.record import draws, dropped_frame
 from curation.core.text import forms
-from curation.read.mapped import same_labels
+from curation.read.mapping import labels_by_form
 from curation.read.rows import ROW
 from curation.recipe.source import Source
 from curation.shape.columns import Tuples, finish, ids_of, labels_of, place_of, queries_of, reason_of
@@ -34,13 +34,13 @@ def _labelled(source: Source, rows: pl.DataFrame) -> pl.DataFrame:
             "form": forms(texts),
         }
     )
-    skipped = same_labels(dict.fromkeys(source.skip_labels, ""))
+    skipped = labels_by_form(dict.fromkeys(source.skip_labels, ""))
     if source.labels:
         frame = frame.with_columns(
-            pl.col("label").replace_strict(same_labels(source.labels), default=None, return_dtype=pl.String)
+            pl.col("label").replace_strict(labels_by_form(source.labels), default=None, return_dtype=pl.String)
         )
     there = frame["evidence"].drop_nulls().unique().sort().to_list()
-    absent = [label for label in source.skip_labels if not {*same_labels({label: ""})} & {*there}]
+    absent = [label for label in source.skip_labels if not {*labels_by_form({label: ""})} & {*there}]
     for label in absent if source.limit is None else ():  # a sample may well lack it
         what = f"no row has the label '{label}' of 'skip_labels'" + did_you_mean(label, there)
         raise SourceError(place_of(source), what, f"labels there are: {listed(there, 20)}")
@@ -64,13 +64,13 @@ def refuse_typos(source: Source, labels: Mapping[str, str], there: list[str]) ->
         SourceError: there are both, or two keys mean one label; in a sample, which may lack a label, only where two look alike.
     """
     for n, key in enumerate(labels):
-        twice = [other for other in list(labels)[:n] if {*same_labels({other: ""})} & {*same_labels({key: ""})}]
+        twice = [other for other in list(labels)[:n] if {*labels_by_form({other: ""})} & {*labels_by_form({key: ""})}]
         if twice and labels[twice[0]] != labels[key]:
             what = f"the keys '{twice[0]}' and '{key}' of 'labels' are one label, with two meanings"
             raise SourceError(place_of(source), what, "keep one")
-    known = {*same_labels(labels), *same_labels(dict.fromkeys(source.skip_labels, ""))}
+    known = {*labels_by_form(labels), *labels_by_form(dict.fromkeys(source.skip_labels, ""))}
     unknown = sorted(set(there) - known)
-    absent = [label for label in labels if not {*same_labels({label: ""})} & {*there}]
+    absent = [label for label in labels if not {*labels_by_form({label: ""})} & {*there}]
     for label in unknown if absent else ():
         near = did_you_mean(label, absent)
         if near or (source.labels and source.limit is None and len(unknown) < len(set(there))):

@@ -12,7 +12,7 @@ import polars as pl
 from curation.core.errors import SourceError
 from curation.core.record import composed, no_drops
 from curation.core.tables import read_frames, table_files, write_frames
-from curation.read.mapped import mapped, with_absent
+from curation.read.mapping import add_missing_columns, column_map
 from curation.read.rows import Lost, compact
 from curation.recipe.source import Filters, Source, shape_of
 from curation.shape import filters
@@ -116,14 +116,14 @@ def _alike(source: Source, parts: Iterator[Part]) -> Iterator[Part]:
 
     A column that all parts lack is told best of all rows at once.
     """
-    wanted, found, there = mapped(source), None, set[str]()
+    wanted, found, there = column_map(source), None, set[str]()
     for rows, lost in parts:
         matching = [name for name in rows.columns if wanted.patterns and wanted.has(name)]
         found = matching if found is None else found
         if matching != found:
             raise _Unlike
         there.update(rows.columns)
-        yield with_absent(rows, wanted.names), lost
+        yield add_missing_columns(rows, wanted.names), lost
     if not there.issuperset(wanted.names):
         raise _Unlike
 

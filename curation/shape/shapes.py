@@ -19,7 +19,7 @@ import polars as pl
 
 from curation.core.errors import SourceError, listed
 from curation.core.record import draws, split_query
-from curation.read.mapped import found_by, mapped, same_labels
+from curation.read.mapping import column_map, labels_by_form, matching_columns
 from curation.read.rows import ROW
 from curation.recipe.source import Source, TextTable, shape_of
 from curation.shape.columns import (
@@ -149,9 +149,9 @@ def _all_numbers(lists: pl.Series) -> bool:
 def negative_columns(source: Source, rows: pl.DataFrame) -> list[str]:
     """Return the columns of negatives: those mapped, a pattern such as `negative_*` as all it finds, in the rows' order."""
     found: dict[str, None] = {}
-    otherwise = mapped(source).names
+    otherwise = column_map(source).names
     for name in source.fields.negatives:
-        texts, others = found_by(name, rows.columns, otherwise)
+        texts, others = matching_columns(name, rows.columns, otherwise)
         if not texts:
             there = listed([other for other in rows.columns if other != ROW], 20)
             passed = f" but {listed(others)}, which by their names hold no texts" if others else ""
@@ -186,7 +186,7 @@ def _nli(source: Source, rows: pl.DataFrame) -> Tuples:
             "other": texts_of(source, rows, f.positive),
             "evidence": labels_of(source, rows),
         }
-    ).with_columns(pl.col("evidence").replace_strict(same_labels(sides), default=None, return_dtype=pl.String).alias("side"))
+    ).with_columns(pl.col("evidence").replace_strict(labels_by_form(sides), default=None, return_dtype=pl.String).alias("side"))
     refuse_typos(source, sides, frame["evidence"].unique().drop_nulls().to_list())
     if len(frame) and frame["side"].null_count() == len(frame):
         seen = listed(sorted(frame["evidence"].drop_nulls().unique().to_list()))

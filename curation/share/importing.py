@@ -20,8 +20,9 @@ import yaml
 
 from curation.core import store
 from curation.core.errors import ManifestError, SourceError, listed
-from curation.read import hub, hub_facts
-from curation.read.mapped import found_by, with_absent
+from curation.read.dataset import config_splits
+from curation.read.lock import hub_facts
+from curation.read.mapping import add_missing_columns, matching_columns
 from curation.read.rows import ROW
 from curation.read.sources import read_rows
 from curation.recipe.manifest import load_manifest
@@ -284,7 +285,7 @@ def _flagembedding(files: list[str], base: Path) -> Entry:
     for name in files:
         with closing(_rows(glob.escape(name), base)) as batches:
             for rows in batches:
-                frame = with_absent(rows.frame, ("prompt", "type"))
+                frame = add_missing_columns(rows.frame, ("prompt", "type"))
                 for key in ("prompt", "type"):
                     as_texts(name, key, frame[key])
                 pairs = (
@@ -309,7 +310,7 @@ def _source(where: str, called: str, columns: list[str], lines: bool) -> tuple[s
     for layout in LAYOUTS:
         if set(layout.fields.values()) <= set(columns):
             fields, reader = dict(layout.fields), {"reader": layout.reader} if lines and layout.reader else {}
-            negatives, others = found_by(layout.negatives, columns, ())
+            negatives, others = matching_columns(layout.negatives, columns, ())
             if negatives:
                 fields["negatives"] = layout.negatives
             if reader.get("reader") == "tevatron":
@@ -344,7 +345,7 @@ def _scores(columns: list[str], negatives: int) -> dict[str, str]:
 
 def _on_the_hub(id_: str) -> Iterator[Found]:
     """Yield each split of each config of a dataset; qrels with corpus and queries are one source of `reader: beir`."""
-    splits = hub.splits(Table.model_validate({"path": id_}))
+    splits = config_splits(Table.model_validate({"path": id_}), Path())
     is_beir = {"corpus", "queries"} <= set(splits)
     configs = [name for name in splits if name not in ("corpus", "queries")]
     for config in configs:
@@ -356,7 +357,7 @@ def _on_the_hub(id_: str) -> Iterator[Found]:
                 **({} if config == "default" else {"config": config}),
                 **({} if split == "train" else {"split": split}),
             }
-            facts = hub_facts.facts(Table.model_validate(at))
+            facts = hub_facts(Table.model_validate(at))
             name = id_.rpartition("/")[2] if len(configs) == 1 else config
             called = name if split == (train or splits[config])[0] else f"{name}-{split}"
             license = {"license": facts.license} if facts.license else {}

@@ -26,7 +26,7 @@ from curation.core.hub import MARK, Piece, Published, Say, listing, upload
 from curation.core.progress import Advance, Progress, silent
 from curation.core.record import NEGATIVES, ORIGINS
 from curation.read.lock import read_lock
-from curation.read.outside import without_places
+from curation.read.outside import hide_local_paths
 from curation.recipe.manifest import Manifest, load_manifest
 from curation.share.dataset_card import dataset_card
 from curation.share.export import CURATED, MINED, blocks_of, stale, with_texts
@@ -102,12 +102,12 @@ def plan(
     card = dataset_card(
         repo, summary["name"], {source.name: source for source in manifest.sources}, summary["sources"], made, left_out, allowed
     )
-    card = without_places(card, manifest)
+    card = hide_local_paths(card, manifest)
     if wrong := list(problems(card, pieces)):
         raise BuildError(build, f"the Hub would refuse its card: {wrong[0]}", "mend the manifest and build again")
     whole = {"README.md": Piece.of(card.encode())} | _beside(build, locked, bool(left_out), manifest) | pieces
     told = {"build": summary["name"], "seed": summary["seed"], "left_out": left_out, "files": listing(whole), "sources": made}
-    mark = store.sealed(json.loads(without_places(json.dumps(told, ensure_ascii=False), manifest)))
+    mark = store.sealed(json.loads(hide_local_paths(json.dumps(told, ensure_ascii=False), manifest)))
     return Plan(repo, {"README.md": whole["README.md"], MARK: Piece.of(mark)} | whole, card, left_out, made)
 
 
@@ -175,7 +175,7 @@ def _beside(build: Path, lock: Path, partly: bool, manifest: Manifest) -> dict[s
         raise BuildError(build / "report.html", "was changed since it was written (its digest is another)", "run `curate report`")
     names = {name: lock if name == "manifest.lock" else build / name for name in BESIDE if not (partly and name == "report.html")}
     texts = {name: path.read_text(encoding="utf-8") for name, path in names.items() if path.is_file()}
-    return {name: Piece.of(without_places(text, manifest).encode()) for name, text in texts.items()}
+    return {name: Piece.of(hide_local_paths(text, manifest).encode()) for name, text in texts.items()}
 
 
 def _staged(

@@ -15,7 +15,7 @@ import zstandard
 
 from curation.core.errors import SourceError
 from curation.read.packed import ZSTD_BITE
-from curation.read.sources import inputs, read_rows
+from curation.read.sources import input_digests, read_rows
 from curation.recipe.source import Table
 from tests.curation.test_readers import read
 
@@ -275,6 +275,6 @@ def test_what_is_packed_is_said_where_the_name_hides_it(tmp_path):
 def test_a_change_inside_an_archive_changes_the_digest(tmp_path):
     table = Table(files=["a.zip"])
     zipped(tmp_path / "a.zip", {"a.jsonl": LINES})
-    before = inputs(table, tmp_path)
+    before = input_digests(table, tmp_path)
     zipped(tmp_path / "a.zip", {"a.jsonl": LINES[:-10]})
-    assert inputs(table, tmp_path) != before
+    assert input_digests(table, tmp_path) != before

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from curation.core.errors import SourceError
 from curation.read.json_blocks import plain_objects
-from curation.read.mapped import mapped
+from curation.read.mapping import column_map
 from curation.read.readers import ROW, Lost
 from curation.read.sources import read_rows
 from curation.recipe.source import Table
@@ -216,7 +216,7 @@ def test_json_lines_are_read_back_as_written(tmp_path, written, escaped):
     assert lost == []
 
 
-EVERY = mapped(Table(files=["x"]))
+EVERY = column_map(Table(files=["x"]))
 pieces = st.sampled_from(
     [
         "{}",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from curation.core.errors import SourceError
 from curation.core.record import key_of
 from curation.core.text import forms
-from curation.read.mapped import as_mapped
+from curation.read.mapping import map_columns
 from curation.read.rows import ROW
 from curation.recipe.source import Source
 from curation.shape.labelled import pair_up
@@ -28,7 +28,7 @@ def rows(**columns):
 
 
 def made(of, *args, **more):
-    tables = [as_mapped(f"source '{of.name}'", table, of) for table in args]
+    tables = [map_columns(f"source '{of.name}'", table, of) for table in args]
     tuples = to_tuples(of, *tables, seed=1, **more)
     return [(t["id"], t["query"], t["positives"], t["negatives"]) for t in tuples.tuples.iter_rows(named=True)], reasons(tuples)
 

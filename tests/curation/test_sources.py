@@ -14,7 +14,7 @@ import pytest
 from curation.core import record as schema
 from curation.core.errors import SourceError
 from curation.read.readers import ROW, Lost
-from curation.read.sources import inputs, read_rows, take
+from curation.read.sources import input_digests, read_rows, take
 from curation.recipe.source import Source, Table
 
 CARD = """---
@@ -117,18 +117,18 @@ def test_missing_files_are_told(tmp_path):
     assert message(Table(files=["d/*.csv"]), tmp_path) == f"d/*.csv: matches no file; {hint}"
     assert message(Table(files=["d"]), tmp_path) == "d: is a folder; name its files, such as `d/*.jsonl`"
     with pytest.raises(SourceError, match=r"^e/f\.jsonl: no such file"):
-        inputs(Table(files=["e/f.jsonl"]), tmp_path)
+        input_digests(Table(files=["e/f.jsonl"]), tmp_path)
 
 
 def test_inputs_follow_the_bytes(tmp_path):
     lines(tmp_path / "a.jsonl", 1)
     lines(tmp_path / "b.jsonl", 2)
     table = Table(files=["*.jsonl"])
-    before = inputs(table, tmp_path)
+    before = input_digests(table, tmp_path)
     assert list(before) == ["a.jsonl", "b.jsonl"]
-    assert inputs(table, tmp_path) == before
+    assert input_digests(table, tmp_path) == before
     lines(tmp_path / "b.jsonl", 3)
-    after = inputs(table, tmp_path)
+    after = input_digests(table, tmp_path)
     assert after["a.jsonl"] == before["a.jsonl"]
     assert after["b.jsonl"] != before["b.jsonl"]
 
@@ -143,7 +143,7 @@ def test_a_local_folder_in_hub_layout(hub_folder, tmp_path):
         assert rows["label"].to_list()[:9] == ["negative", "positive"] * 3 + ["negative", None, "negative"]
         assert rows[ROW].to_list() == list(range(300))
     assert len(all_rows(Table(path="sets/mine", split="test"), tmp_path)) == 2
-    assert set(inputs(Table(path="sets/mine"), tmp_path)) == {"README.md", "one/train.parquet"}
+    assert set(input_digests(Table(path="sets/mine"), tmp_path)) == {"README.md", "one/train.parquet"}
     rows = all_rows(Table(path=str(hub_folder.parent / "languages"), config="en"), Path("elsewhere"))
     assert rows.drop(ROW).row(4, named=True) == {"q": "en4", "a": ["x", "y"]}
 
@@ -178,7 +178,7 @@ def test_complaints_of_datasets_are_one_line(hub_folder, tmp_path, monkeypatch):
         "nobody/nothing: cannot be had while the Hub is switched off; unset HF_HUB_OFFLINE, or name a local folder"
     )
     with pytest.raises(SourceError, match=r"^nobody/nothing: cannot be had while the Hub is switched off"):
-        inputs(Table(path="nobody/nothing"), tmp_path)
+        input_digests(Table(path="nobody/nothing"), tmp_path)
     assert message(Table(path="./nothing"), tmp_path) == "./nothing: no such folder; paths count from the manifest's folder"
     told = f"{hub_folder}: is a folder of this machine, to which `revision` means nothing; leave it out"
     assert message(Table(path=str(hub_folder), revision="v1"), tmp_path) == told
@@ -235,7 +235,7 @@ def test_a_half_read_stream_does_not_abort_the_interpreter(hub_folder, tmp_path)
 def test_files_of_a_dataset(hub_folder, tmp_path):
     table = Table(path="sets/languages", files=["*/rows.jsonl"])
     assert all_rows(table, tmp_path)["q"].to_list() == [f"{language}{n}" for language in ("de", "en") for n in range(5)]
-    assert list(inputs(table, tmp_path)) == ["de/rows.jsonl", "en/rows.jsonl"]
+    assert list(input_digests(table, tmp_path)) == ["de/rows.jsonl", "en/rows.jsonl"]
     assert message(Table(path="sets/languages", files=["fr/*"]), tmp_path).startswith("fr/*: matches no file;")
     assert message(Table(path="nobody/nothing", files=["fr/*"]), tmp_path) == (
         "nobody/nothing: cannot be had while the Hub is switched off; unset HF_HUB_OFFLINE, or name a local folder"

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from curation.build.build import build
 from curation.core.errors import SourceError
 from curation.core.tables import read_table
-from curation.read.sources import inputs, read_rows
+from curation.read.sources import input_digests, read_rows
 from curation.recipe.source import Source, Table
 from tests.curation.test_readers import read, write
 
@@ -71,7 +71,7 @@ def test_aligned_files_keep_empty_lines_and_lose_white_space_around_texts(tmp_pa
         ("", "2"),
         ("three\x0bx", "3"),
     ]
-    assert set(inputs(table, tmp_path)) == {"a.txt", "b.txt"}
+    assert set(input_digests(table, tmp_path)) == {"a.txt", "b.txt"}
 
 
 def test_what_is_wrong_with_one_aligned_file_is_told_of_that_file(tmp_path):

@@ -22,7 +22,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curation.read.globs import matches, matching
+from curation.read.paths import matches, matching
 from tests.reported.broken import build_all, build_one, manifest
 
 LINE = b'{"q": "what is this", "a": "an answer"}\n'

@@ -16,7 +16,7 @@ from curation.build import stages
 from curation.build.build import build, job_of
 from curation.core.errors import SourceError
 from curation.core.store import file_digest, read_receipt
-from curation.read.lock import lock_of, write_lock
+from curation.read.lock import lock_path, write_lock
 from curation.recipe.manifest import load_manifest
 
 ROWS = 25_000  # of 190 bytes: two blocks, and two batches
@@ -177,7 +177,7 @@ def test_a_file_that_is_written_all_the_time_is_never_taken(contents, tmp_path, 
     assert {name: str(error) for name, error in outcome.failed.items()} == {"s": f"big.jsonl: {SAID}"}
     if workers == 1:
         assert {name: str(error) for name, error in failed.items()} == {"s": f"big.jsonl: {SAID}"}
-        assert list(json.loads(lock_of(tmp_path / "m.yaml").read_text())["sources"]) == ["t"]
+        assert list(json.loads(lock_path(tmp_path / "m.yaml").read_text())["sources"]) == ["t"]
 
 
 def test_an_evaluation_set_that_changes_stops_the_build(contents, tmp_path):

@@ -14,7 +14,7 @@ import pytest
 
 from curation.core.errors import SourceError
 from curation.read.rows import ROW
-from curation.read.sources import inputs, read_rows, take
+from curation.read.sources import input_digests, read_rows, take
 from curation.recipe.source import Source, Table
 
 TEXTS = ["02108", "NA", "null", "1969-07-20", "1e5", "3.10", "True", "nan", "N/A", "007", "-", "12:30", "None"]
@@ -76,7 +76,7 @@ def test_texts_arrive_as_written(tmp_path, name, first):
     found = rows_of(table, tmp_path)
     assert found[column].to_list() == TEXTS
     assert found[ROW].to_list() == list(range(len(TEXTS)))
-    assert set(inputs(table, tmp_path)) == {name}
+    assert set(input_digests(table, tmp_path)) == {name}
 
 
 def test_what_a_readme_says_of_its_files(tmp_path):
@@ -180,7 +180,7 @@ def test_a_builders_name_is_no_dataset(tmp_path, monkeypatch, name):
     said = f"{name}: names neither a dataset of the Hub nor an existing folder; a Hub id is `org/name`; files are named by `files:`, from the manifest's folder on"
     assert message(Table(path=name), tmp_path / "elsewhere") == said
     with pytest.raises(SourceError, match="names neither"):
-        inputs(Table(path=name), tmp_path / "elsewhere")
+        input_digests(Table(path=name), tmp_path / "elsewhere")
     write(tmp_path / name / "train.csv", ["1"])  # a folder of that name is one
     assert rows_of(Table(path=name), tmp_path)["q"].to_list() == ["1"]
 
@@ -218,7 +218,7 @@ def test_data_files_stay_inside_the_folder(tmp_path, pattern, said, form):
         (folder / ".huggingface.yaml").write_text(text)
     else:
         readme(folder, text)
-    for reading in (inputs, rows_of):
+    for reading in (input_digests, rows_of):
         with pytest.raises(SourceError, match=f"^set: .*{re.escape(said)}"):
             reading(Table(path="set"), tmp_path)
 
@@ -230,12 +230,12 @@ def test_the_digest_covers_what_is_read_and_no_more(tmp_path):
         tmp_path / "set",
         "configs:\n- config_name: a\n  data_files: [{split: train, path: train.csv}, {split: test, path: test.csv}]\n",
     )
-    before = inputs(Table(path="set"), tmp_path)
+    before = input_digests(Table(path="set"), tmp_path)
     assert list(before) == ["README.md", "train.csv"]
     write(tmp_path / "set" / "test.csv", ["3"])
-    assert inputs(Table(path="set"), tmp_path) == before
+    assert input_digests(Table(path="set"), tmp_path) == before
     write(tmp_path / "set" / "train.csv", ["3"])
-    assert inputs(Table(path="set"), tmp_path) != before
+    assert input_digests(Table(path="set"), tmp_path) != before
     assert rows_of(Table(path="set"), tmp_path)["q"].to_list() == ["3"]
 
 

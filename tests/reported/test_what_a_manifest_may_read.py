@@ -16,7 +16,7 @@ from curation.build.check import check
 from curation.cli import curate
 from curation.core.errors import ManifestError, SourceError
 from curation.core.store import read_json
-from curation.read.sources import inputs, read_rows
+from curation.read.sources import input_digests, read_rows
 from curation.recipe.source import Table, portable
 from curation.share.publish import plan
 from curation.share.verify import problems
@@ -57,7 +57,7 @@ def test_the_systems_own_files_are_never_read(tmp_path, monkeypatch, name, how):
         (tmp_path / "folder").symlink_to(os.path.dirname(name))
         name = f"folder/{os.path.basename(name)}"
     table = Table(files=[name], reader="lines", pattern="(?P<q>.*)")
-    for reading in (inputs, lambda table, base: list(read_rows(table, base))):
+    for reading in (input_digests, lambda table, base: list(read_rows(table, base))):
         with pytest.raises(SourceError) as caught:
             reading(table, tmp_path)
         said = str(caught.value)
@@ -78,16 +78,16 @@ def test_pipes_and_sockets_are_never_read(tmp_path):
     os.mkfifo(tmp_path / "README.md")
     for name in ("pipe.jsonl", "socket.jsonl", "link.jsonl"):
         with pytest.raises(SourceError, match="is a pipe, socket or device, not a file"):
-            inputs(Table(files=[name]), tmp_path)
+            input_digests(Table(files=[name]), tmp_path)
     with pytest.raises(SourceError, match="is a pipe, socket or device, not a file|matches no file"):
-        inputs(Table(path=str(tmp_path)), tmp_path)
+        input_digests(Table(path=str(tmp_path)), tmp_path)
     there.close()
 
 
 @pytest.mark.parametrize("path", ["/proc", "/proc/self", "/dev", "/sys"])
 def test_the_systems_folders_are_no_datasets(tmp_path, path):
     with pytest.raises(SourceError, match="which holds the system's own state"):
-        inputs(Table(path=path), tmp_path)
+        input_digests(Table(path=path), tmp_path)
 
 
 PROC = "{files: /proc/self/environ, reader: lines, pattern: '(?P<q>.*)', fields: {query: q}}"

@@ -9,7 +9,7 @@ A mapped name is a column, or a path: `ans.text` is part `text` of the record `a
     other records                an error that names the parts there are
     labels and ids               likewise texts, but 1.0 is 1; a number that a float cannot hold exactly is an error
 
-Rows of JSON become columns here (`columns_of`), other formats come with columns (`as_mapped`). A column that is not mapped
+Rows of JSON become columns here (`frame_of_records`), other formats come with columns (`map_columns`). An unmapped column
 is null and only its name counts, so nothing in it can fail, or change what a mapped column is. A table without `fields` is
 only looked at: all of its columns stay, and records in JSON are JSON again.
 """
@@ -54,7 +54,7 @@ class Number(str):
 PLAIN = {str, Number, type(None)}
 
 
-class Mapped(NamedTuple):
+class ColumnMap(NamedTuple):
     """What a table maps."""
 
     names: tuple[str, ...]  # columns and paths
@@ -65,7 +65,7 @@ class Mapped(NamedTuple):
 
     def has(self, column: str) -> bool:
         """Tell whether a column is mapped as a whole."""
-        return column in self.names or any(column in found_by(pattern, [column], ())[0] for pattern in self.patterns)
+        return column in self.names or any(column in matching_columns(pattern, [column], ())[0] for pattern in self.patterns)
 
     def tops(self) -> list[str]:
         """Return the columns that are mapped by name, and those that paths lead into."""
@@ -84,7 +84,7 @@ def is_pattern(name: str) -> bool:
     return any(sign in name for sign in "*?[")
 
 
-def found_by(pattern: str, columns: Sequence[str], otherwise: Collection[str]) -> tuple[list[str], list[str]]:
+def matching_columns(pattern: str, columns: Sequence[str], otherwise: Collection[str]) -> tuple[list[str], list[str]]:
     """Return the columns of texts that a pattern of negatives finds, and those that it passes over.
 
     Passed over are columns whose names say that they hold scores, ids, ranks, labels and the like, in words that the pattern
@@ -102,7 +102,7 @@ def found_by(pattern: str, columns: Sequence[str], otherwise: Collection[str]) -
     return texts, others
 
 
-def mapped(table: Table) -> Mapped:
+def column_map(table: Table) -> ColumnMap:
     """Return what a table maps."""
     fields = getattr(table, "fields", None)
     roles = list(fields.model_dump().items()) + list(table.guesses.items()) if fields else []
@@ -114,10 +114,10 @@ def mapped(table: Table) -> Mapped:
         frozenset(name for role, name in said if role in roles) - {name for role, name in said if role not in roles}
         for roles in (IDS, SCORES)
     )
-    return Mapped(names, patterns, ids, scores, fields is None)
+    return ColumnMap(names, patterns, ids, scores, fields is None)
 
 
-def columns_of(where: str, records: Sequence[dict[str, Any]], rows: Sequence[int], table: Table) -> pl.DataFrame:
+def frame_of_records(where: str, records: Sequence[dict[str, Any]], rows: Sequence[int], table: Table) -> pl.DataFrame:
     """Return records of JSON as a table of texts and lists of them, in order of appearance, and `ROW`.
 
     A key that a record lacks is null. Where some values are lists, the others become lists of one.
@@ -125,7 +125,7 @@ def columns_of(where: str, records: Sequence[dict[str, Any]], rows: Sequence[int
     Raises:
         SourceError: a record where a text belongs, or a text where a path asks for records.
     """
-    wanted = mapped(table)
+    wanted = column_map(table)
     keys = list(dict.fromkeys(key for record in records for key in record if key != ROW))
     columns: dict[str, pl.Series] = {}
     paths = list(wanted.paths(keys))
@@ -186,7 +186,7 @@ def _record_here(where: str, column: str, row: int, parts: list[str]) -> SourceE
     return SourceError(where, f"column '{column}' holds records (row {row}), not texts", hint)
 
 
-def _texts(where: str, name: str, values: list[Any], rows: Sequence[int], wanted: Mapped) -> pl.Series:
+def _texts(where: str, name: str, values: list[Any], rows: Sequence[int], wanted: ColumnMap) -> pl.Series:
     """Return values of JSON as texts, or as lists of texts, as deep as the deepest of them."""
     kinds = {type(value) for value in values}
     whole = name in wanted.ids and any({"e", "E"} & set(value) for value in values if isinstance(value, Number))
@@ -240,14 +240,14 @@ def _lifted(value: Any, depth: int) -> Any:
     return [_lifted(item, depth - 1) for item in value] if _depth(value) == depth else [_lifted(value, depth - 1)]
 
 
-def as_mapped(where: str, frame: pl.DataFrame, table: Table) -> pl.DataFrame:
+def map_columns(where: str, frame: pl.DataFrame, table: Table) -> pl.DataFrame:
     """Return rows with the mapped columns as texts, lists of texts or numbers, and paths as columns of their own.
 
     Raises:
         SourceError: a mapped column holds records, or lists of lists; or texts, and a path asks for records; or labels or
             ids that are no longer exact.
     """
-    wanted = mapped(table)
+    wanted = column_map(table)
     columns: dict[str, pl.Series] = {}
     for values in frame:
         name, kind = values.name, values.dtype
@@ -265,7 +265,7 @@ def as_mapped(where: str, frame: pl.DataFrame, table: Table) -> pl.DataFrame:
     return pl.DataFrame(columns)
 
 
-def with_absent(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
+def add_missing_columns(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
     """Return rows with all of these columns: null where no record of these rows has them."""
     return frame.with_columns(pl.lit(None).alias(name) for name in names if name not in frame.columns)
 
@@ -330,7 +330,7 @@ def _path(values: pl.Expr, kind: Any, parts: list[str]) -> tuple[pl.Expr, bool] 
     return lists.list.eval(found[0].explode(empty_as_null=False) if found[1] else found[0]), True
 
 
-def _plain(where: str, values: pl.Series, frame: pl.DataFrame, table: Table, wanted: Mapped) -> pl.Series:
+def _plain(where: str, values: pl.Series, frame: pl.DataFrame, table: Table, wanted: ColumnMap) -> pl.Series:
     """Return a mapped column as texts, lists of texts, or numbers."""
     name, (kind, depth) = values.name, _innermost(values.dtype)
     _refuse_map(where, name, kind)
@@ -396,7 +396,7 @@ def _whole_floats(where: str, values: pl.Series) -> pl.Series:
     return finite.cast(pl.String).str.replace(r"\.0$", "").replace("-0", "0")
 
 
-def same_labels(labels: Mapping[str, str]) -> dict[str, str]:
+def labels_by_form(labels: Mapping[str, str]) -> dict[str, str]:
     """Return what labels mean, by the forms in which they come: 1.0 as 1, and true however it is capitalised."""
     keys = _whole_texts("labels", pl.Series("labels", list(labels), dtype=pl.String)).to_list()
     known = dict(zip(keys, labels.values(), strict=True))
