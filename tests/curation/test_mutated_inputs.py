@@ -73,11 +73,6 @@ def in_tar(name: str, content: bytes, mode: str = "w:gz") -> bytes:
 QUESTIONS = [{"id": str(n), "question": q, "answers": [{"text": a, "answer_start": 0}]} for n, (q, a) in enumerate(PAIRS)]
 SQUAD = {"data": [{"title": "T", "paragraphs": [{"context": "C.", "qas": QUESTIONS[i : i + 4]}]} for i in range(0, 32, 4)]}
 XML = "<d>" + "".join(f"<p id='{n}'><q>{q.replace('&', '')}</q><a>{a}</a></p>\n" for n, (q, a) in enumerate(PAIRS)) + "</d>"
-CODE = (
-    "".join(f'def f{n}(x):\n    """Do {q!r}."""\n    return {a!r}\n\n' for n, (q, a) in enumerate(PAIRS[:8]))
-    .replace('"""Do', "r'''Do")
-    .replace('."""', ".'''")
-)
 FLAG = [{"query": q, "pos": [a], "neg": ["no", "never"]} for q, a in PAIRS]
 TEVATRON = [{"query_id": "1", "query": q, "positive_passages": [{"docid": "1", "title": "t", "text": a}]} for q, a in PAIRS]
 FRAME = pl.DataFrame(ROWS)
@@ -101,7 +96,6 @@ ORIGINALS: dict[str, tuple[bytes, dict, tuple[str, str]]] = {
     "etd.jsonl": (jsonl([{"set": [q, a]} for q, a in PAIRS]), {"reader": "embedding-training-data"}, ("query", "positives")),
     "flag.jsonl": (jsonl(FLAG), {"reader": "flagembedding"}, ("query", "pos")),
     "tevatron.jsonl": (jsonl(TEVATRON), {"reader": "tevatron"}, ("query", "positives")),
-    "a.py": (CODE.encode(), {}, ("summary", "code")),
     "a.jsonl.gz": (gzip.compress(jsonl(ROWS), mtime=0), {}, ("q", "a")),
     "a.jsonl.zst": (zstandard.ZstdCompressor(write_checksum=True).compress(jsonl(ROWS)), {}, ("q", "a")),
     "a.zip": (in_zip("a.jsonl", jsonl(ROWS)), {}, ("q", "a")),

@@ -101,7 +101,6 @@ READERS = {
     "embedding-training-data": "x.jsonl, reader: embedding-training-data",
     "flagembedding": "x.jsonl, reader: flagembedding",
     "tevatron": "x.jsonl, reader: tevatron",
-    "python": "x.py, fields: {query: summary, positive: code}",
     "gz": "x.jsonl.gz",
     "bz2": "x.jsonl.bz2",
     "xz": "x.jsonl.xz",
