@@ -97,9 +97,11 @@ def publish(
     chosen = [name.strip() for name in columns.split(",") if name.strip()]
     if wrong := [name for name in chosen if name not in publishing.GROUPS]:
         raise click.UsageError(f"--columns knows {', '.join(publishing.GROUPS)}, not '{wrong[0]}'.")
-    made = publishing.plan(build, repo, lock, allow, negatives, chosen, for_terminal(quiet))
+    made = publishing.plan(build, repo, lock, allow, negatives, chosen, for_terminal(quiet), need_lock=not dry_run)
     for name, why in made.left_out.items():
         say(f"left out: {name}: {why}")
+    for note in made.notes:
+        say(f"not published: {note}")
     if dry_run:
         files = {path: piece.size for path, piece in made.pieces.items()}
         shown = {"repo": repo, "files": files, "bytes": made.size(), "left_out": made.left_out, "card": made.card}
@@ -118,10 +120,11 @@ def publish(
 @click.option("--json", "as_json", is_flag=True, help="The differences as JSON, with the first rows.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def diff(a: str, b: str, only: tuple[str, ...], as_json: bool, quiet: bool) -> int:
-    """Tell what changed from A to B: recipe, counts, rows and why.
+    """Show what changed from A to B: recipe, counts, rows and why.
 
-    A and B are builds, or published versions such as my-org/name@v1.0. The exit
-    code is 1 where anything differs.
+    A and B are builds, or published versions such as my-org/name@v1.0. If one is a
+    build and the other a published version, what changed since it was published is
+    shown, whichever is named first. The exit code is 1 if anything differs.
     """
     from curation.build import show
     from curation.share import diff as comparing

@@ -17,8 +17,7 @@ from curation.core import store, tables
 from curation.core.errors import BuildError, SourceError
 from curation.core.record import render_query
 from curation.report import page
-from curation.share.export import export
-from curation.share.formats import FORMATS
+from curation.share.export import FORMATS, export
 from mining.mine import mine_build
 from tests.mining.small_build import FakeEncoder, files_of
 from training.evaluate import read_collection
@@ -137,7 +136,7 @@ def test_f2llm_takes_one_negative_for_a_classification_and_refuses_where_nothing
     frame = pl.read_parquet(tmp_path / "out/data/tone.parquet")
     assert frame.columns == ["query", "passage", "negative_1"]
     assert set(frame.select("passage", "negative_1").rows()) == {("good", "bad"), ("bad", "good")}
-    with pytest.raises(BuildError, match=r"not one tuple fits 'f2llm' \(too_few_negatives 18\); ask for fewer"):
+    with pytest.raises(BuildError, match=r"'f2llm' can hold none of the tuples \(too_few_negatives 18\); ask for fewer"):
         export(made, tmp_path / "topics", "f2llm", ["topics"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
@@ -197,7 +196,7 @@ def test_sentence_transformers_columns(made, tmp_path):
         "labeled-list": ["query", "documents", "labels"],
         "scored-list": ["query", "documents", "scores"],
     }
-    with pytest.raises(BuildError, match=r"not one tuple fits 'scored-list' \(no_scores 18\)"):
+    with pytest.raises(BuildError, match=r"'scored-list' can hold none of the tuples \(no_scores 18\)"):
         export(made, tmp_path / "tone", "scored-list", ["tone"])
     for name, pattern in (("triplet", "negative"), ("n-tuple", "negative_*")):
         fields = f"{{query: anchor, positive: positive, negatives: {pattern}}}"
@@ -236,7 +235,9 @@ def test_an_export_repeats_to_the_byte_and_overwrites_only_itself(made, tmp_path
     export(made, tmp_path / "b", "pair")
     assert sorted(files_of(tmp_path / "b")) == ["data/faq.parquet", "data/tone.parquet", "data/topics.parquet", "done.json"]
     (tmp_path / "b/data/mine.txt").write_text("mine")
-    with pytest.raises(BuildError, match=r"b: holds 'data/mine.txt', which no export wrote; name a folder that is not there yet"):
+    with pytest.raises(
+        BuildError, match=r"b: holds 'data/mine.txt', which no export wrote; name a folder that does not exist yet"
+    ):
         export(made, tmp_path / "b", "beir")
     with pytest.raises(BuildError, match=r"holds '.*', which no export wrote"):
         export(made, made, "pair")
@@ -249,7 +250,7 @@ def test_without_mined_negatives(made, tmp_path):
     for name, shape in FORMATS.items():
         if shape.mined:
             with pytest.raises(
-                BuildError, match=r"no mined negatives for 'faq', and this format needs them; run `mine negatives"
+                BuildError, match=r"'faq' has no mined negatives, and this format needs them; run `mine negatives"
             ):
                 export(bare, tmp_path / name, name)
         else:

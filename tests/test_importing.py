@@ -15,8 +15,7 @@ from curation.cli import curate
 from curation.core.record import GIVEN
 from curation.core.store import read_json
 from curation.core.tables import read_table
-from curation.share.export import export
-from curation.share.formats import FORMATS
+from curation.share.export import FORMATS, export
 from curation.share.importing import write_manifest
 from curation.share.verify import problems
 from mining.cli import mine

@@ -6,7 +6,8 @@ several licences (`cc-by-3.0, cc-by-sa-3.0`), the strictest of them counts, and 
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 from curation.core.errors import ManifestError, did_you_mean
 from curation.recipe.manifest import Manifest
@@ -45,6 +46,11 @@ def class_of(license: str | None) -> Class:
     """Return the class of a licence as claimed, which may name several with commas: the strictest of theirs."""
     names = [name.strip().lower() for name in (license or "").split(",")]
     return max((CLASS_OF.get(name, "unknown") for name in names), key=CLASSES.index)
+
+
+def claim(entry: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return a source's licence as it is claimed, from its entry in build.json: name, address and day of the claim."""
+    return entry.get("license") or "none seen", entry.get("license_url") or "", entry.get("license_checked") or ""
 
 
 def reason_of(source: Source, policy: Policy) -> str | None:

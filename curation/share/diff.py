@@ -1,7 +1,8 @@
-"""What changed between two builds, or between a build and a published version: recipe, sources, counts, rows with reasons.
+"""What changed between two builds, or between a build and a published version: `curate diff`.
 
-Rows are matched by their query, which stands once in a source. Against a published version a build's tuples are taken as
-they would be published: the first positive, as many negatives as the version has, and those that have so many.
+It compares recipes, sources, counts and rows, with the reason for each row where it is known. Rows are matched by their
+query, which occurs once in a source. A build is compared with a published version as it would be published: the first
+positive, as many negatives as the version has, and only tuples that have so many.
 """
 
 from __future__ import annotations
@@ -24,10 +25,9 @@ from curation.recipe.source import portable
 from curation.recipe.yaml import read_yaml
 from curation.share.export import gathered
 
-Receipt = dict[str, Any]
 PUBLISHED = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^@\s]+))?")
 FACTS = ("task", "instruction", "language", "license", "revision")
-COUNTS = ("rows_in", "rows_used", "tuples_made", "merged", "heldout", "kept", "passages")
+COMPARED_COUNTS = ("rows_in", "rows_used", "tuples_made", "merged", "heldout", "kept", "passages")
 FIRST = 5  # rows to show
 
 
@@ -39,7 +39,7 @@ class Side(NamedTuple):
     repo: str
     revision: str
     manifest: Path
-    sources: dict[str, Receipt]  # source -> {"curated": receipt, "mined": receipt or None, "negatives": n where published, ...}
+    sources: dict[str, Any]  # source -> {"curated": receipt, "mined": receipt or None, "negatives": n if published, ...}
     left_out: dict[str, str]  # source -> why it is not in it
 
 
@@ -48,13 +48,13 @@ def open_side(name: str) -> Side:
 
     Raises:
         BuildError: it is neither.
-        HubError: the version cannot be had.
+        HubError: the version cannot be fetched.
     """
     folder = Path(name)
     if folder.exists() or not (found := PUBLISHED.fullmatch(name)):
         summary = read_summary(folder)
         check_beside(folder, "manifest.yaml")
-        sources: dict[str, Receipt] = {}
+        sources: dict[str, Any] = {}
         for source, receipt in receipts(folder).items():
             mined = store.read_receipt(folder / "mined" / source)
             if mined is not None:
@@ -64,29 +64,31 @@ def open_side(name: str) -> Side:
         return Side(name, folder, "", "", folder / "manifest.yaml", sources, left_out)
     repo = found["repo"]
     revision = commit_of(repo, "dataset", found["revision"])
-    told = store.read_json(read_file(repo, "dataset", revision, MARK))
+    provenance = store.read_json(read_file(repo, "dataset", revision, MARK))
     manifest = read_file(repo, "dataset", revision, "manifest.yaml")
-    if isinstance(told["files"], dict):  # earlier versions named no digests
-        _same(manifest, told["files"]["manifest.yaml"]["sha256"])
-    return Side(name, None, repo, revision, manifest, told["sources"], told["left_out"])
+    if isinstance(provenance["files"], dict):  # earlier versions named no digests
+        _check_digest(manifest, provenance["files"]["manifest.yaml"]["sha256"])
+    return Side(name, None, repo, revision, manifest, provenance["sources"], provenance["left_out"])
 
 
-def _same(path: Path, sha256: str) -> Path:
-    """Return a published file that has the digest which MARK names."""
+def _check_digest(path: Path, sha256: str) -> None:
     if Piece.of(path).sha256 != sha256:
         raise BuildError(path, f"has another digest than {MARK} says", "delete it, and it is fetched again")
-    return path
 
 
 def diff(a: str, b: str, only: Iterable[str] = (), progress: Progress = silent) -> dict[str, Any]:
-    """Return what differs: {"recipe": [...], "only_a": [...], "only_b": [...], "left_out": {...}, "sources": {source: {...}}}.
+    """Return what changed: {"recipe": [...], "only_a": [...], "only_b": [...], "left_out": {...}, "sources": {source: {...}}}.
 
-    Sources that a published version says it leaves out are told of in `left_out`, and are no difference.
+    Changes lead from `a` to `b`. Of a build and a published version the version is always `a`, the older one, however they
+    are given: the changes are those since it was published. Sources that a version says it leaves out are listed in
+    `left_out`, and do not count as a difference.
 
     Raises:
-        BuildError: one of them is no build and no version, or has no source of `only`.
+        BuildError: one of them is neither a build nor a published version, or does not have a source of `only`.
     """
     left, right = open_side(a), open_side(b)
+    if left.build is not None and right.build is None:
+        left, right, a, b = right, left, b, a
     known = [*left.sources, *(name for name in right.sources if name not in left.sources)]
     for name in only:
         if name not in known:
@@ -100,31 +102,31 @@ def diff(a: str, b: str, only: Iterable[str] = (), progress: Progress = silent) 
     found |= {"left_out": excused, "sources": {}}
     with progress("compare", len(both), "sources") as advance:
         for name in both:
-            if told := _source(left, right, name):
-                found["sources"][name] = told
+            if changes := _changes(left, right, name):
+                found["sources"][name] = changes
             advance(1)
     return found
 
 
 def differs(found: Mapping[str, Any]) -> bool:
-    """Tell whether anything does."""
+    """Return whether anything changed."""
     return any(found[key] for key in ("recipe", "only_a", "only_b", "sources"))
 
 
 def _recipe(a: Path, b: Path) -> list[dict[str, Any]]:
-    """Return the keys of two manifests that are not equal, sources by their name."""
+    """Return the keys whose values differ in two manifests; a source's keys are `sources.NAME.KEY`."""
     left, right = _flat(read_yaml(a).value), _flat(read_yaml(b).value)
     names = [*left, *(name for name in right if name not in left)]
-    differ = [name for name in names if _published(left.get(name)) != _published(right.get(name))]
+    differ = [name for name in names if _without_folders(left.get(name)) != _without_folders(right.get(name))]
     return [{"key": name, "a": left.get(name), "b": right.get(name)} for name in differ]
 
 
-def _published(value: Any) -> Any:
-    """Return a manifest's value as it is published: without the folders of one machine."""
+def _without_folders(value: Any) -> Any:
+    """Return a value of a manifest as it is published: without the folders of one machine."""
     if isinstance(value, list):
-        return [_published(one) for one in value]
+        return [_without_folders(one) for one in value]
     if isinstance(value, dict):
-        return {key: _published(one) for key, one in value.items()}
+        return {key: _without_folders(one) for key, one in value.items()}
     return portable(value).removeprefix("./") if isinstance(value, str) else value
 
 
@@ -136,25 +138,29 @@ def _flat(value: Any, at: str = "") -> dict[str, Any]:
     return {key: inner for name, one in value.items() for key, inner in _flat(one, f"{at}.{name}" if at else str(name)).items()}
 
 
-def _source(left: Side, right: Side, name: str) -> dict[str, Any]:
+def _changes(left: Side, right: Side, name: str) -> dict[str, Any]:
+    """Return what changed in a source: facts, counts, rows removed, added and changed; empty if nothing did."""
     a, b = left.sources[name], right.sources[name]
     facts = {key: [a["curated"][key], b["curated"][key]] for key in FACTS if a["curated"][key] != b["curated"][key]}
-    counts = {key: [a["curated"][key], b["curated"][key]] for key in COUNTS if a["curated"][key] != b["curated"][key]}
+    counts = {key: [a["curated"][key], b["curated"][key]] for key in COMPARED_COUNTS if a["curated"][key] != b["curated"][key]}
     mined = [one["mined"]["kept"] if one["mined"] else None for one in (a, b)]
     if mined[0] != mined[1]:
         counts["with_negatives"] = mined
     wanted = next((one["negatives"] for one in (a, b) if "negatives" in one), None)
     both_mined = bool(a["mined"] and b["mined"]) if wanted is None else bool(wanted)
-    rows = [_rows(side, name, both_mined, wanted) for side in (left, right)]
-    told: dict[str, Any] = {key: value for key, value in (("facts", facts), ("counts", counts)) if value}
+    before, after = (
+        _rows_of_version(side, name) if side.build is None else _rows_of_build(side.build, name, both_mined, wanted)
+        for side in (left, right)
+    )
+    found: dict[str, Any] = {key: value for key, value in (("facts", facts), ("counts", counts)) if value}
     same_input = a["curated"]["inputs"] == b["curated"]["inputs"] and a["curated"]["revision"] == b["curated"]["revision"]
-    removed = rows[0].join(rows[1], on="query", how="anti", maintain_order="left")
-    added = rows[1].join(rows[0], on="query", how="anti", maintain_order="left")
+    removed = before.join(after, on="query", how="anti", maintain_order="left")
+    added = after.join(before, on="query", how="anti", maintain_order="left")
     if len(removed):
-        told["removed"] = _with_reasons(removed, right, name, same_input)
+        found["removed"] = _with_reasons(removed, right, name, same_input)
     if len(added):
-        told["added"] = _with_reasons(added, left, name, same_input)
-    joined = rows[0].join(rows[1], on="query", suffix="_b", maintain_order="left")
+        found["added"] = _with_reasons(added, left, name, same_input)
+    joined = before.join(after, on="query", suffix="_b", maintain_order="left")
     changed = {
         key: joined[key].ne_missing(joined[f"{key}_b"])
         for key in ("positives", "negatives", "label")
@@ -163,18 +169,18 @@ def _source(left: Side, right: Side, name: str) -> dict[str, Any]:
     moved = joined.filter(pl.any_horizontal(*changed.values()))
     if len(moved):
         what = {key: int(mask.sum()) for key, mask in changed.items() if mask.any()}
-        told["changed"] = {"count": len(moved), "what": what, "first": _first(moved)}
-    return told
+        found["changed"] = {"count": len(moved), "what": what, "first": _first(moved)}
+    return found
 
 
-def _rows(side: Side, name: str, mined: bool, negatives: int | None) -> pl.DataFrame:
-    """Return id, query, and digests of positives and negatives (and the label between builds), a row a tuple."""
-    if side.build is None:
-        return _published_rows(side, name)
-    passages = tables.read_table(side.build / "curated" / name, "passages", ["text"])["text"].hash()
-    pairs = tables.read_table(
-        side.build / ("mined" if mined else "curated") / name, "pairs", ["id", "query", "positives", "negatives", "label"]
-    )
+def _rows_of_build(build: Path, name: str, mined: bool, negatives: int | None) -> pl.DataFrame:
+    """Return id, query, and digests of positives and negatives, one row per tuple.
+
+    With `negatives` the rows are those that would be published with that many; without, all rows, and their labels.
+    """
+    passages = tables.read_table(build / "curated" / name, "passages", ["text"])["text"].hash()
+    columns = ["id", "query", "positives", "negatives", "label"]
+    pairs = tables.read_table(build / ("mined" if mined else "curated") / name, "pairs", columns)
     if negatives is None:
         lists = {key: gathered(pairs[key], passages) for key in ("positives", "negatives")}
         return pairs.select("id", "query", "label", *(lists[key].hash().alias(key) for key in lists))
@@ -183,33 +189,33 @@ def _rows(side: Side, name: str, mined: bool, negatives: int | None) -> pl.DataF
     return pairs.select("id", "query", *(lists[key].hash().alias(key) for key in lists))
 
 
-def _published_rows(side: Side, name: str) -> pl.DataFrame:
+def _rows_of_version(side: Side, name: str) -> pl.DataFrame:
+    """Return the rows of a published version in the form of `_rows_of_build`."""
     entry = side.sources[name]
     prefix = render_query(entry["curated"]["instruction"], "")
+    negatives = [pl.col(f"negative_{at + 1}").hash() for at in range(entry["negatives"])]
+    none = pl.lit(pl.Series([[]], dtype=pl.List(pl.UInt64))).first()
     frames = []
-    for shard, said in entry["shards"].items():
-        path = _same(read_file(side.repo, "dataset", side.revision, f"{name}/{shard}"), said["sha256"])
+    for shard, about in entry["shards"].items():
+        path = read_file(side.repo, "dataset", side.revision, f"{name}/{shard}")
+        _check_digest(path, about["sha256"])
         frame = tables.read_parquet(path)
-        negatives = [pl.col(f"negative_{at + 1}").hash() for at in range(entry["negatives"])]
-        lists = {
-            "positives": pl.concat_list(pl.col("passage").hash()),
-            "negatives": pl.concat_list(negatives) if negatives else None,
-        }
-        empty = pl.lit(pl.Series([[]], dtype=pl.List(pl.UInt64))).first()
         frames.append(
             frame.select(
                 (pl.col("id") if "id" in frame.columns else pl.lit(None, pl.String)).alias("id"),
                 pl.col("query").str.strip_prefix(prefix),
-                *((empty if value is None else value).hash().alias(key) for key, value in lists.items()),
+                pl.concat_list(pl.col("passage").hash()).hash().alias("positives"),
+                (pl.concat_list(negatives) if negatives else none).hash().alias("negatives"),
             )
         )
     return pl.concat(frames)
 
 
 def _with_reasons(rows: pl.DataFrame, other: Side, name: str, same_input: bool) -> dict[str, Any]:
-    """Return how many rows the other side does not have, why as far as it says so, and the first of them.
+    """Return how many rows the other side does not have, its reasons if they are known, and the first of the rows.
 
-    Ids name rows of the input, so what the other side dropped is looked up by id only where both read the same input.
+    An id is the number of a row of the input. So if both sides read the same input, a row is looked up by its id among
+    those that the other side dropped.
     """
     reasons = pl.Series([None], dtype=pl.String).new_from_index(0, len(rows))
     if not same_input:
@@ -229,22 +235,22 @@ def _first(rows: pl.DataFrame) -> list[dict[str, Any]]:
 
 def as_text(found: Mapping[str, Any]) -> str:
     """Return the differences for a person."""
-    lines = [f"recipe: {one['key']}: {one['a']!r} -> {one['b']!r}" for one in found["recipe"]]
+    lines = [f"changes from {found['a']} to {found['b']}"] if differs(found) else []
+    lines += [f"recipe: {one['key']}: {one['a']!r} -> {one['b']!r}" for one in found["recipe"]]
     lines += [f"source only in {found[side]}: {name}" for side in ("a", "b") for name in found[f"only_{side}"]]
     lines += [f"not published: {name}: {why}" for name, why in found["left_out"].items()]
-    for name, told in found["sources"].items():
-        for key, (before, after) in (told.get("facts", {}) | told.get("counts", {})).items():
+    counts = []
+    for name, changes in found["sources"].items():
+        for key, (before, after) in (changes.get("facts", {}) | changes.get("counts", {})).items():
             lines.append(f"{name}: {key}: {before!r} -> {after!r}")
-    counts = [(name, *_count(told)) for name, told in found["sources"].items() if told.keys() & {"added", "removed", "changed"}]
-    text = [text_table(("source", "added", "removed", "changed", "why"), counts)] if counts else []
-    return "\n".join([*lines, *text]) if lines or text else "no difference"
-
-
-def _count(told: Mapping[str, Any]) -> tuple[Any, ...]:
-    why = [
-        f"{key} {reason} {count:,}"
-        for key in ("added", "removed")
-        for reason, count in told.get(key, {}).get("reasons", {}).items()
-    ]
-    why += [f"other {what} {count:,}" for what, count in told.get("changed", {}).get("what", {}).items()]
-    return (*(told.get(key, {}).get("count", 0) for key in ("added", "removed", "changed")), listed(why))
+        if changes.keys() & {"added", "removed", "changed"}:
+            why = [
+                f"{key} {reason} {count:,}"
+                for key in ("added", "removed")
+                for reason, count in changes.get(key, {}).get("reasons", {}).items()
+            ]
+            why += [f"other {what} {count:,}" for what, count in changes.get("changed", {}).get("what", {}).items()]
+            counts.append((name, *(changes.get(key, {}).get("count", 0) for key in ("added", "removed", "changed")), listed(why)))
+    if counts:
+        lines.append(text_table(("source", "added", "removed", "changed", "why"), counts))
+    return "\n".join(lines) or "no difference"

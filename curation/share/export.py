@@ -1,15 +1,30 @@
-"""A build as another tool's training data, in a folder of its own: `data/`, which the tool reads, and the receipt beside it.
+"""A build as another tool's training data: `curate export`.
 
-The receipt is no data, and some trainers read every file of a folder; so it stands one level up. Memory holds the
-passages of one source and a block of its tuples.
+    f2llm          query (with its instruction), passage, negative_1..n   F2LLM's trainer
+    pair           anchor, positive                                       sentence-transformers; one row per positive
+    triplet        anchor, positive, negative                             sentence-transformers; one row per negative
+    n-tuple        anchor, positive, negative_1..n                        sentence-transformers
+    labeled-list   query, documents, labels                               sentence-transformers, listwise losses of rerankers
+    scored-list    query, documents, scores                               the same, with the miner's scores as labels
+    flagembedding  query, pos, neg, pos_scores, neg_scores, ...           FlagEmbedding (bge)
+    tevatron       query_id, query, positive_passages, ...                Tevatron, MIRACL
+    beir           corpus.jsonl, queries.jsonl, qrels/train.tsv           retrieval toolkits
+
+sentence-transformers goes by the order of columns, and uses the first of label, labels, score, scores as the label: in a
+file with both labels and scores it would read the scores as texts, so these are two formats.
+
+The files are in `data/`, the receipt is one level up: it is not data, and some trainers read every file of a folder. In
+memory are the passages of one source and a block of its tuples: a table of id, query, positives, positive_ids, negatives,
+negative_ids, positive_score, negative_scores, with texts and the ids of these texts in lists.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -18,12 +33,139 @@ from curation.core.builds import Receipt, receipts
 from curation.core.errors import BuildError, listed
 from curation.core.escape import text_table
 from curation.core.progress import Advance, Progress, silent
-from curation.share.formats import FORMATS, Constants, fitting
+from curation.core.record import NEGATIVES, render_query
 
 FORMAT = 2  # raised when the same build gives other files
 BLOCK = 8192  # tuples: with 25 texts of 500 bytes, 100 MB
 CURATED = ("id", "key", "query", "positives", "negatives")
 MINED = (*CURATED, "positive_score", "negative_scores")
+SCORE_DIGITS = 7  # of a float32 in JSON
+TYPES = {"retrieval": "normal", "classification": "only_1neg", "clustering": "symmetric_clustering"}  # FlagEmbedding's
+
+
+class Constants(NamedTuple):
+    """What is the same for each tuple of a source."""
+
+    task: str
+    instruction: str
+
+
+class Format(NamedTuple):
+    """A format, and which tuples it can hold."""
+
+    make: Callable[[pl.DataFrame, Constants, int], pl.DataFrame | Iterator[dict[str, Any]]] | None  # n: negatives per tuple
+    ending: str
+    mined: bool = True  # needs negatives
+    fixed: bool = False  # negatives have columns of their own, so each tuple must have all n
+    first: bool = False  # holds one positive per tuple, the first
+    scored: bool = False  # needs a score for each text
+
+
+def f2llm(rows: pl.DataFrame, source: Constants, n: int) -> pl.DataFrame:
+    """Return F2LLM's columns; its trainer adds no instruction to `query`, so the query contains it."""
+    query = pl.lit(render_query(source.instruction, "")) + pl.col("query")
+    return rows.select(query.alias("query"), pl.col("positives").list.first().alias("passage"), *_negative_columns(n))
+
+
+def pair(rows: pl.DataFrame, source: Constants, n: int) -> pl.DataFrame:
+    """Return anchor, positive: one row per positive."""
+    return rows.select(pl.col("query").alias("anchor"), pl.col("positives").alias("positive")).explode("positive")
+
+
+def triplet(rows: pl.DataFrame, source: Constants, n: int) -> pl.DataFrame:
+    """Return anchor, positive, negative: one row per negative."""
+    first = pl.col("positives").list.first().alias("positive")
+    return rows.select(pl.col("query").alias("anchor"), first, pl.col("negatives").alias("negative")).explode("negative")
+
+
+def n_tuple(rows: pl.DataFrame, source: Constants, n: int) -> pl.DataFrame:
+    """Return anchor, positive, negative_1..n."""
+    first = pl.col("positives").list.first().alias("positive")
+    return rows.select(pl.col("query").alias("anchor"), first, *_negative_columns(n))
+
+
+def labeled_list(rows: pl.DataFrame, source: Constants, n: int) -> pl.DataFrame:
+    """Return query, documents, labels: positives (1) before negatives (0)."""
+    counted = rows.with_columns(
+        pl.lit(1, pl.Int64).repeat_by(pl.col("positives").list.len()).alias("ones"),
+        pl.lit(0, pl.Int64).repeat_by(pl.col("negatives").list.len()).alias("zeros"),
+    )
+    documents = pl.concat_list("positives", "negatives").alias("documents")
+    return counted.select("query", documents, pl.concat_list("ones", "zeros").alias("labels"))
+
+
+def scored_list(rows: pl.DataFrame, source: Constants, n: int) -> pl.DataFrame:
+    """Return query, documents, scores: the first positive before the negatives."""
+    documents = pl.concat_list(pl.col("positives").list.first(), "negatives").alias("documents")
+    return rows.select("query", documents, pl.concat_list("positive_score", "negative_scores").alias("scores"))
+
+
+def flagembedding(rows: pl.DataFrame, source: Constants, n: int) -> Iterator[dict[str, Any]]:
+    """Yield FlagEmbedding's records; `prompt` is the bare instruction, a score is null if a text has none."""
+    for row in rows.iter_rows(named=True):
+        first, *others = [
+            score if score is None else round(score, SCORE_DIGITS) for score in (row["positive_score"], *row["negative_scores"])
+        ]
+        yield {
+            "query": row["query"],
+            "pos": row["positives"],
+            "neg": row["negatives"],
+            "pos_scores": [first, *[None] * (len(row["positives"]) - 1)],
+            "neg_scores": others,
+            "prompt": source.instruction,
+            "type": TYPES[source.task],
+        }
+
+
+def tevatron(rows: pl.DataFrame, source: Constants, n: int) -> Iterator[dict[str, Any]]:
+    """Yield Tevatron's records; the id of a passage is its text's key."""
+    for row in rows.iter_rows(named=True):
+        passages = {
+            f"{role}_passages": [
+                {"docid": id_, "title": "", "text": text} for id_, text in zip(row[f"{role}_ids"], row[f"{role}s"], strict=True)
+            ]
+            for role in ("positive", "negative")
+        }
+        yield {"query_id": row["id"], "query": row["query"], **passages}
+
+
+def _negative_columns(n: int) -> list[pl.Expr]:
+    return [pl.col("negatives").list.get(at, null_on_oob=True).alias(f"negative_{at + 1}") for at in range(n)]
+
+
+FORMATS = {
+    "f2llm": Format(f2llm, "parquet", fixed=True, first=True),
+    "pair": Format(pair, "parquet", mined=False),
+    "triplet": Format(triplet, "parquet", first=True),
+    "n-tuple": Format(n_tuple, "parquet", fixed=True, first=True),
+    "labeled-list": Format(labeled_list, "parquet"),
+    "scored-list": Format(scored_list, "parquet", first=True, scored=True),
+    "flagembedding": Format(flagembedding, "jsonl"),
+    "tevatron": Format(tevatron, "jsonl"),
+    "beir": Format(None, "", mined=False),
+}
+
+
+def fitting(rows: pl.DataFrame, shape: Format, task: str, wanted: int | None) -> tuple[pl.DataFrame, int, dict[str, int]]:
+    """Return (tuples that the format can hold, most negatives per tuple, {reason: tuples left out}).
+
+    Negatives after the first `wanted` are cut. By default that is the task's number if they have columns of their own,
+    and else none is cut.
+    """
+    if not shape.mined:
+        return rows, 0, {}
+    have = rows["negatives"].list.len()
+    longest = have.to_numpy().max(initial=1)
+    most = wanted or (NEGATIVES[task] if shape.fixed else int(longest))
+    enough = have >= (most if shape.fixed else 1)
+    cut = rows.filter(enough).with_columns(pl.col("negatives", "negative_ids", "negative_scores").list.head(most))
+    left_out = {"too_few_negatives": len(rows) - len(cut)}
+    if shape.scored:
+        scores = pl.concat_list("positive_score", "negative_scores").list
+        whole = cut.filter(scores.drop_nulls().list.len() == scores.len())
+        left_out["no_scores"] = len(cut) - len(whole)
+        cut = whole
+    return cut, most, {reason: count for reason, count in left_out.items() if count}
 
 
 def export(
@@ -32,28 +174,31 @@ def export(
     """Write a build's sources in the format `name` under `out`; return (receipt, whether there was anything to do).
 
     Raises:
-        BuildError: no whole build, no mined negatives where the format needs them, not one tuple that the format can
-            hold, or `out` holds something that no export wrote.
+        BuildError: no whole build; no mined negatives, and the format needs them; the format can hold no tuple; or `out`
+            holds something that no export wrote.
     """
     sources = receipts(build, only)
-    folders = {source: _tuples(build, source, FORMATS[name].mined) for source in sources}
+    folders = {source: _tuples_folder(build, source, FORMATS[name].mined) for source in sources}
     stages = [store.receipt_of(folder)["files"] for folder in folders.values()]
     digest = store.digest_of([FORMAT, name, negatives, [[key, receipt["files"]] for key, receipt in sources.items()], stages])
-    out = _free(out.expanduser().resolve())
+    out = _checked_target(out.expanduser().resolve())
 
     def work(part: Path) -> Receipt:
-        said = {}
-        for source, receipt in sources.items():
-            said[source] = _source(build, folders[source], part / "data", name, receipt, negatives, progress)
-        if not any(one["used"] for one in said.values()):
-            raise BuildError(build, f"not one tuple fits '{name}' ({_reasons(said)})", "ask for fewer with `--negatives`")
-        return {"export": name, "build": build.name, "negatives": negatives, "sources": said}
+        exported = {
+            source: _export_source(build, folders[source], part / "data", name, receipt, negatives, progress)
+            for source, receipt in sources.items()
+        }
+        if not any(one["used"] for one in exported.values()):
+            reasons = sum((Counter(one["left_out"]) for one in exported.values()), Counter())
+            why = listed(f"{reason} {count}" for reason, count in reasons.items()) or "there are none"
+            raise BuildError(build, f"'{name}' can hold none of the tuples ({why})", "ask for fewer with `--negatives`")
+        return {"export": name, "build": build.name, "negatives": negatives, "sources": exported}
 
     return store.run_stage(out, digest, work)
 
 
 def exported_table(receipt: Receipt) -> str:
-    """Return one line a source: tuples, those used, rows or lines written, and what was left out."""
+    """Return one line per source: tuples, those used, rows or lines written, and what was left out."""
     head = ("source", "tuples", "used", "rows", "left out", "further positives left out")
     lines = [
         (name, one["tuples"], one["used"], one["rows"], sum(one["left_out"].values()), one["positives_left_out"])
@@ -62,8 +207,24 @@ def exported_table(receipt: Receipt) -> str:
     return text_table(head, lines)
 
 
-def stale(build: Path, source: str) -> str | None:
-    """Return the id of a mined tuple that the curated ones do not have: the source was built anew since; else None."""
+def mined_tuples(build: Path, source: str) -> Receipt | None:
+    """Return the receipt of a source's mined tuples, checked; None if there are none.
+
+    Raises:
+        BuildError: a file was changed, or the source was built again since they were mined.
+    """
+    folder = build / "mined" / source
+    receipt = store.read_receipt(folder)
+    if receipt is not None:
+        store.check_files(folder, receipt)
+        if strange := outdated_tuple(build, source):
+            what = f"was mined from other tuples than curated/{source} now holds ({strange} is one)"
+            raise BuildError(folder, what, "run `mine negatives` again")
+    return receipt
+
+
+def outdated_tuple(build: Path, source: str) -> str | None:
+    """Return the id of a mined tuple that is not among the curated ones: then the source was built again since; else None."""
     columns = ["id", "key", "positives"]
     known, found = (tables.read_table(build / stage / source, "pairs", columns) for stage in ("curated", "mined"))
     ours = pl.col("positives").hash(0)
@@ -71,109 +232,78 @@ def stale(build: Path, source: str) -> str | None:
     return str(strange["id"][0]) if len(strange) else None
 
 
-def _tuples(build: Path, source: str, mined: bool) -> Path:
+def _tuples_folder(build: Path, source: str, mined: bool) -> Path:
     """Return the folder of the tuples to export, checked."""
     if not mined:
         return build / "curated" / source
-    folder = build / "mined" / source
-    receipt = store.read_receipt(folder)
-    if receipt is None:
-        raise BuildError(
-            build, f"no mined negatives for '{source}', and this format needs them", f"run `mine negatives {build}` first"
-        )
-    store.check_files(folder, receipt)
-    if strange := stale(build, source):
-        told = f"was mined from other tuples than curated/{source} now holds ({strange} is one)"
-        raise BuildError(folder, told, "run `mine negatives` again")
-    return folder
+    if mined_tuples(build, source) is None:
+        what = f"'{source}' has no mined negatives, and this format needs them"
+        raise BuildError(build, what, f"run `mine negatives {build}` first")
+    return build / "mined" / source
 
 
-def _free(out: Path) -> Path:
-    """Return a folder to write, refusing one that holds anything but an earlier export."""
+def _checked_target(out: Path) -> Path:
+    """Return the folder to write; refuse one that holds anything other than an earlier export."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return out
     if not out.is_dir():
-        raise BuildError(out, "is a file", "name a folder that is not there yet")
+        raise BuildError(out, "is a file", "name a folder that does not exist yet")
     receipt = store.read_receipt(out)
     known = {out / store.RECEIPT, *(out / name for name in (receipt or {}).get("files", {}))}
     strange = [path for path in sorted(out.rglob("*")) if path.is_file() and path not in known]
     if receipt is None or "export" not in receipt or strange:
         first = (strange or [out / store.RECEIPT])[0].relative_to(out)
-        raise BuildError(out, f"holds '{first}', which no export wrote", "name a folder that is not there yet")
+        raise BuildError(out, f"holds '{first}', which no export wrote", "name a folder that does not exist yet")
     return out
 
 
-def _source(
+def _export_source(
     build: Path, folder: Path, data: Path, name: str, receipt: Receipt, negatives: int | None, progress: Progress
 ) -> dict[str, Any]:
-    """Write one source; return what the receipt says of it."""
+    """Write one source; return what the receipt says about it."""
     source, shape = receipt["source"], FORMATS[name]
     said = {key: receipt[key] for key in ("task", "instruction", "language", "license", "revision")}
     said |= {"tuples": 0, "used": 0, "rows": 0, "left_out": {}, "positives_left_out": 0}
-    passages = tables.read_table(build / "curated" / source, "passages", ["text", "key"])
-    passages = passages.with_columns(pl.col("key").bin.encode("hex"))
+    constants = Constants(said["task"], said["instruction"])
+    passages = passages_with_keys(build, source)
+    columns = MINED if shape.mined else CURATED
+
+    def made(make: Callable[[pl.DataFrame, Constants, int], Any], advance: Advance) -> Iterator[Any]:
+        """Yield blocks of rows or lines, and count them."""
+        for pairs in blocks_of(folder, columns):
+            rows, most, left_out = fitting(with_texts(pairs, passages), shape, said["task"], negatives)
+            block = make(rows, constants, most)
+            said["tuples"] += len(pairs)
+            said["used"] += len(rows)
+            said["rows"] += len(block) if isinstance(block, pl.DataFrame) else len(rows)
+            for reason, count in left_out.items():
+                said["left_out"][reason] = said["left_out"].get(reason, 0) + count
+            if shape.first:
+                said["positives_left_out"] += int(rows["positives"].list.len().sum()) - len(rows)
+            yield block
+            advance(len(pairs))
+
     with progress(f"export {source}", receipt["kept"], "tuples") as advance:
         if shape.make is None:
-            _beir(data / source, blocks_of(folder, MINED if shape.mined else CURATED), passages, said, advance)
+            _write_beir(data / source, blocks_of(folder, columns), passages, said, advance)
             return said
         data.mkdir(exist_ok=True)
-        blocks = _made(folder, passages, name, said, negatives, advance)
         path = data / f"{source}.{shape.ending}"
+        blocks = made(shape.make, advance)
         if shape.ending == "parquet":
-            constants = {key: str(said[key]) for key in ("task", "language", "instruction", "license")}
-            tables.write_blocks(path, blocks, {"source": source, **constants})
+            metadata = {key: str(said[key]) for key in ("task", "language", "instruction", "license")}
+            tables.write_blocks(path, blocks, {"source": source, **metadata})
         else:
             store.write_lines(path, chain.from_iterable(blocks))
     if not said["used"]:
-        path.unlink()  # a trainer has no use for a file without rows
+        path.unlink()  # some trainers fail on a file without rows
     return said
 
 
-def _made(
-    folder: Path, passages: pl.DataFrame, name: str, said: dict[str, Any], negatives: int | None, advance: Advance
-) -> Iterator[Any]:
-    """Yield blocks of the format's rows or lines, and count them in `said`."""
-    shape = FORMATS[name]
-    assert shape.make is not None
-    constants = Constants(said["task"], said["instruction"])
-    for pairs in blocks_of(folder, MINED if shape.mined else CURATED):
-        rows, most, left_out = fitting(with_texts(pairs, passages), shape, said["task"], negatives)
-        made = shape.make(rows, constants, most)
-        said["tuples"] += len(pairs)
-        said["used"] += len(rows)
-        said["rows"] += len(made) if isinstance(made, pl.DataFrame) else len(rows)
-        said["left_out"] = _sum(said["left_out"], left_out)
-        if shape.first:
-            said["positives_left_out"] += int(rows["positives"].list.len().sum()) - len(rows)
-        yield made
-        advance(len(pairs))
-
-
-def blocks_of(folder: Path, columns: Iterable[str]) -> Iterator[pl.DataFrame]:
-    """Yield the tuples of a stage in blocks, at least one."""
-    for pairs in tables.shards(folder, "pairs", list(columns)):
-        yield from pairs.iter_slices(BLOCK) if len(pairs) else [pairs]
-
-
-def with_texts(pairs: pl.DataFrame, passages: pl.DataFrame) -> pl.DataFrame:
-    """Return tuples with the texts of their passages for the numbers, and the texts' ids beside them."""
-    lists: dict[str, pl.Series] = {}
-    for role in ("positive", "negative"):
-        numbers = pairs[f"{role}s"]
-        lists |= {f"{role}s": gathered(numbers, passages["text"]), f"{role}_ids": gathered(numbers, passages["key"])}
-    return pairs.with_columns(values.alias(name) for name, values in lists.items())
-
-
-def gathered(lists: pl.Series, values: pl.Series) -> pl.Series:
-    """Return for lists of numbers the lists of values that stand at these numbers."""
-    rows = pl.DataFrame({"number": lists}).with_row_index("at")
-    long = rows.explode("number", empty_as_null=False).drop_nulls("number")
-    taken = long.select("at", values.gather(long["number"]).alias("value")).group_by("at", maintain_order=True).agg("value")
-    return rows.join(taken, on="at", how="left", maintain_order="left").select(pl.col("value").fill_null([]))["value"]
-
-
-def _beir(folder: Path, blocks: Iterator[pl.DataFrame], passages: pl.DataFrame, said: dict[str, Any], advance: Advance) -> None:
-    """Write a source as BEIR does: all its passages, the bare queries, and which is right for which."""
+def _write_beir(
+    folder: Path, blocks: Iterator[pl.DataFrame], passages: pl.DataFrame, said: dict[str, Any], advance: Advance
+) -> None:
+    """Write a source in BEIR's layout: all its passages, its queries without instructions, and which passages are right."""
     (folder / "qrels").mkdir(parents=True)
     lines = ({"_id": id_, "title": "", "text": text} for id_, text in passages.select("key", "text").iter_rows())
     store.write_lines(folder / "corpus.jsonl", lines)
@@ -190,12 +320,30 @@ def _beir(folder: Path, blocks: Iterator[pl.DataFrame], passages: pl.DataFrame, 
             advance(len(pairs))
 
 
-def _sum(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]:
-    return {**left, **{reason: left.get(reason, 0) + count for reason, count in right.items()}}
+def passages_with_keys(build: Path, source: str) -> pl.DataFrame:
+    """Return text, key (as hex) of a source's passages, in the order of their numbers."""
+    passages = tables.read_table(build / "curated" / source, "passages", ["text", "key"])
+    return passages.with_columns(pl.col("key").bin.encode("hex"))
 
 
-def _reasons(said: Mapping[str, Any]) -> str:
-    total: dict[str, int] = {}
-    for one in said.values():
-        total = _sum(total, one["left_out"])
-    return listed(f"{reason} {count}" for reason, count in total.items()) or "there are none"
+def blocks_of(folder: Path, columns: Iterable[str]) -> Iterator[pl.DataFrame]:
+    """Yield the tuples of a stage in blocks, at least one."""
+    for pairs in tables.shards(folder, "pairs", list(columns)):
+        yield from pairs.iter_slices(BLOCK) if len(pairs) else [pairs]
+
+
+def with_texts(pairs: pl.DataFrame, passages: pl.DataFrame) -> pl.DataFrame:
+    """Return tuples with the texts of their passages in place of the numbers, and the texts' ids next to them."""
+    lists: dict[str, pl.Series] = {}
+    for role in ("positive", "negative"):
+        numbers = pairs[f"{role}s"]
+        lists |= {f"{role}s": gathered(numbers, passages["text"]), f"{role}_ids": gathered(numbers, passages["key"])}
+    return pairs.with_columns(values.alias(name) for name, values in lists.items())
+
+
+def gathered(lists: pl.Series, values: pl.Series) -> pl.Series:
+    """Return lists of values, given lists of their numbers."""
+    rows = pl.DataFrame({"number": lists}).with_row_index("at")
+    long = rows.explode("number", empty_as_null=False).drop_nulls("number")
+    taken = long.select("at", values.gather(long["number"]).alias("value")).group_by("at", maintain_order=True).agg("value")
+    return rows.join(taken, on="at", how="left", maintain_order="left").select(pl.col("value").fill_null([]))["value"]

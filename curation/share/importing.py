@@ -28,7 +28,7 @@ from curation.read.sources import read_rows
 from curation.recipe.manifest import load_manifest
 from curation.recipe.source import Table, expand_beir
 from curation.shape.columns import as_texts
-from curation.share.formats import TYPES
+from curation.share.export import TYPES
 
 Entry = dict[str, Any]
 ENDINGS = (".parquet", ".jsonl")

@@ -1,11 +1,11 @@
-"""A build as a repository of the Hub: one config a source, F2LLM's columns, and what tells where each row is from.
+"""A build as a repository of the Hub: `curate publish`.
 
     README.md  provenance.json  manifest.yaml  manifest.lock  ATTRIBUTION.md  report.html
     SOURCE/train-00000-of-00002.parquet      query, passage, negative_1..n
 
-A row is a tuple with its first positive, the one that is trained on; `query` is rendered with its instruction, as F2LLM's
-trainer tokenises it. The shards are made below BUILD/publish with receipts of their own, so that only what changed is made
-again, and sent again.
+One config per source, with F2LLM's columns. A row is a tuple with its first positive, the one that is trained on; `query`
+contains its instruction, because F2LLM's trainer adds none. The shards are written below BUILD/publish as stages with
+receipts, so after a change only what changed is written and sent again.
 """
 
 from __future__ import annotations
@@ -20,25 +20,58 @@ import polars as pl
 
 from curation.core import locks, store, tables
 from curation.core.builds import check_beside, read_summary, receipts
-from curation.core.card import problems
+from curation.core.card import LICENSES, WORD, problems, size_of, with_yaml
 from curation.core.errors import BuildError, did_you_mean, listed
+from curation.core.escape import Markdown, as_code, as_link, as_markdown, markdown_table
 from curation.core.hub import MARK, Piece, Published, Say, listing, upload
 from curation.core.progress import Advance, Progress, silent
 from curation.core.record import NEGATIVES, ORIGINS
 from curation.read.lock import read_lock
 from curation.read.outside import hide_local_paths
-from curation.recipe.manifest import Manifest, load_manifest
-from curation.share.dataset_card import dataset_card
-from curation.share.export import CURATED, MINED, blocks_of, stale, with_texts
-from curation.share.formats import FORMATS, Constants, f2llm, fitting
+from curation.recipe.licenses import claim
+from curation.recipe.manifest import load_manifest
+from curation.recipe.source import Source
+from curation.share.export import (
+    CURATED,
+    FORMATS,
+    MINED,
+    Constants,
+    blocks_of,
+    f2llm,
+    fitting,
+    mined_tuples,
+    passages_with_keys,
+    with_texts,
+)
 
-Receipt = dict[str, Any]
+Receipt = Mapping[str, Any]
 FORMAT = 1  # raised when the same build gives other files
-SHARD = 500_000_000  # bytes of text a file, before compression
-GROUPS = ("positives", "ids", "scores", "provenance")
+SHARD = 500_000_000  # bytes of text per file, before compression
+GROUPS = ("positives", "ids", "scores", "provenance")  # of further columns
 BESIDE = ("manifest.yaml", "manifest.lock", "ATTRIBUTION.md", "report.html")
 RANKED = ("negative_ranks", "negative_origin")
 KINDS: dict[Any, str] = {pl.String: "string", pl.Float32: "float32", pl.UInt16: "uint16"}
+LOAD = """\
+```python
+from datasets import load_dataset
+
+rows = load_dataset("{repo}", "{config}", split="train")
+print(rows[0]["query"], rows[0]["passage"])
+```
+"""
+TRAIN = """\
+With sentence-transformers the columns are anchor, positive and negatives as they are{only}:
+
+```python
+from datasets import load_dataset
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers.losses import MultipleNegativesRankingLoss
+
+model = SentenceTransformer("sentence-transformers/all-MiniLM-L6-v2")
+rows = load_dataset("{repo}", "{config}", split="train"){select}
+SentenceTransformerTrainer(model, train_dataset=rows, loss=MultipleNegativesRankingLoss(model)).train()
+```
+"""
 
 
 class Plan(NamedTuple):
@@ -48,6 +81,7 @@ class Plan(NamedTuple):
     pieces: dict[str, Piece]  # path -> file
     card: str
     left_out: dict[str, str]  # source -> why
+    notes: list[str]  # which other files are not published, and why
     sources: dict[str, Receipt]
 
     def size(self) -> int:
@@ -63,52 +97,73 @@ def plan(
     negatives: int | None = None,
     columns: Iterable[str] = (),
     progress: Progress = silent,
+    need_lock: bool = True,
 ) -> Plan:
-    """Make the files that a repository is to hold; nothing is sent.
+    """Write the files that a repository is to hold; nothing is sent.
 
     Args:
         build: a whole build.
         repo: ORG/NAME.
-        lock: the lock of all revisions and digests; by default manifest.lock in the build.
+        lock: the lock file with all revisions and digests; by default manifest.lock in the build.
         allow: sources to publish although they are unverified, or their licence is unknown.
-        negatives: columns of negatives; by default as many as were mined.
-        columns: further ones: positives (all of a tuple, in a list), ids, scores, provenance.
-        progress: how far it is.
+        negatives: the number of columns of negatives; by default as many as were mined.
+        columns: further columns: positives (all positives of a tuple, in a list), ids, scores, provenance.
+        progress: reports how far the work is.
+        need_lock: refuse a build that has no lock file; a dry run does not.
 
     Raises:
-        BuildError: no whole build, no lock, a source that is not as locked, nothing left, or a card that the Hub would refuse.
+        BuildError: no whole build, no lock file, a source that differs from its lock, no source left, or a card that the
+            Hub would refuse.
     """
     found = receipts(build)
     summary = read_summary(build)
     left_out = _left_out(build, summary, list(allow))
-    locked = _locked(build, lock, {name: receipt for name, receipt in found.items() if name not in left_out})
+    locked = _checked_lock(build, lock, {name: receipt for name, receipt in found.items() if name not in left_out}, need_lock)
     check_beside(build, "manifest.yaml", "ATTRIBUTION.md", *([] if lock else ["manifest.lock"]))
     manifest = load_manifest(build / "manifest.yaml")
-    made: dict[str, Receipt] = {}
+
+    # the shards of each source
     with locks.locked(build, "curate publish"):
-        for name in found.keys() - left_out.keys():
-            made[name] = _staged(build, name, found[name], negatives, tuple(columns), progress)
-    made = {name: made[name] for name in found if name in made}
+        made = {
+            name: _shards(build, name, receipt, negatives, tuple(columns), progress)
+            for name, receipt in found.items()
+            if name not in left_out
+        }
     for name in [name for name, one in made.items() if not one["rows"]]:
         left_out[name] = f"no tuple has {made.pop(name)['negatives']} negatives"
     if not made:
         raise BuildError(build, f"no source is left to publish ({listed(f'{name}: {why}' for name, why in left_out.items())})")
-    allowed = [name for name in allow if name in made]
     pieces = {
         f"{name}/{file}": Piece(build / "publish" / name / file, shard["bytes"], shard["sha256"])
         for name, one in made.items()
         for file, shard in one["shards"].items()
     }
-    card = dataset_card(
-        repo, summary["name"], {source.name: source for source in manifest.sources}, summary["sources"], made, left_out, allowed
-    )
+
+    # the card
+    sources = {source.name: source for source in manifest.sources}
+    allowed = [name for name in allow if name in made]
+    card = dataset_card(repo, summary["name"], sources, summary["sources"], made, left_out, allowed)
     card = hide_local_paths(card, manifest)
     if wrong := list(problems(card, pieces)):
         raise BuildError(build, f"the Hub would refuse its card: {wrong[0]}", "mend the manifest and build again")
-    whole = {"README.md": Piece.of(card.encode())} | _beside(build, locked, bool(left_out), manifest) | pieces
-    told = {"build": summary["name"], "seed": summary["seed"], "left_out": left_out, "files": listing(whole), "sources": made}
-    mark = store.sealed(json.loads(hide_local_paths(json.dumps(told, ensure_ascii=False), manifest)))
-    return Plan(repo, {"README.md": whole["README.md"], MARK: Piece.of(mark)} | whole, card, left_out, made)
+
+    # the files next to them, without the folders of this machine
+    report = build / "report.html"
+    notes = [] if locked else ["manifest.lock: there is none, and publishing needs it; run `curate lock`"]
+    if report.is_file() and not store.is_sealed_page(report):
+        raise BuildError(report, "was changed since it was written (its digest is another)", "run `curate report`")
+    paths = {name: locked if name == "manifest.lock" else build / name for name in BESIDE}
+    if unpublished := [name for name in found if name in left_out]:
+        del paths["report.html"]
+        notes.append(f"report.html: it shows records of {listed(unpublished)}, which are left out")
+    texts = {name: path.read_text(encoding="utf-8") for name, path in paths.items() if path and path.is_file()}
+    beside = {name: Piece.of(hide_local_paths(text, manifest).encode()) for name, text in texts.items()}
+
+    whole = {"README.md": Piece.of(card.encode())} | beside | pieces
+    about = {"build": summary["name"], "seed": summary["seed"]}
+    provenance = about | {"left_out": left_out, "files": listing(whole), "sources": made}
+    mark = store.sealed(json.loads(hide_local_paths(json.dumps(provenance, ensure_ascii=False), manifest)))
+    return Plan(repo, {"README.md": whole["README.md"], MARK: Piece.of(mark)} | whole, card, left_out, notes, made)
 
 
 def publish(plan: Plan, private: bool = False, tag: str | None = None, say: Say = lambda line: None) -> Published:
@@ -126,83 +181,65 @@ def _left_out(build: Path, summary: Mapping[str, Any], allow: list[str]) -> dict
     for name in allow:
         if name not in entries:
             raise BuildError(build, f"no source '{name}'" + did_you_mean(name, entries), f"sources: {listed(entries)}")
-    reasons = {name: _doubt(entry) for name, entry in entries.items() if name not in allow}
-    broken = dict.fromkeys(summary["failed"], "it could not be built")
-    return {name: why for name, why in reasons.items() if why} | broken | dict(summary.get("excluded", {}))
+    reasons: dict[str, str] = {}
+    for name, entry in entries.items():
+        if name in allow:
+            continue
+        if not entry["license"]:
+            reasons[name] = "it names no licence"
+        elif entry["license_class"] == "unknown":
+            reasons[name] = f"what its licence '{entry['license']}' allows is unknown"
+        elif not entry["verified"]:
+            reasons[name] = f"it is not verified: {entry['notes']}"
+    return reasons | dict.fromkeys(summary["failed"], "it could not be built") | dict(summary.get("excluded", {}))
 
 
-def _doubt(entry: Mapping[str, Any]) -> str | None:
-    if not entry["license"]:
-        return "it names no licence"
-    if entry["license_class"] == "unknown":
-        return f"what its licence '{entry['license']}' allows is unknown"
-    return None if entry["verified"] else f"it is not verified: {entry['notes']}"
-
-
-def _locked(build: Path, lock: Path | None, found: Mapping[str, Receipt]) -> Path:
-    """Return the lock, checked: it names each source to publish, at the revision that was built.
+def _checked_lock(build: Path, lock: Path | None, found: Mapping[str, Receipt], need: bool) -> Path | None:
+    """Return the lock file, checked: it names each source to publish, at the revision that was built; None if there is none.
 
     Raises:
-        BuildError: it does not.
+        BuildError: it differs from the build, or it is needed and missing.
     """
     path = lock or build / "manifest.lock"
-    known, make = read_lock(path), "run `curate lock` and `curate build` again"
+    known, again = read_lock(path), "run `curate lock` and `curate build` again"
     if known is None:
-        hint = "`curate lock MANIFEST` makes it, and the next `curate build` keeps it; or name one with --lock"
-        raise BuildError(path, "there is no lock of the sources' revisions and digests", hint)
+        if not need:
+            return None
+        hint = "`curate lock MANIFEST` writes it, and the next `curate build` copies it; or name one with --lock"
+        raise BuildError(path, "no lock file, so the sources' revisions and digests are not pinned", hint)
     for name, receipt in found.items():
         if name not in known:
-            raise BuildError(path, f"does not lock '{name}'", make)
+            raise BuildError(path, f"does not lock '{name}'", again)
         revision = known[name].get("revision")
         if revision and revision != receipt["revision"]:
-            raise BuildError(
-                path, f"locks '{name}' at {revision}, and it was built at {receipt['revision'] or 'no revision'}", make
-            )
-        parts = {"": known[name], **{f"{part}/": known[name].get(part) or {} for part in ("corpus", "queries")}}
-        locked = {part + file: digest for part, entry in parts.items() for file, digest in (entry.get("inputs") or {}).items()}
-        for file, digest in locked.items():
-            if receipt["inputs"].get(file) != digest:
-                raise BuildError(path, f"locks '{name}' with another '{file}' than it was built from", make)
+            what = f"locks '{name}' at {revision}, and it was built at {receipt['revision'] or 'no revision'}"
+            raise BuildError(path, what, again)
+        for part in ("", "corpus", "queries"):
+            entry = known[name].get(part) or {} if part else known[name]
+            for file, digest in (entry.get("inputs") or {}).items():
+                file = f"{part}/{file}" if part else file
+                if receipt["inputs"].get(file) != digest:
+                    raise BuildError(path, f"locks '{name}' with another '{file}' than it was built from", again)
     return path
 
 
-def _beside(build: Path, lock: Path, partly: bool, manifest: Manifest) -> dict[str, Piece]:
-    """Return the files that travel along, without the folders of this machine.
-
-    The report shows records of all sources, so it does not where some are left out.
-    """
-    if (build / "report.html").is_file() and not store.is_sealed_page(build / "report.html"):
-        raise BuildError(build / "report.html", "was changed since it was written (its digest is another)", "run `curate report`")
-    names = {name: lock if name == "manifest.lock" else build / name for name in BESIDE if not (partly and name == "report.html")}
-    texts = {name: path.read_text(encoding="utf-8") for name, path in names.items() if path.is_file()}
-    return {name: Piece.of(hide_local_paths(text, manifest).encode()) for name, text in texts.items()}
-
-
-def _staged(
+def _shards(
     build: Path, name: str, receipt: Receipt, negatives: int | None, columns: tuple[str, ...], progress: Progress
 ) -> Receipt:
-    """Make a source's shards, unless they stand; return what provenance.json says of it."""
-    folder = build / "mined" / name
-    mined = store.read_receipt(folder)
-    if mined is not None:
-        store.check_files(folder, mined)
-        if strange := stale(build, name):
-            told = f"was mined from other tuples than curated/{name} now holds ({strange} is one)"
-            raise BuildError(folder, told, "run `mine negatives` again")
+    """Write a source's shards unless they are current; return what provenance.json says about the source."""
+    mined = mined_tuples(build, name)
     depends = [FORMAT, receipt["files"], receipt["task"], receipt["instruction"], mined and mined["files"], negatives, columns]
-    work = partial(_shards_of, build, receipt, mined, negatives, columns, progress)
+    work = partial(write_shards, build, receipt, mined, negatives, columns, progress)
     staged, _ = store.run_stage(build / "publish" / name, store.digest_of(depends), work)
-    origin = {"curated": _without_files(receipt), "mined": mined and _without_files(mined)}
-    return {
-        key: staged[key] for key in ("rows", "negatives", "features", "shards", "left_out", "positives_left_out", "bytes")
-    } | origin
+    kept = ("rows", "negatives", "features", "shards", "left_out", "positives_left_out", "bytes")
+    origin = {
+        stage: one and {key: value for key, value in one.items() if key not in ("files", "dtype")}
+        for stage, one in (("curated", receipt), ("mined", mined))
+    }
+    return {key: staged[key] for key in kept} | origin
 
 
-def _without_files(receipt: Receipt) -> Receipt:
-    return {key: value for key, value in receipt.items() if key not in ("files", "dtype")}
-
-
-def _shards_of(
+def write_shards(
     build: Path,
     receipt: Receipt,
     mined: Receipt | None,
@@ -210,74 +247,238 @@ def _shards_of(
     columns: tuple[str, ...],
     progress: Progress,
     part: Path,
-) -> Receipt:
-    """Write a source's rows as shards of at most SHARD bytes, and return what its receipt says."""
+) -> dict[str, Any]:
+    """Write a source's rows into the folder `part` as shards of at most SHARD bytes; return what their receipt says."""
     source = receipt["source"]
     n = 0 if mined is None else negatives or mined["settings"].get("negatives") or NEGATIVES[receipt["task"]]
-    said: Receipt = {"rows": 0, "bytes": 0, "negatives": n, "left_out": {}, "positives_left_out": 0, "features": [], "shards": {}}
+    said: dict[str, Any] = {
+        "rows": 0, "bytes": 0, "negatives": n, "left_out": {}, "positives_left_out": 0, "features": [], "shards": {}
+    }  # fmt: skip
     with progress(f"publish {source}", receipt["kept"] if mined is None else mined["kept"], "tuples") as advance:
-        waiting = _rows(build, receipt, n, columns, said, advance)
+        waiting = _published_rows(build, receipt, n, columns, said, advance)
         block = next(waiting, None)
         while block is not None:
 
-            def some() -> Iterator[pl.DataFrame]:
+            def blocks_of_a_shard() -> Iterator[pl.DataFrame]:
                 nonlocal block
                 size = 0
                 while block is not None and size < SHARD:
-                    size += sum(
-                        int(block[name].str.len_bytes().sum()) for name, kind in block.schema.items() if kind == pl.String
-                    )
+                    texts = [name for name, kind in block.schema.items() if kind == pl.String]
+                    size += sum(int(block[name].str.len_bytes().sum()) for name in texts)
                     yield block
                     block = next(waiting, None)
 
-            said["bytes"] += tables.write_blocks(part / f"{len(list(part.iterdir())):05d}", some(), {"source": source})
+            path = part / f"{len(list(part.iterdir())):05d}"
+            said["bytes"] += tables.write_blocks(path, blocks_of_a_shard(), {"source": source})
     paths = sorted(part.iterdir())
-    for number, path in enumerate(paths):
+    for number, path in enumerate(paths):  # their names contain how many there are
         name = f"train-{number:05d}-of-{len(paths):05d}.parquet"
-        path = path.rename(part / name)
-        piece = Piece.of(path)
+        piece = Piece.of(path.rename(part / name))
         said["shards"][name] = {"bytes": piece.size, "sha256": piece.sha256}
     return said
 
 
-def _rows(
-    build: Path, receipt: Receipt, n: int, columns: tuple[str, ...], said: Receipt, advance: Advance
+def _published_rows(
+    build: Path, receipt: Receipt, n: int, columns: tuple[str, ...], said: dict[str, Any], advance: Advance
 ) -> Iterator[pl.DataFrame]:
     """Yield blocks of the published rows, and count them in `said`."""
     source, shape = receipt["source"], FORMATS["f2llm" if n else "pair"]
-    passages = tables.read_table(build / "curated" / source, "passages", ["text", "key"])
-    passages = passages.with_columns(pl.col("key").bin.encode("hex"))
-    names = [*(MINED if n else CURATED), "label", *(RANKED if n else ())]
+    passages = passages_with_keys(build, source)
     constants = Constants(receipt["task"], receipt["instruction"])
-    for pairs in blocks_of(build / ("mined" if n else "curated") / source, names):
-        rows, _, left_out = fitting(with_texts(pairs, passages), shape, receipt["task"], n or None)
-        made = pl.concat([f2llm(rows, constants, n), rows.select(_extras(columns, n))], how="horizontal")
-        said["rows"] += len(made)
-        if "positives" not in columns:
-            said["positives_left_out"] += int(rows["positives"].list.len().sum()) - len(rows)
-        for reason, count in left_out.items():
-            said["left_out"][reason] = said["left_out"].get(reason, 0) + count
-        said["features"] = [_feature(name, kind) for name, kind in made.schema.items()]
-        advance(len(pairs))
-        if len(made):
-            yield made
-
-
-def _extras(columns: Iterable[str], n: int) -> list[pl.Expr]:
-    """Return the columns asked for beside F2LLM's; those of negatives only where there are negatives."""
+    # the further columns; those of negatives only if there are negatives
     origins = pl.element().replace_strict(range(len(ORIGINS)), ORIGINS, default=None, return_dtype=pl.String)
     ids = [pl.col("id"), pl.col("positive_ids").list.first().alias("passage_id")]
-    known = {
+    groups = {
         "positives": [pl.col("positives")],
         "ids": ids + ([pl.col("negative_ids")] if n else []),
         "scores": [pl.col("positive_score"), pl.col("negative_scores"), pl.col("negative_ranks").list.head(n)] if n else [],
         "provenance": [pl.col("label")] + ([pl.col("negative_origin").list.head(n).list.eval(origins)] if n else []),
     }
-    return [expression for name in known if name in columns for expression in known[name]]
+    further = [expression for name in groups if name in columns for expression in groups[name]]
+    read = [*(MINED if n else CURATED), "label", *(RANKED if n else ())]
+    for pairs in blocks_of(build / ("mined" if n else "curated") / source, read):
+        rows, _, left_out = fitting(with_texts(pairs, passages), shape, receipt["task"], n or None)
+        made = pl.concat([f2llm(rows, constants, n), rows.select(further)], how="horizontal")
+        said["rows"] += len(made)
+        if "positives" not in columns:
+            said["positives_left_out"] += int(rows["positives"].list.len().sum()) - len(rows)
+        for reason, count in left_out.items():
+            said["left_out"][reason] = said["left_out"].get(reason, 0) + count
+        said["features"] = [
+            {"name": name, "list": KINDS[kind.inner.base_type()]}
+            if isinstance(kind, pl.List)
+            else {"name": name, "dtype": KINDS[kind.base_type()]}
+            for name, kind in made.schema.items()
+        ]
+        advance(len(pairs))
+        if len(made):
+            yield made
 
 
-def _feature(name: str, kind: pl.DataType) -> dict[str, Any]:
-    """Return how the card describes a column."""
-    if isinstance(kind, pl.List):
-        return {"name": name, "list": KINDS[kind.inner.base_type()]}
-    return {"name": name, "dtype": KINDS[kind.base_type()]}
+# ---- README.md, the card: what is in the repository, from where, under which licence, what was left out, how to load it ----
+
+
+def dataset_card(
+    repo: str,
+    build: str,
+    sources: Mapping[str, Source],
+    entries: Mapping[str, Receipt],
+    made: Mapping[str, Receipt],
+    left_out: Mapping[str, str],
+    allowed: Iterable[str],
+) -> str:
+    """Return the card.
+
+    Args:
+        repo: ORG/NAME.
+        build: the build's name.
+        sources: what the manifest says of each source.
+        entries: what build.json says of each source.
+        made: what is published of each source, see `_shards`.
+        left_out: source to the reason why it is not published.
+        allowed: sources that are published in spite of a doubt.
+    """
+    body = [f"# {as_markdown(repo.partition('/')[2])}", "", _introduction(build, made), "", "## Load", ""]
+    body += [*_loading(repo, made), "## Sources", "", _sources_table(sources, entries, made), ""]
+    for name in allowed:
+        entry = entries[name]
+        doubts = [] if entry["verified"] else [f"not verified ({entry['notes']})"]
+        doubts += [f"its licence is '{entry['license'] or 'not named'}'"] if entry["license_class"] == "unknown" else []
+        if doubts:
+            body.append(f"{as_code(name)} was published although it is in doubt: {as_markdown(', '.join(doubts))}.\n")
+    if drops := _drops(made):
+        body += ["## Rows left out", "", markdown_table(("config", "left out", "reason", "count"), drops), ""]
+    signatures = [
+        (as_code(name), as_code(one["mined"]["signature"]) if one["mined"] else "none mined") for name, one in made.items()
+    ]
+    body += ["## Hard negatives", "", markdown_table(("config", "how they were found"), signatures), ""]
+    limits = [
+        "Licences are as the sources claim them; nobody has checked the claims.",
+        "A negative is a text that the miner took for wrong; some will be right answers that no source marks as such.",
+    ]
+    if more := sum(one["positives_left_out"] for one in made.values()):
+        limits.append(
+            f"A row has one positive: {more:,} further positives of the same queries are not here (see `--columns positives`)."
+        )
+    for title, items in (
+        ("Sources left out", [f"{as_code(name)}: {as_markdown(why)}" for name, why in left_out.items()]),
+        ("Cite", [f"{as_code(name)}: {as_markdown(sources[name].citation)}" for name in made if sources[name].citation]),
+        ("Known limits", limits),
+    ):
+        body += [f"## {title}", "", *(f"- {item}" for item in items), ""] if items else []
+    return with_yaml(_card_head(repo, sources, entries, made), "\n".join(body).rstrip() + "\n")
+
+
+def _card_head(
+    repo: str, sources: Mapping[str, Source], entries: Mapping[str, Receipt], made: Mapping[str, Receipt]
+) -> dict[str, Any]:
+    """Return the keys that the Hub reads."""
+    configs: list[dict[str, Any]] = [
+        {"config_name": name, "data_files": [{"split": "train", "path": f"{name}/train-*"}]} for name in made
+    ]
+    if len(configs) == 1:
+        configs[0]["default"] = True
+    # the licence of the whole: the sources' if all have one that the Hub knows, else a mixture with a link to the list
+    names = {entries[name]["license"] for name in made}
+    first = min(names).lower()
+    if len(names) == 1 and first in LICENSES:
+        license = {"license": first}
+    else:
+        word = first if len(names) == 1 and WORD.fullmatch(first) else "mixture"
+        link = f"https://huggingface.co/datasets/{repo}/blob/main/ATTRIBUTION.md"
+        license = {"license": "other", "license_name": word, "license_link": link}
+    hub = sorted({path for name in made if _is_hub_id(path := sources[name].path or "")})
+    return {
+        "language": sorted({one["curated"]["language"] for one in made.values()}),
+        **license,
+        "pretty_name": repo.partition("/")[2],
+        "task_categories": ["text-retrieval", "feature-extraction", "sentence-similarity"],
+        "size_categories": [size_of(sum(one["rows"] for one in made.values()))],
+        "tags": ["sentence-transformers", "embeddings", "tuplesmith"],
+        **({"source_datasets": hub} if hub else {}),
+        "configs": configs,
+        "dataset_info": [
+            {
+                "config_name": name,
+                "features": one["features"],
+                "splits": [{"name": "train", "num_bytes": one["bytes"], "num_examples": one["rows"]}],
+                "download_size": sum(shard["bytes"] for shard in one["shards"].values()),
+                "dataset_size": one["bytes"],
+            }
+            for name, one in made.items()
+        ],
+    }
+
+
+def _is_hub_id(path: str) -> bool:
+    return path.count("/") == 1 and not path.startswith((".", "/", "~"))
+
+
+def _introduction(build: str, made: Mapping[str, Receipt]) -> str:
+    rows, without = sum(one["rows"] for one in made.values()), [name for name, one in made.items() if not one["negatives"]]
+    what = "(query, passage)" if len(without) == len(made) else "(query, passage, hard negatives)"
+    lines = [
+        f"{rows:,} {what} tuples of {len(made)} open datasets, one config each, made by tuplesmith as build {as_code(build)}.",
+        "`manifest.yaml` is the recipe, `manifest.lock` pins what it read, `provenance.json` counts every row, and",
+        "`ATTRIBUTION.md` says whose data it is.",
+    ]
+    if len(without) == len(made):
+        lines.append("No hard negatives were mined: these are pairs only.")
+    elif without:
+        lines.append(f"Without hard negatives, pairs only: {', '.join(without)}.")
+    return "\n".join(lines)
+
+
+def _loading(repo: str, made: Mapping[str, Receipt]) -> list[str]:
+    name, one = next(iter(made.items()))
+    more = len(one["features"]) > 2 + one["negatives"]
+    select = f".select_columns(['query', 'passage', *(f'negative_{{i + 1}}' for i in range({one['negatives']}))])" if more else ""
+    train = TRAIN.format(repo=repo, config=name, select=select, only=", without the further columns" if more else "")
+    note = (
+        "`query` contains the instruction if a source has one (`Instruct: ...`, a new line, `Query: ...`): add no other prompt."
+    )
+    if any(feature["name"] == "positives" for feature in one["features"]):
+        note += " `passage` is the first of `positives`, which lists all positives of a query."
+    return [LOAD.format(repo=repo, config=name), train, note, ""]
+
+
+def _sources_table(sources: Mapping[str, Source], entries: Mapping[str, Receipt], made: Mapping[str, Receipt]) -> str:
+    lines = []
+    for name, one in made.items():
+        curated, data, mined = one["curated"], ", ".join(sources[name].places), one["mined"]
+        license, url, day = claim(entries[name])
+        lines.append(
+            (
+                as_code(name),
+                as_link(data, f"https://huggingface.co/datasets/{data}") if _is_hub_id(data) else data,
+                curated["revision"] or Markdown("-"),
+                Markdown(as_link(license, url) + (f", seen {day}" if day else "")),
+                curated["task"],
+                curated["rows_in"],
+                curated["kept"],
+                mined["kept"] if mined else "-",
+                one["rows"],
+                one["negatives"],
+            )
+        )
+    head = (
+        "config", "dataset", "revision", "licence", "task", "rows in", "tuples kept", "with negatives", "rows here", "negatives",
+    )  # fmt: skip
+    return markdown_table(head, lines)
+
+
+def _drops(made: Mapping[str, Receipt]) -> list[tuple[Any, ...]]:
+    """Return (config, kind, reason, count) of all that was left out on the way."""
+    lines: list[tuple[Any, ...]] = []
+    for name, one in made.items():
+        curated, mined = one["curated"], one["mined"] or {"dropped": {}}
+        counts = (
+            ("row", curated["rows_dropped"]),
+            ("tuple", {"merged with one of the same query": curated["merged"], "held out for evaluation": curated["heldout"]}),
+            ("tuple", curated["dropped"]),
+            ("text", curated["texts_out"]),
+            ("tuple", mined["dropped"]),
+            ("tuple", one["left_out"]),
+        )
+        lines += [(as_code(name), what, reason, count) for what, found in counts for reason, count in found.items() if count]
+    return lines

@@ -15,7 +15,7 @@ from curation.core.errors import BuildError, UserError
 from curation.core.hub import MARK, Piece
 from curation.core.progress import Progress, silent
 from curation.core.record import ORIGINS, keys_of
-from curation.share.export import stale
+from curation.share.export import outdated_tuple
 
 Receipt = dict[str, Any]
 STAGES = ("shaped", "near", "cleaned", "curated", "mined", "heldout", "publish")
@@ -301,7 +301,7 @@ def _mined(build: Path, name: str, curated: Receipt, receipt: Receipt) -> Iterat
     yield from _tuples(folder, name, receipt["kept"], curated["passages"], mined=True)
     if receipt["curated"] != curated["digest"]:
         yield Problem(where, f"was mined before curated/{name} was built anew")
-    if strange := stale(build, name):
+    if strange := outdated_tuple(build, name):
         yield Problem(str(folder), f"was mined from other tuples than curated/{name} now holds ({strange} is one)")
 
 

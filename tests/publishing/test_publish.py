@@ -88,8 +88,15 @@ def test_the_card_tells_where_all_is_from(made):
 
 
 def test_pairs_alone_are_said_to_be_pairs(tmp_path):
-    made = lock(make(tmp_path / "b", rows=20, mined=False))
-    found = plan(made, "org/pairs")
+    made = make(tmp_path / "b", rows=20, mined=False)
+    dry = plan(made, "org/pairs", need_lock=False)  # as `--dry-run` does
+    assert dry.notes == [
+        "manifest.lock: there is none, and publishing needs it; run `curate lock`",
+        "report.html: it shows records of nobody, doubt, which are left out",
+    ]
+    assert "manifest.lock" not in dry.pieces
+    found = plan(lock(made), "org/pairs")
+    assert found.notes == dry.notes[1:]
     assert "No hard negatives were mined: these are pairs only." in found.card
     frame = pl.read_parquet(found.pieces["faq/train-00000-of-00001.parquet"].content)
     assert frame.rows(named=True) == expected(made, "faq", 0)
@@ -161,7 +168,7 @@ def test_large_sources_are_cut_into_shards(made, monkeypatch, tmp_path):
     monkeypatch.setattr(publishing, "SHARD", 10_000)
     monkeypatch.setattr("curation.share.export.BLOCK", 64)
     receipts = [store.read_receipt(made / stage / "faq") for stage in ("curated", "mined")]
-    names = list(publishing._shards_of(made, *receipts, None, (), silent, tmp_path)["shards"])
+    names = list(publishing.write_shards(made, *receipts, None, (), silent, tmp_path)["shards"])
     assert len(names) > 3
     assert names == [f"train-{number:05d}-of-{len(names):05d}.parquet" for number in range(len(names))]
     frame = pl.concat([pl.read_parquet(tmp_path / name) for name in names])
@@ -195,7 +202,7 @@ def test_what_cannot_be_published(made, tmp_path):
     path.unlink()
     with pytest.raises(
         BuildError,
-        match=r"manifest\.lock: there is no lock of the sources' revisions and digests; `curate lock MANIFEST` makes it",
+        match=r"manifest\.lock: no lock file, so the sources' revisions and digests are not pinned; `curate lock MANIFEST` writes it",
     ):
         plan(other, "org/x")
     assert plan(other, "org/x", lock=made / "manifest.lock").sources.keys() == set(PUBLISHED)

@@ -22,7 +22,7 @@ from curation.core.console import output, say
 from curation.core.escape import as_code, as_html, as_link, as_markdown, markdown_table, visible
 from curation.recipe.manifest import Manifest, load_manifest
 from curation.report import page
-from curation.share.dataset_card import dataset_card
+from curation.share.publish import dataset_card
 from mining.cli import _readable
 from tests.curation.report_build import MANIFEST, write_inputs, write_shared_tables
 from training import publish as publishing
