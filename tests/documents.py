@@ -63,16 +63,18 @@ def schema() -> str:
 def keys() -> str:
     """manifests/README.md: every key of a manifest."""
     parts = [
-        "# Manifests\n\nA manifest is the recipe of a dataset and a model: what changes the result stands here, where and how fast it "
-        "runs are flags.\nThis page is made from the code by `make docs`. `manifest.schema.json` beside it tells editors the same.\n\n"
+        "# Manifests\n\nA manifest is a YAML file: the recipe of a dataset and of a model. Everything that changes the result is in the manifest;\n"
+        "where, how fast and how loud a command runs are its flags. `curate examples` copies the manifests below into a folder of yours.\n"
+        "This page is generated from the code by `make docs`; editors can check a manifest with `manifest.schema.json`.\n\n"
         "| file | what it is |\n|---|---|\n"
         "| quickstart.yaml | the demo: functions of Python's standard library, offline, in minutes; `manifests/quickstart.py` writes its data |\n"
         "| f2llm.yaml | the 62 English sources of F2LLM v1, with what is known and not known of each |\n"
         "| f2llm-clean.yaml | the same without non-commercial and unknown licences, and clear of what MTEB scores |\n"
         "| dev.yaml | thirty real datasets, from a folder `shared/data` beside the checkout: every reader, every shape |\n"
         "| train/qwen3-*.yaml | F2LLM's recipes for Qwen3 of 0.6, 1.7 and 4 billion weights, each value with who says it |\n\n"
-        "Plain words stay words: `language: no` is Norwegian, `revision: 0123e5` a revision, `lr: 1e-5` a number because `lr` is one.\n"
-        "Paths in `files:` start at the manifest's folder. Unknown and repeated keys are errors.\n"
+        "Values mean what they look like: `language: no` is Norwegian, `revision: 0123e5` is text, `lr: 1e-5` is a number.\n"
+        'Paths in `files:` are relative to the manifest\'s folder. Unknown and repeated keys are errors. "If empty" below means: if the\n'
+        "key is not given.\n"
     ]
     sections: list[tuple[str, str, type[Section]]] = [
         ("The manifest", "", Manifest),
@@ -90,7 +92,7 @@ def keys() -> str:
 def _section(title: str, about: str, model: type[Section]) -> str:
     lines = [f"## {title}\n", *([about + "\n"] if about else []), "| key | default | meaning |", "|---|---|---|"]
     for name, field in model.model_fields.items():
-        default = "needed" if field.is_required() else _default(field.get_default(call_default_factory=True))
+        default = "required" if field.is_required() else _default(field.get_default(call_default_factory=True))
         lines.append(f"| `{name}` | {default} | {field.description} |")
         inner = next((a for a in (field.annotation, *getattr(field.annotation, "__args__", ())) if _is_fields(a)), None)
         if inner:

@@ -81,7 +81,8 @@ def run_command(command: click.Command, name: str) -> None:
     except Ended as end:
         code = _ended(name, end.number)
     except UserError as error:
-        say(f"{name}: {error}")
+        for line in str(error).splitlines():  # more than one for a manifest with several mistakes
+            say(f"{name}: {line}")
         code = 1
     except Exception as error:
         refused = refusal(error)

@@ -18,6 +18,7 @@ import errno
 import os
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from curation.core.escape import visible
 
@@ -33,12 +34,22 @@ class UserError(Exception):
         line = visible(line.replace("\r", "\\r").replace("\n", "\\n").replace("\t", "\\t"))
         super().__init__(line)  # one line, whatever a file holds
 
-    def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
+    def __reduce__(self) -> tuple[type[UserError], tuple[Any, ...]]:
         return type(self), (self.where, self.what, self.hint)  # survives the way back from a worker process
 
 
 class ManifestError(UserError):
-    """A recipe that cannot be read as meant."""
+    """A mistake in a manifest; `others` are further ones, each on a line of its own."""
+
+    def __init__(self, where: object, what: str, hint: str = "", others: Iterable[ManifestError] = ()) -> None:
+        super().__init__(where, what, hint)
+        self.others = tuple(others)
+
+    def __str__(self) -> str:
+        return "\n".join([super().__str__(), *map(str, self.others)])
+
+    def __reduce__(self) -> tuple[type[UserError], tuple[Any, ...]]:
+        return type(self), (self.where, self.what, self.hint, self.others)
 
 
 class SourceError(UserError):

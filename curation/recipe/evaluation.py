@@ -1,4 +1,4 @@
-"""What a manifest may say of evaluation sets: nothing that they ask or answer with is to be trained on."""
+"""The `decontaminate:` section of a manifest: evaluation sets whose texts must not be trained on."""
 
 from __future__ import annotations
 
@@ -11,20 +11,18 @@ from curation.recipe.yaml import Section
 
 
 class EvalSet(Table):
-    """An evaluation set. Column by column as in a source: `fields`, and `corpus` and `queries` where there are qrels."""
+    """An evaluation set. Columns are mapped as in a source: `fields`, and `corpus` and `queries` for qrels."""
 
-    split: str = Field("test", description="split of the dataset that `path` names")
-    name: str | None = Field(None, min_length=1, description="what reports call it; by default its path or first file")
-    fields: Fields = Field(
-        description="which column is what; `query` alone will do, labels and scores of pairs are not looked at"
-    )
-    corpus: TextTable | None = Field(None, description="qrels: the passages")
-    queries: TextTable | None = Field(None, description="qrels: the queries")
+    split: str = Field("test", description="split of the dataset in `path`")
+    name: str | None = Field(None, min_length=1, description="name in reports. If empty: its path or first file")
+    fields: Fields = Field(description="which column holds what; `query` alone is enough. Labels and scores of pairs are ignored")
+    corpus: TextTable | None = Field(None, description="qrels: the table of passages")
+    queries: TextTable | None = Field(None, description="qrels: the table of queries")
     threshold: float = Field(1, description="qrels: lowest score that makes a passage relevant")
 
     @property
     def title(self) -> str:
-        """What reports call it."""
+        """The name in reports."""
         return self.name or self.places[0]
 
     @model_validator(mode="before")
@@ -51,25 +49,25 @@ class EvalSet(Table):
         if useless:
             hint = "; map it as 'positive'" if "documents" in useless else ""
             raise ValueError(
-                f"'{next(iter(useless))}' means nothing in an evaluation set of {'qrels' if qrels else 'pairs'}{hint}"
+                f"'{next(iter(useless))}' has no effect in an evaluation set of {'qrels' if qrels else 'pairs'}{hint}"
             )
         return self
 
 
 class Decontaminate(Section):
-    """No tuple whose query or positive stands in an evaluation set, no negative that does; held-out queries are protected too."""
+    """Drop tuples whose query or positive occurs in an evaluation set, and negatives that do. Held-out queries are protected too."""
 
-    against: list[EvalSet] = Field([], description="evaluation sets, a list; same keys as a source's table")
+    against: list[EvalSet] = Field([], description="evaluation sets, a list; each with the keys of a source's table")
     mteb: list[str] = Field(
-        [], description="mteb tasks or benchmarks by name, such as `SciFact` or `MTEB(eng, v2)`; needs `tuplesmith[mteb]`"
+        [], description="MTEB tasks or benchmarks by name, such as `SciFact` or `MTEB(eng, v2)`; needs `tuplesmith[mteb]`"
     )
     mode: Literal["drop", "report", "strict"] = Field(
         "drop",
-        description="drop: remove contaminated tuples and negatives; report: only list them; strict: also remove texts that an evaluation corpus contains",
+        description="`drop`: drop tuples whose query or positive occurs in an evaluation set, and remove contaminated negatives. `report`: only report them. `strict`: also drop texts that occur in the corpus of an evaluation set",
     )
     allow: list[str] | str = Field(
         [],
-        description="texts that never count as contaminated: a list, or a file with one text per line; short and common texts never count",
+        description="texts that never count as contaminated: a list, or a file with one text per line. Short and common texts never count",
     )
 
     @model_validator(mode="after")
@@ -77,5 +75,5 @@ class Decontaminate(Section):
         names = [one.title for one in self.against] + self.mteb
         twice = {name for name in names if names.count(name) > 1}
         if twice:
-            raise ValueError(f"two evaluation sets are called '{min(twice)}'; give one of them a 'name'")
+            raise ValueError(f"two evaluation sets are named '{min(twice)}'; give one of them another 'name'")
         return self

@@ -1,4 +1,4 @@
-"""The recipe: what a manifest may say. Every key is described in the models, and `manifests/README.md` is made from them."""
+"""The manifest, and how it is read. `manifests/README.md` is generated from the descriptions of the keys."""
 
 from __future__ import annotations
 
@@ -15,28 +15,31 @@ from curation.recipe.yaml import Document, Name, Section, checked, read_yaml
 
 
 class Dedup(Section):
-    """Near-duplicates. A query that asks the same for the same positive is dropped; other near-duplicates of a source share a group."""
+    """Near-duplicates. Among near-duplicate queries with the same positive one is kept; other near-duplicates share a group."""
 
     threshold: float = Field(
-        0.8, ge=0.5, le=1, description="lowest Jaccard of two texts' shingles that makes them near-duplicates"
+        0.8, ge=0.5, le=1, description="lowest Jaccard similarity (of the texts' shingles) at which two texts are near-duplicates"
     )
     lowest: float | None = Field(
         None,
         ge=0.3,
         le=1,
-        description="lowest Jaccard of the pairs that are stored: a threshold down to it compares nothing anew; "
-        "absent, 0.7, or 0.5 for a threshold below 0.7. Lower ones take longer",
+        description="lowest Jaccard similarity of the pairs that are stored. Later changes of `threshold` down to this value compare nothing again; lower values take longer. If empty: 0.7, or 0.5 for a threshold below 0.7",
     )
     across: bool = Field(
         False,
-        description="also compare sources with each other: a query that asks the same for the same positive as one of an "
-        "earlier source is dropped, clusterings aside",
+        description="also compare sources with each other: a query that nearly equals one of an earlier source, with the same positive, is dropped. Clustering sources are not compared",
     )
-    max_loss_per_source: float = Field(0.5, ge=0, le=1, description="share of near-duplicate tuples above which the source fails")
+    max_loss_per_source: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="largest fraction of a source's tuples that may be near-duplicates; with more, the source fails",
+    )
 
     @property
     def stored(self) -> float:
-        """The lowest Jaccard of the pairs that are stored."""
+        """The lowest Jaccard similarity of the pairs that are stored."""
         return self.lowest if self.lowest is not None else 0.7 if self.threshold >= 0.7 else 0.5
 
     @model_validator(mode="after")
@@ -47,29 +50,38 @@ class Dedup(Section):
 
 
 class Manifest(Section):
-    """One recipe: sources in, a dataset and a model out."""
+    """One recipe, from sources to a dataset and a model."""
 
-    model_config = ConfigDict(json_schema_extra=lambda schema: schema["required"].remove("sources"))  # `extends` may bring them
+    model_config = ConfigDict(json_schema_extra=lambda schema: schema["required"].remove("sources"))  # `extends` can provide them
 
-    name: Name = Field(description="the build folder is `builds/<name>`")
+    name: Name = Field(description="the build folder is `builds/NAME`")
     extends: str | None = Field(
-        None, description="a manifest in the same folder: its keys count, but for those that stand here, which replace them whole"
+        None,
+        description="a base manifest in the same folder. Its keys apply too; a key given here replaces the base's key as a whole",
     )
-    seed: int = Field(42, ge=0, description="every random choice is a function of it")
+    seed: int = Field(42, ge=0, description="seed of every random choice")
     filters: Filters = Field(Filters(), description="filters of all sources")
-    dedup: Dedup | None = Field(None, description="near-duplicates; absent, only texts of equal normalised form share a group")
+    dedup: Dedup | None = Field(
+        None, description="near-duplicate detection. If empty, only texts that are equal after normalisation share a group"
+    )
     decontaminate: Decontaminate | None = Field(
-        None, description="evaluation sets to stay clear of; absent, only texts of the form of a held-out one are taken out"
+        None,
+        description="evaluation sets to keep out of the training data. If empty, only texts that normalise to a held-out text are removed",
     )
-    sources: list[Source] = Field(min_length=1, description="the datasets, in order of priority")
+    sources: list[Source] = Field(
+        min_length=1, description="the datasets; where two sources share a text, the earlier one keeps it"
+    )
     licenses: Literal["all", "no-nc", "permissive"] = Field(
-        "all", description="which sources to take; other than `all`, only those whose licence's class is known"
+        "all",
+        description="which sources to take by licence: `all`; `no-nc`, without non-commercial ones; `permissive`, also without share-alike ones. The last two leave out sources with an unknown licence",
     )
-    without: dict[str, str] = Field({}, description="sources to leave out, and why; for a manifest that extends another")
+    without: dict[str, str] = Field(
+        {}, description="sources to leave out, each with the reason; for a manifest that extends another"
+    )
     aim: dict[Task, int] = Field(
-        default_factory=dict, description="tuples wanted by task; `curate check` prints them beside those to expect"
+        default_factory=dict, description="number of tuples wanted per task; `curate check` compares it with what to expect"
     )
-    mine: Mine | None = Field(None, description="how hard negatives are found")
+    mine: Mine | None = Field(None, description="how hard negatives are mined")
     train: Train | None = Field(None, description="how the model is trained")
 
     @model_validator(mode="after")
@@ -85,7 +97,7 @@ class Manifest(Section):
             and not (self.decontaminate.against or self.decontaminate.mteb)
             and not any(source.holdout for source in self.sources)
         ):
-            raise ValueError("'decontaminate' has nothing to go by; name evaluation sets, or hold queries out")
+            raise ValueError("'decontaminate' names no evaluation set; add 'against' or 'mteb', or hold out queries of a source")
         return self
 
 
@@ -99,7 +111,7 @@ def load_manifest(path: Path) -> Manifest:
 
 
 def read_manifest(path: Path) -> Document:
-    """Read the keys of a manifest, and those of the one that it extends; each complaint names the file that has the key.
+    """Read the keys of a manifest and of its base manifest; each error names the file that has the key.
 
     Raises:
         ManifestError: `file:line: what`.
@@ -110,7 +122,7 @@ def read_manifest(path: Path) -> Document:
         return document
     where = document.where(("extends",))
     if not isinstance(name, str) or Path(name).name != name:
-        raise ManifestError(where, "'extends' names a manifest in the same folder")
+        raise ManifestError(where, "'extends' must be the name of a manifest in the same folder")
     base = _keys(path.parent / name)
     if "extends" in base.value:
         raise ManifestError(where, f"'{name}' itself extends another", "extend that one")

@@ -1,4 +1,4 @@
-"""What a manifest may say of models: how negatives are mined, how the embedding model is trained."""
+"""The `mine:` and `train:` sections of a manifest: how negatives are mined and how the embedding model is trained."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 
 
 class Prompts(Section):
-    """What is put before texts, such as E5's "query: " and "passage: ", instead of the model's own prompts."""
+    """Texts put before queries and passages, such as "query: " and "passage: " of E5, instead of the model's own prompts."""
 
-    query: str = Field("", description="put before each query, as it stands")
-    passage: str = Field("", description="put before each passage, as it stands")
+    query: str = Field("", description="put before each query, exactly as written here; the quotes keep a space at the end")
+    passage: str = Field("", description="put before each passage, exactly as written here")
 
     @staticmethod
     def by_name(prompts: Prompts | None) -> dict[str, str] | None:
-        """Return them as a dict, or None."""
+        """Return the prompts as a dict; None if there are none."""
         return prompts.model_dump() if prompts else None
 
 
 OFF: dict[str, object] = {"range_min": 0, "max_score": None, "relative_margin": None}
 SAME: dict[str, object] = {"exclude_query": True, "exclude_group": True, "containment": 0.8, "distinct": True}
-PRESETS: dict[str, dict[str, object]] = {  # what a preset sets otherwise than F2LLM
+PRESETS: dict[str, dict[str, object]] = {  # what each preset changes relative to F2LLM's settings, the defaults of `Mine`
     "f2llm": {},
     "nv-retriever": {**OFF, "relative_margin": 0.05, **SAME},  # arXiv 2407.15831: below 95 % of the positive, top k
     "clean": {**OFF, "relative_margin": 0.05, **SAME, "max_similarity": "auto", "similarity_median": 0.5},
@@ -38,102 +38,122 @@ class Mine(Section):
 
     model: str = Field(
         "",
-        description="Hub id, folder, or `package:NAME` of an installed package that carries a model; needless with `candidates: given`",
+        description="embedding model that scores the candidates: a Hub id, a folder, or `package:NAME` for a model inside an installed Python package. Required, except with `candidates: given`",
     )
     preset: Literal["f2llm", "nv-retriever", "clean"] = Field(
         "f2llm",
-        description="sets the keys below, as far as you do not. f2llm: the filters of sentence-transformers' miner with F2LLM's "
-        "settings; nv-retriever: below 95 % of the positive's score, copies excluded; clean: also `max_similarity: auto`, from each query's own level",
+        description="default values for the other keys of this section; a key that you set yourself always wins. `f2llm`: the settings of F2LLM for the filters of sentence-transformers' mine_hard_negatives. `nv-retriever`: candidates that score below 95 % of the positive, without copies of the query or a positive. `clean`: like `nv-retriever`, and drops candidates that resemble a positive too much (`max_similarity: auto`, `similarity_median: 0.5`)",
     )
-    negatives: int = Field(24, ge=1, le=1000, description="negatives a query")
+    negatives: int = Field(24, ge=1, le=1000, description="hard negatives per query")
     candidates: Literal["dense", "bm25", "both", "given"] = Field(
         "dense",
-        description="found by the model, by BM25 (needs `tuplesmith[bm25]`), or by both, their ranks fused; scores are cosines. "
-        "given: nothing is searched, and tuples keep the negatives and scores that they came with",
+        description="where candidates come from. `dense`: nearest passages by the model. `bm25`: best passages by words (needs `tuplesmith[bm25]`). `both`: the two rankings fused. Scores are cosine similarities of the model in all three. `given`: no search; each tuple keeps the negatives and scores that its source came with",
     )
     index: Literal["exact", "ivf"] = Field(
         "exact",
-        description="ivf: of sources with 100,000 passages or more only a part is searched for each query, the lists that hold "
-        "95 % of the nearest, on the CPU; the receipt tells the recall measured",
+        description="how passages are searched. `exact`: each query is compared with every passage. `ivf`: faster on the CPU for sources with 100,000 passages or more, by searching only the clusters that hold about 95 % of the nearest passages; the receipt reports the recall that was measured",
     )
-    range_min: int = Field(5, ge=0, description="nearest candidates to skip")
-    range_max: int = Field(100, ge=1, description="nearest candidates to look at")
+    range_min: int = Field(
+        5, ge=0, description="number of nearest candidates to skip; they are the most likely to be unlabelled positives"
+    )
+    range_max: int = Field(100, ge=1, description="rank of the last candidate to look at, counted from the nearest")
     rank_basis: Literal["surviving", "raw"] = Field(
-        "surviving", description="whether the range counts candidates that passed the other filters, or all that were found"
+        "surviving",
+        description="how `range_min` and `range_max` count. `surviving`: only candidates that passed the other filters. `raw`: all candidates that the search found",
     )
-    exclude_query: bool = Field(False, description="the query's own text is no negative")
+    exclude_query: bool = Field(False, description="drop candidates whose text is the query itself")
     exclude_group: bool = Field(
-        False, description="texts that count as the same as a positive, or are one of a query of the same group, are no negatives"
+        False,
+        description="drop candidates that are a duplicate of a positive, or a positive of another query in the same near-duplicate group",
     )
     containment: float | None = Field(
-        None, gt=0, le=1, description="candidates sharing this much of their, or a positive's, word 3-grams are dropped"
+        None,
+        gt=0,
+        le=1,
+        description="drop candidates that share at least this fraction of their word 3-grams with a positive, or of a positive's with them. Off if empty",
     )
     exclude_answer: bool = Field(
-        False, description="passages that hold an answer of the query, `fields: {answer: ...}`, word for word are no negatives"
+        False,
+        description="drop passages that contain an answer of the query word for word; answers come from `fields: {answer: ...}` of the source",
     )
-    max_score: float | None = Field(0.8, description="candidates scoring higher are dropped")
-    min_score: float | None = Field(None, description="candidates scoring lower are dropped")
-    absolute_margin: float | None = Field(None, ge=0, description="candidates scoring above positive - margin are dropped")
+    max_score: float | None = Field(0.8, description="drop candidates that score higher than this. Off if empty")
+    min_score: float | None = Field(None, description="drop candidates that score lower than this. Off if empty")
+    absolute_margin: float | None = Field(
+        None, ge=0, description="drop candidates that score above `positive - absolute_margin`. Off if empty"
+    )
     relative_margin: float | None = Field(
-        0.05, ge=0, le=1, description="candidates scoring above positive - |positive| * margin are dropped"
+        0.05,
+        ge=0,
+        le=1,
+        description="drop candidates that score above `positive - abs(positive) * relative_margin`. Off if empty",
     )
     margin_reference: Literal["min", "max", "mean"] = Field(
-        "min", description="the score of several positives that both margins count from"
+        "min", description="which score of several positives the two margins start from"
     )
     max_similarity: float | Literal["auto"] | None = Field(
-        None, description="candidates with this cosine, or more, to a positive are dropped; auto: calibrated for each source"
+        None,
+        description="drop candidates whose cosine similarity to a positive is this or more. `auto`: a threshold is calibrated for each source, see `target_yield`. Off if empty",
     )
     similarity_median: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="this share of the median of that cosine, over the query's own candidates, is taken off first; 0.5 in `clean`",
+        description="subtract this fraction of the query's own median similarity (over its candidates, to the positive) before comparing with `max_similarity`, so that one threshold fits queries of all levels",
     )
     target_yield: float = Field(
-        0.9, gt=0, le=1, description="`max_similarity: auto` keeps this share of what would be chosen without it"
+        0.9,
+        gt=0,
+        le=1,
+        description="`max_similarity: auto`: choose the threshold that keeps this fraction of the negatives that would be chosen without it",
     )
     target_false_negatives: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="`max_similarity: auto` allows this share of known positives, hidden, among negatives; in sources with several",
+        description="`max_similarity: auto`, for sources whose queries have several positives: some known positives are hidden among the candidates; choose the threshold that lets through this fraction of them",
     )
     reranker: str | None = Field(
         None,
-        description="a cross-encoder, or a language model as Qwen3-Reranker, named as `model` is, that scores again the candidates a "
-        "choice rests on",
+        description="model that scores candidates again: a cross-encoder, or a language model such as Qwen3-Reranker. Named like `model`. Only the candidates that matter for the choice are scored",
     )
-    reranker_max_score: float | None = Field(None, description="candidates that the reranker scores higher are dropped")
+    reranker_max_score: float | None = Field(
+        None, description="drop candidates that the reranker scores higher than this. Off if empty"
+    )
     reranker_margin: float | None = Field(
-        None, description="candidates that the reranker scores above positive - margin are dropped"
+        None, description="drop candidates that the reranker scores above `positive - reranker_margin`. Off if empty"
     )
     reranker_scores: bool = Field(
-        False, description="tuples carry the reranker's scores in place of cosines: what `train: {distill: ...}` learns from"
+        False,
+        description="store the reranker's scores with the tuples instead of cosine similarities; `train: {distill: ...}` learns from them",
     )
-    distinct: bool = Field(False, description="of negatives that count as the same text only the nearest is taken")
+    distinct: bool = Field(False, description="among duplicate negatives of a query, keep only the highest-ranked one")
     pick: Literal["top", "random", "stratified"] = Field(
-        "top", description="of the candidates that are left: the nearest, any, or one of each stretch of ranks"
+        "top",
+        description="how to choose among the candidates that passed all filters. `top`: the nearest. `random`: at random. `stratified`: one from each of as many equal stretches of the ranking as negatives are needed",
     )
     classes: Literal["random", "hard"] = Field(
-        "random", description="negatives of labelled clustering: any texts of other classes, or the nearest ones"
+        "random",
+        description="negatives of clustering sources with labels. `random`: random texts of other classes. `hard`: the nearest texts of other classes",
     )
     shortage: Literal["drop", "keep", "relax", "random"] = Field(
         "drop",
-        description="a tuple with fewer negatives: dropped, kept short, or filled, by letting go of range_min, similarity, scores "
-        "and margins in this order, or at random",
+        description="what to do with a tuple that has fewer negatives than `negatives`. `drop`: drop the tuple. `keep`: keep it with fewer. `relax`: fill it by switching off range_min, then similarity, then scores and margins. `random`: fill it with random passages",
     )
     prompt: Prompt = Field(
         "auto",
-        description="auto: `prompts`, else the model's own prompts as sentence-transformers' encode_query and encode_document use "
-        "them, else instruct for decoders, none for encoders",
+        description="what is put before texts. `auto`: the `prompts` below if given; else the model's own prompts, as encode_query and encode_document of sentence-transformers use them; else `instruct` for decoder models and `none` for encoders. `instruct`: queries as `Instruct: INSTRUCTION`, new line, `Query: QUERY`. `none`: nothing",
     )
     prompts: Prompts | None = Field(
-        None, description='what texts begin with, such as `{query: "query: ", passage: "passage: "}` for E5; needs `prompt: auto`'
+        None,
+        description='texts to put before each query and passage, such as `{query: "query: ", passage: "passage: "}` for E5; requires `prompt: auto`',
     )
-    dtype: Dtype = Field("float32", description="float32, bfloat16, or auto: bfloat16 where the processor has it")
-    max_tokens: int | None = Field(None, ge=4, description="longer texts are cut; the model's own limit by default")
+    dtype: Dtype = Field(
+        "float32",
+        description="number format of the encoder: float32, bfloat16, or `auto` for bfloat16 where the processor supports it",
+    )
+    max_tokens: int | None = Field(None, ge=4, description="cut longer texts to this many tokens. The model's own limit if empty")
     store: Literal["float32", "float16"] = Field(
-        "float32", description="how vectors are kept; float16 halves the disk and changes some ranks"
+        "float32", description="number format of the stored vectors. `float16` takes half the disk space and changes some ranks"
     )
 
     @model_validator(mode="before")
@@ -149,109 +169,137 @@ class Mine(Section):
         if self.range_min >= self.range_max:
             raise ValueError(f"'range_min' ({self.range_min}) must be below 'range_max' ({self.range_max})")
         if self.preset == "f2llm" and self.store != "float32":
-            raise ValueError("preset 'f2llm' takes 'store: float32', for float16 changes ranks")
+            raise ValueError("`preset: f2llm` requires `store: float32`, because float16 changes ranks")
         if self.prompts is not None and self.prompt != "auto":
-            raise ValueError(f"'prompts' needs `prompt: auto`, and it is '{self.prompt}'")
+            raise ValueError(f"'prompts' requires `prompt: auto`, but it is '{self.prompt}'")
         if not self.model and self.candidates != "given":
-            raise ValueError("'mine' needs 'model', but for `candidates: given`")
+            raise ValueError("'model' is missing in mine; only `candidates: given` works without one")
         uses = self.reranker_max_score is not None or self.reranker_margin is not None or self.reranker_scores
         if uses and not self.reranker:
-            raise ValueError("'reranker_max_score', 'reranker_margin' and 'reranker_scores' need a 'reranker'")
+            raise ValueError("'reranker_max_score', 'reranker_margin' and 'reranker_scores' require a 'reranker'")
         if self.reranker and self.candidates == "given":
-            raise ValueError("'reranker' scores what a search found, and `candidates: given` searches for nothing")
+            raise ValueError("'reranker' scores what a search finds, and `candidates: given` makes no search")
         if self.reranker and not uses:
-            raise ValueError("'reranker' needs a use: 'reranker_max_score', 'reranker_margin' or 'reranker_scores: true'")
+            raise ValueError("'reranker' has no effect without 'reranker_max_score', 'reranker_margin' or `reranker_scores: yes`")
         return self
 
 
 class DeepSpeed(Section):
-    """Training in several processes, started with torchrun or deepspeed."""
+    """DeepSpeed settings, for training in several processes."""
 
-    zero: int = Field(2, ge=0, le=3, description="what the processes share out: 1 optimizer, 2 gradients too, 3 weights too")
-    offload: bool = Field(False, description="keep the optimizer in the machine's memory, with `zero: 3` the weights too")
+    zero: int = Field(
+        2,
+        ge=0,
+        le=3,
+        description="ZeRO stage: what is divided among the processes. 1: optimizer states. 2: gradients too. 3: weights too",
+    )
+    offload: bool = Field(False, description="keep the optimizer states in CPU memory; with `zero: 3` the weights too")
 
 
 class OfSource(Section):
-    """How one source is trained on, where it differs from the others."""
+    """Training settings of one source that differ from the recipe's."""
 
-    weight: float = Field(1.0, gt=0, description="multiplies the source's share of the steps, whose number stays")
-    negatives: int | None = Field(None, ge=0, description="hard negatives a tuple, instead of the recipe's")
+    weight: float = Field(
+        1.0, gt=0, description="multiplies this source's share of the training steps; the total number of steps does not change"
+    )
+    negatives: int | None = Field(None, ge=0, description="hard negatives per tuple, instead of `train: negatives`")
     in_batch: bool | None = Field(
         None,
-        description="whether other tuples' positives, but those of its group or class, are negatives too; absent, those of retrieval are",
+        description="whether positives of other tuples in the batch are negatives too (except those of the same near-duplicate group or class). If empty: yes for retrieval, no for the other tasks",
     )
 
 
 class Train(Section):
-    """How the model is trained. Where the paper (arXiv 2510.02294) is silent, its released configuration speaks."""
+    """How the model is trained. Defaults are those of F2LLM: its paper (arXiv 2510.02294), else its released configuration."""
 
-    model: str = Field(description="Hub id, folder, or `package:NAME`: the foundation model or encoder to train")
-    max_tokens: int = Field(1024, ge=4, description="longer texts are cut")
-    batch: int = Field(512, ge=1, description="tuples a step, over all processes")
+    model: str = Field(
+        description="model to train, a decoder or an encoder: a Hub id, a folder, or `package:NAME` for a model inside an installed Python package"
+    )
+    max_tokens: int = Field(1024, ge=4, description="cut longer texts to this many tokens")
+    batch: int = Field(512, ge=1, description="tuples per step, summed over all processes")
     positives: Literal["first", "all", "sampled"] = Field(
         "first",
-        description="of a query with several positives: first, the one with the highest grade, or of equal ones the first in the "
-        "file; all, each in a tuple of its own; sampled, one drawn for each epoch",
+        description="which positives to train on if a query has several. `first`: the one with the highest grade (among equal grades, the first in the file). `all`: one tuple for each. `sampled`: a random one, drawn again each epoch",
     )
-    negatives: int = Field(7, ge=0, description="hard negatives a tuple, redrawn each epoch")
+    negatives: int = Field(7, ge=0, description="hard negatives per tuple, drawn again each epoch")
     loss: Literal["f2llm", "infonce"] = Field(
         "f2llm",
-        description="f2llm: hard negatives, and for retrieval other rows' positives, apart; infonce: all of them together",
+        description="`f2llm`: F2LLM's loss, the sum of one term over the hard negatives and, for retrieval, one over the other positives in the batch. `infonce`: one InfoNCE term over all of them",
     )
-    temperature: float = Field(0.05, gt=0, description="divides cosine similarities in the loss")
+    temperature: float = Field(0.05, gt=0, description="cosine similarities are divided by this in the loss")
     lr: float = Field(1e-5, gt=0, description="highest learning rate")
     min_lr: float = Field(1e-7, ge=0, description="learning rate at the last step")
-    warmup: int = Field(500, ge=0, description="steps of linear warm-up")
-    epochs: int = Field(2, ge=1, description="times each tuple is seen")
-    steps: int | None = Field(None, ge=1, description="stop after this many steps; the schedule ends there")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's, on matrices only")
-    betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's")
-    clip: float = Field(1.0, gt=0, description="largest gradient norm")
-    pooling: Literal["auto", "mean", "cls", "last"] = Field(
-        "auto", description="auto: the model's own, else last for decoders, mean for encoders"
+    warmup: int = Field(500, ge=0, description="steps over which the learning rate rises from zero")
+    epochs: int = Field(2, ge=1, description="how often each tuple is seen")
+    steps: int | None = Field(
+        None, ge=1, description="stop after this many steps; the learning rate schedule ends there too. All epochs if empty"
     )
-    prompt: Prompt = Field("auto", description="as in `mine`")
-    prompts: Prompts | None = Field(None, description="as in `mine`; saved as the trained model's prompts")
-    dtype: Dtype = Field("auto", description="of the matrix products; weights stay float32")
-    mask_false_negatives: bool = Field(True, description="a passage that is a query's positive is no in-batch negative of it")
+    weight_decay: float = Field(0.01, ge=0, description="weight decay of AdamW, on weight matrices only")
+    betas: tuple[float, float] = Field((0.9, 0.98), description="beta1 and beta2 of AdamW")
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient; larger ones are scaled down")
+    pooling: Literal["auto", "mean", "cls", "last"] = Field(
+        "auto",
+        description="how token vectors become one vector: `mean`, `cls` (first token) or `last` (last token). `auto`: what the model's folder says; else `last` for decoders, `mean` for encoders",
+    )
+    prompt: Prompt = Field("auto", description="same as in `mine`")
+    prompts: Prompts | None = Field(None, description="same as in `mine`; also saved as the prompts of the trained model")
+    dtype: Dtype = Field("auto", description="number format of matrix products; weights and optimizer stay float32")
+    mask_false_negatives: bool = Field(
+        True, description="do not use a passage as an in-batch negative of a query if it is one of that query's positives"
+    )
     mask_margin: float | None = Field(
         None,
         ge=0,
-        description="a passage of another tuple that scores above the own positive by more than this is no in-batch negative",
+        description="do not use a passage of another tuple as an in-batch negative if it scores higher than the query's own positive by more than this. Off if empty",
     )
-    symmetric: bool = Field(False, description="f2llm: the in-batch term also for passages among queries")
+    symmetric: bool = Field(
+        False, description="`loss: f2llm`: add the in-batch term in the other direction, from passages to queries"
+    )
     matryoshka: list[int] = Field(
         [],
-        description="leading dimensions that are to serve alone too, such as `[128, 256]`: the loss is the mean over them and all",
+        description="numbers of leading dimensions that should work as shorter embeddings, such as `[128, 256]`; the loss is averaged over these and the full size",
     )
-    distill: float = Field(0.0, ge=0, description="weight of the divergence from the miner's scores of a tuple's candidates")
+    distill: float = Field(
+        0.0,
+        ge=0,
+        description="weight of an extra loss term: the KL divergence from the score distribution of the miner over each tuple's candidates. Off at 0",
+    )
     evenness: float = Field(
-        1.0, ge=1, description="T: a source has a share of size^(1/T) of the steps; 1 takes every tuple once an epoch"
+        1.0,
+        ge=1,
+        description="the temperature T of sampling: a source gets a share of steps proportional to size^(1/T). 1: in proportion to size, so each tuple is seen once per epoch. Larger: small sources are seen more often",
     )
-    sources: dict[str, OfSource] = Field({}, description="settings of single sources, by their names")
+    sources: dict[str, OfSource] = Field({}, description="settings for single sources: `{NAME: {weight: 2}}`")
     reproduce_f2llm: bool = Field(
         False,
-        description="with several processes, passages get no gradient from the in-batch term, as in F2LLM's released trainer; "
-        "by default the gradient is that of one process",
+        description="with several processes: no gradient from the in-batch term to passages, as in F2LLM's released trainer. Otherwise the gradient is that of one process",
     )
     token_budget: int | None = Field(
         None,
         ge=1,
-        description="tokens a forward may hold: a batch with more takes two passes (GradCache); by default all at once",
+        description="most tokens in one forward pass. A batch with more is split and trained with gradient caching (GradCache): same result, less memory, one more forward pass. No limit if empty",
     )
-    checkpointing: bool = Field(False, description="keep only the layers' inputs and compute the rest again: less memory, slower")
-    deepspeed: DeepSpeed | None = Field(None, description="train with DeepSpeed, in as many processes as torchrun starts")
+    checkpointing: bool = Field(
+        False, description="gradient checkpointing: store only the layers' inputs and compute the rest again. Less memory, slower"
+    )
+    deepspeed: DeepSpeed | None = Field(
+        None, description="train with DeepSpeed ZeRO, in as many processes as torchrun or the deepspeed launcher starts"
+    )
     save_every: int = Field(200, ge=1, description="steps between checkpoints")
-    keep: int = Field(2, ge=1, description="checkpoints to keep")
+    keep: int = Field(2, ge=1, description="number of checkpoints to keep")
     evaluate_every: int | None = Field(
-        None, ge=1, description="steps between measurements of nDCG@10 on the build's held-out queries, the mean over sources"
+        None,
+        ge=1,
+        description="steps between evaluations: nDCG@10 on the build's held-out queries, averaged over sources. No evaluation if empty",
     )
-    patience: int | None = Field(None, ge=1, description="end after this many measurements without a better one")
+    patience: int | None = Field(
+        None, ge=1, description="stop after this many evaluations without a better score. Never if empty"
+    )
     export: Literal["last", "best"] = Field(
         "last",
-        description="the model that is written: of the last step, or of the best measurement, whose checkpoint is kept too",
+        description="which weights become the exported model: those of the `last` step, or of the `best` evaluation, whose checkpoint is kept too",
     )
-    log_every: int = Field(10, ge=1, description="steps between lines on the screen; the log has every step")
+    log_every: int = Field(10, ge=1, description="steps between lines on the screen; the log file has every step")
 
     def of(self, source: str) -> OfSource:
         """Return the settings of a source."""
@@ -260,15 +308,17 @@ class Train(Section):
     @model_validator(mode="after")
     def _goes_together(self) -> Train:
         if self.prompts is not None and self.prompt != "auto":
-            raise ValueError(f"'prompts' needs `prompt: auto`, and it is '{self.prompt}'")
+            raise ValueError(f"'prompts' requires `prompt: auto`, but it is '{self.prompt}'")
         if self.symmetric and self.loss != "f2llm":
-            raise ValueError("'symmetric' belongs to `loss: f2llm`")
+            raise ValueError("'symmetric' requires `loss: f2llm`")
         if self.reproduce_f2llm and (self.symmetric or self.loss != "f2llm"):
-            raise ValueError("'reproduce_f2llm' belongs to `loss: f2llm` without 'symmetric'")
+            raise ValueError("'reproduce_f2llm' requires `loss: f2llm` without 'symmetric'")
         if self.positives == "all" and not self.mask_false_negatives:
-            raise ValueError("`positives: all` needs 'mask_false_negatives': positives of one query may meet in a batch")
+            raise ValueError(
+                "`positives: all` requires `mask_false_negatives: yes`, because two positives of one query can be in the same batch"
+            )
         if min(self.matryoshka, default=1) < 1:
-            raise ValueError("'matryoshka' names dimensions, which are 1 or more")
+            raise ValueError("'matryoshka' is a list of dimensions; each must be 1 or more")
         if self.evaluate_every is None and (self.patience is not None or self.export == "best"):
-            raise ValueError("'patience' and `export: best` need 'evaluate_every'")
+            raise ValueError("'patience' and `export: best` require 'evaluate_every'")
         return self

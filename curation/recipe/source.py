@@ -1,4 +1,4 @@
-"""What a manifest may say of a source: where its rows come from, how they are read, and how they become tuples."""
+"""A source in a manifest: where its rows come from, how they are read, and how they become tuples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Reader = Literal[
     "beir", "embedding-training-data", "flagembedding", "tevatron",
 ]  # fmt: skip
 Task = Literal["retrieval", "classification", "clustering"]
-# Keys that tell of a source and change no row of it: another word in them builds nothing again.
+# Keys that describe a source but change none of its rows: an edit of them rebuilds nothing.
 ABOUT: Any = {
     **dict.fromkeys(
         ("license_url", "license_checked", "verified", "notes", "substitute_for", "citation", "mteb", "expected_tuples"), True
@@ -42,88 +42,94 @@ UNITS = {"max_unpacked": "GB", "max_record": "MB"}  # which a manifest may write
 
 
 class Filters(Section):
-    """Which texts are too poor to train on. A text that fails is dropped, and its tuple with it where none is left."""
+    """Which texts are dropped. A tuple is dropped with its query, or with its last positive."""
 
     min_chars: int | None = Field(
         None,
         ge=0,
-        description="fewer characters than this: dropped; by default, a text of one or two characters is dropped unless it says "
-        "something: two letters (`no`), a digit, a sign (`<`), or a Chinese, Japanese or Korean character (`京`)",
+        description="drop texts with fewer characters. If empty, only texts of one or two characters are dropped, and only if they say nothing: two letters (`no`), a digit, a sign (`<`) or a Chinese, Japanese or Korean character (`京`) are kept",
     )
     max_chars: int | None = Field(
-        None, ge=1, description="more characters than this: dropped; off by default, as the tokenizer truncates"
+        None, ge=1, description="drop texts with more characters. Off if empty, because the tokenizer cuts long texts"
     )
     no_echo: bool = Field(
         True,
-        description="drop a positive or negative whose normalised text is the query's, and a negative whose normalised text is a positive's",
+        description="drop a positive or negative that equals the query, and a negative that equals a positive, after normalisation (case, width, punctuation and spaces do not count)",
     )
 
 
 class Table(Section):
-    """Where rows come from, and how their file is read."""
+    """Where rows come from and how their files are read."""
 
     path: str | None = Field(
         None,
-        description="a Hub dataset id, or a local folder in Hub layout; texts stay as they are in the files",
+        description="a dataset on the Hub (`ORG/NAME`), or a local folder in the layout of a Hub dataset",
     )
-    config: str | None = Field(None, description="configuration of the dataset that `path` names")
-    split: str = Field("train", description="split of the dataset that `path` names; also `train+test`, `train[:10%]`")
-    revision: str | None = Field(None, description="commit, tag or branch of the Hub dataset; publishing needs a commit")
+    config: str | None = Field(None, description="configuration (subset) of the dataset in `path`")
+    split: str = Field("train", description="split of the dataset in `path`; also `train+test` or `train[:10%]`")
+    revision: str | None = Field(
+        None, description="commit, tag or branch of the Hub dataset. Publishing requires a commit, here or in the lock file"
+    )
     files: list[str] = Field(
         default_factory=list,
-        description="file or glob, or a list of them, from the manifest's folder; with `path`, files of that dataset, read by `reader`",
+        description="a file, a glob such as `data/*.csv`, or a list of them, relative to the manifest's folder. With `path`: files inside that dataset",
     )
     member: list[str] = Field(
         [],
-        description="member or glob, or a list of them, of a zip or tar, packed or not; needless where it holds one data file",
+        description="file inside a zip or tar archive: a name, a glob, or a list of them. Not needed if the archive has only one data file",
     )
     max_unpacked: float = Field(
-        20, gt=0, description="gigabytes that packed files and archives may unpack to, all files together"
+        20, gt=0, description="limit for unpacking compressed files and archives, in gigabytes, over all files of the source"
     )
     max_record: float = Field(
         64,
         gt=0,
-        description="megabytes that one record of a text file may take: a line, a csv row, an item of a JSON list, an XML element, "
-        "a file of `folders`",
+        description="limit for one record of a text file, in megabytes: a line, a csv row, an item of a JSON list, an XML element, a file of `reader: folders`",
     )
     reader: Reader | None = Field(
         None,
-        description="file format; by default from the file's ending. aligned: line i of several files makes a row; "
-        "lines: a label and a text a line; folders: a file is a text and its folder the label; "
-        "beir: the folder or Hub dataset of a whole source, `split` its qrels",
+        description="file format. If empty, the file's ending decides. `squad`: SQuAD's JSON. `aligned`: line i of several files makes one row. `lines`: one label and text per line. `folders`: each file is a text and its folder's name the label. `beir`: a folder or Hub dataset in BEIR layout; `split` chooses the qrels. `embedding-training-data`, `flagembedding`, `tevatron`: JSON Lines of these projects",
     )
     records: str | None = Field(
         None,
-        description="xml: path of the elements that are rows, such as `QAPairs/QAPair`; json, jsonl: path to the rows, such as "
-        "`data/items`; `*` is each value of an object, its key the column `key`",
+        description="where the rows are. xml: path of the elements, such as `QAPairs/QAPair`. json, jsonl: path of the list, such as `data/items`; `*` takes each value of an object, with its key in the column `key`",
     )
     pattern: str | None = Field(
-        None, description="lines: regular expression of a line, its named groups the columns; `(?P<label>\\S+)\\s+(?P<text>.*)`"
+        None,
+        description="`reader: lines`: a regular expression for one line; its named groups become columns. If empty: `(?P<label>\\S+)\\s+(?P<text>.*)`",
     )
     encoding: str = Field("utf-8", description="encoding of text files; a byte-order mark is skipped")
-    delimiter: str | None = Field(None, min_length=1, max_length=1, description="csv, tsv: one character; `,` and tab by default")
-    quoting: bool | None = Field(None, description='csv, tsv: whether `"` quotes fields; yes for csv, no for tsv by default')
+    delimiter: str | None = Field(
+        None,
+        min_length=1,
+        max_length=1,
+        description="csv, tsv: the character between fields. If empty: a comma for csv, a tab for tsv",
+    )
+    quoting: bool | None = Field(None, description='csv, tsv: whether `"` quotes a field. If empty: yes for csv, no for tsv')
     header: bool | list[str] = Field(
         True,
-        description="csv, tsv: whether the first line names the columns, or the names themselves; aligned: a name a file; json: names for rows that are lists",
+        description="csv, tsv: whether the first line has the column names; or a list of names for files without such a line. `reader: aligned`: one name per file. json: names for rows that are lists",
     )
     join: dict[str, str] = Field(
-        default_factory=dict, description="column whose lists are one text each: what to put between the parts"
+        default_factory=dict,
+        description='columns whose lists are parts of one text, each with the text to put between the parts: `{sentences: " "}`',
     )
     file_column: str | None = Field(
-        None, min_length=1, description="column to add: the file's name without its ending, such as a label; needs `files`"
+        None,
+        min_length=1,
+        description="name of a column to add that holds the file's name without its ending, for example as a label; requires `files`",
     )
     expected_rows: int | None = Field(
         None,
         ge=1,
-        description="rows there are, where known; `curate check` adds them up, and a build that finds another number says so",
+        description="number of rows, if known. `curate check` adds these up, and a build that reads another number reports it",
     )
 
-    guesses: ClassVar[dict[str, str]] = {}  # columns read besides those in `fields`, as far as there are any
+    guesses: ClassVar[dict[str, str]] = {}  # columns that are also read if they exist, besides those in `fields`
 
     @property
     def places(self) -> list[str]:
-        """Where the rows come from, for those who read of it elsewhere: without the folders of one machine."""
+        """Where the rows come from, in a form that may be published: without folders of this machine."""
         return [portable(self.path, folder=True)] if self.path else [portable(name) for name in self.files]
 
     @model_validator(mode="before")
@@ -146,98 +152,102 @@ class Table(Section):
             what = f"'path: {self.path}': Python code is no longer read directly; write its functions to a JSON Lines file"
             raise ValueError(f"{what}, as manifests/quickstart.py does, and name that in 'files'")
         if self.delimiter in ("\n", "\r", '"'):
-            raise ValueError("'delimiter' cannot be a line end or a quote")
+            raise ValueError("'delimiter' cannot be a line end or a quotation mark")
         if self.header == []:
-            raise ValueError("'header' is yes, no, or the list of names")
+            raise ValueError("'header' must be yes, no or a list of column names")
         if not self.path and not self.files:
-            raise ValueError("needs 'path' (a Hub id or folder), or 'files', or files of a 'path'")
+            raise ValueError("needs 'path' (a Hub id or a folder), 'files', or both")
         if self.path and self.files:
             self._files_of_path(self.path)
         if self.revision and not self.path:
-            raise ValueError("'revision' is of a dataset of the Hub, and these rows are of this machine")
+            raise ValueError("'revision' is only for a dataset of the Hub, and these rows are on this machine")
         if self.reader == "beir":
-            raise ValueError("'reader: beir' reads a whole source: qrels, corpus and queries")
+            raise ValueError("'reader: beir' is for a whole source, not for its corpus or queries alone")
         if self.reader == "aligned" and (not isinstance(self.header, list) or len(self.header) != len(self.files)):
-            raise ValueError("'reader: aligned' needs 'header' with a name for each of 'files'")
+            raise ValueError("'reader: aligned' needs 'header', a list with one name for each of 'files'")
         self._reader_keys()
         self._keys_of_origin()
         return self
 
     def _reader_keys(self) -> None:
         if self.pattern is not None and self.reader != "lines":
-            raise ValueError("'pattern' is for 'reader: lines'")
+            raise ValueError("'pattern' is only for 'reader: lines'")
         if self.reader == "xml" and not self.records:
-            raise ValueError("'reader: xml' needs 'records', the path of the elements that are rows")
+            raise ValueError("'reader: xml' needs 'records', the path of the elements that become rows")
 
     def _keys_of_origin(self) -> None:
-        """Refuse keys that mean nothing for where the rows come from, and would be ignored in silence."""
+        """Refuse keys that would be silently ignored for this kind of input."""
         for key in ("config", "split"):
             if key in self.model_fields_set and self.files:
-                raise ValueError(f"'{key}' means nothing beside 'files', which name what is read; leave it out")
+                raise ValueError(f"'{key}' has no effect with 'files'; remove it")
         for key in () if self.files else OF_FILES:
             if key in self.model_fields_set and getattr(self, key) != type(self).model_fields[key].get_default(
                 call_default_factory=True
             ):
-                raise ValueError(f"'{key}' needs 'files': without them, 'path' says how its rows are read")
+                raise ValueError(f"'{key}' only works with 'files'; a 'path' alone is read as its dataset says")
 
     def _files_of_path(self, path: str) -> None:
         outside = [name for name in self.files if PurePath(name).is_absolute() or {"..", "~"} & set(PurePath(name).parts)]
         if outside:
-            raise ValueError(f"'{outside[0]}' lies outside of '{path}'")
+            raise ValueError(f"'{outside[0]}' is outside of '{path}'")
 
 
 class TextFields(Section):
-    """Columns of a corpus or of a table of queries."""
+    """Columns of a table of passages or queries."""
 
-    id: str = Field("_id", description="column of the id that qrels name")
+    id: str = Field("_id", description="column of the id that the qrels use")
     text: str = Field("text", description="column of the text")
-    title: str | None = Field(None, description="column of a title that is put before the text; `title?` where there may be none")
+    title: str | None = Field(None, description="column of a title to put before the text; `title?` if the column may be missing")
 
     def title_of(self, columns: Collection[str]) -> str | None:
-        """Return the title's column; None where it ends in `?`, and is not among the columns there are."""
+        """Return the title's column; None if it ends in `?` and the table does not have it."""
         if self.title is None or not self.title.endswith("?") or self.title in columns:
             return self.title
         return self.title[:-1] if self.title[:-1] in columns else None
 
 
 class TextTable(Table):
-    """A table of texts with ids: a corpus, or queries."""
+    """A table of texts with ids: a corpus or queries."""
 
-    fields: TextFields = Field(TextFields(), description="which column is what")
+    fields: TextFields = Field(TextFields(), description="which column holds what")
 
 
 class Fields(Section):
-    """Which column is what. The mapped columns decide the shape of the source."""
+    """Which column holds what. The mapped columns decide the shape of the source, see `shape_of`."""
 
     query: str | None = Field(
         None,
-        description="column of the query, premise, first sentence, or text to classify; an instruction rendered into it (`Instruct: ...`, a new line, `Query: ...`) is taken off again",
+        description="column of the query, the first sentence, or the text to classify. If queries begin with `Instruct: ...`, new line, `Query: ...`, the instruction is separated from them",
     )
-    title: str | None = Field(None, description="column of a title that is put before the query")
+    title: str | None = Field(None, description="column of a title to put before the query")
     id: str | None = Field(
-        None, description="column of a row's own id, which then is `name/id`; by default its number, `name/row`"
+        None, description="column of a row's id; ids of tuples become `SOURCE/ID`. If empty, the row's number is used"
     )
     positive: str | None = Field(
         None,
-        description="column of the positive; a list gives several; `a.b` is part b of the record a, or of each record of a list; the one with the highest score, if any, comes first",
+        description="column of the positive text or of a list of positives. `a.b` means part b of record a, also in lists of records. With scores, the highest-scored positive comes first",
     )
     negatives: list[str] = Field(
         [],
-        description="column or columns of given negatives, or a pattern such as `negative_*`, which passes over columns whose names say score, id, rank, label and the like; lists are taken apart",
+        description="column of given negatives, a list of columns, or a pattern such as `negative_*` (which skips columns whose names contain score, id, rank, label and the like). Columns may hold lists",
     )
     documents: str | None = Field(
         None,
-        description="column of lists of texts, positives and negatives together: those with a `label` above 0 are the positives; "
-        "without labels, those whose `score` reaches `threshold`; without that, the one with the highest score",
+        description="column of a list of candidate texts, positives and negatives together. With `label`, those with a label above 0 are positives; else with `score` and `threshold`, those that reach the threshold; else the one with the highest score",
     )
-    label: str | None = Field(None, description="column of the label (NLI, classification, clustering; `documents`: a list)")
-    score: str | None = Field(None, description="column of the score (STS, paraphrase, graded qrels; `documents`: a list, kept)")
+    label: str | None = Field(None, description="column of the label (NLI, classification, clustering); with `documents`, a list")
+    score: str | None = Field(
+        None, description="column of the score (similarity or paraphrase scores, grades in qrels); with `documents`, a list"
+    )
     positive_score: str | None = Field(
-        None, description="column of a teacher's score of the (first) positive, or a list of all; kept"
+        None,
+        description="column of a teacher model's score of the first positive, or a list of scores of all; stored with the tuple",
     )
-    negative_scores: str | None = Field(None, description="likewise of the negatives, a list as long as theirs; kept")
+    negative_scores: str | None = Field(
+        None, description="column of a teacher model's scores of the negatives, a list of the same length; stored with the tuple"
+    )
     answer: str | None = Field(
-        None, description="pairs: column of the answer's words, or a list of several; `mine: {exclude_answer: yes}` reads them"
+        None, description="column of a short answer or a list of answers to the query; `mine: {exclude_answer: yes}` uses them"
     )
     query_id: str | None = Field(None, description="qrels: column of the query's id")
     positive_id: str | None = Field(None, description="qrels: column of the passage's id")
@@ -251,47 +261,59 @@ class Fields(Section):
 
 
 class Source(Table):
-    """One open dataset, and how its rows become tuples."""
+    """One dataset and how its rows become tuples."""
 
-    name: Name = Field(description="short name; ids begin with it")
-    task: Task = Field(description="retrieval, classification or clustering: decides loss and number of negatives")
+    name: Name = Field(description="short name; ids of its tuples begin with it")
+    task: Task = Field(description="`retrieval`, `classification` or `clustering`; decides the loss and the number of negatives")
     instruction: str = Field(
-        "", description="what a decoder is told before the query; by default the one that is rendered into the queries, if any"
+        "",
+        description="task description to put before queries of decoder models. If empty, the one that the queries begin with, if any",
     )
-    license: str | None = Field(None, description="licence as claimed, several with commas; publishing needs it")
-    license_url: str | None = Field(None, description="where that is claimed")
+    license: str | None = Field(None, description="licence as stated by the source; several with commas. Publishing requires it")
+    license_url: str | None = Field(None, description="page that states the licence")
     license_checked: str | None = Field(
-        None, pattern=r"^\d{4}-\d\d(-\d\d)?$", description="day or month in which it was seen there"
+        None, pattern=r"^\d{4}-\d\d(-\d\d)?$", description="day (2026-11-22) or month (2026-11) when somebody last read that page"
     )
     verified: bool = Field(
-        True, description="no: a fact of this source is uncertain, `notes` says which, and publishing refuses it"
+        True,
+        description="`no` marks a source about which a fact is uncertain; `notes` must say which. It is built, but not published",
     )
     notes: str | None = Field(None, description="what a user of this source should know")
-    substitute_for: str | None = Field(None, description="the dataset that this one stands in for, and why")
-    citation: str | None = Field(None, description="how to cite it; stands in ATTRIBUTION.md")
+    substitute_for: str | None = Field(None, description="dataset that this source replaces, and why")
+    citation: str | None = Field(None, description="how to cite it; printed in ATTRIBUTION.md")
     expected_tuples: int | None = Field(
-        None, ge=1, description="tuples it should give, where that is not the limit, or the rows there are"
+        None,
+        ge=1,
+        description="tuples that this source should give, for `curate check`. If empty: its limit or its number of rows",
     )
     mteb: list[str] = Field(
         default_factory=list,
-        description="mteb tasks whose data this is part of, such as HotpotQA: for mteb_training_datasets.json",
+        description="MTEB tasks that this data belongs to, such as HotpotQA; written into mteb_training_datasets.json when a model is published",
     )
-    language: str = Field("en", description="language of the texts")
-    fields: Fields = Field(description="which column is what")
-    corpus: TextTable | None = Field(None, description="qrels: the passages")
-    queries: TextTable | None = Field(None, description="qrels: the queries")
+    language: str = Field("en", description="language of the texts, as an ISO 639 code")
+    fields: Fields = Field(description="which column holds what")
+    corpus: TextTable | None = Field(None, description="qrels: the table of passages")
+    queries: TextTable | None = Field(None, description="qrels: the table of queries")
     labels: dict[str, str] = Field(
         default_factory=dict,
-        description="label value: its text; for NLI, label value: positive or negative",
+        description="texts for label values, such as `{0: negative review}`. For NLI: which values are `positive` and which are `negative`",
     )
-    skip_labels: list[str] = Field([], description="labels that are no class, such as `out of scope`: their rows are left out")
-    threshold: float | None = Field(None, description="lowest score that makes a positive; 1 by default for qrels")
-    both_ways: bool = Field(False, description="each pair also the other way round (symmetric sources)")
-    skip: int = Field(0, ge=0, description="rows to pass over at the beginning, as where another source takes them")
-    limit: int | None = Field(None, ge=1, description="rows to take; of qrels, queries")
-    sample: Literal["random", "first"] = Field("random", description="which rows a limit takes; `first` streams from the Hub")
-    holdout: int = Field(0, ge=0, description="queries to set apart for evaluation (retrieval)")
-    max_bad: float = Field(0.01, ge=0, le=1, description="share of unreadable rows above which the source fails")
+    skip_labels: list[str] = Field([], description="label values whose rows are left out, such as `out of scope`")
+    threshold: float | None = Field(None, description="lowest score that makes a positive. If empty: 1 for qrels")
+    both_ways: bool = Field(
+        False, description="add each pair in the other direction too, for symmetric sources such as paraphrases"
+    )
+    skip: int = Field(
+        0, ge=0, description="number of rows to leave out at the beginning, for example because another source takes them"
+    )
+    limit: int | None = Field(None, ge=1, description="largest number of rows to take; for qrels, of queries")
+    sample: Literal["random", "first"] = Field(
+        "random", description="which rows `limit` takes: a random sample, or the first (from the Hub, only these are downloaded)"
+    )
+    holdout: int = Field(
+        0, ge=0, description="number of queries to hold out for evaluation, with their passages (retrieval only)"
+    )
+    max_bad: float = Field(0.01, ge=0, le=1, description="largest fraction of unreadable rows; with more, the source fails")
     filters: Filters | None = Field(None, description="filters of this source, instead of the manifest's")
 
     @model_validator(mode="before")
@@ -300,7 +322,7 @@ class Source(Table):
         return expand_beir(data) if isinstance(data, dict) and data.get("reader") == "beir" else data
 
     @model_validator(mode="after")
-    def _doubt_is_told(self) -> Source:
+    def _notes_explain_doubt(self) -> Source:
         if not self.verified and not self.notes:
             raise ValueError("'verified: no' needs 'notes' that say what is uncertain")
         return self
@@ -308,7 +330,7 @@ class Source(Table):
     @model_validator(mode="after")
     def _known_shape(self) -> Source:
         if self.holdout and self.task != "retrieval":
-            raise ValueError(f"'holdout' sets retrieval queries apart, and this source's task is {self.task}")
+            raise ValueError(f"'holdout' is only for retrieval, and this source's task is {self.task}")
         shape, f = shape_of(self), self.fields
         pairs = shape in ("pairs", "scored")
         useless = {
@@ -335,17 +357,17 @@ class Source(Table):
         }
         said = [name for name in f.model_dump().values() if isinstance(name, str)]
         if unmapped := [name for name in self.join if name not in (*said, *f.negatives)]:
-            raise ValueError(f"'join' names column '{unmapped[0]}', which 'fields' does not")
+            raise ValueError(f"'join' names the column '{unmapped[0]}', which 'fields' does not use")
         if wrong := [name for name, said in useless.items() if said]:
-            raise ValueError(f"'{wrong[0]}' means nothing here: the mapped columns make shape '{shape}'")
+            raise ValueError(f"'{wrong[0]}' has no effect: the columns in 'fields' make this a source of shape '{shape}'")
         return self
 
 
 def shape_of(source: Source) -> str:
-    """Return which of the six shapes the mapped columns make: pairs, listed, nli, scored, labelled or qrels.
+    """Return the shape that the mapped columns make: pairs, listed, nli, scored, labelled or qrels.
 
     Raises:
-        ValueError: they make none.
+        ValueError: the columns fit no shape.
     """
     f = source.fields
     if f.query_id and f.positive_id and source.corpus and source.queries:
@@ -363,13 +385,13 @@ def shape_of(source: Source) -> str:
     if f.query and f.label and not f.positive and source.task != "retrieval":
         return "labelled"
     raise ValueError(
-        "fields make no known shape; map query+positive, query+positive+label (NLI), query+positive+score, "
+        "these 'fields' fit no known shape; map query+positive, query+positive+label (NLI), query+positive+score, "
         "query+label (classification, clustering), query+documents with their label or score, or query_id+positive_id with 'corpus' and 'queries'"
     )
 
 
 def expand_beir(data: dict[str, Any]) -> dict[str, Any]:
-    """Write out what `reader: beir` says in a word: qrels of a split, corpus and queries, of a folder or of the Hub."""
+    """Write out `reader: beir`: qrels of a split, corpus and queries, in a folder or on the Hub."""
     split, said = data.get("split", "train"), {key: value for key, value in data.items() if key != "reader"}
     if data.get("path"):
         hub = {key: data[key] for key in ("path", "revision") if key in data}
@@ -387,14 +409,14 @@ def expand_beir(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_of_this_machine(name: str) -> bool:
-    """Tell whether a path of a manifest means something on this machine alone."""
+    """Return whether a path in a manifest is valid on this machine only."""
     return name.startswith("~") or PurePath(name).is_absolute()
 
 
 def portable(name: str, folder: bool = False) -> str:
-    """Return a path or pattern of a manifest without the folders of this machine: `/home/me/data/*.csv` is `*.csv`.
+    """Return a path or pattern of a manifest without folders of this machine: `/home/me/data/*.csv` becomes `*.csv`.
 
-    A relative one stays as it is; a `folder` is written `./name`, so that it is taken for no Hub id.
+    A relative path does not change. A `folder` becomes `./name`, so that nobody takes it for a Hub id.
     """
     if not is_of_this_machine(name):
         return name

@@ -1,7 +1,7 @@
-"""YAML as a person means it, with the line of every value.
+"""Reading a YAML file into a section of a manifest, with the line of every value for errors.
 
-Plain scalars stay text: `no`, `0123`, `1e-5` and `2024-01-01` are what stands in the file, and the field that takes
-them decides whether they are a word or a number (YAML 1.1 would make false, 83, a string and a date of them).
+Plain scalars stay text: `no`, `0123`, `1e-5` and `2024-01-01` arrive as written, and the key's type decides whether they are
+words or numbers. (YAML 1.1 would turn them into false, 83, a string and a date.)
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ Place = tuple[str | int, ...]
 
 @dataclass
 class Document:
-    """The values of a YAML file, and the line (from 1) on which each key or item stands."""
+    """The values of a YAML file, and the line number (from 1) of each key or item."""
 
     path: Path
     value: Any
     lines: dict[Place, int] = field(default_factory=dict)
-    base: Document | None = None  # the file that this one extends
-    inherited: frozenset[str] = frozenset()  # the keys that come from there
+    base: Document | None = None  # the base manifest, which this one extends
+    inherited: frozenset[str] = frozenset()  # the keys that come from the base
 
     def line(self, place: Place) -> int:
-        """Return the line of a place, or of what holds it."""
+        """Return the line of a place, or of the section around it."""
         while place and place not in self.lines:
             place = place[:-1]
         return self.lines.get(place, 1)
@@ -47,7 +47,7 @@ class Document:
 
 
 def read_yaml(path: Path) -> Document:
-    """Read a YAML file without its types, keeping lines.
+    """Read a YAML file; every scalar stays text.
 
     Raises:
         ManifestError: no such file, not UTF-8, not YAML, a tag, a duplicate key.
@@ -84,7 +84,7 @@ def read_yaml(path: Path) -> Document:
 
 
 def merged_yaml(document: Document) -> bytes:
-    """Return a file that says the same as a document and those it extends; as it stands, where it extends none."""
+    """Return one YAML file with the keys of a document and its base; the file itself if it has no base."""
     if document.base is None:
         return document.path.read_bytes()
     head = f"# {document.path.name} and {document.base.path.name}, which it extends\n"
@@ -115,7 +115,7 @@ class _Reader:
         text = str(node.value)
         if bad := UNWRITABLE.search(text):
             what = "half of a surrogate pair" if bad[0] != "\0" else "the character NUL"
-            raise ManifestError(f"{self.path}:{node.start_mark.line + 1}", f"{what} is no text", "write the character itself")
+            raise ManifestError(f"{self.path}:{node.start_mark.line + 1}", f"{what} is not text", "write the character itself")
         return text
 
     def _mapping(self, node: yaml.MappingNode, place: Place) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class _Reader:
             key = self._encodable(key_node)
             if key in found:
                 first = self.document.lines[*place, key]
-                raise ManifestError(f"{self.path}:{line}", f"'{key}' stands twice (first on line {first})", "keep one")
+                raise ManifestError(f"{self.path}:{line}", f"'{key}' is given twice (first on line {first})", "keep one")
             self.document.lines[*place, key] = line
             found[key] = self.read(value_node, (*place, key))
         return found
@@ -151,7 +151,7 @@ class Section(BaseModel):
 
 
 S = TypeVar("S", bound=BaseModel)
-WANTED = {  # pydantic's kind of error: what should stand there
+WANTED = {  # pydantic's kind of error: what the value should be
     "int_parsing": "a whole number",
     "int_type": "a whole number",
     "float_parsing": "a number",
@@ -169,22 +169,30 @@ def checked(model: type[S], document: Document) -> S:
     """Return the section that a document holds.
 
     Raises:
-        ManifestError: `file:line: what`, for the first thing that is wrong.
+        ManifestError: one line per mistake, `file:line: what`; unknown keys first, because a misspelt key causes other mistakes.
     """
     try:
         return model.model_validate(document.value, strict=False)
     except ValidationError as error:
-        found = error.errors()
-        first = found[0]
-        if first["type"] == "missing":  # a key that is misspelt is also missing: the word that is there says more
-            section = first["loc"][:-1]
-            first = next((one for one in found if one["type"] == "extra_forbidden" and one["loc"][:-1] == section), first)
-        place: Place = tuple(first["loc"])
-        raise ManifestError(document.where(place), _complaint(model, first, place)) from None
+        mistakes = error.errors()
+    unknown = [one for one in mistakes if one["type"] == "extra_forbidden"]
+    found: dict[tuple[str, object], ManifestError] = {}
+    for mistake in unknown + [one for one in mistakes if one not in unknown]:
+        place: Place = tuple(mistake["loc"])
+        missing = mistake["type"] == "missing"
+        if missing and any(
+            did_you_mean(str(one["loc"][-1]), [str(place[-1])]) for one in unknown if one["loc"][:-1] == place[:-1]
+        ):
+            continue  # its misspelling is reported
+        where = document.where(place)
+        # a value that fits none of several types has one mistake per type, of which the first is reported
+        found.setdefault((where, place if missing else None), ManifestError(where, _sentence(model, mistake, place)))
+    first, *others = found.values()
+    raise ManifestError(first.where, first.what, first.hint, others)
 
 
-def _complaint(model: type[BaseModel], error: Any, place: Place) -> str:
-    """Turn pydantic's first complaint into a sentence."""
+def _sentence(model: type[BaseModel], error: Any, place: Place) -> str:
+    """Return one of pydantic's errors as a sentence."""
     key = str(place[-1]) if place else ""
     kind, got = error["type"], error.get("input")
     if kind == "extra_forbidden":
@@ -194,29 +202,23 @@ def _complaint(model: type[BaseModel], error: Any, place: Place) -> str:
         wanted = len(get_args(_section_at(model, place[:-2]).model_fields[str(place[-2])].annotation))
         return f"{_readable(place[:-1])}: {len(got)} of {wanted} values are given"
     if kind == "too_long":
-        return f"{_readable(place)}: {len(got)} values are given, and {error['ctx']['max_length']} wanted"
+        return f"{_readable(place)}: {len(got)} values are given, but only {error['ctx']['max_length']} are allowed"
     if kind == "missing":
         return f"'{key}' is missing" + (f" in {_readable(place[:-1])}" if place[:-1] else "")
     if kind == "literal_error":
         choices = error["ctx"]["expected"].replace("'", "")
-        return f"{_readable(place)}: '{got}' is none of {choices}" + did_you_mean(
-            str(got), choices.replace(" or ", ", ").split(", ")
-        )
+        guess = did_you_mean(str(got), choices.replace(" or ", ", ").split(", "))
+        return f"{_readable(place)}: '{got}' is not one of {choices}{guess}"
     if kind == "value_error":
         return str(error["ctx"]["error"])
     if kind == "string_pattern_mismatch" and key == "license_checked":
-        return f"{_readable(place)}: '{got}' is no day or month, such as 2026-11-22"
+        return f"{_readable(place)}: '{got}' is not a day or month, such as 2026-11-22"
     if kind == "string_pattern_mismatch":
-        return f"{_readable(place)}: '{got}' is no name; use small letters, digits, '-', '_' and '.'"
+        return f"{_readable(place)}: '{got}' is not a valid name; use small letters, digits, '-', '_' and '.'"
+    shown = "nothing" if got is None else f"'{got}'" if isinstance(got, str) else f"a {type(got).__name__}"
     if kind in WANTED:
-        return f"{_readable(place)}: {_shown(got)} is not {WANTED[kind]}"
-    return f"{_readable(place)}: {error['msg'][0].lower()}{error['msg'][1:]}" + (
-        f", not {_shown(got)}" if got is not None else ""
-    )
-
-
-def _shown(value: object) -> str:
-    return "nothing" if value is None else f"'{value}'" if isinstance(value, str) else f"a {type(value).__name__}"
+        return f"{_readable(place)}: {shown} is not {WANTED[kind]}"
+    return f"{_readable(place)}: {error['msg'][0].lower()}{error['msg'][1:]}" + (f", not {shown}" if got is not None else "")
 
 
 def _readable(place: Place) -> str:
@@ -227,8 +229,8 @@ def _readable(place: Place) -> str:
 
 
 def _section_at(model: type[BaseModel], place: Place) -> type[BaseModel]:
-    """Return the section class that stands at a place of the manifest."""
-    named = False  # whether what comes next is a name that the user chose
+    """Return the class of the section at a place of the manifest."""
+    named = False  # whether the next part is a name that the user chose
     for part in place:
         if isinstance(part, int) or named:
             named = False

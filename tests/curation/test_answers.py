@@ -62,4 +62,7 @@ def test_only_pairs_have_answers(tmp_path):
     (tmp_path / "m.yaml").write_text(MANIFEST.format(ending="jsonl", more="fields: {query: q, positive: p, label: l, answer: a}"))
     with pytest.raises(ManifestError) as error:
         load_manifest(tmp_path / "m.yaml")
-    assert str(error.value) == f"{tmp_path / 'm.yaml'}:3: 'answer' means nothing here: the mapped columns make shape 'nli'"
+    assert (
+        str(error.value)
+        == f"{tmp_path / 'm.yaml'}:3: 'answer' has no effect: the columns in 'fields' make this a source of shape 'nli'"
+    )

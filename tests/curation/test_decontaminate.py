@@ -357,11 +357,11 @@ def test_near_copies_of_held_out_queries_go(tmp_path):
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("decontaminate: {}\n", "m.yaml:1: 'decontaminate' has nothing to go by; name evaluation sets, or hold queries out"),
+        ("decontaminate: {}\n", "m.yaml:1: 'decontaminate' names no evaluation set; add 'against' or 'mteb', or hold out queries of a source"),
         ("decontaminate: {against: [{files: q.tsv, fields: {label: l}}]}\n", "m.yaml:4: 'fields' maps no text; map query, positive or both, or query_id and positive_id"),
         ("decontaminate: {against: [{files: q.tsv, fields: {query_id: l, positive_id: m}}]}\n", "m.yaml:4: qrels need 'query_id' and 'positive_id' in 'fields', and 'corpus' and 'queries'"),
-        ("decontaminate: {against: [{files: q.tsv, fields: {query: l}}, {files: q.tsv, fields: {query: m}}]}\n", "m.yaml:4: two evaluation sets are called 'q.tsv'; give one of them a 'name'"),
-        ("decontaminate: {mode: silent, against: [{files: q.tsv, fields: {query: l}}]}\n", "m.yaml:4: decontaminate.mode: 'silent' is none of drop, report or strict"),
+        ("decontaminate: {against: [{files: q.tsv, fields: {query: l}}, {files: q.tsv, fields: {query: m}}]}\n", "m.yaml:4: two evaluation sets are named 'q.tsv'; give one of them another 'name'"),
+        ("decontaminate: {mode: silent, against: [{files: q.tsv, fields: {query: l}}]}\n", "m.yaml:4: decontaminate.mode: 'silent' is not one of drop, report or strict"),
         ("decontaminate: {against: [{files: q.tsv, fields: {query: l}}]}\n", "q.tsv: no such file; paths count from the manifest's folder"),
         ("decontaminate: {against: [{files: a.jsonl, fields: {query: l}}]}\n", "evaluation set 'a.jsonl': no column 'l'; columns there are: q, a"),
         ("decontaminate: {against: [{files: bad.jsonl, fields: {query: q}}]}\n", "evaluation set 'bad.jsonl': row 1 is unreadable (bad_json); "),

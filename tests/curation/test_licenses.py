@@ -100,7 +100,7 @@ def test_the_manifest_has_a_policy_and_the_flag_another(recipe, tmp_path):
     assert list(build(recipe, tmp_path / "a").receipts) == ["free", "same"]
     assert list(build(recipe, tmp_path / "b", licenses="all").receipts) == ["free", "same", "closed", "odd", "silent"]
     recipe.write_text(MANIFEST + "licenses: maybe\n")
-    with pytest.raises(ManifestError, match=r"m\.yaml:21: licenses: 'maybe' is none of all, no-nc or permissive"):
+    with pytest.raises(ManifestError, match=r"m\.yaml:21: licenses: 'maybe' is not one of all, no-nc or permissive"):
         load_manifest(recipe)
 
 

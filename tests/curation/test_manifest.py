@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -61,24 +62,28 @@ def test_traps_of_yaml_are_read_as_a_person_means_them(tmp_path):
         (
             "task: retrieval",
             "task: retreival",
-            "m.yaml:5: sources[0].task: 'retreival' is none of retrieval, classification or clustering (did you mean 'retrieval'?)",
+            "m.yaml:5: sources[0].task: 'retreival' is not one of retrieval, classification or clustering (did you mean 'retrieval'?)",
         ),
         ("lr: 1e-5", "lr: fast", "m.yaml:11: train.lr: 'fast' is not a number"),
         ("[0.9, 0.98]", "[0.9]", "m.yaml:11: train.betas: 1 of 2 values are given"),
-        ("[0.9, 0.98]", "[0.9, 0.98, 1]", "m.yaml:11: train.betas: 3 values are given, and 2 wanted"),
+        ("[0.9, 0.98]", "[0.9, 0.98, 1]", "m.yaml:11: train.betas: 3 values are given, but only 2 are allowed"),
         ("[0.9, 0.98]", "0.9", "m.yaml:11: train.betas: '0.9' is not a list"),
-        ("files: x.csv", "files: x.csv\n    files: y", "m.yaml:5: 'files' stands twice (first on line 4); keep one"),
-        ("name: a", "name: A B", "m.yaml:3: sources[0].name: 'A B' is no name; use small letters, digits, '-', '_' and '.'"),
-        ("    files: x.csv\n", "", "m.yaml:3: needs 'path' (a Hub id or folder), or 'files', or files of a 'path'"),
+        ("files: x.csv", "files: x.csv\n    files: y", "m.yaml:5: 'files' is given twice (first on line 4); keep one"),
+        (
+            "name: a",
+            "name: A B",
+            "m.yaml:3: sources[0].name: 'A B' is not a valid name; use small letters, digits, '-', '_' and '.'",
+        ),
+        ("    files: x.csv\n", "", "m.yaml:3: needs 'path' (a Hub id or a folder), 'files', or both"),
         ("mine: {model: x, relative_margin: 5e-2}", "mine: 3", "m.yaml:10: mine: '3' is not a set of keys"),
         ("mine: {model: x,", "mine: {range_min: 200, model: x,", "m.yaml:10: 'range_min' (200) must be below 'range_max' (100)"),
         ("    task: retrieval\n", "", "m.yaml:3: 'task' is missing in sources[0]"),
         ("name: demo\n", "", "m.yaml:1: 'name' is missing"),
-        ("files: x.csv", "path: o/n\n    files: ../x.csv", "m.yaml:3: '../x.csv' lies outside of 'o/n'"),
+        ("files: x.csv", "path: o/n\n    files: ../x.csv", "m.yaml:3: '../x.csv' is outside of 'o/n'"),
         (
             "limit: 0100",
             "license_checked: today",
-            "m.yaml:8: sources[0].license_checked: 'today' is no day or month, such as 2026-11-22",
+            "m.yaml:8: sources[0].license_checked: 'today' is not a day or month, such as 2026-11-22",
         ),
         (
             "language: no",
@@ -118,19 +123,19 @@ def test_an_endless_alias_and_endless_brackets_end(complain):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ("labels: {a: b}", "'labels' means nothing here: the mapped columns make shape 'pairs'"),
-        ("threshold: 1", "'threshold' means nothing here: the mapped columns make shape 'pairs'"),
-        ("corpus: {files: c.jsonl}", "'corpus' means nothing here: the mapped columns make shape 'pairs'"),
-        ('delimiter: "\\n"', "'delimiter' cannot be a line end or a quote"),
-        ("header: []", "'header' is yes, no, or the list of names"),
-        ("revision: v1", "'revision' is of a dataset of the Hub, and these rows are of this machine"),
+        ("labels: {a: b}", "'labels' has no effect: the columns in 'fields' make this a source of shape 'pairs'"),
+        ("threshold: 1", "'threshold' has no effect: the columns in 'fields' make this a source of shape 'pairs'"),
+        ("corpus: {files: c.jsonl}", "'corpus' has no effect: the columns in 'fields' make this a source of shape 'pairs'"),
+        ('delimiter: "\\n"', "'delimiter' cannot be a line end or a quotation mark"),
+        ("header: []", "'header' must be yes, no or a list of column names"),
+        ("revision: v1", "'revision' is only for a dataset of the Hub, and these rows are on this machine"),
         ("verified: no", "'verified: no' needs 'notes' that say what is uncertain"),
         (
             "path: python:stdlib",
             "'path: python:stdlib': Python code is no longer read directly; write its functions to a JSON Lines file, "
             "as manifests/quickstart.py does, and name that in 'files'",
         ),
-        ("path: o/n\n    config: c", "'config' means nothing beside 'files', which name what is read; leave it out"),
+        ("path: o/n\n    config: c", "'config' has no effect with 'files'; remove it"),
     ],
 )
 def test_a_key_without_meaning_is_refused(complain, more, said):
@@ -151,7 +156,7 @@ def test_settings_of_single_sources_name_sources(complain):
 
 def test_holdout_is_for_retrieval(complain):
     text = GOOD.replace("task: retrieval", "task: clustering\n    holdout: 5").replace("positive: p", "label: p")
-    assert complain(text) == "m.yaml:3: 'holdout' sets retrieval queries apart, and this source's task is clustering"
+    assert complain(text) == "m.yaml:3: 'holdout' is only for retrieval, and this source's task is clustering"
 
 
 def test_a_recipe_is_a_file_of_its_own(tmp_path, complain):
@@ -225,9 +230,9 @@ def test_keys_of_the_extended_manifest_count_but_for_those_that_stand_here(exten
          "m.yaml:3: unknown key 'min_char' (did you mean 'min_chars'?)"),
         ("min_char: 9", "name: m\nextends: base.yaml\n", "base.yaml:3: unknown key 'min_char' (did you mean 'min_chars'?)"),
         ("min_chars: x", "name: m\nextends: base.yaml\n", "base.yaml:3: filters.min_chars: 'x' is not a whole number"),
-        ("min_chars: 9", "extends: base.yaml\nsources:\n  - {name: a}\n", "m.yaml:3: 'task' is missing in sources[0]"),
-        ("min_chars: 9", "name: m\nextends: ../base.yaml\n", "m.yaml:2: 'extends' names a manifest in the same folder"),
-        ("min_chars: 9", "name: m\nextends: [base.yaml]\n", "m.yaml:2: 'extends' names a manifest in the same folder"),
+        ("min_chars: 9", "extends: base.yaml\nsources:\n  - {name: a}\n", "m.yaml:3: 'task' is missing in sources[0]\nm.yaml:3: 'fields' is missing in sources[0]"),
+        ("min_chars: 9", "name: m\nextends: ../base.yaml\n", "m.yaml:2: 'extends' must be the name of a manifest in the same folder"),
+        ("min_chars: 9", "name: m\nextends: [base.yaml]\n", "m.yaml:2: 'extends' must be the name of a manifest in the same folder"),
         ("min_chars: 9", "name: m\nextends: bose.yaml\n", "bose.yaml: no such file"),
         ("min_chars: 9}\nextends: m.yaml\nmine: {model: x", "name: m\nextends: base.yaml\n",
          "m.yaml:2: 'base.yaml' itself extends another; extend that one"),
@@ -236,3 +241,23 @@ def test_keys_of_the_extended_manifest_count_but_for_those_that_stand_here(exten
 def test_complaints_name_the_file_that_has_the_key(extended, tmp_path, base, child, said):
     (tmp_path / "base.yaml").write_text(BASE.replace("min_chars: 9", base))
     assert extended(child) == said
+
+
+def test_all_mistakes_are_reported_unknown_keys_first(complain):
+    text = (
+        GOOD.replace("limit: 0100", "limit: many")
+        .replace("lr: 1e-5", "batsh: 3")
+        .replace("fields:", "feilds:")
+        .replace("[0.9, 0.98]", "[0.9]")
+    )
+    assert complain(text).splitlines() == [
+        "m.yaml:9: unknown key 'feilds' (did you mean 'fields'?)",
+        "m.yaml:11: unknown key 'batsh' (did you mean 'batch'?)",
+        "m.yaml:8: sources[0].limit: 'many' is not a whole number",
+        "m.yaml:11: train.betas: 1 of 2 values are given",
+    ]
+
+
+def test_mistakes_survive_the_way_back_from_a_worker():
+    error = ManifestError("m:1", "a", "b", [ManifestError("m:2", "c")])
+    assert str(pickle.loads(pickle.dumps(error))) == "m:1: a; b\nm:2: c"

@@ -206,7 +206,9 @@ def test_labels_that_are_no_class_are_left_out():
     ):
         to_tuples(source("clustering", fields=LABELLED, skip_labels=["42", "43"]), table, seed=1)
     assert len(to_tuples(source("clustering", fields=LABELLED, skip_labels=["43"], limit=9), table, seed=1).tuples) == 5
-    with pytest.raises(ValueError, match="'skip_labels' means nothing here: the mapped columns make shape 'pairs'"):
+    with pytest.raises(
+        ValueError, match="'skip_labels' has no effect: the columns in 'fields' make this a source of shape 'pairs'"
+    ):
         source(skip_labels=["42"])
 
 

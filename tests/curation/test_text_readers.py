@@ -240,12 +240,12 @@ def source(**keys):
 
 
 BAD_KEYS = [
-    ({"files": ["a", "b"], "reader": "aligned"}, "'reader: aligned' needs 'header' with a name for each of 'files'"),
-    ({"files": ["a", "b"], "reader": "aligned", "header": ["a"]}, "'reader: aligned' needs 'header' with a name for each of 'files'"),
-    ({"files": "a.xml", "reader": "xml"}, "'reader: xml' needs 'records', the path of the elements that are rows"),
-    ({"files": "a.txt", "pattern": "x"}, "'pattern' is for 'reader: lines'"),
-    ({"files": "a.jsonl", "join": {"x": ""}}, "'join' names column 'x', which 'fields' does not"),
-    ({"path": "x", "corpus": {"path": "x", "reader": "beir"}}, "'reader: beir' reads a whole source: qrels, corpus and queries"),
+    ({"files": ["a", "b"], "reader": "aligned"}, "'reader: aligned' needs 'header', a list with one name for each of 'files'"),
+    ({"files": ["a", "b"], "reader": "aligned", "header": ["a"]}, "'reader: aligned' needs 'header', a list with one name for each of 'files'"),
+    ({"files": "a.xml", "reader": "xml"}, "'reader: xml' needs 'records', the path of the elements that become rows"),
+    ({"files": "a.txt", "pattern": "x"}, "'pattern' is only for 'reader: lines'"),
+    ({"files": "a.jsonl", "join": {"x": ""}}, "'join' names the column 'x', which 'fields' does not use"),
+    ({"path": "x", "corpus": {"path": "x", "reader": "beir"}}, "'reader: beir' is for a whole source, not for its corpus or queries alone"),
 ]  # fmt: skip
 
 

@@ -99,7 +99,7 @@ def test_what_a_preset_sets_can_be_set_otherwise():
     assert Mine(model="m").range_min == 5
     clean = Mine(model="m", preset="clean", range_min=2, containment=None)
     assert (clean.range_min, clean.containment, clean.max_similarity, clean.exclude_group) == (2, None, "auto", True)
-    with pytest.raises(ValueError, match="preset 'f2llm' takes 'store: float32', for float16 changes ranks"):
+    with pytest.raises(ValueError, match="`preset: f2llm` requires `store: float32`, because float16 changes ranks"):
         Mine(model="m", store="float16")
 
 

@@ -126,15 +126,15 @@ def several_answers():
     [
         (
             "candidates: given, reranker: some/model, reranker_scores: true",
-            "'reranker' scores what a search found, and `candidates: given` searches for nothing",
+            "'reranker' scores what a search finds, and `candidates: given` makes no search",
         ),
         (
             "reranker_margin: 0.1",
-            "'reranker_max_score', 'reranker_margin' and 'reranker_scores' need a 'reranker'",
+            "'reranker_max_score', 'reranker_margin' and 'reranker_scores' require a 'reranker'",
         ),
         (
             "reranker: some/model",
-            "'reranker' needs a use: 'reranker_max_score', 'reranker_margin' or 'reranker_scores: true'",
+            "'reranker' has no effect without 'reranker_max_score', 'reranker_margin' or `reranker_scores: yes`",
         ),
     ],
 )

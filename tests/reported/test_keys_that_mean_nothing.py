@@ -51,7 +51,7 @@ def test_a_key_fits_where_the_rows_come_from(origin, key, kind):
 
 def test_split_and_config_beside_files():
     for key, value in (("split", "train"), ("config", "en")):
-        with pytest.raises(ValidationError, match=f"'{key}' means nothing beside 'files', which name what is read; leave it out"):
+        with pytest.raises(ValidationError, match=f"'{key}' has no effect with 'files'; remove it"):
             Table.model_validate({"files": "*.jsonl", key: value})
 
 
@@ -88,12 +88,12 @@ PAIRS = {"files": "x.jsonl", "fields": FIELDS}
 @pytest.mark.parametrize("field", ["documents", "title", "id", "answer", "positive_score", "negative_scores"])
 @pytest.mark.parametrize("base", [QRELS, PAIRS])
 def test_a_column_that_an_evaluation_set_would_not_protect_is_refused(base, field):
-    with pytest.raises(ValidationError, match=f"'{field}' means nothing in an evaluation set"):
+    with pytest.raises(ValidationError, match=f"'{field}' has no effect in an evaluation set"):
         EvalSet.model_validate({**base, "fields": {**base["fields"], field: "x"}})
 
 
 def test_a_threshold_of_an_evaluation_set_of_pairs_is_refused():
-    with pytest.raises(ValidationError, match="'threshold' means nothing in an evaluation set of pairs"):
+    with pytest.raises(ValidationError, match="'threshold' has no effect in an evaluation set of pairs"):
         EvalSet.model_validate({**PAIRS, "threshold": 2})
     assert EvalSet.model_validate({**QRELS, "threshold": 2}).threshold == 2
 
@@ -113,5 +113,5 @@ def test_a_threshold_of_an_evaluation_set_of_pairs_is_refused():
 def test_a_field_that_the_shape_does_not_use_is_refused(base, field):
     keys = {"name": "s", "task": "retrieval", **base}
     assert Source.model_validate(keys)
-    with pytest.raises(ValidationError, match=f"'{field}' means nothing here|make no known shape"):
+    with pytest.raises(ValidationError, match=f"'{field}' has no effect: |fit no known shape"):
         Source.model_validate({**keys, "fields": {**base["fields"], field: "x"}})

@@ -156,10 +156,10 @@ def test_another_choice_is_another_run_and_all_needs_its_mask(place, tmp_path):
     with pytest.raises(ManifestError) as error:
         load_recipe(path)
     assert str(error.value) == (
-        f"{path}:1: `positives: all` needs 'mask_false_negatives': positives of one query may meet in a batch"
+        f"{path}:1: `positives: all` requires `mask_false_negatives: yes`, because two positives of one query can be in the same batch"
     )
     path.write_text("model: m\npositives: some\n")
-    with pytest.raises(ManifestError, match="'some' is none of first, all or sampled"):
+    with pytest.raises(ManifestError, match="'some' is not one of first, all or sampled"):
         load_recipe(path)
     store.write_json(tmp_path / "x.json", json.loads(recipe(place, positives="all").model_dump_json()))
     assert store.read_json(tmp_path / "x.json")["positives"] == "all"

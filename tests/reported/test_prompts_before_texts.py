@@ -55,7 +55,7 @@ def test_prompts_in_words():
 @pytest.mark.parametrize("section", [Mine, Train])
 def test_prompts_of_the_manifest_need_prompt_auto(section):
     assert section(model="m", prompts=E5).prompts.model_dump() == E5
-    with pytest.raises(ValidationError, match="'prompts' needs `prompt: auto`, and it is 'instruct'"):
+    with pytest.raises(ValidationError, match="'prompts' requires `prompt: auto`, but it is 'instruct'"):
         section(model="m", prompts=E5, prompt="instruct")
     with pytest.raises(ValidationError, match="document"):
         section(model="m", prompts={"document": "passage: "})

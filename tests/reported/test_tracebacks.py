@@ -91,10 +91,10 @@ def test_names_that_are_no_files(tmp_path):
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
-        (r'notes: "\ud800"', "half of a surrogate pair is no text; write the character itself"),
-        (r'records: "a\udce9"', "half of a surrogate pair is no text; write the character itself"),
-        (r'"\ud800": x', "half of a surrogate pair is no text; write the character itself"),
-        (r'notes: "a\0b"', "the character NUL is no text; write the character itself"),
+        (r'notes: "\ud800"', "half of a surrogate pair is not text; write the character itself"),
+        (r'records: "a\udce9"', "half of a surrogate pair is not text; write the character itself"),
+        (r'"\ud800": x', "half of a surrogate pair is not text; write the character itself"),
+        (r'notes: "a\0b"', "the character NUL is not text; write the character itself"),
         ("max_unpacked: 1e309", "sources[1].max_unpacked: input should be a finite number, not '1e309'"),
         ("max_unpacked: .nan", "sources[1].max_unpacked: '.nan' is not a number"),
         ("max_unpacked: nan", "sources[1].max_unpacked: input should be a finite number, not 'nan'"),

@@ -61,5 +61,5 @@ def test_it_is_said_in_the_log_and_belongs_to_f2llms_loss(tmp_path):
     assert receipt["in_batch_gradient"] == "all"
     assert "reproduce_f2llm: changes nothing: with one process F2LLM's passages have their gradients too" in lines
     for keys in ({"loss": "infonce"}, {"symmetric": True}):
-        with pytest.raises(ValidationError, match="'reproduce_f2llm' belongs to `loss: f2llm` without 'symmetric'"):
+        with pytest.raises(ValidationError, match="'reproduce_f2llm' requires `loss: f2llm` without 'symmetric'"):
             recipe(name, reproduce_f2llm=True, **keys)

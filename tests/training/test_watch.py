@@ -157,7 +157,7 @@ def test_what_cannot_be_watched_is_told(place, tmp_path):
     assert str(error.value) == f"{place / 'b'}: {what}"
     path = tmp_path / "recipe.yaml"
     path.write_text("model: m\npatience: 3\n")
-    with pytest.raises(ManifestError, match=r"^.*recipe.yaml:1: 'patience' and `export: best` need 'evaluate_every'$"):
+    with pytest.raises(ManifestError, match=r"^.*recipe.yaml:1: 'patience' and `export: best` require 'evaluate_every'$"):
         load_recipe(path)
 
 
