@@ -15,25 +15,19 @@ Errors that you can fix are one line each: `tuplesmith.UserError`, whose kinds a
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-for _name in ("curation", "mining", "training"):
-    _found = importlib.util.find_spec(_name)
-    _place = Path(_found.origin or "").parent if _found else None
-    if _place is None or _place.parent.resolve() != Path(__file__).parent.resolve():
-        raise ImportError(
-            f"tuplesmith: its package '{_name}' is hidden by {_place}; rename that folder, or start Python in another one"
-            if _place
-            else f"tuplesmith: its package '{_name}' is missing; install tuplesmith again"
-        )
+from tuplesmith_command import hidden_package
 
-from curation.core.errors import BuildError, ManifestError, SourceError, UserError, did_you_mean, listed  # noqa: E402
-from curation.core.progress import Advance, Progress, for_terminal, silent  # noqa: E402
+if _line := hidden_package():
+    raise ImportError(_line)
+
+from curation.core.errors import BuildError, ManifestError, SourceError, UserError, did_you_mean, listed
+from curation.core.progress import Advance, Progress, for_terminal, silent
 
 if TYPE_CHECKING:
     import polars as pl

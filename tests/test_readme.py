@@ -43,17 +43,22 @@ def test_the_readme_is_one_page():
     assert len(documents.README.read_text().splitlines()) <= 150
 
 
+def write_tickets(path):
+    """Write 288 questions and answers of a help desk as CSV."""
+    rows = [
+        (f"My {what} {fails} at the {where}", f"At the {where}, unplug the {what} and wait: one that {fails} needs a rest.")
+        for what, fails, where in product(THINGS, FAILS, PLACES)
+    ]
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("question", "answer"), *rows])
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_every_block_runs(tmp_path):
     here, tools = tmp_path / "here", tmp_path / "bin"
     (here / "tickets").mkdir(parents=True)
-    with (here / "tickets" / "2026.csv").open("w", newline="") as file:
-        told = [
-            (f"My {what} {fails} at the {where}", f"At the {where}, unplug the {what} and wait: one that {fails} needs a rest.")
-            for what, fails, where in product(THINGS, FAILS, PLACES)
-        ]
-        csv.writer(file).writerows([("question", "answer"), *told])
+    write_tickets(here / "tickets" / "2026.csv")
     tools.mkdir()
     for name, module in MODULES.items():
         (tools / name).write_text(f'#!/bin/sh\nexec {sys.executable} -c "from {module} import main; main()" "$@"\n')
