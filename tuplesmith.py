@@ -161,10 +161,12 @@ class Build:
         return _to_dataset(tuples.select("query", pl.col("positives").list.first().alias("positive"), *columns))
 
     def drops(self, source: str | None = None) -> pl.DataFrame:
-        """Return the rows and tuples that were left out, of one source or all: id, source, stage, reason, evidence, match.
+        """Return the rows and tuples that were left out, of one source or all, each with its reason and evidence.
 
-        >>> load_build("builds/tickets").drops()["reason"].unique().to_list()
-        []
+        A near-duplicate also has matched_id and matched_source, the tuple that was kept instead, and their score.
+
+        >>> load_build("builds/tickets").drops().columns[:5]
+        ['id', 'source', 'stage', 'reason', 'evidence']
         """
         import polars as pl
 
@@ -495,7 +497,7 @@ def deduplicate(data: Any, threshold: float = 0.8, *, column: str | None = None)
     >>> result
     <Deduplicated: 2 kept, 1 dropped>
     >>> result.dropped.select("row", "kept_row", "score").row(0, named=True)
-    {'row': 2, 'kept_row': 0, 'score': 0.8831168831168831}
+    {'row': 2, 'kept_row': 0, 'score': 0.8767123287671232}
     """
 
     from curation.clean.in_memory import near_duplicates

@@ -145,7 +145,7 @@ limit = st.one_of(st.none(), st.integers(-10, 10).map(lambda n: n / 10))
     st.booleans(),
     st.booleans(),
 )
-@settings(max_examples=40)
+@settings(max_examples=15)
 @pytest.mark.filterwarnings("ignore")  # sentence-transformers' own
 def test_rows_of_sentence_transformers(rows, low, count, highest, lowest, absolute, relative, shape, scores, samples):
     asked = {"range_min": low, "num_negatives": count, "max_score": highest, "min_score": lowest}
@@ -330,8 +330,8 @@ def test_no_chain_of_duplicates():
     assert 6 <= len(kept) < len(texts)
     assert set(result.dropped["kept_row"]) <= set(kept)
     for row, kept_row, score in result.dropped.select("row", "kept_row", "score").iter_rows():
-        grams = [{text[at : at + 5] for at in range(len(text) - 4)} for text in (f" {texts[row]} ", f" {texts[kept_row]} ")]
-        assert score == pytest.approx(len(grams[0] & grams[1]) / len(grams[0] | grams[1]), abs=0.02)
+        grams = [{text[at : at + 5] for at in range(len(text) - 4)} for text in (texts[row], texts[kept_row])]
+        assert score == pytest.approx(len(grams[0] & grams[1]) / len(grams[0] | grams[1]))
 
 
 def test_evaluation_texts_are_found(tmp_path):
@@ -400,7 +400,7 @@ def test_a_build_gives_its_tuples(tmp_path):
     assert counts["kept"] == len(tuples)
     assert counts["rows_in"] == 291
     assert counts["heldout"] == 20
-    assert len(build.drops()) == 1
+    assert build.drops()["reason"].sort().to_list() == ["empty_positive", "same_query"]
     assert build.receipts()["tickets"]["mined"] is None
     dataset = build.dataset()
     assert dataset.column_names == tuples.columns
@@ -464,4 +464,4 @@ def test_bars_in_a_notebook(monkeypatch, capsys):
     tuplesmith.mine_hard_negatives(random_pairs(), Model(), num_negatives=1)
     shown = capsys.readouterr().err
     assert "search" in shown
-    assert "20 queries have 20 negatives" in shown
+    assert "17 queries have 17 negatives" in shown
