@@ -412,8 +412,9 @@ def export(
     >>> [path.name for path in export("builds/tickets", "pair", "as-pairs", quiet=True).iterdir()]
     ['tickets.parquet']
     """
-    from curation.share.export import export as write_export
     from curation.share.formats import FORMATS
+
+    from curation.share.export import export as write_export
 
     if format not in FORMATS:
         raise UserError("format", f"'{format}' is unknown{did_you_mean(format, FORMATS)}", f"choose one of {listed(FORMATS)}")
