@@ -412,8 +412,8 @@ def export(
     >>> [path.name for path in export("builds/tickets", "pair", "as-pairs", quiet=True).iterdir()]
     ['tickets.parquet']
     """
-    from curation.share.formats import FORMATS
 
+    from curation.share.export import FORMATS
     from curation.share.export import export as write_export
 
     if format not in FORMATS:
