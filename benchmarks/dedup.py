@@ -30,9 +30,10 @@ import polars as pl
 import xxhash
 from datasketch import MinHash, MinHashLSH
 from dedup_texts import corpus, truth
+from shingle_oracle import kinds_of
 
-from curation.clean.near import bands_for, near, slices
-from curation.clean.shingles import CHARS, EXACT, SPACELESS, WIDTH, WORDS, kinds_of
+from curation.clean.pairs import bands_for, near, slices
+from curation.clean.shingles import CHARS, EXACT, SPACELESS, WIDTH, WORDS
 from curation.core.text import normalised
 
 THRESHOLD = 0.8

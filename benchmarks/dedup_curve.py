@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from dedup import load_compiled, peak_kb
 from dedup_texts import synthesised
 
-from curation.clean.near import families, near
+from curation.clean.pairs import families, near
 from curation.core.tables import write_blocks
 
 MOST = 3 * 10**9  # bytes of private memory, as the system counts them (RLIMIT_DATA): also what is asked for and never touched

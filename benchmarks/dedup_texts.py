@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,11 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from curation.clean.shingles import CHARS, EXACT, LONGER, WIDTH, WORDS, shingle
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "curation"))
+
+from shingle_oracle import shingle
+
+from curation.clean.shingles import CHARS, EXACT, WIDTH, WORDS, WORDS_ONLY
 from curation.core.record import draws
 from curation.core.text import normalised
 
@@ -97,9 +102,9 @@ def truth(texts: pl.Series, threshold: float) -> set[int]:
                 }
             ).unique()
         )
-        border = forms.filter(pl.Series((made.kinds == WORDS) & (np.diff(made.starts) <= LONGER - WIDTH[WORDS])))
-        again = shingle(border, longer=True)
-        owner = first + np.flatnonzero((made.kinds == WORDS) & (np.diff(made.starts) <= LONGER - WIDTH[WORDS]))
+        border = forms.filter(pl.Series((made.kinds == WORDS) & (np.diff(made.starts) <= WORDS_ONLY - WIDTH[WORDS])))
+        again = shingle(border, with_chars=True)
+        owner = first + np.flatnonzero((made.kinds == WORDS) & (np.diff(made.starts) <= WORDS_ONLY - WIDTH[WORDS]))
         owner = BORDER + np.repeat(owner, np.diff(again.starts))
         frames.append(pl.DataFrame({"text": owner, "kind": np.full(len(owner), CHARS, np.uint8), "hash": again.hashes}).unique())
         first += len(part)

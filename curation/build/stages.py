@@ -231,11 +231,11 @@ def near_depends(job: Job) -> list[Any]:
 
 def find_near(job: Job, folder: Path, progress: Progress) -> Receipt:
     """Find the pairs of texts of a source that nearly match."""
-    from curation.clean.near import near, slices, without_siblings
-    from curation.clean.within import texts_of  # loads the compiled loops
+    from curation.clean.pairs import near, slices, without_siblings
+    from curation.clean.within import source_texts  # loads the compiled loops
 
     assert job.dedup
-    texts = texts_of(job.build / "shaped" / job.source.name)
+    texts = source_texts(job.build / "shaped" / job.source.name)
     found = without_siblings(near(slices(texts), job.dedup.stored, folder), texts.gather)
     write_parquet(folder / "pairs.parquet", pl.DataFrame({"left": found.left, "right": found.right, "score": found.score}))
     write_parquet(folder / "form.parquet", pl.DataFrame({"form": found.form}))

@@ -1,39 +1,50 @@
-"""The hot loops, compiled: raw bytes of a text -> normalised -> shingled -> sketched, or its set of shingles.
+"""Compiled loops of near-duplicates: raw bytes of a text -> normalised -> shingles -> digest or set; and tables of these.
 
-They read Arrow buffers whose texts are normalised already where `characters.folding_table` could not (`signatures.read`), and
-hold no lock of Python's, so threads run side by side. `shingles` says what they compute, and computes the same with numpy.
+They read Arrow buffers (`signatures.prepare`) and release Python's lock, so threads run in parallel. `shingles` defines what
+they compute.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from curation.clean.shingles import BASE, CHARS, EXACT, INVERSE, LONG, LONGER, SHORT, SPACELESS, SPACELESS_LEAST, WIDTH, WORDS
-from curation.clean.table_kernels import cleared, insert
+from curation.clean.shingles import (
+    BASE,
+    CHARS,
+    CHARS_FROM,
+    EXACT,
+    INVERSE,
+    SPACELESS,
+    SPACELESS_FROM,
+    WIDTH,
+    WORDS,
+    WORDS_FROM,
+    WORDS_ONLY,
+)
 from curation.core.fold_kernels import fold, room_for
 from curation.core.jit import compiled
 
 _BASE, _INVERSE = np.uint64(BASE), np.uint64(INVERSE)
 _WIDTH = np.array(WIDTH, dtype=np.int64)
-_NONE, _ONE, _SPACE, _HALF = np.uint64(0), np.uint64(1), np.uint64(32), np.uint64(32)
+_NONE, _ONE, _SIX, _SPACE, _HALF, _LAST = np.uint64(0), np.uint64(1), np.uint64(6), np.uint64(32), np.uint64(32), np.uint64(63)
 _MIX1, _MIX2 = np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35)  # MurmurHash3's finalizer, as in datasketch
-_BAND = np.uint64(0xFF51AFD7ED558CCD)
+_MIX = np.uint64(0xFF51AFD7ED558CCD)
 _MOST = np.uint32(0xFFFFFFFF)
 
 
 @compiled
 def _shingle(data, starts, table, row, scratch):
-    """Put a text's shingle hashes into scratch[3]; return (their number, kind, hash of the whole form). `row` as below.
+    """Write a text's shingle hashes into scratch[3]; return (their number, kind, hash of the form). `row` as in `sketch_texts`.
 
-    scratch[1] gets the running hash at the end of each word, or before each character; scratch[2] where that is.
+    scratch[1] gets the running hash at the end of each word, or before each character; scratch[2] its position.
     """
-    text, long = (row, LONG) if row >= 0 else (~row, LONGER)
+    text, long = (row, WORDS_FROM) if row >= 0 else (~row, WORDS_ONLY)
     form, sums, stops, out, place, back, room = scratch
     size, spaceless, how = fold(data, starts[text], starts[text + 1], table, form, room)
     if size == 0:
         return 0, EXACT, _NONE
     count, total, chars = _NONE, _NONE, size - 2
-    for at in range(_ONE, np.uint64(size)):  # unsigned: no check for negative places
+    for at in range(_ONE, np.uint64(size)):  # unsigned: numba adds no check for negative places
         byte = np.uint64(form[at])
         sums[count], stops[count] = total, at
         count += np.uint64(byte == _SPACE)
@@ -43,9 +54,9 @@ def _shingle(data, starts, table, row, scratch):
         for at in range(1, size - 1):
             chars -= (form[at] & 0xC0) == 0x80
     if 2 * spaceless > chars - words + 1:
-        kind = SPACELESS if chars >= SPACELESS_LEAST else EXACT
+        kind = SPACELESS if chars >= SPACELESS_FROM else EXACT
     else:
-        kind = WORDS if words >= long else CHARS if words >= SHORT else EXACT
+        kind = WORDS if words >= long else CHARS if words >= CHARS_FROM else EXACT
     if kind == WORDS:
         out[0] = sums[2] * back[1]
         for at in range(1, words - 2):
@@ -54,23 +65,23 @@ def _shingle(data, starts, table, row, scratch):
         return words - 2, kind, whole * _INVERSE
     width = _WIDTH[kind]
     if kind == CHARS and chars == size - 2:
-        _fives(form[1 : size - 1], out)
+        _hash_fives(form[1 : size - 1], out)
     elif kind != EXACT:
-        _chars(form, size - 1, width, scratch)
+        _hash_chars(form, size - 1, width, scratch)
     return chars - width + 1 if kind != EXACT else 0, kind, whole * _INVERSE
 
 
 @compiled
-def _fives(form, out):
-    """Hash every 5 bytes in a row."""
+def _hash_fives(form, out):
+    """Hash every run of 5 bytes."""
     for at in range(len(form) - 4):
         one = (np.uint64(form[at + 4]) * _BASE + np.uint64(form[at + 3])) * _BASE + np.uint64(form[at + 2])
         out[at] = ((one * _BASE + np.uint64(form[at + 1])) * _BASE + np.uint64(form[at])) * _BASE
 
 
 @compiled
-def _chars(form, end, width, scratch):
-    """Hash every `width` characters in a row."""
+def _hash_chars(form, end, width, scratch):
+    """Hash every run of `width` characters."""
     _, sums, stops, out, place, back, _ = scratch
     units, total = 0, _NONE
     for at in range(1, end):
@@ -85,7 +96,7 @@ def _chars(form, end, width, scratch):
 
 @compiled
 def _scratch(data, starts, rows):
-    """Return room for the longest of the texts: form, two values of its units, shingles; powers of BASE, INVERSE; for `fold`."""
+    """Return work arrays for the longest text: form, two values per unit, shingles, powers of BASE and INVERSE, for `fold`."""
     most = 1
     for row in rows:
         text = row if row >= 0 else ~row
@@ -99,8 +110,8 @@ def _scratch(data, starts, rows):
 
 
 @compiled
-def _fmix(hashes, count, mixed):
-    """Put MurmurHash3's finalizer of the upper halves into `mixed`, and fill up to a multiple of 8 with the last."""
+def _mix_hashes(hashes, count, mixed):
+    """Write MurmurHash3's finalizer of the upper halves into `mixed`; repeat the last one up to a multiple of 8."""
     for at in range(count):
         h = np.uint32(hashes[at] >> _HALF)
         h = np.uint32(h ^ (h >> np.uint32(16)))
@@ -113,10 +124,10 @@ def _fmix(hashes, count, mixed):
 
 
 @compiled
-def sketch(data, starts, table, rows, a, b, digests, counts, kinds, forms):
+def sketch_texts(data, starts, table, rows, a, b, digests, counts, kinds, forms):
     """Fill digests (rows, permutations) u32, counts, kinds and forms (rows,) of the texts numbered `rows`.
 
-    A row ~n is text n taken as a shorter one: words are its shingles from LONGER words on.
+    A row ~n is text n with CHARS in place of WORDS, if it has less than WORDS_ONLY words.
     """
     scratch = _scratch(data, starts, rows)
     hashes = scratch[3]
@@ -126,7 +137,7 @@ def sketch(data, starts, table, rows, a, b, digests, counts, kinds, forms):
         counts[at], kinds[at], forms[at] = count, kind, whole
         digest = digests[at]
         digest[:] = _MOST
-        _fmix(hashes, count, mixed)
+        _mix_hashes(hashes, count, mixed)
         for first in range(0, count, 8):  # eight at a time: a permutation is loaded once for all of them
             s, t, u, v = mixed[first], mixed[first + 1], mixed[first + 2], mixed[first + 3]
             w, x, y, z = mixed[first + 4], mixed[first + 5], mixed[first + 6], mixed[first + 7]
@@ -138,14 +149,14 @@ def sketch(data, starts, table, rows, a, b, digests, counts, kinds, forms):
 
 
 @compiled
-def sets(data, starts, table, rows, bounds, hashes, sizes):
-    """Fill hashes[bounds[i]:bounds[i] + sizes[i]] with the distinct shingles of text rows[i]; `rows` as in `sketch`."""
+def shingle_sets(data, starts, table, rows, bounds, hashes, sizes):
+    """Fill hashes[bounds[i]:bounds[i] + sizes[i]] with the distinct shingles of text rows[i]; `rows` as in `sketch_texts`."""
     scratch = _scratch(data, starts, rows)
     out = scratch[3]
     room = np.empty(8 + 4 * len(out), np.uint64)
     for at in range(len(rows)):
         count, _, _ = _shingle(data, starts, table, rows[at], scratch)
-        known, shift = cleared(room, count)
+        known, shift = clear_table(room, count)
         size, first = 0, bounds[at]
         for place in range(count):
             hashes[first + size] = max(out[place], _ONE)
@@ -154,12 +165,160 @@ def sets(data, starts, table, rows, bounds, hashes, sizes):
 
 
 @compiled
-def band_keys(digests, kinds, rows_a_band, keys):
-    """Fill keys (texts, bands) u32: equal where kind and the band's digest values are, and by chance once in 2^32."""
+def band_keys(digests, kinds, rows_per_band, keys):
+    """Fill keys (texts, bands) u32: equal if kind and the band's digest values are equal, and by chance once in 2^32."""
     for text in range(len(digests)):
         for band in range(keys.shape[1]):
             key = np.uint64(kinds[text])
-            for at in range(band * rows_a_band, (band + 1) * rows_a_band):
-                key = (key ^ np.uint64(digests[text, at])) * _BAND
+            for at in range(band * rows_per_band, (band + 1) * rows_per_band):
+                key = (key ^ np.uint64(digests[text, at])) * _MIX
                 key ^= key >> _HALF
             keys[text, band] = np.uint32(key)
+
+
+@compiled
+def insert(table, value, shift):
+    """Insert a value into a hash table with linear probing; return whether it was new. 0 marks a free slot."""
+    at = np.int64((value * _MIX) >> shift)
+    while table[at] != 0 and table[at] != value:
+        at = (at + 1) & (len(table) - 1)
+    new = table[at] == 0
+    table[at] = value
+    return new
+
+
+@compiled
+def clear_table(table, count):
+    """Return (an empty part of a table, shift) with room for `count` values."""
+    log = 3
+    while (1 << log) < 2 * count:
+        log += 1
+    part = table[: 1 << log]
+    part[:] = 0
+    return part, np.uint64(64 - log)
+
+
+@compiled
+def mark_repeats(keys, able, bits, part, shift, once, twice):
+    """Mark keys in the filter `once`, and repeated ones in `twice`; return the number of entries, chosen as in `find_repeats`."""
+    low, above, wanted, count = np.uint64((1 << (32 - bits)) - 1), np.uint64(32 - bits), np.uint64(part), np.uint64(0)
+    for entry in range(len(keys)):
+        key = np.uint64(keys[entry])
+        taken = np.uint64(able[entry]) & np.uint64(key >> above == wanted)
+        place = (key & low) >> np.uint64(shift)
+        word, bit = place >> _SIX, taken << (place & _LAST)
+        twice[word] |= once[word] & bit
+        once[word] |= bit
+        count += taken
+    return count
+
+
+@compiled
+def find_repeats(keys, able, bits, part, shift, twice, found):
+    """Write key << 32 | entry into `found` for entries whose key probably occurs again; return their number.
+
+    Only entries that are `able` and whose key begins with the `bits` bits of `part` count. The filters have 2^(26 - bits - shift)
+    words of 64 bits; a false positive costs time only. There are no branches, as half of them would be mispredicted.
+    """
+    low, above, wanted, count = np.uint64((1 << (32 - bits)) - 1), np.uint64(32 - bits), np.uint64(part), np.uint64(0)
+    for entry in range(len(keys)):
+        key = np.uint64(keys[entry])
+        taken = np.uint64(able[entry]) & np.uint64(key >> above == wanted)
+        place = (key & low) >> np.uint64(shift)
+        found[count] = key << np.uint64(32) | np.uint64(entry)
+        count += taken & (twice[place >> _SIX] >> (place & _LAST))
+    return count
+
+
+@compiled
+def number_entries(left, right, counts, room, used, i, j):
+    """Number the entries of pairs in order of appearance, up to `room` shingles; return (pairs, entries) covered.
+
+    `used` gets the entries, `i` and `j` the numbers of left and right.
+    """
+    log = 4
+    while (1 << log) < 4 * len(left):
+        log += 1
+    places, shift, size, total = np.full(1 << log, -1, np.int32), np.uint64(64 - log), 0, 0
+    for pair in range(len(left)):
+        for half in range(2):
+            entry = right[pair] if half else left[pair]
+            at = np.int64((np.uint64(entry + 1) * _MIX) >> shift)
+            while places[at] >= 0 and used[places[at]] != entry:
+                at = (at + 1) & (len(places) - 1)
+            if places[at] < 0:
+                places[at], used[size] = size, entry
+                size, total = size + 1, total + counts[entry]
+            if half:
+                j[pair] = places[at]
+            else:
+                i[pair] = places[at]
+        if total > room:
+            return pair + 1, size
+    return len(left), size
+
+
+@compiled
+def jaccard_of_sets(hashes, bounds, sizes, left, right, least, scores):
+    """Fill scores with the Jaccard of the sets left[i] and right[i], 0 if below `least`. Equal lefts must be adjacent."""
+    most = sizes.max() if len(sizes) else 0
+    room, filters = np.empty(8 + 4 * most, np.uint64), np.empty(2 + most // 2, np.uint64)
+    bits, low, table, shift, held, made = filters, np.uint64(0), room, np.uint64(0), -1, False
+    for pair in range(len(left)):
+        i, j = left[pair], right[pair]
+        n, m = sizes[i], sizes[j]
+        scores[pair] = 0.0
+        if min(n, m) < least * max(n, m):
+            continue
+        if i != held:
+            bits, low = _filter_of(hashes[bounds[i] : bounds[i] + n], filters)
+            held, made = i, False
+        spare = np.int64(m - (n + m) * least / (1 + least) + 0.5)  # with more misses the Jaccard is below `least`
+        others = hashes[bounds[j] : bounds[j] + m]
+        if _count_absent(others, bits, low, spare) > spare:
+            continue
+        if not made:
+            table, shift = clear_table(room, n)
+            made = True
+            for at in range(bounds[i], bounds[i] + n):
+                insert(table, hashes[at], shift)
+        both = 0
+        for value in others:
+            both += _contains(table, value, shift)
+        score = both / max(n + m - both, 1)
+        scores[pair] = score if score >= least else 0.0
+
+
+@compiled
+def _filter_of(values, room):
+    """Return (bits, shift): a filter of the values' first bits, at least 16 bits per value."""
+    log = 6
+    while (1 << log) < 16 * len(values):
+        log += 1
+    bits, shift = room[: 1 << (log - 6)], np.uint64(64 - log)
+    bits[:] = 0
+    for value in values:
+        at = (value * _MIX) >> shift
+        bits[at >> _SIX] |= _ONE << (at & _LAST)
+    return bits, shift
+
+
+@compiled
+def _count_absent(values, bits, shift, spare):
+    """Return how many values are absent from a filter, or any number above `spare`. One branch per 16 values."""
+    absent = np.int64(0)
+    for first in range(0, len(values), 16):
+        for value in values[first : first + 16]:
+            at = (value * _MIX) >> shift
+            absent += np.int64(~(bits[at >> _SIX] >> (at & _LAST)) & _ONE)
+        if absent > spare:
+            break
+    return absent
+
+
+@compiled
+def _contains(table, value, shift):
+    at = np.int64((value * _MIX) >> shift)
+    while table[at] != 0 and table[at] != value:
+        at = (at + 1) & (len(table) - 1)
+    return table[at] == value

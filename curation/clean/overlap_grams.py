@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from curation.clean.shingles import BASE, INVERSE, powers
+from curation.clean.shingles import BASE, INVERSE
 from curation.core.characters import SPACELESS_CHARS
 from curation.core.jit import buffers_of
 
@@ -36,6 +36,13 @@ MARKS = np.array(  # by kind and script
     dtype=np.uint64,
 )
 MIX = 0xFF51AFD7ED558CCD
+
+
+def powers(base: int, count: int) -> np.ndarray:
+    """Return base^0, base^1, ... modulo 2^64, (count,) u64."""
+    table = np.full(count, base, dtype=np.uint64)
+    table[:1] = 1
+    return np.cumprod(table, dtype=np.uint64)
 
 
 class Measures(NamedTuple):

@@ -19,7 +19,7 @@ import polars as pl
 
 from curation.clean.overlap_grams import CHARS, CHARS_WIDTH, WHOLE, WORDS, WORDS_WIDTH, Forms, measures_of
 from curation.clean.overlap_index import SHARE, TWO, Index
-from curation.clean.signatures import read, threads
+from curation.clean.signatures import prepare, threads
 from curation.core import characters
 from curation.core.text import normalised
 
@@ -86,7 +86,7 @@ def _scan(lookup: Lookup, texts: pl.Series, first: int, end: int) -> np.ndarray:
 def _scan_compiled(lookup: Lookup, texts: pl.Series) -> np.ndarray:
     """Return matches as of `_scan`."""
     assert overlap_kernels
-    index, data, at = lookup.arrays, read(texts), 0
+    index, data, at = lookup.arrays, prepare(texts), 0
     hits, found = np.zeros(len(index.entry_keys), np.int64), []
     entries = (index.entries, index.gram_begins, index.grams, index.few, lookup.needs)
     while at < len(texts):

@@ -1,36 +1,46 @@
-"""Pairs of texts that match: band by band the sketches bring candidates, and the exact Jaccard of their shingles decides.
+"""Which texts nearly match: MinHash bands bring candidates, and the exact Jaccard of their shingles decides.
 
-However many texts there are, few are in memory: a band is sorted a range of keys at a time, candidates wait in files, one for
-each SHARE of the texts, until all bands are through, and of one share after the other they are verified and written.
+Texts, sketches and candidates are kept in files, so that many texts need little memory (16 bytes each). A band's keys are sorted
+one range at a time. Candidates wait in one file per SHARE of the texts until all bands are done; then each share is verified.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
+import polars as pl
 
-from curation.clean.signatures import PAIRS, jaccard, repeated
+from curation.clean.shingles import WORDS_FROM
+from curation.clean.siblings import names_of, siblings
+from curation.clean.signatures import PAIRS, jaccard, prepare, repeated, sketch
 from curation.core.jit import Buffers
+from curation.core.text import connected, normalised
 
-WINDOW = 64  # entries with an equal band key that one is compared with, at most
-BATCH = 1 << 16  # entries compared at a time
+RECALL = 0.99  # share of pairs exactly at the lowest score that become candidates
+PERMUTATIONS = 130  # at most; 128 are too few for 5 rows per band at 0.7
+BRIEF = 200  # characters: a longer text is never a sibling
+BATCH = 1 << 16  # texts sketched at a time
+SORTED = 1 << 22  # forms sorted at a time
+WINDOW = 64  # at most so many earlier entries with an equal band key are compared with an entry
+COMPARED = 1 << 16  # entries compared at a time
 PART = 1 << 24  # entries of a band that are sorted at a time
-WAITING = 1 << 22  # candidate pairs that are collected before they go to their files
-SHARE = 1 << 22  # texts whose pairs with later ones are verified together
-CROWDED = 1 << 24  # pairs of a share's file from which on those that stand there twice are taken out
-MAPPED = 1 << 29  # bytes of texts up to which they are read through their map: a touch may bring a megabyte of neighbours
+WAITING = 1 << 22  # candidate pairs collected before they are written to their files
+SHARE = 1 << 22  # texts whose pairs with later texts are verified together
+CROWDED = 1 << 24  # pairs in a share's file from which on its repeats are removed
+MAPPED = 1 << 29  # bytes of texts up to which they are read through a memory map: one page may bring a megabyte of neighbours
 HALF = np.uint64(32)
 LOW = np.uint64(0xFFFFFFFF)
 
 
 class Corpus(NamedTuple):
-    """Texts and what is known of each, in the files of a folder. An entry is a text taken one way (`signatures.Sketches`)."""
+    """Texts and their sketches, in the files of a folder; for entries see `signatures.Sketches`."""
 
     folder: Path
     texts: Buffers
@@ -39,54 +49,198 @@ class Corpus(NamedTuple):
     forms: np.ndarray  # (texts,) u64
 
 
+class Near(NamedTuple):
+    """Texts that match, because their normalised forms are equal or by the Jaccard of their shingles."""
+
+    form: np.ndarray  # (texts,) u32: the first text with the same normalised form
+    left: np.ndarray  # (edges,) u32: first texts of a form; left < right, in order
+    right: np.ndarray
+    score: np.ndarray  # (edges,) f64: exact Jaccard
+
+
+def near(batches: Iterable[pl.Series], lowest: float, folder: Path) -> Near:
+    """Return which texts (no nulls) match with a Jaccard of at least `lowest`, in (0, 1]; large arrays are files of `folder`."""
+    bands, rows = bands_for(lowest)
+    total = texts = 0
+    with ExitStack() as closing:
+        file = open_files(folder, bands, closing)
+        for batch in batches:
+            buffers = prepare(batch)
+            found = sketch(buffers, bands, rows)
+            total = append_texts(file, buffers, total)
+            file["entries"].write(np.where(found.entries < 0, found.entries - texts, found.entries + texts).tobytes())
+            file["counts"].write(found.counts.tobytes())
+            file["forms"].write(found.forms.tobytes())
+            for band, keys in enumerate(np.ascontiguousarray(found.keys.T)):
+                file[f"keys-{band}"].write(keys.tobytes())
+            texts += len(batch)
+    corpus = open_corpus(folder)
+    form = first_of_form(corpus.forms)
+    able = comparable(form, corpus.entries, corpus.counts)
+    forget(corpus)
+    return Near(form, *matches(corpus, able, lowest))
+
+
+def bands_for(lowest: float, recall: float = RECALL) -> tuple[int, int]:
+    """Return (bands, rows per band) that find a pair of Jaccard `lowest` with probability `recall`, and the fewest below it.
+
+    A pair of Jaccard j is found with probability 1 - (1 - j^rows)^bands; more rows let fewer pairs through from below.
+    """
+    fits = [(1, 1)]
+    for rows in range(1, PERMUTATIONS + 1):
+        found = lowest**rows
+        bands = max(1, math.ceil(math.log(1 - recall) / math.log1p(-found))) if found < 1 else 1
+        if bands * rows <= PERMUTATIONS:
+            fits.append((bands, rows))
+    return fits[-1]
+
+
+def without_siblings(found: Near, texts: Callable[[np.ndarray], pl.Series]) -> Near:
+    """Return matches without the pairs of short texts that are siblings; `texts` returns texts by number."""
+
+    def forms_and_names(numbers: np.ndarray) -> tuple[pl.Series, pl.Series]:
+        some = texts(numbers)
+        return normalised(some).fill_null(""), names_of(some)
+
+    short = np.zeros(len(found.form), bool)
+    matched = np.unique(np.concatenate([found.left, found.right]))
+    for first in range(0, len(matched), BATCH):
+        numbers = matched[first : first + BATCH]
+        some = texts(numbers)
+        short[numbers] = ((some.str.len_chars() < BRIEF) & (some.str.count_matches(r"\S+") < WORDS_FROM)).to_numpy()
+    both = np.flatnonzero(short[found.left] & short[found.right])
+    left, right = found.left[both], found.right[both]
+    differ = siblings(np.concatenate([left, right]), np.concatenate([right, left]), forms_and_names)
+    kept = np.ones(len(found.left), bool)
+    kept[both] = ~(differ[: len(both)] | differ[len(both) :])
+    return Near(found.form, found.left[kept], found.right[kept], found.score[kept])
+
+
+def families(found: Near, threshold: float) -> np.ndarray:
+    """Return for each text the smallest number of a text linked to it by pairs at or above the threshold, (texts,) u32."""
+    good = found.score >= threshold
+    nodes, ends = np.unique(np.concatenate([found.left[good], found.right[good]]), return_inverse=True)
+    family = found.form.copy()
+    family[nodes] = nodes[connected(ends[: len(ends) // 2], ends[len(ends) // 2 :], len(nodes))]
+    return np.asarray(family[found.form])
+
+
+# ---- the files of a corpus ----
+
+
+def slices(texts: pl.Series) -> Iterator[pl.Series]:
+    """Cut texts into batches."""
+    yield from (texts.slice(first, BATCH) for first in range(0, len(texts), BATCH))
+
+
+def open_files(folder: Path, bands: int, closing: ExitStack) -> dict[str, BinaryIO]:
+    """Open the files of a corpus for appending: data, starts, entries, counts, forms, and the keys of each band."""
+    names = ["data", "starts", "entries", "counts", "forms", *(f"keys-{band}" for band in range(bands))]
+    file: dict[str, BinaryIO] = {name: closing.enter_context((folder / name).open("wb")) for name in names}
+    file["starts"].write(np.zeros(1, np.int64).tobytes())
+    return file
+
+
+def append_texts(file: dict[str, BinaryIO], buffers: Buffers, total: int) -> int:
+    """Append texts to a corpus of `total` bytes; return its new size in bytes."""
+    first, last = int(buffers.starts[0]), int(buffers.starts[-1])
+    file["data"].write(buffers.data[first:last].data)
+    file["starts"].write((buffers.starts[1:] + (total - first)).data)
+    return total + last - first
+
+
 def open_corpus(folder: Path) -> Corpus:
-    """Return the corpus that lies in a folder."""
-    texts = Buffers(mapped(folder / "data", np.uint8), mapped(folder / "starts", np.int64))
+    """Return the corpus in a folder."""
+    texts = Buffers(_mapped(folder / "data", np.uint8), _mapped(folder / "starts", np.int64))
     columns = (("entries", np.int64), ("counts", np.uint32), ("forms", np.uint64))
-    return Corpus(folder, texts, *(mapped(folder / name, kind) for name, kind in columns))
+    return Corpus(folder, texts, *(_mapped(folder / name, kind) for name, kind in columns))
 
 
-def mapped(path: Path, kind: type) -> np.ndarray:
-    """Return the values of a file, which are read where they are used."""
+def _mapped(path: Path, kind: type) -> np.ndarray:
     return np.memmap(path, kind, "r") if path.stat().st_size else np.zeros(0, kind)
 
 
 def forget(corpus: Corpus) -> None:
-    """Let the system take back the pages of the mapped files."""
+    """Let the system reclaim the pages of the mapped files."""
     for array in (*corpus.texts, corpus.entries, corpus.counts, corpus.forms):
         base = getattr(array, "_mmap", None)
         if base is not None:
             base.madvise(mmap.MADV_DONTNEED)
 
 
-def texts_of(entries: np.ndarray) -> np.ndarray:
-    """Return the numbers of the texts of entries."""
+def text_numbers(entries: np.ndarray) -> np.ndarray:
+    """Return the text number of each entry."""
     return np.where(entries < 0, ~entries, entries)
+
+
+def first_of_form(forms: np.ndarray) -> np.ndarray:
+    """Return for each text the first text with its form, (texts,) u32; a text without any word matches only itself."""
+    first = np.arange(len(forms), dtype=np.uint32)
+    keys, able = np.empty(len(forms), np.uint32), np.empty(len(forms), bool)
+    for start in range(0, len(forms), SORTED):
+        some = slice(start, start + SORTED)
+        keys[some], able[some] = forms[some] >> HALF, forms[some] != 0
+    count = int(np.count_nonzero(able))
+    bits = (count // SORTED).bit_length()
+    for part in range(1 << bits):
+        at = (repeated(keys, able, count, bits, part) & LOW).astype(np.uint32)
+        order = np.argsort(forms[at])
+        at, placed = at[order], forms[at[order]]
+        new = np.append(True, placed[1:] != placed[:-1])[: len(at)]
+        starts = np.flatnonzero(new)
+        if len(starts):
+            first[at] = np.repeat(np.minimum.reduceat(at, starts), np.diff(np.append(starts, len(at))))
+    return first
+
+
+def comparable(form: np.ndarray, entries: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return which entries have shingles and belong to the first text of a form, (entries,) bool."""
+    able = np.empty(len(entries), bool)
+    for first in range(0, len(entries), SORTED):
+        some = slice(first, first + SORTED)
+        texts = text_numbers(entries[some])
+        able[some] = (form[texts] == texts) & (counts[some] > 0)
+    return able
+
+
+# ---- candidates, and which of them match ----
 
 
 def matches(
     corpus: Corpus, able: np.ndarray, lowest: float, owners: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (left u32, right u32, score f64), mapped, of the pairs of texts in order that the bands find.
+    """Return (left u32, right u32, score f64), memory-mapped, of the matching pairs of texts that the bands find, in order.
 
-    Of the entries for which `able` (entries,) is true. With `owners`, the first entry of each owner of entries, only pairs of
-    two owners.
+    Only entries with `able` (entries,) bool are compared. With `owners`, the number of the first entry of each source, only
+    pairs of two sources are compared.
     """
     shares = [corpus.folder / f"waiting-{share}" for share in range(len(corpus.forms) // SHARE + 1)]
     most = dict.fromkeys(shares, CROWDED)
-    for pairs in _blocks(corpus, able, owners):
-        _put_off(corpus, pairs, shares, most)
+    for pairs in _all_candidates(corpus, able, owners):
+        pairs = _distinct(pairs)
+        left, right = (corpus.entries[half.astype(np.int64)] for half in (pairs >> HALF, pairs & LOW))
+        allowed = (left >= 0) | (right >= 0)  # two long texts are compared by words alone
+        pairs, left, right = pairs[allowed], left[allowed], right[allowed]
+        share = np.minimum(text_numbers(left), text_numbers(right)) // SHARE if len(shares) > 1 else None
+        for at, path in enumerate(shares):
+            with path.open("ab") as waiting:
+                waiting.write((pairs if share is None else pairs[share == at]).data)
+            if path.stat().st_size > most[path] * 8:
+                whole = _distinct(np.fromfile(path, np.uint64))
+                whole.tofile(path)
+                most[path] = max(CROWDED, 2 * len(whole))
+        forget(corpus)
     kinds = {"left": np.uint32, "right": np.uint32, "score": np.float64}
     with ExitStack() as closing:
         file = {name: closing.enter_context((corpus.folder / name).open("wb")) for name in kinds}
-        for share in shares:
-            for name, values in zip(kinds, _verified(corpus, share, lowest), strict=True):
+        for share_file in shares:
+            for name, values in zip(kinds, _verified(corpus, share_file, lowest), strict=True):
                 file[name].write(values.astype(kinds[name]).data)
-    left, right, score = (np.asarray(mapped(corpus.folder / name, kind)) for name, kind in kinds.items())
+    left, right, score = (np.asarray(_mapped(corpus.folder / name, kind)) for name, kind in kinds.items())
     return left, right, score
 
 
-def _blocks(corpus: Corpus, able: np.ndarray, owners: np.ndarray | None) -> Iterator[np.ndarray]:
+def _all_candidates(corpus: Corpus, able: np.ndarray, owners: np.ndarray | None) -> Iterator[np.ndarray]:
     """Yield the candidates of all bands, left << 32 | right, some millions at a time."""
     count = int(np.count_nonzero(able))
     bits = (count // PART).bit_length()
@@ -94,7 +248,13 @@ def _blocks(corpus: Corpus, able: np.ndarray, owners: np.ndarray | None) -> Iter
     for band in range(len(list(corpus.folder.glob("keys-*")))):
         keys = np.fromfile(corpus.folder / f"keys-{band}", np.uint32)
         for part in range(1 << bits):
-            for pairs in _candidates(_placed(keys, able, count, bits, part), owners):
+            placed = repeated(keys, able, count, bits, part)
+            placed.sort()  # equal keys are adjacent
+            same = np.zeros(len(placed) + 1, bool)  # whether an entry has the key of the one before
+            for first in range(0, len(placed), COMPARED):
+                some = placed[first : first + COMPARED + 1] >> HALF
+                same[first + 1 : first + len(some)] = some[1:] == some[:-1]
+            for pairs in _candidates(placed[same[:-1] | same[1:]], owners):
                 waiting.append(pairs)
                 if sum(map(len, waiting)) > WAITING:
                     yield np.concatenate(waiting)
@@ -103,24 +263,13 @@ def _blocks(corpus: Corpus, able: np.ndarray, owners: np.ndarray | None) -> Iter
         yield np.concatenate(waiting)
 
 
-def _placed(keys: np.ndarray, able: np.ndarray, count: int, bits: int, part: int) -> np.ndarray:
-    """Return key << 32 | entry of the entries whose key another one has too, sorted: equal keys lie side by side."""
-    placed = repeated(keys, able, count, bits, part)
-    placed.sort()
-    same = np.zeros(len(placed) + 1, bool)  # whether an entry has the key of the one before
-    for first in range(0, len(placed), BATCH):
-        some = placed[first : first + BATCH + 1] >> HALF
-        same[first + 1 : first + len(some)] = some[1:] == some[:-1]
-    return np.asarray(placed[same[:-1] | same[1:]])
-
-
 def _candidates(placed: np.ndarray, owners: np.ndarray | None) -> Iterator[np.ndarray]:
-    """Yield pairs of entries with an equal key, each with at most WINDOW before it, or before the first of its owner."""
+    """Yield pairs of entries with an equal key: each with at most WINDOW entries before it, or before its source's first."""
     start = 0
-    for first in range(0, len(placed), BATCH):
-        later = own = np.arange(first, min(first + BATCH, len(placed)))
+    for first in range(0, len(placed), COMPARED):
+        later = own = np.arange(first, min(first + COMPARED, len(placed)))
         if owners is not None:
-            some = placed[max(first - 1, 0) : first + BATCH]
+            some = placed[max(first - 1, 0) : first + COMPARED]
             keys, owner = some >> HALF, np.searchsorted(owners, some & LOW, side="right")
             new = np.append([True] * (first == 0), (keys[1:] != keys[:-1]) | (owner[1:] != owner[:-1]))
             own = np.maximum.accumulate(np.where(new, later, start))
@@ -139,41 +288,24 @@ def _candidates(placed: np.ndarray, owners: np.ndarray | None) -> Iterator[np.nd
             yield np.concatenate(found)
 
 
-def _put_off(corpus: Corpus, pairs: np.ndarray, shares: list[Path], most: dict[Path, int]) -> None:
-    """Append candidates to the file of the share that has the first of their two texts; `most` may stand in one."""
-    pairs = _distinct(pairs)
-    left, right = (corpus.entries[half.astype(np.int64)] for half in (pairs >> HALF, pairs & LOW))
-    one_way = (left >= 0) | (right >= 0)  # long texts are compared by words alone
-    pairs, left, right = pairs[one_way], left[one_way], right[one_way]
-    share = np.minimum(texts_of(left), texts_of(right)) // SHARE if len(shares) > 1 else None
-    for at, path in enumerate(shares):
-        with path.open("ab") as file:
-            file.write((pairs if share is None else pairs[share == at]).data)
-        if path.stat().st_size > most[path] * 8:
-            whole = _distinct(np.fromfile(path, np.uint64))
-            whole.tofile(path)
-            most[path] = max(CROWDED, 2 * len(whole))
-    forget(corpus)
-
-
 def _distinct(pairs: np.ndarray) -> np.ndarray:
     pairs.sort()  # np.unique takes fifteen times as long
     return np.asarray(pairs[np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)]])
 
 
 def _verified(corpus: Corpus, path: Path, lowest: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (left, right, score) of the candidates in a file that match, in order; the file goes."""
+    """Return (left, right, score) of the candidates in a file that match, in order; delete the file."""
     pairs = _distinct(np.fromfile(path, np.uint64)) if path.exists() else np.zeros(0, np.uint64)
     path.unlink(missing_ok=True)
     good, scores = [np.zeros(0, np.uint64)], [np.zeros(0)]
-    step = min(4 * PAIRS, max(1, MAPPED * len(corpus.forms) // (8 * max(1, corpus.texts.data.nbytes))))  # by how long texts are
+    step = min(4 * PAIRS, max(1, MAPPED * len(corpus.forms) // (8 * max(1, corpus.texts.data.nbytes))))  # fewer of long texts
     for first in range(0, len(pairs), step):
         some = pairs[first : first + step]
         score = _scores(corpus, (some >> HALF).astype(np.int64), (some & LOW).astype(np.int64), lowest)
         good.append(some[score >= lowest])
         scores.append(score[score >= lowest])
     found, score = np.concatenate(good), np.concatenate(scores)
-    left, right = (texts_of(corpus.entries[half.astype(np.int64)]) for half in (found >> HALF, found & LOW))
+    left, right = (text_numbers(corpus.entries[half.astype(np.int64)]) for half in (found >> HALF, found & LOW))
     left, right = np.minimum(left, right), np.maximum(left, right)
     order = np.lexsort((right, left))
     order = order[left[order] != right[order]]
@@ -181,12 +313,12 @@ def _verified(corpus: Corpus, path: Path, lowest: float) -> tuple[np.ndarray, np
 
 
 def _scores(corpus: Corpus, left: np.ndarray, right: np.ndarray, lowest: float) -> np.ndarray:
-    """Return the Jaccard of pairs of entries, 0 below `lowest`; of many texts, those that are needed are read, not mapped."""
+    """Return the Jaccard of pairs of entries, 0 below `lowest`; of a large corpus, only the texts needed are read."""
     if corpus.texts.data.nbytes <= MAPPED:
         return jaccard(corpus.texts, corpus.entries, corpus.counts, left, right, lowest)
     used, pair = np.unique(np.concatenate([left, right]), return_inverse=True)
     entries, counts = corpus.entries[used], corpus.counts[used]
-    numbers, at = np.unique(texts_of(entries), return_inverse=True)
+    numbers, at = np.unique(text_numbers(entries), return_inverse=True)
     first, end = corpus.texts.starts[numbers], corpus.texts.starts[numbers + 1]
     with (corpus.folder / "data").open("rb", buffering=0) as file:
         places = zip((end - first).tolist(), first.tolist(), strict=True)
@@ -194,5 +326,5 @@ def _scores(corpus: Corpus, left: np.ndarray, right: np.ndarray, lowest: float) 
     forget(corpus)
     texts = Buffers(np.frombuffer(data, np.uint8), np.append(0, (end - first).cumsum()))
     for array in (texts.starts, counts):
-        array.flags.writeable = False  # as what is mapped: the loops are compiled for that
+        array.flags.writeable = False  # as memory-mapped arrays are: the loops are compiled for these
     return jaccard(texts, np.where(entries < 0, ~at, at), counts, pair[: len(left)], pair[len(left) :], lowest)

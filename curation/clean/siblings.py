@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import polars as pl
 
-from curation.clean.shingles import LONG
+from curation.clean.shingles import WORDS_FROM
 from curation.core.characters import SPACELESS_CHARS
 
 WORD = (
@@ -81,7 +81,7 @@ def _judged(pairs: pl.DataFrame, forms: pl.Series, names: pl.Series) -> np.ndarr
     told = missing.filter(pl.col("kind") > 0).join(extra, on=["pair", "kind"], suffix="_own")
     both = _replaced(told).select("pair").unique().join(pairs, on="pair")
     one, other = (sizes[both[side].to_numpy()] for side in ("left", "right"))
-    both = both.filter(pl.Series((np.maximum(one, other) < LONG) & (other <= one + one // 2 + 2)))
+    both = both.filter(pl.Series((np.maximum(one, other) < WORDS_FROM) & (other <= one + one // 2 + 2)))
     return np.union1d(both["pair"].to_numpy(), _in_slots(pairs, missing, extra))
 
 

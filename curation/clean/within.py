@@ -1,7 +1,7 @@
 """Near-duplicates of one source: queries that ask the same for the same answer are dropped, all others share a group.
 
-A query is dropped if a kept one matches it and has its positives too, up to their families. One with another positive
-stays: most such pairs differ by a year or a number. Passages always stay.
+A query is dropped if a kept query matches it and has all its positives, up to near-duplicates of these. A query with another
+positive stays: most such pairs differ by a year or a number. Passages always stay.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from curation.clean.near import Near, families
+from curation.clean.pairs import Near, families
 from curation.core.characters import INVISIBLE
 from curation.core.errors import SourceError
 from curation.core.record import dropped_frame, keys_of
@@ -22,41 +22,42 @@ from curation.recipe.manifest import Dedup
 from curation.shape.columns import EVIDENCE_CHARS
 
 ODD_SPACES = r"[\xA0\x{2000}-\x{200A}\x{202F}\x{205F}]"
-SHOWN = 60  # characters of a text in an error
+EXAMPLE_CHARS = 60  # of a query in an error
 
 
 class Links(NamedTuple):
-    """How the texts of a source hang together."""
+    """Which texts of a source match."""
 
-    texts: pl.DataFrame  # text; number, form, family u32: equal family for texts linked at the threshold, also through others
-    found: Near  # by number; between texts that are left
+    texts: pl.DataFrame  # text; number, form, family u32: texts linked at the threshold, directly or not, have one family
+    found: Near  # by number; between the texts of the table
 
 
-def texts_of(stage: Path) -> pl.Series:
+def source_texts(stage: Path) -> pl.Series:
     """Return the distinct texts of a shaped source in order: queries, positives, negatives, corpus."""
     tuples = read_table(stage, "tuples", ["query", "positives", "negatives"])
-    return distinct(tuples, read_parquet(stage / "corpus.parquet")["text"])
+    return distinct_texts(tuples, read_parquet(stage / "corpus.parquet")["text"])
 
 
-def distinct(tuples: pl.DataFrame, corpus: pl.Series) -> pl.Series:
+def distinct_texts(tuples: pl.DataFrame, corpus: pl.Series) -> pl.Series:
     """Return the distinct texts of tuples and a corpus, in order."""
     lists = [tuples[name].explode(empty_as_null=False) for name in ("positives", "negatives")]
     return pl.concat([tuples["query"], *lists, corpus]).drop_nulls().unique(maintain_order=True).alias("text")
 
 
 def links_of(job: Job, tuples: pl.DataFrame, corpus: pl.Series) -> Links:
-    """Return what links the texts that are left of a source, from the pairs that were found among all of its texts."""
+    """Return which of a source's remaining texts match, from the pairs that the stage `near` found among all its texts."""
     assert job.dedup
     stage = job.build / "near" / job.source.name
     pairs, form = read_parquet(stage / "pairs.parquet"), read_parquet(stage / "form.parquet")["form"].cast(pl.UInt32)
     found = Near(form.to_numpy(), *(pairs[name].to_numpy() for name in ("left", "right", "score")))
-    return link(texts_of(job.build / "shaped" / job.source.name), found, distinct(tuples, corpus), job.dedup.threshold)
+    texts, remaining = source_texts(job.build / "shaped" / job.source.name), distinct_texts(tuples, corpus)
+    return link(texts, found, remaining, job.dedup.threshold)
 
 
-def link(texts: pl.Series, found: Near, left: pl.Series, threshold: float) -> Links:
-    """Return what links the texts that are `left` of `texts`, which `found` numbers."""
+def link(texts: pl.Series, found: Near, remaining: pl.Series, threshold: float) -> Links:
+    """Return which of the `remaining` texts match; `found` numbers all `texts`."""
     numbered = pl.DataFrame({"text": texts, "form": found.form}).with_row_index("number")
-    numbered = numbered.join(left.alias("text").to_frame(), on="text", how="semi", maintain_order="left")
+    numbered = numbered.join(remaining.alias("text").to_frame(), on="text", how="semi", maintain_order="left")
     alive = np.zeros(len(texts), bool)
     alive[numbered["form"].to_numpy()] = True
     kept = alive[found.left] & alive[found.right]
@@ -66,7 +67,7 @@ def link(texts: pl.Series, found: Near, left: pl.Series, threshold: float) -> Li
 
 
 def edges_of(links: Links) -> pl.DataFrame:
-    """Return left, right (keys of the texts) and score of every verified pair, also of those below the threshold."""
+    """Return left, right (keys of the texts) and score of every verified pair, also of pairs below the threshold."""
     firsts = links.texts.unique("form", keep="first", maintain_order=True)
     firsts = firsts.select("form", keys_of(firsts["text"]))
     edges = pl.DataFrame({"left": links.found.left, "right": links.found.right, "score": links.found.score})
@@ -76,11 +77,17 @@ def edges_of(links: Links) -> pl.DataFrame:
 
 
 def drop_queries(
-    tuples: pl.DataFrame, links: Links, wanted: Dedup, source: str, by_label: bool
+    tuples: pl.DataFrame, links: Links, settings: Dedup, source: str, by_label: bool
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return (tuples left, dropped ones); with `by_label`, the label stands for the positive (clusterings have none yet)."""
-    pairs = _pairs(tuples, links, wanted.threshold, by_label)
-    match, score = _survivors(pairs, len(tuples))
+    """Return (tuples kept, tuples dropped as near-duplicates, a DROPPED table).
+
+    Tuples are visited in order of rank, and one is dropped only if it matches one already kept: matches do not chain.
+    With `by_label` the label replaces the positives, which a clustering does not have yet.
+    """
+    match, score = np.full(len(tuples), -1, dtype=np.int64), np.zeros(len(tuples))
+    for better, worse, value in _superseded(tuples, links, settings.threshold, by_label).iter_rows():
+        if match[worse] < 0 and match[better] < 0:
+            match[worse], score[worse] = better, value
     gone = np.flatnonzero(match >= 0)
     lost, kept = tuples[gone], tuples[match[gone]]
     shown = lost["query"].str.slice(0, EVIDENCE_CHARS)
@@ -88,57 +95,56 @@ def drop_queries(
     return tuples.filter(pl.Series(match < 0)), dropped.with_columns(pl.Series("score", score[gone], dtype=pl.Float64))
 
 
-def refuse_loss(gone: pl.DataFrame, tuples: int, wanted: Dedup, source: str) -> None:
-    """Stop rather than wipe a source out.
+def refuse_loss(dropped: pl.DataFrame, tuples: int, settings: Dedup, source: str) -> None:
+    """Fail rather than drop most of a source.
 
     Raises:
-        SourceError: all of the source's tuples would go, or more than `max_loss_per_source` allows.
+        SourceError: all of the source's tuples are dropped, or more than `max_loss_per_source` allows.
     """
-    if len(gone) < tuples and len(gone) <= wanted.max_loss_per_source * tuples:
+    if len(dropped) < tuples and len(dropped) <= settings.max_loss_per_source * tuples:
         return
-    allowed = f"'max_loss_per_source' allows {wanted.max_loss_per_source:.1%}"
-    allowed = "none would be left" if wanted.max_loss_per_source == 1 else allowed
-    what = f"{len(gone) / tuples:.1%} of its {tuples} tuples are near-duplicates, and {allowed}"
-    first = gone.row(0, named=True)
-    matched = f"{first['matched_id']}" + (f" of source '{first['matched_source']}'" if first["matched_source"] != source else "")
-    raise SourceError(f"source '{source}'", what, f"for example {first['id']} {first['evidence'][:SHOWN]!r} matches {matched}")
+    allowed = f"'max_loss_per_source' allows {settings.max_loss_per_source:.1%}"
+    allowed = "none would be left" if settings.max_loss_per_source == 1 else allowed
+    what = f"{len(dropped) / tuples:.1%} of its {tuples} tuples are near-duplicates, and {allowed}"
+    first = dropped.row(0, named=True)
+    match = f"{first['matched_id']}" + (f" of source '{first['matched_source']}'" if first["matched_source"] != source else "")
+    raise SourceError(
+        f"source '{source}'", what, f"for example {first['id']} {first['evidence'][:EXAMPLE_CHARS]!r} matches {match}"
+    )
 
 
-def hides(tuples: pl.DataFrame) -> pl.Series:
-    """Tell which tuples have invisible characters in their query or a positive: none of these outlives its clean duplicate."""
+def has_invisible(tuples: pl.DataFrame) -> pl.Series:
+    """Return which tuples have invisible characters in their query or a positive; such a tuple never supersedes a clean one."""
     positives = tuples.select("positives").with_row_index("at").explode("positives", empty_as_null=False).drop_nulls()
     hidden = positives.filter(pl.col("positives").str.contains(INVISIBLE))["at"]
     return tuples["query"].str.contains(INVISIBLE) | pl.Series(np.isin(np.arange(len(tuples)), hidden.to_numpy()))
 
 
-def _policy(tuples: pl.DataFrame) -> pl.DataFrame:
-    """Return at, rank: who survives. Clean ones first, then more positives, the longer query, plain spaces, the smaller key."""
+def _superseded(tuples: pl.DataFrame, links: Links, threshold: float, by_label: bool) -> pl.DataFrame:
+    """Return better, worse (positions of tuples) and score: queries that match, where `better` has all positives of `worse`.
+
+    In order of the worse one's rank, then of score, then of the better one's rank.
+    """
+    # 1. The rank of each tuple: clean texts first, then more positives, the longer query, plain spaces, the smaller key
+    forms = tuples.select(pl.col("query").alias("text")).join(links.texts, on="text", how="left", maintain_order="left")["form"]
     facts = tuples.select(
-        pl.Series("hides", hides(tuples)),
+        pl.Series("invisible", has_invisible(tuples)),
         pl.col("positives").list.len().alias("positives"),
         pl.col("query").str.len_chars().alias("chars"),
         pl.col("query").str.contains(ODD_SPACES).alias("odd"),
     )
-    order = facts.with_columns(keys_of(tuples["query"])).with_row_index("at")
-    order = order.sort("hides", "positives", "chars", "odd", "key", "at", descending=[False, True, True, False, False, False])
-    return order.select("at").with_row_index("rank").sort("at").select("at", "rank")
+    order = facts.with_columns(keys_of(tuples["query"]), forms.alias("form")).with_row_index("at")
+    by = ["invisible", "positives", "chars", "odd", "key", "at"]
+    ranked = order.sort(by, descending=[False, True, True, False, False, False]).select("at", "form").with_row_index("rank")
 
-
-def _pairs(tuples: pl.DataFrame, links: Links, threshold: float, by_label: bool) -> pl.DataFrame:
-    """Return better, worse (positions of tuples), score: queries that match, where `worse` has no positive of its own.
-
-    In order of the worse one's rank, then of score, then of the better one's rank.
-    """
-    forms = tuples.select(pl.col("query").alias("text")).join(links.texts, on="text", how="left", maintain_order="left")["form"]
-    ranked = _policy(tuples).with_columns(forms.alias("form"))
-    left, right, score = links.found.left, links.found.right, links.found.score
-    good = score >= threshold
+    # 2. Pairs of tuples whose queries match, or have the same form
+    good = links.found.score >= threshold
     own = np.unique(forms.to_numpy())
     edges = pl.DataFrame(
         {
-            "left": np.concatenate([left[good], own]),
-            "right": np.concatenate([right[good], own]),
-            "score": np.concatenate([score[good], np.ones(len(own))]),
+            "left": np.concatenate([links.found.left[good], own]),
+            "right": np.concatenate([links.found.right[good], own]),
+            "score": np.concatenate([links.found.score[good], np.ones(len(own))]),
         }
     )
     both = edges.join(ranked.select(pl.all().name.suffix("_l")), left_on="left", right_on="form_l")
@@ -152,32 +158,20 @@ def _pairs(tuples: pl.DataFrame, links: Links, threshold: float, by_label: bool)
         pl.max_horizontal("rank_l", "rank_r").alias("worse_rank"),
         "score",
     ).with_row_index("pair")
-    has = _positives(tuples, links, by_label)
+
+    # 3. at, family, families: the families of each tuple's positives and their number
+    if by_label:
+        label = tuples["label"].rank("dense").cast(pl.Int64)
+        has = pl.DataFrame({"family": label}).with_row_index("at").with_columns(pl.lit(1, pl.UInt32).alias("families"))
+    else:
+        long = tuples.select(pl.col("positives").alias("text")).with_row_index("at").explode("text", empty_as_null=False)
+        has = long.join(links.texts, on="text", how="inner").select("at", "family").unique()
+        has = has.with_columns(pl.len().over("at").alias("families"))
+
+    # 4. Of these pairs, those where the better tuple has every family of the worse one
     shared = pairs.join(has, left_on="worse", right_on="at").join(
         has, left_on=["better", "family"], right_on=["at", "family"], how="semi"
     )
     same = shared.group_by("pair").agg((pl.len() == pl.col("families").first()).alias("all")).filter("all")
     kept = pairs.join(same, on="pair", how="semi")
     return kept.sort("worse_rank", "score", "better_rank", descending=[False, True, False]).select("better", "worse", "score")
-
-
-def _positives(tuples: pl.DataFrame, links: Links, by_label: bool) -> pl.DataFrame:
-    """Return at, family, families: the families of each tuple's positives, and their number."""
-    if by_label:
-        label = tuples["label"].rank("dense").cast(pl.Int64)
-        return pl.DataFrame({"family": label}).with_row_index("at").with_columns(pl.lit(1, pl.UInt32).alias("families"))
-    long = tuples.select(pl.col("positives").alias("text")).with_row_index("at").explode("text", empty_as_null=False)
-    known = long.join(links.texts, on="text", how="inner").select("at", "family").unique()
-    return known.with_columns(pl.len().over("at").alias("families"))
-
-
-def _survivors(pairs: pl.DataFrame, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each tuple the kept one it gives way to, or -1, and their score.
-
-    Tuples are visited in order of rank, and one is dropped only if it matches one already kept: nothing chains.
-    """
-    match, score = np.full(count, -1, dtype=np.int64), np.zeros(count)
-    for better, worse, value in pairs.iter_rows():
-        if match[worse] < 0 and match[better] < 0:
-            match[worse], score[worse] = better, value
-    return match, score

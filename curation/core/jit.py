@@ -19,14 +19,13 @@ STAMP = digest_of([file_digest(path) for pattern in MADE_OF for path in sorted(R
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """Compile a function; threads run it side by side.
-
-    Raises:
-        RuntimeError: there is no folder in which it could be kept.
-    """
+    """Compile a function; threads run it in parallel."""
     from numba import njit
 
-    made = njit(nogil=True, cache=True)(function)
+    try:
+        made = njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # no folder is writable for numba's cache: each process compiles for itself, which takes seconds
+        return njit(nogil=True)(function)
     if cache := getattr(made, "_cache", None):  # none where NUMBA_DISABLE_JIT is set
         cache._cache_file._source_stamp = STAMP
     return made

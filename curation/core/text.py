@@ -41,7 +41,7 @@ def normalised(texts: pl.Series) -> pl.Series:
     """
     texts = texts.fill_null("") if texts.null_count() else texts
     SO_FAR["bytes"] += int(texts.str.len_bytes().sum())
-    if SO_FAR["bytes"] >= MANY and _compiled():
+    if SO_FAR["bytes"] >= MANY:
         forms = _by_blocks(_by_loops, texts).alias(texts.name)
         untold = forms.is_null().arg_true()
         forms = unless(forms == "", forms)
@@ -49,22 +49,11 @@ def normalised(texts: pl.Series) -> pl.Series:
     return _by_numpy(texts)
 
 
-@cache
-def _compiled() -> Callable[..., None] | None:
-    """Load the compiled loop over many texts; None where there is no folder in which numba could keep it."""
-    try:
-        from curation.core.fold_kernels import fold_all
-    except RuntimeError:
-        return None
-    return fold_all  # type: ignore[no-any-return]
-
-
 def _by_loops(texts: pl.Series) -> pl.Series:
     """Return forms, empty ones too; null for a text with a character whose form hangs on its neighbours, or is longer than it."""
     from curation.core.characters import folding_table
+    from curation.core.fold_kernels import fold_all  # loads the compiled loops
 
-    fold_all = _compiled()
-    assert fold_all is not None
     data, starts = buffers_of(texts)
     room = np.empty((3, 5 * int(np.diff(starts).max()) + 4), np.uint8)
     out = np.empty(5 * int(starts[-1] - starts[0]), np.uint8)

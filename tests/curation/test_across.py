@@ -12,7 +12,6 @@ from click.testing import CliRunner
 from test_near import form_of, true_jaccard
 
 from curation.build.build import build
-from curation.clean import near as near_module
 from curation.clean import pairs as pairs_module
 from curation.clean import signatures
 from curation.cli import curate
@@ -126,15 +125,14 @@ def test_without_across_equal_texts_are_counted_all_the_same(tmp_path):
     assert row["equal"] > 0
 
 
-def test_neither_workers_nor_engine_nor_batches_matter(tmp_path, monkeypatch):
+def test_neither_workers_nor_batches_matter(tmp_path, monkeypatch):
     recipe = write(tmp_path, ["c", "a", "b"])
     build(recipe, tmp_path / "one")
     build(recipe, tmp_path / "three", workers=3)
     assert tables(tmp_path / "one") == tables(tmp_path / "three")
-    monkeypatch.setattr(near_module, "BATCH", 7)
-    for name in ("BATCH", "PART", "SHARE", "WAITING", "CROWDED"):
+    monkeypatch.setattr(pairs_module, "BATCH", 7)
+    for name in ("COMPARED", "PART", "SHARE", "WAITING", "CROWDED"):
         monkeypatch.setattr(pairs_module, name, 11)
-    monkeypatch.setattr(signatures, "kernels", None)
     build(recipe, tmp_path / "plain")
     assert tables(tmp_path / "one") == tables(tmp_path / "plain")
     files = list((tmp_path / "one" / "across").rglob("*.parquet"))
@@ -168,9 +166,8 @@ def test_another_threshold_sketches_and_compares_nothing(tmp_path, monkeypatch):
         raise AssertionError("compared again")
 
     with monkeypatch.context() as patch:
-        for name in ("sketch", "sets", "band_keys"):
+        for name in ("sketch_texts", "shingle_sets", "band_keys", "jaccard_of_sets"):
             patch.setattr(signatures.kernels, name, never)
-        patch.setattr(signatures.table_kernels, "jaccard", never)
         for threshold in (0.7, 0.75, 0.9):
             outcome = build(write(tmp_path, ["c", "a", "b"], threshold), tmp_path / "o")
             assert outcome.ran == {"a", "b", "c"}

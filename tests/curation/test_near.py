@@ -1,4 +1,4 @@
-"""Digests are datasketch's, scores are exact, few pairs are missed, and nothing depends on engine, threads or order of work."""
+"""Digests are datasketch's, scores are exact, few pairs are missed, and nothing depends on threads or order of work."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import pytest
 from datasketch import MinHash
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shingle_oracle import jaccard_of_entries, sketched
 
-from curation.clean import near as near_module
 from curation.clean import pairs as pairs_module
 from curation.clean import signatures
-from curation.clean.near import bands_for, families, near
+from curation.clean.pairs import bands_for, families, near
 from curation.clean.shingles import BASE, CHARS, EXACT, SPACELESS, WORDS
-from curation.clean.signatures import digests, jaccard, read, sketch
+from curation.clean.signatures import digests, jaccard, prepare, sketch
 from curation.core import characters, fold_kernels
 from curation.core.jit import buffers_of
 from curation.core.text import connected, normalised
@@ -46,16 +46,6 @@ VOCABULARY = [
     "a\u0301",
     "\u00a0",
 ]
-ENGINES = [pytest.param(True, id="numba"), pytest.param(False, id="numpy")]
-
-
-@pytest.fixture(params=ENGINES)
-def engine(request, monkeypatch):
-    assert signatures.kernels is not None, "the tests need numba"
-    if not request.param:
-        monkeypatch.setattr(signatures, "kernels", None)
-
-
 POWERS = [pow(BASE, at + 1, 2**64) for at in range(2000)]
 
 
@@ -145,9 +135,9 @@ def edited_texts(count: int, seed: int = 2) -> list[str]:
     return texts[:count]
 
 
-def test_digests_are_those_of_datasketch(engine):
+def test_digests_are_those_of_datasketch():
     texts = some_texts(3000)
-    found = digests(read(pl.Series(texts)), 96)
+    found = digests(prepare(pl.Series(texts)), 96)
     kinds, sets = zip(*map(kind_and_shingles, texts), strict=True)
     theirs = MinHash.bulk(sets, num_perm=96, seed=1, scheme="affine32", hashfunc=lambda shingle: shingle_hash(shingle) >> 32)
     assert np.array_equal(found, np.stack([one.digest() for one in theirs]))
@@ -160,7 +150,7 @@ def test_digests_are_those_of_datasketch(engine):
 )
 def test_the_kernel_normalises_as_the_text_module_does(texts):
     forms = normalised(pl.Series(texts)).fill_null("").to_list()
-    assert sketch(read(pl.Series(texts)), 2, 2).forms.tolist() == [shingle_hash(form.encode()) for form in forms]
+    assert sketch(prepare(pl.Series(texts)), 2, 2).forms.tolist() == [shingle_hash(form.encode()) for form in forms]
 
 
 def folded(texts: pl.Series) -> list[str | None]:
@@ -182,7 +172,7 @@ def test_the_table_of_code_points_is_what_the_text_module_does():
     found = folded(pl.Series(texts))
     assert [form for form, one in zip(forms, found, strict=True) if one is not None] == [one for one in found if one is not None]
     assert sum(one is not None for one in found[: len(chars)]) > 55_000
-    read_ones = read(pl.Series(texts))
+    read_ones = prepare(pl.Series(texts))
     left = [at for at, one in enumerate(found) if one is None]
     assert [bytes(read_ones.data[read_ones.starts[at] : read_ones.starts[at + 1]]).decode() for at in left] == forms.gather(
         left
@@ -191,16 +181,16 @@ def test_the_table_of_code_points_is_what_the_text_module_does():
     assert [one for one in again if one is not None] == [form for form, one in zip(forms, again, strict=True) if one is not None]
 
 
-def test_engines_agree_on_every_key_and_score(monkeypatch):
+def test_every_key_and_score_is_that_of_the_oracle():
     texts = pl.Series(edited_texts(600) + some_texts(200))
     left, right = np.repeat(np.arange(100), 8), np.tile(np.arange(100, 108), 100)
-    compiled = sketch(read(texts), 16, 6)
-    scores = jaccard(read(texts), compiled.entries, compiled.counts, left, right, 0.1)
-    monkeypatch.setattr(signatures, "kernels", None)
-    monkeypatch.setattr(signatures, "NUMPY_BYTES", 2000)
-    plain = sketch(read(texts), 16, 6)
-    assert all(np.array_equal(a, b) for a, b in zip(compiled, plain, strict=True))
-    assert np.array_equal(scores, jaccard(read(texts), plain.entries, plain.counts, left, right, 0.1))
+    found = sketch(prepare(texts), 16, 6)
+    assert all(np.array_equal(a, b) for a, b in zip(found, sketched(texts, 16, 6), strict=True))
+    assert (found.entries < 0).any()
+    left, right = np.append(left, len(texts) + np.arange(9)), np.append(right, np.arange(9))  # entries with CHARS too
+    scores = jaccard(prepare(texts), found.entries, found.counts, left, right, 0.1)
+    assert np.array_equal(scores, jaccard_of_entries(texts, found.entries, left, right, 0.1))
+    assert np.count_nonzero(scores) > 20
 
 
 @pytest.mark.parametrize(
@@ -212,7 +202,7 @@ def test_bands_follow_from_the_recall(threshold, bands):
     assert 1 - (1 - threshold**rows) ** count >= 0.99
 
 
-def test_pairs_are_exact_and_few_are_missed(engine):
+def test_pairs_are_exact_and_few_are_missed():
     texts = edited_texts(250)
     found = nearly(pl.Series(texts), 0.8)
     got = dict(zip(zip(found.left.tolist(), found.right.tolist(), strict=True), found.score.tolist(), strict=True))
@@ -234,7 +224,7 @@ def test_pairs_are_exact_and_few_are_missed(engine):
     assert len(truth & set(got)) >= 0.99 * len(truth)
 
 
-def test_equal_forms_are_one_and_wordless_texts_are_alone(engine):
+def test_equal_forms_are_one_and_wordless_texts_are_alone():
     found = nearly(pl.Series(["What is it?", "what is it", "!!!", "???", "what  IS it!", "what is IT then"]), 0.8)
     assert found.form.tolist() == [0, 0, 2, 3, 0, 5]
     assert families(found, 0.8).tolist() == [0, 0, 2, 3, 0, 5]
@@ -251,14 +241,14 @@ def test_nothing_depends_on_runs_or_threads(monkeypatch):
     assert all(np.array_equal(a, b) for a, b in zip(before, nearly(texts, 0.7, 29), strict=True))
 
 
-def test_nothing_depends_on_how_much_is_in_memory(engine, monkeypatch):
+def test_nothing_depends_on_how_much_is_in_memory(monkeypatch):
     texts = pl.Series(edited_texts(400) + some_texts(50) + ["!!!", "What is it?", "what is it"])
     before = nearly(texts, 0.7)
     assert len(before.left) > 100
     for name, size in (("PART", 100), ("SHARE", 60), ("WAITING", 300), ("CROWDED", 20), ("MAPPED", 9_999)):
         monkeypatch.setattr(pairs_module, name, size)
-    monkeypatch.setattr(near_module, "SORTED", 70)
-    monkeypatch.setattr(pairs_module, "BATCH", 50)
+    monkeypatch.setattr(pairs_module, "SORTED", 70)
+    monkeypatch.setattr(pairs_module, "COMPARED", 50)
     monkeypatch.setattr(signatures, "FILTERED", 100)
     after = nearly(texts, 0.7, 64)
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
@@ -267,9 +257,9 @@ def test_nothing_depends_on_how_much_is_in_memory(engine, monkeypatch):
 
 
 def test_a_text_costs_sixteen_bytes_of_memory(monkeypatch):
-    for module, name in ((near_module, "SORTED"), (pairs_module, "PART"), (pairs_module, "SHARE"), (pairs_module, "WAITING")):
-        monkeypatch.setattr(module, name, 1 << 11)
-    monkeypatch.setattr(pairs_module, "BATCH", 1 << 10)
+    for name in ("SORTED", "PART", "SHARE", "WAITING"):
+        monkeypatch.setattr(pairs_module, name, 1 << 11)
+    monkeypatch.setattr(pairs_module, "COMPARED", 1 << 10)
     monkeypatch.setattr(signatures, "threads", lambda: 1)
 
     def batches(count: int):
@@ -298,7 +288,7 @@ def test_a_crowd_of_equal_keys_costs_no_square(monkeypatch):
     assert families(found, 0.8).tolist() == [0] * 100
 
 
-def test_24_words_meet_25_and_up_to_29(engine):
+def test_24_words_meet_25_and_up_to_29():
     words = [f"word{at}" for at in range(32)]
     for many, meets in ((25, True), (26, True), (28, True), (29, True), (30, False)):
         texts = [" ".join(words[:24]), " ".join([*words[:24], *("a" * (many - 24))])]

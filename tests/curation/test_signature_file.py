@@ -11,7 +11,7 @@ from datasketch import MinHash, MinHashLSH
 from test_near import kind_and_shingles, shingle_hash
 
 from curation.build.build import build
-from curation.clean.near import bands_for
+from curation.clean.pairs import bands_for
 from curation.cli import curate
 from curation.core.errors import BuildError
 from curation.core.tables import write_parquet

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.clean.signatures import read
+from curation.clean.signatures import prepare
 from curation.core import characters, fold_kernels
 from curation.core import text as text_module
 from curation.core.characters import SPACELESS_CHARS
@@ -30,7 +30,7 @@ texts = st.lists(st.none() | st.text(signs, max_size=12), max_size=12)
 
 def by_kernel(many: pl.Series) -> tuple[list[str | None], list[int]]:
     """The forms that the compiled loops make, and how many characters of scripts without spaces they count."""
-    data, starts = read(many)
+    data, starts = prepare(many)
     found, dense = [], []
     for first, end in pairwise(starts):
         most = fold_kernels.room_for(data, first, end)
