@@ -10,9 +10,9 @@ import numpy as np
 import polars as pl
 
 from curation.clean.decontaminate import take_out
-from curation.clean.near import near, slices, without_siblings
 from curation.clean.overlap_index import write_index
 from curation.clean.overlap_texts import EVALUATION, QUERY, texts_of
+from curation.clean.pairs import near, slices, without_siblings
 from curation.core.tables import read_parquet
 from curation.recipe.evaluation import Decontaminate, EvalSet
 from curation.shape.columns import TUPLES
