@@ -1,99 +1,132 @@
-"""Files to a repository of the Hub: one commit on the commit that was looked at, or none.
+"""Talking to the Hub: waiting and trying again, one-line errors, and publishing a set of files in one commit.
 
-Large files go first, where nobody sees them; then one commit names all files, and takes away those of an earlier version
-that are no more. It carries its parent, so that the Hub refuses it if somebody was faster. What stops on the way is
-gone on with by the same call: blobs that are there are not sent again.
+`upload` sends large files first, where nobody sees them, then one commit names all files and deletes those of the version
+before that are gone. The commit carries its parent, so the Hub refuses it if somebody else committed meanwhile. After an
+interruption the same call continues: files that the Hub has are not sent again.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 from curation.core.errors import HubError, UserError
 
-BUSY = (408, 429, 500, 502, 503, 504)
+BUSY = (408, 429, 500, 502, 503, 504)  # HTTP status codes that pass
 WAITS = (1, 2, 4, 8, 16, 32)  # seconds between tries
-LONGEST_WAIT = 300  # seconds to wait where the Hub asks for it
+LONGEST_WAIT = 300  # seconds, where the Hub says how long
+MARK = "provenance.json"  # a repository with this file was made by a publishing command
+Kind = Literal["dataset", "model"]
+Say = Callable[[str], None]
 P = ParamSpec("P")
 R = TypeVar("R")
-_asking: ContextVar[bool] = ContextVar("_asking", default=False)
+_retrying: ContextVar[bool] = ContextVar("_retrying", default=False)
 
 
-def retry(call: Callable[[], Any], say: Callable[[str], None]) -> Any:
-    """Return what a call gives; one that fails for the moment is tried retry, with a line to say so."""
+def http_library() -> Any:
+    """Return the module whose errors the Hub's client raises: httpx2 since huggingface_hub 2, httpx before."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return import_module(HfHubHTTPError.__mro__[1].__module__.partition(".")[0])
+
+
+def retry(call: Callable[[], Any], say: Say) -> Any:
+    """Return the result of a call; after a temporary failure, say so, wait and call again."""
     for number, wait in enumerate((*WAITS, None)):
         try:
             return call()
         except Exception as error:
             what, asked = temporary_failure(error, first=number == 0)
             if wait is None or not what:
-                if isinstance(error, RuntimeError) and error.__cause__:  # how the client tells of a large file
+                if isinstance(error, RuntimeError) and error.__cause__:  # the client wraps errors of large files
                     raise error.__cause__ from None
                 raise
         pause = asked if asked is not None else wait
-        say(f"{what}; trying retry in {pause} s")
+        say(f"{what}; trying again in {pause} s")
         time.sleep(pause)
     raise AssertionError("the last try returns or raises")
 
 
 def retrying(function: Callable[P, R]) -> Callable[P, R]:
-    """Make a function that asks the Hub try retry; of one within another the outer one does."""
+    """Wrap a function that reads from the Hub in `retry`; inside another wrapped function it is called once."""
 
     @functools.wraps(function)
-    def asking(*args: P.args, **more: P.kwargs) -> R:
-        if _asking.get():
+    def wrapped(*args: P.args, **more: P.kwargs) -> R:
+        if _retrying.get():
             return function(*args, **more)
-        before = _asking.set(True)
+        before = _retrying.set(True)
         try:
-            given: R = retry(lambda: function(*args, **more), logging.getLogger("tuplesmith").warning)
-            return given
+            result: R = retry(lambda: function(*args, **more), logging.getLogger("tuplesmith").warning)
+            return result
         finally:
-            _asking.reset(before)
+            _retrying.reset(before)
 
-    return asking
+    return wrapped
 
 
 def temporary_failure(error: BaseException, first: bool = False) -> tuple[str, int | None]:
-    """Return what will pass, and after how many seconds if the Hub says so; nothing of what will not.
+    """Return what failed for the moment, and the seconds to wait if the Hub says so; ("", None) for a lasting failure.
 
-    Where nobody answers to begin with there is no network, and waiting does not bring it.
+    If the very first connection fails there is no network, and waiting does not help.
     """
-    from httpx2 import ConnectError, TransportError
     from huggingface_hub.errors import HfHubHTTPError
 
-    for cause in _causes(error):
+    http = http_library()
+    cause: BaseException | None = error
+    while cause is not None:
         if isinstance(cause, HfHubHTTPError) and cause.response.status_code in BUSY:
             asked = cause.response.headers.get("Retry-After", "")
             return f"the Hub answers {cause.response.status_code}", min(int(asked), LONGEST_WAIT) if asked.isdigit() else None
-        reading = isinstance(error, UserError)
-        if isinstance(cause, TransportError) and not (reading and first and isinstance(cause, ConnectError)):
+        no_network = isinstance(error, UserError) and first and isinstance(cause, http.ConnectError)
+        if isinstance(cause, http.TransportError) and not no_network:
             return f"the Hub cannot be reached ({type(cause).__name__})", None
+        cause = cause.__cause__ or cause.__context__
     return "", None
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what it came of."""
-    found: BaseException | None = error
-    while found is not None:
-        yield found
-        found = found.__cause__ or found.__context__
+@contextmanager
+def _hub_errors(repo: str) -> Iterator[None]:
+    """Turn errors of the Hub's client into one line.
 
+    Raises:
+        HubError: in place of each of them.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-MARK = "provenance.json"  # a repository that has it was made by a publishing command
-Kind = Literal["dataset", "model"]
-Say = Callable[[str], None]
+    status = {
+        401: ("the token is not valid", "`hf auth login`, or set HF_TOKEN"),
+        403: ("the token may not write there", "use a token with write permission, and an ORG that you belong to"),
+        404: ("no such repository or revision", "check the name; a private one needs a token"),
+    }
+    try:
+        yield
+    except LocalTokenNotFoundError:
+        hint = "`hf auth login`, or set HF_TOKEN, with a token that may write"
+        raise HubError(repo, "no token to publish with", hint) from None
+    except HFValidationError as error:
+        what = f"is not a valid name on the Hub ({str(error).splitlines()[0]})"
+        raise HubError(repo, what, "use the form ORG/NAME") from None
+    except OfflineModeIsEnabled:
+        raise HubError(repo, "the Hub is switched off", "unset HF_HUB_OFFLINE") from None
+    except HfHubHTTPError as error:
+        other = (f"the Hub answers: {' '.join(str(error).split())[:300]}", "run the same command again")
+        raise HubError(repo, *status.get(error.response.status_code, other)) from None
+    except http_library().TransportError as error:
+        what = f"the Hub cannot be reached ({error or type(error).__name__})"
+        raise HubError(repo, what, "run the same command again") from None
 
 
 class Piece(NamedTuple):
-    """A file to publish: where it lies, or its bytes; its size, and its digest."""
+    """A file to publish: its path or its bytes, its size and its digest."""
 
     content: Path | bytes
     size: int
@@ -109,12 +142,12 @@ class Piece(NamedTuple):
 
 
 def listing(pieces: Mapping[str, Piece]) -> dict[str, dict[str, Any]]:
-    """Return what MARK says of the files that it is published with: path -> bytes and sha256."""
+    """Return the list of files for MARK: path -> bytes and sha256."""
     return {path: {"bytes": pieces[path].size, "sha256": pieces[path].sha256} for path in sorted(pieces)}
 
 
 class Published(NamedTuple):
-    """Where it stands now, and what was done."""
+    """What `upload` did."""
 
     url: str
     commit: str
@@ -126,10 +159,11 @@ class Published(NamedTuple):
 def upload(
     repo: str, kind: Kind, files: Mapping[str, Piece], private: bool = False, tag: str | None = None, say: Say = lambda line: None
 ) -> Published:
-    """Make a repository hold `files`, README.md and MARK among them, in one commit; with `tag`, name that commit.
+    """Make a repository hold `files`, with README.md and MARK among them, in one commit; `tag` names that commit.
 
     Raises:
-        HubError: no rights, no such name, another's repository, somebody was faster, the network; or a file changed meanwhile.
+        HubError: no permission, invalid name, a repository made by others, somebody committed meanwhile, a network failure,
+            or a file that changed while it was sent.
     """
     with _hub_errors(repo):
         from huggingface_hub import HfApi
@@ -137,15 +171,25 @@ def upload(
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         api = HfApi()
         retry(api.whoami, say)
+        # what the repository holds
         parent = retry(lambda: _head(api, repo, kind, private), say)
         there = retry(lambda: _tree(api, repo, kind, parent), say) if parent else {}
         if parent:
-            _may_overwrite(repo, there)
+            _check_ours(repo, there)
+        # what to send, and what to delete: files of the version before, as its MARK lists them; others' files stay
         sent = {path: piece.size for path, piece in files.items() if not _same(there.get(path), piece)}
-        deleted = sorted(_earlier(api, repo, kind, parent, there) - set(files)) if parent else []
-        tagged = _tag_of(api, repo, kind, tag) if parent and tag else None
+        earlier: set[str] = set()
+        if MARK in there:
+            mark = Path(api.hf_hub_download(repo, MARK, repo_type=kind, revision=parent))
+            earlier = json.loads(mark.read_bytes())["files"].keys() & there.keys()
+        deleted = sorted(earlier - set(files))
+        # the tag, if it exists, must be of this version
+        tagged = None
+        if parent and tag:
+            tags = api.list_repo_refs(repo, repo_type=kind).tags
+            tagged = next((str(one.target_commit) for one in tags if one.name == tag), None)
         if tagged and (tagged != parent or sent or deleted):
-            raise HubError(repo, f"has a tag '{tag}' already, of another version", "choose another `--tag`")
+            raise HubError(repo, f"already has a tag '{tag}', for another version", "choose another `--tag`")
         commit = parent
         if sent or deleted or not parent:
             commit = _commit(api, repo, kind, parent, private, {path: files[path] for path in sent}, deleted, say)
@@ -160,7 +204,7 @@ def commit_of(repo: str, kind: Kind, revision: str | None) -> str:
     """Return the commit that a branch or tag names now; main by default.
 
     Raises:
-        HubError: there is none, or the Hub cannot be had.
+        HubError: it does not exist, or the Hub does not answer.
     """
     with _hub_errors(repo):
         from huggingface_hub import HfApi
@@ -173,7 +217,7 @@ def read_file(repo: str, kind: Kind, revision: str, name: str) -> Path:
     """Return a file of a commit, from the cache or the Hub.
 
     Raises:
-        HubError: there is none, or it cannot be had.
+        HubError: it does not exist, or the Hub does not answer.
     """
     with _hub_errors(repo):
         from huggingface_hub import hf_hub_download
@@ -186,7 +230,7 @@ def read_file(repo: str, kind: Kind, revision: str, name: str) -> Path:
 
 
 def _head(api: Any, repo: str, kind: Kind, private: bool) -> str | None:
-    """Return the newest commit, or None where there is no such repository."""
+    """Return the newest commit; None if the repository does not exist."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
@@ -194,7 +238,7 @@ def _head(api: Any, repo: str, kind: Kind, private: bool) -> str | None:
     except RepositoryNotFoundError:
         return None
     if private and not info.private:
-        raise HubError(repo, "is there already, and public", "leave `--private` out, or make it private on its page")
+        raise HubError(repo, "already exists and is public", "leave out `--private`, or make it private on its page")
     return str(info.sha)
 
 
@@ -205,6 +249,7 @@ def _tree(api: Any, repo: str, kind: Kind, commit: str | None) -> dict[str, tupl
 
 
 def _same(there: tuple[int, str] | None, piece: Piece) -> bool:
+    """Return whether a file of the repository equals a file to publish."""
     if there is None or there[0] != piece.size:
         return False
     if there[1] == piece.sha256:
@@ -212,40 +257,28 @@ def _same(there: tuple[int, str] | None, piece: Piece) -> bool:
     if len(there[1]) == 64:
         return False
     content = piece.content if isinstance(piece.content, bytes) else piece.content.read_bytes()
-    return hashlib.sha1(b"blob %d\x00" % piece.size + content).hexdigest() == there[1]  # as git names a blob
+    return hashlib.sha1(b"blob %d\x00" % piece.size + content).hexdigest() == there[1]  # how git names a blob
 
 
-def _may_overwrite(repo: str, there: Mapping[str, object]) -> None:
+def _check_ours(repo: str, there: Mapping[str, object]) -> None:
+    """Refuse a repository that holds files and no MARK."""
     strange = sorted(path for path in there if path != ".gitattributes")
     if strange and MARK not in there:
-        raise HubError(repo, f"holds '{strange[0]}' and no {MARK}, so no publishing command made it", "choose another name")
-
-
-def _earlier(api: Any, repo: str, kind: Kind, commit: str | None, there: Mapping[str, object]) -> set[str]:
-    """Return the files of the version before, which its MARK lists; what others have put beside them stays."""
-    import json
-
-    if MARK not in there:
-        return set()
-    path = api.hf_hub_download(repo, MARK, repo_type=kind, revision=commit)
-    return {name for name in json.loads(Path(path).read_bytes())["files"] if name in there}
-
-
-def _tag_of(api: Any, repo: str, kind: Kind, tag: str | None) -> str | None:
-    return next((str(one.target_commit) for one in api.list_repo_refs(repo, repo_type=kind).tags if one.name == tag), None)
+        what = f"holds '{strange[0]}' but no {MARK}, so it was not made by a publishing command"
+        raise HubError(repo, what, "choose another name")
 
 
 def _commit(
     api: Any, repo: str, kind: Kind, parent: str | None, private: bool, pieces: Mapping[str, Piece], deleted: list[str], say: Say
 ) -> str:
-    """Send what is new, make the repository if it is not there, and commit; return the commit."""
+    """Create the repository if needed, send new files, and commit; return the commit."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, RepoCard
     from huggingface_hub.errors import HfHubHTTPError
 
     if parent is None:
         retry(lambda: api.create_repo(repo, repo_type=kind, private=private, exist_ok=True), say)
         parent = retry(lambda: _head(api, repo, kind, private), say)
-        _may_overwrite(repo, retry(lambda: _tree(api, repo, kind, parent), say))
+        _check_ours(repo, retry(lambda: _tree(api, repo, kind, parent), say))
     adding = {path: CommitOperationAdd(path, piece.content) for path, piece in pieces.items()}
     if "README.md" in pieces:
         card = pieces["README.md"].content
@@ -254,13 +287,13 @@ def _commit(
             retry(lambda: RepoCard(card.decode(), ignore_metadata_errors=True).validate(repo_type=kind), say)
         except ValueError as error:
             raise HubError(repo, f"the Hub refuses the card ({' '.join(str(error).split())})", "nothing was sent") from None
-    steps = [*adding.values(), *(CommitOperationDelete(path) for path in deleted)]
     try:
         retry(lambda: api.preupload_lfs_files(repo, adding.values(), repo_type=kind, free_memory=False), say)
     except HfHubHTTPError:
-        _unchanged(adding, pieces, read=True)
+        _check_unchanged(adding, pieces, read=True)
         raise
-    _unchanged(adding, pieces)
+    _check_unchanged(adding, pieces)
+    steps = [*adding.values(), *(CommitOperationDelete(path) for path in deleted)]
     message = f"Publish with tuplesmith: {len(adding)} files" + (f", {len(deleted)} deleted" if deleted else "")
     try:
         done = retry(lambda: api.create_commit(repo, steps, commit_message=message, repo_type=kind, parent_commit=parent), say)
@@ -268,59 +301,24 @@ def _commit(
     except HfHubHTTPError as error:
         if error.response.status_code != 412:
             raise
-    # A commit whose answer was lost on the way is ours; another's is not.
+    # the parent is no longer the head: either our commit arrived and its answer was lost, or somebody else committed
     head = str(retry(lambda: _head(api, repo, kind, private), say))
     there = retry(lambda: _tree(api, repo, kind, head), say)
     if all(_same(there.get(path), piece) for path, piece in pieces.items()) and not set(deleted) & set(there):
         return head
-    raise HubError(repo, "somebody committed there meanwhile", "look at it, and run the same command again to publish on top")
+    raise HubError(repo, "somebody else committed meanwhile", "look at it, then run the same command again to publish on top")
 
 
-def _unchanged(adding: Mapping[str, Any], pieces: Mapping[str, Piece], read: bool = False) -> None:
-    """Compare what was sent with what was to be sent: the digests that the client took, or with `read` the files anew.
+def _check_unchanged(adding: Mapping[str, Any], pieces: Mapping[str, Piece], read: bool = False) -> None:
+    """Compare the files that were sent with `pieces`, by the digests that the client took, or by reading them again.
 
     Raises:
-        HubError: a file changed after it was looked at; no commit names it.
+        HubError: a file changed meanwhile; no commit names it.
     """
     for path, operation in adding.items():
         info, piece = operation.upload_info, pieces[path]
         now = Piece.of(piece.content).sha256 if read else info.sha256.hex() if info.is_hashed else piece.sha256
         if now != piece.sha256:
             where = piece.content if isinstance(piece.content, Path) else path
-            raise HubError(
-                where, "was changed while it was sent, so nothing was published", "delete it and run the command again"
-            )
-
-
-@contextmanager
-def _hub_errors(repo: str) -> Iterator[None]:
-    """Turn what the client raises into one line."""
-    from httpx2 import TransportError
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
-
-    try:
-        yield
-    except LocalTokenNotFoundError:
-        raise HubError(
-            repo, "no token to publish with", "`hf auth login`, or set HF_TOKEN, with a token that may write"
-        ) from None
-    except HFValidationError as error:
-        raise HubError(repo, f"is no name for the Hub ({str(error).splitlines()[0]})", "name it ORG/NAME") from None
-    except OfflineModeIsEnabled:
-        raise HubError(repo, "the Hub is switched off", "unset HF_HUB_OFFLINE") from None
-    except HfHubHTTPError as error:
-        what, hint = _told(error.response.status_code, error)
-        raise HubError(repo, what, hint) from None
-    except TransportError as error:
-        raise HubError(
-            repo, f"the Hub cannot be reached ({error or type(error).__name__})", "run the same command again"
-        ) from None
-
-
-def _told(status: int, error: Any) -> tuple[str, str]:
-    known = {
-        401: ("the token is not valid", "`hf auth login`, or set HF_TOKEN"),
-        403: ("the token may not write there", "use one with the right to write, and an ORG that you belong to"),
-        404: ("no such repository or revision", "check the name; a private one needs a token"),
-    }
-    return known.get(status, (f"the Hub answers: {' '.join(str(error).split())[:300]}", "run the same command again"))
+            what = "was changed while it was sent, so nothing was published"
+            raise HubError(where, what, "delete it and run the command again")

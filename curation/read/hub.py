@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from curation.core.errors import SourceError, did_you_mean, listed
-from curation.core.hub import retrying, temporary_failure
+from curation.core.hub import http_library, retrying, temporary_failure
 from curation.core.store import atomic, digest_of
 from curation.read.dataset_files import ABOUT, Description, builder_of, card_of, check_card, described
 from curation.read.rows import File
@@ -158,14 +158,13 @@ def snapshot(table: Table) -> Path:
 def hub_errors(table: Table) -> Iterator[None]:
     """Keep `datasets` silent, and turn what it and the Hub's client raise into one line."""
     import datasets
-    from httpx2 import HTTPError
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         yield
-    except (OSError, ValueError, RuntimeError, HTTPError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, http_library().HTTPError, datasets.exceptions.DatasetsError) as error:
         answer = temporary_failure(error)[0]
         busy = answer.startswith("the Hub answers")
         what, hint = (answer, "run the same command again in a while") if busy else _complaint(table, error)
@@ -173,7 +172,6 @@ def hub_errors(table: Table) -> Iterator[None]:
 
 
 def _complaint(table: Table, error: Exception) -> tuple[str, str]:
-    from httpx2 import HTTPError
     from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -190,7 +188,7 @@ def _complaint(table: Table, error: Exception) -> tuple[str, str]:
     missing = isinstance(error, LocalEntryNotFoundError)
     if "OfflineModeIsEnabled" in text or "offline mode is enabled" in text or (missing and HF_HUB_OFFLINE):
         return "cannot be had while the Hub is switched off", "unset HF_HUB_OFFLINE, or name a local folder"
-    lost = isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError)  # no answer at all
+    lost = isinstance(error, http_library().HTTPError) and not isinstance(error, HfHubHTTPError)  # no answer at all
     if missing or lost or isinstance(error, ConnectionError):
         return "the Hub cannot be reached", "check the network, or name a local folder"
     if "gated dataset" in text or isinstance(error, GatedRepoError):
@@ -216,10 +214,9 @@ def _complaint(table: Table, error: Exception) -> tuple[str, str]:
 def _likely(wanted: str) -> str:
     """Return ` (did you mean ...?)` of the Hub's datasets, or nothing where it has none alike or cannot be asked."""
     import huggingface_hub
-    from httpx2 import HTTPError
 
     try:
         found = [one.id for one in huggingface_hub.HfApi().list_datasets(search=wanted.rpartition("/")[2], limit=50)]
-    except (OSError, ValueError, HTTPError):
+    except (OSError, ValueError, http_library().HTTPError):
         return ""
     return did_you_mean(wanted, found) or (f" (did you mean '{found[0]}'?)" if found else "")

@@ -148,7 +148,7 @@ def test_somebody_was_faster(server, made):
     line = refused(server, made, "org/race", "--columns", "ids")
     assert (
         line
-        == "curate: org/race: somebody committed there meanwhile; look at it, and run the same command again to publish on top"
+        == "curate: org/race: somebody else committed meanwhile; look at it, then run the same command again to publish on top"
     )
     assert server.storage.files("org/race") == before | {"theirs.txt": b"mine!"}
     published(server, made, "org/race", "--columns", "ids")
@@ -162,16 +162,22 @@ def test_who_may_not(server, made):
     told = {
         ("org/new", "hf_wrong"): "the token is not valid; `hf auth login`, or set HF_TOKEN",
         ("org/new", ""): "no token to publish with; `hf auth login`, or set HF_TOKEN, with a token that may write",
-        ("org/new", "hf_reader"): "the token may not write there; use one with the right to write, and an ORG that you belong to",
-        ("org/new", "hf_other"): "the token may not write there; use one with the right to write, and an ORG that you belong to",
+        (
+            "org/new",
+            "hf_reader",
+        ): "the token may not write there; use a token with write permission, and an ORG that you belong to",
+        (
+            "org/new",
+            "hf_other",
+        ): "the token may not write there; use a token with write permission, and an ORG that you belong to",
         (
             "org/theirs",
             "hf_owner",
-        ): "holds 'data.csv' and no provenance.json, so no publishing command made it; choose another name",
+        ): "holds 'data.csv' but no provenance.json, so it was not made by a publishing command; choose another name",
         (
             "a/b/c",
             "hf_owner",
-        ): "is no name for the Hub (Repo id must be in the form 'repo_name' or 'namespace/repo_name': 'a/b/c'. Use `repo_type` argument if needed.); name it ORG/NAME",
+        ): "is not a valid name on the Hub (Repo id must be in the form 'repo_name' or 'namespace/repo_name': 'a/b/c'. Use `repo_type` argument if needed.); use the form ORG/NAME",
     }
     for (repo, token), words in told.items():
         assert refused(server, made, repo, token=token) == f"curate: {repo}: {words}"
@@ -181,7 +187,7 @@ def test_who_may_not(server, made):
     )
     assert (
         refused(server, made, "org/open", "--private")
-        == "curate: org/open: is there already, and public; leave `--private` out, or make it private on its page"
+        == "curate: org/open: already exists and is public; leave out `--private`, or make it private on its page"
     )
 
 
@@ -206,7 +212,7 @@ def test_a_tag_names_one_version(server, made):
     published(server, made, "org/tagged", "--tag", "v1")
     before = server.sent()
     line = refused(server, made, "org/tagged", "--tag", "v1", "--columns", "ids")
-    assert line == "curate: org/tagged: has a tag 'v1' already, of another version; choose another `--tag`"
+    assert line == "curate: org/tagged: already has a tag 'v1', for another version; choose another `--tag`"
     assert server.sent() == before
 
 
