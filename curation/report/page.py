@@ -1,117 +1,256 @@
-"""report.html: a build on one page that needs nothing else, with the figures of `curate stats --json`."""
+"""report.html: a build on one page that needs no other file, with the figures of `curate stats --json`.
+
+This file collects what the page shows; `report.template.html` (Jinja) is the page. Texts are escaped there.
+"""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
 import polars as pl
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
 from curation.core.builds import check_beside, checked_stage, read_summary
-from curation.core.escape import as_html
-from curation.core.store import atomic, digest_of, file_digest, is_sealed_page, read_receipt, sealed_page, versions
+from curation.core.errors import listed
+from curation.core.escape import as_html, visible
+from curation.core.record import ORIGINS
+from curation.core.store import atomic, check_files, digest_of, file_digest, is_sealed_page, read_receipt, sealed_page, versions
 from curation.core.tables import read_parquet, read_table, shards
 from curation.read.outside import hide_local_paths
+from curation.recipe.licenses import claim
 from curation.recipe.manifest import load_manifest
-from curation.report import figures, sections
-from curation.report.samples import Lengths, drops, matched_queries, near_pairs, records
-from curation.report.source import source as source_section
+from curation.report import figures
+from curation.report.samples import compared, drops, matched_queries, near_pairs, records, sampled, shown
+from curation.shape.columns import EVIDENCE_CHARS
 
-LAYOUT = 3  # of the page; a new one makes every report be written again
+LAYOUT = 4  # raised when the page changes; then every report is written again
 TEMPLATE = Path(__file__).with_name("report.template.html")
 STATE = '<meta name="tuplesmith-state" content="{}">'
+LARGEST = 20  # overlaps listed below the heat map
+CONTAMINATION_SAMPLES = 3  # per evaluation set
+BRIEF = 24  # characters of evidence that fit on the line of an id
+MUCH = 0.25  # share of a source's rows or tuples; if more is left out, the head of the page says so
+STAGES = {"dedup": "duplicates", "decontaminate": "contaminated"}  # stage -> fate; tuples that other stages drop are filtered
+COUNTS = ("rows", "unused", "tuples", "merged", "filtered", "duplicates", "contaminated", "held out", "kept", "passages")
+LEFT_OUT = (("rows_dropped", "rows"), ("dropped", "tuples"), ("texts_out", "texts"))  # keys of a receipt, and what they count
+Receipt = Mapping[str, Any]
 
 
 def write(folder: Path, again: bool = False) -> bool:
-    """Write report.html of a build unless it already tells of what stands there; return whether it wrote.
+    """Write report.html of a build unless it shows the build as it is; return whether it was written.
 
-    Same build, same bytes. `again` writes in any case.
+    The same build gives the same bytes. With `again` it is written in any case.
 
     Raises:
         BuildError: there is no build, or a file of it was changed by hand.
     """
-    summary = read_summary(folder)
-    receipts = {name: receipt for name in summary["sources"] if (receipt := read_receipt(folder / "curated" / name))}
-    target = folder / "report.html"
-    mined = {name: found for name, receipt in receipts.items() if (found := _mined(folder, name, receipt))}
-    state = STATE.format(_state(folder, summary, receipts, mined))
-    if not again and _starts_with(target, state):
-        return False
-    for name in receipts:
-        checked_stage(folder, f"curated/{name}")
-    check_beside(folder, "manifest.yaml", "overlaps.parquet", "contamination.parquet")
-    page = hide_local_paths(_page(folder, summary, receipts, mined, state), load_manifest(folder / "manifest.yaml"))
+    target, state = folder / "report.html", _state(folder)
+    if not again and target.exists() and is_sealed_page(target):
+        with target.open("rb") as file:
+            if state.encode() in file.read(500):
+                return False
     with atomic(target) as file:
-        file.write(sealed_page(page))
+        file.write(sealed_page(render(folder)))
     return True
 
 
-def _starts_with(page: Path, state: str) -> bool:
-    if not page.exists() or not is_sealed_page(page):
-        return False
-    with page.open("rb") as file:
-        return state.encode() in file.read(500)
+def render(folder: Path, left_out: Mapping[str, str] | None = None) -> str:
+    """Return the page as HTML, without the folders of this machine.
+
+    Args:
+        folder: the build.
+        left_out: sources that the page does not show, only why; those that are not published.
+
+    Raises:
+        BuildError: there is no build, or a file of it was changed by hand.
+    """
+    receipts, mined = _receipts(folder)
+    receipts = {name: receipt for name, receipt in receipts.items() if name not in (left_out or {})}
+    for name in receipts:
+        checked_stage(folder, f"curated/{name}")
+        if "files" in mined.get(name, {}):
+            check_files(folder / "mined" / name, mined[name])
+    check_beside(folder, "manifest.yaml", "overlaps.parquet", "contamination.parquet")
+    manifest = load_manifest(folder / "manifest.yaml")
+    threshold = manifest.dedup.threshold if manifest.dedup else 1.0
+    summary = read_summary(folder)
+    absent = [(name, "failed", error) for name, error in summary["failed"].items() if name not in (left_out or {})]
+    absent += [(name, "left out", why) for name, why in (summary["excluded"] | dict(left_out or {})).items()]
+
+    sources = [_source(folder, name, receipts, mined.get(name), summary, threshold) for name in receipts]
+    _draw_lengths(sources)
+    whole = {key: sum(one["counts"][key] for one in sources) for key in COUNTS}
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_plain)
+    environment.filters |= {"n": "{:,}".format, "shown": shown, "drop": _drop}
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        title=summary["name"],
+        state=Markup(_state(folder) if left_out is None else ""),
+        version=versions()["tuplesmith"],
+        seed=summary["seed"],
+        fates=figures.FATES,
+        sources=sources,
+        whole=whole,
+        whole_flow=_flow(whole),
+        tasks=_by_task(sources),
+        classes=Counter(one["facts"].get("license_class", "unknown") for one in sources),
+        warnings=[line for one in sources for line in _warnings(one["name"], one["facts"], one["counts"])],
+        absent=absent,
+        overlap=_overlap(folder, list(receipts)),
+        threshold=f"{threshold:g}",
+        contamination=_contamination(folder, summary, list(receipts)),
+        compared=compared,
+    )
+    return hide_local_paths(page, manifest)
 
 
-def _mined(folder: Path, name: str, curated: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the receipt of a source's negatives, where they were mined from what stands there."""
-    receipt = read_receipt(folder / "mined" / name)
-    return receipt if receipt and receipt["curated"] == curated["digest"] and "histograms" in receipt else None
+def _plain(value: object) -> object:
+    """Return what a page prints for a value: texts with control characters as numbers; Jinja escapes them."""
+    return value if isinstance(value, Markup) else visible(str(value))
 
 
-def _state(folder: Path, summary: dict[str, Any], receipts: dict[str, Any], mined: dict[str, Any]) -> str:
-    """Return the digest of all that a report shows."""
+def _receipts(folder: Path) -> tuple[dict[str, Receipt], dict[str, Receipt]]:
+    """Return the receipts of a build's sources, and of their negatives if these were mined from the tables that are there now."""
+    names = read_summary(folder)["sources"]
+    receipts: dict[str, Receipt] = {name: receipt for name in names if (receipt := read_receipt(folder / "curated" / name))}
+    mined: dict[str, Receipt] = {}
+    for name, curated in receipts.items():
+        receipt = read_receipt(folder / "mined" / name)
+        if receipt and receipt["curated"] == curated["digest"] and "histograms" in receipt:
+            mined[name] = receipt
+    return receipts, mined
+
+
+def _state(folder: Path) -> str:
+    """Return the line of the page that holds the digest of all that it shows."""
+    receipts, mined = _receipts(folder)
     tables = [file_digest(path) for path in (folder / "overlaps.parquet", folder / "contamination.parquet") if path.exists()]
-    said = [[receipt["digest"], receipt["files"]] for receipt in receipts.values()]
+    sources = [[receipt["digest"], receipt["files"]] for receipt in receipts.values()]
     look = [LAYOUT, versions()["tuplesmith"], file_digest(folder / "manifest.yaml"), file_digest(TEMPLATE)]
-    return digest_of([*look, json.dumps(summary), said, tables, [receipt["digest"] for receipt in mined.values()]])
+    summary = json.dumps(read_summary(folder))
+    return STATE.format(digest_of([*look, summary, sources, tables, [receipt["digest"] for receipt in mined.values()]]))
 
 
-def _page(folder: Path, summary: dict[str, Any], receipts: dict[str, Any], mined: dict[str, Any], state: str) -> str:
-    dedup = load_manifest(folder / "manifest.yaml").dedup
-    threshold = dedup.threshold if dedup else 1.0
-    contamination = _table(folder / "contamination.parquet")
-    lengths, labels, counts, parts = {}, {}, {}, []
-    for name, receipt in receipts.items():
-        stage = folder / "curated" / name
-        dropped = read_parquet(stage / "dropped.parquet")
-        counts[name] = sections.counts(receipt, dropped)
-        lengths[name], labels[name] = _lengths(stage), _labels(stage)
-        left_out = drops(dropped, summary["seed"], name)
-        near = near_pairs(folder, name, dropped, threshold, summary["seed"])
-        texts = matched_queries({name: folder / "curated" / name for name in receipts}, left_out)
-        shown = records(stage, summary["seed"], name, receipt["kept"])
-        facts = receipt | summary["sources"][name]
-        parts.append(source_section(name, facts, counts[name], shown, near, threshold, left_out, texts))
-    overview = [
-        sections.sources(summary, receipts, counts),
-        sections.absent(summary),
-        sections.overlap(_table(folder / "overlaps.parquet"), list(receipts)),
-        sections.lengths(lengths),
-        sections.scores(mined),
-        sections.labels({name: found for name, found in labels.items() if found}),
-        sections.contamination(summary.get("decontaminate"), contamination, summary["seed"]),
-    ]
-    values = {
-        "title": as_html(summary["name"]),
-        "state": state,
-        "version": as_html(versions()["tuplesmith"]),
-        "totals": sections.totals(summary, receipts, counts),
-        "contents": sections.contents([part for part in overview if part], list(receipts)),
-        "overview": "\n".join(part.body for part in overview if part),
-        "sources": "\n".join(parts),
+def _source(
+    folder: Path, name: str, receipts: Mapping[str, Receipt], mined: Receipt | None, summary: Receipt, threshold: float
+) -> dict[str, Any]:
+    """Return all that the page shows of one source."""
+    stage, receipt, seed = folder / "curated" / name, receipts[name], summary["seed"]
+    facts = receipt | summary["sources"][name]
+    dropped = read_parquet(stage / "dropped.parquet")
+    counts = _counts(receipt, dropped)
+    samples = drops(dropped, seed, name)
+    has_tuples = mined is not None and "files" in mined
+    reasons = [(what, reason, count, samples.get(reason, [])) for key, what in LEFT_OUT for reason, count in facts[key].items()]
+    if facts["merged"]:
+        reasons.append(("tuples merged", "same_query", facts["merged"], samples.get("same_query", [])))
+    labels = _labels(stage)
+    return {
+        "name": name,
+        "facts": facts,
+        "licence": claim(facts),
+        "counts": counts,
+        "flow": _flow(counts),
+        "records": records(stage, seed, name, mined["kept"], folder / "mined" / name)
+        if mined is not None and has_tuples
+        else records(stage, seed, name, receipt["kept"]),
+        "near": near_pairs(folder, name, dropped, threshold, seed),
+        "reasons": reasons,
+        "matched": matched_queries({other: folder / "curated" / other for other in receipts}, samples),
+        "lengths": _lengths(stage),
+        "labels": labels,
+        "outline": figures.label_outline([count for _, count in labels]) if labels else "",
+        "negatives": _negatives(folder, name, mined, has_tuples) if mined is not None else None,
     }
-    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(values)
 
 
-def _table(path: Path) -> pl.DataFrame | None:
-    return read_parquet(path) if path.exists() else None
+def _flow(counts: Mapping[str, int]) -> Markup:
+    fates = {fate: counts[fate] for fate in figures.FATES}
+    return figures.flow(fates, ", ".join(f"{count:,} {fate}" for fate, count in fates.items() if count))
 
 
-def _lengths(stage: Path) -> Lengths:
+def _counts(receipt: Receipt, dropped: pl.DataFrame) -> dict[str, int]:
+    """Return COUNTS: rows, unused, tuples, passages and the six fates of tuples; the fates add up to the tuples."""
+    stages = dict(dropped.select("reason", "stage").unique("reason").iter_rows())
+    fates = dict.fromkeys(figures.FATES, 0)
+    for reason, count in receipt["dropped"].items():
+        fates[STAGES.get(stages.get(reason, ""), "filtered")] += count
+    fates |= {"kept": receipt["kept"], "merged": receipt["merged"], "held out": receipt["heldout"]}
+    fates |= {"rows": receipt["rows_in"], "unused": sum(receipt["rows_dropped"].values())}
+    fates |= {"tuples": receipt["tuples_made"], "passages": receipt["passages"]}
+    return {key: fates[key] for key in COUNTS}
+
+
+def _by_task(sources: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return the tuples kept by task."""
+    tasks: dict[str, int] = {}
+    for one in sources:
+        task = one["facts"]["task"]
+        tasks[task] = tasks.get(task, 0) + one["counts"]["kept"]
+    return tasks
+
+
+def _warnings(name: str, facts: Receipt, counts: Mapping[str, int]) -> list[str]:
+    """Return a line if much of a source was left out: how much, and why."""
+    lines = []
+    tuples = counts["filtered"] + counts["duplicates"] + counts["contaminated"]
+    for left_out, whole, key, what in (
+        (counts["unused"], counts["rows"], "rows_dropped", "rows"),
+        (tuples, counts["tuples"], "dropped", "tuples"),
+    ):
+        if left_out > MUCH * whole:
+            reasons = sorted(facts[key].items(), key=lambda item: -item[1])
+            why = listed([f"{reason} {count:,}" for reason, count in reasons], 3)
+            lines.append(f"{name}: {left_out:,} of {whole:,} {what} ({left_out / whole:.0%}) are left out: {why}")
+    return lines
+
+
+def _overlap(folder: Path, names: list[str]) -> dict[str, Any] | None:
+    """Return the picture of which sources share texts, and the largest overlaps in numbers; None for a single source."""
+    path = folder / "overlaps.parquet"
+    if len(names) < 2 or not path.exists():
+        return None if len(names) < 2 else {"compared": False}
+    a, b = pl.col("source_a"), pl.col("source_b")
+    found = read_parquet(path).filter(a.is_in(names) & b.is_in(names) & (a != b))
+    shared = found.filter(pl.col("equal") > 0)
+    among = [name for name in names if name in {*shared["source_a"], *shared["source_b"]}]
+    top = found.filter((pl.col("equal") > 0) | (pl.col("near").fill_null(0) > 0))
+    top = top.sort("equal", "source_a", "source_b", descending=[True, False, False]).head(LARGEST)
+    return {
+        "compared": True,
+        "alone": len(names) - len(among),
+        "of": len(names),
+        "shades": figures.shades(shared) if len(among) > figures.FEW else [],
+        "picture": figures.heat(shared, among) if among else "",
+        "largest": top.select("source_a", "source_b", "equal", "near", "dropped").rows(),
+    }
+
+
+def _contamination(folder: Path, summary: Receipt, names: list[str]) -> dict[str, Any] | None:
+    """Return which evaluation sets overlap with which sources, and a few matching spans; None without `decontaminate:`."""
+    if (about := summary.get("decontaminate")) is None:
+        return None
+    fields = ("query", "positive", "negative", "corpus")
+    lines = [
+        (task, source, *(counted.get(field, 0) for field in fields))
+        for task, by_source in about["tasks"].items()
+        for source, counted in by_source.items()
+        if source in names
+    ]
+    path, samples = folder / "contamination.parquet", []
+    found = read_parquet(path).filter(pl.col("source").is_in(names)) if path.exists() else pl.DataFrame({"task": []})
+    for (task,), rows in found.group_by("task", maintain_order=True):
+        samples += rows[sampled(summary["seed"], f"contamination/{task}", len(rows), CONTAMINATION_SAMPLES)].to_dicts()
+    return {"mode": about["mode"], "lines": lines, "samples": samples}
+
+
+def _lengths(stage: Path) -> dict[str, Any]:
+    """Return the histograms of the characters of queries and of distinct positives, and their medians."""
     queries, used = [], []
     for shard in shards(stage, "pairs", ["query", "positives"]):
         queries.append(shard["query"].str.len_chars())
@@ -121,9 +260,20 @@ def _lengths(stage: Path) -> Lengths:
         shard.filter(pl.col("pid").is_in(pids))["text"].str.len_chars() for shard in shards(stage, "passages", ["pid", "text"])
     ]
     both = pl.concat(queries), pl.concat(passages)
-    up, down = (figures.length_bins(texts) for texts in both)
-    first, second = (int(np.median(texts.to_numpy())) for texts in both)
-    return Lengths(up, down, (first, second))
+    medians = [int(np.median(texts.to_numpy())) for texts in both]
+    return {"bins": [figures.length_bins(texts) for texts in both], "said": f"medians {medians[0]:,} and {medians[1]:,}"}
+
+
+def _draw_lengths(sources: Sequence[Mapping[str, Any]]) -> None:
+    """Add to each source the picture of its lengths; all have the same axis, from the shortest to the longest text."""
+    used = [place for one in sources for bins in one["lengths"]["bins"] for place in bins.nonzero()[0]]
+    per = figures.PER_DECADE
+    decades = (int(min(used)) // per, int(max(used)) // per + 1) if used else (0, 1)
+    for one in sources:
+        queries, positives = one["lengths"]["bins"]
+        up, down, ticks = figures.length_axis(queries, positives, decades)
+        label = f"{one['name']}: {one['lengths']['said']} characters"
+        one["lengths"]["picture"] = figures.histogram(up, down, ticks, ("query", "positive"), label)
 
 
 def _labels(stage: Path) -> list[tuple[str, int]]:
@@ -131,3 +281,37 @@ def _labels(stage: Path) -> list[tuple[str, int]]:
     labels = read_table(stage, "pairs", ["label"])["label"].drop_nulls()
     counted = labels.value_counts().sort("count", "label", descending=[True, False])
     return list(counted.iter_rows())
+
+
+def _negatives(folder: Path, name: str, mined: Receipt, has_tuples: bool) -> dict[str, Any]:
+    """Return how a source's negatives were found, where they come from, and what they score."""
+    origins = Counter[int]()
+    for shard in shards(folder / "mined" / name, "pairs", ["negative_origin"]) if has_tuples else ():
+        origins.update(dict(shard["negative_origin"].explode(empty_as_null=False).value_counts().iter_rows()))
+    up, down = (np.array(mined["histograms"][kind]) for kind in ("positives", "negatives"))
+    medians = [
+        f"{(np.searchsorted(counts.cumsum(), counts.sum() / 2) + 0.5) / len(counts):.2f}" if counts.sum() else "none"
+        for counts in (up, down)
+    ]
+    said = f"median positive {medians[0]}, median negative {medians[1]}"
+    picture = figures.histogram(up, down, ("0", "0.5", "1"), ("positive", "negative"), f"{name}: {said}")
+    return {
+        "strategy": mined.get("strategy") or mined.get("way") or "search",
+        "preset": mined.get("settings", {}).get("preset") or "",
+        "model": (mined.get("encoder") or {}).get("model") or "",
+        "rows": mined["rows_in"],
+        "kept": mined["kept"],
+        "origins": [origins.get(at, 0) for at in range(len(ORIGINS))],
+        "said": f"{said}; {mined['kept']:,} of {mined['rows_in']:,} tuples",
+        "picture": picture if down.sum() else "",  # negatives that were drawn or given have no scores
+    }
+
+
+def _drop(row: Mapping[str, Any], matched: Mapping[str, str]) -> str:
+    """Return the HTML of the evidence of a dropped row; a near-duplicate is compared with the query that was kept."""
+    evidence, match = row["evidence"] or "", matched.get(row["matched_id"] or "")
+    if row["stage"] == "dedup" and match and evidence.strip() != match.strip():
+        return compared(evidence, match[:EVIDENCE_CHARS] if len(evidence) == EVIDENCE_CHARS else match)
+    if len(evidence) <= BRIEF and "\n" not in evidence:
+        return f'<span class="brief" dir="auto">{as_html(evidence)}</span>'
+    return shown(evidence)

@@ -1,24 +1,33 @@
-"""What a report shows of a source's rows: the same few each time, drawn by the build's seed."""
+"""What a report shows of a source's rows, the same few each time, drawn by the build's seed; and how it shows their texts."""
 
 from __future__ import annotations
 
+import re
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 
-from curation.core.record import draws, keys_of
+from curation.core.escape import as_html
+from curation.core.record import ORIGINS, draws, keys_of
 from curation.core.tables import read_parquet, read_table, shards
 
 RECORDS = 3
 PER_REASON = 3
 PAIRS = 3  # near-duplicate pairs at or above the threshold, and as many below
 NEGATIVES = 3
+SHOWN = 320  # characters; longer texts fold
+LINES = 5  # texts of as many lines fold
+MOST = 1000  # characters of a text in the page
+COMPARED = 2500  # characters of two texts that are compared
+APART = 120  # characters; longer equal runs are shortened
+WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+|\s+|[^\w\s]")
 
 
 class Pair(NamedTuple):
-    """Two texts that are nearly the same."""
+    """Two texts that nearly match."""
 
     left: str
     right: str
@@ -30,35 +39,49 @@ class Near(NamedTuple):
     """Near-duplicates of a source."""
 
     above: int  # verified pairs at or above the threshold
-    below: int  # and at most 0.1 below it
+    below: int  # pairs at most 0.1 below it
     pairs: list[Pair]  # a few of both
 
 
-def drawn(seed: int, purpose: str, count: int, wanted: int) -> list[int]:
+def sampled(seed: int, purpose: str, count: int, wanted: int) -> list[int]:
     """Return `wanted` of the numbers below `count`, in order."""
     return sorted(np.argsort(draws(seed, f"report/{purpose}", np.arange(count)), kind="stable")[:wanted].tolist())
 
 
-def records(folder: Path, seed: int, name: str, count: int) -> list[dict[str, Any]]:
-    """Return a few of the `count` tuples of a curated source.
+def records(folder: Path, seed: int, name: str, count: int, mined: Path | None = None) -> list[dict[str, Any]]:
+    """Return a few tuples of a source.
 
-    Each with id, query, label, the texts of its first positive and of at most NEGATIVES negatives, and how many `others`
-    of the positives and `more` of the negatives there are.
+    Each has id, query, label, the text of its first positive, and of at most NEGATIVES negatives; `others` is the number of
+    further positives, `more` of further negatives. If the tuples are mined, each negative has a line in `about`: its origin
+    and score; and `positive_score` is the positive's.
+
+    Args:
+        folder: the curated source.
+        seed: the build's.
+        name: the source's.
+        count: the number of its tuples.
+        mined: the folder of its mined tuples, to sample from these.
     """
-    wanted, rows, start = drawn(seed, f"records/{name}", count, RECORDS), [], 0
-    for shard in shards(folder, "pairs", ["id", "query", "label", "positives", "negatives"]):
+    wanted, rows, start = sampled(seed, f"records/{name}", count, RECORDS), [], 0
+    columns = ["id", "query", "label", "positives", "negatives"]
+    columns += ["positive_score", "negative_scores", "negative_origin"] if mined else []
+    for shard in shards(mined or folder, "pairs", columns):
         rows += shard[[at - start for at in wanted if start <= at < start + len(shard)]].to_dicts()
         start += len(shard)
-    for row in rows:
-        row["more"] = max(0, len(row["negatives"]) - NEGATIVES)
-        row["negatives"] = row["negatives"][:NEGATIVES]
-    pids = sorted({pid for row in rows for pid in row["positives"][:1] + row["negatives"]})
+    pids = sorted({pid for row in rows for pid in row["positives"][:1] + row["negatives"][:NEGATIVES]})
     texts: dict[int, str] = {}
     for shard in shards(folder, "passages", ["pid", "text"]):
         texts |= dict(shard.filter(pl.col("pid").is_in(pids)).iter_rows())
     for row in rows:
         row["others"] = len(row["positives"]) - 1
+        row["more"] = max(0, len(row["negatives"]) - NEGATIVES)
         row |= {part: [texts[pid] for pid in row[part] if pid in texts] for part in ("positives", "negatives")}
+        row["negatives"] = row["negatives"][:NEGATIVES]
+        row["about"] = [
+            ORIGINS[origin] + (f", score {score:.2f}" if score is not None else "")
+            for origin, score in zip(row.get("negative_origin", ()), row.get("negative_scores", ()), strict=True)
+        ]
+        row.setdefault("positive_score", None)
     return rows
 
 
@@ -66,7 +89,7 @@ def drops(dropped: pl.DataFrame, seed: int, name: str) -> dict[str, list[dict[st
     """Return a few dropped rows or tuples by reason."""
     found = {}
     for (reason,), rows in dropped.group_by("reason", maintain_order=True):
-        found[str(reason)] = rows[drawn(seed, f"drops/{name}/{reason}", len(rows), PER_REASON)].to_dicts()
+        found[str(reason)] = rows[sampled(seed, f"drops/{name}/{reason}", len(rows), PER_REASON)].to_dicts()
     return found
 
 
@@ -84,44 +107,71 @@ def matched_queries(stages: dict[str, Path], samples: dict[str, list[dict[str, A
 
 
 def near_pairs(build: Path, name: str, dropped: pl.DataFrame, threshold: float, seed: int) -> Near:
-    """Return how many verified near-duplicates a source has, and a few of them, from both sides of the threshold."""
+    """Return how many verified near-duplicates a source has, and a few pairs, from both sides of the threshold."""
     path = build / "curated" / name / "near.parquet"
     if not path.exists():
         return Near(0, 0, [])
     near = read_parquet(path, ["left", "right", "score"])
     sides = (near.filter(pl.col("score") >= threshold), near.filter(pl.col("score") < threshold))
-    rows = pl.concat([side[drawn(seed, f"near/{name}/{at}", len(side), PAIRS)] for at, side in enumerate(sides)])
+    rows = pl.concat([side[sampled(seed, f"near/{name}/{at}", len(side), PAIRS)] for at, side in enumerate(sides)])
     keys = pl.concat([rows["left"], rows["right"]]).unique()
-    gone = _dropped_queries(build / "shaped" / name, dropped, keys)
-    texts = _texts(build / "curated" / name, keys) | gone
+
+    # the texts: queries that are still there, passages, and queries that were dropped as near-duplicates
+    texts: dict[bytes, str] = {}
+    for table, column in (("pairs", "query"), ("passages", "text")):
+        for shard in shards(build / "curated" / name, table, ["key", column]):
+            texts |= dict(shard.filter(pl.col("key").is_in(keys.implode())).iter_rows())
+    gone: dict[bytes, str] = {}
+    ids, shaped = dropped.filter(pl.col("stage") == "dedup")["id"], build / "shaped" / name
+    if len(ids) and shaped.is_dir():
+        queries = read_table(shaped, "tuples", ["id", "query"]).filter(pl.col("id").is_in(ids.implode()))["query"]
+        keyed = pl.DataFrame({"key": keys_of(queries), "query": queries})
+        gone = dict(keyed.filter(pl.col("key").is_in(keys.implode())).iter_rows())
+    texts |= gone
+
     pairs = []
     for left, right, score in rows.iter_rows():
         if left in texts and right in texts:
-            alike = "dropped" if left in gone or right in gone else "one group"
-            pairs.append(Pair(texts[left], texts[right], score, alike if score >= threshold else "both stay"))
+            same = "dropped" if left in gone or right in gone else "one group"
+            pairs.append(Pair(texts[left], texts[right], score, same if score >= threshold else "both stay"))
     return Near(len(sides[0]), len(sides[1]), pairs)
 
 
-def _dropped_queries(shaped: Path, dropped: pl.DataFrame, keys: pl.Series) -> dict[bytes, str]:
-    """Return those of the texts with these keys that were queries of dropped near-duplicates."""
-    ids = dropped.filter(pl.col("stage") == "dedup")["id"]
-    if not len(ids) or not shaped.is_dir():
-        return {}
-    queries = read_table(shaped, "tuples", ["id", "query"]).filter(pl.col("id").is_in(ids.implode()))["query"]
-    return dict(pl.DataFrame({"key": keys_of(queries), "query": queries}).filter(pl.col("key").is_in(keys.implode())).iter_rows())
+def shown(text: str) -> str:
+    """Return a text as a block of HTML; a long one folds, and says how much of it is left out."""
+    text = text.strip()
+    body = as_html(text[:MOST])
+    if len(text) > MOST:
+        body += f'<span class="cut"> … {len(text) - MOST:,} more characters</span>'
+    if len(text) <= SHOWN and text.count("\n") < LINES:
+        return f'<div class="text" dir="auto">{body}</div>'
+    return f'<details class="text"><summary dir="auto">{body}</summary></details>'
 
 
-def _texts(folder: Path, keys: pl.Series) -> dict[bytes, str]:
-    found: dict[bytes, str] = {}
-    for table, column in (("pairs", "query"), ("passages", "text")):
-        for shard in shards(folder, table, ["key", column]):
-            found |= dict(shard.filter(pl.col("key").is_in(keys.implode())).iter_rows())
-    return found
+def compared(left: str, right: str) -> str:
+    """Return two texts as one: words of `left` alone struck out, words of `right` alone underlined, long equal runs shortened."""
+    one, two = (WORDS.findall(text.strip()[:COMPARED]) for text in (left, right))
+    parts, old, new = [], "", ""
+
+    def marked() -> list[str]:
+        return [f"<{tag}>{as_html(text)}</{tag}>" for tag, text in (("del", old), ("ins", new)) if text]
+
+    for what, a, b, c, d in SequenceMatcher(None, one, two, autojunk=False).get_opcodes():
+        gone, come = "".join(one[a:b]), "".join(two[c:d])
+        if what == "equal" and (not gone.isspace() or not old + new):
+            parts += marked()
+            parts.append(as_html(_ends(gone, first=a == c == 0, last=b == len(one) and d == len(two))))
+            old = new = ""
+        else:  # a space between two changes is part of them
+            old, new = old + gone, new + come
+    return f'<div class="text" dir="auto">{"".join(parts + marked())}</div>'
 
 
-class Lengths(NamedTuple):
-    """Characters of the texts of a source."""
-
-    queries: np.ndarray  # (bins,) i64
-    positives: np.ndarray
-    middle: tuple[int, int]  # medians
+def _ends(text: str, first: bool, last: bool) -> str:
+    """Return the ends of a long run of equal words: those next to what differs."""
+    if len(text) <= APART:
+        return text
+    half = APART // 2
+    head = "" if first else text[:half]
+    tail = "" if last else text[-half:]
+    return f"{head} … {tail}" if head or tail else text[:APART] + " …"

@@ -22,8 +22,7 @@ from curation.core.store import read_json, write_json
 from curation.core.tables import read_table, write_parquet
 from curation.report import figures
 from curation.report import page as report
-from curation.report.samples import near_pairs, records
-from curation.report.text import APART, compared, shown
+from curation.report.samples import APART, compared, near_pairs, records, shown
 from tests.curation.report_build import HOSTILE, LONG, MANIFEST, write_inputs, write_shared_tables
 
 VOID = {"meta", "link", "br", "hr", "input"}
