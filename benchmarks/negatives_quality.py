@@ -22,9 +22,9 @@ from gold import SOURCES, Questions
 from curation.core.record import draws
 from curation.core.store import digest_of
 from mining.audit import FEW, Measured, measure, rates
-from mining.calibrate import binned, by_yield
+from mining.calibrate import count_similarities, limit_for_yield
 from mining.candidates import Corpus, search
-from mining.copies import shingles_of
+from mining.duplicates import shingles_of
 from mining.lists import Ragged, contains
 from mining.negatives import Candidates, Rules, choose
 from mining.search import Exact
@@ -118,7 +118,7 @@ def compare(name: str, some: Questions, cache: Path) -> list[dict[str, str]]:
     equal_hard, hard_limits = fitted(lambda ours, goal: abs(ours["hardness"] - goal["hardness"]))
     choices = {"f2llm": (theirs, ""), "no filter": (measured(Rules(0, 100, max_score=None, relative_margin=None)), "")}
     choices["5 % margin"] = (measured(replace(CLEAN, containment=None)), "")
-    limit = by_yield(binned(one, choose(one, wanted, CLEAN), CLEAN), 0.9)
+    limit = limit_for_yield(count_similarities(one, choose(one, wanted, CLEAN), CLEAN), 0.9)
     choices["clean as shipped"] = (measured(replace(CLEAN, max_similarity=limit)), str(limit))
     choices["clean, equal FN"] = (equal_false, f"{limits[0]}, {limits[1]}")
     choices["clean, equal hardness"] = (equal_hard, f"{hard_limits[0]}, {hard_limits[1]}")

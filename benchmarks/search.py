@@ -24,7 +24,7 @@ from mine import DIM, FAMILY, FakeEncoder, Forgetful, Numbers
 
 from curation.core import store
 from mining import candidates, ivf
-from mining.copies import shingles_of
+from mining.duplicates import shingles_of
 from mining.embeddings import Embeddings, Part
 from mining.lists import Ragged
 from mining.search import QUERIES, Exact, nearest
@@ -75,21 +75,21 @@ def main(kind: str, queries: int, passages: int, place: Path) -> None:
     index = Exact(corpus)
     if kind == "ivf":
         begun, folder = time.process_time(), place / "index"
-        write = partial(ivf.write, corpus=corpus, questions=Part(vectors, found[passages:]), k=K, seed=SEED, source="s")
-        candidates.once(folder, str(passages), write, wait=True)
+        write = partial(ivf.write_index, corpus=corpus, questions=Part(vectors, found[passages:]), k=K, seed=SEED, source="s")
+        candidates.run_once(folder, str(passages), write, wait=True)
         index = ivf.Lists(corpus, folder)
-        highest.say(f"index {[(store.read_receipt(folder) or {})[key] for key in ivf.SAID]}", begun)
+        highest.say(f"index {[(store.read_receipt(folder) or {})[key] for key in ivf.IN_RECEIPT]}", begun)
     whole = candidates.Corpus(corpus, np.arange(passages), index, Exact, shingles)
     for start in range(0, queries, QUERIES):
         begun = time.process_time()
         rows = np.arange(start, min(start + QUERIES, queries))
         positives, given = Ragged(np.arange(len(rows) + 1), rows * 17 % passages), Ragged(np.zeros(len(rows) + 1, int), rows[:0])
         folder, exact = (place / f"{name}-{passages}-{start}" for name in (kind, "exact"))
-        work = partial(candidates.search, vectors[found[passages + rows]], positives, given, whole, K, None)
-        candidates.saved(folder, str(time.time()), work, wait=True)
+        near = candidates.search(vectors[found[passages + rows]], positives, given, whole, K, None)
+        store.run_stage(folder, str(time.time()), partial(candidates.write_candidates, found=near))
         highest.say(f"{kind} {len(rows):,} queries x {passages:,} passages", begun)
         if kind == "ivf" and exact.exists():
-            both = zip(*(candidates.read(one).ids for one in (folder, exact)), strict=True)
+            both = zip(*(candidates.read_candidates(one).ids for one in (folder, exact)), strict=True)
             print(f"  recall {np.mean([len(np.intersect1d(*pair)) / K for pair in both]):.4f}", flush=True)
 
 
@@ -105,8 +105,8 @@ def real(queries: int, embeddings: Path, place: Path) -> None:
     for kind in ("exact", "ivf"):
         index, begun = Exact(corpus), time.process_time()
         if kind == "ivf":
-            about = ivf.write(place, corpus, asked, K, SEED, "s")
-            store.write_json(place / store.RECEIPT, {"files": {ivf.FILE: store.file_digest(place / ivf.FILE)}})
+            about = ivf.write_index(place, corpus, asked, K, SEED, "s")
+            store.write_json(place / store.RECEIPT, {"files": {ivf.INDEX_FILE: store.file_digest(place / ivf.INDEX_FILE)}})
             index = ivf.Lists(corpus, place)
             highest.say(f"index {about}", begun)
             begun = time.process_time()

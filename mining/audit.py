@@ -1,9 +1,9 @@
-"""How good a choice of negatives is, where it can be known: false negatives, hardness, useful ones lost, copies.
+"""How good a choice of negatives is: false negatives, hardness, useful candidates lost, copies.
 
-Queries with several known positives are gold: all but the first are hidden, and one that is chosen is a false negative
-(strict); so is, loosely, a text that shares .8 of its word 3-grams with one. Fewer false negatives are no merit in
-themselves, for easy negatives have few: `plain` is the rate of a miner that only skips the nearest ranks, at the same
-hardness.
+Queries with several known positives serve as gold: all positives except the first are hidden, and a hidden one among the
+negatives is a false negative (strict). Loosely, a text that shares .8 of its word 3-grams with a hidden positive is one
+too. Few false negatives alone are no merit, because easy negatives contain few: `plain` is the rate of a miner that only
+skips the nearest ranks, at the same hardness.
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ from typing import Any
 import numpy as np
 
 from curation.recipe.settings import PRESETS, Mine
-from mining.calibrate import Sample, binned, by_yield, rules_of, sampled
-from mining.copies import overlaps
-from mining.lists import Ragged, contains
-from mining.negatives import Candidates, Chosen, Rules, choose, reference_of
-from mining.rows import histogram
-from mining.searching import Search
+from mining.calibrate import count_similarities, draw_sample, histogram, limit_for_yield, rules_of
+from mining.candidates import Search
+from mining.duplicates import overlaps
+from mining.lists import contains
+from mining.negatives import Candidates, Chosen, Rules, choose, reference_scores
 
-COPY = 0.8  # containment from which a text is a copy of another
+COPY = 0.8  # share of common word 3-grams from which a text is a copy of another
 USEFUL = (0.90, 0.95)  # of the positive's score: near misses, the most useful negatives
-FEW = 7  # negatives a query that F2LLM trains with, of the 24
-SKIPS = (0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 40, 50, 60, 70)  # ranks that the plain miner skips
+FEW = 7  # negatives per query that F2LLM trains with, out of 24
+SKIPS = (0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 40, 50, 60, 70)  # numbers of nearest ranks that the plain miner skips
+NEED_GOLD = {f"strict_{FEW}", "strict", f"loose_{FEW}", "loose", "hit"}  # rates that only hidden positives give
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Per query: how many negatives, and of which kind. Rows short of negatives count as none (`full` False)."""
+    """Per query: how many negatives, and of which kind. All counts of a row with too few negatives (`full` False) are 0."""
 
     full: np.ndarray  # (q,) bool
     chosen: np.ndarray  # (q,) int64
     few: np.ndarray  # (q,) int64: negatives among the first `FEW`
     strict: np.ndarray  # (q,) int64: false negatives
-    strict_few: np.ndarray  # (q,) int64: those among the first `FEW`
-    loose: np.ndarray  # (q,) int64
-    loose_few: np.ndarray  # (q,) int64
-    hardness: np.ndarray  # (q,) float64: sum of the scores of negatives that are none of these
-    clean: np.ndarray  # (q,) int64: their number
-    useful: np.ndarray  # (q,) int64: candidates within `USEFUL` that are not false
-    lost: np.ndarray  # (q,) int64: those of them that were not chosen
+    strict_few: np.ndarray  # (q,) int64: false negatives among the first `FEW`
+    loose: np.ndarray  # (q,) int64: false negatives and copies of hidden positives
+    loose_few: np.ndarray  # (q,) int64: those among the first `FEW`
+    hardness: np.ndarray  # (q,) float64: sum of the scores of the clean negatives
+    clean: np.ndarray  # (q,) int64: negatives that are not loosely false
+    useful: np.ndarray  # (q,) int64: candidates within `USEFUL` that are not loosely false
+    lost: np.ndarray  # (q,) int64: useful ones that were not chosen
     copies: np.ndarray  # (q,) int64: negatives with an overlap of `COPY` or more with a positive
 
 
 def measure(candidates: Candidates, chosen: Chosen, wanted: np.ndarray, strict: np.ndarray, loose: np.ndarray) -> Measured:
-    """Measure a choice; `strict` and `loose` (q, k) bool say which candidates are false negatives."""
+    """Measure a choice; `strict` and `loose` (q, k) bool mark the candidates that are false negatives."""
     full = (chosen.found >= wanted) & (wanted > 0)
     taken = np.zeros(candidates.ids.shape, bool)
     rows, columns = np.nonzero((chosen.ranks >= 0) & full[:, None])
@@ -54,7 +54,7 @@ def measure(candidates: Candidates, chosen: Chosen, wanted: np.ndarray, strict: 
     first = taken & (taken.cumsum(axis=1) <= FEW)
     strict, loose = strict & (candidates.ids >= 0), (strict | loose) & (candidates.ids >= 0)
     clean = taken & ~loose
-    reference = reference_of(candidates.positives, candidates.positive_scores, "min")[:, None]
+    reference = reference_scores(candidates.positives, candidates.positive_scores, "min")[:, None]
     free = (candidates.ids >= 0) & ~loose & ~contains(candidates.positives, candidates.ids)
     useful = free & (candidates.scores >= USEFUL[0] * reference) & (candidates.scores <= USEFUL[1] * reference) & full[:, None]
     assert candidates.overlap is not None
@@ -75,7 +75,7 @@ def measure(candidates: Candidates, chosen: Chosen, wanted: np.ndarray, strict: 
 
 
 def rates(found: Measured, weights: np.ndarray | None = None) -> dict[str, float]:
-    """Return the rates over all queries, or over a resample in which query i stands `weights[i]` times."""
+    """Return the rates over all queries, or over a resample that contains query i `weights[i]` times."""
 
     def total(values: np.ndarray) -> float:
         return float(values.sum() if weights is None else values @ weights)
@@ -96,75 +96,58 @@ def rates(found: Measured, weights: np.ndarray | None = None) -> dict[str, float
     }
 
 
-def plain_curve(candidates: Candidates, wanted: np.ndarray, strict: np.ndarray, loose: np.ndarray) -> list[tuple[float, float]]:
-    """Return (hardness, strict rate) of miners that skip 0, 1, 2, ... of the nearest candidates and filter nothing."""
-    found = []
-    for skip in SKIPS:
-        rules = Rules(skip, candidates.ids.shape[1], max_score=None, relative_margin=None)
-        measured = measure(candidates, choose(candidates, wanted, rules), wanted, strict, loose)
+def measure_presets(search: Search, settings: Mine) -> dict[str, Any]:
+    """Return the rates of a build's settings, and of the presets, on a sample of a source's rows. `search` hides positives."""
+    # candidates with the evidence that any of the settings may ask for
+    evidence: dict[str, Any] = {"exclude_query": True, "exclude_group": True, "distinct": True, "pick": "random"}
+    sample = draw_sample(search, replace(rules_of(settings), **evidence))
+    one, wanted, gold = sample.candidates, sample.wanted, sample.gold
+
+    # which candidates are hidden positives (strict), and which are copies of one (loose)
+    strict, loose = np.zeros(one.ids.shape, bool), np.zeros(one.ids.shape, bool)
+    if gold is not None:
+        strict, rows = contains(gold, one.ids), gold.row_of_each()
+        nearby, width = np.maximum(one.ids, 0)[rows], one.ids.shape[1]
+        shared = overlaps(search.shingles, np.repeat(gold.ids, width), nearby.reshape(-1)).reshape(-1, width)
+        np.logical_or.at(loose, rows, shared >= COPY)
+
+    # (hardness, strict rate) of miners that skip 0, 1, 2, ... of the nearest candidates and filter nothing
+    plain = list[tuple[float, float]]()
+    for skip in SKIPS if gold is not None else ():
+        rules = Rules(skip, one.ids.shape[1], max_score=None, relative_margin=None)
+        measured = measure(one, choose(one, wanted, rules), wanted, strict, loose)
         if measured.full.any():
-            said = rates(measured)
-            found.append((said["hardness"], said["strict"]))
-    return found
+            found = rates(measured)
+            plain.append((found["hardness"], found["strict"]))
 
-
-def at_hardness(curve: list[tuple[float, float]], hardness: float) -> float | None:
-    """Return the rate of a curve at a hardness, between its points by a straight line; None outside."""
-    points = sorted(curve)
-    if not points or not points[0][0] <= hardness <= points[-1][0]:
-        return None
-    return float(np.interp(hardness, [point[0] for point in points], [point[1] for point in points]))
-
-
-def audit(search: Search, settings: Mine) -> dict[str, Any]:
-    """Return what the settings of a build, and the presets, give on a sample of a source's rows.
-
-    `search` is one that hides positives where its queries have several.
-    """
-    choices = {"manifest": settings} | {
+    result: dict[str, Any] = {"rows": len(wanted), "of": search.rows, "gold": gold is not None, "settings": {}}
+    presets = {
         name: Mine(model=settings.model, preset=name, negatives=settings.negatives, range_max=settings.range_max)
         for name in PRESETS
     }
-    everything = replace(rules_of(settings), exclude_query=True, exclude_group=True, distinct=True, pick="random")
-    sample = sampled(search, everything)
-    one, wanted = sample.candidates, sample.wanted
-    strict, loose = _false(sample, search.shingles)
-    curve = plain_curve(one, wanted, strict, loose) if sample.gold else []
-    said: dict[str, Any] = {"rows": len(wanted), "of": search.rows, "gold": sample.gold is not None, "settings": {}}
-    for name, some in choices.items():
-        rules = rules_of(some)
-        limit = None
+    for name, some in {"manifest": settings, **presets}.items():
+        rules, limit = rules_of(some), None
         if some.max_similarity == "auto":
-            limit = by_yield(binned(one, sample.choose(rules), rules), some.target_yield)
+            limit = limit_for_yield(count_similarities(one, sample.choose(rules), rules), some.target_yield)
             rules = replace(rules, max_similarity=limit)
         chosen = sample.choose(rules)
-        numbers = rates(measure(one, chosen, wanted, strict, loose))
-        entry: dict[str, Any] = {key: round(number, 6) for key, number in numbers.items() if sample.gold or key not in GOLD}
-        if sample.gold:
-            entry["plain"] = at_hardness(curve, numbers["hardness"])
+        found = rates(measure(one, chosen, wanted, strict, loose))
+        entry: dict[str, Any] = {key: round(rate, 6) for key, rate in found.items() if gold or key not in NEED_GOLD}
+        if gold:
+            entry["plain"] = rate_at_hardness(plain, found["hardness"])
         if limit is not None:
             entry["max_similarity"] = limit
         entry["filters"] = {key: int(count.sum()) for key, count in chosen.removed.items()}
         if name == "manifest":
-            said["histograms"] = {
-                "positives": histogram(one.positive_scores),
-                "negatives": histogram(chosen.scores[chosen.ids >= 0]),
-            }
-        said["settings"][name] = entry
-    return said
+            chosen_scores = chosen.scores[chosen.ids >= 0]
+            result["histograms"] = {"positives": histogram(one.positive_scores), "negatives": histogram(chosen_scores)}
+        result["settings"][name] = entry
+    return result
 
 
-GOLD = {f"strict_{FEW}", "strict", f"loose_{FEW}", "loose", "hit"}  # what only gold can tell
-
-
-def _false(sample: Sample, shingles: Ragged) -> tuple[np.ndarray, np.ndarray]:
-    """Return (q, k) bool each: candidates that are a hidden positive, and those that overlap with one."""
-    ids = sample.candidates.ids
-    nothing = np.zeros(ids.shape, bool)
-    if sample.gold is None:
-        return nothing, nothing
-    loose, safe = nothing.copy(), np.maximum(ids, 0)
-    rows = sample.gold.row_of_each()
-    shared = overlaps(shingles, np.repeat(sample.gold.ids, ids.shape[1]), safe[rows].reshape(-1)).reshape(-1, ids.shape[1])
-    np.logical_or.at(loose, rows, shared >= COPY)
-    return contains(sample.gold, ids), loose
+def rate_at_hardness(curve: list[tuple[float, float]], hardness: float) -> float | None:
+    """Return the rate of a curve at a hardness, interpolated between its points; None outside of them."""
+    points = sorted(curve)
+    if not points or not points[0][0] <= hardness <= points[-1][0]:
+        return None
+    return float(np.interp(hardness, [point[0] for point in points], [point[1] for point in points]))

@@ -1,4 +1,4 @@
-"""Nearest passages by BM25: the only file that knows bm25s. The index of a source is held in memory."""
+"""Nearest passages by BM25, with bm25s. The index of a source is held in memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import polars as pl
 
 from curation.core.errors import SetupError
 from curation.core.text import normalised
-from mining.copies import WORD
+from mining.duplicates import WORD
 
 try:
     import bm25s
@@ -19,7 +19,7 @@ except ImportError:
 RRF = 60  # added to a rank before its reciprocal is taken (Cormack, Clarke and Buettcher, SIGIR 2009)
 
 
-class Lexical:
+class Bm25:
     """A corpus to search by words."""
 
     def __init__(self, texts: Iterable[str], pids: np.ndarray) -> None:
@@ -28,36 +28,36 @@ class Lexical:
         self.index.index(_words(texts), show_progress=False)
 
     def nearest(self, queries: Iterable[str], k: int) -> np.ndarray:
-        """Return pids (q, k) int64, best first; -1 after the last that shares a word with its query."""
-        found = np.full((len(asked := _words(queries)), k), -1, np.int64)
+        """Return pids (q, k) int64, best first, equal scores by smaller place; -1 after the last that shares a word."""
+        asked = _words(queries)
+        found = np.full((len(asked), k), -1, np.int64)
+        most = min(k, len(self.pids))
         for row, words in enumerate(asked):
             scores = self.index.get_scores(words) if words else np.zeros(len(self.pids))
-            order = _best(scores, min(k, len(scores)))
-            order = order[scores[order] > 0]
-            found[row, : len(order)] = self.pids[order]
+            least = np.partition(scores, len(scores) - most)[len(scores) - most]
+            places = np.flatnonzero((scores >= least) & (scores > 0))
+            places = places[np.argsort(-scores[places], kind="stable")][:most]
+            found[row, : len(places)] = self.pids[places]
         return found
 
 
-def fused(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the k best of two rankings (q, k) of ids by reciprocal rank fusion; equal sums by smaller id; -1 stands for none."""
+def fuse(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the k best of two rankings (q, k) of ids by reciprocal rank fusion.
+
+    Equal sums are ordered by smaller id. -1 marks an empty place.
+    """
     k = first.shape[1]
     weight = 1.0 / (RRF + 1 + np.arange(k))
     ids, weights = np.hstack([first, second]), np.broadcast_to(np.hstack([weight, weight]), (len(first), 2 * k))
+    # an id that is in both rankings is next to itself in this order; its first place gets both weights, its second none
     order = np.argsort(ids, axis=1, kind="stable")
     ids, weights = np.take_along_axis(ids, order, 1), np.take_along_axis(weights, order, 1)
-    twin = np.hstack([ids[:, 1:] == ids[:, :-1], np.zeros((len(ids), 1), bool)]) & (ids >= 0)
-    total = weights + np.where(twin, np.hstack([weights[:, 1:], weights[:, :1]]), 0)
-    repeat = np.hstack([np.zeros((len(ids), 1), bool), twin[:, :-1]])
+    in_both = np.hstack([ids[:, 1:] == ids[:, :-1], np.zeros((len(ids), 1), bool)]) & (ids >= 0)
+    total = weights + np.where(in_both, np.hstack([weights[:, 1:], weights[:, :1]]), 0)
+    repeat = np.hstack([np.zeros((len(ids), 1), bool), in_both[:, :-1]])
     total = np.where(repeat | (ids < 0), -1, total)
     best = np.lexsort((ids, -total))[:, :k]
     return np.where(np.take_along_axis(total, best, 1) > 0, np.take_along_axis(ids, best, 1), -1)
-
-
-def _best(scores: np.ndarray, k: int) -> np.ndarray:
-    """Return the places of the k highest scores, equal ones by smaller place."""
-    least = np.partition(scores, len(scores) - k)[len(scores) - k]
-    places = np.flatnonzero(scores >= least)
-    return np.asarray(places[np.argsort(-scores[places], kind="stable")][:k])
 
 
 def _words(texts: Iterable[str]) -> list[list[str]]:

@@ -1,38 +1,46 @@
-"""Thresholds from a source's own scores.
+"""Limits from a source's own scores: `max_similarity: auto` and `mine calibrate`.
 
-A limit that suits one model or source takes almost everything of another: scores are not on one scale. So
-`max_similarity: auto` is set for each source. With a target yield it is the cosine to the nearest positive below which
-that share lies of the negatives that would be chosen without the limit. With a target rate of false negatives, in
-sources whose queries have several known positives, all positives but the first are hidden and searched for, and the
-limit is the highest at which no larger share of the negatives is a hidden positive.
+Scores of different models and sources are not on one scale, so a limit that suits one drops almost everything of another.
+`max_similarity: auto` therefore sets the limit per source.
+
+- With `target_yield`: the cosine to the nearest positive below which that share of the negatives is, among those that
+  would be chosen without the limit.
+- With `target_false_negatives`, where queries have several known positives: all positives except the first are hidden and
+  searched for, and the limit is the highest with at most that share of hidden positives among the negatives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from curation.core import locks
 from curation.core.errors import BuildError, ManifestError
+from curation.core.progress import Progress, silent
 from curation.recipe.settings import Mine
+from mining.candidates import Search, blocks
+from mining.embeddings import OpenEncoder, open_encoder
+from mining.jobs import SEARCHED, Models, jobs, read_settings
 from mining.lists import Ragged, contains, ragged
-from mining.negatives import Candidates, Chosen, Rules, likeness_of
-from mining.searching import Search, blocks
+from mining.negatives import Candidates, Chosen, Rules, similarity_above_level
 
-BINS = 2_000  # of the cosines between -1 and 1: a limit has three decimals
-LIMITS = [round(0.02 * step, 2) for step in range(50)]  # tried for a target of false negatives
-MARGINS = [0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3]  # relative ones that a curve shows
-YIELDS = [1.0, 0.99, 0.95, 0.9, 0.8, 0.7, 0.5]  # of which a curve shows the limit of similarity
-ENOUGH = 100  # rows with several positives that tell of a source
-ROWS = 4_000  # that a curve or an audit looks at, spread over the source
+COSINE_BINS = 2_000  # between -1 and 1, so a limit has three decimals
+HISTOGRAM_BINS = 40  # of scores, between 0 and 1
+LIMITS = [round(0.02 * step, 2) for step in range(50)]  # tried for `target_false_negatives`
+MARGINS = [0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3]  # relative margins that `mine calibrate` compares
+YIELDS = [1.0, 0.99, 0.95, 0.9, 0.8, 0.7, 0.5]  # whose similarity limits `mine calibrate` compares
+ENOUGH = 100  # rows with several positives that represent a source
+SAMPLE_ROWS = 4_000  # in a sample, spread evenly over the source
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows of a source with their candidates. Where there is gold, each row has hidden positives."""
+    """Rows of a source with their candidates. With gold, some positives of each row are hidden from the search."""
 
     candidates: Candidates
     wanted: np.ndarray  # (q,)
@@ -44,144 +52,159 @@ class Sample:
         """Return what the rules choose for these rows."""
         return self.search.choose(self.frame, self.candidates, self.wanted, rules)[1]
 
+    def false_negatives(self, rules: Rules) -> float:
+        """Return the share of hidden positives among the negatives that the rules choose."""
+        chosen = self.choose(rules)
+        assert self.gold is not None
+        return float((contains(self.gold, chosen.ids) & (chosen.ids >= 0)).sum() / max(1, chosen.found.sum()))
+
 
 def rules_of(settings: Mine) -> Rules:
-    """Return the rules of a `mine:` section; a limit that is to be calibrated is off."""
+    """Return the rules of a `mine:` section; a limit that is calibrated is off."""
     found: dict[str, Any] = {key: getattr(settings, key) for key in Rules.__dataclass_fields__}
-    return replace(Rules(**found), max_similarity=None) if settings.max_similarity == "auto" else Rules(**found)
+    return Rules(**{**found, "max_similarity": None} if settings.max_similarity == "auto" else found)
 
 
-def calibrated(search: Search, hiding: Callable[[], Search], settings: Mine) -> tuple[Rules, dict[str, Any]]:
-    """Return the rules of a source, and what its receipt says of a calibration.
+def calibrate_rules(search: Search, settings: Mine) -> tuple[Rules, dict[str, Any]]:
+    """Return the rules for a source, and what its receipt says about the calibration. May search the source.
 
     Raises:
-        ManifestError: a target of false negatives, and no query of the source has several positives.
+        ManifestError: `target_false_negatives` is set and no query of the source has several positives.
     """
     rules = rules_of(settings)
     if settings.max_similarity != "auto":
         return rules, {}
+
     if settings.target_false_negatives is None:
-        limit = by_yield(likeness(search, rules), settings.target_yield)
-        said = {"max_similarity": limit, "target_yield": settings.target_yield}
-    else:
-        sample = sampled(hiding(), rules, any_gold=True)
-        if sample.gold is None:
-            raise ManifestError(
-                search.job.build / "manifest.yaml",
-                f"mine: target_false_negatives needs queries with several positives, and source '{search.job.name}' has none",
-                "use target_yield",
-            )
-        limit, rate = by_gold(sample, rules, settings.target_false_negatives)
-        said = {
-            "max_similarity": limit,
-            "target_false_negatives": settings.target_false_negatives,
-            "false_negatives": round(rate, 6),
-        }
-    return replace(rules, max_similarity=limit), {"calibrated": said}
+        counts = np.zeros(COSINE_BINS, np.int64)
+        for block in blocks(search.job.curated):
+            search.prepare(block)
+            near = search.candidates(block, rules)
+            chosen = search.choose(block.frame, near, np.full(len(block.frame), search.wanted), rules)[1]
+            counts += count_similarities(near, chosen, rules)
+        limit = limit_for_yield(counts, settings.target_yield)
+        entry = {"max_similarity": limit, "target_yield": settings.target_yield}
+        return replace(rules, max_similarity=limit), {"calibrated": entry}
 
-
-def likeness(search: Search, rules: Rules) -> np.ndarray:
-    """Count (BINS,) the cosines to a positive of the negatives that the rules choose, over a whole source."""
-    counts = np.zeros(BINS, np.int64)
-    for _, number, rows, frame in blocks(search.job.curated):
-        candidates = search.candidates(frame, number, rows, rules)
-        counts += binned(candidates, search.choose(frame, candidates, np.full(len(frame), search.wanted), rules)[1], rules)
-    return counts
-
-
-def binned(candidates: Candidates, chosen: Chosen, rules: Rules) -> np.ndarray:
-    """Count (BINS,) how like a positive chosen negatives are, as `negatives.likeness_of`, in equal bins from -1 to 1."""
-    rows, columns = np.nonzero(chosen.ranks >= 0)
-    values = likeness_of(candidates, rules)[rows, chosen.ranks[rows, columns]].astype(np.float64)
-    return np.bincount(np.clip((values + 1) * (BINS / 2), 0, BINS - 1).astype(np.int64), minlength=BINS)
-
-
-def by_yield(counts: np.ndarray, target: float) -> float:
-    """Return the lowest limit, with three decimals, below which at least the share `target` of the counted cosines lies."""
-    if not counts.sum():
-        return 1.0
-    return round(2 * (int(np.searchsorted(counts.cumsum(), target * counts.sum())) + 1) / BINS - 1, 3)
-
-
-def by_gold(sample: Sample, rules: Rules, target: float) -> tuple[float, float]:
-    """Return the highest limit at which no more than the share `target` of negatives is a hidden positive; and that share."""
-    limit = rate = 0.0
+    target, rate = settings.target_false_negatives, 0.0
+    hiding = Search(search.job, search.models, search.progress, hide=True)
+    sample = draw_sample(hiding, rules, any_gold=True)
+    if sample.gold is None:
+        what = f"mine: target_false_negatives needs queries with several positives, and source '{search.job.name}' has none"
+        raise ManifestError(search.job.build / "manifest.yaml", what, "use target_yield")
     for limit in reversed(LIMITS):
-        rate = _false_rate(sample, replace(rules, max_similarity=limit))
+        rate = sample.false_negatives(replace(rules, max_similarity=limit))
         if rate <= target:
             break
-    return limit, rate
+    entry = {"max_similarity": limit, "target_false_negatives": target, "false_negatives": round(rate, 6)}
+    return replace(rules, max_similarity=limit), {"calibrated": entry}
 
 
-def sampled(search: Search, rules: Rules, any_gold: bool = False) -> Sample:
-    """Return up to `ROWS` rows of a source with their candidates: of a hiding search those with several positives.
+def draw_sample(search: Search, rules: Rules, any_gold: bool = False) -> Sample:
+    """Return up to `SAMPLE_ROWS` rows of a source with their candidates; if the search hides positives, rows with several.
 
-    Fewer of them than `ENOUGH` and than a twentieth of the rows do not speak for the source: then all rows are looked at, unless
-    any gold will do.
+    If rows with several positives are fewer than `ENOUGH` and than a twentieth of all rows, they do not represent the
+    source; then all rows are sampled, unless `any_gold`.
 
     Raises:
         BuildError: the source has no rows.
     """
-    frame = pl.concat([frame.with_columns(pl.Series("row", rows)) for _, _, rows, frame in blocks(search.job.curated)])
+    frame = pl.concat([block.frame.with_columns(pl.Series("row", block.rows)) for block in blocks(search.job.curated)])
     several = frame.filter(pl.col("positives").list.len() > 1)
-    gold = search.hide and len(several) >= (1 if any_gold else min(ENOUGH, max(1, len(frame) // 20)))
-    frame = several if gold else frame
+    has_gold = search.hide and len(several) >= (1 if any_gold else min(ENOUGH, max(1, len(frame) // 20)))
+    frame = several if has_gold else frame
     if not len(frame):
         raise BuildError(search.job.curated, "has no rows to look at", "look at another source with --only")
-    frame = frame[np.unique(np.linspace(0, len(frame) - 1, min(ROWS, len(frame))).astype(np.int64))]
+    frame = frame[np.unique(np.linspace(0, len(frame) - 1, min(SAMPLE_ROWS, len(frame))).astype(np.int64))]
     rows = frame["row"].to_numpy()
-    candidates = search.known(frame, search.look(frame, rows, search.fetched), rows, rules)
-    hidden = ragged(frame["positives"].list.slice(1)) if gold else None
-    return Sample(candidates, search.wanted - np.diff(candidates.given.starts), hidden, search, frame)
+    candidates = search.with_evidence(frame, search.look(frame, rows, search.fetched), rows, rules)
+    gold = ragged(frame["positives"].list.slice(1)) if has_gold else None
+    return Sample(candidates, search.wanted - np.diff(candidates.given.starts), gold, search, frame)
 
 
-def curves(search: Search, settings: Mine) -> dict[str, Any]:
-    """Return what other margins and limits of similarity would give on a sample of a source's rows, all other rules as set.
+def count_similarities(candidates: Candidates, chosen: Chosen, rules: Rules) -> np.ndarray:
+    """Count (COSINE_BINS,) the similarities of chosen negatives to a positive, above the row's level, from -1 to 1."""
+    rows, columns = np.nonzero(chosen.ranks >= 0)
+    values = similarity_above_level(candidates, rules)[rows, chosen.ranks[rows, columns]].astype(np.float64)
+    numbers = np.clip((values + 1) * (COSINE_BINS / 2), 0, COSINE_BINS - 1).astype(np.int64)
+    return np.bincount(numbers, minlength=COSINE_BINS)
 
-    `search` is one that hides positives where its queries have several.
+
+def limit_for_yield(counts: np.ndarray, target: float) -> float:
+    """Return the lowest limit, with three decimals, that keeps at least the share `target` of the counted similarities."""
+    if not counts.sum():
+        return 1.0
+    return round(2 * (int(np.searchsorted(counts.cumsum(), target * counts.sum())) + 1) / COSINE_BINS - 1, 3)
+
+
+def histogram(scores: np.ndarray) -> list[int]:
+    """Count scores in `HISTOGRAM_BINS` bins from 0 to 1; lower and higher scores are in the outer bins, nan in no bin."""
+    return [int(count) for count in np.histogram(np.clip(scores[~np.isnan(scores)], 0, 1), HISTOGRAM_BINS, (0, 1))[0]]
+
+
+def compare_limits(search: Search, settings: Mine) -> dict[str, Any]:
+    """Return what other margins and similarity limits give on a sample of a source's rows, all other rules as set.
+
+    For each value: `dropped`, the share of candidates that the limit drops; `full`, the share of rows with all their
+    negatives; `hardness`, the mean score of the negatives; with gold, `false_negatives`. `search` hides positives.
     """
     rules = rules_of(settings)
-    sample = sampled(search, rules)
-    counts = binned(sample.candidates, sample.choose(replace(rules, max_similarity=None)), rules)
-    calibrated = settings.max_similarity == "auto" and settings.target_false_negatives is None
-    shares = sorted({*YIELDS, settings.target_yield} if calibrated else YIELDS, reverse=True)
+    sample = draw_sample(search, rules)
+
+    def measure_limits(key: str, values: Sequence[float]) -> list[dict[str, Any]]:
+        found = []
+        for value in values:
+            changed: dict[str, Any] = {key: value}
+            chosen = sample.choose(replace(rules, **changed))
+            scores = chosen.scores[chosen.ids >= 0]
+            entry = {
+                key: value,
+                "dropped": round(float(chosen.removed[key].sum() / max(1, (sample.candidates.ids >= 0).sum())), 4),
+                "full": round(float((chosen.found >= sample.wanted).mean()), 4),
+                "hardness": round(float(scores.mean()), 4) if len(scores) else None,
+            }
+            if sample.gold is not None:
+                entry["false_negatives"] = round(sample.false_negatives(replace(rules, **changed)), 6)
+            found.append(entry)
+        return found
+
     margins = sorted({*MARGINS, *([] if rules.relative_margin is None else [rules.relative_margin])})
-    limits = curve(sample, rules, "max_similarity", [by_yield(counts, share) for share in shares])
+    is_auto = settings.max_similarity == "auto" and settings.target_false_negatives is None
+    yields = sorted({*YIELDS, settings.target_yield} if is_auto else YIELDS, reverse=True)
+    counts = count_similarities(sample.candidates, sample.choose(replace(rules, max_similarity=None)), rules)
+    limits = measure_limits("max_similarity", [limit_for_yield(counts, share) for share in yields])
     return {
         "rows": len(sample.wanted),
         "of": search.rows,
         "gold": sample.gold is not None,
         "relative_margin": [
-            {**entry, "set": entry["relative_margin"] == rules.relative_margin}
-            for entry in curve(sample, rules, "relative_margin", margins)
+            {**entry, "current": entry["relative_margin"] == rules.relative_margin}
+            for entry in measure_limits("relative_margin", margins)
         ],
         "max_similarity": [
-            {"target_yield": share, **entry, "set": calibrated and share == settings.target_yield}
-            for share, entry in zip(shares, limits, strict=True)
+            {"target_yield": share, **entry, "current": is_auto and share == settings.target_yield}
+            for share, entry in zip(yields, limits, strict=True)
         ],
     }
 
 
-def curve(sample: Sample, rules: Rules, key: str, values: list[float]) -> list[dict[str, Any]]:
-    """Return what another limit would give: for each value the share of candidates it takes, rows that are full, hardness."""
-    found = []
-    for value in values:
-        changed: dict[str, Any] = {key: value}
-        chosen = sample.choose(replace(rules, **changed))
-        scores = chosen.scores[chosen.ids >= 0]
-        entry = {
-            key: value,
-            "taken": round(float(chosen.removed[key].sum() / max(1, (sample.candidates.ids >= 0).sum())), 4),
-            "full": round(float((chosen.found >= sample.wanted).mean()), 4),
-            "hardness": round(float(scores.mean()), 4) if len(scores) else None,
-        }
-        if sample.gold is not None:
-            entry["false_negatives"] = round(_false_rate(sample, replace(rules, **changed)), 6)
-        found.append(entry)
-    return found
+def evaluate_sources(
+    measure: Callable[[Search, Mine], dict[str, Any]],
+    build: Path,
+    only: Sequence[str] = (),
+    device: str = "auto",
+    progress: Progress = silent,
+    load: OpenEncoder = open_encoder,
+) -> dict[str, dict[str, Any]]:
+    """Return for each searched source of a build what `measure` (`calibrate.compare_limits` or `audit.measure_presets`) gives.
 
-
-def _false_rate(sample: Sample, rules: Rules) -> float:
-    chosen = sample.choose(rules)
-    assert sample.gold is not None
-    return float((contains(sample.gold, chosen.ids) & (chosen.ids >= 0)).sum() / max(1, chosen.found.sum()))
+    Raises:
+        BuildError: no source is searched; and the errors of `mine_build`.
+    """
+    settings = read_settings(build)
+    models = Models(build, settings, device, load)
+    with locks.locked(build, "mine negatives"):
+        searched = [job for job in jobs(build, only, models) if job.strategy in SEARCHED]
+        if not searched:
+            raise BuildError(build, "has no source whose negatives are searched", "the other sources keep or draw theirs")
+        return {job.name: measure(Search(job, models, progress, hide=True), settings) for job in searched}

@@ -1,40 +1,67 @@
-"""The candidates of a source on disk, a folder a block of rows: what the search found, and all that filters ask about it.
+"""A source being searched: texts to vectors, vectors to candidates, candidates to negatives.
 
-    candidates/<source>/00000/ids.npy, scores.npy, similarity.npy, overlap.npy    (rows, k)
+    candidates/<source>/00000/ids.npy, scores.npy, similarity.npy, overlap.npy    (rows, k), a folder per block of rows
                               positive_scores.npy, given_scores.npy, done.json
 
-Filters read these files alone, so another filter setting neither encodes nor searches; what no filter asks for stays on disk.
+These files hold all that the filters ask about a candidate, so another filter setting neither encodes nor searches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
 
-from curation.core import locks, store
-from mining.copies import overlaps
-from mining.embeddings import Part, Vectors
-from mining.lists import Ragged
+from curation.core import locks, store, tables
+from curation.core.errors import BuildError
+from curation.core.progress import Progress
+from curation.core.record import MINED, draws
+from mining import ivf
+from mining.duplicates import Duplicates, contains_answer, overlaps, read_answers, read_duplicates, shingles_of
+from mining.embeddings import Embeddings, Part, Vectors
+from mining.gpu import Gpu, OnGpus, find_gpus
+from mining.jobs import Job, Models
+from mining.lists import Ragged, contains, distinct, ragged
+from mining.negatives import Candidates, Chosen, Negatives, Rules, choose, relax
+from mining.rerank import Score, choose_reranked
 from mining.search import Exact, nearest, scores_of
 
-FORMAT = 3
+if TYPE_CHECKING:
+    from mining.bm25 import Bm25
+
+ROWS_PER_BLOCK = 4_096  # with 1,024 numbers per vector and 120 candidates, about 60 MB
 PAIRS = 1 << 20  # of a candidate and a positive, compared at once
+LEAST_SEEN = 100  # candidates per row that are always fetched, so that a smaller range_max searches nothing again
+MOST_WIDENED = 20  # known positives that the search of every row makes room for; rows with more are searched again
+SPARE_DRAWS = 16  # random passages drawn beyond four for each missing negative
+FILL_DRAWS_PER_ROW = 8_192  # random numbers that each row has of its own
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive rows of a source, q of them."""
+
+    shard: int  # number of the file of `pairs` that they are in
+    number: int  # of the block in the source
+    rows: np.ndarray  # (q,) their numbers in the source
+    frame: pl.DataFrame
 
 
 @dataclass(frozen=True)
 class Searched:
     """The candidates of a block of q rows, nearest first."""
 
-    ids: np.ndarray  # (q, k) int64 pids; -1 stands for none
+    ids: np.ndarray  # (q, k) int64 pids; -1 marks an empty place
     scores: np.ndarray  # (q, k) float64
     similarity: np.ndarray  # (q, k) float32: highest cosine of the candidate to one of the row's positives
-    overlap: np.ndarray  # (q, k) float32: highest share of words in a row shared with a positive, as `copies.overlaps`
-    positive_scores: np.ndarray  # (p,) float64, of all the block's positives
-    given_scores: np.ndarray  # (g,) float64, of all the block's given negatives
+    overlap: np.ndarray  # (q, k) float32: highest share of words in common with a positive, from `duplicates.overlaps`
+    positive_scores: np.ndarray  # (p,) float64, of all positives of the block
+    given_scores: np.ndarray  # (g,) float64, of all given negatives of the block
 
 
 @dataclass(frozen=True)
@@ -42,11 +69,269 @@ class Corpus:
     """What a source is searched in."""
 
     passages: Vectors  # vectors by pid
-    pids: np.ndarray  # (n,) int64, ascending: those to search
+    pids: np.ndarray  # (n,) int64, ascending: the passages to search
     index: Exact  # of the vectors of `pids`
-    exact: Callable[[Vectors], Exact]  # makes one of other vectors, to be searched whole
-    shingles: Ragged  # by pid, as `copies.shingles_of`
-    classes: np.ndarray | None = None  # by pid; a row is then searched in other classes than its own; -1 is in none
+    exact: Callable[[Vectors], Exact]  # makes an exact index of other vectors
+    shingles: Ragged  # by pid, from `duplicates.shingles_of`
+    classes: np.ndarray | None = None  # by pid, -1 unknown; if set, a row is searched in classes other than its own
+
+
+class Search:
+    """A source being searched. It reads candidates from disk, and opens model and vectors only where some are missing."""
+
+    def __init__(self, job: Job, models: Models, progress: Progress, hide: bool = False) -> None:
+        """Take a source; with `hide`, only the first positive of a row is known and the others are ordinary passages."""
+        self.job, self.models, self.progress, self.hide = job, models, progress, hide
+        self.wanted, self.reranker, settings = job.wanted, models.reranker, job.settings
+        positives = tables.read_table(job.curated, "pairs", ["positives"])["positives"]
+        self.rows = len(positives)
+
+        # the corpus: the source's distinct positives, or with labels all passages of known class
+        self.classes = read_classes(job.curated) if job.strategy == "search_other_classes" else None
+        self.corpus_pids = positives.explode().drop_nulls().unique().sort().to_numpy().astype(np.int64)
+        if self.classes:
+            self.corpus_pids = np.flatnonzero(self.classes[0] >= 0)
+
+        # how many candidates to fetch: what the rank window needs when all known positives are among the nearest
+        most = int(positives.list.len().to_numpy().max(initial=1))
+        self.widest = settings.range_max + most
+        self.fetched = max(settings.range_max, LEAST_SEEN) + min(most, MOST_WIDENED)
+        self.digest = store.digest_of([job.searched, self.fetched])
+        self.folder = job.build / "candidates" / job.name
+        self.asks_for_ivf = job.strategy == "search" and settings.index == "ivf"
+        self.uses_ivf = self.asks_for_ivf and len(self.corpus_pids) >= ivf.LEAST
+
+    def prepare(self, block: Block, wait: bool = True) -> None:
+        """Encode and search for a block, unless its candidates are on disk.
+
+        If another process is doing that: wait for it, or with `wait=False` leave the block to it.
+        """
+
+        def work(folder: Path) -> dict[str, Any]:
+            return write_candidates(folder, self.look(block.frame, block.rows, self.fetched))
+
+        run_once(self.folder / f"{block.number:05d}", self.digest, work, wait)
+
+    def look(self, frame: pl.DataFrame, rows: np.ndarray, k: int) -> Searched:
+        """Search for the k nearest passages of the rows numbered `rows` (q,)."""
+        embeddings, places, asked = self.vectors
+        classes, own = (self.classes[0], self.classes[1][rows]) if self.classes else (None, None)
+        corpus = Corpus(Part(embeddings, places), self.corpus_pids, self.index, self.exact, self.shingles, classes)
+        method = self.job.settings.candidates
+
+        def by_words(ids: np.ndarray) -> np.ndarray:
+            """Replace candidates by those of BM25, or by the best of both rankings."""
+            from mining.bm25 import fuse  # an optional dependency
+
+            found = self.bm25.nearest(frame["query"], ids.shape[1])
+            return fuse(ids, found) if method == "both" else found
+
+        reorder = None if method == "dense" else by_words
+        return search(embeddings[asked[rows]], self.known(frame), ragged(frame["negatives"]), corpus, k, own, reorder)
+
+    def known(self, frame: pl.DataFrame) -> Ragged:
+        """Return the known positives of some rows."""
+        positives = ragged(frame["positives"])
+        return positives.first() if self.hide else positives
+
+    def candidates(self, block: Block, rules: Rules) -> Candidates:
+        """Return the candidates of a block that was prepared, with all that the rules ask about them."""
+        found = read_candidates(self.folder / f"{block.number:05d}")
+        return self.with_evidence(block.frame, found, block.rows, rules)
+
+    def with_evidence(self, frame: pl.DataFrame, found: Searched, rows: np.ndarray, rules: Rules) -> Candidates:
+        """Return what was found for the rows numbered `rows` (q,), with all that the rules ask about it."""
+        given = ragged(frame["negatives"])  # `curate build` leaves no positive among them
+        duplicates = self.duplicates if rules.exclude_query or rules.exclude_group or rules.distinct else None
+        safe = np.maximum(found.ids, 0) if duplicates or rules.pick != "top" else found.ids
+        draw = draws(self.job.seed, f"{self.job.name}/pick", rows[:, None] << 32 | safe) if rules.pick != "top" else None
+        return Candidates(
+            found.ids,
+            found.scores,
+            self.known(frame),
+            found.positive_scores,
+            given.head(self.wanted),
+            found.given_scores[given.heads(self.wanted)],
+            found.similarity,
+            found.overlap,
+            duplicates.same_query(safe, rows) if duplicates else None,
+            duplicates.same_group(safe, rows) if duplicates else None,
+            duplicates.groups[safe] if duplicates else None,
+            draw,
+            contains_answer(self.answers, frame["key"], found.ids, self._texts) if rules.exclude_answer else None,
+        )
+
+    def choose(self, frame: pl.DataFrame, near: Candidates, wanted: np.ndarray, rules: Rules) -> tuple[Candidates, Chosen]:
+        """Choose up to `wanted` (q,) negatives of each row; return also the candidates, with the reranker's scores."""
+        if self.reranker is None or (rules.reranker_margin is None and rules.reranker_max_score is None):
+            return near, choose(near, wanted, rules)
+        return choose_reranked(self._scorer(frame), near, wanted, rules)
+
+    def fill(self, block: Block, rules: Rules, shortage: str) -> Negatives:
+        """Choose the negatives of a block that was prepared.
+
+        sentence-transformers considers range_max candidates plus the most positives of any query, for every query. If one
+        query has very many positives, only rows that found too few negatives are searched that widely here, with the same
+        result.
+        """
+        frame, rows = block.frame, block.rows
+        near = self.candidates(block, rules).narrowed(self.widest)
+        lacking = self.wanted - np.diff(near.given.starts)
+        chosen = self.choose(frame, near, lacking, rules)[1]
+        seen = np.full(len(frame), min(near.ids.shape[1], len(self.corpus_pids)))
+
+        # rows that found too few: search wider where that finds more, then fill them as `shortage` says
+        short, filled = np.flatnonzero(chosen.found < lacking), dict[str, int]()
+        if len(short):
+            part, need, some = near.rows(short), lacking[short], frame[short]
+            if min(self.widest, len(self.corpus_pids)) > near.ids.shape[1]:
+                part = self.with_evidence(some, self.look(some, rows[short], self.widest), rows[short], rules)
+                seen[short] = part.ids.shape[1]
+            part, again = self.choose(some, part, need, rules)
+            if shortage == "relax":
+                again, filled["relax"] = relax(part, again, need, rules)
+            elif shortage == "random":
+                filled["random"] = self._fill_at_random(part, again, need, rows[short], some["key"], rules)
+            width = again.ids.shape[1]
+            chosen.ids[short, :width], chosen.scores[short, :width] = again.ids, again.scores
+            chosen.ranks[short, :width], chosen.found[short] = again.ranks, again.found
+            for name, counts in again.removed.items():
+                chosen.removed[name][short] = counts
+
+        first_scores = near.positive_scores[near.positives.starts[:-1]]
+        found = Negatives(near.given, near.given_scores, chosen, MINED, first_scores, seen, filled)
+        if not (self.reranker and self.reranker.replaces_scores):
+            return found
+
+        # the reranker's scores replace the cosines of the first positives, given negatives and chosen negatives
+        first, given = near.positives.first(), near.given
+        row, column = np.nonzero(np.arange(chosen.ids.shape[1]) < chosen.found[:, None])
+        each = [(first.row_of_each(), first.ids), (given.row_of_each(), given.ids), (row, chosen.ids[row, column])]
+        scores = self._scorer(frame)(*(np.concatenate(part) for part in zip(*each, strict=True))).astype(np.float64)
+        of_first, of_given, of_chosen = np.split(scores, np.cumsum([len(pids) for _, pids in each])[:-1])
+        new_scores = np.full(chosen.scores.shape, np.nan)
+        new_scores[row, column] = of_chosen
+        more = replace(chosen, scores=new_scores)
+        return replace(found, positive_scores=of_first, given_scores=of_given, more=more)
+
+    def _fill_at_random(
+        self, part: Candidates, chosen: Chosen, need: np.ndarray, rows: np.ndarray, keys: pl.Series, rules: Rules
+    ) -> int:
+        """Fill rows, in place, with passages drawn from the corpus that no filter on texts forbids; return how many."""
+        lacking = need - chosen.found
+        tries = SPARE_DRAWS + 4 * int(lacking.max(initial=0))
+        numbers = draws(self.job.seed, f"{self.job.name}/fill", rows[:, None] * FILL_DRAWS_PER_ROW + np.arange(tries))
+        drawn = self.corpus_pids[(numbers % np.uint64(len(self.corpus_pids))).astype(np.int64)]
+        bad = contains(part.positives, drawn) | contains(part.given, drawn)
+        if rules.exclude_query:
+            bad |= self.duplicates.same_query(drawn, rows)
+        if rules.exclude_group:
+            bad |= self.duplicates.same_group(drawn, rows)
+        if rules.exclude_answer:
+            bad |= contains_answer(self.answers, keys, drawn, self._texts)
+        if self.classes:
+            bad |= self.classes[0][drawn] == self.classes[1][rows, None]
+        free = Ragged(np.concatenate([[0], (~bad).sum(axis=1).cumsum()]), drawn[~bad])
+        taken = Ragged(np.concatenate([[0], chosen.found.cumsum()]), chosen.ids[chosen.ids >= 0])
+        fresh = distinct(free, taken, tries if len(drawn) else 0).head(lacking)
+        row = fresh.row_of_each()
+        chosen.ids[row, chosen.found[row] + np.arange(len(row)) - fresh.starts[row]] = fresh.ids
+        chosen.found[:] += np.diff(fresh.starts)
+        return len(row)
+
+    def _scorer(self, frame: pl.DataFrame) -> Score:
+        """Return a function with which the reranker scores queries of the frame and passages."""
+        reranker = self.reranker
+        assert reranker is not None
+        queries = [reranker.asked(self.job.entry["instruction"], text) for text in frame["query"]]
+
+        def score(rows: np.ndarray, pids: np.ndarray) -> np.ndarray:
+            needed, places = np.unique(pids, return_inverse=True)
+            texts = list(self._texts(needed))
+            with self.progress(f"{self.job.name}: rerank", len(rows), "pairs") as advance:
+                return reranker.scores(queries, rows, texts, places, advance)
+
+        return score
+
+    def receipt_entries(self) -> dict[str, Any]:
+        """Return what the receipt says about the index and about answers."""
+        found: dict[str, Any] = {}
+        if self.asks_for_ivf:
+            receipt = (store.read_receipt(self.folder / "index") if self.uses_ivf else None) or {}
+            found["index"] = {key: receipt[key] for key in ivf.IN_RECEIPT if key in receipt} or {"kind": "exact"}
+        if self.job.settings.exclude_answer:
+            found["answers"] = len(self.answers)
+        return found
+
+    @cached_property
+    def vectors(self) -> tuple[Embeddings, np.ndarray, np.ndarray]:
+        """The store with all texts of the source; the place in it of each passage (by pid) and of each row's query."""
+        encoder, job = self.models.encoder, self.job
+        given = tables.read_table(job.curated, "pairs", ["negatives"])["negatives"].explode().drop_nulls().unique()
+        needed = np.union1d(self.corpus_pids, given.to_numpy())
+        embeddings = Embeddings(job.build / "embeddings", encoder, job.settings.store)
+
+        def texts() -> Iterator[str]:
+            yield from map(encoder.passage, self._texts(needed))
+            for frame in tables.shards(job.curated, "pairs", ["query"]):
+                yield from (encoder.query(job.entry["instruction"], text) for text in frame["query"])
+
+        with self.progress(f"{job.name}: encode", len(needed) + self.rows, "texts") as advance:
+            found = embeddings.ensure(texts, advance)
+        places = np.full(int(needed.max(initial=-1)) + 1, -1, np.int64)
+        places[needed] = found[: len(needed)]
+        return embeddings, places, found[len(needed) :]
+
+    @cached_property
+    def index(self) -> Exact:
+        """The corpus by its vectors."""
+        embeddings, places, asked = self.vectors
+        corpus, folder = Part(embeddings, places[self.corpus_pids]), self.folder / "index"
+        if not self.uses_ivf:
+            return self.exact(corpus)
+
+        def work(part: Path) -> dict[str, Any]:
+            return ivf.write_index(part, corpus, Part(embeddings, asked), self.fetched, self.job.seed, self.job.name)
+
+        run_once(folder, store.digest_of([self.digest, ivf.INDEX_FORMAT]), work, wait=True)
+        return ivf.Lists(corpus, folder)
+
+    def exact(self, corpus: Vectors) -> Exact:
+        """Return the exact search of a corpus, on GPUs if there are any."""
+        return OnGpus(corpus, self.gpus) if self.gpus else Exact(corpus)
+
+    @cached_property
+    def gpus(self) -> list[Gpu]:
+        """The GPUs to search on."""
+        return find_gpus(self.job.device)
+
+    @cached_property
+    def bm25(self) -> Bm25:
+        """The corpus by its words."""
+        from mining.bm25 import Bm25
+
+        return Bm25(self._texts(self.corpus_pids), self.corpus_pids)
+
+    @cached_property
+    def duplicates(self) -> Duplicates:
+        """The groups of the source's texts."""
+        return read_duplicates(self.job.curated, self.hide)
+
+    @cached_property
+    def shingles(self) -> Ragged:
+        """The word 3-grams of the corpus, which find copies of a positive."""
+        return shingles_of(self._texts(self.corpus_pids), self.corpus_pids)
+
+    @cached_property
+    def answers(self) -> pl.DataFrame:
+        """The answers of the source's queries."""
+        return read_answers(self.job.curated)
+
+    def _texts(self, needed: np.ndarray) -> Iterator[str]:
+        """Yield the texts of these passages, in ascending order, shard by shard."""
+        wanted = pl.Series("pid", needed, dtype=pl.UInt32)
+        for frame in tables.shards(self.job.curated, "passages", ["pid", "text"]):
+            yield from frame.filter(pl.col("pid").is_in(wanted.implode()))["text"]
 
 
 def search(
@@ -65,68 +350,59 @@ def search(
         positives: known positives of each row, at least one each.
         given: negatives that a row has already.
         corpus: what to search.
-        k: candidates a row; a smaller corpus gives them all.
-        own: (q,) the class of each row, or None where there are no classes.
-        reorder: gives other pids for those found, (q, k) both, best first; -1 stands for none. Scores stay cosines.
+        k: candidates per row; a smaller corpus gives them all.
+        own: (q,) the class of each row, or None without classes; a row of unknown class, -1, finds nothing.
+        reorder: maps pids (q, k) to other pids (q, k), best first, -1 in empty places. Scores stay cosines.
     """
-    if own is None or corpus.classes is None:
+    classes = corpus.classes if own is not None else None
+    if own is None or classes is None:
         found, scores = nearest(queries, corpus.index, k)
         ids = np.where(found >= 0, corpus.pids[found], -1)
-    else:
-        ids, scores = _in_other_classes(queries, corpus, k, own)
+    else:  # class by class, in an index of all other classes
+        ids, scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf)
+        of_corpus = classes[corpus.pids]
+        for number in np.unique(own[own >= 0]):
+            rows, others = np.flatnonzero(own == number), corpus.pids[(of_corpus >= 0) & (of_corpus != number)]
+            found, theirs = nearest(queries[rows], corpus.exact(Part(corpus.passages, others)), k)
+            ids[rows, : found.shape[1]], scores[rows, : found.shape[1]] = others[found], theirs
     if reorder is not None:
         ids = reorder(ids)
-        if own is not None and corpus.classes is not None:
-            ids = np.where((corpus.classes[ids] == own[:, None]) | (corpus.classes[ids] < 0), -1, ids)
+        if own is not None and classes is not None:
+            ids = np.where((classes[ids] == own[:, None]) | (classes[ids] < 0), -1, ids)
         scores = np.where(ids >= 0, scores_of(queries, corpus.passages, np.where(ids >= 0, ids, corpus.pids[0])), -np.inf)
-    likeness = np.full(ids.shape, -1, np.float32)
-    overlap = np.zeros(ids.shape, np.float32)
-    rows = positives.row_of_each()
+
+    # compare each candidate with each positive of its row, and keep the highest value
+    similarity, overlap = np.full(ids.shape, -1, np.float32), np.zeros(ids.shape, np.float32)
+    row_of_each = positives.row_of_each()
     step = max(1, PAIRS // max(1, ids.shape[1]))
     for first in range(0, len(positives.ids), step):
-        some, own_rows = positives.ids[first : first + step], rows[first : first + step]
-        theirs = ids[own_rows]
-        safe = np.where(theirs >= 0, theirs, corpus.pids[0])
-        np.maximum.at(likeness, own_rows, scores_of(corpus.passages[some], corpus.passages, safe).astype(np.float32))
-        shared = overlaps(corpus.shingles, np.repeat(some, theirs.shape[1]), safe.reshape(-1))
-        np.maximum.at(overlap, own_rows, shared.reshape(theirs.shape))
-    return Searched(
-        ids, scores, likeness, overlap, paired(queries, corpus.passages, positives), paired(queries, corpus.passages, given)
-    )
+        some, rows = positives.ids[first : first + step], row_of_each[first : first + step]
+        safe = np.where(ids[rows] >= 0, ids[rows], corpus.pids[0])
+        np.maximum.at(similarity, rows, scores_of(corpus.passages[some], corpus.passages, safe).astype(np.float32))
+        shared = overlaps(corpus.shingles, np.repeat(some, safe.shape[1]), safe.reshape(-1))
+        np.maximum.at(overlap, rows, shared.reshape(safe.shape))
+
+    def scores_of_lists(lists: Ragged) -> np.ndarray:
+        """Return the score (len(lists.ids),) of each id with its row's query."""
+        return scores_of(queries[lists.row_of_each()], corpus.passages, lists.ids[:, None])[:, 0]
+
+    return Searched(ids, scores, similarity, overlap, scores_of_lists(positives), scores_of_lists(given))
 
 
-def saved(folder: Path, digest: str, work: Callable[[], Searched], wait: bool) -> None:
-    """Search for a block and write it, where it does not stand there with this digest."""
-
-    def write(part: Path) -> dict[str, Any]:
-        found = work()
-        for name in Searched.__dataclass_fields__:
-            values = getattr(found, name)
-            with store.atomic(part / f"{name}.npy") as file:
-                np.save(file, values.astype(np.int32) if name == "ids" else values)
-        return {"rows": len(found.ids), "candidates": int((found.ids >= 0).sum())}
-
-    once(folder, digest, write, wait)
+def write_candidates(folder: Path, found: Searched) -> dict[str, Any]:
+    """Write the candidates of a block into a folder and return the entries of its receipt."""
+    for name in Searched.__dataclass_fields__:
+        values = getattr(found, name)
+        with store.atomic(folder / f"{name}.npy") as file:
+            np.save(file, values.astype(np.int32) if name == "ids" else values)
+    return {"rows": len(found.ids), "candidates": int((found.ids >= 0).sum())}
 
 
-def once(folder: Path, digest: str, write: Callable[[Path], dict[str, Any]], wait: bool) -> None:
-    """Run a stage, where it does not stand there with this digest.
-
-    Several processes may want it at once: one does it; the others wait for it, or leave it alone. Where it dies, another
-    takes over.
-    """
-    claim = folder.with_name(f".{folder.name}.claim")
-    if claim.exists() or not store.is_current(folder, digest):
-        with locks.claimed(claim, wait) as ours:
-            if ours:
-                store.run_stage(folder, digest, write)
-
-
-def read(folder: Path) -> Searched:
+def read_candidates(folder: Path) -> Searched:
     """Return the candidates of a block, as memory maps.
 
     Raises:
-        BuildError: a file was changed by hand.
+        BuildError: a file was changed since it was written.
     """
     names = list(Searched.__dataclass_fields__)
     store.check_files(folder, store.read_receipt(folder) or {"files": {f"{name}.npy": "" for name in names}})
@@ -134,18 +410,42 @@ def read(folder: Path) -> Searched:
     return Searched(**{**found, "ids": found["ids"].astype(np.int64)})
 
 
-def paired(queries: np.ndarray, passages: Vectors, lists: Ragged) -> np.ndarray:
-    """Return the score (len(lists.ids),) of each id with its row's query."""
-    return scores_of(queries[lists.row_of_each()], passages, lists.ids[:, None])[:, 0]
+def run_once(folder: Path, digest: str, work: Callable[[Path], Mapping[str, Any]], wait: bool) -> None:
+    """Run a stage, unless it is complete, in one of several processes.
+
+    The others wait for it or, with `wait=False`, leave it alone. If the process dies, another takes over.
+    """
+    claim = folder.with_name(f".{folder.name}.claim")
+    if claim.exists() or not store.is_current(folder, digest):
+        with locks.claimed(claim, wait) as ours:
+            if ours:
+                store.run_stage(folder, digest, work)
 
 
-def _in_other_classes(queries: np.ndarray, corpus: Corpus, k: int, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return ids and scores (q, k) of the nearest passages of other classes; a row of no class gets none."""
-    assert corpus.classes is not None
-    ids, scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf)
-    classes = corpus.classes[corpus.pids]
-    for number in np.unique(own[own >= 0]):
-        rows, others = np.flatnonzero(own == number), corpus.pids[(classes >= 0) & (classes != number)]
-        found, theirs = nearest(queries[rows], corpus.exact(Part(corpus.passages, others)), k)
-        ids[rows, : found.shape[1]], scores[rows, : found.shape[1]] = others[found], theirs
-    return ids, scores
+def blocks(curated: Path) -> Iterator[Block]:
+    """Yield the rows of a source in blocks; a source without rows has one empty block.
+
+    Raises:
+        BuildError: a row has no positive.
+    """
+    number, first = 0, 0
+    for shard, pairs in enumerate(tables.shards(curated, "pairs")):
+        for start in range(0, max(len(pairs), 1), ROWS_PER_BLOCK):
+            frame = pairs.slice(start, ROWS_PER_BLOCK)
+            bare = frame.filter(frame["positives"].list.len() == 0)
+            if len(bare):
+                raise BuildError(curated, f"tuple '{bare['id'][0]}' has no positive", "run `curate build` again")
+            yield Block(shard, number, np.arange(first, first + len(frame)), frame)
+            number, first = number + 1, first + len(frame)
+
+
+def read_classes(curated: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the class of each passage (by pid) and of each row of a labelled source; -1 where it is unknown."""
+    pairs = tables.read_table(curated, "pairs", ["key", "label"])
+    labels = pairs["label"].drop_nulls().unique().sort()
+    numbers = pl.DataFrame({"label": labels, "class": np.arange(len(labels))})
+    of_key = pairs.unique("key", keep="first").join(numbers, on="label").select("key", "class")
+    passages = tables.read_table(curated, "passages", ["pid", "key"])
+    classes = passages.join(of_key, on="key", how="left", maintain_order="left")["class"].fill_null(-1)
+    own = pairs.join(numbers, on="label", how="left", maintain_order="left")["class"].fill_null(-1)
+    return classes.to_numpy(), own.to_numpy()

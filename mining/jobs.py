@@ -1,106 +1,223 @@
-"""What there is to mine in a build: a job a source, with all that its rows depend on."""
+"""What there is to mine in a build: one job per source, with all that its negatives depend on."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from curation.core import store, tables
-from curation.core.builds import checked_stage
-from curation.core.record import NEGATIVES
-from curation.recipe.settings import Mine
-from mining import candidates
-from mining.builds import described, selected, settings_of
-from mining.models import Models
+from curation.core.builds import check_beside, checked_stage, read_build
+from curation.core.errors import BuildError, ManifestError, did_you_mean, listed
+from curation.recipe.manifest import load_manifest
+from curation.recipe.settings import Mine, Prompts
+from mining.embeddings import Encoder, OpenEncoder, open_encoder
+from mining.rerank import Reranker
+from training.model.files import VECTORS, find_model
 
-FORMAT = 3  # raised when the same settings give other rows
+NEGATIVES_FORMAT = 3  # raised when the same settings give other negatives
+CANDIDATES_FORMAT = 3  # raised when the same settings give other candidates
+ENCODERS = "encoders.json"  # digest of the request for a model -> fingerprint and description of the model that was loaded
 NOT_RULES = {"model", "dtype", "max_tokens", "prompt", "prompts", "store"}  # these are in the fingerprint or the texts
+KEYS_OF_BUILD = ("name", "seed", "sources")
+KEYS_OF_SOURCE = ("task", "instruction", "tuples")
+SEARCHED = ("search", "search_other_classes")  # the strategies that need an encoder
+
+
+class Models:
+    """The models of a build's `mine:` section, loaded when a text must be encoded or scored."""
+
+    def __init__(self, build: Path, settings: Mine, device: str, load: OpenEncoder) -> None:
+        """Find the models; `load` opens the encoder."""
+        self.note, self.settings, self.device, self.load = build / "embeddings" / ENCODERS, settings, device, load
+        self.reranker = Reranker(build, settings, device) if settings.reranker else None
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The encoder, loaded."""
+        return self.load(self.settings, self.device)
+
+    def identity(self) -> tuple[str, dict[str, object]]:
+        """Return fingerprint and description of the encoder.
+
+        Both are noted next to the vectors, so the same model files are not loaded again only to learn them.
+        """
+        if self.load is not open_encoder:
+            return self.encoder.fingerprint, self.encoder.described
+        settings = self.settings
+        files = find_model(settings.model)
+        asked = {name: getattr(settings, name) for name in ("model", "dtype", "max_tokens", "prompt")}
+        asked["prompts"] = Prompts.by_name(settings.prompts)
+        here = [self.device, platform.node()] if settings.dtype == "auto" else []  # the processor decides which dtype it is
+        libraries = {name: version for name, version in store.versions().items() if name in ("torch", "transformers")}
+        request = store.digest_of([VECTORS, files.digests(), files.sentence is None, asked, here, libraries])
+        try:
+            known = store.read_sealed(self.note) if self.note.exists() else {}
+        except (BuildError, ValueError):  # damaged; the model is loaded and noted again
+            known = {}
+        if request in known:
+            fingerprint, described = known[request]
+            return str(fingerprint), dict(described)
+        found = (self.encoder.fingerprint, self.encoder.described)
+        self.note.parent.mkdir(parents=True, exist_ok=True)
+        store.write_json(self.note, known | {request: found})
+        return found
 
 
 @dataclass(frozen=True)
 class Job:
-    """One source to mine, and all that its rows depend on."""
+    """One source to mine, and all that its negatives depend on."""
 
     build: Path
     name: str
     entry: Mapping[str, Any]  # the source in build.json
     settings: Mine
     seed: int
-    way: str  # search, class or given
+    strategy: str  # search, search_other_classes, other_classes or given
     digest: str
     described: Mapping[str, object]  # the encoder; empty where none is needed
-    source: str  # the digest of the curated stage
-    searched: str = ""  # the digest of what the candidates depend on
+    source: str  # digest of the curated stage
+    searched: str = ""  # digest of all that the candidates depend on
     device: str = "auto"
 
     @property
     def curated(self) -> Path:
-        """Return the folder to read."""
+        """The folder to read."""
         return self.build / "curated" / self.name
 
     @property
     def mined(self) -> Path:
-        """Return the folder to write."""
+        """The folder to write."""
         return self.build / "mined" / self.name
 
     @property
     def wanted(self) -> int:
-        """Return the number of negatives a row."""
-        return NEGATIVES["classification"] if self.way == "given" else self.settings.negatives
+        """The number of negatives per row: with given ones a single one is enough."""
+        return 1 if self.strategy == "given" else self.settings.negatives
 
     @property
     def most(self) -> int:
-        """Return how many given negatives a row keeps where none are searched."""
+        """The number of given negatives that a row keeps where nothing is searched."""
         return self.settings.negatives if self.settings.candidates == "given" else self.wanted
+
+    @property
+    def relevant(self) -> dict[str, object]:
+        """The settings that matter for the strategy; a change of the others does not run it again."""
+        return relevant_settings(self.strategy, self.settings)
+
+    @property
+    def signature(self) -> str:
+        """Everything that shapes the negatives, in one line."""
+        model = {key: value for key, value in self.described.items() if key != "notes"}
+        parts = {**model, **self.relevant, "seed": self.seed, "format": NEGATIVES_FORMAT}
+        shown = [f"{key}:{value}" for key, value in parts.items() if value is not None and value is not False]
+        return f"mine:{self.strategy}|" + "|".join(shown)
+
+
+def relevant_settings(strategy: str, settings: Mine) -> dict[str, object]:
+    """Return the settings that matter for a strategy."""
+    if strategy in SEARCHED:
+        without_index = strategy == "search_other_classes" or settings.index == "exact"
+        return settings.model_dump(exclude=NOT_RULES | ({"index"} if without_index else set()))
+    uses_number = strategy == "other_classes" or settings.candidates == "given"
+    return {"shortage": settings.shortage} | ({"negatives": settings.negatives} if uses_number else {})
 
 
 def jobs(build: Path, only: Sequence[str], models: Models) -> Iterator[Job]:
-    """Return the sources to mine, checked, in the build's order."""
-    whole = described(build)
-    settings = settings_of(build)
-    for name in selected(build, whole, only):
+    """Yield the sources to mine, checked, in the build's order.
+
+    Raises:
+        BuildError: from `read_sources`, or a source was changed since it was curated.
+        ModelError: the model cannot be found or loaded.
+    """
+    whole, settings = read_description(build), models.settings
+    seed = int(whole["seed"])
+    for name in read_sources(build, only):
         entry, curated = whole["sources"][name], build / "curated" / name
         receipt = checked_stage(build, f"curated/{name}")
-        way = _way(entry["task"], curated, settings)
-        fingerprint, about = models.identity() if way in ("search", "hard") else ("", {})
-        depends = {"curated": receipt["digest"]}
+
+        # classification keeps its other label; labelled clustering takes texts of other classes; all else is searched
+        strategy = "search"
+        if entry["task"] == "classification" or settings.candidates == "given":
+            strategy = "given"
+        elif entry["task"] == "clustering" and tables.read_table(curated, "pairs", ["label"])["label"].null_count() == 0:
+            strategy = "search_other_classes" if settings.classes == "hard" else "other_classes"
+
+        fingerprint, described = models.identity() if strategy in SEARCHED else ("", {})
+        depends: dict[str, object] = {"curated": receipt["digest"]}
         if fingerprint:
-            depends |= {"encoder": [fingerprint, about, settings.store, settings.candidates], "instruction": entry["instruction"]}
-        if way == "search" and settings.index != "exact":
-            depends["index"] = [settings.index, int(whole["seed"])]
-        searched = store.digest_of([candidates.FORMAT, depends, way])
+            depends["encoder"] = [fingerprint, described, settings.store, settings.candidates]
+            depends["instruction"] = entry["instruction"]
+        if strategy == "search" and settings.index != "exact":
+            depends["index"] = [settings.index, seed]
+        searched = store.digest_of([CANDIDATES_FORMAT, depends, strategy])
         if fingerprint and models.reranker:
-            depends |= {"reranker": models.reranker.fingerprint}
-        depends |= settings_that_matter(way, settings) | {"format": FORMAT, "seed": int(whole["seed"])}
+            depends["reranker"] = models.reranker.fingerprint
+        depends |= relevant_settings(strategy, settings) | {"format": NEGATIVES_FORMAT, "seed": seed}
         digest = store.digest_of(depends)
-        made = receipt["digest"]
-        yield Job(build, name, entry, settings, int(whole["seed"]), way, digest, about, made, searched, models.device)
+        yield Job(build, name, entry, settings, seed, strategy, digest, described, receipt["digest"], searched, models.device)
 
 
-def signature(job: Job) -> str:
-    """Return everything that shapes the negatives, in one line."""
-    said = {key: value for key, value in job.described.items() if key != "notes"}
-    parts = {**said, **settings_that_matter(job.way, job.settings), "seed": job.seed, "format": FORMAT}
-    return f"mine:{job.way}|" + "|".join(
-        f"{key}:{value}" for key, value in parts.items() if value is not None and value is not False
-    )
+def read_settings(build: Path) -> Mine:
+    """Return the `mine:` section of a build's manifest.
+
+    Raises:
+        BuildError: the manifest has no `mine:` section, or was changed since it was built.
+        ManifestError: its numbers contradict each other.
+    """
+    path = build / "manifest.yaml"
+    check_beside(build, "manifest.yaml")
+    settings = load_manifest(path).mine
+    if settings is None:
+        hint = "add `mine: {model: HUB_ID}` to your manifest and run `curate build` again"
+        raise BuildError(path, "has no 'mine:' section", hint)
+    if settings.negatives > settings.range_max - settings.range_min:
+        between = f"range_min {settings.range_min} and range_max {settings.range_max}"
+        what = f"mine: {settings.negatives} negatives do not fit between {between}"
+        raise ManifestError(path, what, "raise 'range_max' or lower 'negatives'")
+    return settings
 
 
-def _way(task: str, curated: Path, settings: Mine) -> str:
-    if task == "classification" or settings.candidates == "given":
-        return "given"
-    labelled = task == "clustering" and tables.read_table(curated, "pairs", ["label"])["label"].null_count() == 0
-    if labelled:
-        return "hard" if settings.classes == "hard" else "class"
-    return "search"
+def read_description(build: Path) -> dict[str, Any]:
+    """Return build.json.
+
+    Raises:
+        BuildError: it is absent, or not what `curate build` writes.
+    """
+    if not build.is_dir():
+        raise BuildError(build, "no such build folder", "run `curate build MANIFEST` first")
+    found = read_build(build)
+    missing = [key for key in KEYS_OF_BUILD if not isinstance(found, dict) or key not in found]
+    for name, entry in {} if missing else found["sources"].items():
+        missing += [f"sources.{name}.{key}" for key in KEYS_OF_SOURCE if not isinstance(entry, dict) or key not in entry]
+    if missing:
+        raise BuildError(build / "build.json", f"lacks {listed(missing)}: changed by hand?", "run `curate build` again")
+    return dict(found)
 
 
-def settings_that_matter(way: str, settings: Mine) -> dict[str, object]:
-    """Return the settings that matter for a way, so that no other one makes it run again."""
-    if way in ("search", "hard"):
-        whole = way == "hard" or settings.index == "exact"
-        return settings.model_dump(exclude=NOT_RULES | ({"index"} if whole else set()))
-    counted = way == "class" or settings.candidates == "given"
-    return {"shortage": settings.shortage} | ({"negatives": settings.negatives} if counted else {})
+def read_sources(build: Path, only: Sequence[str]) -> list[str]:
+    """Return the names of a build's sources, or of those in `only`.
+
+    Raises:
+        BuildError: a source in `only` failed in the build or does not exist, or the build has no source with tuples.
+    """
+    whole = read_description(build)
+    names, failed = list(whole["sources"]), whole.get("failed", {})
+    again = "mend it and run `curate build` again"
+    for name in only:
+        if name in failed:
+            raise BuildError(build, f"source '{name}' failed in the build: {failed[name]}", again)
+        if name not in names:
+            raise BuildError(build, f"has no source '{name}'{did_you_mean(name, names)}", f"it has {listed(names)}")
+    if not names:
+        first = next((f": source '{name}' failed: {why}" for name, why in failed.items()), "")
+        raise BuildError(build, f"has no source with tuples{first}", again)
+    return [name for name in names if name in only] or names
+
+
+def failed_sources(build: Path) -> dict[str, str]:
+    """Return the sources that the build could not make, with the reasons."""
+    return {name: str(why) for name, why in read_description(build).get("failed", {}).items()}

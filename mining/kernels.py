@@ -1,4 +1,4 @@
-"""Loops that numpy is slow at, compiled: exact scores of candidates, and how many words they share with a positive."""
+"""Compiled loops: exact scores of candidates, and the share of words that two texts have in common."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from numba import njit
 def _inner_products(queries: np.ndarray, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Return the inner product of query i with `rows[places[i, j]]`, (q, k) float64, each summed in float64.
 
-    A sum depends on its two vectors alone, not on what is computed beside it. Its order is the compiler's choice for the
-    processor, so that two kinds of processor may differ in the last bits (1e-16).
+    A sum depends on its two vectors alone, not on the rest of the batch. The compiler chooses the order of the sum for the
+    processor, so two kinds of processor may differ in the last bits (1e-16).
 
     Args:
         queries: (q, dim) float32.
@@ -30,14 +30,14 @@ def _inner_products(queries: np.ndarray, rows: np.ndarray, places: np.ndarray) -
 
 
 def _shared_parts(starts: np.ndarray, codes: np.ndarray, left: np.ndarray, right: np.ndarray, probes: int) -> np.ndarray:
-    """Return (n,) float32: the share of the smaller of two texts' shingles that the other has too, for texts left[i], right[i].
+    """Return (n,) float32: the share of the smaller text's shingles that the other has too, for texts left[i], right[i].
 
     Args:
         starts: (texts + 1,) int64; text t has `codes[starts[t]:starts[t + 1]]`.
-        codes: u64, ascending within a text; the lower halves are the shingles' hashes, the upper ones the text.
+        codes: u64, ascending within a text; the lower half is a shingle's hash, the upper half the text.
         left: (n,) texts.
         right: (n,) texts.
-        probes: where none of the smaller text's first `probes` shingles is in the other, the share is 0.
+        probes: the share is 0 where the other text has none of the smaller text's first `probes` shingles.
     """
     low = np.uint64(0xFFFFFFFF)
     found = np.zeros(len(left), np.float32)
@@ -65,7 +65,7 @@ def _shared_parts(starts: np.ndarray, codes: np.ndarray, left: np.ndarray, right
 
 
 def compiled(function: Any, **settings: Any) -> Any:
-    """Compile a function and keep the result on disk, where there is a folder for it."""
+    """Compile a function and cache the result on disk, if numba finds a folder that it can write to."""
     try:
         return njit(nogil=True, cache=True, **settings)(function)
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Lists of ids, one a row, as two arrays."""
+"""Lists of ids, one per row, as two arrays."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import polars as pl
 
 @dataclass(frozen=True)
 class Ragged:
-    """A list of ids a row: row i has `ids[starts[i]:starts[i + 1]]`."""
+    """One list of ids per row: row i has `ids[starts[i]:starts[i + 1]]`."""
 
     starts: np.ndarray  # (rows + 1,) int64
     ids: np.ndarray  # (starts[-1],) int64
@@ -34,17 +34,17 @@ class Ragged:
         return Ragged(starts, self.ids[np.repeat(keep, np.diff(self.starts))])
 
     def heads(self, most: int | np.ndarray) -> np.ndarray:
-        """Return (len(ids),) bool: whether an id is among the first `most` (a number, or one a row) of its row."""
+        """Return (len(ids),) bool: whether an id is among the first `most` (one number, or one per row) of its row."""
         row = self.row_of_each()
         limit = most[row] if isinstance(most, np.ndarray) else most
         return np.asarray(np.arange(len(row)) - self.starts[row] < limit)
 
     def head(self, most: int | np.ndarray) -> Ragged:
-        """Return the first `most` (a number, or one a row) ids of each row."""
+        """Return the first `most` (one number, or one per row) ids of each row."""
         return Ragged(np.concatenate([[0], np.minimum(np.diff(self.starts), most).cumsum()]), self.ids[self.heads(most)])
 
     def first(self) -> Ragged:
-        """Return the first id of each row, which has one."""
+        """Return the first id of each row; no list may be empty."""
         return Ragged(np.arange(len(self) + 1), self.ids[self.starts[:-1]])
 
 
@@ -55,7 +55,7 @@ def ragged(lists: pl.Series) -> Ragged:
 
 
 def contains(lists: Ragged, candidates: np.ndarray) -> np.ndarray:
-    """Return (q, k) bool: whether a candidate is in its row's list; -1 stands for none."""
+    """Return (q, k) bool: whether a candidate is in its row's list; -1 marks an empty place and is in no list."""
     width = int(max(candidates.max(initial=0), lists.ids.max(initial=0))) + 2  # ids from -1 on
     if len(lists.ids) == len(lists) and (np.diff(lists.starts) == 1).all():
         return np.asarray(candidates == lists.ids[:, None])
@@ -63,14 +63,14 @@ def contains(lists: Ragged, candidates: np.ndarray) -> np.ndarray:
     return np.isin(rows * width + candidates + 1, lists.row_of_each() * width + lists.ids + 1)
 
 
-def distinct(lists: Ragged, barred: Ragged, most: int) -> Ragged:
-    """Return the first `most` distinct ids of each row's list that are not in its `barred` list, in their order."""
+def distinct(lists: Ragged, excluded: Ragged, most: int) -> Ragged:
+    """Return the first `most` distinct ids of each row's list that are not in its `excluded` list, in their order."""
     rows = lists.row_of_each()
-    width = int(max(lists.ids.max(initial=0), barred.ids.max(initial=0))) + 1
+    width = int(max(lists.ids.max(initial=0), excluded.ids.max(initial=0))) + 1
     codes = rows * width + lists.ids
     first = np.zeros(len(codes), bool)
     first[np.unique(codes, return_index=True)[1]] = True
-    first &= ~np.isin(codes, barred.row_of_each() * width + barred.ids)
+    first &= ~np.isin(codes, excluded.row_of_each() * width + excluded.ids)
     before = np.concatenate([[0], first.cumsum()])
     first &= before[:-1] - before[lists.starts[rows]] < most
     counts = np.bincount(rows[first], minlength=len(lists))

@@ -1,30 +1,49 @@
-"""A build's tuples get their negatives. For each source: encode, search, choose, write.
+"""The tuples of a build get their negatives. For each source: encode, search, choose, write.
 
-Retrieval sources are searched; the corpus is the source's distinct positives. Clustering sources with labels draw texts
-of other classes, or search those. Classification sources keep the other label, which they were built with.
+- Retrieval sources are searched; the corpus is the source's distinct positives.
+- Clustering sources with labels draw texts of other classes, or search those.
+- Classification sources keep the other label, with which they were built.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from curation.core import locks, store, tables
 from curation.core.progress import Progress, silent
-from mining.builds import described, settings_of
-from mining.calibrate import calibrated
-from mining.classes import classes_of
-from mining.jobs import Job, jobs, settings_that_matter, signature
-from mining.models import Models, Open, device_of_rank, open_encoder
-from mining.rows import Fill, Tally, by_class, finished, given_only
-from mining.searching import Search, blocks
+from curation.core.record import CLASS, GIVEN, MINED, MINED_PAIRS, RANDOM, dropped_frame
+from mining.calibrate import HISTOGRAM_BINS, calibrate_rules, histogram
+from mining.candidates import Block, Search, blocks, read_classes
+from mining.embeddings import OpenEncoder, open_encoder
+from mining.jobs import SEARCHED, Job, Models, jobs, read_description, read_settings
+from mining.lists import Ragged, ragged
+from mining.negatives import Chosen, Negatives, draw_from_other_classes
 
-DEARER = 7  # times an exact search of the same passages that lists cost
+SLOWDOWN = 7  # an index searches a passage this many times slower than an exact search does
+HIGHEST_RANK = np.iinfo(np.uint16).max
+TOO_FEW = "too_few_negatives"
+
+
+@dataclass
+class Counts:
+    """What the receipt of a source counts."""
+
+    rows_in: int = 0
+    kept: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    candidates: int = 0
+    filters: dict[str, int] = field(default_factory=dict)
+    filled: dict[str, int] = field(default_factory=dict)
+    histograms: dict[str, list[int]] = field(
+        default_factory=lambda: {"positives": [0] * HISTOGRAM_BINS, "negatives": [0] * HISTOGRAM_BINS}
+    )
 
 
 def mine_build(
@@ -32,136 +51,201 @@ def mine_build(
     only: Sequence[str] = (),
     device: str = "auto",
     progress: Progress = silent,
-    load: Open = open_encoder,
+    load: OpenEncoder = open_encoder,
     rank: int | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Mine the sources of a build and return their receipts, each with `ran`: whether there was anything to do.
 
-    Processes that give each its own `rank` may do this at once: they share the encoding and the search by shards and blocks,
-    and the sources; where one dies, the others do its part. The files are those of one process.
+    Several processes may do this at once, each with its own `rank`. They share encoding and search by shards and blocks;
+    if one dies, the others do its part. The files are the same as those of one process.
 
     Raises:
-        BuildError: the folder holds no whole build, or was changed by hand.
+        BuildError: the folder holds no complete build, or was changed since it was built.
         ManifestError: its manifest has no usable `mine:` section.
-        ModelError: the model cannot be loaded, or gives numbers that are none.
+        ModelError: the model cannot be loaded, or returns NaN or infinity.
     """
-    described(build)  # complain before anything is written
-    models = Models(build, settings_of(build), device_of_rank(device, rank), load)
+    read_description(build)  # raises before anything is written
+    if rank is not None and device in ("auto", "cuda"):  # one GPU per process
+        import torch
+
+        device = f"cuda:{rank % torch.cuda.device_count()}" if torch.cuda.is_available() else device
+    models = Models(build, read_settings(build), device, load)
     receipts = dict[str, dict[str, Any]]()
     with locks.locked(build, "mine negatives" + ("" if rank is None else f" rank {rank}")):
         todo = list(jobs(build, only, models))
         for job in todo if rank is not None else ():
-            _together(job, models, progress)
+            _share(job, models, progress)
         for job in todo:
             with locks.claimed(build / "mined" / f".{job.name}.claim", wait=True):
-                receipt, ran = store.run_stage(job.mined, job.digest, partial(_mine, job, models, progress))
+                receipt, ran = store.run_stage(job.mined, job.digest, partial(_mine_source, job, models, progress))
             receipts[job.name] = {**receipt, "ran": ran}
     return receipts
 
 
-def _together(job: Job, models: Models, progress: Progress) -> None:
-    """Do this process's part of a source's encoding, searching and reranking."""
-    if job.way in ("search", "hard") and not store.is_current(job.mined, job.digest):
-        search = Search(job, models, progress)
-        for wait in (False, True):
-            for _, number, rows, frame in blocks(job.curated):
-                search.prepare(frame, number, rows, wait)
-        if models.reranker:
-            fill, _ = _filler(search, job, models, progress)
-            for _, number, rows, frame in blocks(job.curated):
-                fill(frame, number, rows)  # what it chooses is not written here: the scores that it needed are
-
-
-def plan(build: Path, only: Sequence[str] = (), device: str = "auto", load: Open = open_encoder) -> dict[str, dict[str, Any]]:
-    """Return what `mine_build` would do: for each source the way, the rows, and whether it would run."""
+def plan(
+    build: Path, only: Sequence[str] = (), device: str = "auto", load: OpenEncoder = open_encoder
+) -> dict[str, dict[str, Any]]:
+    """Return what `mine_build` would do: for each source the strategy, the rows, and whether it would run."""
     found = {}
-    for job in jobs(build, only, Models(build, settings_of(build), device, load)):
-        found[job.name] = {"way": job.way, "rows_in": job.entry["tuples"], "ran": not store.is_current(job.mined, job.digest)}
+    for job in jobs(build, only, Models(build, read_settings(build), device, load)):
+        ran = not store.is_current(job.mined, job.digest)
+        found[job.name] = {"strategy": job.strategy, "rows_in": job.entry["tuples"], "ran": ran}
     return found
 
 
+def _share(job: Job, models: Models, progress: Progress) -> None:
+    """Do this process's part of encoding, searching and reranking a source."""
+    if job.strategy not in SEARCHED or store.is_current(job.mined, job.digest):
+        return
+    search = Search(job, models, progress)
+    for wait in (False, True):  # first what no other process has claimed
+        for block in blocks(job.curated):
+            search.prepare(block, wait)
+    if models.reranker:
+        rules, _ = calibrate_rules(search, job.settings)
+        for block in blocks(job.curated):
+            search.fill(block, rules, job.settings.shortage)  # only the reranker's scores are kept
+
+
+def _mine_source(job: Job, models: Models, progress: Progress, folder: Path) -> dict[str, Any]:
+    """Write the tables of a source into `folder`, one shard for each shard of its pairs; return what the receipt says."""
+    counts, receipt, settings = Counts(), dict[str, Any](), job.settings
+    search = Search(job, models, progress) if job.strategy in SEARCHED else None
+    if search:
+        rules, receipt = calibrate_rules(search, settings)
+    if job.strategy == "other_classes":
+        classes, own = read_classes(job.curated)
+
+    constants = {key: str(job.entry.get(key, "")) for key in ("task", "instruction", "language")}
+    constants |= {"source": job.name, "signature": job.signature}
+    kept, dropped, shard = list[pl.DataFrame](), list[pl.DataFrame](), 0
+
+    def write_shard() -> None:
+        tables.write_parquet(folder / f"pairs-{shard:05d}.parquet", pl.concat(kept), constants)
+        kept.clear()
+
+    with progress(f"{job.name}: negatives", job.entry["tuples"], "rows") as advance:
+        for block in blocks(job.curated):
+            if block.shard != shard:
+                write_shard()
+                shard = block.shard
+            if search:
+                search.prepare(block)  # encode and search
+                found = search.fill(block, rules, settings.shortage)  # choose
+            elif job.strategy == "other_classes":
+                drawn = draw_from_other_classes(classes, own[block.rows], block.rows, job.wanted, job.seed, job.name)
+                found = _without_candidates(Ragged(np.zeros(len(block.rows) + 1, np.int64), np.empty(0, np.int64)), drawn)
+            else:
+                found = given_negatives(block, job.most)
+            rows, lost = mined_tables(job.name, block.frame, found, job.wanted, settings.shortage, counts)
+            kept.append(rows)
+            dropped.append(lost)
+            advance(len(block.frame))
+        write_shard()
+    tables.write_parquet(folder / "dropped.parquet", pl.concat(dropped), constants)
+
+    receipt |= search.receipt_entries() if search else {}
+    receipt |= {**asdict(counts), "strategy": job.strategy, "curated": job.source}
+    receipt |= {"signature": job.signature, "settings": job.relevant}
+    return receipt | ({"encoder": dict(job.described)} if job.described else {})
+
+
+def given_negatives(block: Block, most: int) -> Negatives:
+    """Return the first `most` negatives that each row was built with, and their scores if it has some.
+
+    With `most` 1 this is F2LLM's rule for classification: the other label.
+    """
+    frame = block.frame
+    given = ragged(frame["negatives"])  # distinct, and `curate build` leaves no positive among them
+    found = _without_candidates(given.head(most), np.empty((len(frame), 0), np.int64))
+    if "negative_scores" not in frame.columns:
+        return found
+    scores = frame["negative_scores"].explode(empty_as_null=False).cast(pl.Float64).to_numpy()[given.heads(most)]
+    positive_scores = frame["positive_score"].cast(pl.Float64).to_numpy()
+    return Negatives(found.given, scores, found.more, found.origin, positive_scores, found.seen)
+
+
+def _without_candidates(given: Ragged, drawn: np.ndarray) -> Negatives:
+    """Return given negatives, and drawn passages (q, n) with -1 in empty places, without scores or ranks."""
+    rows = len(drawn)
+    more = Chosen(drawn, np.full(drawn.shape, np.nan), np.full(drawn.shape, -1, np.int64), (drawn >= 0).sum(axis=1), {})
+    return Negatives(given, np.full(len(given.ids), np.nan), more, CLASS, np.full(rows, np.nan), np.zeros(rows, np.int64))
+
+
+def mined_tables(
+    source: str, frame: pl.DataFrame, found: Negatives, wanted: int, shortage: str, counts: Counts
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return the rows as `record.MINED_PAIRS`, and those with too few negatives as `record.DROPPED`; add both to `counts`.
+
+    `negative_ranks` is the place among all that the search returned, known positives included: 0 is the nearest passage.
+    """
+    have = np.diff(found.given.starts) + found.more.found
+    short = have < wanted if shortage == "drop" else np.zeros(len(frame), bool)
+
+    # the columns of negatives, row by row, given ones first
+    more = np.arange(found.more.ids.shape[1]) < found.more.found[:, None]
+    given_rows = found.given.row_of_each()
+    order = np.argsort(np.concatenate([given_rows, np.nonzero(more)[0]]), kind="stable")
+    ids = np.concatenate([found.given.ids, found.more.ids[more]])[order]
+    scores = np.concatenate([found.given_scores, found.more.scores[more]])[order].astype(np.float32)
+    ranks = np.concatenate([np.full(len(given_rows), -1), found.more.ranks[more]])[order]
+    origin = np.where((ranks < 0) & (found.origin == MINED), RANDOM, found.origin)
+    origin[order < len(given_rows)] = GIVEN
+    never_null = np.zeros(len(ids), bool)
+    positive_scores = found.positive_scores.astype(np.float32)
+    columns = {
+        "negatives": tables.lists(ids.astype(np.uint32), have, never_null),
+        "negative_scores": tables.lists(scores, have, np.isnan(scores)),
+        "negative_ranks": tables.lists(np.clip(ranks, 0, HIGHEST_RANK).astype(np.uint16), have, ranks < 0),
+        "negative_origin": tables.lists(origin.astype(np.uint8), have, never_null),
+        "positive_score": pl.Series(positive_scores, nan_to_null=True),
+    }
+    rows = frame.with_columns(**columns).select(pl.col(name).cast(kind) for name, kind in MINED_PAIRS.items())
+    rows = rows.filter(~short) if short.any() else rows
+
+    # each dropped row says which filters dropped its candidates
+    lost, evidence = np.flatnonzero(short), list[str]()
+    for row in lost.tolist():
+        took = ", ".join(f"{name} took {counted[row]}" for name, counted in found.more.removed.items() if counted[row])
+        evidence.append(f"{have[row]} of {wanted} negatives" + (f" among {found.seen[row]} candidates: {took}" if took else ""))
+    dropped = dropped_frame(source, "mine", frame["id"].gather(lost), TOO_FEW, pl.Series(evidence, dtype=pl.String))
+
+    counts.rows_in += len(frame)
+    counts.kept += len(rows)
+    counts.candidates += int(found.seen.sum())
+    if len(lost):
+        counts.dropped[TOO_FEW] = counts.dropped.get(TOO_FEW, 0) + len(lost)
+    for name, counted in found.more.removed.items():
+        counts.filters[name] = counts.filters.get(name, 0) + int(counted.sum())
+    for name, count in found.filled.items():
+        counts.filled[name] = counts.filled.get(name, 0) + count
+    of_kept = {"positives": positive_scores[~short], "negatives": scores[np.repeat(~short, have)]}
+    for kind, some in of_kept.items():
+        both = zip(counts.histograms[kind], histogram(some), strict=True)
+        counts.histograms[kind] = [before + now for before, now in both]
+    return rows, dropped
+
+
 def warnings_of(name: str, receipt: Mapping[str, Any]) -> Iterator[str]:
-    """Return a line for a source that lost more than half its rows or negatives, or to which a setting does not apply."""
+    """Yield a warning if a source lost more than half of its rows or negatives, or if a setting does not help it."""
     lost, settings = sum(receipt["dropped"].values()), receipt["settings"]
     wanted, found = receipt["kept"] * settings.get("negatives", 0), sum(receipt["histograms"]["negatives"])
     taken = {key: count for key, count in receipt["filters"].items() if count}
     most = ""
     if taken:
         key = max(taken, key=lambda key: taken[key])
-        most = f"; '{key}' took most candidates ({taken[key]:,} of {receipt['candidates']:,}"
-        most += f", which is {receipt['candidates'] // receipt['rows_in']} a row)"
+        most = f"; '{key}' dropped most candidates ({taken[key]:,} of {receipt['candidates']:,}"
+        most += f", which is {receipt['candidates'] // receipt['rows_in']} per row)"
     if lost * 2 > receipt["rows_in"]:
         yield f"{name}: {lost:,} of {receipt['rows_in']:,} rows have too few negatives and were dropped{most}"
     elif taken and settings["shortage"] == "keep" and found * 2 < wanted:
-        yield f"{name}: {found:,} of {wanted:,} negatives were found, and rows short of them kept{most}"
+        yield f"{name}: only {found:,} of {wanted:,} negatives were found; rows with fewer were kept{most}"
     index = receipt.get("index", {})
-    if index.get("probes", 0) * DEARER > index.get("lists", 1):
+    if index.get("probes", 0) * SLOWDOWN > index.get("lists", 1):
         yield (
-            f"{name}: 'index: ivf' searches {index['probes']:,} of {index['lists']:,} lists for each query, "
-            "which takes longer than all passages at once; take `index: exact`"
+            f"{name}: 'index: ivf' searches {index['probes']:,} of {index['lists']:,} lists per query, "
+            "which takes longer than an exact search; use `index: exact`"
         )
     if receipt.get("answers") == 0:
-        yield f"{name}: 'exclude_answer' takes nothing, the source names no answers; name their column, `fields: {{answer: ...}}`"
-
-
-def _mine(job: Job, models: Models, progress: Progress, folder: Path) -> dict[str, Any]:
-    """Do one source: files into `folder`, and what its receipt says."""
-    said: dict[str, Any] = {}
-    search: Search | None = None
-    fill: Fill
-    if job.way == "given":
-        fill = partial(given_only, most=job.most)
-    elif job.way == "class":
-        fill = _drawer(job)
-    else:
-        search = Search(job, models, progress)
-        fill, said = _filler(search, job, models, progress)
-    tally = _write(job, folder, fill, progress)
-    said |= search.said() if search else {}
-    if search and job.settings.exclude_answer:
-        said["answers"] = len(search.answers)
-    said |= {
-        **asdict(tally),
-        "way": job.way,
-        "curated": job.source,
-        "signature": signature(job),
-        "settings": settings_that_matter(job.way, job.settings),
-    }
-    return said | ({"encoder": dict(job.described)} if job.described else {})
-
-
-def _filler(search: Search, job: Job, models: Models, progress: Progress) -> tuple[Fill, dict[str, Any]]:
-    """Return the function that searches and chooses for a block of the source's rows, and what was calibrated."""
-    rules, said = calibrated(search, lambda: Search(job, models, progress, hide=True), job.settings)
-    return (lambda frame, number, rows: search.fill(frame, number, rows, rules, job.settings.shortage)), said
-
-
-def _drawer(job: Job) -> Fill:
-    """Return the function that draws texts of other classes for a block of rows."""
-    classes, own = classes_of(job.curated)
-    return lambda frame, number, rows: by_class(classes, own[rows], rows, job.wanted, job.seed, job.name)
-
-
-def _write(job: Job, folder: Path, fill: Fill, progress: Progress) -> Tally:
-    """Fill all rows block by block; a shard is written for each shard read."""
-    tally, dropped, shards = Tally(), [], dict[int, list[pl.DataFrame]]()
-    constants = {key: str(job.entry.get(key, "")) for key in ("task", "instruction", "language")}
-    constants |= {"source": job.name, "signature": signature(job)}
-    with progress(f"{job.name}: negatives", job.entry["tuples"], "rows") as advance:
-        for shard, number, rows, frame in blocks(job.curated):
-            if shard not in shards:
-                _flush(folder, shards, constants)
-            kept, lost = finished(job.name, frame, fill(frame, number, rows), job.wanted, job.settings.shortage, tally)
-            shards.setdefault(shard, []).append(kept)
-            dropped.append(lost)
-            advance(len(frame))
-    _flush(folder, shards, constants)
-    tables.write_parquet(folder / "dropped.parquet", pl.concat(dropped), constants)
-    return tally
-
-
-def _flush(folder: Path, shards: dict[int, list[pl.DataFrame]], constants: Mapping[str, str]) -> None:
-    """Write what is whole, and forget it."""
-    for shard, kept in shards.items():
-        tables.write_parquet(folder / f"pairs-{shard:05d}.parquet", pl.concat(kept), constants)
-    shards.clear()
+        column = "`fields: {answer: ...}`"
+        yield f"{name}: 'exclude_answer' drops nothing, because the source has no answers; name their column: {column}"

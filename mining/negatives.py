@@ -1,37 +1,24 @@
-"""Which candidates are negatives: pure functions from arrays to arrays.
+"""Which candidates become negatives: pure functions from arrays to arrays.
 
-A candidate must pass every filter that is switched on; then the rank window, then the pick. With only the margins, the
-score limits and the window, `choose` gives what sentence-transformers 6.2 `mine_hard_negatives` gives (sampling "top",
-format "n-tuple"): the reference of both margins is the lowest score among the query's positives, the relative margin is
-a share of that score's magnitude, and range_min skips the nearest of the candidates that *passed*.
+A candidate must pass every filter that is on, then be inside the rank window, then be picked. With only the margins, the
+score limits and the window, `choose` gives what `mine_hard_negatives` of sentence-transformers 6.2 gives (sampling "top",
+format "n-tuple"): both margins count from the lowest score of the query's positives, the relative margin is a share of
+that score's magnitude, and range_min skips the nearest of the candidates that *passed*.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from curation.core.record import draws
 from mining.lists import Ragged, contains
 
-FILTERS = (
-    "positive",
-    "given",
-    "exclude_query",
-    "exclude_group",
-    "containment",
-    "absolute_margin",
-    "relative_margin",
-    "max_score",
-    "min_score",
-    "max_similarity",
-    "exclude_answer",
-    "reranker_max_score",
-    "reranker_margin",
-)  # in this order; then `distinct`, then the window
-# what `shortage: relax` lets go of, one after the other; what makes a text the same as a positive it never does
+DRAWS_PER_ROW = 1_024  # random numbers that each row has of its own; the manifest allows 1,000 negatives
+# the filters that `shortage: relax` switches off, step by step; those that find duplicates of a positive stay on
 RELAXED: tuple[dict[str, Any], ...] = (
     {"range_min": 0},
     {"max_similarity": None},
@@ -43,11 +30,11 @@ REFERENCE = {"min": np.minimum, "max": np.maximum, "mean": np.add}
 
 @dataclass(frozen=True)
 class Rules:
-    """The keys of the `mine:` section that decide; None and False switch a filter off."""
+    """The keys of the `mine:` section that decide which candidates are chosen; None and False switch a filter off."""
 
     range_min: int = 5
     range_max: int = 100
-    rank_basis: str = "surviving"  # or raw: the window counts all that the search found
+    rank_basis: str = "surviving"  # or raw: the window counts all candidates that the search found
     exclude_query: bool = False
     exclude_group: bool = False
     containment: float | None = None
@@ -67,45 +54,44 @@ class Rules:
 
 @dataclass(frozen=True)
 class Candidates:
-    """What is known of q queries with k candidates each, nearest first. What no rule asks for may be None."""
+    """q queries with k candidates each, nearest first. A table that no rule needs may be None."""
 
-    ids: np.ndarray  # (q, k) int64; -1 stands for none
+    ids: np.ndarray  # (q, k) int64; -1 marks an empty place
     scores: np.ndarray  # (q, k) floats, descending
-    positives: Ragged  # known positives, at least one a query
+    positives: Ragged  # known positives, at least one per query
     positive_scores: np.ndarray  # (len(positives.ids),) of the dtype of the scores
     given: Ragged  # negatives that a query has already
     given_scores: np.ndarray  # (len(given.ids),)
     similarity: np.ndarray | None = None  # (q, k) floats: highest cosine to a positive
-    overlap: np.ndarray | None = None  # (q, k) floats: highest share of words in a row shared with a positive
-    same_query: np.ndarray | None = None  # (q, k) bool: the query's own text
-    same_group: np.ndarray | None = None  # (q, k) bool: counts as the same text as a positive
-    groups: np.ndarray | None = None  # (q, k) int64: equal for texts that count as the same; -1 for those with no twin
-    draw: np.ndarray | None = None  # (q, k) uint64: a random number each
-    answered: np.ndarray | None = None  # (q, k) bool: holds an answer of the query
-    reranked: np.ndarray | None = None  # (q, k) float32: the reranker's scores; nan passes its filters
-    reranked_positives: np.ndarray | None = None  # (len(positives.ids),) float32, likewise
+    overlap: np.ndarray | None = None  # (q, k) floats: highest share of word 3-grams in common with a positive
+    same_query: np.ndarray | None = None  # (q, k) bool: is the query's own text, or a duplicate of it
+    same_group: np.ndarray | None = None  # (q, k) bool: is a duplicate of a positive
+    groups: np.ndarray | None = None  # (q, k) int64: equal for duplicates; -1 for a text without a duplicate
+    draw: np.ndarray | None = None  # (q, k) uint64: random numbers
+    answered: np.ndarray | None = None  # (q, k) bool: contains an answer of the query
+    reranked: np.ndarray | None = None  # (q, k) float32: the reranker's scores; nan, not scored, passes its filters
+    reranked_positives: np.ndarray | None = None  # (len(positives.ids),) float32
 
     def rows(self, some: np.ndarray) -> Candidates:
-        """Return some queries, ascending."""
-        again = self.reranked_positives
+        """Return some queries, by ascending numbers."""
+
+        def scores(values: np.ndarray) -> np.ndarray:
+            return Ragged(self.positives.starts, values).rows(some).ids
+
         return replace(
-            self._each(lambda values: values[some]),
+            self._map_tables(lambda table: table[some]),
             positives=self.positives.rows(some),
-            positive_scores=Ragged(self.positives.starts, self.positive_scores).rows(some).ids,
-            reranked_positives=None if again is None else Ragged(self.positives.starts, again).rows(some).ids,
+            positive_scores=scores(self.positive_scores),
+            reranked_positives=None if self.reranked_positives is None else scores(self.reranked_positives),
             given=self.given.rows(some),
             given_scores=Ragged(self.given.starts, self.given_scores).rows(some).ids,
         )
 
     def narrowed(self, k: int) -> Candidates:
         """Return the k nearest candidates of each query."""
-        return self._each(lambda values: values[:, :k])
+        return self._map_tables(lambda table: table[:, :k])
 
-    def first_scores(self) -> np.ndarray:
-        """Return the score (q,) of each query with its first positive."""
-        return np.asarray(self.positive_scores[self.positives.starts[:-1]])
-
-    def _each(self, change: Callable[[np.ndarray], np.ndarray]) -> Candidates:
+    def _map_tables(self, change: Callable[[np.ndarray], np.ndarray]) -> Candidates:
         tables: dict[str, Any] = {name: change(table) for name, table in vars(self).items() if getattr(table, "ndim", 0) == 2}
         return replace(self, **tables)
 
@@ -116,19 +102,32 @@ class Chosen:
 
     ids: np.ndarray  # (q, n) int64
     scores: np.ndarray  # (q, n) as given to `choose`
-    ranks: np.ndarray  # (q, n) int64: column in the candidates, 0 = nearest, positives counted; -1: not a candidate
+    ranks: np.ndarray  # (q, n) int64: column in the candidates: 0 is the nearest, positives count; -1: not a candidate
     found: np.ndarray  # (q,) int64
-    removed: dict[str, np.ndarray]  # filter -> (q,) int64: candidates it took that those before it had left
+    removed: dict[str, np.ndarray]  # filter -> (q,) int64: candidates that it dropped and the filters before it had not
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """The negatives of q rows: first those that the rows were built with, then `more`."""
+
+    given: Ragged
+    given_scores: np.ndarray  # (len(given.ids),) float64; nan where not scored
+    more: Chosen
+    origin: int  # of `more`, as in `record.ORIGINS`
+    positive_scores: np.ndarray  # (q,) float64, of the first positive; nan where not scored
+    seen: np.ndarray  # (q,) how many candidates were considered
+    filled: dict[str, int] = field(default_factory=dict)  # `shortage` policy -> negatives that it added
 
 
 def choose(candidates: Candidates, wanted: np.ndarray, rules: Rules) -> Chosen:
     """Choose up to `wanted` (q,) candidates of each query; limits are compared in the dtype of the scores."""
-    eligible, removed = eligible_of(candidates, rules)
-    return packed(candidates, picked(candidates, eligible, wanted, rules.pick), wanted, removed)
+    eligible, removed = eligible_candidates(candidates, rules)
+    return move_to_front(candidates, pick(candidates, eligible, wanted, rules.pick), wanted, removed)
 
 
-def eligible_of(candidates: Candidates, rules: Rules) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Return (q, k) bool, the candidates to pick from, and what each filter took."""
+def eligible_candidates(candidates: Candidates, rules: Rules) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return (q, k) bool, the candidates to pick from, and how many each filter dropped."""
     alive, removed = surviving(candidates, rules)
     rank = alive.cumsum(axis=1, dtype=np.int32) - 1  # among those that passed
     if rules.rank_basis == "raw":
@@ -138,37 +137,77 @@ def eligible_of(candidates: Candidates, rules: Rules) -> tuple[np.ndarray, dict[
 
 
 def surviving(candidates: Candidates, rules: Rules) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Return (q, k) bool, what passes all filters but the window, and what each took."""
-    alive = candidates.ids >= 0
-    reference = reference_of(candidates.positives, candidates.positive_scores, rules.margin_reference)
-    removed: dict[str, np.ndarray] = {}
-    for name in FILTERS:
-        hit = _hits(name, candidates, reference, rules)
-        if hit is not None:
-            removed[name] = (alive & hit).sum(axis=1)
-            alive &= ~hit
-    if rules.distinct:
-        again = _repeats(alive, candidates.groups)
-        removed["distinct"] = again.sum(axis=1)
-        alive &= ~again
+    """Return (q, k) bool, the candidates that pass all filters except the window, and how many each filter dropped."""
+    scores, similarity = candidates.scores, candidates.similarity
+    reference = reference_scores(candidates.positives, candidates.positive_scores, rules.margin_reference)[:, None]
+    reranked, reranked_reference = candidates.reranked, np.empty((0, 1), np.float32)
+    if rules.max_similarity is not None:
+        similarity = similarity_above_level(candidates, rules)
+    if candidates.reranked_positives is not None:
+        reranked_reference = reference_scores(candidates.positives, candidates.reranked_positives, rules.margin_reference)[
+            :, None
+        ]
+    score_of = scores.dtype.type  # limits are compared in the dtype of what they limit
+
+    # name in the counts; setting, by which the filter is on or off; what it drops
+    filters: list[tuple[str, Any, Callable[[Any], Any]]] = [
+        ("positive", True, lambda _: contains(candidates.positives, candidates.ids)),
+        ("given", len(candidates.given.ids) > 0, lambda _: contains(candidates.given, candidates.ids)),
+        ("exclude_query", rules.exclude_query, lambda _: candidates.same_query),
+        ("exclude_group", rules.exclude_group, lambda _: candidates.same_group),
+        ("containment", rules.containment, lambda limit: _at_least(candidates.overlap, limit)),
+        ("absolute_margin", rules.absolute_margin, lambda margin: scores + score_of(margin) > reference),
+        ("relative_margin", rules.relative_margin, lambda margin: scores > reference - np.abs(reference) * score_of(margin)),
+        ("max_score", rules.max_score, lambda limit: scores > score_of(limit)),
+        ("min_score", rules.min_score, lambda limit: scores < score_of(limit)),
+        ("max_similarity", rules.max_similarity, lambda limit: _at_least(similarity, limit)),
+        ("exclude_answer", rules.exclude_answer, lambda _: candidates.answered),
+    ]
+    if reranked is not None:
+        filters += [
+            ("reranker_max_score", rules.reranker_max_score, lambda limit: reranked > np.float32(limit)),
+            ("reranker_margin", rules.reranker_margin, lambda margin: reranked + np.float32(margin) > reranked_reference),
+        ]
+    alive, removed = candidates.ids >= 0, dict[str, np.ndarray]()
+    for name, setting, find_bad in filters:
+        if setting is not None and setting is not False:
+            bad = find_bad(setting)
+            removed[name] = (alive & bad).sum(axis=1)
+            alive &= ~bad
+
+    if rules.distinct:  # among duplicates, keep only the nearest
+        assert candidates.groups is not None
+        rows, columns = np.nonzero(alive & (candidates.groups >= 0))
+        codes = rows * (int(candidates.groups.max(initial=0)) + 1) + candidates.groups[rows, columns]
+        again = np.ones(len(codes), bool)
+        again[np.unique(codes, return_index=True)[1]] = False
+        repeats = np.zeros_like(alive)
+        repeats[rows[again], columns[again]] = True
+        removed["distinct"] = repeats.sum(axis=1)
+        alive &= ~repeats
     return alive, removed
 
 
-def picked(candidates: Candidates, eligible: np.ndarray, wanted: np.ndarray, pick: str) -> np.ndarray:
+def _at_least(values: np.ndarray | None, limit: float) -> np.ndarray:
+    assert values is not None
+    return np.asarray(values >= values.dtype.type(limit))
+
+
+def pick(candidates: Candidates, eligible: np.ndarray, wanted: np.ndarray, how: str) -> np.ndarray:
     """Return (q, k) bool: at most `wanted` (q,) of the eligible ones of each query.
 
-    top: the nearest. random: any, all alike. stratified: the eligible ones are cut, in order, into `wanted` runs of equal
-    length, and one is drawn from each.
+    top: the nearest. random: drawn, all with equal chance. stratified: the eligible ones are cut, in order, into `wanted`
+    runs of equal length, and one is drawn from each run.
     """
     rank = eligible.cumsum(axis=1, dtype=np.int32) - 1
     count = eligible.sum(axis=1)
-    if pick == "top":
+    if how == "top":
         return np.asarray(eligible & (rank < wanted[:, None]))
     assert candidates.draw is not None
     rows, columns = np.nonzero(eligible)
     draw = candidates.draw[rows, columns]
     taken = np.zeros_like(eligible)
-    if pick == "random":
+    if how == "random":
         order = np.lexsort((draw, rows))
         place = np.arange(len(rows)) - np.repeat(count.cumsum() - count, count)
         order = order[place < wanted[rows[order]]]
@@ -183,36 +222,37 @@ def picked(candidates: Candidates, eligible: np.ndarray, wanted: np.ndarray, pic
 
 
 def relax(candidates: Candidates, chosen: Chosen, wanted: np.ndarray, rules: Rules) -> tuple[Chosen, int]:
-    """Fill queries short of negatives by letting go of one filter after the other; return also how many were added.
+    """Fill queries that lack negatives by switching off filters step by step; return also how many were added.
 
-    What a step lets in is taken from the far end: the least like a positive first.
+    Each step adds the farthest of its candidates first: those that are least likely to be positives.
     """
     taken = np.zeros(candidates.ids.shape, bool)
     rows, columns = np.nonzero(np.arange(chosen.ids.shape[1]) < chosen.found[:, None])
     taken[rows, chosen.ranks[rows, columns]] = True
     for step in RELAXED:
         rules = replace(rules, **step)
-        more = eligible_of(candidates, rules)[0] & ~taken
+        more = eligible_candidates(candidates, rules)[0] & ~taken
         from_end = more[:, ::-1].cumsum(axis=1)[:, ::-1]  # 1 = the farthest
         taken |= more & (from_end <= (wanted - taken.sum(axis=1))[:, None])
-    filled = packed(candidates, taken, wanted, chosen.removed)
+    filled = move_to_front(candidates, taken, wanted, chosen.removed)
     return filled, int((filled.found - chosen.found).sum())
 
 
-def reference_of(positives: Ragged, scores: np.ndarray, reference: str) -> np.ndarray:
-    """Return the score (q,) that margins count from: the positives' lowest (the safest), highest or mean."""
+def reference_scores(positives: Ragged, scores: np.ndarray, reference: str) -> np.ndarray:
+    """Return the score (q,) that margins count from: the lowest (the safest), highest or mean score of the positives."""
     if not len(scores):
         return scores
     found = REFERENCE[reference].reduceat(scores, positives.starts[:-1])
     return found / np.diff(positives.starts).astype(scores.dtype) if reference == "mean" else found
 
 
-def likeness_of(candidates: Candidates, rules: Rules) -> np.ndarray:
-    """Return (q, k) floats, what `max_similarity` limits: each candidate's highest cosine to a positive, above the row's level.
+def similarity_above_level(candidates: Candidates, rules: Rules) -> np.ndarray:
+    """Return (q, k) floats, what `max_similarity` limits: a candidate's highest cosine to a positive, minus the row's level.
 
-    The level is a share, `similarity_median`, of the (lower) median of the row's first `range_max` candidates. Where a whole
-    neighbourhood is alike, one limit for all rows takes near misses here and leaves false negatives there; a level of each
-    row's own is the thought of cross-domain similarity local scaling (Conneau et al., arXiv 1710.04087).
+    The level is the share `similarity_median` of the (lower) median over the row's first `range_max` candidates. In a
+    neighbourhood where all texts are similar, one limit for all rows drops near misses in one row and keeps false
+    negatives in another. A level per row is the idea of cross-domain similarity local scaling (Conneau et al., arXiv
+    1710.04087).
     """
     found = candidates.similarity
     assert found is not None
@@ -225,66 +265,7 @@ def likeness_of(candidates: Candidates, rules: Rules) -> np.ndarray:
     return np.asarray(found - found.dtype.type(rules.similarity_median) * np.where(np.isinf(level), 0, level))
 
 
-def replaced(all_rows: Chosen, rows: np.ndarray, some: Chosen) -> Chosen:
-    """Return `all_rows` with the rows `rows` taken from `some`."""
-    width = some.ids.shape[1]
-    for old, new in ((all_rows.ids, some.ids), (all_rows.scores, some.scores), (all_rows.ranks, some.ranks)):
-        old[rows, :width] = new
-    all_rows.found[rows] = some.found
-    for name, counts in some.removed.items():
-        all_rows.removed[name][rows] = counts
-    return all_rows
-
-
-def _hits(name: str, candidates: Candidates, reference: np.ndarray, rules: Rules) -> np.ndarray | None:
-    """Return (q, k) bool: what a filter would take; None where it is switched off."""
-    if name == "positive":
-        return contains(candidates.positives, candidates.ids)
-    if name == "given":
-        return contains(candidates.given, candidates.ids) if len(candidates.given.ids) else None
-    limit = getattr(rules, name)
-    if limit is None or limit is False:
-        return None
-    if name.startswith("exclude_"):
-        return {"query": candidates.same_query, "group": candidates.same_group, "answer": candidates.answered}[name[8:]]
-    if name in ("containment", "max_similarity"):
-        evidence = candidates.overlap if name == "containment" else likeness_of(candidates, rules)
-        assert evidence is not None
-        return np.asarray(evidence >= evidence.dtype.type(limit))
-    scores = candidates.scores
-    if name in ("reranker_max_score", "reranker_margin"):
-        return _reranked_away(name, candidates, limit, rules)
-    limit = scores.dtype.type(limit)
-    if name == "absolute_margin":
-        return np.asarray(scores + limit > reference[:, None])
-    if name == "relative_margin":
-        return np.asarray(scores > (reference - np.abs(reference) * limit)[:, None])
-    return np.asarray(scores > limit if name == "max_score" else scores < limit)
-
-
-def _reranked_away(name: str, candidates: Candidates, limit: float, rules: Rules) -> np.ndarray | None:
-    """Return (q, k) bool: what the reranker scores above a limit; None where it has scored nothing."""
-    scores, positives = candidates.reranked, candidates.reranked_positives
-    if scores is None or positives is None:
-        return None
-    if name == "reranker_max_score":
-        return np.asarray(scores > np.float32(limit))
-    return np.asarray(scores + np.float32(limit) > reference_of(candidates.positives, positives, rules.margin_reference)[:, None])
-
-
-def _repeats(alive: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
-    """Return (q, k) bool: candidates of whose group a nearer one is alive."""
-    assert groups is not None
-    rows, columns = np.nonzero(alive & (groups >= 0))
-    codes = rows * (int(groups.max(initial=0)) + 1) + groups[rows, columns]
-    again = np.ones(len(codes), bool)
-    again[np.unique(codes, return_index=True)[1]] = False
-    found = np.zeros_like(alive)
-    found[rows[again], columns[again]] = True
-    return found
-
-
-def packed(candidates: Candidates, taken: np.ndarray, wanted: np.ndarray, removed: dict[str, np.ndarray]) -> Chosen:
+def move_to_front(candidates: Candidates, taken: np.ndarray, wanted: np.ndarray, removed: dict[str, np.ndarray]) -> Chosen:
     """Move the taken candidates (q, k) bool of each row to its front."""
     found = taken.sum(axis=1)
     shape = (len(taken), int(wanted.max(initial=0)))
@@ -295,3 +276,37 @@ def packed(candidates: Candidates, taken: np.ndarray, wanted: np.ndarray, remove
     ranks[front] = np.broadcast_to(np.arange(taken.shape[1]), taken.shape)[taken]
     kept[front] = candidates.scores[taken]
     return Chosen(ids, kept, ranks, found, removed)
+
+
+def draw_from_other_classes(
+    classes: np.ndarray, own: np.ndarray, rows: np.ndarray, wanted: int, seed: int, source: str
+) -> np.ndarray:
+    """Draw for each row `wanted` distinct passages of other classes, uniformly: F2LLM's rule for clustering.
+
+    Args:
+        classes: (n,) class of each passage; -1, unknown, is never drawn.
+        own: (q,) class of each row; a row with -1 draws nothing.
+        rows: (q,) number of each row in its source.
+        wanted: negatives per row, at most `DRAWS_PER_ROW`.
+        seed: of the manifest.
+        source: the source's name.
+
+    Returns:
+        (q, wanted) int64 passages; -1 at the end of rows whose source has too few.
+
+    Method: R. W. Floyd's sampling without replacement (Bentley, CACM 30(9), 1987), all rows at once; draw j of row r is
+    a function of (seed, source, r, j).
+    """
+    order = np.argsort(classes, kind="stable")  # passages class by class, the unknown first
+    order = order[np.searchsorted(classes[order], 0) :]
+    first, after = (np.searchsorted(classes[order], own, side) for side in ("left", "right"))
+    pool = np.where(own >= 0, len(order) - (after - first), 0)  # (q,) passages of other classes
+    drawn = np.full((len(own), wanted), -1, np.int64)
+    for step in range(wanted):
+        top = pool - np.minimum(pool, wanted) + step  # Floyd's j: the draw is from 0..j
+        numbers = draws(seed, f"{source}/negatives", rows * DRAWS_PER_ROW + step)
+        number = (numbers % (np.maximum(top, 0) + 1).astype(np.uint64)).astype(np.int64)
+        number = np.where((drawn == number[:, None]).any(axis=1), top, number)
+        drawn[:, step] = np.where(top < pool, number, -1)
+    drawn += np.where(drawn >= first[:, None], (after - first)[:, None], 0)  # step over the row's own class
+    return np.where(drawn >= 0, order[drawn], -1) if len(order) else drawn

@@ -1,4 +1,4 @@
-"""Candidates scored again by a cross-encoder: only those that a choice rests on, and each pair of texts once."""
+"""Candidates scored again by a cross-encoder: only those that a choice depends on, and each pair of texts once."""
 
 from __future__ import annotations
 
@@ -14,39 +14,45 @@ from curation.core import store
 from curation.core.progress import Advance
 from curation.recipe.settings import Mine
 from mining.embeddings import Embeddings
-from mining.negatives import Candidates, Chosen, Rules, choose, eligible_of, picked, surviving
+from mining.negatives import Candidates, Chosen, Rules, choose, eligible_candidates, pick, surviving
 from training.model.files import find_model
 
 if TYPE_CHECKING:
     from training.model.cross_encoder import CrossEncoder
 
-FORMAT = 2  # raised when the same model and texts give other scores
+SCORES_FORMAT = 2  # raised when the same model and texts give other scores
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"  # Qwen3-Reranker's own
 Score = Callable[[np.ndarray, np.ndarray], np.ndarray]  # rows (n,) and pids (n,) to scores (n,) float32
 
 
 class Reranker:
-    """The cross-encoder, or language model, of a `mine:` section, loaded where a pair was not scored before.
+    """The cross-encoder, or language model, of a `mine:` section, loaded when a pair must be scored.
 
-    Scores are kept as vectors of one dimension are, under `reranked/<fingerprint>`, by the key of both texts.
+    Scores are stored like vectors of one dimension, in `reranked/<fingerprint>`, by the key of both texts.
     """
 
     dim = 1
 
     def __init__(self, build: Path, settings: Mine, device: str) -> None:
-        """Find the model; its weights are read where they are needed."""
+        """Find the model; its weights are read when they are needed."""
         assert settings.reranker is not None
-        self.folder, self.settings, self.device = build / "reranked", settings, device
-        self.described: dict[str, object] = {"model": settings.reranker, "dtype": self._dtype}
-        files = find_model(settings.reranker)
-        self._causal, self._own = files.causal(), files.sentence is not None
-        self.fingerprint = store.digest_of([FORMAT, files.digests(), self._dtype])
+        self.name, self.device, self.folder = settings.reranker, device, build / "reranked"
+        self.replaces_scores = settings.reranker_scores
+        self.dtype: str = settings.dtype
+        if self.dtype == "auto":
+            from training.model.cross_encoder import dtype_here
+
+            self.dtype = dtype_here(device)
+        files = find_model(self.name)
+        self.described: dict[str, object] = {"model": self.name, "dtype": self.dtype}
+        self.is_language_model, self.has_own_prompt = files.causal(), files.sentence is not None
+        self.fingerprint = store.digest_of([SCORES_FORMAT, files.digests(), self.dtype])
 
     def asked(self, instruction: str, query: str) -> str:
-        """Return what the model is given for a query of a source: a language model the source's instruction too, or its own."""
-        if self._own and not instruction:
-            return query  # to which the model puts the prompt of its folder
-        return f"<Instruct>: {instruction or INSTRUCTION}\n<Query>: {query}" if self._causal else query
+        """Return the text of a query; for a language model with the source's instruction, or else the model's own."""
+        if self.has_own_prompt and not instruction:
+            return query  # the model adds the prompt of its folder
+        return f"<Instruct>: {instruction or INSTRUCTION}\n<Query>: {query}" if self.is_language_model else query
 
     def scores(
         self, queries: Sequence[str], rows: np.ndarray, passages: Sequence[str], places: np.ndarray, advance: Advance
@@ -57,58 +63,42 @@ class Reranker:
             for row, place in zip(rows.tolist(), places.tolist(), strict=True):
                 yield f"{len(queries[row])}:{queries[row]}{passages[place]}"
 
-        return self._store[self._store.ensure(pairs, advance)][:, 0]
+        return self._scores[self._scores.ensure(pairs, advance)][:, 0]
 
     def encode(self, texts: Sequence[str], advance: Advance = lambda done: None) -> np.ndarray:
-        """Return (n, 1) float32 of pairs as `scores` writes them."""
+        """Return the scores (n, 1) float32 of pairs as `scores` joins them: length of the query, ":", both texts."""
         cut = [(text.index(":") + 1, int(text[: text.index(":")])) for text in texts]
         queries = [text[start : start + length] for text, (start, length) in zip(texts, cut, strict=True)]
         passages = [text[start + length :] for text, (start, length) in zip(texts, cut, strict=True)]
-        return self._loaded.scores(queries, passages, advance)[:, None]
+        return self._model.scores(queries, passages, advance)[:, None]
 
     @cached_property
-    def _store(self) -> Embeddings:
+    def _scores(self) -> Embeddings:
         return Embeddings(self.folder, self)
 
     @cached_property
-    def _loaded(self) -> CrossEncoder:
-        from training.model.reranker import load_reranker  # torch: only where something must be scored
+    def _model(self) -> CrossEncoder:
+        from training.model.reranker import load_reranker  # imports torch, so only when a pair must be scored
 
-        assert self.settings.reranker is not None
-        return load_reranker(self.settings.reranker, device=self.device, dtype=self._dtype)
-
-    @cached_property
-    def _dtype(self) -> str:
-        if self.settings.dtype != "auto":
-            return self.settings.dtype
-        from training.model.cross_encoder import dtype_here
-
-        return dtype_here(self.device)
+        return load_reranker(self.name, device=self.device, dtype=self.dtype)
 
 
-def chosen_with(score: Score, candidates: Candidates, wanted: np.ndarray, rules: Rules) -> tuple[Candidates, Chosen]:
-    """Choose as `negatives.choose` would if every candidate had a score, without scoring those that cannot matter.
+def choose_reranked(score: Score, candidates: Candidates, wanted: np.ndarray, rules: Rules) -> tuple[Candidates, Chosen]:
+    """Choose as `negatives.choose` would with a score for every candidate, but score only those that matter.
 
-    What has no score yet passes. All that the choice rests on is scored, and the choice is made again until it rests on
-    nothing without. Return also the candidates with their scores.
+    A candidate without a score passes the reranker's filters. Each round scores all candidates that the choice depends
+    on, until it depends on none without a score. Returns also the candidates with their scores.
     """
-    found = replace(
-        candidates,
-        reranked=np.full(candidates.ids.shape, np.nan, np.float32),
-        reranked_positives=score(candidates.positives.row_of_each(), candidates.positives.ids),
-    )
-    assert found.reranked is not None
+    scores = np.full(candidates.ids.shape, np.nan, np.float32)
+    positives = score(candidates.positives.row_of_each(), candidates.positives.ids)
+    found = replace(candidates, reranked=scores, reranked_positives=positives)
     while True:
-        rows, columns = np.nonzero(_relied_on(found, wanted, rules) & np.isnan(found.reranked))
+        # what passes the filters, up to the last candidate that is taken, or by chance could be taken
+        taken, _ = eligible_candidates(found, rules)
+        if rules.pick == "top":
+            taken = pick(found, taken, wanted, rules.pick)
+        until_last = taken[:, ::-1].cumsum(axis=1)[:, ::-1] > 0
+        rows, columns = np.nonzero(surviving(found, rules)[0] & until_last & np.isnan(scores))
         if not len(rows):
             return found, choose(found, wanted, rules)
-        found.reranked[rows, columns] = score(rows, found.ids[rows, columns])
-
-
-def _relied_on(candidates: Candidates, wanted: np.ndarray, rules: Rules) -> np.ndarray:
-    """Return (q, k) bool: what passes, up to the last candidate that is taken or, by chance, could be."""
-    taken, _ = eligible_of(candidates, rules)
-    if rules.pick == "top":
-        taken = picked(candidates, taken, wanted, rules.pick)
-    until_last = taken[:, ::-1].cumsum(axis=1)[:, ::-1] > 0
-    return np.asarray(surviving(candidates, rules)[0] & until_last)
+        scores[rows, columns] = score(rows, found.ids[rows, columns])

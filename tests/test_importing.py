@@ -67,7 +67,7 @@ def test_scores_come_in_for_training(made, tmp_path):
     write_manifest(str(tmp_path / "out"), tmp_path / "m.yaml")
     assert yaml.safe_load((tmp_path / "m.yaml").read_text())["mine"] == {"candidates": "given"}
     build(tmp_path / "m.yaml", tmp_path / "b")
-    assert mine_build(tmp_path / "b", load=no_model)["faq"]["way"] == "given"
+    assert mine_build(tmp_path / "b", load=no_model)["faq"]["strategy"] == "given"
     then, now = (read_table(folder / "mined/faq", "pairs").sort("query") for folder in (made, tmp_path / "b"))
     for column in ("positive_score", "negative_scores"):
         pl.testing.assert_series_equal(now[column], then[column], abs_tol=1e-7)

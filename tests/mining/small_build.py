@@ -117,7 +117,7 @@ def hashed(texts: Iterable[str], dim: int = 256) -> np.ndarray:
 
 
 class FakeEncoder:
-    """Hashed vectors with the interface of `training.model.model.encode.Encoder`; keeps what it was asked."""
+    """Hashed vectors with the interface of `training.model.encode.Encoder`; keeps what it was asked."""
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from test_mine import mined, run
 
 from curation.core import store, tables
 from curation.core.record import key_of
-from mining.answers import answered, answers_of
+from mining.duplicates import contains_answer, read_answers
 from mining.mine import warnings_of
 
 PASSAGES = ["In 1815 Jane AUSTEN wrote it.", "Jane lived in Austenville", "東京都に住む", "by jane-austen", "no one"]
@@ -19,17 +19,17 @@ PASSAGES = ["In 1815 Jane AUSTEN wrote it.", "Jane lived in Austenville", "東�
 def test_whole_words_whatever_the_case(tmp_path):
     lists = {"key": [b"a", b"b", b"c"], "answers": [["Jane Austen", "!!"], ["1815"], ["京都"]]}
     tables.write_parquet(tmp_path / "answers.parquet", pl.DataFrame(lists))
-    answers = answers_of(tmp_path)
+    answers = read_answers(tmp_path)
     assert answers["key"].to_list() == [b"a", b"b", b"c"]
     ids = np.array([[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [0, 1, 2, 3, -1], [0, 1, 2, 3, 4]])
-    found = answered(answers, pl.Series([b"a", b"b", b"c", b"d"]), ids, lambda pids: (PASSAGES[pid] for pid in pids))
+    found = contains_answer(answers, pl.Series([b"a", b"b", b"c", b"d"]), ids, lambda pids: (PASSAGES[pid] for pid in pids))
     assert found.tolist() == [
         [True, False, False, True, False],
         [False, False, False, False, True],
         [False, False, True, False, False],
         [False] * 5,
     ]
-    assert answers_of(tmp_path / "nothing").is_empty()
+    assert read_answers(tmp_path / "nothing").is_empty()
 
 
 @pytest.mark.parametrize("shortage", ["keep", "random"])
@@ -57,11 +57,11 @@ def test_in_a_build(tmp_path, shortage):
         assert len(row["negatives"]) == 20
 
 
-def test_a_source_without_answers_is_told(tmp_path):
+def test_a_source_without_answers(tmp_path):
     source = pairs_source([f"who built house {n}?" for n in range(9)], [f"house {n} is by builder {n}" for n in range(9)])
     build = make_build(
         tmp_path / "b", {"s": source}, "model: fake, negatives: 2, range_min: 0, exclude_answer: true, shortage: keep"
     )
     assert list(warnings_of("s", run(build)["s"])) == [
-        "s: 'exclude_answer' takes nothing, the source names no answers; name their column, `fields: {answer: ...}`"
+        "s: 'exclude_answer' drops nothing, because the source has no answers; name their column: `fields: {answer: ...}`"
     ]

@@ -15,7 +15,7 @@ from small_build import files_of, make_build
 from test_mine import EASY, clustering, retrieval, run
 
 from curation.core.errors import BuildError
-from mining import ivf, searching
+from mining import candidates, ivf
 
 SLOW_RUN = """
 import resource, signal, sys, time
@@ -23,8 +23,8 @@ from pathlib import Path
 sys.path[:0] = [{tests!r}, {root!r}]
 from small_build import FakeEncoder, hashed
 from curation.core import errors
-from mining import embeddings, ivf, mine, searching
-embeddings.ROWS = searching.QUERIES = 8
+from mining import candidates, embeddings, ivf, mine
+embeddings.ROWS = candidates.ROWS_PER_BLOCK = 8
 ivf.LEAST = 50
 def slow(texts):
     time.sleep({pause})
@@ -103,8 +103,8 @@ def test_without_room_it_stops_and_goes_on_when_there_is_some(tmp_path, undistur
 
 
 @pytest.mark.parametrize("file", ["00001/scores.npy", "index/index.npz"])
-def test_a_flipped_byte_of_the_candidates_is_told(tmp_path, monkeypatch, file):
-    monkeypatch.setattr(searching, "QUERIES", 8)
+def test_a_flipped_byte_of_the_candidates(tmp_path, monkeypatch, file):
+    monkeypatch.setattr(candidates, "ROWS_PER_BLOCK", 8)
     monkeypatch.setattr(ivf, "LEAST", 50)
     build = built(tmp_path)
     run(build)

@@ -12,7 +12,7 @@ import pytest
 from small_build import FakeEncoder, files_of, make_build, pairs_source
 
 from curation.core import store, tables
-from mining import ivf, mine, searching
+from mining import ivf, mine
 from mining.cli import _table
 from mining.search import Exact, nearest
 
@@ -25,7 +25,7 @@ def clustered(count, families, dim=24, seed=0):
 
 
 def made(folder, corpus, queries, k=20, seed=3):
-    receipt, _ = store.run_stage(folder, "x", lambda part: ivf.write(part, corpus, queries, k, seed, "s"))
+    receipt, _ = store.run_stage(folder, "x", lambda part: ivf.write_index(part, corpus, queries, k, seed, "s"))
     return ivf.Lists(corpus, folder), receipt
 
 
@@ -54,7 +54,7 @@ def test_recall_is_what_counting_gives(tmp_path):
     corpus, queries = clustered(4000, 80), clustered(500, 80, seed=1)
     index, receipt = made(tmp_path / "index", corpus, queries)
     assert 1 <= receipt["probes"] < receipt["lists"] == 253
-    asked = ivf._drawn(3, "s/recall", 500, ivf.ASKED)[1::2]
+    asked = np.arange(500)[1::2]  # of these few queries all are drawn
     exact = nearest(queries[asked], Exact(corpus), 20)[0]
     found = nearest(queries[asked], index, 20)[0]
     recall = np.mean([len(set(a) & set(b)) / 20 for a, b in zip(exact, found, strict=True)])
@@ -101,10 +101,10 @@ def test_mined_with_an_index(tmp_path, monkeypatch):
     assert [line[:20] for line in mine.warnings_of("large", receipts["large"])] == ["large: 'index: ivf' "]
     shown = _table(receipts, verbose=True).splitlines()
     assert (
-        f"  searched {said['probes']} of 98 lists for each query, which found {100 * said['recall']:.1f} % "
-        "of the 101 nearest, of 256 queries"
+        f"  searched {said['probes']} of 98 lists per query, which found {100 * said['recall']:.1f} % "
+        "of the 101 nearest, for 256 queries"
     ) in shown
-    assert "  searched exactly: it has too few passages for an index" in shown
+    assert "  searched exactly: too few passages for an index" in shown
     exact = make_build(tmp_path / "e", {"large": source(600)}, SETTINGS)
     whole = mine.mine_build(exact, load=lambda *_: FakeEncoder())["large"]
     assert "index" not in whole
@@ -113,16 +113,16 @@ def test_mined_with_an_index(tmp_path, monkeypatch):
     same = [len(set(a) & set(b)) for a, b in zip(ours, theirs, strict=True)]
     assert sum(same) >= 0.9 * 3 * len(same)
     before = files_of(build)
-    monkeypatch.setattr(searching.ivf, "write", None)  # nothing is made again
+    monkeypatch.setattr(ivf, "write_index", None)  # nothing is made again
     mine.mine_build(build, load=lambda *_: FakeEncoder())
     assert files_of(build) == before
 
 
-def test_lists_that_take_longer_than_all_passages_are_told():
+def test_an_index_that_is_slower_than_an_exact_search():
     receipt = {"rows_in": 1, "kept": 1, "dropped": {}, "filters": {}, "histograms": {"negatives": []}, "settings": {}}
     receipt["index"] = {"kind": "ivf", "probes": 1392, "lists": 1789}
     assert list(mine.warnings_of("s", receipt)) == [
-        "s: 'index: ivf' searches 1,392 of 1,789 lists for each query, which takes longer than all passages at once; take `index: exact`"
+        "s: 'index: ivf' searches 1,392 of 1,789 lists per query, which takes longer than an exact search; use `index: exact`"
     ]
     assert not list(mine.warnings_of("s", {**receipt, "index": {"kind": "ivf", "probes": 62, "lists": 1826}}))
     assert not list(mine.warnings_of("s", {**receipt, "index": {"kind": "exact"}}))

@@ -8,8 +8,9 @@ from small_build import FakeEncoder, files_of, make_build, pairs_source
 from curation.core import tables
 from curation.core.errors import BuildError, ManifestError
 from curation.core.record import DROPPED, MINED_PAIRS
-from mining.builds import failed_sources, marked, shown
+from mining.jobs import failed_sources
 from mining.mine import mine_build, plan, warnings_of
+from mining.show import mark_shared, mined_tuples
 
 WORDS = ["red", "blue", "green", "small", "large", "round", "old", "new", "warm", "cold"]
 TOPICS = ["fox", "river", "engine", "garden"]
@@ -68,7 +69,7 @@ def test_a_second_run_does_nothing_and_a_filter_encodes_nothing(tmp_path):
     assert not plan(build, load=lambda *_: encoder)["s"]["ran"]
     manifest = build / "manifest.yaml"
     manifest.write_text(manifest.read_text().replace("range_min: 1", "range_min: 2"))
-    assert plan(build, load=lambda *_: encoder)["s"] == {"way": "search", "rows_in": 40, "ran": True}
+    assert plan(build, load=lambda *_: encoder)["s"] == {"strategy": "search", "rows_in": 40, "ran": True}
     assert run(build, encoder)["s"]["ran"]
     assert encoder.calls == []
     assert run(build, FakeEncoder(prompt="new "))["s"]["ran"]
@@ -131,13 +132,13 @@ def test_a_filter_that_takes_all_is_named(tmp_path):
     receipt = run(build)["s"]
     assert receipt["kept"] == 0
     assert list(warnings_of("s", receipt)) == [
-        "s: 40 of 40 rows have too few negatives and were dropped; 'max_score' took most candidates "
-        f"({receipt['filters']['max_score']:,} of 840, which is 21 a row)"
+        "s: 40 of 40 rows have too few negatives and were dropped; 'max_score' dropped most candidates "
+        f"({receipt['filters']['max_score']:,} of 840, which is 21 per row)"
     ]
     build = make_build(tmp_path / "d", {"s": retrieval(40)}, EASY + ", max_score: -1, shortage: keep")
     assert list(warnings_of("s", run(build)["s"])) == [
-        "s: 0 of 120 negatives were found, and rows short of them kept; 'max_score' took most candidates "
-        f"({receipt['filters']['max_score']:,} of 840, which is 21 a row)"
+        "s: only 0 of 120 negatives were found; rows with fewer were kept; 'max_score' dropped most candidates "
+        f"({receipt['filters']['max_score']:,} of 840, which is 21 per row)"
     ]
     build = make_build(tmp_path / "c", {"s": retrieval(40)}, EASY)
     assert not list(warnings_of("s", run(build)["s"]))
@@ -197,7 +198,7 @@ def test_clustering_with_too_few_other_texts(tmp_path):
 def test_blocks_change_nothing(tmp_path, monkeypatch):
     sources = {"s": retrieval(40), "t": clustering()}
     for name in ("a", "b"):
-        monkeypatch.setattr("mining.searching.QUERIES", 7 if name == "b" else 4096)
+        monkeypatch.setattr("mining.candidates.ROWS_PER_BLOCK", 7 if name == "b" else 4096)
         run(make_build(tmp_path / name / "x", sources, EASY))
     for part in ("mined", "embeddings"):
         assert files_of(tmp_path / "a" / "x" / part) == files_of(tmp_path / "b" / "x" / part)
@@ -218,7 +219,7 @@ def test_several_shards(tmp_path, monkeypatch):
 def test_shown(tmp_path):
     build = make_build(tmp_path / "b", {"s": retrieval(40)}, EASY)
     run(build)
-    (row,) = shown(build, "s", 1)
+    (row,) = mined_tuples(build, "s", 1)
     assert row["query"] == "where is the red fox number 0?"
     assert row["positives"] == ["the red fox number 0"]
     assert [negative[3] for negative in row["negatives"]] == ["mined"] * 3
@@ -234,8 +235,8 @@ def test_shown(tmp_path):
         ("", ["a b c"], ""),
     ],
 )
-def test_shared_words_are_marked(text, others, found):
-    assert marked(text, others) == found
+def test_shared_words_are_mark_shared(text, others, found):
+    assert mark_shared(text, others) == found
 
 
 @pytest.mark.parametrize("at", [0, 7, 39])

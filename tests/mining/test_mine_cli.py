@@ -39,23 +39,23 @@ def test_newest_build(place):
     assert (code, out.splitlines()) == (
         0,
         [
-            "source  way           rows        kept   dropped  state",
-            "tone    given            4                        would be mined",
-            "topics  class           60                        would be mined",
-            "few     class           10                        would be mined",
+            "source  strategy             rows        kept   dropped  state",
+            "tone    given                   4                        would be mined",
+            "topics  other classes          60                        would be mined",
+            "few     other classes          10                        would be mined",
         ],
     )
     assert err.splitlines() == [
         "using builds/small, the newest build",
-        "warning: news: failed in the build and has nothing to mine: news.csv: no such file",
+        "warning: news: failed in the build, so there is nothing to mine: news.csv: no such file",
     ]
     code, out, err = mine("negatives", cwd=place)
     assert (code, out.splitlines()[1:]) == (
         0,
         [
-            "tone    given            4           4         0  mined",
-            "topics  class           60          60         0  mined",
-            "few     class           10           0        10  mined",
+            "tone    given                   4           4         0  mined",
+            "topics  other classes          60          60         0  mined",
+            "few     other classes          10           0        10  mined",
         ],
     )
     assert "warning: few: 10 of 10 rows have too few negatives and were dropped" in err

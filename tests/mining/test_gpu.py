@@ -1,6 +1,6 @@
-"""Search in half precision gives the rows of the exact search; how a corpus is cut for cards; cards without memory.
+"""Search in half precision gives the rows of the exact search; how a corpus is split over GPUs; GPUs without memory.
 
-The cards here are stand-ins that round as a GPU does and run out of memory as one does; those marked `gpu` are real.
+The GPUs here are fakes that round as a GPU does and run out of memory as one does; tests marked `gpu` use real ones.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation.core.errors import SetupError
-from mining import gpu as cards
+from mining import gpu
 from mining.candidates import Corpus, search
-from mining.gpu import Cards, cards_of, planned
+from mining.gpu import OnGpus, find_gpus, split
 from mining.lists import Ragged
 from mining.search import Exact, nearest
 
@@ -62,18 +62,18 @@ def test_the_rows_of_the_exact_search(number, room):
     corpus[100:160] = corpus[7]
     queries = np.concatenate([near_ties(200, 0)[::3], near_ties(200, 5)])
     few = [Half(i, room) for i in range(number)]
-    index = Cards(corpus, few, block=700)
+    index = OnGpus(corpus, few, block=700)
     ids, scores = nearest(queries, index, 30)
     expected, exact = nearest(queries, Exact(corpus), 30)
     np.testing.assert_array_equal(ids, expected)
     assert scores.tobytes() == exact.tobytes()
     rough, _ = index.fetch(queries, 30)
     assert (rough != expected).any(axis=1).mean() > 0.2  # half precision alone has other rows
-    assert max(k for card in few for k in card.asked) >= 100  # too narrow lists of 46 were widened
-    assert max(len(card.held) for card in few) * 128 <= room
+    assert max(k for one in few for k in one.asked) >= 100  # too narrow lists of 46 were widened
+    assert max(len(one.held) for one in few) * 128 <= room
 
 
-def test_other_classes_on_cards():
+def test_other_classes_on_gpus():
     vectors, classes = near_ties(900, 3), np.arange(900) // 40 % 5 - 1
     none = Ragged(np.zeros(51, np.int64), np.empty(0, np.int64))
     positives, shingles = Ragged(np.arange(51), np.arange(50)), Ragged(np.zeros(901, np.int64), np.empty(0, np.uint64))
@@ -83,26 +83,26 @@ def test_other_classes_on_cards():
             vectors[:50],
             positives,
             none,
-            Corpus(vectors, np.arange(900), Exact(vectors), way, shingles, classes),
+            Corpus(vectors, np.arange(900), Exact(vectors), make, shingles, classes),
             20,
             classes[:50],
         )
-        for way in (Exact, lambda corpus: Cards(corpus, few))
+        for make in (Exact, lambda corpus: OnGpus(corpus, few))
     ]
     assert (found[0].ids[classes[:50] >= 0] >= 0).all()
-    assert all(card.loads for card in few)
+    assert all(one.loads for one in few)
     np.testing.assert_array_equal(found[1].ids, found[0].ids)
     assert found[1].scores.tobytes() == found[0].scores.tobytes()
 
 
 @given(st.integers(1, 30), st.integers(1, 200), st.integers(1, 220), st.integers(1, 4), st.integers(1, 90), st.integers(0, 2**32))
 @settings(max_examples=25, deadline=None)
-def test_ties_on_cards(count, passages, k, number, room, seed):
+def test_ties_on_gpus(count, passages, k, number, room, seed):
     random = np.random.default_rng(seed)
     queries = random.integers(-2, 3, (count, 6)).astype(np.float32) / 16
     corpus = random.integers(-2, 3, (passages, 6)).astype(np.float32) / 16
     few = [Half(i, room * 12) for i in range(number)]
-    ids, scores = nearest(queries, Cards(corpus, few, block=17), k)
+    ids, scores = nearest(queries, OnGpus(corpus, few, block=17), k)
     expected, exact = nearest(queries, Exact(corpus), k)
     np.testing.assert_array_equal(ids, expected)
     np.testing.assert_array_equal(scores, exact)
@@ -115,11 +115,11 @@ def test_what_is_left_out_scores_no_more_than_the_limit(seed, dim, skew):
     sizes = np.exp(-skew * random.random(dim))  # from even to a few large and many tiny numbers
     vectors = random.standard_normal((60, dim)) * sizes + 1e-12
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-    card = Half()
-    index = Cards(vectors, [card])
+    one = Half()
+    index = OnGpus(vectors, [one])
     ids, limit = index.fetch(vectors, 20)
     exact = vectors.astype(np.float64) @ vectors.T.astype(np.float64)
-    rough, rows = card.knn(vectors.astype(np.float16), 60)
+    rough, rows = one.knn(vectors.astype(np.float16), 60)
     assert (np.abs(rough - np.take_along_axis(exact, rows, axis=1)).max(axis=1) <= index.slack(vectors)).all()
     np.put_along_axis(exact, ids, -np.inf, axis=1)
     assert (exact.max(axis=1) <= limit).all()
@@ -128,7 +128,7 @@ def test_what_is_left_out_scores_no_more_than_the_limit(seed, dim, skew):
 
 @given(st.integers(1, 5000), st.integers(1, 6000), st.integers(1, 9))
 def test_each_copy_holds_each_row_once(rows, room, number):
-    copies, rounds = planned(rows, room, number)
+    copies, rounds = split(rows, room, number)
     width = max(len(pieces) for pieces in rounds)
     assert 1 <= copies * width <= number
     assert copies == 1 or len(rounds) == 1
@@ -137,78 +137,78 @@ def test_each_copy_holds_each_row_once(rows, room, number):
     assert all(piece.stop - piece.start <= room for pieces in rounds for piece in pieces)
 
 
-def test_cards_share_the_queries_and_hold_the_corpus_once():
-    assert planned(1000, 1000, 4) == (4, [[slice(0, 1000)]])
-    assert planned(1000, 600, 4) == (2, [[slice(0, 500), slice(500, 1000)]])
-    assert planned(1000, 300, 2) == (1, [[slice(0, 250), slice(250, 500)], [slice(500, 750), slice(750, 1000)]])
+def test_gpus_share_the_queries_and_hold_the_corpus_once():
+    assert split(1000, 1000, 4) == (4, [[slice(0, 1000)]])
+    assert split(1000, 600, 4) == (2, [[slice(0, 500), slice(500, 1000)]])
+    assert split(1000, 300, 2) == (1, [[slice(0, 250), slice(250, 500)], [slice(500, 750), slice(750, 1000)]])
     corpus = near_ties(1000, 0)
     few = [Half(i, room=1000 * 128) for i in range(4)]
-    index = Cards(corpus, few)
+    index = OnGpus(corpus, few)
     for _ in range(3):
         index.fetch(corpus[:90], 5)
-    assert [card.loads for card in few] == [1] * 4
+    assert [one.loads for one in few] == [1] * 4
 
 
 def test_without_memory_blocks_are_smaller_and_then_it_says_so(monkeypatch):
-    monkeypatch.setattr(cards, "LEAST_PASSAGES", 100)
+    monkeypatch.setattr(gpu, "LEAST_PASSAGES", 100)
     corpus = near_ties(1000, 0)
     expected = nearest(corpus[:200], Exact(corpus), 10)[0]
     small = Half(most=16)
-    np.testing.assert_array_equal(nearest(corpus[:200], Cards(corpus, [small]), 10)[0], expected)
+    np.testing.assert_array_equal(nearest(corpus[:200], OnGpus(corpus, [small]), 10)[0], expected)
     lying = Half(room=1 << 30)  # says it has room for all, and has for 300 rows
     lying.free = lambda: 1 << 30
     lying.room = 300 * 128
-    np.testing.assert_array_equal(nearest(corpus[:200], Cards(corpus, [lying]), 10)[0], expected)
+    np.testing.assert_array_equal(nearest(corpus[:200], OnGpus(corpus, [lying]), 10)[0], expected)
     with pytest.raises(SetupError) as error:
-        nearest(corpus[:200], Cards(corpus, [Half(most=5), Half(1, most=5)]), 10)
+        nearest(corpus[:200], OnGpus(corpus, [Half(most=5), Half(1, most=5)]), 10)
     assert str(error.value) == (
-        "cuda:0, cuda:1: no memory is left to search in, not even for small blocks; "
-        "end what else uses the GPU, or take --device cpu"
+        "cuda:0, cuda:1: out of memory: even a search in small blocks does not fit; "
+        "end other programs on the GPU, or run with --device cpu"
     )
 
 
-def test_another_error_of_a_card_keeps_its_words():
-    card = Half()
-    card.knn = lambda queries, k: (_ for _ in ()).throw(RuntimeError("CUDA error: an illegal memory access was encountered"))
+def test_another_error_of_a_gpu_is_raised_unchanged():
+    one = Half()
+    one.knn = lambda queries, k: (_ for _ in ()).throw(RuntimeError("CUDA error: an illegal memory access was encountered"))
     with pytest.raises(RuntimeError, match=r"^CUDA error: an illegal memory access"):
-        Cards(near_ties(100, 0), [card]).fetch(near_ties(10, 1), 5)
+        OnGpus(near_ties(100, 0), [one]).fetch(near_ties(10, 1), 5)
 
 
-def test_more_than_a_card_can_select_is_found_on_the_processor(monkeypatch):
-    monkeypatch.setattr(cards, "MOST", 20)
-    corpus, card = near_ties(500, 0), Half()
-    np.testing.assert_array_equal(nearest(corpus, Cards(corpus, [card]), 10)[0], nearest(corpus, Exact(corpus), 10)[0])
-    assert card.asked == []
+def test_more_than_a_gpu_can_select_is_found_on_the_cpu(monkeypatch):
+    monkeypatch.setattr(gpu, "MOST", 20)
+    corpus, one = near_ties(500, 0), Half()
+    np.testing.assert_array_equal(nearest(corpus, OnGpus(corpus, [one]), 10)[0], nearest(corpus, Exact(corpus), 10)[0])
+    assert one.asked == []
 
 
-def test_no_cards_without_a_gpu():
+def test_no_gpus_are_found():
     if not faiss.get_num_gpus():
-        assert cards_of("auto") == cards_of("cuda") == []
-    assert cards_of("cpu") == []
+        assert find_gpus("auto") == find_gpus("cuda") == []
+    assert find_gpus("cpu") == []
 
 
 @pytest.mark.gpu
 @NO_GPU
-def test_on_real_cards(monkeypatch):
+def test_on_real_gpus(monkeypatch):
     corpus = near_ties(200_000, 0)
     queries = np.concatenate([corpus[::97], near_ties(500, 5)])
     expected, exact = nearest(queries, Exact(corpus), 100)
-    for found in (cards_of("auto"), cards_of("cuda:0")):
-        ids, scores = nearest(queries, Cards(corpus, found), 100)
+    for found in (find_gpus("auto"), find_gpus("cuda:0")):
+        ids, scores = nearest(queries, OnGpus(corpus, found), 100)
         np.testing.assert_array_equal(ids, expected)
         assert scores.tobytes() == exact.tobytes()
-    index = Cards(corpus, cards_of("cuda:0"))
+    index = OnGpus(corpus, find_gpus("cuda:0"))
     index.room = 30_000  # in rounds
     np.testing.assert_array_equal(nearest(queries, index, 100)[0], expected)
 
 
 @pytest.mark.gpu
 @NO_GPU
-def test_a_real_card_without_memory():
+def test_a_real_gpu_without_memory():
     import torch
 
     free = torch.cuda.mem_get_info(0)[0]
     taken = torch.empty(max(0, free - (1 << 27)), dtype=torch.uint8, device="cuda:0")
-    with pytest.raises(SetupError, match=r"^cuda:0: no memory is left"):
-        nearest(near_ties(500, 1), Cards(near_ties(50_000, 0), cards_of("cuda:0")), 100)
+    with pytest.raises(SetupError, match=r"^cuda:0: out of memory"):
+        nearest(near_ties(500, 1), OnGpus(near_ties(50_000, 0), find_gpus("cuda:0")), 100)
     del taken

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mining.copies import overlaps, shingles_of
+from mining.duplicates import overlaps, shingles_of
 
 
 def overlap_by_sets(left, right):

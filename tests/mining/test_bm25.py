@@ -10,17 +10,17 @@ from small_build import make_build
 from test_mine import mined, retrieval, run
 
 from curation.core import tables
-from mining.bm25 import RRF, Lexical, fused
+from mining.bm25 import RRF, Bm25, fuse
 
 
 def test_by_words():
     texts = ["the red fox", "a blue river runs", "red red wine", "the 河 river", "nothing"]
-    index = Lexical(texts, np.array([3, 5, 7, 8, 11]))
+    index = Bm25(texts, np.array([3, 5, 7, 8, 11]))
     assert index.nearest(["RED", "river 河", "zebra", "..."], 3).tolist() == [[7, 3, -1], [8, 5, -1], [-1] * 3, [-1] * 3]
 
 
 def test_equal_scores_by_smaller_id():
-    index = Lexical(["same words"] * 6, np.arange(6))
+    index = Bm25(["same words"] * 6, np.arange(6))
     assert index.nearest(["same"], 4).tolist() == [[0, 1, 2, 3]]
 
 
@@ -35,7 +35,7 @@ def test_fused_against_sums(first, second):
             if pid >= 0:
                 sums[pid] = sums.get(pid, 0) + 1 / (RRF + 1 + rank)
     expected = sorted(sums, key=lambda pid: (-sums[pid], pid))[:5]
-    assert fused(np.array([first]), np.array([second]))[0].tolist() == expected + [-1] * (5 - len(expected))
+    assert fuse(np.array([first]), np.array([second]))[0].tolist() == expected + [-1] * (5 - len(expected))
 
 
 @pytest.mark.parametrize("method", ["bm25", "both"])

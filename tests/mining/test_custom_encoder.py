@@ -1,4 +1,4 @@
-"""Anything with `encode(list[str])` mines, and is told what is wrong with its vectors."""
+"""Anything with `encode(list[str])` mines, with one error line for what is wrong with its vectors."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from test_mine import EASY, mined, retrieval
 
 from curation.core.errors import ModelError
 from curation.recipe.settings import Mine
-from mining.audit import audit
-from mining.judge import judged
+from mining.audit import measure_presets
+from mining.calibrate import evaluate_sources
+from mining.embeddings import CustomEncoder
 from mining.mine import mine_build
-from mining.models import Foreign
 
 
 class Lists:
@@ -31,7 +31,7 @@ class Lists:
 
 def test_it_mines_as_an_encoder_of_the_same_vectors(tmp_path):
     rows = []
-    for name, load in (("a", lambda *_: FakeEncoder()), ("b", partial(Foreign, Lists()))):
+    for name, load in (("a", lambda *_: FakeEncoder()), ("b", partial(CustomEncoder, Lists()))):
         build = make_build(tmp_path / name, {"s": retrieval()}, EASY)
         receipt = mine_build(build, load=load)["s"]
         assert not mine_build(build, load=load)["s"]["ran"]
@@ -39,33 +39,36 @@ def test_it_mines_as_an_encoder_of_the_same_vectors(tmp_path):
     assert rows[0].drop("positive_score", "negative_scores").equals(rows[1].drop("positive_score", "negative_scores"))
     assert np.allclose(rows[0]["negative_scores"].explode(), rows[1]["negative_scores"].explode(), atol=1e-6)
     assert receipt["encoder"] == {"model": "fake", "prompt": "none"}
-    assert judged(audit, build, load=partial(Foreign, Lists()))["s"]["rows"] == 40
+    assert evaluate_sources(measure_presets, build, load=partial(CustomEncoder, Lists()))["s"]["rows"] == 40
 
 
 def test_the_instruction_is_the_queries_alone():
-    one = Foreign(Lists(), Mine(model="m", prompt="instruct"), "cpu")
+    one = CustomEncoder(Lists(), Mine(model="m", prompt="instruct"), "cpu")
     assert (one.query("find", "q"), one.passage("p")) == ("Instruct: find\nQuery: q", "p")
-    assert Foreign(Lists(), Mine(model="m"), "cpu").query("find", "q") == "q"
+    assert CustomEncoder(Lists(), Mine(model="m"), "cpu").query("find", "q") == "q"
 
 
 def test_names_keep_vectors_apart():
-    first, again, other = (Foreign(Lists(), Mine(model=name), "cpu").fingerprint for name in ("m", "m", "n"))
+    first, again, other = (CustomEncoder(Lists(), Mine(model=name), "cpu").fingerprint for name in ("m", "m", "n"))
     assert first == again != other
 
 
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda them: [them[0], [float("nan")] * 256], "fake: gives no numbers for the text 'where is b?'"),
-        (lambda them: them[:1], "fake: gives an array of shape (1, 256) for 2 texts, not (2, 256)"),
-        (lambda them: [one[:9] for one in them], "fake: gives an array of shape (2, 9) for 2 texts, not (2, 256)"),
-        (lambda them: [1.0, 2.0], "fake: gives an array of shape (2,) for 2 texts, not (2, 256)"),
-        (lambda them: [[1.0], [2.0, 3.0]], "fake: gives what is no array of numbers (setting an array element with a sequence."),
+        (lambda them: [them[0], [float("nan")] * 256], "fake: `encode` returned NaN or infinity for the text 'where is b?'"),
+        (lambda them: them[:1], "fake: `encode` returned an array of shape (1, 256) for 2 texts, not (2, 256)"),
+        (lambda them: [one[:9] for one in them], "fake: `encode` returned an array of shape (2, 9) for 2 texts, not (2, 256)"),
+        (lambda them: [1.0, 2.0], "fake: `encode` returned an array of shape (2,) for 2 texts, not (2, 256)"),
+        (
+            lambda them: [[1.0], [2.0, 3.0]],
+            "fake: `encode` did not return an array of numbers (setting an array element with a sequence.",
+        ),
     ],
 )
-def test_what_is_wrong_is_told(change, complaint):
+def test_wrong_vectors(change, complaint):
     model = Lists()
-    encoder = Foreign(model, Mine(model="fake"), "cpu")
+    encoder = CustomEncoder(model, Mine(model="fake"), "cpu")
     model.change = change
     with pytest.raises(ModelError) as error:
         encoder.encode(["where is a?", "where is b?"])

@@ -13,10 +13,9 @@ from test_mine_settings import several
 
 from curation.core import store
 from curation.core.errors import BuildError
-from mining.audit import at_hardness, audit, measure, rates
-from mining.calibrate import BINS, by_yield, curves
+from mining.audit import measure, measure_presets, rate_at_hardness, rates
+from mining.calibrate import COSINE_BINS, compare_limits, evaluate_sources, limit_for_yield
 from mining.cli import mine
-from mining.judge import judged
 from mining.lists import Ragged
 from mining.negatives import Candidates, Rules, choose
 
@@ -64,22 +63,22 @@ def test_measured_by_hand():
 
 
 def test_between_the_points_of_a_curve():
-    assert at_hardness([(0.5, 0.2), (0.3, 0.1)], 0.4) == pytest.approx(0.15)
-    assert at_hardness([(0.5, 0.2), (0.3, 0.1)], 0.6) is None
+    assert rate_at_hardness([(0.5, 0.2), (0.3, 0.1)], 0.4) == pytest.approx(0.15)
+    assert rate_at_hardness([(0.5, 0.2), (0.3, 0.1)], 0.6) is None
 
 
 def test_the_limit_of_a_yield():
-    counts = np.zeros(BINS, np.int64)
+    counts = np.zeros(COSINE_BINS, np.int64)
     counts[1_200:1_300] = 1  # cosines from 0.2 to 0.3
-    assert by_yield(counts, 1.0) == 0.3
-    assert by_yield(counts, 0.5) == 0.25
-    assert by_yield(np.zeros(BINS, np.int64), 0.5) == 1
+    assert limit_for_yield(counts, 1.0) == 0.3
+    assert limit_for_yield(counts, 0.5) == 0.25
+    assert limit_for_yield(np.zeros(COSINE_BINS, np.int64), 0.5) == 1
 
 
 def test_hidden_positives_are_found_out(tmp_path):
     settings = "model: fake, negatives: 3, range_min: 0, range_max: 30, max_score: null, relative_margin: null"
     build = make_build(tmp_path / "b", {"s": several()}, settings)
-    said = judged(audit, build, load=encoder)["s"]
+    said = evaluate_sources(measure_presets, build, load=encoder)["s"]
     assert (said["rows"], said["gold"]) == (40, True)
     own, clean = said["settings"]["manifest"], said["settings"]["clean"]
     assert own["hit"] == pytest.approx(3 * own["strict"])  # a query has one hidden answer
@@ -93,28 +92,28 @@ def test_hidden_positives_are_found_out(tmp_path):
 
 def test_no_gold(tmp_path):
     build = make_build(tmp_path / "b", {"s": retrieval(40), "t": clustering()}, EASY)
-    said = judged(audit, build, load=encoder)
+    said = evaluate_sources(measure_presets, build, load=encoder)
     assert list(said) == ["s"]
     assert not said["s"]["gold"]
     assert "strict" not in said["s"]["settings"]["manifest"]
-    shown = judged(curves, build, load=encoder)["s"]
-    taken = [row["taken"] for row in shown["relative_margin"]]
+    shown = evaluate_sources(compare_limits, build, load=encoder)["s"]
+    taken = [row["dropped"] for row in shown["relative_margin"]]
     assert taken == sorted(taken)
     assert next(row["target_yield"] for row in shown["max_similarity"]) == 1
     with pytest.raises(BuildError) as error:
-        judged(audit, build, ["t"], load=encoder)
-    assert str(error.value) == f"{build}: has no source whose negatives are searched for; the others keep or draw theirs"
+        evaluate_sources(measure_presets, build, ["t"], load=encoder)
+    assert str(error.value) == f"{build}: has no source whose negatives are searched; the other sources keep or draw theirs"
 
 
 def test_gold_of_too_few_rows_does_not_speak_for_a_source(tmp_path):
     few, many = several(2), retrieval(60)
     source = {"tuples": [*few["tuples"], *many["tuples"]]}
     build = make_build(tmp_path / "b", {"s": source}, EASY)
-    said = judged(audit, build, load=encoder)["s"]
+    said = evaluate_sources(measure_presets, build, load=encoder)["s"]
     assert (said["rows"], said["of"], said["gold"]) == (62, 62, False)
     source["tuples"] = [*several(3)["tuples"], *many["tuples"]]
     build = make_build(tmp_path / "c", {"s": source}, EASY)
-    said = judged(curves, build, load=encoder)["s"]
+    said = evaluate_sources(compare_limits, build, load=encoder)["s"]
     assert (said["rows"], said["of"], said["gold"]) == (3, 63, True)
 
 
@@ -129,10 +128,10 @@ def test_the_commands(tmp_path):
         return done.output.splitlines()
 
     found = lines("audit")
-    assert found[0] == "s: 30 of 30 rows, those with several positives, all but one hidden"
+    assert found[0] == "s: 30 of 30 rows, those with several positives, all except one hidden"
     assert [line.split()[0] for line in found[1:]] == ["setting", "manifest", "f2llm", "nv-retriever", "clean"]
     found = lines("calibrate", "--only", "s")
     assert len(found) == 19  # a margin of the manifest's own among the others
-    assert [line.split()[0] for line in found if line.endswith("as set")] == ["0.03"]
+    assert [line.split()[0] for line in found if line.endswith("current")] == ["0.03"]
     assert json.loads("\n".join(lines("calibrate", "--json")))["s"]["gold"] is True
     assert not store.read_receipt(build / "mined" / "s")  # looking writes no rows

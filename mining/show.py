@@ -1,0 +1,94 @@
+"""`mine show`: tuples with their negatives, as text."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from curation.core import store, tables
+from curation.core.builds import checked_stage
+from curation.core.errors import BuildError, listed
+from curation.core.escape import visible
+from curation.core.record import ORIGINS
+from mining.jobs import read_sources
+
+WIDTH = 78  # columns of a line
+RUN = 3  # words in a row that a negative shares with a positive before they are marked
+
+
+def mined_sources(build: Path, only: Sequence[str]) -> list[str]:
+    """Return the sources of a build that have been mined, or those of them in `only`.
+
+    Raises:
+        BuildError: nothing has been mined.
+    """
+    names = [name for name in read_sources(build, only) if store.read_receipt(build / "mined" / name)]
+    if not names:
+        what = f"holds nothing mined{f' for {listed(only)}' if only else ''}"
+        raise BuildError(build / "mined", what, "run `mine negatives` first")
+    return names
+
+
+def mined_tuples(build: Path, name: str, number: int) -> list[dict[str, Any]]:
+    """Return the first tuples of a mined source with their texts; negatives as (marked text, score, rank, origin)."""
+    checked_stage(build, f"curated/{name}")
+    checked_stage(build, f"mined/{name}", "run `mine negatives` again")
+    rows = tables.read_table(build / "mined" / name, "pairs").head(number)
+    needed = pl.concat([rows["positives"].explode(), rows["negatives"].explode()]).drop_nulls().unique()
+    passages = tables.read_table(build / "curated" / name, "passages", ["pid", "text"])
+    passages = passages.filter(pl.col("pid").is_in(needed.implode()))
+    texts = dict(zip(passages["pid"], passages["text"], strict=True))
+    found = []
+    for row in rows.iter_rows(named=True):
+        positives = [texts[pid] for pid in row["positives"]]
+        columns = (row[name] for name in ("negatives", "negative_scores", "negative_ranks", "negative_origin"))
+        negatives = [
+            (mark_shared(texts[pid], positives), score, rank, ORIGINS[origin])
+            for pid, score, rank, origin in zip(*columns, strict=True)
+        ]
+        kept = {key: row[key] for key in ("id", "query", "positive_score")}
+        found.append({**kept, "positives": positives, "negatives": negatives})
+    return found
+
+
+def mark_shared(text: str, others: Sequence[str]) -> str:
+    """Return a text with [[ ]] around each run of three or more words that one of the other texts contains too."""
+
+    def runs(words: list[str]) -> list[tuple[str, ...]]:
+        return list(zip(*(words[start:] for start in range(RUN)), strict=False))
+
+    seen = {run for other in others for run in runs([word.lower() for word in re.findall(r"\w+", other)])}
+    words = list(re.finditer(r"\w+", text))
+    shared = [False] * len(words)
+    for at, run in enumerate(runs([word.group().lower() for word in words])):
+        if run in seen:
+            shared[at : at + RUN] = [True] * RUN
+    found, last = "", 0
+    for at, word in enumerate(words):
+        found += text[last : word.start()]
+        found += "[[" if shared[at] and not (at and shared[at - 1]) else ""
+        found += word.group() + ("]]" if shared[at] and shared[at + 1 : at + 2] != [True] else "")
+        last = word.end()
+    return found + text[last:]
+
+
+def as_text(row: dict[str, Any], whole: bool) -> str:
+    """Return a tuple as lines of at most `WIDTH` columns: one per text, or with `whole` as many as each text needs."""
+    scores = [row["positive_score"]] + [None] * (len(row["positives"]) - 1)
+    texts = [("query", None, None, row["query"])]
+    texts += [("positive", score, None, text) for score, text in zip(scores, row["positives"], strict=True)]
+    texts += [(origin, score, rank, text) for text, score, rank, origin in row["negatives"]]
+    lines = [visible(" ".join(row["id"].split()))]
+    for what, score, rank, text in texts:
+        numbers = f"{'' if score is None else format(score, '.3f')} {'' if rank is None else rank}"
+        line = f"  {what:<9}{numbers:<10}{visible(' '.join(text.split()))}"
+        if whole:
+            lines.append(textwrap.fill(line, WIDTH, subsequent_indent=" " * 21))
+        else:
+            lines.append(line if len(line) <= WIDTH else line[: WIDTH - 3] + "...")
+    return "\n".join(lines)
