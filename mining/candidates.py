@@ -382,11 +382,13 @@ def search(
         shared = overlaps(corpus.shingles, np.repeat(some, safe.shape[1]), safe.reshape(-1))
         np.maximum.at(overlap, rows, shared.reshape(safe.shape))
 
-    def scores_of_lists(lists: Ragged) -> np.ndarray:
-        """Return the score (len(lists.ids),) of each id with its row's query."""
-        return scores_of(queries[lists.row_of_each()], corpus.passages, lists.ids[:, None])[:, 0]
+    of_positives, of_given = (scores_of_lists(queries, corpus.passages, lists) for lists in (positives, given))
+    return Searched(ids, scores, similarity, overlap, of_positives, of_given)
 
-    return Searched(ids, scores, similarity, overlap, scores_of_lists(positives), scores_of_lists(given))
+
+def scores_of_lists(queries: np.ndarray, passages: Vectors, lists: Ragged) -> np.ndarray:
+    """Return the score (len(lists.ids),) of each id with its row's query."""
+    return scores_of(queries[lists.row_of_each()], passages, lists.ids[:, None])[:, 0]
 
 
 def write_candidates(folder: Path, found: Searched) -> dict[str, Any]:

@@ -21,13 +21,12 @@ from curation.core.store import digest_of
 from curation.core.text import forms
 from curation.recipe.settings import PRESETS, Mine
 from mining import candidates as found_by
-from mining.calibrate import BINS, binned, by_yield, rules_of
-from mining.copies import shingles_of
-from mining.embeddings import Embeddings
-from mining.gpu import Cards, cards_of
+from mining.calibrate import COSINE_BINS, count_similarities, limit_for_yield, rules_of
+from mining.duplicates import shingles_of
+from mining.embeddings import CustomEncoder, Embeddings
+from mining.gpu import OnGpus, find_gpus
 from mining.lists import Ragged, contains
-from mining.models import Foreign
-from mining.negatives import Candidates, Rules, choose, eligible_of
+from mining.negatives import Candidates, Rules, choose, eligible_candidates
 from mining.search import Exact, nearest
 
 QUERIES = 4_096  # per block: with 120 candidates each, a block needs about 30 MB
@@ -198,8 +197,8 @@ def mine(pairs: Pairs, vectors: Vectors, window: Window, progress: Progress, dev
     """
     rules = window.rules
     alike = rules.containment is not None or rules.max_similarity is not None or window.target_yield is not None
-    gpus = cards_of(device)
-    whole: Any = (lambda corpus: Cards(corpus, gpus)) if gpus else Exact
+    gpus = find_gpus(device)
+    whole: Any = (lambda corpus: OnGpus(corpus, gpus)) if gpus else Exact
     index = whole(vectors.corpus)
     every = np.arange(len(pairs.corpus))
     shingles = shingles_of(pairs.corpus, every) if alike else Ragged(np.zeros(1, np.int64), np.empty(0, np.int64))
@@ -220,13 +219,13 @@ def mine(pairs: Pairs, vectors: Vectors, window: Window, progress: Progress, dev
             blocks.append(block)
             advance(len(block.ids))
     if window.target_yield is not None:
-        counts, open_rules = np.zeros(BINS, np.int64), replace(rules, max_similarity=None)
+        counts, open_rules = np.zeros(COSINE_BINS, np.int64), replace(rules, max_similarity=None)
         for block in blocks:
-            counts += binned(block, choose(block, np.full(len(block.ids), window.wanted), open_rules), open_rules)
-        rules = replace(rules, max_similarity=by_yield(counts, window.target_yield))
+            counts += count_similarities(block, choose(block, np.full(len(block.ids), window.wanted), open_rules), open_rules)
+        rules = replace(rules, max_similarity=limit_for_yield(counts, window.target_yield))
     ids, scores, removed = [], [], dict[str, int]()
     for block in blocks:
-        eligible, lost = eligible_of(block, rules)
+        eligible, lost = eligible_candidates(block, rules)
         for name, per_query in lost.items():
             removed[name] = removed.get(name, 0) + int(per_query.sum())
         places = _picked(eligible, window)
@@ -316,9 +315,9 @@ class _Role:
         return self.method(texts, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=bars, **self.options)
 
 
-def _checked(model: Any, name: str) -> Foreign:
+def _checked(model: Any, name: str) -> CustomEncoder:
     """Return an encoder that refuses anything but one vector per text."""
-    return Foreign(model, Mine(model=name, prompt="none"), "cpu")
+    return CustomEncoder(model, Mine(model=name, prompt="none"), "cpu")
 
 
 def _prompt_of(role: str, prompts: Mapping[str, str | None], known: Mapping[str, str], own: str, model: str) -> str:
@@ -355,7 +354,7 @@ def _searched(vectors: Vectors, positives: Ragged, rows: slice, corpus: found_by
             found.ids, found.scores, positives, found.positive_scores, given, nothing, found.similarity, found.overlap
         )
     ids, scores = nearest(queries, corpus.index, k)
-    return Candidates(ids, scores, positives, found_by.paired(queries, corpus.passages, positives), given, nothing)
+    return Candidates(ids, scores, positives, found_by.scores_of_lists(queries, corpus.passages, positives), given, nothing)
 
 
 def _reranked(block: Candidates, pairs: Pairs, first: int, reranker: Any) -> Candidates:

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 import tuplesmith
 from curation.build.build import build as build_sources
+from mining.embeddings import CustomEncoder
 from mining.mine import mine_build
-from mining.models import Foreign
 from tests.hub_server import hub
 from tests.test_docs import HEAVY
 from tests.test_readme import write_tickets
@@ -226,7 +226,7 @@ def test_presets_are_those_of_mine(tmp_path, preset):
     (tmp_path / "m.yaml").write_text(text.replace("{MINE}", f"{{model: given, preset: {preset}, negatives: 6, shortage: keep}}"))
     folder = build_sources(tmp_path / "m.yaml", tmp_path / "b").folder
     model = Words()
-    mine_build(folder, device="cpu", load=lambda settings, device: Foreign(model, settings, device))
+    mine_build(folder, device="cpu", load=lambda settings, device: CustomEncoder(model, settings, device))
     built = tuplesmith.load_build(folder).tuples()
     dataset = Dataset.from_dict({"q": built["query"].to_list(), "p": built["positives"].list.first().to_list()})
     found = tuplesmith.mine_hard_negatives(
