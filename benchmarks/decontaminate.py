@@ -26,8 +26,7 @@ from pathlib import Path
 import polars as pl
 from dedup_texts import corpus
 
-from curation.clean import overlap_index as overlap_index
-from curation.clean import overlap_lookup
+from curation.clean import overlap_index, overlap_lookup
 from curation.clean.overlap_texts import DOCUMENT, EVALUATION, QUERY
 from curation.core.text import normalised
 

@@ -24,11 +24,12 @@ from curation.clean.shingles import (
 from curation.core.fold_kernels import fold, room_for
 from curation.core.jit import compiled
 
-_BASE, _INVERSE = np.uint64(BASE), np.uint64(INVERSE)
-_WIDTH = np.array(WIDTH, dtype=np.int64)
-_NONE, _ONE, _SIX, _SPACE, _HALF, _LAST = np.uint64(0), np.uint64(1), np.uint64(6), np.uint64(32), np.uint64(32), np.uint64(63)
+U0, U1, U6, U32, U63 = (np.uint64(0), np.uint64(1), np.uint64(6), np.uint64(32), np.uint64(63))
+U_BASE, U_INVERSE = np.uint64(BASE), np.uint64(INVERSE)
+_SPACE_BYTE = np.uint64(32)
+_WIDTHS = np.array(WIDTH, dtype=np.int64)
 _MIX1, _MIX2 = np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35)  # MurmurHash3's finalizer, as in datasketch
-_MIX = np.uint64(0xFF51AFD7ED558CCD)
+_SPREAD = np.uint64(0xFF51AFD7ED558CCD)
 _MOST = np.uint32(0xFFFFFFFF)
 
 
@@ -42,14 +43,14 @@ def _shingle(data, starts, table, row, scratch):
     form, sums, stops, out, place, back, room = scratch
     size, spaceless, how = fold(data, starts[text], starts[text + 1], table, form, room)
     if size == 0:
-        return 0, EXACT, _NONE
-    count, total, chars = _NONE, _NONE, size - 2
-    for at in range(_ONE, np.uint64(size)):  # unsigned: numba adds no check for negative places
+        return 0, EXACT, U0
+    count, total, chars = U0, U0, size - 2
+    for at in range(U1, np.uint64(size)):  # unsigned: numba adds no check for negative places
         byte = np.uint64(form[at])
         sums[count], stops[count] = total, at
-        count += np.uint64(byte == _SPACE)
+        count += np.uint64(byte == _SPACE_BYTE)
         total += byte * place[at]
-    words, whole = np.int64(count), sums[count - _ONE]
+    words, whole = np.int64(count), sums[count - U1]
     if how:
         for at in range(1, size - 1):
             chars -= (form[at] & 0xC0) == 0x80
@@ -61,29 +62,29 @@ def _shingle(data, starts, table, row, scratch):
         out[0] = sums[2] * back[1]
         for at in range(1, words - 2):
             stop = stops[at - 1]
-            out[at] = (sums[at + 2] - sums[at - 1] - _SPACE * place[stop]) * back[stop + _ONE]
-        return words - 2, kind, whole * _INVERSE
-    width = _WIDTH[kind]
+            out[at] = (sums[at + 2] - sums[at - 1] - _SPACE_BYTE * place[stop]) * back[stop + U1]
+        return words - 2, kind, whole * U_INVERSE
+    width = _WIDTHS[kind]
     if kind == CHARS and chars == size - 2:
         _hash_fives(form[1 : size - 1], out)
     elif kind != EXACT:
         _hash_chars(form, size - 1, width, scratch)
-    return chars - width + 1 if kind != EXACT else 0, kind, whole * _INVERSE
+    return chars - width + 1 if kind != EXACT else 0, kind, whole * U_INVERSE
 
 
 @compiled
 def _hash_fives(form, out):
     """Hash every run of 5 bytes."""
     for at in range(len(form) - 4):
-        one = (np.uint64(form[at + 4]) * _BASE + np.uint64(form[at + 3])) * _BASE + np.uint64(form[at + 2])
-        out[at] = ((one * _BASE + np.uint64(form[at + 1])) * _BASE + np.uint64(form[at])) * _BASE
+        one = (np.uint64(form[at + 4]) * U_BASE + np.uint64(form[at + 3])) * U_BASE + np.uint64(form[at + 2])
+        out[at] = ((one * U_BASE + np.uint64(form[at + 1])) * U_BASE + np.uint64(form[at])) * U_BASE
 
 
 @compiled
 def _hash_chars(form, end, width, scratch):
     """Hash every run of `width` characters."""
     _, sums, stops, out, place, back, _ = scratch
-    units, total = 0, _NONE
+    units, total = 0, U0
     for at in range(1, end):
         if (form[at] & 0xC0) != 0x80:
             sums[units], stops[units] = total, at
@@ -103,9 +104,9 @@ def _scratch(data, starts, rows):
         most = max(most, room_for(data, starts[text], starts[text + 1]))
     room = np.empty((5, most + 4), np.uint64)
     place, back = room[3], room[4]
-    place[0], back[0] = _BASE, _ONE
+    place[0], back[0] = U_BASE, U1
     for at in range(most + 3):
-        place[at + 1], back[at + 1] = place[at] * _BASE, back[at] * _INVERSE
+        place[at + 1], back[at + 1] = place[at] * U_BASE, back[at] * U_INVERSE
     return np.empty(most + 4, np.uint8), room[0], room[1], room[2], place, back, np.empty((2, most + 4), np.uint8)
 
 
@@ -113,7 +114,7 @@ def _scratch(data, starts, rows):
 def _mix_hashes(hashes, count, mixed):
     """Write MurmurHash3's finalizer of the upper halves into `mixed`; repeat the last one up to a multiple of 8."""
     for at in range(count):
-        h = np.uint32(hashes[at] >> _HALF)
+        h = np.uint32(hashes[at] >> U32)
         h = np.uint32(h ^ (h >> np.uint32(16)))
         h = np.uint32(h * _MIX1)
         h = np.uint32(h ^ (h >> np.uint32(13)))
@@ -159,7 +160,7 @@ def shingle_sets(data, starts, table, rows, bounds, hashes, sizes):
         known, shift = clear_table(room, count)
         size, first = 0, bounds[at]
         for place in range(count):
-            hashes[first + size] = max(out[place], _ONE)
+            hashes[first + size] = max(out[place], U1)
             size += insert(known, hashes[first + size], shift)
         sizes[at] = size
 
@@ -171,15 +172,15 @@ def band_keys(digests, kinds, rows_per_band, keys):
         for band in range(keys.shape[1]):
             key = np.uint64(kinds[text])
             for at in range(band * rows_per_band, (band + 1) * rows_per_band):
-                key = (key ^ np.uint64(digests[text, at])) * _MIX
-                key ^= key >> _HALF
+                key = (key ^ np.uint64(digests[text, at])) * _SPREAD
+                key ^= key >> U32
             keys[text, band] = np.uint32(key)
 
 
 @compiled
 def insert(table, value, shift):
     """Insert a value into a hash table with linear probing; return whether it was new. 0 marks a free slot."""
-    at = np.int64((value * _MIX) >> shift)
+    at = np.int64((value * _SPREAD) >> shift)
     while table[at] != 0 and table[at] != value:
         at = (at + 1) & (len(table) - 1)
     new = table[at] == 0
@@ -206,7 +207,7 @@ def mark_repeats(keys, able, bits, part, shift, once, twice):
         key = np.uint64(keys[entry])
         taken = np.uint64(able[entry]) & np.uint64(key >> above == wanted)
         place = (key & low) >> np.uint64(shift)
-        word, bit = place >> _SIX, taken << (place & _LAST)
+        word, bit = place >> U6, taken << (place & U63)
         twice[word] |= once[word] & bit
         once[word] |= bit
         count += taken
@@ -226,7 +227,7 @@ def find_repeats(keys, able, bits, part, shift, twice, found):
         taken = np.uint64(able[entry]) & np.uint64(key >> above == wanted)
         place = (key & low) >> np.uint64(shift)
         found[count] = key << np.uint64(32) | np.uint64(entry)
-        count += taken & (twice[place >> _SIX] >> (place & _LAST))
+        count += taken & (twice[place >> U6] >> (place & U63))
     return count
 
 
@@ -243,7 +244,7 @@ def number_entries(left, right, counts, room, used, i, j):
     for pair in range(len(left)):
         for half in range(2):
             entry = right[pair] if half else left[pair]
-            at = np.int64((np.uint64(entry + 1) * _MIX) >> shift)
+            at = np.int64((np.uint64(entry + 1) * _SPREAD) >> shift)
             while places[at] >= 0 and used[places[at]] != entry:
                 at = (at + 1) & (len(places) - 1)
             if places[at] < 0:
@@ -298,8 +299,8 @@ def _filter_of(values, room):
     bits, shift = room[: 1 << (log - 6)], np.uint64(64 - log)
     bits[:] = 0
     for value in values:
-        at = (value * _MIX) >> shift
-        bits[at >> _SIX] |= _ONE << (at & _LAST)
+        at = (value * _SPREAD) >> shift
+        bits[at >> U6] |= U1 << (at & U63)
     return bits, shift
 
 
@@ -309,8 +310,8 @@ def _count_absent(values, bits, shift, spare):
     absent = np.int64(0)
     for first in range(0, len(values), 16):
         for value in values[first : first + 16]:
-            at = (value * _MIX) >> shift
-            absent += np.int64(~(bits[at >> _SIX] >> (at & _LAST)) & _ONE)
+            at = (value * _SPREAD) >> shift
+            absent += np.int64(~(bits[at >> U6] >> (at & U63)) & U1)
         if absent > spare:
             break
     return absent
@@ -318,7 +319,7 @@ def _count_absent(values, bits, shift, spare):
 
 @compiled
 def _contains(table, value, shift):
-    at = np.int64((value * _MIX) >> shift)
+    at = np.int64((value * _SPREAD) >> shift)
     while table[at] != 0 and table[at] != value:
         at = (at + 1) & (len(table) - 1)
     return table[at] == value

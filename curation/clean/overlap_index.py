@@ -1,13 +1,23 @@
-"""The index of decontamination: every text of the evaluation sets, and which grams give it away.
+"""The index of decontamination: every text of the evaluation sets, and the grams by which a copy of it is recognised.
 
-A folder: `texts-*.parquet` has a line for each text of each set, the arrays of `Index` an entry for each distinct form:
+A text's normalised form, with a space before and after it, has four kinds of gram. Its script decides their width:
 
-    up to 24 words (39 characters where spaces are rare)  its SEEDS, but for those in more than COMMON entries; at
-                                                          least its RAREST. Its CHARS are kept to compare
-    longer                                                its WORDS, but for those that stand in more than COMMON entries
-    in a corpus, and no query needs it                    one in SAMPLE of its WORDS; below 25 words nothing but the whole
+    WHOLE  the form itself
+    CHARS  every 7 characters, spaces included         3 if most characters are of scripts without spaces
+    WORDS  every 13 words, with the spaces between     20 characters in these scripts
+    SEEDS  14 characters from the space before a word  5 in these scripts, from any character
 
-Of texts of common words alone, and of short questions, only the whole counts; trivial ones are no entry at all: see `trivial`.
+A gram's key is the hash of its UTF-8 bytes (`shingles`), marked by kind and width, and mixed so that its bits are even; the key
+of CHARS is the first half of that, not mixed. The compiled loop (`overlap_kernels`) computes the same keys.
+
+A folder holds `texts-*.parquet`, one line per text of each set, and the arrays of `Index`, one entry per distinct form:
+
+    up to 24 words (39 characters in scripts without spaces)  its SEEDS, except those in more than COMMON entries, but at
+                                                              least its RAREST; and its CHARS, to compare
+    longer                                                    its WORDS, except those in more than COMMON entries
+    a corpus document that no query needs                     one in SAMPLE of its WORDS; below 25 words only the whole
+
+Of texts made of common words only, and of short questions, only the whole counts; trivial texts have no entry: see `trivial`.
 """
 
 from __future__ import annotations
@@ -19,119 +29,215 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from curation.clean.overlap_grams import LONG, Forms, Measures, measures_of
 from curation.clean.overlap_texts import CORPUS, QUERY
+from curation.clean.shingles import BASE, INVERSE
 from curation.clean.siblings import names_of
+from curation.core.characters import SPACELESS_CHARS
+from curation.core.jit import buffers_of
 from curation.core.store import atomic
 from curation.core.tables import read_parquet, write_parquet
 from curation.core.text import normalised
 
+WHOLE, CHARS, WORDS, SEEDS = range(4)
+CHARS_WIDTH, SEEDS_WIDTH = (7, 3), (14, 5)  # characters; of texts with and without spaces
+WORDS_WIDTH = (13, 20)  # words; characters
+LONG = (25, 40)  # words, characters: from here on a text is recognised by its WORDS, below by its CHARS
+MARKS = np.array(  # by kind and script
+    [
+        [0x1D8E4E27C47D124F, 0x1D8E4E27C47D124F],
+        [0xEB44ACCAB455D165, 0x6C9C83AF6FA8A76B],
+        [0x27D4EB2F165667C5, 0x8EBC6AF09C88C6E3],
+        [0x9FB21C651E98DF25, 0xA0761D6478BD642F],
+    ],
+    dtype=np.uint64,
+)
+MIX = 0xFF51AFD7ED558CCD
 SHARE = 7  # tenths of a short text's CHARS that make a match
-FEW = (8, 12)  # words, characters: a shorter text must also fill SHARE of what it is found in
-LEAST_CHARS = (12, 5)  # characters, of texts with and without spaces: shorter ones say too little
-COMMON_WORD = 100  # a word in more than one of so many texts says little, if there are
-MANY = 1000  # texts at least
-COMMON = 10  # entries that share a gram before it counts as boilerplate
+FEW = (8, 12)  # words, characters: a shorter text must also make up SHARE of the text it is found in
+LEAST_CHARS = (12, 5)  # characters, of texts with and without spaces: a shorter text says too little
+COMMON_WORD = 100  # a word is common if it is in more than one in so many texts ...
+COMMON_FROM = 1000  # ... of at least so many
+COMMON = 10  # a gram in more entries than this is boilerplate
 RAREST = 4
-TWO = 8  # seeds: of so many, two must be met, as most texts that have one alone have no more
+TWO_FROM = 8  # seeds: a text with so many must share two, as most texts that share only one share little else
 SAMPLE = 16
 BLOCK = 20_000  # texts at a time
-RULES = f"chars {SHARE}/10 {FEW}|words {LONG} {COMMON} {RAREST} {TWO} {SAMPLE}|least {LEAST_CHARS} {COMMON_WORD} {MANY}|5"
+RULES = (
+    f"chars {SHARE}/10 {FEW}|words {LONG} {COMMON} {RAREST} {TWO_FROM} {SAMPLE}|least {LEAST_CHARS} {COMMON_WORD} {COMMON_FROM}|5"
+)
 
 
 class Index(NamedTuple):
-    """What texts are looked up in. Entries are numbered as their forms first appear."""
+    """What texts are looked up in. Entries are numbered in order of first appearance of their forms."""
 
-    entry_keys: np.ndarray  # (entries,) u64: the key of the whole form, which `texts` has too
+    entry_keys: np.ndarray  # (entries,) u64: the key of the whole form, as in `texts-*.parquet`
     sizes: np.ndarray  # (entries,) i64: grams it was indexed by
-    few: np.ndarray  # (entries,) bool
+    few: np.ndarray  # (entries,) bool: shorter than FEW
     gram_begins: np.ndarray  # (entries + 1,) i64
-    grams: np.ndarray  # u32: the distinct CHARS of entry i are grams[gram_begins[i]:gram_begins[i + 1]]; none of long ones
+    grams: np.ndarray  # u32: the distinct CHARS of entry i are grams[gram_begins[i]:gram_begins[i + 1]]; none of long texts
     keys: np.ndarray  # (keys,) u64, in order: grams of all kinds
     begins: np.ndarray  # (keys + 1,) i64
     entries: np.ndarray  # i64: key i leads to entries[begins[i]:begins[i + 1]]
 
 
+class Measures(NamedTuple):
+    """How long normalised forms are."""
+
+    spaceless: np.ndarray  # (texts,) i64: 1 if most characters are of scripts without spaces
+    units: np.ndarray  # (texts,) i64: words; characters if spaceless
+    chars: np.ndarray  # (texts,) i64
+    long: np.ndarray  # (texts,) bool: see LONG
+    tiny: np.ndarray  # (texts,) bool: see LEAST_CHARS
+
+
+class Grams(NamedTuple):
+    """Grams of one kind, in order of texts and places."""
+
+    text: np.ndarray  # (grams,) i64: number of the text
+    key: np.ndarray  # (grams,) u64
+
+
+def measures_of(forms: pl.Series) -> Measures:
+    """Measure normalised forms (no nulls)."""
+    counts = pl.select(
+        words=pl.when(forms != "").then(forms.str.count_matches(" ", literal=True) + 1).otherwise(0),
+        chars=forms.str.len_chars(),
+        spaceless=forms.str.count_matches(SPACELESS_CHARS),
+    )
+    words, chars, spaceless = (counts[name].to_numpy().astype(np.int64) for name in ("words", "chars", "spaceless"))
+    dense = (2 * spaceless > chars - words + 1).astype(np.int64)
+    units = np.where(dense == 1, chars, words)
+    return Measures(dense, units, chars, units >= np.asarray(LONG)[dense], chars < np.asarray(LEAST_CHARS)[dense])
+
+
+class Forms:
+    """Normalised forms (no nulls), and the running sum over their bytes that gives every gram's hash as a difference."""
+
+    def __init__(self, forms: pl.Series) -> None:
+        self.count = len(forms)
+        self.measures = measures_of(forms)
+        padded = pl.select(pl.concat_str([pl.lit(" "), forms.alias("form"), pl.lit(" ")])).to_series()
+        data, starts = buffers_of(padded if len(forms) else forms)
+        self.data, self.starts = data[starts[0] : starts[-1]], starts - starts[0]
+        powers, self.back = (
+            np.append(np.uint64(1), np.cumprod(np.full(len(self.data) + 1, base, dtype=np.uint64), dtype=np.uint64))
+            for base in (BASE, INVERSE)
+        )
+        self.sums = np.zeros(len(self.data) + 1, dtype=np.uint64)
+        np.cumsum(self.data * powers[1 : len(self.data) + 1], dtype=np.uint64, out=self.sums[1:])
+
+    def grams(self, kind: int, of: np.ndarray | None = None) -> Grams:
+        """Return the grams of one kind, of all forms or of those that `of` (texts,) bool marks."""
+        of = np.ones(self.count, bool) if of is None else of
+        dense = self.measures.spaceless == 1
+        if kind == WHOLE:
+            text = np.flatnonzero(of)
+            return self._keys(kind, text, self.starts[text], self.starts[text + 1])
+        if kind == WORDS:
+            parts = self._of_words(of & ~dense), self._of_chars(WORDS, np.full(self.count, WORDS_WIDTH[1]), of & dense)
+            text, key = (np.concatenate(column) for column in zip(*parts, strict=True))
+            order = np.argsort(text, kind="stable")
+            return Grams(text[order], key[order])
+        width = np.asarray(CHARS_WIDTH if kind == CHARS else SEEDS_WIDTH)[self.measures.spaceless]
+        return self._of_chars(kind, width, of)
+
+    def _of_chars(self, kind: int, width: np.ndarray, of: np.ndarray) -> Grams:
+        begins = np.flatnonzero(self.data & 0xC0 != 0x80)
+        at, unit = self._runs(begins, width, of)
+        if kind == SEEDS:
+            chosen = (self.data[begins[unit]] == ord(" ")) | (self.measures.spaceless[at] == 1)
+            at, unit = at[chosen], unit[chosen]
+        begins = np.append(begins, len(self.data))  # a form ends where the next one begins
+        return self._keys(kind, at, begins[unit], begins[unit + width[at]])
+
+    def _of_words(self, of: np.ndarray) -> Grams:
+        space = self.data == ord(" ")
+        begins = np.flatnonzero(space[:-1] & ~space[1:]) + 1
+        at, unit = self._runs(begins, np.full(self.count, WORDS_WIDTH[0]), of)
+        last = begins[unit + WORDS_WIDTH[0] - 1]
+        spaces = np.flatnonzero(space)
+        return self._keys(WORDS, at, begins[unit], spaces[np.searchsorted(spaces, last)] if len(at) else last)
+
+    def _runs(self, begins: np.ndarray, width: np.ndarray, of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (text, first unit) of every run of width[text] units of a marked text; units begin at the bytes `begins`."""
+        text_of_byte = np.repeat(np.arange(self.count), np.diff(self.starts))
+        units = np.bincount(text_of_byte[begins], minlength=self.count)
+        counts = np.where(of, np.maximum(units - width + 1, 0), 0)
+        text = np.repeat(np.arange(self.count), counts)
+        return text, np.arange(len(text)) - (np.cumsum(counts) - counts)[text] + (np.cumsum(units) - units)[text]
+
+    def _keys(self, kind: int, text: np.ndarray, first: np.ndarray, end: np.ndarray) -> Grams:
+        hashes = (self.sums[end] - self.sums[first]) * self.back[first]
+        keys = hashes ^ MARKS[kind, self.measures.spaceless[text]]
+        if kind == CHARS:
+            return Grams(text, keys >> np.uint64(32))
+        keys = (keys ^ (keys >> np.uint64(32))) * np.uint64(MIX)
+        return Grams(text, keys ^ (keys >> np.uint64(32)))
+
+
 def write_index(folder: Path, sets: Iterable[pl.DataFrame], allowed: pl.Series) -> dict[str, int]:
-    """Index batches of EVALUATION texts; `allowed` are normalised forms that never count as contaminated. Returns counts."""
+    """Index batches of EVALUATION texts; `allowed` are normalised forms that never count as contaminated. Return counts."""
+    # 1. texts-*.parquet, and the distinct forms: the entries
     heads, texts, shard = [], 0, -1
     for shard, block in enumerate(block for batch in sets for block in batch.iter_slices(BLOCK)):
-        forms = normalised(block["text"])
-        made = block.with_columns(forms.alias("form")).drop_nulls("form")
-        short = pl.lit((made["role"] != CORPUS) & ~_long(made["form"]))  # of the others no names are needed
+        made = block.with_columns(normalised(block["text"]).alias("form")).drop_nulls("form")
+        short = pl.lit((made["role"] != CORPUS) & ~pl.Series(measures_of(made["form"]).long))  # only these need names
         asked = made.select(pl.when(short).then("text").otherwise(pl.lit("")))["text"]
         made = made.with_columns(names_of(asked)).select("task", "eval_id", "role", "form", "names")
-        made = made.with_columns(pl.Series("key", Forms(made["form"]).whole(), dtype=pl.UInt64))
+        made = made.with_columns(pl.Series("key", Forms(made["form"]).grams(WHOLE).key, dtype=pl.UInt64))
         write_parquet(folder / f"texts-{shard:05d}.parquet", made)
         heads.append(made.select("key", "role", pl.lit(shard).alias("shard")).with_row_index("at"))
         texts += len(made)
     if shard < 0:
         return {"texts": 0, "entries": 0, "low_information": 0, "allowed": 0}
     entries = pl.concat(heads).group_by("key", maintain_order=True).agg(pl.col("role").min(), pl.col("shard", "at").first())
-    common = _common_words(folder, entries)
+
+    # 2. Words in more than 1 / COMMON_WORD of the short texts, other than corpus documents that no query needs
+    short_texts, counts = 0, pl.DataFrame(schema={"word": pl.String, "len": pl.UInt32})
+    for frame in _entry_forms(folder, entries.filter(pl.col("role") != CORPUS)):
+        forms = frame["form"].filter(pl.Series(~measures_of(frame["form"]).long))
+        short_texts += len(forms)
+        words = pl.DataFrame({"word": forms.str.split(" ").list.unique()}).explode("word", empty_as_null=False)
+        counts = pl.concat([counts, words.group_by("word").len()]).group_by("word").agg(pl.col("len").sum())
+    least = short_texts / COMMON_WORD if short_texts >= COMMON_FROM else float("inf")
+    common = counts.filter(pl.col("len") > least)["word"]
+
+    # 3. The grams of all entries that are neither allowed nor trivial
     parts, left_out, allowances = [], 0, 0
-    for frame in _forms(folder, entries):
+    for frame in _entry_forms(folder, entries):
         allow, out = frame["form"].is_in(allowed.implode()), trivial(frame["form"], frame["role"] == QUERY)
         allowances, left_out = allowances + int(allow.sum()), left_out + int((out & ~allow).sum())
-        parts.append(_grams(frame.filter(~allow & ~out), common))
-    index = _joined(parts)
+        parts.append(_grams_of_entries(frame.filter(~allow & ~out), common))
+    index = _index_of(parts)
     for name, array in index._asdict().items() if len(index.keys) else ():
         with atomic(folder / f"{name}.npy") as file:
             np.save(file, array)
     return {"texts": texts, "entries": len(index.entry_keys), "low_information": left_out, "allowed": allowances}
 
 
-def _forms(folder: Path, entries: pl.DataFrame) -> Iterator[pl.DataFrame]:
+def _entry_forms(folder: Path, entries: pl.DataFrame) -> Iterator[pl.DataFrame]:
     """Yield key, role and form of the entries, shard by shard."""
     for (shard,), part in entries.group_by("shard", maintain_order=True):
         forms = read_parquet(folder / f"texts-{shard:05d}.parquet", ["form"])["form"]
         yield part.select("key", "role", forms.gather(part["at"]).alias("form"))
 
 
-def _common_words(folder: Path, entries: pl.DataFrame) -> pl.Series:
-    """Return the words in more than 1 / COMMON_WORD of the short texts that are no mere corpus."""
-    texts, counts = 0, [pl.DataFrame(schema={"word": pl.String, "len": pl.UInt32})]
-    for frame in _forms(folder, entries.filter(pl.col("role") != CORPUS)):
-        short = frame.filter(~_long(frame["form"]))["form"]
-        texts += len(short)
-        words = pl.DataFrame({"word": short.str.split(" ").list.unique()}).explode("word", empty_as_null=False)
-        counts = [pl.concat([*counts, words.group_by("word").len()]).group_by("word").agg(pl.col("len").sum())]
-    least = texts / COMMON_WORD if texts >= MANY else float("inf")
-    return counts[0].filter(pl.col("len") > least)["word"]
-
-
 def trivial(forms: pl.Series, query: pl.Series) -> pl.Series:
-    """Tell which forms never match, even as a whole: under LEAST_CHARS; of queries, only those of a single such word."""
+    """Return which forms never match, not even as a whole: below LEAST_CHARS; of queries, only single words below it."""
     measures = measures_of(forms)
-    return _short(measures) & (~query | pl.Series(measures.units < 2, dtype=pl.Boolean))
+    return pl.Series(measures.tiny) & (~query | pl.Series(measures.units < 2, dtype=pl.Boolean))
 
 
-def low(forms: pl.Series, common: pl.Series) -> pl.Series:
-    """Tell which forms say too little for a part of them to match: under LEAST_CHARS, or of common words alone."""
-    short = _short(measures_of(forms))
-    if not len(common):
-        return short
-    rare = forms.str.split(" ").list.eval(~pl.element().is_in(common.implode())).list.any()
-    return short | ~rare
-
-
-def _short(measures: Measures) -> pl.Series:
-    return pl.Series(measures.chars < np.asarray(LEAST_CHARS)[measures.spaceless], dtype=pl.Boolean)
-
-
-def _long(forms: pl.Series) -> pl.Series:
-    measures = measures_of(forms)
-    return pl.Series(measures.units >= np.asarray(LONG)[measures.spaceless], dtype=pl.Boolean)
-
-
-def _grams(frame: pl.DataFrame, common: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return (entries: key, few; their grams: text, key, kind), one line a distinct gram."""
+def _grams_of_entries(frame: pl.DataFrame, common: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return (entries: key, few; their grams: text, key, kind), one line per distinct gram."""
     forms = Forms(frame["form"])
     measures, corpus = forms.measures, (frame["role"] == CORPUS).to_numpy()
-    long = measures.units >= np.asarray(LONG)[measures.spaceless]
-    whole = low(frame["form"], common).to_numpy()  # of these, only that
-    long, short = long & ~whole, ~long & ~corpus & ~whole
-    made_of = (("chars", forms.chars(short)), ("seeds", forms.seeds(short)), ("words", forms.words(long)))
+    whole_only = measures.tiny
+    if len(common):
+        rare = frame["form"].str.split(" ").list.eval(~pl.element().is_in(common.implode())).list.any()
+        whole_only = whole_only | ~rare.to_numpy()
+    long, short = measures.long & ~whole_only, ~measures.long & ~corpus & ~whole_only
+    made_of = (("chars", forms.grams(CHARS, short)), ("seeds", forms.grams(SEEDS, short)), ("words", forms.grams(WORDS, long)))
     grams = pl.concat(
         [pl.DataFrame({"text": made.text, "gram": made.key}).with_columns(pl.lit(kind).alias("kind")).unique(maintain_order=True)
          for kind, made in made_of]
@@ -141,7 +247,8 @@ def _grams(frame: pl.DataFrame, common: pl.Series) -> tuple[pl.DataFrame, pl.Dat
     return frame.select("key", pl.Series("few", few)), grams.filter(sampled)
 
 
-def _joined(parts: list[tuple[pl.DataFrame, pl.DataFrame]]) -> Index:
+def _index_of(parts: list[tuple[pl.DataFrame, pl.DataFrame]]) -> Index:
+    """Return the index of entries and grams that come in parts; boilerplate is left out."""
     firsts = np.cumsum([0, *(len(entries) for entries, _ in parts)])
     entries = pl.concat([part for part, _ in parts])
     grams = pl.concat([part.with_columns(pl.col("text") + int(first)) for (_, part), first in zip(parts, firsts, strict=False)])
@@ -169,7 +276,7 @@ def _joined(parts: list[tuple[pl.DataFrame, pl.DataFrame]]) -> Index:
 
 
 def read_index(folder: Path) -> Index | None:
-    """Read the arrays back; None where the evaluation sets hold no text that could match."""
+    """Read the arrays; None if the evaluation sets hold no text that could match."""
     if not (folder / "keys.npy").exists():
         return None
     return Index(*(np.load(folder / f"{name}.npy") for name in Index._fields))

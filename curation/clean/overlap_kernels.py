@@ -1,55 +1,53 @@
 """The hot loop of decontamination, compiled: raw bytes of a text -> normalised -> every gram looked up in the index.
 
-It reads Arrow buffers (`signatures.read`) and holds no lock of Python's. `grams` says what a gram is, `lookup` what counts
-as a match, and both compute the same with numpy.
+It reads Arrow buffers (`signatures.prepare`) and releases Python's lock. `overlap_index` defines the grams, `overlap_lookup` what
+counts as a match.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from curation.clean.overlap_grams import CHARS, CHARS_WIDTH, MARKS, MIX, SEEDS, SEEDS_WIDTH, WHOLE, WORDS, WORDS_WIDTH
-from curation.clean.shingles import BASE, INVERSE
+from curation.clean.kernels import U0, U1, U6, U32, U63, U_BASE, U_INVERSE
+from curation.clean.overlap_index import CHARS, CHARS_WIDTH, MARKS, MIX, SEEDS, SEEDS_WIDTH, WHOLE, WORDS, WORDS_WIDTH
 from curation.core.fold_kernels import fold, room_for
 from curation.core.jit import compiled
 
-_BASE, _INVERSE, _ONE, _HALF, _MIX = np.uint64(BASE), np.uint64(INVERSE), np.uint64(1), np.uint64(32), np.uint64(MIX)
-_SIX, _LAST, _NONE = np.uint64(6), np.uint64(63), np.uint64(0)
+_MIX_U = np.uint64(MIX)
 _PLACE, _COUNT = np.uint64(24), np.uint64((1 << 24) - 1)
-_MARKS = MARKS
 # places are unsigned in the inner loops: numba guards signed ones against negative values
 _CHARS_WIDTH, _SEEDS_WIDTH, _WORDS_WIDTH = (np.array(width, np.uint64) for width in (CHARS_WIDTH, SEEDS_WIDTH, WORDS_WIDTH))
 
 
 @compiled
 def _mixed(value):
-    value = (value ^ (value >> _HALF)) * _MIX
-    return value ^ (value >> _HALF)
+    value = (value ^ (value >> U32)) * _MIX_U
+    return value ^ (value >> U32)
 
 
 @compiled
 def fill(keys, begins, log_words, log_slots):
-    """Return (bits, slots) of sorted distinct keys: a filter, two bits of one word a key, and a table of key and postings.
+    """Return (bits, slots) of sorted distinct keys: a filter with two bits per key in one word, and a table of key and postings.
 
-    Postings are their first place times 2^24, plus their number, of which there are less; a key has at least one.
+    Postings are encoded as first place * 2^24 + number; a key has at least one and less than 2^24.
     """
     bits, slots = np.zeros(1 << log_words, np.uint64), np.zeros((1 << log_slots, 2), np.uint64)
     mask = np.uint64((1 << log_slots) - 1)
     for at in range(len(keys)):
         key = keys[at]
-        bits[key >> np.uint64(64 - log_words)] |= (_ONE << (key & _LAST)) | (_ONE << ((key >> _SIX) & _LAST))
+        bits[key >> np.uint64(64 - log_words)] |= (U1 << (key & U63)) | (U1 << ((key >> U6) & U63))
         slot = key & mask
         while slots[slot, 1]:
-            slot = (slot + _ONE) & mask
+            slot = (slot + U1) & mask
         slots[slot, 0], slots[slot, 1] = key, (begins[at] << 24) + begins[at + 1] - begins[at]
     return bits, slots
 
 
 @compiled
 def _maybe(key, bits, shift):
-    """Return 1 for a key that may be in the table, 0 for one that is not."""
+    """Return 1 if a key may be in the table, 0 if it is not."""
     word = bits[key >> shift]
-    return (word >> (key & _LAST)) & (word >> ((key >> _SIX) & _LAST)) & _ONE
+    return (word >> (key & U63)) & (word >> ((key >> U6) & U63)) & U1
 
 
 @compiled
@@ -59,8 +57,8 @@ def _find(key, slots, mask):
     while slots[slot, 1]:
         if slots[slot, 0] == key:
             return slots[slot, 1]
-        slot = (slot + _ONE) & mask
-    return _NONE
+        slot = (slot + U1) & mask
+    return U0
 
 
 @compiled
@@ -84,9 +82,9 @@ def _wide(count):
 
 @compiled
 def _cut(form, size, powers, sums, own, spaces):
-    """Fill the running sum before each byte, and which characters are spaces; return (characters, spaces).
+    """Fill the running sum before each byte, and the places of the spaces; return (characters, spaces).
 
-    `own` is filled with the bytes at which characters begin where not every byte is one.
+    Unless the form is ASCII, `own` is filled with the bytes at which characters begin.
     """
     total, beyond, count = np.uint64(0), np.uint8(0), 0
     for at in range(size):
@@ -117,15 +115,15 @@ def _gram(first, end, mark, sums, backs):
 
 @compiled
 def _meet(dense, size, chars, spaced, cuts, spaces, sums, backs, table, keys, hits, needs, touched, counts):
-    """Look up all grams of one text. Return how many entries are met often enough, and put them into `touched`.
+    """Look up all grams of one text; write the entries that share enough grams into `touched`, and return their number.
 
-    `counts` gets how often, -1 for an equal form. `hits` is all 0 before and after.
+    `counts` gets the number of shared grams, -1 for an equal form. `hits` is all 0 before and after.
     """
     bits, slots, entries, shift, mask = table
-    plain = chars == size  # then places are bytes
-    whole = _mixed(sums[size] ^ _MARKS[WHOLE, dense])
-    count = _NONE  # no branches: the processor waits for many words of the filter at a time
-    width, mark = _SEEDS_WIDTH[dense], _MARKS[SEEDS, dense]
+    plain = chars == size  # ASCII: places are bytes
+    whole = _mixed(sums[size] ^ MARKS[WHOLE, dense])
+    count = U0  # no branches: the processor fetches many words of the filter at a time
+    width, mark = _SEEDS_WIDTH[dense], MARKS[SEEDS, dense]
     for number in range(np.uint64(chars if dense else spaced)):
         at = number if dense else np.uint64(spaces[number])
         if at + width > np.uint64(chars):
@@ -134,18 +132,18 @@ def _meet(dense, size, chars, spaced, cuts, spaces, sums, backs, table, keys, hi
         key = _gram(*ends, mark, sums, backs)
         keys[count] = key
         count += _maybe(key, bits, shift)
-    width, mark = _WORDS_WIDTH[dense], _MARKS[WORDS, dense]
+    width, mark = _WORDS_WIDTH[dense], MARKS[WORDS, dense]
     for number in range(np.uint64(max((chars + 1 if dense else spaced) - np.int64(width), 0))):
         if dense:
             key = _gram(np.uint64(cuts[number]), np.uint64(cuts[number + width]), mark, sums, backs)
         else:
-            first, end = np.uint64(spaces[number]) + _ONE, np.uint64(spaces[number + width])
+            first, end = np.uint64(spaces[number]) + U1, np.uint64(spaces[number + width])
             ends = (first, end) if plain else (np.uint64(cuts[first]), np.uint64(cuts[end]))
             key = _gram(*ends, mark, sums, backs)
         keys[count] = key
         count += _maybe(key, bits, shift)
-    some = _NONE
-    for at in range(count):  # as before: for many slots of the table at a time, and most keys that are not there go
+    some = U0
+    for at in range(count):  # without branches too; this removes most keys that are not in the table
         key = keys[at]
         keys[some] = key
         some += np.uint64(slots[key & mask, 1] != 0)
@@ -157,7 +155,7 @@ def _meet(dense, size, chars, spaced, cuts, spaces, sums, backs, table, keys, hi
             touched[met] = entry
             met += np.uint64(hits[entry] == 0)
             hits[entry] += 1
-    postings = _find(whole, slots, mask) if _maybe(whole, bits, shift) else _NONE
+    postings = _find(whole, slots, mask) if _maybe(whole, bits, shift) else U0
     if postings:
         entry = entries[postings >> _PLACE]
         touched[met] = entry
@@ -173,23 +171,23 @@ def _meet(dense, size, chars, spaced, cuts, spaces, sums, backs, table, keys, hi
 
 
 @compiled
-def _chars(dense, chars, size, cuts, sums, backs, found):
-    """Return the keys of the CHARS, put into `found`."""
-    width, mark = np.uint64(_CHARS_WIDTH[dense]), _MARKS[CHARS, dense]
+def _chars_of(dense, chars, size, cuts, sums, backs, found):
+    """Write the keys of the CHARS into `found`; return the part that is filled."""
+    width, mark = np.uint64(_CHARS_WIDTH[dense]), MARKS[CHARS, dense]
     count = np.uint64(max(chars + 1 - np.int64(width), 0))
     if chars == size:
         for at in range(count):
-            found[at] = (((sums[at + width] - sums[at]) * backs[at]) ^ mark) >> _HALF
+            found[at] = (((sums[at + width] - sums[at]) * backs[at]) ^ mark) >> U32
     else:
         for at in range(count):
             first, end = np.uint64(cuts[at]), np.uint64(cuts[at + width])
-            found[at] = (((sums[end] - sums[first]) * backs[first]) ^ mark) >> _HALF
+            found[at] = (((sums[end] - sums[first]) * backs[first]) ^ mark) >> U32
     return found[:count]
 
 
 @compiled
 def _mark(own, room):
-    """Return (marks, shift): a byte for each first bits of a key, 8 of them a key or more, 1 where one of `own` begins so."""
+    """Return (marks, shift): one byte per prefix of a key, at least 8 per key, set to 1 for the prefixes of `own`."""
     log = np.uint32(np.log2(_wide(8 * len(own))))
     marks, shift = room[: 1 << log], np.uint32(32) - log
     marks[:] = 0
@@ -200,7 +198,7 @@ def _mark(own, room):
 
 @compiled
 def _may_share(grams, first, end, share, marks, shift):
-    """Tell whether enough of the wanted keys can be among a text's: as many as the marks let through, or more."""
+    """Return whether enough of the wanted keys may be among a text's, by the marks of `_mark`."""
     most = (end - first) - (share * (end - first) + 9) // 10
     for stop in range(first + 8, end + 8, 8):
         for at in range(np.uint64(first), np.uint64(min(stop, end))):
@@ -213,12 +211,12 @@ def _may_share(grams, first, end, share, marks, shift):
 
 @compiled
 def _gather(own, seen, stamps, stamp):
-    """Put keys into a set; return how many are distinct."""
+    """Insert keys into a set; return the number of distinct keys."""
     mask, distinct = np.uint64(_wide(2 * len(own)) - 1), 0
     for at in range(np.uint64(len(own))):
         slot = np.uint64(own[at]) & mask
         while stamps[slot] == stamp and seen[slot] != own[at]:
-            slot = (slot + _ONE) & mask
+            slot = (slot + U1) & mask
         if stamps[slot] != stamp:
             seen[slot], stamps[slot] = own[at], stamp
             distinct += 1
@@ -226,23 +224,23 @@ def _gather(own, seen, stamps, stamp):
 
 
 @compiled
-def _shared(wanted, count, seen, stamps, stamp):
-    """Return how many of the wanted keys are in the set that `_gather` made of `count` keys."""
+def _count_shared(wanted, count, seen, stamps, stamp):
+    """Return how many of the wanted keys are in the set that `_gather` made from `count` keys."""
     mask, both = np.uint64(_wide(2 * count) - 1), 0
     for key in wanted:
         slot = np.uint64(key) & mask
         while stamps[slot] == stamp and seen[slot] != key:
-            slot = (slot + _ONE) & mask
+            slot = (slot + U1) & mask
         both += stamps[slot] == stamp
     return both
 
 
 @compiled
 def scan(data, starts, first, folds, bits, slots, entries, gram_begins, grams, few, needs, share, hits, found):
-    """Look texts up from number `first` on; fill found (room, 4) i64: text, entry, kind, grams shared.
+    """Look texts up from number `first` on; fill found (room, 4) i64: text, entry, kind, number of shared grams.
 
-    Returns (text to go on with, matches), and stops early where `found` is full, which needs room for all entries.
-    `hits` (entries,) i64 is all 0, `needs` (entries,) u8 says how many grams must be met, `share` is in tenths, `folds` is
+    Return (the text to continue with, matches). Stops early if `found` is full; it must have room for all entries. `hits`
+    (entries,) i64 is all 0, `needs` (entries,) u8 is the number of grams a text must share, `share` is in tenths, `folds` is
     `characters.folding_table()`.
     """
     room = 4
@@ -250,7 +248,7 @@ def scan(data, starts, first, folds, bits, slots, entries, gram_begins, grams, f
         room = max(room, room_for(data, starts[text], starts[text + 1]))
     folding = np.empty((2, room), np.uint8)
     form, touched, keys = np.empty(room, np.uint8), np.empty(len(hits) + 1, np.int64), np.empty(2 * room, np.uint64)
-    powers, backs, sums = _powers(_BASE, _BASE, room), _powers(_INVERSE, _ONE, room), np.empty(room, np.uint64)
+    powers, backs, sums = _powers(U_BASE, U_BASE, room), _powers(U_INVERSE, U1, room), np.empty(room, np.uint64)
     each, own, spaces = np.arange(room, dtype=np.int32), np.empty(room, np.int32), np.empty(room, np.int32)
     wide = _wide(2 * room)
     seen, stamps, marked = np.empty(wide, np.uint32), np.full(wide, -1, np.int32), np.empty(_wide(8 * room), np.uint8)
@@ -263,7 +261,7 @@ def scan(data, starts, first, folds, bits, slots, entries, gram_begins, grams, f
             continue
         chars, spaced = _cut(form, size, powers, sums, own, spaces)
         cuts = each if chars == size else own
-        dense = 1 if 2 * spaceless > chars - spaced else 0  # characters, but for spaces
+        dense = 1 if 2 * spaceless > chars - spaced else 0  # by the characters other than spaces
         met = _meet(dense, size, chars, spaced, cuts, spaces, sums, backs, table, keys, hits, needs, touched, counts)
         full, distinct, these, marks, shift = count + met > len(found), -1, own_chars[:0], marked[:0], np.uint32(0)
         for at in range(met):
@@ -273,14 +271,14 @@ def scan(data, starts, first, folds, bits, slots, entries, gram_begins, grams, f
                 kind, shared = WHOLE, 1
             elif gram_begins[entry] < gram_begins[entry + 1] and not full:
                 if not len(marks):
-                    these = _chars(dense, chars, size, cuts, sums, backs, own_chars)
+                    these = _chars_of(dense, chars, size, cuts, sums, backs, own_chars)
                     marks, shift = _mark(these, marked)
                 if not _may_share(grams, gram_begins[entry], gram_begins[entry + 1], share, marks, shift):
                     continue
                 if distinct < 0:
                     distinct = _gather(these, seen, stamps, text)
                 wanted = grams[gram_begins[entry] : gram_begins[entry + 1]]
-                kind, shared = CHARS, _shared(wanted, len(these), seen, stamps, text)
+                kind, shared = CHARS, _count_shared(wanted, len(these), seen, stamps, text)
                 if 10 * shared < share * max(len(wanted), distinct if few[entry] else 0):
                     continue
             if not full:

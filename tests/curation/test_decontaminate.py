@@ -1,4 +1,4 @@
-"""Planted overlaps of every kind are found, in their place, by either engine; nothing else goes."""
+"""Planted overlaps of every kind are found, in their place; nothing else is removed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from overlap_oracle import looked_up
 
 from curation.build.build import build
-from curation.clean import overlap_index as overlap_index
-from curation.clean import overlap_lookup
+from curation.clean import overlap_index, overlap_lookup
 from curation.clean.decontaminate import CONTAMINATION, take_out
 from curation.clean.overlap_texts import CORPUS, DOCUMENT, EVALUATION, QUERY
 from curation.cli import curate
@@ -99,10 +99,7 @@ def taken(build, *items, mode="drop", corpus=()):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("field", ["query", "positive", "negative", "corpus"])
-@pytest.mark.parametrize("engine", ["numba", "numpy"])
-def test_a_planted_overlap(indexed, monkeypatch, engine, field, text, rule, source, span):
-    if engine == "numpy":
-        monkeypatch.setattr(overlap_lookup, "overlap_kernels", None)
+def test_a_planted_overlap(indexed, field, text, rule, source, span):
     clean = ("Where is the post office", ["Next to the town hall"], ["Far away"])
     item = {"query": (text, *clean[1:]), "positive": (clean[0], [text], clean[2]), "negative": (*clean[:2], [text, "Far away"])}
     made, found = taken(
@@ -198,16 +195,16 @@ TEXT = st.builds(lambda words, gap: gap.join(words), WORDS, st.sampled_from([" "
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(TEXT, st.integers(0, 2)), min_size=1, max_size=12), st.lists(TEXT, min_size=1, max_size=12), st.data())
-def test_engines_are_equal_and_a_clean_build_has_no_match(tmp_path_factory, evals, texts, data):
+def test_matches_are_those_of_the_oracle_and_a_clean_build_has_none(tmp_path_factory, evals, texts, data):
     folder = index_of(
         tmp_path_factory.mktemp("x"), *((f"t{at % 2}", str(at), role, text) for at, (text, role) in enumerate(evals))
     )
     texts = [*texts, data.draw(st.sampled_from(evals))[0] + " and more", data.draw(st.sampled_from(evals))[0]]
     index, series = overlap_index.read_index(folder / "decontaminate"), pl.Series(texts)
     fast = overlap_lookup.look_up(overlap_lookup.ready(index), series) if index else None
+    assert index is None or looked_up(overlap_lookup.ready(index), series).equals(fast)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(overlap_lookup, "overlap_kernels", None)
-        patch.setattr(overlap_lookup, "NUMPY_BYTES", 50)
+        patch.setattr(overlap_lookup, "BLOCK_BYTES", 50)
         assert index is None or overlap_lookup.look_up(overlap_lookup.ready(index), series).equals(fast)
     items = [(text, [texts[at - 1]], [texts[at - 2]]) for at, text in enumerate(texts)]
     made, found = taken(folder, *items, mode="strict", corpus=texts)

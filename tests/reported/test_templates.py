@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from curation.build.build import build
-from curation.clean import overlap_index as overlap_index
+from curation.clean import overlap_index
 from curation.clean.decontaminate import take_out
 from curation.clean.overlap_texts import EVALUATION, QUERY
 from curation.clean.siblings import alike
