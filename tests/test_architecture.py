@@ -15,7 +15,8 @@ FLOORS = (  # a room imports from rooms on lower floors only
     {"curation.read", "training.model"},
     {"curation.shape", "mining", "training"},
     {"curation.clean"},
-    {"curation.report", "curation.share"},
+    {"curation.report"},
+    {"curation.share"},
     {"curation.build"},
     {"curation"},  # the command line
 )

@@ -31,6 +31,7 @@ from curation.read.outside import hide_local_paths
 from curation.recipe.licenses import claim
 from curation.recipe.manifest import load_manifest
 from curation.recipe.source import Source
+from curation.report.page import render as render_report
 from curation.share.export import (
     CURATED,
     FORMATS,
@@ -153,10 +154,10 @@ def plan(
     if report.is_file() and not store.is_sealed_page(report):
         raise BuildError(report, "was changed since it was written (its digest is another)", "run `curate report`")
     paths = {name: locked if name == "manifest.lock" else build / name for name in BESIDE}
-    if unpublished := [name for name in found if name in left_out]:
-        del paths["report.html"]
-        notes.append(f"report.html: it shows records of {listed(unpublished)}, which are left out")
     texts = {name: path.read_text(encoding="utf-8") for name, path in paths.items() if path and path.is_file()}
+    if report.is_file() and any(name in left_out for name in found):
+        texts["report.html"] = render_report(build, left_out)  # shows no record of a source that is not published
+        notes.append("report.html of the build: it shows every source; one of the published sources is written instead")
     beside = {name: Piece.of(hide_local_paths(text, manifest).encode()) for name, text in texts.items()}
 
     whole = {"README.md": Piece.of(card.encode())} | beside | pieces

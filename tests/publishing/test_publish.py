@@ -38,7 +38,7 @@ from tests.publishing.small_published import (
 def test_each_config_comes_back_row_by_row(made, tmp_path, xet):
     with hub(tmp_path / "hub", xet=xet) as server:
         assert re.fullmatch(
-            rf"{server.endpoint}/datasets/org/small at [0-9a-f]{{12}}: 8 of 8 files, [\d,]+ bytes\n",
+            rf"{server.endpoint}/datasets/org/small at [0-9a-f]{{12}}: 9 of 9 files, [\d,]+ bytes\n",
             published(server, made, "org/small", "--tag", "v1"),
         )
         assert any(path.startswith("/lfs/") for _, path, _ in server.requests) is not xet
@@ -51,7 +51,7 @@ def test_each_config_comes_back_row_by_row(made, tmp_path, xet):
         assert published(server, made, "org/small", "--tag", "v1").endswith(": nothing to do\n")
         assert server.sent() == before
         names = [path for path in server.storage.files("org/small") if not path.endswith(".parquet")]
-        assert names == ["ATTRIBUTION.md", "README.md", "manifest.lock", "manifest.yaml", "provenance.json"]
+        assert names == ["ATTRIBUTION.md", "README.md", "manifest.lock", "manifest.yaml", "provenance.json", "report.html"]
         assert server.storage.files("org/small")["manifest.yaml"] == (made / "manifest.yaml").read_bytes()
 
 
@@ -80,7 +80,12 @@ def test_the_card_tells_where_all_is_from(made):
     assert "- `faq`: Faq, 2026\n" in card
     assert "mine:search\\|model:fake" in card
     found = plan(made, "org/small", allow=["doubt", "nobody"])
-    assert "report.html" in found.pieces  # which shows records of every source, so not where one is left out
+    whole = found.pieces["report.html"].content.decode()
+    part = plan(made, "org/small").pieces["report.html"].content.decode()
+    for name in (*PUBLISHED, "nobody", "doubt"):
+        assert f'<section class="source" id="source-{name}">' in whole
+        assert (f'<section class="source" id="source-{name}">' in part) == (name in PUBLISHED)
+    assert "it is not verified: who wrote it is open" in part
     allowed = found.card
     assert "`doubt` was published although it is in doubt: not verified (who wrote it is open)." in allowed
     assert "`nobody` was published although it is in doubt: its licence is 'not named'." in allowed
@@ -92,7 +97,7 @@ def test_pairs_alone_are_said_to_be_pairs(tmp_path):
     dry = plan(made, "org/pairs", need_lock=False)  # as `--dry-run` does
     assert dry.notes == [
         "manifest.lock: there is none, and publishing needs it; run `curate lock`",
-        "report.html: it shows records of nobody, doubt, which are left out",
+        "report.html of the build: it shows every source; one of the published sources is written instead",
     ]
     assert "manifest.lock" not in dry.pieces
     found = plan(lock(made), "org/pairs")
