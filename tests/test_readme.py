@@ -22,7 +22,11 @@ THINGS = ["router", "printer", "kettle", "phone", "lamp", "scanner", "clock", "r
 FAILS = ["hums", "leaks", "blinks red", "forgets its password", "is late", "smells"]
 PLACES = ["office", "station", "warehouse", "hotel", "school", "farm"]
 BLOCK = re.compile(r"(?P<mark><!-- not run: [^\n]+ -->\n)?```(?P<language>sh|yaml|python)\n(?P<code>.*?)```\n", re.DOTALL)
-PAGES = [documents.README, *sorted((documents.ROOT / "docs").glob("*.md")), documents.KEYS]
+API = [
+    documents.ROOT / "docs" / "python-api.md",
+    *sorted((documents.ROOT / "docs" / "recipes").glob("*.md")),
+]  # test_recipes.py's
+PAGES = [documents.README, *sorted({*(documents.ROOT / "docs").glob("*.md")} - {*API}), documents.KEYS]
 BLOCKS = [match.groupdict() for page in PAGES for match in BLOCK.finditer(page.read_text())]
 
 
@@ -33,7 +37,7 @@ def test_no_block_is_overlooked():
     assert [block["code"].split()[0] for block in BLOCKS if block["mark"]] == ["make", "pip", "train", "torchrun"]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(documents.ROOT).as_posix())
+@pytest.mark.parametrize("page", PAGES + API, ids=lambda page: page.relative_to(documents.ROOT).as_posix())
 def test_links_lead_somewhere(page):
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()) if not link.startswith("https://")]
     assert [link for link in links if not (page.parent / link).exists()] == []
@@ -41,6 +45,15 @@ def test_links_lead_somewhere(page):
 
 def test_the_readme_is_one_page():
     assert len(documents.README.read_text().splitlines()) <= 150
+
+
+def tools_in(folder):
+    """Return a new folder with the three commands."""
+    folder.mkdir()
+    for name, module in MODULES.items():
+        (folder / name).write_text(f'#!/bin/sh\nexec {sys.executable} -c "from {module} import main; main()" "$@"\n')
+        (folder / name).chmod(0o755)
+    return folder
 
 
 def write_tickets(path):
@@ -56,17 +69,13 @@ def write_tickets(path):
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_every_block_runs(tmp_path):
-    here, tools = tmp_path / "here", tmp_path / "bin"
+    here = tmp_path / "here"
     (here / "tickets").mkdir(parents=True)
     write_tickets(here / "tickets" / "2026.csv")
-    tools.mkdir()
-    for name, module in MODULES.items():
-        (tools / name).write_text(f'#!/bin/sh\nexec {sys.executable} -c "from {module} import main; main()" "$@"\n')
-        (tools / name).chmod(0o755)
     with hub(tmp_path / "hub") as server:
         server.put("models", "sentence-transformers/all-MiniLM-L6-v2", find_model(MINILM).transformer)
         env = os.environ | server.environment() | {"PYTHONPATH": os.pathsep.join([str(documents.ROOT), *filter(None, sys.path)])}
-        env["PATH"] = f"{tools}{os.pathsep}{env['PATH']}"
+        env["PATH"] = f"{tools_in(tmp_path / 'bin')}{os.pathsep}{env['PATH']}"
         for block in BLOCKS:
             if not block["mark"]:
                 _run(block, here, env)
