@@ -1,4 +1,4 @@
-"""The `curate` command."""
+"""The command `curate`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from curation.cli_share import diff, export, importing, publish, verify
+from curation.cli_share import diff, examples, export, importing, publish, verify
 from curation.core.console import PATH, SETTINGS, VERSION, newest, output, run_command, say
 from curation.core.errors import BuildError
 from curation.core.progress import for_terminal
@@ -16,27 +16,32 @@ from curation.core.progress import for_terminal
 @click.group(context_settings=SETTINGS)
 @VERSION
 def curate() -> None:
-    """From open datasets to tuples: build, look, count, check, exchange."""
+    """Turn open datasets into training tuples of (query, positives, negatives).
+
+    Start with `curate examples` or `curate import`, then `curate build`.
+    """
 
 
 @curate.command()
 @click.argument("manifest", type=PATH)
 @click.option("-o", "--out", type=PATH, help="Build folder [default: builds/NAME].")
-@click.option("--only", multiple=True, metavar="SOURCE", help="Build this source only; may be given again.")
-@click.option("--limit", type=click.IntRange(1), help="At most this many rows a source, for a quick show.")
-@click.option("-j", "--workers", type=click.IntRange(1), help="Processes [default: as many as pay].")
+@click.option("--only", multiple=True, metavar="SOURCE", help="Build only this source; repeatable.")
+@click.option("--limit", type=click.IntRange(1), help="Read at most this many rows per source, for a first look.")
+@click.option("--no-decontaminate", is_flag=True, help="Skip `decontaminate:`, so that no evaluation set is read.")
+@click.option("-j", "--workers", type=click.IntRange(1), help="Number of processes [default: depends on the input size].")
 @click.option(
-    "--licenses", type=click.Choice(["all", "no-nc", "permissive"]), help="Sources to take, instead of what MANIFEST says."
+    "--licenses", type=click.Choice(["all", "no-nc", "permissive"]), help="Licence policy, instead of the one in MANIFEST."
 )
-@click.option("--confined", is_flag=True, help="Refuse what MANIFEST reads outside of its folder: it is somebody else's.")
-@click.option("--dry-run", is_flag=True, help="Read a little of each source, show what it becomes, write nothing.")
-@click.option("--json", "as_json", is_flag=True, help="The receipts as JSON instead of a table.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@click.option("--confined", is_flag=True, help="Refuse to read outside MANIFEST's folder. For manifests of others.")
+@click.option("--dry-run", is_flag=True, help="Show what the first rows become; write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("-q", "--quiet", is_flag=True, help="Do not show progress.")
 def build(
     manifest: Path,
     out: Path | None,
     only: tuple[str, ...],
     limit: int | None,
+    no_decontaminate: bool,
     workers: int | None,
     licenses: Any,
     confined: bool,
@@ -46,16 +51,17 @@ def build(
 ) -> int:
     """Build the sources of MANIFEST into tables of tuples.
 
-    A second run does nothing; after a change, only what depends on it runs.
-    Where the lock file of `curate lock` lies beside MANIFEST, revisions are its.
+    Running it again continues an interrupted build; after a change, only the
+    stages that depend on the change run. If MANIFEST has a lock file next to it
+    (see `curate lock`), the pinned revisions are used.
 
-    `--licenses no-nc` leaves out sources whose licence forbids commercial use,
-    `permissive` also those that ask for the same terms, and both all sources
-    whose licence is not known. The sources left out stand in build.json.
+    --licenses no-nc leaves out sources whose licence forbids commercial use;
+    permissive also leaves out share-alike licences. Both leave out sources with an
+    unknown licence. build.json lists what was left out.
 
-    Without -j, one process works, and a further one for each 64 MB of input beside
-    the largest source, at most one a core: small builds would take ten times the
-    processor time. The tables are the same with any number.
+    The default for -j is one process, plus one for every 64 MB of input beside the
+    largest source, up to the number of processors. The result does not depend on
+    the number of processes.
     """
 
     from curation.build import build as building
@@ -65,14 +71,14 @@ def build(
     from curation.recipe.manifest import load_manifest
 
     if dry_run and as_json:
-        raise click.UsageError("--dry-run shows texts to read, so --json says nothing.")
+        raise click.UsageError("--json has no effect with --dry-run, which prints texts.")
     if not quiet:
         for where, names in outside.read_outside(load_manifest(manifest), manifest.parent).items():
             say(f"{manifest}: {where} reads outside of the manifest's folder: {', '.join(names)}")
     if dry_run:
         preview(manifest, only, limit, output, licenses, confined)
         return 0
-    outcome = building.build(manifest, out, only, limit, workers, for_terminal(quiet), licenses, confined)
+    outcome = building.build(manifest, out, only, limit, workers, for_terminal(quiet), licenses, confined, not no_decontaminate)
     if as_json:
         output(show.as_json(outcome.receipts))
     elif outcome.receipts:
@@ -91,12 +97,12 @@ def build(
 
 @curate.command()
 @click.argument("build", type=PATH, required=False)
-@click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")
-@click.option("--json", "as_json", is_flag=True, help="The receipts as JSON instead of a table.")
+@click.option("--only", multiple=True, metavar="SOURCE", help="Only this source; repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def stats(build: Path | None, only: tuple[str, ...], as_json: bool) -> None:
-    """Count rows and tuples of BUILD, and what was dropped why.
+    """Print counts of rows and tuples of BUILD, and why rows were dropped.
 
-    Without BUILD: of the newest build.
+    BUILD is a build folder; by default the newest one in builds/.
     """
     from curation.build import show
     from curation.clean import decontaminate
@@ -121,12 +127,12 @@ def stats(build: Path | None, only: tuple[str, ...], as_json: bool) -> None:
 @curate.command()
 @click.argument("build", type=PATH, required=False)
 def report(build: Path | None) -> None:
-    """Write the report.html of BUILD anew, and print its path.
+    """Write report.html of BUILD again and print its path.
 
-    Without BUILD: of the newest build.
+    BUILD is a build folder; by default the newest one in builds/.
 
-    `curate build` writes it too: one page with counts, overlaps, lengths, labels,
-    near-duplicates and samples of what was kept and of what was left out.
+    `curate build` writes the report too. It shows counts, overlaps, lengths,
+    labels, near-duplicates, and samples of kept and dropped texts.
     """
     from curation.report import page as reporting
 
@@ -137,20 +143,20 @@ def report(build: Path | None) -> None:
 
 @curate.command()
 @click.argument("build", type=PATH, required=False)
-@click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")
-@click.option("-n", "count", type=click.IntRange(1), default=3, show_default=True, help="Records a source.")
-@click.option("--dropped", is_flag=True, help="Show what was dropped, and why, instead.")
-@click.option("--reason", help="With --dropped: this reason only.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON record a line.")
+@click.option("--only", multiple=True, metavar="SOURCE", help="Only this source; repeatable.")
+@click.option("-n", "count", type=click.IntRange(1), default=3, show_default=True, help="Records per source.")
+@click.option("--dropped", is_flag=True, help="Print dropped records and why they were dropped.")
+@click.option("--reason", help="With --dropped: only this reason.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON record per line.")
 def show(build: Path | None, only: tuple[str, ...], count: int, dropped: bool, reason: str | None, as_json: bool) -> None:
     """Print records of BUILD as they will be trained on.
 
-    Without BUILD: of the newest build.
+    BUILD is a build folder; by default the newest one in builds/.
     """
     from curation.build import show
 
     if reason and not dropped:
-        raise click.UsageError("--reason is for --dropped.")
+        raise click.UsageError("--reason requires --dropped.")
     folder = newest(build)
     records = show.dropped_records(folder, only, count, reason) if dropped else show.records(folder, only, count)
     found = False
@@ -163,16 +169,16 @@ def show(build: Path | None, only: tuple[str, ...], count: int, dropped: bool, r
 
 @curate.command()
 @click.argument("manifest", type=PATH)
-@click.option("--online", is_flag=True, help="Ask the Hub, too, whether all that is named is there.")
-@click.option("--confined", is_flag=True, help="Refuse what MANIFEST reads outside of its folder: it is somebody else's.")
-@click.option("--json", "as_json", is_flag=True, help="What was found as JSON.")
+@click.option("--online", is_flag=True, help="Also check on the Hub that everything exists.")
+@click.option("--confined", is_flag=True, help="Refuse to read outside MANIFEST's folder. For manifests of others.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def check(manifest: Path, online: bool, confined: bool, as_json: bool) -> int:
-    """Tell what MANIFEST gives, what it costs, what is in doubt.
+    """Check MANIFEST without reading rows: mistakes, sizes, licences, doubts.
 
-    Without --online nothing leaves this machine: keys, names, licences, limits,
-    expected tuples, local files, the lock file. With it also ids, revisions,
-    configs, splits, columns and files. No row is read. The exit code is 1 where
-    there is a problem; a source that is not verified is none.
+    Checks keys, names, licences, limits, expected tuples, local files and the lock
+    file. With --online it also asks the Hub about ids, revisions, configs, splits,
+    columns and files. The exit code is 1 if there is a problem; a source with
+    `verified: no` is reported but is not a problem.
     """
     from curation.build import check as checking
     from curation.build import show
@@ -186,16 +192,16 @@ def check(manifest: Path, online: bool, confined: bool, as_json: bool) -> int:
 
 @curate.command()
 @click.argument("manifest", type=PATH)
-@click.option("--only", multiple=True, metavar="SOURCE", help="Resolve this source only; may be given again.")
-@click.option("--confined", is_flag=True, help="Refuse what MANIFEST reads outside of its folder: it is somebody else's.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@click.option("--only", multiple=True, metavar="SOURCE", help="Lock only this source; repeatable.")
+@click.option("--confined", is_flag=True, help="Refuse to read outside MANIFEST's folder. For manifests of others.")
+@click.option("-q", "--quiet", is_flag=True, help="Do not show progress.")
 def lock(manifest: Path, only: tuple[str, ...], confined: bool, quiet: bool) -> int:
-    """Write down what each source of MANIFEST is now, beside it.
+    """Pin the current version of each source of MANIFEST in a lock file.
 
-    MANIFEST.lock has the commit, columns, rows, bytes and a digest of each, and
-    its licence. From then on builds take these commits, and a source that is not
-    as it was locked fails; publishing needs the file. No rows of the Hub are
-    fetched; local ones are read and counted.
+    MANIFEST.lock, next to MANIFEST, holds commit, columns, rows, bytes, digest and
+    licence of each source. Builds then use these commits, and a source that has
+    changed since fails. Publishing requires the lock file. Rows on the Hub are not
+    downloaded; local files are read and counted.
     """
     from curation.build.build import pick
     from curation.read import lock as locking
@@ -217,20 +223,20 @@ def lock(manifest: Path, only: tuple[str, ...], confined: bool, quiet: bool) -> 
 @curate.command()
 @click.argument("build", type=PATH, required=False)
 @click.option("-o", "--out", type=PATH, required=True, help="Parquet file to write.")
-@click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")
+@click.option("--only", multiple=True, metavar="SOURCE", help="Only this source; repeatable.")
 def signatures(build: Path | None, out: Path, only: tuple[str, ...]) -> None:
-    """Write MinHash signatures of the texts of BUILD.
+    """Write MinHash signatures of the texts of BUILD to a parquet file.
 
-    Without BUILD: of the newest build.
+    BUILD is a build folder; by default the newest one in builds/.
 
-    datasketch's MinHashLSH loads them, see curation/share/signature_file.py.
+    The signatures can be loaded into datasketch's MinHashLSH.
     """
     from curation.share.signature_file import write_signatures
 
     say(f"{out}: {write_signatures(newest(build), out, only):,} signatures")
 
 
-for command in (diff, export, importing, publish, verify):
+for command in (diff, examples, export, importing, publish, verify):
     curate.add_command(command)
 
 

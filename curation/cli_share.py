@@ -1,4 +1,4 @@
-"""The commands of `curate` that check a build and take it elsewhere."""
+"""The commands of `curate` that check, compare, export, import and publish."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ FORMATS = ("f2llm", "pair", "triplet", "n-tuple", "labeled-list", "scored-list",
 
 @click.command()
 @click.argument("build", type=PATH, required=False)
-@click.option("--format", "name", type=click.Choice(FORMATS), required=True, metavar="FORMAT", help="One of the above.")
+@click.option("--format", "name", type=click.Choice(FORMATS), required=True, metavar="FORMAT", help="One of the formats above.")
 @click.option(
     "-o",
     "--out",
     type=PATH,
     required=True,
-    help="Folder to write; the files are in its data/.",
+    help="Folder to write; the data goes into its folder data/.",
 )
-@click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")
-@click.option("--negatives", type=click.IntRange(1), help="Negatives a tuple, see above.")
-@click.option("--json", "as_json", is_flag=True, help="The receipt as JSON instead of a table.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@click.option("--only", multiple=True, metavar="SOURCE", help="Only this source; repeatable.")
+@click.option("--negatives", type=click.IntRange(1), help="Negatives per tuple, see above.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("-q", "--quiet", is_flag=True, help="Do not show progress.")
 def export(
     build: Path | None, name: str, out: Path, only: tuple[str, ...], negatives: int | None, as_json: bool, quiet: bool
 ) -> None:
-    """Write BUILD as another tool's training data.
+    """Write BUILD in the training format of another tool.
 
-    Without BUILD: the newest build.
+    BUILD is a build folder; by default the newest one in builds/.
 
     \b
     f2llm          parquet of F2LLM's trainer, instructions in the queries
@@ -41,16 +41,16 @@ def export(
     tevatron       JSON Lines of Tevatron and MIRACL
     beir           corpus, queries and qrels
 
-    Where negatives have columns of their own (f2llm, n-tuple), tuples with fewer
-    are left out: fewer than 24, or 1 for a classification, unless --negatives
-    says another number. Elsewhere --negatives is the most a tuple keeps. All but
-    pair and beir need mined negatives.
+    f2llm and n-tuple have a fixed number of negative columns: --negatives, by
+    default 24, or 1 for classification. Tuples with fewer negatives are left out.
+    In the other formats --negatives is the largest number per tuple. All formats
+    except pair and beir require mined negatives.
     """
     from curation.build import show
     from curation.share import export as exporting
 
     if negatives and name in ("pair", "beir"):
-        raise click.UsageError(f"'{name}' holds no negatives, so --negatives says nothing.")
+        raise click.UsageError(f"'{name}' has no negatives, so --negatives has no effect.")
     receipt, ran = exporting.export(newest(build), out, name, only, negatives, for_terminal(quiet))
     output(show.as_json(receipt) if as_json else exporting.exported_table(receipt))
     if not quiet:
@@ -60,15 +60,15 @@ def export(
 @click.command()
 @click.argument("build", type=PATH)
 @click.argument("repo", metavar="ORG/NAME")
-@click.option("--lock", type=PATH, help="The lock file; by default BUILD/manifest.lock.")
-@click.option("--allow", multiple=True, metavar="SOURCE", help="Publish this doubtful source too, and say so; repeatable.")
-@click.option("--negatives", type=click.IntRange(1), help="Columns of negatives; by default as many as were mined.")
-@click.option("--columns", default="", metavar="LIST", help="Further ones: positives,ids,scores,provenance.")
-@click.option("--private", is_flag=True, help="Make the repository private.")
-@click.option("--tag", metavar="NAME", help="Name this version, such as v1.0.")
-@click.option("--dry-run", is_flag=True, help="Show files, bytes and the card; send nothing.")
-@click.option("--json", "as_json", is_flag=True, help="What was done as JSON.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@click.option("--lock", type=PATH, help="Lock file [default: BUILD/manifest.lock].")
+@click.option("--allow", multiple=True, metavar="SOURCE", help="Publish this source although it is in doubt; repeatable.")
+@click.option("--negatives", type=click.IntRange(1), help="Number of negative columns [default: all mined].")
+@click.option("--columns", default="", metavar="LIST", help="Extra columns: positives,ids,scores,provenance.")
+@click.option("--private", is_flag=True, help="Create the repository as private.")
+@click.option("--tag", metavar="NAME", help="Tag this version, for example v1.0.")
+@click.option("--dry-run", is_flag=True, help="Show files, sizes and the card; send nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Do not show progress.")
 def publish(
     build: Path,
     repo: str,
@@ -84,11 +84,11 @@ def publish(
 ) -> None:
     """Publish BUILD on the Hub as ORG/NAME, in one commit.
 
-    One config a source: query (with its instruction), passage (the first positive;
-    `--columns positives` adds a list of all), negative_1..n. The card, manifest,
-    lock, report and attribution travel along. Sources that are not verified, or
-    whose licence is unknown, are left out and listed. Again after a change: only
-    what changed is sent.
+    Each source becomes one config with the columns query (with its instruction),
+    passage (the first positive; `--columns positives` adds a list of all) and
+    negative_1 to negative_N. The card, manifest, lock file, report and attribution
+    are published too. Sources with `verified: no` or an unknown licence are left
+    out and listed. Publishing again sends only what changed.
     """
     from curation.build import show
     from curation.core.escape import text_table
@@ -116,9 +116,9 @@ def publish(
 @click.command()
 @click.argument("a")
 @click.argument("b")
-@click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")
-@click.option("--json", "as_json", is_flag=True, help="The differences as JSON, with the first rows.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@click.option("--only", multiple=True, metavar="SOURCE", help="Only this source; repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with the first rows that differ.")
+@click.option("-q", "--quiet", is_flag=True, help="Do not show progress.")
 def diff(a: str, b: str, only: tuple[str, ...], as_json: bool, quiet: bool) -> int:
     """Show what changed from A to B: recipe, counts, rows and why.
 
@@ -140,21 +140,20 @@ def diff(a: str, b: str, only: tuple[str, ...], as_json: bool, quiet: bool) -> i
     "--model",
     type=PATH,
     metavar="RUN",
-    help="Check this run of `train`, or a model's folder.",
+    help="Check this run of `train`, or a model folder.",
 )
-@click.option("--only", multiple=True, metavar="SOURCE", help="This source only; may be given again.")
-@click.option("--json", "as_json", is_flag=True, help="The problems as a JSON list.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress, and nothing where all is well.")
+@click.option("--only", multiple=True, metavar="SOURCE", help="Only this source; repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="Print the problems as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Print problems only.")
 def verify(build: Path | None, model: Path | None, only: tuple[str, ...], as_json: bool, quiet: bool) -> int:
     """Check every receipt, digest, id and count of BUILD.
 
-    Without BUILD: of the newest build.
+    BUILD is a build folder, by default the newest one in builds/; or an export; or
+    a published dataset as `hf download` saves it. A run in BUILD/train is checked
+    too. With --model: the checkpoints and the model of a run, and the mined tables
+    that it was trained on. All files are read completely.
 
-    One line a problem; the exit code is 1 where there is any. BUILD may also be an
-    export, or the folder of a published one, as `hf download` leaves it. Its run in
-    BUILD/train is checked too. With --model: a run, its checkpoints and its model,
-    and the mined tables that it was trained on, of BUILD or of the build that the
-    run is in. All files are read whole.
+    Prints one line per problem; the exit code is 1 if there are any.
     """
     from curation.build import show
     from curation.share import verify as checking
@@ -174,7 +173,7 @@ def verify(build: Path | None, model: Path | None, only: tuple[str, ...], as_jso
         for one in problems:
             output(f"{one.where}: {one.what}")
         if not quiet:
-            say(f"{folder}: {f'{len(problems)} problems' if problems else 'all is as it was written'}")
+            say(f"{folder}: {f'{len(problems)} problems' if problems else 'no problems'}")
     return 1 if problems else 0
 
 
@@ -182,13 +181,13 @@ def verify(build: Path | None, model: Path | None, only: tuple[str, ...], as_jso
 @click.argument("what", metavar="PATH_OR_ID")
 @click.option("-o", "--out", type=PATH, required=True, help="Manifest to write.")
 def importing(what: str, out: Path) -> None:
-    """Write the manifest that reads another tool's training data.
+    """Write a first manifest for existing data.
 
-    PATH_OR_ID is a file or folder of a format of `curate export`, a BEIR folder,
-    or a dataset of the Hub in one of these, MTEB's included. Its columns say
-    which; a task and an instruction are taken over where the data names them.
-    What is named dev, valid or test becomes an evaluation set of `decontaminate:`,
-    not a source.
+    PATH_OR_ID is a csv or tsv file; a parquet or JSON Lines file, or a folder of
+    them, in a format of `curate export`; a BEIR folder; or a dataset on the Hub in
+    one of these formats, such as those of MTEB. The columns decide the format; for
+    csv and tsv they are guessed by their names. Data named dev, valid or test
+    becomes an evaluation set of `decontaminate:`, not a source.
     """
     from curation.share.importing import write_manifest
 
@@ -197,4 +196,18 @@ def importing(what: str, out: Path) -> None:
         output(f"{name}: {form}")
     for line in found.told:
         say(line)
-    say(f"{out}: look it over, above all task and licence; next: `curate build {out}`")
+    say(f"{out}: check it, above all columns, task and licence; next: `curate build {out}`")
+
+
+@click.command()
+@click.argument("folder", type=PATH, default=Path("manifests"))
+def examples(folder: Path) -> None:
+    """Copy the example manifests into FOLDER [default: manifests].
+
+    Files that exist are not replaced.
+    """
+    from curation.recipe.manifest import copy_examples
+
+    for path in copy_examples(folder):
+        output(str(path))
+    say(f"{folder}: see {folder / 'README.md'} for every key; next: `curate check {folder / 'f2llm.yaml'}`")

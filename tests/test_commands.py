@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from importlib import metadata
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 import tuplesmith_command
 from curation.cli import curate
 from curation.core.console import PATH
+from curation.core.errors import UserError
 from mining.cli import mine
 from training.cli import train
 
@@ -48,3 +50,28 @@ def test_a_tilde_that_the_shell_left_is_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert PATH.convert("~/builds", None, None) == tmp_path / "builds"
     assert PATH.convert("~nobody-of-this-name/x", None, None) == Path("~nobody-of-this-name/x")
+
+
+def test_examples_are_copied_and_files_that_exist_stay(tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/f2llm.yaml").write_text("mine")
+    done = CliRunner().invoke(curate, ["examples", str(tmp_path / "own")])
+    assert done.exit_code == 0
+    copied = {path.relative_to(tmp_path / "own").as_posix() for path in map(Path, done.stdout.splitlines())}
+    assert {"quickstart.yaml", "quickstart.py", "README.md", "train/qwen3-0.6b.yaml"} <= copied
+    assert "f2llm.yaml" not in copied
+    assert (tmp_path / "own/f2llm.yaml").read_text() == "mine"
+
+
+def test_a_first_look_needs_no_evaluation_set(tmp_path):
+    (tmp_path / "a.csv").write_text("q,p\nwhat is one thing,it is a thing of one\nwhat is two,it is a thing of two\n")
+    (tmp_path / "m.yaml").write_text(
+        "name: m\ndecontaminate: {against: [{files: absent.csv, fields: {query: q}}]}\n"
+        "sources: [{name: a, task: retrieval, files: a.csv, fields: {query: q, positive: p}}]\n"
+    )
+    words = ["build", str(tmp_path / "m.yaml"), "-o", str(tmp_path / "b"), "--limit", "1"]
+    with pytest.raises(UserError, match=r"absent\.csv"):
+        CliRunner().invoke(curate, words, catch_exceptions=False, standalone_mode=False)
+    done = CliRunner().invoke(curate, [*words, "--no-decontaminate", "--only", "a"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "decontaminate" not in json.loads((tmp_path / "b/build.json").read_text())

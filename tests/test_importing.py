@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from curation.build.build import build
 from curation.cli import curate
+from curation.core.errors import SourceError
 from curation.core.record import GIVEN
 from curation.core.store import read_json
 from curation.core.tables import read_table
@@ -156,3 +157,36 @@ def test_mtebs_and_others_from_the_hub(tmp_path):
     assert tuples_of(tmp_path / "trees", "trees") == {"acorn tree": (["Oak\nIt bears acorns."], [])}
     assert tuples_of(tmp_path / "flat", "flat") == {"acorn tree": (["An oak."], ["A fern."])}
     assert read_json(tmp_path / "flat" / "build.json")["sources"]["flat"]["instruction"] == "Find trees"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "keys", "told"),
+    [
+        (
+            "tickets.csv",
+            "ticket_id,Subject,Body,Agent Reply,category\n1,No print at all,It is on,Restart the spooler,hw\n",
+            {"task": "retrieval", "fields": {"query": "Subject", "positive": "Agent Reply"}},
+            "tickets: columns guessed by their names: query 'Subject', positive 'Agent Reply'; not used: ticket_id, Body, category",
+        ),
+        (
+            "intents.tsv",
+            "message\tintentId\tintent\nwhere is my card\t1\tcard\nI lost the card\t2\tlost\n",
+            {"task": "classification", "fields": {"query": "message", "label": "intent"}},
+            "intents: columns guessed by their names: query 'message', label 'intent'; not used: intentId",
+        ),
+    ],
+)
+def test_a_table_gives_a_first_manifest_whose_columns_are_guessed(tmp_path, name, text, keys, told):
+    (tmp_path / name).write_text(text)
+    found = write_manifest(str(tmp_path / name), tmp_path / "m.yaml")
+    document = yaml.safe_load((tmp_path / "m.yaml").read_text())
+    stem, ending = name.split(".")
+    assert document == {"name": stem, "sources": [{"name": stem, "files": name, **keys}]}
+    assert found == ({stem: ending}, {}, [told])
+    assert not build(tmp_path / "m.yaml", tmp_path / "b").failed
+
+
+def test_a_table_whose_columns_say_nothing_is_refused(tmp_path):
+    (tmp_path / "odd.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(SourceError, match="has columns of no known format: a, b; write a source 'odd' by hand, with `fields:`"):
+        write_manifest(str(tmp_path / "odd.csv"), tmp_path / "m.yaml")

@@ -75,6 +75,7 @@ def build(
     progress: Progress = silent,
     licenses: Policy | None = None,
     confined: bool = False,
+    decontaminated: bool = True,
 ) -> Outcome:
     """Build the manifest at `path`.
 
@@ -90,12 +91,15 @@ def build(
         progress: reports how far the work is.
         licenses: a policy to use instead of the manifest's.
         confined: refuse what the manifest reads outside its own folder, because somebody else wrote it.
+        decontaminated: whether to apply `decontaminate:`; without it no evaluation set is read.
 
     Raises:
         ManifestError: the manifest is wrong; `only` names a source that it does not have or that the policy leaves out;
             or, with `confined`, an evaluation set or a model is outside the manifest's folder.
     """
     manifest, excluded = allowed(load_manifest(path), licenses)
+    if not decontaminated:
+        manifest = manifest.model_copy(update={"decontaminate": None})
     folder = out or Path("builds") / manifest.name
     chosen = pick(manifest, only, excluded)
     refused = refuse_outside(manifest, path) if confined else {}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from curation.core.errors import ManifestError, did_you_mean
+from curation.core.errors import ManifestError, SetupError, did_you_mean
 from curation.recipe.evaluation import Decontaminate
 from curation.recipe.settings import Mine, Train
 from curation.recipe.source import Filters, Source, Task
@@ -145,3 +147,26 @@ def load_recipe(path: Path) -> Train:
         ManifestError: `file:line: what`.
     """
     return checked(Train, read_yaml(path))
+
+
+def copy_examples(folder: Path) -> list[Path]:
+    """Copy the manifests that come with tuplesmith, and what explains them, into a folder; return the new files.
+
+    Raises:
+        SetupError: the installation does not have them.
+    """
+    source = Path(__file__).resolve().parents[2] / "manifests"  # in a checkout
+    if not (source / "f2llm.yaml").is_file():  # installed: pip knows where it put the data files of the wheel
+        known = metadata.distribution("tuplesmith").files or []
+        places = [Path(str(file.locate())).resolve() for file in known if file.match("tuplesmith/manifests/f2llm.yaml")]
+        if not places:
+            raise SetupError("tuplesmith", "was installed without its manifests", "install the wheel again with pip")
+        source = places[0].parent
+    copied = []
+    for file in sorted(path for path in source.rglob("*") if path.suffix in (".yaml", ".md", ".json", ".py")):
+        target = folder / file.relative_to(source)
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+            copied.append(target)
+    return copied

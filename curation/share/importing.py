@@ -43,6 +43,14 @@ DATA = (  # endings of data that is not imported, and which a manifest can name
     ".csv", ".tsv", ".json", ".ndjson", ".txt", ".xml", ".arrow", ".feather", ".gz", ".zst", ".bz2", ".xz", ".zip", ".tar",
     ".tgz",
 )  # fmt: skip
+TABLES = (".csv", ".tsv")  # their columns are guessed by name
+GUESSES = {  # columns of a csv or tsv file by their names, likeliest first
+    "query": ("query", "question", "anchor", "subject", "title", "sentence1", "premise", "prompt", "utterance", "input", "text",
+              "message", "description"),
+    "positive": ("positive", "answer", "response", "reply", "resolution", "solution", "passage", "document", "context",
+                 "sentence2", "hypothesis", "output", "body", "content"),
+    "label": ("label", "category", "class", "intent", "topic", "queue", "department"),
+}  # fmt: skip
 TRAINING = "train"
 GRADED = ("label", "labels", "score", "scores")  # what sentence-transformers' losses learn from beside texts
 SCORES = {"positive_score": "pos_scores", "negative_scores": "neg_scores"}
@@ -123,7 +131,7 @@ def write_manifest(what: str, out: Path) -> Imported:
     _name_apart(found)
     sources, sets = [one for one in found if not one.held_out], [one for one in found if one.held_out]
     told += [f"{one.keys['name']}: by its name for development or tests, so not trained on but kept clear of" for one in sets]
-    document: Entry = {"name": _named(path.resolve().name if path.exists() else path.name)}
+    document: Entry = {"name": _named(path.stem if path.is_file() else path.resolve().name if path.exists() else path.name)}
     if sets:
         document["decontaminate"] = {"against": [_evaluation(one) for one in sets]}
     document["sources"] = [one.keys for one in sources]
@@ -327,9 +335,32 @@ def _source(where: str, called: str, columns: list[str], lines: bool) -> tuple[s
                 told.append(f"each row is taken for a positive pair, whatever its {listed(graded)} says; map that if it counts")
             return layout.name, {**reader, "fields": fields}, "; ".join(told)
     there = [name for name in columns if not name.startswith("__")]
+    if Path(called).suffix in TABLES and (fields := _guess(there)):
+        rest = [name for name in there if name not in fields.values()]
+        shown = ", ".join(f"{key} '{name}'" for key, name in fields.items())
+        guessed = f"columns guessed by their names: {shown}" + (f"; not used: {listed(rest)}" if rest else "")
+        return Path(called).suffix[1:], {"fields": fields} | ({"task": "classification"} if "label" in fields else {}), guessed
     raise SourceError(
         called, f"has columns of no known format: {listed(there, 20)}", f"write a source '{where}' by hand, with `fields:`"
     )
+
+
+def _guess(columns: list[str]) -> dict[str, str]:
+    """Return the columns of query and positive, or of query and label, as their names suggest; empty if they suggest nothing."""
+    fields: dict[str, str] = {}
+    for key, words in GUESSES.items():
+        left = [name for name in columns if name not in fields.values()]
+        parts = {name: re.findall(r"[a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()) for name in left}
+        parts = {
+            name: words_of for name, words_of in parts.items() if not {"id", "type", "date", "time", "score"} & set(words_of)
+        }
+        # a name that is the word goes before a name that contains it
+        fits = [(words.index(word), len(parts[name]), name) for word in words for name in parts if word in parts[name]]
+        if fits:
+            fields[key] = min(fits)[2]
+    if "positive" in fields:
+        fields.pop("label", "")
+    return fields if "query" in fields and len(fields) > 1 else {}
 
 
 def _scores(columns: list[str], negatives: int) -> dict[str, str]:
