@@ -71,10 +71,10 @@ def all_commands() -> click.Group:
     from curation.cli import curate
     from curation.core.console import SETTINGS, VERSION
     from mining.cli import mine
-    from training.cli import train
+    from training.cli import train_command
 
     about = "From open datasets to (query, positive, hard negatives) tuples to a text-embedding model."
-    return VERSION(click.Group("tuplesmith", [curate, mine, train], help=about, context_settings=SETTINGS))
+    return VERSION(click.Group("tuplesmith", [curate, mine, train_command], help=about, context_settings=SETTINGS))
 
 
 if __name__ == "__main__":

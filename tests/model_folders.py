@@ -21,10 +21,10 @@ FAMILIES = (
 )
 PACKS_NOT = {
     "gemma2": "adds 'softcap' to its scores",
-    "stablelm": "is not told where a text begins",
-    "nemotron": "is not told where a text begins",
+    "stablelm": "does not receive where each text begins",
+    "nemotron": "does not receive where each text begins",
     "bloom": "texts packed together get other vectors than alone",
-    "falcon": "its attention is its own, which cannot be packed",
+    "falcon": "has its own kind of attention, which cannot be packed",
 }
 
 

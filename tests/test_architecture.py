@@ -35,7 +35,7 @@ HOMES = {
         "curation/read/hub.py",
         "training/mteb.py",
     },
-    "mteb": {"curation/clean/mteb_sets.py", "training/mteb.py"},
+    "mteb": {"curation/recipe/mteb_tasks.py", "training/mteb.py"},
     "faiss": {"mining/search.py", "mining/gpu.py"},
     "bm25s": {"mining/bm25.py"},
     "deepspeed": {"training/zero.py"},
@@ -47,7 +47,6 @@ LIGHT = {
     "curation.core.console",
     "curation.core.escape",
     "curation.cli_share",
-    "training.cli_models",
 }
 PACKAGES = ("curation", "mining", "training")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))

@@ -16,10 +16,10 @@ from curation.cli import curate
 from curation.core.console import PATH
 from curation.core.errors import UserError
 from mining.cli import mine
-from training.cli import train
+from training.cli import train_command
 
 ROOT = Path(tuplesmith_command.__file__).parent
-GROUPS = {"tuplesmith": tuplesmith_command.all_commands(), "curate": curate, "mine": mine, "train": train}
+GROUPS = {"tuplesmith": tuplesmith_command.all_commands(), "curate": curate, "mine": mine, "train": train_command}
 
 
 @pytest.mark.parametrize("name", GROUPS)

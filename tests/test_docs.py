@@ -39,7 +39,7 @@ def test_help_fits_80_columns(words):
 
 @pytest.mark.parametrize("module", ["curation.cli", "mining.cli", "training.cli"])
 def test_help_loads_nothing_heavy(module):
-    name = {"curation.cli": "curate", "mining.cli": "mine", "training.cli": "train"}[module]
+    name = {"curation.cli": "curate", "mining.cli": "mine", "training.cli": "train_command"}[module]
     code = (
         f"import sys, click\nfrom click.testing import CliRunner\nimport {module} as m\n"
         f"done = CliRunner().invoke(m.{name}, ['-h'])\nassert done.exit_code == 0, done.output\n"

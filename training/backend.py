@@ -1,12 +1,6 @@
-"""Where and how the arithmetic of training runs.
+"""The arithmetic of training: the interface that plain torch and DeepSpeed (zero.py) share, plain torch, and AdamW's weights.
 
-The loop knows five things of a backend, whether it is plain torch or DeepSpeed:
-
-    embed(ids, starts)   the embeddings of some texts, differentiable
-    backward(loss)       gradients
-    step(lr)             clip, update, forget the gradients; returns the norm they had
-    save(folder)         weights and optimizer, so that `load` goes on to the bit
-    load(folder)
+A checkpoint has two files: WEIGHTS with a tensor per weight, by its name, and OPTIMIZER with AdamW's state, by `NAME|KEY`.
 """
 
 from __future__ import annotations
@@ -15,26 +9,53 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from curation.core.errors import BuildError, ModelError
 from curation.recipe.settings import Train
 from training import ranks
 from training.model.device import autocast
 from training.model.model import Model
-from training.weights import OPTIMIZER, WEIGHTS, copied, load_weights, prepared
-from training.zero import DeepSpeed
+
+WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
+
+
+class Backend(Protocol):
+    """What the training loop needs, whether it runs on plain torch or on DeepSpeed."""
+
+    model: Model
+    weights: dict[str, Tensor]  # the trained weights by name
+    device: torch.device
+    rank: int
+    world: int
+
+    def embed(self, ids: np.ndarray, starts: np.ndarray) -> Tensor:
+        """Return differentiable unit embeddings (n, dim) float32 of n texts; ids (T,) i64, starts (n+1,) i64."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the loss's gradients to those of earlier calls."""
+
+    def step(self, lr: float) -> float:
+        """Clip and apply the gradients, reset them, and return their norm before clipping."""
+
+    def save(self, folder: Path) -> None:
+        """Write weights and optimizer, so that a run that loads them continues bit by bit."""
+
+    def load(self, folder: Path) -> None:
+        """Restore the state that `save` wrote."""
 
 
 class Torch:
-    """Plain torch: float32 weights, matrix products in the recipe's dtype, AdamW. Every process holds all of it.
+    """Plain torch: float32 weights, matrix products in the recipe's dtype, AdamW. Every process has all weights.
 
-    Dropout stays off: the model is in evaluation mode. Contrastive fine-tuning at these learning rates does not need it
+    Dropout is off: the model is in evaluation mode. Contrastive fine-tuning at these learning rates does not need it
     (decoders have none to begin with), and without it a step depends on nothing but its number.
     """
 
@@ -42,19 +63,19 @@ class Torch:
         self.model, self.recipe = model, recipe
         self.rank, self.world, _ = ranks.ranks() if dist.is_initialized() else (0, 1, 0)
         self.device = model.backbone.device
-        self.weights, self.optimizer = prepared(model, recipe)
+        self.weights, self.optimizer = prepare(model, recipe)
 
     def embed(self, ids: np.ndarray, starts: np.ndarray) -> Tensor:
-        """Return the embeddings of n texts, (n, dim) float32, of unit length; ids (T,) i64, starts (n+1,) i64."""
+        """See `Backend.embed`."""
         with autocast(self.device, self.recipe.dtype):
             return self.model.embed(torch.from_numpy(ids).to(self.device), starts.tolist())
 
     def backward(self, loss: Tensor) -> None:
-        """Add the loss's gradients."""
+        """See `Backend.backward`."""
         loss.backward()  # type: ignore[no-untyped-call]
 
     def step(self, lr: float) -> float:
-        """Clip and apply the gradients, unless they are not finite, and forget them; return their norm before clipping."""
+        """See `Backend.step`. Gradients that are not finite are not applied."""
         if self.world > 1:
             for weight in self.weights.values():
                 if weight.grad is not None:
@@ -68,22 +89,22 @@ class Torch:
         return norm
 
     def save(self, folder: Path) -> None:
-        """Write weights and optimizer as safetensors: same state, same bytes, and nothing in them can run."""
+        """See `Backend.save`. safetensors: equal state gives equal bytes, and loading runs no code."""
         if self.rank:
-            return  # the first process has the same
+            return  # the first process has the same state
         moments = {
-            f"{name}|{key}": copied(value)
+            f"{name}|{key}": copy_for_file(value)
             for name, weight in self.weights.items()
             for key, value in self.optimizer.state.get(weight, {}).items()
         }
-        save_file({name: copied(weight) for name, weight in self.weights.items()}, folder / WEIGHTS)
+        save_file({name: copy_for_file(weight) for name, weight in self.weights.items()}, folder / WEIGHTS)
         save_file(moments, folder / OPTIMIZER)
 
     def load(self, folder: Path) -> None:
-        """Take up the state that `save` wrote.
+        """See `Backend.load`.
 
         Raises:
-            BuildError: it is the state of another model.
+            BuildError: the state belongs to another model.
         """
         load_weights(self.model, folder)
         state: dict[str, dict[str, Tensor]] = {}
@@ -94,13 +115,10 @@ class Torch:
         self.optimizer.state.update({self.weights[name]: moments for name, moments in state.items()})
 
 
-Backend = Torch | DeepSpeed
-
-
 @contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
-    """Let the CPU add gradients up in one order only, so that a run can be repeated to the bit."""
-    filling: Any = torch.utils.deterministic  # it also fills new memory: a guard against bugs that costs a few per cent
+    """Make the CPU add up gradients in one order only, so that a run can be repeated bit by bit."""
+    filling: Any = torch.utils.deterministic  # torch would also fill new memory, a guard against bugs that costs a few per cent
     before = torch.are_deterministic_algorithms_enabled(), filling.fill_uninitialized_memory
     torch.use_deterministic_algorithms(before[0] or device.type == "cpu")
     filling.fill_uninitialized_memory = False
@@ -109,3 +127,63 @@ def deterministic(device: torch.device) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0])
         filling.fill_uninitialized_memory = before[1]
+
+
+def prepare(model: Model, recipe: Train) -> tuple[dict[str, Tensor], torch.optim.AdamW]:
+    """Prepare a model for training (float32, no dropout); return the trained weights by name, and their optimizer.
+
+    Raises:
+        ModelError: the recipe asks for activation checkpointing, and the architecture does not support it.
+    """
+    model.backbone.float().eval()
+    if recipe.checkpointing:
+        layers = [module for module in model.backbone.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if not layers:
+            hint = "set `checkpointing: no`, and perhaps a `token_budget`"
+            raise ModelError(model.name, "its layers do not support activation checkpointing", hint)
+        model.backbone.activation_checkpointing_enable()
+        for layer in layers:
+            layer.training = True  # required by transformers; the modules inside, dropout too, stay in evaluation mode
+    weights = trained_weights(model)
+    decays = zip(split_by_decay(model.backbone), (recipe.weight_decay, 0.0), strict=True)
+    groups = [{"params": [weights[name] for name in names], "weight_decay": decay} for names, decay in decays]
+    return weights, torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
+
+
+def trained_weights(model: Model) -> dict[str, Tensor]:
+    """Return the weights that are trained, by name; an unused pooler is not among them."""
+    return {name: weight for name, weight in model.backbone.named_parameters() if weight.requires_grad}
+
+
+def split_by_decay(backbone: nn.Module) -> tuple[list[str], list[str]]:
+    """Return the names of the trained weights with weight decay, and of those without.
+
+    Matrices decay. Norms, biases and embeddings do not: a shorter embedding row does not make a simpler model, and rows of
+    rare tokens would shrink without ever being trained.
+    """
+    embeddings = {id(module.weight) for module in backbone.modules() if isinstance(module, nn.Embedding)}
+    names: tuple[list[str], list[str]] = ([], [])
+    for name, weight in backbone.named_parameters():
+        if weight.requires_grad:
+            names[weight.ndim < 2 or id(weight) in embeddings].append(name)
+    return names
+
+
+def load_weights(model: Model, folder: Path) -> None:
+    """Copy the weights of a checkpoint into a model.
+
+    Raises:
+        BuildError: the checkpoint has weights of another model.
+    """
+    found = load_file(folder / WEIGHTS)
+    weights = trained_weights(model)
+    if {name: value.shape for name, value in found.items()} != {name: value.shape for name, value in weights.items()}:
+        raise BuildError(folder, f"has the weights of another model than {model.name}", "start over with `--restart`")
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(found[name])
+
+
+def copy_for_file(value: Tensor) -> Tensor:
+    """Return a contiguous copy on the CPU."""
+    return value.detach().cpu().clone(memory_format=torch.contiguous_format)

@@ -1,104 +1,307 @@
-"""Checkpoints: `step-000200/` is whole or absent, says what it is a state of, and is refused by another run."""
+"""What a run leaves on disk: checkpoints, and the receipt that says what it was trained on; how it resumes, and exports.
+
+`checkpoints/step-000200/` is complete or absent. It records which run it is a state of, and another run refuses it.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import xxhash
 
 from curation.core import store
 from curation.core.errors import BuildError, listed
-from training.model.folders import has_all, replaced
+from curation.recipe.settings import Prompts, Train
+from training import ranks
+from training.backend import Backend, load_weights, trained_weights
+from training.model.export import export, replaced
+from training.model.files import check_model
+from training.model.load import load_model
+from training.model.model import Model
+from training.publish import SCORES
+
+if TYPE_CHECKING:
+    from training.data import Plan
+    from training.tokens import Source
+    from training.validation import Validation
 
 STATE = "checkpoint.json"
-NAME = re.compile(r"step-(\d{6,})")
-ANEW = "give the recipe it was started with, or start anew with `--restart`, which deletes it"
+STEP_FOLDER = re.compile(r"step-(\d{6,})")
+START_OVER = "give the recipe it was started with, or start over with `--restart`, which deletes it"
+# Recipe keys that change nothing of the result but the rounding, as the number of processes does.
+CIRCUMSTANCES = {"save_every", "keep", "log_every", "token_budget", "checkpointing", "deepspeed"}
+RUN_FILES = (
+    *("checkpoints", "model", "log.jsonl", "report.html", "tensorboard", "mteb", SCORES),
+    *(store.TIMINGS, store.RECEIPT),
+)
+Say = Callable[[str], None]
+
+
+# Checkpoints
 
 
 def save(
     folder: Path, step: int, described: Mapping[str, Any], write: Callable[[Path], None], keep: int, best: int | None = None
 ) -> Path:
-    """Write the state after `step` steps as `<folder>/step-NNNNNN`, delete all but the last `keep` and the best, and return it.
+    """Write the state after `step` steps as `<folder>/step-NNNNNN`, delete all but the last `keep` and the best; return its path.
 
-    `described`, which JSON can hold, says what the run is; `write` writes the state into the folder it is given.
+    `described` says which run this is and must be valid JSON; `write` writes the state into the folder that it is given.
     """
-    target = at(folder, step)
+    target = checkpoint_path(folder, step)
     with replaced(target) as part:
         write(part)
-        files = sorted(path for path in part.rglob("*") if path.is_file())
-        sizes = {path.relative_to(part).as_posix(): _flushed(path) for path in files}
+        sizes = {}
+        for path in sorted(path for path in part.rglob("*") if path.is_file()):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                sizes[path.relative_to(part).as_posix()] = os.fstat(file.fileno()).st_size
         store.write_json(part / STATE, {"step": step, "bytes": sizes, **described})
         store.write_receipt(part, {"step": step})
-    kept = [*whole(folder)[:keep], at(folder, best or step)]
+    kept = [*complete_checkpoints(folder)[:keep], checkpoint_path(folder, best or step)]
     for path in folder.glob("step-*"):
         if path not in kept:
-            shutil.rmtree(path)  # older ones, and what a killed run left half written
+            shutil.rmtree(path)  # older ones, and what a killed run left unfinished
     return target
 
 
-def at(folder: Path, step: int) -> Path:
-    """Return where the checkpoint after `step` steps stands."""
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Return the folder of the checkpoint after `step` steps."""
     return folder / f"step-{step:06d}"
 
 
-def whole(folder: Path) -> list[Path]:
-    """Return the checkpoints whose files all have the length they were written with, the newest first."""
-    found = [path for path in folder.glob("step-*") if NAME.fullmatch(path.name) and (path / STATE).exists()]
-    intact = [path for path in found if has_all(path, read(path)["bytes"])]
-    return sorted(intact, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints whose files all have the length they were written with, the newest first.
+
+    Digests are not compared here: reading gigabytes at each start would take too long.
+    """
+    found = []
+    for path in folder.glob("step-*"):
+        if STEP_FOLDER.fullmatch(path.name) and (path / STATE).exists():
+            sizes = read_state(path)["bytes"]
+            if all((path / name).is_file() and (path / name).stat().st_size == size for name, size in sizes.items()):
+                found.append(path)
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
-def read(checkpoint: Path) -> dict[str, Any]:
-    """Return what a checkpoint says of itself: `step`, `bytes`, and what it was `described` as."""
-    return dict(store.read_json(checkpoint / STATE, _earlier(checkpoint)))
+def read_state(path: Path) -> dict[str, Any]:
+    """Return the `step` and `bytes` of a checkpoint, and how its run was `described`."""
+    return dict(store.read_json(path / STATE, _use_an_earlier(path)))
 
 
-def checked(checkpoint: Path) -> dict[str, Any]:
-    """Return what a checkpoint says of itself, each byte of it compared with its receipt.
+def verified_state(path: Path) -> dict[str, Any]:
+    """Return the same as `read_state` after comparing every byte of the checkpoint with its receipt.
 
     Raises:
-        BuildError: something of it was changed since it was written.
+        BuildError: something was changed since the checkpoint was written.
     """
-    receipt = store.receipt_of(checkpoint, _earlier(checkpoint))
-    store.check_files(checkpoint, receipt, _earlier(checkpoint))
-    return read(checkpoint)
+    receipt = store.receipt_of(path, _use_an_earlier(path))
+    store.check_files(path, receipt, _use_an_earlier(path))
+    return read_state(path)
 
 
-def _earlier(checkpoint: Path) -> str:
-    return f"delete {checkpoint} and run the command again, which takes the checkpoint before it"
+def _use_an_earlier(path: Path) -> str:
+    return f"delete {path} and run the command again, which uses the checkpoint before it"
 
 
-def check(said: Mapping[str, Any], described: Mapping[str, Any], where: Path) -> None:
-    """Compare what a run's file says with the run that wants to go on from it.
+# Which run it is
+
+
+def describe(recipe: Train, seed: int, sources: Sequence[Source], model: Model, validation: Validation) -> dict[str, Any]:
+    """Return everything that the result depends on: runs with equal descriptions give equal weights."""
+    start = xxhash.xxh3_128()  # the digest of the weights at the start
+    for name, weight in model.backbone.named_parameters():
+        start.update(name.encode())
+        start.update(np.ascontiguousarray(weight.detach().cpu().numpy()).data)
+    return {
+        "recipe": recipe.model_dump(mode="json", exclude=CIRCUMSTANCES),
+        "seed": seed,
+        "sources": {source.name: source.digest for source in sources},
+        "start": str(start.hexdigest()),
+        **({"in_batch_gradient": "queries" if ranks.ranks().world > 1 else "all"} if recipe.reproduce_f2llm else {}),
+        **({"heldout": validation.digests} if validation.digests else {}),
+    }
+
+
+def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
+    """Compare the description in a file of a run with the run that wants to continue from it.
 
     Raises:
         BuildError: it belongs to another run; the keys that differ are named.
     """
-    if differing := differences(said, described):
-        raise BuildError(where, f"was made with {listed(differing)}", ANEW)
+
+    def differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> list[str]:
+        found = []
+        for key in sorted(before.keys() | now.keys()) if place else sorted(now):  # a file may have more keys at the top
+            old, new, name = before.get(key), now.get(key), f"{place}{key}"
+            if isinstance(old, Mapping) and isinstance(new, Mapping):
+                found += differences(old, new, f"{name}.")
+            elif old != new:
+                shown = ["absent" if value is None else str(value) for value in (old, new)]
+                found.append(f"{name} {shown[0]} (now {shown[1]})")
+        return found
+
+    if found := differences(before, now):
+        raise BuildError(where, f"was made with {listed(found)}", START_OVER)
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> list[str]:
-    """Return `key A, now B` for each value of `now` that is another in `before`."""
-    found = []
-    for key in sorted(before.keys() | now.keys()) if place else sorted(now):
-        old, new, name = before.get(key), now.get(key), f"{place}{key}"
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += differences(old, new, f"{name}.")
-        elif old != new:
-            found.append(f"{name} {_told(old)} (now {_told(new)})")
+def finished(out: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the receipt if this run is finished already, else None.
+
+    Raises:
+        BuildError: the folder has another finished run.
+    """
+    receipt = store.read_receipt(out)
+    if receipt is None:
+        return None
+    check_same_run(receipt, run, out)
+    if not (out / "model").is_dir():
+        return None
+    check_model(out / "model")
+    return receipt
+
+
+def resume(
+    folder: Path, run: Mapping[str, Any], backend: Backend, validation: Validation, say: Say
+) -> tuple[int, dict[str, Any]]:
+    """Load the newest complete checkpoint; return the number of steps done (0 without a checkpoint) and the threads used.
+
+    The rounding of a matrix product depends on the number of threads, so a change is reported: the weights then equal those
+    of an uninterrupted run only up to rounding.
+
+    Raises:
+        BuildError: the checkpoint belongs to another run.
+    """
+    found = complete_checkpoints(folder)
+    threads = torch.get_num_threads()
+    if not found:
+        return 0, {"threads": threads}
+    state = verified_state(found[0])
+    check_same_run(state, run, found[0])
+    backend.load(found[0])
+    validation.restore(state)
+    say(f"continuing from {found[0]}")
+    before = list(dict.fromkeys([*state.get("threads_before", []), state.get("threads", threads)]))
+    if before == [threads]:
+        return int(state["step"]), {"threads": threads}
+    if backend.device.type == "cpu":
+        say(
+            f"continuing with {threads} threads, earlier steps used {listed(map(str, before))}: "
+            "the weights will not equal those of an uninterrupted run bit by bit"
+        )
+    return int(state["step"]), {"threads": threads, "threads_before": before}
+
+
+# Finishing and exporting
+
+
+def receipt_of_run(
+    run: Mapping[str, Any], plan: Plan, steps: int, model: Model, recipe: Train, validation: Validation
+) -> dict[str, Any]:
+    """Return the content of done.json, except the digest of the model."""
+    trained_on = {}
+    for source in plan.sources:
+        further = {"further_positives": source.further_positives} if source.further_positives else {}
+        trained_on[source.name] = {"task": source.task, "tuples": len(source), **further}
+    return {
+        **run,
+        "digest": store.digest_of(run),
+        "steps": steps,
+        **validation.state(),
+        "trained_on": trained_on,
+        "tables": {source.name: source.tables for source in plan.sources},
+        "prompt": model.trained_prompt,
+        **({"prompts": recipe.prompts.model_dump()} if recipe.prompts else {}),
+        **({"end_token": "appended"} if model.appends_eos else {}),
+        "versions": store.versions(),
+    }
+
+
+def finish(out: Path, receipt: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the receipts of a finished run, and return done.json, which includes the digest of the model's receipt.
+
+    Files with clock times, which differ between equal runs, have their digests in timings.json.
+    """
+    logs = [out / "log.jsonl", *(path for path in sorted((out / "tensorboard").rglob("*")) if path.is_file())]
+    store.write_json(out / store.TIMINGS, {"files": {path.relative_to(out).as_posix(): store.file_digest(path) for path in logs}})
+    whole = {**receipt, "model": store.file_digest(out / "model" / store.RECEIPT)}
+    store.write_json(out / store.RECEIPT, whole)
+    return whole
+
+
+def forget(out: Path) -> None:
+    """Delete what an earlier run wrote, and nothing else in the folder; its tokens can be used again."""
+    for name in reversed(RUN_FILES):  # the receipt first: a half-deleted run must not look finished
+        path = out / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def export_checkpoint(run: Path, out: Path) -> Path:
+    """Export a checkpoint, or the newest checkpoint of a run, to a folder; return the checkpoint.
+
+    Raises:
+        BuildError: there is no checkpoint.
+    """
+    newest = checkpoints_of(run)[0]
+    model = _model_of(newest)
+    load_weights(model, newest)
+    export(model, out)
+    return newest
+
+
+def average_checkpoints(run: Path, out: Path, last: int | None = None) -> list[Path]:
+    """Export the mean of the weights of a run's `last` checkpoints, or of all; return them, the newest first.
+
+    The sums are in float64.
+
+    Raises:
+        BuildError: there are fewer checkpoints.
+    """
+    found = checkpoints_of(run)
+    if last is not None and len(found) < last:
+        raise BuildError(run, f"has {len(found)} checkpoints, not {last}", "set `keep` in the recipe, or give a smaller --last")
+    taken = found[:last]
+    model = _model_of(taken[0])
+    sums: dict[str, torch.Tensor] = {}
+    for path in taken:
+        verified_state(path)
+        load_weights(model, path)
+        for name, weight in trained_weights(model).items():
+            sums[name] = sums.get(name, 0) + weight.detach().double()
+    with torch.no_grad():
+        for name, weight in trained_weights(model).items():
+            weight.copy_(sums[name] / len(taken))
+    export(model, out)
+    return taken
+
+
+def checkpoints_of(run: Path) -> list[Path]:
+    """Return the complete checkpoints of a run, the newest first; or `run` itself if it is a checkpoint.
+
+    Raises:
+        BuildError: there is no checkpoint.
+    """
+    found = [run] if (run / STATE).exists() else complete_checkpoints(run / "checkpoints")
+    if not found:
+        raise BuildError(run, "has no checkpoint", "give the folder of a run, such as builds/NAME/train, or a checkpoint")
     return found
 
 
-def _told(value: object) -> str:
-    return "absent" if value is None else str(value)
-
-
-def _flushed(path: Path) -> int:
-    """Force a file to the disk and return its length in bytes."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        return os.fstat(file.fileno()).st_size
+def _model_of(path: Path) -> Model:
+    """Return the model that a checkpoint's run started from, with the prompts that it was trained with."""
+    state = verified_state(path)
+    recipe = Train.model_validate(state["recipe"])
+    model = load_model(
+        recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device="cpu", prompts=Prompts.by_name(recipe.prompts)
+    )
+    model.prompts, model.trained_prompt = state.get("prompts", model.prompts), state.get("prompt")
+    return model

@@ -1,32 +1,43 @@
-"""`train`: alone it trains; `train evaluate` and `train export` stand beside it."""
+"""The command `train`: by itself it trains; its subcommands plan, evaluate, export, average, report and publish."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from curation.core.console import SETTINGS, VERSION, newest, run_command, say
+from curation.core.console import PATH, SETTINGS, VERSION, newest, output, run_command, say
 from curation.core.errors import BuildError, ManifestError
 from curation.core.progress import for_terminal
-from training.cli_models import COMMANDS, DEVICE, FOLDER, JSON, QUIET, show
 
 if TYPE_CHECKING:
     from curation.recipe.settings import Train
 
+DEVICE = click.option(
+    "--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N; auto uses a GPU if there is one."
+)
+RECIPE = click.option("--recipe", type=PATH, help="Use this file of `train:` keys instead of the manifest's.")
+OUT = click.option("-o", "--out", type=PATH, required=True, help="Folder to write the model to.")
+QUIET = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+# `train` is a group whose hidden subcommand `run` takes the arguments that do not name another subcommand.
+
 
 class TrainGroup(click.Group):
-    """A group that takes whatever names no subcommand as arguments of `run`, and shows both in one help."""
+    """A group that passes arguments without a subcommand to `run`, and shows the options of `run` in its own help."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put `run` before arguments that name no subcommand."""
+        """Insert `run` before arguments that name no subcommand."""
         if not args or args[0] not in (*self.commands, *ctx.help_option_names, "--version"):
             args = ["run", *args]
         return super().parse_args(ctx, args)
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Show the two ways of calling."""
+        """Show both forms of the command."""
         formatter.write_usage(ctx.command_path, "[OPTIONS] [BUILD]")
         formatter.write_usage(ctx.command_path, "COMMAND [ARGS]...", prefix="       ")
 
@@ -37,7 +48,7 @@ class TrainGroup(click.Group):
 
 
 class RunContext(click.Context):
-    """The context of `run`, which is not named in messages: it is what `train` does when told nothing else."""
+    """The context of `run`, whose messages say `train`."""
 
     @property
     def command_path(self) -> str:
@@ -46,7 +57,7 @@ class RunContext(click.Context):
 
 
 class RunCommand(click.Command):
-    """Training itself, whose help is the group's."""
+    """The hidden command `run`, whose help is the group's."""
 
     context_class = RunContext
 
@@ -57,27 +68,27 @@ class RunCommand(click.Command):
 
 @click.group("train", cls=TrainGroup, context_settings=SETTINGS)
 @VERSION
-def train() -> None:
+def train_command() -> None:
     """Train an embedding model on a BUILD with mined negatives.
 
-    BUILD is a folder such as builds/quickstart; without it, the newest one. The recipe is the `train:` section of the
-    build's manifest. A run that was interrupted goes on where it was.
+    BUILD is a folder such as builds/quickstart; by default the newest one. The recipe is the `train:` section of the
+    build's manifest. An interrupted run continues from its last checkpoint.
     """
 
 
-@train.command("run", cls=RunCommand, hidden=True)
-@click.argument("build", type=FOLDER, required=False)
-@click.option("--recipe", type=FOLDER, help="Use this file of `train:` keys instead of the manifest's.")
-@click.option("-o", "--out", type=FOLDER, help="Folder of the run; by default BUILD/train.")
+@train_command.command("run", cls=RunCommand, hidden=True)
+@click.argument("build", type=PATH, required=False)
+@RECIPE
+@click.option("-o", "--out", type=PATH, help="Folder of the run; by default BUILD/train.")
 @DEVICE
 @click.option("--only", multiple=True, metavar="SOURCE", help="Train on this source alone; may be repeated.")
-@click.option("--steps", type=click.IntRange(1), help="Stop after so many steps; the schedule ends there.")
-@click.option("--restart", is_flag=True, help="Delete what an earlier run left there, and start anew.")
-@click.option("--dry-run", is_flag=True, help="Do what `train plan` does, and train nothing.")
-@click.option("--tensorboard", is_flag=True, help="Write OUT/tensorboard too, for TensorBoard to show.")
+@click.option("--steps", type=click.IntRange(1), help="Stop after this many steps; the learning rate ends there too.")
+@click.option("--restart", is_flag=True, help="Delete what an earlier run left in the folder, and start over.")
+@click.option("--dry-run", is_flag=True, help="Print what `train plan` prints, and train nothing.")
+@click.option("--tensorboard", is_flag=True, help="Also write OUT/tensorboard, for TensorBoard.")
 @JSON
 @QUIET
-@click.option("-v", "--verbose", is_flag=True, help="A line for each step.")
+@click.option("-v", "--verbose", is_flag=True, help="Print a line per step.")
 @click.pass_context
 def run_training(
     ctx: click.Context,
@@ -100,16 +111,13 @@ def run_training(
     changes = {"steps": steps or settings.steps, "log_every": 1 if verbose else settings.log_every}
     settings = settings.model_copy(update=changes)
     if dry_run:
-        from training.plan import estimate
-
-        return show(estimate(build, settings, only=only), as_json)
+        return _print_plan(build, settings, only, 1, as_json)
     from training import ranks
-    from training.stops import Stopped
-    from training.train import train as train_model
+    from training.train import Stopped, train
 
-    tell = (lambda line: None) if quiet or not ranks.first() else say
+    message = (lambda line: None) if quiet or not ranks.first() else say
     try:
-        receipt, ran = train_model(
+        receipt, ran = train(
             build,
             settings,
             out=out,
@@ -117,42 +125,55 @@ def run_training(
             only=only,
             restart=restart,
             tensorboard=tensorboard,
-            say=tell,
+            say=message,
             progress=for_terminal(quiet),
         )
     except Stopped as stop:
         say(f"train: {stop}")
         ctx.exit(128 + stop.number)
     folder = out or build / "train"
-    tell(f"{'trained' if ran else 'nothing to do: already trained'}: {folder / 'model'}")
+    model = folder / "model"
+    if ran and "before" in receipt and "best" in receipt:
+        written = receipt["best"]["step"] if settings.export == "best" else max(map(int, receipt["history"]))
+        message(f"nDCG@10 {receipt['before']:.4f} before, {receipt['history'][str(written)]:.4f} after training (step {written})")
+    if ran:
+        heldout = next((path for name in receipt["trained_on"] if (path := build / "heldout" / name).is_dir()), None)
+        publish, measure = f"train publish {folder} ORG/NAME --dry-run", f"train evaluate {model} --data {heldout}"
+        message(f"trained: {model}; see {folder / 'report.html'}")
+        message(f"next: `{measure if heldout else publish}`")
+    else:
+        message(f"nothing to do: already trained: {model}")
     if as_json:
-        show({**receipt, "model": str(folder / "model"), "ran": ran}, True)
+        show({**receipt, "model": str(model), "ran": ran}, True)
 
 
-@train.command()
-@click.argument("build", type=FOLDER, required=False)
-@click.option("--recipe", type=FOLDER, help="Use this file of `train:` keys instead of the manifest's.")
-@click.option("--only", multiple=True, metavar="SOURCE", help="This source alone; may be repeated.")
-@click.option("--gpus", type=click.IntRange(1), default=1, show_default=True, help="GPUs that share the work.")
+@train_command.command("plan")
+@click.argument("build", type=PATH, required=False)
+@RECIPE
+@click.option("--only", multiple=True, metavar="SOURCE", help="Only this source; may be repeated.")
+@click.option("--gpus", type=click.IntRange(1), default=1, show_default=True, help="Number of GPUs that share the work.")
 @JSON
-def plan(build: Path | None, recipe: Path | None, only: tuple[str, ...], gpus: int, as_json: bool) -> None:
+def plan_command(build: Path | None, recipe: Path | None, only: tuple[str, ...], gpus: int, as_json: bool) -> None:
     """Print steps, tokens, memory and GPU-hours; train nothing.
 
-    Memory and hours are an estimate, with its assumptions beside it. Of the
-    model it reads config and tokenizer; the weights need not be there.
+    Memory and hours are estimates; the output says what they assume. Only the
+    model's config and tokenizer are read; its weights may be missing.
     """
-    from training.plan import estimate
-
     build = newest(build, as_json)
-    show(estimate(build, _recipe(build, recipe), only=only, gpus=gpus), as_json)
+    _print_plan(build, _recipe(build, recipe), only, gpus, as_json)
 
 
-for command in COMMANDS:
-    train.add_command(command)
+def _print_plan(build: Path, settings: Train, only: tuple[str, ...], gpus: int, as_json: bool) -> None:
+    from training.plan import as_table, estimate
+
+    found = estimate(build, settings, only=only, gpus=gpus)
+    if as_json:
+        return show(found, True)
+    output(as_table(found))
 
 
 def _recipe(build: Path, recipe: Path | None) -> Train:
-    """Return the settings of a recipe file, else those of the build's manifest."""
+    """Return the settings in a recipe file, else those in the build's manifest."""
     from curation.core.builds import check_beside
     from curation.recipe.manifest import load_manifest, load_recipe
 
@@ -167,6 +188,231 @@ def _recipe(build: Path, recipe: Path | None) -> Train:
     return settings
 
 
+@train_command.command("evaluate")
+@click.argument("models", metavar="MODEL", nargs=-1, required=True)
+@click.option("--data", type=PATH, help="Folder in BEIR layout, such as BUILD/heldout/SOURCE.")
+@click.option("--mteb", multiple=True, metavar="NAME", help="Task or benchmark of mteb, or a BEIR folder; may be repeated.")
+@click.option(
+    "-o", "--out", type=PATH, help="Folder for mteb's result files; by default RUN/mteb if MODEL is RUN/model, else none."
+)
+@click.option("--split", default="test", metavar="NAME", help="Use qrels/NAME.tsv of a folder; default test.")
+@click.option("--instruction", default="", metavar="TEXT", help="Instruction before each query, instead of the default.")
+@click.option("--prompt", type=click.Choice(["auto", "instruct", "none"]), default="auto", help="As in a manifest; default auto.")
+@click.option("--max-tokens", type=click.IntRange(4), help="Cut longer texts; by default at the model's own limit.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "auto"]), default="float32", help="Default float32.")
+@DEVICE
+@JSON
+@QUIET
+def evaluate_command(
+    models: tuple[str, ...],
+    data: Path | None,
+    mteb: tuple[str, ...],
+    out: Path | None,
+    split: str,
+    instruction: str,
+    prompt: str,
+    max_tokens: int | None,
+    dtype: str,
+    device: str,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Measure how well MODEL retrieves: nDCG@10, recall@10, MRR@10.
+
+    MODEL is a folder, a Hub id, or package:NAME; several are compared in one
+    table. Queries get the same prompts as in training: the model's own, the
+    instruction saved under the folder's name, or that of the source in its build;
+    a line on stderr and the JSON show them. With --mteb, the result is mteb's main
+    score of each task and the mean per kind of task. The model's own prompts are
+    used as mteb does; the instruction of a task is F2LLM's if it has one, else
+    mteb's. Scores of a run's model are kept in the run, for its card, and with
+    --mteb a draft of mteb's metadata is written too.
+    """
+    if (data is None) == (not mteb):
+        raise click.UsageError("Give either '--data' or '--mteb'.")
+    settings: dict[str, Any] = {"device": device, "dtype": dtype, "max_tokens": max_tokens, "prompt": prompt}
+    if mteb:
+        return _evaluate_mteb(models, mteb, split, out, instruction, settings, as_json, quiet)
+    from training.evaluate import evaluation_prompts, measure, read_collection
+    from training.model.encode import load_encoder
+    from training.publish import record_scores
+
+    assert data
+    collection, found, prompts = read_collection(data, split), {}, {}
+    for model in models:
+        encoder = load_encoder(model, **settings)
+        prompts[model] = evaluation_prompts(encoder, data, instruction)
+        if not quiet:
+            say(f"{model}: {prompts[model].summary()}")
+        found[model] = measure(encoder, collection, prompts[model], for_terminal(quiet))
+        record_scores(Path(model), {data.resolve().name: float(found[model]["ndcg@10"])}, "nDCG@10")
+    if as_json:
+        whole = {model: {**scores, "prompt": prompts[model]._asdict()} for model, scores in found.items()}
+        return show(whole[models[0]] if len(found) == 1 else whole, as_json)
+    if len(found) == 1:
+        return show(found[models[0]], as_json)
+    compare(list(found), {name: [scores[name] for scores in found.values()] for name in found[models[0]]})
+
+
+def _evaluate_mteb(
+    models: tuple[str, ...],
+    names: tuple[str, ...],
+    split: str,
+    out: Path | None,
+    instruction: str,
+    settings: dict[str, Any],
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    import tempfile
+
+    from training import mteb
+    from training.model.encode import load_encoder
+    from training.publish import record_scores, run_of
+
+    tasks, found = mteb.tasks_of(names, split), {}
+    for model in models:
+        # mteb needs a name ORG/NAME: that of the Hub, else one derived from the package or the folder.
+        if model.startswith("package:"):
+            name = model.replace(":", "/")
+        elif model.count("/") == 1 and not Path(model).exists():
+            name = model
+        else:
+            name = f"local/{Path(model).resolve().as_posix().strip('/').replace('/', '-')}"
+        encoder, folder = load_encoder(model, **settings), Path(model).resolve()
+        with tempfile.TemporaryDirectory() as temporary:
+            results = out or (folder.parent / "mteb" if run_of(folder) else Path(temporary))
+            found[model] = mteb.evaluate_tasks(name, encoder, tasks, results, instruction)
+            draft = mteb.write_model_meta(results / f"{name.replace('/', '--')}.py", folder, encoder)
+        for task, prompts in found[model]["prompts"].items():
+            shown = ", ".join(f"{kind}: {text!r}" if text else f"{kind}: none" for kind, text in prompts.items())
+            if not quiet:
+                say(f"{model}, {task}: prompts {shown}")
+        record_scores(folder, found[model]["tasks"], "mteb's main score")
+        if draft:
+            say(f"draft of mteb's metadata: {draft}")
+    if as_json:
+        return show(found, True)
+    rows = {task.metadata.name: [one["tasks"][task.metadata.name] for one in found.values()] for task in tasks}
+    for kind in next(iter(found.values()))["means"]:
+        rows[f"mean of {kind}"] = [one["means"][kind] for one in found.values()]
+    rows["mean"] = [one["mean"] for one in found.values()]
+    compare(list(found), rows)
+
+
+def compare(models: list[str], rows: Mapping[str, list[float]]) -> None:
+    """Print a line per measure and a column per model. Models whose names do not fit into 80 columns get numbers."""
+    width = max(map(len, rows))
+    if width + sum(2 + max(len(model), 6) for model in models) > 80:
+        output("".join(f"{f'[{number}]':>6}  {model}\n" for number, model in enumerate(models, start=1)))
+        models = [f"[{number}]" for number in range(1, len(models) + 1)]
+    output(" " * width + "".join(f"  {model:>6}" for model in models))
+    for name, scores in rows.items():
+        shown = [f"{score:,}" if isinstance(score, int) else f"{score:.4f}" for score in scores]
+        cells = "".join(f"  {one:>{max(len(model), 6)}}" for model, one in zip(models, shown, strict=True))
+        output(f"{name:<{width}}{cells}")
+
+
+@train_command.command("export")
+@click.argument("run", type=PATH)
+@OUT
+def export_command(run: Path, out: Path) -> None:
+    """Write the model of a RUN to a folder.
+
+    RUN is a folder such as builds/quickstart/train, whose newest checkpoint is
+    used, or a checkpoint. sentence-transformers and transformers load the result.
+    """
+    from training.checkpoint import export_checkpoint
+
+    say(f"exported {export_checkpoint(run, out)} to {out}")
+
+
+@train_command.command("average")
+@click.argument("run", type=PATH)
+@OUT
+@click.option("--last", type=click.IntRange(1), metavar="K", help="Only the last K checkpoints; by default all.")
+def average_command(run: Path, out: Path, last: int | None) -> None:
+    """Write the mean of a RUN's checkpoints as a model.
+
+    The recipe's `keep` says how many checkpoints a run keeps.
+    """
+    from training.checkpoint import average_checkpoints
+
+    taken = average_checkpoints(run, out, last)
+    say(f"averaged {', '.join(path.name for path in taken)} to {out}")
+
+
+@train_command.command("report")
+@click.argument("run", type=PATH)
+def report_command(run: Path) -> None:
+    """Write the curves of a RUN as RUN/report.html.
+
+    A run writes it at its end; use this command while it is running.
+    """
+    from training.report import write_report
+
+    output(str(write_report(run)))
+
+
+@train_command.command("publish")
+@click.argument("model", type=PATH)
+@click.argument("repo", metavar="ORG/NAME")
+@click.option("--license", default="unknown", metavar="ID", help="The model's licence, by its Hub id; default unknown.")
+@click.option("--dataset", "datasets", multiple=True, metavar="ID", help="Hub id of its training data; may be repeated.")
+@click.option("--private", is_flag=True, help="Make the repository private.")
+@click.option("--tag", metavar="NAME", help="Name this version, such as v1.0.")
+@click.option("--dry-run", is_flag=True, help="Show files, bytes and the card; send nothing.")
+@JSON
+@QUIET
+def publish_command(
+    model: Path,
+    repo: str,
+    license: str,
+    datasets: tuple[str, ...],
+    private: bool,
+    tag: str | None,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Publish MODEL on the Hub as ORG/NAME, in one commit.
+
+    MODEL is a folder of `train` or `train export`. Its card shows how to use it;
+    the card of a run, such as builds/quickstart/train, also data, recipe and scores.
+    """
+    from curation.core.hub import upload
+    from training.publish import plan_upload
+
+    planned = plan_upload(model, repo, license, datasets)
+    if dry_run:
+        files = {path: piece.size for path, piece in planned.pieces.items()}
+        card = {"card": planned.card} if as_json else {}
+        show({"repo": repo, "files": files, "bytes": sum(files.values())} | card, as_json)
+        return None if as_json else output(f"\n{planned.card}")
+    done = upload(repo, "model", planned.pieces, private, tag, (lambda line: None) if quiet else say)
+    sent = f"{len(done.sent)} of {len(planned.pieces)} files" if done.sent else "nothing to do"
+    if as_json:
+        return show({"url": done.url, "commit": done.commit, "tag": tag, "sent": done.sent, "deleted": done.deleted}, True)
+    output(f"{done.url} at {done.commit[:12]}: {sent}, {sum(done.sent.values()):,} bytes")
+
+
+def show(result: Mapping[str, Any], as_json: bool) -> None:
+    """Print a result on stdout: a line per value, or JSON."""
+    if as_json:
+        import json
+
+        output(json.dumps(result, indent=1, ensure_ascii=False))
+        return
+    flat = {key: value for key, value in result.items() if not isinstance(value, Mapping)}
+    for key, value in result.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key} of {inner}": count for inner, count in value.items()}
+    width = max(map(len, flat))
+    for key, value in flat.items():
+        shown = f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+        output(f"{key:<{width}}  {shown:>10}")
+
+
 def main() -> None:
     """Run the command line."""
-    run_command(train, "train")
+    run_command(train_command, "train")

@@ -1,11 +1,12 @@
-"""Which tuples a step trains on, and what of them the model reads.
+"""Which tuples a step trains on, and which of their texts the model reads.
 
-The plan is a pure function of (seed, epoch, step): each batch is of one source, each tuple comes once an epoch (unless
-small sources are to come more often; with `positives: all` once with each of its positives), and the sources' batches lie
-in a shuffled order. So the place in the data is one integer, the step, and a run goes on at any of them without walking
-there. Every draw is made from the seed, the source's name and the tuple's own key, so another source, or another tuple of
-the same one, changes neither a drawn negative or positive nor the order of two tuples (but where tuples with one positive
-have to be kept out of one batch).
+The plan is a pure function of (seed, epoch, step). Each batch has tuples of one source. Each tuple comes once per epoch, or
+with `positives: all` once per positive; `evenness` and `weight` make small sources come more often. The batches of all
+sources are shuffled. So the position in the data is one integer, the step, and a run can resume at any step at once.
+
+Every random draw depends on the seed, the source's name and the tuple's own key. Adding a source or a tuple changes neither
+the negatives and positives drawn for other tuples nor their order, except where tuples with the same positive must be kept
+out of the same batch.
 """
 
 from __future__ import annotations
@@ -19,66 +20,66 @@ from curation.core.errors import BuildError
 from curation.core.record import draws
 from curation.recipe.settings import Train
 from training.loss import IN_BATCH_TASKS
-from training.tokens import Source, taken
+from training.tokens import Source, take
 
-SPREADS = 20  # rounds
-ROWS_AT_ONCE = 1 << 18
-TURN = np.uint64(0x5555555555555555)  # makes a second order of the same draws
-NEVER = np.uint64(0xFFFFFFFFFFFFFFFF)  # sorts behind every draw
+SPREAD_ROUNDS = 20
+ROWS_AT_ONCE = 1 << 18  # rows that are sorted at a time
+FLIP = np.uint64(0x5555555555555555)  # gives a second order from the same draws
+LAST = np.uint64(0xFFFFFFFFFFFFFFFF)  # sorts after every draw
 
 
 class Batch(NamedTuple):
-    """What one step reads: n distinct texts, the shortest first, and which of them each of b tuples is made of."""
+    """What one step reads: n distinct texts, the shortest first, and the texts that each of b tuples consists of."""
 
     source: str
     task: str
-    in_batch: bool  # whether other rows' positives are negatives too
+    in_batch: bool  # whether other rows' positives count as negatives too
     rows: np.ndarray  # (b,) i64, row numbers in the source
     ids: np.ndarray  # (T,) i64, the tokens of all texts
-    starts: np.ndarray  # (n+1,) i64
-    query: np.ndarray  # (b,) i64, which of the n texts
+    starts: np.ndarray  # (n+1,) i64, where each text begins
+    query: np.ndarray  # (b,) i64, the number of the text
     positive: np.ndarray  # (b,) i64
-    negative: np.ndarray  # (b, k) i64, 0 where there is none
+    negative: np.ndarray  # (b, k) i64, 0 where the tuple has fewer than k
     has_negative: np.ndarray  # (b, k) bool
-    shared: np.ndarray  # (b, b) bool: positive j is, or equals but for its form, a positive of tuple i, and j != i
-    teacher: np.ndarray  # (b, 1 + k) f32, the miner's scores of positive and negatives; NaN where there is none
-    shared_negative: np.ndarray | None  # (b, b, k) bool: likewise negative m of tuple j; None where no loss asks for it
+    shared: np.ndarray  # (b, b) bool: positive j equals, or is a near-duplicate of, a positive of tuple i, and j != i
+    teacher: np.ndarray  # (b, 1 + k) f32, the miner's scores of positive and negatives; NaN if unknown
+    shared_negative: np.ndarray | None  # (b, b, k) bool: the same for negative m of tuple j; None unless the loss needs it
 
 
 class Plan:
-    """The order of batches. It keeps the orders of the epoch it was last asked for, and nothing else."""
+    """The order of batches. It caches the orders of the epoch that was last asked for, and nothing else."""
 
     def __init__(self, sources: Sequence[Source], seed: int, recipe: Train) -> None:
-        """Take what batches depend on: of the recipe batch, positives, negatives, loss, evenness and what single sources have."""
+        """Read what batches depend on: the recipe's batch, positives, negatives, loss and evenness, and settings per source."""
         self.sources, self.seed, self.batch, self.positives = list(sources), seed, recipe.batch, recipe.positives
-        self.joint = recipe.loss == "infonce"  # it takes other rows' negatives too, so tell the false ones
+        self.masks_negatives = recipe.loss == "infonce"  # it uses other rows' negatives too, so mask the false ones
         own = [recipe.of(source.name) for source in sources]
         self.negatives = [recipe.negatives if one.negatives is None else one.negatives for one in own]
         tasks = [source.task in IN_BATCH_TASKS for source in sources]
         self.in_batch = [task if one.in_batch is None else one.in_batch for one, task in zip(own, tasks, strict=True)]
         sizes = [len(source.positives) if self.positives == "all" else len(source) for source in sources]
-        self.batches = [-(-size // self.batch) for size in sizes]  # of a pass; the last of a source may be smaller
+        self.batches = [-(-size // self.batch) for size in sizes]  # per pass over a source; its last batch may be smaller
         weights = [one.weight for one in own]
-        self.shares = shares(self.batches, sizes, recipe.evenness, weights)  # of an epoch
+        self.shares = batches_per_epoch(self.batches, sizes, recipe.evenness, weights)
         self.steps_per_epoch = sum(self.shares)
         self._epoch = -1
         self._order = np.zeros((0, 2), dtype=np.int64)
         self._rows: dict[tuple[int, int], np.ndarray] = {}
 
     def check(self) -> None:
-        """Refuse a source whose every loss would be 0, and teach nothing.
+        """Refuse a source whose loss would always be 0.
 
         Raises:
-            BuildError: its tuples have no negatives, and no other tuple's positive is one.
+            BuildError: its tuples have no negatives, and no positive of another tuple counts as one.
         """
         for number, source in enumerate(self.sources):
             if self.negatives[number] and len(source.negatives):
                 continue
             why = "its tuples have no negatives" if self.negatives[number] else "`negatives` is 0"
             if not self.in_batch[number]:
-                other = "and other tuples' positives are none either (`in_batch`)"
+                other = "and positives of other tuples do not count as negatives (`in_batch`)"
             elif self.batch == 1 or len(source) == 1:
-                other = "and a batch holds one tuple"
+                other = "and a batch has one tuple"
             elif np.ptp(source.identity[source.positives]) == 0:
                 other = "and all of them have the same positive"
             else:
@@ -87,53 +88,51 @@ class Plan:
             raise BuildError(f"source '{source.name}'", f"has nothing to learn from: {why}, {other}", hint)
 
     def rows(self, step: int) -> tuple[Source, np.ndarray]:
-        """Return the source of a step, and which of its rows, (b,) i64."""
+        """Return the source of a step, and which of its rows it trains on, (b,) i64."""
         return self.chosen(step)[:2]
 
     def chosen(self, step: int) -> tuple[Source, np.ndarray, np.ndarray]:
-        """Return the source of a step, which of its rows, (b,) i64, and the place of each one's positive in `positives`."""
-        number, time, batch = self._place(step)
+        """Return the source of a step, its rows (b,) i64, and for each row the place of its positive in `source.positives`."""
+        number, passes, batch = self._position(step)
         source = self.sources[number]
-        if (number, time) not in self._rows:
+        if (number, passes) not in self._rows:
             in_batch = self.in_batch[number]
-            self._rows[number, time] = row_order(source, self.seed, time, self.batch, in_batch, self.positives)
-        chosen = self._rows[number, time][batch * self.batch : (batch + 1) * self.batch]
+            self._rows[number, passes] = row_order(source, self.seed, passes, self.batch, in_batch, self.positives)
+        chosen = self._rows[number, passes][batch * self.batch : (batch + 1) * self.batch]
         if self.positives == "all":
             return source, np.searchsorted(source.positive_starts, chosen, side="right") - 1, chosen
-        return source, chosen, trained_places(source, chosen, self.seed, time, self.positives)
+        return source, chosen, trained_positives(source, chosen, self.seed, passes, self.positives)
 
     def batch_at(self, step: int) -> Batch:
         """Return the batch of a step, counted from 0 over all epochs."""
         source, rows, places = self.chosen(step)
-        number, time, _ = self._place(step)
-        slots = draw_negatives(source, rows, self.seed, time, self.negatives[number])
+        number, passes, _ = self._position(step)
+        slots = draw_negatives(source, rows, self.seed, passes, self.negatives[number])
         batch = assemble(source, rows, slots, self.in_batch[number], places)
-        return batch._replace(shared_negative=shared_negatives(source, rows, slots)) if self.joint else batch
+        return batch._replace(shared_negative=shared_negatives(source, rows, slots)) if self.masks_negatives else batch
 
-    def _place(self, step: int) -> tuple[int, int, int]:
-        """Return a step's source, how often that has been passed through before, and which batch of this pass it is."""
+    def _position(self, step: int) -> tuple[int, int, int]:
+        """Return the number of a step's source, how many passes over it are complete, and the batch within this pass."""
         epoch, place = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
-            self._epoch, self._order, self._rows = epoch, self._batch_order(epoch), {}
+            # Shuffle the batches of all sources: (source, batch within its share) per step, (steps, 2) i64.
+            keys = [
+                draws(self.seed, f"{source.name}/order/{epoch}", np.arange(count))
+                for source, count in zip(self.sources, self.shares, strict=True)
+            ]
+            numbers = np.repeat(np.arange(len(self.sources)), self.shares)
+            batches = np.concatenate([np.arange(count) for count in self.shares])
+            order = np.stack([numbers, batches], axis=1)[np.argsort(np.concatenate(keys), kind="stable")]
+            self._epoch, self._order, self._rows = epoch, order, {}
         number, batch = self._order[place].tolist()
         return number, *divmod(epoch * self.shares[number] + batch, self.batches[number])
 
-    def _batch_order(self, epoch: int) -> np.ndarray:
-        """Return (source, batch of its share) for each step of an epoch, (steps, 2) i64."""
-        keys = [
-            draws(self.seed, f"{source.name}/order/{epoch}", np.arange(count))
-            for source, count in zip(self.sources, self.shares, strict=True)
-        ]
-        number = np.repeat(np.arange(len(self.sources)), self.shares)
-        batch = np.concatenate([np.arange(count) for count in self.shares])
-        return np.stack([number, batch], axis=1)[np.argsort(np.concatenate(keys), kind="stable")]
 
+def batches_per_epoch(batches: Sequence[int], sizes: Sequence[int], evenness: float, weights: Sequence[float]) -> list[int]:
+    """Return the number of batches of each source in an epoch.
 
-def shares(batches: Sequence[int], sizes: Sequence[int], evenness: float, weights: Sequence[float]) -> list[int]:
-    """Return each source's batches of an epoch.
-
-    Of the same number in all, a source has a share of weight * size^(1/evenness), and one at least. Where nothing is asked
-    for, all of its own.
+    By default these are the batches of one pass over each source. With `evenness` or weights the total stays the same, and a
+    source gets a share proportional to weight * size^(1/evenness), at least one batch.
     """
     if evenness == 1 and len(set(weights)) <= 1:
         return list(batches)
@@ -145,43 +144,43 @@ def shares(batches: Sequence[int], sizes: Sequence[int], evenness: float, weight
     return [int(count) for count in share]
 
 
-def row_order(source: Source, seed: int, time: int, batch: int, in_batch: bool, positives: str = "first") -> np.ndarray:
-    """Return the rows of a source in the order of its pass number `time`, (rows,) i64; of `all` positives their places."""
+def row_order(source: Source, seed: int, passes: int, batch: int, in_batch: bool, positives: str = "first") -> np.ndarray:
+    """Return the rows of a source in the order of pass number `passes`, (rows,) i64; with `all`, places of positives instead."""
     keys = np.asarray(source.rows)
-    if positives == "all":  # a row's first positive is drawn by the row's own key, each further one by another
+    if positives == "all":  # the first positive of a row is drawn by the row's own key, each further one by another key
         counts = np.diff(source.positive_starts)
         nth = np.arange(len(source.positives)) - np.repeat(source.positive_starts[:-1], counts)
         keys = np.repeat(keys, counts)
         keys = np.where(nth > 0, draws(seed, f"{source.name}/further positive", keys + nth.astype(np.uint64)), keys)
-    order = np.argsort(draws(seed, f"{source.name}/epoch/{time}", keys), kind="stable")
+    order = np.argsort(draws(seed, f"{source.name}/epoch/{passes}", keys), kind="stable")
     if not in_batch:
         return order
     every = np.arange(len(source))
-    places = slice(None) if positives == "all" else trained_places(source, every, seed, time, positives)
-    return spread(order, source.identity[source.positives[places]], batch, seed, f"{source.name}/spread/{time}")
+    places = slice(None) if positives == "all" else trained_positives(source, every, seed, passes, positives)
+    return spread(order, source.identity[source.positives[places]], batch, seed, f"{source.name}/spread/{passes}")
 
 
-def trained_places(source: Source, rows: np.ndarray, seed: int, time: int, positives: str) -> np.ndarray:
-    """Return the place in `source.positives` of the positive that each row is trained on in pass `time`, (b,) i64.
+def trained_positives(source: Source, rows: np.ndarray, seed: int, passes: int, positives: str) -> np.ndarray:
+    """Return the place in `source.positives` of the positive that each row is trained on in pass `passes`, (b,) i64.
 
-    That is the row's `first` one, or for `sampled` one drawn for this pass.
+    With `first` it is the row's first positive, with `sampled` one that is drawn for this pass.
     """
-    first = taken(source.positive_starts, rows)
+    first = take(source.positive_starts, rows)
     if positives == "first":
         return np.asarray(first)
-    count = (taken(source.positive_starts, rows + 1) - first).astype(np.uint64)
-    drawn = draws(seed, f"{source.name}/positive/{time}", taken(source.rows, rows)) % count
+    count = (take(source.positive_starts, rows + 1) - first).astype(np.uint64)
+    drawn = draws(seed, f"{source.name}/positive/{passes}", take(source.rows, rows)) % count
     return np.asarray(first + drawn.astype(np.int64))
 
 
 def spread(order: np.ndarray, identity: np.ndarray, batch: int, seed: int, purpose: str) -> np.ndarray:
-    """Return the order with rows of one identity in different batches, as far as there are batches for them.
+    """Return the order changed so that rows of equal identity are in different batches, as far as possible.
 
-    Rows whose identity stands in their batch already change places with as many drawn ones, over and over: a few rows in
-    a hundred have to move. What is left after some rounds is for the loss to mask.
+    Rows whose identity occurs earlier in their batch change places with equally many drawn rows, in several rounds. Usually a
+    few per cent of the rows have to move. The loss masks what remains after the last round.
     """
     best, fewest, before = order, len(order), len(order)
-    for turn in range(SPREADS):
+    for turn in range(SPREAD_ROUNDS):
         again = repeated(order, identity, batch)
         if len(again) < fewest:
             best, fewest = order, len(again)
@@ -191,96 +190,96 @@ def spread(order: np.ndarray, identity: np.ndarray, batch: int, seed: int, purpo
         drawn = draws(seed, f"{purpose}/{turn}", np.arange(len(order)))
         moved = np.union1d(again, np.argsort(drawn, kind="stable")[: len(again)])
         order = order.copy()
-        order[moved] = order[moved[np.argsort(drawn[moved] ^ TURN, kind="stable")]]
+        order[moved] = order[moved[np.argsort(drawn[moved] ^ FLIP, kind="stable")]]
     return best
 
 
 def repeated(order: np.ndarray, identity: np.ndarray, batch: int) -> np.ndarray:
-    """Return the places of an order whose identity stands in their batch already, (n,) i64.
+    """Return the places in an order whose identity occurs earlier in their batch, (n,) i64.
 
-    Some batches at a time, so that the memory is not that of sorting all rows.
+    It works on some batches at a time, which needs less memory than sorting all rows.
     """
     found, step = [np.zeros(0, np.int64)], batch * -(-ROWS_AT_ONCE // batch)
     for first in range(0, len(order), step):
         mine = identity[order[first : first + step]]
         at = np.arange(len(mine)) // batch
-        by_cell = np.lexsort((mine, at))  # stable: the first of equal ones stays
+        by_cell = np.lexsort((mine, at))  # stable: the first of equal ones keeps its place
         found.append(first + by_cell[1:][(np.diff(mine[by_cell]) == 0) & (np.diff(at[by_cell]) == 0)])
     return np.concatenate(found)
 
 
-def draw_negatives(source: Source, rows: np.ndarray, seed: int, time: int, k: int) -> np.ndarray:
-    """Return k of each row's negatives, drawn anew each epoch, as places in `source.negatives`, (b, k) i64.
+def draw_negatives(source: Source, rows: np.ndarray, seed: int, passes: int, k: int) -> np.ndarray:
+    """Return k negatives of each row, drawn for this pass, as places in `source.negatives`, (b, k) i64.
 
-    A row with fewer has all of its own and then -1.
+    A row with fewer than k gets all of them, then -1.
     """
-    first = taken(source.negative_starts, rows)
-    count = taken(source.negative_starts, rows + 1) - first
+    first = take(source.negative_starts, rows)
+    count = take(source.negative_starts, rows + 1) - first
     most = int(count.max(initial=0))
     if not most or not k:
         return np.full((len(rows), k), -1, dtype=np.int64)
-    purpose, slot = f"{source.name}/negatives/{time}", np.arange(most)
-    start = draws(seed, purpose, taken(source.rows, rows))
+    purpose, slot = f"{source.name}/negatives/{passes}", np.arange(most)
+    start = draws(seed, purpose, take(source.rows, rows))
     draw = draws(seed, purpose, start[:, None] + slot.astype(np.uint64))
     absent = slot >= count[:, None]
-    draw[absent] = NEVER
+    draw[absent] = LAST
     chosen = np.argsort(draw, axis=1, kind="stable")[:, :k]  # (b, at most k)
     places = np.where(np.take_along_axis(absent, chosen, axis=1), -1, first[:, None] + chosen)
     return np.pad(places, ((0, 0), (0, k - places.shape[1])), constant_values=-1)
 
 
 def assemble(source: Source, rows: np.ndarray, slots: np.ndarray, in_batch: bool, places: np.ndarray | None = None) -> Batch:
-    """Gather the texts of some tuples, each distinct text once.
+    """Return the batch of some tuples, with each distinct text once.
 
-    `slots` is as `draw_negatives` returns it, and `places` as `trained_places`; by default they are of the first positives.
+    `slots` is as `draw_negatives` returns it, `places` as `trained_positives`; by default the first positives.
     """
-    has, first = slots >= 0, taken(source.positive_starts, rows)
+    has, first = slots >= 0, take(source.positive_starts, rows)
     places = first if places is None else places
-    positive = taken(source.positives, places)
-    passages = np.concatenate([positive, taken(source.negatives, slots[has])])
-    texts = np.concatenate([taken(source.query, rows), taken(source.text, passages)])
+    positive = take(source.positives, places)
+    passages = np.concatenate([positive, take(source.negatives, slots[has])])
+    texts = np.concatenate([take(source.query, rows), take(source.text, passages)])
     distinct, number = np.unique(texts, return_inverse=True)
-    order = np.argsort(taken(source.starts, distinct + 1) - taken(source.starts, distinct), kind="stable")
+    order = np.argsort(take(source.starts, distinct + 1) - take(source.starts, distinct), kind="stable")
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     number, b = place[number], len(rows)
     negative = np.zeros(slots.shape, dtype=np.int64)
     negative[has] = number[2 * b :]
-    ids, starts = gather(source.ids, source.starts, distinct[order])
+    ids, starts = gather_segments(source.ids, source.starts, distinct[order])
     teacher = np.full((b, 1 + slots.shape[1]), np.nan, dtype=np.float32)
-    teacher[:, 0] = np.where(places == first, taken(source.positive_score, rows), np.nan)  # further ones have none
-    teacher[:, 1:][has] = taken(source.negative_scores, slots[has])
+    teacher[:, 0] = np.where(places == first, take(source.positive_score, rows), np.nan)  # only first positives have a score
+    teacher[:, 1:][has] = take(source.negative_scores, slots[has])
     which = number[:b], number[b : 2 * b], negative, has
     shared = shared_positives(source, rows, places)
     return Batch(source.name, source.task, in_batch, rows, ids, starts, *which, shared, teacher, None)
 
 
-def gather(values: np.ndarray, starts: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the chosen segments of flat values, one after the other, as (values i64, starts i64)."""
-    first = taken(starts, chosen)
-    length = taken(starts, chosen + 1) - first
+def gather_segments(values: np.ndarray, starts: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the chosen segments of flat values, concatenated, as (values i64, starts i64)."""
+    first = take(starts, chosen)
+    length = take(starts, chosen + 1) - first
     new = np.concatenate([[0], np.cumsum(length)])
     places = np.arange(new[-1]) + np.repeat(first - new[:-1], length)
-    return taken(values, places).astype(np.int64), new
+    return take(values, places).astype(np.int64), new
 
 
 def shared_positives(source: Source, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Return (b, b) bool: the positive of row j, at its place, is no negative for row i != j, by its id or its group."""
-    trained = taken(source.positives, places)
-    return _shared(source, rows, taken(source.identity, trained)[:, None])[:, :, 0]
+    """Return (b, b) bool: the positive of row j must not be a negative of row i != j, because of its id or its group."""
+    trained = take(source.positives, places)
+    return _shared(source, rows, take(source.identity, trained)[:, None])[:, :, 0]
 
 
 def shared_negatives(source: Source, rows: np.ndarray, slots: np.ndarray) -> np.ndarray:
-    """Return (b, b, k) bool: the negative at `slots` (j, m) is no negative for row i != j, by its id or its group."""
+    """Return (b, b, k) bool: negative m of row j must not be a negative of row i != j, because of its id or its group."""
     if not (slots >= 0).any():
         return np.zeros((len(rows), *slots.shape), dtype=bool)
-    return _shared(source, rows, taken(source.identity, taken(source.negatives, np.maximum(slots, 0))))
+    return _shared(source, rows, take(source.identity, take(source.negatives, np.maximum(slots, 0))))
 
 
 def _shared(source: Source, rows: np.ndarray, identity: np.ndarray) -> np.ndarray:
-    """Return (b, b, k) bool: passage (j, m), of the identities (b, k), is a positive of row i != j."""
-    passages, starts = gather(source.positives, source.positive_starts, rows)
-    mine = taken(source.identity, passages)  # (all positives of all rows,)
+    """Return (b, b, k) bool: passage m of row j, given by its identity (b, k), is a positive of row i != j."""
+    passages, starts = gather_segments(source.positives, source.positive_starts, rows)
+    mine = take(source.identity, passages)  # (all positives of all rows,)
     shared = np.logical_or.reduceat(mine[:, None, None] == identity, starts[:-1], axis=0)
     shared[np.arange(len(rows)), np.arange(len(rows))] = False
     return shared

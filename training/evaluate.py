@@ -1,10 +1,10 @@
 """Retrieval quality on a folder in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/test.tsv (or another split's).
 
-nDCG@10 as trec_eval's `ndcg_cut_10`, which mteb takes too: gain = the grade itself, discount = log2(rank + 1), the ideal over
-all relevant documents, and of equal scores the document with the larger id first. recall@10 and MRR@10 count a document as
-relevant where its grade is above 0. All are means over the queries that qrels name; one without a relevant document counts 0.
+nDCG@10 is trec_eval's `ndcg_cut_10`, as in mteb: gain = the grade itself, discount = log2(rank + 1), the ideal is over all
+relevant documents, and among equal scores the document with the larger id comes first. recall@10 and MRR@10 count a document
+as relevant if its grade is above 0. All are means over the queries in qrels; a query without a relevant document counts 0.
 
-What queries are told is what training told them: see `asked_of`.
+Queries get the same prompts as in training: see `evaluation_prompts`.
 """
 
 from __future__ import annotations
@@ -29,15 +29,17 @@ from training.model.prompts import Prompts
 
 TOP = 10
 QUERIES_PER_BLOCK, PASSAGES_PER_BLOCK = 1024, 8192  # one block of scores is 64 MiB
-LARGEST_GRADE = 2**31  # what trec_eval holds
-LAYOUT = "a folder holds corpus.jsonl, queries.jsonl and qrels/test.tsv"
+LARGEST_GRADE = 2**31  # the largest that trec_eval accepts
+LAYOUT = "the folder needs corpus.jsonl, queries.jsonl and qrels/test.tsv"
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class Collection:
-    """What is searched and what should be found: `relevant[i]` maps corpus rows to the grades, above 0, for `queries[i]`.
+    """A corpus, queries, and the judgements: `relevant[i]` maps corpus rows to grades above 0 for `queries[i]`.
 
-    Passages stand by falling id, in the order of its bytes: of equal scores the first row is the one that trec_eval takes.
+    Passages are sorted by decreasing id, compared as bytes, so among equal scores the first row is the one that trec_eval
+    ranks first.
     """
 
     passages: list[str]
@@ -47,67 +49,63 @@ class Collection:
     query_ids: list[str]
 
 
-HALF = re.compile("[\ud800-\udfff]")
-
-
-class Asked(NamedTuple):
-    """What is put before the texts of a set, and whose word that is."""
+class EvaluationPrompts(NamedTuple):
+    """The text before queries and before passages, and where it comes from."""
 
     query: str
     passage: str
-    whose: str
+    origin: str
 
-    def told(self) -> str:
-        """Return it in words."""
+    def summary(self) -> str:
+        """Return the prompts in words."""
         before = [json.dumps(text, ensure_ascii=False) if text else "nothing" for text in (self.query, self.passage)]
-        return f"queries begin with {before[0]}, passages with {before[1]} ({self.whose})"
+        return f"queries begin with {before[0]}, passages with {before[1]} ({self.origin})"
 
 
-def asked_of(encoder: Encoder, folder: Path, instruction: str = "") -> Asked:
-    """Return what the queries and passages of a folder are told: what training tells them, unless an instruction is given.
+def evaluation_prompts(encoder: Encoder, folder: Path, instruction: str = "") -> EvaluationPrompts:
+    """Return the prompts for the queries and passages of a folder: those of training, unless an instruction is given.
 
-    A model with prompts of its own for queries or passages has these. One that reads instructions has the instruction that was
-    saved with it under the folder's name, else that of the source in the build whose held-out queries these are.
+    A model with prompts of its own for queries or passages gets these. A model that reads instructions gets the instruction
+    that was saved with it under the folder's name, else that of the build's source to which the held-out queries belong.
 
     Raises:
-        SetupError: an instruction is given, and `prompt: none` too.
+        SetupError: both an instruction and `prompt: none` are given.
     """
-    model, prompt = encoder.model, encoder.prompt
+    check_instruction(encoder, instruction)
+    model = encoder.model
     if instruction:
-        if prompt == "none":
-            raise SetupError("--instruction", "is put before queries, and `--prompt none` puts nothing there", "give one of them")
-        return Asked(render_query(instruction, ""), "", "as --instruction says")
+        return EvaluationPrompts(render_query(instruction, ""), "", "from --instruction")
     if encoder.prompts.used in ("own", "given"):
-        return Asked(encoder.query("", ""), encoder.passage(""), "the model's own prompts")
+        return EvaluationPrompts(encoder.query("", ""), encoder.passage(""), "the model's own prompts")
     if encoder.prompts.used == "none":
         trained = "the model was trained without" if model.trained_prompt == "none" else "the model has no prompts"
-        return Asked("", "", "--prompt none" if prompt == "none" else trained)
+        return EvaluationPrompts("", "", "--prompt none" if encoder.prompt == "none" else trained)
     name = folder.resolve().name
     if name in model.prompts:
-        return Asked(model.prompts[name], "", f"saved with the model for '{name}'")
-    told = instruction_of(folder)
-    if told is None:
-        return Asked("", "", f"no instruction is known for '{name}'; --instruction gives one")
-    return Asked(render_query(told, ""), "", f"the instruction of source '{name}'")
+        return EvaluationPrompts(model.prompts[name], "", f"saved with the model for '{name}'")
+    of_source = instruction_of(folder)
+    if of_source is None:
+        return EvaluationPrompts("", "", f"no instruction is known for '{name}'; --instruction gives one")
+    return EvaluationPrompts(render_query(of_source, ""), "", f"the instruction of source '{name}'")
 
 
-def asked_in_training(prompts: Prompts, instruction: str) -> Asked:
-    """Return what training puts before the texts of a source with this instruction."""
-    return Asked(prompts.of_query(instruction, ""), prompts.of_passage(""), "as in training")
+def prompts_in_training(prompts: Prompts, instruction: str) -> EvaluationPrompts:
+    """Return the prompts that training uses for a source with this instruction."""
+    return EvaluationPrompts(prompts.of_query(instruction, ""), prompts.of_passage(""), "as in training")
 
 
 def check_instruction(encoder: Encoder, instruction: str) -> None:
-    """Refuse an instruction where nothing is to be put before queries.
+    """Refuse an instruction if queries are to have no prompt.
 
     Raises:
-        SetupError: it is given, and `prompt: none` too.
+        SetupError: both an instruction and `prompt: none` are given.
     """
     if instruction and encoder.prompt == "none":
-        raise SetupError("--instruction", "is put before queries, and `--prompt none` puts nothing there", "give one of them")
+        raise SetupError("--instruction", "goes before queries, but `--prompt none` forbids that", "give only one of them")
 
 
 def instruction_of(folder: Path) -> str | None:
-    """Return the instruction of the source whose held-out queries BUILD/heldout/SOURCE holds, or None for another folder."""
+    """Return the source's instruction if the folder is BUILD/heldout/SOURCE, else None."""
     whole = folder.resolve()
     build = whole.parent.parent / "build.json"
     if whole.parent.name != "heldout" or not build.is_file():
@@ -119,38 +117,42 @@ def instruction_of(folder: Path) -> str | None:
 def evaluate(
     encoder: Encoder, folder: Path, instruction: str = "", progress: Progress = silent, split: str = "test"
 ) -> dict[str, float | int]:
-    """Return {"ndcg@10", "recall@10", "mrr@10", "queries"} of exact search; what queries are told is as `asked_of` says.
+    """Return {"ndcg@10", "recall@10", "mrr@10", "queries"} of an exact search, with the prompts of `evaluation_prompts`.
 
     Raises:
         SetupError: the instruction contradicts the prompt.
-        SourceError: a file is missing or cannot be read as meant, or no query has a relevant document.
-        ModelError: a text gets no vector.
+        SourceError: a file is missing or cannot be read, or no query has a relevant document.
+        ModelError: a vector is not finite.
     """
-    return measure(encoder, read_collection(folder, split), asked_of(encoder, folder, instruction), progress)
+    return measure(encoder, read_collection(folder, split), evaluation_prompts(encoder, folder, instruction), progress)
 
 
-def measure(encoder: Encoder, collection: Collection, asked: Asked, progress: Progress = silent) -> dict[str, float | int]:
-    """Return what `evaluate` does, of a collection that was read before."""
+def measure(
+    encoder: Encoder, collection: Collection, prompts: EvaluationPrompts, progress: Progress = silent
+) -> dict[str, float | int]:
+    """Return the same as `evaluate` for a collection in memory."""
     with progress("encode queries", len(collection.queries), "texts") as advance:
-        queries = encoded(encoder, asked.query, collection.queries, advance)
+        queries = encode_distinct(encoder, prompts.query, collection.queries, advance)
     with progress("encode passages", len(collection.passages), "texts") as advance:
-        passages = encoded(encoder, asked.passage, collection.passages, advance)
+        passages = encode_distinct(encoder, prompts.passage, collection.passages, advance)
     found = nearest(queries, passages, TOP, encoder.model.backbone.device, encoder.similarity)
     return scores(found, collection.relevant)
 
 
-def encoded(encoder: Encoder, before: str, texts: list[str], advance: Callable[[int], None] = lambda done: None) -> np.ndarray:
-    """Return a vector a text, (n, dim) float32, of unit length where these are compared by cosine.
+def encode_distinct(
+    encoder: Encoder, prompt: str, texts: list[str], advance: Callable[[int], None] = lambda done: None
+) -> np.ndarray:
+    """Return a vector per text, (n, dim) float32, of unit length if the model compares by cosine.
 
-    Equal texts have equal ones to the bit, so that they tie.
+    Each distinct text is encoded once, so that equal texts have equal vectors, bit by bit, and tie.
     """
     number = {text: at for at, text in enumerate(dict.fromkeys(texts))}
-    vectors = encoder.encode([before + text for text in number], advance, encoder.similarity == "cosine")
+    vectors = encoder.encode([prompt + text for text in number], advance, encoder.similarity == "cosine")
     return vectors if len(number) == len(texts) else vectors[[number[text] for text in texts]]
 
 
 def scores(found: np.ndarray, relevant: list[dict[int, float]]) -> dict[str, float | int]:
-    """Return the means over queries: `found` holds the corpus rows of each query's hits, best first, (n, at most 10)."""
+    """Return the means over queries; `found` (n, at most 10) has the corpus rows of each query's hits, best first."""
     recall, mrr = [], []
     for hits, grades in zip(found.tolist(), relevant, strict=True):
         right = [hit in grades for hit in hits]
@@ -161,7 +163,7 @@ def scores(found: np.ndarray, relevant: list[dict[int, float]]) -> dict[str, flo
 
 
 def ndcg_at(found: Sequence[Sequence[int]], relevant: list[dict[int, float]], top: int) -> float:
-    """Return the mean nDCG@top of each query's hits, corpus rows, best first."""
+    """Return the mean nDCG@top; `found` has the corpus rows of each query's hits, best first."""
     discount, each = 1 / np.log2(np.arange(2, top + 2)), []
     for hits, grades in zip(found, relevant, strict=True):
         gains = np.array([grades.get(hit, 0.0) for hit in hits[:top]])
@@ -174,8 +176,8 @@ def ndcg_at(found: Sequence[Sequence[int]], relevant: list[dict[int, float]], to
 def nearest(queries: np.ndarray, passages: np.ndarray, top: int, device: torch.device, similarity: str = "cosine") -> np.ndarray:
     """Return the rows of the `top` nearest passages, best first, (n, min(top, passages)) int64; `similarity` is an encoder's.
 
-    Exact, block by block; of equal scores the smaller row comes first. Products are summed in float64 and rounded to float32
-    once, so that equal vectors have equal scores wherever they stand in a block.
+    The search is exact, block by block. Among equal scores the smaller row comes first. Products are summed in float64 and
+    rounded to float32 once, so that equal vectors have equal scores whatever their place in a block.
     """
     found = np.empty((len(queries), min(top, len(passages))), np.int64)
     for first in range(0, len(queries), QUERIES_PER_BLOCK):
@@ -194,12 +196,10 @@ def nearest(queries: np.ndarray, passages: np.ndarray, top: int, device: torch.d
 
 
 def _top(products: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the `top` values of each row and their columns, equal values by rising column.
-
-    topk picks any of several equal values, so all that are as good as the last one are looked at where there are more.
-    """
+    """Return the `top` values of each row and their columns; equal values in order of their columns."""
     top = min(top, products.shape[1])
     best, columns = products.topk(top, dim=1)
+    # topk picks any of several equal values. If more values equal the last one, sort the whole row.
     crowded = ((products >= best[:, -1:]).sum(dim=1) > top).nonzero()[:, 0]
     if len(crowded):
         values, places = products[crowded].sort(dim=1, descending=True, stable=True)
@@ -210,10 +210,10 @@ def _top(products: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def read_collection(folder: Path, split: str = "test") -> Collection:
-    """Read a folder in BEIR's layout; a document's text is its title, a space and its text.
+    """Read a folder in BEIR's layout; a passage is the document's title, a space and its text.
 
     Raises:
-        SourceError: a file is missing, a line is not what it should be, or no query has a relevant document.
+        SourceError: a file is missing, a line is malformed, or no query has a relevant document.
         BuildError: `curate` wrote the folder, and it was changed since.
     """
     check_written(folder)
@@ -223,12 +223,18 @@ def read_collection(folder: Path, split: str = "test") -> Collection:
         record["_id"]: f"{record.get('title') or ''} {record['text']}".strip() for record in _records(folder / "corpus.jsonl")
     }
     queries = {record["_id"]: record["text"] for record in _records(folder / "queries.jsonl")}
-    _refuse_unknown(judged, "query", [query for query, _, _ in qrels if query not in queries])
-    _refuse_unknown(judged, "document", [document for _, document, _ in qrels if document not in passages])
+    for kind, file, names in (
+        ("query", "queries.jsonl", [query for query, _, _ in qrels if query not in queries]),
+        ("document", "corpus.jsonl", [document for _, document, _ in qrels if document not in passages]),
+    ):
+        if unknown := list(dict.fromkeys(names)):
+            many = f"{len(unknown)} {kind} id{'s' if len(unknown) > 1 else ''}"
+            what = f"has {many} that {file} does not have, the first is '{unknown[0]}'"
+            raise SourceError(judged, what, "do the three files belong to one dataset?")
     order = sorted(passages, key=lambda name: name.encode("utf-8", "surrogatepass"), reverse=True)
     row_of = {name: row for row, name in enumerate(order)}
     grades: dict[str, dict[int, float]] = {}
-    for query, document, grade in qrels:  # of a document judged twice the last line counts
+    for query, document, grade in qrels:  # if a document is judged twice, the last line counts
         grades.setdefault(query, {})[row_of[document]] = grade
     relevant = {query: {row: grade for row, grade in some.items() if grade > 0} for query, some in grades.items()}
     asked = [name for name in queries if name in grades]
@@ -240,24 +246,24 @@ def read_collection(folder: Path, split: str = "test") -> Collection:
 
 
 def file_digests(folder: Path, split: str = "test") -> list[str]:
-    """Return the digests of the three files of a folder that can be read."""
+    """Return the digests of the three files of a folder."""
     return [file_digest(folder / name) for name in ("corpus.jsonl", "queries.jsonl", f"qrels/{split}.tsv")]
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a JSON Lines file; each has text in `_id`, unlike the others', and in `text`."""
+    """Yield the objects of a JSON Lines file; each has a string in `text` and a unique string in `_id`."""
     seen = set()
     for number, line in _lines(path):
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise SourceError(f"{path}:{number}", f"not readable as JSON ({error})", "give one JSON object a line") from None
+            raise SourceError(f"{path}:{number}", f"cannot be read as JSON ({error})", "give one JSON object per line") from None
         if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in ("_id", "text")):
-            raise SourceError(f"{path}:{number}", "lacks '_id' or 'text', or they are no strings")
-        if "\\ud" in line.lower() and HALF.search(f"{record['_id']} {record.get('title')} {record['text']}"):
-            raise SourceError(f"{path}:{number}", "holds half of a surrogate pair, which is no character", "take the \\ud... out")
+            raise SourceError(f"{path}:{number}", "lacks '_id' or 'text', or they are not strings")
+        if "\\ud" in line.lower() and SURROGATE.search(f"{record['_id']} {record.get('title')} {record['text']}"):
+            raise SourceError(f"{path}:{number}", "has half of a surrogate pair, which is not a character", "remove the \\ud...")
         if record["_id"] in seen:
-            raise SourceError(f"{path}:{number}", f"has the _id '{record['_id']}' of an earlier line")
+            raise SourceError(f"{path}:{number}", f"repeats the _id '{record['_id']}' of an earlier line")
         seen.add(record["_id"])
         yield record
 
@@ -276,11 +282,12 @@ def _read_qrels(path: Path) -> list[tuple[str, str, float]]:
             found.append((query, document, grade))
         except (ValueError, IndexError):
             hint = "give query-id, corpus-id and score, tab-separated"
-            raise SourceError(f"{path}:{number}", "is not a query, a document and a number", hint) from None
+            raise SourceError(f"{path}:{number}", "is not a query id, a document id and a number", hint) from None
     return found
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a file that are not blank, with their numbers."""
     try:
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
@@ -290,12 +297,3 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise SourceError(path, "no such file", LAYOUT) from None
     except UnicodeDecodeError as error:
         raise SourceError(path, f"is not UTF-8 ({error.reason} at byte {error.start})") from None
-
-
-def _refuse_unknown(judged: Path, kind: str, names: list[str]) -> None:
-    distinct = list(dict.fromkeys(names))
-    if distinct:
-        file = "queries.jsonl" if kind == "query" else "corpus.jsonl"
-        many = f"{len(distinct)} {kind} id{'s' if len(distinct) > 1 else ''}"
-        what = f"names {many} that {file} does not have, the first is '{distinct[0]}'"
-        raise SourceError(judged, what, "are the three files of one dataset?")

@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-ROWS_AT_ONCE = 512  # of the scores in a batch
-IN_BATCH_TASKS = ("retrieval",)  # elsewhere other rows' positives are of the same class too often, unless classes are known
+QUERIES_AT_ONCE = 512  # rows of the matrix of scores that are in memory at a time
+IN_BATCH_TASKS = ("retrieval",)  # in other tasks, positives of other rows too often belong to the same class
 
 
 class Losses(NamedTuple):
-    """Means over the rows of a batch, 0-d; `total` is the (weighted) sum of the others, or stands alone where they are one."""
+    """Means over the rows of a batch, 0-d."""
 
-    total: Tensor
-    hard: Tensor | None  # None where own and other rows' negatives share a softmax
-    in_batch: Tensor | None  # None there too, and for a task without it
+    total: Tensor  # the (weighted) sum of the terms below; of `infonce` with in-batch negatives the only one
+    hard: Tensor | None  # None if a row's own and other rows' negatives share a softmax
+    in_batch: Tensor | None  # None in that case too, and for a task without in-batch negatives
     distilled: Tensor | None = None  # None without a teacher
 
 
@@ -41,20 +41,20 @@ def contrastive(
     Args:
         query: (b, dim).
         positive: (b, dim).
-        negative: (b, k, dim), anything where `has_negative` is false.
+        negative: (b, k, dim), with any value where `has_negative` is false.
         has_negative: (b, k) bool.
-        shared: (b, b) bool, which other rows' positives are no negatives of a row; None gives F2LLM's own formula.
+        shared: (b, b) bool, which other rows' positives must not count as negatives of a row; None = F2LLM's own formula.
         temperature: divides the cosines.
         in_batch: add the in-batch term.
-        symmetric: that term is the mean of queries among passages and passages among queries.
-        detached: that term gives passages no gradient.
+        symmetric: the in-batch term is the mean of queries among passages and passages among queries.
+        detached: the in-batch term gives passages no gradient.
     """
     hard = hard_loss(query, positive, negative, has_negative, temperature)
     if not in_batch:
         return Losses(hard, hard, None)
-    among = own_among(query, positive.detach() if detached else positive, shared, temperature)
+    among = softmax_loss(query, positive.detach() if detached else positive, shared, temperature)
     if symmetric:
-        back = own_among(positive, query, None if shared is None else shared.T, temperature)
+        back = softmax_loss(positive, query, None if shared is None else shared.T, temperature)
         among = (among + back) / 2
     return Losses(hard + among, hard, among)
 
@@ -71,8 +71,8 @@ def infonce(
 ) -> Losses:
     """Return the mean cross-entropy of each positive among all positives and negatives of the batch (arXiv 1807.03748).
 
-    Arguments are as for `contrastive`; `shared_negative` is (b, b, k) bool, which other rows' negatives are no negatives
-    of a row. Without `in_batch` a row has its own negatives only.
+    Arguments are as for `contrastive`; `shared_negative` is (b, b, k) bool, which other rows' negatives must not count as
+    negatives of a row. Without `in_batch` a row has only its own negatives.
     """
     if not in_batch:
         hard = hard_loss(query, positive, negative, has_negative, temperature)
@@ -82,7 +82,7 @@ def infonce(
     others = own.new_zeros(b, b) if shared is None else shared
     absent = own if shared_negative is None else own | shared_negative.flatten(1)
     candidates = torch.cat([positive, negative.flatten(0, 1)])  # (b + b * k, dim)
-    return Losses(own_among(query, candidates, torch.cat([others, absent], dim=1), temperature), None, None)
+    return Losses(softmax_loss(query, candidates, torch.cat([others, absent], dim=1), temperature), None, None)
 
 
 def hard_loss(query: Tensor, positive: Tensor, negative: Tensor, has_negative: Tensor, temperature: float) -> Tensor:
@@ -93,29 +93,29 @@ def hard_loss(query: Tensor, positive: Tensor, negative: Tensor, has_negative: T
     return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
 
 
-def own_among(query: Tensor, candidates: Tensor, out: Tensor | None, temperature: float) -> Tensor:
-    """Return the mean cross-entropy of candidate i for query i, among all n candidates but those that `out` (b, n) takes out.
+def softmax_loss(query: Tensor, candidates: Tensor, excluded: Tensor | None, temperature: float) -> Tensor:
+    """Return the mean cross-entropy of candidate i for query i among all n candidates, except those `excluded` (b, n) bool.
 
-    A large batch is computed some rows at a time, and again on the way back: never are there b x n numbers.
+    A large batch is computed some rows at a time, and again in the backward pass, so b x n numbers never exist at once.
     """
 
     def some(first: int, query: Tensor, candidates: Tensor) -> Tensor:
         logits = query @ candidates.T / temperature  # (rows, n)
-        if out is not None:
-            logits = logits.masked_fill(out[first : first + len(query)], -torch.inf)
+        if excluded is not None:
+            logits = logits.masked_fill(excluded[first : first + len(query)], -torch.inf)
         return F.cross_entropy(logits, torch.arange(first, first + len(query), device=logits.device), reduction="sum")
 
-    if len(query) <= ROWS_AT_ONCE:
+    if len(query) <= QUERIES_AT_ONCE:
         return some(0, query, candidates) / len(query)
-    parts = enumerate(torch.split(query, ROWS_AT_ONCE))
-    each = [checkpoint(some, part * ROWS_AT_ONCE, rows, candidates, use_reentrant=False) for part, rows in parts]
+    parts = enumerate(torch.split(query, QUERIES_AT_ONCE))
+    each = [checkpoint(some, part * QUERIES_AT_ONCE, rows, candidates, use_reentrant=False) for part, rows in parts]
     return torch.stack(each).sum() / len(query)
 
 
 def too_near(query: Tensor, positive: Tensor, margin: float) -> Tensor:
-    """Return (b, b) bool: another row's positive that scores above the row's own by more than a margin is no negative.
+    """Return (b, b) bool: which positives of other rows score above the row's own positive by more than a margin.
 
-    The guard of Qwen3-Embedding (arXiv 2506.05176, section 3.1), whose margin is 0.1.
+    They are probably false negatives. This is the guard of Qwen3-Embedding (arXiv 2506.05176, section 3.1), with a margin of 0.1.
     """
     scores = (query @ positive.T).detach()
     near = scores > scores.diagonal()[:, None] + margin
@@ -129,7 +129,8 @@ def distillation(query: Tensor, positive: Tensor, negative: Tensor, teacher: Ten
         query: (b, dim).
         positive: (b, dim).
         negative: (b, k, dim).
-        teacher: (b, 1 + k), cosines or a cross-encoder's scores; NaN takes a candidate out, a row with fewer than two counts 0.
+        teacher: (b, 1 + k), cosines or a cross-encoder's scores. NaN excludes a candidate; a row with fewer than two
+            candidates contributes 0.
         temperature: divides the scores of both.
     """
     student = torch.cat([(query * positive).sum(-1, keepdim=True), torch.einsum("bd,bkd->bk", query, negative)], dim=1)

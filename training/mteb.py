@@ -1,13 +1,13 @@
-"""MTEB through mteb itself: its tasks, its scores and its files of results; the vectors are our encoder's.
+"""Evaluate on MTEB: the tasks, scores and result files are mteb's own, the vectors come from our encoder.
 
-A task is a name of mteb's, a benchmark is all of its tasks, and a folder in BEIR's layout is a retrieval task of its own.
+A name may be that of a task or a benchmark of mteb. A folder in BEIR's layout is a retrieval task of its own.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -17,14 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from curation.core.errors import SetupError, SourceError, did_you_mean, first_line
+from curation.core import store
+from curation.core.builds import check_beside
+from curation.core.errors import SetupError, SourceError, first_line
 from curation.core.record import render_query
-from curation.core.store import digest_of
+from curation.recipe.mteb_tasks import named_tasks
 from training.evaluate import (
     Collection,
-    asked_of,
     check_instruction,
-    encoded,
+    encode_distinct,
+    evaluation_prompts,
     file_digests,
     instruction_of,
     ndcg_at,
@@ -32,12 +34,12 @@ from training.evaluate import (
 )
 from training.model.encode import Encoder, similarities
 from training.model.prompts import INSTRUCTED
+from training.publish import public_name, run_of
 
 try:
     import mteb
     from datasets import Dataset
     from mteb.abstasks.retrieval import AbsTaskRetrieval
-    from mteb.get_tasks import _TASKS_REGISTRY
     from mteb.models.abs_encoder import AbsEncoder, get_prompt_name
     from mteb.models.model_implementations.codefuse_models import prompts_dict
     from mteb.types import PromptType
@@ -45,170 +47,163 @@ except ImportError as error:
     raise SetupError("mteb", f"cannot be used ({error})", "pip install 'tuplesmith[mteb]'") from None
 
 
-PROTOCOL = 2  # of what texts are told and how they are compared; a new one makes earlier results be computed again
+PROTOCOL = 2  # version of the prompts and comparisons; an increase makes earlier results be computed again
 
 
 @dataclass(frozen=True)
-class Local(Collection):
-    """The collection of a folder, and where that is."""
+class LocalCollection(Collection):
+    """The collection of a folder, with its path."""
 
     folder: Path
 
 
-class Wrapped(AbsEncoder):  # type: ignore[misc]
-    """An encoder as mteb wants it; see `before` for what texts are told.
+class MtebEncoder(AbsEncoder):  # type: ignore[misc]
+    """Our encoder with the interface that mteb needs; `prompt` decides what goes before a text.
 
-    A folder's texts are encoded all at once, as `train evaluate --data` does, and similarities are rounded once: both give the
-    same scores, ties included.
+    The texts of a local folder are encoded all at once, as `train evaluate --data` does, and similarities are rounded once, so
+    that both give the same scores, ties included.
     """
 
     prompts_dict = prompts_dict
 
     def __init__(self, name: str, encoder: Encoder, instruction: str) -> None:
         self.model, self.instruction = encoder, instruction
-        self.local: Local | None = None
+        self.local: LocalCollection | None = None
         self._vectors: dict[tuple[str, PromptType], dict[str, np.ndarray]] = {}
-        said = [PROTOCOL, encoder.fingerprint, encoder.described, encoder.model.prompts, instruction]
-        about = {"name": name, "revision": digest_of(said)[:16]}
+        depends_on = [PROTOCOL, encoder.fingerprint, encoder.described, encoder.model.prompts, instruction]
+        about = {"name": name, "revision": store.digest_of(depends_on)[:16]}
         meta = mteb.models.ModelMeta.create_empty(about | {"embed_dim": encoder.dim, "max_tokens": encoder.model.max_tokens})
         similarity = mteb.models.model_meta.ScoringFunction(encoder.similarity)
         self.mteb_model_meta = meta.model_copy(update={"similarity_fn_name": similarity})
 
     def encode(self, inputs: Any, *, task_metadata: Any, prompt_type: Any = None, **_: Any) -> np.ndarray:
-        """Return vectors (n, dim) float32 of the texts of a DataLoader, in their order, as long as the model makes them."""
+        """Return vectors (n, dim) float32 of the texts of a DataLoader, in their order, with the length the model gives them."""
         texts = [text for batch in inputs for text in batch["text"]]
-        before = self.before(task_metadata, prompt_type)
+        prompt = self.prompt(task_metadata, prompt_type)
         if self.local is None:
-            return self.model.encode([before + text for text in texts], unit=False)
+            return self.model.encode([prompt + text for text in texts], unit=False)
         if (task_metadata.name, prompt_type) not in self._vectors:
             whole = self.local.passages if prompt_type == PromptType.document else self.local.queries
-            vectors = encoded(self.model, before, whole)
+            vectors = encode_distinct(self.model, prompt, whole)
             self._vectors = {(task_metadata.name, prompt_type): dict(zip(whole, vectors, strict=True))}
         known = self._vectors[task_metadata.name, prompt_type]
         return np.stack([known[text] for text in texts])
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
-        """Return how near each of (n, dim) vectors is to each of (m, dim), (n, m) float32, by the model's own measure."""
+        """Return the similarity of each of (n, dim) vectors to each of (m, dim), (n, m) float32, by the model's own measure."""
         first, second = self._comparable(embeddings1), self._comparable(embeddings2)
         return similarities(first, second, self.model.similarity).float()
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
-        """Return how near each of (n, dim) vectors is to the one in its place, (n,) float32."""
+        """Return the similarity of each of (n, dim) vectors to its counterpart, (n,) float32."""
         first, second = self._comparable(embeddings1), self._comparable(embeddings2)
         each = [similarities(one[None], other[None], self.model.similarity) for one, other in zip(first, second, strict=True)]
         return torch.cat(each).flatten().float()
 
     def _comparable(self, embeddings: Any) -> torch.Tensor:
-        """Return vectors in float64, of unit length where they are compared by cosine and are not yet."""
+        """Return vectors in float64, normalised if they are compared by cosine; those of a local folder are already."""
         exact = torch.as_tensor(embeddings).double().reshape(-1, self.model.dim)
         return torch.nn.functional.normalize(exact) if self.model.similarity == "cosine" and self.local is None else exact
 
-    def before(self, task: Any, prompt_type: Any) -> str:
-        """Return what is put before a text of a task (its metadata).
-
-        That is the given instruction, before all but documents; of a folder what `asked_of` says; of a model with prompts of its
-        own the one that mteb takes for sentence-transformers; for a model that reads instructions, before all but documents, the
-        one saved with it under the task's name, else F2LLM's own for the task, which mteb has, else the task's; else nothing.
-        """
+    def prompt(self, task: Any, prompt_type: Any) -> str:
+        """Return the text that goes before a text of a task, given the task's metadata."""
         document = prompt_type == PromptType.document
+
+        # A local folder gets the same prompts as `train evaluate --data`.
         if self.local is not None:
-            asked = asked_of(self.model, self.local.folder, self.instruction)
-            return asked.passage if document else asked.query
+            chosen = evaluation_prompts(self.model, self.local.folder, self.instruction)
+            return chosen.passage if document else chosen.query
         if self.instruction:
             return "" if document else render_query(self.instruction, "")
-        if self.model.prompts.used != "instruct":
-            return "" if self.model.prompt == "none" else self._own(task, prompt_type)
-        if document:
-            return ""
-        saved = self.model.model.prompts.get(task.name, "")
-        return saved if INSTRUCTED.fullmatch(saved) else render_query(self.get_instruction(task, prompt_type), "")
 
-    def _own(self, task: Any, prompt_type: Any) -> str:
-        """Return the prompt that mteb's wrapper of sentence-transformers uses: by task, by kind of task, by query or document."""
+        # A model that reads instructions: the one saved with it under the task's name, else F2LLM's own for the task, which mteb
+        # has, else the task's. Documents get none.
         prompts = self.model.model.prompts
+        if self.model.prompts.used == "instruct":
+            saved = prompts.get(task.name, "")
+            if document:
+                return ""
+            return saved if INSTRUCTED.fullmatch(saved) else render_query(self.get_instruction(task, prompt_type), "")
+        if self.model.prompt == "none":
+            return ""
+
+        # A model with prompts of its own: as mteb's wrapper of sentence-transformers, by task, by kind of task, by kind of text.
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of names that are no task's
+            warnings.simplefilter("ignore")  # about names that do not belong to a task
             known = self.validate_task_to_prompt_name(prompts, raise_for_invalid_keys=False)[0] or {}
         if (name := get_prompt_name(known, task, prompt_type)) is not None:
             return str(known[name])
-        if prompt_type is None:  # of which sentence-transformers takes the default
-            said = self.model.model.files.sentence
-            return str(prompts.get(said.default_prompt or "", "")) if said else ""
-        return self.model.passage("") if prompt_type == PromptType.document else self.model.query("", "")
+        if prompt_type is None:  # sentence-transformers uses the default prompt
+            sentence = self.model.model.files.sentence
+            return str(prompts.get(sentence.default_prompt or "", "")) if sentence else ""
+        return self.model.passage("") if document else self.model.query("", "")
 
-    def told(self, task: Any) -> dict[str, str]:
-        """Return what is put before the texts of a task, by what they are: query and passage, or text where mteb has one kind."""
+    def prompts_of(self, task: Any) -> dict[str, str]:
+        """Return the prompts of a task by kind of text: query and passage, or text if the task has only one kind."""
         if task.metadata.simplified_task_type == "retrieval":
             kinds = {"query": PromptType.query, "passage": PromptType.document}
         else:
             kinds = {"text": None}
-        return {name: self.before(task.metadata, kind) for name, kind in kinds.items()}
+        return {name: self.prompt(task.metadata, kind) for name, kind in kinds.items()}
 
 
-def evaluate(name: str, encoder: Encoder, tasks: Sequence[Any], out: Path, instruction: str = "") -> dict[str, Any]:
+def evaluate_tasks(name: str, encoder: Encoder, tasks: Sequence[Any], out: Path, instruction: str = "") -> dict[str, Any]:
     """Return {"tasks": {name: main score}, "means": {type: mean}, "mean": ..., "prompts": {name: {kind of text: prompt}}}.
 
-    What `out` has already is not computed again. The mean is over the tasks, as a leaderboard's "Mean (Task)". Results stand
-    under `out` as mteb writes them.
+    mteb writes its result files to `out`; results that are there already are not computed again. The mean is over the tasks, as
+    "Mean (Task)" on the leaderboard.
 
     Raises:
         SetupError: the instruction contradicts the prompt.
-        SourceError: the data of a task cannot be had.
+        SourceError: the data of a task cannot be loaded.
     """
     logging.getLogger("mteb").setLevel(logging.ERROR)
     check_instruction(encoder, instruction)
-    wrapped, cache = Wrapped(name, encoder, instruction), mteb.ResultCache(out)
+    wrapped, cache = MtebEncoder(name, encoder, instruction), mteb.ResultCache(out)
     scores, types, prompts = {}, {}, {}
     for task in tasks:
-        wrapped.local = task.local if isinstance(task, _Local) else None
+        wrapped.local = task.local if isinstance(task, _LocalTask) else None
         try:
             (result,) = mteb.evaluate(wrapped, task, cache=cache, show_progress_bar=False, co2_tracker=False).task_results
-        except (OSError, ValueError) as error:  # of the Hub and of datasets
-            what = f"its data cannot be had ({first_line(error)})"
-            raise SourceError(f"mteb task {task.metadata.name}", what, "is the network there, and HF_HUB_OFFLINE off?") from error
+        except (OSError, ValueError) as error:  # raised by the Hub and by datasets
+            what = f"its data cannot be loaded ({first_line(error)})"
+            hint = "is the network available, and HF_HUB_OFFLINE unset?"
+            raise SourceError(f"mteb task {task.metadata.name}", what, hint) from error
         scores[task.metadata.name], types[task.metadata.name] = float(result.get_score()), task.metadata.type
-        prompts[task.metadata.name] = wrapped.told(task)
+        prompts[task.metadata.name] = wrapped.prompts_of(task)
     kinds = dict.fromkeys(types.values())
     means = {kind: fmean(score for task, score in scores.items() if types[task] == kind) for kind in kinds}
     return {"tasks": scores, "means": means, "mean": fmean(scores.values()), "prompts": prompts}
 
 
 def tasks_of(names: Sequence[str], split: str = "test") -> list[Any]:
-    """Return the tasks that names, benchmarks and folders mean, each once; of a folder, the judgements in qrels/SPLIT.tsv.
+    """Return the tasks that names of tasks, benchmarks and folders mean, each once; folders use qrels/SPLIT.tsv.
 
     Raises:
         SourceError: there is no such task, or a folder cannot be read.
     """
+
     found: dict[str, Any] = {}
     for name in names:
-        for task in _tasks(name, split):
+        try:
+            tasks = [_local_task(Path(name), split)] if Path(name).is_dir() else named_tasks(name)
+        except LookupError as unknown:
+            raise SourceError("--mteb", f"'{name}' is not a task, a benchmark or a folder{unknown}") from None
+        for task in tasks:
             found.setdefault(task.metadata.name, task)
     return list(found.values())
 
 
-def _tasks(name: str, split: str) -> Iterator[Any]:
-    if Path(name).is_dir():
-        yield _local(Path(name), split)
-    elif name in _TASKS_REGISTRY:
-        yield mteb.get_task(name)
-    else:
-        benchmarks = {benchmark.name: benchmark for benchmark in mteb.get_benchmarks()}
-        if name not in benchmarks:
-            near = did_you_mean(name, [*_TASKS_REGISTRY, *benchmarks])
-            raise SourceError("--mteb", f"'{name}' is no task, no benchmark and no folder" + near)
-        yield from benchmarks[name].tasks
+class _LocalTask(AbsTaskRetrieval):  # type: ignore[misc]
+    """A retrieval task whose data is in memory from the start."""
 
-
-class _Local(AbsTaskRetrieval):  # type: ignore[misc]
-    """A retrieval task whose data is there from the start."""
-
-    local: Local
+    local: LocalCollection
 
     def load_data(self, *_: Any, **__: Any) -> None:
         """Do nothing."""
 
     def task_specific_scores(self, scores: Any, qrels: Any, results: Any, **_: Any) -> dict[str, float]:
-        """Return nDCG as mteb's own, which it rounds to five digits, in full; with grades as written, which it wants whole."""
+        """Return nDCG unrounded and with fractional grades; mteb's own is rounded to five digits and needs whole grades."""
         rows = {name: row for row, name in enumerate(self.local.passage_ids)}
         found = [
             [row for _, row in sorted((-score, rows[name]) for name, score in results[query].items())]
@@ -217,10 +212,10 @@ class _Local(AbsTaskRetrieval):  # type: ignore[misc]
         return {f"ndcg_at_{top}": ndcg_at(found, self.local.relevant, top) for top in self.k_values}
 
 
-def _local(folder: Path, split: str) -> Any:
-    """Return a folder in BEIR's layout as a task; its name tells its content too, so that results are never another's."""
+def _local_task(folder: Path, split: str) -> Any:
+    """Return a folder in BEIR's layout as a task; its name has a digest of the content, so that results are never mixed up."""
     read = read_collection(folder, split)
-    digest = digest_of([*file_digests(folder, split), instruction_of(folder)])
+    digest = store.digest_of([*file_digests(folder, split), instruction_of(folder)])
     about = mteb.TaskMetadata(
         name=f"{folder.resolve().name}-{digest[:8]}",
         description="A local folder in BEIR's layout.",
@@ -231,8 +226,8 @@ def _local(folder: Path, split: str) -> Any:
         eval_langs=["eng-Latn"],
         main_score="ndcg_at_10",
     )
-    task = type("Local", (_Local,), {"metadata": about})()
-    task.local = Local(**vars(read), folder=folder)
+    task = type("Local", (_LocalTask,), {"metadata": about})()
+    task.local = LocalCollection(**vars(read), folder=folder)
     corpus = [{"id": name, "title": "", "text": text} for name, text in zip(read.passage_ids, read.passages, strict=True)]
     queries = [{"id": name, "text": text} for name, text in zip(read.query_ids, read.queries, strict=True)]
     relevant = {
@@ -243,3 +238,76 @@ def _local(folder: Path, split: str) -> Any:
     task.dataset = {"default": {"test": {**whole, "relevant_docs": relevant, "top_ranked": None}}}
     task.data_loaded = True
     return task
+
+
+# A draft of the metadata that mteb needs to list a model, as a Python module like those in its own model_implementations.
+
+PLAIN_LOADER = "from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper as Loader\n", "{{}}"
+INSTRUCT_LOADER = (  # queries begin with the task's instruction, as for F2LLM's models
+    "from mteb.models.instruct_wrapper import InstructSentenceTransformerModel as Loader\n"
+    "from mteb.models.model_implementations.codefuse_models import prompts_dict\n",
+    "dict(instruction_template={!r}, apply_instruction_to_passages=False, prompts_dict=prompts_dict)",
+)
+MODEL_META = '''"""Draft of a model's metadata for mteb's models/model_implementations: replace the values that are None."""
+
+{imports}from mteb.models.model_meta import ModelMeta
+
+model = ModelMeta(
+    loader=Loader,
+    loader_kwargs={arguments},
+    name="ORG/NAME",  # on the Hub
+    revision=None,  # its commit
+    release_date=None,  # such as "2026-11-22"
+    languages=None,  # such as ["eng-Latn"]
+    n_parameters={weights},
+    n_embedding_parameters={embedding},
+    memory_usage_mb={megabytes},
+    max_tokens={tokens},
+    embed_dim={dims},
+    license=None,  # such as "apache-2.0"
+    open_weights=True,
+    public_training_code=None,  # a link
+    public_training_data=None,  # a link
+    framework=["Sentence Transformers", "PyTorch", "safetensors", "Transformers"],
+    similarity_fn_name="cosine",
+    use_instructions={instructions},
+    adapted_from={base!r},
+    training_datasets={tasks},{unknown}
+)
+'''
+
+
+def write_model_meta(path: Path, folder: Path, encoder: Encoder) -> Path | None:
+    """Write a module that creates the `ModelMeta` of a run's model; return its path, or None if no run made the folder."""
+    folder = folder.resolve()
+    run: Mapping[str, Any] | None = run_of(folder)
+    if run is None:
+        return None
+
+    # mteb's tasks whose data the sources belong to, as the build records them, and the sources that name none.
+    listing = folder.parent.parent / "mteb_training_datasets.json"
+    if (listing.parent / store.BUILD).is_file():
+        check_beside(listing.parent, listing.name)
+    of_source: dict[str, list[str]] = store.read_json(listing)["sources"] if listing.is_file() else {}
+    tasks = sorted({task for source in run["trained_on"] for task in of_source.get(source, [])})
+    unknown = [source for source in run["trained_on"] if source not in of_source]
+
+    used, backbone = encoder.prompts.used, encoder.model.backbone
+    imports, arguments = INSTRUCT_LOADER if used == "instruct" else PLAIN_LOADER
+    weights = list(backbone.parameters())
+    text = MODEL_META.format(
+        imports=imports,
+        arguments=arguments.format(render_query("{instruction}", "")),
+        weights=sum(weight.numel() for weight in weights),
+        embedding=backbone.get_input_embeddings().weight.numel(),
+        megabytes=round(sum(weight.numel() * weight.element_size() for weight in weights) / 2**20),
+        tokens=encoder.model.max_tokens,
+        dims=[*run["recipe"]["matryoshka"], encoder.dim] if run["recipe"]["matryoshka"] else encoder.dim,
+        instructions=used != "none",
+        base=public_name(run["recipe"]["model"]),
+        tasks=f"{{{', '.join(map(repr, tasks))}}}" if tasks else "set()",
+        unknown=f"  # perhaps also tasks of {', '.join(unknown)}: the manifest has no `mteb:` for them" if unknown else "",
+    )
+    with store.atomic(path) as file:
+        file.write(text.encode())
+    return path

@@ -1,57 +1,57 @@
-"""What a run will be, told before it is started: nothing is trained and nothing is written."""
+"""Estimate a run before it starts: steps, tokens, memory and GPU-hours. Nothing is trained and nothing is written."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
 
 from curation.core import record as schema
 from curation.core import tables
+from curation.core.escape import text_table
 from curation.recipe.settings import Prompts, Train
-from training.data import shares
-from training.meter import PEAKS
+from training.data import batches_per_epoch
 from training.model.load import load_model
 from training.model.model import Model
-from training.step import total_steps, warmup_steps
+from training.step import PEAKS, total_steps, warmup_steps
 from training.tokens import mined_sources, nothing_to_train_on
 
 GPU = "H100"
-SHARE_OF_PEAK = 0.32  # two fifths of the 798 TFLOP/s that products alone reach on it
-SAMPLE = 256  # tuples and passages of a source whose tokens are counted
+SHARE_OF_PEAK = 0.32  # two fifths of the 798 TFLOP/s that matrix products alone reach on it
+SAMPLED_TUPLES = 256  # tuples of a source whose tokens are counted
 
 
 def estimate(build: Path, recipe: Train, *, only: Sequence[str] = (), gpus: int = 1) -> dict[str, Any]:
-    """Return the steps, the tuples of each source, the tokens of a step (fewer where tuples share texts), memory and GPU-hours.
+    """Return steps, tuples per source, tokens per step (fewer if tuples share texts), memory and GPU-hours.
 
-    The model's config and tokenizer are read, its weights are not.
+    Only the model's config and tokenizer are read, not its weights.
 
     Raises:
-        BuildError: no mined negatives, or not one tuple.
+        BuildError: no mined negatives, or no tuple.
         ModelError: a model that cannot be trained.
     """
     entries = mined_sources(build, only, recipe.sources)
     lists = {name: tables.read_table(build / "mined" / name, "pairs", ["positives"])["positives"] for name in entries}
     tuples = {name: int(some.list.len().sum()) if recipe.positives == "all" else len(some) for name, some in lists.items()}
-    some = {name: count for name, count in tuples.items() if count}
-    batches = [-(-count // recipe.batch) for count in some.values()]
+    nonempty = {name: count for name, count in tuples.items() if count}
+    batches = [-(-count // recipe.batch) for count in nonempty.values()]
     steps_per_epoch = sum(batches)
     if not steps_per_epoch:
         raise nothing_to_train_on(build, list(entries))
-    options: dict[str, Any] = {
-        "pooling": recipe.pooling,
-        "max_tokens": recipe.max_tokens,
-        "prompts": Prompts.by_name(recipe.prompts),
-    }
-    model = load_model(recipe.model, device="cpu", weights=False, **options)
+    given = Prompts.by_name(recipe.prompts)
+    model = load_model(
+        recipe.model, device="cpu", weights=False, pooling=recipe.pooling, max_tokens=recipe.max_tokens, prompts=given
+    )
     steps = total_steps(recipe, steps_per_epoch)
-    taken = shares(batches, list(some.values()), recipe.evenness, [recipe.of(name).weight for name in some])  # of an epoch
+    weights = [recipe.of(name).weight for name in nonempty]
+    shares = batches_per_epoch(batches, list(nonempty.values()), recipe.evenness, weights)
     tokens = sum(
-        _tokens(build, name, entries[name], model, recipe) * count / passed * share
-        for (name, count), passed, share in zip(some.items(), batches, taken, strict=True)
+        _tokens_per_tuple(build, name, entries[name], model, recipe) * count / own * share
+        for (name, count), own, share in zip(nonempty.items(), batches, shares, strict=True)
     )
     per_step = round(tokens / steps_per_epoch)
     return {
@@ -68,12 +68,12 @@ def estimate(build: Path, recipe: Train, *, only: Sequence[str] = (), gpus: int 
 
 
 def cost(recipe: Train, model: Model, tokens: float, tokens_per_gpu: float, gpus: int) -> dict[str, Any]:
-    """Return the memory of a GPU in GB, the GPU-hours of all tokens, and what was assumed; nothing of it is measured.
+    """Return the memory of a GPU in GB, the GPU-hours of all tokens, and the assumptions; nothing is measured.
 
-    Float32 weights, gradients and AdamW's two moments are 16 bytes a weight, less what ZeRO shares out (arXiv 1910.02054).
-    A layer keeps about 34 bytes a token and dimension in bfloat16 (arXiv 2205.05198), and with checkpointing 2, its input,
-    of every layer and the rest of one. Forward and backward are 6 operations a weight and token, checkpointing 8, and a second
-    forward of GradCache 2 more; the log's MFU counts 6 always.
+    Float32 weights, gradients and AdamW's two moments take 16 bytes per weight, less what ZeRO shares out (arXiv 1910.02054).
+    A layer keeps about 34 bytes per token and dimension in bfloat16 (arXiv 2205.05198). With checkpointing it is 2 bytes, the
+    layer's input, for every layer and the rest for one. Forward and backward take 6 operations per token and weight, with
+    checkpointing 8, and a second forward of GradCache 2 more; the log's MFU always counts 6.
     """
     weights = sum(weight.numel() for weight in model.backbone.parameters())
     embedding = model.backbone.get_input_embeddings().weight.numel()
@@ -93,11 +93,11 @@ def cost(recipe: Train, model: Model, tokens: float, tokens_per_gpu: float, gpus
     }
 
 
-def _tokens(build: Path, name: str, entry: dict[str, Any], model: Model, recipe: Train) -> float:
-    """Return the mean tokens of a tuple: its query, its positive and the negatives it will have."""
+def _tokens_per_tuple(build: Path, name: str, entry: dict[str, Any], model: Model, recipe: Train) -> float:
+    """Return the mean tokens of a tuple of a source: its query, its positive and its negatives, from a sample."""
     pairs = tables.read_table(build / "mined" / name, "pairs", ["query", "positives", "negatives"])
     passages = tables.read_table(build / "curated" / name, "passages", ["text"])["text"]
-    chosen = np.argsort(schema.draws(0, f"{name}/estimate", np.arange(len(pairs))))[:SAMPLE]
+    chosen = np.argsort(schema.draws(0, f"{name}/estimate", np.arange(len(pairs))))[:SAMPLED_TUPLES]
     sample = pairs[np.sort(chosen)]
     own = recipe.of(name).negatives
 
@@ -106,12 +106,30 @@ def _tokens(build: Path, name: str, entry: dict[str, Any], model: Model, recipe:
         starts = model.tokenize([text for some in lists for text in some]).starts
         return np.split(np.diff(starts), np.cumsum([len(some) for some in lists])[:-1])
 
-    def passages_of(lists: list[list[int]]) -> list[list[str]]:
+    def rendered(lists: list[list[int]]) -> list[list[str]]:
         return [[model.render_passage(passages[pid], recipe.prompt) for pid in row] for row in lists]
 
     queries = lengths([[model.render_query(entry["instruction"], query, recipe.prompt)] for query in sample["query"]])
     trained = [row[:1] if recipe.positives == "first" else row for row in sample["positives"].to_list()]
-    positives = lengths(passages_of(trained))
-    negatives = lengths(passages_of([row[: recipe.negatives if own is None else own] for row in sample["negatives"].to_list()]))
+    positives = lengths(rendered(trained))
+    negatives = lengths(rendered([row[: recipe.negatives if own is None else own] for row in sample["negatives"].to_list()]))
     each = [query.sum() + some.mean() + far.sum() for query, some, far in zip(queries, positives, negatives, strict=True)]
     return float(np.average(each, weights=[len(row) if recipe.positives == "all" else 1 for row in trained]))
+
+
+def as_table(found: Mapping[str, Any]) -> str:
+    """Return an estimate as text of at most 80 columns."""
+    memory, chunks, gpus = found["memory_gb_per_gpu"], found["chunks_per_step"], found["gpus"]
+    rows = [
+        ("steps", f"{found['steps']:,}", f"{found['epochs']:g} epochs, warm-up of {found['warmup']:,} steps"),
+        ("tokens per step", f"{found['tokens_per_step']:,}", f"{chunks} chunk{'s' if chunks > 1 else ''} (`token_budget`)"),
+        ("weights", f"{found['weights'] / 1e6:,.1f} M", f"pooling {found['pooling']}, prompt {found['prompt']}"),
+        ("memory per GPU", f"{sum(memory.values()):,.1f} GB", ""),
+        ("", f"{memory['weights_and_optimizer']:,.1f} GB", "weights, gradients and optimizer"),
+        ("", f"{memory['activations']:,.1f} GB", "activations"),
+        ("GPU-hours", f"{found['gpu_hours']:,.1f}", f"on {gpus} GPU{'s' if gpus > 1 else ''}"),
+    ]
+    width = max(len(value) for _, value, _ in rows)
+    lines = [f"{name:<15}  {value:>{width}}  {remark}".rstrip() for name, value, remark in rows]
+    sources = text_table(("source", "tuples"), list(found["tuples"].items()))
+    return f"{sources}\n\n" + "\n".join(lines) + "\n\n" + fill(f"Assumes {found['assumes']}.", 80)

@@ -1,6 +1,6 @@
-"""The processes of one run: who this one is among them, and the few things that they tell each other.
+"""The processes of one run: this process's rank, and the few things that the processes exchange.
 
-A launcher (torchrun, deepspeed) starts them and sets RANK, WORLD_SIZE and LOCAL_RANK; without one there is a single process.
+A launcher (torchrun, deepspeed) starts them and sets RANK, WORLD_SIZE and LOCAL_RANK. Without a launcher there is one process.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor
 
 from curation.core.errors import SetupError, first_line
 
-MEET = timedelta(minutes=10)  # one process more late than this is taken for dead
-WAIT = timedelta(hours=12)  # for the first process, which makes the tokens of a large build
+MEET = timedelta(minutes=10)  # a process that is later than this counts as dead
+WAIT = timedelta(hours=12)  # for the first process, which tokenises a large build
 
 
 class Ranks(NamedTuple):
-    """Which process this is (from 0), of how many, and its number on its machine."""
+    """The number of this process (from 0), how many there are, and its number on its machine."""
 
     rank: int
     world: int
@@ -30,20 +30,20 @@ class Ranks(NamedTuple):
 
 
 def ranks() -> Ranks:
-    """Return what the launcher says."""
+    """Return what the launcher set."""
     return Ranks(*(int(os.environ.get(name, one)) for name, one in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))
 
 
 def first() -> bool:
-    """Tell whether this is the process that writes and speaks."""
+    """Return whether this is the process that writes files and prints."""
     return ranks().rank == 0
 
 
-def check(batch: int) -> None:
-    """Refuse a number of processes that cannot have equal parts of a batch.
+def check_divides(batch: int) -> None:
+    """Check that every process gets an equal part of a batch.
 
     Raises:
-        SetupError: it does not divide the batch.
+        SetupError: the number of processes does not divide the batch.
     """
     world = ranks().world
     if batch % world:
@@ -52,7 +52,7 @@ def check(batch: int) -> None:
 
 
 def own(device: torch.device) -> torch.device:
-    """Return the GPU of this process where there are several, else the device as it is."""
+    """Return this process's own GPU if there are several processes, else the device unchanged."""
     if device.type == "cuda" and ranks().world > 1:
         device = torch.device("cuda", ranks().local)
         torch.cuda.set_device(device)
@@ -61,12 +61,12 @@ def own(device: torch.device) -> torch.device:
 
 @contextmanager
 def joined(device: torch.device, alone_too: bool) -> Iterator[None]:
-    """Join the other processes, by nccl on GPUs and by gloo on the CPU, and leave them at the end.
+    """Form a process group with the other processes, by nccl on GPUs and by gloo on the CPU; leave it at the end.
 
-    `alone_too`: a single process joins itself, as DeepSpeed wants it.
+    `alone_too`: a single process forms a group too, because DeepSpeed needs one.
 
     Raises:
-        SetupError: they do not find each other within ten minutes, or one is lost later or late by as much.
+        SetupError: the processes do not find each other within ten minutes, or one stops answering for as long.
     """
     if ranks().world == 1 and not alone_too:
         yield
@@ -77,23 +77,24 @@ def joined(device: torch.device, alone_too: bool) -> Iterator[None]:
             dist.init_process_group(backend, timeout=MEET)
         else:
             dist.init_process_group(backend, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
-    except (RuntimeError, ValueError) as error:  # ValueError: the launcher told too little
+    except (RuntimeError, ValueError) as error:  # ValueError: the launcher set too few variables
         what = f"the {ranks().world} processes do not find each other ({first_line(error)})"
-        raise SetupError(f"rank {ranks().rank}", what, "start as many with torchrun; is one missing or dead?") from None
+        raise SetupError(f"rank {ranks().rank}", what, "start all of them with torchrun; is one missing or dead?") from None
     try:
         yield
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error) and "NCCL" not in str(error):
             raise
-        what = f"another process is gone or does not answer ({first_line(error)})"
-        raise SetupError(f"rank {ranks().rank}", what, "start all of them again: they go on from the last checkpoint") from None
+        what = f"another process has ended or does not answer ({first_line(error)})"
+        hint = "start all of them again: they continue from the last checkpoint"
+        raise SetupError(f"rank {ranks().rank}", what, hint) from None
     finally:
         dist.destroy_process_group()
 
 
 @contextmanager
 def first_alone() -> Iterator[None]:
-    """Let the first process do something before the others do the same."""
+    """Run a block in the first process, and only then in the others."""
     if not dist.is_initialized():
         yield
         return
@@ -106,18 +107,19 @@ def first_alone() -> Iterator[None]:
 
 
 def largest(value: float, device: torch.device) -> float:
-    """Return the largest of the processes' values, so that all decide alike."""
+    """Return the largest of the processes' values, so that all make the same decision."""
     if not dist.is_initialized():
         return value
-    told = torch.tensor([value], dtype=torch.float64, device=device)
-    dist.all_reduce(told, dist.ReduceOp.MAX)
-    return float(told)
+    shared = torch.tensor([value], dtype=torch.float64, device=device)
+    dist.all_reduce(shared, dist.ReduceOp.MAX)
+    return float(shared)
 
 
-def gather(own: Tensor, counts: Sequence[int]) -> list[Tensor]:
-    """Return every process's rows, `counts` of them, each (count, dim); those of this process keep their graph.
+def gather_rows(own: Tensor, counts: Sequence[int]) -> list[Tensor]:
+    """Return the rows of each process, (counts[rank], dim) each; the rows of this process keep their graph.
 
-    Every process then computes the same loss of all rows, so the gradient of its own is whole without a way back.
+    Every process then computes the same loss over all rows, so the gradient of its own rows is complete without another
+    exchange.
     """
     rank, room = dist.get_rank(), own.new_zeros(max(counts), own.shape[1])
     room[: len(own)] = own.detach()

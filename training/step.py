@@ -1,9 +1,10 @@
-"""What one step is made of: the loss of a batch and its gradients, and the learning rate."""
+"""One training step: the loss of a batch and its gradients, the learning rate, and what the step cost."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,128 +13,169 @@ from torch import Tensor
 
 from curation.recipe.settings import Train
 from training import ranks
-from training.data import Batch, gather
+from training.backend import Backend
+from training.data import Batch, gather_segments
 from training.loss import Losses, contrastive, distillation, infonce, too_near
+from training.model.attention import kernel_of
+from training.model.device import dtype_of
 
-if TYPE_CHECKING:
-    from training.backend import Backend
+# Dense bfloat16 operations per second, from the makers' data sheets. The first key that CUDA's device name contains counts.
+PEAKS = {"A100": 312e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12}
+STATUS = Path("/proc/self/status")
 
 
 def add_gradients(backend: Backend, batch: Batch, recipe: Train) -> Losses:
-    """Add the gradients of a batch's loss to the weights' and return the loss.
+    """Add the gradients of a batch's loss to the weights' gradients, and return the loss.
 
-    A batch of at most `token_budget` tokens takes one forward and one backward. A larger one takes two passes over
-    chunks of it (GradCache, arXiv 2101.06983): the first makes all embeddings without a graph; the loss gives each
-    embedding's gradient; the second makes the embeddings of a chunk again and carries their gradients on into the
-    weights. The memory is that of the largest chunk, and the gradients are those of one forward.
+    A batch of at most `token_budget` tokens takes one forward and one backward. A larger batch takes two passes over chunks
+    of it (GradCache, arXiv 2101.06983). The first pass computes all embeddings without a graph; the loss gives the gradient
+    of each embedding; the second pass computes the embeddings of each chunk again and carries their gradients on into the
+    weights. The memory is that of the largest chunk, and the gradients equal those of one forward.
 
-    Several processes embed a share of the texts each, and then all compute the loss of the whole batch: the result is
-    that of one process. As the texts are sorted by length, every world-th of them makes shares of about as many tokens.
+    Several processes embed a share of the texts each, and then all compute the loss of the whole batch, so the result equals
+    that of one process. Texts are sorted by length, so every world-th text makes shares of about equally many tokens.
     """
     rank, world, detached = backend.rank, backend.world, recipe.reproduce_f2llm and backend.world > 1
-    ids, starts = gather(batch.ids, batch.starts, np.arange(rank, len(batch.starts) - 1, world))
+    ids, starts = gather_segments(batch.ids, batch.starts, np.arange(rank, len(batch.starts) - 1, world))
 
     def embed(first: int, end: int) -> Tensor:
-        if first == end:  # the others go forward meanwhile, and so must this one: through the shortest text
+        if first == end:  # the other processes run a forward now, so this one must too: over the shortest text
             return backend.embed(batch.ids[: batch.starts[1]], batch.starts[:2])[:0]
         return backend.embed(ids[starts[first] : starts[end]], starts[first : end + 1] - starts[first])
 
     chunks = chunks_of(np.diff(batch.starts), recipe.token_budget, world)[rank]
     if len(chunks) == 1:
-        losses = batch_loss(together(embed(*chunks[0]), batch, world), batch, recipe, detached)
+        losses = batch_loss(_all_embeddings(embed(*chunks[0]), batch, world), batch, recipe, detached)
         backend.backward(losses.total)
         return losses
     with torch.no_grad():
         embeddings = torch.cat([embed(*chunk) for chunk in chunks])
-    losses = batch_loss(together(embeddings.requires_grad_(), batch, world), batch, recipe, detached)
+    losses = batch_loss(_all_embeddings(embeddings.requires_grad_(), batch, world), batch, recipe, detached)
     (gradient,) = torch.autograd.grad(losses.total, embeddings)
     for first, end in chunks:
         backend.backward((embed(first, end) * gradient[first:end]).sum())
     return losses
 
 
-def together(own: Tensor, batch: Batch, world: int) -> Tensor:
-    """Return the embeddings of all texts of a batch, (n, dim), from those of this process's share."""
+def _all_embeddings(own: Tensor, batch: Batch, world: int) -> Tensor:
+    """Return the embeddings of all texts of a batch, (n, dim), given those of this process's share."""
     if world == 1:
         return own
     places = [np.arange(rank, len(batch.starts) - 1, world) for rank in range(world)]
-    parts = ranks.gather(own, [len(part) for part in places])
+    parts = ranks.gather_rows(own, [len(part) for part in places])
     return torch.cat(parts)[torch.from_numpy(np.argsort(np.concatenate(places))).to(own.device)]
 
 
 def chunks_of(lengths: np.ndarray, budget: int | None, world: int) -> list[list[tuple[int, int]]]:
-    """Return each process's chunks of its share of the texts, of so many tokens each (n,) i64.
+    """Return the chunks of each process's share of the texts; `lengths` (n,) i64 are the tokens of each text.
 
-    Every process must go forward and back equally often, so one that has fewer gets empty ones.
+    A chunk is (first, end): consecutive texts of at most `budget` tokens together, or one text that is longer. All processes
+    must run forward and backward equally often, so a process with fewer chunks gets empty ones.
     """
-    each = [cut(np.append(0, lengths[rank::world]).cumsum(), budget) for rank in range(world)]
+    each = []
+    for rank in range(world):
+        starts = np.append(0, lengths[rank::world]).cumsum()
+        texts, chunks, first = len(starts) - 1, [], 0
+        while first < texts:
+            end = texts if budget is None else int(np.searchsorted(starts, starts[first] + budget, side="right")) - 1
+            chunks.append((first, max(end, first + 1)))
+            first = chunks[-1][1]
+        each.append(chunks)
     most = max(map(len, each))
     return [own + [(0, 0)] * (most - len(own)) for own in each]
-
-
-def cut(starts: np.ndarray, budget: int | None) -> list[tuple[int, int]]:
-    """Return texts as (first, end) chunks in order, if any, each of at most `budget` tokens or of one text longer than that."""
-    texts = len(starts) - 1
-    chunks, first = [], 0
-    while first < texts:
-        end = texts if budget is None else int(np.searchsorted(starts, starts[first] + budget, side="right")) - 1
-        chunks.append((first, max(end, first + 1)))
-        first = chunks[-1][1]
-    return chunks
 
 
 def batch_loss(embeddings: Tensor, batch: Batch, recipe: Train, detached: bool = False) -> Losses:
     """Return the loss of a batch from the embeddings of its distinct texts, (n, dim) float32, differentiable.
 
-    With `matryoshka` it is the mean over the leading dimensions asked for and all of them (arXiv 2205.13147). `detached`: the
-    in-batch term gives passages no gradient.
+    With `matryoshka` it is the mean over the requested leading dimensions and the full vectors (arXiv 2205.13147). With
+    `detached` the in-batch term gives passages no gradient.
     """
-    sizes = [*recipe.matryoshka, embeddings.shape[1]]
-    leading = [F.normalize(embeddings[:, :size], dim=1) if recipe.matryoshka else embeddings for size in sizes]
-    each = [_loss(one, batch, recipe, detached) for one in leading]
+
+    def on_device(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(embeddings.device)
+
+    each = []
+    for size in [*recipe.matryoshka, embeddings.shape[1]]:
+        vectors = F.normalize(embeddings[:, :size], dim=1) if recipe.matryoshka else embeddings
+        query, positive = vectors[on_device(batch.query)], vectors[on_device(batch.positive)]
+        negative = vectors[on_device(batch.negative)]
+        shared = on_device(batch.shared) if recipe.mask_false_negatives else None
+        if recipe.mask_margin is not None:
+            near = too_near(query, positive, recipe.mask_margin)
+            shared = near if shared is None else shared | near
+        parts = (query, positive, negative, on_device(batch.has_negative), shared)
+        if recipe.loss == "f2llm":
+            losses = contrastive(*parts, recipe.temperature, batch.in_batch, recipe.symmetric, detached)
+        else:
+            masked = batch.shared_negative if recipe.mask_false_negatives else None
+            losses = infonce(*parts, None if masked is None else on_device(masked), recipe.temperature, batch.in_batch)
+        if recipe.distill:
+            distilled = distillation(query, positive, negative, on_device(batch.teacher), recipe.temperature)
+            losses = losses._replace(total=losses.total + recipe.distill * distilled, distilled=distilled)
+        each.append(losses)
     return Losses(*(None if one[0] is None else torch.stack(one).mean() for one in zip(*each, strict=True)))  # type: ignore[arg-type]
 
 
-def _loss(embeddings: Tensor, batch: Batch, recipe: Train, detached: bool) -> Losses:
-    def there(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(embeddings.device)
-
-    query, positive = embeddings[there(batch.query)], embeddings[there(batch.positive)]
-    negative = embeddings[there(batch.negative)]
-    shared = there(batch.shared) if recipe.mask_false_negatives else None
-    if recipe.mask_margin is not None:
-        near = too_near(query, positive, recipe.mask_margin)
-        shared = near if shared is None else shared | near
-    parts = (query, positive, negative, there(batch.has_negative), shared)
-    if recipe.loss == "f2llm":
-        losses = contrastive(*parts, recipe.temperature, batch.in_batch, recipe.symmetric, detached)
-    else:
-        negatives = batch.shared_negative if recipe.mask_false_negatives else None
-        losses = infonce(*parts, None if negatives is None else there(negatives), recipe.temperature, batch.in_batch)
-    if not recipe.distill:
-        return losses
-    distilled = distillation(query, positive, negative, there(batch.teacher), recipe.temperature)
-    return losses._replace(total=losses.total + recipe.distill * distilled, distilled=distilled)
-
-
 def total_steps(recipe: Train, steps_per_epoch: int) -> int:
-    """Return the steps of a run: `epochs` over all tuples, or fewer where `steps` says so."""
+    """Return the steps of a run: `epochs` over all tuples, or fewer if `steps` says so."""
     return min(steps_per_epoch * recipe.epochs, recipe.steps or steps_per_epoch * recipe.epochs)
 
 
 def warmup_steps(recipe: Train, total: int) -> int:
-    """Return the recipe's warm-up, or a tenth of the run where the recipe's would leave nothing after it."""
+    """Return the recipe's warm-up, or a tenth of the run if the recipe's would take all of it."""
     return recipe.warmup if recipe.warmup < total else total // 10
 
 
 def learning_rate(recipe: Train, step: int, total: int) -> float:
     """Return the learning rate of a step, counted from 0.
 
-    It rises linearly to `lr` over the warm-up, never from 0, and falls along a cosine to `min_lr` at the very last step.
+    It rises linearly to `lr` over the warm-up, without starting at 0, and falls along a cosine to `min_lr` at the last step.
     """
     warmup = warmup_steps(recipe, total)
     if step < warmup:
         return recipe.lr * (step + 1) / warmup
-    top = max(warmup - 1, 0)  # the step that has `lr` in full
+    top = max(warmup - 1, 0)  # the step with the full `lr`
     done = (step - top) / max(total - 1 - top, 1)
     return recipe.min_lr + (recipe.lr - recipe.min_lr) * (1 + math.cos(math.pi * done)) / 2
+
+
+def costs(backend: Backend, batch: Batch, recipe: Train, seconds: float) -> dict[str, Any]:
+    """Return for the log what a step cost. Memory is the highest so far, of this process and of its GPU.
+
+    `mfu` is the share of the GPUs' peak that 6 operations per token and weight, embeddings excluded, come to (arXiv
+    2204.02311, appendix B). It is None if the peak is unknown, as for CPUs.
+    """
+    tokens, on_gpu = len(batch.ids), backend.device.type == "cuda"
+    # Under ZeRO-3 a weight is an empty tensor, and its size is in `ds_numel`.
+    weights = sum(getattr(one, "ds_numel", one.numel()) for name, one in backend.weights.items() if "embed" not in name)
+    name = torch.cuda.get_device_name(backend.device) if on_gpu else ""
+    peak = next((peak for known, peak in PEAKS.items() if known in name), None)
+    return {
+        "tokens": tokens,
+        "pad_share": round(pad_share(batch, recipe.token_budget, backend.world), 4),
+        "seconds": round(seconds, 4),
+        "tokens_per_second": round(tokens / seconds),
+        "mfu": None if peak is None else round(6 * weights * tokens / seconds / backend.world / peak, 4),
+        "memory_gb": memory_gb(),
+        **({"gpu_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2)} if on_gpu else {}),
+        "attention": kernel_of(backend.device, dtype_of(recipe.dtype, backend.device)),
+    }
+
+
+def pad_share(batch: Batch, budget: int | None, world: int) -> float:
+    """Return the share of tokens that a step computed in vain.
+
+    Packed texts have no padding, but a process with fewer chunks than another runs the shortest text instead.
+    """
+    empty = sum(first == end for own in chunks_of(np.diff(batch.starts), budget, world) for first, end in own)
+    idle = empty * int(batch.starts[1])
+    return idle / (idle + len(batch.ids))
+
+
+def memory_gb() -> float | None:
+    """Return the peak memory of this process; None if the system is not Linux."""
+    if not STATUS.exists():
+        return None
+    # ru_maxrss is not used, because it starts with the parent's memory.
+    return round(int(STATUS.read_text(encoding="ascii").split("VmHWM:")[1].split()[0]) * 1024 / 1e9, 2)

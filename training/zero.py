@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO behind the five functions of `backend`."""
+"""DeepSpeed's ZeRO behind the interface of `backend.Backend`."""
 
 from __future__ import annotations
 
@@ -20,85 +20,85 @@ from torch import Tensor
 from curation.core.errors import SetupError
 from curation.recipe.settings import DeepSpeed as Settings
 from curation.recipe.settings import Train
+from training.backend import OPTIMIZER, WEIGHTS, copy_for_file, prepare
 from training.model.device import dtype_of
 from training.model.model import Model
-from training.weights import OPTIMIZER, WEIGHTS, copied, prepared
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's names
 
 
 class DeepSpeed:
-    """DeepSpeed's ZeRO over any number of processes, which hold the optimizer, gradients or weights in shares.
+    """DeepSpeed's ZeRO: the processes share out optimizer (stage 1), gradients (2) or weights too (3).
 
-    The same arithmetic as `Torch`: float32 weights, matrix products in the recipe's dtype, torch's AdamW.
+    The same arithmetic as `backend.Torch`: float32 weights, matrix products in the recipe's dtype, torch's AdamW.
     """
 
     def __init__(self, model: Model, recipe: Train) -> None:
         self.device = model.backbone.device
-        deepspeed = _deepspeed(self.device)
+        deepspeed = _import_deepspeed(self.device)
         assert recipe.deepspeed
         self.stage = recipe.deepspeed.zero
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.weights, optimizer = prepared(model, recipe)
+        self.weights, optimizer = prepare(model, recipe)
         self.engine, *_ = deepspeed.initialize(
             model=model.backbone, optimizer=optimizer, config=zero_config(recipe.deepspeed, recipe, self.device)
         )
         self.model = replace(model, backbone=self.engine)
         self._gathered, self._tensors = deepspeed.zero.GatheredParameters, deepspeed.utils
         self._norm = 0.0
-        self.engine.clip_fp32_gradients = self._clip  # stage 0 clips by it, and tells nobody the norm
+        self.engine.clip_fp32_gradients = self._clip  # stage 0 clips with this method and does not report the norm
 
     def _clip(self) -> None:
         self._norm = float(torch.nn.utils.clip_grad_norm_(self.weights.values(), self.engine.gradient_clipping()))
 
     def embed(self, ids: np.ndarray, starts: np.ndarray) -> Tensor:
-        """Return the embeddings of n texts, as `Torch.embed` does; every process must call it as often."""
+        """See `Backend.embed`. Every process must call it equally often."""
         return self.model.embed(torch.from_numpy(ids).to(self.device), starts.tolist())
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss that every process has whole; DeepSpeed takes the mean over the processes."""
+        """See `Backend.backward`. Every process has the whole loss, and DeepSpeed averages over processes."""
         self.engine.backward(loss * self.world)
 
     def step(self, lr: float) -> float:
-        """Clip and apply the gradients and forget them; return their norm before clipping."""
+        """See `Backend.step`."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         self.engine.step()
         return float(self.engine.get_global_grad_norm()) if self.stage else self._norm
 
     def save(self, folder: Path) -> None:
-        """Write weights and optimizer, whole, as `Torch.save` does, so that any number of processes can go on.
+        """See `Backend.save`. The files are those of `Torch.save`, so that any number of processes can continue.
 
-        The first process holds them in its machine's memory meanwhile, 12 bytes a weight.
+        The first process needs 12 bytes per weight of its machine's memory for that.
         """
-        dist.barrier()  # for the first process, which makes the folder
+        dist.barrier()  # until the first process has created the folder
         self._link()
         whole: dict[str, Tensor] = {}
         moments: dict[str, Tensor] = {}
         for name, weight in self.weights.items():
-            state = self._moments(weight)  # by all processes together
+            state = self._moments(weight)  # a collective call: all processes take part
             with self._gathered([weight], enabled=self.stage == 3):
                 if not self.rank:
-                    whole[name] = copied(weight)
-                    moments |= {f"{name}|{key}": copied(value) for key, value in state.items()}
+                    whole[name] = copy_for_file(weight)
+                    moments |= {f"{name}|{key}": copy_for_file(value) for key, value in state.items()}
         if not self.rank:
             save_file(whole, folder / WEIGHTS)
             save_file(moments, folder / OPTIMIZER)
-        dist.barrier()  # before the first process calls it whole
+        dist.barrier()  # before the first process writes the receipt
 
     def _moments(self, weight: Tensor) -> dict[str, Tensor]:
-        """Return what AdamW keeps of a weight, whole."""
+        """Return AdamW's complete state of a weight."""
         if not self.stage:
             return dict(self.engine.optimizer.state[weight])
         steps = next(iter(self.engine.optimizer.optimizer.state.values()))["step"]
         return {"step": steps, **{key: self._tensors.safe_get_full_optimizer_state(weight, key) for key in MOMENTS}}
 
     def load(self, folder: Path) -> None:
-        """Take up the state that `save` wrote, with however many processes."""
+        """See `Backend.load`. The number of processes may differ from that of the run that saved the state."""
         with safe_open(folder / WEIGHTS, "pt") as weights, safe_open(folder / OPTIMIZER, "pt") as moments:
             trained = {label.rpartition("|")[0] for label in moments.keys()}  # noqa: SIM118
             if self.stage:
-                self._make_room(moments.get_tensor(f"{min(trained)}|step"))
+                self._allocate(moments.get_tensor(f"{min(trained)}|step"))
             for name, weight in self.weights.items():
                 value = weights.get_tensor(name)
                 kept = ("step", *MOMENTS) if name in trained else ()
@@ -108,11 +108,11 @@ class DeepSpeed:
                 if not self.stage:
                     self.engine.optimizer.state[weight] = state
                     continue
-                self._put(weight, None, value)
+                self._set(weight, None, value)
                 for key in kept[1:]:
-                    self._put(weight, key, state[key])
+                    self._set(weight, key, state[key])
 
-    def _make_room(self, steps: Tensor) -> None:
+    def _allocate(self, steps: Tensor) -> None:
         """Give the optimizer, which has done no step yet, the state that its first step would make."""
         zero = self.engine.optimizer
         for flat in zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups:
@@ -123,14 +123,14 @@ class DeepSpeed:
         self._link()
 
     def _link(self) -> None:
-        """Tell DeepSpeed again where the moments are: it looks after the first step of the first group, and no more."""
+        """Make DeepSpeed look up the moments again: by itself it does so only once, after the first step of the first group."""
         if self.stage in (1, 2):
             self.engine.optimizer._hp_optimizer_states_linked = False
             self.engine.optimizer._lazy_init_hp_params_optimizer_state()
 
-    def _put(self, weight: Tensor, key: str | None, value: Tensor) -> None:
-        """Put this process's share of a whole value into the optimizer: of a moment, or of the weight itself."""
-        if self.stage == 3:  # equal shares, the last of them filled up; DeepSpeed's own way does not fill up
+    def _set(self, weight: Tensor, key: str | None, value: Tensor) -> None:
+        """Set this process's share of a moment (`key`), or of the weight itself (None), from the complete value."""
+        if self.stage == 3:  # equal shares, the last one padded; DeepSpeed's own function does not pad
             size = weight.ds_tensor.numel()  # type: ignore[attr-defined]
             value = F.pad(value.flatten(), (0, size * self.world - value.numel()))[size * self.rank : size * (self.rank + 1)]
             put = (self._tensors.safe_set_local_optimizer_state, self._tensors.safe_set_local_fp32_param)
@@ -139,33 +139,33 @@ class DeepSpeed:
         put[0](weight, value, key) if key else put[1](weight, value)
 
 
-def _deepspeed(device: torch.device) -> Any:
-    """Return DeepSpeed, told not to look for another accelerator and not to chat."""
+def _import_deepspeed(device: torch.device) -> Any:
+    """Return the module, set up to use this device and to log errors only."""
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
-    os.environ.setdefault("LOCAL_RANK", "0")  # it asks for what a launcher sets, and a single process has none
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed needs what a launcher would set
     try:
         import deepspeed
     except ImportError as error:
         raise SetupError("deepspeed", f"cannot be used ({error})", "pip install 'tuplesmith[deepspeed]'") from None
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # of names that DeepSpeed calls, not we
-    if device.type == "cpu":  # it would compile a faster sum over processes of one machine, for minutes and with g++
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # raised by DeepSpeed's calls
+    if device.type == "cpu":  # DeepSpeed would compile a faster sum over local processes, which takes minutes and needs g++
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 
-def zero_config(asked: Settings, recipe: Train, device: torch.device) -> dict[str, Any]:
-    """Return DeepSpeed's configuration; the batch and its parts are ours, so its own counts are 1."""
-    offloaded = {"offload_optimizer": {"device": "cpu"}} if asked.offload and asked.zero else {}
-    offloaded |= {"offload_param": {"device": "cpu"}} if asked.offload and asked.zero == 3 else {}
+def zero_config(settings: Settings, recipe: Train, device: torch.device) -> dict[str, Any]:
+    """Return DeepSpeed's configuration. We split batches ourselves, so DeepSpeed's own counts are 1."""
+    offloaded = {"offload_optimizer": {"device": "cpu"}} if settings.offload and settings.zero else {}
+    offloaded |= {"offload_param": {"device": "cpu"}} if settings.offload and settings.zero == 3 else {}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,  # a step may have any number of backwards
         "gradient_clipping": recipe.clip,
-        "zero_optimization": {"stage": asked.zero, "overlap_comm": False} | offloaded,
-        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, so that it is the same arithmetic everywhere
+        "zero_optimization": {"stage": settings.zero, "overlap_comm": False} | offloaded,
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, so that the arithmetic is the same everywhere
         "zero_allow_untested_optimizer": True,
         "torch_autocast": {"enabled": dtype_of(recipe.dtype, device) == torch.bfloat16, "dtype": "bfloat16"},
     }

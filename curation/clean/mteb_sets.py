@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from curation.clean.overlap_texts import Guessed
-from curation.core.errors import ManifestError, SetupError, did_you_mean
+from curation.core.errors import ManifestError, SetupError
 from curation.core.store import write_json
 from curation.read.dataset import config_splits
 from curation.recipe.evaluation import EvalSet
 from curation.recipe.manifest import Manifest
+from curation.recipe.mteb_tasks import named_tasks
 from curation.recipe.source import Fields
 
 PLACE = "decontaminate: mteb"
@@ -36,18 +37,13 @@ def tasks_of(names: Iterable[str]) -> dict[str, Any]:
 
 def _tasks(name: str) -> list[Any]:
     try:
-        import mteb
-        from mteb.get_tasks import _TASKS_REGISTRY as known
+        return named_tasks(name)
     except ImportError:
         raise SetupError(
             PLACE, "mteb is not installed", "`pip install 'tuplesmith[mteb]'`, or name the sets in `against`"
         ) from None
-    if name in known:
-        return [mteb.get_task(name)]
-    benchmarks = {benchmark.name: benchmark for benchmark in mteb.get_benchmarks()}
-    if name in benchmarks:
-        return list(benchmarks[name].tasks)
-    raise ManifestError(PLACE, f"no task or benchmark '{name}'" + did_you_mean(name, [*known, *benchmarks]))
+    except LookupError as unknown:
+        raise ManifestError(PLACE, f"no task or benchmark '{name}'{unknown}") from None
 
 
 def _of_task(task: Any, base: Path) -> list[EvalSet]:

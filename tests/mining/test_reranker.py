@@ -21,8 +21,7 @@ from mining.lists import Ragged
 from mining.negatives import Candidates, Rules, choose
 from mining.rerank import choose_reranked
 from tests.training.tiny_models import tiny_folder, tiny_reranker
-from training.model.causal_reranker import NEEDED, load_causal_reranker
-from training.model.reranker import load_reranker
+from training.model.reranker import ANSWER_TOKENS, load_causal_reranker, load_reranker
 
 QUERIES, DEPTH = 40, 30
 
@@ -102,7 +101,7 @@ def test_filters_and_grades_a_build(tmp_path, monkeypatch, model):
 
 
 def test_a_language_model_is_asked_with_the_instruction(tmp_path):
-    model = str(tiny_reranker(tmp_path / "llm", NEEDED))
+    model = str(tiny_reranker(tmp_path / "llm", ANSWER_TOKENS))
     build = make_build(
         tmp_path / "b", {"s": retrieval(12, instruction="find it")}, f"{EASY}, reranker: {model}, reranker_scores: true"
     )

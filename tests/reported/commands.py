@@ -18,7 +18,7 @@ import ctypes, importlib, json, os, resource, signal, sys
 for name in ("curation.cli", "curation.build.build", "curation.build.show", "curation.report.page", "curation.read.lock", "curation.share.verify",
              "curation.share.publish", "curation.share.importing", "curation.share.signature_file", "mining.cli",
              "mining.mine", "mining.audit", "mining.show", "training.cli", "training.train", "training.evaluate",
-             "training.plan", "training.publish", "training.unpack", "training.model.encode"):
+             "training.plan", "training.publish", "training.model.encode"):
     importlib.import_module(name)
 
 def modes_bind():

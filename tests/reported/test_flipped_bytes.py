@@ -35,9 +35,9 @@ from tests.mining.small_build import files_of
 from tests.training.tiny_build import tiny_model
 from training import publish as model_publishing
 from training import report
+from training.checkpoint import average_checkpoints, export_checkpoint
 from training.evaluate import read_collection
 from training.model.files import find_model
-from training.runs import average, export_checkpoint
 from training.train import train
 
 MANIFEST = """\
@@ -75,7 +75,7 @@ def made(tmp_path_factory) -> Path:
         exporting.export(folder / "build", folder / form, form, negatives=2 if form == "f2llm" else None)
     for place, pieces in (
         ("copy", publishing.plan(folder / "build", "org/small", allow=["faq", "tips"]).pieces),
-        ("model-copy", model_publishing.plan(folder / "build" / "train", "org/model", "mit").pieces),
+        ("model-copy", model_publishing.plan_upload(folder / "build" / "train", "org/model", "mit").pieces),
     ):
         for name, piece in pieces.items():
             (folder / place / name).parent.mkdir(parents=True, exist_ok=True)
@@ -266,7 +266,7 @@ def importing(made: Path) -> None:
 
 
 def mean_of_checkpoints(made: Path) -> None:
-    average(made / "build/train", made / "mean")
+    average_checkpoints(made / "build/train", made / "mean")
 
 
 def a_command(*words: str) -> Callable[[Path], None]:
@@ -301,10 +301,10 @@ USED = {  # pattern of files -> the commands that use them
     "build/train/checkpoints/*/*": [resuming, mean_of_checkpoints,
                                     lambda made: export_checkpoint(made / "build/train", made / "newest")],
     "build/train/model/**/*": [training, lambda made: find_model(str(made / "build/train/model")),
-                               lambda made: model_publishing.plan(made / "build/train", "org/model", "mit")],
-    "build/train/done.json": [training, lambda made: model_publishing.plan(made / "build/train", "org/model", "mit")],
-    "build/train/timings.json": [lambda made: report.write(made / "build/train")],
-    "build/train/log.jsonl": [lambda made: report.write(made / "build/train")],
+                               lambda made: model_publishing.plan_upload(made / "build/train", "org/model", "mit")],
+    "build/train/done.json": [training, lambda made: model_publishing.plan_upload(made / "build/train", "org/model", "mit")],
+    "build/train/timings.json": [lambda made: report.write_report(made / "build/train")],
+    "build/train/log.jsonl": [lambda made: report.write_report(made / "build/train")],
     "f2llm/**/*": [partial(exporting_to, "f2llm"), importing],
     "beir/**/*": [partial(exporting_to, "beir"), lambda made: [read_collection(made / "beir/data" / name, "train") for name in ("faq", "tips")]],
     "model-copy/**/*": [lambda made: find_model(str(made / "model-copy"))],
@@ -416,9 +416,9 @@ def test_a_run_is_no_model_and_a_build_no_run(made):
     run = made / "build/train"
     with pytest.raises(UserError) as error:
         find_model(str(run))
-    assert str(error.value) == f"{run}: is a run of `train`, not a model; name {run / 'model'}"
+    assert str(error.value) == f"{run}: is a run of `train`, not a model; give {run / 'model'}"
     with pytest.raises(BuildError, match=r"has no step in log\.jsonl; name the folder of a run"):
-        report.write(made / "build")
+        report.write_report(made / "build")
 
 
 def test_a_receipt_nested_too_deep_is_one_line(made, tmp_path):

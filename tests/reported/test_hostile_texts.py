@@ -368,7 +368,7 @@ def test_the_card_and_the_report_of_a_hostile_run_do_nothing(tmp_path):
         "tokens_per_second": 1.0,
     }
     (run / "log.jsonl").write_text(json.dumps(line) + "\n")
-    html = run_report.write(run).read_text(encoding="utf-8")
+    html = run_report.write_report(run).read_text(encoding="utf-8")
     read = Page(html)
     assert not {"script", "img"} & set(read.tags)
     assert not read.links()

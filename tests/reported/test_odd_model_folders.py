@@ -19,8 +19,8 @@ import torch
 from curation.core.errors import ModelError, UserError
 from tests.model_folders import about, all_of, dense, edit, modules, settings
 from tests.training.tiny_models import tiny_folder
-from training.model.cross_encoder import load_cross_encoder
 from training.model.encode import load_encoder
+from training.model.reranker import load_cross_encoder
 
 TEXTS = ["find empty files", "Jane Austen wrote Emma in 1815"]
 FILES = (
@@ -148,7 +148,7 @@ def test_limits_of_a_tokenizer_that_are_no_numbers(copy, value):
 
 def test_a_million_layers_are_refused_before_they_are_built(copy):
     edit(copy / "config.json", num_hidden_layers=1_000_000)
-    assert complaint(copy) == "config.json sets num_hidden_layers to 1,000,000; is config.json the one of these weights?"
+    assert complaint(copy) == "config.json sets num_hidden_layers to 1,000,000; does config.json belong to these weights?"
 
 
 @pytest.mark.parametrize("key", ["vocab_size", "max_position_embeddings", "intermediate_size"])
@@ -156,7 +156,7 @@ def test_more_numbers_than_the_weights_hold_are_refused_before_they_are_made(cop
     edit(copy / "config.json", **{key: 4_000_000_000})
     found = complaint(copy)
     assert found.startswith("config.json asks for ")
-    assert found.endswith("is config.json the one of these weights?")
+    assert found.endswith("does config.json belong to these weights?")
 
 
 def test_no_heads_and_other_sizes_than_the_weights(copy):
@@ -207,21 +207,21 @@ def test_pickles_that_would_run_are_refused(copy, tmp_path, where):
 def test_queues_links_and_paths_that_lead_out(copy):
     listing = (copy / "modules.json").read_text()
     (copy / "modules.json").write_text(listing.replace("1_Pooling", "../1_Pooling"))
-    assert complaint(copy) == "modules.json: the path '../1_Pooling' leads out of the folder"
+    assert complaint(copy) == "modules.json: the path '../1_Pooling' leaves the folder"
     (copy / "modules.json").unlink()
     os.mkfifo(copy / "modules.json")
-    assert complaint(copy) == "modules.json is no file that can be read; is it a link to something that is not there?"
+    assert complaint(copy) == "modules.json is not a file that can be read; is it a broken link?"
     (copy / "modules.json").unlink()
     (copy / "modules.json").write_text(listing)
     (copy / "model.safetensors").unlink()
     (copy / "model.safetensors").symlink_to(copy / "nowhere")
-    assert complaint(copy) == "model.safetensors is no file that can be read; is it a link to something that is not there?"
+    assert complaint(copy) == "model.safetensors is not a file that can be read; is it a broken link?"
 
 
 @pytest.mark.parametrize("value", [[], {}, {"weight_map": []}, {"weight_map": {"x": 1}}])
 def test_an_index_that_maps_no_weights(copy, value):
     (copy / "model.safetensors.index.json").write_text(json.dumps(value))
-    wanted = "model.safetensors.index.json does not map each weight to a file ('weight_map'); is the folder whole?"
+    wanted = "model.safetensors.index.json does not map each weight to a file ('weight_map'); is the folder complete?"
     assert complaint(copy) == wanted
 
 
@@ -232,7 +232,7 @@ def test_an_index_that_leads_out_of_the_folder(copy, part):
     shutil.move(copy / "model.safetensors", copy / "sub/part.safetensors")
     shutil.copy(copy.parent / "outside.safetensors", copy / "model-00001-of-00002.safetensors")
     (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"embeddings.LayerNorm.weight": part}}))
-    assert complaint(copy).startswith(f"model.safetensors.index.json names '{part}', which is not beside it; ")
+    assert complaint(copy).startswith(f"model.safetensors.index.json names '{part}', which is not next to it; ")
 
 
 @pytest.mark.parametrize("value", [[], {}, 0, "", "other"])

@@ -18,13 +18,13 @@ from tiny_models import tiny_folder
 from curation.core import store
 from curation.core.errors import ModelError, SetupError, SourceError
 from curation.recipe.settings import Train
-from training.cli import train as command
-from training.evaluate import asked_of, encoded, evaluate, nearest, read_collection
+from training.checkpoint import export_checkpoint
+from training.cli import train_command as command
+from training.evaluate import encode_distinct, evaluate, evaluation_prompts, nearest, read_collection
 from training.log import read_log
 from training.model.encode import load_encoder
 from training.model.export import export
 from training.model.load import load_model
-from training.runs import export_checkpoint
 from training.train import train
 
 QUERY = "Instruct: {}\nQuery: "
@@ -86,7 +86,7 @@ def test_the_log_evaluate_and_exports_say_one_number(place, kind, prompt, tmp_pa
         encoder = load_encoder(str(model), device="cpu")
         for folder in (place / "b/heldout", elsewhere):
             for name, before in wanted.items():
-                assert asked_of(encoder, folder / name)[:2] == (before, "")
+                assert evaluation_prompts(encoder, folder / name)[:2] == (before, "")
                 found = evaluate(encoder, folder / name)["ndcg@10"]
                 assert found == pytest.approx(line["sources"][name], abs=1e-6)
 
@@ -95,15 +95,15 @@ def test_an_instruction_takes_effect_whatever_the_prompt(place):
     folder = place / "b/heldout/told"
     for kind in ("bert", "qwen3"):
         for prompt in ("auto", "instruct"):
-            asked = asked_of(load_encoder(str(place / kind), device="cpu", prompt=prompt), folder, "Look")
+            asked = evaluation_prompts(load_encoder(str(place / kind), device="cpu", prompt=prompt), folder, "Look")
             assert asked == (QUERY.format("Look"), "", "as --instruction says")
         with pytest.raises(SetupError) as error:
-            asked_of(load_encoder(str(place / kind), device="cpu", prompt="none"), folder, "Look")
-        what = "--instruction: is put before queries, and `--prompt none` puts nothing there; give one of them"
+            evaluation_prompts(load_encoder(str(place / kind), device="cpu", prompt="none"), folder, "Look")
+        what = "--instruction: goes before queries, but `--prompt none` forbids that; give only one of them"
         assert str(error.value) == what
     # A model that was never trained here has the instruction of the build if it reads instructions, else none.
-    assert asked_of(load_encoder(str(place / "qwen3"), device="cpu"), folder).query == QUERY.format("Find it")
-    assert asked_of(load_encoder(str(place / "bert"), device="cpu"), folder).query == ""
+    assert evaluation_prompts(load_encoder(str(place / "qwen3"), device="cpu"), folder).query == QUERY.format("Find it")
+    assert evaluation_prompts(load_encoder(str(place / "bert"), device="cpu"), folder).query == ""
 
 
 def test_the_output_says_what_was_put_before(place):
@@ -157,7 +157,7 @@ def by_trec_eval(encoder, folder):
     for line in (folder / "qrels/test.tsv").read_text().splitlines()[1:]:
         query, document, grade = line.split("\t")
         qrels.setdefault(query, {})[document] = int(grade)
-    queries, passages = (encoded(encoder, "", list(texts[kind].values())) for kind in ("queries", "corpus"))
+    queries, passages = (encode_distinct(encoder, "", list(texts[kind].values())) for kind in ("queries", "corpus"))
     found = (queries.astype(np.float64) @ passages.astype(np.float64).T).astype(np.float32).tolist()
     run = {query: dict(zip(texts["corpus"], row, strict=True)) for query, row in zip(texts["queries"], found, strict=True)}
     measured = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10"}).evaluate(run)
@@ -167,7 +167,9 @@ def by_trec_eval(encoder, folder):
 def test_fractional_grades_count_as_written(place, tmp_path):
     folder = folder_of(tmp_path / "f", [("q0", "d0", 0.5), ("q0", "d1", 1.5)], {"d0": "list", "d1": "open"}, {"q0": "list"})
     collection, encoder = read_collection(folder), load_encoder(str(place / "bert"), device="cpu")
-    order = nearest(*(encoded(encoder, "", some) for some in (collection.queries, collection.passages)), 10, torch.device("cpu"))
+    order = nearest(
+        *(encode_distinct(encoder, "", some) for some in (collection.queries, collection.passages)), 10, torch.device("cpu")
+    )
     first, second = ({"d0": 0.5, "d1": 1.5}[collection.passage_ids[row]] for row in order[0])
     wanted = (first + second / math.log2(3)) / (1.5 + 0.5 / math.log2(3))
     assert evaluate(encoder, folder)["ndcg@10"] == pytest.approx(wanted, abs=1e-9)
@@ -176,7 +178,7 @@ def test_fractional_grades_count_as_written(place, tmp_path):
 @pytest.mark.parametrize("grade", ["nan", "inf", "-inf", "1e308"])
 def test_a_grade_that_is_no_number_is_refused(grade, tmp_path):
     folder = folder_of(tmp_path / "f", [("q0", "d0", grade)])
-    with pytest.raises(Exception, match=r"qrels/test.tsv:2: is not a query, a document and a number"):
+    with pytest.raises(Exception, match=r"qrels/test.tsv:2: is not a query id, a document id and a number"):
         read_collection(folder)
 
 
@@ -184,7 +186,7 @@ def test_a_grade_that_is_no_number_is_refused(grade, tmp_path):
 def test_half_of_a_surrogate_pair_is_refused_where_it_is(key, tmp_path):
     folder = folder_of(tmp_path / "f", [("q0", "d0", 1)])
     (folder / "corpus.jsonl").write_text(json.dumps({"_id": "d0", "text": "\U0001f600"} | {key: "x\ud83d"}) + "\n")
-    with pytest.raises(SourceError, match=r"corpus.jsonl:1: holds half of a surrogate pair"):
+    with pytest.raises(SourceError, match=r"corpus.jsonl:1: has half of a surrogate pair"):
         read_collection(folder)
 
 
@@ -228,9 +230,7 @@ def test_weights_that_are_no_numbers_are_named(value, tmp_path):
     with pytest.raises(ModelError) as error:
         load_encoder(str(folder), device="cpu")
     what = "NaN" if math.isnan(value) else "infinity"
-    told = (
-        f"its weights contain {what}: embeddings.word_embeddings.weight; was the file damaged, or the model trained to no number?"
-    )
+    told = f"its weights contain {what}: embeddings.word_embeddings.weight; was the file damaged, or did the training diverge?"
     assert str(error.value) == f"{folder}: {told}"
 
 

@@ -16,7 +16,7 @@ from curation.recipe.settings import Train
 from training.data import Plan
 from training.log import read_log
 from training.plan import estimate
-from training.publish import plan as plan_publishing
+from training.publish import plan_upload
 from training.train import train
 
 COUNTS = [1, 3, 1, 2, 5, 1, 1, 2]  # positives of each row, 16 in all
@@ -111,9 +111,9 @@ SAID = {
     "sampled": "several has 6 positives besides the first of each of 12 queries: one positive of each query is drawn for each epoch",
 }
 CARD = {
-    "first": "Of a query with several positives the first was trained on, and 6 further ones were left out.",
-    "all": "Of a query with several positives each was trained on in a tuple of its own; 6 tuples more than the table counts.",
-    "sampled": "Of a query with several positives one was drawn for each epoch; there are 6 besides the first ones.",
+    "first": "Of a query's several positives the first was trained on; 6 others were left out.",
+    "all": "Each positive of a query was trained on in a tuple of its own, which makes 6 tuples more than the table counts.",
+    "sampled": "One of a query's several positives was drawn for each epoch; besides the first ones there are 6.",
 }
 
 
@@ -129,7 +129,7 @@ def test_log_receipt_card_and_plan_say_what_becomes_of_further_positives(place, 
     assert receipt["recipe"]["positives"] == positives
     first = next(iter(read_log(out / "log.jsonl")))
     assert first["positives"] == {"trained": positives, "further": {"several": 6}}
-    assert CARD[positives] in plan_publishing(out, "a/b").card
+    assert CARD[positives] in plan_upload(out, "a/b").card
 
 
 @pytest.mark.parametrize("positives", ["all", "sampled"])

@@ -39,17 +39,17 @@ def test_prompts_are_chosen_once(prompt, own, decoder, given, used, query, passa
     assert (found.used, found.of_query("Find it", "q"), found.of_passage("p")) == (used, query, passage)
     unused = any(own[name] for name in own if name not in ("query", "document"))
     assert bool(found.note) == unused
-    assert "\n" not in found.told()
+    assert "\n" not in found.summary()
 
 
 def test_prompts_in_words():
-    assert choose_prompts("auto", {}, False, E5).told() == (
+    assert choose_prompts("auto", {}, False, E5).summary() == (
         'queries begin with "query: ", passages with "passage: " (the manifest\'s prompts)'
     )
-    assert choose_prompts("auto", {"query": "q: "}, False).told() == (
+    assert choose_prompts("auto", {"query": "q: "}, False).summary() == (
         'queries begin with "q: ", passages with nothing (the model\'s own prompts)'
     )
-    assert choose_prompts("none", {}, False).told() == "nothing is put before queries and passages"
+    assert choose_prompts("none", {}, False).summary() == "queries and passages have no prompt"
 
 
 @pytest.mark.parametrize("section", [Mine, Train])

@@ -34,7 +34,7 @@ WRITING = (
 MODELS = (
     "mine negatives b", "mine negatives b --dry-run", "mine show b", "mine calibrate b", "mine audit b", "train b", "train b --restart",
     "train plan b", "train evaluate b/train/model --data b/heldout/s", "train export b/train -o OUT/x", "train average b/train -o OUT/a",
-    "train report b/train", "train unpack in/s.jsonl -o OUT/u", "train publish b/train o/n --dry-run",
+    "train report b/train", "train publish b/train o/n --dry-run",
 )  # fmt: skip
 
 

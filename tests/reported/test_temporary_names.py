@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from curation.cli import curate
 from curation.core import locks, store
 from curation.core.errors import BuildError
-from training.model.folders import replaced
+from training.model.export import replaced
 
 NAMES = ("s", "s.1.part", f"s.{os.getpid()}.part", "s.part", "s.tmp", "s.lock", "s.claim")
 

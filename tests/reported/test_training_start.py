@@ -135,7 +135,7 @@ NOTHING = (
     "has nothing to learn from: {}; give it negatives, `sources: {{pairs: {{in_batch: yes}}}}`, or leave it out with `--only`"
 )
 OFF, EMPTY = "`negatives` is 0", "its tuples have no negatives"
-NONE_EITHER = "and other tuples' positives are none either (`in_batch`)"
+NONE_EITHER = "and positives of other tuples do not count as negatives (`in_batch`)"
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ NONE_EITHER = "and other tuples' positives are none either (`in_batch`)"
         ("retrieval", {"negatives": 2}, {"in_batch": False, "negatives": 0}, {}, f"{OFF}, {NONE_EITHER}"),
         ("retrieval", {"negatives": 0, "loss": "infonce", "distill": 1.0}, {"in_batch": False}, {}, f"{OFF}, {NONE_EITHER}"),
         ("retrieval", {"negatives": 2}, {"in_batch": False}, {"negatives": [[]] * 8}, f"{EMPTY}, {NONE_EITHER}"),
-        ("retrieval", {"negatives": 0, "batch": 1}, {}, {}, f"{OFF}, and a batch holds one tuple"),
+        ("retrieval", {"negatives": 0, "batch": 1}, {}, {}, f"{OFF}, and a batch has one tuple"),
         ("retrieval", {"negatives": 0}, {}, {"positives": [[0]] * 8}, f"{OFF}, and all of them have the same positive"),
         ("retrieval", {"negatives": 0}, {}, {}, None),
         ("classification", {"negatives": 1}, {}, {}, None),

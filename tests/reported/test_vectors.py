@@ -120,7 +120,7 @@ def test_vectors_of_decoders_are_those_of_sentence_transformers(kind, end, tmp_p
     assert furthest(folder, QUERIES) < NEAR
     if kind == "qwen3":
         (note,) = load_encoder(str(folder), device="cpu").described["notes"]
-        assert note.endswith("for the model has no prompts; `prompt: none` puts nothing")
+        assert note.endswith("queries begin with the instruction of their source; `prompt: none` turns that off")
         shutil.rmtree(folder / "1_Pooling")
         (folder / "modules.json").unlink()
         described = load_encoder(str(folder), device="cpu").described

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from curation.recipe.settings import Train
 from training import ranks
 from training.backend import Torch
-from training.data import Plan, gather
+from training.data import Plan, gather_segments
 from training.model.load import load_model
 from training.step import add_gradients
 from training.tokens import load_sources
@@ -42,7 +42,7 @@ def theirs(backend, batch, temperature=0.05):
     rank, world = dist.get_rank(), dist.get_world_size()
     own = np.arange(len(batch.rows)).reshape(world, -1)[rank]
     texts = np.concatenate([batch.query[own], batch.positive[own], batch.negative[own].ravel()])
-    vectors = backend.embed(*gather(batch.ids, batch.starts, texts))
+    vectors = backend.embed(*gather_segments(batch.ids, batch.starts, texts))
     bs = len(own)
     query, positive, negative = vectors[:bs], vectors[bs : 2 * bs], vectors[2 * bs :].view(bs, -1, vectors.shape[1])
     parts = [torch.empty_like(positive) for _ in range(world)]

@@ -11,8 +11,8 @@ import transformers
 from tiny_models import CONFIGS, TEXTS, tiny_reranker
 
 from curation.core.errors import ModelError
-from training.model import causal_reranker
-from training.model.causal_reranker import AFTER, BEFORE, NEEDED, load_causal_reranker
+from training.model import reranker
+from training.model.reranker import AFTER, ANSWER_TOKENS, BEFORE, load_causal_reranker
 
 TASK = "Find the sentence that answers."
 QUERIES = [text for text in TEXTS if text] * 2
@@ -34,8 +34,8 @@ def by_the_card(folder, query, passage, room):
 
 @pytest.mark.parametrize("room", [8_192, 420])  # 420: the frame and the beginning of a long pair
 def test_the_scores_of_the_model_card(tmp_path, monkeypatch, room):
-    folder = tiny_reranker(tmp_path / "model", NEEDED)
-    monkeypatch.setattr(causal_reranker, "MOST_TOKENS", room)
+    folder = tiny_reranker(tmp_path / "model", ANSWER_TOKENS)
+    monkeypatch.setattr(reranker, "MOST_TOKENS", room)
     loaded = load_causal_reranker(str(folder), device="cpu")
     found = loaded.scores([f"<Instruct>: {TASK}\n<Query>: {query}" for query in QUERIES], PASSAGES)
     room = min(room, 1_024)
@@ -46,17 +46,17 @@ def test_the_scores_of_the_model_card(tmp_path, monkeypatch, room):
 
 
 def test_a_language_model_that_knows_no_answers(tmp_path):
-    folder = tiny_reranker(tmp_path / "model", NEEDED[1:])
+    folder = tiny_reranker(tmp_path / "model", ANSWER_TOKENS[1:])
     with pytest.raises(ModelError) as error:
         load_causal_reranker(str(folder), device="cpu")
     assert str(error.value) == f"{folder}: has no token for <|im_start|>; name a reranker tuned as Qwen3-Reranker is"
 
 
 def test_weights_that_are_missing(tmp_path):
-    folder = tiny_reranker(tmp_path / "model", NEEDED)
+    folder = tiny_reranker(tmp_path / "model", ANSWER_TOKENS)
     transformers.AutoModel.from_config(CONFIGS["qwen3"]()).save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"architectures": ["Qwen3ForCausalLM"]}))
     with pytest.raises(ModelError) as error:
         load_causal_reranker(str(folder), device="cpu")
-    assert str(error.value) == f"{folder}: its weights lack lm_head.weight; is config.json the one of these weights?"
+    assert str(error.value) == f"{folder}: its weights lack lm_head.weight; does config.json belong to these weights?"

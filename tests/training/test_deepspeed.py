@@ -160,8 +160,8 @@ def test_a_process_that_dies_or_stands_still_is_told_and_nothing_hangs(place, nu
     processes[1].send_signal(number)
     rest = processes[0].stderr.read()
     assert processes[0].wait(60) == 1
-    assert "train: rank 0: another process is gone or does not answer (" in rest
-    assert rest.endswith("); start all of them again: they go on from the last checkpoint\n")
+    assert "train: rank 0: another process has ended or does not answer (" in rest
+    assert rest.endswith("); start all of them again: they continue from the last checkpoint\n")
     for process in processes:
         process.kill()
         process.communicate()  # closes the pipe, too

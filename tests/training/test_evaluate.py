@@ -145,7 +145,7 @@ def test_the_instruction_goes_to_queries_only(folder, encoder):
     assert read[1][-2] == "The cat sat on the mat."
 
 
-LAYOUT = "a folder holds corpus.jsonl, queries.jsonl and qrels/test.tsv"
+LAYOUT = "the folder needs corpus.jsonl, queries.jsonl and qrels/test.tsv"
 
 
 @pytest.mark.parametrize("name", ["corpus.jsonl", "queries.jsonl", "qrels/test.tsv"])
@@ -164,21 +164,21 @@ def assert_refused(folder, text):
 def test_a_line_that_is_no_json_is_named_by_its_number(folder):
     path = folder / "corpus.jsonl"
     path.write_text(path.read_text() + "{\n")
-    what = "not readable as JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))"
-    assert_refused(folder, f"{path}:18: {what}; give one JSON object a line")
+    what = "cannot be read as JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))"
+    assert_refused(folder, f"{path}:18: {what}; give one JSON object per line")
 
 
 @pytest.mark.parametrize("line", ['{"_id": 3, "text": "x"}', '{"_id": "3"}', "[]", '{"_id": "3", "text": null}'])
 def test_a_line_without_id_or_text_is_named(line, folder):
     path = folder / "queries.jsonl"
     path.write_text(path.read_text() + "\n" + line + "\n")
-    assert_refused(folder, f"{path}:7: lacks '_id' or 'text', or they are no strings")
+    assert_refused(folder, f"{path}:7: lacks '_id' or 'text', or they are not strings")
 
 
 def test_an_id_that_stands_twice_is_named(folder):
     path = folder / "corpus.jsonl"
     path.write_text(path.read_text() + '{"_id": "b", "text": "again"}\n')
-    assert_refused(folder, f"{path}:18: has the _id 'b' of an earlier line")
+    assert_refused(folder, f"{path}:18: repeats the _id 'b' of an earlier line")
 
 
 @pytest.mark.parametrize("line", ["1\ta", "1\ta\thigh", "1 a 1"])
@@ -186,17 +186,17 @@ def test_a_judgement_that_cannot_be_read_is_named(line, folder):
     path = folder / "qrels" / "test.tsv"
     path.write_text(path.read_text() + line + "\n")
     hint = "give query-id, corpus-id and score, tab-separated"
-    assert_refused(folder, f"{path}:9: is not a query, a document and a number; {hint}")
+    assert_refused(folder, f"{path}:9: is not a query id, a document id and a number; {hint}")
 
 
 def test_unknown_ids_are_counted_and_the_first_is_named(folder):
     path = folder / "qrels" / "test.tsv"
-    hint = "are the three files of one dataset?"
+    hint = "do the three files belong to one dataset?"
     right = path.read_text()
     path.write_text(right + "1\tzz\t1\n1\tyy\t1\n2\tzz\t1\n")
-    assert_refused(folder, f"{path}: names 2 document ids that corpus.jsonl does not have, the first is 'zz'; {hint}")
+    assert_refused(folder, f"{path}: has 2 document ids that corpus.jsonl does not have, the first is 'zz'; {hint}")
     path.write_text(right + "9\ta\t1\n")
-    assert_refused(folder, f"{path}: names 1 query id that queries.jsonl does not have, the first is '9'; {hint}")
+    assert_refused(folder, f"{path}: has 1 query id that queries.jsonl does not have, the first is '9'; {hint}")
 
 
 def test_a_folder_where_no_query_has_a_relevant_document(tmp_path):

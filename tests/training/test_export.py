@@ -188,6 +188,6 @@ def test_a_tokenizer_that_changes_when_saved_is_refused(tmp_path):
     model.tokenizer.__class__ = PreTrainedTokenizerFast
     with pytest.raises(ModelError) as error:
         export(model, tmp_path / "out")
-    what = "its tokenizer, saved, gives other tokens than before; has it a tokenizer.json?"
+    what = "its saved tokenizer gives other tokens than before; does it have a tokenizer.json?"
     assert str(error.value) == f"{tmp_path / 'bert'}: {what}"
     assert not (tmp_path / "out").exists()

@@ -5,8 +5,8 @@ import pytest
 import torch
 from tiny_models import CONFIGS, TEXTS, tiny_folder
 
+from training.model.device import Prepacked, prepack
 from training.model.encode import load_encoder
-from training.model.linear import Prepacked, prepack
 
 
 def layers(encoder, kind):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.loss import ROWS_AT_ONCE, contrastive, distillation, hard_loss, infonce, own_among, too_near
+from training.loss import QUERIES_AT_ONCE, contrastive, distillation, hard_loss, infonce, softmax_loss, too_near
 
 
 def unit(*shape, seed):
@@ -59,10 +59,10 @@ def test_without_in_batch_negatives_there_is_the_hard_term_only():
 def test_a_row_with_all_others_masked_and_one_without_negatives_cost_nothing_and_are_finite():
     query, positive = unit(3, 8, seed=4), unit(3, 8, seed=5)
     shared = ~torch.eye(3, dtype=torch.bool)
-    assert float(own_among(query, positive, shared, 0.05)) == 0
+    assert float(softmax_loss(query, positive, shared, 0.05)) == 0
     none = torch.zeros(3, 2, dtype=torch.bool)
     query.requires_grad_(True)
-    loss = hard_loss(query, positive, unit(3, 2, 8, seed=6), none, 0.05) + own_among(query, positive, shared, 0.05)
+    loss = hard_loss(query, positive, unit(3, 2, 8, seed=6), none, 0.05) + softmax_loss(query, positive, shared, 0.05)
     loss.backward()
     assert loss.item() == 0
     assert torch.isfinite(query.grad).all()
@@ -83,13 +83,13 @@ def test_in_batch_gradient_reaches_other_rows_passages():
     torch.nn.functional.cross_entropy(logits[:1], torch.zeros(1, dtype=torch.long)).backward()
     alone = positive.grad.clone()
     positive.grad = None
-    own_among(query, positive, None, 0.05).backward()
+    softmax_loss(query, positive, None, 0.05).backward()
     assert not torch.allclose(positive.grad, alone / 4)
     assert (positive.grad.norm(dim=1) > 0).all()
 
 
 def test_a_large_batch_has_the_loss_and_gradients_of_one_product_without_keeping_its_scores():
-    b, n = 2 * ROWS_AT_ONCE + 3, 3 * ROWS_AT_ONCE
+    b, n = 2 * QUERIES_AT_ONCE + 3, 3 * QUERIES_AT_ONCE
     query, candidates = (unit(count, 8, seed=seed).requires_grad_() for count, seed in ((b, 1), (n, 2)))
     out = torch.from_numpy(np.random.Generator(np.random.Philox(3)).random((b, n)) < 0.1)
     out[torch.arange(b), torch.arange(b)] = False
@@ -103,7 +103,7 @@ def test_a_large_batch_has_the_loss_and_gradients_of_one_product_without_keeping
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        got = own_among(query, candidates, out, 0.05)
+        got = softmax_loss(query, candidates, out, 0.05)
     assert sum(kept) < b * n / 10
     assert got.item() == pytest.approx(expected.item(), rel=1e-12)
     for one, other in zip(torch.autograd.grad(got, [query, candidates]), wanted, strict=True):
@@ -143,7 +143,7 @@ def test_infonce_equals_the_double_loop(masked, k):
     assert got.in_batch is None
 
 
-def test_infonce_of_a_task_without_own_among_has_own_negatives_only():
+def test_infonce_of_a_task_without_softmax_loss_has_own_negatives_only():
     query, positive, negative = unit(3, 8, seed=1), unit(3, 8, seed=2), unit(3, 2, 8, seed=3)
     has = torch.ones(3, 2, dtype=torch.bool)
     got = infonce(query, positive, negative, has, None, None, 0.05, False)

@@ -182,7 +182,7 @@ def test_unknown_names(tmp_path):
     assert complaint("package:no_such_thing") == (
         "package:no_such_thing: no such package is installed; run `pip install no-such-thing`"
     )
-    assert complaint("package:yaml") == "package:yaml: the package holds no config.json; is it a package with a model in it?"
+    assert complaint("package:yaml") == "package:yaml: the package has no config.json; is it a package with a model in it?"
     assert complaint(tmp_path / "no") == f"{tmp_path / 'no'}: no such folder; give a folder, a Hub id, or package:NAME"
     assert complaint("nobody/nothing") == (
         "nobody/nothing: no such folder, and the Hub cannot be reached for a model of this id; "
@@ -192,13 +192,13 @@ def test_unknown_names(tmp_path):
 
 def test_parts_that_are_missing(bert):
     (bert / "model.safetensors").rename(bert / "away")
-    assert complaint(bert) == f"{bert}: holds no weights; put its model.safetensors beside config.json"
+    assert complaint(bert) == f"{bert}: has no weights; put its model.safetensors next to config.json"
     (bert / "away").rename(bert / "model.safetensors")
     (bert / "tokenizer.json").unlink()
     hint = "put its tokenizer.json and tokenizer_config.json beside config.json"
     assert complaint(bert) == f"{bert}: holds no tokenizer; {hint}"
     (bert / "config.json").unlink()
-    assert complaint(bert) == f"{bert}: holds no config.json; name the folder that `save_pretrained` wrote"
+    assert complaint(bert) == f"{bert}: has no config.json; give the folder that `save_pretrained` wrote"
 
 
 def test_weights_that_are_cut_short_or_lack_a_part(bert):
@@ -207,7 +207,7 @@ def test_weights_that_are_cut_short_or_lack_a_part(bert):
     save_file(lacking, bert / "model.safetensors", metadata={"format": "pt"})
     assert complaint(bert) == (
         f"{bert}: its weights lack encoder.layer.1.output.LayerNorm.bias, encoder.layer.1.output.LayerNorm.weight, "
-        "encoder.layer.1.output.dense.bias and 1 more; is config.json the one of these weights?"
+        "encoder.layer.1.output.dense.bias and 1 more; does config.json belong to these weights?"
     )
     whole = (bert / "model.safetensors").read_bytes()
     (bert / "model.safetensors").write_bytes(whole[:5000])
@@ -256,7 +256,7 @@ def test_a_tokenizer_of_another_model(bert):
     config.vocab_size = 40
     transformers.AutoModel.from_config(config).save_pretrained(bert)
     assert complaint(bert).startswith(f"{bert}: its tokenizer gives token ")
-    assert complaint(bert).endswith(", but the model knows 40 tokens only; are tokenizer and weights of the same model?")
+    assert complaint(bert).endswith(", but the model knows only 40 tokens; do tokenizer and weights belong to the same model?")
 
 
 def test_an_encoder_decoder(tmp_path):

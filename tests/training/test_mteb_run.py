@@ -20,7 +20,7 @@ from curation.core import store
 from curation.core.errors import SourceError
 from curation.recipe.settings import Train
 from curation.share.export import export
-from training.cli import train
+from training.cli import train_command
 from training.model.encode import load_encoder
 from training.train import train as train_model
 
@@ -33,7 +33,7 @@ pytestmark = [
 
 
 def call(*args):
-    return CliRunner().invoke(train, [str(arg) for arg in args], prog_name="train", catch_exceptions=True)
+    return CliRunner().invoke(train_command, [str(arg) for arg in args], prog_name="train", catch_exceptions=True)
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_folder_scores_as_evaluate_scores_it_and_models_stand_side_by_side(place):
+def test_a_folder_scores_as_evaluate_scores_it_and_models_standcompare(place):
     plain = json.loads(call("evaluate", MINILM, "--data", "held", "--json", "-q").stdout)
     result = call("evaluate", MINILM, "--mteb", "held", "-o", "results", "--json")
     assert result.exit_code == 0, result.exception
@@ -53,7 +53,7 @@ def test_a_folder_scores_as_evaluate_scores_it_and_models_stand_side_by_side(pla
     assert name.startswith("held-")
     assert score == pytest.approx(plain["ndcg@10"], abs=1e-6)
     assert found["prompts"] == {name: {"query": "", "passage": ""}}
-    assert f"{MINILM}, {name}: put before each query nothing, passage nothing\n" in result.stderr
+    assert f"{MINILM}, {name}: prompts query: none, passage: none\n" in result.stderr
     assert 0 < score < 1
     assert found["means"] == {"Retrieval": score}
     assert found["mean"] == score
@@ -91,7 +91,7 @@ def test_a_query_is_told_its_task_and_a_document_nothing():
     import mteb
     from mteb.types import PromptType
 
-    from training.mteb import Wrapped
+    from training.mteb import MtebEncoder
 
     encoder, read = load_encoder(MINILM, prompt="instruct"), []
     encoder.encode = lambda texts, unit: read.extend(texts)
@@ -102,8 +102,8 @@ def test_a_query_is_told_its_task_and_a_document_nothing():
         ("STS12", None),
         ("ArguAna", PromptType.query),
     ):
-        Wrapped("x/y", encoder, "").encode(batches, task_metadata=mteb.get_task(task).metadata, prompt_type=kind)
-    Wrapped("x/y", encoder, "Mine").encode(batches[:1], task_metadata=mteb.get_task("STS12").metadata)
+        MtebEncoder("x/y", encoder, "").encode(batches, task_metadata=mteb.get_task(task).metadata, prompt_type=kind)
+    MtebEncoder("x/y", encoder, "Mine").encode(batches[:1], task_metadata=mteb.get_task("STS12").metadata)
     assert read == [
         "Instruct: Given a scientific claim, retrieve documents that support or refute the claim\nQuery: a",  # the task's
         "Instruct: Given a scientific claim, retrieve documents that support or refute the claim\nQuery: b",
@@ -122,14 +122,13 @@ def test_a_folder_of_any_grades_scores_as_evaluate_scores_it(place):
     from test_one_protocol_of_evaluation import FOLDERS, folder_of
 
     from training.evaluate import evaluate
-    from training.mteb import evaluate as with_mteb
-    from training.mteb import tasks_of
+    from training.mteb import evaluate_tasks, tasks_of
 
     encoder = load_encoder(tiny_model(place / "bert"), device="cpu")
     fractions = {"fractions": ([("q0", "d0", 0.5), ("q0", "d1", 1.5), ("q1", "d2", 0.3)], None, None)}
     for number, files in enumerate((FOLDERS | fractions).values()):
         folder = folder_of(place / f"f{number}", *files)
-        (found,) = with_mteb("local/x", encoder, tasks_of([str(folder)]), place / "out")["tasks"].values()
+        (found,) = evaluate_tasks("local/x", encoder, tasks_of([str(folder)]), place / "out")["tasks"].values()
         assert found == pytest.approx(evaluate(encoder, folder)["ndcg@10"], abs=1e-9)
 
 
@@ -154,7 +153,7 @@ def test_prompts_of_a_model_go_where_mteb_puts_them_for_sentence_transformers(na
 
     from training.model.export import export
     from training.model.load import load_model
-    from training.mteb import Wrapped
+    from training.mteb import MtebEncoder
 
     model = load_model(tiny_model(place / "bert"), device="cpu")
     prompts, default = PROMPTS[name]
@@ -166,7 +165,7 @@ def test_prompts_of_a_model_go_where_mteb_puts_them_for_sentence_transformers(na
         listing = json.loads((place / "m/modules.json").read_text())
         (place / "m/modules.json").write_text(json.dumps(listing[:modules]))
         theirs = mteb.models.SentenceTransformerEncoderWrapper(SentenceTransformer(str(place / "m"), device="cpu"))
-        ours = Wrapped("a/b", load_encoder(str(place / "m"), device="cpu"), "")
+        ours = MtebEncoder("a/b", load_encoder(str(place / "m"), device="cpu"), "")
         texts = DataLoader(Dataset.from_dict({"text": ["one file", "two"]}), batch_size=2)
         for task, kinds in (
             ("SciFact", (PromptType.query, PromptType.document)),
@@ -189,7 +188,7 @@ def test_a_benchmark_is_its_tasks_and_an_unknown_name_is_told():
     for name, near in (("SciFactt", "SciFact"), ("MTEB(eng,v2)", "MTEB(eng, v2)")):
         with pytest.raises(SourceError) as error:
             tasks_of([name])
-        assert str(error.value) == f"--mteb: '{name}' is no task, no benchmark and no folder (did you mean '{near}'?)"
+        assert str(error.value) == f"--mteb: '{name}' is not a task, a benchmark or a folder (did you mean '{near}'?)"
 
 
 def test_data_that_cannot_be_had_is_told(place):
@@ -198,8 +197,8 @@ def test_data_that_cannot_be_had_is_told(place):
     offline = {**ENVIRONMENT, "HF_HUB_OFFLINE": "1", "HF_HOME": str(place / "hf")}
     done = subprocess.run(line, env=offline, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("train: mteb task SciFact: its data cannot be had (")
-    assert done.stderr.endswith("); is the network there, and HF_HUB_OFFLINE off?\n")
+    assert done.stderr.startswith("train: mteb task SciFact: its data cannot be loaded (")
+    assert done.stderr.endswith("); is the network available, and HF_HUB_OFFLINE unset?\n")
     assert done.stderr.count("\n") == 1
 
 
@@ -247,6 +246,6 @@ def test_of_a_runs_model_it_drafts_the_metadata_that_mteb_validates(place):
         assert meta.n_embedding_parameters > 900_000
         assert meta.use_instructions == (kind == "qwen3")
         text = (place / told.removeprefix("draft of mteb's metadata: ")).read_text()
-        assert "# and what more may be part of: the manifest names no `mteb:` task" in text
+        assert "# perhaps also tasks of more: the manifest has no `mteb:` for them" in text
         assert str(place) not in text
     assert meta.loader_kwargs["instruction_template"] == "Instruct: {instruction}\nQuery: "

@@ -151,7 +151,7 @@ def test_a_model_that_keeps_the_segments_from_its_attention_is_refused(folders, 
     monkeypatch.setattr(model_module, "packed_inputs", without_segments)
     with pytest.raises(ModelError) as error:
         check_packing(model)
-    assert str(error.value) == (f"{folders['qwen3']}: its Qwen3Attention is not told where a text begins; {ADVICE}")
+    assert str(error.value) == (f"{folders['qwen3']}: its Qwen3Attention does not receive where each text begins; {ADVICE}")
 
 
 def test_an_attention_with_scores_of_its_own_is_refused(tmp_path):
@@ -166,7 +166,7 @@ def test_an_attention_with_scores_of_its_own_is_refused(tmp_path):
 
 
 def test_no_mask_is_ever_built():
-    assert AttentionMaskInterface()[attention.NAME](1, 100_000, 100_000) is None
+    assert AttentionMaskInterface()[attention.PACKED](1, 100_000, 100_000) is None
 
 
 def test_dropout_is_honoured_in_training_and_absent_otherwise(folders):

@@ -16,7 +16,7 @@ from tests.hub_server import hub
 from tests.training.tiny_models import tiny_folder
 from training.model.export import export
 from training.model.load import load_model
-from training.publish import plan
+from training.publish import plan_upload
 
 RECEIPT = {
     "recipe": {"model": "org/base", "batch": 8},
@@ -40,7 +40,7 @@ def run(tmp_path_factory):
 
 
 def test_the_card_names_use_data_and_recipe(run):
-    made = plan(run, "org/small", "apache-2.0", ("org/data",))
+    made = plan_upload(run, "org/small", "apache-2.0", ("org/data",))
     head = head_of(made.card)
     assert list(problems(made.card)) == []
     assert (head["license"], head["base_model"], head["datasets"]) == ("apache-2.0", "org/base", ["org/data"])
@@ -66,7 +66,7 @@ def test_the_card_names_the_score_of_the_model_that_is_written(run, tmp_path):
     for choice, said in (("last", "0.6250, at step 12"), ("best", "0.7500, at step 8")):
         recipe = {"recipe": RECEIPT["recipe"] | {"export": choice}}
         store.write_json(tmp_path / "train" / store.RECEIPT, RECEIPT | scores | recipe)
-        card = plan(tmp_path / "train", "org/small").card
+        card = plan_upload(tmp_path / "train", "org/small").card
         assert f"nDCG@10 on held-out queries, the mean over their sources: {said}." in card
         assert 'model.encode(["how do I find empty files?"], prompt_name="faq")' in card  # a model that is told its task
 
@@ -75,7 +75,7 @@ def test_no_folder_of_this_machine_is_published(run, tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "train/model").symlink_to(run / "model")
     store.write_json(tmp_path / "train" / store.RECEIPT, RECEIPT | {"recipe": {"model": str(run.parent.parent / "base")}})
-    made = plan(tmp_path / "train/model", "org/small")
+    made = plan_upload(tmp_path / "train/model", "org/small")
     assert "from `base`" in made.card
     text = made.card + made.pieces["provenance.json"].content.decode() + (run / "model/config.json").read_text()
     assert str(run.parent.parent) not in text
@@ -83,13 +83,15 @@ def test_no_folder_of_this_machine_is_published(run, tmp_path):
 
 
 def test_what_is_no_model_or_no_licence(run, tmp_path):
-    with pytest.raises(ModelError, match=r"is no exported model: it has no modules\.json; `train export RUN -o DIR` makes one"):
-        plan(tmp_path, "org/small")
+    with pytest.raises(
+        ModelError, match=r"is not an exported model: it has no modules\.json; `train export RUN -o DIR` writes one"
+    ):
+        plan_upload(tmp_path, "org/small")
     with pytest.raises(
         ModelError,
-        match="org/small: the Hub would refuse its card: license 'free' is none that the Hub knows; mend it, or see --license",
+        match="org/small: the Hub would refuse its card: license 'free' is none that the Hub knows; correct it, or see --license",
     ):
-        plan(run, "org/small", "free")
+        plan_upload(run, "org/small", "free")
 
 
 @pytest.mark.long

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from curation.recipe.settings import Train
+from training.backend import split_by_decay
 from training.step import learning_rate, warmup_steps
-from training.weights import decayed
 
 
 def recipe(**keys):
@@ -56,4 +56,4 @@ def test_only_matrices_decay():
             self.words, self.dense, self.norm = nn.Embedding(5, 4), nn.Linear(4, 4), nn.LayerNorm(4)
             self.pooler = nn.Linear(4, 4).requires_grad_(False)
 
-    assert decayed(Small()) == (["dense.weight"], ["words.weight", "dense.bias", "norm.weight", "norm.bias"])
+    assert split_by_decay(Small()) == (["dense.weight"], ["words.weight", "dense.bias", "norm.weight", "norm.bias"])

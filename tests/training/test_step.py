@@ -14,7 +14,7 @@ from training.backend import Torch
 from training.data import Plan
 from training.log import read_log
 from training.model.load import load_model
-from training.step import add_gradients, batch_loss, cut
+from training.step import add_gradients, batch_loss, chunks_of
 from training.tokens import load_sources
 from training.train import train
 
@@ -119,7 +119,8 @@ def test_layers_that_cannot_be_computed_twice_are_told(tmp_path):
     model = load_model(str(tiny_folder("llama", tmp_path / "m")), device="cpu")
     model.backbone.layers = torch.nn.ModuleList()
     with pytest.raises(
-        ModelError, match=r"its layers cannot be computed again; set `checkpointing: no`, and perhaps a `token_budget`"
+        ModelError,
+        match=r"its layers do not support activation checkpointing; set `checkpointing: no`, and perhaps a `token_budget`",
     ):
         Torch(model, recipe(model.name, checkpointing=True))
 
@@ -143,13 +144,13 @@ def test_a_run_by_chunks_goes_on_to_the_bit(model, build, tmp_path, keys):
     assert all((tmp_path / "whole" / name).read_bytes() == (tmp_path / "torn" / name).read_bytes() for name in files)
 
 
-def test_cut():
-    starts = np.array([0, 3, 5, 9, 20, 22])
-    assert cut(starts, None) == [(0, 5)]
-    assert cut(starts, 22) == [(0, 5)]
-    assert cut(starts, 9) == [(0, 3), (3, 4), (4, 5)]
-    assert cut(starts, 5) == [(0, 2), (2, 3), (3, 4), (4, 5)]
-    assert cut(starts, 1) == [(i, i + 1) for i in range(5)]
+def test_chunks():
+    lengths = np.array([3, 2, 4, 11, 2])
+    assert chunks_of(lengths, None, 1) == [[(0, 5)]]
+    assert chunks_of(lengths, 22, 1) == [[(0, 5)]]
+    assert chunks_of(lengths, 9, 1) == [[(0, 3), (3, 4), (4, 5)]]
+    assert chunks_of(lengths, 5, 1) == [[(0, 2), (2, 3), (3, 4), (4, 5)]]
+    assert chunks_of(lengths, 1, 1) == [[(i, i + 1) for i in range(5)]]
 
 
 def test_matryoshka_is_the_mean_of_the_losses_of_leading_dimensions(build, tmp_path):
@@ -169,7 +170,7 @@ def test_matryoshka_is_the_mean_of_the_losses_of_leading_dimensions(build, tmp_p
 
 def test_matryoshka_with_too_many_dimensions_is_told(build, tmp_path):
     model = tiny_model(tmp_path / "m")
-    with pytest.raises(ModelError, match=r"has 32 dimensions; `matryoshka` names fewer than that$"):
+    with pytest.raises(ModelError, match=r"has 32 dimensions; `matryoshka` must name fewer$"):
         train(build, recipe(model, matryoshka=[32]), out=tmp_path / "out", device="cpu")
 
 

@@ -10,12 +10,12 @@ import torch
 
 from curation.core.errors import SetupError
 from curation.recipe.settings import Train
-from training.stops import memory_for
+from training.train import explain_out_of_memory
 
 
 def at_once(starts, world=1, **keys):
     batch = SimpleNamespace(starts=np.array(starts), ids=np.zeros(starts[-1]))
-    with memory_for(7, batch, Train(model="m", **keys), world, "run"):
+    with explain_out_of_memory(7, batch, Train(model="m", **keys), world, "run"):
         torch.empty(1 << 50)  # a petabyte and more
 
 
@@ -29,12 +29,12 @@ def at_once(starts, world=1, **keys):
     ],
 )
 def test_the_budget_to_set_is_named(starts, world, keys, held, what):
-    told = f"^run, step 7: the memory does not hold a forward of {held} tokens and its gradients; set {what}, and run it again$"
+    told = f"^run, step 7: out of memory: forward and backward over {held} tokens do not fit; set {what}, and run it again$"
     with pytest.raises(SetupError, match=told):
         at_once(starts, world, **keys)
 
 
 def test_other_errors_keep_their_traceback():
     batch = SimpleNamespace(starts=np.array([0, 3]), ids=np.zeros(3))
-    with pytest.raises(RuntimeError, match="must match"), memory_for(0, batch, Train(model="m"), 1, "run"):
+    with pytest.raises(RuntimeError, match="must match"), explain_out_of_memory(0, batch, Train(model="m"), 1, "run"):
         torch.zeros(2) + torch.zeros(3)

@@ -18,11 +18,11 @@ from curation.core import store, tables
 from curation.core.errors import BuildError
 from curation.recipe.settings import Train
 from tests.killing import forking
+from training.checkpoint import export_checkpoint
 from training.data import Plan
 from training.log import read_log
 from training.model.encode import load_encoder
 from training.model.load import load_model
-from training.runs import export_checkpoint
 from training.tokens import load_sources
 from training.train import Stopped, train
 
@@ -253,7 +253,7 @@ def test_bad_builds_are_told_in_one_line(model, tmp_path):
     with pytest.raises(BuildError, match=r"names passage 99 of 4; run `mine negatives` again"):
         load_sources(build, loaded, "auto")
     build = write_build(tmp_path / "d", {"pairs": {key: [] for key in wrong}})
-    with pytest.raises(BuildError, match="has not one mined tuple to train on"):
+    with pytest.raises(BuildError, match="has no mined tuple to train on"):
         load_sources(build, loaded, "auto")
 
 

@@ -21,8 +21,7 @@ from tiny_models import tiny_tokenizer
 
 from curation.core.errors import BuildError, ManifestError
 from curation.recipe.manifest import load_recipe
-from training.cli import train
-from training.cli_models import _side_by_side
+from training.cli import compare, train_command
 from training.model.files import find_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +43,7 @@ def place(tmp_path, monkeypatch):
 
 
 def call(*args):
-    return CliRunner().invoke(train, [str(arg) for arg in args], prog_name="train", catch_exceptions=True)
+    return CliRunner().invoke(train_command, [str(arg) for arg in args], prog_name="train", catch_exceptions=True)
 
 
 def command(*args):
@@ -61,8 +60,11 @@ def test_trains_the_newest_build_and_says_so_and_then_has_nothing_to_do(place):
     lines = result.stderr.splitlines()
     assert lines[0] == f"using {Path('builds/tiny')}, the newest build"
     assert "a warm-up" not in result.stderr
-    assert lines[-2].startswith("step 12/12  loss ")
-    assert lines[-1] == "trained: builds/tiny/train/model"
+    assert lines[-3].startswith("step 12/12  loss ")
+    assert lines[-2:] == [
+        "trained: builds/tiny/train/model; see builds/tiny/train/report.html",
+        "next: `train publish builds/tiny/train ORG/NAME --dry-run`",
+    ]
     assert (place / "builds/tiny/train/model/config.json").exists()
     again = call("builds/tiny")
     assert again.stderr == "nothing to do: already trained: builds/tiny/train/model\n"
@@ -96,7 +98,9 @@ def test_dry_run_writes_nothing(place):
     small = json.loads(call("builds/tiny", "--dry-run", "--json", "--recipe", "small.yaml").stdout)
     assert small["chunks_per_step"] == -(-said["tokens_per_step"] // 100)
     (place / "small.yaml").unlink()
-    assert "tuples of pairs" in call("builds/tiny", "--dry-run").stdout
+    table = call("builds/tiny", "--dry-run").stdout.splitlines()
+    assert [line.split() for line in table[:4]] == [["source", "tuples"], ["------", "------"], ["pairs", "32"], ["more", "16"]]
+    assert max(map(len, table)) <= 80
     assert sorted(place.rglob("*")) == before
 
 
@@ -109,7 +113,7 @@ def test_export_of_a_run_and_of_a_checkpoint_give_the_model_that_was_trained(pla
         trained = place / "builds/tiny/train/model/model.safetensors"
         assert (place / f"out{number}/model.safetensors").read_bytes() == trained.read_bytes()
     nothing = call("export", "builds", "-o", "out3")
-    assert str(nothing.exception).startswith("builds: holds no checkpoint; name the folder of a run")
+    assert str(nothing.exception).startswith("builds: has no checkpoint; give the folder of a run")
 
 
 def test_average_is_the_mean_of_the_last_checkpoints(place):
@@ -126,7 +130,7 @@ def test_average_is_the_mean_of_the_last_checkpoints(place):
     assert not all(torch.equal(mean[name], states[5][name]) for name in mean)
     assert call("average", "run", "-o", "all").stderr.startswith("averaged step-000005, step-000004, step-000003, step-000002 ")
     error = call("average", "run", "-o", "more", "--last", 5).exception
-    assert str(error) == "run: holds 4 checkpoints, not 5; give `keep` in the recipe, or a smaller --last"
+    assert str(error) == "run: has 4 checkpoints, not 5; set `keep` in the recipe, or give a smaller --last"
     assert not (place / "more").exists()
 
 
@@ -198,7 +202,7 @@ def test_help_shows_options_and_commands_in_80_columns_and_says_train():
     texts = [call(*args).output for args in (["-h"], ["--help"], ["builds/x", "-h"], ["--only", "a", "--help"])]
     assert len(set(texts)) == 1
     assert texts[0].startswith("Usage: train [OPTIONS] [BUILD]\n       train COMMAND [ARGS]...\n")
-    for word in ("--recipe", "--restart", "--dry-run", "Commands:", "plan", "unpack", "evaluate", "export"):
+    for word in ("--recipe", "--restart", "--dry-run", "Commands:", "plan", "average", "evaluate", "export"):
         assert word in texts[0]
     assert "run " not in texts[0].split("Commands:")[1]
     for text in [*texts, call("evaluate", "-h").output, call("export", "-h").output]:
@@ -218,8 +222,8 @@ def test_wrong_usage_exits_with_2_and_names_the_option():
 @pytest.mark.parametrize("args", [["-h"], ["evaluate", "--help"], ["export", "-h"]])
 def test_help_loads_nothing_heavy(args):
     code = (
-        "import sys\nfrom training.cli import train\n"
-        f"try: train.main({args!r}, standalone_mode=True)\nexcept SystemExit: pass\n"
+        "import sys\nfrom training.cli import train_command\n"
+        f"try: train_command.main({args!r}, standalone_mode=True)\nexcept SystemExit: pass\n"
         "heavy = {'torch', 'numpy', 'polars', 'transformers', 'pydantic', 'pyarrow', 'datasets', 'faiss'} & set(sys.modules)\n"
         "print(sorted(heavy), file=sys.stderr)"
     )
@@ -251,7 +255,7 @@ def test_a_signal_saves_and_exits_with_its_code(place, number, code):
     assert process.wait(timeout=60) == code
     process.stderr.close()
     assert said[-1].startswith("train: stopped after step ")
-    assert "saved; the same command goes on from there" in said[-1]
+    assert "saved; the same command continues from there" in said[-1]
     step = int(said[-1].split("step ")[1].split()[0])
     assert (place / f"builds/tiny/train/checkpoints/step-{step:06d}/checkpoint.json").exists()
 
@@ -260,7 +264,7 @@ def test_a_plan_counts_memory_and_hours_by_its_own_formula(place):
     plain = json.loads(call("plan", "builds/tiny", "--json").stdout)
     assert plain["memory_gb_per_gpu"]["weights_and_optimizer"] == round(16 * plain["weights"] / 1e9, 1)
     assert plain["assumes"] == "32% of an H100's peak of 989 TFLOP/s in bfloat16; not measured"
-    assert "gpu_hours" in call("plan", "builds/tiny").stdout
+    assert "GPU-hours" in call("plan", "builds/tiny").stdout
 
 
 # Dimensions, of the layers' inside, layers, heads; weights, and those of the embeddings.
@@ -296,12 +300,12 @@ def test_the_recipes_of_the_paper_are_whole_and_a_plan_needs_no_weights(place, s
     hours = 8 * (weights - embedding) * plan["tokens_per_step"] * 4 / (0.32 * 989e12) / 3600
     assert plan["gpu_hours"] == pytest.approx(hours, abs=0.05)
     error = call("builds/tiny", "--recipe", "own.yaml").exception
-    assert str(error) == f"{model}: holds no weights; put its model.safetensors beside config.json"
+    assert str(error) == f"{model}: has no weights; put its model.safetensors next to config.json"
 
 
 @pytest.mark.parametrize(("models", "heads"), [(["a/b", "c"], ["a/b", "c"]), (["builds/" + "x" * 40, "y" * 40], ["[1]", "[2]"])])
 def test_models_side_by_side_fit_into_80_columns(capsys, models, heads):
-    _side_by_side(models, {"mean of Retrieval": [0.5, 0.25]})
+    compare(models, {"mean of Retrieval": [0.5, 0.25]})
     *above, head, line = capsys.readouterr().out.splitlines()
     assert (head.split(), line) == (heads, "mean of Retrieval  0.5000  0.2500")
     assert [one.split() for one in above if one] == (

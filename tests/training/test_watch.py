@@ -82,9 +82,12 @@ def whole(place):
 
 def test_it_measures_what_evaluate_measures_of_the_checkpoint(place, whole):
     lines = measurements(whole)
-    assert [line["step"] for line in lines] == [1, 3, 5, 7, 9, 11]
+    assert [line["step"] for line in lines] == [-1, 1, 3, 5, 7, 9, 11]
     assert all(set(line) == {"step", "ndcg@10", "sources", "best", "seconds"} for line in lines)
     receipt = store.read_receipt(whole)
+    first, *lines = lines  # before the first step
+    assert (receipt["before"], first["best"]) == (first["ndcg@10"], False)
+    assert first["ndcg@10"] == pytest.approx(measured(place / "bert", place / "b"), abs=1e-9)
     assert receipt["history"] == {str(line["step"] + 1): line["ndcg@10"] for line in lines}
     best = max(lines, key=lambda line: line["ndcg@10"])
     assert receipt["best"] == {"step": best["step"] + 1, "ndcg@10": best["ndcg@10"]}
@@ -153,7 +156,7 @@ def test_held_out_queries_that_changed_make_it_another_run(place, whole):
 def test_what_cannot_be_watched_is_told(place, tmp_path):
     with pytest.raises(BuildError) as error:
         train(place / "b", recipe(place), out=tmp_path / "x", only=["rest"])
-    what = "has no held-out queries for `evaluate_every`; give a source `holdout: N` and build again, or leave the key out"
+    what = "has no held-out queries for `evaluate_every`; give a source `holdout: N` and build again, or remove the key"
     assert str(error.value) == f"{place / 'b'}: {what}"
     path = tmp_path / "recipe.yaml"
     path.write_text("model: m\npatience: 3\n")
@@ -180,4 +183,4 @@ def test_two_processes_choose_what_one_does(place, whole, tmp_path):
         assert measured(tmp_path / name / "model", place / "b") == pytest.approx(receipt["best"]["ndcg@10"], abs=1e-9)
         for file in ("done.json", "model/model.safetensors"):
             assert (tmp_path / name / file).read_bytes() == (tmp_path / f"{name}-torn" / file).read_bytes()
-        assert len(measurements(tmp_path / name)) == 6
+        assert len(measurements(tmp_path / name)) == 7

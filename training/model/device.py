@@ -1,4 +1,4 @@
-"""Where a model computes, and in which precision."""
+"""Where a model runs, in which precision, and how the linear layers of an encoder run fast on a CPU."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from curation.core.errors import SetupError
 
@@ -14,7 +15,7 @@ def device_of(device: str) -> torch.device:
     """Return the device that `auto`, `cpu`, `cuda` or `cuda:1` names.
 
     Raises:
-        SetupError: it is not there.
+        SetupError: it is not available.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -39,3 +40,34 @@ def dtype_of(dtype: str, device: torch.device) -> torch.dtype:
 def autocast(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
     """Return the context in which float32 weights compute in `dtype` (auto, float32, bfloat16)."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype_of(dtype, device) == torch.bfloat16)
+
+
+class Prepacked(nn.Module):
+    """A linear layer without backward whose weight is in oneDNN's layout: (..., in) of any float dtype -> (..., out).
+
+    torch multiplies float32 matrices with MKL, which is slower on processors other than Intel's, and converts bfloat16
+    weights to oneDNN's layout at every call. The operators are those that torch.compile substitutes for a linear layer.
+    """
+
+    def __init__(self, linear: nn.Linear, rows: int) -> None:
+        """Convert a layer; `rows` is about how many rows are multiplied at once."""
+        super().__init__()
+        packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
+        self.weight, self.bias = nn.Parameter(packed, requires_grad=False), linear.bias
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return the product plus the bias, in the weight's dtype."""
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(states.to(self.weight.dtype), self.weight, self.bias, "none", [], "")
+        return found
+
+
+def prepack(model: nn.Module, dtype: torch.dtype, rows: int) -> None:
+    """Cast a model's linear layers to float32 or bfloat16 for good; prepack them where the processor and torch support it."""
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, nn.Linear):
+            continue
+        module.to(dtype)
+        on_cpu = module.weight.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        if type(module) is nn.Linear and on_cpu and (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, Prepacked(module, rows))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -10,25 +13,38 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from curation.core.errors import ModelError
-from curation.core.store import versions, write_json, write_receipt
-from training.model.folders import replaced
+from curation.core.store import sync_folder, temporary, versions, write_json, write_receipt
 from training.model.model import Model, quiet
-from training.model.sentence_folder import OLD_POOLINGS, POOLINGS
+from training.model.sentence_folder import POOLING_FLAGS, POOLING_NAMES
 
 # The layout of sentence-transformers before 5.4, which every version and every server reads. Some servers look for
-# `pooling_mode_mean_tokens`, and take the first token where they find the newer `pooling_mode`.
-MODULES = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
-# How it was loaded or last called, which is no part of a tokenizer; and a switch that would append a second end.
-LOADING = ("is_local", "local_files_only", "max_length", "stride", "truncation_strategy", "add_eos_token")
+# `pooling_mode_mean_tokens`, and use the first token if they find the newer `pooling_mode` instead.
+EXPORTED_MODULES = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+# How the tokenizer was loaded or last called, which is not part of it, and a switch that would append a second end token.
+NOT_SAVED = ("is_local", "local_files_only", "max_length", "stride", "truncation_strategy", "add_eos_token")
 FAST = "PreTrainedTokenizerFast"
-SAMPLE = ("", "one", "A text that is cut: 1, 2, 3. " * 2000)
-POOLING_WORDS = {ours: theirs for theirs, ours in POOLINGS.items()}
+SAVED_CHECK = ("", "one", "A text that is cut: 1, 2, 3. " * 2000)  # texts that the saved tokenizer must cut as ours does
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder that replaces `folder` at the end; after an error nothing of it remains."""
+    with temporary(folder) as part:
+        part.mkdir()
+        yield part
+        mode = part.stat().st_mode & 0o666  # as the umask says; safetensors makes weights readable by their owner only
+        for path in part.rglob("*"):
+            if path.is_file():
+                path.chmod(mode)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.replace(folder)
+    sync_folder(folder.parent)
 
 
 def export(model: Model, folder: Path) -> None:
-    """Write the model as a sentence-transformers folder, whole or not at all; one that is there is replaced.
+    """Write the model as a sentence-transformers folder, completely or not at all; an existing folder is replaced.
 
-    Weights are written in the dtype they have; the prompts serve `encode(..., prompt_name=...)`.
+    Weights are written in the dtype they have. The prompts are for `encode(..., prompt_name=...)`.
 
     Raises:
         ModelError: the tokenizer cannot be made to append the end-of-text token.
@@ -42,14 +58,16 @@ def export(model: Model, folder: Path) -> None:
 
 
 def _write_modules(model: Model, folder: Path) -> None:
+    """Write the files that sentence-transformers adds to a transformers folder."""
     listing = [
         {"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for place, (path, kind) in enumerate(MODULES)
+        for place, (path, kind) in enumerate(EXPORTED_MODULES)
     ]
     write_json(folder / "modules.json", listing)
-    words = [POOLING_WORDS[one] for one in model.pooling.split("+")]
-    pooling: dict[str, Any] = {key: word in words for key, word in OLD_POOLINGS.items()}
-    if words != [word for word in OLD_POOLINGS.values() if word in words]:  # another order, which only the new layout can say
+    theirs = {ours: name for name, ours in POOLING_NAMES.items()}
+    words = [theirs[one] for one in model.pooling.split("+")]
+    pooling: dict[str, Any] = {key: word in words for key, word in POOLING_FLAGS.items()}
+    if words != [word for word in POOLING_FLAGS.values() if word in words]:  # an order that only the new layout can express
         pooling = {"pooling_mode": words}
     (folder / "1_Pooling").mkdir()
     size = int(model.backbone.config.hidden_size)
@@ -67,34 +85,34 @@ def _write_modules(model: Model, folder: Path) -> None:
 
 
 def _save_tokenizer(model: Model, folder: Path) -> None:
-    """Save the tokenizer so that by itself it gives the ids that ours gives, cut ones and the end of a text included."""
+    """Save the tokenizer so that, loaded by anyone, it gives the same tokens as ours: truncation and end token included."""
     model.tokenizer.save_pretrained(folder)
     config = json.loads((folder / "tokenizer_config.json").read_bytes())
-    config = {key: value for key, value in config.items() if key not in LOADING}
+    config = {key: value for key, value in config.items() if key not in NOT_SAVED}
     config["model_max_length"] = model.max_tokens
     if (folder / "tokenizer.json").exists():
         core = json.loads((folder / "tokenizer.json").read_bytes())
-        core["truncation"] = core["padding"] = None  # of the last call
+        core["truncation"] = core["padding"] = None  # the state of the last call
         if model.appends_eos:
             core["post_processor"] = _with_end(core["post_processor"], model.tokenizer.eos_token, model.tokenizer.eos_token_id)
-            # Classes for one family make their own post-processor anew at each loading; this one takes the file's.
+            # Tokenizer classes of a model family create their own post-processor when loaded; this class uses the file's.
             config["tokenizer_class"] = FAST
-        if config.get("tokenizer_class") == "TokenizersBackend":  # its name in transformers 5, which version 4 does not know
+        if config.get("tokenizer_class") == "TokenizersBackend":  # the name in transformers 5, which version 4 does not know
             config["tokenizer_class"] = FAST
         write_json(folder / "tokenizer.json", core)
     write_json(folder / "tokenizer_config.json", config)
     saved = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    wanted = model.tokenize(SAMPLE)
-    for text, start, end in zip(SAMPLE, wanted.starts, wanted.starts[1:], strict=False):
+    wanted = model.tokenize(SAVED_CHECK)
+    for text, start, end in zip(SAVED_CHECK, wanted.starts, wanted.starts[1:], strict=False):
         found = saved(text, truncation=True)["input_ids"]
-        if found and found != wanted.ids[start:end].tolist():  # for a text of no token, another one stands in
-            raise ModelError(model.name, "its tokenizer, saved, gives other tokens than before", "has it a tokenizer.json?")
+        if found and found != wanted.ids[start:end].tolist():  # a text without tokens has a substitute in ours
+            raise ModelError(model.name, "its saved tokenizer gives other tokens than before", "does it have a tokenizer.json?")
 
 
 def _with_end(post_processor: dict[str, Any] | None, token: str, number: int) -> dict[str, Any]:
-    """Return tokenizer.json's post-processor with the end-of-text token after all that it adds already.
+    """Return tokenizer.json's post-processor with the end-of-text token after everything that it adds already.
 
-    There must be one template in all: a second one takes what the first one added for the second text of a pair.
+    There must be only one template: a second one would treat the tokens of the first as the second text of a pair.
     """
     steps = [] if post_processor is None else post_processor.get("processors", [post_processor])
     template = next((step for step in steps if step["type"] == "TemplateProcessing"), None)

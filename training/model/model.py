@@ -22,80 +22,83 @@ from training.model.files import ModelFiles
 from training.model.pooling import Unit, pooled
 from training.model.prompts import PROMPTS, RESERVED, Prompts, choose_prompts
 
-NO_LIMIT = 1_000_000  # a tokenizer that knows no limit says 1e30
+NO_LIMIT = 1_000_000  # a tokenizer without a limit says 1e30
 
 
 class Tokens(NamedTuple):
-    """Many texts as one row: `ids` (T,) int32; `starts` (n + 1,) int64, so text i is ids[starts[i]:starts[i + 1]].
+    """The tokens of n texts, one after the other: text i is ids[starts[i]:starts[i + 1]].
 
-    `blank` holds the numbers of texts without a token: one stands in for them, and sentence-transformers' vector is zero.
+    sentence-transformers gives a text without tokens the zero vector. Here a special token takes the text's place, and `blank`
+    lists such texts.
     """
 
-    ids: np.ndarray
-    starts: np.ndarray
-    blank: np.ndarray = np.zeros(0, np.int64)
+    ids: np.ndarray  # (T,) int32
+    starts: np.ndarray  # (n + 1,) int64
+    blank: np.ndarray = np.zeros(0, np.int64)  # numbers of the texts without tokens
 
 
 @dataclass
 class Model:
-    """What `load_model` gives. `prompts` are the model's own; `first_position` is where its positions count from.
-
-    `pooling` is one of head.POOLINGS, or several joined by "+"; `head` is what follows it, and `truncate` the leading
-    dimensions that are kept of the result.
-    """
+    """What `load_model` returns."""
 
     name: str
     files: ModelFiles
-    backbone: Any  # a headless transformers.PreTrainedModel
+    backbone: Any  # a transformers.PreTrainedModel without a head
     tokenizer: Any
-    pooling: str
-    prompts: dict[str, str]
+    pooling: str  # one of pooling.POOLINGS, or several joined by "+"
+    prompts: dict[str, str]  # the model's own, by name
     max_tokens: int
-    dim: int
+    dim: int  # of a vector
     is_decoder: bool
-    first_position: int
+    first_position: int  # where its positions count from
     appends_eos: bool  # whether we append the end token, because the tokenizer does not
     given: Mapping[str, str] | None = None  # the manifest's prompts, by `query` and `passage`
-    head: torch.nn.Sequential = field(default_factory=torch.nn.Sequential)
-    truncate: int | None = None
+    head: torch.nn.Sequential = field(default_factory=torch.nn.Sequential)  # what follows the pooling
+    truncate: int | None = None  # only so many leading dimensions of a vector are kept
     similarity: str = "cosine"  # the model's own: cosine, dot, euclidean or manhattan
-    trained_prompt: str | None = None  # what the queries of a model that `train` wrote began with, as `Prompts.used`
+    trained_prompt: str | None = None  # of a model that `train` wrote: how its queries were rendered, as `Prompts.used`
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
-        """Return the ids of the texts, cut to `max_tokens` with their special tokens kept; no text has zero tokens."""
+        """Return the tokens of the texts, cut to `max_tokens` including special tokens; every text gets at least one token."""
         if not texts:
             return Tokens(np.zeros(0, np.int32), np.zeros(1, np.int64))
         room = self.max_tokens - self.appends_eos
-        lists = _ids(self.tokenizer, list(texts), truncation=True, max_length=room)
+        lists = token_ids(self.tokenizer, list(texts), truncation=True, max_length=room)
         blank = np.zeros(0, np.int64)
         if self.appends_eos:
             lists = [[*ids, self.tokenizer.eos_token_id] for ids in lists]
         elif not all(lists):
             blank = np.array([number for number, ids in enumerate(lists) if not ids], np.int64)
-            lists = [ids or [_any_special(self.name, self.tokenizer)] for ids in lists]
+            known = self.tokenizer
+            special = (known.bos_token_id, known.cls_token_id, known.eos_token_id, known.sep_token_id)
+            standin = next((int(token) for token in special if token is not None), None)
+            if standin is None:
+                raise ModelError(self.name, "an empty text has no tokens, and the tokenizer has no special token to use instead")
+            lists = [ids or [standin] for ids in lists]
         starts = np.cumsum([0, *map(len, lists)], dtype=np.int64)
         flat = np.fromiter(chain.from_iterable(lists), np.int32, count=int(starts[-1]))
         if flat.max() >= (rows := self.backbone.get_input_embeddings().num_embeddings):
-            what = f"its tokenizer gives token {flat.max()}, but the model knows {rows} tokens only"
-            raise ModelError(self.name, what, "are tokenizer and weights of the same model?")
+            what = f"its tokenizer gives token {flat.max()}, but the model knows only {rows} tokens"
+            raise ModelError(self.name, what, "do tokenizer and weights belong to the same model?")
         return Tokens(flat, starts, blank if self.files.sentence else blank[:0])
 
     def embed(self, ids: Tensor, starts: Sequence[int], unit: bool = True) -> Tensor:
-        """Return unit vectors (n, dim) float32 of ids (T,) int64 cut at starts (n + 1), in one packed forward.
+        """Return unit vectors (n, dim) float32 of ids (T,) int64, cut at starts (n + 1), in one packed forward.
 
-        Without `unit` they have the length that the model gives them. Differentiable. Under `autocast` the transformer runs
-        in bfloat16, pooling and normalising in float32 always.
+        With `unit=False` they keep the length that the model gives them. Differentiable. Under `autocast` the transformer runs
+        in bfloat16; pooling and normalising always run in float32.
         """
         arguments = packed_inputs(ids.to(self.backbone.device), starts, self.first_position)
         states = self.backbone(**arguments).last_hidden_state[0]  # (T, dim)
         with torch.autocast(states.device.type, enabled=False):
+            # A last Normalize is skipped, because the vectors are normalised below anyway.
             ends = unit and self.truncate is None and len(self.head) > 0 and isinstance(self.head[-1], Unit)
-            head = self.head[:-1] if ends else self.head  # which is done below anyhow
+            head = self.head[:-1] if ends else self.head
             vectors = head(pooled(states.float(), starts, self.pooling))[:, : self.truncate]
             return functional.normalize(vectors, dim=-1) if unit else vectors
 
     def blank(self, unit: bool) -> np.ndarray:
-        """Return the vector (dim,) of a text without a token."""
+        """Return the vector (dim,) of a text without tokens."""
         states = torch.zeros(1, int(self.backbone.config.hidden_size) * len(self.pooling.split("+")))
         vectors = self.head(states.to(self.backbone.device))[:, : self.truncate]
         return np.asarray((functional.normalize(vectors, dim=-1) if unit else vectors)[0].cpu().numpy())
@@ -104,19 +107,22 @@ class Model:
         """Return what `prompt` (auto, instruct, none) puts before this model's texts."""
         if prompt not in PROMPTS:
             raise ModelError(self.name, f"unknown prompt '{prompt}'", f"use one of {listed(PROMPTS)}")
-        said = self.files.sentence
-        default = said.default_prompt if said else None
+        sentence = self.files.sentence
+        default = sentence.default_prompt if sentence else None
         chosen = choose_prompts(prompt, self.prompts, self.is_decoder, self.given, default, self.trained_prompt)
-        if said and prompt == "auto" and chosen.used == "instruct" and not self.trained_prompt and not any(self.prompts.values()):
-            note = "queries begin with the instruction of their source, for the model has no prompts; `prompt: none` puts nothing"
+        surprising = prompt == "auto" and chosen.used == "instruct" and not self.trained_prompt and not any(self.prompts.values())
+        if sentence and surprising:
+            note = (
+                "the model has no prompts, so queries begin with the instruction of their source; `prompt: none` turns that off"
+            )
             chosen = replace(chosen, note=note)
-        if said and not said.prompt_pooled and (chosen.query or chosen.passage or chosen.used == "instruct"):
-            what = f"leaves the prompt out of the pooling (include_prompt: false), and {chosen.told()}"
+        if sentence and not sentence.prompt_pooled and (chosen.query or chosen.passage or chosen.used == "instruct"):
+            what = f"leaves the prompt out of the pooling (include_prompt: false), and {chosen.summary()}"
             raise ModelError(self.name, what, "that is supported without prompts only: give `prompt: none`")
         return chosen
 
     def prompt_used(self, prompt: str) -> str:
-        """Return what `prompt` means for this model, in a word: given, own, instruct or none."""
+        """Return what `prompt` means for this model: given, own, instruct or none."""
         return self.choose(prompt).used
 
     def render_query(self, instruction: str, text: str, prompt: str) -> str:
@@ -128,7 +134,7 @@ class Model:
         return self.choose(prompt).of_passage(text)
 
     def prompts_for(self, prompt: str, instructions: Mapping[str, str]) -> dict[str, str]:
-        """Return what a user puts before a query of each kind, by its name, if queries are rendered by `prompt`."""
+        """Return the prompts, by name, that a user of the trained model needs if queries are rendered by `prompt`."""
         chosen = self.choose(prompt)
         if chosen.used == "own":
             return self.prompts
@@ -140,37 +146,30 @@ class Model:
 
 
 def notes_of(model: Model, prompt: str) -> list[str]:
-    """Return lines on what a user may not expect of a model; none where there is nothing to say."""
+    """Return lines about what a user may not expect of a model."""
     notes = [model.choose(prompt).note]
     if model.appends_eos:
         notes.append(
-            f"the end token {model.tokenizer.eos_token} is appended to every text: the model has no modules.json, "
-            "and its tokenizer does not end a text"
+            f"the end token {model.tokenizer.eos_token} is appended to every text, because the model has no modules.json "
+            "and its tokenizer appends no end token"
         )
     if model.similarity != "cosine":
         notes.append(f"the model compares by {model.similarity} (similarity_fn_name); mining and training compare by cosine")
     if model.files.own_code():
-        notes.append("the model's own code (auto_map in its config.json) is never run; transformers' is")
+        notes.append("the model's own code (auto_map in its config.json) is never run; the code of transformers is used")
     return [note for note in notes if note]
 
 
-def _ids(tokenizer: Any, texts: list[str], **options: Any) -> list[list[int]]:
+def token_ids(tokenizer: Any, texts: list[str], **options: Any) -> list[list[int]]:
+    """Return the tokens of each text as the tokenizer gives them."""
     with quiet():
         batch = tokenizer(texts, padding=False, return_attention_mask=False, return_token_type_ids=False, **options)
     return batch["input_ids"]  # type: ignore[no-any-return]
 
 
-def _any_special(name: str, tokenizer: Any) -> int:
-    """Return a token to stand for a text that has none."""
-    for token in (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id):
-        if token is not None:
-            return int(token)
-    raise ModelError(name, "an empty text has no tokens, and the tokenizer has no special token to stand for it")
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' log lines and bars off the screen: what matters of them is raised."""
+    """Silence transformers' log lines and progress bars; what matters is raised."""
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity(logging.CRITICAL)

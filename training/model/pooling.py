@@ -1,4 +1,4 @@
-"""From the states of tokens to one vector a text: pooling, and the modules that may follow it."""
+"""From the states of tokens to one vector per text: pooling, and the modules that may follow it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SENTENCE = "sentence_embedding"
 
 
 def pooled(states: Tensor, starts: Sequence[int], pooling: str) -> Tensor:
-    """Return one row per segment (n, dim) of the token states (T, dim); poolings joined by "+" are put one after the other."""
+    """Return one vector per segment, (n, dim), of the token states (T, dim); poolings joined by "+" are concatenated."""
     if "+" in pooling:
         return torch.cat([pooled(states, starts, one) for one in pooling.split("+")], dim=1)
     bounds = torch.tensor(starts, dtype=torch.int64, device=states.device)
@@ -43,12 +43,12 @@ class Unit(nn.Module):
     """Vectors of length 1."""
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """Return them, (n, dim)."""
+        """Return the vectors (n, dim) divided by their lengths."""
         return functional.normalize(vectors, dim=-1)
 
 
 class Projection(nn.Module):
-    """sentence-transformers' Dense: a linear map, an activation, and perhaps what went in added to what comes out."""
+    """sentence-transformers' Dense: a linear map and an activation, perhaps with a residual connection."""
 
     def __init__(self, linear: nn.Linear, activation: nn.Module, residual: nn.Module | None) -> None:
         super().__init__()
@@ -61,7 +61,9 @@ class Projection(nn.Module):
 
 
 def head_of(name: str, modules: Sequence[Module], dim: int, output: str = SENTENCE) -> tuple[nn.Sequential, int]:
-    """Return what follows the pooling, for vectors (n, dim), and the dimension of what comes out; `output` names the last.
+    """Return the modules after the pooling of vectors (n, dim), and the dimension of their result.
+
+    `output` is the name that the last module may give its result.
 
     Raises:
         ModelError: a module cannot be read, does not fit, or asks for what is not supported.
@@ -71,7 +73,7 @@ def head_of(name: str, modules: Sequence[Module], dim: int, output: str = SENTEN
         last = number == len(modules) - 1
         names = [module.config.get(key, SENTENCE) for key in ("module_input_name", "module_output_name")]
         if names[0] != SENTENCE or names[1] not in (None, SENTENCE, output if last else SENTENCE):
-            raise ModelError(name, f"{module.kind} makes {names[1]} of {names[0]}", f"only {SENTENCE} is supported")
+            raise ModelError(name, f"{module.kind} computes {names[1]} from {names[0]}", f"only {SENTENCE} is supported")
         if module.kind == "Normalize":
             steps.append(Unit())
         elif module.kind == "Dense":
@@ -92,7 +94,7 @@ def _dense(name: str, module: Module, dim: int) -> Projection:
     given = _fits(name, module, "out_features", weights.get("linear.weight"), 0, None)
     bias, adds = config.get("bias", True), config.get("use_residual", False)
     if not isinstance(bias, bool) or not isinstance(adds, bool):
-        raise ModelError(name, f"{module.folder.name}/config.json: 'bias' and 'use_residual' are true or false")
+        raise ModelError(name, f"{module.folder.name}/config.json: 'bias' and 'use_residual' must be true or false")
     linear = _filled(name, module, nn.Linear(taken, given, bias=bias), weights, "linear.")
     residual: nn.Module | None = None
     if adds and taken == given:
@@ -106,7 +108,7 @@ def activation_of(name: str, word: object) -> nn.Module:
     """Return an activation of torch by its path, such as torch.nn.modules.activation.Tanh.
 
     Raises:
-        ModelError: it is none of those supported.
+        ModelError: it is not supported.
     """
     short = str(word).rsplit(".", 1)[-1]
     if not isinstance(word, str) or not word.startswith("torch.nn.") or short not in ACTIVATIONS:
@@ -116,16 +118,17 @@ def activation_of(name: str, word: object) -> nn.Module:
 
 
 def _fits(name: str, module: Module, key: str, weight: Tensor | None, axis: int, dim: int | None) -> int:
-    """Return a dimension that config.json names, which the weights and the module before it must have."""
-    said = module.config.get(key)
+    """Return a dimension from config.json, after comparing it with the weights and with the module before."""
+    size = module.config.get(key)
     held = weight.shape[axis] if weight is not None and weight.ndim > axis else None
-    if not isinstance(said, int) or said != held or dim not in (None, said):
-        what = f"{module.folder.name}/config.json: '{key}' is {said!r}, its weights have {held}"
-        raise ModelError(name, what + ("" if dim is None else f", and {dim} come in"), "are its files of one model?")
-    return said
+    if not isinstance(size, int) or size != held or dim not in (None, size):
+        what = f"{module.folder.name}/config.json: '{key}' is {size!r}, its weights have {held}"
+        raise ModelError(name, what + ("" if dim is None else f", its input has {dim}"), "do the files belong to one model?")
+    return size
 
 
 def _filled(name: str, module: Module, made: Any, weights: dict[str, Tensor], prefix: str) -> Any:
+    """Return a torch module with those of the weights whose names begin with the prefix."""
     mine = {key.removeprefix(prefix): value.float() for key, value in weights.items() if key.startswith(prefix)}
     try:
         made.load_state_dict(mine)
@@ -135,18 +138,18 @@ def _filled(name: str, module: Module, made: Any, weights: dict[str, Tensor], pr
 
 
 def _weights(name: str, folder: Path) -> dict[str, Tensor]:
-    """Return the weights of a module; a pickled file is read as numbers only, so nothing in it can run."""
+    """Return the weights of a module. Of a pickled file only numbers are read, so nothing in it can run."""
     found = [path for path in (folder / "model.safetensors", folder / "pytorch_model.bin") if path.exists() or path.is_symlink()]
     if not found:
-        raise ModelError(name, f"{folder.name} holds no weights", "put its model.safetensors there")
+        raise ModelError(name, f"{folder.name} has no weights", "put its model.safetensors there")
     check_file(name, found[0])
     try:
         if found[0].suffix == ".safetensors":
             return dict(load_file(found[0]))
-        with warnings.catch_warnings(action="ignore"):  # of odd pickles
+        with warnings.catch_warnings(action="ignore"):  # raised for odd pickles
             loaded: Any = torch.load(found[0], map_location="cpu", weights_only=True)
         if isinstance(loaded, dict) and all(isinstance(value, Tensor) for value in loaded.values()):
             return dict(loaded)
-        raise ValueError("it holds other things than weights")
-    except Exception as error:  # a pickle may hold anything
+        raise ValueError("it contains more than weights")
+    except Exception as error:  # a pickle may contain anything
         raise ModelError(name, f"{folder.name}/{found[0].name} cannot be read ({first_line(error)})") from None

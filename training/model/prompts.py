@@ -1,4 +1,4 @@
-"""What is put before queries and passages: the one place that decides it, for mining, training and evaluation."""
+"""Which text goes before queries and passages. Mining, training and evaluation all decide it here."""
 
 from __future__ import annotations
 
@@ -12,22 +12,18 @@ from curation.core.record import render_query
 
 PROMPTS = ("auto", "instruct", "none")
 QUERY, PASSAGE = "query", "document"  # the names that sentence-transformers' encode_query and encode_document look for
-INSTRUCTED = re.compile(r"Instruct: .*\nQuery: ", re.DOTALL)  # a prompt that `render_query` made of an instruction
-RESERVED = (QUERY, "queries", PASSAGE, "passage", "corpus")  # no source's prompt is saved under these
+INSTRUCTED = re.compile(r"Instruct: .*\nQuery: ", re.DOTALL)  # a prompt that `render_query` made from an instruction
+RESERVED = (QUERY, "queries", PASSAGE, "passage", "corpus")  # names under which no source's prompt is saved
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """What a model's texts begin with.
+    """The text before a model's queries and passages."""
 
-    `used` is given (by the manifest), own (the model's), instruct (the source's instruction before each query) or none.
-    `note` is a line for the reader of a log, where something of the model is not used.
-    """
-
-    used: str
+    used: str  # given (in the manifest), own (the model's), instruct (the source's instruction before each query) or none
     query: str = ""
     passage: str = ""
-    note: str = ""
+    note: str = ""  # a line for the log if some prompt of the model is not used
 
     def of_query(self, instruction: str, text: str) -> str:
         """Return a query as the model reads it."""
@@ -37,12 +33,12 @@ class Prompts:
         """Return a passage as the model reads it."""
         return self.passage + text
 
-    def told(self) -> str:
-        """Return what is put before texts, in words."""
+    def summary(self) -> str:
+        """Return the prompts in words."""
         if self.used == "instruct":
             return "queries begin with the instruction of their source ('Instruct: ...\\nQuery: '), passages with nothing"
         if not self.query and not self.passage:
-            return "nothing is put before queries and passages"
+            return "queries and passages have no prompt"
         before = [json.dumps(text, ensure_ascii=False) if text else "nothing" for text in (self.query, self.passage)]
         whose = "the manifest's prompts" if self.used == "given" else "the model's own prompts"
         return f"queries begin with {before[0]}, passages with {before[1]} ({whose})"
@@ -60,12 +56,12 @@ def choose_prompts(
 
     Args:
         prompt: auto = `given`, else the model's own, else as it was trained, else instruct for decoders, none for encoders.
-        own: the model's prompts by name. As in sentence-transformers, queries take the one named query and passages the one
-            named document, and no other.
-        is_decoder: whether the model reads instructions where it has no prompts.
+        own: the model's prompts by name. As in sentence-transformers, queries get the prompt named query, passages the prompt
+            named document, and no other prompt is used.
+        is_decoder: whether the model reads instructions if it has no prompts.
         given: the manifest's `prompts`, by `query` and `passage`.
         default: the model's default_prompt_name, which encode_query and encode_document do not use either.
-        trained: what the queries of a model that `train` wrote began with, as `Prompts.used`.
+        trained: how the queries of a model that `train` wrote were rendered, as `Prompts.used`.
     """
     if prompt == "none":
         return Prompts("none")
@@ -76,7 +72,7 @@ def choose_prompts(
     query, passage = own.get(QUERY, ""), own.get(PASSAGE, "")
     unused = [name for name, text in own.items() if text and name not in (QUERY, PASSAGE)]
     if trained is None and any(INSTRUCTED.fullmatch(own[name]) for name in unused):
-        trained = "instruct"  # written before that was said
+        trained = "instruct"  # written by a version that did not save `trained_prompt`
     used = "own" if query or passage else trained if trained in ("instruct", "none") else "instruct" if is_decoder else "none"
     note = ""
     if unused and not (used == "instruct" and all(own[name].startswith("Instruct: ") for name in unused)):

@@ -1,8 +1,8 @@
-"""What a sentence-transformers folder says of its model: read as sentence-transformers 6 reads it, or refused by name.
+"""Read the settings of a sentence-transformers folder as sentence-transformers 6 does; refuse what is not supported, by name.
 
-modules.json                       the modules in order, and where each is
-config_sentence_transformers.json  what kind of model, prompts, similarity, dimensions kept, activation
-sentence_bert_config.json          how the transformer reads texts; old folders name it by one of six others
+modules.json                       the modules in order, and the folder of each
+config_sentence_transformers.json  kind of model, prompts, similarity, dimensions kept, activation
+sentence_bert_config.json          how the transformer reads texts; old folders use one of six other names
 1_Pooling/config.json, ...         a folder with config.json, and weights, for each further module
 """
 
@@ -17,12 +17,12 @@ from typing import Any
 from curation.core.errors import ModelError, listed
 
 MODULES, ABOUT = "modules.json", "config_sentence_transformers.json"
-SETTINGS = tuple(
+SETTINGS_FILES = tuple(
     f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
-LARGEST = 1 << 26  # bytes of a JSON file that is read
+LARGEST = 1 << 26  # bytes; a larger JSON file is refused
 SUPPORTED = ("Transformer", "Pooling", "Normalize", "Dense", "LayerNorm", "Dropout", "LogitScore")
-POOLINGS = {  # sentence-transformers' word: ours
+POOLING_NAMES = {  # sentence-transformers' word: ours
     "cls": "cls",
     "max": "max",
     "mean": "mean",
@@ -30,7 +30,7 @@ POOLINGS = {  # sentence-transformers' word: ours
     "weightedmean": "weightedmean",
     "lasttoken": "last",
 }
-OLD_POOLINGS = {  # in the order in which their vectors are put together
+POOLING_FLAGS = {  # in the order in which their vectors are concatenated
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
     "pooling_mode_mean_tokens": "mean",
@@ -39,7 +39,7 @@ OLD_POOLINGS = {  # in the order in which their vectors are put together
     "pooling_mode_lasttoken": "lasttoken",
 }
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
-# Arguments of `from_pretrained`: where to find what is found already, and what changes only how fast the same numbers come.
+# Arguments of `from_pretrained` that change no vector: where the files are, and how fast the same numbers are computed.
 WHERE = {"subfolder", "token", "cache_dir", "revision", "local_files_only", "trust_remote_code", "code_revision"}
 HARMLESS = {
     "model": {"dtype", "torch_dtype", "attn_implementation", "device_map", "low_cpu_mem_usage", "add_pooling_layer", "use_cache"},
@@ -47,7 +47,11 @@ HARMLESS = {
     "config": {"use_cache", "attn_implementation", "dtype", "torch_dtype"},
 }
 TOKENIZER_ARGUMENTS = {"padding_side", "truncation_side", "do_lower_case", "add_eos_token", "add_bos_token", "add_prefix_space"}
-UNHEEDED = {"modality_config", "module_output_name", "unpad_inputs"}  # of the settings, beside what is checked below
+CHECKED_OR_HARMLESS = {
+    "modality_config",
+    "module_output_name",
+    "unpad_inputs",
+}  # settings that are checked below, or change nothing
 
 
 @dataclass(frozen=True)
@@ -61,19 +65,19 @@ class Module:
 
 @dataclass(frozen=True)
 class Sentence:
-    """What the files of a sentence-transformers folder say."""
+    """The settings of a sentence-transformers folder."""
 
     transformer: Path
     kind: str = "SentenceTransformer"  # or CrossEncoder
     modules: tuple[Module, ...] = ()
     task: str = "feature-extraction"
-    pooling: str | None = None  # our word; several joined by "+", whose vectors are put one after the other
+    pooling: str | None = None  # our name; several joined by "+" are concatenated
     max_tokens: int | None = None
     lower_case: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
-    trained_prompt: str | None = None  # of a model that `train` wrote: what its queries began with, as `prompts.Prompts.used`
-    prompt_pooled: bool = True  # no: tokens of the prompt are left out of the pooling
+    trained_prompt: str | None = None  # of a model that `train` wrote: how its queries were rendered, as `prompts.Prompts.used`
+    prompt_pooled: bool = True  # False: tokens of the prompt are left out of the pooling
     similarity: str = "cosine"
     truncate: int | None = None  # leading dimensions that are kept
     activation: str | None = None  # of a cross-encoder
@@ -84,65 +88,62 @@ class Sentence:
 
 
 def read_sentence_folder(name: str, folder: Path) -> Sentence | None:
-    """Return what a folder says, or None where it has no modules.json.
+    """Return the settings of a folder, or None if it has no modules.json.
 
     Raises:
-        ModelError: a file is damaged, a value has the wrong type, or something is asked for that is not supported.
+        ModelError: a file is damaged, a value has the wrong type, or a setting is not supported.
     """
     listing = read_json(name, folder / MODULES)
     if listing is None:
         return None
-    modules = [_module(name, folder, number, entry) for number, entry in enumerate(_list(name, listing))]
+    if not isinstance(listing, list):
+        raise ModelError(name, f"{MODULES} is not a list of modules")
+    modules = [_module(name, folder, number, entry) for number, entry in enumerate(listing)]
     about = _Values(name, folder / ABOUT)
     kind = about.text("model_type") or "SentenceTransformer"
-    if about.all.get("model_type", kind) is None:  # sentence-transformers would then read the transformer alone
-        raise ModelError(name, f"{ABOUT}: 'model_type' is null", "leave it out, or say SentenceTransformer")
+    if about.all.get("model_type", kind) is None:  # sentence-transformers would then ignore all modules but the transformer
+        raise ModelError(name, f"{ABOUT}: 'model_type' is null", "remove it, or set it to SentenceTransformer")
     if not modules or modules[0].kind != "Transformer":
         raise ModelError(name, f"{MODULES} does not begin with a Transformer", f"it names {listed(m.kind for m in modules)}")
     if [module.kind for module in modules].count("Transformer") > 1:
         raise ModelError(name, f"{MODULES} names several Transformers", "only one is supported")
-    said = _settings(name, modules[0].folder) | _about(name, about)
+    settings = _transformer_settings(name, modules[0].folder) | _model_settings(name, about)
     further = tuple(module for module in modules[1:] if module.kind != "Dropout")
     if further and further[0].kind == "Pooling":
-        said |= _pooling(_Values(name, further[0].folder / "config.json"))
-    return Sentence(transformer=modules[0].folder, kind=kind, modules=further, **said)
-
-
-def _list(name: str, listing: Any) -> list[Any]:
-    if not isinstance(listing, list):
-        raise ModelError(name, f"{MODULES} is no list of modules")
-    return listing
+        settings |= _pooling(_Values(name, further[0].folder / "config.json"))
+    return Sentence(transformer=modules[0].folder, kind=kind, modules=further, **settings)
 
 
 def _module(name: str, folder: Path, number: int, entry: Any) -> Module:
-    """Return a module of the list; none runs code of the folder."""
+    """Return an entry of modules.json. Classes other than sentence-transformers' own are refused, so no foreign code runs."""
     kind, path = (entry.get("type"), entry.get("path", "")) if isinstance(entry, dict) else (None, None)
     if not isinstance(kind, str) or not isinstance(path, str):
-        raise ModelError(name, f"{MODULES}: module {number} is not given by 'type' and 'path', both text")
+        raise ModelError(name, f"{MODULES}: module {number} needs 'type' and 'path', both text")
     if not kind.startswith("sentence_transformers."):
         raise ModelError(name, f"{MODULES} names {kind}, code of its own, which is never run", "name a model without custom code")
     word = kind.rsplit(".", 1)[-1]
     if word not in SUPPORTED:
         raise ModelError(name, f"{MODULES} names {word}", f"only {listed(SUPPORTED)} are supported")
     if Path(path).is_absolute() or ".." in Path(path).parts:
-        raise ModelError(name, f"{MODULES}: the path '{path}' leads out of the folder")
+        raise ModelError(name, f"{MODULES}: the path '{path}' leaves the folder")
     if entry.get("kwargs"):
         raise ModelError(name, f"{MODULES}: {word} has 'kwargs'", "they are not supported")
-    # The transformer's config.json is that of transformers, which reads it itself.
+    # transformers itself reads the config.json of the transformer.
     config = {} if word == "Transformer" else _Values(name, folder / path / "config.json").all
     return Module(word, folder / path, config)
 
 
-def _about(name: str, about: _Values) -> dict[str, Any]:
+def _model_settings(name: str, about: _Values) -> dict[str, Any]:
+    """Return the settings in config_sentence_transformers.json."""
     prompts = about.mapping("prompts")
     if wrong := [key for key, text in prompts.items() if not isinstance(text, str | None)]:
-        raise ModelError(name, f"{ABOUT}: the prompt '{wrong[0]}' is no text")
+        raise ModelError(name, f"{ABOUT}: the prompt '{wrong[0]}' is not text")
     similarity, truncate = about.text("similarity_fn_name") or "cosine", about.whole("truncate_dim")
     if similarity not in SIMILARITIES:
         raise ModelError(name, f"{ABOUT}: similarity_fn_name is '{similarity}'", f"use one of {listed(SIMILARITIES)}")
     default = about.text("default_prompt_name")
     if default is not None and default not in {"query", "document", *prompts}:
-        raise ModelError(name, f"{ABOUT}: default_prompt_name '{default}' is none of its prompts", f"it has {listed(prompts)}")
+        raise ModelError(name, f"{ABOUT}: default_prompt_name '{default}' is not among its prompts", f"it has {listed(prompts)}")
     return {
         "prompts": {key: text or "" for key, text in prompts.items()},
         "default_prompt": default,
@@ -153,9 +154,9 @@ def _about(name: str, about: _Values) -> dict[str, Any]:
     }
 
 
-def _settings(name: str, folder: Path) -> dict[str, Any]:
-    """Return how the transformer reads texts, from the first file that says anything."""
-    values = next((one for one in (_Values(name, folder / file) for file in SETTINGS) if one.all), None)
+def _transformer_settings(name: str, folder: Path) -> dict[str, Any]:
+    """Return how the transformer reads texts, from the first settings file that is not empty."""
+    values = next((one for one in (_Values(name, folder / file) for file in SETTINGS_FILES) if one.all), None)
     if values is None:
         return {}
     here, name = values.path.name, values.name
@@ -166,9 +167,9 @@ def _settings(name: str, folder: Path) -> dict[str, Any]:
     arguments = {kind: _arguments(values, kind, old, new) for kind, old, new in ARGUMENTS}
     task = values.text("transformer_task") or "feature-extraction"
     least, chat_arguments = _processing(values)
-    given = arguments["tokenizer"].pop("model_max_length", values.whole("max_seq_length"))  # the first counts where both are
+    given = arguments["tokenizer"].pop("model_max_length", values.whole("max_seq_length"))  # the first takes precedence
     if given is not None and not _is_whole(given):
-        raise ModelError(name, f"{here}: model_max_length is {given!r}, no whole number above 0")
+        raise ModelError(name, f"{here}: model_max_length is {given!r}, not a whole number above 0")
     return {
         "task": task,
         "max_tokens": min((limit for limit in (least, given) if limit is not None), default=None),
@@ -181,7 +182,7 @@ def _settings(name: str, folder: Path) -> dict[str, Any]:
 
 
 def _chat(values: _Values, output: str) -> str:
-    """Return how texts go into the chat template, which they do wherever messages are read; "" where they do not."""
+    """Return how texts go into the chat template (flat or structured), or "" if the model does not read messages."""
     name, here, modalities = values.name, values.path.name, values.mapping("modality_config")
     if "modality_config" in values.all and not {"text", "message"} & set(modalities):
         raise ModelError(name, f"{here}: it reads {listed(modalities) or 'nothing'}", "only models of text are supported")
@@ -200,7 +201,7 @@ def _chat(values: _Values, output: str) -> str:
 
 
 def _processing(values: _Values) -> tuple[int | None, dict[str, Any]]:
-    """Return the most tokens and the arguments of the chat template that `processing_kwargs` asks for."""
+    """Return from `processing_kwargs` the maximum number of tokens and the arguments of the chat template."""
     given = {key: _dict(values.name, values.where, value) for key, value in values.mapping("processing_kwargs").items()}
     text, chat = {**given.get("text", {}), **given.get("common", {})}, given.get("chat_template", {})
     most = text.pop("max_length", None)
@@ -219,13 +220,13 @@ ARGUMENTS = (
 )
 SETTINGS_KEYS = {
     *(key for _, *both in ARGUMENTS for key in both),
-    *("max_seq_length", "do_lower_case", "transformer_task", "processing_kwargs", *UNHEEDED),
+    *("max_seq_length", "do_lower_case", "transformer_task", "processing_kwargs", *CHECKED_OR_HARMLESS),
     *("query_length", "document_length", "query_expansion", "tokenizer_name_or_path"),
 }
 
 
 def _arguments(values: _Values, kind: str, old: str, new: str) -> dict[str, Any]:
-    """Return arguments of `from_pretrained` that change a vector and may be passed on."""
+    """Return the arguments of `from_pretrained` that change vectors; refuse those that are not supported."""
     given = values.mapping(old if old in values.all else new)
     left = {key: value for key, value in given.items() if key not in WHERE | HARMLESS[kind]}
     passed = {"tokenizer": TOKENIZER_ARGUMENTS | {"model_max_length"}, "config": set(left), "model": set()}[kind]
@@ -236,24 +237,24 @@ def _arguments(values: _Values, kind: str, old: str, new: str) -> dict[str, Any]
 
 
 def _pooling(values: _Values) -> dict[str, Any]:
-    """Return our words for the pooling, from the old form of its config.json or the new one."""
+    """Return our names for the pooling, from the old or the new form of its config.json."""
     dimension = values.whole("embedding_dimension") or values.whole("word_embedding_dimension")
     if dimension is None:
-        raise ModelError(values.name, f"{values.where} does not say its embedding_dimension", "is the folder whole?")
-    old = [word for key, word in OLD_POOLINGS.items() if values.yes(key, False)]
+        raise ModelError(values.name, f"{values.where} does not give its embedding_dimension", "is the folder complete?")
+    old = [word for key, word in POOLING_FLAGS.items() if values.yes(key, False)]
     mode = values.all.get("pooling_mode", old or "mean")
     modes = [mode] if isinstance(mode, str) else mode
-    if not isinstance(modes, list) or not modes or not all(isinstance(one, str) and one in POOLINGS for one in modes):
-        raise ModelError(values.name, f"{values.where}: pools by {mode!r}", f"only {listed(POOLINGS)} are supported")
-    return {"pooling": "+".join(POOLINGS[one] for one in modes), "prompt_pooled": values.yes("include_prompt", True)}
+    if not isinstance(modes, list) or not modes or not all(isinstance(one, str) and one in POOLING_NAMES for one in modes):
+        raise ModelError(values.name, f"{values.where}: pools by {mode!r}", f"only {listed(POOLING_NAMES)} are supported")
+    return {"pooling": "+".join(POOLING_NAMES[one] for one in modes), "prompt_pooled": values.yes("include_prompt", True)}
 
 
 class _Values:
-    """The values of a JSON object in a file, each with a type; no file is an empty object."""
+    """The values of a JSON object in a file, with type checks; a missing file counts as an empty object."""
 
     def __init__(self, name: str, path: Path) -> None:
         self.name, self.path = name, path
-        self.where = path.name if path.name in (ABOUT, *SETTINGS) else f"{path.parent.name}/{path.name}"
+        self.where = path.name if path.name in (ABOUT, *SETTINGS_FILES) else f"{path.parent.name}/{path.name}"
         self.all: dict[str, Any] = _dict(name, self.where, read_json(name, path) or {})
 
     def text(self, key: str) -> str | None:
@@ -283,7 +284,7 @@ def _is_whole(value: Any) -> bool:
 
 def _dict(name: str, where: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ModelError(name, f"{where} holds {_short(value)} where an object belongs")
+        raise ModelError(name, f"{where} has {_short(value)} where an object is expected")
     return value
 
 
@@ -293,10 +294,10 @@ def _short(value: Any) -> str:
 
 
 def read_json(name: str, path: Path) -> Any:
-    """Return what a JSON file holds, or None where there is none.
+    """Return the content of a JSON file, or None if it does not exist.
 
     Raises:
-        ModelError: it is no file of reasonable size, or no JSON.
+        ModelError: it is not a regular file, too large, or not JSON.
     """
     if not path.exists() and not path.is_symlink():
         return None
@@ -308,12 +309,12 @@ def read_json(name: str, path: Path) -> Any:
 
 
 def check_file(name: str, path: Path, largest: int | None = None) -> None:
-    """Refuse what is no file (a device, a queue, a link to nothing), or is larger than it can be.
+    """Check that a path is a regular file (not a device, a queue or a broken link) and not too large.
 
     Raises:
-        ModelError: it is not.
+        ModelError: it is not a regular file, or larger than `largest` bytes.
     """
     if not path.is_file():
-        raise ModelError(name, f"{path.name} is no file that can be read", "is it a link to something that is not there?")
+        raise ModelError(name, f"{path.name} is not a file that can be read", "is it a broken link?")
     if largest is not None and path.stat().st_size > largest:
         raise ModelError(name, f"{path.name} has {path.stat().st_size:,} bytes", f"at most {largest:,} are read")

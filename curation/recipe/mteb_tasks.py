@@ -1,0 +1,25 @@
+"""mteb's tasks by name, for evaluation sets (`decontaminate: mteb:`) and for `train evaluate --mteb`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from curation.core.errors import did_you_mean
+
+
+def named_tasks(name: str) -> list[Any]:
+    """Return the task of this name, or the tasks of the benchmark of this name.
+
+    Raises:
+        ImportError: mteb is not installed.
+        LookupError: there is no such name; the message is ` (did you mean 'X'?)` or empty.
+    """
+    import mteb  # takes half a minute
+    from mteb.get_tasks import _TASKS_REGISTRY
+
+    if name in _TASKS_REGISTRY:
+        return [mteb.get_task(name)]
+    benchmarks = {benchmark.name: benchmark for benchmark in mteb.get_benchmarks()}
+    if name not in benchmarks:
+        raise LookupError(did_you_mean(name, [*_TASKS_REGISTRY, *benchmarks]))
+    return list(benchmarks[name].tasks)
