@@ -194,7 +194,7 @@ def importing(what: str, out: Path) -> None:
     found = write_manifest(what, out)
     for name, form in found.sources.items():
         output(f"{name}: {form}")
-    for line in found.told:
+    for line in found.notes:
         say(line)
     say(f"{out}: check it, above all columns, task and licence; next: `curate build {out}`")
 

@@ -99,8 +99,8 @@ def test_files_of_others(tmp_path):
     ("name", "text", "said"),
     [
         ("x.jsonl", '{"a": 1}\n', "x.jsonl: has columns of no known format: a; write a source 'x' by hand, with `fields:`"),
-        ("x.txt", "a", "in: holds neither parquet, JSON Lines nor a BEIR folder; name a file, such as data/train.parquet"),
-        ("m.yaml", "name: m", "m.yaml: is there already; name another file"),
+        ("x.txt", "a", "in: holds no parquet, no JSON Lines and no BEIR folder; name a file, such as data/train.parquet"),
+        ("m.yaml", "name: m", "m.yaml: exists already; name another file"),
     ],
 )
 def test_what_cannot_be_imported(tmp_path, monkeypatch, name, text, said):

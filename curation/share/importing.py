@@ -1,7 +1,8 @@
-"""Other tools' training data as a manifest that reads it: which format it is, its columns, task and instruction.
+"""`curate import`: a manifest that reads another tool's training data.
 
-The build does the work then, and takes an instruction that is rendered into queries off again (`schema.split_query`). What a
-receipt of `curate export` beside the files, or FlagEmbedding's `prompt` and `type`, says of a source is taken over.
+The columns decide the format. Task and instruction come from a receipt of `curate export` next to the files, or from
+FlagEmbedding's `prompt` and `type`, if there are any. The build reads the data then; an instruction that queries contain is
+removed from them (`split_query` in `core/record.py`).
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ from curation.shape.columns import as_texts
 from curation.share.export import TYPES
 
 Entry = dict[str, Any]
-ENDINGS = (".parquet", ".jsonl")
-ABOUT = ("task", "instruction", "language", "license")
+IMPORTED = (".parquet", ".jsonl")
+TAKEN_OVER = ("task", "instruction", "language", "license")
 EDGE = r"(^|[^a-z0-9])(?:%s)[0-9]*(?![a-z0-9])"
 SET = "(?:[-_ ]?(?:set|split|data))?"
 HELD_OUT = re.compile(
     EDGE % f"(?:dev(?:el|elopment|test)?|val(?:id|idate|idation)?|eval(?:s|uation)?|tests?|testing|tst|h[eo]ld.?out){SET}"
 )
 TRAIN = re.compile(EDGE % f"(?:train(?:ing)?|trn){SET}")
-DATA = (  # endings of data that is not imported, and which a manifest can name
+OTHER_DATA = (  # endings of data that is not imported, and which a manifest can name
     ".csv", ".tsv", ".json", ".ndjson", ".txt", ".xml", ".arrow", ".feather", ".gz", ".zst", ".bz2", ".xz", ".zip", ".tar",
     ".tgz",
 )  # fmt: skip
@@ -51,23 +52,22 @@ GUESSES = {  # columns of a csv or tsv file by their names, likeliest first
                  "sentence2", "hypothesis", "output", "body", "content"),
     "label": ("label", "category", "class", "intent", "topic", "queue", "department"),
 }  # fmt: skip
-TRAINING = "train"
-GRADED = ("label", "labels", "score", "scores")  # what sentence-transformers' losses learn from beside texts
+GRADED = ("label", "labels", "score", "scores")  # what losses of sentence-transformers learn from, in addition to texts
 SCORES = {"positive_score": "pos_scores", "negative_scores": "neg_scores"}
 
 
 class Layout(NamedTuple):
-    """A format by its columns: what it maps, which column, or pattern, of negatives it may have, and what else."""
+    """A format, known by its columns."""
 
     name: str
-    fields: dict[str, str]
-    negatives: str = ""
+    fields: dict[str, str]  # the columns that it has
+    negatives: str = ""  # the column of negatives, or the pattern of several, that it may have
     reader: str | None = None  # of JSON Lines
-    more: Mapping[str, str] = {}
+    more: Mapping[str, str] = {}  # further columns that it may have
 
 
 OURS = {"id": "id", "positive_score": "positive_score", "negative_scores": "negative_scores"}  # `curate publish --columns`
-LAYOUTS = (  # the first whose columns are all there
+LAYOUTS = (  # the first is used whose columns are all present
     Layout("f2llm", {"query": "query", "positive": "positives"}, "negative_[0-9]*", more=OURS),  # positive_score: of the first
     Layout("f2llm", {"query": "query", "positive": "passage"}, "negative_[0-9]*", more=OURS),
     Layout("labeled-list", {"query": "query", "documents": "documents", "label": "labels"}),
@@ -81,74 +81,75 @@ LAYOUTS = (  # the first whose columns are all there
 )
 
 
-class Found(NamedTuple):
+class Candidate(NamedTuple):
     """Training data or an evaluation set that was found."""
 
     form: str
     keys: Entry
     held_out: bool = False  # its name says that it is for development or tests
-    told: str = ""  # what a person should know of it
+    note: str = ""  # what a person should know about it
 
 
 class Imported(NamedTuple):
-    """What a manifest was written of: formats by the names of its sources and evaluation sets, and what to tell."""
+    """What is in a manifest that was written."""
 
-    sources: dict[str, str]
-    against: dict[str, str]
-    told: list[str]
+    sources: dict[str, str]  # name -> format
+    against: dict[str, str]  # of evaluation sets: name -> format
+    notes: list[str]  # what a person should know
 
 
 def write_manifest(what: str, out: Path) -> Imported:
-    """Write the manifest at `out` that reads `what`: a file, a folder of them, or a Hub id.
+    """Write the manifest at `out` that reads `what`: a file, a folder of files, or a Hub id.
 
-    What is for development or tests, by the names of files, folders, splits and configs, is an evaluation set of
-    `decontaminate:` and no source, unless there is nothing else.
+    Data that is for development or tests, by the names of files, folders, splits and configs, becomes an evaluation set of
+    `decontaminate:`, not a source, unless there is no other data.
 
     Raises:
-        SourceError: there is nothing there, or no format is known that has its columns.
-        ManifestError: `out` is there already.
+        SourceError: there is no such data, or its columns are those of no known format.
+        ManifestError: `out` exists already.
     """
     if out.exists():
-        raise ManifestError(out, "is there already", "name another file")
+        raise ManifestError(out, "exists already", "name another file")
     base, path = out.resolve().parent, Path(what).expanduser()
-    if not path.exists() and (path.is_absolute() or what.startswith((".", "~")) or path.suffix in (*DATA, *ENDINGS)):
+    if not path.exists() and (path.is_absolute() or what.startswith((".", "~")) or path.suffix in (*OTHER_DATA, *IMPORTED)):
         raise SourceError(what, "no such file or folder", "name a file, a folder, or a dataset of the Hub")
-    base.mkdir(parents=True, exist_ok=True)  # paths lead out of it, and so it must be there
+    base.mkdir(parents=True, exist_ok=True)  # paths in the manifest start there, so it must exist
     found = list(_here(path, base) if path.exists() else _on_the_hub(what))
     known = [one for one in found if one.form]
     if not known:
-        raise SourceError(what, found[0].told, "write a source by hand, with `fields:`")
+        raise SourceError(what, found[0].note, "write a source by hand, with `fields:`")
     if all(one.held_out for one in known) and len(known) > 1:
         names = listed(one.keys["name"] for one in known)
-        raise SourceError(what, f"holds development or test data alone ({names})", "name one file itself to train on it")
-    told = [f"{one.keys['name']}: {one.told}" for one in found if one.told]
+        raise SourceError(what, f"holds development or test data only ({names})", "name one file itself to train on it")
+    notes = [f"{one.keys['name']}: {one.note}" for one in found if one.note]
     found = [one for one in found if one.form]
     if len(found) == 1 and found[0].held_out:
         found = [found[0]._replace(held_out=False)]
-        told.append(
-            f"{found[0].keys['name']}: by its name for development or tests, and a source all the same: nothing else is there"
-        )
+        notes.append(f"{found[0].keys['name']}: for development or tests by its name; it is a source as there is no other data")
     _name_apart(found)
     sources, sets = [one for one in found if not one.held_out], [one for one in found if one.held_out]
-    told += [f"{one.keys['name']}: by its name for development or tests, so not trained on but kept clear of" for one in sets]
+    notes += [
+        f"{one.keys['name']}: for development or tests by its name, so not trained on; its texts are removed from the sources"
+        for one in sets
+    ]
     document: Entry = {"name": _named(path.stem if path.is_file() else path.resolve().name if path.exists() else path.name)}
     if sets:
         document["decontaminate"] = {"against": [_evaluation(one) for one in sets]}
     document["sources"] = [one.keys for one in sources]
     if all({"negatives", "documents"} & set(one.keys.get("fields", {})) for one in sources):
-        document["mine"] = {"candidates": "given"}  # a model, and another word here, mines anew
+        document["mine"] = {"candidates": "given"}  # to mine again, name a model and another value
     text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120).encode()
     with tempfile.TemporaryDirectory() as folder:
         tried = Path(folder) / out.name
         tried.write_bytes(text)
-        load_manifest(tried)  # what cannot be read again is not written
+        load_manifest(tried)  # a manifest that cannot be read is not written
     with store.atomic(out) as file:
         file.write(text)
-    return Imported({one.keys["name"]: one.form for one in sources}, {one.keys["name"]: one.form for one in sets}, told)
+    return Imported({one.keys["name"]: one.form for one in sources}, {one.keys["name"]: one.form for one in sets}, notes)
 
 
-def _name_apart(found: list[Found]) -> None:
-    """Number the names that another one has already."""
+def _name_apart(found: list[Candidate]) -> None:
+    """Add numbers to names that occur twice."""
     taken: set[str] = set()
     for one in found:
         name, n = one.keys["name"], 1
@@ -158,8 +159,8 @@ def _name_apart(found: list[Found]) -> None:
         taken.add(one.keys["name"])
 
 
-def _evaluation(one: Found) -> Entry:
-    """Return the keys of an evaluation set: where it is, how it is read, and which columns are texts."""
+def _evaluation(one: Candidate) -> Entry:
+    """Return the keys of an evaluation set: where its data is, how it is read, and which columns are texts."""
     keys = expand_beir(one.keys) if one.keys.get("reader") == "beir" else dict(one.keys)
     fields = dict(keys["fields"])
     if "documents" in fields:
@@ -174,23 +175,23 @@ def _evaluation(one: Found) -> Entry:
 
 
 def _kind(text: str) -> str:
-    """Return what a name says that data is for: the word for development or tests, `train`, or nothing."""
+    """Return the purpose of data by its name: the word for development or tests, `train`, or nothing."""
     text = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", text).lower()
     if found := HELD_OUT.search(text):
         return found[0].strip("-_. ")
-    return TRAINING if TRAIN.search(text) else ""
+    return "train" if TRAIN.search(text) else ""
 
 
 def _bare(text: str) -> str:
-    """Return a file's name without its split, and without its number among shards."""
+    """Return a file's name without its split and its shard number."""
     text = re.sub(r"-\d{5}-of-\d{5}(-[0-9a-f]+)?$", "", re.sub(r"(?<=[a-z])(?=[A-Z])", "-", text))
     return TRAIN.sub(r"\1", HELD_OUT.sub(r"\1", text.lower())).strip("-_. ")
 
 
-def _here(path: Path, base: Path) -> Iterator[Found]:
-    """Yield what a file, a BEIR folder, or a folder with these at any depth holds; an export's `data/` too."""
+def _here(path: Path, base: Path) -> Iterator[Candidate]:
+    """Yield the data of a file, a BEIR folder, an export, or a folder with these at any depth."""
     if path.is_file():
-        yield _of_files(path, [path], _named(path.stem), _kind(path.stem) not in ("", TRAINING), base)
+        yield _of_files(path, [path], _named(path.stem), _kind(path.stem) not in ("", "train"), base)
         return
     receipt = store.read_receipt(path)
     if receipt and "export" in receipt:
@@ -199,35 +200,35 @@ def _here(path: Path, base: Path) -> Iterator[Found]:
     every = sorted(one for one in inner.rglob("*") if not any(part.startswith(".") for part in one.relative_to(inner).parts))
     folders = [one for one in (inner, *every) if (one / "qrels").is_dir()]
     files = [
-        one for one in every if one.suffix in ENDINGS and one.is_file() and not any(one.is_relative_to(beir) for beir in folders)
+        one for one in every if one.suffix in IMPORTED and one.is_file() and not any(one.is_relative_to(beir) for beir in folders)
     ]
-    others = [one for one in every if one.suffix.lower() in (*DATA, *ENDINGS) and one.is_file() and one not in files]
+    others = [one for one in every if one.suffix.lower() in (*OTHER_DATA, *IMPORTED) and one.is_file() and one not in files]
     others = [one for one in others if not any(one.is_relative_to(beir) for beir in folders)]
     if (files or folders) and others:
         names = listed((os.path.relpath(one, inner) for one in others), 4)
-        yield Found(
-            "", {"name": _named(path.resolve().name)}, True, f"left out, as only .parquet and .jsonl are imported: {names}"
+        yield Candidate(
+            "", {"name": _named(path.resolve().name)}, True, f"left out, because only .parquet and .jsonl are imported: {names}"
         )
     if not files and not folders:
-        raise SourceError(path, "holds neither parquet, JSON Lines nor a BEIR folder", "name a file, such as data/train.parquet")
+        raise SourceError(path, "holds no parquet, no JSON Lines and no BEIR folder", "name a file, such as data/train.parquet")
     for one in folders:
         yield from _beir(one, base)
     groups: dict[tuple[str, ...], list[Path]] = {}
     for one in files:
         groups.setdefault(_group(one, inner), []).append(one)
     for (name, kind, *_), paths in groups.items():
-        held_out = kind not in ("", TRAINING)
+        held_out = kind not in ("", "train")
         called = f"{name or _named(path.resolve().name)}{f'-{kind}' if held_out else ''}"
         try:
             yield _of_files(paths[0], paths, _named(called), held_out, base)
         except SourceError as error:
             if not held_out:
                 raise
-            yield Found("", {"name": _named(called)}, True, f"left out, by its name for development or tests: {error}")
+            yield Candidate("", {"name": _named(called)}, True, f"left out, for development or tests by its name: {error}")
 
 
 def _group(file: Path, top: Path) -> tuple[str, ...]:
-    """Return the dataset that a file is of, what it is for, its ending and its name without shards: equal ones are one source."""
+    """Return a file's dataset, purpose, ending and name without shard numbers: files with equal ones are one source."""
     parts = [*file.relative_to(top).parent.parts, file.stem]
     if _receipt(file):
         return (file.stem, "", file.suffix, str(file))
@@ -236,24 +237,26 @@ def _group(file: Path, top: Path) -> tuple[str, ...]:
     return (name, kind, file.suffix, re.sub(r"-\d{5}-of-\d{5}.*", "", str(file.relative_to(top))))
 
 
-def _beir(folder: Path, base: Path) -> Iterator[Found]:
+def _beir(folder: Path, base: Path) -> Iterator[Candidate]:
     name, said = _named(folder.resolve().name), _said(folder)
     files = os.path.relpath(folder.resolve(), base)
     splits = sorted(file.stem for file in (folder / "qrels").glob("*.tsv"))
-    train = [split for split in splits if _kind(split) in ("", TRAINING)]
-    # without a receipt's `language` its texts have titles; with one they have none, and stay as they are
+    train = [split for split in splits if _kind(split) in ("", "train")]
+    # if a receipt names a language, `curate export` wrote the folder: its texts have no titles, and stay as they are
     bare = {"corpus": {"fields": {"text": "text"}}} if "language" in said else {}
     for split in splits or ["train"]:
         held_out = bool(train) and split not in train
-        told = {} if split == "train" else {"split": split}
+        at_split = {} if split == "train" else {"split": split}
         called = {"name": name if split in ("train", (train or splits)[0] if splits else "train") else _named(f"{name}-{split}")}
-        yield Found(
-            "beir", {**called, **said, "files": files, "reader": "beir", **told, **bare}, held_out or not (train or not splits)
+        yield Candidate(
+            "beir",
+            {**called, **said, "files": files, "reader": "beir", **at_split, **bare},
+            held_out or not (train or not splits),
         )
 
 
-def _of_files(first: Path, paths: list[Path], name: str, held_out: bool, base: Path) -> Found:
-    """Return what files of one format hold; each is looked at, and all lines of FlagEmbedding's, whose prompts may differ."""
+def _of_files(first: Path, paths: list[Path], name: str, held_out: bool, base: Path) -> Candidate:
+    """Return the data of files of one format, known by their columns; FlagEmbedding's are read whole, for their prompts."""
     files = [os.path.relpath(one.resolve(), base) for one in paths]
     listed_files = files[0] if len(files) == 1 else files
     said = _said(first)
@@ -261,10 +264,10 @@ def _of_files(first: Path, paths: list[Path], name: str, held_out: bool, base: P
     for one in files:
         with closing(_rows(glob.escape(one), base)) as rows:
             columns |= dict.fromkeys(next(rows).frame.columns)
-    form, entry, told = _source(name, files[0], list(columns), first.suffix == ".jsonl")
+    form, entry, note = _source(name, files[0], list(columns), first.suffix == ".jsonl")
     if form == "flagembedding" and not said.get("instruction") and not held_out:
         said |= _flagembedding(files, base)
-    return Found(form, {"name": name, **said, "files": listed_files, **entry}, held_out, told)
+    return Candidate(form, {"name": name, **said, "files": listed_files, **entry}, held_out, note)
 
 
 def _rows(files: str, base: Path) -> Any:
@@ -272,7 +275,7 @@ def _rows(files: str, base: Path) -> Any:
 
 
 def _receipt(path: Path) -> Entry:
-    """Return what `curate export` said of a source, where it wrote this one."""
+    """Return the entry of a source in the receipt of `curate export`; empty if no export wrote it."""
     receipt = (store.read_receipt(path.parent.parent) if path.parent.name == "data" else None) or {}
     sources = receipt.get("sources", {}) if "export" in receipt else {}
     return dict(sources.get(path.stem if path.is_file() else path.name, {}))
@@ -280,14 +283,14 @@ def _receipt(path: Path) -> Entry:
 
 def _said(path: Path) -> Entry:
     said = _receipt(path)
-    return {"task": "retrieval"} | {key: said[key] for key in ABOUT if said.get(key)}
+    return {"task": "retrieval"} | {key: said[key] for key in TAKEN_OVER if said.get(key)}
 
 
 def _flagembedding(files: list[str], base: Path) -> Entry:
-    """Return the task and instruction that all lines name.
+    """Return the task and instruction of FlagEmbedding's files.
 
     Raises:
-        SourceError: lines name several.
+        SourceError: lines name different ones.
     """
     said: dict[tuple[str, str], str] = {}
     for name in files:
@@ -306,7 +309,7 @@ def _flagembedding(files: list[str], base: Path) -> Entry:
     if len(said) > 1:
         shown = "; ".join(f"prompt '{prompt[:60]}', type '{kind}' ({where})" for (prompt, kind), where in list(said.items())[:3])
         raise SourceError(
-            files[0], f"has lines of {len(said)} prompts or types: {shown}", "put those of each into a file of their own"
+            files[0], f"has lines of {len(said)} prompts or types: {shown}", "put the lines of each into a file of their own"
         )
     ((prompt, kind),) = said
     tasks = {word: task for task, word in TYPES.items()}
@@ -314,7 +317,7 @@ def _flagembedding(files: list[str], base: Path) -> Entry:
 
 
 def _source(where: str, called: str, columns: list[str], lines: bool) -> tuple[str, Entry, str]:
-    """Return the format that has these columns, the keys of a source that read it, and which columns are no negatives."""
+    """Return the format that has these columns, the keys of a source that reads it, and a note on columns that are not used."""
     for layout in LAYOUTS:
         if set(layout.fields.values()) <= set(columns):
             fields, reader = dict(layout.fields), {"reader": layout.reader} if lines and layout.reader else {}
@@ -329,11 +332,13 @@ def _source(where: str, called: str, columns: list[str], lines: bool) -> tuple[s
             if "negatives" not in fields:
                 fields.pop("negative_scores", "")
             rest = [name for name in others if name not in fields.values()]
-            told = [f"not taken for negatives, by their names: {listed(rest)}"] if rest else []
+            notes = [f"not used as negatives because of their names: {listed(rest)}"] if rest else []
             graded = [name for name in GRADED if name in columns and name not in fields.values()]
             if graded and layout.name == "sentence-transformers":
-                told.append(f"each row is taken for a positive pair, whatever its {listed(graded)} says; map that if it counts")
-            return layout.name, {**reader, "fields": fields}, "; ".join(told)
+                notes.append(
+                    f"each row is used as a positive pair, whatever its {listed(graded)} says; map that column if it matters"
+                )
+            return layout.name, {**reader, "fields": fields}, "; ".join(notes)
     there = [name for name in columns if not name.startswith("__")]
     if Path(called).suffix in TABLES and (fields := _guess(there)):
         rest = [name for name in there if name not in fields.values()]
@@ -364,7 +369,7 @@ def _guess(columns: list[str]) -> dict[str, str]:
 
 
 def _scores(columns: list[str], negatives: int) -> dict[str, str]:
-    """Return the columns that score positive and negatives: a number is of one negative, a list of all."""
+    """Return the columns with the scores of positive and negatives: a number for a single negative, a list for several."""
     fields: dict[str, str] = {}
     for key, words in (("positive_score", ("pos", "positive")), ("negative_scores", ("neg", "negative"))):
         called = [f"{word}_score{plural}" for word in words for plural in ("", "s")]
@@ -374,14 +379,14 @@ def _scores(columns: list[str], negatives: int) -> dict[str, str]:
     return fields
 
 
-def _on_the_hub(id_: str) -> Iterator[Found]:
-    """Yield each split of each config of a dataset; qrels with corpus and queries are one source of `reader: beir`."""
+def _on_the_hub(id_: str) -> Iterator[Candidate]:
+    """Yield each split of each config of a dataset; qrels with corpus and queries become a source of `reader: beir`."""
     splits = config_splits(Table.model_validate({"path": id_}), Path())
     is_beir = {"corpus", "queries"} <= set(splits)
     configs = [name for name in splits if name not in ("corpus", "queries")]
     for config in configs:
         kinds = {split: _kind(config) or _kind(split) for split in splits[config]}
-        train = [split for split, kind in kinds.items() if kind in ("", TRAINING)]
+        train = [split for split, kind in kinds.items() if kind in ("", "train")]
         for split in splits[config]:
             at = {
                 "path": id_,
@@ -395,16 +400,16 @@ def _on_the_hub(id_: str) -> Iterator[Found]:
             said = {"name": _named(called), "task": "retrieval", **license, **at, "revision": facts.revision}
             held_out = split not in train
             if is_beir:
-                yield Found("beir", said | {"reader": "beir"}, held_out)
+                yield Candidate("beir", said | {"reader": "beir"}, held_out)
                 continue
             try:
-                form, entry, told = _source(said["name"], f"{id_} ({config})", facts.columns or [], lines=False)
+                form, entry, note = _source(said["name"], f"{id_} ({config})", facts.columns or [], lines=False)
             except SourceError as error:
                 if not held_out or not train:
                     raise
-                yield Found("", said, True, f"left out, by its name for development or tests: {error}")
+                yield Candidate("", said, True, f"left out, for development or tests by its name: {error}")
                 continue
-            yield Found(form, said | entry, held_out, told)
+            yield Candidate(form, said | entry, held_out, note)
 
 
 def _named(text: str) -> str:

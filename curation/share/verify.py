@@ -1,4 +1,4 @@
-"""Whether a build is what it says: each file against its receipt, each id against its table, each count against the rows."""
+"""`curate verify`: each file against its receipt, each id against its table, each count against the rows."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from curation.core.record import ORIGINS, keys_of
 from curation.share.export import outdated_tuple
 
 Receipt = dict[str, Any]
-STAGES = ("shaped", "near", "cleaned", "curated", "mined", "heldout", "publish")
-LISTS = ("negative_scores", "negative_ranks", "negative_origin")
+VERIFIED_STAGES = ("shaped", "near", "cleaned", "curated", "mined", "heldout", "publish")
+MINED_LISTS = ("negative_scores", "negative_ranks", "negative_origin")
 BY_ROWS = ("read", "shape")  # stages that drop rows; later ones drop tuples
 REPORT, LOG = "report.html", "log.jsonl"
+Checks = Iterator["Problem"]
 IN_A_MODEL = (store.RECEIPT, "README.md", MARK, ".gitattributes")  # what a model's folder may hold that its receipt does not list
 
 
@@ -33,13 +34,13 @@ class Problem(NamedTuple):
 
 
 def problems(build: Path, only: Iterable[str] = (), progress: Progress = silent) -> list[Problem]:
-    """Return all that is wrong with a build; or with an export, a run of `train`, a model, or what was downloaded.
+    """Return all that is wrong with a build, an export, a run of `train`, a model, or a downloaded version.
 
-    Every file is read whole. Passages and tuples are looked at shard by shard. A stage whose files are not those of its
-    receipt is told of, and not looked into. Nothing is returned where all is as it was written.
+    Every file is read whole; passages and tuples are checked shard by shard. A stage whose files differ from its receipt is
+    reported, and its tables are not checked. If everything is as it was written, the list is empty.
 
     Raises:
-        BuildError: there is nothing of that kind, or build.json does not name a source of `only`.
+        BuildError: the folder holds none of these, or build.json does not name a source of `only`.
     """
     if not (build / store.BUILD).exists():
         if (build / MARK).is_file():
@@ -55,17 +56,17 @@ def problems(build: Path, only: Iterable[str] = (), progress: Progress = silent)
     found = [*_top(build, whole), *_shared(build, whole, list(only))]
     with progress("verify", len(names), "sources") as advance:
         for name in names:
-            found += _source(build, name, whole["sources"][name])
+            found += _source_problems(build, name, whole["sources"][name])
             advance(1)
     found += problems_of_model(build / "train", build) if (build / "train").is_dir() else []
-    return list(dict.fromkeys(found))  # the stages that a model was trained on are looked at twice
+    return list(dict.fromkeys(found))  # the stages that a model was trained on are checked twice
 
 
 def problems_of_model(run: Path, build: Path | None = None) -> list[Problem]:
-    """Return all that is wrong with a run of `train`, or with a model alone; with `build`, also with what it was trained on.
+    """Return all that is wrong with a run of `train`, or with a model; with `build`, also with what it was trained on.
 
     Raises:
-        BuildError: it is neither.
+        BuildError: the folder holds neither.
     """
     if (run / "modules.json").is_file():
         return list(_published(run, ())) if (run / MARK).is_file() else list(_files(run, IN_A_MODEL))
@@ -79,7 +80,7 @@ def problems_of_model(run: Path, build: Path | None = None) -> list[Problem]:
     if (run / "model").is_dir():
         found += _files(run / "model", IN_A_MODEL)
     if not (run / store.RECEIPT).exists() or _broken(run / store.RECEIPT):
-        return found  # not done, and may go on
+        return found  # the run has not ended
     said = store.read_sealed(run / store.RECEIPT)
     if not (run / "model" / store.RECEIPT).is_file() or store.file_digest(run / "model" / store.RECEIPT) != said.get("model"):
         found.append(Problem(str(run / "model"), f"is not the model that {store.RECEIPT} of the run names"))
@@ -89,25 +90,20 @@ def problems_of_model(run: Path, build: Path | None = None) -> list[Problem]:
         found += _listed(run, store.read_sealed(run / store.TIMINGS)["files"], logs, store.TIMINGS)
     known = {store.RECEIPT, store.TIMINGS, REPORT, LOG}
     extra = [path for path in sorted(run.iterdir()) if path.is_file() and path.name not in known and path.name[0] != "."]
-    return (
-        found + [Problem(str(path), "is not what `train` wrote") for path in extra] + (_trained_on(said, build) if build else [])
-    )
-
-
-def _trained_on(said: Receipt, build: Path) -> list[Problem]:
-    """Compare the tables that a model was trained on with those of a build."""
-    found = []
+    found += [Problem(str(path), "was not written by `train`") for path in extra]
+    if build is None:
+        return found
     for name, digest in said.get("tables", {}).items():
         folders = [build / stage / name for stage in ("curated", "mined")]
-        wrong = [problem for folder in folders for problem in _files(folder)]
-        found += wrong
-        if not wrong and digest != store.digest_of([store.receipt_of(folder)["files"] for folder in folders]):
+        changed = [problem for folder in folders for problem in _files(folder)]
+        found += changed
+        if not changed and digest != store.digest_of([store.receipt_of(folder)["files"] for folder in folders]):
             found.append(Problem(str(build / "mined" / name), "holds other tuples than the model was trained on"))
     return found
 
 
 def _broken(path: Path) -> Problem | None:
-    """Say what is wrong with a file that holds its own digest."""
+    """Return what is wrong with a file that holds its own digest."""
     try:
         if path.name != REPORT:
             store.read_sealed(path)
@@ -118,8 +114,8 @@ def _broken(path: Path) -> Problem | None:
     return None
 
 
-def _top(build: Path, whole: Receipt) -> Iterator[Problem]:
-    """Compare the files at the top of a build with build.json, and the stages' receipts."""
+def _top(build: Path, whole: Receipt) -> Checks:
+    """Compare the files at the top of a build, and the receipts of its stages, with build.json."""
     if not (build / REPORT).is_file():
         yield Problem(str(build / REPORT), "is missing")
     for name in (REPORT, store.TIMINGS, "embeddings/encoders.json"):
@@ -142,7 +138,7 @@ def _top(build: Path, whole: Receipt) -> Iterator[Problem]:
         yield Problem(str(path), f"cannot be read ({type(error).__name__})")
 
 
-def _listed(folder: Path, files: Mapping[str, str], there: Iterable[Path], receipt: str) -> Iterator[Problem]:
+def _listed(folder: Path, files: Mapping[str, str], there: Iterable[Path], receipt: str) -> Checks:
     """Compare files with those that a receipt lists."""
     for name, digest in files.items():
         if not (folder / name).is_file():
@@ -154,46 +150,46 @@ def _listed(folder: Path, files: Mapping[str, str], there: Iterable[Path], recei
             yield Problem(str(path), f"is not in {receipt}")
 
 
-def _shared(build: Path, whole: Receipt, only: list[str]) -> Iterator[Problem]:
-    """Compare with their receipts the stages that are no source's own tables, and those of sources that build.json leaves out."""
+def _shared(build: Path, whole: Receipt, only: list[str]) -> Checks:
+    """Compare files with their receipts: stages of all sources, stages of sources that build.json does not name, vectors."""
     for folder in [*sorted(build.glob("across/*/")), *build.glob("decontaminate/")]:
         yield from _files(folder)
     for folder in sorted(build.glob("candidates/*/*/")):
         if not only or folder.parent.name in only:
             yield from _files(folder)
-    for stage in STAGES:
+    for stage in VERIFIED_STAGES:
         for folder in sorted(build.glob(f"{stage}/*/")):
             if not only and folder.name not in whole["sources"] and folder.name[0] != ".":
                 yield from _files(folder)
     for folder in [*sorted(build.glob("embeddings/*/")), *sorted(build.glob("reranked/*/"))]:
-        yield from _vectors(folder)
+        yield from _vector_problems(folder)
 
 
-def _vectors(folder: Path) -> Iterator[Problem]:
-    """Compare a store of vectors with the receipts of its shards."""
-    known = {folder / "meta.json"}
+def _vector_problems(folder: Path) -> Checks:
+    """Compare stored vectors with the receipts of their shards."""
+    known = {folder / "meta.json", *folder.glob("shard-*.json")}
     if wrong := _broken(folder / "meta.json"):
         yield wrong
     for path in sorted(folder.glob("shard-*.json")):
-        known.add(path)
         if wrong := _broken(path):
             yield wrong
             continue
-        files = {path.with_suffix(f".{ending}"): digest for ending, digest in store.read_json(path).items() if ending != "rows"}
+        receipt = store.read_json(path)
+        files = {path.with_suffix(f".{ending}"): digest for ending, digest in receipt.items() if ending != "rows"}
         known |= files.keys()
         yield from _listed(folder, {file.name: digest for file, digest in files.items()}, (), path.name)
     extra = [path for path in sorted(folder.iterdir()) if path.is_file() and path not in known and path.suffix != ".claim"]
     yield from (Problem(str(path), "is in no receipt") for path in extra)
 
 
-def _published(folder: Path, only: Iterable[str]) -> Iterator[Problem]:
-    """Compare the files of what was published, a build or a model, with what its MARK says of them."""
+def _published(folder: Path, only: Iterable[str]) -> Checks:
+    """Compare the files of a published build or model with its MARK."""
     if wrong := _broken(folder / MARK):
         yield wrong
         return
-    told = store.read_json(folder / MARK)
+    mark = store.read_json(folder / MARK)
     bad = set()
-    for name, said in told["files"].items():
+    for name, said in mark["files"].items():
         if only and "/" in name and name.split("/")[0] not in only:
             continue
         if not (folder / name).is_file():
@@ -202,24 +198,21 @@ def _published(folder: Path, only: Iterable[str]) -> Iterator[Problem]:
         elif Piece.of(folder / name).sha256 != said["sha256"]:
             bad.add(name)
             yield Problem(str(folder / name), f"has another digest than {MARK} says")
-    known = dict.fromkeys(told["files"], "")
+    known = dict.fromkeys(mark["files"], "")
     extra = [path for path, what in store.changes(folder, known, (MARK, ".gitattributes"), lambda path: "") if what == "added"]
     yield from (Problem(str(path), f"is not in {MARK}") for path in extra)
-    for name, source in told.get("sources", {}).items():
+    for name, source in mark.get("sources", {}).items():
         if name in (set(only) or {name}) and not bad & {f"{name}/{shard}" for shard in source["shards"]}:
-            yield from _published_rows(folder / name, source)
+            frame = pl.concat([tables.read_parquet(folder / name / shard) for shard in source["shards"]])
+            yield from _equal(str(folder / name), "rows", len(frame), f"{MARK}'s", source["rows"])
+            if frame.columns != [feature["name"] for feature in source["features"]]:
+                yield Problem(str(folder / name), f"has other columns than {MARK} says")
 
 
-def _published_rows(folder: Path, source: Receipt) -> Iterator[Problem]:
-    frame = pl.concat([tables.read_parquet(folder / shard) for shard in source["shards"]])
-    yield from _equal(str(folder), "rows", len(frame), f"{MARK}'s", source["rows"])
-    if frame.columns != [feature["name"] for feature in source["features"]]:
-        yield Problem(str(folder), f"has other columns than {MARK} says")
-
-
-def _source(build: Path, name: str, entry: Mapping[str, Any]) -> Iterator[Problem]:
+def _source_problems(build: Path, name: str, entry: Mapping[str, Any]) -> Checks:
+    """Check the stages of one source, and the tables of those whose files are as they were written."""
     whole: dict[str, Receipt] = {}
-    for stage in STAGES:
+    for stage in VERIFIED_STAGES:
         folder = build / stage / name
         if not folder.exists():
             continue
@@ -234,7 +227,7 @@ def _source(build: Path, name: str, entry: Mapping[str, Any]) -> Iterator[Proble
         return
     checks = [_curated(build / "curated" / name, entry, curated)]
     if "mined" in whole:
-        checks.append(_mined(build, name, curated, whole["mined"]))
+        checks.append(_mined_problems(build, name, curated, whole["mined"]))
     held = build / "heldout" / name
     if curated.get("heldout") and ("heldout" in whole or not held.exists()):
         checks.append(_heldout(held, curated["heldout"]))
@@ -242,10 +235,10 @@ def _source(build: Path, name: str, entry: Mapping[str, Any]) -> Iterator[Proble
         try:
             yield from check
         except (KeyError, TypeError, ValueError, UserError, pl.exceptions.PolarsError) as error:
-            yield Problem(str(build / "*" / name), f"is not what a build holds ({type(error).__name__}: {error})")
+            yield Problem(str(build / "*" / name), f"does not have the form of a build ({type(error).__name__}: {error})")
 
 
-def _files(folder: Path, besides: Iterable[str] = (store.RECEIPT,)) -> Iterator[Problem]:
+def _files(folder: Path, besides: Iterable[str] = (store.RECEIPT,)) -> Checks:
     """Compare the files of a stage with its receipt."""
     try:
         receipt = store.read_receipt(folder)
@@ -255,14 +248,14 @@ def _files(folder: Path, besides: Iterable[str] = (store.RECEIPT,)) -> Iterator[
     if receipt is None or not isinstance(receipt.get("files"), dict):
         yield Problem(str(folder), "has no receipt done.json, so it is unfinished or was changed by hand")
         return
-    told = {"removed": "is missing, and the receipt names it", "changed": "has another digest than the receipt says"}
+    texts = {"removed": "is missing, and the receipt names it", "changed": "has another digest than the receipt says"}
     for path, what in store.changes(folder, receipt["files"], besides, store.file_digest):
-        yield Problem(str(path), told.get(what, "is not in the receipt"))
+        yield Problem(str(path), texts.get(what, "is not in the receipt"))
 
 
-def _curated(folder: Path, entry: Mapping[str, Any], receipt: Receipt) -> Iterator[Problem]:
+def _curated(folder: Path, entry: Mapping[str, Any], receipt: Receipt) -> Checks:
     where = str(folder / store.RECEIPT)
-    for key in (*CONSTANTS, *COUNTS, "tuples"):  # what else is told of a source stands in the manifest alone
+    for key in (*CONSTANTS, *COUNTS, "tuples"):  # the other keys of a source come from the manifest
         said, value = receipt["kept"] if key == "tuples" else receipt.get(key), entry.get(key)
         if said != value:
             yield Problem(where, f"says {said!r} for '{key}', and build.json says {value!r}")
@@ -272,12 +265,12 @@ def _curated(folder: Path, entry: Mapping[str, Any], receipt: Receipt) -> Iterat
     yield from _equal(where, "tuples_made", receipt["tuples_made"], "kept + merged + held out + dropped", sum(parts))
     lines = tables.read_parquet(folder / "dropped.parquet", ["stage", "reason"])
     by_rows, merged = pl.col("stage").is_in(BY_ROWS), pl.col("stage") == "merge"
-    told = str(folder / "dropped.parquet")
-    yield from _equal(told, "merged tuples", len(lines.filter(merged)), "the receipt's", receipt["merged"])
+    table = str(folder / "dropped.parquet")
+    yield from _equal(table, "merged tuples", len(lines.filter(merged)), "the receipt's", receipt["merged"])
     for key, which in (("rows_dropped", by_rows), ("dropped", ~by_rows & ~merged)):
         counts = dict(lines.filter(which).group_by("reason").len().iter_rows())
         for reason in sorted({*counts, *receipt[key]}):
-            yield from _equal(told, f"lines '{reason}'", counts.get(reason, 0), "the receipt's", receipt[key].get(reason, 0))
+            yield from _equal(table, f"lines '{reason}'", counts.get(reason, 0), "the receipt's", receipt[key].get(reason, 0))
     passages = 0
     for shard in sorted(folder.glob("passages-[0-9]*.parquet")):
         frame = tables.read_parquet(shard, ["pid", "text", "key"])
@@ -288,29 +281,31 @@ def _curated(folder: Path, entry: Mapping[str, Any], receipt: Receipt) -> Iterat
         yield from _keys(shard, "passages", frame["pid"], frame["key"], frame["text"])
         passages += len(frame)
     yield from _equal(where, "passages", receipt["passages"], "rows in the tables", passages)
-    yield from _tuples(folder, receipt["source"], receipt["kept"], passages, mined=False)
+    yield from _tuple_problems(folder, receipt["source"], receipt["kept"], passages, mined=False)
 
 
-def _mined(build: Path, name: str, curated: Receipt, receipt: Receipt) -> Iterator[Problem]:
+def _mined_problems(build: Path, name: str, curated: Receipt, receipt: Receipt) -> Checks:
     folder, where = build / "mined" / name, str(build / "mined" / name / store.RECEIPT)
     dropped = sum(receipt["dropped"].values())
     yield from _equal(where, "rows_in", receipt["rows_in"], "curated tuples", curated["kept"])
     yield from _equal(where, "rows_in", receipt["rows_in"], "kept + dropped", receipt["kept"] + dropped)
     lines = len(tables.read_parquet(folder / "dropped.parquet", ["id"]))
     yield from _equal(str(folder / "dropped.parquet"), "lines", lines, "the receipt's dropped", dropped)
-    yield from _tuples(folder, name, receipt["kept"], curated["passages"], mined=True)
+    yield from _tuple_problems(folder, name, receipt["kept"], curated["passages"], mined=True)
     if receipt["curated"] != curated["digest"]:
-        yield Problem(where, f"was mined before curated/{name} was built anew")
+        yield Problem(where, f"was mined before curated/{name} was built again")
     if strange := outdated_tuple(build, name):
         yield Problem(str(folder), f"was mined from other tuples than curated/{name} now holds ({strange} is one)")
 
 
-def _tuples(folder: Path, source: str, kept: int, passages: int, mined: bool) -> Iterator[Problem]:
+def _tuple_problems(folder: Path, source: str, kept: int, passages: int, mined: bool) -> Checks:
     """Check the tuples of a stage: ids, keys, and the numbers of passages."""
     ids = []
     for shard in sorted(folder.glob("pairs-[0-9]*.parquet")):
         frame = tables.read_parquet(shard)
-        broken = frame.select(_rules(source, passages, LISTS if mined else [name for name in LISTS if name in frame.columns]))
+        broken = frame.select(
+            _rules(source, passages, MINED_LISTS if mined else [name for name in MINED_LISTS if name in frame.columns])
+        )
         for what in broken.columns:
             yield from _rule(str(shard), "tuples", frame["id"], broken[what].fill_null(True), what)
         yield from _keys(shard, "tuples", frame["id"], frame["key"], frame["query"])
@@ -321,30 +316,30 @@ def _tuples(folder: Path, source: str, kept: int, passages: int, mined: bool) ->
 
 
 def _rules(source: str, passages: int, lists: Iterable[str]) -> list[pl.Expr]:
-    """Return one column a rule, true for the tuples that break it, named for what is then wrong with them.
+    """Return one column per rule, true for the tuples that break it; its name says what is wrong with them.
 
-    `lists` are those that go with the negatives: of curated tuples the scores, if they came with any.
+    `lists` are the columns with one value per negative: curated tuples have scores if they came with scores.
     """
     positives, negatives = pl.col("positives"), pl.col("negatives")
     rules = {
         "have the id of another source": ~pl.col("id").str.starts_with(f"{source}/"),
         "have no positive": positives.list.len() == 0,
-        f"name a passage that is not there ({passages:,} are)": pl.concat_list("positives", "negatives").list.max() >= passages,
+        f"name a passage that does not exist ({passages:,} do)": pl.concat_list("positives", "negatives").list.max() >= passages,
         "have a negative that is a positive": positives.list.set_intersection(negatives).list.len() > 0,
         "name a positive twice": positives.list.n_unique() < positives.list.len(),
         "name a negative twice": negatives.list.n_unique() < negatives.list.len(),
     }
     for name in lists:
-        rules[f"have not one of '{name}' a negative"] = pl.col(name).list.len() != negatives.list.len()
+        rules[f"do not have one of '{name}' per negative"] = pl.col(name).list.len() != negatives.list.len()
     if "negative_scores" in lists:
         odd = pl.element().is_nan() | pl.element().is_infinite()
-        rules["have a score that is no number"] = pl.col("negative_scores").list.eval(odd).list.any()
+        rules["have a score that is not a number"] = pl.col("negative_scores").list.eval(odd).list.any()
     if "negative_origin" in lists:
         rules["have a negative of unknown origin"] = pl.col("negative_origin").list.max().fill_null(0) >= len(ORIGINS)
     return [rule.alias(what) for what, rule in rules.items()]
 
 
-def _heldout(folder: Path, count: int) -> Iterator[Problem]:
+def _heldout(folder: Path, count: int) -> Checks:
     if not folder.exists():
         yield Problem(str(folder), f"is missing, and {count} queries are held out")
         return
@@ -366,17 +361,17 @@ def _heldout(folder: Path, count: int) -> Iterator[Problem]:
         yield Problem(str(path), f"has no passage for {len(unasked)} queries ({min(unasked)} is one)")
 
 
-def _equal(where: str, what: str, found: int, other: str, expected: int) -> Iterator[Problem]:
+def _equal(where: str, what: str, found: int, other: str, expected: int) -> Checks:
     if found != expected:
         yield Problem(where, f"{what} {found:,} is not {other} {expected:,}")
 
 
-def _keys(shard: Path, what: str, ids: pl.Series, keys: pl.Series, texts: pl.Series) -> Iterator[Problem]:
+def _keys(shard: Path, what: str, ids: pl.Series, keys: pl.Series, texts: pl.Series) -> Checks:
     wrong = keys.ne_missing(keys_of(texts))
     yield from _rule(str(shard), what, ids, wrong, f"have a key that is not their {texts.name}'s")
 
 
-def _rule(where: str, what: str, ids: pl.Series, broken: pl.Series, complaint: str) -> Iterator[Problem]:
+def _rule(where: str, what: str, ids: pl.Series, broken: pl.Series, complaint: str) -> Checks:
     count = int(broken.sum())
     if count:
         yield Problem(where, f"{count:,} {what} {complaint} ({ids.filter(broken)[0]} is the first)")

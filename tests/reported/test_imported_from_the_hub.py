@@ -61,4 +61,7 @@ def test_splits_and_configs(tmp_path):
             made = [[one["name"] for one in some] for some in (found["sources"], found["decontaminate"]["against"])]
             assert tuple(made) == wanted[name]
             for called in wanted[name][1]:
-                assert f"{called}: by its name for development or tests, so not trained on but kept clear of\n" in errors
+                assert (
+                    f"{called}: for development or tests by its name, so not trained on; its texts are removed from the sources\n"
+                    in errors
+                )

@@ -68,7 +68,9 @@ def test_what_is_for_tests_is_no_source(tmp_path, names, train, held_out):
     assert len(sets) == held_out
     assert sorted(f for files in [*sources.values(), *sets.values()] for f in files) == sorted(f"in/{name}" for name in names)
     for name in sets:
-        assert f"{name}: by its name for development or tests, so not trained on but kept clear of\n" in told
+        assert (
+            f"{name}: for development or tests by its name, so not trained on; its texts are removed from the sources\n" in told
+        )
 
 
 def test_the_manifest_keeps_clear_of_what_it_leaves_out(tmp_path):
@@ -91,11 +93,11 @@ def test_documents_of_an_evaluation_set_are_protected(tmp_path):
 def test_test_data_alone(tmp_path):
     put(tmp_path / "in", "dev.jsonl", "test.jsonl")
     done = CliRunner().invoke(curate, ["import", str(tmp_path / "in"), "-o", str(tmp_path / "m.yaml")])
-    assert "holds development or test data alone" in str(done.exception)
+    assert "holds development or test data only" in str(done.exception)
     assert not (tmp_path / "m.yaml").exists()
     sources, sets, told = imported(tmp_path, "in/test.jsonl")
     assert (list(sources), sets) == (["test"], {})
-    assert told.startswith("test: by its name for development or tests, and a source all the same: nothing else is there\n")
+    assert told.startswith("test: for development or tests by its name; it is a source as there is no other data\n")
 
 
 def test_a_held_out_file_of_no_known_format_is_left_out_with_a_word(tmp_path):
@@ -103,7 +105,7 @@ def test_a_held_out_file_of_no_known_format_is_left_out_with_a_word(tmp_path):
     put(tmp_path / "in", "test.jsonl", other="x")
     sources, sets, told = imported(tmp_path)
     assert (list(sources), sets) == (["in"], {})
-    assert "left out, by its name for development or tests: in/test.jsonl: has columns of no known format: other" in told
+    assert "left out, for development or tests by its name: in/test.jsonl: has columns of no known format: other" in told
 
 
 def test_a_beir_folder_trains_on_its_training_split_alone(tmp_path):
@@ -154,7 +156,7 @@ def test_flagembedding_lines_of_several_prompts(tmp_path, lines, said):
     (tmp_path / "in" / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = CliRunner().invoke(curate, ["import", str(tmp_path / "in"), "-o", str(tmp_path / "m.yaml")])
     assert said in str(done.exception)
-    assert str(done.exception).endswith("put those of each into a file of their own")
+    assert str(done.exception).endswith("put the lines of each into a file of their own")
     assert not (tmp_path / "m.yaml").exists()
 
 
@@ -174,7 +176,7 @@ def test_what_is_left_out_by_its_ending_is_told(tmp_path):
         (tmp_path / "in" / name).write_text("x")
     sources, sets, told = imported(tmp_path)
     assert (list(sources), sets) == (["in"], {})
-    assert "left out, as only .parquet and .jsonl are imported: more.jsonl.gz, test.csv\n" in told
+    assert "left out, because only .parquet and .jsonl are imported: more.jsonl.gz, test.csv\n" in told
 
 
 def test_a_shard_with_more_columns_counts_too(tmp_path):
@@ -187,7 +189,10 @@ def test_a_shard_with_more_columns_counts_too(tmp_path):
 
 def test_a_score_or_label_of_pairs_is_told(tmp_path):
     put(tmp_path / "in", "x.jsonl", anchor="what is this", positive="a thing", score=0.1)
-    assert "x: each row is taken for a positive pair, whatever its score says; map that if it counts\n" in imported(tmp_path)[2]
+    assert (
+        "x: each row is used as a positive pair, whatever its score says; map that column if it matters\n"
+        in imported(tmp_path)[2]
+    )
     put(tmp_path / "in", "x.jsonl", anchor="what is this", positive="a thing", negative="no thing")
     (tmp_path / "m.yaml").unlink()
     assert "whatever" not in imported(tmp_path)[2]

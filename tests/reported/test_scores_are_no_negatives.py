@@ -99,7 +99,7 @@ def test_import_keeps_a_score_as_a_score(form, tmp_path):
         "positive_score": "positive_score",
         "negative_scores": "negative_score",
     }
-    assert "a: not taken for negatives, by their names: negative_id\n" in told
+    assert "a: not used as negatives because of their names: negative_id\n" in told
     build(tmp_path / "m.yaml", tmp_path / "b")
     pairs = read_table(tmp_path / "b/curated/a", "pairs")
     assert pairs.select("positive_score", "negative_scores").rows() == [(0.75, [0.25])]
@@ -117,7 +117,7 @@ def test_import_says_which_scores_do_not_fit(tmp_path):
     }
     fields, told = imported(tmp_path, "a.parquet", TEXTS["parquet"]([row]))
     assert fields == {"query": "query", "positive": "answer", "negatives": "negative*"}
-    assert "not taken for negatives, by their names: negative_1_score, negative_2_score\n" in told
+    assert "not used as negatives because of their names: negative_1_score, negative_2_score\n" in told
     build(tmp_path / "m.yaml", tmp_path / "b")
     assert read_table(tmp_path / "b/curated/a", "passages")["text"].to_list() == ["a p", "an n", "an m"]
 
