@@ -75,7 +75,7 @@ def test_scores_come_in_for_training(made, tmp_path):
     assert set(now["negative_origin"].explode()) == {GIVEN}
     assert problems(tmp_path / "b") == []
     done = CliRunner().invoke(mine, ["audit", str(tmp_path / "b")])
-    assert str(done.exception).endswith("has no source whose negatives are searched for; the others keep or draw theirs")
+    assert str(done.exception).endswith("has no source whose negatives are searched; the other sources keep or draw theirs")
 
 
 def test_files_of_others(tmp_path):
