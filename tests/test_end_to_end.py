@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -105,7 +107,8 @@ def test_two_builds_of_one_folder_do_not_meet(tmp_path):
 
     with locked(here / "builds" / "small", "curate build"):
         said = run(here, *STEPS["build"], code=1).stderr
-    assert said == "curate: builds/small: another `curate build` is at work there; wait until it is done, or stop it\n"
+    holder = f"process {os.getpid()} on {socket.gethostname()}"
+    assert said == f"curate: builds/small: another `curate build` is running here ({holder}); wait until it ends, or stop it\n"
 
 
 PREPARED = ("curation.build.build", "mining.mine", "training.train", "faiss", "transformers.models.bert.modeling_bert")

@@ -1,9 +1,13 @@
-"""One process at a time: a folder that a command works in, a piece of work that one of several may claim."""
+"""Locks between processes: one command per folder, and claims on pieces of work that several processes share.
+
+They use the system's `flock`, which is released when the process ends, even by kill -9, so no lock is ever stale.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,32 +18,40 @@ from curation.core.store import sweep
 
 @contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
-    """Keep a second `what` out of a folder; the system lets go of the lock when the process ends, however it ends.
+    """Keep a second `what`, such as `curate build`, out of a folder; leftovers of killed processes are removed first.
 
     Raises:
-        BuildError: another process is at work there.
+        BuildError: another process works in the folder, or it cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise BuildError(folder, "is a file, not a folder", "name another folder") from None
     except FileNotFoundError as error:  # /proc and the like
-        raise BuildError(folder, f"cannot be made ({error.strerror})", "name another folder") from None
-    with (folder / f".{what.replace(' ', '-')}.lock").open("a") as file:
+        raise BuildError(folder, f"cannot be created ({error.strerror})", "name another folder") from None
+    with (folder / f".{what.replace(' ', '-')}.lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BuildError(folder, f"another `{what}` is at work there", "wait until it is done, or stop it") from None
+            file.seek(0)
+            holder = file.read().strip()
+            what = f"another `{what}` is running here" + (f" ({holder})" if holder else "")
+            raise BuildError(folder, what, "wait until it ends, or stop it") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
         sweep(folder, depth=2)
-        yield
+        try:
+            yield
+        finally:
+            file.truncate(0)
 
 
 @contextmanager
 def claimed(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Hold a claim that one process at a time can have; yield whether it was got, or wait for it.
+    """Claim the piece of work that `path` stands for; yield whether this process has the claim. `wait`: until it has.
 
-    The system lets go of a claim when its process ends, however it ends. Look again, once you have it, whether the work is
-    still to be done.
+    Once the claim is held, check again whether the work still has to be done: another process may have finished it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
@@ -50,7 +62,7 @@ def claimed(path: Path, wait: bool = False) -> Iterator[bool]:
                 yield False
                 return
             if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
-                continue  # its holder took it away between our opening and locking it
+                continue  # its holder deleted the file between our opening and locking it
             try:
                 yield True
             finally:

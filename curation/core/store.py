@@ -1,11 +1,11 @@
-"""Files that are whole or absent: atomic writes, and the receipts that make runs resumable (tables: `curation/core/tables.py`).
+"""Files that are complete or absent: atomic writes, JSON with its own digest, and the receipts that make runs resumable.
 
-A stage is a folder. It is written under a temporary name, its receipt `done.json` last, and then renamed; so a
-folder with a receipt is whole. The receipt holds the digest of everything the stage depends on, and the digest of
-each file in it. A stage runs if the first differs; a file that no longer has its digest was changed by hand.
+A stage is a folder. It is written under a temporary name, with its receipt `done.json` last, and then renamed; so a folder with
+a receipt is complete. The receipt holds the digest of everything that the stage depends on, and the digest of each file. A
+stage runs again if the first differs; a file whose digest differs was changed by hand.
 
-A receipt also holds the digest of itself (SEAL), and build.json the digests of the receipts of its stages and of the files
-beside it. So whoever trusts build.json knows each byte below it.
+A receipt also holds its own digest (SEAL), and build.json holds the digests of the receipts of its stages and of the files
+beside it. So build.json determines every byte of a build. (Tables: `curation/core/tables.py`.)
 """
 
 from __future__ import annotations
@@ -30,25 +30,29 @@ from curation.core.errors import BuildError, refusal
 
 RECEIPT, BUILD, TIMINGS = "done.json", "build.json", "timings.json"
 SEALED = {RECEIPT, BUILD, TIMINGS, "checkpoint.json", "meta.json", "encoders.json", "provenance.json"}
-SHARD = re.compile(r"shard-\d+\.json")  # of vectors; sealed too
-SEAL = "self_digest"  # the last key of these: the digest of the file as it would be without this key
+SHARD = re.compile(r"shard-\d+\.json")  # of stored vectors; sealed too
+SEAL = "self_digest"  # the last key of a sealed file: the digest of the file without this key
 AGAIN = "run `curate build` again"
-LARGE = 1 << 26  # bytes: a larger file is read again only if something touched it since it was last read whole
-SETTLED = 2_000_000_000  # nanoseconds after which another change of a file shows in its times
+LARGE = 1 << 26  # bytes: a larger file is read again only if its size, times or inode changed since its last digest
+SETTLED = 2_000_000_000  # nanoseconds after which another change of a file certainly changes its times
 TEMPORARY = re.compile(r"\.tuplesmith-[0-9a-f]{16}\.tmp")
-ELSEWHERE = re.compile(rf"(^|/){TEMPORARY.pattern}/|^\.cache/huggingface/")  # what another process writes; notes of `hf download`
+ELSEWHERE = re.compile(rf"(^|/){TEMPORARY.pattern}/|^\.cache/huggingface/")  # other processes' files; notes of `hf download`
 PACKAGES = ("tuplesmith", "polars", "pyarrow", "torch", "transformers", "faiss-cpu", "faiss-gpu", "datasets", "datasketch")
+
+
+# --- files ---
 
 
 @contextmanager
 def temporary(target: Path) -> Iterator[Path]:
-    """Yield a path that does not exist yet, on the disk of `target`, for what will be renamed to it; at the end nothing is left.
+    """Yield a path to write to, on the disk of `target`; the caller renames it to `target`, and anything left is removed.
 
-    It lies in a folder beside `target`, `.tuplesmith-<16 hex digits>.tmp`, a name that no source has and no two processes
-    share, on whatever host. Its file `lock` is locked while the process lives, so that `sweep` knows what was left behind.
+    The path is in a folder beside `target`, `.tuplesmith-<16 hex digits>.tmp`. The random name is not shared by two processes,
+    also not on different hosts, and is not a valid name of a source. The folder's file `lock` is locked while the process
+    lives, so `sweep` can recognise folders of killed processes.
 
     Raises:
-        OSError: the system refused to write there; it names `target`, or the file in it.
+        OSError: the system refused to write; it names `target`, or the file inside it.
     """
     folder = None
     try:
@@ -75,7 +79,7 @@ def temporary(target: Path) -> Iterator[Path]:
 
 
 def _locked(folder: Path, wait: bool = False) -> IO[bytes] | None:
-    """Take the lock of a temporary folder; None where another process has it, or has removed the folder meanwhile."""
+    """Lock a temporary folder; return None if another process has the lock, or has removed the folder meanwhile."""
     try:
         lock = (folder / "lock").open("ab")
     except FileNotFoundError:
@@ -83,7 +87,7 @@ def _locked(folder: Path, wait: bool = False) -> IO[bytes] | None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         ours = os.fstat(lock.fileno()).st_nlink > 0
-    except OSError:  # another has it; or the file system knows no locks, and then nothing is ever swept there
+    except OSError:  # another process has it, or the file system does not support locks, and then `sweep` removes nothing
         ours = wait
     if ours:
         return lock
@@ -92,7 +96,7 @@ def _locked(folder: Path, wait: bool = False) -> IO[bytes] | None:
 
 
 def sweep(folder: Path, depth: int = 0) -> None:
-    """Remove what processes that are gone have left unfinished in a folder, and so many levels below it."""
+    """Remove the temporary folders of killed processes in a folder, and in `depth` levels of folders below it."""
     for level in range(depth + 1):
         for path in folder.glob("*/" * level + ".tuplesmith-*.tmp"):
             with suppress(OSError):
@@ -103,13 +107,13 @@ def sweep(folder: Path, depth: int = 0) -> None:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that appears under `path` only when it is whole and on the disk.
+    """Open a file for writing that appears under `path` only when it is complete and on the disk.
 
     Raises:
         BuildError: `path` is a folder, a device or the like.
     """
     if path.exists() and not path.is_file():
-        raise BuildError(path, "is a folder" if path.is_dir() else "is no regular file", "name another file to write")
+        raise BuildError(path, "is a folder" if path.is_dir() else "is not a regular file", "name another file to write")
     with temporary(path) as part:
         with part.open("wb") as file:
             yield file
@@ -120,7 +124,7 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
+    """Write the names in a folder to the disk, so that they survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -128,86 +132,11 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write JSON in the order given, atomically; the files of SEALED with their own digest in them."""
-    with atomic(path) as file:
-        holds_digest = isinstance(value, Mapping) and (path.name in SEALED or SHARD.fullmatch(path.name))
-        file.write(sealed(value) if isinstance(value, Mapping) and holds_digest else _json(value))
-
-
-def _json(value: object) -> bytes:
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def read_json(path: Path, hint: str = AGAIN) -> Any:
-    """Read JSON that a stage wrote, without its seal.
-
-    Raises:
-        BuildError: the file is not there, is no JSON, or has a seal that is not that of its bytes.
-    """
-    try:
-        found = json.loads(raw := path.read_bytes())
-    except FileNotFoundError:
-        raise BuildError(path, "no such file", "run `curate build` first") from None
-    except NotADirectoryError:
-        raise BuildError(path.parent, "is a file, not a folder", "name a build folder") from None
-    except (ValueError, RecursionError) as error:
-        raise BuildError(path, f"not readable as JSON ({error})", "delete this file and run the command again") from None
-    if isinstance(found, dict) and SEAL in found:
-        if raw != sealed(found):
-            raise BuildError(path, "was changed since it was written (its digest is another)", hint)
-        del found[SEAL]
-    return found
-
-
-def sealed(value: Mapping[str, Any]) -> bytes:
-    """Return JSON with SEAL as its last key."""
-    bare = {key: part for key, part in value.items() if key != SEAL}
-    return _json({**bare, SEAL: xxhash.xxh3_128_hexdigest(_json(bare))})
-
-
-def read_sealed(path: Path, hint: str = AGAIN) -> dict[str, Any]:
-    """Return what `write_json` wrote into a file of SEALED.
-
-    Raises:
-        BuildError: the file is not there, is no JSON, has no seal, or a byte of it was changed.
-    """
-    found = read_json(path, hint)
-    if not has_seal(path):
-        raise BuildError(path, "has no digest of itself: changed by hand, or of an earlier version?", hint)
-    return dict(found)
-
-
-def has_seal(path: Path) -> bool:
-    """Tell whether a file of JSON ends with a seal, right or wrong."""
-    return f'\n "{SEAL}": "'.encode() in path.read_bytes()[-100:]
-
-
-def sealed_page(page: str) -> bytes:
-    """Return an HTML page with the digest of itself as its last line."""
-    return f"{page}<!-- {SEAL}: {xxhash.xxh3_128_hexdigest(page.encode())} -->\n".encode()
-
-
-def is_sealed_page(path: Path) -> bool:
-    """Tell whether a page is as `sealed_page` made it."""
-    page = path.read_bytes()
-    bare, mark, _ = page.rpartition(f"<!-- {SEAL}: ".encode())
-    return bool(mark) and page == bare + f"<!-- {SEAL}: {xxhash.xxh3_128_hexdigest(bare)} -->\n".encode()
-
-
-def write_lines(path: Path, rows: Iterator[Mapping[str, object]]) -> None:
-    """Write JSON Lines, atomically."""
-    with atomic(path) as file:
-        file.writelines(json_line(row) for row in rows)
-
-
-def json_line(row: Mapping[str, object]) -> bytes:
-    """Return one line of JSON Lines."""
-    return (json.dumps(row, ensure_ascii=False) + "\n").encode()
+# --- digests ---
 
 
 def digest_of(value: object) -> str:
-    """Return the digest of anything that JSON can hold."""
+    """Return the digest of a value that JSON can hold."""
     return str(xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode()))
 
 
@@ -221,9 +150,9 @@ def file_digest(path: Path) -> str:
 
 
 def digest_now(path: Path) -> str:
-    """Return the digest of a file's bytes, of a LARGE one from the last time it was read whole, if nothing touched it since.
+    """Return the digest of a file's bytes; for a LARGE file that did not change since, the digest found last time.
 
-    That is remembered by size, times and inode, outside of the build: `~/.cache/tuplesmith`.
+    Digests of large files are remembered by size, times and inode in `~/.cache/tuplesmith`.
     """
     found = path.stat()
     if found.st_size < LARGE:
@@ -237,9 +166,14 @@ def digest_now(path: Path) -> str:
             return str(known[-1])
     digest = file_digest(path)
     if time.time_ns() - found.st_ctime_ns > SETTLED:
-        with suppress(OSError):  # where the home cannot be written the file is read again next time
+        with suppress(OSError):  # if the home folder cannot be written, the file is read again next time
             write_json(note, [*mark, digest])
     return digest
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the digest of each file below a folder."""
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @functools.cache
@@ -252,16 +186,104 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
         head = (about.read_text("METADATA") or about.read_text("PKG-INFO") or "").partition("\n\n")[0]
-        told = re.search(r"^Version: *(\S+)", head, re.MULTILINE)  # `about.version` parses all of it, as a mail
-        found[package] = told[1] if told else about.version
+        line = re.search(r"^Version: *(\S+)", head, re.MULTILINE)  # `about.version` is slow: it parses the whole file
+        found[package] = line[1] if line else about.version
     return found
 
 
-def read_receipt(folder: Path) -> dict[str, Any] | None:
-    """Return the receipt of a stage, or None where the stage is absent, unfinished, or of a version whose receipts had no seal.
+# --- JSON and pages with their own digest ---
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def sealed(value: Mapping[str, Any]) -> bytes:
+    """Return a value as JSON with SEAL as its last key."""
+    bare = {key: part for key, part in value.items() if key != SEAL}
+    return _json({**bare, SEAL: xxhash.xxh3_128_hexdigest(_json(bare))})
+
+
+def has_seal(path: Path) -> bool:
+    """Return whether a JSON file ends with a seal, correct or not."""
+    return f'\n "{SEAL}": "'.encode() in path.read_bytes()[-100:]
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON atomically, with keys in the given order; files named in SEALED get their own digest as last key."""
+    with atomic(path) as file:
+        holds_digest = isinstance(value, Mapping) and (path.name in SEALED or SHARD.fullmatch(path.name))
+        file.write(sealed(value) if isinstance(value, Mapping) and holds_digest else _json(value))
+
+
+def read_json(path: Path, hint: str = AGAIN) -> Any:
+    """Read JSON that a stage wrote; a seal is checked and removed.
 
     Raises:
-        BuildError: it was changed since it was written.
+        BuildError: the file does not exist, is not JSON, or has a seal that does not fit its bytes.
+    """
+    try:
+        found = json.loads(raw := path.read_bytes())
+    except FileNotFoundError:
+        raise BuildError(path, "no such file", "run `curate build` first") from None
+    except NotADirectoryError:
+        raise BuildError(path.parent, "is a file, not a folder", "name a build folder") from None
+    except (ValueError, RecursionError) as error:
+        raise BuildError(path, f"not readable as JSON ({error})", "delete this file and run the command again") from None
+    if isinstance(found, dict) and SEAL in found:
+        if raw != sealed(found):
+            raise BuildError(path, "was changed since it was written (its digest differs)", hint)
+        del found[SEAL]
+    return found
+
+
+def read_sealed(path: Path, hint: str = AGAIN) -> dict[str, Any]:
+    """Read a file named in SEALED, which `write_json` wrote.
+
+    Raises:
+        BuildError: the file does not exist, is not JSON, has no seal, or was changed.
+    """
+    found = read_json(path, hint)
+    if not has_seal(path):
+        raise BuildError(path, "does not hold its own digest: changed by hand, or written by an older version?", hint)
+    return dict(found)
+
+
+def sealed_page(page: str) -> bytes:
+    """Return an HTML page with its own digest as its last line."""
+    return f"{page}<!-- {SEAL}: {xxhash.xxh3_128_hexdigest(page.encode())} -->\n".encode()
+
+
+def is_sealed_page(path: Path) -> bool:
+    """Return whether a page is unchanged since `sealed_page` made it."""
+    page = path.read_bytes()
+    bare, mark, _ = page.rpartition(f"<!-- {SEAL}: ".encode())
+    return bool(mark) and page == bare + f"<!-- {SEAL}: {xxhash.xxh3_128_hexdigest(bare)} -->\n".encode()
+
+
+def json_line(row: Mapping[str, object]) -> bytes:
+    """Return one line of JSON Lines."""
+    return (json.dumps(row, ensure_ascii=False) + "\n").encode()
+
+
+def write_lines(path: Path, rows: Iterator[Mapping[str, object]]) -> None:
+    """Write JSON Lines atomically."""
+    with atomic(path) as file:
+        file.writelines(json_line(row) for row in rows)
+
+
+# --- receipts ---
+
+
+def _redo(folder: Path) -> str:
+    return f"delete {folder} and run the command again to rebuild it"
+
+
+def read_receipt(folder: Path) -> dict[str, Any] | None:
+    """Return the receipt of a stage; None if the stage is absent or unfinished, or its receipt has no seal (old versions).
+
+    Raises:
+        BuildError: the receipt was changed since it was written.
     """
     path = folder / RECEIPT
     if not path.exists():
@@ -271,10 +293,10 @@ def read_receipt(folder: Path) -> dict[str, Any] | None:
 
 
 def receipt_of(folder: Path, hint: str = AGAIN) -> dict[str, Any]:
-    """Return the receipt of a stage that must be there.
+    """Return the receipt of a stage that must exist.
 
     Raises:
-        BuildError: it is absent, unfinished, or its receipt was changed since it was written.
+        BuildError: the stage is absent or unfinished, or its receipt was changed since it was written.
     """
     receipt = read_receipt(folder)
     if receipt is None:
@@ -283,15 +305,10 @@ def receipt_of(folder: Path, hint: str = AGAIN) -> dict[str, Any]:
 
 
 def write_receipt(folder: Path, said: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the receipt of a folder that is whole, with the digest of each file in it, and return it."""
+    """Write the receipt of a complete folder, with the digest of each file, and return it."""
     receipt = {**said, "files": digests(folder)}
     write_json(folder / RECEIPT, receipt)
     return receipt
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """Return the digest of each file below a folder."""
-    return {path.relative_to(folder).as_posix(): file_digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def changes(
@@ -300,7 +317,14 @@ def changes(
     besides: Iterable[str] = (RECEIPT,),
     digest_of_file: Callable[[Path], str] = digest_now,
 ) -> Iterator[tuple[Path, str]]:
-    """Yield each file of a folder that is not what a receipt says, and what became of it; those of `besides` may be there too."""
+    """Yield each file of a folder that differs from `files`, with "added", "removed" or "changed".
+
+    Args:
+        folder: the folder.
+        files: the digests in its receipt, by path.
+        besides: further files that may exist.
+        digest_of_file: computes the digest of a file.
+    """
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     there = {name for name in there if not ELSEWHERE.search(name)}
     yield from ((folder / name, "added") for name in sorted(there - set(files) - set(besides)))
@@ -317,14 +341,17 @@ def check_files(folder: Path, receipt: Mapping[str, Any], hint: str = "", beside
     Raises:
         BuildError: a file was changed, added or removed since.
     """
-    told = {"changed": "was changed since it was written (its digest is not the receipt's)"}
-    told |= {"added": "was added after the folder was written", "removed": "was removed since it was written"}
+    sentences = {
+        "changed": "was changed since it was written (its digest is not the receipt's)",
+        "added": "was added after the folder was written",
+        "removed": "was removed since it was written",
+    }
     for path, what in changes(folder, receipt["files"], besides):
-        raise BuildError(path, told[what], hint or _redo(folder))
+        raise BuildError(path, sentences[what], hint or _redo(folder))
 
 
 def check_written(folder: Path) -> None:
-    """Compare a folder with the receipt in it, or with that of the export which it is a part of; others' folders have none.
+    """Compare a folder with its receipt, or with the receipt of the export that it is part of; other folders pass.
 
     Raises:
         BuildError: a file was changed, added or removed since it was written.
@@ -338,12 +365,11 @@ def check_written(folder: Path) -> None:
             check_files(folder, {"files": files}, f"delete {whole} and run `curate export` again")
 
 
-def _redo(folder: Path) -> str:
-    return f"delete {folder} and run the command again to make it anew"
+# --- stages ---
 
 
 def is_current(folder: Path, digest: str) -> bool:
-    """Return whether a folder holds a whole stage whose receipt has this digest: then there is nothing to run."""
+    """Return whether a folder holds a complete stage whose receipt has this digest, so that it need not run."""
     receipt = read_receipt(folder)
     return receipt is not None and receipt.get("digest") == digest
 
@@ -354,7 +380,7 @@ def run_stage(folder: Path, digest: str, work: Callable[[Path], Mapping[str, Any
     `work` writes its files into the folder that it gets, and returns what the receipt says in addition to their digests.
 
     Args:
-        folder: where the stage is; it appears there whole, or not at all.
+        folder: where the stage is; it appears there complete, or not at all.
         digest: of everything that the stage depends on.
         work: the stage.
 

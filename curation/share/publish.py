@@ -152,7 +152,7 @@ def plan(
     report = build / "report.html"
     notes = [] if locked else ["manifest.lock: there is none, and publishing needs it; run `curate lock`"]
     if report.is_file() and not store.is_sealed_page(report):
-        raise BuildError(report, "was changed since it was written (its digest is another)", "run `curate report`")
+        raise BuildError(report, "was changed since it was written (its digest differs)", "run `curate report`")
     paths = {name: locked if name == "manifest.lock" else build / name for name in BESIDE}
     texts = {name: path.read_text(encoding="utf-8") for name, path in paths.items() if path and path.is_file()}
     if report.is_file() and any(name in left_out for name in found):

@@ -108,7 +108,7 @@ def _broken(path: Path) -> Problem | None:
         if path.name != REPORT:
             store.read_sealed(path)
         elif not store.is_sealed_page(path):
-            return Problem(str(path), "was changed since it was written (its digest is another)")
+            return Problem(str(path), "was changed since it was written (its digest differs)")
     except UserError as error:
         return Problem(error.where, error.what)
     return None

@@ -75,7 +75,7 @@ def test_a_dry_run_counts_the_rows_it_lost(folder):
 
 def test_an_output_folder_that_no_system_makes(folder):
     (folder / "m.yaml").write_text(MANIFEST.format("a.jsonl", "q"))
-    with pytest.raises(UserError, match="^/proc/none: cannot be made .*; name another folder"):
+    with pytest.raises(UserError, match="^/proc/none: cannot be created .*; name another folder"):
         build(folder / "m.yaml", Path("/proc/none"))
 
 

@@ -117,5 +117,5 @@ def test_a_flipped_byte_of_the_candidates(tmp_path, monkeypatch, file):
         run(build)
     assert str(error.value) == (
         f"{path}: was changed since it was written (its digest is not the receipt's); "
-        f"delete {path.parent} and run the command again to make it anew"
+        f"delete {path.parent} and run the command again to rebuild it"
     )
