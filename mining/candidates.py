@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from curation.core.record import MINED, draws
 from mining import ivf
 from mining.duplicates import Duplicates, contains_answer, overlaps, read_answers, read_duplicates, shingles_of
 from mining.embeddings import Embeddings, Part, Vectors
-from mining.gpu import Gpu, OnGpus, find_gpus
+from mining.gpu import OnGpus, find_gpus
 from mining.jobs import Job, Models
 from mining.lists import Ragged, contains, distinct, ragged
 from mining.negatives import Candidates, Chosen, Negatives, Rules, choose, relax
@@ -132,7 +132,7 @@ class Search:
     def known(self, frame: pl.DataFrame) -> Ragged:
         """Return the known positives of some rows."""
         positives = ragged(frame["positives"])
-        return positives.first() if self.hide else positives
+        return positives.head(1) if self.hide else positives
 
     def candidates(self, block: Block, rules: Rules) -> Candidates:
         """Return the candidates of a block that was prepared, with all that the rules ask about them."""
@@ -204,7 +204,7 @@ class Search:
             return found
 
         # the reranker's scores replace the cosines of the first positives, given negatives and chosen negatives
-        first, given = near.positives.first(), near.given
+        first, given = near.positives.head(1), near.given
         row, column = np.nonzero(np.arange(chosen.ids.shape[1]) < chosen.found[:, None])
         each = [(first.row_of_each(), first.ids), (given.row_of_each(), given.ids), (row, chosen.ids[row, column])]
         scores = self._scorer(frame)(*(np.concatenate(part) for part in zip(*each, strict=True))).astype(np.float64)
@@ -296,14 +296,11 @@ class Search:
         run_once(folder, store.digest_of([self.digest, ivf.INDEX_FORMAT]), work, wait=True)
         return ivf.Lists(corpus, folder)
 
-    def exact(self, corpus: Vectors) -> Exact:
-        """Return the exact search of a corpus, on GPUs if there are any."""
-        return OnGpus(corpus, self.gpus) if self.gpus else Exact(corpus)
-
     @cached_property
-    def gpus(self) -> list[Gpu]:
-        """The GPUs to search on."""
-        return find_gpus(self.job.device)
+    def exact(self) -> Callable[[Vectors], Exact]:
+        """Makes the exact index of a corpus, on GPUs if there are any."""
+        gpus = find_gpus(self.job.device)
+        return partial(OnGpus, gpus=gpus) if gpus else Exact
 
     @cached_property
     def bm25(self) -> Bm25:

@@ -61,6 +61,7 @@ def negatives(
     import json
 
     from curation.core.errors import BuildError
+    from curation.recipe.manifest import load_manifest
     from mining.jobs import failed_sources
     from mining.mine import mine_build, plan, warnings_of
 
@@ -81,7 +82,8 @@ def negatives(
     if not quiet:
         count = sum(receipt["ran"] for receipt in receipts.values())
         done = f"{count} of {len(receipts)} sources mined" if count else "nothing to do"
-        say(f"{build}: {done}; look at some with `mine show {build}`; next: `train {build}`")
+        following = f"train {build}" if load_manifest(build / "manifest.yaml").train else f"curate export {build} FORMAT"
+        say(f"{build}: {done}; look at them with `mine show {build}`; next: `{following}`")
 
 
 def _table(receipts: dict[str, dict[str, Any]], verbose: bool) -> str:

@@ -79,21 +79,14 @@ def open_encoder(settings: Mine, device: str) -> Encoder:
     return load_encoder(settings.model, device=device, dtype=settings.dtype, **options)
 
 
-class Encodes(Protocol):
-    """A model of your own: it turns n texts into n vectors of one length, as an array or what numpy can make one of."""
-
-    def encode(self, texts: list[str], /) -> Any:
-        """Return one vector per text."""
-        ...
-
-
 class CustomEncoder:
-    """Lets any object with `encode` mine: `mine_build(build, load=partial(CustomEncoder, model))`.
+    """Lets a model of your own mine: `mine_build(build, load=partial(CustomEncoder, model))`.
 
-    Its vectors are stored under the `model` of the `mine:` section: choose another name when the vectors change.
+    The model has a method `encode`, which turns a list of n texts into n vectors of one length: an array, or what numpy
+    can make one of. The vectors are stored under the `model` of the `mine:` section: choose another name when the vectors change.
     """
 
-    def __init__(self, model: Encodes, settings: Mine, device: str) -> None:
+    def __init__(self, model: Any, settings: Mine, device: str) -> None:
         """Encode one text, to learn the dimension; `prompt: instruct` puts the instruction before each query."""
         self.model, self.name = model, settings.model
         self.prompts = choose_prompts(settings.prompt, {}, False, Prompts.by_name(settings.prompts))

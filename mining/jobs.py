@@ -73,6 +73,8 @@ class Job:
 
     build: Path
     name: str
+    curated: Path  # the folder to read
+    mined: Path  # the folder to write
     entry: Mapping[str, Any]  # the source in build.json
     settings: Mine
     seed: int
@@ -80,18 +82,8 @@ class Job:
     digest: str
     described: Mapping[str, object]  # the encoder; empty where none is needed
     source: str  # digest of the curated stage
-    searched: str = ""  # digest of all that the candidates depend on
-    device: str = "auto"
-
-    @property
-    def curated(self) -> Path:
-        """The folder to read."""
-        return self.build / "curated" / self.name
-
-    @property
-    def mined(self) -> Path:
-        """The folder to write."""
-        return self.build / "mined" / self.name
+    searched: str  # digest of all that the candidates depend on
+    device: str
 
     @property
     def wanted(self) -> int:
@@ -99,26 +91,16 @@ class Job:
         return 1 if self.strategy == "given" else self.settings.negatives
 
     @property
-    def most(self) -> int:
-        """The number of given negatives that a row keeps where nothing is searched."""
-        return self.settings.negatives if self.settings.candidates == "given" else self.wanted
-
-    @property
-    def relevant(self) -> dict[str, object]:
-        """The settings that matter for the strategy; a change of the others does not run it again."""
-        return relevant_settings(self.strategy, self.settings)
-
-    @property
     def signature(self) -> str:
         """Everything that shapes the negatives, in one line."""
         model = {key: value for key, value in self.described.items() if key != "notes"}
-        parts = {**model, **self.relevant, "seed": self.seed, "format": NEGATIVES_FORMAT}
+        parts = {**model, **relevant_settings(self.strategy, self.settings), "seed": self.seed, "format": NEGATIVES_FORMAT}
         shown = [f"{key}:{value}" for key, value in parts.items() if value is not None and value is not False]
         return f"mine:{self.strategy}|" + "|".join(shown)
 
 
 def relevant_settings(strategy: str, settings: Mine) -> dict[str, object]:
-    """Return the settings that matter for a strategy."""
+    """Return the settings that matter for a strategy; a change of the others does not run it again."""
     if strategy in SEARCHED:
         without_index = strategy == "search_other_classes" or settings.index == "exact"
         return settings.model_dump(exclude=NOT_RULES | ({"index"} if without_index else set()))
@@ -157,8 +139,21 @@ def jobs(build: Path, only: Sequence[str], models: Models) -> Iterator[Job]:
         if fingerprint and models.reranker:
             depends["reranker"] = models.reranker.fingerprint
         depends |= relevant_settings(strategy, settings) | {"format": NEGATIVES_FORMAT, "seed": seed}
-        digest = store.digest_of(depends)
-        yield Job(build, name, entry, settings, seed, strategy, digest, described, receipt["digest"], searched, models.device)
+        yield Job(
+            build=build,
+            name=name,
+            curated=curated,
+            mined=build / "mined" / name,
+            entry=entry,
+            settings=settings,
+            seed=seed,
+            strategy=strategy,
+            digest=store.digest_of(depends),
+            described=described,
+            source=receipt["digest"],
+            searched=searched,
+            device=models.device,
+        )
 
 
 def read_settings(build: Path) -> Mine:
@@ -213,7 +208,8 @@ def read_sources(build: Path, only: Sequence[str]) -> list[str]:
         if name not in names:
             raise BuildError(build, f"has no source '{name}'{did_you_mean(name, names)}", f"it has {listed(names)}")
     if not names:
-        first = next((f": source '{name}' failed: {why}" for name, why in failed.items()), "")
+        excluded = {name: f"source '{name}' is left out: {why}" for name, why in whole.get("excluded", {}).items()}
+        first = next((f": {why}" for why in {**failed, **excluded}.values()), "")
         raise BuildError(build, f"has no source with tuples{first}", again)
     return [name for name in names if name in only] or names
 

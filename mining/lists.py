@@ -43,10 +43,6 @@ class Ragged:
         """Return the first `most` (one number, or one per row) ids of each row."""
         return Ragged(np.concatenate([[0], np.minimum(np.diff(self.starts), most).cumsum()]), self.ids[self.heads(most)])
 
-    def first(self) -> Ragged:
-        """Return the first id of each row; no list may be empty."""
-        return Ragged(np.arange(len(self) + 1), self.ids[self.starts[:-1]])
-
 
 def ragged(lists: pl.Series) -> Ragged:
     """Return a list column as arrays."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from curation.core.record import CLASS, GIVEN, MINED, MINED_PAIRS, RANDOM, dropp
 from mining.calibrate import HISTOGRAM_BINS, calibrate_rules, histogram
 from mining.candidates import Block, Search, blocks, read_classes
 from mining.embeddings import OpenEncoder, open_encoder
-from mining.jobs import SEARCHED, Job, Models, jobs, read_description, read_settings
+from mining.jobs import SEARCHED, Job, Models, jobs, read_description, read_settings, relevant_settings
 from mining.lists import Ragged, ragged
 from mining.negatives import Chosen, Negatives, draw_from_other_classes
 
@@ -118,35 +120,30 @@ def _mine_source(job: Job, models: Models, progress: Progress, folder: Path) -> 
 
     constants = {key: str(job.entry.get(key, "")) for key in ("task", "instruction", "language")}
     constants |= {"source": job.name, "signature": job.signature}
-    kept, dropped, shard = list[pl.DataFrame](), list[pl.DataFrame](), 0
-
-    def write_shard() -> None:
-        tables.write_parquet(folder / f"pairs-{shard:05d}.parquet", pl.concat(kept), constants)
-        kept.clear()
-
+    dropped = list[pl.DataFrame]()
     with progress(f"{job.name}: negatives", job.entry["tuples"], "rows") as advance:
-        for block in blocks(job.curated):
-            if block.shard != shard:
-                write_shard()
-                shard = block.shard
-            if search:
-                search.prepare(block)  # encode and search
-                found = search.fill(block, rules, settings.shortage)  # choose
-            elif job.strategy == "other_classes":
-                drawn = draw_from_other_classes(classes, own[block.rows], block.rows, job.wanted, job.seed, job.name)
-                found = _without_candidates(Ragged(np.zeros(len(block.rows) + 1, np.int64), np.empty(0, np.int64)), drawn)
-            else:
-                found = given_negatives(block, job.most)
-            rows, lost = mined_tables(job.name, block.frame, found, job.wanted, settings.shortage, counts)
-            kept.append(rows)
-            dropped.append(lost)
-            advance(len(block.frame))
-        write_shard()
+        for shard, blocks_of_shard in groupby(blocks(job.curated), key=attrgetter("shard")):
+            kept = list[pl.DataFrame]()
+            for block in blocks_of_shard:
+                if search:
+                    search.prepare(block)  # encode and search
+                    found = search.fill(block, rules, settings.shortage)  # choose
+                elif job.strategy == "other_classes":
+                    drawn = draw_from_other_classes(classes, own[block.rows], block.rows, job.wanted, job.seed, job.name)
+                    no_given = Ragged(np.zeros(len(block.rows) + 1, np.int64), np.empty(0, np.int64))
+                    found = _without_candidates(no_given, drawn)
+                else:
+                    found = given_negatives(block, settings.negatives if settings.candidates == "given" else job.wanted)
+                rows, lost = mined_tables(job.name, block.frame, found, job.wanted, settings.shortage, counts)
+                kept.append(rows)
+                dropped.append(lost)
+                advance(len(block.frame))
+            tables.write_parquet(folder / f"pairs-{shard:05d}.parquet", pl.concat(kept), constants)
     tables.write_parquet(folder / "dropped.parquet", pl.concat(dropped), constants)
 
     receipt |= search.receipt_entries() if search else {}
     receipt |= {**asdict(counts), "strategy": job.strategy, "curated": job.source}
-    receipt |= {"signature": job.signature, "settings": job.relevant}
+    receipt |= {"signature": job.signature, "settings": relevant_settings(job.strategy, settings)}
     return receipt | ({"encoder": dict(job.described)} if job.described else {})
 
 

@@ -59,6 +59,9 @@ def test_newest_build(place):
         ],
     )
     assert "warning: few: 10 of 10 rows have too few negatives and were dropped" in err
+    next_steps = "look at them with `mine show builds/small`; next: `curate export builds/small FORMAT`"
+    assert err.splitlines()[-1] == f"builds/small: 3 of 3 sources mined; {next_steps}"
+    assert mine("negatives", cwd=place)[2].splitlines()[-1] == f"builds/small: nothing to do; {next_steps}"
     code, out, err = mine("negatives", "builds/small", "--json", "-q", cwd=place)
     assert (code, err) == (0, "")
     assert {name: receipt["ran"] for name, receipt in json.loads(out).items()} == {"tone": False, "topics": False, "few": False}
@@ -110,3 +113,14 @@ def test_help_imports_nothing_heavy(words):
     assert done.returncode == 0
     assert done.stderr == "[]\n"
     assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_a_build_without_sources_is_one_error_line(tmp_path):
+    build = make_build(tmp_path, {"faq": clustering()})
+    whole = json.loads((build / "build.json").read_text()) | {"sources": {}, "failed": {"faq": "source 'faq': no column 'q'"}}
+    (build / "build.json").write_text(json.dumps(whole))
+    expected = f"mine: {build}: has no source with tuples: source 'faq': no column 'q'; mend it and run `curate build` again\n"
+    for words in ([], ["--dry-run"], ["--json"], ["-q"]):
+        assert mine("negatives", build, *words, cwd=tmp_path) == (1, "", expected)
+    (build / "build.json").write_text(json.dumps(whole | {"failed": {}, "excluded": {"faq": "CC-BY-NC-4.0"}}))
+    assert "has no source with tuples: source 'faq' is left out: CC-BY-NC-4.0; " in mine("negatives", build, cwd=tmp_path)[2]
