@@ -12,6 +12,7 @@ from typing import Any
 from curation.core import store, tables
 from curation.core.builds import check_beside, checked_stage, read_build
 from curation.core.errors import BuildError, ManifestError, did_you_mean, listed
+from curation.core.record import NEGATIVES
 from curation.recipe.manifest import load_manifest
 from curation.recipe.settings import Mine, Prompts
 from mining.embeddings import Encoder, OpenEncoder, open_encoder
@@ -87,8 +88,8 @@ class Job:
 
     @property
     def wanted(self) -> int:
-        """The number of negatives per row: with given ones a single one is enough."""
-        return 1 if self.strategy == "given" else self.settings.negatives
+        """The number of negatives per row; one given negative is enough."""
+        return NEGATIVES["classification"] if self.strategy == "given" else self.settings.negatives
 
     @property
     def signature(self) -> str:

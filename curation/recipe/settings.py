@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from curation.core.record import NEGATIVES
 from curation.recipe.yaml import Section
 
 Prompt = Literal["auto", "instruct", "none"]
@@ -44,7 +45,7 @@ class Mine(Section):
         "f2llm",
         description="default values for the other keys of this section; a key that you set yourself always wins. `f2llm`: the settings of F2LLM for the filters of sentence-transformers' mine_hard_negatives. `nv-retriever`: candidates that score below 95 % of the positive, without copies of the query or a positive. `clean`: like `nv-retriever`, and drops candidates that resemble a positive too much (`max_similarity: auto`, `similarity_median: 0.5`)",
     )
-    negatives: int = Field(24, ge=1, le=1000, description="hard negatives per query")
+    negatives: int = Field(NEGATIVES["retrieval"], ge=1, le=1000, description="hard negatives per query")
     candidates: Literal["dense", "bm25", "both", "given"] = Field(
         "dense",
         description="where candidates come from. `dense`: nearest passages by the model. `bm25`: best passages by words (needs `tuplesmith[bm25]`). `both`: the two rankings fused. Scores are cosine similarities of the model in all three. `given`: no search; each tuple keeps the negatives and scores that its source came with",
