@@ -34,7 +34,13 @@ def test_no_block_is_overlooked():
     fences = [fence for page in PAGES for fence in re.findall(r"^```(\w*)\n", page.read_text(), re.MULTILINE)]
     assert set(fences) == {"", "text", "sh", "yaml", "python"}
     assert len(BLOCKS) == sum(fence in ("sh", "yaml", "python") for fence in fences)
-    assert [block["code"].split()[0] for block in BLOCKS if block["mark"]] == ["make", "pip", "CUDA_VISIBLE_DEVICES=0", "torchrun", "train"]
+    assert [block["code"].split()[0] for block in BLOCKS if block["mark"]] == [
+        "make",
+        "pip",
+        "CUDA_VISIBLE_DEVICES=0",
+        "torchrun",
+        "train",
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES + API, ids=lambda page: page.relative_to(documents.ROOT).as_posix())
