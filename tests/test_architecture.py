@@ -27,11 +27,11 @@ HOMES = {
         "curation/core/jit.py",
         "curation/core/tables.py",
         "curation/read/blocks.py",
-        "curation/read/json_blocks.py",
+        "curation/read/delimited.py",
+        "curation/read/json_values.py",
     },
     "datasets": {
         "curation/read/dataset.py",
-        "curation/read/dataset_files.py",
         "curation/read/hub.py",
         "training/mteb.py",
     },

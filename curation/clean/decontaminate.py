@@ -110,7 +110,7 @@ def _allowed(wanted: Decontaminate, base: Path) -> pl.Series:
         refuse_special(path, "decontaminate: allow")
         lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        why = "is no utf-8 text" if isinstance(error, UnicodeDecodeError) else f"cannot be read ({error.strerror})"
+        why = "is not utf-8 text" if isinstance(error, UnicodeDecodeError) else f"cannot be read ({error.strerror})"
         raise ManifestError("decontaminate: allow", f"'{wanted.allow}' {why}", "name a file with one text a line") from None
     return pl.Series(lines, dtype=pl.String)
 

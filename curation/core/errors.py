@@ -101,7 +101,7 @@ def listed(words: Iterable[object], most: int = 12) -> str:
 
 RUN_AGAIN = "run the same command again to go on"
 FULL = ("no room left on the disk", f"make room and {RUN_AGAIN}")
-PLACE = "see its permissions and its folder's, or name another place"
+PLACE = "check its permissions and those of its folder, or name another place"
 REFUSALS = {  # errno: what is wrong, what to try
     errno.EACCES: ("may not be read or written by this user", PLACE),
     errno.EPERM: ("may not be changed by this user", PLACE),

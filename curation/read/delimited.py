@@ -1,104 +1,196 @@
-"""Rows of text cells: csv and tsv, by Python's csv module in strict mode where quotes mean something."""
+"""csv and tsv: blocks whose quotes and widths are regular by pyarrow.csv, everything else by Python's csv module in strict mode.
+
+Every cell is text. pyarrow.csv alone would be too lenient: it reads `"a"b` as `ab`, and a quote that is never closed as text
+up to the end of the file.
+"""
 
 from __future__ import annotations
 
 import csv
+import functools
+import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.csv
 
 from curation.core.errors import SourceError
-from curation.read.blocks import lines_of, opened_blocks
-from curation.read.cells import columns_of
-from curation.read.lookalikes import MOST_LINES, SAY_QUOTING, TsvQuotes, refuse_line_end, without_headers
-from curation.read.rows import BATCH, ROW, File, Lost, Reading, Rows, record_limit, sliced, too_large
+from curation.read.blocks import lines_of, open_blocks
+from curation.read.rows import BATCH, ROW, File, Lost, Reading, Rows, number_rows, record_limit, too_large
 from curation.recipe.source import Table
 
+QUOTE, LINE, RETURN = b'"\n\r'
+MOST_LINES = 100  # lines that a quoted cell of a tsv is looked for in
 NO_QUOTES = "if quotes mean nothing in this file, say `quoting: false`"
-Row = tuple[int, int, "list[str] | str"]  # first line, lines, and the cells, or what is wrong with their quotes
+SAY_QUOTING = "say `quoting: true` to read them as csv does, or `quoting: false` to keep them"
+Row = tuple[int, int, "list[str] | str"]  # first line, number of lines, and the cells, or what is wrong with their quotes
 
 
 def read_delimited(file: File, table: Table, start: int, comma: bool) -> Reading:
-    """Read csv and tsv, every cell as text; blank lines are no rows, nor is the header where it is repeated.
+    """Read csv and tsv, every cell as text; blank lines and repetitions of the header are not rows.
 
-    `header: false` names the columns column_1, column_2, ...; a column that the header leaves unnamed gets such a name too.
+    `header: false` names the columns column_1, column_2, ...; a column without a name in the header gets such a name too.
 
     Raises:
-        SourceError: a quote that is not closed; or quotes in a tsv that are those of csv, where `quoting` does not say so.
+        SourceError: a quote that is not closed; or a tsv quoted like a csv, if `quoting` is not set.
     """
-    return without_headers(file, _read(file, table, start, comma))
+    return _without_headers(file, _read(file, table, start, comma))
 
 
 def _read(file: File, table: Table, start: int, comma: bool) -> Reading:
     delimiter = table.delimiter or ("," if comma else "\t")
     quoting = comma if table.quoting is None else table.quoting
-    with opened_blocks(file, table) as blocks:
+    with open_blocks(file, table) as blocks:
+        # the header, or the first row
         block = next(blocks, b"")
         lines = lines_of(chain([block], blocks))
         rows = _quoted_rows(file, table, lines, delimiter, 1) if quoting else _plain_rows(lines, delimiter, 1)
         first = next(rows, None)
         if first is None:
             raise SourceError(file.name, "is empty")
-        names = _columns(file, table, first)
+        names = _column_names(file, table, first)
         said = "`header`" if isinstance(table.header, list) else "the header" if table.header else "the first row"
         width = f"{said} has {len(names)}"
-        tsv = TsvQuotes(file, names) if not comma and table.quoting is None else None
+        tsv = _TsvQuotes(file, names) if not comma and table.quoting is None else None
         if tsv and table.header is True and all(len(name) > 1 and name[0] == name[-1] == '"' for name in names):
             raise SourceError(f"{file.name}:{first[0]}", "its header is in quotes", SAY_QUOTING)
         line = first[0] + first[1] if table.header is True else first[0]
         rows = rows if table.header is True else chain([first], rows)
-        if (at := _after(block, line - 1)) is not None:
+        # regular blocks, up to the first that is not
+        if (at := _start_of_line(block, line)) is not None:
             rest = [block[at:]]
-            for frame, lines_used in _frames(rest, blocks, delimiter, quoting, names, record_limit(table)):
+            for frame, lines_used in _regular_blocks(rest, blocks, delimiter, quoting, names, record_limit(table)):
                 if tsv:
-                    tsv.look(frame)
-                yield from sliced(frame, start)
+                    tsv.count(frame)
+                yield from number_rows(frame, start)
                 line, start = line + lines_used, start + len(frame)
             lines = lines_of(chain(rest, blocks))
             rows = _quoted_rows(file, table, lines, delimiter, line) if quoting else _plain_rows(lines, delimiter, line)
+        # the remaining rows, one by one
         before = first
         for number, batch in enumerate(iter(lambda: list(islice(rows, BATCH)), [])):
-            found = _cells(file, names, width, batch, start + number * BATCH, before, delimiter if tsv else None)
+            found = _rows_of_width(file, names, width, batch, start + number * BATCH, before, delimiter if tsv else None)
             before = batch[-1]
             if tsv:
-                tsv.look(found.frame)
+                tsv.count(found.frame)
             yield found
         if tsv:
             tsv.refuse()
 
 
-def _after(block: bytes, lines: int) -> int | None:
-    """Return where the line after so many begins, None where a block has fewer."""
+def _start_of_line(block: bytes, line: int) -> int | None:
+    """Return where a line (from 1) begins in a block; None if the block has fewer lines."""
     at = 0
-    for _ in range(lines):
+    for _ in range(line - 1):
         if not (at := block.find(b"\n", at) + 1):
             return None
     return at
 
 
-def _frames(
+# --- regular blocks ---
+
+
+def _regular_blocks(
     rest: list[bytes], blocks: Iterator[bytes], delimiter: str, quoting: bool, names: list[str], most: int
 ) -> Iterator[tuple[pl.DataFrame, int]]:
-    """Yield the rows of block after block, and how many lines they took, as far as none is odd.
+    """Yield the rows of each block and the number of their lines, up to the first block that is not regular.
 
-    `rest` is what is still to be read: the block at hand, and in the end the one with the odd row, from a row's start.
+    `rest` holds what is still to be read: at first the current block; at the end the irregular one, from the start of a row.
     """
     following = next(blocks, None)
     while True:
-        found = columns_of(rest[0], delimiter, quoting, len(names), following is None, most)
+        found = parse_regular(rest[0], delimiter, quoting, names, following is None, most)
         if found is None:
             break
-        columns, used = found
-        yield pl.DataFrame(dict(zip(names, columns, strict=True))), rest[0].count(b"\n", 0, used)
+        frame, used = found
+        yield frame, rest[0].count(b"\n", 0, used)
         rest[0] = rest[0][used:]
         if following is None:
             return
         rest[0] += following
         following = next(blocks, None)
     rest += [following] if following is not None else []
+
+
+def parse_regular(
+    block: bytes, delimiter: str, quoting: bool, names: list[str], last: bool, most: int = 1 << 30
+) -> tuple[pl.DataFrame, int] | None:
+    """Return the whole rows of a block, and how many bytes they take; None if anything in the block is irregular.
+
+    A byte is between quotes if the number of quotes before it is odd. If each quote that opens is at the beginning of a
+    cell and each that closes at its end, except for doubled quotes within a cell, pyarrow.csv reads what the csv module
+    reads in strict mode. Blank lines are not rows.
+
+    Args:
+        block: whole lines of UTF-8, the first of which begins a row.
+        delimiter: one character.
+        quoting: whether quotes mean anything.
+        names: the columns.
+        last: whether the file ends with the block, and with it the last row.
+        most: bytes that a row may take.
+    """
+    lone_return = block.count(b"\r") != block.count(b"\r\n")
+    if lone_return or b"\0" in block or len(delimiter.encode()) > 1 or len(block) > 1 << 30:
+        return None
+    block = block if block.endswith(b"\n") else block + b"\n"
+    if not block.strip(b"\r\n"):  # blank lines only, which pyarrow takes for an empty file
+        return pl.DataFrame(schema=dict.fromkeys(names, pl.String)), len(block)
+    characters, used, within = np.frombuffer(block, np.uint8), len(block), None
+    # quotes
+    if quoting and b'"' in block:
+        within = _between_quotes(characters, delimiter)
+        if within is None:
+            return None
+        if within[-1]:  # the last row goes on in the next block
+            used = int(np.flatnonzero((characters == LINE) & ~within).max(initial=-1)) + 1
+            if last or not used:
+                return None
+    # long rows
+    if used > most:
+        line_ends = characters[:used] == LINE
+        line_ends &= True if within is None else ~within[:used]
+        if np.diff(np.flatnonzero(line_ends), prepend=-1).max() - 1 > most:
+            return None
+    irregular: list[object] = []  # rows of another width
+
+    def skip(row: object) -> str:
+        irregular.append(row)
+        return "skip"
+
+    reader = pa.csv.open_csv(
+        pa.BufferReader(memoryview(block)[:used]),
+        read_options=pa.csv.ReadOptions(use_threads=False, block_size=used, column_names=names),
+        parse_options=pa.csv.ParseOptions(
+            delimiter=delimiter, quote_char='"' if quoting else False, newlines_in_values=quoting, invalid_row_handler=skip
+        ),
+        convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), check_utf8=False),
+    )
+    frame = pl.from_arrow(reader.read_all())
+    assert isinstance(frame, pl.DataFrame)
+    return None if irregular else (frame, used)
+
+
+def _between_quotes(characters: np.ndarray, delimiter: str) -> np.ndarray | None:
+    """Return which bytes of a block are between quotes; None if a quote is where none may be."""
+    quotes = characters == QUOTE
+    within = np.bitwise_xor.accumulate(quotes.view(np.uint8)).view(bool)
+    at = np.flatnonzero(quotes)
+    opens = within[at]
+    begins, ends = at[opens], at[~opens]
+    before, after = characters[begins[begins > 0] - 1], characters[ends + 1]  # a block ends with a line, not with a quote
+    mark = ord(delimiter)
+    allowed = ((before == mark) | (before == LINE) | (before == QUOTE)).all()
+    allowed &= ((after == mark) | (after == LINE) | (after == QUOTE) | (after == RETURN)).all()
+    return within if allowed else None
+
+
+# --- row by row ---
 
 
 def _plain_rows(lines: Iterable[str], delimiter: str, start: int) -> Iterator[Row]:
@@ -132,7 +224,12 @@ def _quoted_rows(file: File, table: Table, lines: Iterable[str], delimiter: str,
             return
         except csv.Error as error:
             if len(held) > 1 or "end of data" in str(error):
-                line = start + _quoteopened("".join(held), delimiter)
+                # the broken cell follows the whole cells, each with the delimiter after it
+                mark, row, at = re.escape(delimiter), "".join(held), 0
+                whole = re.compile(rf'(?:"(?:[^"]++|"")*+"|(?!")[^{mark}\n]*+){mark}')
+                while match := whole.match(row, at):
+                    at = match.end()
+                line = start + row.count("\n", 0, at)
                 raise SourceError(f"{file.name}:{line}", "the quote that opens here is not closed properly", NO_QUOTES) from None
             other = re.search('"([;\t|])', held[0])
             cells = f"{error}, perhaps `delimiter: {json.dumps(other[1])}`" if other else str(error)
@@ -141,18 +238,7 @@ def _quoted_rows(file: File, table: Table, lines: Iterable[str], delimiter: str,
         start = before + reader.line_num
 
 
-def _quoteopened(row: str, delimiter: str) -> int:
-    """Return the line of a broken row (from 0) in which its broken field begins."""
-    mark = re.escape(delimiter)
-    whole = re.compile(rf'(?:"(?:[^"]++|"")*+"|(?!")[^{mark}\n]*+){mark}')  # a field and the delimiter after it
-    at = 0
-    while match := whole.match(row, at):
-        at = match.end()
-    return row.count("\n", 0, at)
-
-
-def _columns(file: File, table: Table, first: Row) -> list[str]:
-    """Return the names of the columns."""
+def _column_names(file: File, table: Table, first: Row) -> list[str]:
     number, _, cells = first
     if isinstance(table.header, list):
         names = table.header
@@ -168,10 +254,10 @@ def _columns(file: File, table: Table, first: Row) -> list[str]:
     return names
 
 
-def _cells(file: File, names: list[str], width: str, batch: list[Row], start: int, before: Row, tsv: str | None) -> Rows:
-    """Return rows, those of another width as lost ones.
+def _rows_of_width(file: File, names: list[str], width: str, batch: list[Row], start: int, before: Row, tsv: str | None) -> Rows:
+    """Return rows; those of another width are lost.
 
-    `before` is the row before them; `tsv` is the delimiter where quotes may be those of csv.
+    `before` is the row before them; `tsv` is the delimiter if the quotes may be those of csv.
     """
     lost: list[Lost] = []
     good: list[list[str]] = []
@@ -184,17 +270,85 @@ def _cells(file: File, names: list[str], width: str, batch: list[Row], start: in
             numbers.append(row)
         else:
             what = f"{len(cells)} field{'s' if len(cells) > 1 else ''}, {width}"
-            if lines > 1:  # no honest row is likely to be short and long at once
+            if lines > 1:  # a row of several lines with a wrong width is far more likely an unclosed quote
                 raise SourceError(f"{file.name}:{line}", f"a row of {lines} lines begins here, with {what}", NO_QUOTES)
             if tsv:
                 at = row - start
                 around = [batch[at - 1] if at else before, *batch[at : at + MOST_LINES]]
-                told = [(one[0], one[2]) for one in around if isinstance(one[2], list)]
-                refuse_line_end(file, told, tsv, len(names))
+                _refuse_quoted_line_end(file, [(one[0], one[2]) for one in around if isinstance(one[2], list)], tsv, len(names))
             lost.append(Lost(row, "wrong_number_of_fields", f"{file.name}:{line}: {what}", True))
-    return _frame(names, list(zip(*good, strict=True)) or [()] * len(names), numbers, lost)
-
-
-def _frame(names: list[str], columns: Sequence[Sequence[str]], numbers: Sequence[int], lost: list[Lost]) -> Rows:
+    columns = list(zip(*good, strict=True)) or [()] * len(names)
     series = {name: pl.Series(column, dtype=pl.String) for name, column in zip(names, columns, strict=True)}
     return Rows(pl.DataFrame(series | {ROW: pl.Series(numbers, dtype=pl.UInt64)}), lost)
+
+
+# --- headers and quotes where none should be ---
+
+
+def _without_headers(file: File, reading: Reading) -> Iterator[Rows]:
+    """Leave out, on purpose, rows that repeat the header in any letter case: files were concatenated there."""
+
+    def bare(cells: pl.Series) -> pl.Series:
+        return cells.str.strip_chars().str.strip_chars("\ufeff").str.to_lowercase()
+
+    for rows in reading:
+        frame = rows.frame
+        names = [name for name in frame.columns if name != ROW]
+        if len(names) > 1:
+            short = frame.filter(frame[names[0]].str.len_bytes() <= len(names[0].encode()) + 20)  # nearly none, as a rule
+            wanted = bare(pl.Series(names))
+            same = (bare(short[name]) == one for name, one in zip(names, wanted, strict=True))
+            again = short.filter(functools.reduce(pl.Series.__and__, same))[ROW]
+            if len(again):
+                evidence = f"{file.name}: {', '.join(names)}"[:200]
+                lost = [Lost(row, "repeated_header", evidence, False) for row in again]
+                rows = Rows(frame.filter(~frame[ROW].is_in(again.implode())), sorted([*rows.lost, *lost]))
+        yield rows
+
+
+class _TsvQuotes:
+    """Whether a tsv is quoted like a csv: every cell that has a quote is in quotes, and quotes within it are doubled."""
+
+    def __init__(self, file: File, names: list[str]) -> None:
+        self.file, self.names, self.rows = file, names, 0
+        self.full: Counter[str] = Counter()  # column: cells that are not empty
+        self.within: Counter[str] = Counter()  # column: cells in quotes
+        self.other = self.doubled = 0  # cells with other quotes; with doubled ones within
+
+    def count(self, frame: pl.DataFrame) -> None:
+        """Count the quotes of more rows."""
+        for name in self.names if not self.other else ():
+            cells = frame[name]
+            self.full[name] += int((cells != "").sum())
+            quoted = cells.filter(cells.str.contains('"', literal=True))
+            inside = quoted.filter(quoted.str.contains(r'(?s)^"(?:[^"]|"")*"$'))
+            self.other += len(quoted) - len(inside)
+            self.within[name] += len(inside)
+            self.doubled += int(inside.str.slice(1).str.head(-1).str.contains('""', literal=True).sum())
+
+    def refuse(self) -> None:
+        """Refuse the file, once all its rows were counted, if it is quoted like a csv."""
+        whole = [name for name, count in self.within.items() if count > 1 and count == self.full[name]]
+        if not self.other and (self.doubled or whole):
+            raise SourceError(self.file.name, "its cells are in quotes", SAY_QUOTING)
+
+
+def _refuse_quoted_line_end(file: File, lines: list[tuple[int, list[str]]], delimiter: str, width: int) -> None:
+    """Refuse a tsv if a row of a wrong width is the end, or the beginning, of a row with a line end in quotes.
+
+    `lines` are the numbers and cells of the line before, the row itself, and lines after it.
+    """
+    for start in (0, 1):
+        texts = [delimiter.join(cells) for _, cells in lines[start:]]
+        for end in range(2 if start == 0 else 1, len(texts) + 1):
+            if not texts or '"' not in texts[0]:
+                break
+            try:
+                rows = list(csv.reader(io.StringIO("\n".join(texts[:end]), newline=""), delimiter=delimiter, strict=True))
+            except csv.Error as error:
+                if "end of data" in str(error):
+                    continue
+                break
+            if len(rows) == 1 and len(rows[0]) == width:
+                raise SourceError(f"{file.name}:{lines[start][0]}", "a cell in quotes holds a line end or a tab", SAY_QUOTING)
+            break

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: which files a dataset is made of, and the files themselves. Nothing of a dataset is ever run."""
+"""Datasets of the Hugging Face Hub: their commits and files, and its errors in one line. No code of a dataset is ever run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from typing import IO, Any
 from curation.core.errors import SourceError, did_you_mean, listed
 from curation.core.hub import http_library, retrying, temporary_failure
 from curation.core.store import atomic, digest_of
-from curation.read.dataset_files import ABOUT, Description, builder_of, card_of, check_card, described
 from curation.read.rows import File
 from curation.recipe.source import Table
 
@@ -24,28 +23,26 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def check_id(path: str) -> None:
-    """Refuse what cannot be a dataset of the Hub.
+    """Refuse a path that cannot be a dataset of the Hub.
 
     Raises:
-        SourceError: a builder's name of `datasets`, which would read the folder that the command runs in; or no id at all.
+        SourceError: it is not an id, or it names a builder of `datasets`, which would read the current folder.
     """
-    if not ID.fullmatch(path) or path.startswith("buckets/") or path in _builders():
-        what = "names neither a dataset of the Hub nor an existing folder"
-        raise SourceError(path, what, "a Hub id is `org/name`; files are named by `files:`, from the manifest's folder on")
-
-
-def _builders() -> set[str]:
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
-    return set(_PACKAGED_DATASETS_MODULES)
+    if not ID.fullmatch(path) or path.startswith("buckets/") or path in _PACKAGED_DATASETS_MODULES:
+        what = "names neither a dataset of the Hub nor an existing folder"
+        raise SourceError(path, what, "a Hub id is `org/name`; name files with `files:`, relative to the manifest's folder")
 
 
 @retrying
 def commit_of(table: Table) -> str:
-    """Return the commit of a dataset's revision: as it stands there, as the Hub has it, or, switched off, as it was last seen.
+    """Return the commit of a dataset's revision: the revision itself if it is a commit, else what the Hub says.
+
+    If the Hub is switched off, the commit is the one that the Hub gave last.
 
     Raises:
-        SourceError: there is no such dataset or revision, or it cannot be had.
+        SourceError: the dataset or revision does not exist, or the Hub cannot be asked.
     """
     check_id(str(table.path))
     if table.revision and COMMIT.fullmatch(table.revision):
@@ -54,60 +51,35 @@ def commit_of(table: Table) -> str:
         import huggingface_hub
         from huggingface_hub.constants import HF_HUB_OFFLINE
 
-        kept = _kept(str(table.path), table.revision)
-        if HF_HUB_OFFLINE and kept.is_file():
-            return str(json.loads(kept.read_text("utf-8")))
+        answer = answer_path(str(table.path), table.revision)
+        if HF_HUB_OFFLINE and answer.is_file():
+            return str(json.loads(answer.read_text("utf-8")))
         commit = str(huggingface_hub.HfApi().dataset_info(str(table.path), revision=table.revision).sha)
-        _keep(kept, commit)
+        write_answer(answer, commit)
         return commit
 
 
-def _kept(*of: str | None) -> Path:
-    """Return where something that the Hub said is kept, in the Hub's cache."""
+def answer_path(*question: str | None) -> Path:
+    """Return where an answer of the Hub is kept, in the Hub's cache."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    return Path(HF_HUB_CACHE) / "tuplesmith" / f"{digest_of(of)}.json"
+    return Path(HF_HUB_CACHE) / "tuplesmith" / f"{digest_of(question)}.json"
 
 
-def _keep(path: Path, said: object) -> None:
-    with suppress(OSError):  # a cache that cannot be written is none
+def write_answer(path: Path, answer: object) -> None:
+    """Keep an answer of the Hub, if the cache can be written."""
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic(path) as file:
-            file.write(json.dumps(said, ensure_ascii=False).encode())
-
-
-@retrying
-def describe(table: Table, commit: str) -> Description:
-    """Return what a dataset's config is made of at a commit. Once known it is kept in the Hub's cache: a commit never changes.
-
-    Raises:
-        SourceError: there is no such dataset, config or commit, or it cannot be had.
-    """
-    import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError
-
-    path = str(table.path)
-    kept = _kept(path, table.config, commit)
-    with suppress(OSError, ValueError, TypeError):
-        return Description(*json.loads(kept.read_text("utf-8")))
-    with hub_errors(table):
-        about = []
-        for name in ABOUT[:2]:
-            with suppress(EntryNotFoundError):
-                about.append(Path(huggingface_hub.hf_hub_download(path, name, repo_type="dataset", revision=commit)))
-        check_card(path, card_of(about))
-        builder = builder_of(path, table.config, revision=commit)
-        found = described(path, builder, f"hf://datasets/{path}@{commit}")
-    _keep(kept, found)
-    return found
+            file.write(json.dumps(answer, ensure_ascii=False).encode())
 
 
 @retrying
 def fetched(table: Table, commit: str, names: list[str]) -> list[File]:
-    """Return files of a dataset from the Hub's cache, after those are fetched that are not there yet.
+    """Return files of a dataset from the Hub's cache; those that are not in the cache are downloaded first.
 
     Raises:
-        SourceError: they cannot be had.
+        SourceError: they cannot be downloaded.
     """
     with hub_errors(table):
         import huggingface_hub
@@ -122,28 +94,25 @@ def fetched(table: Table, commit: str, names: list[str]) -> list[File]:
 
 
 def streamed(table: Table, commit: str, names: list[str]) -> list[File]:
-    """Return files of a dataset that are read over the network as far as they are read."""
-    return [
-        File(Path(name), f"{table.path}/{name}", Path(), unpack=partial(_opened, table, commit, name), remote=True)
-        for name in names
-    ]
+    """Return files of a dataset that are downloaded as they are read, and no farther."""
 
+    @retrying
+    def open_remote(name: str) -> IO[bytes]:
+        with hub_errors(table):
+            import huggingface_hub
 
-@retrying
-def _opened(table: Table, commit: str, name: str) -> IO[bytes]:
-    with hub_errors(table):
-        import huggingface_hub
+            file = huggingface_hub.HfFileSystem().open(f"datasets/{table.path}@{commit}/{name}", "rb")
+            return file  # type: ignore[no-any-return]
 
-        file = huggingface_hub.HfFileSystem().open(f"datasets/{table.path}@{commit}/{name}", "rb")
-        return file  # type: ignore[no-any-return]
+    return [File(Path(name), f"{table.path}/{name}", Path(), unpack=partial(open_remote, name), remote=True) for name in names]
 
 
 @retrying
 def snapshot(table: Table) -> Path:
-    """Return a folder with the files of a Hub dataset that `files` names, fetched where they are not here yet.
+    """Return a folder with the files of a Hub dataset that `files` names; those not in the Hub's cache are downloaded.
 
     Raises:
-        SourceError: see `rows`.
+        SourceError: they cannot be downloaded.
     """
     with hub_errors(table):
         import huggingface_hub
@@ -156,7 +125,7 @@ def snapshot(table: Table) -> Path:
 
 @contextmanager
 def hub_errors(table: Table) -> Iterator[None]:
-    """Keep `datasets` silent, and turn what it and the Hub's client raise into one line."""
+    """Keep `datasets` silent, and turn what it and the Hub's client raise into an error of one line."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -167,11 +136,11 @@ def hub_errors(table: Table) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError, http_library().HTTPError, datasets.exceptions.DatasetsError) as error:
         answer = temporary_failure(error)[0]
         busy = answer.startswith("the Hub answers")
-        what, hint = (answer, "run the same command again in a while") if busy else _complaint(table, error)
+        what, hint = (answer, "run the same command again in a while") if busy else _what_and_hint(table, error)
         raise SourceError(table.path, what, hint) from None
 
 
-def _complaint(table: Table, error: Exception) -> tuple[str, str]:
+def _what_and_hint(table: Table, error: Exception) -> tuple[str, str]:
     from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -187,7 +156,7 @@ def _complaint(table: Table, error: Exception) -> tuple[str, str]:
         return "comes with a loading script, which would run code", "`revision: refs/convert/parquet` may hold the same rows"
     missing = isinstance(error, LocalEntryNotFoundError)
     if "OfflineModeIsEnabled" in text or "offline mode is enabled" in text or (missing and HF_HUB_OFFLINE):
-        return "cannot be had while the Hub is switched off", "unset HF_HUB_OFFLINE, or name a local folder"
+        return "cannot be downloaded while the Hub is switched off", "unset HF_HUB_OFFLINE, or name a local folder"
     lost = isinstance(error, http_library().HTTPError) and not isinstance(error, HfHubHTTPError)  # no answer at all
     if missing or lost or isinstance(error, ConnectionError):
         return "the Hub cannot be reached", "check the network, or name a local folder"
@@ -196,7 +165,7 @@ def _complaint(table: Table, error: Exception) -> tuple[str, str]:
     if text.startswith("Revision") or isinstance(error, RevisionNotFoundError):
         return f"no revision '{table.revision}'", "name a commit, tag or branch of the dataset"
     if "doesn't exist on the Hub" in text or isinstance(error, RepositoryNotFoundError):
-        what = "no such dataset on the Hub, or a private one" + _likely(str(table.path))
+        what = "no such dataset on the Hub, or a private one" + _similar_id(str(table.path))
         return what, "check the id; `hf auth login` for a private one"
     if "BuilderConfig" in text and "not found" in text:
         return f"no config '{table.config}'", there_are
@@ -211,8 +180,8 @@ def _complaint(table: Table, error: Exception) -> tuple[str, str]:
     )
 
 
-def _likely(wanted: str) -> str:
-    """Return ` (did you mean ...?)` of the Hub's datasets, or nothing where it has none alike or cannot be asked."""
+def _similar_id(wanted: str) -> str:
+    """Return ` (did you mean ...?)` with a similar id of the Hub, or nothing if it has none or cannot be asked."""
     import huggingface_hub
 
     try:

@@ -1,4 +1,4 @@
-"""What a manifest reads outside of its own folder: listed before it is read, refused where asked for, published without place."""
+"""What a manifest reads outside of its own folder: list it before it is read, refuse it, hide its paths when publishing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONFINED = "`--confined` reads nothing there"
 
 
 def all_tables(manifest: Manifest) -> Iterator[tuple[str, Table]]:
-    """Yield all that a manifest reads, and how errors name it."""
+    """Yield each table that a manifest reads, after its name in errors."""
     against = manifest.decontaminate.against if manifest.decontaminate else []
     named: list[tuple[str, Source | EvalSet]] = [(f"source '{source.name}'", source) for source in manifest.sources]
     for where, one in named + [(f"evaluation set '{one.title}'", one) for one in against]:
@@ -30,9 +30,9 @@ def all_tables(manifest: Manifest) -> Iterator[tuple[str, Table]]:
 
 
 def read_outside(manifest: Manifest, base: Path) -> dict[str, list[str]]:
-    """Return what lies outside of the manifest's folder, links followed, by what reads it; nothing of it is opened.
+    """Return the paths outside of the manifest's folder, links followed, by what reads them; none of them is opened.
 
-    What is missing is left to whoever reads it.
+    What does not exist is ignored here; whoever reads it reports it.
     """
     found: dict[str, list[str]] = {}
     for where, table in all_tables(manifest):
@@ -51,21 +51,20 @@ def read_outside(manifest: Manifest, base: Path) -> dict[str, list[str]]:
     return found
 
 
-def _models(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    for where, name in (
+def _models(manifest: Manifest) -> list[tuple[str, str]]:
+    models = (
         ("mine: model", manifest.mine and manifest.mine.model),
         ("mine: reranker", manifest.mine and manifest.mine.reranker),
         ("train: model", manifest.train and manifest.train.model),
-    ):
-        if name:
-            yield where, name
+    )
+    return [(where, name) for where, name in models if name]
 
 
 def refuse_outside(manifest: Manifest, path: Path) -> dict[str, UserError]:
-    """Return the sources of the manifest at `path` that read outside of its folder, and why they are not built.
+    """Return the sources of the manifest at `path` that read outside of its folder, and the error of each.
 
     Raises:
-        ManifestError: an evaluation set, a file of allowed texts or a model does.
+        ManifestError: an evaluation set, a file of allowed texts or a model is outside.
     """
     found = read_outside(manifest, path.parent)
     failed: dict[str, UserError] = {}
@@ -79,19 +78,14 @@ def refuse_outside(manifest: Manifest, path: Path) -> dict[str, UserError]:
     return failed
 
 
-def _places(manifest: Manifest) -> dict[str, str]:
-    """Return the paths of a manifest that mean something on one machine alone, and what is published in their place."""
+def hide_local_paths(text: str, manifest: Manifest) -> str:
+    """Return a text to be published (plain, JSON or HTML) without the local folders that a manifest names."""
     files = [(name, False) for _, table in all_tables(manifest) for name in table.files]
     folders = [(str(table.path), True) for _, table in all_tables(manifest) if table.path]
     allow = manifest.decontaminate.allow if manifest.decontaminate else []
     more = ([(allow, False)] if isinstance(allow, str) else []) + [(name, True) for _, name in _models(manifest)]
-    return {name: portable(name, folder) for name, folder in files + folders + more if is_of_this_machine(name)}
-
-
-def hide_local_paths(text: str, manifest: Manifest) -> str:
-    """Return a text that is to be published, plain, JSON or HTML, without the folders of this machine that a manifest names."""
-    places = _places(manifest)
-    forms = {form: places[name] for name in places for form in (json.dumps(name, ensure_ascii=False)[1:-1], escape(name), name)}
+    public = {name: portable(name, folder) for name, folder in files + folders + more if is_of_this_machine(name)}
+    forms = {form: public[name] for name in public for form in (json.dumps(name, ensure_ascii=False)[1:-1], escape(name), name)}
     for form in sorted(forms, key=len, reverse=True):
         text = re.sub(rf"(?<![\w/.~-]){re.escape(form)}(?!\w)", forms[form].replace("\\", r"\\"), text)
     return text

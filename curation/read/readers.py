@@ -1,22 +1,24 @@
-"""File formats: each reader turns one file into batches of rows, and tells of every row it had to leave out.
+"""File formats: each reader turns one file into batches of rows, and reports every row that it had to leave out.
 
-    json     a list of objects, or what is at `records`   jsonl    one object a line, or what is at `records` in it
-    csv tsv  text cells; Python's csv module, strict      parquet  through polars
-    arrow    Arrow IPC, file or stream
-    squad    one row per question
+    json     a list of objects, or the rows at `records`  jsonl    one object per line, or the rows at `records` in it
+    csv tsv  text cells                                   parquet  through polars
+    arrow    Arrow IPC, file or stream                    squad    one row per question
     flagembedding  jsonl whose pos and neg are lists      tevatron  jsonl of passages, as query_id, query, positives, negatives
     embedding-training-data  jsonl of [text, text, ...] or {"set": [...]}, as query, positives, negatives
-    aligned  line i of several files                      lines    a label and a text a line, or what `pattern` says
-    folders  a text a file, labelled by its folder        xml      the elements at `records`
+    aligned  line i of several files                      lines    a label and a text per line, or the groups of `pattern`
+    folders  one text per file, labelled by its folder    xml      the elements at `records`
 
-A row that cannot be read is a `Lost`, and the file goes on. A file that cannot be read raises a SourceError. What is
-packed is unpacked on the way in (packed.py, archives.py). Python's own csv and json do
-the parsing, but for blocks in which all rows are in order (cells.py) and lines of plain JSON objects (json_blocks.py). polars'
-parsers fill the missing cells of a short row, take a blank line for a row, and read half a surrogate pair as NUL, all in silence.
+A row that cannot be read becomes a `Lost`, and reading continues. A file that cannot be read raises a SourceError. Packed
+files are unpacked as they are read (archives.py). Python's own csv and json parse whatever is irregular; pyarrow parses
+blocks of regular csv (delimited.py) and of plain JSON objects (json_values.py). The parsers of polars are not used: without
+a word they fill the missing cells of a short row, take a blank line for a row, and read half a surrogate pair as NUL.
 """
 
 from __future__ import annotations
 
+import ast
+import fnmatch
+import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -26,16 +28,14 @@ import polars as pl
 
 from curation.core.errors import SourceError, listed
 from curation.core.tables import arrow_frames, parquet_frames
+from curation.read.archives import ending_of
+from curation.read.blocks import reading_errors
 from curation.read.delimited import read_delimited
-from curation.read.json_records import read_json, read_jsonl, read_squad
-from curation.read.packed import ending_of
-from curation.read.rows import BATCH, ROW, File, Lost, Reading, Rows, mendable
+from curation.read.json_records import embedding_line, flagembedding_line, read_json, read_jsonl, read_squad, tevatron_line
+from curation.read.rows import BATCH, ROW, File, Lost, Reading, Rows
 from curation.read.text_files import read_aligned, read_folders, read_lines
-from curation.read.training_lines import embedding_line, flagembedding_line, tevatron_line
 from curation.read.xml_records import read_xml
-from curation.recipe.source import Reader, Table
-
-__all__ = ["READERS", "ROW", "File", "Lost", "Rows", "read_file", "reader_of"]
+from curation.recipe.source import Fields, Reader, Table
 
 ENDINGS = {
     ".json": "json",
@@ -47,47 +47,45 @@ ENDINGS = {
     ".arrow": "arrow",
     ".feather": "arrow",
 }
-KNOWN = {  # key: readers it is for
+KEYS = {  # key of a table: the readers that use it
     "records": ("xml", "json", "jsonl"),
     "header": ("csv", "tsv", "aligned", "json", "jsonl"),
     "delimiter": ("csv", "tsv"),
     "quoting": ("csv", "tsv"),
     "encoding": tuple(name for name in get_args(Reader) if name not in ("parquet", "arrow", "beir")),
 }
-OTHER = {  # endings of what is not read, and what to do
+UNREADABLE = {  # ending: what to do with such a file
     **dict.fromkeys((".lz4", ".7z", ".rar", ".br", ".z", ".lzma", ".sz", ".lzo"), "unpack it, or pack it as gz, zst, bz2 or xz"),
     **dict.fromkeys((".xlsx", ".xls", ".ods", ".pkl", ".pickle", ".h5", ".npz", ".db"), "save it as csv, jsonl or parquet"),
 }
 AGAIN = "fetch the file again, or say the right `reader:`"
+LIST = r"^\s*(?:\[\s*(?:['\"\[{(]|\]|null|None)|\(\s*['\"])"  # how a list of texts or records begins that was written as text
+LONGEST_LIST = 1_000_000  # characters
 
 
 def read_file(file: File, table: Table, start: int) -> Reading:
     """Return the rows of one file in batches, numbered from `start`.
 
     Raises:
-        SourceError: the file cannot be read as what it should be.
+        SourceError: the file cannot be read in its format.
     """
-    with mendable(file, table):
-        yield from READERS[reader_of(file, table)](file, table, start)
+    with reading_errors(file, table):
+        yield from READERS[_reader_of(file, table)](file, table, start)
 
 
-def reader_of(file: File, table: Table) -> str:
-    """Return the reader's name: the declared one, or by the file's ending.
-
-    Raises:
-        SourceError: no reader is declared, and none is known for the ending.
-    """
+def _reader_of(file: File, table: Table) -> str:
+    """Return the name of the reader: the declared one, or by the file's ending."""
     ending = ending_of(file.path)
-    if table.reader is None and (last := file.path.suffix.lower()) in OTHER:
-        raise SourceError(file.name, f"is a '{last}' file, which is not read", OTHER[last])
+    if table.reader is None and (last := file.path.suffix.lower()) in UNREADABLE:
+        raise SourceError(file.name, f"is a '{last}' file, which is not read", UNREADABLE[last])
     if table.reader is None and ending not in ENDINGS:
-        what = f"no reader for the ending '{ending}'" if ending else "no ending to tell the reader by"
-        raise SourceError(file.name, what, f"say `reader:` and one of {listed(get_args(Reader), 20)}")
+        what = f"no reader for the ending '{ending}'" if ending else "has no ending that shows its format"
+        raise SourceError(file.name, what, f"set `reader:` to one of {listed(get_args(Reader), 20)}")
     reader = table.reader or ENDINGS[ending]
-    for key, readers in KNOWN.items():
+    for key, readers in KEYS.items():
         if getattr(table, key) != Table.model_fields[key].default and reader not in readers:
-            what = f"is read by '{reader}', to which `{key}` means nothing"
-            raise SourceError(file.name, what, f"it is for {listed(readers, 5)}")
+            what = f"is read by '{reader}', which does not use `{key}`"
+            raise SourceError(file.name, what, f"that is for {listed(readers, 5)}")
     return reader
 
 
@@ -139,3 +137,35 @@ READERS: dict[str, Callable[[File, Table, int], Reading]] = {
     "xml": read_xml,
     "squad": read_squad,
 }
+
+
+def without_lists(where: str, table: Table, rows: Rows) -> Rows:
+    """Leave out, as bad ones, rows in which a mapped column holds a list that was written as text."""
+    fields = getattr(table, "fields", None)
+    if not isinstance(fields, Fields):
+        return rows
+    # columns that could hold lists, and whose texts `join` does not keep as they are
+    frame, lost = rows
+    mapped = [name for name in (fields.positive, fields.documents, fields.answer, *fields.negatives) if name]
+    found = (column for name in mapped for column in ([name] if name in frame.columns else fnmatch.filter(frame.columns, name)))
+    for name in dict.fromkeys(found):
+        if name in table.join or frame.schema[name] != pl.String:
+            continue
+        suspects = frame.filter(frame[name].str.contains(LIST)).select(ROW, name).rows()
+        if written := [(row, text) for row, text in suspects if _is_list(text)]:
+            hint = f"write lists as lists, as jsonl and parquet have them; or `join: {{{name}: ''}}` keeps such texts as they are"
+            evidence = f"{where}: column '{name}' holds a list as text"
+            lost = lost + [Lost(row, "list_as_text", f"{evidence}, {text[:60]}; {hint}", True) for row, text in written]
+            frame = frame.filter(~pl.col(ROW).is_in([row for row, _ in written]))
+    return rows if lost is rows.lost else Rows(frame, sorted(lost))
+
+
+def _is_list(text: str) -> bool:
+    """Return whether a text is a list of texts, records or lists, in Python or JSON; one of numbers may be a reference."""
+    for parse in (ast.literal_eval, json.loads) if len(text) <= LONGEST_LIST else ():
+        try:
+            value = parse(text.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        return isinstance(value, list | tuple) and (not value or any(isinstance(one, str | dict | list) for one in value))
+    return False

@@ -1,4 +1,4 @@
-"""Plain text as rows: line i of several files, a row a line, a row a file."""
+"""Plain text as rows: line i of several files, one row per line, one row per file."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from itertools import islice, zip_longest
 import polars as pl
 
 from curation.core.errors import SourceError, decoded, listed
-from curation.read.blocks import lines_of, opened_blocks
-from curation.read.rows import BATCH, ROW, File, Lost, Reading, Rows, batches, mendable, opened, record_limit, too_large
+from curation.read.blocks import lines_of, open_blocks, open_text, reading_errors
+from curation.read.rows import BATCH, ROW, File, Lost, Reading, Rows, batches, record_limit, too_large
 from curation.recipe.source import Table
 
 LABEL_TEXT = r"(?P<label>\S+)\s+(?P<text>.*)"
-# The head of a mail or post (RFC 5322): fields, folded lines of theirs, and the blank line that ends them. Old posts may
-# begin within a folded field, and fold blank lines.
-HEAD = re.compile(r"\A(?:[ \t][^\n]*\n)*(?:[!-9;-~]+:[^\n]*\n(?:[ \t][^\n]*\n)*)+\r?(?:\n|\Z)")
-SENDER = re.compile(r"^(?:from|subject):", re.IGNORECASE | re.MULTILINE)  # without either it is no mail's head
+# The head of a mail or post (RFC 5322): fields, their folded lines, and the blank line that ends them. Old posts may begin
+# within a folded field, and fold blank lines.
+MAIL_HEAD = re.compile(r"\A(?:[ \t][^\n]*\n)*(?:[!-9;-~]+:[^\n]*\n(?:[ \t][^\n]*\n)*)+\r?(?:\n|\Z)")
+SENDER = re.compile(r"^(?:from|subject):", re.IGNORECASE | re.MULTILINE)  # a mail's head has one of them
 
 
 def read_aligned(file: File, table: Table, start: int) -> Reading:
-    """Read a file and those `beside` it: line i of each, without the white space around it, makes row i.
+    """Read a file and those `beside` it: row i is line i of each, without the white space around it.
 
-    Columns are named by `header`, one name a file. An empty line is an empty cell: its label may stand in another file.
+    `header` has one name per file. An empty line is an empty cell, since its label may be in another file.
 
     Raises:
         SourceError: the files have unequal numbers of lines.
@@ -34,9 +34,8 @@ def read_aligned(file: File, table: Table, start: int) -> Reading:
     while batch := list(islice(rows, BATCH)):
         if None in batch[-1]:
             counts = [f"{one.name} has {sum(1 for _ in _stripped(one, table)):,} lines" for one in files]
-            raise SourceError(
-                file.name, f"files to be aligned differ in length: {', '.join(counts)}", "line i of each makes a row"
-            )
+            what = f"files to be aligned differ in length: {', '.join(counts)}"
+            raise SourceError(file.name, what, "line i of each file makes one row")
         numbers = pl.Series(range(start, start + len(batch)), dtype=pl.UInt64)
         columns = zip(names, zip(*batch, strict=True), strict=True)
         yield Rows(pl.DataFrame({name: pl.Series(cells, dtype=pl.String) for name, cells in columns} | {ROW: numbers}), [])
@@ -46,7 +45,7 @@ def read_aligned(file: File, table: Table, start: int) -> Reading:
 
 
 def _stripped(file: File, table: Table) -> Iterator[str]:
-    with mendable(file, table), opened_blocks(file, table) as blocks:
+    with reading_errors(file, table), open_blocks(file, table) as blocks:
         for line in lines_of(blocks):
             yield line.strip()
 
@@ -54,62 +53,52 @@ def _stripped(file: File, table: Table) -> Iterator[str]:
 def read_lines(file: File, table: Table, start: int) -> Reading:
     """Read lines by `pattern`, whose named groups are the columns; by default a label, white space, and a text.
 
-    The pattern has to match the whole line. Blank lines are no rows.
+    The pattern has to match the whole line. Blank lines are not rows.
 
     Raises:
-        SourceError: the pattern is no regular expression of the engine's, or names no group.
+        SourceError: the pattern is not a regular expression of Rust's regex, or has a group without a name.
     """
-    whole = rf"^(?:{table.pattern or LABEL_TEXT})$"
-    with opened_blocks(file, table) as blocks:
-        numbered = (
-            (number, text)
-            for number, line in enumerate(lines_of(blocks), 1)
-            if (text := line.rstrip("\r\n")) and not text.isspace()
-        )
-        first = next(numbered, None)
-        if first is None:
+    pattern = rf"^(?:{table.pattern or LABEL_TEXT})$"
+    with open_blocks(file, table) as blocks:
+        lines = ((number, line.rstrip("\r\n")) for number, line in enumerate(lines_of(blocks), 1))
+        numbered = ((number, text) for number, text in lines if text and not text.isspace())
+        held = list(islice(numbered, 1))
+        if not held:
             raise SourceError(file.name, "is empty")
-        held = [first]
         while held or (held := list(islice(numbered, BATCH))):
-            yield _matched(file, whole, held, start)
+            rows = pl.Series(range(start, start + len(held)), dtype=pl.UInt64)
+            fits, cells = _match(file, pattern, pl.Series("line", [text for _, text in held]))
+            misses = [(row, *held[row - start]) for row in rows.filter(~fits)]
+            lost = [Lost(row, "no_match", f"{file.name}:{number}: {text[:80]}", True) for row, number, text in misses]
+            yield Rows(cells.with_columns(rows.alias(ROW)).filter(fits), lost)
             start, held = start + len(held), []
 
 
-def _matched(file: File, pattern: str, lines: list[tuple[int, str]], start: int) -> Rows:
-    texts = pl.Series("line", [text for _, text in lines])
-    rows = pl.Series(range(start, start + len(lines)), dtype=pl.UInt64)
+def _match(file: File, pattern: str, texts: pl.Series) -> tuple[pl.Series, pl.DataFrame]:
+    """Return which texts match, and the groups of each."""
     try:
         fits = texts.str.contains(pattern)
         cells = texts.str.extract_groups(pattern).struct.unnest()
     except pl.exceptions.ComputeError as error:
-        what = [line.strip() for line in str(error).splitlines() if line.startswith("error:")]
-        raise SourceError(
-            file.name,
-            f"`pattern` is no regular expression that Rust's regex takes ({listed(what)})",
-            "no look-around, no back-references",
-        ) from None
+        what = listed(line.strip() for line in str(error).splitlines() if line.startswith("error:"))
+        what = f"`pattern` is not a regular expression that Rust's regex accepts ({what})"
+        raise SourceError(file.name, what, "no look-around, no back-references") from None
     if not cells.width or any(name.isdecimal() for name in cells.columns):
         raise SourceError(file.name, "`pattern` needs a name for each of its groups", r"such as (?P<label>\S+) (?P<text>.*)")
-    odd = [(row, *lines[row - start]) for row in rows.filter(~fits)]
-    lost = [Lost(row, "no_match", f"{file.name}:{number}: {text[:80]}", True) for row, number, text in odd]
-    return Rows(cells.with_columns(rows.alias(ROW)).filter(fits), lost)
+    return fits, cells
 
 
 def read_folders(file: File, table: Table, start: int) -> Reading:
-    """Read a whole file as a row: `text`, `body` (the text without a mail's or post's head), `label` (its folder), `file`."""
+    """Read a file as one row: `text`, `body` (the text without the head of a mail or post), `label` (its folder), `file`."""
     try:
-        with opened(file, table) as lines:
+        with open_text(file, table) as lines:
             text = lines.read(record_limit(table) + 1)
     except UnicodeDecodeError as error:
-        return batches(
-            [("undecodable", f"{file.name}: byte {error.start} is no {table.encoding} text", True)], start, file, table
-        )
+        evidence = f"{file.name}: byte {error.start} is not {table.encoding} text"
+        return batches([("undecodable", evidence, True)], start, file, table)
     if len(text) > record_limit(table):
         return batches([("too_large", str(too_large(file.name, "this file", table)), True)], start, file, table)
-    row = {"text": text, "body": _body(text), "label": decoded(file.path.parent.name), "file": decoded(file.path.name)}
+    head = MAIL_HEAD.match(text)
+    body = text[head.end() :] if head and SENDER.search(head[0]) else text
+    row = {"text": text, "body": body, "label": decoded(file.path.parent.name), "file": decoded(file.path.name)}
     return batches([row], start, file, table)
-
-
-def _body(text: str) -> str:
-    head = HEAD.match(text)
-    return text[head.end() :] if head and SENDER.search(head[0]) else text

@@ -1,7 +1,7 @@
-"""Records of XML, read as a stream by expat, with no entity but XML's own five.
+"""Records of XML, read as a stream by expat, with no entities except XML's own five.
 
-A file that declares entities is refused whatever they are: internal ones can unpack to gigabytes, external ones name
-other files (https://cwe.mitre.org/data/definitions/776.html and 611). Nothing outside the file is ever opened.
+A file that declares entities is refused: internal ones can unpack to gigabytes, external ones name other files
+(https://cwe.mitre.org/data/definitions/776.html and 611). Nothing outside the file is ever opened.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ DEEPEST = 100  # elements within a record; each holds the text of those inside i
 def read_xml(file: File, table: Table, start: int) -> Reading:
     """Read the elements at `records`, such as `QAPairs/QAPair`, as rows.
 
-    Columns are named as XPath has it, from the record on: `Question`, `Answer/p`, `@id`, `Question/@qtype`, and `.` for the
-    text of a record without elements. Text is all text inside an element; several of one name in a record make a list.
+    Columns are named by XPath, starting at the record: `Question`, `Answer/p`, `@id`, `Question/@qtype`, and `.` for the
+    text of a record without elements. A column holds all text inside an element; several elements of one name make a list.
 
     Raises:
-        SourceError: the file is no well-formed XML, or declares entities.
+        SourceError: the file is not well-formed XML, or declares entities.
     """
     return batches(_records(file, table), start, file, table)
 
@@ -50,7 +50,7 @@ def _records(file: File, table: Table) -> Found:
                 if error.code == expat.errors.codes[expat.errors.XML_ERROR_INVALID_TOKEN] and table.encoding == "utf-8":
                     hint = "is the file cut off, or has it another `encoding`?"
                 raise SourceError(f"{file.name}:{error.lineno}", what, hint) from None
-            except (LookupError, ValueError) as error:  # an encoding that is unknown, or of several bytes
+            except (LookupError, ValueError) as error:  # an unknown encoding, or one of several bytes per character
                 raise SourceError(file.name, f"not readable as XML ({error})", "declare another `encoding`") from None
             if fed - parser.CurrentByteIndex > record_limit(table):  # within one tag, comment or the like
                 raise too_large(f"{file.name}:{parser.CurrentLineNumber}", "what begins here", table)
@@ -65,7 +65,7 @@ def _records(file: File, table: Table) -> Found:
 
 
 class _Records:
-    """What expat has told so far."""
+    """The elements that expat has reported so far, and the records that they make."""
 
     def __init__(self, file: File, table: Table) -> None:
         self.file, self.table, self.most = file, table, record_limit(table)
@@ -75,7 +75,7 @@ class _Records:
         self.seen: set[str] = set()
         self.top = 0  # how many elements are open around the record and with it; 0 outside of records
         self.texts: list[str] = []  # all text of the record so far
-        self.starts: list[int] = []  # where in it the record and each open element in it begin
+        self.starts: list[int] = []  # where in `texts` the record and each open element in it begin
         self.record: dict[str, list[str]] = {}
         self.done: list[Record] = []
 
@@ -112,7 +112,7 @@ class _Records:
     def _add(self, key: str, value: str) -> None:
         self.record.setdefault(key, []).append(value)
         self.columns += len(value)
-        if self.columns > 4 * self.most:  # an element's text is also that of all elements around it
+        if self.columns > 4 * self.most:  # the text of an element is also part of the text of each element around it
             self._refuse_size()
 
     def _count(self, text: str) -> None:
@@ -127,4 +127,4 @@ class _Records:
         raise SourceError(self.file.name, f"declares the entity '{name}'", "entities can unpack to gigabytes: write them out")
 
     def skipped(self, name: str, _: Any) -> None:
-        raise SourceError(self.file.name, f"uses the entity '{name}', which stands in another file", "write it out")
+        raise SourceError(self.file.name, f"uses the entity '{name}', which is defined in another file", "write it out")

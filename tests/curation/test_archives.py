@@ -14,7 +14,7 @@ import pytest
 import zstandard
 
 from curation.core.errors import SourceError
-from curation.read.packed import ZSTD_BITE
+from curation.read.archives import ZSTD_BITE
 from curation.read.sources import input_digests, read_rows
 from curation.recipe.source import Table
 from tests.curation.test_readers import read
@@ -104,7 +104,7 @@ def test_members_by_name_and_pattern_come_in_the_order_of_the_archive(tmp_path, 
     assert complaint(tmp_path, name, member=["x/1.csv", "*.txt"]) == (
         f"{name}: no member matches '*.txt'; it holds x/2.csv, x/1.csv, y/z/2.csv, y/z/1.csv, x/notes"
     )
-    unknown = f"{name}:x/notes: no ending to tell the reader by; say `reader:` and one of json, jsonl, csv"
+    unknown = f"{name}:x/notes: has no ending that shows its format; set `reader:` to one of json, jsonl, csv"
     assert complaint(tmp_path, name, member="x/notes").startswith(unknown)
 
 
@@ -134,13 +134,13 @@ def test_errors_name_archive_member_and_line(tmp_path):
         assert read(tmp_path, name, member="a.jsonl")[1][0].evidence == f"{name}:a.jsonl:2: Expecting value at column 1"
         assert read(tmp_path, name, member="c.jsonl.gz")[1][0].evidence.startswith(f"{name}:c.jsonl.gz:2: ")
         assert complaint(tmp_path, name, member="b.csv") == (
-            f"{name}:b.csv:3: byte 0xff is no utf-8 text; declare the file's own encoding with `encoding:`"
+            f"{name}:b.csv:3: byte 0xff is not utf-8 text; declare the file's own encoding with `encoding:`"
         )
 
 
 # --- what must not happen ---
 
-OUTSIDE = "would be written outside of the archive's folder; nothing of it is read; pack it anew if you trust it"
+OUTSIDE = "would be written outside of the archive's folder; nothing in it is read; pack it again if you trust it"
 
 
 @pytest.mark.parametrize("name", ["../a.jsonl", "x/../../a.jsonl", "/etc/a.jsonl", "..\\a.jsonl", "C:/a.jsonl"])
@@ -232,14 +232,14 @@ def test_archives_that_are_cut_off_or_broken(tmp_path):
     flipped = f"flip.tar: not readable as an archive (cut off or broken at byte {second + 512}){again}"
     assert complaint(tmp_path, "flip.tar", member="a.jsonl") == flipped
     (tmp_path / "cut.tar.gz").write_bytes(gzip.compress(tar)[:-4])
-    assert complaint(tmp_path, "cut.tar.gz", member="a.jsonl") == f"cut.tar.gz: what is packed here is cut off{again}"
+    assert complaint(tmp_path, "cut.tar.gz", member="a.jsonl") == f"cut.tar.gz: the packed data are cut off{again}"
     for junk in (b"", b"no archive", tar):
         (tmp_path / "a.zip").write_bytes(junk)
         assert complaint(tmp_path, "a.zip") == f"a.zip: not readable as an archive (File is not a zip file){again}"
     frame = zstandard.ZstdCompressor(write_checksum=True).compress(LINES)
     for cut in (len(frame) - 1, ZSTD_BITE, 0):
         (tmp_path / "cut.jsonl.zst").write_bytes(frame[:cut])
-        assert complaint(tmp_path, "cut.jsonl.zst") == f"cut.jsonl.zst: what is packed here is cut off{again}"
+        assert complaint(tmp_path, "cut.jsonl.zst") == f"cut.jsonl.zst: the packed data are cut off{again}"
     (tmp_path / "cut.jsonl.zst").write_bytes(frame[:-1] + b"\0")
     assert complaint(tmp_path, "cut.jsonl.zst").startswith("cut.jsonl.zst: cannot be unpacked (zstd decompressor error: ")
 
@@ -258,16 +258,16 @@ def test_archives_that_cannot_be_read_as_they_are(tmp_path):
             info = tarfile.TarInfo("a.jsonl")
             info.size = len(LINES)
             archive.addfile(info, io.BytesIO(LINES))
-    assert complaint(tmp_path, "b.tar", member="a.jsonl") == "b.tar:a.jsonl: stands twice in the archive; pack it anew"
+    assert complaint(tmp_path, "b.tar", member="a.jsonl") == "b.tar:a.jsonl: is in the archive twice; pack it again"
     (tmp_path / "a.jsonl").write_bytes(LINES)
     assert complaint(tmp_path, "a.jsonl", member="a.jsonl") == (
-        "a.jsonl: is no archive, so `member:` means nothing; archives are zip, .tar, .tar.gz, .tgz, .tar.bz2, .tbz2, .tar.xz, .txz, .tar.zst"
+        "a.jsonl: is not an archive, so `member:` does not apply; archives are zip, .tar, .tar.gz, .tgz, .tar.bz2, .tbz2, .tar.xz, .txz, .tar.zst"
     )
 
 
 def test_what_is_packed_is_said_where_the_name_hides_it(tmp_path):
     zipped(tmp_path / "a.csv", {"a.csv": b"a\n" + bytes(range(256)) * 9}, zipfile.ZIP_STORED)
-    assert complaint(tmp_path, "a.csv").endswith("it is packed: let its name end in .zip")
+    assert complaint(tmp_path, "a.csv").endswith("it is packed: rename it so that it ends in .zip")
 
 
 def test_a_change_inside_an_archive_changes_the_digest(tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from curation.core.errors import SourceError
 from curation.read import blocks
-from curation.read.cells import columns_of
+from curation.read.delimited import parse_regular
 from curation.read.sources import read_rows
 from curation.recipe.source import Table
 
@@ -28,8 +28,8 @@ def by_module(text: str, quoting: bool) -> list[list[str]]:
 
 
 def taken(text: str, quoting: bool, width: int) -> list[list[str]] | None:
-    found = columns_of(text.encode(), ",", quoting, width, last=True)
-    return found and [list(row) for row in zip(*(column.to_list() for column in found[0]), strict=True)]
+    found = parse_regular(text.encode(), ",", quoting, [f"c{n}" for n in range(width)], last=True)
+    return found and [list(row) for row in found[0].rows()]
 
 
 @settings(max_examples=1500)
@@ -92,4 +92,4 @@ def test_lines_of_objects_in_blocks_of_any_size(tmp_path, monkeypatch):
 
 def test_bytes_that_are_no_text_are_told_with_their_line(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"a,b\n1,2\n3,\xed\xa0\x80\n")
-    assert all_of(tmp_path, "a.csv") == ("a.csv:3: byte 0xed is no utf-8 text; declare the file's own encoding with `encoding:`")
+    assert all_of(tmp_path, "a.csv") == ("a.csv:3: byte 0xed is not utf-8 text; declare the file's own encoding with `encoding:`")

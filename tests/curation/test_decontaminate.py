@@ -359,7 +359,7 @@ def test_near_copies_of_held_out_queries_go(tmp_path):
         ("decontaminate: {against: [{files: q.tsv, fields: {query_id: l, positive_id: m}}]}\n", "m.yaml:4: qrels need 'query_id' and 'positive_id' in 'fields', and 'corpus' and 'queries'"),
         ("decontaminate: {against: [{files: q.tsv, fields: {query: l}}, {files: q.tsv, fields: {query: m}}]}\n", "m.yaml:4: two evaluation sets are named 'q.tsv'; give one of them another 'name'"),
         ("decontaminate: {mode: silent, against: [{files: q.tsv, fields: {query: l}}]}\n", "m.yaml:4: decontaminate.mode: 'silent' is not one of drop, report or strict"),
-        ("decontaminate: {against: [{files: q.tsv, fields: {query: l}}]}\n", "q.tsv: no such file; paths count from the manifest's folder"),
+        ("decontaminate: {against: [{files: q.tsv, fields: {query: l}}]}\n", "q.tsv: no such file; paths are relative to the manifest's folder"),
         ("decontaminate: {against: [{files: a.jsonl, fields: {query: l}}]}\n", "evaluation set 'a.jsonl': no column 'l'; columns there are: q, a"),
         ("decontaminate: {against: [{files: bad.jsonl, fields: {query: q}}]}\n", "evaluation set 'bad.jsonl': row 1 is unreadable (bad_json); "),
         ("decontaminate: {allow: no.txt, against: [{files: a.jsonl, fields: {query: q}}]}\n", "decontaminate: allow: 'no.txt' cannot be read (No such file or directory); name a file with one text a line"),

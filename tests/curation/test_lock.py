@@ -132,7 +132,7 @@ def test_a_part_of_a_source_and_a_source_that_is_new(recipe, tmp_path):
 @pytest.mark.parametrize("text", ["", "[]", '{"format": 9, "sources": {}}', '{"format": 1}'])
 def test_a_file_that_is_no_lock(recipe, text):
     recipe.with_suffix(".lock").write_text(text)
-    with pytest.raises(ManifestError, match=r"m\.lock: is no lock file"):
+    with pytest.raises(ManifestError, match=r"m\.lock: is not a lock file"):
         build(recipe, recipe.parent / "b")
 
 
@@ -149,7 +149,7 @@ def test_check_without_the_hub(recipe, tmp_path):
     found = json.loads(done.stdout)
     assert ((done.return_value or 0), found["problems"]) == (
         1,
-        ["source 'faq': faq/*.jsonl: matches no file; paths count from the manifest's folder"],
+        ["source 'faq': faq/*.jsonl: matches no file; paths are relative to the manifest's folder"],
     )
     assert found["tasks"]["retrieval"] == {"sources": 3, "expected": 6, "aim": None, "unknown": ["ranked", "far"]}
     assert found["sources"]["far"]["license_class"] == "unknown"

@@ -111,7 +111,10 @@ def test_a_benchmark_stands_for_its_tasks():
     [
         ("[SciFakt]", "decontaminate: mteb: no task or benchmark 'SciFakt' (did you mean 'SciFact'?)"),
         ("['MTEB(eng, v3)']", "decontaminate: mteb: no task or benchmark 'MTEB(eng, v3)' (did you mean 'MTEB(eng, v2)'?)"),
-        ("[SciFact]", "mteb/scifact: cannot be had while the Hub is switched off; unset HF_HUB_OFFLINE, or name a local folder"),
+        (
+            "[SciFact]",
+            "mteb/scifact: cannot be downloaded while the Hub is switched off; unset HF_HUB_OFFLINE, or name a local folder",
+        ),
     ],
 )
 def test_what_cannot_be_had(tmp_path, names, line):

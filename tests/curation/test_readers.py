@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from curation.core.errors import SourceError
-from curation.read.json_blocks import plain_objects
+from curation.read.json_values import plain_objects
 from curation.read.mapping import column_map
 from curation.read.readers import ROW, Lost
 from curation.read.sources import read_rows
@@ -120,7 +120,7 @@ def test_unanswerable_questions_are_left_out_on_purpose(shared_data):
         ("mrpc/msr_paraphrase_train.txt", {"reader": "tsv", "quoting": True}, "mrpc/msr_paraphrase_train.txt:11: the quote that opens here is not closed properly; if quotes mean nothing in this file, say `quoting: false`"),
         ("qnli/dev.tsv", {"quoting": True}, "qnli/dev.tsv:660: the quote that opens here is not closed properly; if quotes mean nothing in this file, say `quoting: false`"),
         ("cosqa/cosqa-dev.json", {"reader": "jsonl"}, "cosqa/cosqa-dev.json:1: this is one JSON document, not JSON Lines; say `reader: json`"),
-        ("trec6/TREC.train", {"reader": "tsv", "header": False}, "trec6/TREC.train:66: byte 0xf0 is no utf-8 text; declare the file's own encoding with `encoding:`"),
+        ("trec6/TREC.train", {"reader": "tsv", "header": False}, "trec6/TREC.train:66: byte 0xf0 is not utf-8 text; declare the file's own encoding with `encoding:`"),
     ],
 )  # fmt: skip
 def test_traps_of_real_files_are_told(shared_data, files, keys, message):
@@ -358,13 +358,13 @@ BAD_FILES = [
     ("a.jsonl", "\n", {}, "a.jsonl: is empty"),
     ("a.parquet", "", {}, "a.parquet: is empty"),
     ("a.csv", "a,b\n", {}, "a.csv: holds no rows"),
-    ("a.txt", "x", {}, "a.txt: no reader for the ending '.txt'; say `reader:` and one of json, jsonl, csv, tsv, parquet, arrow, squad, xml, aligned, lines, folders, beir, embedding-training-data, flagembedding, tevatron"),
-    ("a", "x", {}, "a: no ending to tell the reader by; say `reader:` and one of json, jsonl, csv, tsv, parquet, arrow, squad, xml, aligned, lines, folders, beir, embedding-training-data, flagembedding, tevatron"),
-    ("a.csv", b"a,b\n1,\xe9\n", {}, "a.csv:2: byte 0xe9 is no utf-8 text; declare the file's own encoding, perhaps `encoding: latin-1`"),
-    ("a.jsonl", b'{"a": 1}\n' * 99_999 + b"\xff", {}, "a.jsonl:100000: byte 0xff is no utf-8 text; declare the file's own encoding with `encoding:`"),
+    ("a.txt", "x", {}, "a.txt: no reader for the ending '.txt'; set `reader:` to one of json, jsonl, csv, tsv, parquet, arrow, squad, xml, aligned, lines, folders, beir, embedding-training-data, flagembedding, tevatron"),
+    ("a", "x", {}, "a: has no ending that shows its format; set `reader:` to one of json, jsonl, csv, tsv, parquet, arrow, squad, xml, aligned, lines, folders, beir, embedding-training-data, flagembedding, tevatron"),
+    ("a.csv", b"a,b\n1,\xe9\n", {}, "a.csv:2: byte 0xe9 is not utf-8 text; declare the file's own encoding, perhaps `encoding: latin-1`"),
+    ("a.jsonl", b'{"a": 1}\n' * 99_999 + b"\xff", {}, "a.jsonl:100000: byte 0xff is not utf-8 text; declare the file's own encoding with `encoding:`"),
     ("a.csv", "a,b\n1,2\n".encode("utf-16"), {}, "a.csv: is utf-16 text, not utf-8; say `encoding: utf-16`"),
-    ("a.csv", "a\n1\n", {"encoding": "latin-99"}, "a.csv: 'latin-99' is no text encoding; such as utf-8, utf-16, latin-1, cp1252"),
-    ("a.csv", "a\n1\n", {"encoding": "hex"}, "a.csv: 'hex' is no text encoding; such as utf-8, utf-16, latin-1, cp1252"),
+    ("a.csv", "a\n1\n", {"encoding": "latin-99"}, "a.csv: 'latin-99' is not a text encoding; such as utf-8, utf-16, latin-1, cp1252"),
+    ("a.csv", "a\n1\n", {"encoding": "hex"}, "a.csv: 'hex' is not a text encoding; such as utf-8, utf-16, latin-1, cp1252"),
     ("a.csv", 'a,b\n1,2\n"x\ny",2\n3,"4\n5,6\n', {}, f"a.csv:5: the quote that opens here is not closed properly; {NO_QUOTES}"),
     ("a.csv", 'a,b\n1,"x\n2,"y"\n', {}, f"a.csv:2: the quote that opens here is not closed properly; {NO_QUOTES}"),
     ("a.csv", 'a,b\n"1\n2",3,4\n', {}, f"a.csv:2: a row of 2 lines begins here, with 3 fields, the header has 2; {NO_QUOTES}"),
@@ -373,7 +373,7 @@ BAD_FILES = [
     ("a.csv", "<!DOCTYPE html>\n<html></html>\n", {}, "a.csv:1: is a web page, not a table; fetch the file itself, not the page about it"),
     ("a.csv", '"a"x,b\n1,2\n', {}, f"a.csv:1: the first row cannot be read (',' expected after '\"'); {NO_QUOTES}"),
     ("a.csv", "a,b,a\n1,2,3\n", {}, "a.csv:1: two columns are named 'a'; name them all: `header: [...]`"),
-    ("a.csv.gz", WHOLE_GZ[:-12], {}, "a.csv.gz: what is packed here is cut off; fetch the file again"),
+    ("a.csv.gz", WHOLE_GZ[:-12], {}, "a.csv.gz: the packed data are cut off; fetch the file again"),
     ("a.csv.gz", b"a,b\n1,2\n", {}, "a.csv.gz: cannot be unpacked (Not a gzipped file (b'a,')); fetch the file again"),
     ("a.csv.gz", WHOLE_GZ[:-8] + b"xxxx" + WHOLE_GZ[-4:], {}, None),
     ("a.json", '[{"a": 1}]\n[{"a": 2}]\n', {}, "a.json:2: a second JSON value begins here: this is JSON Lines; say `reader: jsonl`"),

@@ -109,7 +109,7 @@ def test_home_is_expanded(tmp_path, monkeypatch):
 
 def test_missing_files_are_told(tmp_path):
     lines(tmp_path / "d/train.jsonl", 1)
-    hint = "paths count from the manifest's folder"
+    hint = "paths are relative to the manifest's folder"
     assert (
         message(Table(files=["d/trian.jsonl"]), tmp_path) == f"d/trian.jsonl: no such file (did you mean 'train.jsonl'?); {hint}"
     )
@@ -175,15 +175,15 @@ def test_complaints_of_datasets_are_one_line(hub_folder, tmp_path, monkeypatch):
         "scripted: comes with a loading script, which would run code; `revision: refs/convert/parquet` may hold the same rows"
     )
     assert message(Table(path="nobody/nothing"), tmp_path) == (
-        "nobody/nothing: cannot be had while the Hub is switched off; unset HF_HUB_OFFLINE, or name a local folder"
+        "nobody/nothing: cannot be downloaded while the Hub is switched off; unset HF_HUB_OFFLINE, or name a local folder"
     )
-    with pytest.raises(SourceError, match=r"^nobody/nothing: cannot be had while the Hub is switched off"):
+    with pytest.raises(SourceError, match=r"^nobody/nothing: cannot be downloaded while the Hub is switched off"):
         input_digests(Table(path="nobody/nothing"), tmp_path)
-    assert message(Table(path="./nothing"), tmp_path) == "./nothing: no such folder; paths count from the manifest's folder"
-    told = f"{hub_folder}: is a folder of this machine, to which `revision` means nothing; leave it out"
+    assert message(Table(path="./nothing"), tmp_path) == "./nothing: no such folder; paths are relative to the manifest's folder"
+    told = f"{hub_folder}: is a local folder, so `revision` does not apply; leave it out"
     assert message(Table(path=str(hub_folder), revision="v1"), tmp_path) == told
     monkeypatch.chdir(hub_folder.parent)
-    assert message(Table(path="mine"), tmp_path) == "mine: no such folder; paths count from the manifest's folder"
+    assert message(Table(path="mine"), tmp_path) == "mine: no such folder; paths are relative to the manifest's folder"
     told = message(Table(path="void"), tmp_path)
     assert told.startswith("void: `datasets` cannot read it (")
     assert "\n" not in told
@@ -238,7 +238,7 @@ def test_files_of_a_dataset(hub_folder, tmp_path):
     assert list(input_digests(table, tmp_path)) == ["de/rows.jsonl", "en/rows.jsonl"]
     assert message(Table(path="sets/languages", files=["fr/*"]), tmp_path).startswith("fr/*: matches no file;")
     assert message(Table(path="nobody/nothing", files=["fr/*"]), tmp_path) == (
-        "nobody/nothing: cannot be had while the Hub is switched off; unset HF_HUB_OFFLINE, or name a local folder"
+        "nobody/nothing: cannot be downloaded while the Hub is switched off; unset HF_HUB_OFFLINE, or name a local folder"
     )
 
 

@@ -50,14 +50,16 @@ def test_aligned_files_equal_a_plain_zip(shared_data, folder, files, count):
 def test_aligned_files_of_unequal_length(tmp_path):
     write(tmp_path, "a.txt", "1\n2\n\n")
     write(tmp_path, "b.txt", "1\n2\n")
-    message = "a.txt: files to be aligned differ in length: a.txt has 3 lines, b.txt has 2 lines; line i of each makes a row"
+    message = (
+        "a.txt: files to be aligned differ in length: a.txt has 3 lines, b.txt has 2 lines; line i of each file makes one row"
+    )
     assert refusal(tmp_path, ["a.txt", "b.txt"], reader="aligned", header=["x", "y"]) == message
 
 
 def test_aligned_patterns_that_match_unequal_numbers_of_files(tmp_path):
     for name in ("a.1", "a.2", "b.1"):
         write(tmp_path, name, "1\n")
-    message = "b.*: matches 1 files, and 'a.*' 2; each has one beside it"
+    message = "b.*: matches 1 files, and 'a.*' 2; each file needs its counterpart"
     assert refusal(tmp_path, ["a.*", "b.*"], reader="aligned", header=["x", "y"]) == message
 
 
@@ -77,7 +79,7 @@ def test_aligned_files_keep_empty_lines_and_lose_white_space_around_texts(tmp_pa
 def test_what_is_wrong_with_one_aligned_file_is_told_of_that_file(tmp_path):
     write(tmp_path, "a.txt", b"1\n2\n")
     write(tmp_path, "b.txt", b"1\n\xf0\n")
-    message = "b.txt:2: byte 0xf0 is no utf-8 text; declare the file's own encoding, perhaps `encoding: latin-1`"
+    message = "b.txt:2: byte 0xf0 is not utf-8 text; declare the file's own encoding, perhaps `encoding: latin-1`"
     assert refusal(tmp_path, ["a.txt", "b.txt"], reader="aligned", header=["x", "y"]) == message
     write(tmp_path, "b.txt", b"")
     assert "a.txt has 2 lines, b.txt has 0 lines" in refusal(tmp_path, ["a.txt", "b.txt"], reader="aligned", header=["x", "y"])
@@ -114,8 +116,8 @@ def test_lines_that_do_not_fit_are_told(tmp_path):
 
 
 BAD_PATTERNS = [
-    ("(?P<a>", "a.txt: `pattern` is no regular expression that Rust's regex takes (error: unclosed group); no look-around, no back-references"),
-    ("(?P<a>x)(?=y)", "a.txt: `pattern` is no regular expression that Rust's regex takes (error: look-around, including look-ahead and look-behind, is not supported); no look-around, no back-references"),
+    ("(?P<a>", "a.txt: `pattern` is not a regular expression that Rust's regex accepts (error: unclosed group); no look-around, no back-references"),
+    ("(?P<a>x)(?=y)", "a.txt: `pattern` is not a regular expression that Rust's regex accepts (error: look-around, including look-ahead and look-behind, is not supported); no look-around, no back-references"),
     ("(x)", r"a.txt: `pattern` needs a name for each of its groups; such as (?P<label>\S+) (?P<text>.*)"),
     ("x", r"a.txt: `pattern` needs a name for each of its groups; such as (?P<label>\S+) (?P<text>.*)"),
 ]  # fmt: skip
@@ -148,7 +150,7 @@ def test_folders(tmp_path):
         ("dogs", "1.txt", "No: head here\n wau\n\nwau"),
     ]
     assert rows[0]["text"] == cats
-    assert [(one.reason, one.evidence) for one in lost] == [("undecodable", "posts/dogs/2.txt: byte 0 is no utf-8 text")]
+    assert [(one.reason, one.evidence) for one in lost] == [("undecodable", "posts/dogs/2.txt: byte 0 is not utf-8 text")]
 
 
 def test_xml_records(tmp_path):
@@ -182,7 +184,7 @@ BAD_XML = [
     ('<!DOCTYPE d [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><d><pair>&b;</pair></d>', f"a.xml: declares the entity 'a'; {ENTITY}"),
     ('<!DOCTYPE d [<!ENTITY x SYSTEM "file:///etc/passwd">]><d><pair>&x;</pair></d>', f"a.xml: declares the entity 'x'; {ENTITY}"),
     ('<!DOCTYPE d [<!ENTITY % x SYSTEM "http://localhost/x">%x;]><d/>', f"a.xml: declares the entity 'x'; {ENTITY}"),
-    ('<!DOCTYPE d SYSTEM "d.dtd"><d><pair>&nbsp;</pair></d>', "a.xml: uses the entity 'nbsp', which stands in another file; write it out"),
+    ('<!DOCTYPE d SYSTEM "d.dtd"><d><pair>&nbsp;</pair></d>', "a.xml: uses the entity 'nbsp', which is defined in another file; write it out"),
     ("<d><pair>&nbsp;</pair></d>", "a.xml:1: not readable as XML (undefined entity); is the file cut off?"),
     ("<d>\n<pair>x</pair>\n", "a.xml:3: not readable as XML (no element found); is the file cut off?"),
     ("", "a.xml:1: not readable as XML (no element found); is the file cut off?"),
@@ -219,12 +221,12 @@ def test_embedding_training_data(tmp_path):
         ("a", ["p"], []),
     ]
     assert [one.evidence for one in lost] == [
-        "x.jsonl.gz:6: a list that is no pair, triplet, set or query",
+        "x.jsonl.gz:6: a list that is not a pair, triplet, set or query",
         "x.jsonl.gz:7: holds other things than texts",
-        "x.jsonl.gz:8: one object that is no pair, triplet, set or query",
+        "x.jsonl.gz:8: one object that is not a pair, triplet, set or query",
         "x.jsonl.gz:9: 'pos' and 'neg' have to be lists",
-        "x.jsonl.gz:10: text that is no pair, triplet, set or query",
-        "x.jsonl.gz:11: one object that is no pair, triplet, set or query",
+        "x.jsonl.gz:10: text that is not a pair, triplet, set or query",
+        "x.jsonl.gz:11: one object that is not a pair, triplet, set or query",
     ]
     assert all(one.bad for one in lost)
 

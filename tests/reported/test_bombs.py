@@ -50,7 +50,7 @@ def test_a_pattern_of_many_stars_on_a_deep_folder(tmp_path):
     many = "**/" + "*a/**/" * 12
     done = build_all(tmp_path, {}, [f"files: '{many}*.{end}'" for end in ("jsonl", "csv")])
     assert done[0].pairs == [PAIR]
-    assert done[1].error == f"{many}*.csv: matches no file; paths count from the manifest's folder"
+    assert done[1].error == f"{many}*.csv: matches no file; paths are relative to the manifest's folder"
 
 
 def test_folders_that_hold_themselves(tmp_path):

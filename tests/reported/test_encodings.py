@@ -44,7 +44,7 @@ def test_a_hint_at_an_encoding_gives_the_right_text(tmp_path, kind):
     first = build_all(tmp_path, files, [f"files: {name}" for name in files])
     hints = [re.search(r"`encoding: ([^`]+)`", one.error) for one in first]
     assert all(
-        re.match(rf"{name}:[12]: byte 0x..? is no utf-8 text; declare the file's own encoding", one.error)
+        re.match(rf"{name}:[12]: byte 0x..? is not utf-8 text; declare the file's own encoding", one.error)
         for name, one in zip(files, first, strict=True)
     )
     assert [name for name, hint in zip(TEXTS, hints, strict=True) if hint] >= ["cp1252", "latin-1", "shift_jis"]

@@ -95,7 +95,7 @@ def test_a_key_that_stands_twice_is_told(tmp_path):
     }
     keys = {"c.json": ", records: data", "d.jsonl": ", records: data", "e.jsonl": ", reader: flagembedding"}
     for one in build_all(tmp_path, files, [f"files: {name}{keys.get(name, '')}" for name in files]):
-        assert f"the key '{key}' stands twice in an object, with different values" in one.error
+        assert f"the key '{key}' appears twice in an object, with different values" in one.error
 
 
 def test_a_key_that_stands_twice_with_one_value_is_no_matter(tmp_path):

@@ -73,7 +73,7 @@ def test_a_key_fits_the_reader(tmp_path, ending, key, value, for_):
         list(read_rows(Table.model_validate({"files": f"x.{ending}", key: value}), tmp_path))
     except SourceError as error:
         said = str(error)
-    assert (f"to which `{key}` means nothing; it is for" in said) == (ending not in for_)
+    assert (f"which does not use `{key}`; that is for" in said) == (ending not in for_)
 
 
 QRELS = {

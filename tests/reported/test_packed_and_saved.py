@@ -88,7 +88,7 @@ def test_what_is_packed_and_broken_is_told(tmp_path):
         assert one.error or (name == "more.xz.zip" and len(one.pairs) == len(ROWS)), name  # a zip may stand before other bytes
         assert name.startswith("more.xz") or "fetch the file again" in one.error, one.error
     wrong = build_one(tmp_path, {"a.jsonl": PACKED["a.jsonl.xz"], "b.jsonl": PACKED["a.jsonl.bz2"]}, "files: a.jsonl").error
-    assert wrong.endswith("it is packed: let its name end in .xz")
+    assert wrong.endswith("it is packed: rename it so that it ends in .xz")
 
 
 def test_a_bomb_of_xz_and_bz2_stops_at_max_unpacked(tmp_path):

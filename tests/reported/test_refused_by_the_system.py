@@ -137,7 +137,7 @@ def test_the_other_sources_are_built_where_one_may_not_be_read(shell, tmp_path):
     done = shell.run(*["curate", "build", "m.yaml", "-o", "b", "-j", "2", "-q"], cwd=here)
     assert done.code == 1
     assert done.err.splitlines() == [
-        "curate: m.yaml: in/s.jsonl: may not be read by this user; see its permissions and its folder's"
+        "curate: m.yaml: in/s.jsonl: may not be read by this user; check its permissions and those of its folder"
     ]
     assert (here / "b/curated/t/done.json").exists()
 

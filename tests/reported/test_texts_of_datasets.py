@@ -156,7 +156,7 @@ def test_labels_that_are_names_or_none_at_all(tmp_path):
     (folder / "train.csv").write_text("q,label\nx,good\ny,0\n")
     assert rows_of(Table(path="set"), tmp_path)["label"].to_list() == ["good", "bad"]
     (folder / "train.csv").write_text("q,label\nx,7\n")
-    assert message(Table(path="set"), tmp_path) == "set: '7' in column 'label' is no label of it; it has bad, good"
+    assert message(Table(path="set"), tmp_path) == "set: '7' in column 'label' is not one of its labels; these are bad, good"
 
 
 def test_limits_take_the_same_rows_as_of_files(tmp_path):
@@ -177,7 +177,7 @@ def test_limits_take_the_same_rows_as_of_files(tmp_path):
 def test_a_builders_name_is_no_dataset(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.csv").write_text("q,a\n1,2\n")
-    said = f"{name}: names neither a dataset of the Hub nor an existing folder; a Hub id is `org/name`; files are named by `files:`, from the manifest's folder on"
+    said = f"{name}: names neither a dataset of the Hub nor an existing folder; a Hub id is `org/name`; name files with `files:`, relative to the manifest's folder"
     assert message(Table(path=name), tmp_path / "elsewhere") == said
     with pytest.raises(SourceError, match="names neither"):
         input_digests(Table(path=name), tmp_path / "elsewhere")
@@ -199,8 +199,8 @@ def test_other_addresses_are_no_datasets(tmp_path, path):
         ("~/secret.csv", "outside of it"),
         ("https://example.org/x.csv", "which is elsewhere"),
         ("hf://datasets/o/private/x.csv", "which is elsewhere"),
-        ("link.csv", "'link.csv' is a link that leads out of it"),
-        ("linked/secret.csv", "'linked/secret.csv' is a link that leads out of it"),
+        ("link.csv", "'link.csv' is a link that leads out of the dataset"),
+        ("linked/secret.csv", "'linked/secret.csv' is a link that leads out of the dataset"),
         ("environ.csv", "leads into /proc"),
     ],
 )
@@ -255,7 +255,7 @@ def test_a_snapshot_of_the_hubs_cache_may_link_to_its_blobs(tmp_path):
         (["1", "0"], ["0", "1", "-1"], ["1", "0", None]),
         (["0", "1"], ["1", "0", ""], ["1", "0", None]),
         (["bad", "good"], ["0.0", "1.0", "-1.0"], ["bad", "good", None]),  # as pandas writes whole numbers beside a gap
-        (["1", "2", "3"], ["3"], "'3' in column 'label' is no label of it; it has 1, 2, 3"),
+        (["1", "2", "3"], ["3"], "'3' in column 'label' is not one of its labels; these are 1, 2, 3"),
     ],
 )
 @pytest.mark.parametrize("name", ["train.csv", "train.jsonl"])

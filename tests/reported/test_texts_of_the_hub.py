@@ -46,7 +46,7 @@ FILES = {
 }
 PATTERNS = {
     "/etc/passwd": "its README takes data from '/etc/passwd', outside of it",
-    "../../../../../etc/passwd": "outside of it; nothing of it is read",
+    "../../../../../etc/passwd": "outside of the dataset; such files are never read",
     "https://example.org/x.csv": "its README takes data from 'https://example.org/x.csv', which is elsewhere",
     "hf://datasets/org/parquet/data/train-00000-of-00001.parquet": "which is elsewhere; download that",
 }
@@ -112,7 +112,7 @@ def test_what_was_read_once_is_read_again_offline(found):
     online, offline, requests, _ = found
     assert offline["both splits"] == online["both splits"]
     assert len(offline["both splits"][1]) == 7
-    assert "cannot be had while the Hub is switched off" in offline["never read"]
+    assert "cannot be downloaded while the Hub is switched off" in offline["never read"]
     assert requests == 0
 
 

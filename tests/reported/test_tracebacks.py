@@ -71,7 +71,7 @@ def test_names_that_are_no_files(tmp_path):
     os.chdir(tmp_path)  # a socket's whole path must be short
     one.bind("socket")
     os.chdir(here)
-    no_file = "is a pipe, socket or device, not a file; save what it gives as a file, and name that"
+    no_file = "is a pipe, socket or device, not a file; save its output as a file, and name that"
     told = {
         "a" * 300: "a" * 80 + "...: cannot be opened (File name too long); check path and permissions",
         "a/" * 3000: "a/" * 40 + "...: cannot be opened (File name too long); check path and permissions",
@@ -140,7 +140,7 @@ def test_allowed_texts_in_what_is_no_file(tmp_path, allow):
 def test_a_lock_that_is_no_file(tmp_path):
     path = manifest(tmp_path, [])
     os.mkfifo(tmp_path / "m.lock")
-    with pytest.raises(ManifestError, match="m.lock: is no lock file"):
+    with pytest.raises(ManifestError, match="m.lock: is not a lock file"):
         build(path, tmp_path / "b")
 
 

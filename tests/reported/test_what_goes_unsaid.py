@@ -80,7 +80,7 @@ def test_aligned_files_are_paired_by_name(tmp_path):
         "['q/*.en', 'b/*.de']": "b/*.de: matches no file 'dev', which 'q/*.en' does; it has test, train; files whose lines belong "
         "together have one name, but for what the patterns say",
         "['q/d*.en', 'c/*.txt']": "c/*.txt: matches no file 'ev', which 'q/d*.en' does",
-        "['q/*.en', 'c/*.txt']": "c/*.txt: matches 1 files, and 'q/*.en' 2; each has one beside it",
+        "['q/*.en', 'c/*.txt']": "c/*.txt: matches 1 files, and 'q/*.en' 2; each file needs its counterpart",
     }.items():
         done = build_one(tmp_path, files, f"files: {patterns}{keys}")
         assert done.pairs == wanted if isinstance(wanted, list) else done.error.startswith(wanted), patterns
