@@ -6,6 +6,7 @@ up to the end of the file.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import functools
 import io
@@ -163,9 +164,11 @@ def parse_regular(
         irregular.append(row)
         return "skip"
 
+    # pyarrow skips a byte-order mark, which in the middle of a file is text
+    data = codecs.BOM_UTF8 + block[:used] if block.startswith(codecs.BOM_UTF8) else memoryview(block)[:used]
     reader = pa.csv.open_csv(
-        pa.BufferReader(memoryview(block)[:used]),
-        read_options=pa.csv.ReadOptions(use_threads=False, block_size=used, column_names=names),
+        pa.BufferReader(data),
+        read_options=pa.csv.ReadOptions(use_threads=False, block_size=len(data), column_names=names),
         parse_options=pa.csv.ParseOptions(
             delimiter=delimiter, quote_char='"' if quoting else False, newlines_in_values=quoting, invalid_row_handler=skip
         ),

@@ -49,7 +49,7 @@ def read_lock(path: Path) -> dict[str, Entry] | None:
     except UserError as error:
         raise ManifestError(path, "is not a lock file", "delete it and run `curate lock` again") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT or not isinstance(found.get("sources"), dict):
-        raise ManifestError(path, "is a lock file of another version", "run `curate lock` again")
+        raise ManifestError(path, "is not a lock file of this version", "run `curate lock` again")
     return dict(found["sources"])
 
 

@@ -56,7 +56,7 @@ def test_values_come_out_whole_however_the_text_is_cut(monkeypatch, tmp_path, la
     content = DUMPS[layout](rows, indent)
     parts = iter([content[at : at + piece] for at in range(0, len(content), piece)])
     text = json_values.Text(None, Table(files=["x"]), lambda _: next(parts, ""))
-    found = list(json_values.items_of(text) if text.next_sign() == "[" else json_values.values_of(text))
+    found = list(json_values.items_of(text) if text.next_character() == "[" else json_values.values_of(text))
     assert [one.value for one in found] == json.loads(json.dumps(rows), parse_int=str)  # numbers as they are written
     assert [json.loads(one.text) for one in found] == rows
     if layout == "list" and indent is None:

@@ -193,10 +193,10 @@ def test_other_addresses_are_no_datasets(tmp_path, path):
 @pytest.mark.parametrize(
     ("pattern", "said"),
     [
-        ("/etc/passwd", "outside of it"),
-        ("../secret.csv", "outside of it"),
-        ("data/../../secret.csv", "outside of it"),
-        ("~/secret.csv", "outside of it"),
+        ("/etc/passwd", "outside of the dataset"),
+        ("../secret.csv", "outside of the dataset"),
+        ("data/../../secret.csv", "outside of the dataset"),
+        ("~/secret.csv", "outside of the dataset"),
         ("https://example.org/x.csv", "which is elsewhere"),
         ("hf://datasets/o/private/x.csv", "which is elsewhere"),
         ("link.csv", "'link.csv' is a link that leads out of the dataset"),

@@ -45,7 +45,7 @@ FILES = {
     "org/parquet": {"data/train-00000-of-00001.parquet": parquet()},
 }
 PATTERNS = {
-    "/etc/passwd": "its README takes data from '/etc/passwd', outside of it",
+    "/etc/passwd": "its README takes data from '/etc/passwd', outside of the dataset",
     "../../../../../etc/passwd": "outside of the dataset; such files are never read",
     "https://example.org/x.csv": "its README takes data from 'https://example.org/x.csv', which is elsewhere",
     "hf://datasets/org/parquet/data/train-00000-of-00001.parquet": "which is elsewhere; download that",
@@ -63,14 +63,14 @@ import json
 from pathlib import Path
 from curation.core.errors import SourceError
 from curation.recipe.source import Source
-from curation.read.sources import inputs, take
+from curation.read.sources import input_digests, take
 
 for name, keys in json.loads(reads).items():
     label = {'answer': 'label'} if keys.get('config') == 'one' else {}
     source = Source(name='s', task='retrieval', fields={'query': 'q', 'positive': 'a', **label}, **keys)
     try:
         rows, lost = take(source, 1, source.limit, Path(), lambda n: None)
-        print(json.dumps([name, [list(inputs(source, Path()).values()), rows.drop('__row').rows()]]))
+        print(json.dumps([name, [list(input_digests(source, Path()).values()), rows.drop('__row').rows()]]))
     except SourceError as error:
         print(json.dumps([name, str(error)]))
 """
