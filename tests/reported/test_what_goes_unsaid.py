@@ -78,7 +78,7 @@ def test_aligned_files_are_paired_by_name(tmp_path):
         "['q/**', 'a/**']": both,
         "[q/dev.en, a/train.de]": [("dev q", ["train a"])],  # as it is said
         "['q/*.en', 'b/*.de']": "b/*.de: matches no file 'dev', which 'q/*.en' does; it has test, train; files whose lines belong "
-        "together have one name, but for what the patterns say",
+        "together have the same name, except for the parts that the patterns match",
         "['q/d*.en', 'c/*.txt']": "c/*.txt: matches no file 'ev', which 'q/d*.en' does",
         "['q/*.en', 'c/*.txt']": "c/*.txt: matches 1 files, and 'q/*.en' 2; each file needs its counterpart",
     }.items():
