@@ -25,7 +25,7 @@ _SPACELESS = (
 )
 WORD = rf"[{_SPACELESS}]|[\S--[{_SPACELESS}]]+"  # in a normalised text: a word, or a character of a script without spaces
 ANSWERS = "answers.parquet"  # in a curated source: `key` of a query, `answers` as a list
-PROBES = 6  # shingles looked up for every pair; all of them are absent from a copy (.8 or more) once in 15,000 times
+PROBES = 6  # shingles looked up for every pair; a copy (.8 or more) has none of these once in 15,000 times
 TEXTS = 1 << 14  # texts shingled at once
 _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)
 _HALF = np.uint64(32)

@@ -3,7 +3,7 @@
 faiss finds candidates in blocks of queries and passages. Their scores are then computed again in float64, always in the
 same way. A sum of float32 products depends on the shape of the block, and so on memory and processor: 2 of 10,000 rows of
 24 nearest passages differ between two such searches. The scores and ranks given here do not. `ivf.py` and `gpu.py` find
-candidates in other ways; their candidates get the same scores.
+candidates differently; these get the same scores.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The embedding store: each text once, whole after any kill, mended after damage."""
+"""The embedding store: each text is encoded once, also after kills and damage."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def opened(folder, dim=16):
 def test_each_text_once_in_order_of_need(tmp_path, few):
     store, encoder = opened(tmp_path)
     texts = [f"text {n % 20}" for n in range(50)]
-    told = []
-    places = store.ensure(lambda: texts, told.append)
+    counts = []
+    places = store.ensure(lambda: texts, counts.append)
     assert encoder.calls == [
         [f"text {n}" for n in range(8)],
         [f"text {n}" for n in range(8, 16)],
         [f"text {n}" for n in range(16, 20)],
     ]
-    assert sum(told) == 50
+    assert sum(counts) == 50
     assert len(store) == 20
     np.testing.assert_array_equal(store[places], hashed(texts, 16))
     np.testing.assert_array_equal(Part(store, places)[10:13], hashed(texts[10:13], 16))
@@ -81,7 +81,7 @@ def test_nothing_to_do(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "keys", "receipt", "gone"])
-def test_a_damaged_shard_is_made_again(tmp_path, few, damage):
+def test_a_damaged_shard_is_encoded_again(tmp_path, few, damage):
     texts = [f"text {n}" for n in range(30)]
     opened(tmp_path)[0].ensure(lambda: texts)
     whole = files_of(tmp_path)
@@ -130,7 +130,7 @@ def mapped_of(ending: str) -> list[int]:
 
 
 @pytest.mark.parametrize("meta", ['{"format": 0, "dim": 16, "encoder": {}}', '{"format": 1, "dim": 32}', "{}", "[]"])
-def test_what_another_version_wrote_is_made_again(meta, tmp_path):
+def test_what_another_version_wrote_is_encoded_again(meta, tmp_path):
     store, _ = opened(tmp_path)
     store.ensure(lambda: ["old", "texts"])
     (tmp_path / "fake" / "meta.json").write_text(meta)

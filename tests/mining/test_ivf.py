@@ -18,7 +18,7 @@ from mining.search import Exact, nearest
 
 
 def clustered(count, families, dim=24, seed=0):
-    """Return unit vectors around family centres, as texts of a corpus lie around topics."""
+    """Return unit vectors around family centres, as the texts of a corpus are around topics."""
     random = np.random.default_rng(seed)
     found = random.standard_normal((families, dim))[np.arange(count) % families] + 0.5 * random.standard_normal((count, dim))
     return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
@@ -30,7 +30,7 @@ def made(folder, corpus, queries, k=20, seed=3):
 
 
 @pytest.mark.parametrize("block", [50, 333, 4000])
-def test_what_lies_in_the_lists_is_found_exactly(tmp_path, block):
+def test_the_searched_lists_are_searched_exactly(tmp_path, block):
     corpus, queries = clustered(3000, 60), clustered(200, 60, seed=1)
     corpus[1000:1040] = corpus[7]  # more equal ones than are fetched to spare
     queries[5] = corpus[7]
@@ -80,7 +80,7 @@ def test_few_passages_in_the_lists(tmp_path):
 
 def source(count):
     names = ["red", "green", "blue", "warm", "cold", "wide"]
-    texts = [f"the {names[n % 6]} {names[n // 6 % 6]} thing number {n} stands there" for n in range(count)]
+    texts = [f"the {names[n % 6]} {names[n // 6 % 6]} thing number {n} is there" for n in range(count)]
     return pairs_source([f"where is the {names[n % 6]} {names[n // 6 % 6]} thing {n}" for n in range(count)], texts)
 
 
@@ -113,7 +113,7 @@ def test_mined_with_an_index(tmp_path, monkeypatch):
     same = [len(set(a) & set(b)) for a, b in zip(ours, theirs, strict=True)]
     assert sum(same) >= 0.9 * 3 * len(same)
     before = files_of(build)
-    monkeypatch.setattr(ivf, "write_index", None)  # nothing is made again
+    monkeypatch.setattr(ivf, "write_index", None)  # nothing is written again
     mine.mine_build(build, load=lambda *_: FakeEncoder())
     assert files_of(build) == before
 
