@@ -700,7 +700,7 @@ def mine_hard_negatives(
     vectors = hard_negatives.encode(
         pairs, model, prompts, progress, device=device, dtype=dtype, batch_size=batch_size, show_bars=verbose, cache_folder=cache
     )
-    mined = hard_negatives.mine(pairs, vectors, window, progress, device, cross_encoder)
+    mined = hard_negatives.find_negatives(pairs, vectors, window, progress, device, cross_encoder)
     _say(not verbose)(hard_negatives.summary(pairs, mined, window.wanted))
     shape = "n-tuple" if include_positives else output_format
     return _to_dataset(hard_negatives.formatted(pairs, mined, (anchor, positive), shape, output_scores))

@@ -27,9 +27,8 @@ from mining.embeddings import CustomEncoder, Embeddings
 from mining.gpu import OnGpus, find_gpus
 from mining.lists import Ragged, contains
 from mining.negatives import Candidates, Rules, choose, eligible_candidates
-from mining.search import Exact, nearest
+from mining.search import QUERIES, Exact, nearest
 
-QUERIES = 4_096  # per block: with 120 candidates each, a block needs about 30 MB
 OUTPUT_FORMATS = ("triplet", "n-tuple", "labeled-pair", "labeled-list")
 STRATEGIES = ("top", "random")
 
@@ -53,7 +52,7 @@ class Mined(NamedTuple):
     removed: dict[str, int]  # filter -> candidates that it removed
 
 
-class Vectors(NamedTuple):
+class PairVectors(NamedTuple):
     """Unit vectors, float32."""
 
     queries: np.ndarray  # (q, dim)
@@ -130,7 +129,7 @@ def encode(
     batch_size: int = 32,
     show_bars: bool = False,
     cache_folder: Path | None = None,
-) -> Vectors:
+) -> PairVectors:
     """Encode the distinct texts.
 
     Args:
@@ -181,10 +180,12 @@ def encode(
             else:
                 store = Embeddings(cache_folder, encoder)
                 found.append(store[store.ensure(rendered.copy, advance)])
-    return Vectors(*found)
+    return PairVectors(*found)
 
 
-def mine(pairs: Pairs, vectors: Vectors, window: Window, progress: Progress, device: str = "auto", reranker: Any = None) -> Mined:
+def find_negatives(
+    pairs: Pairs, vectors: PairVectors, window: Window, progress: Progress, device: str = "auto", reranker: Any = None
+) -> Mined:
     """Search, filter and pick.
 
     Args:
@@ -344,7 +345,7 @@ def _digest_of_weights(model: Any) -> str:
     return digest.hexdigest()
 
 
-def _searched(vectors: Vectors, positives: Ragged, rows: slice, corpus: found_by.Corpus, k: int, alike: bool) -> Candidates:
+def _searched(vectors: PairVectors, positives: Ragged, rows: slice, corpus: found_by.Corpus, k: int, alike: bool) -> Candidates:
     """Return the k nearest passages of a block of queries; with `alike`, also how like a positive each one is."""
     queries, nothing = vectors.queries[rows], np.empty(0, np.float64)
     given = Ragged(np.zeros(len(queries) + 1, np.int64), np.empty(0, np.int64))
