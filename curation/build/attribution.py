@@ -1,32 +1,23 @@
-"""ATTRIBUTION.md: whose data a build is made of, under which licences, as claimed by its sources; one with every build."""
+"""ATTRIBUTION.md: whose data a build contains, and under which licences, as its sources claim them."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from curation.core.escape import Markdown, as_link, as_markdown
+from curation.core.escape import Markdown, as_link, as_markdown, markdown_table
 from curation.core.store import atomic
-from curation.recipe.licenses import CLASSES
+from curation.recipe.licenses import CLASSES, claim
 from curation.recipe.manifest import Manifest
-from curation.recipe.source import Source, Table
-
-HEAD = ("source", "dataset", "revision", "licence as claimed", "class", "seen on", "tuples")
+from curation.recipe.source import Source
 
 
 def write(folder: Path, manifest: Manifest, summary: dict[str, Any]) -> None:
-    """Write ATTRIBUTION.md of the sources that build.json is to have. No date of today: equal builds, equal bytes."""
-    sources = [source for source in manifest.sources if source.name in summary["sources"]]
-    text = ("\n".join(_lines(summary, sources)) + "\n").encode()
-    target = folder / "ATTRIBUTION.md"
-    if not target.exists() or target.read_bytes() != text:
-        with atomic(target) as file:
-            file.write(text)
-
-
-def _lines(summary: dict[str, Any], sources: list[Source]) -> list[str]:
+    """Write ATTRIBUTION.md for the sources in build.json; it has no date, so equal builds have equal bytes."""
     entries = summary["sources"]
+    sources = [source for source in manifest.sources if source.name in entries]
     classes = Counter(entries[source.name]["license_class"] for source in sources)
     counts = ", ".join(f"{classes[kind]} {kind}" for kind in CLASSES if classes[kind])
     lines = [
@@ -35,41 +26,37 @@ def _lines(summary: dict[str, Any], sources: list[Source]) -> list[str]:
         f"Made of {len(sources)} sources ({counts or 'none'}), each under its own licence as its publisher claims it.",
         "The classes are tuplesmith's reading of the names, and no legal advice.",
         "",
-        _row(HEAD),
-        _row(Markdown("---") for _ in HEAD),
-        *(_row(_cells(source, entries[source.name])) for source in sources),
+        sources_table(sources, entries),
     ]
-    lines += _list("Cite", [(source.name, source.citation) for source in sources])
-    lines += _list("In place of another dataset", [(source.name, source.substitute_for) for source in sources])
-    lines += _list("To know", [(source.name, _doubt(source)) for source in sources])
-    return lines + _list("Left out", list(summary["excluded"].items()))
+    for title, items in (
+        ("Cite", [(source.name, source.citation) for source in sources]),
+        ("In place of another dataset", [(source.name, source.substitute_for) for source in sources]),
+        ("To know", [(source.name, source.notes if source.verified else f"Not verified. {source.notes}") for source in sources]),
+        ("Left out", list(summary["excluded"].items())),
+    ):
+        if listed := [f"- {as_markdown(name)}: {as_markdown(text)}" for name, text in items if text]:
+            lines += ["", f"## {title}", "", *listed]
+    text = ("\n".join(lines) + "\n").encode()
+    target = folder / "ATTRIBUTION.md"
+    if not target.exists() or target.read_bytes() != text:
+        with atomic(target) as file:
+            file.write(text)
 
 
-def _cells(source: Source, entry: dict[str, Any]) -> list[str]:
-    license = as_link(entry["license"] or "none seen", source.license_url or "")
-    revision = entry["revision"] or ("the newest" if source.path else "")
-    seen, tuples = source.license_checked or "", f"{entry['tuples']:,}"
-    return [source.name, _dataset(source), revision, license, entry["license_class"], seen, tuples]
-
-
-def _dataset(table: Table) -> str:
-    """Return the dataset's id with a link, or the files."""
-    if not table.path:
-        return ", ".join(table.places)
-    parts = [part for part in (table.config, *table.files) if part]
-    local = table.path.startswith((".", "/", "~")) or table.path.count("/") != 1
-    name = as_markdown(table.places[0]) if local else as_link(table.path, f"https://huggingface.co/datasets/{table.path}")
-    return Markdown(name + as_markdown(f" ({', '.join(parts)})")) if parts else name
-
-
-def _doubt(source: Source) -> str | None:
-    return source.notes if source.verified else f"Not verified. {source.notes}"
-
-
-def _list(title: str, items: list[tuple[str, str | None]]) -> list[str]:
-    told = [f"- {as_markdown(name)}: {as_markdown(text)}" for name, text in items if text]
-    return ["", f"## {title}", "", *told] if told else []
-
-
-def _row(cells: Any) -> str:
-    return "| " + " | ".join(as_markdown(cell) for cell in cells) + " |"
+def sources_table(sources: list[Source], entries: Mapping[str, Any]) -> str:
+    """Return one line per source in Markdown; `entries` are those of build.json."""
+    lines = []
+    for source in sources:
+        entry = entries[source.name]
+        license, url, day = claim(entry)
+        # the dataset's id with a link, or the files
+        dataset = ", ".join(source.places)
+        if source.path:
+            local = source.path.startswith((".", "/", "~")) or source.path.count("/") != 1
+            address = f"https://huggingface.co/datasets/{source.path}"
+            dataset = as_markdown(source.places[0]) if local else as_link(source.path, address)
+            if parts := [part for part in (source.config, *source.files) if part]:
+                dataset = Markdown(dataset + as_markdown(f" ({', '.join(parts)})"))
+        revision = entry["revision"] or ("the newest" if source.path else "")
+        lines.append((source.name, dataset, revision, as_link(license, url), entry["license_class"], day, entry["tuples"]))
+    return markdown_table(("source", "dataset", "revision", "licence as claimed", "class", "seen on", "tuples"), lines)

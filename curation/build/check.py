@@ -1,7 +1,7 @@
-"""`curate check`: a manifest looked over before anything is fetched. What it should give, what that costs, what is in doubt.
+"""`curate check`: what a manifest should give, what that costs, and what is in doubt, before anything is fetched.
 
-Expected tuples of a source are its `expected_tuples`; else its rows (as far as known) and its limit, whichever is less, a
-third of that for NLI (three rows a premise), twice that both ways. What is fetched and read: all rows, or the first ones.
+A source's expected tuples are its `expected_tuples`; without that key the smaller one of its rows, if they are known, and
+its limit: a third of that for NLI (three rows per premise), twice that with `both_ways`.
 """
 
 from __future__ import annotations
@@ -21,23 +21,25 @@ from curation.recipe.manifest import Manifest, load_manifest
 from curation.recipe.source import Source, Table, TextTable, shape_of
 
 Found = dict[str, Any]
-# Assumed of a row and of a machine: bytes as fetched, which the Hub's cache keeps; of a tuple in all of a build;
-# rows read and tuples made in a second by one process (measured: 100,000 rows of 1.1 kB); bytes fetched in a second.
-FETCHED, BUILT = 400, 1000
-READ, MADE, NETWORK = 30_000, 8_000, 20_000_000
-NLI_ROWS = 3
-WIDTH = 80
+# What the estimate assumes
+FETCHED = 400  # bytes of a row as fetched; the Hub's cache keeps them
+BUILT = 1000  # bytes of a tuple in all stages of a build
+READ, MADE = 30_000, 8_000  # rows read and tuples made per second by one process; measured with 100,000 rows of 1.1 kB
+NETWORK = 20_000_000  # bytes fetched per second
+NLI_ROWS = 3  # per premise
+LINE = 80  # characters
 
 
 def check(path: Path, online: bool = False, confined: bool = False) -> Found:
-    """Return all there is to say of a manifest as one JSON value; `problems` is empty where all is well.
+    """Return what is known about a manifest as a JSON value; if nothing is wrong, `problems` is empty. No rows are read.
 
-    With `confined`, what it reads outside of its folder is a problem.
-
-    `online` asks the Hub whether ids, revisions, configs, splits, columns and files are there. No rows are read.
+    Args:
+        path: the manifest.
+        online: ask the Hub whether ids, revisions, configs, splits, columns and files exist.
+        confined: what the manifest reads outside its folder is a problem.
 
     Raises:
-        ManifestError: it cannot be read as meant, or its licence policy leaves no source.
+        ManifestError: the manifest is wrong, or its licence policy leaves no source.
     """
     manifest = load_manifest(path)
     kept, out = allowed(manifest)
@@ -59,25 +61,42 @@ def check(path: Path, online: bool = False, confined: bool = False) -> Found:
                 notes += _ask(table, path)
         except SourceError as error:
             problems.append(f"{where}: {error}")
-    told, wrong = _mteb(kept)
+    mteb_notes, mteb_problems = _mteb(kept)
+    sources = {
+        source.name: {
+            "task": source.task,
+            "expected_tuples": expected(source),
+            "rows_read": rows_read(source),
+            "license": source.license,
+            "license_class": class_of(source.license),
+            "verified": source.verified,
+            "notes": source.notes,
+            "substitute_for": source.substitute_for,
+        }
+        for source in kept.sources
+    }
+    licences: Found = {}
+    for kind in CLASSES:
+        if of_kind := [one for one in sources.values() if one["license_class"] == kind]:
+            licences[kind] = {"sources": len(of_kind), "expected": sum(one["expected_tuples"] or 0 for one in of_kind)}
     return {
         "manifest": str(path),
         "policy": manifest.licenses,
-        "sources": {source.name: _about(source) for source in kept.sources},
+        "sources": sources,
         "excluded": dict(out),
         "tasks": _tasks(kept),
-        "licenses": _licenses(kept),
+        "licenses": licences,
         "outside": away,
         "estimate": _estimate(kept, list(local), sum(local.values())),
         "locked": read_lock(lock_path(path)) is not None,
         "online": online,
-        "notes": list(dict.fromkeys(notes + told)),
-        "problems": list(dict.fromkeys(problems + wrong)),
+        "notes": list(dict.fromkeys(notes + mteb_notes)),
+        "problems": list(dict.fromkeys(problems + mteb_problems)),
     }
 
 
 def _mteb(manifest: Manifest) -> tuple[list[str], list[str]]:
-    """Return (what to know, problems) of the mteb tasks that a manifest names; their datasets are not asked for."""
+    """Return (notes, problems) about the mteb tasks that a manifest names; their datasets are not looked up."""
     if not manifest.decontaminate or not manifest.decontaminate.mteb:
         return [], []
     from curation.clean.mteb_sets import PLACE, tasks_of  # loads mteb
@@ -85,7 +104,7 @@ def _mteb(manifest: Manifest) -> tuple[list[str], list[str]]:
     try:
         return [f"{PLACE}: {len(tasks_of(manifest.decontaminate.mteb))} tasks of the installed mteb"], []
     except SetupError as error:
-        return [f"{error}; its tasks were not looked at, and a build needs them"], []
+        return [f"{error}; its tasks were not checked, and a build needs them"], []
     except ManifestError as error:
         return [], [str(error)]
 
@@ -94,7 +113,7 @@ def _ask(table: Table, path: Path) -> list[str]:
     """Ask the Hub about a table; return what a person should know.
 
     Raises:
-        SourceError: what the manifest names is not there.
+        SourceError: something that the manifest names does not exist.
     """
     facts = hub_facts(table)
     mapped = table.fields.model_dump().values() if isinstance(table, Source | EvalSet | TextTable) else []
@@ -119,7 +138,7 @@ def _ask(table: Table, path: Path) -> list[str]:
 
 
 def expected(source: Source) -> int | None:
-    """Return the tuples a source should give, or None where nothing bounds them."""
+    """Return the number of tuples that a source should give; None if nothing bounds it."""
     if source.expected_tuples is not None:
         return source.expected_tuples
     rows = None if source.expected_rows is None else max(source.expected_rows - source.skip, 0)
@@ -130,53 +149,29 @@ def expected(source: Source) -> int | None:
 
 
 def rows_read(source: Source) -> int:
-    """Return the rows that have to be fetched and read, as far as known: up to a limit of the first ones, else all."""
+    """Return how many rows are fetched and read, as far as known: all, or with `sample: first` those up to the limit."""
     if source.sample == "first" and source.limit is not None:
         return source.skip + source.limit
     own = source.expected_rows or source.limit or expected(source) or 0
     return own + sum(table.expected_rows or 0 for table in (source.corpus, source.queries) if table)
 
 
-def unverified(manifest: Manifest) -> dict[str, str]:
-    """Return the sources that must not be published yet, and why."""
-    return {source.name: source.notes or "" for source in manifest.sources if not source.verified}
-
-
-def _about(source: Source) -> Found:
-    return {
-        "task": source.task,
-        "expected_tuples": expected(source),
-        "rows_read": rows_read(source),
-        "license": source.license,
-        "license_class": class_of(source.license),
-        "verified": source.verified,
-        "notes": source.notes,
-        "substitute_for": source.substitute_for,
-    }
-
-
 def _tasks(manifest: Manifest) -> Found:
-    tasks = dict.fromkeys([*manifest.aim, *(source.task for source in manifest.sources)])
+    """Return for each task its sources, the tuples expected of them, and the aim."""
     found: Found = {}
-    for task in tasks:
-        all_of = [(source.name, expected(source)) for source in manifest.sources if source.task == task]
-        known = [number for _, number in all_of if number is not None]
-        unknown = [name for name, number in all_of if number is None]
-        found[task] = {"sources": len(all_of), "expected": sum(known), "aim": manifest.aim.get(task), "unknown": unknown}
-    return found
-
-
-def _licenses(manifest: Manifest) -> Found:
-    found: Found = {}
-    for kind in CLASSES:
-        of_kind = [source for source in manifest.sources if class_of(source.license) == kind]
-        if of_kind:
-            found[kind] = {"sources": len(of_kind), "expected": sum(expected(source) or 0 for source in of_kind)}
+    for task in dict.fromkeys([*manifest.aim, *(source.task for source in manifest.sources)]):
+        numbers = {source.name: expected(source) for source in manifest.sources if source.task == task}
+        found[task] = {
+            "sources": len(numbers),
+            "expected": sum(number or 0 for number in numbers.values()),
+            "aim": manifest.aim.get(task),
+            "unknown": [name for name, number in numbers.items() if number is None],
+        }
     return found
 
 
 def _estimate(manifest: Manifest, local: list[str], local_bytes: int) -> Found:
-    """Return what reading and building takes. Of local sources nothing is fetched; uncounted rows have `FETCHED` bytes."""
+    """Return what reading and building takes; local sources are not fetched, and their rows are estimated from their bytes."""
     remote = sum(rows_read(source) for source in manifest.sources if f"source '{source.name}'" not in local)
     counted = sum(rows_read(source) for source in manifest.sources) - remote
     rows = remote + (counted or local_bytes // FETCHED)
@@ -192,7 +187,7 @@ def _estimate(manifest: Manifest, local: list[str], local_bytes: int) -> Found:
 
 
 def as_text(found: Found) -> str:
-    """Return what `check` found, to read at 80 columns."""
+    """Return what `check` found as text of 80 columns."""
     tasks = [(task, one["sources"], one["expected"], one["aim"] or 0) for task, one in found["tasks"].items()]
     head = ("task", "sources", "expected", "aim")
     if not any(line[3] for line in tasks):
@@ -201,7 +196,7 @@ def as_text(found: Found) -> str:
     parts = [drawn(head, tasks), drawn(("licence class", "sources", "expected"), classes), _estimate_text(found["estimate"])]
     unknown = [name for one in found["tasks"].values() for name in one["unknown"]]
     if unknown:
-        parts.append(_wrapped(f"Nothing says how many tuples to expect of {listed(unknown)}; they count as none."))
+        parts.append(_wrapped(f"The number of tuples of {listed(unknown)} is unknown; it counts as 0."))
     doubtful = {name: one["notes"] for name, one in found["sources"].items() if not one["verified"]}
     parts += _section(f"{len(doubtful)} sources are not verified; publishing refuses them", doubtful)
     stand_ins = {name: one["substitute_for"] for name, one in found["sources"].items() if one["substitute_for"]}
@@ -218,7 +213,7 @@ def as_text(found: Found) -> str:
 
 
 def verdict(found: Found) -> str:
-    """Return what it comes to, in a sentence."""
+    """Return the result in a sentence."""
     count = len(found["problems"])
     asked = "the Hub was asked" if found["online"] else "the Hub was not asked (`--online`)"
     lock = "locked" if found["locked"] else "not locked (`curate lock`)"
@@ -230,8 +225,8 @@ def _estimate_text(one: Found) -> str:
         f"Reads about {one['rows']:,} rows: {_size(one['local_bytes'])} of local files; {_size(one['fetched_bytes'])} to fetch, "
         f"{_time(one['fetch_seconds'])}; {_size(one['disk_bytes'])} of disk; {_time(one['build_seconds'])} of one processor. "
         f"Assumed: a row of {FETCHED} bytes "
-        f"fetched and kept in the Hub's cache, {BUILT:,} bytes a tuple in the build, {NETWORK // 10**6} MB a second, "
-        f"{READ:,} rows read and {MADE:,} tuples made a second. Rows and corpora that nothing counts are not in it."
+        f"fetched and kept in the Hub's cache, {BUILT:,} bytes per tuple in the build, {NETWORK // 10**6} MB per second, "
+        f"{READ:,} rows read and {MADE:,} tuples made per second. Rows of unknown number are not included."
     )
     return _wrapped(text)
 
@@ -245,7 +240,7 @@ def _section(title: str, items: dict[str, str]) -> list[str]:
 
 
 def _wrapped(text: str, indent: str = "") -> str:
-    return textwrap.fill(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(text, LINE, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _size(number: int) -> str:

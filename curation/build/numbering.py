@@ -1,6 +1,7 @@
-"""Tuples of texts to tables of ids: texts stand once, tuples hold their numbers.
+"""From tuples of texts to tables of ids: each text is stored once, and tuples hold its number.
 
-Tuples come in frames, and come again: once to be numbered, of which keys are kept and no texts, then for each table.
+Tuples are read in frames, several times: once to number the texts, for which their keys are held in memory and not the
+texts, and then once for each table.
 """
 
 from __future__ import annotations
@@ -20,32 +21,37 @@ Frames = Callable[[], Iterator[pl.DataFrame]]  # TUPLES, the same each time
 
 
 class Numbers(NamedTuple):
-    """What every text of a source is called."""
+    """The number of every text of a source."""
 
-    roles: dict[str, np.ndarray]  # role -> the number (i32) of each text that stands in it, frame after frame
-    keys: pl.Series  # of each number
+    roles: dict[str, np.ndarray]  # role -> the number (i32) of each text in that role, frame after frame
+    keys: pl.Series  # by number
     groups: pl.Series  # u32, null for a text without a duplicate
-    passages: int  # the numbers below are passages
+    passages: int  # smaller numbers are passages, the others queries
     corpus: pl.Series
 
 
-class _Met(NamedTuple):
-    """The texts of a frame: numbers of its own for each role, and keys and forms of these."""
+class _FrameTexts(NamedTuple):
+    """The texts of one frame."""
 
-    roles: dict[str, np.ndarray]
-    keys: pl.Series
-    forms: pl.Series
+    roles: dict[str, np.ndarray]  # role -> the number of each text, within this frame
+    keys: pl.Series  # by number
+    forms: pl.Series  # of equal ones, texts are duplicates
 
 
 def number(frames: Frames, corpus: pl.Series, task: str, families: pl.DataFrame | None = None) -> Numbers:
-    """Number the texts of a source: those are the same whose keys are.
+    """Number the texts of a source; texts with equal keys get one number.
 
-    Passages come in order of first appearance: positives, given negatives, the rest of a corpus. Those of a
-    clustering are all its texts, as each may be another's positive or negative. Duplicates are texts of one family
-    (`families`: text, family), or without these, of one normalised form.
+    Passages are numbered in the order in which they first occur: positives, given negatives, the rest of a corpus. In a
+    clustering source every text is a passage, because it may be a positive or negative of another. Duplicates get one
+    group: texts of one family (`families`: text, family), or without `families` of one normalised form.
     """
-    met = [_met({side: _long(frame, side)["text"] for side in SIDES} | {"query": frame["query"]}, families) for frame in frames()]
-    met.append(_met({"corpus": corpus}, families))
+    met = [
+        _texts_of_frame({side: _long(frame, side)["text"] for side in SIDES} | {"query": frame["query"]}, families)
+        for frame in frames()
+    ]
+    met.append(_texts_of_frame({"corpus": corpus}, families))
+
+    # one number for each key, in any order at first
     codes, keys = numbered(pl.concat([one.keys for one in met]))
     forms = pl.concat([one.forms for one in met]).gather(np.unique(codes, return_index=True)[1])
     starts = np.cumsum([0, *(len(one.keys) for one in met)])
@@ -55,16 +61,25 @@ def number(frames: Frames, corpus: pl.Series, task: str, families: pl.DataFrame 
         for role in order
     }
     by_role = {role: np.concatenate(some) for role, some in parts.items()}
+
+    # then in the order in which texts first occur
     place = _first_places(np.concatenate([by_role[role] for role in order]), len(keys))
-    called = np.argsort(np.argsort(place, kind="stable"), kind="stable").astype(np.int32)
-    roles = {role: called[some] for role, some in by_role.items()}
+    renamed = np.argsort(np.argsort(place, kind="stable"), kind="stable").astype(np.int32)
+    roles = {role: renamed[some] for role, some in by_role.items()}
     passages = int(max((roles[role].max() for role in order[:-1] if len(roles[role])), default=-1)) + 1
-    at = np.argsort(called, kind="stable")
-    groups = _groups(forms.gather(at), np.concatenate([roles["query"], np.arange(passages)]))
+    at = np.argsort(renamed, kind="stable")
+
+    # groups of duplicates (u32), numbered in the order of queries, then passages; null for a text without a duplicate
+    forms = forms.gather(at)
+    places = _first_places(np.concatenate([roles["query"], np.arange(passages)]), len(forms))
+    frame = pl.DataFrame({"same": forms, "place": places})
+    duplicate = pl.col("same").is_not_null() & pl.col("same").is_duplicated()
+    first = pl.when(duplicate).then(pl.col("place").min().over("same"))
+    groups = frame.select((first.rank("dense") - 1).cast(pl.UInt32).alias("group"))["group"]
     return Numbers(roles, keys.gather(at).alias("key"), groups, passages, corpus)
 
 
-def _met(roles: dict[str, pl.Series], families: pl.DataFrame | None) -> _Met:
+def _texts_of_frame(roles: dict[str, pl.Series], families: pl.DataFrame | None) -> _FrameTexts:
     numbers, texts = numbered(pl.concat([texts.alias("text") for texts in roles.values()]))
     ends = np.cumsum([len(some) for some in roles.values()])
     keys = _digests(composed(texts))
@@ -72,7 +87,7 @@ def _met(roles: dict[str, pl.Series], families: pl.DataFrame | None) -> _Met:
         forms = _digests(normalised(texts))
     else:
         forms = pl.DataFrame({"text": texts}).join(families, on="text", how="left", maintain_order="left")["family"]
-    return _Met(dict(zip(roles, np.split(numbers, ends[:-1]), strict=True)), keys, forms)
+    return _FrameTexts(dict(zip(roles, np.split(numbers, ends[:-1]), strict=True)), keys, forms)
 
 
 def _digests(texts: pl.Series) -> pl.Series:
@@ -82,28 +97,20 @@ def _digests(texts: pl.Series) -> pl.Series:
 
 
 def _first_places(numbers: np.ndarray, count: int) -> np.ndarray:
-    """Return where each number below `count` stands first, (count,) i64; behind all others where it does not."""
+    """Return where each number below `count` first occurs, (count,) i64; the length of `numbers` if it does not occur."""
     place = np.full(count, len(numbers))
-    place[numbers[::-1]] = np.arange(len(numbers))[::-1]  # its first one, as the last to be written
+    place[numbers[::-1]] = np.arange(len(numbers))[::-1]  # written from the end, so the first occurrence is written last
     return place
 
 
-def _groups(same: pl.Series, order: np.ndarray) -> pl.Series:
-    """Return a group (u32) for each text that has a duplicate, else null; numbers count up as their texts come in `order`."""
-    frame = pl.DataFrame({"same": same, "place": _first_places(order, len(same))})
-    shared = pl.col("same").is_not_null() & pl.col("same").is_duplicated()
-    first = pl.when(shared).then(pl.col("place").min().over("same"))
-    return frame.select((first.rank("dense") - 1).cast(pl.UInt32).alias("group"))["group"]
-
-
 def _long(frame: pl.DataFrame, side: str) -> pl.DataFrame:
-    """Return at, text: one line a text of the list column `side`."""
+    """Return at, text: one row per text of the list column `side`."""
     long = frame.with_row_index("at").select("at", pl.col(side).alias("text"))
     return long.explode("text", empty_as_null=False).drop_nulls("text")
 
 
 def pairs_of(frames: Frames, numbers: Numbers) -> Iterator[pl.DataFrame]:
-    """Return PAIRS frame by frame. No negative of a tuple is among its positives, and each stands once."""
+    """Yield PAIRS frame by frame. No negative of a tuple is among its positives, and no passage occurs twice."""
     done = dict.fromkeys((*SIDES, "query"), 0)
     for frame in frames():
         pids = {}
@@ -123,26 +130,24 @@ def pairs_of(frames: Frames, numbers: Numbers) -> Iterator[pl.DataFrame]:
 
 
 def passages_of(frames: Frames, numbers: Numbers, task: str) -> Iterator[pl.DataFrame]:
-    """Return PASSAGES part by part, the first spelling of each; there is at least one part."""
+    """Yield PASSAGES part by part, each text as it is first spelled; there is at least one part."""
+
+    def texts_of(role: str) -> Iterator[pl.Series]:
+        if role == "corpus":
+            yield numbers.corpus
+        else:
+            yield from (frame["query"] if role == "query" else _long(frame, role)["text"] for frame in frames())
+
     start = 0
     for role in (*(["query"] if task == "clustering" else []), *SIDES, "corpus"):
         done = 0
-        for texts in _in_role(frames, numbers, role) if start < numbers.passages else ():
-            called = numbers.roles[role][done : done + len(texts)]
+        for texts in texts_of(role) if start < numbers.passages and len(numbers.roles[role]) else ():
+            some = numbers.roles[role][done : done + len(texts)]
             done += len(texts)
-            new = np.flatnonzero(called > np.maximum.accumulate(np.concatenate([[start - 1], called[:-1]])))
+            new = np.flatnonzero(some > np.maximum.accumulate(np.concatenate([[start - 1], some[:-1]])))
             at = slice(start, start + len(new))
             table = pl.DataFrame([texts.gather(new).alias("text"), numbers.keys[at], numbers.groups[at]])
             yield table.with_row_index("pid", start).select(list(PASSAGES)).cast(PASSAGES)
             start += len(new)
     if not start:
         yield pl.DataFrame(schema=PASSAGES)
-
-
-def _in_role(frames: Frames, numbers: Numbers, role: str) -> Iterator[pl.Series]:
-    if not len(numbers.roles[role]):
-        return
-    if role == "corpus":
-        yield numbers.corpus
-    else:
-        yield from (frame["query"] if role == "query" else _long(frame, role)["text"] for frame in frames())

@@ -37,64 +37,57 @@ def preview(
     licenses: Policy | None = None,
     confined: bool = False,
 ) -> None:
-    """Show the shape of each source that a build would take, and a first tuple made of its first rows; write no file.
+    """Show the shape of each source that a build would read, and a tuple made of its first rows; no file is written.
 
     Raises:
         ManifestError: as `build.build`.
-        SourceError: a source cannot be read, or is not as it was locked.
+        SourceError: a source cannot be read, or differs from its lock.
     """
     manifest, excluded = allowed(load_manifest(path), licenses)
     chosen = pick(manifest, only, excluded)
     manifest, changed = apply_lock(manifest, path, refuse_outside(manifest, path) if confined else {})
     for source in manifest.sources:
-        if source.name not in chosen:
-            continue
-        if source.name in changed:
-            raise changed[source.name]
-        few = {"sample": "first", "limit": PREVIEW_ROWS}  # streams from the Hub
-        job = job_of(manifest, source.model_copy(update=few), path.parent, Path(), limit)
-        rows, lost = _first_rows(job)
-        check_readable(source, rows, lost)
-        there = [name for name in rows.columns if name != ROW]
-        write(f"{source.name}: {source.task}, shape {shape_of(source)}, columns {listed(there, 20)}")
-        if lost:
-            counts = sorted(Counter(one.reason for one in lost).items())
-            told = ", ".join(f"{reason} {count:,}" for reason, count in counts)
-            write(f"  {len(lost):,} of the first {len(rows) + len(lost):,} rows are left out: {told}")
-        for pattern, passed in _passed_over(source, rows.columns).items():
-            write(f"  `{pattern}` passes over {listed(passed, 20)}: no texts, by their names or what else maps them")
-        if shape_of(source) == "qrels":  # a tuple of qrels needs the whole corpus
-            continue
-        for name in mapped(source):
+        if source.name in chosen:
+            if source.name in changed:
+                raise changed[source.name]
+            few = {"sample": "first", "limit": PREVIEW_ROWS}  # so that only the first rows are fetched from the Hub
+            job = job_of(manifest, source.model_copy(update=few), path.parent, Path(), limit)
+            _preview_source(source, job, write)
+
+
+def _preview_source(source: Source, job: Job, write: Callable[[str], None]) -> None:
+    rows, lost = _first_rows(job)
+    check_readable(source, rows, lost)
+    columns = [name for name in rows.columns if name != ROW]
+    write(f"{source.name}: {source.task}, shape {shape_of(source)}, columns {listed(columns, 20)}")
+    if lost:
+        counts = sorted(Counter(one.reason for one in lost).items())
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts)
+        write(f"  {len(lost):,} of the first {len(rows) + len(lost):,} rows are left out: {reasons}")
+    for pattern in source.fields.negatives:
+        if passed := matching_columns(pattern, rows.columns, named_by(source).names)[1]:
+            write(f"  `{pattern}` passes over {listed(passed, 20)}: no texts by their names, or mapped as something else")
+    if shape_of(source) == "qrels":  # a tuple of qrels needs the whole corpus
+        return
+    fields = source.fields
+    for name in (fields.query, fields.title, fields.positive, fields.documents, fields.label, fields.score):
+        if name is not None:
             column(place_of(source), rows, name)
-        try:
-            made = to_tuples(source, rows.head(PREVIEW_ROWS), manifest.seed)
-        except SourceError as error:
-            write(f"  of its first {min(len(rows), PREVIEW_ROWS):,} rows alone: {error.what}")
-            continue
-        for row in made.tuples.head(1).iter_rows(named=True):
-            query = render_query(made.instruction, row["query"])
-            write(as_text({"query": query, "positives": row["positives"], "negatives": row["negatives"]}))
-
-
-def _passed_over(source: Source, columns: list[str]) -> dict[str, list[str]]:
-    """Return what each pattern of negatives fits and does not take."""
-    passed = {one: matching_columns(one, columns, named_by(source).names)[1] for one in source.fields.negatives}
-    return {one: names for one, names in passed.items() if names}
+    try:
+        made = to_tuples(source, rows.head(PREVIEW_ROWS), job.seed)
+    except SourceError as error:
+        write(f"  of its first {min(len(rows), PREVIEW_ROWS):,} rows alone: {error.what}")
+        return
+    for row in made.tuples.head(1).iter_rows(named=True):
+        query = render_query(made.instruction, row["query"])
+        write(as_text({"query": query, "positives": row["positives"], "negatives": row["negatives"]}))
 
 
 def _first_rows(job: Job) -> tuple[pl.DataFrame, list[Lost]]:
-    """Return the first batch that has rows, and those that were lost up to its end."""
+    """Return the first batch that has rows, and the rows up to its end that could not be read."""
     lost: list[Lost] = []
     for batch in read_rows(job.source, job.base):
         lost += batch.lost
         if len(batch.frame):
             return batch.frame, lost
     return pl.DataFrame(), lost
-
-
-def mapped(source: Source) -> list[str]:
-    """Return the columns that a source maps by name."""
-    fields = source.fields
-    found = (fields.query, fields.title, fields.positive, fields.documents, fields.label, fields.score)
-    return [name for name in found if name is not None]

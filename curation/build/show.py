@@ -15,28 +15,26 @@ from curation.core.escape import text_table, visible
 from curation.core.record import DROPPED, render_query
 from curation.core.tables import read_parquet, read_table
 
-WIDTH = 80
-MARGIN = 14
-TEXT_LINES = 6
+SCREEN = 80  # columns
+MARGIN = 14  # columns left of a text
+TEXT_LINES = 6  # of a text; longer ones are cut
 
 
 def counts_table(found: dict[str, Receipt]) -> str:
-    """Return one line a source: rows in and used, tuples made, and what became of them."""
+    """Return one line per source: rows read and used, tuples made, and what became of them."""
     head = ("source", "rows", "used", "tuples", "merged", "dropped", "held", "kept", "passages")
-    lines = [_counts(name, receipt) for name, receipt in found.items()]
+    lines: list[tuple[Any, ...]] = []
+    for name, receipt in found.items():
+        made = (receipt[key] for key in ("rows_in", "rows_used", "tuples_made", "merged"))
+        kept = (receipt[key] for key in ("heldout", "kept", "passages"))
+        lines.append((name, *made, sum(receipt["dropped"].values()), *kept))
     if len(lines) > 1:
         lines.append(("all", *(sum(line[at] for line in lines) for at in range(1, len(head)))))
     return text_table(head, lines)
 
 
-def _counts(name: str, receipt: Receipt) -> tuple[Any, ...]:
-    dropped = sum(receipt["dropped"].values())
-    return (name, *(receipt[key] for key in ("rows_in", "rows_used", "tuples_made", "merged")), dropped,
-            receipt["heldout"], receipt["kept"], receipt["passages"])  # fmt: skip
-
-
 def reasons_table(found: dict[str, Receipt]) -> str:
-    """Return one line a reason: rows that made no tuple, tuples dropped, texts taken out of tuples that stayed."""
+    """Return one line per reason: rows that made no tuple, tuples dropped, texts removed from tuples that stayed."""
     kinds = (("rows_dropped", "row"), ("dropped", "tuple"), ("texts_out", "text"))
     lines: list[tuple[Any, ...]] = []
     for name, receipt in found.items():
@@ -77,7 +75,7 @@ def as_line(record: object) -> str:
 
 
 def records(build: Path, only: Iterable[str], count: int) -> Iterator[dict[str, Any]]:
-    """Yield the first `count` tuples of each source as they will be trained on: instruction rendered, ids as texts."""
+    """Yield the first `count` tuples of each source as they are trained on: queries with instructions, texts in place of ids."""
     for name, receipt in receipts(build, only).items():
         folder = build / "curated" / name
         texts = read_table(folder, "passages", ["text"])["text"]
@@ -92,7 +90,7 @@ def records(build: Path, only: Iterable[str], count: int) -> Iterator[dict[str, 
 
 
 def dropped_records(build: Path, only: Iterable[str], count: int, reason: str | None) -> Iterator[dict[str, Any]]:
-    """Yield `count` dropped rows or tuples of each source and reason, those that mining dropped too."""
+    """Yield `count` dropped rows or tuples of each source and reason, including those that mining dropped."""
     for name in receipts(build, only):
         paths = [build / stage / name / "dropped.parquet" for stage in ("curated", "mined")]
         dropped = pl.concat([read_parquet(path).cast(DROPPED) for path in paths if path.exists()])
@@ -103,20 +101,17 @@ def dropped_records(build: Path, only: Iterable[str], count: int, reason: str | 
 
 
 def as_text(record: dict[str, Any]) -> str:
-    """Return a record to read at 80 columns; the lines of code stay lines."""
+    """Return a record as text of 80 columns; line breaks in texts are kept."""
     out = []
     for key, value in record.items():
         many = isinstance(value, list)
         for text in value if many else [value]:
-            shown = _short(str(text))
-            out.append(f"{key.removesuffix('s') if many else key:>12}  {shown[0]}")
-            out += [" " * MARGIN + more for more in shown[1:]]
+            lines = []
+            for part in visible(str(text).strip()).split("\n"):
+                wrapped = textwrap.wrap(part, SCREEN - MARGIN, drop_whitespace=False) or [""]
+                lines += [line.rstrip() for line in wrapped]
+            if len(lines) > TEXT_LINES:
+                lines = [*lines[: TEXT_LINES - 1], "..."]
+            out.append(f"{key.removesuffix('s') if many else key:>12}  {lines[0]}")
+            out += [" " * MARGIN + more for more in lines[1:]]
     return "\n".join(out) + "\n"
-
-
-def _short(text: str) -> list[str]:
-    """Return a text as a few lines of the screen."""
-    width = WIDTH - MARGIN
-    shown = visible(text.strip()).split("\n")
-    lines = [part.rstrip() for line in shown for part in textwrap.wrap(line, width, drop_whitespace=False) or [""]]
-    return lines if len(lines) <= TEXT_LINES else [*lines[: TEXT_LINES - 1], "..."]

@@ -1,8 +1,7 @@
-"""build.json: what a build holds, in the manifest's order; the one list that mining and training go by."""
+"""build.json: the sources of a build, in the order of the manifest. Mining and training read it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +33,31 @@ def summary_of(
     excluded: list[Excluded],
     contamination: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return what build.json is to say; of the sources that this run did not touch, the `current` ones keep their entries.
+    """Return the content of build.json.
 
-    `manifest` holds the sources that the licence policy lets in; the others stand in `excluded`.
+    Args:
+        folder: the build. Sources that this run did not build keep their entries in its build.json if they are current.
+        manifest: the sources that the licence policy allows.
+        curated: the receipts of the sources that this run built.
+        failed: the sources that this run could not build.
+        current: the sources that are up to date, although this run did not build them.
+        excluded: the sources that the licence policy leaves out.
+        contamination: overlaps with evaluation sets, with `decontaminate:`.
 
     Raises:
-        BuildError: build.json is not what this function wrote.
+        BuildError: the folder's build.json was not written by this function.
     """
     earlier: dict[str, Any] = {"sources": {}, "failed": {}}
     if (folder / BUILD).exists() and not is_older(folder):
         earlier = read_summary(folder)
-    fresh = {name: _entry(receipt) for name, receipt in curated.items()}
+    fresh = {
+        name: {key: receipt[key] for key in CONSTANTS + COUNTS} | {"tuples": receipt["kept"]} for name, receipt in curated.items()
+    }
     errors = {name: str(error) for name, error in failed.items()}
     names = [source.name for source in manifest.sources]
     entries = {name: earlier["sources"][name] for name in current if name in earlier["sources"]} | fresh
     broken = {name: text for name, text in (earlier["failed"] | errors).items() if name in names and name not in fresh}
-    sources = {source.name: entries[source.name] | _about(source) for source in manifest.sources if source.name in entries}
+    sources = {source.name: entries[source.name] | described(source) for source in manifest.sources if source.name in entries}
     return {
         "format": FORMAT,
         "name": manifest.name,
@@ -63,13 +71,13 @@ def summary_of(
 
 
 def write_summary(folder: Path, path: Path, manifest: Manifest, summary: dict[str, Any]) -> None:
-    """Write manifest.yaml, and build.json with the digests of the files beside it and of its stages' receipts."""
+    """Write manifest.yaml, and build.json with the digests of the files next to it and of the receipts of all stages."""
     text, copy, target = merged_yaml(read_manifest(path)), folder / "manifest.yaml", folder / BUILD
     if not copy.exists() or copy.read_bytes() != text:
         with atomic(copy) as file:
             file.write(text)
     files = {name: file_digest(folder / name) for name in BESIDE if (folder / name).is_file()}
-    receipts = {stage: folder / stage / RECEIPT for stage in _stages(manifest, summary["sources"])}
+    receipts = {stage: folder / stage / RECEIPT for stage in used_stages(manifest, list(summary["sources"]))}
     stages = {stage: file_digest(receipt) for stage, receipt in receipts.items() if receipt.is_file()}
     whole = {**summary, "files": files, "stages": stages}
     if target.exists() and target.read_bytes() == sealed(whole):
@@ -78,22 +86,18 @@ def write_summary(folder: Path, path: Path, manifest: Manifest, summary: dict[st
         write_json(target, whole)
 
 
-def _stages(manifest: Manifest, sources: Iterable[str]) -> list[str]:
-    """Return the stages that made the tables of a build; others in its folder are left from an earlier manifest."""
+def used_stages(manifest: Manifest, sources: list[str]) -> list[str]:
+    """Return the stages that a build consists of; other stages in its folder are left from an earlier manifest."""
     near = ["near"] if manifest.dedup else []
-    used = ["shaped", *near, "cleaned", "curated", "heldout"]
-    shared = ["across/overlaps"] if len(list(sources)) > 1 else []
+    folders = ["shaped", *near, "cleaned", "curated", "heldout"]
+    shared = ["across/overlaps"] if len(sources) > 1 else []
     shared += ["across/pairs", "across/drops"] if manifest.dedup and manifest.dedup.across else []
     shared += ["decontaminate"] if manifest.decontaminate else []
-    return [f"{stage}/{name}" for name in sources for stage in used] + shared
+    return [f"{folder}/{name}" for name in sources for folder in folders] + shared
 
 
-def _entry(receipt: Receipt) -> Receipt:
-    return {name: receipt[name] for name in CONSTANTS + COUNTS} | {"tuples": receipt["kept"]}
-
-
-def _about(source: Source) -> dict[str, Any]:
-    """Return what is told of a source, as it stands in the manifest now."""
+def described(source: Source) -> dict[str, Any]:
+    """Return what build.json says about a source in addition to its counts, from the manifest as it is now."""
     return {
         "license": source.license or "",
         "license_class": class_of(source.license),

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from curation.build.check import check, unverified
+from curation.build.check import check
 from curation.cli import curate
 from curation.read.sources import read_rows, take
 from curation.recipe.licenses import class_of
@@ -99,7 +99,7 @@ def test_doubts_and_substitutes_are_told():
     of = {source.name: source for source in F2LLM.sources}
     for name in ("eli5", "amazon_reviews", "bioasq", "coliee"):
         assert of[name].substitute_for
-    assert all(reason for reason in unverified(F2LLM).values())
+    assert all(source.notes for source in F2LLM.sources if not source.verified)
     for source in F2LLM.sources:
         assert (source.license is None) == (source.license_url is None) == (source.license_checked is None), source.name
         assert source.license or "No licence was seen" in (source.notes or ""), source.name
@@ -158,5 +158,5 @@ def test_the_check_says_what_it_skips_without_mteb(monkeypatch):
     (note,) = (note for note in found["notes"] if "mteb" in note)
     assert note == (
         "decontaminate: mteb: mteb is not installed; `pip install 'tuplesmith[mteb]'`, or name the sets in `against`; "
-        "its tasks were not looked at, and a build needs them"
+        "its tasks were not checked, and a build needs them"
     )

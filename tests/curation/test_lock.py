@@ -154,7 +154,7 @@ def test_check_without_the_hub(recipe, tmp_path):
     assert found["tasks"]["retrieval"] == {"sources": 3, "expected": 6, "aim": None, "unknown": ["ranked", "far"]}
     assert found["sources"]["far"]["license_class"] == "unknown"
     text = run("check", recipe)
-    assert "Nothing says how many tuples to expect of ranked, far; they count as none." in text.stdout
+    assert "The number of tuples of ranked, far is unknown; it counts as 0." in text.stdout
     assert " ".join(text.stderr.split()).startswith(f"{recipe}: 1 problem;")
 
 

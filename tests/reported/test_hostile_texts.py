@@ -316,8 +316,8 @@ def test_links_to_where_a_licence_is_claimed_stay():
             ],
         }
     ).sources[0]  # fmt: skip
-    row = attribution._row(attribution._cells(source, entry))
-    kinds, addresses, _ = inline("| a | b | c | d | e | f | g |\n" + "| - " * 7 + "|\n" + row)
+    entry |= {"license_url": source.license_url}
+    kinds, addresses, _ = inline(attribution.sources_table([source], {"s": entry}))
     assert "td_open" in kinds
     assert addresses == [
         "https://huggingface.co/datasets/org/%5Bdata%5D%28javascript:alert%281%29%29",

@@ -140,7 +140,7 @@ def test_a_dry_run_says_what_a_pattern_passes_over(tmp_path):
     }
     (tmp_path / "m.yaml").write_text(yaml.safe_dump({"name": "m", "sources": [source]}))
     done = CliRunner().invoke(curate, ["build", str(tmp_path / "m.yaml"), "--dry-run"])
-    assert "  `negative_*` passes over negative_score: no texts, by their names or what else maps them\n" in done.output
+    assert "  `negative_*` passes over negative_score: no texts by their names, or mapped as something else\n" in done.output
 
 
 def test_an_evaluation_set_is_read_by_the_same_pattern(tmp_path):
