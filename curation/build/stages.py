@@ -21,7 +21,7 @@ import xxhash
 from curation.build.numbering import Frames, number, pairs_of, passages_of
 from curation.clean import decontaminate
 from curation.clean.shingles import SHINGLING
-from curation.clean.siblings import RULES as SIBLINGS
+from curation.clean.siblings import SIBLING_RULES
 from curation.core.builds import FORMAT
 from curation.core.errors import SourceError, listed
 from curation.core.progress import Progress, silent
@@ -226,7 +226,7 @@ def near_depends(job: Job) -> list[Any]:
     assert job.dedup
     mine = receipt_of(job.build / "shaped" / job.source.name)
     texts = {name: digest for name, digest in mine["files"].items() if name.startswith(("tuples-", "corpus."))}
-    return [texts, job.dedup.stored, job.dedup.across, SHINGLING, SIBLINGS]
+    return [texts, job.dedup.stored, job.dedup.across, SHINGLING, SIBLING_RULES]
 
 
 def find_near(job: Job, folder: Path, progress: Progress) -> Receipt:
@@ -310,7 +310,7 @@ def _emptied(source: Source, by: str, drops: pl.DataFrame) -> SourceError:
     """Return the error for a source that has no tuple left: what removed them, and which sets they match."""
     counts = drops.group_by("matched_source", maintain_order=True).len().sort("len", descending=True)
     matched = listed([f"{name} {count}" for name, count in counts.iter_rows()], 5)
-    own = {source.name, decontaminate.HELDOUT + source.name} & set(counts["matched_source"])
+    own = {source.name, decontaminate.HELDOUT_SETS + source.name} & set(counts["matched_source"])
     hint = f"its own held-out queries match the others: lower its 'holdout: {source.holdout}'" if own else "leave the source out"
     if by == "decontamination":
         hint += ", or see what matches with `mode: report`"

@@ -34,7 +34,7 @@ from curation.core.tables import read_parquet, read_table, write_parquet
 from curation.recipe.job import Job, Receipt
 from curation.shape.columns import EVIDENCE_CHARS
 
-NUMBERS = {"better": pl.UInt32, "node": pl.UInt32}
+TUPLE_AND_NODE = {"better": pl.UInt32, "node": pl.UInt32}
 COUNTS = pl.Schema({"source_a": pl.String(), "source_b": pl.String(), "near": pl.UInt32()})
 
 

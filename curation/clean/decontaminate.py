@@ -1,4 +1,4 @@
-"""Decontamination: the evaluation sets' index is made once, and each source leaves behind what stands in it.
+"""Decontamination: the evaluation sets are indexed once, and what occurs in them is removed from each source.
 
 A contaminated query or positive drops its tuple; a contaminated negative, or passage of the source's corpus, is removed alone.
 A text shared with an evaluation corpus that no evaluation query needs is only reported, unless `mode: strict`.
@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
-from curation.clean.overlap_index import RULES as INDEXED
-from curation.clean.overlap_index import read_index, write_index
-from curation.clean.overlap_texts import CORPUS, DOCUMENT, EVALUATION, QUERY, digests_of, tables_of, texts_of
-from curation.clean.siblings import RULES as SIBLINGS
-from curation.clean.siblings import names_of, siblings
+from curation.clean.overlap_index import INDEX_RULES, read_index, write_index
+from curation.clean.overlap_texts import CORPUS, DOCUMENT, EVALUATION, QUERY, digests_of, evaluation_texts, tables_of
+from curation.clean.siblings import SIBLING_RULES, names_of, siblings
 from curation.core.builds import read_build
 from curation.core.errors import ManifestError
 from curation.core.progress import Progress
@@ -27,29 +25,32 @@ from curation.core.tables import read_parquet, write_blocks, write_parquet
 from curation.core.text import normalised
 from curation.read.paths import expand_path, refuse_special
 from curation.read.sources import fail_if_changed, file_states
-from curation.recipe.evaluation import Decontaminate, EvalSet
+from curation.recipe.evaluation import Decontaminate
 from curation.shape.columns import EVIDENCE_CHARS
 
 if TYPE_CHECKING:
     from curation.clean.overlap_lookup import Lookup
 
-HELDOUT = "heldout/"  # what held-out queries are called as an evaluation set: `heldout/SOURCE`
+HELDOUT_SETS = "heldout/"  # the held-out queries of a source are an evaluation set with the name `heldout/SOURCE`
 CONTAMINATION = pl.Schema(
     {
         "source": pl.String(),
         "id": pl.String(),  # of the tuple; null for a passage of a corpus
-        "field": pl.String(),  # query, positive, negative; corpus for a passage of ours or theirs that no query needs
+        "field": pl.String(),  # query, positive, negative; corpus for a passage, ours or theirs, that no query needs
         "task": pl.String(),
         "eval_id": pl.String(),
         "eval_field": pl.String(),  # query, document
-        "rule": pl.String(),  # equal, chars, words: see `matches`
+        "rule": pl.String(),  # equal, chars, words: see `overlap_lookup`
         "score": pl.Float64(),
         "evidence": pl.String(),  # what both have in common
         "action": pl.String(),  # dropped, negative_out, reported
     }
 )
 
-MATCH = {**{name: CONTAMINATION[name] for name in ("task", "eval_id", "rule", "score", "evidence")}, "role": EVALUATION["role"]}
+MATCH_COLUMNS = {
+    **{name: CONTAMINATION[name] for name in ("task", "eval_id", "rule", "score", "evidence")},
+    "role": EVALUATION["role"],
+}
 
 
 class Cleaned(NamedTuple):
@@ -61,88 +62,98 @@ class Cleaned(NamedTuple):
     texts_out: dict[str, int]
 
 
-def make_index(wanted: Decontaminate | None, base: Path, build: Path, holding: tuple[str, ...], progress: Progress) -> None:
-    """Index the evaluation sets and the held-out queries, unless that stands; without `decontaminate:`, leave no index behind.
+def make_index(settings: Decontaminate | None, base: Path, build: Path, holding: tuple[str, ...], progress: Progress) -> None:
+    """Index the evaluation sets and the held-out queries, unless the index is current; without `decontaminate:`, remove it.
+
+    Args:
+        settings: the manifest's `decontaminate:`.
+        base: the manifest's folder.
+        build: the build folder.
+        holding: sources with held-out queries.
+        progress: where to report progress.
 
     Raises:
-        SourceError: an evaluation set cannot be read, or a file of allowed texts.
+        SourceError: an evaluation set cannot be read.
+        ManifestError: the file of allowed texts cannot be read.
     """
     folder = build / "decontaminate"
-    if wanted is None:
+    if settings is None:
         shutil.rmtree(folder, ignore_errors=True)
         return
-    sets = _sets(wanted, base)
+    sets = list(settings.against)
+    if settings.mteb:
+        from curation.clean.mteb_sets import eval_sets  # loads mteb
+
+        sets += eval_sets(settings.mteb, base)
     stages = {name: build / "shaped" / name for name in holding}
     held = {name: receipt_of(stage)["files"]["heldout.parquet"] for name, stage in stages.items()}
     parts = [table for one in sets for _, table in tables_of(one)]
     before = [file_states(table, base) for table in parts]
     reads = [[one.model_dump(), digests_of(one, base)] for one in sets]
-    allowed = _allowed(wanted, base)
+    allowed = _allowed_texts(settings, base)
 
     def frames() -> Iterator[pl.DataFrame]:
         with progress("read evaluation sets", len(sets), "sets") as advance:
             for one in sets:
-                yield from texts_of(one, base)
+                yield from evaluation_texts(one, base)
                 advance(1)
         for name, stage in stages.items():
-            yield _held_out(name, read_parquet(stage / "heldout.parquet"))
+            held_out = read_parquet(stage / "heldout.parquet")
+            queries = held_out.select("id", pl.col("query").alias("text"), pl.lit(QUERY).alias("role"))
+            answers = held_out.select("id", pl.col("positives").alias("text"), pl.lit(DOCUMENT).alias("role")).explode("text")
+            named = (pl.lit(HELDOUT_SETS + name).alias("task"), pl.col("id").alias("eval_id"), "role", "text")
+            yield pl.concat([queries, answers]).drop_nulls("text").select(*named).cast(EVALUATION)
 
     def work(part: Path) -> dict[str, Any]:
         with fail_if_changed(before, parts, base):
             return {"sets": [one.title for one in sets], **write_index(part, frames(), normalised(allowed).drop_nulls())}
 
-    run_stage(folder, digest_of([INDEXED, SIBLINGS, reads, held, allowed.to_list()]), work)
+    run_stage(folder, digest_of([INDEX_RULES, SIBLING_RULES, reads, held, allowed.to_list()]), work)
 
 
-def _sets(wanted: Decontaminate, base: Path) -> list[EvalSet]:
-    if not wanted.mteb:
-        return wanted.against
-    from curation.clean.mteb_sets import eval_sets  # loads mteb
-
-    return wanted.against + eval_sets(wanted.mteb, base)
-
-
-def _allowed(wanted: Decontaminate, base: Path) -> pl.Series:
-    if isinstance(wanted.allow, list):
-        return pl.Series(wanted.allow, dtype=pl.String)
+def _allowed_texts(settings: Decontaminate, base: Path) -> pl.Series:
+    """Return the texts that never count as contaminated, from the manifest or from the file it names."""
+    if isinstance(settings.allow, list):
+        return pl.Series(settings.allow, dtype=pl.String)
     try:
-        path = base / expand_path(wanted.allow, base)
+        path = base / expand_path(settings.allow, base)
         refuse_special(path, "decontaminate: allow")
         lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = "is not utf-8 text" if isinstance(error, UnicodeDecodeError) else f"cannot be read ({error.strerror})"
-        raise ManifestError("decontaminate: allow", f"'{wanted.allow}' {why}", "name a file with one text a line") from None
+        raise ManifestError("decontaminate: allow", f"'{settings.allow}' {why}", "name a file with one text per line") from None
     return pl.Series(lines, dtype=pl.String)
 
 
-def _held_out(source: str, held: pl.DataFrame) -> pl.DataFrame:
-    queries = held.select("id", pl.col("query").alias("text"), pl.lit(QUERY).alias("role"))
-    answers = held.select("id", pl.col("positives").alias("text"), pl.lit(DOCUMENT).alias("role")).explode("text")
-    both = pl.concat([queries, answers]).drop_nulls("text")
-    return both.select(pl.lit(HELDOUT + source).alias("task"), pl.col("id").alias("eval_id"), "role", "text").cast(EVALUATION)
-
-
-def depends_on(wanted: Decontaminate | None, build: Path) -> list[object]:
-    """Return what a source's clean tuples depend on, for a digest."""
-    if wanted is None:
+def depends_on(settings: Decontaminate | None, build: Path) -> list[object]:
+    """Return what a source's cleaned tuples depend on, for a digest."""
+    if settings is None:
         return []
     receipt = receipt_of(build / "decontaminate")
-    return [wanted.mode, receipt["digest"], receipt["files"]]
+    return [settings.mode, receipt["digest"], receipt["files"]]
 
 
-def take_out(wanted: Decontaminate, build: Path, folder: Path, tuples: pl.DataFrame, corpus: pl.Series, source: str) -> Cleaned:
+def take_out(settings: Decontaminate, build: Path, folder: Path, tuples: pl.DataFrame, corpus: pl.Series, source: str) -> Cleaned:
     """Return a source's tuples and corpus without contaminated texts; write `contamination.parquet` into `folder`."""
-    texts = _long(tuples, corpus)
-    hits = _hits(build / "decontaminate", texts)
+    # 1. Every text of the source in each of its roles: at, id, field, text; `at` is null for the corpus
+    frame = tuples.with_row_index("at")
+    roles = [frame.select("at", "id", pl.lit("query").alias("field"), pl.col("query").alias("text"))]
+    for name, field in (("positives", "positive"), ("negatives", "negative")):
+        lists = frame.select("at", "id", pl.lit(field).alias("field"), pl.col(name).alias("text"))
+        roles.append(lists.explode("text", empty_as_null=False).drop_nulls("text"))
+    nothing = (pl.lit(None, pl.UInt32).alias("at"), pl.lit(None, pl.String).alias("id"), pl.lit("corpus").alias("field"))
+    roles.append(corpus.unique(maintain_order=True).alias("text").to_frame().select(*nothing, "text"))
+
+    # 2. The contaminated ones, and what to do with each
+    hits = _contaminated(build / "decontaminate", pl.concat(roles))
     shared = pl.col("role") == CORPUS
-    ours = pl.when(shared).then(pl.lit("corpus")).otherwise("field")
-    goes = pl.lit(wanted.mode != "report") & (~shared | (wanted.mode == "strict"))
-    action = pl.when(~goes).then(pl.lit("reported")).when(pl.col("field").is_in(["query", "positive"]))
-    hits = hits.with_columns(goes.alias("goes"), action.then(pl.lit("dropped")).otherwise(pl.lit("negative_out")).alias("action"))
+    removed = pl.lit(settings.mode != "report") & (~shared | (settings.mode == "strict"))
+    action = pl.when(~removed).then(pl.lit("reported")).when(pl.col("field").is_in(["query", "positive"]))
+    hits = hits.with_columns(action.then(pl.lit("dropped")).otherwise(pl.lit("negative_out")).alias("action"))
     rows = hits.select(
         pl.lit(source).alias("source"),
         "id",
-        ours.alias("field"),
+        pl.when(shared).then(pl.lit("corpus")).otherwise("field").alias("field"),
         "task",
         "eval_id",
         pl.when(pl.col("role") == QUERY).then(pl.lit("query")).otherwise(pl.lit("document")).alias("eval_field"),
@@ -152,54 +163,37 @@ def take_out(wanted: Decontaminate, build: Path, folder: Path, tuples: pl.DataFr
         "action",
     )
     write_parquet(folder / "contamination.parquet", rows.cast(CONTAMINATION))
+
+    # 3. Tuples with a contaminated query or positive are dropped
     gone = hits.filter(pl.col("action") == "dropped").unique("at", keep="first", maintain_order=True).sort("at")
-    reason = pl.when(pl.col("role") == CORPUS).then(pl.lit("shared_corpus")).otherwise(pl.lit("contaminated_") + pl.col("field"))
+    reason = pl.when(shared).then(pl.lit("shared_corpus")).otherwise(pl.lit("contaminated_") + pl.col("field"))
+    gone = gone.with_columns(reason.alias("reason"))
     dropped = dropped_frame(
-        source,
-        "decontaminate",
-        gone["id"],
-        gone.select(reason.alias("reason"))["reason"],
-        gone["evidence"],
-        gone["eval_id"],
-        gone["task"],
+        source, "decontaminate", gone["id"], gone["reason"], gone["evidence"], gone["eval_id"], gone["task"]
     ).with_columns(gone["score"])
-    left = tuples.with_row_index("at").join(gone, on="at", how="anti", maintain_order="left")
+    left = frame.join(gone, on="at", how="anti", maintain_order="left")
+
+    # 4. Contaminated negatives and passages are removed alone
     out = hits.filter(pl.col("action") == "negative_out")
-    left, negatives = _without(left, out.filter(pl.col("field") == "negative"))
+    mine = out.filter(pl.col("field") == "negative").join(left, on="at", how="semi").select("at", "text").unique()
+    negatives = 0
+    if len(mine):
+        long = left.select("at", pl.col("negatives").alias("text")).explode("text", empty_as_null=False).drop_nulls()
+        good = long.join(mine, on=["at", "text"], how="anti", maintain_order="left")
+        negatives = len(long) - len(good)
+        lists = good.group_by("at", maintain_order=True).agg(pl.col("text").alias("negatives"))
+        left = left.drop("negatives").join(lists, on="at", how="left", maintain_order="left")
+        left = left.with_columns(pl.col("negatives").fill_null([]))
     passages = out.filter(pl.col("field") == "corpus")["text"].unique()
-    counts = {"contaminated_negative": negatives, "contaminated_passage": len(passages)}
     kept = corpus.filter(~corpus.is_in(passages.implode())) if len(passages) else corpus
+    counts = {"contaminated_negative": negatives, "contaminated_passage": len(passages)}
     return Cleaned(left.select(tuples.columns), kept, dropped, {name: count for name, count in counts.items() if count})
 
 
-def _without(tuples: pl.DataFrame, out: pl.DataFrame) -> tuple[pl.DataFrame, int]:
-    """Return (tuples without some negatives, how many went)."""
-    here = out.join(tuples, on="at", how="semi").select("at", "text").unique()
-    if not len(here):
-        return tuples, 0
-    long = tuples.select("at", pl.col("negatives").alias("text")).explode("text", empty_as_null=False).drop_nulls()
-    good = long.join(here, on=["at", "text"], how="anti", maintain_order="left")
-    lists = good.group_by("at", maintain_order=True).agg(pl.col("text").alias("negatives"))
-    left = tuples.drop("negatives").join(lists, on="at", how="left", maintain_order="left")
-    return left.with_columns(pl.col("negatives").fill_null([])), len(long) - len(good)
+def _contaminated(index_folder: Path, texts: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows of contaminated `texts` with MATCH_COLUMNS, for each task the best match.
 
-
-def _long(tuples: pl.DataFrame, corpus: pl.Series) -> pl.DataFrame:
-    """Return at, id, field, text: every text of a source in each of its roles; `at` is null for the corpus."""
-    frame = tuples.with_row_index("at")
-    parts = [frame.select("at", "id", pl.lit("query").alias("field"), pl.col("query").alias("text"))]
-    for name, field in (("positives", "positive"), ("negatives", "negative")):
-        lists = frame.select("at", "id", pl.lit(field).alias("field"), pl.col(name).alias("text"))
-        parts.append(lists.explode("text", empty_as_null=False).drop_nulls("text"))
-    alone = corpus.unique(maintain_order=True).alias("text").to_frame()
-    nothing = (pl.lit(None, pl.UInt32).alias("at"), pl.lit(None, pl.String).alias("id"), pl.lit("corpus").alias("field"))
-    return pl.concat([*parts, alone.select(*nothing, "text")])
-
-
-def _hits(index_folder: Path, texts: pl.DataFrame) -> pl.DataFrame:
-    """Return the roles of contaminated texts with task, eval_id, role, rule, score and evidence: the best match a task.
-
-    In the order of `texts`; of one text, what an evaluation asks or answers with comes before what it merely has.
+    In the order of `texts`; of one text, matches with a task's queries and answers come before others.
     """
     from curation.clean.overlap_lookup import RULES, look_up, ready, span_of  # loads the compiled loops
 
@@ -208,7 +202,7 @@ def _hits(index_folder: Path, texts: pl.DataFrame) -> pl.DataFrame:
     lookup = ready(index) if index else None
     found = look_up(lookup, once) if lookup else pl.DataFrame()
     if not len(found):
-        return texts.head(0).with_columns(pl.lit(None, kind).alias(name) for name, kind in MATCH.items())
+        return texts.head(0).with_columns(pl.lit(None, kind).alias(name) for name, kind in MATCH_COLUMNS.items())
     assert index
     assert lookup
     keyed = found.with_columns(
@@ -217,7 +211,7 @@ def _hits(index_folder: Path, texts: pl.DataFrame) -> pl.DataFrame:
     shards = (read_parquet(path) for path in sorted(index_folder.glob("texts-*.parquet")))
     where = pl.concat([shard.join(keyed, on="key", how="semi", maintain_order="left") for shard in shards])
     matches = keyed.join(where, on="key", how="inner").with_columns((pl.col("role") == CORPUS).alias("shared"))
-    matches = matches.join(_siblings(lookup, matches), on=["text", "entry"], how="anti")
+    matches = matches.join(_template_matches(lookup, matches), on=["text", "entry"], how="anti")
     matches = matches.sort("text", "task", "shared", "kind", -pl.col("score"), "role", "eval_id", "form")
     best = matches.unique(["text", "task"], keep="first", maintain_order=True)
     spans = [span_of(text, form, kind) for text, form, kind in best.select("text", "form", "kind").iter_rows()]
@@ -226,11 +220,11 @@ def _hits(index_folder: Path, texts: pl.DataFrame) -> pl.DataFrame:
         pl.col("kind").replace_strict(range(len(RULES)), RULES, return_dtype=pl.String).alias("rule"),
     ).sort("text", "shared", "kind", "task", maintain_order=True)
     placed = texts.with_row_index("place").join(best, on="text", how="inner", maintain_order="left_right")
-    return placed.select(*texts.columns, *MATCH)
+    return placed.select(*texts.columns, *MATCH_COLUMNS)
 
 
-def _siblings(lookup: Lookup, matches: pl.DataFrame) -> pl.DataFrame:
-    """Return text, entry of the matches that are no copies but siblings; matches of the entries among themselves tell too."""
+def _template_matches(lookup: Lookup, matches: pl.DataFrame) -> pl.DataFrame:
+    """Return text, entry of the matches that are siblings, not copies; matches between the entries are evidence too."""
     from curation.clean.overlap_lookup import look_up  # loads the compiled loops
 
     entries = matches.unique("entry", keep="first", maintain_order=True).select("entry", "form", "names")
@@ -263,11 +257,11 @@ def table_of(build: Path, only: list[str]) -> list[tuple[str, str, int, int, int
     ]
 
 
-def gather(wanted: Decontaminate | None, build: Path, sources: list[str]) -> dict[str, Any] | None:
+def gather(settings: Decontaminate | None, build: Path, sources: list[str]) -> dict[str, Any] | None:
     """Write the build's contamination.parquet, and return build.json's part: contaminated texts by task, source and field."""
     path = build / "contamination.parquet"
     (build / "leaks.parquet").unlink(missing_ok=True)  # its name up to format 4
-    if wanted is None:
+    if settings is None:
         path.unlink(missing_ok=True)
         return None
     stages = [build / "cleaned" / name / "contamination.parquet" for name in sources]
@@ -280,4 +274,4 @@ def gather(wanted: Decontaminate | None, build: Path, sources: list[str]) -> dic
     ):
         row = tasks.setdefault(task, {}).setdefault(source, dict.fromkeys(("query", "positive", "negative", "corpus"), 0))
         row[field] = count
-    return {"mode": wanted.mode, "tasks": tasks}
+    return {"mode": settings.mode, "tasks": tasks}

@@ -11,7 +11,7 @@ import polars as pl
 
 from curation.clean.decontaminate import take_out
 from curation.clean.overlap_index import write_index
-from curation.clean.overlap_texts import EVALUATION, QUERY, texts_of
+from curation.clean.overlap_texts import EVALUATION, QUERY, evaluation_texts
 from curation.clean.pairs import near, slices, without_siblings
 from curation.core.tables import read_parquet
 from curation.recipe.evaluation import Decontaminate, EvalSet
@@ -87,7 +87,7 @@ def overlaps(texts: pl.Series, against: Iterable[tuple[str, Path | pl.Series]]) 
     def frames() -> Iterator[pl.DataFrame]:
         for name, one in against:
             if isinstance(one, Path):
-                yield from texts_of(
+                yield from evaluation_texts(
                     EvalSet.model_validate({"reader": "beir", "files": str(one.absolute()), "name": name}), Path()
                 )
             else:

@@ -1,4 +1,4 @@
-"""mteb's tasks as evaluation sets, and the names of tasks a build has trained on, as mteb's model metadata wants them."""
+"""mteb's tasks as evaluation sets, and the names of the tasks whose data a build contains, for mteb's model metadata."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ RETRIEVAL = ("Retrieval", "Reranking", "InstructionRetrieval", "InstructionReran
 
 
 def eval_sets(names: Iterable[str], base: Path) -> list[EvalSet]:
-    """Return the evaluation sets of tasks, and of the tasks of benchmarks, by their names: one a subset and split.
+    """Return the evaluation sets of tasks, and of the tasks of benchmarks, by name: one set per subset and split.
 
     Raises:
         SetupError: mteb is not installed.
-        ManifestError: no such task or benchmark, or one whose texts we cannot find.
-        SourceError: what a task's dataset holds cannot be had.
+        ManifestError: mteb has no such task or benchmark, or a task's texts cannot be found.
+        SourceError: the layout of a task's dataset cannot be read.
     """
     return [one for task in tasks_of(names).values() for one in _of_task(task, base)]
 
 
 def tasks_of(names: Iterable[str]) -> dict[str, Any]:
-    """Return tasks, and the tasks of benchmarks, by their names; SetupError and ManifestError as of `eval_sets`."""
+    """Return tasks, and the tasks of benchmarks, by name; raise SetupError and ManifestError as `eval_sets`."""
     return {task.metadata.name: task for name in names for task in _tasks(name)}
 
 
@@ -48,7 +48,7 @@ def _tasks(name: str) -> list[Any]:
 
 def _of_task(task: Any, base: Path) -> list[EvalSet]:
     name, dataset = task.metadata.name, task.metadata.dataset
-    here = (base / dataset["path"]).is_dir()  # a task of one's own, which mteb wants a revision of all the same
+    here = (base / dataset["path"]).is_dir()  # a local task; mteb requires a revision of it too
     at = {"path": dataset["path"], "revision": None if here else dataset["revision"]}
     made = []
     for subset in task.hf_subsets:
@@ -93,7 +93,7 @@ def _columns(task: Any) -> Fields:
     if hasattr(task, "text_column_name"):  # summarization
         return Fields(query=task.text_column_name, positive=task.human_summaries_column_name)
     raise ManifestError(
-        PLACE, f"'{task.metadata.name}' is of a type we cannot read ({task.metadata.type})", "name its files in `against`"
+        PLACE, f"'{task.metadata.name}' has a type that cannot be read ({task.metadata.type})", "name its files in `against`"
     )
 
 

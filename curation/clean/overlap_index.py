@@ -52,8 +52,8 @@ MARKS = np.array(  # by kind and script
     dtype=np.uint64,
 )
 MIX = 0xFF51AFD7ED558CCD
-SHARE = 7  # tenths of a short text's CHARS that make a match
-FEW = (8, 12)  # words, characters: a shorter text must also make up SHARE of the text it is found in
+SHARED_TENTHS = 7  # tenths of a short text's CHARS that make a match
+FEW = (8, 12)  # words, characters: a shorter text must also make up SHARED_TENTHS of the text it is found in
 LEAST_CHARS = (12, 5)  # characters, of texts with and without spaces: a shorter text says too little
 COMMON_WORD = 100  # a word is common if it is in more than one in so many texts ...
 COMMON_FROM = 1000  # ... of at least so many
@@ -62,8 +62,9 @@ RAREST = 4
 TWO_FROM = 8  # seeds: a text with so many must share two, as most texts that share only one share little else
 SAMPLE = 16
 BLOCK = 20_000  # texts at a time
-RULES = (
-    f"chars {SHARE}/10 {FEW}|words {LONG} {COMMON} {RAREST} {TWO_FROM} {SAMPLE}|least {LEAST_CHARS} {COMMON_WORD} {COMMON_FROM}|5"
+INDEX_RULES = (
+    f"chars {SHARED_TENTHS}/10 {FEW}|words {LONG} {COMMON} {RAREST} {TWO_FROM} {SAMPLE}"
+    f"|least {LEAST_CHARS} {COMMON_WORD} {COMMON_FROM}|5"
 )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from curation.clean import overlap_kernels
-from curation.clean.overlap_index import CHARS_WIDTH, SHARE, TWO_FROM, WHOLE, WORDS, WORDS_WIDTH, Index, measures_of
+from curation.clean.overlap_index import CHARS_WIDTH, SHARED_TENTHS, TWO_FROM, WHOLE, WORDS, WORDS_WIDTH, Index, measures_of
 from curation.clean.signatures import prepare, threads
 from curation.core import characters
 from curation.core.text import normalised
@@ -56,10 +56,10 @@ def look_up(lookup: Lookup, texts: pl.Series) -> pl.DataFrame:
         first, end = block
         data, at = prepare(texts.slice(first, end - first)), 0
         hits, found = np.zeros(len(index.entry_keys), np.int64), []
-        entries = (index.entries, index.gram_begins, index.grams, index.few, lookup.needs)
+        entries = (index.entries, index.gram_begins, index.grams, index.few, lookup.needs, SHARED_TENTHS)
         while at < end - first:  # the loop stops early if `part` is full
             part = np.empty((len(hits) + end - first, 4), np.int64)
-            at, count = overlap_kernels.scan(*data, at, characters.folding_table(), *lookup.table, *entries, SHARE, hits, part)
+            at, count = overlap_kernels.scan(*data, at, characters.folding_table(), *lookup.table, *entries, hits, part)
             found.append(part[:count])
         return np.asarray(np.concatenate(found) + np.array([first, 0, 0, 0]))
 

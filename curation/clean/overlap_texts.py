@@ -1,4 +1,4 @@
-"""The texts of an evaluation set: what it asks, what answers, and the rest of the corpus, each with its own id."""
+"""The texts of an evaluation set: its queries, the documents that answer them, and the rest of its corpus, each with its id."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ EVALUATION = pl.Schema({"task": pl.String(), "eval_id": pl.String(), "role": pl.
 
 
 class Guessed(TextTable):
-    """A table of a benchmark: its id may be called `id`, and a title is put before the text where there is one."""
+    """A table of a benchmark: its id column may be called `id`, and a title, if it has one, is put before the text."""
 
     guesses: ClassVar[dict[str, str]] = {"id": "id", "title": "title"}
 
 
-def texts_of(one: EvalSet, base: Path) -> Iterator[pl.DataFrame]:
-    """Yield the texts of an evaluation set batch by batch, EVALUATION, blanks left out.
+def evaluation_texts(one: EvalSet, base: Path) -> Iterator[pl.DataFrame]:
+    """Yield the texts of an evaluation set in batches, EVALUATION, without blank texts.
 
     Raises:
-        SourceError: see `sources.read_rows`; or a mapped column that is missing or holds no texts, or there is none at all.
+        SourceError: see `sources.read_rows`; or a mapped column is missing or holds no texts, or all texts are blank.
     """
     frames, some = _of_qrels(one, base) if one.corpus and one.queries else _of_rows(one, base), False
     for frame in frames:
@@ -39,25 +39,25 @@ def texts_of(one: EvalSet, base: Path) -> Iterator[pl.DataFrame]:
         some = some or len(good) > 0
         yield good.select(pl.lit(one.title).alias("task"), "eval_id", pl.col("role").cast(pl.UInt8), "text").cast(EVALUATION)
     if not some:
-        raise SourceError(f"evaluation set '{one.title}'", "holds no text, so nothing is kept clear of it", "check 'fields'")
+        raise SourceError(f"evaluation set '{one.title}'", "holds no text, so nothing can be compared with it", "check 'fields'")
 
 
 def tables_of(one: EvalSet) -> list[tuple[str, Table]]:
-    """Return all that an evaluation set is read from, and what its part is called."""
+    """Return (prefix of its files, table) of all tables that an evaluation set is read from."""
     parts: list[tuple[str, Table | None]] = [("", one), ("corpus/", one.corpus), ("queries/", one.queries)]
     return [(part, table) for part, table in parts if table]
 
 
 def digests_of(one: EvalSet, base: Path) -> dict[str, str]:
-    """Return digests of all that an evaluation set is read from."""
+    """Return the digests of all files that an evaluation set is read from."""
     return {f"{part}{name}": digest for part, table in tables_of(one) for name, digest in input_digests(table, base).items()}
 
 
 def _frames(where: str, table: Table, base: Path, names: Sequence[str]) -> Iterator[pl.DataFrame]:
-    """Yield a table's rows, with all columns of these names; every row must be readable, as an unread one would be unprotected.
+    """Yield a table's rows with all columns of these names; every row must be readable, or contamination by it would go unseen.
 
     Raises:
-        SourceError: also where one of the columns is nowhere.
+        SourceError: also if a column is in no row.
     """
     there: dict[str, pl.DataType] = {}
     for rows in read_rows(table, base):
@@ -82,7 +82,7 @@ def _of_rows(one: EvalSet, base: Path) -> Iterator[pl.DataFrame]:
 
 
 def _flat(where: str, frame: pl.DataFrame, name: str) -> pl.DataFrame:
-    """Return eval_id (the row number) and text of a column; lists of any depth are taken apart."""
+    """Return eval_id (the row number) and text of a column; nested lists are flattened."""
     long = pl.DataFrame({"eval_id": frame[ROW].cast(pl.String), "text": column(where, frame, name)})
     while isinstance(long["text"].dtype, pl.List | pl.Array):
         long = long.explode("text")
@@ -110,10 +110,10 @@ def _of_qrels(one: EvalSet, base: Path) -> Iterator[pl.DataFrame]:
 
 
 def _by_id(where: str, table: TextTable, base: Path, wanted: pl.Series, roles: tuple[int, int | None]) -> Iterator[pl.DataFrame]:
-    """Yield eval_id, role and text of a table's rows; those that are not wanted have the second role, or are left out.
+    """Yield eval_id, role and text of a table's rows: wanted ids get the first role, others the second or, if null, are skipped.
 
     Raises:
-        SourceError: also where no row is wanted although some should be: none would be protected.
+        SourceError: also if the table has none of the wanted ids.
     """
     fields = table.fields
     required = [fields.title] if fields.title and not fields.title.endswith("?") else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from curation.clean.overlap_index import CHARS, SEEDS, SHARE, WHOLE, WORDS, Forms, Index
+from curation.clean.overlap_index import CHARS, SEEDS, SHARED_TENTHS, WHOLE, WORDS, Forms, Index
 from curation.clean.overlap_lookup import FOUND, Lookup
 from curation.core.text import normalised
 
@@ -46,4 +46,4 @@ def share_enough(index: Index, forms: Forms, candidates: pl.DataFrame) -> pl.Dat
     entry = both["entry"].to_numpy()
     both = both.with_columns(few=pl.Series(index.few[entry]), size=pl.Series(counts[entry]))
     least = pl.max_horizontal("size", pl.when("few").then("distinct").otherwise(0))
-    return both.filter(pl.col("shared") * 10 >= least * SHARE).select("text", "entry", "shared")
+    return both.filter(pl.col("shared") * 10 >= least * SHARED_TENTHS).select("text", "entry", "shared")

@@ -362,7 +362,7 @@ def test_near_copies_of_held_out_queries_go(tmp_path):
         ("decontaminate: {against: [{files: q.tsv, fields: {query: l}}]}\n", "q.tsv: no such file; paths are relative to the manifest's folder"),
         ("decontaminate: {against: [{files: a.jsonl, fields: {query: l}}]}\n", "evaluation set 'a.jsonl': no column 'l'; columns there are: q, a"),
         ("decontaminate: {against: [{files: bad.jsonl, fields: {query: q}}]}\n", "evaluation set 'bad.jsonl': row 1 is unreadable (bad_json); "),
-        ("decontaminate: {allow: no.txt, against: [{files: a.jsonl, fields: {query: q}}]}\n", "decontaminate: allow: 'no.txt' cannot be read (No such file or directory); name a file with one text a line"),
+        ("decontaminate: {allow: no.txt, against: [{files: a.jsonl, fields: {query: q}}]}\n", "decontaminate: allow: 'no.txt' cannot be read (No such file or directory); name a file with one text per line"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_an_evaluation_set(tmp_path, text, line):

@@ -9,7 +9,7 @@ import pytest
 
 from curation.build.build import build
 from curation.clean import mteb_sets as mteb_tasks
-from curation.clean.overlap_texts import CORPUS, DOCUMENT, QUERY, texts_of
+from curation.clean.overlap_texts import CORPUS, DOCUMENT, QUERY, evaluation_texts
 from curation.core.errors import UserError
 from tests.curation.test_build import write_lines
 from tests.curation.test_decontaminate import ANSWER, EDITED, QUESTION, SHARED
@@ -60,7 +60,7 @@ def scifact(local):
 def test_a_retrieval_task(local, tmp_path):
     scifact(local)
     (one,) = mteb_tasks.eval_sets(["SciFact"], tmp_path)
-    rows = [row for frame in texts_of(one, tmp_path) for row in frame.iter_rows()]
+    rows = [row for frame in evaluation_texts(one, tmp_path) for row in frame.iter_rows()]
     assert rows == [
         ("SciFact", "1", QUERY, QUESTION),
         ("SciFact", "7", DOCUMENT, f"Ljubljanica\n{ANSWER}"),
@@ -81,7 +81,7 @@ def test_a_retrieval_task(local, tmp_path):
 def test_other_tasks(local, tmp_path, name, rows, texts):
     local(name, test=rows)
     sets = mteb_tasks.eval_sets([name], tmp_path)
-    assert [row[2:] for one in sets for frame in texts_of(one, tmp_path) for row in frame.iter_rows()] == texts
+    assert [row[2:] for one in sets for frame in evaluation_texts(one, tmp_path) for row in frame.iter_rows()] == texts
 
 
 def test_a_build_against_a_task(local, tmp_path):

@@ -216,7 +216,7 @@ TABLES = {
 }
 QRELS = "fields: {query_id: q, positive_id: d}, corpus: {files: c.jsonl}, queries: {files: t.jsonl}"
 PROTECTS_NOTHING = [
-    ('{"q": " "}\n{"q": null}\n', "files: e.jsonl, fields: {query: q}", "evaluation set 'e.jsonl': holds no text, so nothing is kept clear of it"),
+    ('{"q": " "}\n{"q": null}\n', "files: e.jsonl, fields: {query: q}", "evaluation set 'e.jsonl': holds no text, so nothing can be compared with it"),
     ('{"q": [], "a": [null]}\n', "files: e.jsonl, fields: {query: q, positive: a}", "evaluation set 'e.jsonl': holds no text"),
     ('{"q": 9, "d": 2}\n', f"files: e.jsonl, {QRELS}", "evaluation set 'e.jsonl' (queries): has none of the ids that its qrels name, such as '9'"),
     ('{"q": 1, "d": 9}\n', f"files: e.jsonl, {QRELS}", "evaluation set 'e.jsonl' (corpus): has none of the ids that its qrels name, such as '9'"),
