@@ -22,9 +22,8 @@ from curation.recipe.job import Job
 from curation.recipe.licenses import Policy, allowed
 from curation.recipe.manifest import load_manifest
 from curation.recipe.source import Source, shape_of
-from curation.shape.columns import column, place_of
+from curation.shape.columns import check_readable, column, place_of
 from curation.shape.shapes import to_tuples
-from curation.shape.unused import check_readable
 
 PREVIEW_ROWS = 1000
 

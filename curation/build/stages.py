@@ -43,14 +43,11 @@ from curation.recipe.job import Done, Inputs, Job, Receipt
 from curation.recipe.source import ABOUT, Source, Table, TextTable, shape_of
 from curation.shape import filters, holdout
 from curation.shape import merge as equal
-from curation.shape.answers import FILE as ANSWERS
-from curation.shape.answers import answers_of
-from curation.shape.columns import place_of
+from curation.shape.columns import check_left, check_readable, check_rows, place_of, reason_counts, unread_rows
 from curation.shape.labelled import pair_up
-from curation.shape.parts import PORTION, Part, Shaped, in_turn, shape_parts, shapes_alone
-from curation.shape.scores import with_scores
+from curation.shape.parts import PORTION, Part, Shaped, in_turn, rows_are_independent, shape_parts
+from curation.shape.scores import ANSWERS, answers_of, with_scores
 from curation.shape.shapes import to_tuples
-from curation.shape.unused import check_left, check_readable, check_rows, counts_of, unread
 
 # what the receipts of later stages repeat of the first one's
 CARRIED = ("rows_in", "rows_used", "rows_dropped", "tuples_made", "merged", "heldout", "inputs", "outside", "shape")
@@ -130,7 +127,7 @@ def shape(job: Job, folder: Path, progress: Progress) -> Receipt:
     by_rows = shape_of(source) != "qrels"  # a limit of qrels counts queries, and is applied when they are known
     with fail_if_changed(job.inputs.marks, list(tables.values()), job.base):
         with progress(f"read {source.name}", None, "rows") as advance:
-            if shapes_alone(source):  # a source of more than one part need not fit in memory
+            if rows_are_independent(source):  # a source of more than one part need not fit in memory
                 parts = read_parts(source, job.base, PORTION, advance)
                 held = list(islice(parts, 2))
                 if len(held) > 1:
@@ -152,11 +149,11 @@ def shape(job: Job, folder: Path, progress: Progress) -> Receipt:
         "outside": sorted({name for table in tables.values() for _, name in files_outside(table, job.base)}),
         "rows_in": made.rows_in,
         "rows_used": made.rows_in - len(made.unused),
-        "rows_dropped": counts_of(made.unused),
+        "rows_dropped": reason_counts(made.unused),
         "tuples_made": made.tuples,
         "merged": len(made.merged),
         "heldout": len(made.held),
-        "dropped": counts_of(made.poor),
+        "dropped": reason_counts(made.poor),
         "texts_out": made.texts_out,
         "table_rows": made.table_rows,
     }
@@ -177,13 +174,13 @@ def _shape_whole(job: Job, rows: pl.DataFrame, lost: list[Lost], folder: Path) -
     texts_out |= unlabelled or {}
     check_left(source, len(tuples), tuples_made, poor)
     tuples, merged = equal.merge_queries(tuples, source.name, job.filters.no_echo)
-    train, held = holdout.set_apart(tuples, source.holdout, job.seed, source.name)
+    train, held = holdout.hold_out(tuples, source.holdout, job.seed, source.name)
     if answers is not None:
         write_parquet(folder / ANSWERS, answers)
     write_table(folder, "tuples", train, compression="lz4")
     if scores is not None:
         write_parquet(folder / "scores.parquet", scores)
-    unused = pl.concat([unread(source, lost), dropped])
+    unused = pl.concat([unread_rows(source, lost), dropped])
     return Shaped(rows_in, tuples_made, unused, poor, merged, held, corpus, instruction, texts_out, table_rows)
 
 
@@ -266,14 +263,14 @@ def clean(job: Job, folder: Path, progress: Progress) -> Receipt:
     """Remove from a source what is held out anywhere, and what occurs in an evaluation set."""
     source, stage = job.source, job.build / "shaped" / job.source.name
     shaped = receipt_of(stage)
-    heldout = holdout.forms_of([(name, read_parquet(path / "heldout.parquet")) for name, path in _holding(job).items()])
+    heldout = holdout.heldout_forms([(name, read_parquet(path / "heldout.parquet")) for name, path in _holding(job).items()])
     corpus = read_parquet(stage / "corpus.parquet")["text"]
     corpus = corpus.filter(~forms(corpus).is_in(heldout["form"].implode()))
     drops, out, hashes = [no_drops()], Counter[str](), []
 
     def kept(frames: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
         for frame in frames:
-            tuples, dropped, negatives = holdout.take_out_heldout(frame, heldout, source.name)
+            tuples, dropped, negatives = holdout.remove_heldout(frame, heldout, source.name)
             drops.append(dropped)
             out["heldout_negative"] += negatives
             hashes.append(_hashes(tuples))
@@ -300,7 +297,7 @@ def clean(job: Job, folder: Path, progress: Progress) -> Receipt:
     # each text once, sorted: the stage `overlaps` counts what two sources share
     write_parquet(folder / "forms.parquet", pl.concat([*hashes, _form_hashes(corpus)]).unique().sort().to_frame())
     counts: dict[str, Any] = {
-        "dropped": shaped["dropped"] | counts_of(pl.concat(drops)),
+        "dropped": shaped["dropped"] | reason_counts(pl.concat(drops)),
         "texts_out": shaped["texts_out"] | {name: count for name, count in out.items() if count},
     }
     return {"source": source.name, **{name: shaped[name] for name in ("instruction", *CARRIED)}, **counts}
@@ -420,7 +417,7 @@ def curate(job: Job, folder: Path, progress: Progress) -> Receipt:
         answers, asked = read_parquet(job.build / "shaped" / source.name / ANSWERS), numbers.keys.gather(numbers.roles["query"])
         write_parquet(folder / ANSWERS, answers.filter(pl.col("key").is_in(asked.implode())), constants)
     write_parquet(folder / "dropped.parquet", pl.concat([read_parquet(stage / "dropped.parquet"), dropped.cast(DROPPED)]))
-    counts = {"kept": kept, "passages": numbers.passages, "dropped": cleaned["dropped"] | counts_of(dropped)}
+    counts = {"kept": kept, "passages": numbers.passages, "dropped": cleaned["dropped"] | reason_counts(dropped)}
     return {**constants, **{name: cleaned[name] for name in (*CARRIED, "texts_out")}, **counts}
 
 

@@ -1,4 +1,4 @@
-"""What the shapes share: the table they make, mapped columns as texts, and reasons for what is left out."""
+"""What the shapes share: the table they make, mapped columns as texts or numbers, and reasons for rows that are left out."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import xxhash
 from curation.core.errors import SourceError, did_you_mean, listed
 from curation.core.record import dropped_frame, split_query
 from curation.core.text import unless
-from curation.read.rows import ROW
+from curation.read.rows import ROW, Lost
 from curation.recipe.source import Source
 
 TUPLES = pl.Schema(
     {
-        "row": pl.UInt64(),  # the number of the (first) row it was made of
+        "row": pl.UInt64(),  # the number of the (first) row it was made from
         "id": pl.String(),
         "query": pl.String(),
         "positives": pl.List(pl.String),
@@ -26,53 +26,50 @@ TUPLES = pl.Schema(
         "label": pl.String(),
     }
 )
-GRADES = "grades"  # list[f64], a number a positive, null where it has none; until equal queries are merged
+GRADES = "grades"  # list[f64], one per positive or null; dropped when equal queries are merged
 EVIDENCE_CHARS = 200
 SHOWN = 80  # characters of a value in an error
 NO_NUMBERS = ("nan", "inf", "infinity", "null", "none")
-BREAKS_A_LINE = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]|^\s|\s$"  # what ends a line or a cell for some reader
+BREAKS_A_LINE = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]|^\s|\s$"  # what may end a line or a cell
 LONGEST_ID, HEAD_OF_ID = 1_000, 200  # characters; Python's csv module refuses a cell of 131,072 bytes
-# Rows that a reader of the source would call broken; they count against `max_bad`. Other reasons are choices.
+# Reasons of broken rows, which count against `max_bad`. Other reasons are choices of the manifest.
 BAD = ("empty_query", "empty_positive", "bad_score", "unknown_query", "unknown_passage", "empty_text", "empty_label")
 
 
 class Tuples(NamedTuple):
-    """What a shape makes of a source."""
+    """What a shape makes from a source."""
 
     tuples: pl.DataFrame  # TUPLES, in order of their first rows; with GRADES where positives have grades
-    dropped: pl.DataFrame  # DROPPED, one line a row that is in no tuple
-    corpus: pl.Series  # texts that are passages although no tuple names them
-    instruction: str = ""  # the source's, or else the one its queries came with
-    scores: pl.DataFrame | None = None  # `scores.SCORES`, where the source has them
-    texts_out: dict[str, int] | None = None  # texts that are in no tuple, by reason, beside those that filters leave out
+    dropped: pl.DataFrame  # DROPPED, one line per row that is in no tuple
+    corpus: pl.Series  # further passages, which no tuple names
+    instruction: str = ""  # the source's, or else the one its queries begin with
+    scores: pl.DataFrame | None = None  # `scores.SCORES`, if the source has them
+    texts_out: dict[str, int] | None = None  # texts left out of tuples, by reason, other than those removed by filters
 
 
 def place_of(source: Source) -> str:
-    """Return how errors name a source."""
+    """Return the name of a source in errors."""
     return f"source '{source.name}'"
 
 
 def column(where: str, rows: pl.DataFrame, wanted: str) -> pl.Series:
-    """Return a mapped column, or a part of one that holds records: `answers.text`.
+    """Return a mapped column, or a field of a column of records: `answers.text`.
 
     Raises:
-        SourceError: there is no such column; the error names those there are.
+        SourceError: there is no such column; the error lists the columns.
     """
     if wanted not in rows.columns:
         there = [other for other in rows.columns if other != ROW]
         what = f"no column '{wanted}'" + did_you_mean(wanted, there)
-        raise SourceError(where, what, f"columns there are: {listed(there, 20)}" + _undivided(wanted, there))
+        # a single column named `question;answer` is a header that was not split
+        signs = [sign for sign in ";\t|," if len(there) == 1 and wanted in there[0].split(sign)]
+        delimiter = f"; perhaps `delimiter: {json.dumps(signs[0])}`" if signs else ""
+        raise SourceError(where, what, f"columns there are: {listed(there, 20)}{delimiter}")
     return rows[wanted]
 
 
-def _undivided(wanted: str, there: list[str]) -> str:
-    """Return what to try where one column's name is a whole header, `question;answer`."""
-    signs = [sign for sign in ";\t|," if len(there) == 1 and wanted in there[0].split(sign)]
-    return f"; perhaps `delimiter: {json.dumps(signs[0])}`" if signs else ""
-
-
-def texts_of(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
-    """Return a mapped column as text, null where it is blank."""
+def text_column(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
+    """Return a mapped column as texts, null if blank."""
     texts = as_texts(place_of(source), wanted, column(place_of(source), rows, wanted))
     return unless(~texts.str.contains(r"\S"), texts)
 
@@ -81,35 +78,36 @@ def as_texts(where: str, name: str, values: pl.Series) -> pl.Series:
     """Return values as texts.
 
     Raises:
-        SourceError: they are lists, records, or bytes that are no text.
+        SourceError: they are lists, records or bytes.
     """
     try:
         if not values.dtype.is_nested():
             return values.alias("text").cast(pl.String)
     except pl.exceptions.PolarsError:
         raise SourceError(where, f"column '{name}' holds {values.dtype}, not text", "map a column of texts") from None
-    hint = "map a column of texts" + (", or `join` its lists" if isinstance(values.dtype, pl.List) else "")
-    raise SourceError(where, f"column '{name}' holds {_kind(values)}, not text", hint)
+    if isinstance(values.dtype, pl.List):
+        raise SourceError(where, f"column '{name}' holds lists, not text", "map a column of texts, or `join` its lists")
+    raise SourceError(where, f"column '{name}' holds records, not text", "map a column of texts")
 
 
-def numbers_of(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
-    """Return a mapped column as finite numbers, null where it holds none; true is 1."""
+def number_column(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
+    """Return a mapped column as finite numbers, else null; true is 1."""
     texts = as_texts(place_of(source), wanted, column(place_of(source), rows, wanted))
-    return texts.to_frame().select(_number(pl.first()))["text"]
+    return texts.to_frame().select(_as_number(pl.first()))["text"]
 
 
-def _number(text: pl.Expr) -> pl.Expr:
+def _as_number(text: pl.Expr) -> pl.Expr:
     bare = text.str.strip_chars()
     number = bare.cast(pl.Float64, strict=False)
     truth = bare.str.to_lowercase().replace_strict({"true": 1.0, "false": 0.0}, default=None, return_dtype=pl.Float64)
     return pl.when(number.is_finite()).then(number).otherwise(truth)
 
 
-def queries_of(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
-    """Return a mapped column as queries: text, after its title, without a rendered instruction, null where blank."""
-    bare = split_query(texts_of(source, rows, wanted))[1]
+def query_column(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
+    """Return a mapped column as queries: title and text without a rendered instruction, null if blank."""
+    bare = split_query(text_column(source, rows, wanted))[1]
     if source.fields.title is not None:
-        titles = texts_of(source, rows, source.fields.title)
+        titles = text_column(source, rows, source.fields.title)
         bare = pl.select(
             pl.when(bare.is_not_null()).then(pl.concat_str([titles, bare], separator="\n", ignore_nulls=True))
         ).to_series()
@@ -117,10 +115,10 @@ def queries_of(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
 
 
 def instruction_of(source: Source, queries: pl.Series) -> str:
-    """Return the instruction of a source: the manifest's, or the one that is rendered into its queries.
+    """Return the instruction of a source: the manifest's, or else the one that its queries begin with.
 
     Raises:
-        SourceError: the manifest has none, and the queries have several.
+        SourceError: the manifest has none, and the queries begin with several.
     """
     if source.instruction or queries.dtype != pl.String:
         return source.instruction
@@ -128,25 +126,25 @@ def instruction_of(source: Source, queries: pl.Series) -> str:
     found = rendered.drop_nulls().unique().sort()
     if len(found) and (rendered.is_null() & queries.str.contains(r"\S")).any():
         what = f"some of its queries begin with the instruction '{found[0]}', and others with none"
-        raise SourceError(place_of(source), what, "say `instruction:`, which then stands for all of them")
+        raise SourceError(place_of(source), what, "set `instruction:`, which replaces them all")
     if len(found) > 1:
         what = f"its queries begin with {len(found)} instructions, '{found[0]}' and '{found[1]}' among them"
-        raise SourceError(place_of(source), what, "say `instruction:`, which then stands for all of them")
+        raise SourceError(place_of(source), what, "set `instruction:`, which replaces them all")
     return str(found[0]) if len(found) else ""
 
 
-def ids_of(source: Source, rows: pl.DataFrame) -> pl.Series:
-    """Return each row's id: `name/row`, or with the id that the source gives it, as `named` writes it.
+def row_ids(source: Source, rows: pl.DataFrame) -> pl.Series:
+    """Return each row's id: `name/row number`, or the mapped id as `named` writes it.
 
     Raises:
-        SourceError: a row has none, or that of another.
+        SourceError: a mapped id is null or not unique.
     """
     if source.fields.id is None:
-        return rows.select(_id(source))["id"]
-    given = texts_of(source, rows, source.fields.id)
+        return rows.select(pl.format("{}/{}", pl.lit(source.name), pl.col(ROW)).alias("id"))["id"]
+    given = text_column(source, rows, source.fields.id)
     ids = named(source, given)
-    hint = "leave out `id`, and rows have their numbers for ids"
-    for wrong, what in ((ids.is_null(), "has no '{}'"), (ids.is_duplicated(), "has the '{}' of another row, {}")):
+    hint = "leave out `id` to use row numbers as ids"
+    for wrong, what in ((ids.is_null(), "has no '{}'"), (ids.is_duplicated(), "repeats the '{}' of another row, {}")):
         if wrong.any():
             at = int(wrong.arg_max() or 0)
             raise SourceError(place_of(source), f"row {rows[ROW][at]} {what.format(source.fields.id, given[at])}", hint)
@@ -156,8 +154,8 @@ def ids_of(source: Source, rows: pl.DataFrame) -> pl.Series:
 def named(source: Source, given: pl.Series) -> pl.Series:
     """Return `name/given id` of each row; an id that begins with the name keeps it.
 
-    Ids are keys of tab-separated files and of lines, so control characters, line separators and white space at the ends are
-    written as in URLs: a tab is %09. A very long id is its head and its digest. An id that was written so stays as it is.
+    Ids are keys in tab-separated files, so control characters, line separators and white space at the ends are percent-encoded:
+    a tab is %09. A very long id becomes its head and its digest. An encoded id stays as it is.
     """
     bare = pl.select(pl.lit(given).str.strip_prefix(f"{source.name}/")).to_series()
     unsafe = (bare.str.contains(BREAKS_A_LINE) | (bare.str.len_chars() > LONGEST_ID)).fill_null(False).arg_true()
@@ -174,51 +172,47 @@ def _safe_id(given: str) -> str:
 
 
 def text_lists(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
-    """Return a mapped column as lists of texts, a text as a list of one; a blank is null, so that each keeps its place."""
+    """Return a mapped column as lists of texts, a single text as a list of one; blanks are null, so that positions stay."""
     values = column(place_of(source), rows, wanted).alias("texts")
     if not isinstance(values.dtype, pl.List):
-        texts = texts_of(source, rows, wanted)
+        texts = text_column(source, rows, wanted)
         return pl.select(pl.concat_list(texts)).to_series()
     lists = values.cast(pl.List(pl.String)).fill_null([])
     return lists.list.eval(pl.when(pl.element().str.strip_chars() != "").then(pl.element()))
 
 
 def number_lists(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
-    """Return a mapped column as lists of finite numbers, a number as a list of one; null for blanks and infinities.
+    """Return a mapped column as lists of finite numbers, a single number as a list of one; null for blanks and infinities.
 
     Raises:
-        SourceError: it holds what is no number, but for the score of a pair.
+        SourceError: a value is not a number, unless it is the score of a pair.
     """
     values = column(place_of(source), rows, wanted)
     if not isinstance(values.dtype, pl.List):
-        if wanted == source.fields.score:  # of a pair; its row is lost
-            return pl.select(pl.concat_list(numbers_of(source, rows, wanted))).to_series()
+        if wanted == source.fields.score:  # of a pair: the row is dropped instead
+            return pl.select(pl.concat_list(number_column(source, rows, wanted))).to_series()
         values = pl.select(pl.concat_list(as_texts(place_of(source), wanted, values))).to_series()
     elif values.dtype.inner.is_numeric():
         return values.cast(pl.List(pl.Float64)).fill_null([])
     texts = values.cast(pl.List(pl.String)).fill_null([])
-    numbers = texts.list.eval(_number(pl.element()))
+    numbers = texts.list.eval(_as_number(pl.element()))
     blank = numbers.list.eval(pl.element().is_null().cast(pl.UInt32)).list.sum()
     for row in range(len(texts)) if blank.sum() else ():
         for text, number in zip(texts[row], numbers[row], strict=True) if blank[row] else ():
             if number is None and text and text.strip() and text.strip().lower().lstrip("+-") not in NO_NUMBERS:
-                what = f"column '{wanted}' holds '{text[:SHOWN]}' (row {rows[ROW][row]}), which is no number"
+                what = f"column '{wanted}' holds '{text[:SHOWN]}' (row {rows[ROW][row]}), which is not a number"
                 raise SourceError(place_of(source), what, "map numbers, or lists of them")
     return numbers
 
 
-def _kind(values: pl.Series) -> str:
-    return "lists" if isinstance(values.dtype, pl.List) else "records"
-
-
-def labels_of(source: Source, rows: pl.DataFrame) -> pl.Series:
-    """Return the label column as text."""
+def label_column(source: Source, rows: pl.DataFrame) -> pl.Series:
+    """Return the label column as texts."""
     assert source.fields.label is not None
-    return texts_of(source, rows, source.fields.label)
+    return text_column(source, rows, source.fields.label)
 
 
-def finish(source: Source, frame: pl.DataFrame, evidence: str = "evidence") -> Tuples:
-    """Split rows with a `reason` from the tuples."""
+def split_dropped(source: Source, frame: pl.DataFrame, evidence: str = "evidence") -> Tuples:
+    """Return the rows without a `reason` as tuples, and the others as dropped."""
     kept = frame.filter(pl.col("reason").is_null())
     gone = frame.filter(pl.col("reason").is_not_null())
     grades = [pl.col(GRADES).cast(pl.List(pl.Float64))] if GRADES in kept.columns else []
@@ -226,10 +220,10 @@ def finish(source: Source, frame: pl.DataFrame, evidence: str = "evidence") -> T
     return Tuples(tuples, dropped_rows(source, gone, evidence), pl.Series("text", [], dtype=pl.String))
 
 
-def graded(frame: pl.DataFrame) -> pl.DataFrame:
-    """Return the frame with each row's positives by falling grade, each once and no blank one, and their grades in step.
+def sort_by_grade(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return the frame with each row's positives by falling grade, distinct and without blanks, and with their grades.
 
-    Equal grades stay in order, and positives without a grade come last.
+    Equal grades stay in order, positives without a grade come last.
     """
     several = frame["positives"].list.len() != 1
     several |= frame["positives"].list.first().is_null()
@@ -248,15 +242,76 @@ def graded(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def dropped_rows(source: Source, gone: pl.DataFrame, evidence: str = "evidence") -> pl.DataFrame:
-    """Return a `DROPPED` line for each row that made no tuple."""
+    """Return a `DROPPED` line per row that made no tuple."""
     shown = gone[evidence].cast(pl.String).str.slice(0, EVIDENCE_CHARS)
     return dropped_frame(source.name, "shape", gone["id"], gone["reason"], shown)
 
 
-def _id(source: Source) -> pl.Expr:
-    return pl.format("{}/{}", pl.lit(source.name), pl.col(ROW)).alias("id")
-
-
-def reason_of(*cases: tuple[pl.Expr, str]) -> pl.Expr:
-    """Return the reason of the first case that holds, else null."""
+def first_reason(*cases: tuple[pl.Expr, str]) -> pl.Expr:
+    """Return the reason of the first case that is true, else null."""
     return pl.coalesce([pl.when(case).then(pl.lit(reason)) for case, reason in cases]).alias("reason")
+
+
+# ---- rows that make no tuple: counted, and an error if there are too many ----
+
+
+def unread_rows(source: Source, lost: list[Lost]) -> pl.DataFrame:
+    """Return rows that could not be read as a `DROPPED` table."""
+    number = "row " if source.fields.id or source.fields.query_id else ""  # so that no row number equals a given id
+    ids = pl.Series([f"{source.name}/{number}{one.row}" for one in lost], dtype=pl.String)
+    reasons = pl.Series([one.reason for one in lost], dtype=pl.String)
+    return dropped_frame(source.name, "read", ids, reasons, pl.Series([one.evidence for one in lost], dtype=pl.String))
+
+
+def check_readable(source: Source, rows: pl.DataFrame, lost: list[Lost]) -> None:
+    """Fail if no row of a source could be read; without rows there are no columns to check either.
+
+    Raises:
+        SourceError: no row could be read.
+    """
+    if rows.is_empty():
+        check_rows(source, len(lost), lost, unread_rows(source, []), 0)
+
+
+def check_rows(source: Source, rows_in: int, lost: list[Lost], dropped: pl.DataFrame, tuples: int) -> None:
+    """Fail if a source has no rows, too many bad ones, or none that makes a tuple.
+
+    Raises:
+        SourceError: one of these is the case.
+    """
+    if rows_in == 0:
+        raise SourceError(place_of(source), "has no rows", "check 'path', 'split' or 'files'")
+    broken = dropped.filter(pl.col("reason").is_in(BAD))
+    bad = sum(one.bad for one in lost) + len(broken)
+    reasons = ", ".join(
+        f"{reason} {n}" for reason, n in sorted(reason_counts(pl.concat([unread_rows(source, lost), dropped])).items())
+    )
+    if bad > source.max_bad * rows_in:
+        first = next((one.evidence for one in lost if one.bad), None) or _first_dropped(broken)
+        what = f"{bad} of {rows_in} rows are bad ({reasons}), and 'max_bad' allows {source.max_bad:.1%}"
+        raise SourceError(place_of(source), what, f"first: {first}")
+    if tuples == 0:
+        hint = "check 'fields', 'labels' and 'threshold'" + (f"; first: {_first_dropped(dropped)}" if len(dropped) else "")
+        raise SourceError(place_of(source), f"none of its {rows_in} rows makes a tuple ({reasons})", hint)
+
+
+def _first_dropped(dropped: pl.DataFrame) -> str:
+    """Return the id, reason and wrong value of the first row of a DROPPED table."""
+    id_, reason, evidence = dropped.select("id", "reason", "evidence").row(0)
+    return f"{id_} {reason}" + (f" '{evidence[:SHOWN]}'" if evidence else "")
+
+
+def check_left(source: Source, left: int, tuples: int, poor: pl.DataFrame) -> None:
+    """Fail if the filters dropped every tuple of a source.
+
+    Raises:
+        SourceError: no tuple is left; the error gives the filters' reasons.
+    """
+    if not left:
+        reasons = ", ".join(f"{reason} {n}" for reason, n in reason_counts(poor).items())
+        raise SourceError(place_of(source), f"filters drop all of its {tuples} tuples ({reasons})", "loosen 'filters'")
+
+
+def reason_counts(dropped: pl.DataFrame) -> dict[str, int]:
+    """Return the number of rows of a DROPPED table by reason."""
+    return dict(dropped.group_by("reason").len().sort("reason").iter_rows())

@@ -1,4 +1,4 @@
-"""Texts too poor to train on: dropped with a reason, and their tuple with them where no positive is left."""
+"""Texts that are too poor to train on are dropped with a reason; without a query or any positive, the whole tuple."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from curation.recipe.source import Filters
 from curation.shape.columns import EVIDENCE_CHARS, GRADES
 from curation.shape.merge import equals_a_positive
 
-SHORT = 3  # characters: below, a text stays by default if it says something all the same
-CONTENT = r"[^\p{L}_]|[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]|.[^_]"  # in its form: more than one letter, as "no", 4, C#, 京
-HIDDEN = 200  # characters: longer texts are not of invisible ones alone
-SLICE = 50_000  # tuples looked at at once: stripped and normalised texts take as much memory as they do
+SHORT = 3  # characters: by default a shorter text is kept if it has CONTENT
+CONTENT = r"[^\p{L}_]|[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]|.[^_]"  # more than one letter: no, 4, C#, 京
+HIDDEN = 200  # characters: a longer text has visible characters too
+SLICE = 50_000  # tuples at a time: their stripped and normalised texts take as much memory as they do
 
 
 def apply(tuples: pl.DataFrame, filters: Filters, source: str, task: str) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]:
-    """Return (tuples left, dropped tuples, {reason: texts taken out of tuples that stayed}).
+    """Return (tuples kept, dropped tuples, {reason: texts removed from tuples that are kept}).
 
-    A tuple is dropped when its query fails, or all its positives do; the reason is the query's, or the first positive's.
-    The passages of a classification are its label texts, which are as the source has them and pass.
+    A tuple is dropped if its query fails or all its positives fail; the reason is that of the query or of the first positive.
+    The passages of a classification are its label texts, which are not filtered.
     """
     if not len(tuples):
         return tuples, dropped_frame(source, "filter", tuples["id"], ""), {}
@@ -33,7 +33,7 @@ def apply(tuples: pl.DataFrame, filters: Filters, source: str, task: str) -> tup
     negatives = _faults(judged, "negatives", passages)
     faulty = [frame["at"].filter(query_fault.is_not_null())]
     faulty += [faults["at"].filter(faults["fault"].is_not_null()) for faults in (positives, negatives)]
-    whole = ~frame["at"].is_in(pl.concat(faulty).implode())  # nearly all, and they stay as they are
+    whole = ~frame["at"].is_in(pl.concat(faulty).implode())  # nearly all tuples: these stay as they are
     looked = frame.with_columns(query_fault.alias("fault")).filter(~whole)
     left, gone = _sorted_out(looked, positives, negatives)
     taken = pl.concat([positives, negatives]).filter(pl.col("fault").is_not_null()).join(left, on="at", how="semi")
@@ -44,7 +44,7 @@ def apply(tuples: pl.DataFrame, filters: Filters, source: str, task: str) -> tup
 
 
 def _sorted_out(looked: pl.DataFrame, positives: pl.DataFrame, negatives: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return (tuples with the good ones of their texts, tuples without a good query or positive) of tuples with a fault."""
+    """Return (tuples with their good texts, tuples without a good query or positive) of tuples with a fault."""
     kept = looked.drop("positives", "negatives")
     if GRADES in kept.columns:
         mine = positives.join(kept, on="at", how="semi", maintain_order="left")
@@ -59,7 +59,7 @@ def _sorted_out(looked: pl.DataFrame, positives: pl.DataFrame, negatives: pl.Dat
     faults = positives.join(kept, on="at", how="semi", maintain_order="left")
     first = faults.group_by("at", maintain_order=True).agg(pl.col("fault").first().alias("first"), pl.col("text").first())
     kept = kept.join(first, on="at", how="left", maintain_order="left")
-    none_left = pl.col("positives").list.len() == 0  # `first` is null where there was none, as in a clustering
+    none_left = pl.col("positives").list.len() == 0  # `first` is null without any positive, as in a clustering
     kept = kept.with_columns(pl.when(pl.col("fault").is_null() & none_left).then("first").otherwise("fault").alias("reason"))
     shown = pl.when(pl.col("fault").is_null()).then("text").otherwise("query").str.slice(0, EVIDENCE_CHARS)
     gone = pl.col("reason").is_not_null()
@@ -67,7 +67,7 @@ def _sorted_out(looked: pl.DataFrame, positives: pl.DataFrame, negatives: pl.Dat
 
 
 def _length_fault(texts: pl.Series, filters: Filters, role: str) -> pl.Series:
-    """Return short_ or long_ROLE, or null, for each text; invisible characters and blanks at its ends do not count."""
+    """Return short_ROLE, long_ROLE or null for each text; invisible characters and blanks at its ends do not count."""
     length = texts.str.strip_chars().str.len_chars()
     hidden = ((length < HIDDEN) & texts.str.contains(INVISIBLE)).fill_null(False).arg_true()
     if len(hidden):
@@ -82,7 +82,7 @@ def _length_fault(texts: pl.Series, filters: Filters, role: str) -> pl.Series:
 
 
 def _faults(frame: pl.DataFrame, name: str, filters: Filters) -> pl.DataFrame:
-    """Return at, text, fault: one line a text of the list column `name`; fault is null for a good text."""
+    """Return at, text, fault: one line per text of the list column `name`; fault is null for a good text."""
     return pl.concat([_faults_of(some, name, filters) for some in frame.iter_slices(SLICE)] or [_faults_of(frame, name, filters)])
 
 
@@ -101,6 +101,6 @@ def _faults_of(frame: pl.DataFrame, name: str, filters: Filters) -> pl.DataFrame
 
 
 def _forms(texts: pl.Series) -> pl.Series:
-    """Return the normalised forms of texts of which many recur, such as the paragraph of several questions."""
+    """Return the normalised forms of texts; each distinct text is normalised once, as many recur."""
     numbers, once = numbered(texts)
     return normalised(once).gather(numbers)

@@ -1,12 +1,11 @@
-"""Queries set apart for evaluation, and the watch that nothing of them comes back through another door.
+"""Held-out queries for evaluation, and their removal from all training tuples.
 
-They are taken by what they share, not one by one: tuples with a positive or a query in common (equal normalised form)
-stay together, so that no held-out passage is anyone's training positive.
+Tuples that share a positive or a query (equal normalised form) are held out together, so that no held-out passage is a training
+positive.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,22 +16,22 @@ from curation.core.record import draws, dropped_frame, key_of
 from curation.core.store import atomic, write_lines
 from curation.core.text import connected, forms
 from curation.shape.columns import EVIDENCE_CHARS
-from curation.shape.merge import distinct
+from curation.shape.merge import distinct_by_key
 
 HELDOUT = pl.Schema({"form": pl.String(), "id": pl.String(), "source": pl.String()})
 
 
-def set_apart(tuples: pl.DataFrame, wanted: int, seed: int, source: str) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return (tuples to train on, held-out tuples): whole families of tuples, drawn by seed, at most `wanted` tuples.
+def hold_out(tuples: pl.DataFrame, wanted: int, seed: int, source: str) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return (tuples to train on, held-out tuples): whole groups of tuples that share texts, drawn by seed, at most `wanted`.
 
     Raises:
-        SourceError: nothing would be left to train on, or no family is small enough.
+        SourceError: no tuple would be left to train on, or no group is small enough.
     """
     if not wanted:
         return tuples, tuples.head(0)
     where = f"source '{source}'"
     if wanted >= len(tuples):
-        raise SourceError(where, f"'holdout: {wanted}' leaves nothing of {len(tuples)} tuples to train on", "hold out fewer")
+        raise SourceError(where, f"'holdout: {wanted}' leaves none of its {len(tuples)} tuples to train on", "hold out fewer")
     long = pl.concat(
         [
             tuples.with_row_index("at").select("at", pl.col("positives").alias("text")).explode("text"),
@@ -50,15 +49,13 @@ def set_apart(tuples: pl.DataFrame, wanted: int, seed: int, source: str) -> tupl
         if total == wanted:
             break
     if not taken:
-        raise SourceError(
-            where, f"its tuples hang together in families larger than 'holdout: {wanted}'", "hold out more, or none"
-        )
+        raise SourceError(where, f"its tuples share texts in groups larger than 'holdout: {wanted}'", "hold out more, or none")
     held = pl.Series(np.isin(family, taken))
     return tuples.filter(~held), tuples.filter(held)
 
 
-def forms_of(held: list[tuple[str, pl.DataFrame]]) -> pl.DataFrame:
-    """Return a HELDOUT table of held-out tuples by source: the form of every query and positive, with its tuple's id."""
+def heldout_forms(held: list[tuple[str, pl.DataFrame]]) -> pl.DataFrame:
+    """Return a HELDOUT table of (source, its held-out tuples): the form of every query and positive, with its tuple's id."""
     tables = [pl.DataFrame(schema=HELDOUT)]
     for source, tuples in held:
         queries = tuples.select("id", pl.col("query").alias("text"))
@@ -67,10 +64,10 @@ def forms_of(held: list[tuple[str, pl.DataFrame]]) -> pl.DataFrame:
     return pl.concat(tables).unique("form", keep="first", maintain_order=True)
 
 
-def take_out_heldout(tuples: pl.DataFrame, heldout: pl.DataFrame, source: str) -> tuple[pl.DataFrame, pl.DataFrame, int]:
-    """Return (tuples left, dropped tuples, negatives taken out): no held-out text stays, in whichever role it came.
+def remove_heldout(tuples: pl.DataFrame, heldout: pl.DataFrame, source: str) -> tuple[pl.DataFrame, pl.DataFrame, int]:
+    """Return (tuples kept, dropped tuples, number of removed negatives): no held-out text stays in any role.
 
-    A tuple goes with its query, or with its last positive; a negative goes alone. The evidence is the text.
+    A held-out query, or the last positive, drops its tuple; a negative is removed alone. The evidence is the text.
     """
     if not len(heldout) or not len(tuples):
         return tuples, dropped_frame(source, "decontaminate", tuples["id"].head(0), ""), 0
@@ -109,7 +106,7 @@ def take_out_heldout(tuples: pl.DataFrame, heldout: pl.DataFrame, source: str) -
 
 
 def _held_out(long: pl.DataFrame, heldout: pl.DataFrame) -> pl.DataFrame:
-    """Return at, text, matched_id, source: matched_id is null for a text that is not held out."""
+    """Return at, text, matched_id, source; matched_id is null for a text that is not held out."""
     found = long.with_columns(forms(long["text"]).alias("form")).join(heldout, on="form", how="left", maintain_order="left")
     return found.select("at", "text", pl.col("id").alias("matched_id"), "source")
 
@@ -117,18 +114,13 @@ def _held_out(long: pl.DataFrame, heldout: pl.DataFrame) -> pl.DataFrame:
 def write_beir(folder: Path, held: pl.DataFrame, corpus: pl.Series) -> None:
     """Write held-out queries as a BEIR folder: corpus.jsonl, queries.jsonl, qrels/test.tsv.
 
-    The corpus is all passages of the source, those trained on too: they are the distractors a search engine would have.
+    The corpus is all passages of the source, including those of training tuples: they are the distractors.
     """
     (folder / "qrels").mkdir(parents=True)
-    passages = distinct(pl.concat([corpus, held["positives"].explode()]))
+    passages = distinct_by_key(pl.concat([corpus, held["positives"].explode()]))
     write_lines(folder / "corpus.jsonl", ({"_id": key.hex(), "title": "", "text": text} for text, key in passages.iter_rows()))
     write_lines(folder / "queries.jsonl", ({"_id": id_, "text": text} for id_, text in held.select("id", "query").iter_rows()))
     with atomic(folder / "qrels" / "test.tsv") as file:
-        file.writelines(line.encode() for line in _qrels(held))
-
-
-def _qrels(held: pl.DataFrame) -> Iterator[str]:
-    yield "query-id\tcorpus-id\tscore\n"
-    for id_, positives in held.select("id", "positives").iter_rows():
-        for text in positives:
-            yield f"{id_}\t{key_of(text).hex()}\t1\n"
+        file.write(b"query-id\tcorpus-id\tscore\n")
+        for id_, positives in held.select("id", "positives").iter_rows():
+            file.writelines(f"{id_}\t{key_of(text).hex()}\t1\n".encode() for text in positives)

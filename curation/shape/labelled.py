@@ -1,4 +1,4 @@
-"""Labelled texts to tuples: two labels make a classification, many make a clustering."""
+"""Labelled texts to tuples: a classification has two labels, a clustering any number."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from curation.core.text import forms
 from curation.read.mapping import labels_by_form
 from curation.read.rows import ROW
 from curation.recipe.source import Source
-from curation.shape.columns import Tuples, finish, ids_of, labels_of, place_of, queries_of, reason_of
+from curation.shape.columns import Tuples, first_reason, label_column, place_of, query_column, row_ids, split_dropped
 
-NUMBER = re.compile(r"-?(0|[1-9]\d{0,40})(\.\d{1,40})?([eE][+-]?\d{1,3})?")  # without leading zeros, which codes have
+NUMBER = re.compile(r"-?(0|[1-9]\d{0,40})(\.\d{1,40})?([eE][+-]?\d{1,3})?")  # without leading zeros: codes have these
 
 
 def _labelled(source: Source, rows: pl.DataFrame) -> pl.DataFrame:
-    """Return row, query, label, form (what counts as the same text), reason and evidence."""
+    """Return row, id, query, label, form (equal for texts that count as the same), reason and evidence."""
     assert source.fields.query is not None
-    texts, labels = queries_of(source, rows, source.fields.query), labels_of(source, rows)
+    texts, labels = query_column(source, rows, source.fields.query), label_column(source, rows)
     frame = pl.DataFrame(
         {
             "row": rows[ROW],
-            "id": ids_of(source, rows),
+            "id": row_ids(source, rows),
             "query": texts,
             "evidence": labels,
             "label": labels,
@@ -41,13 +41,13 @@ def _labelled(source: Source, rows: pl.DataFrame) -> pl.DataFrame:
         )
     there = frame["evidence"].drop_nulls().unique().sort().to_list()
     absent = [label for label in source.skip_labels if not {*labels_by_form({label: ""})} & {*there}]
-    for label in absent if source.limit is None else ():  # a sample may well lack it
+    for label in absent if source.limit is None else ():  # a sample may lack it
         what = f"no row has the label '{label}' of 'skip_labels'" + did_you_mean(label, there)
         raise SourceError(place_of(source), what, f"labels there are: {listed(there, 20)}")
     refuse_typos(source, source.labels, there)
     _refuse_alike(source, frame["label"].unique().drop_nulls().sort().to_list())
     return frame.with_columns(
-        reason_of(
+        first_reason(
             (pl.col("query").is_null(), "empty_text"),
             (pl.col("evidence").is_null(), "empty_label"),
             (pl.col("evidence").is_in(list(skipped)), "skipped_label"),
@@ -58,15 +58,15 @@ def _labelled(source: Source, rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def refuse_typos(source: Source, labels: Mapping[str, str], there: list[str]) -> None:
-    """Refuse labels of a manifest of which no row has one while rows have another: their class would be left out.
+    """Fail if rows have a label that the manifest lacks while it has a label that no row has: a class would be left out.
 
     Raises:
-        SourceError: there are both, or two keys mean one label; in a sample, which may lack a label, only where two look alike.
+        SourceError: both exist, or two keys are one label; in a sample, which may lack a label, only if two labels look alike.
     """
     for n, key in enumerate(labels):
         twice = [other for other in list(labels)[:n] if {*labels_by_form({other: ""})} & {*labels_by_form({key: ""})}]
         if twice and labels[twice[0]] != labels[key]:
-            what = f"the keys '{twice[0]}' and '{key}' of 'labels' are one label, with two meanings"
+            what = f"the keys '{twice[0]}' and '{key}' of 'labels' are the same label with two meanings"
             raise SourceError(place_of(source), what, "keep one")
     known = {*labels_by_form(labels), *labels_by_form(dict.fromkeys(source.skip_labels, ""))}
     unknown = sorted(set(there) - known)
@@ -74,24 +74,24 @@ def refuse_typos(source: Source, labels: Mapping[str, str], there: list[str]) ->
     for label in unknown if absent else ():
         near = did_you_mean(label, absent)
         if near or (source.labels and source.limit is None and len(unknown) < len(set(there))):
-            what = f"no key of 'labels' is '{label}', which rows have, and no row has '{absent[0]}'{near}"
+            what = f"rows have the label '{label}', which is not in 'labels', and no row has '{absent[0]}'{near}"
             raise SourceError(place_of(source), what, f"labels there are: {listed(sorted(there), 20)}")
 
 
 def _refuse_alike(source: Source, labels: list[str]) -> None:
-    """Refuse labels that may well be one: equal numbers, such as 0.5 and 0.50, true and True, or `a` and `a `."""
+    """Fail if two labels may be the same: equal numbers, such as 0.5 and 0.50, true and True, or `a` and `a `."""
     seen: dict[Decimal | str, str] = {}
     for label in labels:
         bare = " ".join(label.split())
         truth = bare.lower() if bare.lower() in ("true", "false") else bare
         other = seen.setdefault(Decimal(bare) if NUMBER.fullmatch(bare) else truth, label)
         if other != label:
-            what = f"column '{source.fields.label}' has the labels '{other}' and '{label}', which may be one"
+            what = f"column '{source.fields.label}' has the labels '{other}' and '{label}', which may be the same"
             raise SourceError(place_of(source), what, "map each to its text under 'labels'")
 
 
 def classification(source: Source, rows: pl.DataFrame) -> Tuples:
-    """Make a tuple of each text: its own label's text is the positive, the other label's the one negative."""
+    """Make a tuple from each text: its label's text is the positive, the other label's text the only negative."""
     frame = _labelled(source, rows)
     there = sorted(frame.filter(pl.col("reason").is_null())["label"].unique().to_list())
     if len(frame) and source.labels and frame["label"].null_count() == len(frame):
@@ -102,10 +102,10 @@ def classification(source: Source, rows: pl.DataFrame) -> Tuples:
         what = f"classification takes two labels, and column '{source.fields.label}' has {len(there)}" + (
             f": {listed(there)}" if there else ""
         )
-        hint = "use `task: clustering` for more than two" if len(there) > 2 else "a label with one class only teaches nothing"
+        hint = "use `task: clustering` for more than two" if len(there) > 2 else "one class alone teaches nothing"
         raise SourceError(place_of(source), what, hint)
     other = dict(zip(there, reversed(there), strict=True))
-    return finish(
+    return split_dropped(
         source,
         frame.with_columns(
             pl.concat_list("label").alias("positives"),
@@ -115,14 +115,14 @@ def classification(source: Source, rows: pl.DataFrame) -> Tuples:
 
 
 def clustering(source: Source, rows: pl.DataFrame) -> Tuples:
-    """Make a tuple of each text, still without a positive: `pair_up` draws it from the texts that are left in the end."""
+    """Make a tuple from each text, without a positive: `pair_up` draws it later, from the texts that are kept."""
     frame = _labelled(source, rows)
     empty = pl.lit([], dtype=pl.List(pl.String))
-    return finish(source, frame.with_columns(empty.alias("positives"), empty.alias("negatives")))
+    return split_dropped(source, frame.with_columns(empty.alias("positives"), empty.alias("negatives")))
 
 
 def pair_up(tuples: pl.DataFrame, seed: int, source: str) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Give each text of a clustering a positive; return (tuples, dropped ones: alone in their class).
+    """Give each text of a clustering a positive; return (tuples, dropped tuples: those alone in their class).
 
     Raises:
         SourceError: fewer than two classes have two texts.
@@ -140,7 +140,7 @@ def pair_up(tuples: pl.DataFrame, seed: int, source: str) -> tuple[pl.DataFrame,
 def partners(kept: pl.DataFrame, seed: int, name: str) -> np.ndarray:
     """Return for each text the position of another text of its class with another form, drawn by its row number.
 
-    First one of the class's other forms is drawn, then one of that form's texts, so copies gain no weight.
+    First one of the class's other forms is drawn, then a text of that form, so that copies have no more weight.
     """
     order = kept.with_row_index("at").sort("label", "form", "at")
     new_form = (

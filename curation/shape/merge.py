@@ -1,4 +1,4 @@
-"""What is the same: equal queries become one tuple."""
+"""Tuples with equal queries become one tuple."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from curation.shape.columns import GRADES
 LISTS = ("positives", "negatives")
 
 
-def distinct(texts: pl.Series) -> pl.DataFrame:
-    """Return text and key of each distinct text, in order of first appearance; texts are the same when their keys are."""
+def distinct_by_key(texts: pl.Series) -> pl.DataFrame:
+    """Return text and key of each distinct text, in order of first appearance; texts are equal if their keys are."""
     once = pl.DataFrame({"text": texts.unique(maintain_order=True)})
     once = once.with_columns(composed(once["text"]).alias("same")).unique("same", keep="first", maintain_order=True)
     return once.select("text", keys_of(once["same"]))
 
 
 def equals_a_positive(tuples: pl.DataFrame, negatives: pl.DataFrame, by: str) -> pl.Series:
-    """Tell which negatives (`by`, form) have the form of a positive of their tuple; `tuples` have `by` and positives."""
+    """Return which negatives (`by`, form) have the form of a positive of their tuple; `tuples` have `by` and positives."""
     there = tuples.join(negatives, on=by, how="semi").select(by, pl.col("positives").alias("text"))
     there = there.explode("text", empty_as_null=False).drop_nulls("text")
     positives = there.select(by, forms(there["text"]).alias("form")).unique()
@@ -29,20 +29,20 @@ def equals_a_positive(tuples: pl.DataFrame, negatives: pl.DataFrame, by: str) ->
 
 
 def merge_queries(tuples: pl.DataFrame, source: str, no_echo: bool = True) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return (tuples with distinct queries, merged ones as a `DROPPED` table).
+    """Return (tuples with distinct queries, merged tuples as a `DROPPED` table).
 
-    Queries are equal when their keys are. The first keeps its place and id; positives and negatives are united in order,
-    positives with grades by these, of which no tuple has any afterwards.
+    Queries are equal if their keys are. The first tuple keeps its place and id. Positives and negatives are united in order;
+    positives with grades are sorted by these, and the grades are dropped.
     """
     graded_lists = tuples.select("positives", GRADES) if GRADES in tuples.columns else None
     tuples = tuples.drop(GRADES, strict=False)
     same = composed(tuples["query"])
     at = np.arange(len(tuples))
-    some = np.flatnonzero(same.hash().is_duplicated())  # few: those that share a hash by chance are told apart below
+    some = np.flatnonzero(same.hash().is_duplicated())  # few; equal hashes of different queries are separated below
     numbers, once = numbered(same.gather(some))
     if len(once) == len(some):
         return tuples, dropped_frame(source, "merge", tuples["id"].head(0), "same_query")
-    places = np.flatnonzero(np.diff(np.maximum.accumulate(numbers), prepend=-1))  # where each number stands first
+    places = np.flatnonzero(np.diff(np.maximum.accumulate(numbers), prepend=-1))  # the first place of each number
     earliest = at.copy()
     earliest[some] = some[places[numbers]]
     first = pl.Series("first", earliest, dtype=pl.UInt32)

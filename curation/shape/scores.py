@@ -1,7 +1,7 @@
-"""Scores that a source comes with, a teacher's or a miner's, kept for the texts that are left of it in the end.
+"""Scores and answers that a source comes with, kept beside its tuples.
 
-A score belongs to a query and a text, whatever becomes of the lists they stand in: texts are filtered, queries merged. So
-it is kept beside the tuples by the keys of both, and taken up again when tuples get their numbers.
+A score of a teacher or a miner belongs to a query and a text, whatever becomes of their lists: texts are filtered, queries
+merged. So it is stored by the keys of both, and joined again when passages get their numbers.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from curation.read.rows import ROW
 from curation.recipe.source import Source
 from curation.shape.columns import column, number_lists, place_of, text_lists
 
+ANSWERS = "answers.parquet"
 SCORES = pl.Schema({"query": pl.Binary(), "text": pl.Binary(), "score": pl.Float32()})  # keys of both
 
 
 def scores_of(source: Source, rows: pl.DataFrame, queries: pl.Series, sides: dict[str, pl.Series]) -> pl.DataFrame | None:
-    """Return the SCORES of positives and negatives, or None where no column of them is mapped.
+    """Return the SCORES of positives and negatives, or None if no column is mapped.
 
     Raises:
-        SourceError: a row has more or fewer scores than texts. None at all is no complaint.
+        SourceError: a row has more or fewer scores than texts; a row without any score is allowed.
     """
     mapped = {"positives": source.fields.positive_score, "negatives": source.fields.negative_scores}
     parts = []
@@ -34,11 +35,11 @@ def scores_of(source: Source, rows: pl.DataFrame, queries: pl.Series, sides: dic
             numbers = number_lists(source, rows, name)
             _same_length(source, rows, texts, numbers, name, or_none=True)
             parts.append((texts, numbers))
-    return _table(queries, parts) if parts else None
+    return _score_table(queries, parts) if parts else None
 
 
 def grades_of(source: Source, rows: pl.DataFrame, positives: pl.Series) -> pl.Series | None:
-    """Return a list of grades a row, one a positive: a pair's score, a teacher's scores; None where no column has them."""
+    """Return a list of grades per row, one per positive: the score of a pair, or a teacher's scores; None if unmapped."""
     if (name := source.fields.score or source.fields.positive_score) is None:
         return None
     numbers = number_lists(source, rows, name)
@@ -48,11 +49,10 @@ def grades_of(source: Source, rows: pl.DataFrame, positives: pl.Series) -> pl.Se
 def listed_sides(
     source: Source, rows: pl.DataFrame, queries: pl.Series
 ) -> tuple[dict[str, pl.Series], pl.Series, pl.DataFrame | None, int]:
-    """Return ({positives, negatives}, grades of the positives, SCORES or None) of documents with labels or scores.
+    """Return ({positives, negatives}, grades of the positives, SCORES or None, unlabelled) of documents with labels or scores.
 
-    The last is how many documents are on neither side, as they have no label or score.
-
-    Where nothing says which are positives, the first of those with the highest score is the one.
+    `unlabelled` is the number of documents on neither side, as they have no label or score. Without labels and threshold, the
+    first document with the highest score is the positive.
 
     Raises:
         SourceError: a row has more or fewer labels or scores than documents.
@@ -87,14 +87,14 @@ def listed_sides(
         both = both.join(table, on="at", how="left", maintain_order="left")
     sides = {side: both[side].fill_null([]) for side in ("positives", "negatives")}
     unlabelled = long.filter(pl.col("right").is_null() & pl.col("text").is_not_null()).height
-    scores = _table(queries, [(documents, known[f.score])]) if f.score else None
+    scores = _score_table(queries, [(documents, known[f.score])]) if f.score else None
     return sides, both["grades"].fill_null([]), scores, unlabelled
 
 
 def with_scores(pairs: pl.DataFrame, keys: pl.Series, scores: pl.DataFrame) -> pl.DataFrame:
-    """Return PAIRS with `positive_score` and `negative_scores` as in MINED_PAIRS: null where a text has none.
+    """Return PAIRS with `positive_score` and `negative_scores` as in MINED_PAIRS, null for a text without a score.
 
-    `keys` are those of the passages, by their numbers.
+    `keys` are the keys of the passages, by number.
     """
     tuples = pairs.with_row_index("at")
     first = tuples.select("at", pl.col("key").alias("query"), pl.col("positives").list.first().alias("pid"))
@@ -111,7 +111,8 @@ def with_scores(pairs: pl.DataFrame, keys: pl.Series, scores: pl.DataFrame) -> p
     return pairs.with_columns(first["score"].alias("positive_score"), lists["negative_scores"].fill_null([]))
 
 
-def _table(queries: pl.Series, parts: list[tuple[pl.Series, pl.Series]]) -> pl.DataFrame:
+def _score_table(queries: pl.Series, parts: list[tuple[pl.Series, pl.Series]]) -> pl.DataFrame:
+    """Return SCORES of lists of texts and their scores."""
     asked = queries.is_not_null()
     keys = keys_of(queries.filter(asked)).alias("query")
     tables = []
@@ -126,11 +127,28 @@ def _table(queries: pl.Series, parts: list[tuple[pl.Series, pl.Series]]) -> pl.D
 def _same_length(
     source: Source, rows: pl.DataFrame, texts: pl.Series, numbers: pl.Series, name: str, or_none: bool = False
 ) -> None:
+    """Fail if a row has another number of texts than of numbers; with `or_none`, a row without any number is allowed."""
     have, wanted = numbers.list.len(), texts.list.len()
     wrong = have != wanted
     if or_none:
         wrong &= numbers.list.drop_nulls().list.len() > 0
     if wrong.any():
         at = int(wrong.arg_max() or 0)
-        told = f"row {rows[ROW][at]} has {wanted[at]} texts and {have[at]} numbers in '{name}'"
-        raise SourceError(place_of(source), told, "give each text one, null where it has none, or map no such column")
+        what = f"row {rows[ROW][at]} has {wanted[at]} texts and {have[at]} numbers in '{name}'"
+        raise SourceError(place_of(source), what, "give each text a number or null, or leave the column out of 'fields'")
+
+
+def answers_of(source: Source, rows: pl.DataFrame, tuples: pl.DataFrame) -> pl.DataFrame | None:
+    """Return `key` (of a query) and its distinct `answers`, for tuples whose rows have any; None if no column is mapped.
+
+    Answers are not part of a tuple, but evidence that a negative is false. The second tuple of `both_ways` has none, as it
+    asks for something else.
+    """
+    if source.fields.answer is None:
+        return None
+    answers = text_lists(source, rows, source.fields.answer).list.drop_nulls()
+    named = pl.DataFrame({"row": rows[ROW].cast(pl.UInt64), "answers": answers})
+    asked = tuples.select("row", keys_of(tuples["query"])).unique("row", keep="first", maintain_order=True)
+    both = asked.join(named.filter(pl.col("answers").list.len() > 0), on="row", maintain_order="left")
+    lists = both.group_by("key", maintain_order=True).agg(pl.col("answers").explode(empty_as_null=False))
+    return lists.with_columns(pl.col("answers").list.unique(maintain_order=True))

@@ -8,8 +8,8 @@
                                                           clustering: positive = another text of the class
     qrels      query id + passage id, corpus, queries     one query, one tuple
 
-Every row is in a tuple or in `dropped`, never in both, never in none. Of several positives the one with the highest grade
-or score comes first, and those without a grade last; equal ones stay as the source has them.
+Every row is either in a tuple or in `dropped`. Of several positives the one with the highest grade
+or score comes first, and those without a grade last; equal ones keep the order of the source.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from curation.shape.columns import (
     as_texts,
     column,
     dropped_rows,
-    finish,
-    graded,
-    ids_of,
+    first_reason,
     instruction_of,
-    labels_of,
+    label_column,
     named,
-    numbers_of,
+    number_column,
     place_of,
-    queries_of,
-    reason_of,
+    query_column,
+    row_ids,
+    sort_by_grade,
+    split_dropped,
+    text_column,
     text_lists,
-    texts_of,
 )
 from curation.shape.labelled import classification, clustering, refuse_typos
 from curation.shape.scores import grades_of, listed_sides, scores_of
@@ -66,22 +66,22 @@ def to_tuples(
         assert corpus is not None
         assert queries is not None
         assert source.queries is not None
-        made = _qrels(source, rows, seed, corpus, queries)
+        made = _shape_qrels(source, rows, seed, corpus, queries)
         return made._replace(instruction=instruction_of(source, queries[source.queries.fields.text]))
     assert source.fields.query is not None
     if shape == "nli":
-        made = _nli(source, rows)
+        made = _shape_nli(source, rows)
     elif shape == "labelled":
         made = classification(source, rows) if source.task == "classification" else clustering(source, rows)
     else:
-        made = _pairs(source, rows, scored=shape == "scored")
+        made = _shape_pairs(source, rows, scored=shape == "scored")
     return made._replace(instruction=instruction_of(source, rows[source.fields.query]))
 
 
-def _pairs(source: Source, rows: pl.DataFrame, scored: bool) -> Tuples:
+def _shape_pairs(source: Source, rows: pl.DataFrame, scored: bool) -> Tuples:
     f = source.fields
     assert f.query is not None
-    queries = queries_of(source, rows, f.query)
+    queries = query_column(source, rows, f.query)
     grades: pl.Series | None
     unlabelled = 0
     if f.documents:
@@ -92,35 +92,35 @@ def _pairs(source: Source, rows: pl.DataFrame, scored: bool) -> Tuples:
     frame = pl.DataFrame(
         {
             "row": rows[ROW],
-            "id": ids_of(source, rows),
+            "id": row_ids(source, rows),
             "query": queries,
             "positives": sides["positives"],
             "negatives": sides["negatives"].list.drop_nulls(),
             "label": pl.Series([None], dtype=pl.String).new_from_index(0, len(rows)),
-            "evidence": texts_of(source, rows, f.query),
+            "evidence": text_column(source, rows, f.query),
         }
     )
     if grades is None:
         frame = frame.with_columns(pl.col("positives").list.drop_nulls())
     else:
-        frame = graded(frame.with_columns(grades.alias("grades")))
+        frame = sort_by_grade(frame.with_columns(grades.alias("grades")))
     cases = [(pl.col("query").is_null(), "empty_query"), (pl.col("positives").list.len() == 0, "empty_positive")]
     if scored:
         assert f.score is not None
-        shown = texts_of(source, rows, f.score)
-        frame = frame.with_columns(numbers_of(source, rows, f.score).alias("score"), shown.alias("evidence"))
+        shown = text_column(source, rows, f.score)
+        frame = frame.with_columns(number_column(source, rows, f.score).alias("score"), shown.alias("evidence"))
         cases += [(pl.col("score").is_null(), "bad_score"), (pl.col("score") < source.threshold, "below_threshold")]
-    made = finish(source, frame.with_columns(reason_of(*cases)))._replace(
+    made = split_dropped(source, frame.with_columns(first_reason(*cases)))._replace(
         scores=scores, texts_out={"unlabelled_document": unlabelled} if unlabelled else {}
     )
     return made._replace(tuples=_both_ways(source, made.tuples)) if source.both_ways else made
 
 
 def _sides(source: Source, rows: pl.DataFrame) -> dict[str, pl.Series]:
-    """Return positives and negatives as lists, null where a text is blank.
+    """Return positives and negatives as lists, null for blank texts.
 
     Raises:
-        SourceError: also where a pattern finds a column of numbers beside positives that are texts.
+        SourceError: also if a pattern matches a column of numbers while the positives are texts.
     """
     assert source.fields.positive is not None
     names = negative_columns(source, rows)
@@ -130,7 +130,9 @@ def _sides(source: Source, rows: pl.DataFrame) -> dict[str, pl.Series]:
     if doubtful and not _all_numbers(positives):
         name, lists = doubtful[0]
         seen = listed(lists.explode().drop_nulls().unique(maintain_order=True).head(3).to_list())
-        what = f"column '{name}', which a pattern of 'negatives' finds, holds numbers alone ({seen}), and the positives are texts"
+        what = (
+            f"column '{name}', which matches a pattern of 'negatives', holds only numbers ({seen}), and the positives are texts"
+        )
         raise SourceError(place_of(source), what, "name the columns of negatives one by one")
     none = pl.Series([[]], dtype=pl.List(pl.String)).new_from_index(0, len(rows))
     united = pl.select(pl.concat_list([lists for _, lists in found])).to_series() if found else none
@@ -138,7 +140,7 @@ def _sides(source: Source, rows: pl.DataFrame) -> dict[str, pl.Series]:
 
 
 def _all_numbers(lists: pl.Series) -> bool:
-    """Tell whether there are texts, and all of them are numbers; of most columns the first few tell."""
+    """Return whether all texts are numbers, and there are any; for most columns the first 100 decide."""
     for some in (lists.head(100), lists):
         texts = some.explode().drop_nulls()
         if not texts.str.contains(r"^\s*(?:[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|(?i:true|false))\s*$").all():
@@ -147,23 +149,23 @@ def _all_numbers(lists: pl.Series) -> bool:
 
 
 def negative_columns(source: Source, rows: pl.DataFrame) -> list[str]:
-    """Return the columns of negatives: those mapped, a pattern such as `negative_*` as all it finds, in the rows' order."""
+    """Return the columns of negatives; a pattern such as `negative_*` gives all columns it matches, in order."""
     found: dict[str, None] = {}
     otherwise = column_map(source).names
     for name in source.fields.negatives:
         texts, others = matching_columns(name, rows.columns, otherwise)
         if not texts:
             there = listed([other for other in rows.columns if other != ROW], 20)
-            passed = f" but {listed(others)}, which by their names hold no texts" if others else ""
+            passed = f" except {listed(others)}, whose names say that they hold no texts" if others else ""
             raise SourceError(place_of(source), f"no column matches '{name}'{passed}", f"columns there are: {there}")
         found |= dict.fromkeys(texts)
     return list(found)
 
 
 def _both_ways(source: Source, tuples: pl.DataFrame) -> pl.DataFrame:
-    """Add each pair the other way round, right after it, with `/r` behind its id."""
+    """Add each pair in the other direction, right after it, with `/r` appended to its id."""
     if tuples["positives"].list.len().max() not in (None, 1):
-        raise SourceError(place_of(source), "'both_ways' needs one positive a row, and some rows have several")
+        raise SourceError(place_of(source), "'both_ways' needs one positive per row, and some rows have several")
     back = tuples.with_columns(
         pl.col("id") + "/r", pl.col("positives").list.first().alias("query"), pl.concat_list("query").alias("positives"),
         pl.lit([], dtype=pl.List(pl.String)).alias("negatives"),
@@ -171,7 +173,7 @@ def _both_ways(source: Source, tuples: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([tuples, back]).sort("row", maintain_order=True)
 
 
-def _nli(source: Source, rows: pl.DataFrame) -> Tuples:
+def _shape_nli(source: Source, rows: pl.DataFrame) -> Tuples:
     f = source.fields
     assert f.query is not None
     assert f.positive is not None
@@ -181,10 +183,10 @@ def _nli(source: Source, rows: pl.DataFrame) -> Tuples:
     frame = pl.DataFrame(
         {
             "row": rows[ROW],
-            "id": ids_of(source, rows),
-            "query": queries_of(source, rows, f.query),
-            "other": texts_of(source, rows, f.positive),
-            "evidence": labels_of(source, rows),
+            "id": row_ids(source, rows),
+            "query": query_column(source, rows, f.query),
+            "other": text_column(source, rows, f.positive),
+            "evidence": label_column(source, rows),
         }
     ).with_columns(pl.col("evidence").replace_strict(labels_by_form(sides), default=None, return_dtype=pl.String).alias("side"))
     refuse_typos(source, sides, frame["evidence"].unique().drop_nulls().to_list())
@@ -195,7 +197,7 @@ def _nli(source: Source, rows: pl.DataFrame) -> Tuples:
         )
     pair = ["query", "other"]
     frame = frame.with_columns(
-        reason_of(
+        first_reason(
             (pl.col("query").is_null(), "empty_query"),
             (pl.col("other").is_null(), "empty_positive"),
             (pl.col("side").is_null(), "unknown_label"),
@@ -215,11 +217,11 @@ def _nli(source: Source, rows: pl.DataFrame) -> Tuples:
         )
         .with_columns(pl.lit(None).alias("reason"), pl.lit(None).alias("label"), pl.lit(None).alias("evidence"))
     )
-    made = finish(source, tuples)
+    made = split_dropped(source, tuples)
     return made._replace(dropped=dropped_rows(source, frame.filter(pl.col("reason").is_not_null())))
 
 
-def _qrels(source: Source, rows: pl.DataFrame, seed: int, corpus: pl.DataFrame, queries: pl.DataFrame) -> Tuples:
+def _shape_qrels(source: Source, rows: pl.DataFrame, seed: int, corpus: pl.DataFrame, queries: pl.DataFrame) -> Tuples:
     f = source.fields
     assert f.query_id is not None
     assert f.positive_id is not None
@@ -229,21 +231,25 @@ def _qrels(source: Source, rows: pl.DataFrame, seed: int, corpus: pl.DataFrame, 
     asked = _text_table(source, "queries", source.queries, queries)
     asked = asked.with_columns(split_query(asked["text"])[1])
     frame = pl.DataFrame(
-        {"row": rows[ROW], "query_id": texts_of(source, rows, f.query_id), "passage_id": texts_of(source, rows, f.positive_id)}
+        {
+            "row": rows[ROW],
+            "query_id": text_column(source, rows, f.query_id),
+            "passage_id": text_column(source, rows, f.positive_id),
+        }
     ).with_columns(
-        (numbers_of(source, rows, f.score) if f.score else pl.lit(1.0)).alias("score"),
-        pl.format("{}/row {}", pl.lit(source.name), "row").alias("id"),  # no number is taken for the id of a query
+        (number_column(source, rows, f.score) if f.score else pl.lit(1.0)).alias("score"),
+        pl.format("{}/row {}", pl.lit(source.name), "row").alias("id"),  # so that no row number equals the id of a query
         pl.format("{} -> {}", pl.col("query_id").fill_null(""), pl.col("passage_id").fill_null("")).alias("evidence"),
     )
     if f.score:
-        told = pl.format("{}: {}", "evidence", texts_of(source, rows, f.score).fill_null(""))
-        frame = frame.with_columns(pl.when(pl.col("score").is_null()).then(told).otherwise("evidence").alias("evidence"))
+        scored = pl.format("{}: {}", "evidence", text_column(source, rows, f.score).fill_null(""))
+        frame = frame.with_columns(pl.when(pl.col("score").is_null()).then(scored).otherwise("evidence").alias("evidence"))
     frame = frame.join(asked.rename({"id": "query_id", "text": "query"}), on="query_id", how="left", maintain_order="left")
     frame = frame.join(
         passages.rename({"id": "passage_id", "text": "positive"}), on="passage_id", how="left", maintain_order="left"
     )
     frame = frame.with_columns(
-        reason_of(
+        first_reason(
             (pl.col("score").is_null(), "bad_score"),
             (pl.col("score") < (1.0 if source.threshold is None else source.threshold), "below_threshold"),
             (pl.col("query").is_null(), "unknown_query"),
@@ -269,23 +275,23 @@ def _qrels(source: Source, rows: pl.DataFrame, seed: int, corpus: pl.DataFrame, 
         )
     )  # fmt: skip
     tuples = tuples.with_columns(named(source, tuples["query_id"]).alias("id"))
-    if (twice := tuples["id"].is_duplicated()).any():  # `7` and `name/7`, or an id beside what another is written as
+    if (twice := tuples["id"].is_duplicated()).any():  # such as `7` and `name/7`
         given = tuples.filter(twice).sort("id", maintain_order=True)["query_id"].head(2).to_list()
-        raise SourceError(place_of(source), f"the queries {given[0]!r} and {given[1]!r} get one id", "rename one of them")
-    tuples = graded(tuples) if f.score else tuples.with_columns(pl.col("positives").list.unique(maintain_order=True))
-    made = finish(source, tuples)
+        raise SourceError(place_of(source), f"the queries {given[0]!r} and {given[1]!r} get the same id", "rename one of them")
+    tuples = sort_by_grade(tuples) if f.score else tuples.with_columns(pl.col("positives").list.unique(maintain_order=True))
+    made = split_dropped(source, tuples)
     return Tuples(made.tuples, dropped_rows(source, frame.filter(~good)), passages["text"])
 
 
 def _sampled(query_ids: pl.Series, source: Source, seed: int) -> pl.Series:
-    """Return the queries of a limit, drawn by their place in order of first appearance."""
+    """Return at most `limit` queries, drawn by their position in order of first appearance."""
     asked = query_ids.unique(maintain_order=True)
     drawn = draws(seed, f"{source.name}/limit", np.arange(len(asked))).argsort(kind="stable")
     return asked.gather(np.sort(drawn[: source.limit]))
 
 
 def _text_table(source: Source, which: str, table: TextTable, rows: pl.DataFrame) -> pl.DataFrame:
-    """Return id and text of a corpus or of queries, blanks left out."""
+    """Return id and text of a corpus or of queries, without blank texts."""
     where = f"{place_of(source)} ({which})"
     ids, texts = (as_texts(where, name, column(where, rows, name)) for name in (table.fields.id, table.fields.text))
     title = table.fields.title_of(rows.columns)
@@ -297,5 +303,5 @@ def _text_table(source: Source, which: str, table: TextTable, rows: pl.DataFrame
         raise SourceError(where, f"a row has no '{table.fields.id}': '{frame.filter(pl.col('id').is_null())['text'][0][:60]}'")
     twice = frame.filter(pl.col("id").is_duplicated())
     if len(twice):
-        raise SourceError(where, f"id '{twice['id'][0]}' stands twice")
+        raise SourceError(where, f"id '{twice['id'][0]}' occurs twice")
     return frame

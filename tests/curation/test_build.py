@@ -181,7 +181,7 @@ def test_counts_add_up_whatever_comes(tmp_path_factory, table):
         check_counts(receipt)
         assert receipt["rows_in"] == len(table)
     for error in outcome.failed.values():
-        assert "makes a tuple" in str(error) or "filters leave none" in str(error)
+        assert "makes a tuple" in str(error) or "filters drop all" in str(error)
 
 
 def run(*words, code=0):
@@ -268,7 +268,7 @@ def test_filters_that_leave_nothing_are_named(recipe, tmp_path):
     recipe.write_text(MANIFEST.replace("seed: 7", "seed: 7\nfilters: {min_chars: 500}"))
     outcome = build(recipe, tmp_path / "b", only=["topics"])
     assert str(outcome.failed["topics"]) == (
-        "source 'topics': filters leave none of its 31 tuples (short_query 31); loosen 'filters'"
+        "source 'topics': filters drop all of its 31 tuples (short_query 31); loosen 'filters'"
     )
 
 

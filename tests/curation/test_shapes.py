@@ -84,11 +84,15 @@ def test_scores_belong_to_a_query_and_a_text():
 @pytest.mark.parametrize(
     ("fields", "change", "said"),
     [
-        (SCORED, {"t": [[1.0]]}, "row 0 has 2 texts and 1 numbers in 't'; give each text one, null where it has none"),
+        (
+            SCORED,
+            {"t": [[1.0]]},
+            "row 0 has 2 texts and 1 numbers in 't'; give each text a number or null, or leave the column out of 'fields'",
+        ),
         (SCORED, {"t": [[[1.0]]]}, "column 't' holds lists of lists, not texts; `join: {t: ' '}` makes one text of each inner"),
-        ({**LISTED, "label": "l"}, {"l": [[1]]}, "row 0 has 2 texts and 1 numbers in 'l'; give each text one"),
-        ({"query": "q", "positive": "p", "id": "i"}, {"i": [" "]}, "row 0 has no 'i'; leave out `id`, and rows have"),
-        ({"query": "q", "positive": "p", "id": "i"}, {}, "row 0 has the 'i' of another row, one; leave out `id`, and"),
+        ({**LISTED, "label": "l"}, {"l": [[1]]}, "row 0 has 2 texts and 1 numbers in 'l'; give each text a number or null"),
+        ({"query": "q", "positive": "p", "id": "i"}, {"i": [" "]}, "row 0 has no 'i'; leave out `id` to use row numbers as ids"),
+        ({"query": "q", "positive": "p", "id": "i"}, {}, "row 0 repeats the 'i' of another row, one; leave out `id` to"),
     ],
 )
 def test_scores_and_ids_that_do_not_fit(fields, change, said):
@@ -172,7 +176,7 @@ def test_classification_has_the_other_label_as_its_negative():
 @pytest.mark.parametrize(
     ("labels", "said"),
     [
-        (["1", "1"], "classification takes two labels, and column 'l' has 1: 1; a label with one class only teaches nothing"),
+        (["1", "1"], "classification takes two labels, and column 'l' has 1: 1; one class alone teaches nothing"),
         (
             ["1", "2", "3"],
             "classification takes two labels, and column 'l' has 3: 1, 2, 3; use `task: clustering` for more than two",

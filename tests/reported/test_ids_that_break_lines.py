@@ -123,5 +123,5 @@ def test_ids_come_back_from_an_export(tmp_path):
 
 def test_two_ids_that_would_become_one_are_named(tmp_path):
     outcome = build(beir(tmp_path, ["a\tb", "a%09b", *"cdefghij"]), tmp_path / "b")
-    assert str(outcome.failed["pairs"]).startswith("source 'pairs': row 0 has the 'id' of another row, a\\tb")
-    assert "the queries 'a\\tb' and 'a%09b' get one id" in str(outcome.failed["judged"])
+    assert str(outcome.failed["pairs"]).startswith("source 'pairs': row 0 repeats the 'id' of another row, a\\tb")
+    assert "the queries 'a\\tb' and 'a%09b' get the same id" in str(outcome.failed["judged"])

@@ -167,7 +167,7 @@ def test_queries_with_several_rendered_instructions_are_refused(tmp_path, second
     imported(tmp_path, "x.jsonl")
     (told,) = build(tmp_path / "m.yaml", tmp_path / "b").failed.values()
     assert "A'" in str(told)
-    assert str(told).endswith("say `instruction:`, which then stands for all of them")
+    assert str(told).endswith("set `instruction:`, which replaces them all")
 
 
 def test_what_is_left_out_by_its_ending_is_told(tmp_path):

@@ -151,7 +151,7 @@ def test_labels_that_may_be_one_are_told(one, other, tmp_path):
     (tmp_path / "a.csv").write_bytes(raw("csv", [one, other, "x", "x", one]))
     told = shaped(tmp_path, "a.csv", {"query": "q", "label": "p"}, task="clustering")
     assert told in [
-        f"source 's': column 'p' has the labels '{a}' and '{b}', which may be one; map each to its text under 'labels'"
+        f"source 's': column 'p' has the labels '{a}' and '{b}', which may be the same; map each to its text under 'labels'"
         for a, b in ((one, other), (other, one))
     ]
     got = shaped(
@@ -326,7 +326,7 @@ def test_decimals_are_labels_and_ids_as_whole_numbers_are(tmp_path):
 def test_labels_that_differ_in_white_space_are_told(one, other, tmp_path):
     (tmp_path / "a.csv").write_bytes(raw("csv", [one, other, "x", "x", one]))
     told = shaped(tmp_path, "a.csv", {"query": "q", "label": "p"}, task="clustering")
-    assert told.endswith("which may be one; map each to its text under 'labels'")
+    assert told.endswith("which may be the same; map each to its text under 'labels'")
     assert f"'{one}'" in told
     assert f"'{other}'" in told
 
@@ -336,7 +336,7 @@ def test_keys_of_labels_that_are_one_label_are_told(one, other, tmp_path):
     (tmp_path / "a.csv").write_bytes(raw("csv", [one, one, "x", "x"]))
     fields = {"query": "q", "label": "p"}
     told = shaped(tmp_path, "a.csv", fields, task="clustering", labels={one: "good", other: "bad", "x": "so so"})
-    assert told == f"source 's': the keys '{one}' and '{other}' of 'labels' are one label, with two meanings; keep one"
+    assert told == f"source 's': the keys '{one}' and '{other}' of 'labels' are the same label with two meanings; keep one"
     got = shaped(tmp_path, "a.csv", fields, task="clustering", labels={one: "good", other: "good", "x": "so so"})
     assert classes(got) == ["good", "good", "so so", "so so"]
 
@@ -346,6 +346,6 @@ def test_a_teachers_score_that_is_no_number_is_told(value, tmp_path):
     (tmp_path / "a.jsonl").write_text(f'{{"q": "query", "p": "passage", "s": {value}}}\n')
     got = shaped(tmp_path, "a.jsonl", {"query": "q", "positive": "p", "positive_score": "s"})
     if "high" in value:
-        assert got == "source 's': column 's' holds 'high' (row 0), which is no number; map numbers, or lists of them"
+        assert got == "source 's': column 's' holds 'high' (row 0), which is not a number; map numbers, or lists of them"
     else:
         assert got == {"s/0": ("query", ["passage"], [], None)}

@@ -47,7 +47,7 @@ def test_a_name_itself_is_taken_and_words_of_the_pattern_say_nothing(tmp_path):
         got = shaped(tmp_path, "a.jsonl", {"query": "q", "positive": "p", "negatives": negatives})
         assert got == {"s/0": ("which?", ["this"], wanted, None)}
     assert shaped(tmp_path, "a.jsonl", {"query": "q", "positive": "p", "negatives": "negative_*"}) == (
-        "source 's': no column matches 'negative_*' but negative_score, which by their names hold no texts; "
+        "source 's': no column matches 'negative_*' except negative_score, whose names say that they hold no texts; "
         "columns there are: q, p, label_1, label_2, negative_score"
     )
 
@@ -57,7 +57,9 @@ def test_numbers_under_another_name_are_told_where_positives_are_texts(form, tmp
     rows = [ROW | {"negative_ce": 0.25}, ROW | {"negative_ce": 3}]
     (tmp_path / f"a.{form}").write_bytes(TEXTS[form](rows))
     told = shaped(tmp_path, f"a.{form}", {"query": "q", "positive": "p", "negatives": "negative_*"})
-    assert told.startswith("source 's': column 'negative_ce', which a pattern of 'negatives' finds, holds numbers alone (0.25, 3")
+    assert told.startswith(
+        "source 's': column 'negative_ce', which matches a pattern of 'negatives', holds only numbers (0.25, 3"
+    )
     assert told.endswith("), and the positives are texts; name the columns of negatives one by one")
     numbers = [{"q": "2 + 2?", "p": 4, "negative_1": 5, "negative_2": 3}]
     (tmp_path / f"b.{form}").write_bytes(TEXTS[form](numbers))

@@ -43,11 +43,11 @@ def test_a_typo_among_the_keys_of_labels_is_told(tmp_path):
     done = build_all(tmp_path, {"x.jsonl": SORTED, "nli.jsonl": NLI}, sources)
     there = "labels there are: neg, neutral, pos"
     assert [one.error for one in done] == [
-        f"source 's0': no key of 'labels' is 'neutral', which rows have, and no row has 'netural' (did you mean 'netural'?); {there}",
-        f"source 's1': no key of 'labels' is 'pos', which rows have, and no row has 'Pos' (did you mean 'Pos'?); {there}",
-        f"source 's2': no key of 'labels' is 'neutral', which rows have, and no row has 'netural' (did you mean 'netural'?); {there}",
-        f"source 's3': no key of 'labels' is 'neutral', which rows have, and no row has 'other'; {there}",
-        "source 's4': no key of 'labels' is 'contradiction', which rows have, and no row has 'contradicton' (did you mean "
+        f"source 's0': rows have the label 'neutral', which is not in 'labels', and no row has 'netural' (did you mean 'netural'?); {there}",
+        f"source 's1': rows have the label 'pos', which is not in 'labels', and no row has 'Pos' (did you mean 'Pos'?); {there}",
+        f"source 's2': rows have the label 'neutral', which is not in 'labels', and no row has 'netural' (did you mean 'netural'?); {there}",
+        f"source 's3': rows have the label 'neutral', which is not in 'labels', and no row has 'other'; {there}",
+        "source 's4': rows have the label 'contradiction', which is not in 'labels', and no row has 'contradicton' (did you mean "
         "'contradicton'?); labels there are: contradiction, entailment, neutral",
     ]
 
@@ -136,10 +136,10 @@ def test_a_wrong_value_is_shown(tmp_path):
     qrels = "fields: {query_id: q, positive_id: a, score: s}, corpus: {files: c.jsonl}, queries: {files: t.jsonl}"
     sources = {
         "files: scores.jsonl, threshold: 1, fields: {query: q, positive: a, score: s}": "s0/0 bad_score 'good'",
-        "files: lists.jsonl, fields: {query: q, documents: d, label: l}": "column 'l' holds 'yes' (row 0), which is no number",
+        "files: lists.jsonl, fields: {query: q, documents: d, label: l}": "column 'l' holds 'yes' (row 0), which is not a number",
         f"files: qrels.tsv, {qrels}": "unknown_passage 'q1 -> d9'",
         f"files: grades.tsv, {qrels}": "bad_score 'q1 -> d1: high'",
-        "files: ids.jsonl, fields: {query: q, positive: a, id: id}": "row 0 has the 'id' of another row, true",
+        "files: ids.jsonl, fields: {query: q, positive: a, id: id}": "row 0 repeats the 'id' of another row, true",
         "files: low.csv, threshold: 1, fields: {query: q, positive: a, score: s}": "first: s5/0 below_threshold '0.1'",
     }
     for (source, told), one in zip(sources.items(), build_all(tmp_path, files, list(sources)), strict=True):
