@@ -147,7 +147,7 @@ def test_a_full_disk_is_one_line(tmp_path):
     words = command(["curate", "build", "m.yaml", "-q", "-j", "1"])
     done = subprocess.run([*words[:2], limit + words[2]], cwd=here, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.endswith("no room left on the disk; make room and run the same command again to go on\n")
+    assert done.stderr.endswith("the disk is full; free some space and run the same command again to continue\n")
     assert len(done.stderr.splitlines()) == 1
     assert not [path for path in (here / "builds").rglob("*") if path.name.startswith(".tuplesmith-")]
     run(here, *STEPS["build"])

@@ -27,6 +27,7 @@ from curation.build.stages import Stage
 from curation.build.summary import summary_of, write_summary
 from curation.clean import decontaminate
 from curation.clean import mteb_sets as mteb_tasks
+from curation.core.builds import Receipt
 from curation.core.errors import (
     ManifestError,
     SourceError,
@@ -45,7 +46,7 @@ from curation.read.lock import apply_lock
 from curation.read.lock import copy_lock as keep_lock
 from curation.read.outside import refuse_outside
 from curation.read.sources import is_local, total_bytes
-from curation.recipe.job import Done, Job, Receipt
+from curation.recipe.job import Done, Job
 from curation.recipe.licenses import Excluded, Policy, allowed
 from curation.recipe.manifest import Manifest, load_manifest
 from curation.recipe.source import Source

@@ -22,7 +22,7 @@ from curation.build.numbering import Frames, number, pairs_of, passages_of
 from curation.clean import decontaminate
 from curation.clean.shingles import SHINGLING
 from curation.clean.siblings import SIBLING_RULES
-from curation.core.builds import FORMAT
+from curation.core.builds import FORMAT, Receipt
 from curation.core.errors import SourceError, listed
 from curation.core.progress import Progress, silent
 from curation.core.record import DROPPED, no_drops
@@ -39,7 +39,7 @@ from curation.core.tables import (
 from curation.core.text import forms
 from curation.read.rows import Lost, concat_batches
 from curation.read.sources import fail_if_changed, file_states, files_outside, input_digests, read_parts, read_rows, take
-from curation.recipe.job import Done, Inputs, Job, Receipt
+from curation.recipe.job import Done, Inputs, Job
 from curation.recipe.source import ABOUT, Source, Table, TextTable, shape_of
 from curation.shape import filters, holdout
 from curation.shape import merge as equal

@@ -27,11 +27,12 @@ from curation.clean.pairs import (
 )
 from curation.clean.signatures import prepare
 from curation.clean.within import distinct_texts, drop_queries, has_invisible, links_of, refuse_loss, source_texts
+from curation.core.builds import Receipt
 from curation.core.errors import SourceError
 from curation.core.record import DROPPED, dropped_frame, no_drops
 from curation.core.store import receipt_of
 from curation.core.tables import read_parquet, read_table, write_parquet
-from curation.recipe.job import Job, Receipt
+from curation.recipe.job import Job
 from curation.shape.columns import EVIDENCE_CHARS
 
 TUPLE_AND_NODE = {"better": pl.UInt32, "node": pl.UInt32}

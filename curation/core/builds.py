@@ -1,4 +1,4 @@
-"""What a build folder holds: build.json, and the receipts of its stages, files checked."""
+"""Reading a build folder: build.json and the receipts of its stages, with every digest checked."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from curation.core.store import (
 
 Receipt = dict[str, Any]
 
-FORMAT = 5  # of what the stages of `curate build` write; a new one makes every build run again
+FORMAT = 5  # of the files that `curate build` writes; a higher number rebuilds every build
 REBUILD = "run `curate build MANIFEST` to rebuild it"
 CONSTANTS = ("task", "instruction", "language", "license", "revision")
 COUNTS = ("digest", "rows_in", "tuples_made", "merged", "heldout", "passages")
 
 
 def read_build(build: Path) -> Any:
-    """Return build.json. One that lists no files was made by hand, and is taken as it is.
+    """Return build.json. If it lists no files, it was made by hand and is not checked.
 
     Raises:
         BuildError: it does not exist, was changed since it was written, or was written by another version of the format.
@@ -52,7 +52,7 @@ def is_older(build: Path) -> bool:
 
 
 def check_beside(build: Path, *names: str, hint: str = AGAIN) -> None:
-    """Compare files beside build.json with the digests in it; of one that it does not list, that it is absent.
+    """Compare files beside build.json with the digests in it; a file that it does not list must be absent.
 
     Raises:
         BuildError: a file was changed, added or removed since.
@@ -70,16 +70,16 @@ def check_beside(build: Path, *names: str, hint: str = AGAIN) -> None:
 
 
 def checked_stage(build: Path, stage: str, hint: str = AGAIN) -> dict[str, Any]:
-    """Return the receipt of a stage of a build, such as `curated/squad`: it is build.json's, and its files are those it names.
+    """Return the receipt of a stage of a build, such as `curated/squad`, after checking it and the files that it lists.
 
     Raises:
-        BuildError: the stage is absent or unfinished, or something of it was changed since.
+        BuildError: the stage is absent or unfinished, or one of its files was changed since.
     """
     folder = build / stage
     receipt = receipt_of(folder, hint)
     known = read_build(build).get("stages", {}).get(stage)
     if known is not None and file_digest(folder / RECEIPT) != known:
-        raise BuildError(folder / RECEIPT, "is not the receipt that build.json names", AGAIN)
+        raise BuildError(folder / RECEIPT, "is not the receipt that build.json lists", AGAIN)
     check_files(folder, receipt)
     return receipt
 
@@ -88,7 +88,7 @@ def newest_build(root: Path) -> Path:
     """Return the build under `root` whose build.json is newest.
 
     Raises:
-        BuildError: there is none.
+        BuildError: `root` holds no build.
     """
     marks = [path for path in root.glob("*/build.json") if path.is_file()]
     if not marks:
@@ -100,11 +100,11 @@ def read_summary(folder: Path) -> dict[str, Any]:
     """Return build.json.
 
     Raises:
-        BuildError: it is missing, or is not what a build wrote.
+        BuildError: it is missing, or no build wrote it.
     """
     found = read_build(folder)
     if not isinstance(found, dict) or not all(isinstance(found.get(part), dict) for part in ("sources", "failed")):
-        raise BuildError(folder / "build.json", "is not what a build wrote", "delete it and run `curate build` again")
+        raise BuildError(folder / "build.json", "was not written by `curate build`", "delete it and run `curate build` again")
     return found
 
 
@@ -112,7 +112,7 @@ def names_of(build: Path, only: Iterable[str] = ()) -> list[str]:
     """Return the names of a build's sources, or those of `only`, in the build's order.
 
     Raises:
-        BuildError: no build, or no such source.
+        BuildError: the build or a source does not exist.
     """
     names = list(read_summary(build)["sources"])
     for name in only:
@@ -122,10 +122,10 @@ def names_of(build: Path, only: Iterable[str] = ()) -> list[str]:
 
 
 def receipts(build: Path, only: Iterable[str] = ()) -> dict[str, Receipt]:
-    """Return the receipt of each source of a build, files checked.
+    """Return the receipt of each source of a build, after checking its files.
 
     Raises:
-        BuildError: no build, no such source, or a file was changed by hand.
+        BuildError: the build or a source does not exist, or a file was changed.
     """
     found = {}
     for name in names_of(build, only):

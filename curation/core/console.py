@@ -1,6 +1,6 @@
-"""What the three commands share: how an error becomes one line and an exit code, and what is printed.
+"""Shared by the commands: options, printing, and how an error becomes one line and an exit code.
 
-Exit codes: 0 done, 1 an error the user can mend, 2 wrong usage, 128 + N ended by signal N: 130 Ctrl-C, 143 SIGTERM.
+Exit codes: 0 done, 1 an error that the user can fix, 2 wrong usage, 128 + N ended by signal N (130 Ctrl-C, 143 SIGTERM).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PATH = UserPath()
 
 
 class Ended(BaseException):
-    """A signal asked the command to end."""
+    """A signal told the command to end."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -49,19 +49,19 @@ class Ended(BaseException):
 
 
 def say(text: str) -> None:
-    """Print a line for the person, to stderr; stdout is for data."""
+    """Print a message to stderr; stdout is for data."""
     with suppress(BrokenPipeError):
         click.echo(visible(text), err=True)
 
 
 def output(text: str) -> None:
-    """Print data to stdout; a reader that has seen enough, as in `curate show | head`, ends the command quietly."""
+    """Print data to stdout. If the reader closes the pipe, as in `curate show | head`, the command ends quietly."""
     try:
         click.echo(visible(text))
-        if sys.stdout is not None:  # None where it was closed
+        if sys.stdout is not None:  # None if it was closed
             sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to write would complain at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's flush at exit
         if isinstance(error, BrokenPipeError):
             raise SystemExit(0) from None
         raise
@@ -88,7 +88,7 @@ def run_command(command: click.Command, name: str) -> None:
         refused = refusal(error)
         if refused is None:
             raise
-        if refused.errno == errno.EPIPE:  # nobody reads any more
+        if refused.errno == errno.EPIPE:  # nobody reads the output any more
             sys.exit(0)
         say(f"{name}: {UserError(*explain_refusal(refused))}")
         code = 1
@@ -96,9 +96,9 @@ def run_command(command: click.Command, name: str) -> None:
 
 
 def _in_utf8() -> None:
-    """Begin again in Python's UTF-8 mode where the locale has another encoding for names and texts of files.
+    """Restart in Python's UTF-8 mode if the locale has another encoding for file names and texts.
 
-    What a terminal or a variable says of the output stays; a letter that it does not have is printed as its number.
+    The encoding of the output does not change; a character that it does not have is printed as its number.
     """
     if not sys.flags.utf8_mode and sys.getfilesystemencoding() != "utf-8":
         written = f"{sys.stdout.encoding}:backslashreplace" if sys.stdout is not None else "utf-8"
@@ -111,7 +111,7 @@ def _in_utf8() -> None:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """Raise `Ended` for a first SIGINT, SIGTERM or SIGHUP, so that what is unfinished is cleared away; a second one kills."""
+    """Raise `Ended` at the first SIGINT, SIGTERM or SIGHUP, so that temporary files are removed; a second signal kills."""
 
     def end(number: int, frame: object) -> None:
         for one in ENDING:
@@ -119,7 +119,7 @@ def _signals() -> Iterator[None]:
         raise Ended(number)
 
     for number in ENDING:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+        if signal.getsignal(number) is not signal.SIG_IGN:  # ignored under nohup
             signal.signal(number, end)
     yield
 
@@ -130,7 +130,7 @@ def _ended(name: str, number: int) -> int:
 
 
 def newest(build: Path | None, quiet: bool = False) -> Path:
-    """Return BUILD, or the newest one below `builds`, and say which."""
+    """Return `build`, or the newest build in builds/, and print which."""
     if build is not None:
         return build
     from curation.core.builds import newest_build

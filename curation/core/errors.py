@@ -1,14 +1,14 @@
-"""The errors a user can mend, each one line: where, what, what to try.
+"""Errors that a user can fix, each one line: where, what, what to try.
 
 UserError
-├── ManifestError   a recipe that cannot be read as meant
-├── SourceError     rows that cannot be had or understood
+├── ManifestError   a mistake in a manifest
+├── SourceError     rows that cannot be read or understood
 ├── ModelError      a model or tokenizer that cannot be used
 ├── BuildError      a build folder that is missing, incomplete or was changed by hand
-├── HubError        a repository that cannot be had or written
+├── HubError        a repository that cannot be read or written
 └── SetupError      an installation or a machine that cannot do what was asked
 
-Everything else that is raised is a bug and keeps its traceback.
+What the operating system refuses (`refusal`) becomes such a line too. Any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ManifestError(UserError):
 
 
 class SourceError(UserError):
-    """Rows that cannot be had or understood."""
+    """Rows that cannot be read or understood."""
 
 
 class ModelError(UserError):
@@ -65,7 +65,7 @@ class BuildError(UserError):
 
 
 class HubError(UserError):
-    """A repository of the Hub that cannot be had or written."""
+    """A repository on the Hub that cannot be read or written."""
 
 
 class SetupError(UserError):
@@ -73,80 +73,80 @@ class SetupError(UserError):
 
 
 def decoded(name: str) -> str:
-    """Return a name of a file or archive member that UTF-8 can hold: bytes that are no UTF-8 are written as `\\xe9`."""
+    """Return the name of a file or archive member as valid UTF-8; other bytes become `\\xe9`."""
     try:
         return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # other halves of surrogate pairs
+    except UnicodeEncodeError:  # surrogates that do not stand for bytes
         return name.encode("utf-8", "backslashreplace").decode()
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)`, or nothing where no known word is near, whatever their case."""
+    """Return ` (did you mean 'x'?)`, or "" if no known word is similar; case does not matter."""
     by_form = {one.lower(): one for one in known}
     near = difflib.get_close_matches(word.lower(), list(by_form), n=1, cutoff=0.6)
     return f" (did you mean '{by_form[near[0]]}'?)" if near else ""
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of another library's message, or the error's name where it says nothing."""
+    """Return the first line of another library's error message, or the error's class name if there is no message."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def listed(words: Iterable[object], most: int = 12) -> str:
-    """Return the words as a readable list, cut after `most`, and each word after LONGEST_WORD."""
+    """Return words as a list for reading: at most `most` words of at most LONGEST_WORD characters."""
     all_words = [word if len(word) <= LONGEST_WORD else f"{word[:LONGEST_WORD]}..." for word in map(str, words)]
     more = f" and {len(all_words) - most} more" if len(all_words) > most else ""
     return ", ".join(all_words[:most]) + more
 
 
-RUN_AGAIN = "run the same command again to go on"
-FULL = ("no room left on the disk", f"make room and {RUN_AGAIN}")
-PLACE = "check its permissions and those of its folder, or name another place"
+RUN_AGAIN = "run the same command again to continue"
+FULL = ("the disk is full", f"free some space and {RUN_AGAIN}")
+PLACE = "check its permissions and those of its folder, or choose another place"
 REFUSALS = {  # errno: what is wrong, what to try
     errno.EACCES: ("may not be read or written by this user", PLACE),
     errno.EPERM: ("may not be changed by this user", PLACE),
-    errno.EROFS: ("is on a file system that cannot be written", "name another place"),
+    errno.EROFS: ("is on a read-only file system", "choose another place"),
     errno.ENOSPC: FULL,
     errno.EDQUOT: FULL,
     errno.EFBIG: FULL,
     errno.ENOENT: ("no such file or folder", "check the name; was it removed meanwhile?"),
-    errno.ENOTDIR: ("a part of this path is a file, not a folder", "name another place"),
+    errno.ENOTDIR: ("a part of this path is a file, not a folder", "choose another place"),
     errno.EISDIR: ("is a folder, not a file", "name a file"),
-    errno.EEXIST: ("is there already", "name another place, or remove it"),
-    errno.ENAMETOOLONG: ("is too long a name", "name a shorter one"),
-    errno.ELOOP: ("leads from link to link and to no file", "mend the links"),
-    errno.EMFILE: ("too many files are open", "raise the limit, as with `ulimit -n 4096`, or take a smaller -j"),
-    errno.ENFILE: ("too many files are open on this machine", "close some, and run the same command again"),
+    errno.EEXIST: ("already exists", "choose another place, or delete it"),
+    errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
+    errno.ELOOP: ("is a symbolic link that leads to itself", "correct the links"),
+    errno.EMFILE: ("too many files are open", "raise the limit, for example with `ulimit -n 4096`, or use a smaller -j"),
+    errno.ENFILE: ("too many files are open on this machine", "close some and run the same command again"),
     errno.EIO: ("the disk reports an error", f"check the disk, and {RUN_AGAIN}"),
-    errno.ENOMEM: ("no memory is left", "give it more, or take a smaller -j"),
+    errno.ENOMEM: ("out of memory", "use a smaller -j, or a machine with more memory"),
 }
-BUGS = (errno.EBADF, errno.EINVAL, errno.EFAULT, errno.ECHILD)  # what a program does wrong, not a person
+BUGS = (errno.EBADF, errno.EINVAL, errno.EFAULT, errno.ECHILD)  # mistakes of a program, not of a user
 
 
 def refusal(error: BaseException) -> OSError | None:
-    """Return what the operating system refused, None where an error means something else.
+    """Return the refusal of the operating system that an error stands for; None if it stands for something else.
 
-    Libraries in Rust (safetensors, tokenizers, polars) raise errors of their own that end in "(os error 28)"; numpy counts
-    what it could not write.
+    Libraries in Rust (safetensors, tokenizers, polars) raise their own errors, which end in "(os error 28)"; numpy reports how
+    much it could not write.
     """
     if isinstance(error, OSError) and error.errno is not None:
         return None if error.errno in BUGS else error
-    if told := re.search(r"\(os error (\d+)\)", str(error)):
-        return OSError(int(told[1]), os.strerror(int(told[1])))
+    if number := re.search(r"\(os error (\d+)\)", str(error)):
+        return OSError(int(number[1]), os.strerror(int(number[1])))
     if isinstance(error, OSError) and re.fullmatch(r"\d+ requested and \d+ written", str(error)):
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return None
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Tell whether an error means that the disk, or the quota on it, is full."""
+    """Return whether an error means that the disk or a quota is full."""
     return REFUSALS.get(error.errno or 0) == FULL
 
 
 def explain_refusal(refused: OSError, otherwise: str = "output") -> tuple[str, str, str]:
-    """Return where, what and what to try; `otherwise` is where, if the error names no file."""
+    """Return where, what, and what to try. `otherwise` is the place to report if the error names no file."""
     named = isinstance(refused.filename, str | bytes)
     if not named and refused.errno == errno.ENOENT and not os.path.lexists("."):
-        return "the current folder", "was removed", "change to another one and run the same command again"
+        return "the current folder", "was removed", "change to another folder and run the same command again"
     where = os.fsdecode(refused.filename) if named else otherwise
     return where, *REFUSALS.get(refused.errno or 0, (str(refused.strerror).lower(), RUN_AGAIN))

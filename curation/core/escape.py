@@ -1,4 +1,4 @@
-"""Texts of unknown origin for a terminal, for Markdown and for HTML: what they hold is shown, and does nothing."""
+"""Escaping texts of unknown origin for terminals, Markdown and HTML, so that they are shown and never interpreted."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote
 
-# Control characters but tab and line feed, controls of direction, line separators, byte order marks, half surrogates.
+# Control characters except tab and line feed, controls of direction, line separators, byte order marks, half surrogates.
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]")
-# What begins emphasis, code, links, HTML, entities, strike-out, formulas, mentions, table cells, bare links and emoji.
+# Characters that begin emphasis, code, links, HTML, entities, strike-out, formulas, mentions, table cells, bare links and emoji.
 MARKDOWN_SIGNS = re.compile(r"[\\`*\[\]<>&|~$@]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=\w):(?=\S)|(?<=[wW]{3})\.")
-# What makes a line a heading, a rule or an item of a list; a backslash belongs behind the digits, or before the sign.
+# The beginning of a heading, a rule or a list item; the backslash goes behind the digits, or before the sign.
 BEGINNING = re.compile(r"^(\d{1,9})(?=[.)](?:\s|$))|^(?=#{1,6}(?:\s|$)|[+-](?:\s|$)|[-=]+$)")
 
 
 class Markdown(str):
-    """A text that is Markdown already; any other is escaped where a card is written."""
+    """A text that is already Markdown; other texts are escaped when a card is written."""
 
 
 def visible(text: str) -> str:
@@ -26,26 +26,26 @@ def visible(text: str) -> str:
 
 
 def as_html(text: object) -> str:
-    """Return a text for HTML, between tags or in an attribute."""
+    """Return a text escaped for HTML, between tags or in an attribute."""
     return html.escape(visible(str(text)))
 
 
 def as_markdown(text: object) -> Markdown:
-    """Return a text on one line for Markdown, a table's cell included; Markdown is left as it is."""
+    """Return a text escaped for Markdown, on one line, also for a table's cell; Markdown does not change."""
     if isinstance(text, Markdown):
         return text
     return Markdown(BEGINNING.sub(r"\1\\", MARKDOWN_SIGNS.sub(r"\\\g<0>", _line(text))))
 
 
 def as_code(text: object) -> Markdown:
-    """Return a text on one line as code in Markdown."""
+    """Return a text as code in Markdown, on one line."""
     line = _line(text)
     ticks = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     return Markdown(f"{ticks} {line} {ticks}" if len(ticks) > 1 else f"`{line}`" if line else "")
 
 
 def as_link(text: object, url: str) -> Markdown:
-    """Return a link in Markdown, or both as texts where `url` is no address of the web."""
+    """Return a link in Markdown; if `url` is not a web address, both as plain text."""
     if not re.match(r"https?://\w", url):
         return as_markdown(f"{text} ({url})" if url else text)
     address = quote(visible(url), safe="%/:?#@!$&'*+,;=~")
@@ -53,7 +53,7 @@ def as_link(text: object, url: str) -> Markdown:
 
 
 def as_block(text: str, language: str) -> str:
-    """Return lines as a block of code in Markdown."""
+    """Return lines as a code block in Markdown."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{visible(text)}{fence}"
 
@@ -63,7 +63,7 @@ def _line(text: object) -> str:
 
 
 def text_table(head: tuple[str, ...], lines: list[tuple[Any, ...]]) -> str:
-    """Return an aligned table; numbers to the right."""
+    """Return an aligned table for a terminal, with integers on the right."""
     cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in line] for line in lines]
     widths = [max(len(row[at]) for row in [list(head), *cells]) for at in range(len(head))]
     right = [all(isinstance(line[at], int) for line in lines) for at in range(len(head))]
@@ -75,7 +75,7 @@ def text_table(head: tuple[str, ...], lines: list[tuple[Any, ...]]) -> str:
 
 
 def markdown_table(head: Iterable[object], lines: Iterable[Iterable[object]]) -> str:
-    """Return a table in Markdown; cells that are not Markdown already are escaped."""
+    """Return a table in Markdown; cells are escaped."""
     rows = [list(head), *map(list, lines)]
     rows.insert(1, [Markdown("---") for _ in rows[0]])
     return "\n".join("| " + " | ".join(_cell(value) for value in row) + " |" for row in rows)

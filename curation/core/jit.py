@@ -1,4 +1,4 @@
-"""What compiled loops need: numba with a cache that notices changes, and texts as the one run of bytes that Arrow holds."""
+"""For compiled loops: numba with a cache that notices changed files, and texts as the buffers of Arrow."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ def compiled(function: Callable[..., Any]) -> Any:
 
     try:
         made = njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # no folder is writable for numba's cache: each process compiles for itself, which takes seconds
+    except RuntimeError:  # numba finds no writable folder for its cache: each process compiles for itself, which takes seconds
         return njit(nogil=True)(function)
-    if cache := getattr(made, "_cache", None):  # none where NUMBA_DISABLE_JIT is set
+    if cache := getattr(made, "_cache", None):  # absent if NUMBA_DISABLE_JIT is set
         cache._cache_file._source_stamp = STAMP
     return made
 
 
 class Buffers(NamedTuple):
-    """Texts as Arrow holds them: text i is `data[starts[i]:starts[i + 1]]`."""
+    """Texts as Arrow stores them: text i is `data[starts[i]:starts[i + 1]]`."""
 
     data: np.ndarray  # (bytes,) u8, UTF-8
     starts: np.ndarray  # (texts + 1,) i64
 
 
 def buffers_of(texts: pl.Series) -> Buffers:
-    """Return texts (no nulls) as one run of bytes."""
+    """Return the buffers of texts (no nulls), without a copy if they are one chunk."""
     array = texts.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
     _, starts, data = array.buffers()
     bounds = np.frombuffer(starts, dtype=np.int64)[array.offset : array.offset + len(texts) + 1]
@@ -47,6 +47,6 @@ def buffers_of(texts: pl.Series) -> Buffers:
 
 
 def texts_of(buffers: Buffers) -> pl.Series:
-    """Return texts that stand in buffers, without a copy."""
+    """Return the texts of buffers, without a copy."""
     data, starts = buffers
     return pl.Series(pa.LargeStringArray.from_buffers(len(starts) - 1, pa.py_buffer(starts), pa.py_buffer(data)))

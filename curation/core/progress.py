@@ -1,4 +1,4 @@
-"""How long work tells of itself: library code reports to a `Progress`, and the command line decides what is shown."""
+"""Progress reporting: library code reports to a `Progress`, and the command line decides what is shown."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SECONDS_BETWEEN_LINES = 60.0
 
 
 class Progress(Protocol):
-    """`with progress("encode", total, "texts") as advance: advance(n)`; a total of None is an unknown one."""
+    """`with progress("encode", total, "texts") as advance: advance(n)`; a total of None means unknown."""
 
     def __call__(self, what: str, total: int | None, unit: str) -> AbstractContextManager[Advance]:  # noqa: D102
         ...
@@ -42,7 +42,7 @@ def lines(what: str, total: int | None, unit: str) -> Iterator[Advance]:
             rate = done / (now - start)
             left = f", {(total - done) / rate:.0f} s left" if total and rate else ""
             line = f"{what}: {done:,}{f' of {total:,}' if total else ''} {unit}, {rate:,.0f}/s{left}"
-            if sys.stderr is not None:  # None where it was closed
+            if sys.stderr is not None:  # None if it was closed
                 print(visible(line), file=sys.stderr, flush=True)  # noqa: T201
 
     yield advance
@@ -50,7 +50,7 @@ def lines(what: str, total: int | None, unit: str) -> Iterator[Advance]:
 
 @contextmanager
 def bar(what: str, total: int | None, unit: str) -> Iterator[Advance]:
-    """Draw a bar with rate and time left on stderr."""
+    """Draw a progress bar with rate and remaining time on stderr."""
     from rich import progress as rich_progress
     from rich.console import Console
 
@@ -75,7 +75,7 @@ def bar(what: str, total: int | None, unit: str) -> Iterator[Advance]:
 
 
 def for_terminal(quiet: bool) -> Progress:
-    """Return what fits the terminal: a bar, a line a minute where stderr is not a terminal, or nothing."""
+    """Return the progress display: a bar on a terminal, else one line per minute; none if `quiet`."""
     if quiet:
         return silent
     return bar if sys.stderr is not None and sys.stderr.isatty() else lines

@@ -1,6 +1,6 @@
-"""The record: what a source is turned into, and what every later stage reads and writes.
+"""The record: what a source becomes, and what every later stage reads and writes.
 
-A source becomes two tables and a few constants. Tuples hold ids, texts stand once:
+A source becomes two tables and a few constants. Tuples hold ids; each text is stored once:
 
     passages                                pairs
     pid  text             group             id         query                positives  negatives  label
@@ -10,7 +10,7 @@ A source becomes two tables and a few constants. Tuples hold ids, texts stand on
     3    "Jane Austen.."  null              news/12    "rates rise again"   [5]        []         "business"
     4    "Austen's Emma"  null              imdb/3     "a dull film"        [6]        [7]        "negative"
 
-`pid` is the row number. `positives[0]` is the one trained on. `key` (in both tables) is the identity of a text;
+`pid` is the row number. `positives[0]` is trained on. `key` (in both tables) is the identity of a text;
 `group` gathers texts of one source whose normalised form is equal, queries and passages alike (with `dedup:`,
 near-duplicates too), and is null for a text that has no duplicate. `mine negatives` adds scores, ranks and
 origins, and negatives, to `pairs`; a source that comes with scores has `positive_score` and `negative_scores` from the start.
@@ -27,7 +27,7 @@ import xxhash
 
 TASKS = ("retrieval", "classification", "clustering")
 NEGATIVES = {"retrieval": 24, "clustering": 24, "classification": 1}  # per tuple; arXiv 2510.02294, section 2
-ORIGINS = ("given", "mined", "class", "random")  # what `negative_origin` counts from 0
+ORIGINS = ("given", "mined", "class", "random")  # `negative_origin` is an index into this
 GIVEN, MINED, CLASS, RANDOM = range(4)
 
 PASSAGES = pl.Schema({"pid": pl.UInt32(), "text": pl.String(), "key": pl.Binary(), "group": pl.UInt32()})
@@ -45,9 +45,9 @@ PAIRS = pl.Schema(
 MINED_PAIRS = pl.Schema(
     {
         **PAIRS,
-        "positive_score": pl.Float32(),  # of positives[0]; null where nothing was scored
-        "negative_scores": pl.List(pl.Float32),  # one entry per negative; null where it was not scored
-        "negative_ranks": pl.List(pl.UInt16),  # 0 = nearest candidate; null where it was not ranked
+        "positive_score": pl.Float32(),  # of positives[0]; null if nothing was scored
+        "negative_scores": pl.List(pl.Float32),  # one entry per negative; null if it was not scored
+        "negative_ranks": pl.List(pl.UInt16),  # 0 = nearest candidate; null if it was not ranked
         "negative_origin": pl.List(pl.UInt8),  # index into ORIGINS
     }
 )
@@ -64,8 +64,8 @@ DROPPED = pl.Schema(
     }
 )
 
-RENDERED = r"(?s)^Instruct: (.*?)\nQuery: ?(.*)$"  # as `render_query` writes it; some leave out the last space
-# No character but those that NFC never changes and never joins to the one before: see UAX #15, "quick check"
+RENDERED = r"(?s)^Instruct: (.*?)\nQuery: ?(.*)$"  # as `render_query` writes it; some data has no space after `Query:`
+# Any character except those that NFC never changes and never joins to the one before: see UAX #15, "quick check"
 UNSURE = (
     r"[^\x00-\x{2ff}\x{370}-\x{373}\x{391}-\x{482}\x{48a}-\x{52f}\x{2010}-\x{2027}\x{2030}-\x{205e}\x{20a0}-\x{20bf}"
     r"\x{3001}-\x{3029}\x{3041}-\x{3096}\x{30a1}-\x{30ff}\x{4e00}-\x{9fff}\x{ac00}-\x{d7a3}\x{ff01}-\x{ffee}\x{1f300}-\x{1f64f}]"
@@ -79,7 +79,7 @@ def render_query(instruction: str, query: str) -> str:
 
 
 def split_query(queries: pl.Series) -> tuple[pl.Series, pl.Series]:
-    """Undo `render_query`: return (instructions, null where there is none; queries without them)."""
+    """Undo `render_query`: return (instructions, null if a query has none; queries without them)."""
     if not queries.str.starts_with("Instruct: ").any():
         return queries.clear(len(queries)), queries
     return queries.str.extract(RENDERED, 1), queries.str.extract(RENDERED, 2).fill_null(queries)
@@ -91,21 +91,21 @@ def key_of(text: str) -> bytes:
 
 
 def keys_of(texts: Iterable[str]) -> pl.Series:
-    """Return one key a text, as a binary series."""
+    """Return the key of each text, as a binary series."""
     given = composed(pl.Series(texts, dtype=pl.String)).cast(pl.Binary).to_list()
     return pl.Series("key", list(map(xxhash.xxh3_128_digest, given)), dtype=pl.Binary)
 
 
 def composed(texts: pl.Series) -> pl.Series:
-    """Return texts in NFC: those with equal keys are equal then. Most texts are made of characters that NFC leaves alone."""
+    """Return texts in NFC, so that texts with equal keys are equal. Few texts contain characters that NFC may change."""
     beyond = texts.str.contains(UNSURE).arg_true()
-    told = zip(beyond.to_list(), texts.gather(beyond).to_list(), strict=True)
-    changed = {at: unicodedata.normalize("NFC", text) for at, text in told if not unicodedata.is_normalized("NFC", text)}
+    unsure = zip(beyond.to_list(), texts.gather(beyond).to_list(), strict=True)
+    changed = {at: unicodedata.normalize("NFC", text) for at, text in unsure if not unicodedata.is_normalized("NFC", text)}
     return texts.clone().scatter(list(changed), list(changed.values())) if changed else texts
 
 
 def draws(seed: int, purpose: str, numbers: np.ndarray) -> np.ndarray:
-    """Return one random u64 a number: a function of (seed, purpose, number) alone, so rows never disturb each other.
+    """Return one random u64 per number, a function of (seed, purpose, number) only, so rows do not influence each other.
 
     SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) over a state made of the seed, the purpose and the number.
     """
@@ -126,7 +126,7 @@ def dropped_frame(
     matched_id: pl.Series | None = None,
     matched_source: pl.Series | str | None = None,
 ) -> pl.DataFrame:
-    """Return a `DROPPED` table: why the rows or tuples `ids` are no longer there."""
+    """Return a `DROPPED` table: why the rows or tuples `ids` were dropped."""
     columns = {
         "id": ids,
         "source": pl.lit(source),

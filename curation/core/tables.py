@@ -1,4 +1,4 @@
-"""Tables on disk: parquet shards, written and read whole, by shards or by row groups; the only file that knows parquet."""
+"""Tables on disk as parquet shards, read and written as a whole, by shard or by row group. Only this file knows parquet."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from curation.core.errors import BuildError
 from curation.core.store import atomic
 
-Compression = Literal["zstd", "lz4"]  # lz4 for what only the next stage reads
+Compression = Literal["zstd", "lz4"]  # lz4 for tables that only the next stage reads
 ROWS_PER_SHARD = 1_000_000
 ROWS_PER_GROUP = 20_000
 CHUNKS = {"min_chunk_size": 262_144, "max_chunk_size": 1_048_576, "norm_level": 0}  # as `datasets` writes them
@@ -39,9 +39,9 @@ def write_frames(
     constants: Mapping[str, str] | None = None,
     compression: Compression = "zstd",
 ) -> int:
-    """Write a table that comes in parts, at least one, as `write_table` writes it whole; return its rows.
+    """Write a table that arrives in parts (at least one), with the same files as `write_table`; return the number of rows.
 
-    No more of it is held than a part and a row group.
+    Memory holds one part and one row group.
     """
     groups, rows = _groups(frames), 0
     group: pl.DataFrame | None = next(groups)
@@ -60,7 +60,7 @@ def write_frames(
 
 
 def _groups(frames: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-    """Return the same rows in row groups, of which a whole number makes a shard; an empty table is one without rows."""
+    """Yield the same rows as row groups whose size divides a shard; an empty table gives one group without rows."""
     size = min(ROWS_PER_GROUP, ROWS_PER_SHARD)
     held: list[pl.DataFrame] = []
     some = False
@@ -84,17 +84,17 @@ def _arrow(table: pl.DataFrame, constants: Mapping[str, str] | None) -> Any:
 def _writer(
     file: IO[bytes], table: pl.DataFrame, constants: Mapping[str, str] | None, compression: Compression
 ) -> pq.ParquetWriter:
-    # dictionaries cost more than they save where texts and ids hardly recur; passages of tuples do
+    # dictionaries cost more than they save for texts and ids, which rarely recur; lists of passages do recur
     recurring = [f"{name}.list.element" for name, kind in table.schema.items() if kind == pl.List(pl.String)]
     options = {"compression": compression, "write_page_index": True, "use_dictionary": recurring}
     return pq.ParquetWriter(file, _arrow(table.clear(), constants).schema, **options)
 
 
 def write_blocks(path: Path, blocks: Iterable[pl.DataFrame], constants: Mapping[str, str] | None = None) -> int:
-    """Write one parquet file block by block, each a row group, atomically; return the bytes of its rows in memory.
+    """Write one parquet file atomically, each block (at least one) as a row group; return the bytes of its rows in memory.
 
-    There is at least one block. Pages end where the content says so: where a row more or less shifts all others, most
-    pages are those of the file before, and storage that knows pieces by their content takes only the new ones.
+    Page boundaries depend on the content: after rows were added or removed most pages equal those of the file before, so
+    storage that deduplicates by content, such as the Hub's, receives only new pages.
     """
     size = 0
     with atomic(path) as file, ExitStack() as closing:
@@ -110,7 +110,7 @@ def write_blocks(path: Path, blocks: Iterable[pl.DataFrame], constants: Mapping[
 
 
 def _plain(table: Any) -> Any:
-    """Return an Arrow table with 32-bit offsets, which every reader knows: string for large_string, list for large_list."""
+    """Return an Arrow table with 32-bit offsets, which every reader supports: string for large_string, list for large_list."""
     return table.cast(pa.schema([field.with_type(_plain_type(field.type)) for field in table.schema]))
 
 
@@ -128,7 +128,7 @@ def write_parquet(path: Path, table: pl.DataFrame, constants: Mapping[str, str] 
 
 
 def lists(values: np.ndarray, lengths: np.ndarray, absent: np.ndarray) -> pl.Series:
-    """Return a list column: row i has the next `lengths[i]` of the values (n,), null where they are `absent` (n,) bool."""
+    """Return a list column: row i has the next `lengths[i]` of the values (n,), null if `absent` (n,) bool."""
     kind, starts = pa.from_numpy_dtype(values.dtype), np.concatenate([[0], lengths.cumsum()])
     present = pa.py_buffer(np.packbits(~absent, bitorder="little")) if absent.any() else None
     each = pa.Array.from_buffers(kind, len(values), [present, pa.py_buffer(values)])  # `pa.array` would import pandas
@@ -140,7 +140,7 @@ def read_table(folder: Path, name: str, columns: list[str] | None = None) -> pl.
     """Read all shards of a table back, in order.
 
     Raises:
-        BuildError: there is no such table.
+        BuildError: the table does not exist.
     """
     return pl.concat(shards(folder, name, columns))
 
@@ -149,7 +149,7 @@ def shards(folder: Path, name: str, columns: list[str] | None = None) -> Iterato
     """Yield the shards of a table, in order: at most ROWS_PER_SHARD rows each.
 
     Raises:
-        BuildError: there is no such table.
+        BuildError: the table does not exist.
     """
     yield from (read_parquet(path, columns) for path in table_files(folder, name))
 
@@ -158,11 +158,11 @@ def table_files(folder: Path, name: str) -> list[Path]:
     """Return the files of a table, in order.
 
     Raises:
-        BuildError: there is no such table.
+        BuildError: the table does not exist.
     """
     paths = sorted(folder.glob(f"{name}-[0-9]*.parquet"))
     if not paths:
-        raise BuildError(folder, f"holds no table '{name}'", "run the command that makes it again")
+        raise BuildError(folder, f"holds no table '{name}'", "run the command that writes it again")
     return paths
 
 
@@ -170,7 +170,7 @@ def read_frames(folder: Path, name: str, columns: list[str] | None = None) -> It
     """Yield a table row group by row group, in order.
 
     Raises:
-        BuildError: there is no such table.
+        BuildError: the table does not exist.
     """
     for path in table_files(folder, name):
         with pq.ParquetFile(path) as file:
@@ -186,7 +186,7 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
 
 
 def link_table(source: Path, folder: Path, name: str) -> None:
-    """Let a table stand in another folder too: the same files where the disk can do that, else copies."""
+    """Put a table into another folder too: as hard links if the disk supports them, else as copies."""
     for path in table_files(source, name):
         try:
             (folder / path.name).hardlink_to(path)
@@ -195,13 +195,13 @@ def link_table(source: Path, folder: Path, name: str) -> None:
 
 
 def parquet_rows(file: IO[bytes]) -> int:
-    """Return the number of rows of a parquet file, from its end alone."""
+    """Return the number of rows of a parquet file; only its footer is read."""
     with file:
         return int(pq.ParquetFile(file).metadata.num_rows)
 
 
 def parquet_frames(file: IO[bytes], rows: int) -> Iterator[pl.DataFrame]:
-    """Return the rows of a parquet file that can be jumped about in, such as one far away, as far as they are asked for.
+    """Yield the rows of a seekable parquet file, also a remote one, in batches; only what is consumed is read.
 
     Raises:
         ValueError: not parquet, or broken.
@@ -217,7 +217,7 @@ def parquet_frames(file: IO[bytes], rows: int) -> Iterator[pl.DataFrame]:
 
 
 def label_names(source: Path | IO[bytes], arrow: bool) -> dict[str, list[str]]:
-    """Return the names of label numbers by column, as `datasets` writes them into the head of a parquet or Arrow file."""
+    """Return the label names of each ClassLabel column, as `datasets` writes them into a parquet or Arrow file's metadata."""
     try:
         with source.open("rb") if isinstance(source, Path) else nullcontext(source) as raw:
             if not arrow:
@@ -229,14 +229,14 @@ def label_names(source: Path | IO[bytes], arrow: bool) -> dict[str, list[str]]:
             features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
             return {name: list(one["names"]) for name, one in features.items() if one.get("_type") == "ClassLabel"}
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}  # what is wrong with the file is said when it is read
+        return {}  # what is wrong with the file is reported when it is read
     finally:
         if not isinstance(source, Path):
             source.seek(0)
 
 
 def arrow_frames(source: Path | IO[bytes], rows: int) -> Iterator[pl.DataFrame]:
-    """Return the batches of an Arrow IPC file or stream, of at most `rows` rows; what they hold is checked first.
+    """Yield the batches of an Arrow IPC file or stream, of at most `rows` rows; each batch is validated first.
 
     Raises:
         ValueError: not Arrow IPC, or broken.
@@ -249,9 +249,9 @@ def arrow_frames(source: Path | IO[bytes], rows: int) -> Iterator[pl.DataFrame]:
             raw.seek(0)
             with (pa.ipc.open_file if whole else pa.ipc.open_stream)(raw) as reader:
                 for batch in map(reader.get_batch, range(reader.num_record_batches)) if whole else reader:
-                    batch.validate(full=True)  # offsets of a broken file could lead anywhere in memory
+                    batch.validate(full=True)  # offsets in a broken file could point anywhere in memory
                     frame = pl.from_arrow(batch)
                     assert isinstance(frame, pl.DataFrame)
                     yield from frame.iter_slices(rows)
-    except (pa.ArrowException, OSError, MemoryError) as error:  # a broken length asks for terabytes
+    except (pa.ArrowException, OSError, MemoryError) as error:  # a broken length can ask for terabytes
         raise ValueError(error) from None

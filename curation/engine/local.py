@@ -1,4 +1,4 @@
-"""Run a function over items in several processes of this machine."""
+"""Run a function over items in several processes on this machine."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ Result = TypeVar("Result")
 def run(
     function: Callable[[Item], Result], items: Iterable[Item], processes: int, folder: Path
 ) -> Iterator[tuple[Item, Callable[[], Result]]]:
-    """Yield (item, call that returns or raises its result) in the order in which they finish.
+    """Yield (item, function that returns its result or raises its error), in the order in which items finish.
 
-    The processes end when this one does. Temporary files that killed ones leave below `folder` are removed at the end.
+    The processes end with this one. Temporary files that killed processes left below `folder` are removed at the end.
 
     Raises:
         SetupError: a process was killed.
@@ -48,16 +48,16 @@ def processors() -> int:
 
 @contextmanager
 def _pool(count: int, build: Path) -> Iterator[ProcessPoolExecutor]:
-    """Yield processes that end with this one, and at once where an error or a signal ends the work."""
-    context = multiprocessing.get_context("spawn")  # not fork: a forked polars waits for threads that are not there
+    """Yield a pool of processes that end with this one, and immediately if an error or a signal ends the work."""
+    context = multiprocessing.get_context("spawn")  # not fork: a forked polars waits for threads that do not exist in the child
     theirs, ours = context.Pipe(duplex=False)
     with _signals_held():
         pool = ProcessPoolExecutor(count, context, initializer=_end_with, initargs=(theirs,))
     try:
         yield pool
     except BrokenProcessPool:
-        hint = "try fewer with -j, such as -j 1"
-        raise SetupError("a worker process", "was killed; was the memory full?", hint) from None
+        hint = "use a smaller -j, such as -j 1"
+        raise SetupError("a worker process", "was killed, perhaps because memory ran out", hint) from None
     except BaseException:
         ours.close()
         raise
@@ -69,7 +69,7 @@ def _pool(count: int, build: Path) -> Iterator[ProcessPoolExecutor]:
 
 
 def _end_with(parent: Connection) -> None:
-    """End this worker when the process that wants its work is gone, or closes its end of the connection."""
+    """End this worker when the parent process ends or closes its side of the connection."""
 
     def wait() -> None:
         with suppress(EOFError, OSError):
@@ -81,17 +81,17 @@ def _end_with(parent: Connection) -> None:
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """Hold back signals while processes start, which then ignore what a terminal sends: they end with this one.
+    """Delay signals while processes start. The processes ignore signals of the terminal, because they end with this one.
 
-    The mask is what the processes inherit. It does not hold for the other threads of this one, through which a signal
-    reaches Python all the same, so its handlers wait too.
+    The processes inherit the signal mask. The mask does not cover other threads of this process, through which a signal
+    can still reach Python, so the handlers are delayed too.
     """
     came: list[int] = []
-    main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers, or runs them
+    main = threading.current_thread() is threading.main_thread()  # only the main thread may set handlers, and runs them
     numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP] if main else []
     handlers = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in numbers}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGHUP])
-    resource_tracker.ensure_running()  # it inherits the mask too, but where it starts it unblocks SIGINT in this process
+    resource_tracker.ensure_running()  # it inherits the mask too, but starting it unblocks SIGINT in this process
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield

@@ -1,15 +1,14 @@
-"""One source's part of a build, as it travels to a worker process, and what a stage of it returns."""
+"""One source's part of a build, as sent to a worker process, and the result of a stage."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from curation.core.builds import Receipt
 from curation.recipe.evaluation import Decontaminate
 from curation.recipe.manifest import Dedup
 from curation.recipe.source import Filters, Source
-
-Receipt = dict[str, Any]
 
 
 class Inputs(NamedTuple):
@@ -20,7 +19,7 @@ class Inputs(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One source's part of a build; small, so that it travels to a worker process."""
+    """One source's part of a build; small, because it is sent to worker processes."""
 
     source: Source
     filters: Filters
@@ -34,7 +33,7 @@ class Job(NamedTuple):
 
 
 class Done(NamedTuple):
-    """One stage of one source."""
+    """The result of one stage of one source."""
 
     receipt: Receipt
     ran: bool

@@ -20,7 +20,7 @@ import polars as pl
 
 from curation.core import locks, store, tables
 from curation.core.builds import check_beside, read_summary, receipts
-from curation.core.card import LICENSES, WORD, problems, size_of, with_yaml
+from curation.core.card import LICENSE_NAME, LICENSES, problems, size_of, with_yaml
 from curation.core.errors import BuildError, did_you_mean, listed
 from curation.core.escape import Markdown, as_code, as_link, as_markdown, markdown_table
 from curation.core.hub import MARK, Piece, Published, Say, listing, upload
@@ -385,7 +385,7 @@ def _card_head(
     if len(names) == 1 and first in LICENSES:
         license = {"license": first}
     else:
-        word = first if len(names) == 1 and WORD.fullmatch(first) else "mixture"
+        word = first if len(names) == 1 and LICENSE_NAME.fullmatch(first) else "mixture"
         link = f"https://huggingface.co/datasets/{repo}/blob/main/ATTRIBUTION.md"
         license = {"license": "other", "license_name": word, "license_link": link}
     hub = sorted({path for name in made if _is_hub_id(path := sources[name].path or "")})

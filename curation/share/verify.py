@@ -127,7 +127,7 @@ def _top(build: Path, whole: Receipt) -> Checks:
     for stage, digest in whole.get("stages", {}).items():
         path = build / stage / store.RECEIPT
         if path.is_file() and store.file_digest(path) != digest:
-            yield Problem(str(path), "is not the receipt that build.json names")
+            yield Problem(str(path), "is not the receipt that build.json lists")
         elif not path.is_file() and (build / stage).exists() is False:
             yield Problem(str(build / stage), "is missing, and build.json names it")
     try:

@@ -285,7 +285,9 @@ def test_a_dry_run_of_sorted_labels_is_no_error(tmp_path):
 def test_a_broken_summary_and_a_file_for_a_folder_are_told(recipe, tmp_path):
     build(recipe, tmp_path / "b")
     (tmp_path / "b/build.json").write_text("[]")
-    with pytest.raises(BuildError, match=r"build\.json: is not what a build wrote; delete it and run `curate build` again"):
+    with pytest.raises(
+        BuildError, match=r"build\.json: was not written by `curate build`; delete it and run `curate build` again"
+    ):
         build(recipe, tmp_path / "b")
     (tmp_path / "f").write_text("")
     with pytest.raises(BuildError, match="f: is a file, not a folder; name another folder"):

@@ -40,8 +40,8 @@ REASONS = {
     "same": "its licence cc-by-4.0, cc-by-sa-3.0 is share-alike, and the policy is `licenses: permissive`",
     "closed": "its licence cc-by-nc-4.0 is non-commercial, and the policy is `licenses: no-nc`",
     "odd": "the class of its licence 'cc-by-sa4.0' is unknown (did you mean 'cc-by-sa-4.0'?), "
-    "and `licenses: no-nc` lets in known ones only",
-    "silent": "it names no licence, and `licenses: no-nc` lets in known ones only",
+    "and `licenses: no-nc` allows known licences only",
+    "silent": "it names no licence, and `licenses: no-nc` allows known licences only",
 }
 
 
@@ -132,8 +132,8 @@ def test_one_cannot_ask_for_what_is_left_out(recipe, tmp_path):
     with pytest.raises(ManifestError) as caught:
         build(recipe, tmp_path / "b", licenses="permissive")
     assert str(caught.value) == (
-        "licenses: permissive: leaves no source; the first: 'free', as the class of its licence 'gpl' is unknown "
-        "(did you mean 'gpl-3.0'?), and `licenses: permissive` lets in known ones only"
+        "licenses: permissive: leaves no source; for example 'free': the class of its licence 'gpl' is unknown "
+        "(did you mean 'gpl-3.0'?), and `licenses: permissive` allows known licences only"
     )
 
 

@@ -31,8 +31,8 @@ def test_a_good_card_has_none():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"license": "MIT"}, "license 'MIT' is none that the Hub knows"),
-        ({"license": None}, "license 'None' is none that the Hub knows"),
+        ({"license": "MIT"}, "license 'MIT' is not a licence that the Hub knows"),
+        ({"license": None}, "license 'None' is not a licence that the Hub knows"),
         ({"license": "other"}, "license 'other' needs a license_name of small letters, digits, dots and dashes"),
         ({"license": "other", "license_name": "a"}, "license 'other' needs a license_link"),
         ({"language": ["English"]}, "language 'English' is not an ISO 639 code"),
@@ -40,16 +40,16 @@ def test_a_good_card_has_none():
         ({"tags": [""]}, "tags '' is not a text of 1 to 100 characters"),
         (
             {"task_categories": ["retrieval"]},
-            "task_categories 'retrieval' is none of text-retrieval, feature-extraction, sentence-similarity, text-classification",
+            "task_categories 'retrieval' is not one of text-retrieval, feature-extraction, sentence-similarity, text-classification",
         ),
-        ({"size_categories": ["big"]}, "size_categories 'big' is none of "),
+        ({"size_categories": ["big"]}, "size_categories 'big' is not one of "),
         (
             {"configs": [{"config_name": "a b", "data_files": []}], "dataset_info": [{"config_name": "a b"}]},
-            "config_name 'a b' holds signs that the Hub does not allow",
+            "config_name 'a b' contains characters that the Hub does not allow",
         ),
-        ({"configs": [{"config_name": "faq", "data_files": [{"path": "nowhere/*"}]}]}, "no file fits 'nowhere/*'"),
+        ({"configs": [{"config_name": "faq", "data_files": [{"path": "nowhere/*"}]}]}, "no file matches 'nowhere/*'"),
         ({"dataset_info": []}, "dataset_info does not describe the configs in their order"),
-        (TWICE, "two configs have one name"),
+        (TWICE, "two configs have the same name"),
     ],
 )
 def test_what_is_wrong_is_said(change, words):
@@ -57,7 +57,7 @@ def test_what_is_wrong_is_said(change, words):
 
 
 def test_a_card_without_yaml_or_with_a_broken_one():
-    assert list(problems("# only text\n")) == ["it has no YAML between two lines of dashes at its head"]
+    assert list(problems("# only text\n")) == ["it does not begin with YAML between two lines of dashes"]
     assert next(problems("---\na: [\n---\n")).startswith("its YAML cannot be read (")
 
 

@@ -68,7 +68,7 @@ def test_a_signal_ends_a_build_in_one_line_and_leaves_nothing(number, workers, t
         out, err = process.communicate(timeout=60)
     code, word = ENDINGS[number]
     assert process.returncode == code, err
-    assert err == f"curate: {word}; run the same command again to go on\n"
+    assert err == f"curate: {word}; run the same command again to continue\n"
     assert out == ""
     assert not list(tmp_path.rglob(".tuplesmith-*"))
     assert not living(process.pid)
@@ -85,7 +85,7 @@ def test_a_signal_while_workers_start_is_one_line(tmp_path):
             _, err = process.communicate(timeout=60)
         assert process.returncode in (0, 130), err
         assert "Traceback" not in err
-        assert process.returncode == 0 or err == "curate: interrupted; run the same command again to go on\n"
+        assert process.returncode == 0 or err == "curate: interrupted; run the same command again to continue\n"
 
 
 def test_signals_stay_held_while_the_first_process_starts():
@@ -150,7 +150,7 @@ def test_a_reader_that_goes_or_was_never_there_ends_a_command_in_silence(line, b
 def test_a_full_device_behind_the_output_is_one_line(built):
     done = shell("curate show out > /dev/full", built)
     assert (done.returncode, done.stderr) == (
-        1, "curate: output: no room left on the disk; make room and run the same command again to go on\n"
+        1, "curate: output: the disk is full; free some space and run the same command again to continue\n"
     )  # fmt: skip
 
 

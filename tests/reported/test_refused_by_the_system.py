@@ -149,7 +149,7 @@ def test_a_full_disk_in_training_is_one_line(shell, built, tmp_path):
         done = shell.run(*line.split(), cwd=here, size=2000)
         assert done.code == 1, done
         assert done.err.splitlines()[-1].endswith(
-            "no room left on the disk; make room and run the same command again to go on"
+            "the disk is full; free some space and run the same command again to continue"
         ), done.err
         assert "Traceback" not in done.err
         assert not list(here.rglob(".tuplesmith-*"))

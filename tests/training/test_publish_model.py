@@ -89,7 +89,7 @@ def test_what_is_no_model_or_no_licence(run, tmp_path):
         plan_upload(tmp_path, "org/small")
     with pytest.raises(
         ModelError,
-        match="org/small: the Hub would refuse its card: license 'free' is none that the Hub knows; correct it, or see --license",
+        match="org/small: the Hub would refuse its card: license 'free' is not a licence that the Hub knows; correct it, or see --license",
     ):
         plan_upload(run, "org/small", "free")
 
