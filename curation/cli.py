@@ -162,7 +162,7 @@ def show(build: Path | None, only: tuple[str, ...], count: int, dropped: bool, r
     found = False
     for record in records:
         found = True
-        output(show.as_line(record) if as_json else show.as_text(record))
+        output(show.as_line(record) if as_json else show.record_text(record))
     if not found:
         raise BuildError(folder, "has no such records", "see `curate stats` for sources and reasons")
 
@@ -184,7 +184,7 @@ def check(manifest: Path, online: bool, confined: bool, as_json: bool) -> int:
     from curation.build import show
 
     found = checking.check(manifest, online, confined)
-    output(show.as_json(found) if as_json else checking.as_text(found))
+    output(show.as_json(found) if as_json else checking.check_text(found))
     if not as_json:
         say(checking.verdict(found))
     return 1 if found["problems"] else 0

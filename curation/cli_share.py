@@ -130,7 +130,7 @@ def diff(a: str, b: str, only: tuple[str, ...], as_json: bool, quiet: bool) -> i
     from curation.share import diff as comparing
 
     found = comparing.diff(a, b, only, for_terminal(quiet))
-    output(show.as_json(found) if as_json else comparing.as_text(found))
+    output(show.as_json(found) if as_json else comparing.diff_text(found))
     return 1 if comparing.differs(found) else 0
 
 

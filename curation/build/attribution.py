@@ -14,7 +14,7 @@ from curation.recipe.manifest import Manifest
 from curation.recipe.source import Source
 
 
-def write(folder: Path, manifest: Manifest, summary: dict[str, Any]) -> None:
+def write_attribution(folder: Path, manifest: Manifest, summary: dict[str, Any]) -> None:
     """Write ATTRIBUTION.md for the sources in build.json; it has no date, so equal builds have equal bytes."""
     entries = summary["sources"]
     sources = [source for source in manifest.sources if source.name in entries]

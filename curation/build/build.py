@@ -171,7 +171,7 @@ def _build(
     keep_lock(path, folder)
     mteb_tasks.write_training_datasets(folder, manifest)
     summary = summary_of(folder, manifest, receipts, failed, current, excluded, contaminated)
-    attribution.write(folder, manifest, summary)
+    attribution.write_attribution(folder, manifest, summary)
     write_summary(folder, path, manifest, summary)
     seconds = {f"{stage}/{name}": round(one.seconds, 3) for stage, by_name in done.items() for name, one in by_name.items()}
     write_json(folder / "timings.json", {"seconds": round(time.time() - started, 3), "stages": seconds})

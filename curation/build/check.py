@@ -186,7 +186,7 @@ def _estimate(manifest: Manifest, local: list[str], local_bytes: int) -> Found:
     }
 
 
-def as_text(found: Found) -> str:
+def check_text(found: Found) -> str:
     """Return what `check` found as text of 80 columns."""
     tasks = [(task, one["sources"], one["expected"], one["aim"] or 0) for task, one in found["tasks"].items()]
     head = ("task", "sources", "expected", "aim")

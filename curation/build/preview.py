@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from curation.build.build import job_of, pick
-from curation.build.show import as_text
+from curation.build.show import record_text
 from curation.core.errors import SourceError, listed
 from curation.core.record import render_query
 from curation.read.lock import apply_lock
@@ -79,7 +79,7 @@ def _preview_source(source: Source, job: Job, write: Callable[[str], None]) -> N
         return
     for row in made.tuples.head(1).iter_rows(named=True):
         query = render_query(made.instruction, row["query"])
-        write(as_text({"query": query, "positives": row["positives"], "negatives": row["negatives"]}))
+        write(record_text({"query": query, "positives": row["positives"], "negatives": row["negatives"]}))
 
 
 def _first_rows(job: Job) -> tuple[pl.DataFrame, list[Lost]]:

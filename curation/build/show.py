@@ -100,7 +100,7 @@ def dropped_records(build: Path, only: Iterable[str], count: int, reason: str | 
             yield {key: value for key, value in row.items() if value is not None}
 
 
-def as_text(record: dict[str, Any]) -> str:
+def record_text(record: dict[str, Any]) -> str:
     """Return a record as text of 80 columns; line breaks in texts are kept."""
     out = []
     for key, value in record.items():

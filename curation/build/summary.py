@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from curation.core.builds import CONSTANTS, COUNTS, FORMAT, is_older, read_summary
+from curation.core.builds import CONSTANTS, COUNTS, FORMAT, Receipt, is_older, read_summary
 from curation.core.errors import UserError
 from curation.core.store import BUILD, RECEIPT, atomic, file_digest, sealed, write_json
 from curation.recipe.licenses import Excluded, class_of
@@ -13,8 +13,7 @@ from curation.recipe.manifest import Manifest, read_manifest
 from curation.recipe.source import Source
 from curation.recipe.yaml import merged_yaml
 
-Receipt = dict[str, Any]
-BESIDE = (
+LISTED_FILES = (
     "manifest.yaml",
     "manifest.lock",
     "ATTRIBUTION.md",
@@ -76,7 +75,7 @@ def write_summary(folder: Path, path: Path, manifest: Manifest, summary: dict[st
     if not copy.exists() or copy.read_bytes() != text:
         with atomic(copy) as file:
             file.write(text)
-    files = {name: file_digest(folder / name) for name in BESIDE if (folder / name).is_file()}
+    files = {name: file_digest(folder / name) for name in LISTED_FILES if (folder / name).is_file()}
     receipts = {stage: folder / stage / RECEIPT for stage in used_stages(manifest, list(summary["sources"]))}
     stages = {stage: file_digest(receipt) for stage, receipt in receipts.items() if receipt.is_file()}
     whole = {**summary, "files": files, "stages": stages}

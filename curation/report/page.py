@@ -16,7 +16,7 @@ import polars as pl
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from curation.core.builds import check_beside, checked_stage, read_summary
+from curation.core.builds import Receipt, check_beside, checked_stage, read_summary
 from curation.core.errors import listed
 from curation.core.escape import as_html, visible
 from curation.core.record import ORIGINS
@@ -26,7 +26,7 @@ from curation.read.outside import hide_local_paths
 from curation.recipe.licenses import claim
 from curation.recipe.manifest import load_manifest
 from curation.report import figures
-from curation.report.samples import compared, drops, matched_queries, near_pairs, records, sampled, shown
+from curation.report.samples import compared, drops, matched_queries, near_pairs, sample_records, sampled, shown
 from curation.shape.columns import EVIDENCE_CHARS
 
 LAYOUT = 4  # raised when the page changes; then every report is written again
@@ -39,7 +39,6 @@ MUCH = 0.25  # share of a source's rows or tuples; if more is left out, the head
 STAGES = {"dedup": "duplicates", "decontaminate": "contaminated"}  # stage -> fate; tuples that other stages drop are filtered
 COUNTS = ("rows", "unused", "tuples", "merged", "filtered", "duplicates", "contaminated", "held out", "kept", "passages")
 LEFT_OUT = (("rows_dropped", "rows"), ("dropped", "tuples"), ("texts_out", "texts"))  # keys of a receipt, and what they count
-Receipt = Mapping[str, Any]
 
 
 def write(folder: Path, again: bool = False) -> bool:
@@ -83,7 +82,7 @@ def render(folder: Path, left_out: Mapping[str, str] | None = None) -> str:
     absent = [(name, "failed", error) for name, error in summary["failed"].items() if name not in (left_out or {})]
     absent += [(name, "left out", why) for name, why in (summary["excluded"] | dict(left_out or {})).items()]
 
-    sources = [_source(folder, name, receipts, mined.get(name), summary, threshold) for name in receipts]
+    sources = [_collected(folder, name, receipts, mined.get(name), summary, threshold) for name in receipts]
     _draw_lengths(sources)
     whole = {key: sum(one["counts"][key] for one in sources) for key in COUNTS}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_plain)
@@ -136,7 +135,7 @@ def _state(folder: Path) -> str:
     return STATE.format(digest_of([*look, summary, sources, tables, [receipt["digest"] for receipt in mined.values()]]))
 
 
-def _source(
+def _collected(
     folder: Path, name: str, receipts: Mapping[str, Receipt], mined: Receipt | None, summary: Receipt, threshold: float
 ) -> dict[str, Any]:
     """Return all that the page shows of one source."""
@@ -156,9 +155,9 @@ def _source(
         "licence": claim(facts),
         "counts": counts,
         "flow": _flow(counts),
-        "records": records(stage, seed, name, mined["kept"], folder / "mined" / name)
+        "records": sample_records(stage, seed, name, mined["kept"], folder / "mined" / name)
         if mined is not None and has_tuples
-        else records(stage, seed, name, receipt["kept"]),
+        else sample_records(stage, seed, name, receipt["kept"]),
         "near": near_pairs(folder, name, dropped, threshold, seed),
         "reasons": reasons,
         "matched": matched_queries({other: folder / "curated" / other for other in receipts}, samples),

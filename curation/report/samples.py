@@ -48,7 +48,7 @@ def sampled(seed: int, purpose: str, count: int, wanted: int) -> list[int]:
     return sorted(np.argsort(draws(seed, f"report/{purpose}", np.arange(count)), kind="stable")[:wanted].tolist())
 
 
-def records(folder: Path, seed: int, name: str, count: int, mined: Path | None = None) -> list[dict[str, Any]]:
+def sample_records(folder: Path, seed: int, name: str, count: int, mined: Path | None = None) -> list[dict[str, Any]]:
     """Return a few tuples of a source.
 
     Each has id, query, label, the text of its first positive, and of at most NEGATIVES negatives; `others` is the number of

@@ -233,7 +233,7 @@ def _first(rows: pl.DataFrame) -> list[dict[str, Any]]:
     return rows.select([name for name in ("id", "query", "reason") if name in rows.columns]).head(FIRST).rows(named=True)
 
 
-def as_text(found: Mapping[str, Any]) -> str:
+def diff_text(found: Mapping[str, Any]) -> str:
     """Return the differences for a person."""
     lines = [f"changes from {found['a']} to {found['b']}"] if differs(found) else []
     lines += [f"recipe: {one['key']}: {one['a']!r} -> {one['b']!r}" for one in found["recipe"]]

@@ -35,7 +35,7 @@ from curation.core.escape import text_table
 from curation.core.progress import Advance, Progress, silent
 from curation.core.record import NEGATIVES, render_query
 
-FORMAT = 2  # raised when the same build gives other files
+EXPORT_FORMAT = 2  # raised when the same build gives other files
 BLOCK = 8192  # tuples: with 25 texts of 500 bytes, 100 MB
 CURATED = ("id", "key", "query", "positives", "negatives")
 MINED = (*CURATED, "positive_score", "negative_scores")
@@ -180,7 +180,9 @@ def export(
     sources = receipts(build, only)
     folders = {source: _tuples_folder(build, source, FORMATS[name].mined) for source in sources}
     stages = [store.receipt_of(folder)["files"] for folder in folders.values()]
-    digest = store.digest_of([FORMAT, name, negatives, [[key, receipt["files"]] for key, receipt in sources.items()], stages])
+    digest = store.digest_of(
+        [EXPORT_FORMAT, name, negatives, [[key, receipt["files"]] for key, receipt in sources.items()], stages]
+    )
     out = _checked_target(out.expanduser().resolve())
 
     def work(part: Path) -> Receipt:

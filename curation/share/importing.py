@@ -264,7 +264,7 @@ def _of_files(first: Path, paths: list[Path], name: str, held_out: bool, base: P
     for one in files:
         with closing(_rows(glob.escape(one), base)) as rows:
             columns |= dict.fromkeys(next(rows).frame.columns)
-    form, entry, note = _source(name, files[0], list(columns), first.suffix == ".jsonl")
+    form, entry, note = _format_of(name, files[0], list(columns), first.suffix == ".jsonl")
     if form == "flagembedding" and not said.get("instruction") and not held_out:
         said |= _flagembedding(files, base)
     return Candidate(form, {"name": name, **said, "files": listed_files, **entry}, held_out, note)
@@ -316,7 +316,7 @@ def _flagembedding(files: list[str], base: Path) -> Entry:
     return {"task": tasks.get(kind, "retrieval")} | ({"instruction": prompt} if prompt else {})
 
 
-def _source(where: str, called: str, columns: list[str], lines: bool) -> tuple[str, Entry, str]:
+def _format_of(where: str, called: str, columns: list[str], lines: bool) -> tuple[str, Entry, str]:
     """Return the format that has these columns, the keys of a source that reads it, and a note on columns that are not used."""
     for layout in LAYOUTS:
         if set(layout.fields.values()) <= set(columns):
@@ -403,7 +403,7 @@ def _on_the_hub(id_: str) -> Iterator[Candidate]:
                 yield Candidate("beir", said | {"reader": "beir"}, held_out)
                 continue
             try:
-                form, entry, note = _source(said["name"], f"{id_} ({config})", facts.columns or [], lines=False)
+                form, entry, note = _format_of(said["name"], f"{id_} ({config})", facts.columns or [], lines=False)
             except SourceError as error:
                 if not held_out or not train:
                     raise

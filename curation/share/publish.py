@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from curation.core import locks, store, tables
-from curation.core.builds import check_beside, read_summary, receipts
+from curation.core.builds import Receipt, check_beside, read_summary, receipts
 from curation.core.card import LICENSE_NAME, LICENSES, problems, size_of, with_yaml
 from curation.core.errors import BuildError, did_you_mean, listed
 from curation.core.escape import Markdown, as_code, as_link, as_markdown, markdown_table
@@ -45,14 +45,13 @@ from curation.share.export import (
     with_texts,
 )
 
-Receipt = Mapping[str, Any]
-FORMAT = 1  # raised when the same build gives other files
+FILES_FORMAT = 1  # raised when the same build gives other files
 SHARD = 500_000_000  # bytes of text per file, before compression
 GROUPS = ("positives", "ids", "scores", "provenance")  # of further columns
-BESIDE = ("manifest.yaml", "manifest.lock", "ATTRIBUTION.md", "report.html")
+COMPANIONS = ("manifest.yaml", "manifest.lock", "ATTRIBUTION.md", "report.html")
 RANKED = ("negative_ranks", "negative_origin")
 KINDS: dict[Any, str] = {pl.String: "string", pl.Float32: "float32", pl.UInt16: "uint16"}
-LOAD = """\
+LOAD_EXAMPLE = """\
 ```python
 from datasets import load_dataset
 
@@ -60,7 +59,7 @@ rows = load_dataset("{repo}", "{config}", split="train")
 print(rows[0]["query"], rows[0]["passage"])
 ```
 """
-TRAIN = """\
+TRAIN_EXAMPLE = """\
 With sentence-transformers the columns are anchor, positive and negatives as they are{only}:
 
 ```python
@@ -150,17 +149,17 @@ def plan(
 
     # the files next to them, without the folders of this machine
     report = build / "report.html"
-    notes = [] if locked else ["manifest.lock: there is none, and publishing needs it; run `curate lock`"]
+    notes = [] if locked else ["manifest.lock: it does not exist, and publishing needs it; run `curate lock`"]
     if report.is_file() and not store.is_sealed_page(report):
         raise BuildError(report, "was changed since it was written (its digest differs)", "run `curate report`")
-    paths = {name: locked if name == "manifest.lock" else build / name for name in BESIDE}
+    paths = {name: locked if name == "manifest.lock" else build / name for name in COMPANIONS}
     texts = {name: path.read_text(encoding="utf-8") for name, path in paths.items() if path and path.is_file()}
     if report.is_file() and any(name in left_out for name in found):
         texts["report.html"] = render_report(build, left_out)  # shows no record of a source that is not published
         notes.append("report.html of the build: it shows every source; one of the published sources is written instead")
-    beside = {name: Piece.of(hide_local_paths(text, manifest).encode()) for name, text in texts.items()}
+    companions = {name: Piece.of(hide_local_paths(text, manifest).encode()) for name, text in texts.items()}
 
-    whole = {"README.md": Piece.of(card.encode())} | beside | pieces
+    whole = {"README.md": Piece.of(card.encode())} | companions | pieces
     about = {"build": summary["name"], "seed": summary["seed"]}
     provenance = about | {"left_out": left_out, "files": listing(whole), "sources": made}
     mark = store.sealed(json.loads(hide_local_paths(json.dumps(provenance, ensure_ascii=False), manifest)))
@@ -196,7 +195,7 @@ def _left_out(build: Path, summary: Mapping[str, Any], allow: list[str]) -> dict
 
 
 def _checked_lock(build: Path, lock: Path | None, found: Mapping[str, Receipt], need: bool) -> Path | None:
-    """Return the lock file, checked: it names each source to publish, at the revision that was built; None if there is none.
+    """Return the lock file, checked: it names each source to publish, at the revision that was built; None if it does not exist.
 
     Raises:
         BuildError: it differs from the build, or it is needed and missing.
@@ -229,7 +228,15 @@ def _shards(
 ) -> Receipt:
     """Write a source's shards unless they are current; return what provenance.json says about the source."""
     mined = mined_tuples(build, name)
-    depends = [FORMAT, receipt["files"], receipt["task"], receipt["instruction"], mined and mined["files"], negatives, columns]
+    depends = [
+        FILES_FORMAT,
+        receipt["files"],
+        receipt["task"],
+        receipt["instruction"],
+        mined and mined["files"],
+        negatives,
+        columns,
+    ]
     work = partial(write_shards, build, receipt, mined, negatives, columns, progress)
     staged, _ = store.run_stage(build / "publish" / name, store.digest_of(depends), work)
     kept = ("rows", "negatives", "features", "shards", "left_out", "positives_left_out", "bytes")
@@ -434,13 +441,13 @@ def _loading(repo: str, made: Mapping[str, Receipt]) -> list[str]:
     name, one = next(iter(made.items()))
     more = len(one["features"]) > 2 + one["negatives"]
     select = f".select_columns(['query', 'passage', *(f'negative_{{i + 1}}' for i in range({one['negatives']}))])" if more else ""
-    train = TRAIN.format(repo=repo, config=name, select=select, only=", without the further columns" if more else "")
+    train = TRAIN_EXAMPLE.format(repo=repo, config=name, select=select, only=", without the further columns" if more else "")
     note = (
         "`query` contains the instruction if a source has one (`Instruct: ...`, a new line, `Query: ...`): add no other prompt."
     )
     if any(feature["name"] == "positives" for feature in one["features"]):
         note += " `passage` is the first of `positives`, which lists all positives of a query."
-    return [LOAD.format(repo=repo, config=name), train, note, ""]
+    return [LOAD_EXAMPLE.format(repo=repo, config=name), train, note, ""]
 
 
 def _sources_table(sources: Mapping[str, Source], entries: Mapping[str, Receipt], made: Mapping[str, Receipt]) -> str:

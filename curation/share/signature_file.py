@@ -1,11 +1,12 @@
-"""MinHash signatures of a build in a file that datasketch loads:
+"""`curate signatures`: the MinHash signatures of a build in a parquet file. datasketch reads them:
 
     index = MinHashLSH(num_perm=128, params=(16, 6))
     for id_, signature in read_signatures("signatures.parquet"):
         index.insert(id_, signature)
 
-The header (parquet metadata) holds datasketch's version, scheme and seed, and the shingling; files that differ in it do not
-mix. An id is that of a tuple, for its query, or `source#pid`. Texts that only equal ones match have no signature.
+The header (parquet metadata) holds datasketch's version, scheme and seed, and the shingling; signatures with different headers
+cannot be compared. The id of a query is its tuple's, the id of a passage is `source#pid`. Texts too short for shingles have
+no signature.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from curation.core.tables import read_table, write_blocks
 
 SCHEME = "affine32"
 PERMUTATIONS = 128
-BLOCK = 1 << 16  # texts a row group
+ROW_GROUP = 1 << 16  # texts
 
 
 def header() -> dict[str, str]:
-    """Return what must be equal for two signatures to be compared."""
+    """Return what two signatures must have in common to be compared."""
     numbers = {"seed": str(SEED), "permutations": str(PERMUTATIONS)}
     return {"datasketch": metadata.version("datasketch"), "scheme": SCHEME, **numbers, "shingling": SHINGLING}
 
@@ -52,8 +53,8 @@ def write_signatures(build: Path, out: Path, only: Iterable[str] = ()) -> int:
             pairs, passages = read_table(folder, "pairs", ["id", "query"]), read_table(folder, "passages", ["pid", "text"])
             pids = passages.select(pl.format("{}#{}", pl.lit(name), "pid").alias("id"))["id"]
             for ids, texts in ((pairs["id"], pairs["query"]), (pids, passages["text"])):
-                for first in range(0, len(ids), BLOCK):
-                    block = _block(ids.slice(first, BLOCK), texts.slice(first, BLOCK))
+                for first in range(0, len(ids), ROW_GROUP):
+                    block = _block(ids.slice(first, ROW_GROUP), texts.slice(first, ROW_GROUP))
                     count += len(block)
                     yield block
 
@@ -77,17 +78,17 @@ def read_signatures(*paths: Path | str) -> Iterator[tuple[str, MinHash]]:
     first: dict[str, str] | None = None
     for path in paths:
         try:
-            told = pl.read_parquet_metadata(path)
+            metadata_of_file = pl.read_parquet_metadata(path)
         except (OSError, pl.exceptions.PolarsError) as error:
             raise BuildError(path, f"not readable as parquet ({error})", "run `curate signatures` again") from None
-        said = {key: told.get(key, "") for key in header()}
+        said = {key: metadata_of_file.get(key, "") for key in header()}
         if not said["scheme"]:
             raise BuildError(path, "holds no signatures", "name a file of `curate signatures`")
         first = first or said
         for key, value in said.items():
             if value != first[key]:
                 what = f"was made with {key} '{value}', and {paths[0]} with '{first[key]}'; their signatures do not compare"
-                raise BuildError(path, what, "make both anew with the same version")
+                raise BuildError(path, what, "write both again with the same version")
         for id_, values in pl.read_parquet(path).iter_rows():
             hashes = np.asarray(values, dtype=np.uint32)
             yield id_, MinHash(num_perm=PERMUTATIONS, seed=int(said["seed"]), scheme=said["scheme"], hashvalues=hashes)

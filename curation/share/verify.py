@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from curation.core import store, tables
-from curation.core.builds import CONSTANTS, COUNTS, names_of, read_build
+from curation.core.builds import CONSTANTS, COUNTS, Receipt, names_of, read_build
 from curation.core.errors import BuildError, UserError
 from curation.core.hub import MARK, Piece
 from curation.core.progress import Progress, silent
 from curation.core.record import ORIGINS, keys_of
 from curation.share.export import outdated_tuple
 
-Receipt = dict[str, Any]
 VERIFIED_STAGES = ("shaped", "near", "cleaned", "curated", "mined", "heldout", "publish")
 MINED_LISTS = ("negative_scores", "negative_ranks", "negative_origin")
 BY_ROWS = ("read", "shape")  # stages that drop rows; later ones drop tuples
@@ -122,8 +121,8 @@ def _top(build: Path, whole: Receipt) -> Checks:
         if (build / name).is_file() and (wrong := _broken(build / name)):
             yield wrong
     known = {store.BUILD, store.TIMINGS, REPORT}
-    beside = [path for path in build.iterdir() if path.name not in known and path.name[0] != "."]
-    yield from _listed(build, whole.get("files", {}), beside, store.BUILD)
+    top_files = [path for path in build.iterdir() if path.name not in known and path.name[0] != "."]
+    yield from _listed(build, whole.get("files", {}), top_files, store.BUILD)
     for stage, digest in whole.get("stages", {}).items():
         path = build / stage / store.RECEIPT
         if path.is_file() and store.file_digest(path) != digest:

@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 
 from curation.build.build import build
 from curation.cli import curate
-from curation.core.record import no_drops
+from curation.core.record import ORIGINS, no_drops
 from curation.core.store import read_json, write_json
 from curation.core.tables import read_table, write_parquet
 from curation.report import figures
 from curation.report import page as report
-from curation.report.samples import APART, compared, near_pairs, records, shown
+from curation.report.samples import APART, compared, near_pairs, sample_records, shown
 from tests.curation.report_build import HOSTILE, LONG, MANIFEST, write_inputs, write_shared_tables
+from tests.publishing.small_published import make
 
 VOID = {"meta", "link", "br", "hr", "input"}
 
@@ -207,6 +208,35 @@ def test_sources_whose_licence_is_not_let_in_are_named(tmp_path):
     assert [row[0] for row in read.tables["sources"]] == ["Source", "faq", "topics", "all"]
 
 
+def test_much_that_is_left_out_is_at_the_head_of_the_page(tmp_path):
+    rows = [{"q": f"question number {i}", "a": "x" if i < 4 else f"the answer {i}"} for i in range(10)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "m.yaml").write_text(
+        "name: one\nfilters: {min_chars: 5}\nsources:\n"
+        "  - {name: short, files: a.jsonl, task: retrieval, fields: {query: q, positive: a}}\n"
+        "  - {name: whole, files: a.jsonl, task: retrieval, filters: {min_chars: 1}, fields: {query: q, positive: a}}\n"
+    )
+    build(tmp_path / "m.yaml", tmp_path / "b")
+    page = (tmp_path / "b" / "report.html").read_text()
+    head = page[page.index("<header>") : page.index("</header>")]
+    assert re.findall("<li>(.*?)</li>", head) == ["short: 4 of 10 tuples (40%) are left out: short_positive 4"]
+
+
+def test_mined_negatives_are_shown_with_origin_and_score(tmp_path):
+    made = make(tmp_path, rows=20)
+    report.write(made)
+    read = Reader((made / "report.html").read_text())
+    lines = {line[0]: dict(zip(read.tables["negatives"][0], line, strict=True)) for line in read.tables["negatives"][1:]}
+    assert list(lines) == ["faq", "topics", "tone", "nobody", "doubt"]
+    for name, line in lines.items():
+        origins = read_table(made / "mined" / name, "pairs")["negative_origin"].explode().value_counts()
+        counted = {ORIGINS[origin]: count for origin, count in origins.iter_rows()}
+        columns = {"Given": "given", "Mined": "mined", "Other class": "class", "Random": "random"}
+        assert {columns[head]: number(line[head]) for head in columns} == dict.fromkeys(ORIGINS, 0) | counted
+    assert (lines["faq"]["Strategy"], lines["faq"]["Preset"]) == ("search", "f2llm")
+    assert re.search(r"mined, score -?\d\.\d\d", read.text["source-faq"])
+
+
 def test_nothing_built_still_makes_a_page(tmp_path):
     (tmp_path / "m.yaml").write_text(
         "name: none\nsources:\n  - {name: bad, files: none.jsonl, task: retrieval, fields: {query: q, positive: a}}\n"
@@ -299,7 +329,7 @@ def test_records_are_tuples_of_the_build(folder):
     texts = read_table(folder / "curated" / "faq", "passages")["text"]
     pairs = {row["id"]: row for row in read_table(folder / "curated" / "faq", "pairs").to_dicts()}
     for place in range(9):
-        shown_rows = records(folder / "curated" / "faq", place, "faq", len(pairs))
+        shown_rows = sample_records(folder / "curated" / "faq", place, "faq", len(pairs))
         assert len({row["id"] for row in shown_rows}) == 3
         for row in shown_rows:
             pair = pairs[row["id"]]

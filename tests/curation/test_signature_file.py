@@ -59,7 +59,7 @@ def test_signatures_of_two_kinds_do_not_mix(built, tmp_path, monkeypatch):
     assert said.startswith(
         f"{tmp_path / 'b.parquet'}: was made with shingling 'words5', and {tmp_path / 'a.parquet'} with 'words3>=25"
     )
-    assert said.endswith("their signatures do not compare; make both anew with the same version")
+    assert said.endswith("their signatures do not compare; write both again with the same version")
 
 
 def test_what_holds_no_signatures_says_so(tmp_path):
