@@ -66,7 +66,7 @@ def rules_of(settings: Mine) -> Rules:
 
 
 def calibrate_rules(search: Search, settings: Mine) -> tuple[Rules, dict[str, Any]]:
-    """Return the rules for a source, and what its receipt says about the calibration. May search the source.
+    """Return the rules for a source, and what its receipt says about the calibration. The search is prepared.
 
     Raises:
         ManifestError: `target_false_negatives` is set and no query of the source has several positives.
@@ -78,7 +78,6 @@ def calibrate_rules(search: Search, settings: Mine) -> tuple[Rules, dict[str, An
     if settings.target_false_negatives is None:
         counts = np.zeros(COSINE_BINS, np.int64)
         for block in blocks(search.job.curated):
-            search.prepare(block)
             near = search.candidates(block, rules)
             chosen = search.choose(block.frame, near, np.full(len(block.frame), search.wanted), rules)[1]
             counts += count_similarities(near, chosen, rules)

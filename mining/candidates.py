@@ -9,6 +9,7 @@ These files hold all that the filters ask about a candidate, so another filter s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,7 +20,7 @@ import polars as pl
 
 from curation.core import locks, store, tables
 from curation.core.errors import BuildError
-from curation.core.progress import Progress
+from curation.core.progress import Advance, Progress
 from curation.core.record import MINED, draws
 from mining import ivf
 from mining.duplicates import Duplicates, contains_answer, overlaps, read_answers, read_duplicates, shingles_of
@@ -101,16 +102,25 @@ class Search:
         self.asks_for_ivf = job.strategy == "search" and settings.index == "ivf"
         self.uses_ivf = self.asks_for_ivf and len(self.corpus_pids) >= ivf.LEAST
 
-    def prepare(self, block: Block, wait: bool = True) -> None:
-        """Encode and search for a block, unless its candidates are on disk.
+    def prepare(self, wait: bool = True) -> None:
+        """Encode and search for all blocks whose candidates are not on disk.
 
-        If another process is doing that: wait for it, or with `wait=False` leave the block to it.
+        If another process is searching for a block: wait for it, or with `wait=False` leave the block to it.
         """
+        advance: Advance | None = None
+        with ExitStack() as stack:
+            for block in blocks(self.job.curated):
+                folder = self.folder / f"{block.number:05d}"
+                if advance is None and not store.is_current(folder, self.digest):
+                    _ = self.vectors  # encodes, with a progress bar of its own, before that of the search
+                    advance = stack.enter_context(self.progress(f"{self.job.name}: search", self.rows, "rows"))
+                run_once(folder, self.digest, partial(self._search_block, block), wait)
+                if advance is not None:
+                    advance(len(block.rows))
 
-        def work(folder: Path) -> dict[str, Any]:
-            return write_candidates(folder, self.look(block.frame, block.rows, self.fetched))
-
-        run_once(self.folder / f"{block.number:05d}", self.digest, work, wait)
+    def _search_block(self, block: Block, folder: Path) -> dict[str, Any]:
+        """Write the candidates of a block into a folder and return the entries of its receipt."""
+        return write_candidates(folder, self.look(block.frame, block.rows, self.fetched))
 
     def look(self, frame: pl.DataFrame, rows: np.ndarray, k: int) -> Searched:
         """Search for the k nearest passages of the rows numbered `rows` (q,)."""
@@ -135,7 +145,7 @@ class Search:
         return positives.head(1) if self.hide else positives
 
     def candidates(self, block: Block, rules: Rules) -> Candidates:
-        """Return the candidates of a block that was prepared, with all that the rules ask about them."""
+        """Return the candidates of a block, after `prepare`, with all that the rules ask about them."""
         found = read_candidates(self.folder / f"{block.number:05d}")
         return self.with_evidence(block.frame, found, block.rows, rules)
 
@@ -168,7 +178,7 @@ class Search:
         return choose_reranked(self._scorer(frame), near, wanted, rules)
 
     def fill(self, block: Block, rules: Rules, shortage: str) -> Negatives:
-        """Choose the negatives of a block that was prepared.
+        """Choose the negatives of a block, after `prepare`.
 
         sentence-transformers considers range_max candidates plus the most positives of any query, for every query. If one
         query has very many positives, only rows that found too few negatives are searched that widely here, with the same

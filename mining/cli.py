@@ -173,7 +173,7 @@ def calibrate(build: Path | None, only: tuple[str, ...], device: str, as_json: b
 @JSON
 @QUIET
 def audit(build: Path | None, only: tuple[str, ...], device: str, as_json: bool, quiet: bool) -> None:
-    """Measure the negatives of the manifest's settings and of the presets.
+    """Measure the negatives of your settings and of the presets.
 
     Where queries have several positives, all except the first are hidden. FN is
     the share of hidden positives among all negatives, FN@7 among the first 7;

@@ -100,9 +100,8 @@ def _share(job: Job, models: Models, progress: Progress) -> None:
     if job.strategy not in SEARCHED or store.is_current(job.mined, job.digest):
         return
     search = Search(job, models, progress)
-    for wait in (False, True):  # first what no other process has claimed
-        for block in blocks(job.curated):
-            search.prepare(block, wait)
+    search.prepare(wait=False)  # first what no other process has claimed
+    search.prepare()
     if models.reranker:
         rules, _ = calibrate_rules(search, job.settings)
         for block in blocks(job.curated):
@@ -114,7 +113,9 @@ def _mine_source(job: Job, models: Models, progress: Progress, folder: Path) -> 
     counts, receipt, settings = Counts(), dict[str, Any](), job.settings
     search = Search(job, models, progress) if job.strategy in SEARCHED else None
     if search:
+        search.prepare()  # encode and search
         rules, receipt = calibrate_rules(search, settings)
+        progress = silent if search.reranker else progress  # the reranker has progress bars of its own
     if job.strategy == "other_classes":
         classes, own = read_classes(job.curated)
 
@@ -126,8 +127,7 @@ def _mine_source(job: Job, models: Models, progress: Progress, folder: Path) -> 
             kept = list[pl.DataFrame]()
             for block in blocks_of_shard:
                 if search:
-                    search.prepare(block)  # encode and search
-                    found = search.fill(block, rules, settings.shortage)  # choose
+                    found = search.fill(block, rules, settings.shortage)
                 elif job.strategy == "other_classes":
                     drawn = draw_from_other_classes(classes, own[block.rows], block.rows, job.wanted, job.seed, job.name)
                     no_given = Ragged(np.zeros(len(block.rows) + 1, np.int64), np.empty(0, np.int64))

@@ -206,7 +206,7 @@ def test_calibrated_by_yield(tmp_path):
 def several(count=40):
     """Each query has two passages that answer it and differ in one word."""
     queries = [f"where is the stone number {n} of the river?" for n in range(count)]
-    passages = [[f"the stone number {n} is in the {place}" for place in ("garden", "meadow")] for n in range(count)]
+    passages = [[f"the stone number {n} lies in the {place}" for place in ("garden", "meadow")] for n in range(count)]
     return {"tuples": [{"query": query, "positives": both} for query, both in zip(queries, passages, strict=True)]}
 
 
