@@ -525,7 +525,7 @@ def decontaminate(
     """Drop rows with a text that an evaluation set also holds, exactly or in large part, and name what it matches.
 
     A text matches if its normalised form is equal, if a short evaluation text (up to 24 words) is in it by seven tenths of its
-    character 8-grams, or if 13 words in a row of a longer one are in it.
+    character 8-grams, or if 13 consecutive words of a longer one are in it.
 
     Args:
         data: a `datasets.Dataset`, or texts.
@@ -627,8 +627,8 @@ def mine_hard_negatives(
         corpus_prompt_name: as query_prompt_name, for passages.
         corpus_prompt: as query_prompt, for passages.
         include_positives: keep positives among the candidates, for evaluation sets of rerankers; implies n-tuple.
-        output_format: triplet: a row per negative; n-tuple: a row per positive, with num_negatives columns, and only where all
-            were found; labeled-pair: a row per document, with a label of 1 or 0; labeled-list: a row per positive, with lists.
+        output_format: triplet: one row per negative; n-tuple: one row per positive, with num_negatives columns, and only where all
+            were found; labeled-pair: one row per document, with a label of 1 or 0; labeled-list: one row per positive, with lists.
         output_scores: add `scores` to triplets and n-tuples; put `score`, `scores` in the place of labels otherwise.
         batch_size: passed to a SentenceTransformer.
         faiss_batch_size: no effect: memory is bounded by blocks.
