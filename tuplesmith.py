@@ -627,8 +627,9 @@ def mine_hard_negatives(
         corpus_prompt_name: as query_prompt_name, for passages.
         corpus_prompt: as query_prompt, for passages.
         include_positives: keep positives among the candidates, for evaluation sets of rerankers; implies n-tuple.
-        output_format: triplet: one row per negative; n-tuple: one row per positive, with num_negatives columns, and only where all
-            were found; labeled-pair: one row per document, with a label of 1 or 0; labeled-list: one row per positive, with lists.
+        output_format: triplet: one row per negative; n-tuple: one row per positive with num_negatives columns, only where all
+            were found; labeled-pair: one row per document with a label of 1 or 0; labeled-list: one row per positive with
+            lists of documents and labels.
         output_scores: add `scores` to triplets and n-tuples; put `score`, `scores` in the place of labels otherwise.
         batch_size: passed to a SentenceTransformer.
         faiss_batch_size: no effect: memory is bounded by blocks.
