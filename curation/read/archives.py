@@ -38,7 +38,7 @@ TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how the file begins that Git puts in the place of a large one
 CHUNK = 1 << 16  # bytes
 ZSTD_WINDOW = 1 << 31  # bytes; the farthest that `zstd --long=31` refers back
-ZSTD_BITE = 1 << 12  # bytes fed at once: 4 of them can stand for 128 KiB, so at most 128 MiB come out
+ZSTD_BITE = 1 << 12  # bytes fed at once: 4 of them can expand to 128 KiB, so at most 128 MiB come out
 XZ_MEMORY = 1 << 30  # bytes that unpacking may take; the largest preset, -9, takes 65 MB
 LONGEST_HEADER = 1 << 20  # bytes; honest tar archives have much smaller headers
 FORGED = (*BROKEN, NotImplementedError, ValueError, OverflowError, struct.error)  # raised by `zipfile`, `tarfile` for bad headers

@@ -26,7 +26,7 @@ from curation.read.blocks import lines_of, open_blocks
 from curation.read.rows import BATCH, ROW, File, Lost, Reading, Rows, number_rows, record_limit, too_large
 from curation.recipe.source import Table
 
-QUOTE, LINE, RETURN = b'"\n\r'
+QUOTE, LINE_FEED, RETURN = b'"\n\r'
 MOST_LINES = 100  # lines that a quoted cell of a tsv is looked for in
 NO_QUOTES = "if quotes mean nothing in this file, say `quoting: false`"
 SAY_QUOTING = "say `quoting: true` to read them as csv does, or `quoting: false` to keep them"
@@ -41,10 +41,10 @@ def read_delimited(file: File, table: Table, start: int, comma: bool) -> Reading
     Raises:
         SourceError: a quote that is not closed; or a tsv quoted like a csv, if `quoting` is not set.
     """
-    return _without_headers(file, _read(file, table, start, comma))
+    return _without_headers(file, _read_cells(file, table, start, comma))
 
 
-def _read(file: File, table: Table, start: int, comma: bool) -> Reading:
+def _read_cells(file: File, table: Table, start: int, comma: bool) -> Reading:
     delimiter = table.delimiter or ("," if comma else "\t")
     quoting = comma if table.quoting is None else table.quoting
     with open_blocks(file, table) as blocks:
@@ -64,8 +64,9 @@ def _read(file: File, table: Table, start: int, comma: bool) -> Reading:
         line = first[0] + first[1] if table.header is True else first[0]
         rows = rows if table.header is True else chain([first], rows)
         # regular blocks, up to the first that is not
-        if (at := _start_of_line(block, line)) is not None:
-            rest = [block[at:]]
+        before_and_rest = block.split(b"\n", line - 1)
+        if len(before_and_rest) == line:  # the block goes on to this line
+            rest = [before_and_rest[-1]]
             for frame, lines_used in _regular_blocks(rest, blocks, delimiter, quoting, names, record_limit(table)):
                 if tsv:
                     tsv.count(frame)
@@ -83,15 +84,6 @@ def _read(file: File, table: Table, start: int, comma: bool) -> Reading:
             yield found
         if tsv:
             tsv.refuse()
-
-
-def _start_of_line(block: bytes, line: int) -> int | None:
-    """Return where a line (from 1) begins in a block; None if the block has fewer lines."""
-    at = 0
-    for _ in range(line - 1):
-        if not (at := block.find(b"\n", at) + 1):
-            return None
-    return at
 
 
 # --- regular blocks ---
@@ -149,12 +141,12 @@ def parse_regular(
         if within is None:
             return None
         if within[-1]:  # the last row goes on in the next block
-            used = int(np.flatnonzero((characters == LINE) & ~within).max(initial=-1)) + 1
+            used = int(np.flatnonzero((characters == LINE_FEED) & ~within).max(initial=-1)) + 1
             if last or not used:
                 return None
     # long rows
     if used > most:
-        line_ends = characters[:used] == LINE
+        line_ends = characters[:used] == LINE_FEED
         line_ends &= True if within is None else ~within[:used]
         if np.diff(np.flatnonzero(line_ends), prepend=-1).max() - 1 > most:
             return None
@@ -188,8 +180,8 @@ def _between_quotes(characters: np.ndarray, delimiter: str) -> np.ndarray | None
     begins, ends = at[opens], at[~opens]
     before, after = characters[begins[begins > 0] - 1], characters[ends + 1]  # a block ends with a line, not with a quote
     mark = ord(delimiter)
-    allowed = ((before == mark) | (before == LINE) | (before == QUOTE)).all()
-    allowed &= ((after == mark) | (after == LINE) | (after == QUOTE) | (after == RETURN)).all()
+    allowed = ((before == mark) | (before == LINE_FEED) | (before == QUOTE)).all()
+    allowed &= ((after == mark) | (after == LINE_FEED) | (after == QUOTE) | (after == RETURN)).all()
     return within if allowed else None
 
 

@@ -1,7 +1,7 @@
 """JSON and JSON Lines: lists of objects, records deeper down, lists of cells, SQuAD, and training data of other tools.
 
-`records` is the path to the rows, with parts between `/`: `data/items`. A list on the way stands for each of its items,
-`*` for each value of an object, whose key becomes the column `key`. Texts, numbers and truth values of the objects on the
+`records` is the path to the rows, with parts between `/`: `data/items`. A list on the way means each of its items,
+`*` each value of an object, whose key becomes the column `key`. Texts, numbers and truth values of the objects on the
 way become columns too. At the end of the path an object is a row, a list contains rows, and anything else becomes the
 column `value`. If a row is a list, `header` names its columns.
 """

@@ -27,6 +27,7 @@ PIECE = 1 << 22  # characters
 LONGEST_TOKEN = 16  # characters that may be cut off at the end of a piece: `-Infinity`, two `\\uXXXX`
 LINE, OPENS, CLOSES = b"\n{}"
 WHOLE, FLOAT = pa.int64(), pa.float64()
+TEXT_LIST = pa.list_(pa.string())
 ARROW_TYPES = {str: pa.string(), type(None): pa.string(), int: WHOLE, float: FLOAT, bool: pa.bool_()}
 
 
@@ -187,8 +188,12 @@ def plain_objects(block: bytes, wanted: ColumnMap) -> pl.DataFrame | None:
     try:
         first = json.loads(data[: ends[0]])
         columns = first if every else {name: first.get(name) for name in wanted.tops()}
-        schema = pa.schema([(name, _arrow_type(value)) for name, value in columns.items()])
-    except (ValueError, KeyError, RecursionError):
+        lists = {
+            name for name, value in columns.items() if isinstance(value, list) and all(isinstance(one, str) for one in value)
+        }
+        kinds = {name: TEXT_LIST if name in lists else ARROW_TYPES[type(value)] for name, value in columns.items()}
+        schema = pa.schema(list(kinds.items()))
+    except (ValueError, KeyError, RecursionError):  # KeyError: records, or lists of anything but texts
         return None
     if "" in first or not columns:
         return None
@@ -212,13 +217,6 @@ def plain_objects(block: bytes, wanted: ColumnMap) -> pl.DataFrame | None:
     empty = pl.Series([None], dtype=pl.Null).new_from_index(0, len(frame))
     found = {path: empty for key, value in first.items() for path in ([key] if key in columns else parts_of(key, value))}
     return pl.DataFrame(found | {one.name: one for one in frame if one.null_count() < len(one)})
-
-
-def _arrow_type(value: Any) -> pa.DataType:
-    """Return the type of a column by its first value; KeyError for records and for lists of anything but texts."""
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return pa.list_(pa.string())
-    return ARROW_TYPES[type(value)]
 
 
 def _parse_objects(data: bytes, schema: pa.Schema, every: bool) -> pa.Table | None:

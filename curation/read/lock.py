@@ -201,7 +201,11 @@ def hub_facts(table: Table) -> Facts:
         # files, columns and rows
         columns, total = None, None
         if table.files:
-            names = _matching_files(table, list(known))
+            found = {pattern: fnmatch.filter(known, pattern) for pattern in table.files}
+            for pattern in [pattern for pattern, names in found.items() if not names]:
+                what = "matches no file of the dataset" + did_you_mean(pattern, list(known))
+                raise SourceError(f"{table.path}: {pattern}", what)
+            names = sorted({name for names in found.values() for name in names})
         else:
             described = describe_commit(at_commit, str(info.sha))
             splits = splits_of(at_commit, described)
@@ -219,10 +223,3 @@ def hub_facts(table: Table) -> Facts:
         license = getattr(info.card_data, "license", None)
         license = ", ".join(license) if isinstance(license, list) else license
         return Facts(str(info.sha), columns, total, size, digest_of(hashes), license)
-
-
-def _matching_files(table: Table, names: list[str]) -> list[str]:
-    for pattern in table.files:
-        if not fnmatch.filter(names, pattern):
-            raise SourceError(f"{table.path}: {pattern}", "matches no file of the dataset" + did_you_mean(pattern, names))
-    return sorted({name for pattern in table.files for name in fnmatch.filter(names, pattern)})

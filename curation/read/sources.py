@@ -114,8 +114,7 @@ def _called(table: Table) -> str:
 def _read(table: Table, base: Path, first: int | None) -> Iterator[Rows]:
     """Return rows in batches, to the end or until `first` of them could be read."""
     skip = table.skip if isinstance(table, Source) else 0
-    as_dataset = table.path and not table.files
-    batches = _merge_small(_dataset_rows(table, base, first and skip + first) if as_dataset else _file_rows(table, base))
+    batches = _merge_small(_mapped_rows(table, base, first and skip + first))
     good = met = 0
     with closing(batches):
         for rows in batches:
@@ -129,12 +128,12 @@ def _read(table: Table, base: Path, first: int | None) -> Iterator[Rows]:
         raise SourceError(_called(table), "holds no rows")
 
 
-def _dataset_rows(table: Table, base: Path, first: int | None) -> Generator[Rows]:
-    for rows in split_rows(table, _folder(table, base), first):
-        yield without_lists(_called(table), table, rows._replace(frame=map_columns(_called(table), rows.frame, table)))
-
-
-def _file_rows(table: Table, base: Path) -> Generator[Rows]:
+def _mapped_rows(table: Table, base: Path, first: int | None) -> Generator[Rows]:
+    """Return rows with their mapped columns, from a dataset or from files; `first` of them are enough."""
+    if table.path and not table.files:
+        for rows in split_rows(table, _folder(table, base), first):
+            yield without_lists(_called(table), table, rows._replace(frame=map_columns(_called(table), rows.frame, table)))
+        return
     start, budget = 0, Budget(table.max_unpacked)
     for file in _aligned_files(table, base) if table.reader == "aligned" else _files(table, base):
         with ExitStack() as stack:
@@ -144,23 +143,23 @@ def _file_rows(table: Table, base: Path) -> Generator[Rows]:
                 if None in (part, *beside):
                     names = listed((one.name for one in (file, *file.beside)), 4)
                     raise SourceError(names, "hold unequal numbers of members", "line i of each file makes one row")
-                members = [one.name for one in (part, *beside)]
+                together = [one.name for one in (part, *beside)]
                 if before:
-                    _refuse_unlike_names(before)
-                    _refuse_unlike_names(members)
-                before = members
+                    _refuse_unlike_names(before, together)
+                before = together
                 for rows in read_file(part._replace(beside=tuple(beside)), table, start):
                     rows = without_lists(part.name, table, rows._replace(frame=map_columns(part.name, rows.frame, table)))
                     yield _with_file_name(table, file, rows)
                     start += len(rows.frame) + len(rows.lost)
 
 
-def _refuse_unlike_names(members: list[str]) -> None:
+def _refuse_unlike_names(*groups: list[str]) -> None:
     """Refuse to align members of several archives if their names, without endings, differ."""
-    named = [name.rpartition(":")[2] for name in members]
-    if len({PurePath(name).with_suffix("") for name in named}) > 1:
-        what = f"members of other names would be put together: {listed(members, 4)}"
-        raise SourceError(members[0], what, "name one with `member:`, or pack them in one order under one name each")
+    for members in groups:
+        names = [name.rpartition(":")[2] for name in members]
+        if len({PurePath(name).with_suffix("") for name in names}) > 1:
+            what = f"members of other names would be put together: {listed(members, 4)}"
+            raise SourceError(members[0], what, "name one with `member:`, or pack them in one order under one name each")
 
 
 def _with_file_name(table: Table, file: File, rows: Rows) -> Rows:
@@ -387,7 +386,11 @@ def _aligned_files(table: Table, base: Path) -> list[File]:
         SourceError: a file has no counterpart.
     """
     found = [(pattern, _files(table.model_copy(update={"files": [pattern]}), base)) for pattern in table.files]
-    named = [{_matched_by_wildcards(file, pattern): file for file in files} for pattern, files in found]
+    named: list[dict[str, File]] = []  # per pattern: the files by the part of their names that its wildcards match
+    for pattern, files in found:
+        start, end = re.split(r"[*?\[]", pattern)[0].rpartition("/")[2], re.split(r"[*?\]]", pattern)[-1]
+        varying = [os.path.relpath(file.path, file.root).removeprefix(start).removesuffix(end) for file in files]
+        named.append(dict(zip(varying if glob.has_magic(pattern) else [""] * len(files), files, strict=True)))
     if any(names.keys() != named[0].keys() for names in named):  # `en/*` and `de/*` may differ in their endings
         named = [{name.rpartition(".")[0] or name: file for name, file in names.items()} for names in named]
     for (pattern, files), names in zip(found, named, strict=True):
@@ -399,11 +402,3 @@ def _aligned_files(table: Table, base: Path) -> list[File]:
             hint = "files whose lines belong together have the same name, except for the parts that the patterns match"
             raise SourceError(pattern, what, hint)
     return [file._replace(beside=tuple(names[name] for names in named[1:])) for name, file in named[0].items()]
-
-
-def _matched_by_wildcards(file: File, pattern: str) -> str:
-    """Return the part of a file's name that the wildcards of its pattern match; nothing for a pattern without any."""
-    if not glob.has_magic(pattern):
-        return ""
-    start, end = re.split(r"[*?\[]", pattern)[0].rpartition("/")[2], re.split(r"[*?\]]", pattern)[-1]
-    return os.path.relpath(file.path, file.root).removeprefix(start).removesuffix(end)

@@ -1,4 +1,4 @@
-"""Rows taken a block at a time are what they are one by one, wherever a block ends."""
+"""Blocks of rows are read as the rows are one by one, wherever a block ends."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def taken(text: str, quoting: bool, width: int) -> list[list[str]] | None:
 
 @settings(max_examples=1500)
 @given(anything, st.booleans(), st.integers(1, 3))
-def test_what_is_taken_is_what_the_csv_module_reads(text, quoting, width):
+def test_regular_blocks_are_read_as_by_the_csv_module(text, quoting, width):
     got = taken(text, quoting, width)
     assert got is None or got == by_module(text, quoting)
 
 
 @settings(max_examples=500)
 @given(st.integers(1, 3).flatmap(lambda width: st.lists(st.lists(cells, min_size=width, max_size=width), min_size=1, max_size=5)))
-def test_what_is_well_written_is_taken(rows):
+def test_regular_text_is_read_in_blocks(rows):
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)
     if "\r" not in text.getvalue().replace("\r\n", ""):
@@ -90,6 +90,6 @@ def test_lines_of_objects_in_blocks_of_any_size(tmp_path, monkeypatch):
         assert lost == whole[1]
 
 
-def test_bytes_that_are_no_text_are_told_with_their_line(tmp_path):
+def test_bytes_that_are_not_text_are_reported_with_their_line(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"a,b\n1,2\n3,\xed\xa0\x80\n")
     assert all_of(tmp_path, "a.csv") == ("a.csv:3: byte 0xed is not utf-8 text; declare the file's own encoding with `encoding:`")
