@@ -128,9 +128,9 @@ def _build(
     done: dict[str, dict[str, Done]] = {}  # stage -> source -> what it did
     failed: dict[str, UserError] = {}
 
-    def run(stage: Stage[Job], some: list[Job], label: str = "") -> list[Job]:
+    def run(stage: Stage[Job], some: list[Job], label: str = "", processes: int | None = workers) -> list[Job]:
         """Run a stage for some sources; return those that did not fail."""
-        done[stage.name], more = _run_each(stage, some, workers, progress, label or stage.name)
+        done[stage.name], more = _run_each(stage, some, processes, progress, label or stage.name)
         failed.update(more)
         return [job for job in some if job.source.name in done[stage.name]]
 
@@ -138,7 +138,9 @@ def _build(
     across = manifest.dedup is not None and manifest.dedup.across
     needed = [job for job in jobs if across or job.source.name in chosen or job.source.holdout]
     shaped = run(stages.SHAPE, _with_inputs(needed, failed), "read and shape")
-    run(stages.HOLD_OUT, [job for job in shaped if job.source.holdout])
+    held = [job for job in shaped if job.source.holdout]
+    few = min(workers or local.processors(), _workers_that_pay(held))  # a short stage: it may take longer to start processes
+    run(stages.HOLD_OUT, held, processes=few)
     shaped = [job for job in shaped if job.source.name not in failed]
     for job in shaped:
         if not job.source.holdout:
@@ -173,7 +175,11 @@ def _build(
     summary = summary_of(folder, manifest, receipts, failed, current, excluded, contaminated)
     attribution.write_attribution(folder, manifest, summary)
     write_summary(folder, path, manifest, summary)
-    seconds = {f"{stage}/{name}": round(one.seconds, 3) for stage, by_name in done.items() for name, one in by_name.items()}
+    seconds = {
+        f"{stage}/{name}".removesuffix("/"): round(one.seconds, 3)
+        for stage, by_name in done.items()
+        for name, one in by_name.items()
+    }
     write_json(folder / "timings.json", {"seconds": round(time.time() - started, 3), "stages": seconds})
     ran = {name for by_name in done.values() for name, one in by_name.items() if one.ran and name in receipts}
     notes = [
