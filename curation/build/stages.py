@@ -174,7 +174,7 @@ def _shape_whole(job: Job, rows: pl.DataFrame, lost: list[Lost], folder: Path) -
     texts_out |= unlabelled or {}
     check_left(source, len(tuples), tuples_made, poor)
     tuples, merged = equal.merge_queries(tuples, source.name, job.filters.no_echo)
-    train, held = holdout.hold_out(tuples, source.holdout, job.seed, source.name)
+    train, held = holdout.split_held_out(tuples, source.holdout, job.seed, source.name)
     if answers is not None:
         write_parquet(folder / ANSWERS, answers)
     write_table(folder, "tuples", train, compression="lz4")

@@ -14,8 +14,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import polars as pl
 
 from curation.clean.overlap_index import INDEX_RULES, read_index, write_index
-from curation.clean.overlap_texts import CORPUS, DOCUMENT, EVALUATION, QUERY, digests_of, evaluation_texts, tables_of
-from curation.clean.siblings import SIBLING_RULES, names_of, siblings
+from curation.clean.overlap_texts import (
+    CORPUS,
+    DOCUMENT,
+    EVALUATION,
+    QUERY,
+    evaluation_digests,
+    evaluation_tables,
+    evaluation_texts,
+)
+from curation.clean.siblings import SIBLING_RULES, capitalised_words, siblings
 from curation.core.builds import read_build
 from curation.core.errors import ManifestError
 from curation.core.progress import Progress
@@ -87,9 +95,9 @@ def make_index(settings: Decontaminate | None, base: Path, build: Path, holding:
         sets += eval_sets(settings.mteb, base)
     stages = {name: build / "shaped" / name for name in holding}
     held = {name: receipt_of(stage)["files"]["heldout.parquet"] for name, stage in stages.items()}
-    parts = [table for one in sets for _, table in tables_of(one)]
+    parts = [table for one in sets for _, table in evaluation_tables(one)]
     before = [file_states(table, base) for table in parts]
-    reads = [[one.model_dump(), digests_of(one, base)] for one in sets]
+    reads = [[one.model_dump(), evaluation_digests(one, base)] for one in sets]
     allowed = _allowed_texts(settings, base)
 
     def frames() -> Iterator[pl.DataFrame]:
@@ -232,7 +240,7 @@ def _template_matches(lookup: Lookup, matches: pl.DataFrame) -> pl.DataFrame:
     unsure = matches.filter(pl.col("kind") > 0).select("text", "entry").unique(maintain_order=True)
     texts = unsure["text"].unique(maintain_order=True)
     forms = pl.concat([entries["form"], normalised(texts).fill_null("")])
-    names = pl.concat([entries["names"], names_of(texts)])
+    names = pl.concat([entries["names"], capitalised_words(texts)])
     place = entries.select("entry", pl.int_range(pl.len(), dtype=pl.UInt32).alias("left"))
     own = texts.to_frame().select("text", pl.int_range(len(entries), len(entries) + pl.len(), dtype=pl.UInt32).alias("right"))
     theirs = unsure.join(place, on="entry", maintain_order="left").join(own, on="text", maintain_order="left")

@@ -32,10 +32,10 @@ def eval_sets(names: Iterable[str], base: Path) -> list[EvalSet]:
 
 def tasks_of(names: Iterable[str]) -> dict[str, Any]:
     """Return tasks, and the tasks of benchmarks, by name; raise SetupError and ManifestError as `eval_sets`."""
-    return {task.metadata.name: task for name in names for task in _tasks(name)}
+    return {task.metadata.name: task for name in names for task in _named_tasks(name)}
 
 
-def _tasks(name: str) -> list[Any]:
+def _named_tasks(name: str) -> list[Any]:
     try:
         return named_tasks(name)
     except ImportError:

@@ -2,20 +2,20 @@
 
 A text's normalised form, with a space before and after it, has four kinds of gram. Its script decides their width:
 
-    WHOLE  the form itself
-    CHARS  every 7 characters, spaces included         3 if most characters are of scripts without spaces
-    WORDS  every 13 words, with the spaces between     20 characters in these scripts
-    SEEDS  14 characters from the space before a word  5 in these scripts, from any character
+    WHOLE       the form itself
+    CHAR_GRAMS  every 7 characters, spaces included         3 if most characters are of scripts without spaces
+    WORD_GRAMS  every 13 words, with the spaces between     20 characters in these scripts
+    SEED_GRAMS  14 characters from the space before a word  5 in these scripts, from any character
 
 A gram's key is the hash of its UTF-8 bytes (`shingles`), marked by kind and width, and mixed so that its bits are even; the key
-of CHARS is the first half of that, not mixed. The compiled loop (`overlap_kernels`) computes the same keys.
+of CHAR_GRAMS is the first half of that, not mixed. The compiled loop (`overlap_kernels`) computes the same keys.
 
 A folder holds `texts-*.parquet`, one line per text of each set, and the arrays of `Index`, one entry per distinct form:
 
-    up to 24 words (39 characters in scripts without spaces)  its SEEDS, except those in more than COMMON entries, but at
-                                                              least its RAREST; and its CHARS, to compare
-    longer                                                    its WORDS, except those in more than COMMON entries
-    a corpus document that no query needs                     one in SAMPLE of its WORDS; below 25 words only the whole
+    up to 24 words (39 characters in scripts without spaces)  its SEED_GRAMS, except those in more than COMMON entries, but
+                                                              at least its RAREST; and its CHAR_GRAMS, to compare
+    longer                                                    its WORD_GRAMS, except those in more than COMMON entries
+    a corpus document that no query needs                     one in SAMPLE of its WORD_GRAMS; below 25 words only the whole
 
 Of texts made of common words only, and of short questions, only the whole counts; trivial texts have no entry: see `trivial`.
 """
@@ -31,17 +31,17 @@ import polars as pl
 
 from curation.clean.overlap_texts import CORPUS, QUERY
 from curation.clean.shingles import BASE, INVERSE
-from curation.clean.siblings import names_of
+from curation.clean.siblings import capitalised_words
 from curation.core.characters import SPACELESS_CHARS
 from curation.core.jit import buffers_of
 from curation.core.store import atomic
 from curation.core.tables import read_parquet, write_parquet
 from curation.core.text import normalised
 
-WHOLE, CHARS, WORDS, SEEDS = range(4)
+WHOLE, CHAR_GRAMS, WORD_GRAMS, SEED_GRAMS = range(4)
 CHARS_WIDTH, SEEDS_WIDTH = (7, 3), (14, 5)  # characters; of texts with and without spaces
 WORDS_WIDTH = (13, 20)  # words; characters
-LONG = (25, 40)  # words, characters: from here on a text is recognised by its WORDS, below by its CHARS
+LONG = (25, 40)  # words, characters: from here on a text is recognised by its WORD_GRAMS, below by its CHAR_GRAMS
 MARKS = np.array(  # by kind and script
     [
         [0x1D8E4E27C47D124F, 0x1D8E4E27C47D124F],
@@ -52,7 +52,7 @@ MARKS = np.array(  # by kind and script
     dtype=np.uint64,
 )
 MIX = 0xFF51AFD7ED558CCD
-SHARED_TENTHS = 7  # tenths of a short text's CHARS that make a match
+SHARED_TENTHS = 7  # tenths of a short text's CHAR_GRAMS that make a match
 FEW = (8, 12)  # words, characters: a shorter text must also make up SHARED_TENTHS of the text it is found in
 LEAST_CHARS = (12, 5)  # characters, of texts with and without spaces: a shorter text says too little
 COMMON_WORD = 100  # a word is common if it is in more than one in so many texts ...
@@ -75,7 +75,7 @@ class Index(NamedTuple):
     sizes: np.ndarray  # (entries,) i64: grams it was indexed by
     few: np.ndarray  # (entries,) bool: shorter than FEW
     gram_begins: np.ndarray  # (entries + 1,) i64
-    grams: np.ndarray  # u32: the distinct CHARS of entry i are grams[gram_begins[i]:gram_begins[i + 1]]; none of long texts
+    grams: np.ndarray  # u32: the distinct CHAR_GRAMS of entry i are grams[gram_begins[i]:gram_begins[i + 1]]; none of long texts
     keys: np.ndarray  # (keys,) u64, in order: grams of all kinds
     begins: np.ndarray  # (keys + 1,) i64
     entries: np.ndarray  # i64: key i leads to entries[begins[i]:begins[i + 1]]
@@ -134,18 +134,18 @@ class Forms:
         if kind == WHOLE:
             text = np.flatnonzero(of)
             return self._keys(kind, text, self.starts[text], self.starts[text + 1])
-        if kind == WORDS:
-            parts = self._of_words(of & ~dense), self._of_chars(WORDS, np.full(self.count, WORDS_WIDTH[1]), of & dense)
+        if kind == WORD_GRAMS:
+            parts = self._of_words(of & ~dense), self._of_chars(WORD_GRAMS, np.full(self.count, WORDS_WIDTH[1]), of & dense)
             text, key = (np.concatenate(column) for column in zip(*parts, strict=True))
             order = np.argsort(text, kind="stable")
             return Grams(text[order], key[order])
-        width = np.asarray(CHARS_WIDTH if kind == CHARS else SEEDS_WIDTH)[self.measures.spaceless]
+        width = np.asarray(CHARS_WIDTH if kind == CHAR_GRAMS else SEEDS_WIDTH)[self.measures.spaceless]
         return self._of_chars(kind, width, of)
 
     def _of_chars(self, kind: int, width: np.ndarray, of: np.ndarray) -> Grams:
         begins = np.flatnonzero(self.data & 0xC0 != 0x80)
         at, unit = self._runs(begins, width, of)
-        if kind == SEEDS:
+        if kind == SEED_GRAMS:
             chosen = (self.data[begins[unit]] == ord(" ")) | (self.measures.spaceless[at] == 1)
             at, unit = at[chosen], unit[chosen]
         begins = np.append(begins, len(self.data))  # a form ends where the next one begins
@@ -157,7 +157,7 @@ class Forms:
         at, unit = self._runs(begins, np.full(self.count, WORDS_WIDTH[0]), of)
         last = begins[unit + WORDS_WIDTH[0] - 1]
         spaces = np.flatnonzero(space)
-        return self._keys(WORDS, at, begins[unit], spaces[np.searchsorted(spaces, last)] if len(at) else last)
+        return self._keys(WORD_GRAMS, at, begins[unit], spaces[np.searchsorted(spaces, last)] if len(at) else last)
 
     def _runs(self, begins: np.ndarray, width: np.ndarray, of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (text, first unit) of every run of width[text] units of a marked text; units begin at the bytes `begins`."""
@@ -170,7 +170,7 @@ class Forms:
     def _keys(self, kind: int, text: np.ndarray, first: np.ndarray, end: np.ndarray) -> Grams:
         hashes = (self.sums[end] - self.sums[first]) * self.back[first]
         keys = hashes ^ MARKS[kind, self.measures.spaceless[text]]
-        if kind == CHARS:
+        if kind == CHAR_GRAMS:
             return Grams(text, keys >> np.uint64(32))
         keys = (keys ^ (keys >> np.uint64(32))) * np.uint64(MIX)
         return Grams(text, keys ^ (keys >> np.uint64(32)))
@@ -184,7 +184,7 @@ def write_index(folder: Path, sets: Iterable[pl.DataFrame], allowed: pl.Series) 
         made = block.with_columns(normalised(block["text"]).alias("form")).drop_nulls("form")
         short = pl.lit((made["role"] != CORPUS) & ~pl.Series(measures_of(made["form"]).long))  # only these need names
         asked = made.select(pl.when(short).then("text").otherwise(pl.lit("")))["text"]
-        made = made.with_columns(names_of(asked)).select("task", "eval_id", "role", "form", "names")
+        made = made.with_columns(capitalised_words(asked)).select("task", "eval_id", "role", "form", "names")
         made = made.with_columns(pl.Series("key", Forms(made["form"]).grams(WHOLE).key, dtype=pl.UInt64))
         write_parquet(folder / f"texts-{shard:05d}.parquet", made)
         heads.append(made.select("key", "role", pl.lit(shard).alias("shard")).with_row_index("at"))
@@ -238,11 +238,12 @@ def _grams_of_entries(frame: pl.DataFrame, common: pl.Series) -> tuple[pl.DataFr
         rare = frame["form"].str.split(" ").list.eval(~pl.element().is_in(common.implode())).list.any()
         whole_only = whole_only | ~rare.to_numpy()
     long, short = measures.long & ~whole_only, ~measures.long & ~corpus & ~whole_only
-    made_of = (("chars", forms.grams(CHARS, short)), ("seeds", forms.grams(SEEDS, short)), ("words", forms.grams(WORDS, long)))
-    grams = pl.concat(
-        [pl.DataFrame({"text": made.text, "gram": made.key}).with_columns(pl.lit(kind).alias("kind")).unique(maintain_order=True)
-         for kind, made in made_of]
-    )  # fmt: skip
+    frames = []
+    for name, kind, of in (("chars", CHAR_GRAMS, short), ("seeds", SEED_GRAMS, short), ("words", WORD_GRAMS, long)):
+        made = forms.grams(kind, of)
+        one = pl.DataFrame({"text": made.text, "gram": made.key}).with_columns(pl.lit(name).alias("kind"))
+        frames.append(one.unique(maintain_order=True))
+    grams = pl.concat(frames)
     sampled = (pl.col("gram") < 2**64 // SAMPLE) | ~pl.lit(pl.Series(corpus[grams["text"].to_numpy()], dtype=pl.Boolean))
     few = measures.units < np.asarray(FEW)[measures.spaceless]
     return frame.select("key", pl.Series("few", few)), grams.filter(sampled)

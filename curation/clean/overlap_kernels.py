@@ -9,7 +9,17 @@ from __future__ import annotations
 import numpy as np
 
 from curation.clean.kernels import U0, U1, U6, U32, U63, U_BASE, U_INVERSE
-from curation.clean.overlap_index import CHARS, CHARS_WIDTH, MARKS, MIX, SEEDS, SEEDS_WIDTH, WHOLE, WORDS, WORDS_WIDTH
+from curation.clean.overlap_index import (
+    CHAR_GRAMS,
+    CHARS_WIDTH,
+    MARKS,
+    MIX,
+    SEED_GRAMS,
+    SEEDS_WIDTH,
+    WHOLE,
+    WORD_GRAMS,
+    WORDS_WIDTH,
+)
 from curation.core.fold_kernels import fold, room_for
 from curation.core.jit import compiled
 
@@ -123,7 +133,7 @@ def _meet(dense, size, chars, spaced, cuts, spaces, sums, backs, table, keys, hi
     plain = chars == size  # ASCII: places are bytes
     whole = _mixed(sums[size] ^ MARKS[WHOLE, dense])
     count = U0  # no branches: the processor fetches many words of the filter at a time
-    width, mark = _SEEDS_WIDTH[dense], MARKS[SEEDS, dense]
+    width, mark = _SEEDS_WIDTH[dense], MARKS[SEED_GRAMS, dense]
     for number in range(np.uint64(chars if dense else spaced)):
         at = number if dense else np.uint64(spaces[number])
         if at + width > np.uint64(chars):
@@ -132,7 +142,7 @@ def _meet(dense, size, chars, spaced, cuts, spaces, sums, backs, table, keys, hi
         key = _gram(*ends, mark, sums, backs)
         keys[count] = key
         count += _maybe(key, bits, shift)
-    width, mark = _WORDS_WIDTH[dense], MARKS[WORDS, dense]
+    width, mark = _WORDS_WIDTH[dense], MARKS[WORD_GRAMS, dense]
     for number in range(np.uint64(max((chars + 1 if dense else spaced) - np.int64(width), 0))):
         if dense:
             key = _gram(np.uint64(cuts[number]), np.uint64(cuts[number + width]), mark, sums, backs)
@@ -172,8 +182,8 @@ def _meet(dense, size, chars, spaced, cuts, spaces, sums, backs, table, keys, hi
 
 @compiled
 def _chars_of(dense, chars, size, cuts, sums, backs, found):
-    """Write the keys of the CHARS into `found`; return the part that is filled."""
-    width, mark = np.uint64(_CHARS_WIDTH[dense]), MARKS[CHARS, dense]
+    """Write the keys of the CHAR_GRAMS into `found`; return the part that is filled."""
+    width, mark = np.uint64(_CHARS_WIDTH[dense]), MARKS[CHAR_GRAMS, dense]
     count = np.uint64(max(chars + 1 - np.int64(width), 0))
     if chars == size:
         for at in range(count):
@@ -266,7 +276,7 @@ def scan(data, starts, first, folds, bits, slots, entries, gram_begins, grams, f
         full, distinct, these, marks, shift = count + met > len(found), -1, own_chars[:0], marked[:0], np.uint32(0)
         for at in range(met):
             entry = touched[at]
-            kind, shared = WORDS, counts[at]
+            kind, shared = WORD_GRAMS, counts[at]
             if shared < 0:
                 kind, shared = WHOLE, 1
             elif gram_begins[entry] < gram_begins[entry + 1] and not full:
@@ -278,7 +288,7 @@ def scan(data, starts, first, folds, bits, slots, entries, gram_begins, grams, f
                 if distinct < 0:
                     distinct = _gather(these, seen, stamps, text)
                 wanted = grams[gram_begins[entry] : gram_begins[entry + 1]]
-                kind, shared = CHARS, _count_shared(wanted, len(these), seen, stamps, text)
+                kind, shared = CHAR_GRAMS, _count_shared(wanted, len(these), seen, stamps, text)
                 if 10 * shared < share * max(len(wanted), distinct if few[entry] else 0):
                     continue
             if not full:

@@ -1,8 +1,8 @@
 """Which texts occur in an evaluation set, looked up in the index by a compiled loop. There are three rules:
 
 equal  the normalised forms are the same
-chars  a short text: one of its SEEDS, or two if it has 8 or more, and seven tenths of its distinct CHARS are in the other
-       text (and, below 8 words, seven tenths of the other text's CHARS are in it)
+chars  a short text: one of its SEED_GRAMS, or two if it has 8 or more, and seven tenths of its distinct CHAR_GRAMS are in the
+       other text (and, below 8 words, seven tenths of the other text's CHAR_GRAMS are in it)
 words  a long text: 13 consecutive words are in the other text
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from curation.clean import overlap_kernels
-from curation.clean.overlap_index import CHARS_WIDTH, SHARED_TENTHS, TWO_FROM, WHOLE, WORDS, WORDS_WIDTH, Index, measures_of
+from curation.clean.overlap_index import CHARS_WIDTH, SHARED_TENTHS, TWO_FROM, WHOLE, WORD_GRAMS, WORDS_WIDTH, Index, measures_of
 from curation.clean.signatures import prepare, threads
 from curation.core import characters
 from curation.core.text import normalised
@@ -30,7 +30,7 @@ class Lookup(NamedTuple):
     """An index, ready for the compiled loop."""
 
     arrays: Index
-    needs: np.ndarray  # (entries,) u8: how many SEEDS or WORDS a text must share
+    needs: np.ndarray  # (entries,) u8: how many SEED_GRAMS or WORD_GRAMS a text must share
     table: tuple[np.ndarray, ...]  # bits, slots
 
 
@@ -78,15 +78,15 @@ def span_of(text: str, entry: str, kind: int) -> str:
         return text
     form = str(normalised(pl.Series([text]))[0])
     dense = int(measures_of(pl.Series([entry])).spaceless[0])
-    by_words = kind == WORDS and not dense
+    by_words = kind == WORD_GRAMS and not dense
     gap = " " if by_words else ""
-    width = (WORDS_WIDTH if kind == WORDS else CHARS_WIDTH)[dense]
+    width = (WORDS_WIDTH if kind == WORD_GRAMS else CHARS_WIDTH)[dense]
     here, there = (one.split(" ") if by_words else list(f" {one} ") for one in (form, entry))
     known = {gap.join(there[at : at + width]) for at in range(len(there) - width + 1)}
     places = [at for at in range(len(here) - width + 1) if gap.join(here[at : at + width]) in known]
     if not places:
         return form
     last = places[-1]
-    if kind == WORDS:
+    if kind == WORD_GRAMS:
         last = next(at for at in places if at + 1 not in places)
     return gap.join(here[places[0] : last + width]).strip()

@@ -15,7 +15,7 @@ from curation.read.rows import ROW
 from curation.read.sources import input_digests, read_rows
 from curation.recipe.evaluation import EvalSet
 from curation.recipe.source import Table, TextFields, TextTable
-from curation.shape.columns import as_texts, column
+from curation.shape.columns import as_texts, column, ids_and_texts
 
 QUERY, DOCUMENT, CORPUS = range(3)  # a corpus document is one that no query needs
 EVALUATION = pl.Schema({"task": pl.String(), "eval_id": pl.String(), "role": pl.UInt8(), "text": pl.String()})
@@ -42,15 +42,17 @@ def evaluation_texts(one: EvalSet, base: Path) -> Iterator[pl.DataFrame]:
         raise SourceError(f"evaluation set '{one.title}'", "holds no text, so nothing can be compared with it", "check 'fields'")
 
 
-def tables_of(one: EvalSet) -> list[tuple[str, Table]]:
+def evaluation_tables(one: EvalSet) -> list[tuple[str, Table]]:
     """Return (prefix of its files, table) of all tables that an evaluation set is read from."""
     parts: list[tuple[str, Table | None]] = [("", one), ("corpus/", one.corpus), ("queries/", one.queries)]
     return [(part, table) for part, table in parts if table]
 
 
-def digests_of(one: EvalSet, base: Path) -> dict[str, str]:
+def evaluation_digests(one: EvalSet, base: Path) -> dict[str, str]:
     """Return the digests of all files that an evaluation set is read from."""
-    return {f"{part}{name}": digest for part, table in tables_of(one) for name, digest in input_digests(table, base).items()}
+    return {
+        f"{part}{name}": digest for part, table in evaluation_tables(one) for name, digest in input_digests(table, base).items()
+    }
 
 
 def _frames(where: str, table: Table, base: Path, names: Sequence[str]) -> Iterator[pl.DataFrame]:
@@ -78,16 +80,11 @@ def _of_rows(one: EvalSet, base: Path) -> Iterator[pl.DataFrame]:
     for frame in _frames(where, one, base, [name for name, _ in named if not is_pattern(name)]):
         for pattern, role in named:
             for name in matching_columns(pattern, frame.columns, column_map(one).names)[0]:
-                yield _flat(where, frame, name).with_columns(pl.lit(role).alias("role"))
-
-
-def _flat(where: str, frame: pl.DataFrame, name: str) -> pl.DataFrame:
-    """Return eval_id (the row number) and text of a column; nested lists are flattened."""
-    long = pl.DataFrame({"eval_id": frame[ROW].cast(pl.String), "text": column(where, frame, name)})
-    while isinstance(long["text"].dtype, pl.List | pl.Array):
-        long = long.explode("text")
-    texts = as_texts(where, name, long["text"])
-    return long.with_columns(split_query(texts.alias("text"))[1].alias("text"))
+                long = pl.DataFrame({"eval_id": frame[ROW].cast(pl.String), "text": column(where, frame, name)})
+                while isinstance(long["text"].dtype, pl.List | pl.Array):  # nested lists are flattened
+                    long = long.explode("text")
+                texts = as_texts(where, name, long["text"]).alias("text")
+                yield long.with_columns(split_query(texts)[1].alias("text"), pl.lit(role).alias("role"))
 
 
 def _of_qrels(one: EvalSet, base: Path) -> Iterator[pl.DataFrame]:
@@ -123,11 +120,7 @@ def _by_id(where: str, table: TextTable, base: Path, wanted: pl.Series, roles: t
         if isinstance(table, Guessed):
             id_, title = ("_id" if "_id" in frame.columns else "id"), ("title" if "title" in frame.columns else None)
             fields = TextFields(id=id_, title=title)
-        ids, texts = (as_texts(where, name, column(where, frame, name)) for name in (fields.id, fields.text))
-        title = fields.title_of(frame.columns)
-        if title is not None:
-            titles = as_texts(where, title, column(where, frame, title))
-            texts = pl.select(pl.concat_str([titles, texts], separator="\n", ignore_nulls=True).str.strip_chars()).to_series()
+        ids, texts = ids_and_texts(where, frame, fields)
         named = ids.is_in(wanted.implode())
         found += int(named.sum() or 0)
         role = pl.when(named).then(pl.lit(roles[0])).otherwise(pl.lit(roles[1], pl.Int32))

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from curation.clean.shingles import WORDS_FROM
-from curation.clean.siblings import names_of, siblings
+from curation.clean.siblings import capitalised_words, siblings
 from curation.clean.signatures import PAIRS, jaccard, prepare, repeated, sketch
 from curation.core.jit import Buffers
 from curation.core.text import connected, normalised
@@ -78,7 +78,7 @@ def near(batches: Iterable[pl.Series], lowest: float, folder: Path) -> Near:
     form = first_of_form(corpus.forms)
     able = comparable(form, corpus.entries, corpus.counts)
     forget(corpus)
-    return Near(form, *matches(corpus, able, lowest))
+    return Near(form, *matching_pairs(corpus, able, lowest))
 
 
 def bands_for(lowest: float, recall: float = RECALL) -> tuple[int, int]:
@@ -100,7 +100,7 @@ def without_siblings(found: Near, texts: Callable[[np.ndarray], pl.Series]) -> N
 
     def forms_and_names(numbers: np.ndarray) -> tuple[pl.Series, pl.Series]:
         some = texts(numbers)
-        return normalised(some).fill_null(""), names_of(some)
+        return normalised(some).fill_null(""), capitalised_words(some)
 
     short = np.zeros(len(found.form), bool)
     matched = np.unique(np.concatenate([found.left, found.right]))
@@ -206,7 +206,7 @@ def comparable(form: np.ndarray, entries: np.ndarray, counts: np.ndarray) -> np.
 # ---- candidates, and which of them match ----
 
 
-def matches(
+def matching_pairs(
     corpus: Corpus, able: np.ndarray, lowest: float, owners: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (left u32, right u32, score f64), memory-mapped, of the matching pairs of texts that the bands find, in order.
@@ -301,7 +301,7 @@ def _verified(corpus: Corpus, path: Path, lowest: float) -> tuple[np.ndarray, np
     step = min(4 * PAIRS, max(1, MAPPED * len(corpus.forms) // (8 * max(1, corpus.texts.data.nbytes))))  # fewer of long texts
     for first in range(0, len(pairs), step):
         some = pairs[first : first + step]
-        score = _scores(corpus, (some >> HALF).astype(np.int64), (some & LOW).astype(np.int64), lowest)
+        score = _jaccard_of_pairs(corpus, (some >> HALF).astype(np.int64), (some & LOW).astype(np.int64), lowest)
         good.append(some[score >= lowest])
         scores.append(score[score >= lowest])
     found, score = np.concatenate(good), np.concatenate(scores)
@@ -312,7 +312,7 @@ def _verified(corpus: Corpus, path: Path, lowest: float) -> tuple[np.ndarray, np
     return left[order], right[order], score[order]
 
 
-def _scores(corpus: Corpus, left: np.ndarray, right: np.ndarray, lowest: float) -> np.ndarray:
+def _jaccard_of_pairs(corpus: Corpus, left: np.ndarray, right: np.ndarray, lowest: float) -> np.ndarray:
     """Return the Jaccard of pairs of entries, 0 below `lowest`; of a large corpus, only the texts needed are read."""
     if corpus.texts.data.nbytes <= MAPPED:
         return jaccard(corpus.texts, corpus.entries, corpus.counts, left, right, lowest)

@@ -31,7 +31,7 @@ SIBLING_RULES = f"siblings {CROWD}|2"
 Read = Callable[[np.ndarray], tuple[pl.Series, pl.Series]]
 
 
-def names_of(texts: pl.Series) -> pl.Series:
+def capitalised_words(texts: pl.Series) -> pl.Series:
     """Return the capitalised words of each text, in lower case: not its first word, and none if most words are capitalised."""
     rest = texts.str.replace(r"^\PL*" + NAME, "").str.normalize("NFKC")
     words = rest.str.extract_all(NAME)
@@ -43,7 +43,7 @@ def names_of(texts: pl.Series) -> pl.Series:
 def siblings(left: np.ndarray, right: np.ndarray, read: Read) -> np.ndarray:
     """Return (pairs,) bool: whether text `right[i]` is a sibling of text `left[i]`, given all pairs of that left text.
 
-    `read` returns the normalised forms (no nulls) of texts by number, ascending, and their `names_of`.
+    `read` returns the normalised forms (no nulls) of texts by number, ascending, and their `capitalised_words`.
     """
     found = np.zeros(len(left), bool)
     for some in _runs_of_lefts(left):
@@ -81,7 +81,16 @@ def _judged(pairs: pl.DataFrame, forms: pl.Series, names: pl.Series) -> np.ndarr
     both = _replaced(differ).select("pair").unique().join(pairs, on="pair")
     one, other = (sizes[both[side].to_numpy()] for side in ("left", "right"))
     both = both.filter(pl.Series((np.maximum(one, other) < WORDS_FROM) & (other <= one + one // 2 + 2)))
-    return np.union1d(both["pair"].to_numpy(), _in_slots(pairs, missing, extra))
+
+    # slots: words of a left text that at least half of its CROWD or more right texts lack, without one common replacement
+    crowd = pairs.group_by("left").len("crowd").filter(pl.col("crowd") >= CROWD)
+    often = extra.group_by("left", "code").len("often").group_by("left").agg(pl.col("often").max())
+    crowd = crowd.join(often, on="left").filter(2 * pl.col("often") < pl.col("crowd"))
+    slots = missing.group_by("left", "code").len("lacking").join(crowd, on="left")
+    slots = slots.filter((pl.col("lacking") >= CROWD) & (2 * pl.col("lacking") >= pl.col("crowd")))
+    differ = missing.join(slots, on=["left", "code"], how="semi").join(extra, on="pair", suffix="_own")
+    in_slots = _replaced(differ)["pair"].unique()
+    return np.union1d(both["pair"].to_numpy(), in_slots.to_numpy())
 
 
 def _lacking(pairs: pl.DataFrame, words: pl.DataFrame, one: str, other: str) -> pl.DataFrame:
@@ -90,17 +99,6 @@ def _lacking(pairs: pl.DataFrame, words: pl.DataFrame, one: str, other: str) -> 
     return whole.join(words, left_on=[other, "code"], right_on=["text", "code"], how="anti").select(
         "pair", "left", "word", "code", "kind"
     )
-
-
-def _in_slots(pairs: pl.DataFrame, missing: pl.DataFrame, extra: pl.DataFrame) -> np.ndarray:
-    """Return the pairs whose right text has another word in a slot of the left text."""
-    crowd = pairs.group_by("left").len("crowd").filter(pl.col("crowd") >= CROWD)
-    often = extra.group_by("left", "code").len("often").group_by("left").agg(pl.col("often").max())
-    crowd = crowd.join(often, on="left").filter(2 * pl.col("often") < pl.col("crowd"))
-    slots = missing.group_by("left", "code").len("lacking").join(crowd, on="left")
-    slots = slots.filter((pl.col("lacking") >= CROWD) & (2 * pl.col("lacking") >= pl.col("crowd")))
-    differ = missing.join(slots, on=["left", "code"], how="semi").join(extra, on="pair", suffix="_own")
-    return _replaced(differ)["pair"].unique().to_numpy()
 
 
 def _replaced(differ: pl.DataFrame) -> pl.DataFrame:

@@ -64,7 +64,7 @@ def permutations(count: int) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(a, dtype=np.uint32), np.asarray(b, dtype=np.uint32)
 
 
-def digests(texts: Buffers, count: int) -> np.ndarray:
+def minhash_digests(texts: Buffers, count: int) -> np.ndarray:
     """Return MinHash digests, (texts, count) u32; a text without shingles has datasketch's digest of the empty set."""
     a, b = permutations(count)
     return np.concatenate([_sketch_rows(texts, run, a, b)[0] for run in _runs(texts)] or [np.zeros((0, count), np.uint32)])

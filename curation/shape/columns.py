@@ -14,7 +14,7 @@ from curation.core.errors import SourceError, did_you_mean, listed
 from curation.core.record import dropped_frame, split_query
 from curation.core.text import unless
 from curation.read.rows import ROW, Lost
-from curation.recipe.source import Source
+from curation.recipe.source import Source, TextFields
 
 TUPLES = pl.Schema(
     {
@@ -88,6 +88,16 @@ def as_texts(where: str, name: str, values: pl.Series) -> pl.Series:
     if isinstance(values.dtype, pl.List):
         raise SourceError(where, f"column '{name}' holds lists, not text", "map a column of texts, or `join` its lists")
     raise SourceError(where, f"column '{name}' holds records, not text", "map a column of texts")
+
+
+def ids_and_texts(where: str, rows: pl.DataFrame, fields: TextFields) -> tuple[pl.Series, pl.Series]:
+    """Return the ids and texts of a corpus or of queries; a title, if the table has one, is put before the text."""
+    ids, texts = (as_texts(where, name, column(where, rows, name)) for name in (fields.id, fields.text))
+    title = fields.title_of(rows.columns)
+    if title is not None:
+        titles = as_texts(where, title, column(where, rows, title))
+        texts = pl.select(pl.concat_str([titles, texts], separator="\n", ignore_nulls=True).str.strip_chars()).to_series()
+    return ids, texts
 
 
 def number_column(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:

@@ -83,21 +83,21 @@ def _length_fault(texts: pl.Series, filters: Filters, role: str) -> pl.Series:
 
 def _faults(frame: pl.DataFrame, name: str, filters: Filters) -> pl.DataFrame:
     """Return at, text, fault: one line per text of the list column `name`; fault is null for a good text."""
-    return pl.concat([_faults_of(some, name, filters) for some in frame.iter_slices(SLICE)] or [_faults_of(frame, name, filters)])
-
-
-def _faults_of(frame: pl.DataFrame, name: str, filters: Filters) -> pl.DataFrame:
-    role = name.removesuffix("s")
-    long = frame.select("at", "query", pl.col(name).alias("text")).explode("text", empty_as_null=False).drop_nulls("text")
-    fault = _length_fault(long["text"], filters, role)
-    if filters.no_echo:
-        form = _forms(long["text"])
-        same = (form == _forms(long["query"])).fill_null(False) | (long["text"] == long["query"])
-        fault = pl.select(pl.when(fault.is_null() & same).then(pl.lit(f"echo_{role}")).otherwise(fault)).to_series()
-        if name == "negatives" and len(long):
-            own = pl.lit(equals_a_positive(frame, long.select("at", form.fill_null(long["text"]).alias("form")), "at"))
-            fault = pl.select(pl.when(fault.is_null() & own).then(pl.lit("negative_is_positive")).otherwise(fault)).to_series()
-    return long.select("at", "text").with_columns(fault.cast(pl.String).alias("fault"))
+    role, found = name.removesuffix("s"), []
+    for start in range(0, max(len(frame), 1), SLICE):
+        some = frame.slice(start, SLICE)
+        long = some.select("at", "query", pl.col(name).alias("text")).explode("text", empty_as_null=False).drop_nulls("text")
+        fault = _length_fault(long["text"], filters, role)
+        if filters.no_echo:
+            form = _forms(long["text"])
+            same = (form == _forms(long["query"])).fill_null(False) | (long["text"] == long["query"])
+            fault = pl.select(pl.when(fault.is_null() & same).then(pl.lit(f"echo_{role}")).otherwise(fault)).to_series()
+            if name == "negatives" and len(long):
+                own = pl.lit(equals_a_positive(some, long.select("at", form.fill_null(long["text"]).alias("form")), "at"))
+                is_positive = pl.when(fault.is_null() & own).then(pl.lit("negative_is_positive"))
+                fault = pl.select(is_positive.otherwise(fault)).to_series()
+        found.append(long.select("at", "text").with_columns(fault.cast(pl.String).alias("fault")))
+    return pl.concat(found)
 
 
 def _forms(texts: pl.Series) -> pl.Series:

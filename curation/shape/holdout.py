@@ -21,7 +21,7 @@ from curation.shape.merge import distinct_by_key
 HELDOUT = pl.Schema({"form": pl.String(), "id": pl.String(), "source": pl.String()})
 
 
-def hold_out(tuples: pl.DataFrame, wanted: int, seed: int, source: str) -> tuple[pl.DataFrame, pl.DataFrame]:
+def split_held_out(tuples: pl.DataFrame, wanted: int, seed: int, source: str) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return (tuples to train on, held-out tuples): whole groups of tuples that share texts, drawn by seed, at most `wanted`.
 
     Raises:

@@ -24,10 +24,9 @@ from curation.read.rows import ROW
 from curation.recipe.source import Source, TextTable, shape_of
 from curation.shape.columns import (
     Tuples,
-    as_texts,
-    column,
     dropped_rows,
     first_reason,
+    ids_and_texts,
     instruction_of,
     label_column,
     named,
@@ -258,7 +257,10 @@ def _shape_qrels(source: Source, rows: pl.DataFrame, seed: int, corpus: pl.DataF
     )
     good = pl.col("reason").is_null()
     if source.limit is not None:
-        over = ~pl.col("query_id").is_in(_sampled(frame.filter(good)["query_id"], source, seed).implode())
+        asked_for = frame.filter(good)["query_id"].unique(maintain_order=True)  # drawn by their order of appearance
+        drawn = draws(seed, f"{source.name}/limit", np.arange(len(asked_for))).argsort(kind="stable")
+        sampled = asked_for.gather(np.sort(drawn[: source.limit]))
+        over = ~pl.col("query_id").is_in(sampled.implode())
         frame = frame.with_columns(pl.when(good & over).then(pl.lit("over_limit")).otherwise("reason").alias("reason"))
     tuples = (
         frame.filter(good)
@@ -283,21 +285,10 @@ def _shape_qrels(source: Source, rows: pl.DataFrame, seed: int, corpus: pl.DataF
     return Tuples(made.tuples, dropped_rows(source, frame.filter(~good)), passages["text"])
 
 
-def _sampled(query_ids: pl.Series, source: Source, seed: int) -> pl.Series:
-    """Return at most `limit` queries, drawn by their position in order of first appearance."""
-    asked = query_ids.unique(maintain_order=True)
-    drawn = draws(seed, f"{source.name}/limit", np.arange(len(asked))).argsort(kind="stable")
-    return asked.gather(np.sort(drawn[: source.limit]))
-
-
 def _text_table(source: Source, which: str, table: TextTable, rows: pl.DataFrame) -> pl.DataFrame:
     """Return id and text of a corpus or of queries, without blank texts."""
     where = f"{place_of(source)} ({which})"
-    ids, texts = (as_texts(where, name, column(where, rows, name)) for name in (table.fields.id, table.fields.text))
-    title = table.fields.title_of(rows.columns)
-    if title is not None:
-        titles = as_texts(where, title, column(where, rows, title))
-        texts = pl.select(pl.concat_str([titles, texts], separator="\n", ignore_nulls=True).str.strip_chars()).to_series()
+    ids, texts = ids_and_texts(where, rows, table.fields)
     frame = pl.DataFrame({"id": ids, "text": texts}).filter(pl.col("text").str.strip_chars() != "")
     if frame["id"].null_count():
         raise SourceError(where, f"a row has no '{table.fields.id}': '{frame.filter(pl.col('id').is_null())['text'][0][:60]}'")

@@ -20,7 +20,7 @@ import polars as pl
 from datasketch import MinHash
 
 from curation.clean.shingles import SHINGLING
-from curation.clean.signatures import SEED, digests, prepare
+from curation.clean.signatures import SEED, minhash_digests, prepare
 from curation.core.builds import receipts
 from curation.core.errors import BuildError
 from curation.core.tables import read_table, write_blocks
@@ -63,7 +63,7 @@ def write_signatures(build: Path, out: Path, only: Iterable[str] = ()) -> int:
 
 
 def _block(ids: pl.Series, texts: pl.Series) -> pl.DataFrame:
-    found = digests(prepare(texts), PERMUTATIONS)
+    found = minhash_digests(prepare(texts), PERMUTATIONS)
     some = (found != np.uint32(0xFFFFFFFF)).any(axis=1)  # else the digest of the empty set
     signature = pl.Series("signature", found[some], dtype=pl.Array(pl.UInt32, PERMUTATIONS))
     return pl.DataFrame([ids.filter(pl.Series(some)), signature])

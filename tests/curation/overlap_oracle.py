@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from curation.clean.overlap_index import CHARS, SEEDS, SHARED_TENTHS, WHOLE, WORDS, Forms, Index
+from curation.clean.overlap_index import CHAR_GRAMS, SEED_GRAMS, SHARED_TENTHS, WHOLE, WORD_GRAMS, Forms, Index
 from curation.clean.overlap_lookup import FOUND, Lookup
 from curation.core.text import normalised
 
@@ -15,13 +15,13 @@ def looked_up(lookup: Lookup, texts: pl.Series) -> pl.DataFrame:
     index = lookup.arrays
     forms = Forms(normalised(texts).fill_null(""))
     with_words = np.diff(forms.starts) > 2  # a form without any word matches nothing
-    whole, seeds, words = forms.grams(WHOLE, with_words), forms.grams(SEEDS), forms.grams(WORDS)
+    whole, seeds, words = forms.grams(WHOLE, with_words), forms.grams(SEED_GRAMS), forms.grams(WORD_GRAMS)
     equal = postings(index, whole.text, whole.key).unique().with_columns(shared=pl.lit(1, pl.UInt32))
     by_words = postings(index, words.text, words.key).group_by("text", "entry").len("shared")
     met = postings(index, seeds.text, seeds.key).group_by("text", "entry").len()
     near = share_enough(index, forms, met.filter(pl.col("len") >= lookup.needs[met["entry"].to_numpy()]))
     parts = [equal.with_columns(kind=pl.lit(WHOLE), score=pl.lit(1.0))]
-    for kind, part in ((CHARS, near), (WORDS, by_words)):
+    for kind, part in ((CHAR_GRAMS, near), (WORD_GRAMS, by_words)):
         score = part["shared"] / np.maximum(index.sizes[part["entry"].to_numpy()], 1)
         part = part.with_columns(kind=pl.lit(kind), score=score.clip(upper_bound=1.0))
         parts.append(part.join(equal, on=["text", "entry"], how="anti"))
@@ -36,8 +36,8 @@ def postings(index: Index, text: np.ndarray, keys: np.ndarray) -> pl.DataFrame:
 
 
 def share_enough(index: Index, forms: Forms, candidates: pl.DataFrame) -> pl.DataFrame:
-    """Return text, entry, shared of the candidates that share enough CHARS."""
-    chars = forms.grams(CHARS)
+    """Return text, entry, shared of the candidates that share enough CHAR_GRAMS."""
+    chars = forms.grams(CHAR_GRAMS)
     own = pl.DataFrame({"text": chars.text, "gram": chars.key}).unique()
     counts = np.diff(index.gram_begins)
     entries = pl.DataFrame({"entry": np.repeat(np.arange(len(counts)), counts), "gram": index.grams.astype(np.uint64)})

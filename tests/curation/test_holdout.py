@@ -23,7 +23,7 @@ def test_a_family_goes_together():
         ("a", ["x"], []), ("b", ["X!", "y"], []), ("c", ["y"], []), ("d", ["z"], []), ("D?", ["w"], []), ("e", ["v"], [])
     )
     for seed in range(8):
-        train, held = holdout.hold_out(table, 3, seed, "s")
+        train, held = holdout.split_held_out(table, 3, seed, "s")
         assert sorted(held["id"].to_list() + train["id"].to_list()) == [f"s/{i}" for i in range(6)]
         families = [{"s/0", "s/1", "s/2"}, {"s/3", "s/4"}, {"s/5"}]
         assert all(family <= set(held["id"]) or not family & set(held["id"]) for family in families)
@@ -33,10 +33,10 @@ def test_a_family_goes_together():
 def test_what_cannot_be_held_out():
     table = tuples(("a", ["x"], []), ("b", ["x"], []), ("c", ["x"], []))
     with pytest.raises(SourceError, match="'holdout: 3' leaves none of its 3 tuples to train on; hold out fewer"):
-        holdout.hold_out(table, 3, 1, "s")
+        holdout.split_held_out(table, 3, 1, "s")
     with pytest.raises(SourceError, match="groups larger than 'holdout: 2'; hold out more, or none"):
-        holdout.hold_out(table, 2, 1, "s")
-    assert len(holdout.hold_out(table, 0, 1, "s")[1]) == 0
+        holdout.split_held_out(table, 2, 1, "s")
+    assert len(holdout.split_held_out(table, 0, 1, "s")[1]) == 0
 
 
 def test_held_out_texts_are_removed_in_every_role():
@@ -67,7 +67,7 @@ texts = st.sampled_from([f"t{i}" for i in range(12)])
 def test_no_held_out_text_is_trained_on(items, seed):
     table = tuples(*items)
     try:
-        train, held = holdout.hold_out(table, 3, seed, "s")
+        train, held = holdout.split_held_out(table, 3, seed, "s")
     except SourceError:
         return
     left, dropped, _ = holdout.remove_heldout(train, holdout.heldout_forms([("s", held)]), "s")

@@ -21,7 +21,7 @@ from curation.clean import pairs as pairs_module
 from curation.clean import signatures
 from curation.clean.pairs import bands_for, families, near
 from curation.clean.shingles import BASE, CHARS, EXACT, SPACELESS, WORDS
-from curation.clean.signatures import digests, jaccard, prepare, sketch
+from curation.clean.signatures import jaccard, minhash_digests, prepare, sketch
 from curation.core import characters, fold_kernels
 from curation.core.jit import buffers_of
 from curation.core.text import connected, normalised
@@ -137,7 +137,7 @@ def edited_texts(count: int, seed: int = 2) -> list[str]:
 
 def test_digests_are_those_of_datasketch():
     texts = some_texts(3000)
-    found = digests(prepare(pl.Series(texts)), 96)
+    found = minhash_digests(prepare(pl.Series(texts)), 96)
     kinds, sets = zip(*map(kind_and_shingles, texts), strict=True)
     theirs = MinHash.bulk(sets, num_perm=96, seed=1, scheme="affine32", hashfunc=lambda shingle: shingle_hash(shingle) >> 32)
     assert np.array_equal(found, np.stack([one.digest() for one in theirs]))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation.build.build import build
-from curation.clean.signatures import digests, prepare
+from curation.clean.signatures import minhash_digests, prepare
 from curation.core.record import key_of
 from curation.core.tables import read_parquet, read_table
 from curation.core.text import forms, normalised
@@ -78,7 +78,7 @@ def test_joiners_split_no_word():
 
 def test_signatures_of_texts_that_differ_in_operators_differ():
     one, other = (f"for each of the rows in turn compute total {sign} value of the next row" for sign in ("+=", "-="))
-    a, b, c = digests(prepare(pl.Series([one, other, one.upper() + "\u200b!"])), 128)
+    a, b, c = minhash_digests(prepare(pl.Series([one, other, one.upper() + "\u200b!"])), 128)
     assert not (a == b).all()
     assert (a == c).all()
 
