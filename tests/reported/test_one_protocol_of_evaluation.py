@@ -75,7 +75,7 @@ def test_the_log_evaluate_and_exports_say_one_number(place, kind, prompt, tmp_pa
     )  # fmt: skip
     said = []
     train(place / "b", recipe, out=tmp_path / "run", device="cpu", say=said.append)
-    (line,) = [line for line in read_log(tmp_path / "run/log.jsonl") if "ndcg@10" in line]
+    _, line = [line for line in read_log(tmp_path / "run/log.jsonl") if "ndcg@10" in line]  # before and after
     wanted = dict(zip(("told", "bare"), MODELS[kind, prompt], strict=True))
     for name, before in wanted.items():
         told = json.dumps(before) if before else "nothing"

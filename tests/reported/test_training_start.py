@@ -197,6 +197,6 @@ def test_the_receipt_holds_the_threads_and_a_resume_with_others_says_so(tmp_path
     assert (receipt["threads"], receipt["threads_before"]) == (1, [2])
     assert alone["threads"] == 1
     assert "threads_before" not in alone
-    told = "going on with 1 threads, where earlier steps had 2: the weights will not be bit by bit those of a run that was not interrupted"
+    told = "continuing with 1 threads, earlier steps used 2: the weights will not equal those of an uninterrupted run bit by bit"
     assert [line for line in said if "threads" in line] == [told]
     assert store.read_json(tmp_path / "alone/checkpoints/step-000003/checkpoint.json")["threads"] == 1

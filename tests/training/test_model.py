@@ -195,8 +195,8 @@ def test_parts_that_are_missing(bert):
     assert complaint(bert) == f"{bert}: has no weights; put its model.safetensors next to config.json"
     (bert / "away").rename(bert / "model.safetensors")
     (bert / "tokenizer.json").unlink()
-    hint = "put its tokenizer.json and tokenizer_config.json beside config.json"
-    assert complaint(bert) == f"{bert}: holds no tokenizer; {hint}"
+    hint = "put its tokenizer.json and tokenizer_config.json next to config.json"
+    assert complaint(bert) == f"{bert}: has no tokenizer; {hint}"
     (bert / "config.json").unlink()
     assert complaint(bert) == f"{bert}: has no config.json; give the folder that `save_pretrained` wrote"
 
@@ -248,7 +248,7 @@ def test_limits_that_cannot_be(bert):
 def test_a_decoder_without_an_end_token(qwen3):
     tiny_tokenizer(decoder=True, eos=False).save_pretrained(qwen3)
     what = "its tokenizer has no end-of-text token, which a decoder is pooled at"
-    assert complaint(qwen3) == f"{qwen3}: {what}; set eos_token in it"
+    assert complaint(qwen3) == f"{qwen3}: {what}; set its eos_token"
 
 
 def test_a_tokenizer_of_another_model(bert):
