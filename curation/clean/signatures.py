@@ -43,7 +43,7 @@ class Sketches(NamedTuple):
 def prepare(texts: pl.Series) -> Buffers:
     """Return texts (no nulls) as buffers for the compiled loops; texts that these cannot normalise are normalised here."""
     raw, found = buffers_of(texts), np.empty(len(texts), np.int64)
-    left = found[: fold_kernels.untold(*raw, characters.folding_table(), found)]
+    left = found[: fold_kernels.unlisted(*raw, characters.folding_table(), found)]
     if not len(left):
         return raw
     forms = buffers_of(normalised(texts.gather(left)).fill_null(""))

@@ -1,4 +1,4 @@
-"""Characters in a normalised form (`text`): which are of words, which are signs, which are invisible."""
+"""Characters in the normalised form of `text.py`: which belong to words, which are signs, which are invisible."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import polars as pl
 
 from curation.core.jit import buffers_of
 
-BETWEEN = "\x80"  # stands in no ASCII text
-SIGMA = "\N{GREEK CAPITAL LETTER SIGMA}"  # small, it is another one at the end of a word
-CLINGING = ("Mn", "Mc", "Me", "Cn", "Cs", "Co")  # marks; not assigned in Python's Unicode, which may be the older one
-# Default_Ignorable_Code_Point (Unicode's DerivedCoreProperties.txt), controls but for spaces, interlinear annotations
+BETWEEN = "\x80"  # separates texts; does not occur in ASCII text
+SIGMA = "\N{GREEK CAPITAL LETTER SIGMA}"  # its lower case is different at the end of a word
+CLINGING = ("Mn", "Mc", "Me", "Cn", "Cs", "Co")  # marks; and not assigned in Python's Unicode, which may be older than polars'
+# Default_Ignorable_Code_Point (Unicode's DerivedCoreProperties.txt), controls except spaces, interlinear annotations
 INVISIBLE = r"[\p{Default_Ignorable_Code_Point}\x00-\x08\x0E-\x1B\x7F-\x84\x86-\x9F\x{FFF9}-\x{FFFB}]"
 SLASHES, SPACES = r"[\x{2044}\x{2215}]", r"[\x{85}\x{1680}\x{2028}\x{2029}]"  # as in ½, which is 1/2; spaces that NFKC leaves
 BLANK, WORD, SIGN = range(3)
-SIGNS = "#$%&*+<=>@^|~"  # of ASCII, wherever they are
+SIGNS = "#$%&*+<=>@^|~"  # ASCII characters that are signs everywhere
 SIGN_CHARS = r"[\p{S}\p{No}\x{2030}\x{2031}\x{66A}\xA7#%&*@--[`\x{2800}]]"
-PLACED = "-/!()"  # signs by their place
-OPENING = " \t\n\v\f\r\x1c\x1d\x1e\x1f([{<>=+*/&|^~,:;"  # before a sign that belongs to the word after it
-CLOSING = ".;!?)"  # after a minus that belongs to the word before it
+PLACED = "-/!()"  # signs in some places only
+OPENING = " \t\n\v\f\r\x1c\x1d\x1e\x1f([{<>=+*/&|^~,:;"  # characters before a sign that belongs to the next word
+CLOSING = ".;!?)"  # characters after a minus that belongs to the word before it
 EYES, NOSES = ":;", "-'^"
 IS_WORD, OPENS, CLOSES, IS_DIGIT, IS_EQUAL, IS_MORE, IS_LESS, IS_NOT, IS_HYPHEN, IS_BRACKET, IS_EYES, IS_NOSE = (
     1 << at for at in range(12)
@@ -35,19 +35,19 @@ SPACELESS_CHARS = "[" + "".join(rf"\x{{{first:X}}}-\x{{{last:X}}}" for first, la
 
 
 def folded(texts: pl.Series) -> pl.Series:
-    """Return texts in NFKC and lower case, without what is invisible."""
+    """Return texts in NFKC and lower case, without invisible characters."""
     texts = texts.str.replace_all(INVISIBLE, "").str.normalize("NFKC").str.to_lowercase()
     return texts.str.replace_all(SLASHES, "/").str.replace_all(SPACES, " ")
 
 
 @cache
 def _kinds() -> np.ndarray:
-    """Return (0x110000,) u8: BLANK, WORD or SIGN for each folded code point, or 255 as yet."""
+    """Return (0x110000,) u8: BLANK, WORD or SIGN for each folded code point; 255 for those not looked up so far."""
     return np.full(0x110000, 255, np.uint8)
 
 
 def kinds_of(points: np.ndarray) -> np.ndarray:
-    """Return whether folded code points are BLANK, of a WORD, or a SIGN, as polars' own Unicode has it, (n,) u8."""
+    """Return (n,) u8: whether folded code points are BLANK, part of a WORD or a SIGN, by polars' version of Unicode."""
     kinds = _kinds()[points]
     new = np.unique(points[kinds == 255])
     if len(new):
@@ -59,19 +59,19 @@ def kinds_of(points: np.ndarray) -> np.ndarray:
 
 
 def alone(sign: str) -> bool:
-    """Tell whether the form of a character never hangs on its neighbours."""
+    """Return whether the form of a character never depends on its neighbours."""
     parts = sign + unicodedata.normalize("NFKC", sign)
     return not any(part == SIGMA or "\u1100" <= part < "\u1200" or unicodedata.category(part) in CLINGING for part in parts)
 
 
 def placed_signs(units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return where in a run of folded characters one of PLACED is a sign, in no order, and its number among them.
+    """Return the positions (in no order) at which one of PLACED is a sign, and which one it is.
 
-    Texts are parted by BETWEEN; `units` are code points, bytes where all are ASCII.
+    `units` are the code points of folded texts with BETWEEN between them; bytes if all are ASCII.
     """
 
     def marks(places: np.ndarray) -> np.ndarray:
-        """Return what may be said of the characters at some places, as a sum of bits."""
+        """Return properties of the characters at some positions, as a sum of bits."""
         points = units.take(places, mode="clip")
         found: np.ndarray = _marks()[np.minimum(points, 255)]
         if units.dtype != np.uint8:
@@ -83,7 +83,7 @@ def placed_signs(units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.asarray((marks & some) != 0)
 
     hyphens, slashes, nots, *brackets = (np.flatnonzero(units == ord(sign)) for sign in PLACED)
-    first = hyphens.copy()  # of its run of hyphens
+    first = hyphens.copy()  # position of the first hyphen of each run
     first[1:][np.diff(hyphens) == 1] = 0
     start = marks(np.maximum.accumulate(first) - 1)
     after = marks(hyphens + 1)
@@ -108,7 +108,7 @@ def placed_signs(units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def _marks() -> np.ndarray:
-    """Return (256,) u16: what may be said of each ASCII character and of BETWEEN, as a sum of bits."""
+    """Return (256,) u16: properties of each ASCII character and of BETWEEN, as a sum of bits."""
     words = "_" + string.ascii_letters + string.digits
     marks = {IS_WORD: words, OPENS: OPENING + BETWEEN, CLOSES: CLOSING + BETWEEN, IS_DIGIT: string.digits, IS_EYES: EYES}
     marks |= {IS_NOSE: NOSES, IS_EQUAL: "=", IS_MORE: ">", IS_LESS: "<", IS_NOT: "!", IS_HYPHEN: "-", IS_BRACKET: "("}
@@ -118,20 +118,25 @@ def _marks() -> np.ndarray:
     return found
 
 
-POINTS = 1 << 17  # code points from here on are left out
+POINTS = 1 << 17  # the table has code points below this
 UNLISTED = 1 << 31
-DENSE = 1 << 30  # of a script without spaces
+DENSE = 1 << 30  # of a script that writes no spaces
 APART = 1 << 29  # a sign beyond ASCII
-SIZE = 24  # the bit from which on the size stands, 0 to 3 bytes; below are the bytes, the first one lowest
-OWN_BYTES = 1 << 26  # the character's own four bytes
-NEUTRAL = 2  # a byte for what is neither of a word nor a sign, and tells nothing of the signs beside it
+SIZE = 24  # bit at which the size (0 to 3 bytes) begins; the bytes are below it, the first one lowest
+OWN_BYTES = 1 << 26  # the form is the character itself, of four bytes
+NEUTRAL = 2  # a byte for characters that are neither word nor sign and do not influence signs beside them
 LISTED = ((0x80, 0x3400), (0xA000, 0xAC00), (0xF900, 0x10000), (0x1D400, 0x1D800), (0x1F000, 0x1FC00))
-OWN_FORM = ((0x3400, 0x4DC0), (0x4E00, 0x9FF0), (0xAC00, 0xD7A4))  # Han and Hangul: words, and their own form
+OWN_FORM = ((0x3400, 0x4DC0), (0x4E00, 0x9FF0), (0xAC00, 0xD7A4))  # Han and Hangul: words that do not change
 
 
 @cache
 def folding_table() -> np.ndarray:
-    """Return (POINTS,) u32: UTF-8, size and kind of what each code point beyond ASCII becomes, or UNLISTED; takes 40 ms."""
+    """Return (POINTS,) u32: UTF-8, size and kind of the form of each code point beyond ASCII, or UNLISTED; takes 40 ms.
+
+    The compiled loops normalise most texts by this table. It is computed with `folded`, so both have the same version of Unicode.
+    Code points are UNLISTED if their form depends on their neighbours or is longer than they are: combining marks, jamo, the
+    capital sigma, rare scripts. Texts with one of these are normalised with numpy.
+    """
     points, found = np.arange(POINTS), np.full(POINTS, UNLISTED, dtype=np.uint32)
     for first, end in OWN_FORM:
         at = points[first:end]

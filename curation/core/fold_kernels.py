@@ -1,4 +1,4 @@
-"""Normalising by a table of characters (`folding`), compiled: raw bytes of a text -> its normalised form between two spaces."""
+"""Compiled loops that normalise texts by `characters.folding_table`: bytes of a text -> its form between two spaces."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FORM_SIZES = np.array([len(sign.encode()) for sign in STANDS_FOR.values()], np.
 
 
 def _among(*signs: str) -> np.ndarray:
-    """Return (256,) bool: which bytes are among some characters."""
+    """Return (256,) bool: which bytes are one of some characters."""
     return np.isin(np.arange(256), [ord(sign) for some in signs for sign in some])
 
 
@@ -40,7 +40,7 @@ _WORD = np.array([byte >= 128 or byte == 95 or chr(byte).isalnum() for byte in r
 
 @compiled
 def room_for(data, first, end):
-    """Return how many bytes the form of a text has at most: signs get spaces around them, and some are spelled anew."""
+    """Return the largest number of bytes of a text's form; signs get spaces around them, and some are replaced."""
     signs = np.int64(0)
     for byte in data[first:end]:
         small = np.uint8(byte | _CASE)
@@ -60,13 +60,13 @@ def _decoded(data, at, byte):
 
 
 @compiled
-def _told(table, point):
+def _entry(table, point):
     return np.int64(table[point]) if point < POINTS else UNLISTED | (DENSE if point < 0x40000 else 0)
 
 
 @compiled
 def _kind(byte):
-    """Return what an ASCII byte becomes: a small letter, a digit, `_`, a space, or _SIGN where it is one or may be."""
+    """Return what an ASCII byte becomes: a small letter, a digit, `_`, a space, or _SIGN if it is or may be a sign."""
     small = byte | _CASE
     letter = small if np.uint8(small - _A) < _LETTERS else _SPACE
     sign = (np.uint8(byte - np.uint8(35)) < 4) | (np.uint8(byte - np.uint8(40)) < 4) | (byte == 33) | (byte == 45) | (byte == 47)
@@ -79,27 +79,27 @@ def _kind(byte):
 def fold(data, first, end, table, form, room):
     """Write a text's normalised form, a space before and after it; return (bytes, characters of scripts without spaces, how).
 
-    No bytes where it has no word and no sign. `how` is 0 for ASCII alone, 1 where the table tells all of it, and 2 where it
-    does not: what it leaves out is copied, which is right for a text that is normalised already and for no other. `form` and
+    The form is empty if the text has no word and no sign. `how` is 0 for ASCII, 1 if the table lists all characters, and 2 if
+    it does not: unlisted characters are copied, which is correct only for a text that is already normalised. `form` and
     both rows of `room` are as long as `room_for` says, or longer.
     """
-    text, kinds, spaceless, how, beyond, hidden = data[first:end], room[0], 0, 0, np.uint8(0), False
+    text, kinds, spaceless, how, beyond, controls = data[first:end], room[0], 0, 0, np.uint8(0), False
     for at in range(np.uint64(len(text))):  # unsigned places: no checks for negative ones, and 64 bytes at a time
         beyond |= text[at]
-        hidden |= _hidden(text[at])
+        controls |= _is_control(text[at])
         kinds[at] = _kind(text[at])
-    if (beyond < 0x80) & (not hidden):
+    if (beyond < 0x80) & (not controls):
         size = _joined(text, kinds, form)
     else:
-        shown, spaceless, how = _shown(text, table, room[1])
-        for at in range(np.uint64(len(shown))):
-            kinds[at] = _kind(shown[at])
-        size = _joined(shown, kinds, form)
+        folded, spaceless, how = _folded(text, table, room[1])
+        for at in range(np.uint64(len(folded))):
+            kinds[at] = _kind(folded[at])
+        size = _joined(folded, kinds, form)
     return (np.int64(size) if size > 1 else 0), spaceless, how
 
 
 @compiled
-def _hidden(byte):
+def _is_control(byte):
     return (byte < 9) | (np.uint8(byte - np.uint8(14)) < 14) | (byte == 127)
 
 
@@ -108,7 +108,7 @@ def _joined(text, kinds, form):
     """Write the words and signs of a folded text with one space between them, and one before and after; return the bytes."""
     form[0] = last = _SPACE
     size = _ONE
-    for at in range(np.uint64(len(text))):  # no branches but for signs: words are too short to foresee their ends
+    for at in range(np.uint64(len(text))):  # branches for signs only: words are too short for their ends to be predicted
         kind = kinds[at]
         if kind == _SIGN:
             size, last = _sign(text, np.int64(at), form, size, last), _SPACE
@@ -124,7 +124,7 @@ def _joined(text, kinds, form):
 
 @compiled
 def _sign(text, at, form, size, last):
-    """Write a space, and this character and another space if it is a sign (`placed_signs`); return the size of the form."""
+    """Write a space, and this character and another space if it is a sign (see `placed_signs`); return the size of the form."""
     sign, end = text[at], len(text)
     if last != _SPACE:
         form[size] = _SPACE
@@ -163,8 +163,8 @@ def _sign(text, at, form, size, last):
 
 
 @compiled
-def _shown(text, table, out):
-    """Fold a text, without invisible characters, into `out`; return (it, characters of scripts without spaces, how) as `fold`.
+def _folded(text, table, out):
+    """Fold a text into `out`; return (its bytes, characters of scripts without spaces, `how` as in `fold`).
 
     A sign beyond ASCII gets a NEUTRAL byte before and after it.
     """
@@ -173,11 +173,11 @@ def _shown(text, table, out):
         byte = text[at]
         if byte < 0x80:
             out[size] = byte
-            size += not _hidden(byte)
+            size += not _is_control(byte)
             at += 1
             continue
         point, length = _decoded(text, at, np.int64(byte))
-        found = _told(table, point)
+        found = _entry(table, point)
         spaceless += (found & DENSE) != 0
         how = 2 if found & UNLISTED else how
         if found & APART:
@@ -199,23 +199,23 @@ def _shown(text, table, out):
 
 
 @compiled
-def fold_all(data, starts, table, room, out, ends, untold):
-    """Write the normalised forms of texts into `out`, one after the other; fill ends (texts + 1,) and untold (texts,).
+def fold_all(data, starts, table, room, out, ends, unlisted):
+    """Write the normalised forms of texts into `out`, one after the other; fill ends (texts + 1,) and unlisted (texts,).
 
-    A form is untold where the table does not tell all of it. Each row of `room` (3,) is 5 times as long as the longest text and
-    4 bytes, and `out` 5 times as long as all.
+    `unlisted` is whether the table lacks one of the text's characters. Each of the three rows of `room` has 5 times the bytes of
+    the longest text, and 4 more; `out` has 5 times the bytes of all texts.
     """
     ends[0] = 0
     for text in range(len(starts) - 1):
         size, _, how = fold(data, starts[text], starts[text + 1], table, room[0], room[1:])
-        untold[text] = how == 2
+        unlisted[text] = how == 2
         ends[text + 1] = ends[text] + max(size - 2, 0)
         out[ends[text] : ends[text + 1]] = room[0, 1 : 1 + ends[text + 1] - ends[text]]
 
 
 @compiled
-def untold(data, starts, table, found):
-    """Put the numbers of the texts with a character that the table leaves out into `found`; return how many they are."""
+def unlisted(data, starts, table, found):
+    """Write the numbers of texts with a character that the table does not list into `found`; return how many."""
     count = 0
     for text in range(len(starts) - 1):
         beyond, at, end = np.uint8(0), starts[text], starts[text + 1]
@@ -225,7 +225,7 @@ def untold(data, starts, table, found):
             length = 1
             if data[at] >= 0x80:
                 point, length = _decoded(data, at, np.int64(data[at]))
-                if _told(table, point) & UNLISTED:
+                if _entry(table, point) & UNLISTED:
                     found[count] = text
                     count += 1
                     break

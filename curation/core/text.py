@@ -1,16 +1,16 @@
-"""What two texts must share to count as the same one.
+"""The normalised form of a text. Texts with the same normalised form count as equal.
 
-The normalised form is NFKC in lower case: words, and signs, with one space between them. Case, width, punctuation and spacing do
-not count, and neither do invisible characters. Signs, emoji and operators do:
+It is NFKC in lower case: words and signs with one space between them. Case, width, punctuation, spacing and invisible
+characters do not matter. Signs, emoji and operators do:
 
     What is C++?      -> what is c + +          5 €, 5€   -> 5 €      great :)   -> great ☺
     state-of-the-art  -> state of the art       a += b    -> a + = b  a != b     -> a ¬ = b
 
-A character of Unicode's categories S* or No is a sign, and so are # % & * @ ‰ ‱ ٪ §. Others are signs by their place alone, and
-stand in the form as the sign that is one everywhere (so that a form's form is itself):
+Characters of Unicode's categories S* and No are signs, and so are # % & * @ ‰ ‱ ٪ §. The following are signs only in some
+places. The form then has a character that is a sign everywhere, so that normalising twice changes nothing:
 
     -    U+2212, a minus, before a word, as in -5 and --all, at the end of one, as in A-, and in -= -> <-; not in x-ray, x - ray
-    /    itself, but between letters, as in and/or
+    /    itself, except between letters, as in and/or
     !    ¬ before = and before a word, as in !done
     :) ;-(  ☺ and ☹
 """
@@ -27,39 +27,39 @@ import polars as pl
 from curation.core.characters import BETWEEN, BLANK, SIGN, SIGNS, STANDS_FOR, alone, folded, kinds_of, placed_signs
 from curation.core.jit import Buffers, buffers_of, texts_of
 
-BLOCK = 1 << 20  # bytes of texts at a time, so that they stay in the cache
-MANY = 8 << 20  # bytes from which on the compiled loops pay, which a process loads in half a second
-SO_FAR = {"bytes": 0}  # of the texts that this process has normalised
-UNTOLD, UNASKED, NOTHING = 0x110000, 0x110001, 0x110002  # beyond all code points
-CONTROLS = bytes([*range(9), *range(14, 28), 127])
+BLOCK = 1 << 20  # bytes of texts at a time, so that they fit the CPU's cache
+MANY = 8 << 20  # bytes after which the compiled loops are worth loading, which takes half a second per process
+NORMALISED = {"bytes": 0}  # how much this process has normalised
+CONTEXTUAL, UNKNOWN, REMOVED = 0x110000, 0x110001, 0x110002  # of a code point's form; greater than all code points
+ASCII_CONTROLS = bytes([*range(9), *range(14, 28), 127])
 
 
 def normalised(texts: pl.Series) -> pl.Series:
-    """Return each text's normalised form, see above; null for one without a word or sign: `!!!` and `???` are not the same text.
+    """Return the normalised form of each text; null for a text without a word or sign, because `!!!` and `???` are not equal.
 
-    The first MANY bytes go through numpy, ASCII texts a faster way, and all others through compiled loops, with the same result.
+    The first MANY bytes are normalised with numpy, later ones by compiled loops, with the same result.
     """
     texts = texts.fill_null("") if texts.null_count() else texts
-    SO_FAR["bytes"] += int(texts.str.len_bytes().sum())
-    if SO_FAR["bytes"] >= MANY:
+    NORMALISED["bytes"] += int(texts.str.len_bytes().sum())
+    if NORMALISED["bytes"] >= MANY:
         forms = _by_blocks(_by_loops, texts).alias(texts.name)
-        untold = forms.is_null().arg_true()
+        contextual = forms.is_null().arg_true()
         forms = unless(forms == "", forms)
-        return forms.scatter(untold, _by_numpy(texts.gather(untold))) if len(untold) else forms
+        return forms.scatter(contextual, _by_numpy(texts.gather(contextual))) if len(contextual) else forms
     return _by_numpy(texts)
 
 
 def _by_loops(texts: pl.Series) -> pl.Series:
-    """Return forms, empty ones too; null for a text with a character whose form hangs on its neighbours, or is longer than it."""
+    """Return forms, also empty ones; null for a text with a character that `folding_table` does not list."""
     from curation.core.characters import folding_table
     from curation.core.fold_kernels import fold_all  # loads the compiled loops
 
     data, starts = buffers_of(texts)
     room = np.empty((3, 5 * int(np.diff(starts).max()) + 4), np.uint8)
     out = np.empty(5 * int(starts[-1] - starts[0]), np.uint8)
-    ends, untold = np.empty(len(texts) + 1, np.int64), np.empty(len(texts), bool)
-    fold_all(data, starts, folding_table(), room, out, ends, untold)
-    return unless(pl.Series(untold), texts_of(Buffers(out[: ends[-1]].copy(), ends)))
+    ends, contextual = np.empty(len(texts) + 1, np.int64), np.empty(len(texts), bool)
+    fold_all(data, starts, folding_table(), room, out, ends, contextual)
+    return unless(pl.Series(contextual), texts_of(Buffers(out[: ends[-1]].copy(), ends)))
 
 
 def _by_numpy(texts: pl.Series) -> pl.Series:
@@ -72,7 +72,7 @@ def _by_numpy(texts: pl.Series) -> pl.Series:
 
 
 def _by_blocks(work: Callable[[pl.Series], pl.Series], texts: pl.Series) -> pl.Series:
-    """Return what `work` makes of texts, block by block: it needs up to thirty times their bytes."""
+    """Apply `work` block by block, because it needs up to thirty times the bytes of the texts."""
     ends = texts.str.len_bytes().cum_sum().to_numpy().astype(np.int64)
     cuts = [0, *(np.flatnonzero(np.diff(ends // BLOCK)) + 1).tolist(), len(texts)]
     return pl.concat([work(texts.slice(start, end - start)) for start, end in pairwise(cuts)]) if len(texts) else texts
@@ -84,24 +84,24 @@ def _or_null(words: pl.Series) -> pl.Series:
 
 
 def unless(blank: pl.Series, texts: pl.Series) -> pl.Series:
-    """Return texts with null where `blank` says so; few are, and `when` would copy all the others."""
+    """Return texts with null where `blank` is true. Polars' `when` would copy all other texts."""
     places = np.arange(len(texts), dtype=np.uint32)
     return texts.gather(pl.Series(places).set(blank.fill_null(True), None)) if blank.any() else texts
 
 
 @cache
 def _ascii() -> tuple[bytes, bytes]:
-    """Return tables of bytes: lower case; words and signs, spaces for the rest but 0 to 5, and BETWEEN as 0."""
+    """Return two tables of bytes: lower case; and words and signs kept, 0 to 5 kept, BETWEEN as 0, anything else as a space."""
     kept = bytes(byte if chr(byte).isalnum() or chr(byte) in SIGNS + "_" or byte < 6 else 32 for byte in range(128))
     return bytes(range(256)).lower(), kept + bytes(128)
 
 
 def _of_ascii(texts: pl.Series) -> pl.Series:
     lower, kept = _ascii()
-    whole = bytearray((texts.str.join(BETWEEN)[0] or "").encode("latin-1").translate(lower, CONTROLS))
+    whole = bytearray((texts.str.join(BETWEEN)[0] or "").encode("latin-1").translate(lower, ASCII_CONTROLS))
     units = np.frombuffer(whole, dtype=np.uint8)
     places, number = placed_signs(units)
-    units[places] = number + 1  # as control characters, of which none is left
+    units[places] = number + 1  # marked by control characters, which the texts no longer contain
     found = bytes(whole.translate(kept))
     for sign in SIGNS:
         found = found.replace(sign.encode(), f" {sign} ".encode())
@@ -112,7 +112,7 @@ def _of_ascii(texts: pl.Series) -> pl.Series:
 
 
 def _single_spaces(units: np.ndarray) -> bytes:
-    """Return characters with one space for each run of them."""
+    """Return characters with each run of spaces replaced by one space."""
     space = units == ord(" ")
     kept = np.ones(len(units), dtype=bool)
     np.logical_not(space[1:] & space[:-1], out=kept[1:])
@@ -121,10 +121,10 @@ def _single_spaces(units: np.ndarray) -> bytes:
 
 def _beyond_ascii(texts: pl.Series) -> pl.Series:
     words = _by_blocks(_by_table, texts)
-    untold = words.is_null().arg_true()
-    if len(untold):
-        rest = _by_blocks(lambda some: _words(_points(folded(some))), texts.gather(untold))
-        words = words.scatter(untold, rest)
+    contextual = words.is_null().arg_true()
+    if len(contextual):
+        rest = _by_blocks(lambda some: _words(_points(folded(some))), texts.gather(contextual))
+        words = words.scatter(contextual, rest)
     return _or_null(words).alias(texts.name)
 
 
@@ -134,20 +134,20 @@ def _points(texts: pl.Series) -> np.ndarray:
 
 
 def _by_table(texts: pl.Series) -> pl.Series:
-    """Return the forms of texts, character by character; null for a text with one whose form hangs on its neighbours."""
+    """Return the forms of texts, character by character; null if a character's form depends on its neighbours."""
     points = _points(texts)
     ends = np.flatnonzero(points == ord(BETWEEN))
     if len(ends) != len(texts) - 1:
         return texts.clear(len(texts))
     found = _table()[points]
-    if len(new := np.unique(points[found == UNASKED])):
-        _ask(new)
+    if len(new := np.unique(points[found == UNKNOWN])):
+        _look_up(new)
         found = _table()[points]
-    rare = np.flatnonzero(found >= UNTOLD)
-    untold = rare[found[rare] == UNTOLD]
-    found[untold] = ord(" ")
-    words = _words(found[found != NOTHING] if len(rare) > len(untold) else found)
-    return words.scatter(np.unique(np.searchsorted(ends, untold)), None) if len(untold) else words
+    rare = np.flatnonzero(found >= CONTEXTUAL)
+    contextual = rare[found[rare] == CONTEXTUAL]
+    found[contextual] = ord(" ")
+    words = _words(found[found != REMOVED] if len(rare) > len(contextual) else found)
+    return words.scatter(np.unique(np.searchsorted(ends, contextual)), None) if len(contextual) else words
 
 
 def _words(points: np.ndarray) -> pl.Series:
@@ -158,7 +158,7 @@ def _words(points: np.ndarray) -> pl.Series:
     points[places] = np.array([ord(sign) for sign in STANDS_FOR.values()], "<u4")[number]
     kinds[places] = SIGN
     sign, filled = kinds == SIGN, points != ord(" ")
-    meet = np.flatnonzero((sign[1:] | sign[:-1]) & filled[1:] & filled[:-1]) + 1  # a sign and another character
+    meet = np.flatnonzero((sign[1:] | sign[:-1]) & filled[1:] & filled[:-1]) + 1  # a sign next to another character
     if len(meet):
         spaced = np.full(len(points) + len(meet), ord(" "), "<u4")
         old = np.ones(len(spaced), dtype=bool)
@@ -170,38 +170,38 @@ def _words(points: np.ndarray) -> pl.Series:
 
 @cache
 def _table() -> np.ndarray:
-    """Return (0x110000,) u32: the one code point that each is folded to, NOTHING, UNTOLD, or UNASKED as yet."""
-    table = np.full(0x110000, UNASKED, dtype="<u4")
+    """Return (0x110000,) u32: the code point that each code point is folded to, or REMOVED, CONTEXTUAL or UNKNOWN (so far)."""
+    table = np.full(0x110000, UNKNOWN, dtype="<u4")
     table[ord(BETWEEN)] = ord(BETWEEN)
     return table
 
 
-def _ask(points: np.ndarray) -> None:
-    """Put into the table what `folded` makes of code points, where it is one that stands by itself, or none."""
-    told = np.full(len(points), UNTOLD, dtype="<u4")
+def _look_up(points: np.ndarray) -> None:
+    """Enter the folded forms of code points into the table."""
+    forms_of = np.full(len(points), CONTEXTUAL, dtype="<u4")
     chars = pl.Series([chr(point) for point in points], dtype=pl.String)
     forms = folded(chars).to_list()
     for at, (char, form) in enumerate(zip(chars, forms, strict=True)):
         if len(form) <= 1 and (not form or alone(char)):
-            told[at] = ord(form) if form else NOTHING
-    _table()[points] = told
+            forms_of[at] = ord(form) if form else REMOVED
+    _table()[points] = forms_of
 
 
 def forms(texts: pl.Series) -> pl.Series:
-    """Return what counts as the same text: the normalised form, or the text itself where that is empty."""
+    """Return what texts are compared by: the normalised form, or the text itself if that is empty."""
     return normalised(texts).fill_null(texts)
 
 
 def numbered(texts: pl.Series) -> tuple[np.ndarray, pl.Series]:
-    """Return a number (i32) for each text, and the distinct texts, in order of first appearance; none may be null."""
+    """Return a number (i32) for each text, and the distinct texts, in order of first appearance. Texts must not be null."""
     coded = texts.to_arrow(compat_level=pl.CompatLevel.oldest()).dictionary_encode()
     return coded.indices.to_numpy(), pl.Series(texts.name, coded.dictionary)
 
 
 def connected(left: np.ndarray, right: np.ndarray, count: int) -> np.ndarray:
-    """Return for each of `count` nodes the smallest node it is linked to, through edges `left[i] - right[i]`.
+    """Return for each of `count` nodes the smallest node that it is connected to by edges `left[i] - right[i]`.
 
-    Label propagation with pointer jumping: every pass halves the longest path, so a few passes end it.
+    Label propagation with pointer jumping: every pass halves the longest path, so few passes are needed.
     """
     label = np.arange(count)
     while True:
