@@ -104,8 +104,8 @@ def test_a_query_with_another_positive_and_the_earlier_source_stay(tmp_path):
     (tmp_path / "b.jsonl").write_text("".join(json.dumps({"q": q, "a": a}) + "\n" for q, a in late))
     build(write(tmp_path, ["a", "b"], extra=", license: mit, verified: no, notes: a doubt"), tmp_path / "o")
     assert read_table(tmp_path / "o" / "curated" / "b", "pairs")["query"].to_list() == [ask + " today", "other"]
-    told = read_parquet(tmp_path / "o" / "curated" / "b" / "dropped.parquet")
-    assert told.select("id", "matched_id", "matched_source").rows() == [("b/0", "a/0", "a"), ("b/2", "a/1", "a")]
+    dropped = read_parquet(tmp_path / "o" / "curated" / "b" / "dropped.parquet")
+    assert dropped.select("id", "matched_id", "matched_source").rows() == [("b/0", "a/0", "a"), ("b/2", "a/1", "a")]
     assert len(read_table(tmp_path / "o" / "curated" / "a", "pairs")) == 2
     assert read_parquet(tmp_path / "o" / "overlaps.parquet").rows() == [("a", "b", 1, 2, 2)]
     stats = CliRunner().invoke(curate, ["stats", str(tmp_path / "o")])

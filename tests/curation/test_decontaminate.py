@@ -142,8 +142,8 @@ def test_modes(indexed):
     assert found["action"].unique().to_list() == ["reported"]
     made, found = taken(indexed, *items)
     assert made.tuples.select("id", "negatives").rows() == [("s/1", []), ("s/2", [SHARED])]
-    told = found.select("id", "field", "eval_id", "action").rows()
-    assert set(told) == {
+    listed = found.select("id", "field", "eval_id", "action").rows()
+    assert set(listed) == {
         ("s/0", "query", "q1", "dropped"), ("s/0", "query", "t1", "dropped"), ("s/1", "corpus", "d9", "reported"),
         ("s/2", "corpus", "d9", "reported"), ("s/2", "negative", "d1", "negative_out"),
     }  # fmt: skip

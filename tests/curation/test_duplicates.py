@@ -51,11 +51,11 @@ def test_only_a_near_duplicate_with_the_same_positive_goes():
     family = dict(links.texts.select("text", "family").iter_rows())
     assert family[LONG] == family[other]
     assert family[rows[0][0]] == family[rows[2][0]]
-    told = {row["id"]: (row["matched_id"], row["reason"], row["stage"]) for row in gone.iter_rows(named=True)}
-    assert told["s/4"] == told["s/5"] == ("s/6", "near_duplicate_query", "dedup")
-    assert "s/2" not in told
-    assert len({"s/0", "s/1", "s/3"} & set(told)) == 2
-    assert len(told) == 4
+    by_id = {row["id"]: (row["matched_id"], row["reason"], row["stage"]) for row in gone.iter_rows(named=True)}
+    assert by_id["s/4"] == by_id["s/5"] == ("s/6", "near_duplicate_query", "dedup")
+    assert "s/2" not in by_id
+    assert len({"s/0", "s/1", "s/3"} & set(by_id)) == 2
+    assert len(by_id) == 4
     assert all(score >= 0.8 for score in gone["score"])
 
 

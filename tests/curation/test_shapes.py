@@ -53,8 +53,8 @@ DOCUMENTS = {"q": ["a", "b", "c"], "d": [["x", "y", " "], ["z", "x"], []], "l": 
 def test_documents_are_positives_or_negatives_by_their_labels():
     of = source(fields={**LISTED, "label": "l", "id": "i"})
     got = made(of, rows(**DOCUMENTS, i=["one", "s/two", "three"]))
-    told = [("s/one", "a", ["y"], ["x"]), ("s/two", "b", ["z"], ["x"])]
-    assert got == (told, [("s/three", "empty_positive")])
+    expected = [("s/one", "a", ["y"], ["x"]), ("s/two", "b", ["z"], ["x"])]
+    assert got == (expected, [("s/three", "empty_positive")])
     assert made(source(fields={**LISTED, "label": "l"}, threshold=2), rows(**DOCUMENTS))[0] == [("s/0", "a", ["y"], ["x"])]
 
 
@@ -77,8 +77,8 @@ def test_scores_belong_to_a_query_and_a_text():
         t=[["0.125", None], [0.5, 1], [], None],
     )  # fmt: skip
     scores = to_tuples(source(fields=SCORED), table, 1).scores
-    told = [("a", "x", 0.5), ("a", "m", 0.125), ("a", "l", 1.0)]
-    assert sorted(scores.rows()) == sorted((key_of(query), key_of(text), score) for query, text, score in told)
+    expected = [("a", "x", 0.5), ("a", "m", 0.125), ("a", "l", 1.0)]
+    assert sorted(scores.rows()) == sorted((key_of(query), key_of(text), score) for query, text, score in expected)
 
 
 @pytest.mark.parametrize(

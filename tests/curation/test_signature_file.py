@@ -53,9 +53,9 @@ def test_signatures_of_two_kinds_do_not_mix(built, tmp_path, monkeypatch):
     monkeypatch.setattr(signature_file, "SHINGLING", "words5")
     write_signatures(built, tmp_path / "b.parquet", ["faq"])
     assert len(list(read_signatures(tmp_path / "b.parquet"))) == 3
-    with pytest.raises(BuildError) as told:
+    with pytest.raises(BuildError) as caught:
         list(read_signatures(tmp_path / "a.parquet", tmp_path / "b.parquet"))
-    said = str(told.value)
+    said = str(caught.value)
     assert said.startswith(
         f"{tmp_path / 'b.parquet'}: was made with shingling 'words5', and {tmp_path / 'a.parquet'} with 'words3>=25"
     )
