@@ -156,7 +156,7 @@ def test_what_mining_dropped_is_shown(tmp_path):
     (tmp_path / "m.yaml").write_text("\n".join(["name: m", "sources:", source, mining, ""]))
     assert not build(tmp_path / "m.yaml", tmp_path / "b").failed
     mined = CliRunner().invoke(mine, ["negatives", str(tmp_path / "b"), "-q"])
-    assert "not one row of it has enough negatives; see `curate show --dropped" in str(mined.exception)
+    assert "no tuple has enough negatives; see `curate show --dropped" in str(mined.exception)
     shown = CliRunner().invoke(curate, ["show", "--dropped", str(tmp_path / "b")])
     assert "too_few_negatives" in shown.output
 
