@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import os
 import re
@@ -203,7 +204,24 @@ def input_digests(table: Table, base: Path) -> dict[str, str]:
     """
     if _is_hub_dataset(table, base):
         return {str(table.path): hub.commit_of(table)}
-    return {file.name: file_digest(file.path) for file in _files(table, base)}
+    digests = {}
+    for file in _files(table, base):
+        about, fresh = _state_of(file.path)
+        digests[file.name] = file_digest(file.path) if fresh else _known_digest(file.path, about)
+    return digests
+
+
+def _state_of(path: Path) -> tuple[tuple[int, ...], bool]:
+    """Return a file's device, inode, size and times, and whether it was written so recently that these may miss a change."""
+    state = path.stat()
+    about = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    return about, time.time() - max(state.st_mtime, state.st_ctime) < FRESH
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _known_digest(path: Path, about: tuple[int, ...]) -> str:
+    """Return a file's digest; the lock and the build read an unchanged file only once."""
+    return file_digest(path)
 
 
 def file_states(table: Table, base: Path) -> dict[str, object]:
@@ -216,9 +234,7 @@ def file_states(table: Table, base: Path) -> dict[str, object]:
         return {str(table.path): hub.commit_of(table)}
     found: dict[str, object] = {}
     for file in _files(table, base):
-        state = file.path.stat()
-        fresh = time.time() - max(state.st_mtime, state.st_ctime) < FRESH
-        about = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+        about, fresh = _state_of(file.path)
         found[file.name] = (about, file_digest(file.path) if fresh else None)
     return found
 
