@@ -25,7 +25,6 @@ from training.model.export import export, replaced
 from training.model.files import check_model
 from training.model.load import load_model
 from training.model.model import Model
-from training.publish import SCORES
 
 if TYPE_CHECKING:
     from training.data import Plan
@@ -38,7 +37,7 @@ START_OVER = "give the recipe it was started with, or start over with `--restart
 # Recipe keys that change nothing of the result but the rounding, as the number of processes does.
 CIRCUMSTANCES = {"save_every", "keep", "log_every", "token_budget", "checkpointing", "deepspeed"}
 RUN_FILES = (
-    *("checkpoints", "model", "log.jsonl", "report.html", "tensorboard", "mteb", SCORES),
+    *("checkpoints", "model", "log.jsonl", "report.html", "tensorboard", "mteb", store.SCORES),
     *(store.TIMINGS, store.RECEIPT),
 )
 Say = Callable[[str], None]

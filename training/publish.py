@@ -20,7 +20,6 @@ from curation.core.hub import MARK, Piece, listing
 from training.model.files import check_model
 from training.model.sentence_folder import POOLING_FLAGS
 
-SCORES = "evaluation.json"  # in the folder of a run: what `train evaluate` measured of its model
 USE = """\
 ```python
 from sentence_transformers import SentenceTransformer
@@ -96,20 +95,24 @@ def public_name(name: str) -> str:
 
 
 def record_scores(model: Path, scores: Mapping[str, float], metric: str) -> None:
-    """Keep scores of a run's model, by data set or task, in RUN/evaluation.json for its card; do nothing for other models."""
+    """Keep scores of a run's model, by data set or task, in RUN/evaluation.json for its card; do nothing for other models.
+
+    Raises:
+        BuildError: evaluation.json was changed by hand.
+    """
     model = model.resolve()
     if run_of(model) is None:
         return
     known = read_scores(model)
     known[metric] = {**known.get(metric, {}), **scores}
     with suppress(OSError):  # a run that may not be written to: its card then lacks the scores
-        store.write_json(model.parent / SCORES, {"model": store.file_digest(model / store.RECEIPT), "scores": known})
+        store.write_json(model.parent / store.SCORES, {"model": store.file_digest(model / store.RECEIPT), "scores": known})
 
 
 def read_scores(model: Path) -> dict[str, dict[str, float]]:
     """Return the scores recorded for a run's model by metric; those of an earlier model of the run do not count."""
-    path, receipt = model.parent / SCORES, model / store.RECEIPT
-    found = store.read_json(path) if path.is_file() and receipt.is_file() else {}
+    path, receipt = model.parent / store.SCORES, model / store.RECEIPT
+    found = store.read_sealed(path, f"delete {path} and measure again") if path.is_file() and receipt.is_file() else {}
     return dict(found["scores"]) if found and found["model"] == store.file_digest(receipt) else {}
 
 
@@ -156,7 +159,9 @@ def _card(model: Path, repo: str, run: Mapping[str, Any] | None, license: str, d
         lines = [(as_code(name), as_code(json.dumps(text, ensure_ascii=False))) for name, text in prompts.items()]
         body += ["## Prompts", "", markdown_table(("name", "text before a query or passage"), lines), ""]
     if scores:
-        measured = [(as_code(data), metric, f"{score:.4f}") for metric, found in scores.items() for data, score in found.items()]
+        measured = [
+            (as_code(data), as_code(metric), f"{score:.4f}") for metric, found in scores.items() for data, score in found.items()
+        ]
         body += ["## Evaluation", "", markdown_table(("data", "metric", "score"), measured), ""]
     return with_yaml(head, "\n".join(body + (_training(run) if run else [])).rstrip() + "\n")
 

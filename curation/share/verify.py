@@ -73,9 +73,8 @@ def problems_of_model(run: Path, build: Path | None = None) -> list[Problem]:
         raise BuildError(run, "holds neither a run of `train` nor a model", "name a folder such as BUILD/train")
     found = [problem for path in sorted(run.glob("tokens/*/*/")) for problem in _files(path)]
     found += [problem for path in sorted(run.glob("checkpoints/step-*/")) for problem in _files(path)]
-    found += [
-        wrong for path in (run / store.RECEIPT, run / store.TIMINGS, run / REPORT) if path.exists() and (wrong := _broken(path))
-    ]
+    sealed = [run / name for name in (store.RECEIPT, store.TIMINGS, store.SCORES, REPORT)]
+    found += [wrong for path in sealed if path.exists() and (wrong := _broken(path))]
     if (run / "model").is_dir():
         found += _files(run / "model", IN_A_MODEL)
     if not (run / store.RECEIPT).exists() or _broken(run / store.RECEIPT):
@@ -87,7 +86,7 @@ def problems_of_model(run: Path, build: Path | None = None) -> list[Problem]:
     if (run / store.TIMINGS).is_file() and not _broken(run / store.TIMINGS):
         logs = [run / LOG, *run.glob("tensorboard/**/*")]
         found += _listed(run, store.read_sealed(run / store.TIMINGS)["files"], logs, store.TIMINGS)
-    known = {store.RECEIPT, store.TIMINGS, REPORT, LOG}
+    known = {store.RECEIPT, store.TIMINGS, store.SCORES, REPORT, LOG}
     extra = [path for path in sorted(run.iterdir()) if path.is_file() and path.name not in known and path.name[0] != "."]
     found += [Problem(str(path), "was not written by `train`") for path in extra]
     if build is None:

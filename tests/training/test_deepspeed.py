@@ -105,7 +105,7 @@ def test_a_step_of_two_processes_is_that_of_one(place, alone, stage, way):
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_processes_stop_at_a_signal_and_go_on_to_the_bit(place, stage):
     whole, torn = place / f"z{stage}-whole", place / f"z{stage}-torn"
-    assert "going on from" in (place / f"z{stage}-torn.rank0.txt").read_text()
+    assert "continuing from" in (place / f"z{stage}-torn.rank0.txt").read_text()
     assert (whole / "model/model.safetensors").read_bytes() == (torn / "model/model.safetensors").read_bytes()
     assert [line["step"] for line in read_log(torn / "log.jsonl")] == [0, 1, 2, 3]
 

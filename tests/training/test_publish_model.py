@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -11,12 +12,12 @@ import pytest
 
 from curation.core import store
 from curation.core.card import head_of, problems
-from curation.core.errors import ModelError
+from curation.core.errors import BuildError, ModelError
 from tests.hub_server import hub
 from tests.training.tiny_models import tiny_folder
 from training.model.export import export
 from training.model.load import load_model
-from training.publish import plan_upload
+from training.publish import plan_upload, record_scores
 
 RECEIPT = {
     "recipe": {"model": "org/base", "batch": 8},
@@ -69,6 +70,26 @@ def test_the_card_names_the_score_of_the_model_that_is_written(run, tmp_path):
         card = plan_upload(tmp_path / "train", "org/small").card
         assert f"nDCG@10 on held-out queries, the mean over their sources: {said}." in card
         assert 'model.encode(["how do I find empty files?"], prompt_name="faq")' in card  # a model that is told its task
+
+
+def test_scores_of_the_runs_model_are_kept_for_its_card(run, tmp_path):
+    shutil.copytree(run, tmp_path / "train")
+    model = tmp_path / "train/model"
+    record_scores(tmp_path, {"faq": 0.1}, "nDCG@10")  # not a run's model
+    record_scores(model, {"faq": 0.5}, "nDCG@10")
+    record_scores(model, {"tone": 0.25}, "nDCG@10")
+    record_scores(model, {"SciFact": 0.75}, "mteb's main score")
+    card = plan_upload(model, "org/small").card
+    assert list(problems(card)) == []
+    assert "| `faq` | `nDCG@10` | 0.5000 |\n| `tone` | `nDCG@10` | 0.2500 |\n| `SciFact` | `mteb's main score` | 0.7500 |" in card
+    (index,) = head_of(card)["model-index"]
+    assert [(one["dataset"]["name"], one["metrics"][0]["value"]) for one in index["results"]] == [
+        ("faq", 0.5), ("tone", 0.25), ("SciFact", 0.75)
+    ]  # fmt: skip
+    path = tmp_path / "train/evaluation.json"
+    path.write_text(path.read_text().replace("0.25", "0.95"))
+    with pytest.raises(BuildError, match=r"evaluation\.json: was changed"):
+        plan_upload(model, "org/small")
 
 
 def test_no_folder_of_this_machine_is_published(run, tmp_path):

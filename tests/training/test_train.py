@@ -121,7 +121,7 @@ def test_killed_and_run_again_it_ends_with_the_same_bytes(undisturbed, model, bu
     said = []
     train(build, recipe(model), out=tmp_path, say=said.append)
     # What stands is the checkpoint before: the line of a step comes before its checkpoint.
-    assert any("going on from" in line for line in said) == (last > 5)
+    assert any("continuing from" in line for line in said) == (last > 5)
     assert weights(tmp_path) == weights(undisturbed)
     for name in ("model.safetensors", "optimizer.safetensors", "checkpoint.json"):
         path = Path("checkpoints/step-000010") / name
@@ -150,7 +150,7 @@ def test_a_torn_log_and_a_torn_checkpoint_do_no_harm(undisturbed, model, build, 
         file.truncate(100)
     said = []
     train(build, recipe(model), out=tmp_path, say=said.append)
-    assert next(line for line in said if "going on from" in line).endswith("step-000004")
+    assert next(line for line in said if "continuing from" in line).endswith("step-000004")
     assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == list(range(10))
     assert weights(tmp_path) == weights(undisturbed)
 
@@ -245,12 +245,12 @@ def test_bad_builds_are_told_in_one_line(model, tmp_path):
     anew = write_build(tmp_path / "f", {"quiz": retrieval(6, salt=2)})
     (build / "curated/quiz").rename(tmp_path / "old")
     (anew / "curated/quiz").rename(build / "curated/quiz")
-    with pytest.raises(BuildError, match=r"from other tuples than curated/quiz now holds \(quiz/0 is one\); run `mine neg"):
+    with pytest.raises(BuildError, match=r"from other tuples than curated/quiz has now \(quiz/0 is one\); run `mine neg"):
         load_sources(build, loaded, "auto")
     wrong = retrieval(4)
     wrong["negatives"][2] = [99]
     build = write_build(tmp_path / "c", {"pairs": wrong})
-    with pytest.raises(BuildError, match=r"names passage 99 of 4; run `mine negatives` again"):
+    with pytest.raises(BuildError, match=r"names passage 99, but there are 4; run `mine negatives` again"):
         load_sources(build, loaded, "auto")
     build = write_build(tmp_path / "d", {"pairs": {key: [] for key in wrong}})
     with pytest.raises(BuildError, match="has no mined tuple to train on"):
