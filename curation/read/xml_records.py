@@ -91,37 +91,30 @@ class _Records:
             raise SourceError(self.file.name, f"a record nests more than {DEEPEST} elements")
         self.starts.append(len(self.texts))
         for key, value in attributes.items():
-            self._count(value)
-            self._add("/".join([*self.path[self.top :], f"@{key}"]), value)
+            self._count(len(value), len(value))
+            self.record.setdefault("/".join([*self.path[self.top :], f"@{key}"]), []).append(value)
 
     def characters(self, text: str) -> None:
         if self.top:
             self.texts.append(text)
-            self._count(text)
+            self._count(len(text), 0)
 
     def end(self, name: str) -> None:
         if self.top:
             text, inside = "".join(self.texts[self.starts.pop() :]).strip(), "/".join(self.path[self.top :])
             if inside or all(key.startswith("@") for key in self.record):
-                self._add(inside or ".", text)
+                self._count(0, len(text))
+                self.record.setdefault(inside or ".", []).append(text)
             if not inside:
                 self.done.append({key: one if len(one) > 1 else one[0] for key, one in self.record.items()})
                 self.top = 0
         self.path.pop()
 
-    def _add(self, key: str, value: str) -> None:
-        self.record.setdefault(key, []).append(value)
-        self.columns += len(value)
-        if self.columns > 4 * self.most:  # the text of an element is also part of the text of each element around it
-            self._refuse_size()
-
-    def _count(self, text: str) -> None:
-        self.size += len(text)
-        if self.size > self.most:
-            self._refuse_size()
-
-    def _refuse_size(self) -> None:
-        raise too_large(self.file.name, f"a record in '{'/'.join(self.path)}'", self.table)
+    def _count(self, record: int, columns: int) -> None:
+        """Count characters of the record and of its columns, in which a text repeats for each element around it."""
+        self.size, self.columns = self.size + record, self.columns + columns
+        if self.size > self.most or self.columns > 4 * self.most:
+            raise too_large(self.file.name, f"a record in '{'/'.join(self.path)}'", self.table)
 
     def refuse(self, name: str, *_: Any) -> None:
         raise SourceError(self.file.name, f"declares the entity '{name}'", "entities can unpack to gigabytes: write them out")

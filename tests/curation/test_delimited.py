@@ -48,6 +48,10 @@ def test_regular_text_is_read_in_blocks(rows):
         assert taken(text.getvalue(), True, len(rows[0])) == rows
 
 
+def test_a_byte_order_mark_at_the_start_of_a_block_is_text():
+    assert taken("\ufeffa,b\n", False, 2) == [["\ufeffa", "b"]]
+
+
 def all_of(base, name, **keys) -> object:
     try:
         batches = list(read_rows(Table(files=[name], **keys), base))

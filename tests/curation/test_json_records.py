@@ -36,7 +36,7 @@ def test_real_files(shared_data, files, keys, count, columns, golden):
     assert tuple(tuple(rows[at][column] for column in columns) for at in (0, -1)) == golden
 
 
-def test_what_stands_around_the_records_becomes_columns(tmp_path):
+def test_what_is_around_the_records_becomes_columns(tmp_path):
     document = {
         "version": 2,
         "data": [
@@ -109,7 +109,7 @@ def test_half_a_surrogate_pair_in_a_key_or_around(tmp_path):
         ("q\n1\n", {"reader": "csv", "records": "x"}, "a.json: is read by 'csv', which does not use `records`; that is for xml, json, jsonl"),
     ],
 )  # fmt: skip
-def test_documents_without_records_are_told(tmp_path, content, keys, message):
+def test_documents_without_records_are_reported(tmp_path, content, keys, message):
     write(tmp_path, "a.json", content)
     assert complaint(tmp_path, "a.json", **keys) == message
 
@@ -140,7 +140,7 @@ def test_arrow_files_and_streams(tmp_path, stream):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_broken_arrow_files_are_told(tmp_path, stream):
+def test_broken_arrow_files_are_reported(tmp_path, stream):
     whole = arrow(pl.DataFrame({"q": ["a", "bc"] * 500}), stream)
     for content in (b"", b"ARROW1", b"no arrow at all", whole[: len(whole) // 2], whole[:100] + b"\xff" * 40 + whole[140:]):
         write(tmp_path, "a.arrow", content)

@@ -85,7 +85,7 @@ def test_what_a_lock_says_of_files(recipe):
     assert recipe.with_suffix(".lock").read_text() == text
 
 
-def test_one_source_alone_is_locked_anew(recipe):
+def test_one_source_alone_is_locked_again(recipe):
     before = locked(recipe)
     lines(recipe.parent / "faq/b.jsonl", {"q": "another one", "a": "yes"})
     lines(recipe.parent / "ranked/queries.jsonl", {"_id": "q", "text": "acorn bush"})
@@ -282,7 +282,7 @@ def test_what_the_hub_says_is_locked_and_a_build_takes_that_and_not_what_came_la
     ]
 
 
-def test_what_is_not_there_is_told_for_each_source(server, tmp_path):
+def test_what_is_not_there_is_reported_for_each_source(server, tmp_path):
     recipe = tmp_path / "broken.yaml"
     recipe.write_text(BROKEN)
     asked, done = far(server, ["check", recipe, "--online", "--json"], ["lock", recipe, "-q"], token="hf_other")

@@ -123,7 +123,7 @@ def test_unanswerable_questions_are_left_out_on_purpose(shared_data):
         ("trec6/TREC.train", {"reader": "tsv", "header": False}, "trec6/TREC.train:66: byte 0xf0 is not utf-8 text; declare the file's own encoding with `encoding:`"),
     ],
 )  # fmt: skip
-def test_traps_of_real_files_are_told(shared_data, files, keys, message):
+def test_traps_of_real_files_are_reported(shared_data, files, keys, message):
     with pytest.raises(SourceError) as caught:
         read(shared_data, files, **keys)
     assert str(caught.value) == message
@@ -262,7 +262,7 @@ def test_broken_lines_that_would_fit_together_are_each_lost(tmp_path):
     assert (rows, [one.row for one in lost]) == ([{"a": "4"}], [0, 1, 2])
 
 
-def test_an_odd_row_in_a_later_block_is_told_with_its_line(tmp_path):
+def test_an_odd_row_in_a_later_block_is_reported_with_its_line(tmp_path):
     write(tmp_path, "a.csv", "n,t\n" + "".join(f'{n},"x\ny"\n\n' for n in range(30_000)) + "1\n2,z\n")
     rows, lost = read(tmp_path, "a.csv")
     assert [int(row["n"]) for row in rows] == [*range(30_000), 2]
@@ -316,7 +316,7 @@ def test_batches_are_numbered_through(tmp_path):
         ("a.json", '[{"a": 1}, 3, null, "x", {"a": "\\uD800"}, {"a": 2}]', [(1, "not_an_object", "a.json: item 1: a number, not an object"), (2, "not_an_object", "a.json: item 2: null, not an object"), (3, "not_an_object", "a.json: item 3: text, not an object"), (4, "bad_json", "a.json: item 4: half of a surrogate pair")]),
     ],
 )  # fmt: skip
-def test_a_bad_row_is_left_out_and_told(tmp_path, name, content, lost):
+def test_a_bad_row_is_left_out_and_reported(tmp_path, name, content, lost):
     write(tmp_path, name, content)
     got, gone = read(tmp_path, name)
     assert len(got) == 2
@@ -389,7 +389,7 @@ BAD_FILES = [
 
 
 @pytest.mark.parametrize(("name", "content", "keys", "message"), BAD_FILES)
-def test_a_bad_file_is_told_in_one_line(tmp_path, name, content, keys, message):
+def test_a_bad_file_is_reported_in_one_line(tmp_path, name, content, keys, message):
     write(tmp_path, name, content)
     with pytest.raises(SourceError) as caught:
         read(tmp_path, name, **keys)

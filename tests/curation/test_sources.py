@@ -107,7 +107,7 @@ def test_home_is_expanded(tmp_path, monkeypatch):
     assert all_rows(Table(files=["~/a.jsonl"]), Path("elsewhere"))["q"].to_list() == ["a"]
 
 
-def test_missing_files_are_told(tmp_path):
+def test_missing_files_are_reported(tmp_path):
     lines(tmp_path / "d/train.jsonl", 1)
     hint = "paths are relative to the manifest's folder"
     assert (

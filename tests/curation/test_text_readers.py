@@ -76,7 +76,7 @@ def test_aligned_files_keep_empty_lines_and_lose_white_space_around_texts(tmp_pa
     assert set(input_digests(table, tmp_path)) == {"a.txt", "b.txt"}
 
 
-def test_what_is_wrong_with_one_aligned_file_is_told_of_that_file(tmp_path):
+def test_what_is_wrong_with_one_aligned_file_is_reported_for_that_file(tmp_path):
     write(tmp_path, "a.txt", b"1\n2\n")
     write(tmp_path, "b.txt", b"1\n\xf0\n")
     message = "b.txt:2: byte 0xf0 is not utf-8 text; declare the file's own encoding, perhaps `encoding: latin-1`"
@@ -100,7 +100,7 @@ def test_lines_of_trec(shared_data):
     assert rows[0] == {"coarse": "DESC", "fine": "manner", "text": "How did serfdom develop in and then leave Russia ?"}
 
 
-def test_lines_that_do_not_fit_are_told(tmp_path):
+def test_lines_that_do_not_fit_are_reported(tmp_path):
     write(tmp_path, "a.txt", "A:b one  two\r\n\nalone\n \n\tC three\nD four\x0c\n")
     rows, lost = read(tmp_path, "a.txt", reader="lines")
     assert rows == [{"label": "A:b", "text": "one  two"}, {"label": "D", "text": "four\x0c"}]
