@@ -109,8 +109,8 @@ def publish(
         return output(show.as_json(shown) if as_json else f"{text_table(('file', 'bytes'), lines)}\n\n{made.card}")
     done = publishing.publish(made, private, tag, (lambda line: None) if quiet else say)
     result = {"url": done.url, "commit": done.commit, "tag": tag, "sent": done.sent, "deleted": done.deleted}
-    told = f"{len(done.sent)} of {len(made.pieces)} files, {sum(done.sent.values()):,} bytes" if done.sent else "nothing to do"
-    output(show.as_json(result) if as_json else f"{done.url} at {done.commit[:12]}: {told}")
+    summary = f"{len(done.sent)} of {len(made.pieces)} files, {sum(done.sent.values()):,} bytes" if done.sent else "nothing to do"
+    output(show.as_json(result) if as_json else f"{done.url} at {done.commit[:12]}: {summary}")
 
 
 @click.command()

@@ -41,7 +41,7 @@ PATH = UserPath()
 
 
 class Ended(BaseException):
-    """A signal told the command to end."""
+    """A signal ended the command."""
 
     def __init__(self, number: int) -> None:
         self.number = number
