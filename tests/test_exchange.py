@@ -313,7 +313,7 @@ def test_an_instruction_is_taken_off_and_never_doubled(tmp_path):
     (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     entry = "{name: r, files: r.jsonl, task: retrieval, fields: {query: q, positive: p}%s}"
     with pytest.raises(
-        SourceError, match="its queries begin with 2 instructions, 'Find cats' and 'Find dogs' among them; say `instr"
+        SourceError, match="its queries begin with 2 instructions, 'Find cats' and 'Find dogs' among them; set `instr"
     ):
         back(tmp_path, entry % "")
     again = back(tmp_path, entry % ", instruction: Search")
