@@ -174,7 +174,7 @@ def test_code_of_a_folder_is_never_run_or_asked_for(copy, tmp_path):
     edit(copy / "config.json", auto_map=code)
     edit(copy / "tokenizer_config.json", auto_map=code)
     (note,) = load_encoder(str(copy), device="cpu").described["notes"]
-    assert note == "the model's own code (auto_map in its config.json) is never run; transformers' is"
+    assert note == "the model's own code (auto_map in its config.json) is never run; the code of transformers is used"
     edit(copy / "config.json", model_type="mine", auto_map=code)
     own = "needs code of its own (auto_map in its config.json), which is never run; name a model that transformers knows"
     assert complaint(copy) == own

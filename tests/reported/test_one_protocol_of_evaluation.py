@@ -96,7 +96,7 @@ def test_an_instruction_takes_effect_whatever_the_prompt(place):
     for kind in ("bert", "qwen3"):
         for prompt in ("auto", "instruct"):
             asked = evaluation_prompts(load_encoder(str(place / kind), device="cpu", prompt=prompt), folder, "Look")
-            assert asked == (QUERY.format("Look"), "", "as --instruction says")
+            assert asked == (QUERY.format("Look"), "", "from --instruction")
         with pytest.raises(SetupError) as error:
             evaluation_prompts(load_encoder(str(place / kind), device="cpu", prompt="none"), folder, "Look")
         what = "--instruction: goes before queries, but `--prompt none` forbids that; give only one of them"
@@ -113,7 +113,7 @@ def test_the_output_says_what_was_put_before(place):
     wanted = f"{place / 'qwen3'}: queries begin with {told}, passages with nothing (the instruction of source 'told')\n"
     assert wanted in done.stderr
     said = json.loads(CliRunner().invoke(command, [*line, "--json", "-q"]).stdout)
-    assert said["prompt"] == {"query": QUERY.format("Find it"), "passage": "", "whose": "the instruction of source 'told'"}
+    assert said["prompt"] == {"query": QUERY.format("Find it"), "passage": "", "origin": "the instruction of source 'told'"}
 
 
 FOLDERS = {  # judgements, documents, queries: where None, the texts of the build

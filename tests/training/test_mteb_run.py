@@ -44,7 +44,7 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_folder_scores_as_evaluate_scores_it_and_models_standcompare(place):
+def test_a_folder_scores_as_evaluate_scores_it_and_models_are_compared(place):
     plain = json.loads(call("evaluate", MINILM, "--data", "held", "--json", "-q").stdout)
     result = call("evaluate", MINILM, "--mteb", "held", "-o", "results", "--json")
     assert result.exit_code == 0, result.exception
