@@ -240,8 +240,8 @@ RERANKERS: dict[str, str | None] = {
     "Transformer, Pooling, Dense": None,
     "a language model with LogitScore, chat template and prompt, as Qwen3-Reranker": None,
     "a language model with LogitScore of one token, structured messages": None,
-    "three labels": "gives 3 scores a pair",
-    "an embedding model": "which scores no pairs",
+    "three labels": "gives 3 scores per pair",
+    "an embedding model": "which does not score pairs",
     "a chat model": "nothing says that it is a reranker; a reranker has a modules.json with LogitScore",
 }
 
