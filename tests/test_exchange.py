@@ -332,11 +332,11 @@ def test_patterns_of_negatives(tmp_path):
 def test_the_report_shows_what_was_mined(made, tmp_path):
     whole = tmp_path / "b"
     shutil.copytree(made, whole, ignore=shutil.ignore_patterns("embeddings"))
-    assert 'id="scores"' not in (whole / "report.html").read_text()  # written by the build, before the mining
+    assert 'id="negatives"' not in (whole / "report.html").read_text()  # written by the build, before the mining
     assert page.write(whole)
     assert not page.write(whole)
     text = (whole / "report.html").read_text()
-    scores = text[text.index('<section id="scores">') :].split("</section>")[0]
+    scores = text[text.index('<section id="negatives">') :].split("</section>")[0]
     receipt = store.read_receipt(whole / "mined" / "faq")
     rows = tables.read_table(whole / "mined" / "faq", "pairs")
     assert sum(receipt["histograms"]["positives"]) == len(rows) == receipt["kept"]
