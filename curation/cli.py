@@ -100,7 +100,7 @@ def build(
 @click.option("--only", multiple=True, metavar="SOURCE", help="Only this source; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def stats(build: Path | None, only: tuple[str, ...], as_json: bool) -> None:
-    """Print counts of rows and tuples of BUILD, and why rows were dropped.
+    """Count rows and tuples of BUILD, and why rows were dropped.
 
     BUILD is a build folder; by default the newest one in builds/.
     """
@@ -173,7 +173,7 @@ def show(build: Path | None, only: tuple[str, ...], count: int, dropped: bool, r
 @click.option("--confined", is_flag=True, help="Refuse to read outside MANIFEST's folder. For manifests of others.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def check(manifest: Path, online: bool, confined: bool, as_json: bool) -> int:
-    """Check MANIFEST without reading rows: mistakes, sizes, licences, doubts.
+    """Check MANIFEST, and print what it will give and cost.
 
     Checks keys, names, licences, limits, expected tuples, local files and the lock
     file. With --online it also asks the Hub about ids, revisions, configs, splits,
@@ -196,7 +196,7 @@ def check(manifest: Path, online: bool, confined: bool, as_json: bool) -> int:
 @click.option("--confined", is_flag=True, help="Refuse to read outside MANIFEST's folder. For manifests of others.")
 @click.option("-q", "--quiet", is_flag=True, help="Do not show progress.")
 def lock(manifest: Path, only: tuple[str, ...], confined: bool, quiet: bool) -> int:
-    """Pin the current version of each source of MANIFEST in a lock file.
+    """Pin the version of each source of MANIFEST in a lock file.
 
     MANIFEST.lock, next to MANIFEST, holds commit, columns, rows, bytes, digest and
     licence of each source. Builds then use these commits, and a source that has
@@ -225,7 +225,7 @@ def lock(manifest: Path, only: tuple[str, ...], confined: bool, quiet: bool) -> 
 @click.option("-o", "--out", type=PATH, required=True, help="Parquet file to write.")
 @click.option("--only", multiple=True, metavar="SOURCE", help="Only this source; repeatable.")
 def signatures(build: Path | None, out: Path, only: tuple[str, ...]) -> None:
-    """Write MinHash signatures of the texts of BUILD to a parquet file.
+    """Write MinHash signatures of the texts of BUILD to a file.
 
     BUILD is a build folder; by default the newest one in builds/.
 
