@@ -417,7 +417,7 @@ def test_a_run_is_no_model_and_a_build_no_run(made):
     with pytest.raises(UserError) as error:
         find_model(str(run))
     assert str(error.value) == f"{run}: is a run of `train`, not a model; give {run / 'model'}"
-    with pytest.raises(BuildError, match=r"has no step in log\.jsonl; name the folder of a run"):
+    with pytest.raises(BuildError, match=r"has no step in log\.jsonl; give the folder of a run"):
         report.write_report(made / "build")
 
 

@@ -186,4 +186,4 @@ def test_a_process_that_never_comes_is_told(place):
 def test_a_batch_that_cannot_be_shared_out_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(SetupError, match=r"^3 processes: do not divide the batch of 16 tuples; set `batch` to 18$"):
-        ranks.check(16)
+        ranks.check_divides(16)

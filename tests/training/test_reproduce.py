@@ -59,7 +59,7 @@ def test_it_is_said_in_the_log_and_belongs_to_f2llms_loss(tmp_path):
     build = write_build(tmp_path / "b", {"pairs": retrieval(16)})
     receipt, _ = train(build, recipe(name, reproduce_f2llm=True, steps=1), out=tmp_path / "run", device="cpu", say=lines.append)
     assert receipt["in_batch_gradient"] == "all"
-    assert "reproduce_f2llm: changes nothing: with one process F2LLM's passages have their gradients too" in lines
+    assert "reproduce_f2llm: changes nothing: with one process F2LLM's passages get their gradients too" in lines
     for keys in ({"loss": "infonce"}, {"symmetric": True}):
         with pytest.raises(ValidationError, match="'reproduce_f2llm' requires `loss: f2llm` without 'symmetric'"):
             recipe(name, reproduce_f2llm=True, **keys)
