@@ -88,7 +88,7 @@ class Job:
 
     @property
     def wanted(self) -> int:
-        """The number of negatives per row; one given negative is enough."""
+        """The number of negatives that a row must have to be complete; if they are given, one is enough."""
         return NEGATIVES["classification"] if self.strategy == "given" else self.settings.negatives
 
     @property

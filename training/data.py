@@ -19,7 +19,6 @@ import numpy as np
 from curation.core.errors import BuildError
 from curation.core.record import draws
 from curation.recipe.settings import Train
-from training.loss import IN_BATCH_TASKS
 from training.tokens import Source, take
 
 SPREAD_ROUNDS = 20
@@ -55,8 +54,9 @@ class Plan:
         self.masks_negatives = recipe.loss == "infonce"  # it uses other rows' negatives too, so mask the false ones
         own = [recipe.of(source.name) for source in sources]
         self.negatives = [recipe.negatives if one.negatives is None else one.negatives for one in own]
-        tasks = [source.task in IN_BATCH_TASKS for source in sources]
-        self.in_batch = [task if one.in_batch is None else one.in_batch for one, task in zip(own, tasks, strict=True)]
+        # In other tasks, positives of other rows too often belong to the same class; a recipe can ask for them
+        by_task = [source.task == "retrieval" for source in sources]
+        self.in_batch = [task if one.in_batch is None else one.in_batch for one, task in zip(own, by_task, strict=True)]
         sizes = [len(source.positives) if self.positives == "all" else len(source) for source in sources]
         self.batches = [-(-size // self.batch) for size in sizes]  # per pass over a source; its last batch may be smaller
         weights = [one.weight for one in own]

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 QUERIES_AT_ONCE = 512  # rows of the matrix of scores that are in memory at a time
-IN_BATCH_TASKS = ("retrieval",)  # in other tasks, positives of other rows too often belong to the same class
 
 
 class Losses(NamedTuple):

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from curation.core import record as schema
-from curation.core import tables
+from curation.core import record, tables
 from curation.core.escape import text_table
 from curation.recipe.settings import Prompts, Train
 from training.data import batches_per_epoch
@@ -97,7 +96,7 @@ def _tokens_per_tuple(build: Path, name: str, entry: dict[str, Any], model: Mode
     """Return the mean tokens of a tuple of a source: its query, its positive and its negatives, from a sample."""
     pairs = tables.read_table(build / "mined" / name, "pairs", ["query", "positives", "negatives"])
     passages = tables.read_table(build / "curated" / name, "passages", ["text"])["text"]
-    chosen = np.argsort(schema.draws(0, f"{name}/estimate", np.arange(len(pairs))))[:SAMPLED_TUPLES]
+    chosen = np.argsort(record.draws(0, f"{name}/estimate", np.arange(len(pairs))))[:SAMPLED_TUPLES]
     sample = pairs[np.sort(chosen)]
     own = recipe.of(name).negatives
 

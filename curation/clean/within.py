@@ -1,4 +1,4 @@
-"""Near-duplicates of one source: queries that ask the same for the same answer are dropped, all others share a group.
+"""Near-duplicates of one source: redundant queries are dropped; texts that match and stay share a group.
 
 A query is dropped if a kept query matches it and has all its positives, up to near-duplicates of these. A query with another
 positive stays: most such pairs differ by a year or a number. Passages always stay.
@@ -81,7 +81,8 @@ def drop_queries(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return (tuples kept, tuples dropped as near-duplicates, a DROPPED table).
 
-    Tuples are visited in order of rank, and one is dropped only if it matches one already kept: matches do not chain.
+    Tuples are visited in order of rank (`_superseded` says which of two survives). One is dropped only if it matches one
+    already kept: matches do not chain.
     With `by_label` the label replaces the positives, which a clustering does not have yet.
     """
     match, score = np.full(len(tuples), -1, dtype=np.int64), np.zeros(len(tuples))
@@ -125,7 +126,8 @@ def _superseded(tuples: pl.DataFrame, links: Links, threshold: float, by_label: 
 
     In order of the worse one's rank, then of score, then of the better one's rank.
     """
-    # 1. The rank of each tuple: clean texts first, then more positives, the longer query, plain spaces, the smaller key
+    # 1. The rank of each tuple: clean texts first, then more positives, the longer query, plain spaces, the smaller key,
+    # the earlier tuple
     forms = tuples.select(pl.col("query").alias("text")).join(links.texts, on="text", how="left", maintain_order="left")["form"]
     facts = tuples.select(
         pl.Series("invisible", has_invisible(tuples)),

@@ -200,7 +200,7 @@ def upload(
 
 
 @retrying
-def commit_of(repo: str, kind: Kind, revision: str | None) -> str:
+def repo_commit(repo: str, kind: Kind, revision: str | None) -> str:
     """Return the commit that a branch or tag names now; main by default.
 
     Raises:

@@ -26,7 +26,8 @@ import polars as pl
 import xxhash
 
 TASKS = ("retrieval", "classification", "clustering")
-NEGATIVES = {"retrieval": 24, "clustering": 24, "classification": 1}  # per tuple; arXiv 2510.02294, section 2
+# Per tuple, as in arXiv 2510.02294, section 2. "retrieval" is the default of `mine: {negatives: N}`.
+NEGATIVES = {"retrieval": 24, "clustering": 24, "classification": 1}
 ORIGINS = ("given", "mined", "class", "random")  # `negative_origin` is an index into this
 GIVEN, MINED, CLASS, RANDOM = range(4)
 

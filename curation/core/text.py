@@ -1,4 +1,6 @@
-"""The normalised form of a text. Texts with the same normalised form count as equal.
+"""The normalised form of a text. Near-duplicates, held-out texts and overlaps are compared by it.
+
+The identity of a text, by which queries are merged and passages numbered, is finer: its key (`record.keys_of`).
 
 It is NFKC in lower case: words and signs with one space between them. Case, width, punctuation, spacing and invisible
 characters do not matter. Signs, emoji and operators do:

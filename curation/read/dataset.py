@@ -59,7 +59,7 @@ def describe(table: Table, folder: Path | None) -> tuple[str, Description]:
         SourceError: the dataset or config does not exist, or cannot be downloaded or read.
     """
     if folder is None:
-        commit = hub.commit_of(table)
+        commit = hub.dataset_commit(table)
         return commit, describe_commit(table, commit)
     with hub.hub_errors(table):
         return "", _describe_folder(str(table.path), folder, table.config)

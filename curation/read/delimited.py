@@ -33,7 +33,7 @@ SAY_QUOTING = "say `quoting: true` to read them as csv does, or `quoting: false`
 Row = tuple[int, int, "list[str] | str"]  # first line, number of lines, and the cells, or what is wrong with their quotes
 
 
-def read_delimited(file: File, table: Table, start: int, comma: bool) -> Reading:
+def read_delimited(file: File, table: Table, start: int, is_csv: bool) -> Reading:
     """Read csv and tsv, every cell as text; blank lines and repetitions of the header are not rows.
 
     `header: false` names the columns column_1, column_2, ...; a column without a name in the header gets such a name too.
@@ -41,12 +41,12 @@ def read_delimited(file: File, table: Table, start: int, comma: bool) -> Reading
     Raises:
         SourceError: a quote that is not closed; or a tsv quoted like a csv, if `quoting` is not set.
     """
-    return _without_headers(file, _read_cells(file, table, start, comma))
+    return _without_headers(file, _read_cells(file, table, start, is_csv))
 
 
-def _read_cells(file: File, table: Table, start: int, comma: bool) -> Reading:
-    delimiter = table.delimiter or ("," if comma else "\t")
-    quoting = comma if table.quoting is None else table.quoting
+def _read_cells(file: File, table: Table, start: int, is_csv: bool) -> Reading:
+    delimiter = table.delimiter or ("," if is_csv else "\t")
+    quoting = is_csv if table.quoting is None else table.quoting
     with open_blocks(file, table) as blocks:
         # the header, or the first row
         block = next(blocks, b"")
@@ -58,7 +58,7 @@ def _read_cells(file: File, table: Table, start: int, comma: bool) -> Reading:
         names = _column_names(file, table, first)
         said = "`header`" if isinstance(table.header, list) else "the header" if table.header else "the first row"
         width = f"{said} has {len(names)}"
-        tsv = _TsvQuotes(file, names) if not comma and table.quoting is None else None
+        tsv = _TsvQuotes(file, names) if not is_csv and table.quoting is None else None
         if tsv and table.header is True and all(len(name) > 1 and name[0] == name[-1] == '"' for name in names):
             raise SourceError(f"{file.name}:{first[0]}", "its header is in quotes", SAY_QUOTING)
         line = first[0] + first[1] if table.header is True else first[0]

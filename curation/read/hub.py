@@ -36,7 +36,7 @@ def check_id(path: str) -> None:
 
 
 @retrying
-def commit_of(table: Table) -> str:
+def dataset_commit(table: Table) -> str:
     """Return the commit of a dataset's revision: the revision itself if it is a commit, else what the Hub says.
 
     If the Hub is switched off, the commit is the one that the Hub gave last.

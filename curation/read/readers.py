@@ -124,8 +124,8 @@ def _read_arrow(file: File, table: Table, start: int) -> Reading:
 READERS: dict[str, Callable[[File, Table, int], Reading]] = {
     "json": read_json,
     "jsonl": read_jsonl,
-    "csv": partial(read_delimited, comma=True),
-    "tsv": partial(read_delimited, comma=False),
+    "csv": partial(read_delimited, is_csv=True),
+    "tsv": partial(read_delimited, is_csv=False),
     "parquet": _read_parquet,
     "arrow": _read_arrow,
     "flagembedding": partial(read_jsonl, line_of=flagembedding_line),

@@ -203,7 +203,7 @@ def input_digests(table: Table, base: Path) -> dict[str, str]:
         SourceError: a file or dataset that is missing.
     """
     if _is_hub_dataset(table, base):
-        return {str(table.path): hub.commit_of(table)}
+        return {str(table.path): hub.dataset_commit(table)}
     digests = {}
     for file in _files(table, base):
         about, fresh = _state_of(file.path)
@@ -231,7 +231,7 @@ def file_states(table: Table, base: Path) -> dict[str, object]:
     clock gives the next change the same time. For a dataset of the Hub it is the commit.
     """
     if _is_hub_dataset(table, base):
-        return {str(table.path): hub.commit_of(table)}
+        return {str(table.path): hub.dataset_commit(table)}
     found: dict[str, object] = {}
     for file in _files(table, base):
         about, fresh = _state_of(file.path)

@@ -61,7 +61,7 @@ class Manifest(Section):
         None,
         description="a base manifest in the same folder. Its keys apply too; a key given here replaces the base's key as a whole",
     )
-    seed: int = Field(42, ge=0, description="seed of every random choice")
+    seed: int = Field(42, ge=0, description="seed of every random choice in a build, its mining and its training")
     filters: Filters = Field(Filters(), description="filters of all sources")
     dedup: Dedup | None = Field(
         None, description="near-duplicate detection. If empty, only texts that are equal after normalisation share a group"

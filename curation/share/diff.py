@@ -18,7 +18,7 @@ from curation.core import store, tables
 from curation.core.builds import check_beside, read_summary, receipts
 from curation.core.errors import BuildError, did_you_mean, listed
 from curation.core.escape import text_table
-from curation.core.hub import MARK, Piece, commit_of, read_file
+from curation.core.hub import MARK, Piece, read_file, repo_commit
 from curation.core.progress import Progress, silent
 from curation.core.record import render_query
 from curation.recipe.source import portable
@@ -63,7 +63,7 @@ def open_side(name: str) -> Side:
         left_out = summary["failed"] | summary.get("excluded", {})
         return Side(name, folder, "", "", folder / "manifest.yaml", sources, left_out)
     repo = found["repo"]
-    revision = commit_of(repo, "dataset", found["revision"])
+    revision = repo_commit(repo, "dataset", found["revision"])
     provenance = store.read_json(read_file(repo, "dataset", revision, MARK))
     manifest = read_file(repo, "dataset", revision, "manifest.yaml")
     if isinstance(provenance["files"], dict):  # earlier versions named no digests
