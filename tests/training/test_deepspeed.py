@@ -180,7 +180,7 @@ def test_a_process_that_never_comes_is_told(place):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 1
     assert "train: rank 0: the 2 processes do not find each other (" in done.stderr
-    assert done.stderr.endswith("); start as many with torchrun; is one missing or dead?\n")
+    assert done.stderr.endswith("); start all of them with torchrun; is one missing or dead?\n")
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(monkeypatch):
