@@ -326,11 +326,12 @@ def train(
     from curation.core.builds import check_beside
     from curation.recipe.manifest import load_manifest, load_recipe
     from curation.recipe.settings import Train
+    from curation.recipe.yaml import Document, checked
     from training.train import train as run_training
 
     path = Build(_path(build)).path
     if isinstance(recipe, Mapping):
-        settings = _checked(Train, recipe, "recipe")
+        settings = checked(Train, Document(Path("recipe"), dict(recipe)))
     elif recipe is not None:
         settings = load_recipe(Path(recipe))
     else:
@@ -713,20 +714,6 @@ def _path(build: Where) -> Path:
 
 def _names(names: Sequence[str]) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
-
-
-def _checked(kind: Any, keys: Mapping[str, Any], where: str) -> Any:
-    """Return settings made of a mapping; the first mistake is one line."""
-    from pydantic import ValidationError
-
-    try:
-        return kind.model_validate(dict(keys))
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            raise ManifestError(where, f"unknown key '{name}'{did_you_mean(name, kind.model_fields)}") from None
-        raise ManifestError(where, f"'{name}': {first['msg']}" if name else first["msg"]) from None
 
 
 def _is_dataset(data: Any) -> bool:

@@ -25,8 +25,7 @@ import polars as pl
 from curation.build import attribution, stages
 from curation.build.stages import Stage
 from curation.build.summary import summary_of, write_summary
-from curation.clean import decontaminate
-from curation.clean import mteb_sets as mteb_tasks
+from curation.clean import decontaminate, mteb_sets
 from curation.core.builds import Receipt
 from curation.core.errors import (
     ManifestError,
@@ -42,8 +41,7 @@ from curation.core.locks import locked
 from curation.core.progress import Progress, silent
 from curation.core.store import atomic, is_current, write_json
 from curation.engine import local
-from curation.read.lock import apply_lock
-from curation.read.lock import copy_lock as keep_lock
+from curation.read.lock import apply_lock, copy_lock
 from curation.read.outside import refuse_outside
 from curation.read.sources import is_local, total_bytes
 from curation.recipe.job import Done, Job
@@ -170,8 +168,8 @@ def _build(
     present = [job for job in jobs if job.source.name in {*receipts, *current}]
     _write_overlaps(folder, present)
     contaminated = decontaminate.gather(manifest.decontaminate, folder, [job.source.name for job in present])
-    keep_lock(path, folder)
-    mteb_tasks.write_training_datasets(folder, manifest)
+    copy_lock(path, folder)
+    mteb_sets.write_training_datasets(folder, manifest)
     summary = summary_of(folder, manifest, receipts, failed, current, excluded, contaminated)
     attribution.write_attribution(folder, manifest, summary)
     write_summary(folder, path, manifest, summary)

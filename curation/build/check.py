@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from curation.core.errors import ManifestError, SetupError, SourceError, UserError, did_you_mean, listed
-from curation.core.escape import text_table as drawn
+from curation.core.escape import text_table
 from curation.read.lock import apply_lock, hub_facts, lock_path, read_lock
 from curation.read.outside import all_tables, read_outside, refuse_outside
 from curation.read.sources import is_local, total_bytes
@@ -193,7 +193,11 @@ def check_text(found: Found) -> str:
     if not any(line[3] for line in tasks):
         head, tasks = head[:3], [line[:3] for line in tasks]  # type: ignore[assignment,misc]
     classes = [(kind, one["sources"], one["expected"]) for kind, one in found["licenses"].items()]
-    parts = [drawn(head, tasks), drawn(("licence class", "sources", "expected"), classes), _estimate_text(found["estimate"])]
+    parts = [
+        text_table(head, tasks),
+        text_table(("licence class", "sources", "expected"), classes),
+        _estimate_text(found["estimate"]),
+    ]
     unknown = [name for one in found["tasks"].values() for name in one["unknown"]]
     if unknown:
         parts.append(_wrapped(f"The number of tuples of {listed(unknown)} is unknown; it counts as 0."))

@@ -13,8 +13,7 @@ from curation.build.show import record_text
 from curation.core.errors import SourceError, listed
 from curation.core.record import render_query
 from curation.read.lock import apply_lock
-from curation.read.mapping import column_map as named_by
-from curation.read.mapping import matching_columns
+from curation.read.mapping import column_map, matching_columns
 from curation.read.outside import refuse_outside
 from curation.read.rows import ROW, Lost
 from curation.read.sources import read_rows
@@ -64,7 +63,7 @@ def _preview_source(source: Source, job: Job, write: Callable[[str], None]) -> N
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts)
         write(f"  {len(lost):,} of the first {len(rows) + len(lost):,} rows are left out: {reasons}")
     for pattern in source.fields.negatives:
-        if passed := matching_columns(pattern, rows.columns, named_by(source).names)[1]:
+        if passed := matching_columns(pattern, rows.columns, column_map(source).names)[1]:
             write(f"  `{pattern}` passes over {listed(passed, 20)}: no texts by their names, or mapped as something else")
     if shape_of(source) == "qrels":  # a tuple of qrels needs the whole corpus
         return

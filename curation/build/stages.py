@@ -41,8 +41,7 @@ from curation.read.rows import Lost, concat_batches
 from curation.read.sources import fail_if_changed, file_states, files_outside, input_digests, read_parts, read_rows, take
 from curation.recipe.job import Done, Inputs, Job
 from curation.recipe.source import ABOUT, Source, Table, TextTable, shape_of
-from curation.shape import filters, holdout
-from curation.shape import merge as equal
+from curation.shape import filters, holdout, merge
 from curation.shape.columns import check_left, check_readable, check_rows, place_of, reason_counts, unread_rows
 from curation.shape.labelled import pair_up
 from curation.shape.parts import PORTION, Part, Shaped, in_turn, rows_are_independent, shape_parts
@@ -173,7 +172,7 @@ def _shape_whole(job: Job, rows: pl.DataFrame, lost: list[Lost], folder: Path) -
     tuples, poor, texts_out = filters.apply(tuples, job.filters, source.name, source.task)
     texts_out |= unlabelled or {}
     check_left(source, len(tuples), tuples_made, poor)
-    tuples, merged = equal.merge_queries(tuples, source.name, job.filters.no_echo)
+    tuples, merged = merge.merge_queries(tuples, source.name, job.filters.no_echo)
     train, held = holdout.split_held_out(tuples, source.holdout, job.seed, source.name)
     if answers is not None:
         write_parquet(folder / ANSWERS, answers)

@@ -41,9 +41,9 @@ class Document:
         return self.lines.get(place, 1)
 
     def where(self, place: Place) -> str:
-        """Return `file:line` of a place."""
+        """Return `file:line` of a place; the file alone if no lines are known."""
         document = self.base if self.base and place and place[0] in self.inherited else self
-        return f"{document.path}:{document.line(place)}"
+        return f"{document.path}:{document.line(place)}" if document.lines else str(document.path)
 
 
 def read_yaml(path: Path) -> Document:

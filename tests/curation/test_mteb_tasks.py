@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from curation.build.build import build
-from curation.clean import mteb_sets as mteb_tasks
+from curation.clean import mteb_sets
 from curation.clean.overlap_texts import CORPUS, DOCUMENT, QUERY, evaluation_texts
 from curation.core.errors import UserError
 from tests.curation.test_build import write_lines
@@ -59,7 +59,7 @@ def scifact(local):
 
 def test_a_retrieval_task(local, tmp_path):
     scifact(local)
-    (one,) = mteb_tasks.eval_sets(["SciFact"], tmp_path)
+    (one,) = mteb_sets.eval_sets(["SciFact"], tmp_path)
     rows = [row for frame in evaluation_texts(one, tmp_path) for row in frame.iter_rows()]
     assert rows == [
         ("SciFact", "1", QUERY, QUESTION),
@@ -80,7 +80,7 @@ def test_a_retrieval_task(local, tmp_path):
 )  # fmt: skip
 def test_other_tasks(local, tmp_path, name, rows, texts):
     local(name, test=rows)
-    sets = mteb_tasks.eval_sets([name], tmp_path)
+    sets = mteb_sets.eval_sets([name], tmp_path)
     assert [row[2:] for one in sets for frame in evaluation_texts(one, tmp_path) for row in frame.iter_rows()] == texts
 
 
@@ -101,7 +101,7 @@ def test_a_build_against_a_task(local, tmp_path):
 
 
 def test_a_benchmark_stands_for_its_tasks():
-    names = [task.metadata.name for task in mteb_tasks._named_tasks("MTEB(eng, v2)")]
+    names = [task.metadata.name for task in mteb_sets._named_tasks("MTEB(eng, v2)")]
     assert len(names) == 41
     assert {"ArguAna", "STSBenchmark"} <= set(names)
 

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from curation.core import record as schema
+from curation.core import record
 from curation.core.errors import SourceError
 from curation.read.readers import ROW, Lost
 from curation.read.sources import input_digests, read_rows, take
@@ -282,7 +282,7 @@ def test_a_sample_is_the_smallest_draws_in_row_order(tmp_path, limit):
     mixed_file(tmp_path, 60_000)
     wanted, met = source(files=["a.jsonl"]), []
     got, lost = take(wanted, 5, limit, tmp_path, met.append)
-    order = schema.draws(5, "s/limit", np.arange(60_000))
+    order = record.draws(5, "s/limit", np.arange(60_000))
     good = sorted((n for n in range(60_000) if n % 3), key=lambda n: order[n])[:limit]
     assert got["q"].to_list() == [str(n) for n in sorted(good)]
     assert got[ROW].to_list() == sorted(good)

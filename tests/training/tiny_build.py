@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from curation.core import record as schema
-from curation.core import store, tables
+from curation.core import record, store, tables
 
 WORDS = ["list", "open", "file", "read", "write", "sort", "merge", "count", "split", "join", "path", "name", "number", "text",
          "line", "table", "column", "row", "index", "key", "value", "find", "first", "last", "empty", "full", "new", "old",
@@ -18,7 +17,7 @@ WORDS = ["list", "open", "file", "read", "write", "sort", "merge", "count", "spl
 
 def sentence(*numbers: int, words: int = 6) -> str:
     """Return a sentence that is a function of the numbers."""
-    drawn = schema.draws(0, "/".join(map(str, numbers)), np.arange(words))
+    drawn = record.draws(0, "/".join(map(str, numbers)), np.arange(words))
     return " ".join(WORDS[int(draw % len(WORDS))] for draw in drawn)
 
 
@@ -50,16 +49,16 @@ def write_source(
         {
             "pid": range(len(passages)),
             "text": passages,
-            "key": schema.keys_of(passages),
+            "key": record.keys_of(passages),
             "group": groups or [None] * len(passages),
         },
-        schema=schema.PASSAGES,
+        schema=record.PASSAGES,
     )
     mined = pl.DataFrame(
         {
             "id": [f"{name}/{row}" for row in range(len(queries))],
             "query": queries,
-            "key": schema.keys_of(queries),
+            "key": record.keys_of(queries),
             "group": [None] * len(queries),
             "positives": positives,
             "negatives": negatives,
@@ -67,15 +66,15 @@ def write_source(
             "positive_score": [0.9] * len(queries),
             "negative_scores": [[0.5] * len(row) for row in negatives],
             "negative_ranks": [list(range(len(row))) for row in negatives],
-            "negative_origin": [[schema.MINED] * len(row) for row in negatives],
+            "negative_origin": [[record.MINED] * len(row) for row in negatives],
         },
-        schema=schema.MINED_PAIRS,
+        schema=record.MINED_PAIRS,
     )
     digest = store.digest_of([queries, passages, positives, negatives, groups, labels])
 
     def curated(folder: Path) -> dict[str, object]:
         tables.write_table(folder, "passages", table)
-        tables.write_table(folder, "pairs", mined.select(list(schema.PAIRS)))
+        tables.write_table(folder, "pairs", mined.select(list(record.PAIRS)))
         return {}
 
     def with_negatives(folder: Path) -> dict[str, object]:
