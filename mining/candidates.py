@@ -19,13 +19,13 @@ import numpy as np
 import polars as pl
 
 from curation.core import locks, store, tables
-from curation.core.errors import BuildError
+from curation.core.errors import BuildError, listed
 from curation.core.progress import Advance, Progress
 from curation.core.record import MINED, draws
 from mining import ivf
 from mining.duplicates import Duplicates, contains_answer, overlaps, read_answers, read_duplicates, shingles_of
 from mining.embeddings import Embeddings, Part, Vectors
-from mining.gpu import OnGpus, find_gpus
+from mining.gpu import Gpu, OnGpus, find_gpus
 from mining.jobs import Job, Models
 from mining.lists import Ragged, contains, distinct, ragged
 from mining.negatives import Candidates, Chosen, Negatives, Rules, choose, relax
@@ -113,14 +113,16 @@ class Search:
                 folder = self.folder / f"{block.number:05d}"
                 if advance is None and not store.is_current(folder, self.digest):
                     _ = self.vectors  # encodes, with a progress bar of its own, before that of the search
-                    advance = stack.enter_context(self.progress(f"{self.job.name}: search", self.rows, "rows"))
+                    where = f" on {self.engine}" if self.engine else ""
+                    advance = stack.enter_context(self.progress(f"{self.job.name}: search{where}", self.rows, "rows"))
                 run_once(folder, self.digest, partial(self._search_block, block), wait)
                 if advance is not None:
                     advance(len(block.rows))
 
     def _search_block(self, block: Block, folder: Path) -> dict[str, Any]:
         """Write the candidates of a block into a folder and return the entries of its receipt."""
-        return write_candidates(folder, self.look(block.frame, block.rows, self.fetched))
+        engine = {"engine": f"{self.engine}, float16 rescored in float64"} if self.engine else {}
+        return write_candidates(folder, self.look(block.frame, block.rows, self.fetched)) | engine
 
     def look(self, frame: pl.DataFrame, rows: np.ndarray, k: int) -> Searched:
         """Search for the k nearest passages of the rows numbered `rows` (q,)."""
@@ -309,8 +311,17 @@ class Search:
     @cached_property
     def exact(self) -> Callable[[Vectors], Exact]:
         """Makes the exact index of a corpus, on GPUs if there are any."""
-        gpus = find_gpus(self.job.device)
-        return partial(OnGpus, gpus=gpus) if gpus else Exact
+        return partial(OnGpus, gpus=self.gpus) if self.gpus else Exact
+
+    @cached_property
+    def gpus(self) -> list[Gpu]:
+        """The GPUs to search on."""
+        return find_gpus(self.job.device)
+
+    @property
+    def engine(self) -> str:
+        """Which GPUs search, and with what; empty if the CPU does."""
+        return "" if self.uses_ivf or not self.gpus else f"{listed(gpu.name for gpu in self.gpus)} with {self.gpus[0].engine}"
 
     @cached_property
     def bm25(self) -> Bm25:

@@ -5,25 +5,32 @@ The GPUs here are fakes that round as a GPU does and run out of memory as one do
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import faiss
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation.core.errors import SetupError
 from mining import gpu
 from mining.candidates import Corpus, search
-from mining.gpu import OnGpus, find_gpus, split
+from mining.gpu import FaissGpu, Gpu, OnGpus, find_gpus, split
 from mining.lists import Ragged
-from mining.search import Exact, nearest
+from mining.search import Exact, nearest, rounding
 
-NO_GPU = pytest.mark.skipif(not faiss.get_num_gpus(), reason="no CUDA device")
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 FAISS = "Error in allocMemory: StandardGpuResources: alloc fail type TemporaryMemoryOverflow (cudaMalloc error out of memory [2])"
 
 
 class Half:
     """Holds float16 vectors; products of them are summed in float32. Has `room` bytes, and answers `most` queries at once."""
+
+    widest = 1 << 20
 
     def __init__(self, number=0, room=1 << 30, most=1 << 20):
         self.name, self.room, self.most = f"cuda:{number}", room, most
@@ -39,14 +46,24 @@ class Half:
         self.held, self.loads = np.zeros((rows, dim), np.float16), self.loads + 1
 
     def put(self, start, vectors):
-        assert vectors.dtype == np.float16
-        self.held[start : start + len(vectors)] = vectors
+        assert vectors.dtype == np.float32
+        half = vectors.astype(np.float16)
+        self.held[start : start + len(vectors)] = half
+        return float(np.linalg.norm(vectors.astype(np.float64) - half, axis=1).max())
 
     def knn(self, queries, k):
         if len(queries) > self.most:
             raise RuntimeError(FAISS)
         self.asked.append(k)
         return faiss.knn(queries.astype("f4"), self.held.astype("f4"), k, metric=faiss.METRIC_INNER_PRODUCT)
+
+    def memory(self):
+        return "0.1 of 79.6 GiB are free"
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch):
+    monkeypatch.setattr(gpu, "LEAST_PASSAGES", 1)
 
 
 def near_ties(count, seed):
@@ -162,9 +179,14 @@ def test_without_memory_blocks_are_smaller_and_then_it_says_so(monkeypatch):
     with pytest.raises(SetupError) as error:
         nearest(corpus[:200], OnGpus(corpus, [Half(most=5), Half(1, most=5)]), 10)
     assert str(error.value) == (
-        "cuda:0, cuda:1: out of memory: even a search in small blocks does not fit; "
+        "cuda:0, cuda:1: out of memory: even a search in small blocks does not fit (0.1 of 79.6 GiB are free); "
         "end other programs on the GPU, or run with --device cpu"
     )
+
+
+def test_a_gpu_with_no_room_at_all():
+    with pytest.raises(SetupError, match=r"^cuda:0: out of memory: even a search in small blocks does not fit \(0.1 of 79.6 GiB"):
+        OnGpus(near_ties(100, 0), [Half(room=100)]).fetch(near_ties(10, 1), 5)
 
 
 def test_another_error_of_a_gpu_is_raised_unchanged():
@@ -174,39 +196,131 @@ def test_another_error_of_a_gpu_is_raised_unchanged():
         OnGpus(near_ties(100, 0), [one]).fetch(near_ties(10, 1), 5)
 
 
-def test_more_than_a_gpu_can_select_is_found_on_the_cpu(monkeypatch):
-    monkeypatch.setattr(gpu, "MOST", 20)
+def test_more_than_a_gpu_can_select_is_found_on_the_cpu():
     corpus, one = near_ties(500, 0), Half()
+    one.widest = 20
     np.testing.assert_array_equal(nearest(corpus, OnGpus(corpus, [one]), 10)[0], nearest(corpus, Exact(corpus), 10)[0])
     assert one.asked == []
 
 
 def test_no_gpus_are_found():
-    if not faiss.get_num_gpus():
-        assert find_gpus("auto") == find_gpus("cuda") == []
+    if not torch.cuda.is_available():
+        assert find_gpus("auto") == []
+        with pytest.raises(SetupError):
+            find_gpus("cuda")
     assert find_gpus("cpu") == []
+
+
+def test_torch_is_not_loaded_to_find_no_gpu():
+    if any(any(Path("/dev").glob(name)) for name in gpu.DRIVERS):
+        pytest.skip("this machine may have a GPU")
+    code = "import sys; from mining.gpu import find_gpus; assert find_gpus('auto') == []; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@given(st.integers(1, 60), st.integers(1, 700), st.integers(1, 90), st.integers(1, 5), st.booleans(), st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_torch_selects_the_highest_scores(count, passages, k, blocks, ties, seed):
+    random = np.random.default_rng(seed)
+    queries, corpus = (
+        (random.integers(-2, 3, shape) / 16 if ties else random.standard_normal(shape) / 4).astype(np.float32)
+        for shape in ((count, 6), (passages, 6))
+    )
+    one = Gpu("cpu")
+    one.hold(passages, 6)
+    error = one.put(0, corpus)
+    half = corpus.astype(np.float16).astype(np.float64)
+    assert error == pytest.approx(np.linalg.norm(corpus - half, axis=1).max(), rel=1e-5, abs=1e-12)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu, "SCORES", 4 * count * -(-passages // blocks))
+        patch.setattr(gpu, "GROUP", 4)
+        scores, rows = one.knn(queries.astype(np.float16), k)
+    assert scores.shape == rows.shape == (count, min(k, passages))
+    exact = queries.astype(np.float16).astype(np.float64) @ half.T
+    np.testing.assert_allclose(scores, np.take_along_axis(exact, rows, axis=1), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(scores, -np.sort(-exact, axis=1)[:, :k], rtol=0, atol=1e-6)
+    assert all(len(set(row)) == len(row) for row in rows.tolist())
+
+
+@pytest.mark.parametrize("rows", [3000, 1100])
+def test_the_torch_search_gives_the_rows_of_the_exact_search(rows, monkeypatch):
+    monkeypatch.setattr(gpu, "SCORES", 4 * 265 * 800)  # four blocks
+    corpus = near_ties(3000, 0)
+    corpus[100:160] = corpus[7]
+    queries = np.concatenate([near_ties(200, 0)[::3], near_ties(200, 5)])
+    index = OnGpus(corpus, [Gpu("cpu"), Gpu("cpu")], block=700)
+    index.room = rows
+    for k in (30, 2_500):
+        ids, scores = nearest(queries, index, k)
+        expected, exact = nearest(queries, Exact(corpus), k)
+        np.testing.assert_array_equal(ids, expected)
+        assert scores.tobytes() == exact.tobytes()
+
+
+@given(st.integers(1, 30), st.integers(1, 200), st.integers(1, 220), st.integers(1, 90), st.integers(0, 2**32))
+@settings(max_examples=25, deadline=None)
+def test_ties_in_the_torch_search(count, passages, k, room, seed):
+    random = np.random.default_rng(seed)
+    queries = random.integers(-2, 3, (count, 6)).astype(np.float32) / 16
+    corpus = random.integers(-2, 3, (passages, 6)).astype(np.float32) / 16
+    index = OnGpus(corpus, [Gpu("cpu")], block=17)
+    index.room = room
+    ids, scores = nearest(queries, index, k)
+    expected, exact = nearest(queries, Exact(corpus), k)
+    np.testing.assert_array_equal(ids, expected)
+    np.testing.assert_array_equal(scores, exact)
+
+
+def engines():
+    """Return the kinds of search that this machine's GPUs can do."""
+    return [Gpu, FaissGpu] if faiss.get_num_gpus() else [Gpu]
+
+
+def random_vectors(count, dim, seed):
+    found = np.random.default_rng(seed).standard_normal((count, dim), np.float32)
+    found /= np.linalg.norm(found, axis=1, keepdims=True)
+    return found
 
 
 @pytest.mark.gpu
 @NO_GPU
-def test_on_real_gpus(monkeypatch):
-    corpus = near_ties(200_000, 0)
-    queries = np.concatenate([corpus[::97], near_ties(500, 5)])
+@pytest.mark.parametrize(("count", "dim"), [(200_000, 64), (100_000, 1024)])
+def test_on_real_gpus(count, dim):
+    corpus = near_ties(count, 0) if dim == 64 else random_vectors(count, dim, 0)
+    queries = np.concatenate([corpus[:: count // 150], random_vectors(150, dim, 5)])
     expected, exact = nearest(queries, Exact(corpus), 100)
-    for found in (find_gpus("auto"), find_gpus("cuda:0")):
-        ids, scores = nearest(queries, OnGpus(corpus, found), 100)
+    for kind in engines():
+        index = OnGpus(corpus, [kind("cuda:0")])
+        ids, scores = nearest(queries, index, 100)
         np.testing.assert_array_equal(ids, expected)
         assert scores.tobytes() == exact.tobytes()
-    index = OnGpus(corpus, find_gpus("cuda:0"))
-    index.room = 30_000  # in rounds
+    index.room = count // 5  # in rounds
+    index.held = -1
     np.testing.assert_array_equal(nearest(queries, index, 100)[0], expected)
 
 
 @pytest.mark.gpu
 @NO_GPU
-def test_a_real_gpu_without_memory():
-    import torch
+@pytest.mark.parametrize("dim", [64, 384, 1024])
+def test_errors_on_a_real_gpu_are_within_the_limit(dim):
+    corpus, queries = random_vectors(20_000, dim, 1), random_vectors(300, dim, 2)
+    corpus[:10_000] += 3 * queries[0]  # sums of many products of one sign
+    corpus /= np.linalg.norm(corpus, axis=1, keepdims=True)
+    exact = queries.astype(np.float64) @ corpus.T.astype(np.float64)
+    for kind in engines():
+        index = OnGpus(corpus, [kind("cuda:0")])
+        index.fetch(queries, 10)
+        scores, rows = index.gpus[0].knn(queries.astype(np.float16), 2_000)
+        assert (np.abs(scores - np.take_along_axis(exact, rows, axis=1)).max(axis=1) <= index.slack(queries)).all()
+        half = corpus.astype(np.float16).astype(np.float64), queries.astype(np.float16).astype(np.float64)
+        sums = np.abs(scores - np.take_along_axis(half[1] @ half[0].T, rows, axis=1))
+        assert sums.max() <= gpu.CUT_OFF * rounding(dim)  # of the sums alone
 
+
+@pytest.mark.gpu
+@NO_GPU
+def test_a_real_gpu_without_memory(monkeypatch):
+    monkeypatch.setattr(gpu, "LEAST_PASSAGES", 4_096)
     free = torch.cuda.mem_get_info(0)[0]
     taken = torch.empty(max(0, free - (1 << 27)), dtype=torch.uint8, device="cuda:0")
     with pytest.raises(SetupError, match=r"^cuda:0: out of memory"):
