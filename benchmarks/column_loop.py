@@ -26,6 +26,7 @@ class ColumnLoop:
         pooling: str = "last",
         max_tokens: int = 512,
         checkpointing: bool = False,
+        device: str = "cpu",
     ) -> None:
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
@@ -34,7 +35,7 @@ class ColumnLoop:
         transformer = Transformer(folder, max_seq_length=max_tokens)
         mode = {"last": "lasttoken"}.get(pooling, pooling)
         parts = [transformer, Pooling(transformer.get_embedding_dimension(), pooling_mode=mode), Normalize()]
-        whole = SentenceTransformer(modules=parts, device="cpu")
+        whole = SentenceTransformer(modules=parts, device=device)
         whole.train()
         self.model = transformer.auto_model
         if checkpointing:
@@ -42,14 +43,14 @@ class ColumnLoop:
         self.loss = MultipleNegativesRankingLoss(whole)
         self.weights = list(whole.parameters())
         self.optimizer = torch.optim.AdamW(self.weights, weight_decay=weight_decay, betas=betas, fused=True)
-        self.clip, self.dtype = clip, dtype
+        self.clip, self.dtype, self.device = clip, dtype, device
 
     def step(self, batch: Batch, task: str, lr: float) -> tuple[float, int]:
         """Train on a batch; return its loss and the tokens that were processed: the anchors' columns, the others' together."""
         columns = [batch.query, batch.positive, *batch.negative.T]
-        features = [_padded(batch, column) for column in columns]
+        features = [{name: value.to(self.device) for name, value in _padded(batch, column).items()} for column in columns]
         widest = max(feature["input_ids"].shape[1] for feature in features[1:])
-        with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
+        with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
             loss = self.loss(features, None)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.weights, self.clip)

@@ -28,8 +28,9 @@ class PaddedLoop:
         *,
         pooling: str = "last",
         checkpointing: bool = True,
+        device: str = "cpu",
     ) -> None:
-        self.model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+        self.model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").to(device)
         if checkpointing:
             self.model.activation_checkpointing_enable()
         self.model.train()
@@ -37,7 +38,7 @@ class PaddedLoop:
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         self.optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=weight_decay, betas=betas, fused=True)
-        self.clip, self.dtype, self.pooling = clip, dtype, pooling
+        self.clip, self.dtype, self.pooling, self.device = clip, dtype, pooling, device
 
     def step(self, batch, task: str, lr: float) -> tuple[float, int]:
         """Train on a batch whose rows all have k negatives; return its loss and the tokens that were processed."""
@@ -48,11 +49,10 @@ class PaddedLoop:
         for row, text in enumerate(order):
             tokens = batch.ids[batch.starts[text] : batch.starts[text + 1]]
             ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
-        with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
-            states = self.model(
-                input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), use_cache=False
-            ).last_hidden_state
-        vectors = F.normalize(self._pooled(states, torch.from_numpy(mask)).float(), dim=-1)
+        given, real = torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
+        with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
+            states = self.model(input_ids=given, attention_mask=real, use_cache=False).last_hidden_state
+        vectors = F.normalize(self._pooled(states, real).float(), dim=-1)
         query, positive, negative = vectors[:b], vectors[b : 2 * b], vectors[2 * b :].view(b, k, -1)
         loss = self._loss(query, positive, negative, task)
         loss.backward()
@@ -66,13 +66,13 @@ class PaddedLoop:
     def _pooled(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         if self.pooling == "mean":
             return (states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
-        return states[torch.arange(len(states)), mask.sum(1) - 1]
+        return states[torch.arange(len(states), device=states.device), mask.sum(1) - 1]
 
     @staticmethod
     def _loss(query: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor, task: str) -> torch.Tensor:
         candidates = torch.cat([positive[:, None], negative], dim=1)  # (b, 1 + k, dim)
         hard = torch.einsum("bd,bkd->bk", query, candidates) / TEMPERATURE
-        loss = F.cross_entropy(hard, torch.zeros(len(query), dtype=torch.long))
+        loss = F.cross_entropy(hard, torch.zeros(len(query), dtype=torch.long, device=query.device))
         if task == "retrieval":
-            loss = loss + F.cross_entropy(query @ positive.T / TEMPERATURE, torch.arange(len(query)))
+            loss = loss + F.cross_entropy(query @ positive.T / TEMPERATURE, torch.arange(len(query), device=query.device))
         return loss
