@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from training.backend import checkpoint_layers
 from training.data import Batch
 
 
@@ -39,7 +40,7 @@ class ColumnLoop:
         whole.train()
         self.model = transformer.auto_model
         if checkpointing:
-            self.model.activation_checkpointing_enable()
+            checkpoint_layers(self.model)
         self.loss = MultipleNegativesRankingLoss(whole)
         self.weights = list(whole.parameters())
         self.optimizer = torch.optim.AdamW(self.weights, weight_decay=weight_decay, betas=betas, fused=True)

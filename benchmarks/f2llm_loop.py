@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 import transformers
 
+from training.backend import checkpoint_layers
+
 TEMPERATURE = 0.05
 
 
@@ -32,7 +34,7 @@ class PaddedLoop:
     ) -> None:
         self.model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").to(device)
         if checkpointing:
-            self.model.activation_checkpointing_enable()
+            checkpoint_layers(self.model)
         self.model.train()
         for module in self.model.modules():
             if isinstance(module, torch.nn.Dropout):

@@ -141,13 +141,19 @@ def prepare(model: Model, recipe: Train) -> tuple[dict[str, Tensor], torch.optim
         if not layers:
             hint = "set `checkpointing: no`, and perhaps a `token_budget`"
             raise ModelError(model.name, "its layers do not support activation checkpointing", hint)
-        model.backbone.activation_checkpointing_enable()
+        checkpoint_layers(model.backbone)
         for layer in layers:
             layer.training = True  # required by transformers; the modules inside, dropout too, stay in evaluation mode
     weights = trained_weights(model)
     decays = zip(split_by_decay(model.backbone), (recipe.weight_decay, 0.0), strict=True)
     groups = [{"params": [weights[name] for name in names], "weight_decay": decay} for names, decay in decays]
     return weights, torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
+
+
+def checkpoint_layers(backbone: Any) -> None:
+    """Make a transformers model compute the states inside each layer again in the backward pass, instead of keeping them."""
+    before = "gradient_checkpointing_enable"  # its name in older versions of transformers 5, deprecated since
+    (getattr(backbone, "activation_checkpointing_enable", None) or getattr(backbone, before))()
 
 
 def trained_weights(model: Model) -> dict[str, Tensor]:

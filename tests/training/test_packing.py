@@ -13,6 +13,7 @@ from torch.nn import functional
 from transformers.masking_utils import AttentionMaskInterface
 
 from curation.core.errors import ModelError
+from training.backend import checkpoint_layers
 from training.model import attention
 from training.model import model as model_module
 from training.model.attention import Segments, packed_inputs
@@ -73,7 +74,7 @@ def test_gradient_checkpointing_hands_the_segments_over_again(kind, folders):
     for module in model.backbone.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    model.backbone.activation_checkpointing_enable()
+    checkpoint_layers(model.backbone)
     model.backbone.train()
     again = gradients(model.embed(ids, starts), model.backbone)
     for name, gradient in plain.items():
