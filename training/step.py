@@ -16,7 +16,7 @@ from training import ranks
 from training.backend import Backend
 from training.data import Batch, gather_segments
 from training.loss import Losses, contrastive, distillation, infonce, too_near
-from training.model.attention import kernel_of
+from training.model.attention import head_size_of, kernel_of
 from training.model.device import dtype_of
 
 # Dense bfloat16 operations per second, from the makers' data sheets. The first key that CUDA's device name contains counts.
@@ -159,7 +159,9 @@ def costs(backend: Backend, batch: Batch, recipe: Train, seconds: float) -> dict
         "mfu": None if peak is None else round(6 * weights * tokens / seconds / backend.world / peak, 4),
         "memory_gb": memory_gb(),
         **({"gpu_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2)} if on_gpu else {}),
-        "attention": kernel_of(backend.device, dtype_of(recipe.dtype, backend.device)),
+        "attention": kernel_of(
+            backend.device, dtype_of(recipe.dtype, backend.device), head_size_of(backend.model.backbone.config)
+        ),
     }
 
 

@@ -38,14 +38,15 @@ def test_the_share_of_a_known_peak_and_none_of_an_unknown_one(monkeypatch):
     gpu = {}
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: gpu["name"])
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 5_000_000_000)
-    gpus = SimpleNamespace(device=torch.device("cuda"), weights=weights, world=2)
+    model = SimpleNamespace(backbone=SimpleNamespace(config=SimpleNamespace(head_dim=64)))
+    gpus = SimpleNamespace(device=torch.device("cuda"), weights=weights, world=2, model=model)
     # 6 operations * 1e6 weights * 2000 tokens in a tenth of a millisecond are 1.2e14 a second, over two GPUs 6e13.
     for gpu["name"], peak in (("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA A100-SXM4-80GB", 312e12)):
         found = step.costs(gpus, one, recipe, 1e-4)
         assert (found["mfu"], found["gpu_memory_gb"]) == (round(6e13 / peak, 4), 5.0)
     for gpu["name"] in ("NVIDIA GeForce RTX 4090", "Tesla T4"):
         assert step.costs(gpus, one, recipe, 1e-4)["mfu"] is None
-    cpu = step.costs(SimpleNamespace(device=torch.device("cpu"), weights=weights, world=1), one, recipe, 0.5)
+    cpu = step.costs(SimpleNamespace(device=torch.device("cpu"), weights=weights, world=1, model=model), one, recipe, 0.5)
     assert (cpu["mfu"], cpu["tokens"], cpu["tokens_per_second"], cpu["attention"]) == (None, 2000, 4000, "sdpa by text")
     assert "gpu_memory_gb" not in cpu
 
@@ -61,7 +62,9 @@ def test_the_memory_is_the_highest_of_this_process():
 
 
 def test_the_kernel_is_the_one_that_runs():
-    assert kernel_of(torch.device("cpu"), torch.bfloat16) == kernel_of(torch.device("cuda"), torch.float32) == "sdpa by text"
+    assert (
+        kernel_of(torch.device("cpu"), torch.bfloat16, 64) == kernel_of(torch.device("cpu"), torch.float32, 64) == "sdpa by text"
+    )
 
 
 def test_the_page_shows_what_the_log_has(tmp_path):

@@ -10,19 +10,23 @@ compares every loaded model with its own eager attention, one text at a time.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
+from curation.core.errors import first_line
+from training.model.device import capability_of, on_device
+
 PACKED = "packed"  # the name in transformers
+BY_TEXT, EFFICIENT, VARLEN, FLASH = "sdpa by text", "torch efficient varlen", "torch varlen", "flash-attn"
+MOST_HEAD_SIZE = 256  # of the flash kernels, which also need a multiple of 8
 UNSUPPORTED = ("softcap", "s_aux", "position_bias")  # terms that some models add to the scores
 
 
@@ -56,28 +60,29 @@ class Segments:
     def positions(self, first: int, device: torch.device) -> Tensor:
         """Return the positions (1, T) int64, counted from `first` in each text."""
         starts = np.asarray(self.starts, dtype=np.int64)
-        return torch.from_numpy(np.arange(starts[-1]) - np.repeat(starts[:-1], self.lengths) + first)[None].to(device)
+        return on_device(np.arange(starts[-1]) - np.repeat(starts[:-1], self.lengths) + first, device)[None]
 
     def cumulative(self, device: torch.device) -> Tensor:
         """Return `starts` as (n + 1,) int32 on the device; cached, because every layer asks for it."""
         if "_cumulative" not in self.__dict__:
-            self.__dict__["_cumulative"] = torch.tensor(self.starts, dtype=torch.int32, device=device)
+            self.__dict__["_cumulative"] = on_device(np.asarray(self.starts, dtype=np.int32), device)
         return self.__dict__["_cumulative"]  # type: ignore[no-any-return]
 
 
 def packed_inputs(ids: Tensor, starts: Sequence[int], first_position: int) -> dict[str, Any]:
     """Return the keyword arguments of one packed forward: ids (T,) int64 on the model's device, starts n + 1 entries.
 
-    No cache, no mask and positions that restart in each text keep the texts apart, together with the segments.
+    No cache, no mask and positions that restart in each text keep the texts apart, together with the segments. On CUDA
+    nothing here waits for the GPU.
     """
     segments = Segments(tuple(int(start) for start in starts))
     positions = segments.positions(first_position, ids.device)
-    if first_position and (padding := ids == first_position - 1).any():
+    # On CUDA it costs less to correct the positions than to ask whether they need it.
+    if first_position and ((padding := ids == first_position - 1).is_cuda or padding.any()):
         # A text may contain "<pad>". RoBERTa and similar models give that token the padding's position and do not count it.
         before = torch.cat([padding.new_zeros(1, dtype=torch.int64), padding.cumsum(0)])
-        begin = before[torch.tensor(segments.starts[:-1], device=ids.device)]
-        skipped = before[1:] - begin.repeat_interleave(torch.from_numpy(segments.lengths).to(ids.device))
-        positions = torch.where(padding, first_position - 1, positions - skipped)
+        first_token = on_device(np.repeat(np.asarray(segments.starts[:-1]), segments.lengths), ids.device)  # of each token's text
+        positions = torch.where(padding, first_position - 1, positions - (before[1:] - before[first_token]))
     return {
         "input_ids": ids[None],
         "position_ids": positions,
@@ -115,10 +120,11 @@ def packed_attention(
     dtype = torch.float32 if trained and not value.is_cuda else value.dtype
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     query, key, value = (states[0].transpose(0, 1).contiguous() for states in (query, key, value))  # (T, heads, d)
-    if query.is_cuda and query.dtype != torch.float32 and not dropout:
-        return _cuda_kernel()(query, key, value, segments, scaling, window)[None], None
     with torch.autocast(query.device.type, enabled=False):  # autocast would cast them to bfloat16 again
-        return _by_runs(query, key, value, segments, dropout, scaling, window)[None], None
+        kernel = kernel_of(query.device, query.dtype, query.shape[-1])
+        if kernel == BY_TEXT or dropout or (kernel == EFFICIENT and left >= 0 and not causal):
+            return _by_runs(query, key, value, segments, dropout, scaling, window)[None], None
+        return padded_heads(KERNELS[kernel], query, key, value, segments, scaling, window)[None], None
 
 
 def attends_causally(module: torch.nn.Module) -> bool:
@@ -141,6 +147,8 @@ def _by_runs(
     `torch.split` instead of slices: its backward is one concatenation, the backward of a slice fills a whole row with zeros.
     """
     sizes = [count * length for count, length in segments.runs]
+    if query.is_cuda:  # for grouped heads sdpa has a flash kernel, but none for float32, which would take the slow path
+        key, value = (_all_heads(states, query) for states in (key, value))
     grouped = key.shape[1] != query.shape[1]
     attended = []
     pieces = zip(*(torch.split(states, sizes) for states in (query, key, value)), segments.runs, strict=True)
@@ -165,10 +173,34 @@ def _window_mask(length: int, window: tuple[int, int], device: torch.device) -> 
     return (distance <= left) & (distance >= -right)
 
 
+def _all_heads(states: Tensor, query: Tensor) -> Tensor:
+    """Return keys or values (T, kv heads, d) once per head of the query, (T, heads, d)."""
+    times = query.shape[1] // states.shape[1]
+    return states if times == 1 else states.repeat_interleave(times, dim=1)
+
+
+def padded_heads(
+    kernel: Callable[..., Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segments: Segments,
+    scaling: float | None,
+    window: tuple[int, int],
+) -> Tensor:
+    """Call a kernel that needs a head size of a multiple of 8: zeros at the end of each head change no score and no sum."""
+    size = query.shape[-1]
+    if size % 8 == 0:
+        return kernel(query, key, value, segments, scaling, window)
+    scaling = size**-0.5 if scaling is None else scaling
+    query, key, value = (functional.pad(states, (0, -size % 8)) for states in (query, key, value))
+    return kernel(query, key, value, segments, scaling, window)[..., :size]
+
+
 def _torch_varlen(
     query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None, window: tuple[int, int]
 ) -> Tensor:
-    """Attend with torch's variable-length kernel; (T, heads, d), bfloat16 or float16, on CUDA."""
+    """Attend with torch's variable-length flash kernel; (T, heads, d), bfloat16 or float16, on CUDA."""
     from torch.nn.attention.varlen import varlen_attn
 
     options: dict[str, Any] = {"scale": scaling, "window_size": window}
@@ -176,9 +208,37 @@ def _torch_varlen(
         if "enable_gqa" in inspect.signature(varlen_attn).parameters:
             options["enable_gqa"] = True
         else:  # before torch 2.12
-            key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for states in (key, value))
+            key, value = (_all_heads(states, query) for states in (key, value))
     cumulative, longest = segments.cumulative(query.device), segments.longest
     return varlen_attn(query, key, value, cumulative, cumulative, longest, longest, **options)  # type: ignore[return-value]
+
+
+def _efficient_varlen(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None, window: tuple[int, int]
+) -> Tensor:
+    """Attend with torch's memory-efficient kernel over all texts at once; (T, heads, d) of any float dtype, on CUDA.
+
+    It is the kernel that sdpa takes for float32, called as torch's nested tensors call it. Its products of float32 numbers are
+    three TF32 products each, which is as exact as float32. A window is supported for causal attention only.
+    """
+    key, value = (_all_heads(states, query) for states in (key, value))
+    cumulative, longest, (left, right) = segments.cumulative(query.device), segments.longest, window
+    attended: Tensor = torch.ops.aten._efficient_attention_forward(
+        query[None],
+        key[None],
+        value[None],
+        None,  # bias
+        cumulative,
+        cumulative,
+        longest,
+        longest,
+        0.0,  # dropout
+        int(right == 0),  # custom_mask_type: 0 = none, 1 = causal
+        torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad),
+        scale=scaling,
+        window_size=None if left < 0 else left + 1,  # counts the token itself
+    )[0]
+    return attended[0]
 
 
 def _flash_varlen(
@@ -193,25 +253,69 @@ def _flash_varlen(
     return attended
 
 
-@cache
-def _cuda_kernel() -> Any:
-    try:  # other versions have the same name but not this function
-        from flash_attn import flash_attn_varlen_func  # noqa: F401
+KERNELS: dict[str, Callable[..., Tensor]] = {FLASH: _flash_varlen, VARLEN: _torch_varlen, EFFICIENT: _efficient_varlen}
+
+# Whether each kernel can be used, by (kernel, device, dtype, head size): None, or the reason why not. Filled at the first call.
+_verdicts: dict[tuple[str, torch.device, torch.dtype, int], str | None] = {}
+
+
+def kernel_of(device: torch.device, dtype: torch.dtype, head_size: int) -> str:
+    """Return the name of the attention kernel for a device, dtype and head size: the first that runs there."""
+    for kernel in _candidates(device, dtype, head_size):
+        key = (kernel, device, dtype, head_size)
+        if key not in _verdicts:
+            _verdicts[key] = _failure(kernel, device, dtype, head_size)
+        if _verdicts[key] is None:
+            return kernel
+    return BY_TEXT
+
+
+def _candidates(device: torch.device, dtype: torch.dtype, head_size: int) -> tuple[str, ...]:
+    """Return the kernels that are made for a device, dtype and head size, fastest first."""
+    if device.type != "cuda":
+        return ()
+    if dtype == torch.float32 or head_size > MOST_HEAD_SIZE or capability_of(device) < (8, 0):
+        return (EFFICIENT,)
+    return FLASH, VARLEN, EFFICIENT
+
+
+def _failure(kernel: str, device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
+    """Run a kernel forward and backward over two short texts; return its error in one line, or None."""
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            states = torch.ones(8, 2, head_size, device=device, dtype=dtype, requires_grad=True)
+            attended = padded_heads(KERNELS[kernel], states, states, states, Segments((0, 3, 8)), None, (-1, 0))
+            torch.autograd.grad(attended.sum(), states)
     except ImportError:
-        return _torch_varlen
-    return _flash_varlen
+        return "not installed"
+    except Exception as error:  # RuntimeError of torch; flash-attn built for another torch or GPU raises others
+        return first_line(error)
+    return None
 
 
-def kernel_of(device: torch.device, dtype: torch.dtype) -> str:
-    """Return the name of the attention kernel that is used for a device and dtype, for the log."""
-    if device.type != "cuda" or dtype == torch.float32:
-        return "sdpa by text"
-    return "flash-attn" if _cuda_kernel() is _flash_varlen else "torch varlen"
+def avoid_kernel(kernel: str, device: torch.device, dtype: torch.dtype, head_size: int, reason: str | None) -> None:
+    """Never choose a kernel again for a device, dtype and head size in this process; with the reason None, allow it again."""
+    _verdicts[kernel, device, dtype, head_size] = reason
 
 
-def _no_mask(*arguments: Any, **named: Any) -> None:
-    """Create no mask: T x T numbers for T tokens would be the largest tensor in memory."""
+def avoided_kernels(device: torch.device, dtype: torch.dtype, head_size: int) -> list[str]:
+    """Return a line per kernel that is made for a device, dtype and head size, and fails there."""
+    chosen = kernel_of(device, dtype, head_size)
+    reasons = {kernel: _verdicts.get((kernel, device, dtype, head_size)) for kernel in _candidates(device, dtype, head_size)}
+    return [
+        f"attention: {kernel} fails here for {str(dtype).removeprefix('torch.')} and heads of {head_size} ({reason}); "
+        f"{chosen} is used"
+        for kernel, reason in reasons.items()
+        if reason and reason != "not installed"
+    ]
+
+
+def head_size_of(config: Any) -> int:
+    """Return the size of a model's attention heads, by its config."""
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(size)
 
 
 AttentionInterface.register(PACKED, packed_attention)
-AttentionMaskInterface.register(PACKED, _no_mask)
+# No function for masks is registered on purpose: transformers then makes no mask (T x T numbers for T tokens would be the
+# largest tensor in memory) and does not search the positions for packed texts, which would wait for the GPU.

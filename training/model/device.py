@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,15 +27,45 @@ def device_of(device: str) -> torch.device:
     return torch.device(device)
 
 
+def capability_of(device: torch.device) -> tuple[int, int]:
+    """Return a GPU's compute capability, such as (9, 0) for an H100; (8, 0) if there is no GPU to ask."""
+    try:
+        return torch.cuda.get_device_capability(device)
+    except (AssertionError, RuntimeError):  # a torch for CPUs, or no driver
+        return 8, 0
+
+
 def dtype_of(dtype: str, device: torch.device) -> torch.dtype:
-    """Return bfloat16 or float32; auto = bfloat16 on CUDA and on CPUs with AMX or avx512_bf16, else float32."""
-    if dtype == "auto":
-        probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-        fast = device.type == "cuda" or any(getattr(torch.cpu, probe)() for probe in probes)
-        return torch.bfloat16 if fast else torch.float32
-    if dtype not in ("float32", "bfloat16"):
+    """Return bfloat16 or float32; auto = bfloat16 where the GPU (compute capability 8.0), AMX or avx512_bf16 computes it.
+
+    Raises:
+        SetupError: the dtype is unknown, or it is bfloat16 and the GPU does not compute it.
+    """
+    if dtype not in ("auto", "float32", "bfloat16"):
         raise SetupError(dtype, "unknown dtype", "use auto, float32 or bfloat16")
-    return torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    if device.type == "cuda":
+        major, minor = capability_of(device)
+        if dtype == "bfloat16" and major < 8:
+            what = f"the GPU does not compute bfloat16 (compute capability {major}.{minor}, it needs 8.0)"
+            raise SetupError(str(device), what, "use dtype float32 or auto")
+        fast = major >= 8
+    else:
+        fast = any(getattr(torch.cpu, probe)() for probe in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    return torch.bfloat16 if dtype == "bfloat16" or (dtype == "auto" and fast) else torch.float32
+
+
+def float32_products(device: torch.device) -> str:
+    """Return how products of float32 matrices are computed: exact, or the reduced precision that the environment chose."""
+    if device.type != "cuda":
+        return "exact"
+    chosen = torch.backends.cuda.matmul.fp32_precision  # set by torch or by TORCH_ALLOW_TF32_CUBLAS_OVERRIDE
+    return "exact" if chosen in ("none", "ieee") else chosen
+
+
+def on_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """Return an array as a tensor on a device. To CUDA it is copied from pinned memory, and the caller does not wait."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def autocast(device: torch.device, dtype: str) -> AbstractContextManager[Any]:

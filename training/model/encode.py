@@ -13,7 +13,7 @@ import torch
 
 from curation.core.errors import ModelError
 from curation.core.store import digest_of
-from training.model.device import autocast, device_of, dtype_of, prepack
+from training.model.device import autocast, device_of, dtype_of, float32_products, prepack
 from training.model.files import VECTORS
 from training.model.load import load_model
 from training.model.model import Model, notes_of
@@ -30,10 +30,13 @@ class Encoder:
         """Take over a model. With bfloat16 its matrices are cast for good, unless `training` leaves the model as it is."""
         self.model, self.prompt, self._dtype = model, prompt, str(dtype).removeprefix("torch.")
         self.dim, self.prompts = model.dim, model.choose(prompt)
+        device = model.backbone.device
+        stated = device.type == "cuda" and dtype == torch.float32  # there the environment can choose TF32
         before = {"query": self.prompts.query, "passage": self.prompts.passage}
         self.described: dict[str, object] = {
             "model": model.name,
             "dtype": self._dtype,
+            **({"float32_products": float32_products(device)} if stated else {}),
             "prompt": self.prompts.used,
             **({"prompts": before} if any(before.values()) else {}),
             "pooling": model.pooling,
@@ -44,7 +47,7 @@ class Encoder:
         self.similarity = "cosine" if training else model.similarity  # the losses compare by cosine
         if notes := notes_of(model, prompt):
             self.described["notes"] = notes
-        self._budget = TOKENS_PER_BATCH[model.backbone.device.type]
+        self._budget = TOKENS_PER_BATCH[device.type]
         if training:
             self.fingerprint = ""
             return
@@ -53,6 +56,7 @@ class Encoder:
                 "format": VECTORS,
                 "files": model.files.digests(),
                 "settings": {key: self.described[key] for key in ("dtype", "pooling", "max_tokens")},
+                **({"float32_products": float32_products(device)} if stated and float32_products(device) != "exact" else {}),
                 "end_token": model.appends_eos,
                 "normalised": True,
             }

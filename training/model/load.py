@@ -17,8 +17,17 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import normalizers
 
 from curation.core.errors import ModelError, UserError, first_line, listed
-from training.model.attention import PACKED, CannotPack, attends_causally
-from training.model.device import device_of
+from training.model.attention import (
+    BY_TEXT,
+    PACKED,
+    CannotPack,
+    attends_causally,
+    avoid_kernel,
+    avoided_kernels,
+    head_size_of,
+    kernel_of,
+)
+from training.model.device import device_of, dtype_of
 from training.model.files import ModelFiles, find_model
 from training.model.model import NO_LIMIT, Model, quiet, token_ids
 from training.model.pooling import POOLINGS, Unit, head_of
@@ -340,24 +349,43 @@ def _check_rotations(model: Model) -> None:
 def check_packing(model: Model) -> None:
     """Compare a few texts packed with the same texts one at a time through the model's own eager attention.
 
+    An attention kernel of a GPU that fails or gives other vectors is not used again for these heads; `model.notes` says so.
+
     Raises:
         ModelError: the vectors differ, or the architecture does not pass segments on to its attention.
     """
     advice = "its architecture cannot be trained or encoded without padding"
-    on_cuda = model.backbone.device.type == "cuda"  # where float32 and bfloat16 use different kernels
-    for dtype in (torch.float32, torch.bfloat16) if on_cuda else (torch.float32,):
-        try:
-            difference = _packing_difference(model, dtype)
-        except CannotPack as error:
-            raise ModelError(model.name, str(error), advice) from None
-        except UserError:
-            raise
-        except Exception as error:  # an architecture that takes no positions or keeps its states elsewhere, or odd sizes
-            what = f"its {type(model.backbone).__name__} cannot encode texts packed together ({first_line(error)})"
-            raise ModelError(model.name, what, advice) from error
-        if not difference <= TOLERANCE[dtype]:
-            what = f"texts packed together get other vectors than alone (they differ by {difference:.2g})"
-            raise ModelError(model.name, what, advice)
+    device, model.notes = model.backbone.device, []
+    # On a GPU float32 and bfloat16 use different kernels, and older ones do not compute bfloat16.
+    dtypes = {torch.float32, dtype_of("auto", device)} if device.type == "cuda" else {torch.float32}
+    for dtype in sorted(dtypes, key=str):
+        size = head_size_of(model.backbone.config) if device.type == "cuda" else 0
+        failed: list[str] = []
+        while (fault := _packing_fault(model, dtype)) is not None:
+            kernel = kernel_of(device, dtype, size)
+            if kernel == BY_TEXT:  # the fault is the model's own, not that of a kernel
+                for kernel in failed:
+                    avoid_kernel(kernel, device, dtype, size, None)
+                what, cause = fault
+                raise ModelError(model.name, what, advice) from cause
+            avoid_kernel(kernel, device, dtype, size, fault[0])
+            failed.append(kernel)
+        model.notes += avoided_kernels(device, dtype, size)
+
+
+def _packing_fault(model: Model, dtype: torch.dtype) -> tuple[str, Exception | None] | None:
+    """Return what is wrong with a model's packed vectors, in one line, and the exception behind it; None if they are right."""
+    try:
+        difference = _packing_difference(model, dtype)
+    except CannotPack as error:
+        return str(error), None
+    except UserError:
+        raise
+    except Exception as error:  # an architecture that takes no positions or keeps its states elsewhere, or odd sizes
+        return f"its {type(model.backbone).__name__} cannot encode texts packed together ({first_line(error)})", error
+    if difference <= TOLERANCE[dtype]:
+        return None
+    return f"texts packed together get other vectors than alone (they differ by {difference:.2g})", None
 
 
 def _packing_difference(model: Model, dtype: torch.dtype) -> float:

@@ -18,6 +18,7 @@ from torch.nn import functional
 from curation.core.errors import ModelError, listed
 from curation.core.record import render_query
 from training.model.attention import packed_inputs
+from training.model.device import on_device
 from training.model.files import ModelFiles
 from training.model.pooling import Unit, pooled
 from training.model.prompts import PROMPTS, RESERVED, Prompts, choose_prompts
@@ -57,6 +58,7 @@ class Model:
     truncate: int | None = None  # only so many leading dimensions of a vector are kept
     similarity: str = "cosine"  # the model's own: cosine, dot, euclidean or manhattan
     trained_prompt: str | None = None  # of a model that `train` wrote: how its queries were rendered, as `Prompts.used`
+    notes: list[str] = field(default_factory=list)  # what the checks at the start found
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Return the tokens of the texts, cut to `max_tokens` including special tokens; every text gets at least one token."""
@@ -88,7 +90,9 @@ class Model:
         With `unit=False` they keep the length that the model gives them. Differentiable. Under `autocast` the transformer runs
         in bfloat16; pooling and normalising always run in float32.
         """
-        arguments = packed_inputs(ids.to(self.backbone.device), starts, self.first_position)
+        device = self.backbone.device
+        ids = ids if ids.device == device else on_device(ids.numpy(), device)
+        arguments = packed_inputs(ids, starts, self.first_position)
         states = self.backbone(**arguments).last_hidden_state[0]  # (T, dim)
         with torch.autocast(states.device.type, enabled=False):
             # A last Normalize is skipped, because the vectors are normalised below anyway.
@@ -147,7 +151,7 @@ class Model:
 
 def notes_of(model: Model, prompt: str) -> list[str]:
     """Return lines about what a user may not expect of a model."""
-    notes = [model.choose(prompt).note]
+    notes = [model.choose(prompt).note, *model.notes]
     if model.appends_eos:
         notes.append(
             f"the end token {model.tokenizer.eos_token} is appended to every text, because the model has no modules.json "

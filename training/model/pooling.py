@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from curation.core.errors import ModelError, first_line, listed
+from training.model.device import on_device
 from training.model.sentence_folder import Module, check_file
 
 POOLINGS = ("mean", "cls", "last", "max", "mean_sqrt_len_tokens", "weightedmean")
@@ -24,19 +26,24 @@ def pooled(states: Tensor, starts: Sequence[int], pooling: str) -> Tensor:
     """Return one vector per segment, (n, dim), of the token states (T, dim); poolings joined by "+" are concatenated."""
     if "+" in pooling:
         return torch.cat([pooled(states, starts, one) for one in pooling.split("+")], dim=1)
-    bounds = torch.tensor(starts, dtype=torch.int64, device=states.device)
+    bounds = on_device(np.asarray(starts, dtype=np.int64), states.device)
     if pooling == "cls":
         return states[bounds[:-1]]
     if pooling == "last":
         return states[bounds[1:] - 1]
     lengths = bounds.diff()
     if pooling in ("mean", "max"):
-        return torch.segment_reduce(states, pooling, lengths=lengths, axis=0)
+        return _reduced(states, pooling, lengths)
     if pooling == "mean_sqrt_len_tokens":
-        return torch.segment_reduce(states, "sum", lengths=lengths, axis=0) / lengths.sqrt()[:, None]
-    places = torch.arange(len(states), device=states.device) - bounds[:-1].repeat_interleave(lengths) + 1.0  # from 1 in each text
-    sums = torch.segment_reduce(states * places[:, None], "sum", lengths=lengths, axis=0)
-    return sums / torch.segment_reduce(places, "sum", lengths=lengths, axis=0)[:, None]
+        return _reduced(states, "sum", lengths) / lengths.sqrt()[:, None]
+    first = bounds[:-1].repeat_interleave(lengths, output_size=len(states))  # of each token's text
+    places = torch.arange(len(states), device=states.device) - first + 1.0  # from 1 in each text
+    return _reduced(states * places[:, None], "sum", lengths) / _reduced(places, "sum", lengths)[:, None]
+
+
+def _reduced(states: Tensor, how: str, lengths: Tensor) -> Tensor:
+    """Return the mean, max or sum of each segment's rows. `unsafe`: the lengths are right, and checking them waits for a GPU."""
+    return torch.segment_reduce(states, how, lengths=lengths, axis=0, unsafe=True)
 
 
 class Unit(nn.Module):
