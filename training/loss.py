@@ -23,6 +23,10 @@ class Losses(NamedTuple):
     in_batch: Tensor | None  # None in that case too, and for a task without in-batch negatives
     distilled: Tensor | None = None  # None without a teacher
 
+    def detach(self) -> Losses:
+        """Return the same numbers without their graph."""
+        return Losses(self.total.detach(), *(None if term is None else term.detach() for term in self[1:]))
+
 
 def contrastive(
     query: Tensor,

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from curation.core.errors import SetupError, first_line
 
 MEET = timedelta(minutes=10)  # a process that is later than this counts as dead
 WAIT = timedelta(hours=12)  # for the first process, which tokenises a large build
+HOSTS: list[dist.ProcessGroup] = []  # the group by which the hosts exchange numbers, if there is one
 
 
 class Ranks(NamedTuple):
@@ -52,10 +53,14 @@ def check_divides(batch: int) -> None:
 
 
 def own(device: torch.device) -> torch.device:
-    """Return this process's own GPU if there are several processes, else the device unchanged."""
-    if device.type == "cuda" and ranks().world > 1:
+    """Return this process's own GPU by its number, and make it the current one; return another device unchanged."""
+    if device.type != "cuda":
+        return device
+    if ranks().world > 1:
         device = torch.device("cuda", ranks().local)
-        torch.cuda.set_device(device)
+    elif device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    torch.cuda.set_device(device)
     return device
 
 
@@ -71,12 +76,16 @@ def joined(device: torch.device, alone_too: bool) -> Iterator[None]:
     if ranks().world == 1 and not alone_too:
         yield
         return
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    options: dict[str, Any] = {"backend": "gloo"}
+    if device.type == "cuda":
+        options = {"backend": "nccl", "device_id": device}
+        # After its time-out NCCL would end the process; like this it reports an error, which is explained below.
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
+    if ranks().world == 1:
+        options |= {"store": torch._C._distributed_c10d.HashStore(), "rank": 0, "world_size": 1}
     try:
-        if ranks().world > 1:
-            dist.init_process_group(backend, timeout=MEET)
-        else:
-            dist.init_process_group(backend, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(**options, timeout=MEET)
+        HOSTS.append(dist.new_group(backend="gloo", timeout=MEET))
     except (RuntimeError, ValueError) as error:  # ValueError: the launcher set too few variables
         what = f"the {ranks().world} processes do not find each other ({first_line(error)})"
         raise SetupError(f"rank {ranks().rank}", what, "start all of them with torchrun; is one missing or dead?") from None
@@ -89,6 +98,7 @@ def joined(device: torch.device, alone_too: bool) -> Iterator[None]:
         hint = "start all of them again: they continue from the last checkpoint"
         raise SetupError(f"rank {ranks().rank}", what, hint) from None
     finally:
+        HOSTS.clear()
         dist.destroy_process_group()
 
 
@@ -106,13 +116,21 @@ def first_alone() -> Iterator[None]:
         dist.barrier(patient)
 
 
-def largest(value: float, device: torch.device) -> float:
-    """Return the largest of the processes' values, so that all make the same decision."""
-    if not dist.is_initialized():
+def largest(value: float) -> float:
+    """Return the largest of the processes' values, so that all make the same decision.
+
+    The hosts exchange it. No GPU takes part, so none has to finish its work first, and a lost process is noticed at once.
+    """
+    if not HOSTS:
         return value
-    shared = torch.tensor([value], dtype=torch.float64, device=device)
-    dist.all_reduce(shared, dist.ReduceOp.MAX)
+    shared = torch.tensor([value], dtype=torch.float64)
+    dist.all_reduce(shared, dist.ReduceOp.MAX, group=HOSTS[0])
     return float(shared)
+
+
+def wait_for_all() -> None:
+    """Return when all processes have come here."""
+    largest(0)
 
 
 def gather_rows(own: Tensor, counts: Sequence[int]) -> list[Tensor]:

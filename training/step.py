@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +25,59 @@ PEAKS = {"A100": 312e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12
 STATUS = Path("/proc/self/status")
 
 
-def add_gradients(backend: Backend, batch: Batch, recipe: Train) -> Losses:
+class Targets(NamedTuple):
+    """What the loss reads of a batch, as tensors; `data.Batch` has the shapes."""
+
+    query: Tensor
+    positive: Tensor
+    negative: Tensor
+    has_negative: Tensor
+    shared: Tensor
+    teacher: Tensor
+    shared_negative: Tensor | None
+
+    def to(self, device: torch.device) -> Targets:
+        """Return them on a device. From pinned memory the copies are queued, and nothing waits."""
+        return Targets(*(None if one is None else one.to(device, non_blocking=True) for one in self))  # type: ignore[arg-type]
+
+
+class Ready(NamedTuple):
+    """A batch as one process needs it, in the host's memory: pinned for a GPU, which then copies it without a pause."""
+
+    batch: Batch
+    targets: Targets
+    forwards: list[tuple[Tensor, np.ndarray, int]]  # ids (T,) i64, starts (n+1,) i64, and how many of the n texts count
+    order: Tensor | None  # (n,) i64, for each text its place among the embeddings of all processes; None for one process
+
+
+def made_ready(batch: Batch, recipe: Train, rank: int = 0, world: int = 1, pinned: bool = False) -> Ready:
+    """Return a batch as the process `rank` of `world` needs it.
+
+    Texts are sorted by length, so every world-th text makes shares of about equally many tokens.
+    """
+
+    def tensor(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).pin_memory() if pinned else torch.from_numpy(array)
+
+    texts = len(batch.starts) - 1
+    ids, starts = gather_segments(batch.ids, batch.starts, np.arange(rank, texts, world))
+    forwards = []
+    for first, end in chunks_of(np.diff(batch.starts), recipe.token_budget, world)[rank]:
+        if first == end:  # the other processes run a forward now, so this one must too: over the shortest text
+            forwards.append((tensor(batch.ids[: batch.starts[1]]), batch.starts[:2], 0))
+        else:
+            forwards.append((tensor(ids[starts[first] : starts[end]]), starts[first : end + 1] - starts[first], end - first))
+    order = np.argsort(np.concatenate([np.arange(other, texts, world) for other in range(world)]))
+    return Ready(batch, targets_of(batch, tensor), forwards, tensor(order) if world > 1 else None)
+
+
+def targets_of(batch: Batch, tensor: Callable[[np.ndarray], Tensor] = torch.from_numpy) -> Targets:
+    """Return what the loss reads of a batch; `tensor` converts an array."""
+    arrays = (getattr(batch, name) for name in Targets._fields)
+    return Targets(*(None if one is None else tensor(one) for one in arrays))  # type: ignore[arg-type]
+
+
+def add_gradients(backend: Backend, batch: Batch | Ready, recipe: Train) -> Losses:
     """Add the gradients of a batch's loss to the weights' gradients, and return the loss.
 
     A batch of at most `token_budget` tokens takes one forward and one backward. A larger batch takes two passes over chunks
@@ -33,37 +86,40 @@ def add_gradients(backend: Backend, batch: Batch, recipe: Train) -> Losses:
     weights. The memory is that of the largest chunk, and the gradients equal those of one forward.
 
     Several processes embed a share of the texts each, and then all compute the loss of the whole batch, so the result equals
-    that of one process. Texts are sorted by length, so every world-th text makes shares of about equally many tokens.
+    that of one process.
     """
-    rank, world, detached = backend.rank, backend.world, recipe.reproduce_f2llm and backend.world > 1
-    ids, starts = gather_segments(batch.ids, batch.starts, np.arange(rank, len(batch.starts) - 1, world))
+    ready = made_ready(batch, recipe, backend.rank, backend.world) if isinstance(batch, Batch) else batch
+    detached = recipe.reproduce_f2llm and backend.world > 1
 
-    def embed(first: int, end: int) -> Tensor:
-        if first == end:  # the other processes run a forward now, so this one must too: over the shortest text
-            return backend.embed(batch.ids[: batch.starts[1]], batch.starts[:2])[:0]
-        return backend.embed(ids[starts[first] : starts[end]], starts[first : end + 1] - starts[first])
+    def embed(ids: Tensor, starts: np.ndarray, count: int) -> Tensor:
+        vectors = backend.embed(ids, starts)
+        return vectors if count == len(vectors) else vectors[:count]
 
-    chunks = chunks_of(np.diff(batch.starts), recipe.token_budget, world)[rank]
-    if len(chunks) == 1:
-        losses = batch_loss(_all_embeddings(embed(*chunks[0]), batch, world), batch, recipe, detached)
+    def loss_of(own: Tensor) -> Losses:
+        every = _all_embeddings(own, ready.order, backend.world)
+        return batch_loss(every, ready.batch, recipe, detached, ready.targets)
+
+    if len(ready.forwards) == 1:
+        losses = loss_of(embed(*ready.forwards[0]))
         backend.backward(losses.total)
         return losses
     with torch.no_grad():
-        embeddings = torch.cat([embed(*chunk) for chunk in chunks])
-    losses = batch_loss(_all_embeddings(embeddings.requires_grad_(), batch, world), batch, recipe, detached)
+        embeddings = torch.cat([embed(*forward) for forward in ready.forwards])
+    losses = loss_of(embeddings.requires_grad_())
     (gradient,) = torch.autograd.grad(losses.total, embeddings)
-    for first, end in chunks:
-        backend.backward((embed(first, end) * gradient[first:end]).sum())
+    first = 0
+    for ids, starts, count in ready.forwards:
+        backend.backward((embed(ids, starts, count) * gradient[first : first + count]).sum())
+        first += count
     return losses
 
 
-def _all_embeddings(own: Tensor, batch: Batch, world: int) -> Tensor:
+def _all_embeddings(own: Tensor, order: Tensor | None, world: int) -> Tensor:
     """Return the embeddings of all texts of a batch, (n, dim), given those of this process's share."""
-    if world == 1:
+    if order is None:
         return own
-    places = [np.arange(rank, len(batch.starts) - 1, world) for rank in range(world)]
-    parts = ranks.gather_rows(own, [len(part) for part in places])
-    return torch.cat(parts)[torch.from_numpy(np.argsort(np.concatenate(places))).to(own.device)]
+    counts = [len(range(rank, len(order), world)) for rank in range(world)]
+    return torch.cat(ranks.gather_rows(own, counts))[order.to(own.device, non_blocking=True)]
 
 
 def chunks_of(lengths: np.ndarray, budget: int | None, world: int) -> list[list[tuple[int, int]]]:
@@ -85,33 +141,29 @@ def chunks_of(lengths: np.ndarray, budget: int | None, world: int) -> list[list[
     return [own + [(0, 0)] * (most - len(own)) for own in each]
 
 
-def batch_loss(embeddings: Tensor, batch: Batch, recipe: Train, detached: bool = False) -> Losses:
+def batch_loss(embeddings: Tensor, batch: Batch, recipe: Train, detached: bool = False, targets: Targets | None = None) -> Losses:
     """Return the loss of a batch from the embeddings of its distinct texts, (n, dim) float32, differentiable.
 
     With `matryoshka` it is the mean over the requested leading dimensions and the full vectors (arXiv 2205.13147). With
-    `detached` the in-batch term gives passages no gradient.
+    `detached` the in-batch term gives passages no gradient. `targets` are the batch's own, if they are tensors already.
     """
-
-    def on_device(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(embeddings.device)
-
+    targets = (targets or targets_of(batch)).to(embeddings.device)
     each = []
     for size in [*recipe.matryoshka, embeddings.shape[1]]:
         vectors = F.normalize(embeddings[:, :size], dim=1) if recipe.matryoshka else embeddings
-        query, positive = vectors[on_device(batch.query)], vectors[on_device(batch.positive)]
-        negative = vectors[on_device(batch.negative)]
-        shared = on_device(batch.shared) if recipe.mask_false_negatives else None
+        query, positive, negative = vectors[targets.query], vectors[targets.positive], vectors[targets.negative]
+        shared = targets.shared if recipe.mask_false_negatives else None
         if recipe.mask_margin is not None:
             near = too_near(query, positive, recipe.mask_margin)
             shared = near if shared is None else shared | near
-        parts = (query, positive, negative, on_device(batch.has_negative), shared)
+        parts = (query, positive, negative, targets.has_negative, shared)
         if recipe.loss == "f2llm":
             losses = contrastive(*parts, recipe.temperature, batch.in_batch, recipe.symmetric, detached)
         else:
-            masked = batch.shared_negative if recipe.mask_false_negatives else None
-            losses = infonce(*parts, None if masked is None else on_device(masked), recipe.temperature, batch.in_batch)
+            masked = targets.shared_negative if recipe.mask_false_negatives else None
+            losses = infonce(*parts, masked, recipe.temperature, batch.in_batch)
         if recipe.distill:
-            distilled = distillation(query, positive, negative, on_device(batch.teacher), recipe.temperature)
+            distilled = distillation(query, positive, negative, targets.teacher, recipe.temperature)
             losses = losses._replace(total=losses.total + recipe.distill * distilled, distilled=distilled)
         each.append(losses)
     return Losses(*(None if one[0] is None else torch.stack(one).mean() for one in zip(*each, strict=True)))  # type: ignore[arg-type]
@@ -158,7 +210,7 @@ def costs(backend: Backend, batch: Batch, recipe: Train, seconds: float) -> dict
         "tokens_per_second": round(tokens / seconds),
         "mfu": None if peak is None else round(6 * weights * tokens / seconds / backend.world / peak, 4),
         "memory_gb": memory_gb(),
-        **({"gpu_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2)} if on_gpu else {}),
+        **({"gpu_memory_gb": round(torch.cuda.max_memory_allocated(backend.device) / 1e9, 2)} if on_gpu else {}),
         "attention": kernel_of(
             backend.device, dtype_of(recipe.dtype, backend.device), head_size_of(backend.model.backbone.config)
         ),

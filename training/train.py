@@ -16,10 +16,12 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,13 +35,13 @@ from training import checkpoint, ranks, report
 from training.backend import Backend, Torch, deterministic
 from training.checkpoint import Say
 from training.data import Batch, Plan
-from training.log import measurement_in_words, open_log, steps_in_words, summary_writer
+from training.log import Write, measurement_in_words, open_log, steps_in_words, summary_writer
 from training.loss import Losses
 from training.model.device import device_of
 from training.model.export import export
 from training.model.load import check_trains, load_model
 from training.model.model import notes_of
-from training.step import add_gradients, costs, learning_rate, total_steps, warmup_steps
+from training.step import Ready, add_gradients, costs, learning_rate, made_ready, total_steps, warmup_steps
 from training.tokens import Source, load_sources, mined_sources
 from training.validation import Validation
 from training.zero import DeepSpeed
@@ -49,6 +51,7 @@ OTHER_POSITIVES = {  # how a query's positives besides the first are used, by th
     "all": "each is trained on in a tuple of its own",
     "sampled": "one positive of each query is drawn for each epoch",
 }
+MOST_UNREAD = 64  # steps on a GPU whose loss is not read yet
 
 
 class Stopped(Exception):
@@ -198,73 +201,140 @@ def loop(
     The state is saved every `save_every` steps, whenever the model is the best so far, at the end, and when a signal arrives.
     """
 
-    def save(done: int) -> None:
-        if backend.rank == 0:
-            state = {**run, **validation.state(), "prompts": backend.model.prompts, "prompt": backend.model.trained_prompt}
-            checkpoint.save(out / "checkpoints", done, state, backend.save, recipe.keep, validation.best)
-        else:
-            backend.save(out)  # contributes its shares; the first process writes them
-
+    on_gpu = backend.device.type == "cuda"
     recent: deque[dict[str, Any]] = deque(maxlen=recipe.log_every)
+    unread: list[Step] = []  # steps whose loss is still on the GPU: reading it would make the host wait
     writing = nullcontext(lambda line: None) if backend.rank else open_log(out / "log.jsonl", first, tensorboard)
-    with signals() as received, deterministic(backend.device), writing as write:
+
+    prepared = closing(batches(plan, recipe, backend, first, total))
+    with signals() as received, deterministic(backend.device), writing as write, prepared as coming:
         if first == 0 and validation.due(0, total):
             write(found := validation.measure(0, backend.model, recipe))
             say(measurement_in_words(found, total))
+        read = partial(write_lines, write, unread, backend, recipe, plan, out)
         started = time.perf_counter()
         for step in range(first, total):
             if validation.over:
                 return step  # a run that was killed after its patience had run out
 
             # One step.
-            begun = time.perf_counter()
-            batch = plan.batch_at(step)
+            done, begun = step + 1, mark(backend.device)
+            ready = next(coming)
             lr = learning_rate(recipe, step, total)
-            with explain_out_of_memory(step, batch, recipe, backend.world, out):
-                losses = add_gradients(backend, batch, recipe)
-                loss = check_finite(float(losses.total.detach()), "loss", step, batch, plan, out)
-                norm = check_finite(backend.step(lr), "gradient", step, batch, plan, out)
-            seconds = time.perf_counter() - begun
+            with explain_out_of_memory(step, ready.batch, recipe, backend.world, out):
+                losses = add_gradients(backend, ready, recipe).detach()
+                norm = backend.step(lr)
+            seconds_left = (time.perf_counter() - started) / (done - first) * (total - done)
+            unread.append(Step(step, ready.batch, losses, lr, norm, begun, mark(backend.device), seconds_left))
 
-            # Log it.
-            done = step + 1
-            line = _log_line(step, plan, batch, losses, loss, lr, norm, recipe) | costs(backend, batch, recipe, seconds)
-            line["seconds_left"] = round((time.perf_counter() - started) / (done - first) * (total - done), 2)
-            recent.append(line)
-            write(line)
+            # Log it. On a GPU this waits for the steps, so it is done for several at a time.
+            measuring = validation.due(done, total)
+            if not on_gpu or done % recipe.log_every == 0 or done == total or measuring or len(unread) == MOST_UNREAD:
+                recent.extend(read())
             if done % recipe.log_every == 0 or done == total:
                 say(steps_in_words(recent, total))
 
             # Measure, save, and stop if asked to.
-            if validation.due(done, total):
+            if measuring:
                 write(found := validation.measure(done, backend.model, recipe))
                 say(measurement_in_words(found, total))
-            ended = int(ranks.largest(received[0] if received else 0, backend.device))  # a signal may reach one process first
+            ended = int(ranks.largest(received[0] if received else 0))  # a signal may reach one process first
             last = done == total or validation.over
             if done % recipe.save_every == 0 or last or ended or validation.best == done:
-                save(done)
+                recent.extend(read())  # never save what a step without a finite loss left
+                save(done, backend, validation, recipe, run, out)
             if ended and not last:
                 raise Stopped(ended, done)
     return total
 
 
-def _log_line(
-    step: int, plan: Plan, batch: Batch, losses: Losses, loss: float, lr: float, norm: float, recipe: Train
-) -> dict[str, Any]:
-    """Return what a step did, for log.jsonl."""
-    terms = {"loss_hard": losses.hard, "loss_inbatch": losses.in_batch, "loss_distilled": losses.distilled}
+def save(done: int, backend: Backend, validation: Validation, recipe: Train, run: Mapping[str, Any], out: Path) -> None:
+    """Save the state after `done` steps. Each process must call it."""
+    if backend.rank == 0:
+        state = {**run, **validation.state(), "prompts": backend.model.prompts, "prompt": backend.model.trained_prompt}
+        checkpoint.save(out / "checkpoints", done, state, backend.save, recipe.keep, validation.best)
+    else:
+        backend.save(out)  # contributes its shares; the first process writes them
+
+
+def batches(plan: Plan, recipe: Train, backend: Backend, first: int, total: int) -> Generator[Ready]:
+    """Yield the batch of each step. A thread prepares the next one meanwhile: a batch depends on nothing but its number."""
+
+    def prepared(step: int) -> Ready:
+        return made_ready(plan.batch_at(step), recipe, backend.rank, backend.world, pinned=backend.device.type == "cuda")
+
+    with ThreadPoolExecutor(1, "batches") as thread:
+        coming = [thread.submit(prepared, step) for step in range(first, min(first + 1, total))]
+        for step in range(first, total):
+            ready = coming.pop().result()
+            if step + 1 < total:
+                coming.append(thread.submit(prepared, step + 1))
+            yield ready
+
+
+class Step(NamedTuple):
+    """What a step did. Loss and norm are on the device, and the times are of the device's clock."""
+
+    number: int
+    batch: Batch
+    losses: Losses
+    lr: float
+    norm: torch.Tensor
+    begun: Any
+    ended: Any
+    seconds_left: float
+
+
+def write_lines(write: Write, steps: list[Step], backend: Backend, recipe: Train, plan: Plan, out: Path) -> list[dict[str, Any]]:
+    """Write a line for each step into the log; return the lines, and clear the list of steps.
+
+    All numbers are copied from the device at once.
+
+    Raises:
+        BuildError: a loss or a norm is infinite or NaN. The lines of the steps before that one are written.
+    """
+    terms = [term.to(backend.device) for one in steps for term in (one.norm, *one.losses) if term is not None]
+    values = iter(torch.stack(terms).tolist() if terms else [])
     further = {one.name: one.further_positives for one in plan.sources if one.further_positives}
-    return {
-        "step": step,
-        "epoch": step // plan.steps_per_epoch,
-        "source": batch.source,
-        "task": batch.task,
-        "loss": loss,
-        **{name: None if term is None else float(term.detach()) for name, term in terms.items()},
-        "lr": lr,
-        "grad_norm": norm,
-        **({"positives": {"trained": recipe.positives, "further": further}} if step == 0 and further else {}),
-    }
+    lines = []
+    for one in steps:
+        norm = next(values)
+        loss, hard, in_batch, distilled = (None if term is None else next(values) for term in one.losses)
+        check_finite(loss, "loss", one, plan, out)
+        check_finite(norm, "gradient", one, plan, out)
+        line = {
+            "step": one.number,
+            "epoch": one.number // plan.steps_per_epoch,
+            "source": one.batch.source,
+            "task": one.batch.task,
+            "loss": loss,
+            "loss_hard": hard,
+            "loss_inbatch": in_batch,
+            "loss_distilled": distilled,
+            "lr": one.lr,
+            "grad_norm": norm,
+            **({"positives": {"trained": recipe.positives, "further": further}} if one.number == 0 and further else {}),
+            **costs(backend, one.batch, recipe, seconds_between(one.begun, one.ended)),
+            "seconds_left": round(one.seconds_left, 2),
+        }
+        write(line)
+        lines.append(line)
+    steps.clear()
+    return lines
+
+
+def mark(device: torch.device) -> Any:
+    """Return the time, of a GPU on the GPU's own clock; nothing waits."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def seconds_between(begun: Any, ended: Any) -> float:
+    """Return the seconds between two marks that the device has passed."""
+    return float(ended - begun if isinstance(begun, float) else begun.elapsed_time(ended) / 1000)
 
 
 @contextmanager
@@ -289,19 +359,19 @@ def signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def check_finite(value: float, what: str, step: int, batch: Batch, plan: Plan, out: Path) -> float:
-    """Return the value.
+def check_finite(value: float | None, what: str, step: Step, plan: Plan, out: Path) -> None:
+    """Check a number of a step.
 
     Raises:
         BuildError: it is infinite or NaN; the step's tuples are named.
     """
-    if math.isfinite(value):
-        return value
-    ids = plan.rows(step)[0].row_ids(batch.rows)
+    if value is not None and math.isfinite(value):
+        return
+    source = next(one for one in plan.sources if one.name == step.batch.source)
     last = checkpoint.complete_checkpoints(out / "checkpoints")
     raise BuildError(
-        f"{out}, step {step}",
-        f"the {what} is {value} on {batch.source}, tuples {listed(ids, 8)}",
+        f"{out}, step {step.number}",
+        f"the {what} is {value} on {source.name}, tuples {listed(source.row_ids(step.batch.rows), 8)}",
         f"try a lower `lr` or `dtype: float32`; the last good checkpoint is {last[0].name if last else 'none yet'}",
     )
 

@@ -80,7 +80,7 @@ class Validation:
             name: float(measure(encoder, collection, prompts_in_training(chosen, instruction))[METRIC])
             for name, (collection, instruction) in self.collections.items()
         }
-        mean = ranks.largest(float(np.mean(list(found.values()))), model.backbone.device)
+        mean = ranks.largest(float(np.mean(list(found.values()))))
         if done:
             self.history[done] = mean
         else:

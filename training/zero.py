@@ -20,6 +20,7 @@ from torch import Tensor
 from curation.core.errors import SetupError
 from curation.recipe.settings import DeepSpeed as Settings
 from curation.recipe.settings import Train
+from training import ranks
 from training.backend import OPTIMIZER, WEIGHTS, copy_for_file, prepare
 from training.model.device import dtype_of
 from training.model.model import Model
@@ -45,33 +46,33 @@ class DeepSpeed:
         )
         self.model = replace(model, backbone=self.engine)
         self._gathered, self._tensors = deepspeed.zero.GatheredParameters, deepspeed.utils
-        self._norm = 0.0
+        self._norm = torch.zeros(())
         self.engine.clip_fp32_gradients = self._clip  # stage 0 clips with this method and does not report the norm
 
     def _clip(self) -> None:
-        self._norm = float(torch.nn.utils.clip_grad_norm_(self.weights.values(), self.engine.gradient_clipping()))
+        self._norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), self.engine.gradient_clipping())
 
-    def embed(self, ids: np.ndarray, starts: np.ndarray) -> Tensor:
+    def embed(self, ids: np.ndarray | Tensor, starts: np.ndarray) -> Tensor:
         """See `Backend.embed`. Every process must call it equally often."""
-        return self.model.embed(torch.from_numpy(ids).to(self.device), starts.tolist())
+        return self.model.embed(torch.as_tensor(ids).to(self.device, non_blocking=True), starts.tolist())
 
     def backward(self, loss: Tensor) -> None:
         """See `Backend.backward`. Every process has the whole loss, and DeepSpeed averages over processes."""
         self.engine.backward(loss * self.world)
 
-    def step(self, lr: float) -> float:
+    def step(self, lr: float) -> Tensor:
         """See `Backend.step`."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         self.engine.step()
-        return float(self.engine.get_global_grad_norm()) if self.stage else self._norm
+        return torch.as_tensor(self.engine.get_global_grad_norm() if self.stage else self._norm)
 
     def save(self, folder: Path) -> None:
         """See `Backend.save`. The files are those of `Torch.save`, so that any number of processes can continue.
 
         The first process needs 12 bytes per weight of its machine's memory for that.
         """
-        dist.barrier()  # until the first process has created the folder
+        ranks.wait_for_all()  # until the first process has created the folder
         self._link()
         whole: dict[str, Tensor] = {}
         moments: dict[str, Tensor] = {}
@@ -84,7 +85,7 @@ class DeepSpeed:
         if not self.rank:
             save_file(whole, folder / WEIGHTS)
             save_file(moments, folder / OPTIMIZER)
-        dist.barrier()  # before the first process writes the receipt
+        ranks.wait_for_all()  # before the first process writes the receipt
 
     def _moments(self, weight: Tensor) -> dict[str, Tensor]:
         """Return AdamW's complete state of a weight."""
@@ -143,7 +144,7 @@ def _import_deepspeed(device: torch.device) -> Any:
     """Return the module, set up to use this device and to log errors only."""
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed needs what a launcher would set
+    os.environ["LOCAL_RANK"] = str(device.index or 0)  # the GPU that DeepSpeed takes
     try:
         import deepspeed
     except ImportError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from training.backend import Torch
 from training.data import Plan
 from training.log import read_log
 from training.model.load import load_model
-from training.step import add_gradients
+from training.step import add_gradients, made_ready
 from training.tokens import load_sources
 from training.train import train
 
@@ -184,6 +185,27 @@ def test_a_loss_that_is_no_number_leaves_the_last_checkpoint_intact(model, build
         train(build, rule, out=tmp_path / "run", device=DEVICE)
     kept = load_file(tmp_path / "run/checkpoints/step-000002/model.safetensors")
     assert all(bool(value.isfinite().all()) for value in kept.values())
+
+
+@pytest.mark.gpu
+@NO_GPU
+@pytest.mark.parametrize("keys", [{}, {"token_budget": 300}, {"checkpointing": True, "loss": "infonce"}, EVERYTHING])
+def test_the_host_never_waits_in_a_step(model, build, keys):
+    rule = recipe(model, dtype="bfloat16", **keys)
+    loaded = load_model(model, max_tokens=64, device=DEVICE)
+    backend, plan = Torch(loaded, rule), Plan(load_sources(build, loaded, "auto"), 42, rule)
+    for step in range(2):  # the first one fills caches
+        batch = made_ready(plan.batch_at(step), rule, pinned=True)
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn" if step else "default")
+            try:
+                add_gradients(backend, batch, rule)
+                backend.step(rule.lr)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+    places = [f"{one.filename}:{one.lineno} {one.message}" for one in waits if "synchroniz" in str(one.message)]
+    assert not places, "\n".join(places)
 
 
 @pytest.mark.gpu

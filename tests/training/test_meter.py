@@ -37,9 +37,9 @@ def test_the_share_of_a_known_peak_and_none_of_an_unknown_one(monkeypatch):
     one, recipe = batch_of(500, 1500), Train(model="m")
     gpu = {}
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: gpu["name"])
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 5_000_000_000)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: {"cuda:1": 5_000_000_000}[str(device)])
     model = SimpleNamespace(backbone=SimpleNamespace(config=SimpleNamespace(head_dim=64)))
-    gpus = SimpleNamespace(device=torch.device("cuda"), weights=weights, world=2, model=model)
+    gpus = SimpleNamespace(device=torch.device("cuda:1"), weights=weights, world=2, model=model)
     # 6 operations * 1e6 weights * 2000 tokens in a tenth of a millisecond are 1.2e14 a second, over two GPUs 6e13.
     for gpu["name"], peak in (("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA A100-SXM4-80GB", 312e12)):
         found = step.costs(gpus, one, recipe, 1e-4)
