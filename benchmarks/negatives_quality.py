@@ -52,7 +52,7 @@ def looked_up(some: Questions, cache: Path) -> tuple[Candidates, np.ndarray, np.
     corpus, asked = vectors(some.corpus, cache), vectors(some.queries, cache)
     pids, none = np.arange(len(some.corpus)), Ragged(np.zeros(len(asked) + 1, np.int64), np.empty(0, np.int64))
     positives = Ragged(np.arange(len(asked) + 1), some.positive)
-    of = Corpus(corpus, pids, Exact(corpus), Exact, shingles_of(some.corpus, pids))
+    of = Corpus(corpus, pids, Exact(corpus), shingles_of(some.corpus, pids))
     found = search(asked, positives, none, of, WIDEST, None)
     one = Candidates(
         found.ids, found.scores, positives, found.positive_scores, none, np.empty(0), found.similarity, found.overlap

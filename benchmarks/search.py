@@ -79,7 +79,7 @@ def main(kind: str, queries: int, passages: int, place: Path) -> None:
         candidates.run_once(folder, str(passages), write, wait=True)
         index = ivf.Lists(corpus, folder)
         highest.say(f"index {[(store.read_receipt(folder) or {})[key] for key in ivf.IN_RECEIPT]}", begun)
-    whole = candidates.Corpus(corpus, np.arange(passages), index, Exact, shingles)
+    whole = candidates.Corpus(corpus, np.arange(passages), index, shingles)
     for start in range(0, queries, QUERIES):
         begun = time.process_time()
         rows = np.arange(start, min(start + QUERIES, queries))

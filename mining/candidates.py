@@ -9,7 +9,6 @@ These files hold all that the filters ask about a candidate, so another filter s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,7 +19,7 @@ import polars as pl
 
 from curation.core import locks, store, tables
 from curation.core.errors import BuildError, listed
-from curation.core.progress import Advance, Progress
+from curation.core.progress import Progress
 from curation.core.record import MINED, draws
 from mining import ivf
 from mining.duplicates import Duplicates, contains_answer, overlaps, read_answers, read_duplicates, shingles_of
@@ -30,7 +29,7 @@ from mining.jobs import Job, Models
 from mining.lists import Ragged, contains, distinct, ragged
 from mining.negatives import Candidates, Chosen, Negatives, Rules, choose, relax
 from mining.rerank import Score, choose_reranked
-from mining.search import Exact, nearest, scores_of
+from mining.search import Exact, nearest, overlapped, scores_of
 
 if TYPE_CHECKING:
     from mining.bm25 import Bm25
@@ -71,10 +70,16 @@ class Corpus:
 
     passages: Vectors  # vectors by pid
     pids: np.ndarray  # (n,) int64, ascending: the passages to search
-    index: Exact  # of the vectors of `pids`
-    exact: Callable[[Vectors], Exact]  # makes an exact index of other vectors
+    index: Exact  # of the vectors of `pids`; with classes its groups are those of `pids`
     shingles: Ragged  # by pid, from `duplicates.shingles_of`
     classes: np.ndarray | None = None  # by pid, -1 unknown; if set, a row is searched in classes other than its own
+
+    @cached_property
+    def row_of(self) -> np.ndarray:
+        """The row in the index (by pid) of each passage that is searched."""
+        rows = np.zeros(int(self.pids[-1]) + 1 if len(self.pids) else 0, np.int64)
+        rows[self.pids] = np.arange(len(self.pids))
+        return rows
 
 
 class Search:
@@ -107,17 +112,22 @@ class Search:
 
         If another process is searching for a block: wait for it, or with `wait=False` leave the block to it.
         """
-        advance: Advance | None = None
-        with ExitStack() as stack:
-            for block in blocks(self.job.curated):
-                folder = self.folder / f"{block.number:05d}"
-                if advance is None and not store.is_current(folder, self.digest):
-                    _ = self.vectors  # encodes, with a progress bar of its own, before that of the search
-                    where = f" on {self.engine}" if self.engine else ""
-                    advance = stack.enter_context(self.progress(f"{self.job.name}: search{where}", self.rows, "rows"))
-                run_once(folder, self.digest, partial(self._search_block, block), wait)
-                if advance is not None:
-                    advance(len(block.rows))
+        if all(_is_done(self._folder(block), self.digest) for block in blocks(self.job.curated)):
+            return
+        _ = self.corpus  # encodes, with a progress bar of its own, before that of the search
+        where = f" on {self.engine}" if self.engine else ""
+        one_by_one = self.job.settings.candidates != "dense"  # BM25 may not be used by several threads at once
+
+        def work(block: Block) -> int:
+            run_once(self._folder(block), self.digest, partial(self._search_block, block), wait)
+            return len(block.rows)
+
+        with self.progress(f"{self.job.name}: search{where}", self.rows, "rows") as advance:
+            for rows in overlapped(work, blocks(self.job.curated), 1 if one_by_one else self.index.threads):
+                advance(rows)
+
+    def _folder(self, block: Block) -> Path:
+        return self.folder / f"{block.number:05d}"
 
     def _search_block(self, block: Block, folder: Path) -> dict[str, Any]:
         """Write the candidates of a block into a folder and return the entries of its receipt."""
@@ -126,9 +136,8 @@ class Search:
 
     def look(self, frame: pl.DataFrame, rows: np.ndarray, k: int) -> Searched:
         """Search for the k nearest passages of the rows numbered `rows` (q,)."""
-        embeddings, places, asked = self.vectors
-        classes, own = (self.classes[0], self.classes[1][rows]) if self.classes else (None, None)
-        corpus = Corpus(Part(embeddings, places), self.corpus_pids, self.index, self.exact, self.shingles, classes)
+        embeddings, _, asked = self.vectors
+        own = self.classes[1][rows] if self.classes else None
         method = self.job.settings.candidates
 
         def by_words(ids: np.ndarray) -> np.ndarray:
@@ -139,7 +148,7 @@ class Search:
             return fuse(ids, found) if method == "both" else found
 
         reorder = None if method == "dense" else by_words
-        return search(embeddings[asked[rows]], self.known(frame), ragged(frame["negatives"]), corpus, k, own, reorder)
+        return search(embeddings[asked[rows]], self.known(frame), ragged(frame["negatives"]), self.corpus, k, own, reorder)
 
     def known(self, frame: pl.DataFrame) -> Ragged:
         """Return the known positives of some rows."""
@@ -148,7 +157,7 @@ class Search:
 
     def candidates(self, block: Block, rules: Rules) -> Candidates:
         """Return the candidates of a block, after `prepare`, with all that the rules ask about them."""
-        found = read_candidates(self.folder / f"{block.number:05d}")
+        found = read_candidates(self._folder(block))
         return self.with_evidence(block.frame, found, block.rows, rules)
 
     def with_evidence(self, frame: pl.DataFrame, found: Searched, rows: np.ndarray, rules: Rules) -> Candidates:
@@ -300,7 +309,8 @@ class Search:
         embeddings, places, asked = self.vectors
         corpus, folder = Part(embeddings, places[self.corpus_pids]), self.folder / "index"
         if not self.uses_ivf:
-            return self.exact(corpus)
+            groups = self.classes[0][self.corpus_pids] if self.classes else None
+            return OnGpus(corpus, self.gpus, groups=groups) if self.gpus else Exact(corpus, groups=groups)
 
         def work(part: Path) -> dict[str, Any]:
             return ivf.write_index(part, corpus, Part(embeddings, asked), self.fetched, self.job.seed, self.job.name)
@@ -309,9 +319,11 @@ class Search:
         return ivf.Lists(corpus, folder)
 
     @cached_property
-    def exact(self) -> Callable[[Vectors], Exact]:
-        """Makes the exact index of a corpus, on GPUs if there are any."""
-        return partial(OnGpus, gpus=self.gpus) if self.gpus else Exact
+    def corpus(self) -> Corpus:
+        """What the source is searched in."""
+        embeddings, places, _ = self.vectors
+        classes = self.classes[0] if self.classes else None
+        return Corpus(Part(embeddings, places), self.corpus_pids, self.index, self.shingles, classes)
 
     @cached_property
     def gpus(self) -> list[Gpu]:
@@ -378,16 +390,16 @@ def search(
         ids = np.where(found >= 0, corpus.pids[found], -1)
     else:  # class by class, in an index of all other classes
         ids, scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf)
-        of_corpus = classes[corpus.pids]
-        for number in np.unique(own[own >= 0]):
-            rows, others = np.flatnonzero(own == number), corpus.pids[(of_corpus >= 0) & (of_corpus != number)]
-            found, theirs = nearest(queries[rows], corpus.exact(Part(corpus.passages, others)), k)
-            ids[rows, : found.shape[1]], scores[rows, : found.shape[1]] = others[found], theirs
+        for number in np.unique(own[own >= 0]).tolist():
+            others, index = corpus.index.without(number)
+            rows = np.flatnonzero(own == number)
+            found, theirs = nearest(queries[rows], index, k)
+            ids[rows, : found.shape[1]], scores[rows, : found.shape[1]] = corpus.pids[others[found]], theirs
     if reorder is not None:
         ids = reorder(ids)
         if own is not None and classes is not None:
             ids = np.where((classes[ids] == own[:, None]) | (classes[ids] < 0), -1, ids)
-        scores = np.where(ids >= 0, scores_of(queries, corpus.passages, np.where(ids >= 0, ids, corpus.pids[0])), -np.inf)
+        scores = np.where(ids >= 0, corpus.index.scores(queries, corpus.row_of[np.where(ids >= 0, ids, corpus.pids[0])]), -np.inf)
 
     # compare each candidate with each positive of its row, and keep the highest value
     similarity, overlap = np.full(ids.shape, -1, np.float32), np.zeros(ids.shape, np.float32)
@@ -396,7 +408,8 @@ def search(
     for first in range(0, len(positives.ids), step):
         some, rows = positives.ids[first : first + step], row_of_each[first : first + step]
         safe = np.where(ids[rows] >= 0, ids[rows], corpus.pids[0])
-        np.maximum.at(similarity, rows, scores_of(corpus.passages[some], corpus.passages, safe).astype(np.float32))
+        near = corpus.index.scores(corpus.passages[some], corpus.row_of[safe])
+        np.maximum.at(similarity, rows, near.astype(np.float32))
         shared = overlaps(corpus.shingles, np.repeat(some, safe.shape[1]), safe.reshape(-1))
         np.maximum.at(overlap, rows, shared.reshape(safe.shape))
 
@@ -435,11 +448,19 @@ def run_once(folder: Path, digest: str, work: Callable[[Path], Mapping[str, Any]
 
     The others wait for it or, with `wait=False`, leave it alone. If the process dies, another takes over.
     """
-    claim = folder.with_name(f".{folder.name}.claim")
-    if claim.exists() or not store.is_current(folder, digest):
-        with locks.claimed(claim, wait) as ours:
+    if not _is_done(folder, digest):
+        with locks.claimed(_claim(folder), wait) as ours:
             if ours:
                 store.run_stage(folder, digest, work)
+
+
+def _claim(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.claim")
+
+
+def _is_done(folder: Path, digest: str) -> bool:
+    """Return whether a stage is complete and no process claims it, not even one that was killed."""
+    return not _claim(folder).exists() and store.is_current(folder, digest)
 
 
 def blocks(curated: Path) -> Iterator[Block]:

@@ -17,6 +17,7 @@ import mmap
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -140,6 +141,7 @@ class Embeddings:
         self.keys = np.empty(0, KEY)  # sorted
         self.places = np.empty(0, np.int64)  # of each key: shard number * ROWS + row in the shard
         self.resident: dict[int, int] = {}  # shards read through their maps -> bytes; the system may load a whole one at once
+        self.lock = Lock()  # of `resident`: several threads read at once
         self.new: list[tuple[np.ndarray, np.ndarray]] = []  # keys and places that are not in `keys` and `places` yet
         self._open()
 
@@ -150,15 +152,21 @@ class Embeddings:
     def __getitem__(self, places: np.ndarray) -> np.ndarray:
         """Return the vectors (n, dim) float32 at these places, in the given order."""
         found = np.empty((len(places), self.encoder.dim), np.float32)
-        order = np.argsort(places, kind="stable")  # shard by shard
+        ascending = bool((np.diff(places) >= 0).all())
+        order = np.arange(len(places)) if ascending else np.argsort(places, kind="stable")  # shard by shard
         for here in np.split(order, np.flatnonzero(np.diff(places[order] // ROWS)) + 1) if len(order) else []:
             number = int(places[here[0]] // ROWS)
-            found[here] = self.shards[number][places[here] % ROWS]
-            self.resident[number] = self.shards[number].nbytes
-            if sum(self.resident.values()) > RESIDENT:
-                for number in self.resident:
-                    cast(Any, self.shards[number])._mmap.madvise(mmap.MADV_DONTNEED)
-                self.resident.clear()
+            shard, rows = self.shards[number].view(np.ndarray), places[here] % ROWS
+            if ascending and shard.dtype == found.dtype:  # straight into its place: "clip" lets `take` write there
+                shard.take(rows, axis=0, out=found[here[0] : here[-1] + 1], mode="clip")
+            else:
+                found[here] = shard[rows]
+            with self.lock:
+                self.resident[number] = self.shards[number].nbytes
+                if sum(self.resident.values()) > RESIDENT:
+                    for number in self.resident:
+                        cast(Any, self.shards[number])._mmap.madvise(mmap.MADV_DONTNEED)
+                    self.resident.clear()
         return found
 
     def ensure(self, texts: Callable[[], Iterable[str]], advance: Advance = lambda n: None) -> np.ndarray:

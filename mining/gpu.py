@@ -13,20 +13,24 @@ fetches more, so the results are those of the CPU.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import faiss
 import numpy as np
 
 from curation.core.errors import SetupError, listed
-from mining.embeddings import Vectors
+from mining.embeddings import Part, Vectors
+from mining.kernels import inner_products
 from mining.search import PASSAGES, Exact, rounding
 
 LEAST_QUERIES, LEAST_PASSAGES = 16, 1 << 12  # blocks are not made smaller than this when memory runs out
+THREADS = 4  # blocks of queries that are worked on at once
 SCRATCH = 1 << 30  # bytes of a GPU that faiss or torch works in
 SCORES = 1 << 29  # bytes of the scores that torch selects from at once
 GROUP = 16  # passages whose best score torch looks at first
@@ -34,6 +38,7 @@ SHARE = 0.8  # of the other free bytes that the corpus may take
 LENGTH = 1.01  # exceeds the length of any rounded vector
 CUT_OFF = 2  # a tensor core adds 4 or more products to a sum and cuts each off: at most 1.5 times `rounding`
 OUT_OF_MEMORY = ("out of memory", "alloc fail", "alloc_fail", "allocator fail")  # in messages of torch, cuBLAS and faiss
+LANES = (8, 4, 2)  # float64 numbers in a vector of AVX-512, of AVX2, of SSE and NEON
 DRIVERS = ("nvidia*", "dxg", "kfd")  # in /dev where there is a GPU: NVIDIA's, through Windows, AMD's
 
 
@@ -48,11 +53,13 @@ class Gpu:
         import torch
 
         self.torch, self.name = torch, name
-        self.held: Any = None
+        self.held: Any = None  # (n, dim) float16
+        self.exact: Any = None  # (n, dim) float32, where there is room
+        self.holder: Any = None  # the index whose corpus it is
 
     def free(self) -> int:
         """Release the vectors and return the bytes that are free for a corpus."""
-        self.held = None
+        self.held = self.exact = self.holder = None
         self.torch.cuda.empty_cache()
         return int(SHARE * max(0, self.torch.cuda.mem_get_info(self.name)[0] - SCRATCH))
 
@@ -61,26 +68,34 @@ class Gpu:
         free, total = self.torch.cuda.mem_get_info(self.name)
         return f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB are free"
 
-    def hold(self, rows: int, dim: int) -> None:
-        """Release the vectors and make room for others."""
-        self.held = None
+    def hold(self, rows: int, dim: int, exact: bool = False) -> None:
+        """Release the vectors and make room for others; with `exact` in float32 too."""
+        self.held = self.exact = None
         self.held = self.torch.empty((rows, dim), dtype=self.torch.float16, device=self.name)
+        if exact:
+            self.exact = self.torch.empty((rows, dim), dtype=self.torch.float32, device=self.name)
 
     def put(self, start: int, vectors: np.ndarray) -> float:
         """Store vectors (n, dim) float32 from row `start` on; return the largest distance of one to what is stored."""
         exact = self.torch.from_numpy(vectors).to(self.name)
         half = self.held[start : start + len(vectors)]
         half.copy_(exact)
+        if self.exact is not None:
+            self.exact[start : start + len(vectors)] = exact
         return float((exact - half.float()).norm(dim=1).max())
 
-    def knn(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return scores (q, k) float32, descending, and rows (q, k) int64 for queries (q, dim) float16; sums are float32."""
+    def knn(self, queries: np.ndarray, k: int, part: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Return scores (q, k) float32, descending, and rows (q, k) int64 of a part of what it holds.
+
+        Queries (q, dim) are float16, sums float32. A part of fewer rows gives them all.
+        """
         asked = self.torch.from_numpy(queries).to(self.name)
         step = max(k, GROUP, SCORES // (4 * len(queries)))
         best: Any = None
         rows: Any = None
-        for start in range(0, len(self.held), step):
-            scores, found = self.highest(self.products(asked, self.held[start : start + step]), k)
+        held = self.held[part]
+        for start in range(0, len(held), step):
+            scores, found = self.highest(self.products(asked, held[start : start + step]), k)
             found += start
             if best is not None:
                 scores, found = self.torch.cat([best, scores], 1), self.torch.cat([rows, found], 1)
@@ -114,6 +129,22 @@ class Gpu:
             return self.torch.mm(queries, passages.T, out_dtype=self.torch.float32)
         return queries.float() @ passages.float().T
 
+    def scores(self, queries: np.ndarray, of_each: np.ndarray, rows: np.ndarray, lanes: int) -> np.ndarray:
+        """Return the inner product (p,) float64 of query `of_each[i]` with row `rows[i]`, in the order of `sums_in_lanes`."""
+        torch = self.torch
+        asked, one, other = (torch.from_numpy(array).to(self.name) for array in (queries, of_each, rows))
+        found = torch.empty(len(rows), dtype=torch.float64, device=self.name)
+        step = max(1, SCORES // (24 * queries.shape[1]))  # float32 and float64 numbers of both vectors
+        for start in range(0, len(rows), step):
+            some = slice(start, start + step)
+            found[some] = sums_in_lanes(asked[one[some]].double(), self.exact[other[some]].double(), lanes)
+        return np.asarray(found.cpu().numpy())
+
+    def sums(self, left: np.ndarray, right: np.ndarray, lanes: int) -> np.ndarray:
+        """Return the inner products (n,) float64 of the rows of two float32 arrays, in the order of `sums_in_lanes`."""
+        here, there = (self.torch.from_numpy(array).to(self.name).double() for array in (left, right))
+        return np.asarray(sums_in_lanes(here, there, lanes).cpu().numpy())
+
 
 class FaissGpu(Gpu):
     """A CUDA device that holds a part of a corpus and searches it with faiss, on torch tensors."""
@@ -130,91 +161,183 @@ class FaissGpu(Gpu):
         self.resources = faiss.StandardGpuResources()
         self.resources.setTempMemory(SCRATCH)
 
-    def knn(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return scores (q, k) float32, descending, and rows (q, k) int64 for queries (q, dim) float16; sums are float32."""
+    def knn(self, queries: np.ndarray, k: int, part: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Return scores (q, k) float32, descending, and rows (q, k) int64 of a part of what it holds.
+
+        Queries (q, dim) are float16, sums float32. A part of fewer rows gives them all.
+        """
         with self.torch.cuda.device(self.number):  # faiss works on the current stream of this device
-            asked = self.torch.from_numpy(queries).to(self.name)
+            asked, held = self.torch.from_numpy(queries).to(self.name), self.held[part]
             scores, rows = faiss.knn_gpu(
-                self.resources, asked, self.held, k, metric=faiss.METRIC_INNER_PRODUCT, device=self.number
+                self.resources, asked, held, min(k, len(held)), metric=faiss.METRIC_INNER_PRODUCT, device=self.number
             )
             return scores.cpu().numpy(), rows.cpu().numpy()
 
 
 class OnGpus(Exact):
-    """A corpus that is searched whole on GPUs."""
+    """A corpus that is searched whole on GPUs, in the order of its groups."""
 
-    def __init__(self, corpus: Vectors, gpus: Sequence[Gpu], block: int = PASSAGES) -> None:
+    def __init__(self, corpus: Vectors, gpus: Sequence[Gpu], block: int = PASSAGES, groups: np.ndarray | None = None) -> None:
         """Take a corpus (n, dim); the first search copies it to the GPUs, `block` rows at a time."""
-        super().__init__(corpus, block)
-        self.gpus, self.room, self.held = gpus, 0, -1  # room: rows per GPU; held: the round that is on the GPUs
+        super().__init__(corpus, block, groups)
+        self.gpus, self.lock = gpus, Lock()
+        self.room, self.held = 0, -1  # room: bytes of a GPU for the corpus; held: the round that is on the GPUs
         self.error = 0.0  # largest distance between a passage and its rounded vector, so far
+        self.order = None if groups is None else np.argsort(groups, kind="stable")  # rows as the GPUs hold them
+        self.exact = False  # whether the GPUs hold the float32 vectors too, and can score candidates
+        self.place = self.order if self.order is None else np.argsort(self.order)  # of each row in `order`
+        self.lanes: dict[int, int] = {}  # dimension -> sums in the processor's order, from `lanes_of`
 
-    def fetch(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def fetch(self, queries: np.ndarray, k: int, group: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return ids (q, k) int64 of nearly the best, and an upper limit (q,) for the scores of all others.
+
+        With `group`, only rows in other groups count.
 
         Raises:
             SetupError: a GPU runs out of memory even for small blocks.
         """
-        if k > min(gpu.widest for gpu in self.gpus):
+        spans = [slice(0, len(self.corpus))]
+        if group is not None:
+            assert self.groups is not None
+            first, start, stop = np.searchsorted(self.groups[self.order], [0, group, group + 1]).tolist()
+            spans = [slice(first, start), slice(stop, len(self.corpus))]
+        elif k > min(gpu.widest for gpu in self.gpus):
             return super().fetch(queries, k)
         half = queries.astype(np.float16)
-        while True:
-            try:
-                self.room = self.room or min(gpu.free() for gpu in self.gpus) // (2 * queries.shape[1])
-                self._check_room()
-                ids, scores = self._fetch_half(half, k)
-                return ids, scores[:, -1] + self.slack(queries)
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                self.room, self.held = min(self.room, len(self.corpus)) // 2, -1
-                self._check_room()
+        with self.lock:
+            while True:
+                try:
+                    self.room = self.room or min(gpu.free() for gpu in self.gpus)
+                    ids, scores = self._fetch_half(half, k, spans)
+                    return ids if self.order is None else self.order[ids], scores[:, -1] + self.slack(queries)
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    self.room, self.held = min(self.room, len(self.corpus) * self.bytes_per_row(half.shape[1])) // 2, -1
 
-    def _check_room(self) -> None:
-        """Refuse to search where so few rows fit on a GPU that the search would not end."""
-        if self.room < min(LEAST_PASSAGES, len(self.corpus)):
+    @property
+    def threads(self) -> int:
+        """Return how many blocks of queries to work on at once: while the GPUs search one, processors filter others."""
+        return min(THREADS, os.cpu_count() or 1)
+
+    def _only(self, rows: np.ndarray, group: int) -> Exact:
+        return Others(self, rows, group)
+
+    def scores(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return the inner product (q, k) float64 of each query (q, dim) with its own rows (q, k) of the corpus.
+
+        The GPUs compute the bits of the CPU; if they cannot, or do not hold the corpus, the CPU does.
+        """
+        with self.lock:
+            dim = queries.shape[1]
+            if self.exact and self._holds(0) and dim not in self.lanes:
+                self.lanes[dim] = lanes_of(self.gpus[0], dim)
+            if self.exact and self._holds(0) and self.lanes[dim]:
+                try:
+                    return self._scores_on_gpus(queries, rows if self.place is None else self.place[rows], self.lanes[dim])
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+        return super().scores(queries, rows)
+
+    def slack(self, queries: np.ndarray) -> np.ndarray:
+        """Return the largest error (q,) of a score of each query in half precision."""
+        distance = _distance(queries, queries.astype(np.float16))
+        return (distance + self.error) * LENGTH + CUT_OFF * rounding(queries.shape[1])
+
+    def bytes_per_row(self, dim: int) -> int:
+        """Return what a row takes on a GPU: float16, and float32 too if all rows fit on the GPUs at once."""
+        rows = self.room // (6 * dim)
+        return 6 * dim if rows and len(split(len(self.corpus), rows, len(self.gpus))[1]) == 1 else 2 * dim
+
+    def _holds(self, number: int) -> bool:
+        return self.held == number and all(gpu.holder is self for gpu in self.gpus)
+
+    def _fetch_half(self, half: np.ndarray, k: int, spans: list[slice]) -> tuple[np.ndarray, np.ndarray]:
+        """Return places and scores (q, k) of the best in half precision among spans of the corpus, searching all GPUs at once."""
+        dim = half.shape[1]
+        rows = self.room // self.bytes_per_row(dim)
+        if rows < min(LEAST_PASSAGES, len(self.corpus)):  # such a search would not end
             raise SetupError(
                 listed(gpu.name for gpu in self.gpus),
                 f"out of memory: even a search in small blocks does not fit ({self.gpus[0].memory()})",
                 "end other programs on the GPU, or run with --device cpu",
             )
-
-    def slack(self, queries: np.ndarray) -> np.ndarray:
-        """Return the largest error (q,) of a score of each query in half precision."""
-        return (_distance(queries, queries.astype(np.float16)) + self.error) * LENGTH + CUT_OFF * rounding(queries.shape[1])
-
-    def _fetch_half(self, half: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return ids and scores (q, k) of the best in half precision, searching all GPUs at once."""
-        copies, rounds = split(len(self.corpus), self.room, len(self.gpus))
+        copies, rounds = split(len(self.corpus), rows, len(self.gpus))
         heap = faiss.ResultHeap(len(half), k, keep_max=True)
         for number, pieces in enumerate(rounds):
-            holders = [self.gpus[i :: len(pieces)][:copies] for i in range(len(pieces))]  # the GPUs of each piece
-            if self.held != number:
-                self._copy_to_gpus(pieces, holders, half.shape[1])
+            holders = self._holders(pieces, copies)
+            if not self._holds(number):
+                self.exact = self.bytes_per_row(dim) == 6 * dim
+                self._copy_to_gpus(pieces, holders, dim)
                 self.held = number
             shares = np.array_split(np.arange(len(half)), copies)
             jobs = [
-                (gpu, some, piece)
+                (gpu, some, slice(start, stop), piece.start)
                 for piece, gpus in zip(pieces, holders, strict=True)
+                for span in spans
+                for start, stop in [(max(span.start, piece.start) - piece.start, min(span.stop, piece.stop) - piece.start)]
                 for gpu, some in zip(gpus, shares, strict=True)
-                if len(some)
+                if len(some) and start < stop
             ]
-            with ThreadPoolExecutor(len(jobs)) as pool:
-                found = pool.map(lambda job: knn_in_halves(job[0], half[job[1]], min(k, job[2].stop - job[2].start)), jobs)
-                for (_, some, piece), (scores, rows) in zip(jobs, found, strict=True):
-                    heap.add_result_subset(some, scores, rows + piece.start)
+            with ThreadPoolExecutor(max(1, len(self.gpus))) as pool:
+                found = pool.map(lambda job: knn_in_halves(job[0], half[job[1]], k, job[2]), jobs)
+                for (_, some, part, offset), (scores, places) in zip(jobs, found, strict=True):
+                    heap.add_result_subset(some, scores, places + part.start + offset)
         heap.finalize()
         return heap.I, heap.D
 
+    def _holders(self, pieces: list[slice], copies: int) -> list[Sequence[Gpu]]:
+        """Return the GPUs of each piece."""
+        return [self.gpus[i :: len(pieces)][:copies] for i in range(len(pieces))]
+
     def _copy_to_gpus(self, pieces: list[slice], holders: list[Sequence[Gpu]], dim: int) -> None:
         """Copy each piece of the corpus to its GPUs; each row is read once."""
+        for gpu in self.gpus:
+            gpu.holder = self
         for piece, gpus in zip(pieces, holders, strict=True):
             for gpu in gpus:
-                gpu.hold(piece.stop - piece.start, dim)
+                gpu.hold(piece.stop - piece.start, dim, self.exact)
             for start in range(piece.start, piece.stop, self.block):
-                vectors = np.ascontiguousarray(self.corpus[np.arange(start, min(start + self.block, piece.stop))], np.float32)
+                places = np.arange(start, min(start + self.block, piece.stop))
+                rows = places if self.order is None else self.order[places]
+                vectors = np.ascontiguousarray(self.corpus[rows], np.float32)
                 for gpu in gpus:
                     self.error = max(self.error, gpu.put(start - piece.start, vectors))
+
+    def _scores_on_gpus(self, queries: np.ndarray, places: np.ndarray, lanes: int) -> np.ndarray:
+        """Return the scores (q, k) of places, each from a GPU that holds it."""
+        copies, rounds = split(len(self.corpus), self.room // self.bytes_per_row(queries.shape[1]), len(self.gpus))
+        row_of_each, flat, found = np.repeat(np.arange(len(places)), places.shape[1]), places.ravel(), np.empty(places.size)
+        jobs = []
+        for piece, gpus in zip(rounds[0], self._holders(rounds[0], copies), strict=True):
+            here = np.flatnonzero((flat >= piece.start) & (flat < piece.stop))
+            jobs += [(gpu, some, piece.start) for gpu, some in zip(gpus, np.array_split(here, copies), strict=True)]
+        with ThreadPoolExecutor(max(1, len(self.gpus))) as pool:
+            results = pool.map(lambda job: job[0].scores(queries, row_of_each[job[1]], flat[job[1]] - job[2], lanes), jobs)
+            for (_, some, _), scores in zip(jobs, results, strict=True):
+                found[some] = scores
+        return found.reshape(places.shape)
+
+
+class Others(Exact):
+    """The rows of an index on GPUs that are not in one group."""
+
+    def __init__(self, index: OnGpus, rows: np.ndarray, group: int) -> None:
+        """Take the index, its rows that count, and the group that does not."""
+        super().__init__(Part(index.corpus, rows), index.block)
+        self.index, self.rows, self.group = index, rows, group
+
+    def fetch(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids (q, k) int64 of nearly the best, and an upper limit (q,) for the scores of all others."""
+        if k > min(gpu.widest for gpu in self.index.gpus):
+            return super().fetch(queries, k)
+        found, limit = self.index.fetch(queries, k, self.group)
+        return np.searchsorted(self.rows, found), limit
+
+    def scores(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return the inner product (q, k) float64 of each query (q, dim) with its own rows (q, k)."""
+        return self.index.scores(queries, self.rows[rows])
 
 
 def find_gpus(device: str) -> list[Gpu]:
@@ -253,16 +376,50 @@ def split(rows: int, room: int, gpus: int) -> tuple[int, list[list[slice]]]:
     return gpus // width, [cut[first : first + width] for first in range(0, len(cut), width)]
 
 
-def knn_in_halves(gpu: Gpu, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def knn_in_halves(gpu: Gpu, queries: np.ndarray, k: int, part: slice) -> tuple[np.ndarray, np.ndarray]:
     """Search on a GPU; if it runs out of memory, search for half of the queries at a time."""
     try:
-        return gpu.knn(queries, k)
+        return gpu.knn(queries, k, part)
     except RuntimeError as error:
         if not is_out_of_memory(error) or len(queries) <= LEAST_QUERIES:
             raise
     middle = len(queries) // 2
-    parts = [knn_in_halves(gpu, some, k) for some in (queries[:middle], queries[middle:])]
+    parts = [knn_in_halves(gpu, some, k, part) for some in (queries[:middle], queries[middle:])]
     return np.vstack([scores for scores, _ in parts]), np.vstack([rows for _, rows in parts])
+
+
+def sums_in_lanes(left: Any, right: Any, lanes: int) -> Any:
+    """Return the inner products (p,) of float64 tensors (p, dim), summed as a processor with vectors of `lanes` numbers does.
+
+    The compiler of `kernels.inner_products` keeps four such vectors of sums, adds them one after the other, and then adds the
+    upper half of the lanes to the lower half until one number is left. Products of float32 numbers are exact in float64, so
+    the order of the sum alone decides its bits.
+    """
+    width = 4 * lanes
+    sums = left.new_zeros(len(left), width)
+    for start in range(0, left.shape[1], width):
+        sums.addcmul_(left[:, start : start + width], right[:, start : start + width])
+    total = sums[:, :lanes]
+    for start in range(lanes, width, lanes):
+        total = total + sums[:, start : start + lanes]
+    while total.shape[1] > 1:
+        half = total.shape[1] // 2
+        total = total[:, :half] + total[:, half:]
+    return total[:, 0]
+
+
+def lanes_of(gpu: Gpu, dim: int) -> int:
+    """Return the number of lanes with which a GPU computes the bits of this processor; 0 if there is none.
+
+    Random vectors tell: two orders of a sum differ in about half of all scores.
+    """
+    random = np.random.default_rng(0)
+    left, right = (random.standard_normal((256, dim), np.float32) for _ in range(2))
+    wanted = inner_products(left, right, np.arange(256)[:, None])[:, 0]
+    for lanes in LANES:
+        if dim % (4 * lanes) == 0 and gpu.sums(left, right, lanes).tobytes() == wanted.tobytes():
+            return lanes
+    return 0
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

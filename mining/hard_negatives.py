@@ -27,7 +27,7 @@ from mining.embeddings import CustomEncoder, Embeddings
 from mining.gpu import OnGpus, find_gpus
 from mining.lists import Ragged, contains
 from mining.negatives import Candidates, Rules, choose, eligible_candidates
-from mining.search import QUERIES, Exact, nearest
+from mining.search import QUERIES, Exact, nearest, overlapped
 
 OUTPUT_FORMATS = ("triplet", "n-tuple", "labeled-pair", "labeled-list")
 STRATEGIES = ("top", "random")
@@ -199,18 +199,23 @@ def find_negatives(
     rules = window.rules
     alike = rules.containment is not None or rules.max_similarity is not None or window.target_yield is not None
     gpus = find_gpus(device)
-    whole: Any = (lambda corpus: OnGpus(corpus, gpus)) if gpus else Exact
-    index = whole(vectors.corpus)
+    index = OnGpus(vectors.corpus, gpus) if gpus else Exact(vectors.corpus)
     every = np.arange(len(pairs.corpus))
     shingles = shingles_of(pairs.corpus, every) if alike else Ragged(np.zeros(1, np.int64), np.empty(0, np.int64))
-    corpus = found_by.Corpus(vectors.corpus, every, index, whole, shingles)
+    corpus = found_by.Corpus(vectors.corpus, every, index, shingles)
     same = _same_texts(pairs) if rules.exclude_query or rules.exclude_group or rules.distinct else None
     limits = (rules.absolute_margin, rules.relative_margin, rules.max_score, rules.min_score)
     blocks = list[Candidates]()
-    with progress("search", len(pairs.queries), "queries") as advance:
-        for first in range(0, len(pairs.queries), QUERIES):
+
+    def searched(first: int) -> Candidates:
+        rows = slice(first, first + QUERIES)
+        return _searched(vectors, pairs.positives.rows(rows), rows, corpus, rules.range_max + pairs.most_rows, alike)
+
+    starts = range(0, len(pairs.queries), QUERIES)
+    engine = f" on {listed(gpu.name for gpu in gpus)} with {gpus[0].engine}" if gpus else ""
+    with progress(f"search{engine}", len(pairs.queries), "queries") as advance:
+        for first, block in zip(starts, overlapped(searched, starts, index.threads), strict=True):
             rows = slice(first, first + QUERIES)
-            block = _searched(vectors, pairs.positives.rows(rows), rows, corpus, rules.range_max + pairs.most_rows, alike)
             if reranker is not None and any(limit is not None for limit in limits):
                 block = _reranked(block, pairs, first, reranker)
             if same is not None:

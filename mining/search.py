@@ -9,19 +9,26 @@ candidates differently; these get the same scores.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from importlib import metadata
+from typing import TypeVar
 
 import numpy as np
 
 from curation.core.errors import SetupError
-from mining.embeddings import Vectors
+from mining.embeddings import Part, Vectors
 from mining.kernels import inner_products
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 QUERIES = 4_096  # queries per block: with PASSAGES vectors of 1,024 numbers, about 150 MB
 PASSAGES = 32_768
 SPARE = 16  # candidates fetched beyond k, so that equal scores on both sides of the cut are rare
 MOST_SPARE = 2_048  # fetched where many scores are equal; if that is not enough, every passage that can be near is scored
+HELD = 1 << 28  # bytes of a corpus that is kept in memory while it is searched
 GATHERED = 1 << 24  # float32 numbers read at once when candidates are scored again: 64 MB
 DISTRIBUTIONS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs")
 
@@ -57,15 +64,52 @@ with warnings.catch_warnings():
 class Exact:
     """A corpus that is searched whole, block by block, on the CPU."""
 
-    def __init__(self, corpus: Vectors, block: int = PASSAGES) -> None:
-        """Take a corpus (n, dim); `block` rows are searched at once, which changes memory and speed but not the result."""
-        self.corpus, self.block = corpus, block
+    def __init__(self, corpus: Vectors, block: int = PASSAGES, groups: np.ndarray | None = None) -> None:
+        """Take a corpus; `block` changes memory and speed but not the result.
+
+        Args:
+            corpus: (n, dim).
+            block: rows that are searched at once.
+            groups: (n,) a number for each row, for `without`; -1 for rows that are in no group.
+        """
+        self.corpus, self.block, self.groups = corpus, block, groups
+
+    @cached_property
+    def array(self) -> np.ndarray | None:
+        """The corpus in memory, if it is an array or small enough to be read into one."""
+        if isinstance(self.corpus, np.ndarray) and self.corpus.dtype == np.float32 and self.corpus.flags.c_contiguous:
+            return self.corpus
+        if 4 * len(self.corpus) * self.corpus[np.arange(min(1, len(self.corpus)))].size > HELD:
+            return None
+        return np.ascontiguousarray(self.corpus[np.arange(len(self.corpus))], np.float32)
+
+    @property
+    def threads(self) -> int:
+        """Return how many blocks of queries to work on at once: one on the CPU, which a block keeps busy."""
+        return 1
+
+    def without(self, group: int) -> tuple[np.ndarray, Exact]:
+        """Return the rows (m,) that are in another group, and an index of them."""
+        assert self.groups is not None
+        rows = np.flatnonzero((self.groups >= 0) & (self.groups != group))
+        return rows, self._only(rows, group)
+
+    def _only(self, rows: np.ndarray, group: int) -> Exact:
+        return Exact(Part(self.corpus, rows), self.block)
+
+    def scores(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return the inner product (q, k) float64 of each query (q, dim) with its own rows (q, k) of the corpus."""
+        if self.array is None:
+            return scores_of(queries, self.corpus, rows)
+        return np.asarray(
+            inner_products(np.ascontiguousarray(queries, np.float32), self.array, rows.astype(np.int64, copy=False))
+        )
 
     def fetch(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return ids (q, k) int64 of nearly the best, -1 where there are fewer, and an upper limit (q,) for all other scores."""
         heap = faiss.ResultHeap(len(queries), k, keep_max=True)
         for rows, groups in self.parts(queries):
-            passages = np.ascontiguousarray(self.corpus[rows], np.float32)
+            passages = np.ascontiguousarray((self.corpus if self.array is None else self.array)[rows], np.float32)
             for some, part in groups:
                 these = passages[part]
                 found, at = faiss.knn(queries[some], these, min(k, len(these)), metric=faiss.METRIC_INNER_PRODUCT)
@@ -79,6 +123,25 @@ class Exact:
         for start in range(0, len(self.corpus), self.block):
             rows = np.arange(start, min(start + self.block, len(self.corpus)))
             yield rows, [(every, slice(0, len(rows)))]
+
+
+def overlapped(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
+    """Yield `work(item)` for each item, in order; with several threads the next items are worked on meanwhile."""
+    if threads < 2:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        pending = deque[Future[Result]]()
+        try:
+            for item in items:
+                pending.append(pool.submit(work, item))
+                if len(pending) > threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
 
 
 def nearest(queries: np.ndarray, index: Exact, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +168,7 @@ def _nearest_in_block(queries: np.ndarray, index: Exact, k: int, spare: int = SP
     """Search one block of queries: fetch more than k, score them again, and search further for queries that need it."""
     whole = len(index.corpus)
     ids, limit = index.fetch(queries, min(k + spare, whole))
-    ids, scores = _sort(ids, np.where(ids >= 0, scores_of(queries, index.corpus, np.maximum(ids, 0)), -np.inf))
+    ids, scores = _sort(ids, np.where(ids >= 0, index.scores(queries, np.maximum(ids, 0)), -np.inf))
     if ids.shape[1] == whole:
         return ids[:, :k], scores[:, :k]
 
@@ -119,7 +182,7 @@ def _nearest_in_block(queries: np.ndarray, index: Exact, k: int, spare: int = SP
         least = float(scores[row, k - 1]) - rounding(query.shape[1])
         near = np.concatenate([rows[index.corpus[rows] @ query[0] >= least] for rows, _ in index.parts(query)])[None, :]
         blocks = [near[:, start : start + index.block] for start in range(0, near.shape[1], index.block)]
-        all_ids, all_scores = _sort(near, np.hstack([scores_of(query, index.corpus, block) for block in blocks]))
+        all_ids, all_scores = _sort(near, np.hstack([index.scores(query, block) for block in blocks]))
         ids[row, :k], scores[row, :k] = all_ids[0, :k], all_scores[0, :k]
     return ids[:, :k], scores[:, :k]
 

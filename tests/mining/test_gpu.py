@@ -5,6 +5,7 @@ The GPUs here are fakes that round as a GPU does and run out of memory as one do
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,8 @@ from hypothesis import strategies as st
 from curation.core.errors import SetupError
 from mining import gpu
 from mining.candidates import Corpus, search
-from mining.gpu import FaissGpu, Gpu, OnGpus, find_gpus, split
+from mining.gpu import FaissGpu, Gpu, OnGpus, find_gpus, lanes_of, split, sums_in_lanes
+from mining.kernels import inner_products
 from mining.lists import Ragged
 from mining.search import Exact, nearest, rounding
 
@@ -30,32 +32,43 @@ FAISS = "Error in allocMemory: StandardGpuResources: alloc fail type TemporaryMe
 class Half:
     """Holds float16 vectors; products of them are summed in float32. Has `room` bytes, and answers `most` queries at once."""
 
-    widest = 1 << 20
+    widest, holder = 1 << 20, None
 
     def __init__(self, number=0, room=1 << 30, most=1 << 20):
         self.name, self.room, self.most = f"cuda:{number}", room, most
         self.held = np.empty((0, 0), np.float16)
-        self.asked, self.loads = [], 0
+        self.asked, self.loads, self.scored = [], 0, 0
 
     def free(self):
         return self.room
 
-    def hold(self, rows, dim):
-        if rows * dim * 2 > self.room:
+    def hold(self, rows, dim, exact):
+        if rows * dim * (6 if exact else 2) > self.room:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        self.exact = np.zeros((rows, dim), np.float32) if exact else None
         self.held, self.loads = np.zeros((rows, dim), np.float16), self.loads + 1
 
     def put(self, start, vectors):
         assert vectors.dtype == np.float32
         half = vectors.astype(np.float16)
         self.held[start : start + len(vectors)] = half
+        if self.exact is not None:
+            self.exact[start : start + len(vectors)] = vectors
         return float(np.linalg.norm(vectors.astype(np.float64) - half, axis=1).max())
 
-    def knn(self, queries, k):
+    def knn(self, queries, k, part):
         if len(queries) > self.most:
             raise RuntimeError(FAISS)
         self.asked.append(k)
-        return faiss.knn(queries.astype("f4"), self.held.astype("f4"), k, metric=faiss.METRIC_INNER_PRODUCT)
+        held = self.held[part].astype("f4")
+        return faiss.knn(queries.astype("f4"), held, min(k, len(held)), metric=faiss.METRIC_INNER_PRODUCT)
+
+    def scores(self, queries, of_each, rows, lanes):
+        self.scored += len(rows)
+        return self.sums(queries[of_each], self.exact[rows], lanes)
+
+    def sums(self, left, right, lanes):
+        return sums_in_lanes(torch.from_numpy(left).double(), torch.from_numpy(right).double(), lanes).numpy()
 
     def memory(self):
         return "0.1 of 79.6 GiB are free"
@@ -96,15 +109,8 @@ def test_other_classes_on_gpus():
     positives, shingles = Ragged(np.arange(51), np.arange(50)), Ragged(np.zeros(901, np.int64), np.empty(0, np.uint64))
     few = [Half(0, 40_000), Half(1, 40_000)]
     found = [
-        search(
-            vectors[:50],
-            positives,
-            none,
-            Corpus(vectors, np.arange(900), Exact(vectors), make, shingles, classes),
-            20,
-            classes[:50],
-        )
-        for make in (Exact, lambda corpus: OnGpus(corpus, few))
+        search(vectors[:50], positives, none, Corpus(vectors, np.arange(900), index, shingles, classes), 20, classes[:50])
+        for index in (Exact(vectors, groups=classes), OnGpus(vectors, few, groups=classes))
     ]
     assert (found[0].ids[classes[:50] >= 0] >= 0).all()
     assert all(one.loads for one in few)
@@ -136,11 +142,65 @@ def test_what_is_left_out_scores_no_more_than_the_limit(seed, dim, skew):
     index = OnGpus(vectors, [one])
     ids, limit = index.fetch(vectors, 20)
     exact = vectors.astype(np.float64) @ vectors.T.astype(np.float64)
-    rough, rows = one.knn(vectors.astype(np.float16), 60)
+    rough, rows = one.knn(vectors.astype(np.float16), 60, slice(None))
     assert (np.abs(rough - np.take_along_axis(exact, rows, axis=1)).max(axis=1) <= index.slack(vectors)).all()
     np.put_along_axis(exact, ids, -np.inf, axis=1)
     assert (exact.max(axis=1) <= limit).all()
     assert index.slack(vectors).max() < 1.2e-3
+
+
+@given(st.integers(1, 30), st.sampled_from([32, 64, 96, 384, 1024]), st.integers(0, 2**32))
+@settings(max_examples=40, deadline=None)
+def test_scores_on_a_gpu_have_the_bits_of_this_processor(count, dim, seed):
+    random = np.random.default_rng(seed)
+    vectors = (random.standard_normal((2 * count, dim)) * 10 ** random.uniform(-8, 0, (2 * count, 1))).astype(np.float32)
+    vectors[0] = 0
+    lanes = lanes_of(Gpu("cpu"), dim)
+    if lanes:
+        places = random.integers(0, 2 * count, (count, 3))
+        wanted = inner_products(vectors[:count], vectors, places)
+        got = Gpu("cpu").sums(vectors[:count].repeat(3, axis=0), vectors[places.ravel()], lanes)
+        assert got.reshape(places.shape).tobytes() == wanted.tobytes()
+    assert lanes_of(Gpu("cpu"), 33) == 0  # numbers are left over
+
+
+def test_this_processor_has_an_order_that_a_gpu_can_follow():
+    if platform.machine() == "x86_64":
+        assert lanes_of(Gpu("cpu"), 384) > 0
+
+
+@pytest.mark.parametrize(("room", "held"), [(1 << 30, True), (1000 * 6 * 64, True), (1000 * 6 * 64 - 1, False), (40_000, False)])
+def test_candidates_are_scored_on_the_gpus_if_float32_fits_there(room, held):
+    corpus = near_ties(1000, 0)
+    index = OnGpus(corpus, [Half(0, room)])
+    ids, scores = nearest(corpus[:50], index, 10)
+    expected, exact = nearest(corpus[:50], Exact(corpus), 10)
+    np.testing.assert_array_equal(ids, expected)
+    assert scores.tobytes() == exact.tobytes()
+    assert index.exact == held
+    assert (index.gpus[0].scored > 0) == (held and lanes_of(Gpu("cpu"), 64) > 0)
+
+
+def test_several_gpus_score_each_what_they_hold():
+    corpus, few = near_ties(1000, 0), [Half(i, 600 * 6 * 64) for i in range(4)]
+    index = OnGpus(corpus, few, groups=np.arange(1000) % 7 - 1)
+    index.fetch(corpus[:10], 5)
+    rows = np.random.default_rng(0).integers(0, 1000, (90, 11))
+    found = index.scores(corpus[:90], rows)
+    assert found.tobytes() == Exact(corpus).scores(corpus[:90], rows).tobytes()
+    assert all(one.scored for one in few) or not lanes_of(Gpu("cpu"), 64)
+
+
+def test_two_corpora_take_turns_on_one_gpu():
+    corpus, one = near_ties(1000, 0), [Half()]
+    first, second = OnGpus(corpus, one), OnGpus(corpus[::2], one)
+    for _ in range(2):
+        for index in (first, second):
+            expected = nearest(corpus[:9], Exact(index.corpus), 5)
+            found = nearest(corpus[:9], index, 5)
+            np.testing.assert_array_equal(found[0], expected[0])
+            assert found[1].tobytes() == expected[1].tobytes()
+    assert one[0].loads == 4
 
 
 @given(st.integers(1, 5000), st.integers(1, 6000), st.integers(1, 9))
@@ -159,7 +219,7 @@ def test_gpus_share_the_queries_and_hold_the_corpus_once():
     assert split(1000, 600, 4) == (2, [[slice(0, 500), slice(500, 1000)]])
     assert split(1000, 300, 2) == (1, [[slice(0, 250), slice(250, 500)], [slice(500, 750), slice(750, 1000)]])
     corpus = near_ties(1000, 0)
-    few = [Half(i, room=1000 * 128) for i in range(4)]
+    few = [Half(i, room=1000 * 6 * 64) for i in range(4)]
     index = OnGpus(corpus, few)
     for _ in range(3):
         index.fetch(corpus[:90], 5)
@@ -191,7 +251,7 @@ def test_a_gpu_with_no_room_at_all():
 
 def test_another_error_of_a_gpu_is_raised_unchanged():
     one = Half()
-    one.knn = lambda queries, k: (_ for _ in ()).throw(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    one.knn = lambda queries, k, part: (_ for _ in ()).throw(RuntimeError("CUDA error: an illegal memory access was encountered"))
     with pytest.raises(RuntimeError, match=r"^CUDA error: an illegal memory access"):
         OnGpus(near_ties(100, 0), [one]).fetch(near_ties(10, 1), 5)
 
@@ -234,7 +294,7 @@ def test_torch_selects_the_highest_scores(count, passages, k, blocks, ties, seed
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpu, "SCORES", 4 * count * -(-passages // blocks))
         patch.setattr(gpu, "GROUP", 4)
-        scores, rows = one.knn(queries.astype(np.float16), k)
+        scores, rows = one.knn(queries.astype(np.float16), k, slice(0, passages))
     assert scores.shape == rows.shape == (count, min(k, passages))
     exact = queries.astype(np.float16).astype(np.float64) @ half.T
     np.testing.assert_allclose(scores, np.take_along_axis(exact, rows, axis=1), rtol=0, atol=1e-6)
@@ -249,7 +309,7 @@ def test_the_torch_search_gives_the_rows_of_the_exact_search(rows, monkeypatch):
     corpus[100:160] = corpus[7]
     queries = np.concatenate([near_ties(200, 0)[::3], near_ties(200, 5)])
     index = OnGpus(corpus, [Gpu("cpu"), Gpu("cpu")], block=700)
-    index.room = rows
+    index.room = rows * 128
     for k in (30, 2_500):
         ids, scores = nearest(queries, index, k)
         expected, exact = nearest(queries, Exact(corpus), k)
@@ -264,7 +324,7 @@ def test_ties_in_the_torch_search(count, passages, k, room, seed):
     queries = random.integers(-2, 3, (count, 6)).astype(np.float32) / 16
     corpus = random.integers(-2, 3, (passages, 6)).astype(np.float32) / 16
     index = OnGpus(corpus, [Gpu("cpu")], block=17)
-    index.room = room
+    index.room = room * 12
     ids, scores = nearest(queries, index, k)
     expected, exact = nearest(queries, Exact(corpus), k)
     np.testing.assert_array_equal(ids, expected)
@@ -294,7 +354,7 @@ def test_on_real_gpus(count, dim):
         ids, scores = nearest(queries, index, 100)
         np.testing.assert_array_equal(ids, expected)
         assert scores.tobytes() == exact.tobytes()
-    index.room = count // 5  # in rounds
+    index.room = count // 5 * dim * 2  # in rounds
     index.held = -1
     np.testing.assert_array_equal(nearest(queries, index, 100)[0], expected)
 
@@ -310,7 +370,7 @@ def test_errors_on_a_real_gpu_are_within_the_limit(dim):
     for kind in engines():
         index = OnGpus(corpus, [kind("cuda:0")])
         index.fetch(queries, 10)
-        scores, rows = index.gpus[0].knn(queries.astype(np.float16), 2_000)
+        scores, rows = index.gpus[0].knn(queries.astype(np.float16), 2_000, slice(0, 20_000))
         assert (np.abs(scores - np.take_along_axis(exact, rows, axis=1)).max(axis=1) <= index.slack(queries)).all()
         half = corpus.astype(np.float16).astype(np.float64), queries.astype(np.float16).astype(np.float64)
         sums = np.abs(scores - np.take_along_axis(half[1] @ half[0].T, rows, axis=1))
