@@ -16,6 +16,8 @@ import itertools
 import mmap
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol, cast
@@ -180,21 +182,24 @@ class Embeddings:
             texts: returns the texts; called again if other processes were at work.
             advance: called with the number of texts that are done: known texts at once, others when they are encoded.
         """
+        threads = getattr(self.encoder, "threads", 1)  # shards that are encoded at once
         while True:
             keys, missing = list[np.ndarray](), dict[bytes, str]()
             busy, theirs = list[int](), set[bytes]()  # shards that other processes write, and the keys in them
             rest = iter(texts())
-            while some := list(itertools.islice(rest, ROWS)):
-                own = [key_of(text) for text in some]
-                keys.append(np.array(own, KEY))
-                new = np.flatnonzero(self._find(keys[-1]) < 0)
-                before = len(missing)
-                missing |= {own[i]: some[i] for i in new if own[i] not in missing and own[i] not in theirs}
-                advance(len(some) - (len(missing) - before))
-                while len(missing) >= ROWS:
-                    missing = self._add(missing, advance, busy, theirs)
-            while missing:
-                missing = self._add(missing, advance, busy, theirs)
+            with _Writers(self, advance, threads) as ours:
+                while some := list(itertools.islice(rest, ROWS)):
+                    own = [key_of(text) for text in some]
+                    keys.append(np.array(own, KEY))
+                    new = np.flatnonzero(self._find(keys[-1]) < 0)
+                    before = len(missing)
+                    known = (missing, theirs, ours.keys)
+                    missing |= {own[i]: some[i] for i in new if not any(own[i] in keys for keys in known)}
+                    advance(len(some) - (len(missing) - before))
+                    while len(missing) >= ROWS:
+                        missing = self._add(missing, ours, busy, theirs)
+                while missing:
+                    missing = self._add(missing, ours, busy, theirs)
             if not busy:
                 return self._find(np.concatenate(keys)) if keys else np.empty(0, np.int64)
             while not any(self._is_free(number) for number in busy):
@@ -216,31 +221,34 @@ class Embeddings:
         at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         return np.where(self.keys[at] == keys, self.places[at], -1)
 
-    def _add(self, missing: dict[bytes, str], advance: Advance, busy: list[int], theirs: set[bytes]) -> dict[bytes, str]:
+    def _add(self, missing: dict[bytes, str], ours: _Writers, busy: list[int], theirs: set[bytes]) -> dict[bytes, str]:
         """Write the first `ROWS` missing texts as a shard, unless another process has claimed it; return the other texts."""
         items = list(missing.items())
         now, later = dict(items[:ROWS]), dict(items[ROWS:])
-        number = next(n for n in itertools.count() if n not in self.shards and n not in busy)
-        path = self._path(number)
-        with locks.claimed(path.with_suffix(".claim")) as ours:
-            if not ours:
+        number = next(n for n in itertools.count() if n not in self.shards and n not in busy and n not in ours.numbers)
+        with ExitStack() as claim:
+            if not claim.enter_context(locks.claimed(self._path(number).with_suffix(".claim"))):
                 busy.append(number)
                 theirs.update(now)
                 return later
             if self._map(number):  # another process has written it since we looked
                 known = self._find(np.array(list(missing), KEY)) >= 0
                 return {key: text for (key, text), there in zip(items, known, strict=True) if not there}
-            keys = np.array(list(now), KEY)
-            vectors = np.ascontiguousarray(self.encoder.encode(list(now.values()), advance), self.kind)
-            assert vectors.shape == (len(keys), self.encoder.dim), f"the encoder gave {vectors.shape} for {len(keys)} texts"
-            receipt: dict[str, object] = {"rows": len(keys)}
-            for ending, values in ((self.ending, vectors.tobytes()), ("keys", keys.tobytes())):
-                with store.atomic(path.with_suffix(f".{ending}")) as file:
-                    file.write(values)
-                receipt[ending] = store.file_digest(path.with_suffix(f".{ending}"))
-            store.write_json(path.with_suffix(".json"), receipt)
-            self._map(number, keys)
+            ours.write(number, now, claim.pop_all())
         return later
+
+    def _write(self, number: int, texts: dict[bytes, str], advance: Advance) -> np.ndarray:
+        """Encode texts and write them as a shard; return their keys."""
+        path, keys = self._path(number), np.array(list(texts), KEY)
+        vectors = np.ascontiguousarray(self.encoder.encode(list(texts.values()), advance), self.kind)
+        assert vectors.shape == (len(keys), self.encoder.dim), f"the encoder gave {vectors.shape} for {len(keys)} texts"
+        receipt: dict[str, object] = {"rows": len(keys)}
+        for ending, values in ((self.ending, vectors.tobytes()), ("keys", keys.tobytes())):
+            with store.atomic(path.with_suffix(f".{ending}")) as file:
+                file.write(values)
+            receipt[ending] = store.file_digest(path.with_suffix(f".{ending}"))
+        store.write_json(path.with_suffix(".json"), receipt)
+        return keys
 
     def _open(self) -> None:
         """Write or check meta.json, and map all shards."""
@@ -298,6 +306,53 @@ class Embeddings:
 
     def _path(self, number: int) -> Path:
         return self.folder / f"shard-{number:05d}"
+
+
+class _Writers:
+    """Shards that are being written: with several threads one is tokenised and one is written while a GPU encodes another."""
+
+    def __init__(self, store: Embeddings, advance: Advance, threads: int) -> None:
+        self.store, self.threads, self.told, self.lock = store, threads, advance, Lock()
+        self.numbers = dict[int, tuple[Future[np.ndarray], set[bytes], ExitStack]]()
+        self.keys = set[bytes]()  # of all of them
+
+    def __enter__(self) -> _Writers:
+        self.pool = ThreadPoolExecutor(self.threads)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        try:
+            while self.numbers and kind is None:
+                self._finish()
+        finally:
+            self.pool.shutdown(cancel_futures=True)
+            for _, _, claim in self.numbers.values():
+                claim.close()
+
+    def write(self, number: int, texts: dict[bytes, str], claim: ExitStack) -> None:
+        """Write a shard, now or in a thread; the claim is closed when it is written."""
+        if self.threads < 2:
+            with claim:
+                self.store._map(number, self.store._write(number, texts, self.told))
+            return
+        self.numbers[number] = (self.pool.submit(self.store._write, number, texts, self._advance), set(texts), claim)
+        self.keys |= set(texts)
+        if len(self.numbers) > self.threads:
+            self._finish()
+
+    def _advance(self, count: int) -> None:
+        with self.lock:
+            self.told(count)
+
+    def _finish(self) -> None:
+        """Wait for the oldest shard."""
+        number = next(iter(self.numbers))
+        future, texts, claim = self.numbers[number]
+        keys = future.result()
+        self.store._map(number, keys)
+        del self.numbers[number]
+        self.keys -= texts
+        claim.close()
 
 
 class Part:

@@ -65,8 +65,9 @@ class Gpu:
 
     def memory(self) -> str:
         """Return how much memory is free, for an error message."""
-        free, total = self.torch.cuda.mem_get_info(self.name)
-        return f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB are free"
+        from training.model.device import free_memory
+
+        return free_memory(self.torch.device(self.name))
 
     def hold(self, rows: int, dim: int, exact: bool = False) -> None:
         """Release the vectors and make room for others; with `exact` in float32 too."""

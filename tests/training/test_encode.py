@@ -13,6 +13,7 @@ from sentence_transformers import SentenceTransformer
 from tiny_models import MINILM, TEXTS, tiny_folder
 
 from curation.core.errors import ModelError, SetupError
+from training.model import device
 from training.model import encode as module
 from training.model.device import dtype_of
 from training.model.encode import batches, load_encoder
@@ -160,3 +161,165 @@ def test_auto_is_bfloat16_where_the_cpu_is_made_for_it(monkeypatch):
 def test_cuda_gives_the_cpus_vectors(encoder, dtype):
     vectors = load_encoder(MINILM, device="cuda", dtype=dtype).encode(MANY)
     assert (vectors * encoder.encode(MANY)).sum(1).min() > (0.99999 if dtype == "float32" else 0.999)
+
+
+ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+LONG = [f"{text} {number}" for number in range(30) for text in MANY]
+
+
+def mild_folder(kind, folder):
+    """Write a tiny model whose layers are small enough for bfloat16 to follow."""
+    tiny_folder(kind, folder)
+    weights = load_file(folder / "model.safetensors")
+    mild = {name: weight * 0.25 if weight.ndim == 2 else weight for name, weight in weights.items()}
+    save_file(mild, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+@pytest.mark.gpu
+@ON_GPU
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["qwen3", "bert", "modernbert"])
+def test_a_gpu_gives_the_cpus_vectors_of_tiny_models(tmp_path, monkeypatch, kind, dtype):
+    monkeypatch.setattr(module, "TEXTS_PER_CHUNK", 150)
+    monkeypatch.setitem(module.TOKENS_PER_BATCH, "cuda", 2_000)  # several batches
+    folder, done = mild_folder(kind, tmp_path / kind), []
+    found = load_encoder(folder, device="cuda", dtype=dtype).encode(LONG, done.append)
+    cosines = (found * load_encoder(folder, device="cpu").encode(LONG)).sum(1)
+    assert cosines.min() > (0.99999 if dtype == "float32" else 0.999)
+    assert sum(done) == len(LONG)
+    assert len(done) > 4
+
+
+@pytest.mark.gpu
+@ON_GPU
+def test_out_of_memory_on_a_gpu_makes_batches_smaller(tmp_path, caplog):
+    folder = mild_folder("qwen3", tmp_path / "m")
+    encoder, expected = load_encoder(folder, device="cuda"), load_encoder(folder, device="cpu").encode(LONG * 20)
+    encoder.encode(LONG[:9])  # cuBLAS takes its workspace now
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    try:
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (24 << 20)) / total)
+        found = encoder.encode(LONG * 20)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
+    assert (found * expected).sum(1).min() > 0.99999
+    assert "out of memory for a batch of" in caplog.text
+    assert encoder._budget < module.TOKENS_PER_BATCH["cuda"]
+
+
+def test_out_of_memory_makes_batches_smaller_and_is_told_once(tmp_path, monkeypatch, caplog):
+    encoder = load_encoder(mild_folder("bert", tmp_path / "m"))
+    expected, embed, held = encoder.encode(LONG), encoder.model.embed, []
+
+    def with_little_memory(ids, bounds, unit):
+        if len(ids) > 600:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        held.append(len(ids))
+        return embed(ids, bounds, unit)
+
+    monkeypatch.setattr(encoder.model, "embed", with_little_memory)
+    done = []
+    found = encoder.encode(LONG, done.append)
+    assert (found * expected).sum(1).min() > 0.99999
+    assert sum(done) == len(LONG)
+    assert max(held) <= 600
+    assert caplog.text.count("out of memory for a batch of") == 1
+    encoder.model.embed = lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(SetupError, match=r"^cpu: out of memory: a text of \d+ tokens does not fit") as error:
+        encoder.encode(LONG)
+    assert "\n" not in str(error.value)
+
+
+def test_chunks_are_tokenised_ahead(tmp_path, monkeypatch):
+    encoder = load_encoder(mild_folder("bert", tmp_path / "m"))
+    expected = encoder.encode(LONG)
+    monkeypatch.setattr(module, "TEXTS_PER_CHUNK", 50)
+    encoder.chunked = True
+    assert (encoder.encode(LONG) * expected).sum(1).min() > 0.99999
+    assert (encoder.encode([*LONG, "", "x"])[-2] == encoder.encode([""])[0]).all()
+    broken = encoder.model.tokenize
+    monkeypatch.setattr(encoder.model, "tokenize", lambda texts: broken(texts) if LONG[70] not in texts else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        encoder.encode(LONG)
+
+
+class Cuda:
+    """What `torch.cuda` says on a machine; `error` is what its initialisation raises."""
+
+    def __init__(self, monkeypatch, count=0, error=None, built="13.0", driver=False, visible=None):
+        def init():
+            if error:
+                raise RuntimeError(error)
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "init", init)
+        monkeypatch.setattr(torch.version, "cuda", built)
+        monkeypatch.setattr(torch, "__version__", "2.11.0")
+        monkeypatch.setattr(device, "has_gpu_driver", lambda: driver)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+
+OLD = (
+    "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver by downloading and "
+    "installing a new version from the URL: http://www.nvidia.com/Download/index.aspx"
+)
+
+
+@pytest.mark.parametrize(
+    ("asked", "machine", "line"),
+    [
+        ("cuda", {"built": None}, "cuda: this machine or this torch has no CUDA; use --device cpu"),
+        (
+            "cuda",
+            {"built": None, "driver": True},
+            "cuda: this machine has a GPU, but the installed torch 2.11.0 is built for CPUs only; "
+            "install a torch with CUDA (https://pytorch.org/get-started/locally), or use --device cpu",
+        ),
+        (
+            "cuda",
+            {"error": OLD, "driver": True},
+            "cuda: the NVIDIA driver is too old for torch 2.11.0 (CUDA 13.0); "
+            "update the driver, install a torch for an older CUDA, or use --device cpu",
+        ),
+        (
+            "cuda:0",
+            {"error": "No CUDA GPUs are available"},
+            "cuda:0: this machine has no GPU that torch can see; use --device cpu",
+        ),
+        (
+            "cuda:1",
+            {"error": "CUDA unknown error", "driver": True},
+            "cuda:1: torch 2.11.0 cannot use the GPU (CUDA unknown error); see `nvidia-smi`, or use --device cpu",
+        ),
+        ("cuda", {"visible": ""}, "cuda: CUDA_VISIBLE_DEVICES is '', which hides all GPUs; unset it, or name a GPU such as 0"),
+        (
+            "cuda:9",
+            {"count": 1},
+            "cuda:9: there is no such GPU: torch sees one GPU, cuda:0; name one of these, or use --device auto",
+        ),
+        (
+            "cuda:4",
+            {"count": 4},
+            "cuda:4: there is no such GPU: torch sees 4 GPUs, cuda:0 to cuda:3; name one of these, or use --device auto",
+        ),
+        ("cuda:x", {"count": 1}, "cuda:x: unknown device; use auto, cpu, cuda or cuda:N"),
+    ],
+)
+def test_why_there_is_no_gpu(monkeypatch, asked, machine, line):
+    Cuda(monkeypatch, **machine)
+    with pytest.raises(SetupError) as error:
+        device.device_of(asked)
+    assert str(error.value) == line
+
+
+def test_the_device_that_is_meant(monkeypatch):
+    Cuda(monkeypatch, count=2)
+    assert [str(device.device_of(name)) for name in ("auto", "cuda", "cuda:1", "cpu")] == ["cuda", "cuda", "cuda:1", "cpu"]
+    Cuda(monkeypatch)
+    assert str(device.device_of("auto")) == "cpu"

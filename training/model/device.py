@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,15 +20,55 @@ def device_of(device: str) -> torch.device:
     """Return the device that `auto`, `cpu`, `cuda` or `cuda:1` names.
 
     Raises:
-        SetupError: it is not available.
+        SetupError: it is unknown or not available.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device != "cpu" and not device.startswith("cuda"):
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise SetupError(device, "unknown device", "use auto, cpu, cuda or cuda:N")
-    if device != "cpu" and not torch.cuda.is_available():
-        raise SetupError(device, "this machine or this torch has no CUDA", "use --device cpu")
+    if device != "cpu":
+        if not torch.cuda.is_available():
+            raise SetupError(device, *_why_no_cuda())
+        count, number = torch.cuda.device_count(), int(device.partition(":")[2] or 0)
+        if number >= count:
+            gpus = "one GPU, cuda:0" if count == 1 else f"{count} GPUs, cuda:0 to cuda:{count - 1}"
+            raise SetupError(device, f"there is no such GPU: torch sees {gpus}", "name one of these, or use --device auto")
     return torch.device(device)
+
+
+def _why_no_cuda() -> tuple[str, str]:
+    """Return why torch sees no GPU, and what to do."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        if has_gpu_driver():
+            what = f"this machine has a GPU, but the installed torch {torch.__version__} is built for CPUs only"
+            return what, "install a torch with CUDA (https://pytorch.org/get-started/locally), or use --device cpu"
+        return "this machine or this torch has no CUDA", "use --device cpu"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.strip() in ("", "-1", "NoDevFiles"):
+        return f"CUDA_VISIBLE_DEVICES is '{visible}', which hides all GPUs", "unset it, or name a GPU such as 0"
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # raises what `is_available` hides
+    except (AssertionError, RuntimeError) as error:
+        said = str(error).partition("\n")[0]
+        if "too old" in said:
+            what = f"the NVIDIA driver is too old for torch {torch.__version__} (CUDA {torch.version.cuda})"
+            return what, "update the driver, install a torch for an older CUDA, or use --device cpu"
+        if has_gpu_driver():
+            return f"torch {torch.__version__} cannot use the GPU ({said})", "see `nvidia-smi`, or use --device cpu"
+    return "this machine has no GPU that torch can see", "use --device cpu"
+
+
+def has_gpu_driver() -> bool:
+    """Return whether the machine has the driver of a GPU: NVIDIA's, NVIDIA's through Windows, or AMD's."""
+    return any(any(Path("/dev").glob(name)) for name in ("nvidia[0-9]*", "dxg", "kfd")) or shutil.which("nvidia-smi") is not None
+
+
+def free_memory(device: torch.device) -> str:
+    """Return how much memory of a GPU is free, for a message."""
+    if device.type != "cuda":
+        return "of the machine"
+    free, total = torch.cuda.mem_get_info(device)
+    return f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB are free"
 
 
 def capability_of(device: torch.device) -> tuple[int, int]:

@@ -1,25 +1,32 @@
 """Turn texts into vectors: the encoder that mining, training and evaluation share.
 
 Texts are sorted by length and packed into batches of a token budget; each batch is one forward without padding. On a CPU
-small batches are fastest, because they stay in its cache.
+small batches are fastest, because they stay in its cache. A GPU never waits for the host: while it computes a batch, the
+host prepares the next one, reads the vectors of the one before, and a thread tokenises the texts that follow.
 """
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
 
 import numpy as np
 import torch
 
-from curation.core.errors import ModelError
+from curation.core.errors import ModelError, SetupError
 from curation.core.store import digest_of
-from training.model.device import autocast, device_of, dtype_of, float32_products, prepack
+from training.model.device import autocast, device_of, dtype_of, float32_products, free_memory, prepack
 from training.model.files import VECTORS
 from training.model.load import load_model
-from training.model.model import Model, notes_of
+from training.model.model import Model, Tokens, notes_of
 
 TOKENS_PER_BATCH = {"cpu": 2_048, "cuda": 65_536}  # for CPUs the fastest of those measured, with 2 cores
 TEXTS_PER_CALL = 8192  # texts given to the tokenizer at once
+TEXTS_PER_CHUNK = 65_536  # texts that are sorted at once for a GPU; for a CPU all are
+THREADS = 3  # calls of `encode` that a GPU needs at once: one tokenises, one computes, one writes
 SHOWN = 60  # characters of a text in an error message
 
 
@@ -48,6 +55,9 @@ class Encoder:
         if notes := notes_of(model, prompt):
             self.described["notes"] = notes
         self._budget = TOKENS_PER_BATCH[device.type]
+        self.threads = THREADS if device.type == "cuda" else 1  # calls of `encode` at once that make it faster
+        self.chunked = device.type == "cuda"  # sort and encode some texts after the other, tokenised ahead, rather than all
+        self._tokenising, self._computing = Lock(), Lock()
         if training:
             self.fingerprint = ""
             return
@@ -81,32 +91,97 @@ class Encoder:
 
         Raises:
             ModelError: a vector has a component that is not a finite number.
+            SetupError: the GPU has no memory for the longest text.
         """
-        # Tokenise, some thousand texts at a time.
-        parts = [self.model.tokenize(texts[first : first + TEXTS_PER_CALL]) for first in range(0, len(texts), TEXTS_PER_CALL)]
-        starts = np.concatenate([np.zeros(1, np.int64), *(np.diff(part.starts) for part in parts)]).cumsum()
-        ids = np.concatenate([np.zeros(0, np.int32), *(part.ids for part in parts)])
-        blank = np.concatenate(
-            [np.zeros(0, np.int64), *(part.blank + number * TEXTS_PER_CALL for number, part in enumerate(parts))]
-        )
-
-        # One packed forward per batch.
+        size = TEXTS_PER_CHUNK if self.chunked else max(1, len(texts))
+        starts = range(0, len(texts), size)
         vectors = np.empty((len(texts), self.dim), np.float32)
-        for rows in batches(np.diff(starts), self._budget):
-            pieces = [ids[starts[row] : starts[row + 1]] for row in rows]
-            bounds = np.cumsum([0, *map(len, pieces)]).tolist()
-            with torch.no_grad(), autocast(self.model.backbone.device, self._dtype):
-                flat = torch.from_numpy(np.concatenate(pieces).astype(np.int64))
-                found = self.model.embed(flat, bounds, unit).cpu().numpy()
-            bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
+        with ThreadPoolExecutor(1) as pool:
+            following: Future[Tokens] | None = None
+            for start in starts:
+                tokens = following.result() if following else self._tokenise(texts[start : start + size])
+                rest = texts[start + size : start + 2 * size]
+                following = pool.submit(self._tokenise, rest) if len(rest) else None
+                chunk = slice(start, start + size)
+                with self._computing:
+                    self._embed(texts[chunk], tokens, vectors[chunk], advance, unit)
+                if len(tokens.blank):  # texts without tokens, which sentence-transformers pools to zero
+                    vectors[chunk][tokens.blank] = self.model.blank(unit)
+        return vectors
+
+    def _tokenise(self, texts: Sequence[str]) -> Tokens:
+        """Return the tokens of texts; the tokenizer gets some thousand texts at a time."""
+        with self._tokenising:
+            parts = [self.model.tokenize(texts[first : first + TEXTS_PER_CALL]) for first in range(0, len(texts), TEXTS_PER_CALL)]
+        starts = np.concatenate([np.zeros(1, np.int64), *(np.diff(part.starts) for part in parts)]).cumsum()
+        blank = [part.blank + number * TEXTS_PER_CALL for number, part in enumerate(parts)]
+        return Tokens(np.concatenate([part.ids for part in parts]), starts, np.concatenate(blank))
+
+    def _embed(
+        self, texts: Sequence[str], tokens: Tokens, vectors: np.ndarray, advance: Callable[[int], None], unit: bool
+    ) -> None:
+        """Write the vectors of texts into `vectors` (n, dim), one packed forward per batch."""
+        device, lengths = self.model.backbone.device, np.diff(tokens.starts)
+        todo = deque(batches(lengths, self._budget))
+        computed = deque[tuple[np.ndarray, torch.Tensor, torch.cuda.Event | None]]()
+        while todo or computed:
+            if todo:
+                rows = todo.popleft()
+                held = int(lengths[rows].sum())
+                if held > self._budget and len(rows) > 1:  # the budget was halved meanwhile
+                    todo.extendleft((rows[len(rows) // 2 :], rows[: len(rows) // 2]))
+                    continue
+                found = self._forward([tokens.ids[tokens.starts[row] : tokens.starts[row + 1]] for row in rows], unit)
+                if found is None:
+                    self._halve(held, len(rows))
+                    todo.appendleft(rows)
+                    continue
+                if device.type == "cuda":  # copied while the next batch is computed
+                    here = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+                    here.copy_(found, non_blocking=True)
+                    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                    copied.record(torch.cuda.current_stream(device))
+                    computed.append((rows, here, copied))
+                else:
+                    computed.append((rows, found, None))
+            if todo and len(computed) < 2 and device.type == "cuda":
+                continue
+            rows, here, ready = computed.popleft()
+            if ready:
+                ready.synchronize()
+            values = here.numpy()
+            bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
             if len(bad):
                 shown = repr(texts[rows[bad[0]]][:SHOWN])
                 raise ModelError(self.model.name, f"gives no numbers for the text {shown}", "are its weights whole? try float32")
-            vectors[rows] = found
+            vectors[rows] = values
             advance(len(rows))
-        if len(blank):  # texts without tokens, which sentence-transformers pools to zero
-            vectors[blank] = self.model.blank(unit)
-        return vectors
+
+    def _forward(self, pieces: Sequence[np.ndarray], unit: bool) -> torch.Tensor | None:
+        """Return the vectors (n, dim) float32 of the tokens of n texts, on the model's device; None if they do not fit there."""
+        bounds = np.cumsum([0, *map(len, pieces)]).tolist()
+        try:
+            with torch.no_grad(), autocast(self.model.backbone.device, self._dtype):
+                flat = torch.from_numpy(np.concatenate(pieces).astype(np.int64))
+                return self.model.embed(flat, bounds, unit)
+        except torch.OutOfMemoryError:
+            return None
+
+    def _halve(self, held: int, texts: int) -> None:
+        """Make batches smaller after one of `held` tokens did not fit, and say so the first time.
+
+        Raises:
+            SetupError: it was one text.
+        """
+        device = self.model.backbone.device
+        torch.cuda.empty_cache()
+        if texts == 1:
+            what = f"out of memory: a text of {held:,} tokens does not fit ({free_memory(device)})"
+            raise SetupError(str(device), what, "set a smaller `max_tokens`, end other programs on the GPU, or use --device cpu")
+        if self._budget == TOKENS_PER_BATCH[device.type]:
+            what = "%s: out of memory for a batch of %s tokens (%s); encoding goes on with smaller batches"
+            logging.getLogger("tuplesmith").warning(what, device, f"{held:,}", free_memory(device))
+        self._budget = min(self._budget, held) // 2
 
 
 def load_encoder(
