@@ -169,11 +169,11 @@ def test_heads_padded_with_zeros_give_the_same_attention():
 
     def kernel(query, key, value, segments, scaling, window):
         seen.append(query.shape[-1])
-        return attention._by_runs(query, key, value, segments, 0.0, scaling, window)
+        return attention.by_runs(query, key, value, segments, 0.0, scaling, window)
 
     for scaling in (None, 0.3):
         padded = attention.padded_heads(kernel, *rows, segments, scaling, (-1, 0))
-        plain = attention._by_runs(*rows, segments, 0.0, scaling, (-1, 0))
+        plain = attention.by_runs(*rows, segments, 0.0, scaling, (-1, 0))
         assert padded.shape == plain.shape
         assert (padded - plain).abs().max() < 1e-6
     assert seen == [32, 32]
@@ -225,7 +225,7 @@ def test_each_kernel_equals_one_text_at_a_time_forward_and_backward(kernel, dtyp
                 expected = alone(rows, segments, window)
                 right = torch.autograd.grad((expected * goal).sum(), rows)
                 if kernel == BY_TEXT:
-                    found = attention._by_runs(*rows, segments, 0.0, None, window)
+                    found = attention.by_runs(*rows, segments, 0.0, None, window)
                 else:
                     found = attention.padded_heads(attention.KERNELS[kernel], *rows, segments, None, window)
                 ours = torch.autograd.grad((found.double() * goal).sum(), rows)
@@ -256,7 +256,7 @@ def test_sdpa_by_text_never_takes_the_slow_kernel_for_float32_and_grouped_heads(
     segments = Segments((0, 5, 10, 74, 75, 200))
     rows = [torch.randn(200, heads, 64, device="cuda", requires_grad=True) for heads in (4, 2, 2)]
     with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION]):  # raises where it does not take the arguments
-        attention._by_runs(*rows, segments, 0.0, None, window).sum().backward()
+        attention.by_runs(*rows, segments, 0.0, None, window).sum().backward()
 
 
 @pytest.mark.gpu

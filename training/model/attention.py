@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention.varlen import varlen_attn
 from transformers.modeling_utils import AttentionInterface
 
 from curation.core.errors import first_line
@@ -26,6 +27,7 @@ from training.model.device import capability_of, on_device
 
 PACKED = "packed"  # the name in transformers
 BY_TEXT, EFFICIENT, VARLEN, FLASH = "sdpa by text", "torch efficient varlen", "torch varlen", "flash-attn"
+GROUPED = "enable_gqa" in inspect.signature(varlen_attn).parameters  # since torch 2.12
 MOST_HEAD_SIZE = 256  # of the flash kernels, which also need a multiple of 8
 UNSUPPORTED = ("softcap", "s_aux", "position_bias")  # terms that some models add to the scores
 
@@ -34,11 +36,17 @@ class CannotPack(Exception):
     """An attention module cannot be packed; `check_packing` adds the model's name."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Segments:
     """Where each of n texts begins in a row of T tokens: `starts` has n + 1 entries from 0 to T, strictly increasing."""
 
     starts: tuple[int, ...]
+    bounds: Tensor | None = None  # `starts` as int32 on the model's device
+    longest: int = field(init=False)  # tokens of the longest text
+
+    def __post_init__(self) -> None:
+        # Not a cached_property: torch.compile does not look into those.
+        object.__setattr__(self, "longest", int(self.lengths.max(initial=0)))
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -52,21 +60,14 @@ class Segments:
         ends = np.append(breaks, len(self.lengths))
         return tuple((int(end - begin), int(self.lengths[begin])) for begin, end in zip(np.append(0, breaks), ends, strict=True))
 
-    @cached_property
-    def longest(self) -> int:
-        """Tokens of the longest text."""
-        return int(self.lengths.max())
-
     def positions(self, first: int, device: torch.device) -> Tensor:
         """Return the positions (1, T) int64, counted from `first` in each text."""
         starts = np.asarray(self.starts, dtype=np.int64)
         return on_device(np.arange(starts[-1]) - np.repeat(starts[:-1], self.lengths) + first, device)[None]
 
     def cumulative(self, device: torch.device) -> Tensor:
-        """Return `starts` as (n + 1,) int32 on the device; cached, because every layer asks for it."""
-        if "_cumulative" not in self.__dict__:
-            self.__dict__["_cumulative"] = on_device(np.asarray(self.starts, dtype=np.int32), device)
-        return self.__dict__["_cumulative"]  # type: ignore[no-any-return]
+        """Return `starts` as (n + 1,) int32 on a device."""
+        return self.bounds if self.bounds is not None else on_device(np.asarray(self.starts, dtype=np.int32), device)
 
 
 def packed_inputs(ids: Tensor, starts: Sequence[int], first_position: int) -> dict[str, Any]:
@@ -75,7 +76,8 @@ def packed_inputs(ids: Tensor, starts: Sequence[int], first_position: int) -> di
     No cache, no mask and positions that restart in each text keep the texts apart, together with the segments. On CUDA
     nothing here waits for the GPU.
     """
-    segments = Segments(tuple(int(start) for start in starts))
+    bounds = on_device(np.asarray(starts, dtype=np.int32), ids.device)
+    segments = Segments(tuple(int(start) for start in starts), bounds)
     positions = segments.positions(first_position, ids.device)
     # On CUDA it costs less to correct the positions than to ask whether they need it.
     if first_position and ((padding := ids == first_position - 1).is_cuda or padding.any()):
@@ -123,7 +125,7 @@ def packed_attention(
     with torch.autocast(query.device.type, enabled=False):  # autocast would cast them to bfloat16 again
         kernel = kernel_of(query.device, query.dtype, query.shape[-1])
         if kernel == BY_TEXT or dropout or (kernel == EFFICIENT and left >= 0 and not causal):
-            return _by_runs(query, key, value, segments, dropout, scaling, window)[None], None
+            return by_runs(query, key, value, segments, dropout, scaling, window)[None], None
         return padded_heads(KERNELS[kernel], query, key, value, segments, scaling, window)[None], None
 
 
@@ -133,7 +135,7 @@ def attends_causally(module: torch.nn.Module) -> bool:
     return getattr(module, "is_causal", False) is True and getattr(config, "is_causal", None) is not False
 
 
-def _by_runs(
+def by_runs(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -201,11 +203,9 @@ def _torch_varlen(
     query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None, window: tuple[int, int]
 ) -> Tensor:
     """Attend with torch's variable-length flash kernel; (T, heads, d), bfloat16 or float16, on CUDA."""
-    from torch.nn.attention.varlen import varlen_attn
-
     options: dict[str, Any] = {"scale": scaling, "window_size": window}
     if key.shape[1] != query.shape[1]:
-        if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+        if GROUPED:
             options["enable_gqa"] = True
         else:  # before torch 2.12
             key, value = (_all_heads(states, query) for states in (key, value))

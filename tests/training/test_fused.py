@@ -1,0 +1,194 @@
+"""Each faster way to compute a transformer, against the plain one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tiny_models import CONFIGS
+from torch._dynamo.utils import counters
+
+from curation.core.errors import SetupError
+from training.backend import checkpoint_layers
+from training.model import attention, fused
+from training.model.attention import PACKED, VARLEN, packed_inputs
+from training.model.fused import fuse
+
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch.compile looks at every tensor's
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def traceable(query, key, value, segments, scaling, window):
+    """Attend as torch's variable-length kernel does, from the same arguments, by one product of all tokens with all tokens."""
+    place = torch.arange(len(query), device=query.device)
+    text = torch.searchsorted(segments.cumulative(query.device), place.int(), right=True)
+    back = place[:, None] - place[None, :]
+    left, right = window
+    seen = text[:, None] == text[None, :]
+    seen = seen & (back <= left) if left >= 0 else seen
+    seen = seen & (back >= -right) if right >= 0 else seen
+    key, value = (states.repeat_interleave(query.shape[1] // states.shape[1], dim=1) for states in (key, value))
+    scores = query.transpose(0, 1) @ key.permute(1, 2, 0) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    shares = scores.masked_fill(~seen, -torch.inf).softmax(-1) + 0 * segments.longest
+    return (shares @ value.transpose(0, 1)).transpose(0, 1)
+
+
+@pytest.fixture
+def gpu_path(monkeypatch):
+    """Take the path of a GPU on the CPU, where the kernel is part of the compiled graph."""
+    monkeypatch.setattr(attention, "_candidates", lambda *_: (VARLEN,))
+    monkeypatch.setattr(attention, "_verdicts", {})
+    monkeypatch.setitem(attention.KERNELS, VARLEN, traceable)
+    monkeypatch.setattr(attention, "by_runs", attention.by_runs)  # `fuse` replaces it
+    torch._dynamo.reset()
+    counters.clear()
+
+
+def backbone_of(kind, device="cpu"):
+    torch.manual_seed(1)
+    return transformers.AutoModel.from_config(CONFIGS[kind](), attn_implementation=PACKED).eval().to(device)
+
+
+def batch(seed, device="cpu"):
+    """Return the arguments of a forward over a few texts; another seed gives other lengths and another number of texts."""
+    random = np.random.default_rng(seed)
+    starts = np.concatenate([[0], random.integers(1, 20, 2 + seed).cumsum()])
+    ids = torch.from_numpy(random.integers(5, 400, starts[-1])).to(device)
+    return packed_inputs(ids, starts.tolist(), 0)
+
+
+def computed(backbone, seed, device="cpu"):
+    """Return the token states of a batch, and all gradients of a function of them."""
+    backbone.zero_grad()
+    states = backbone(**batch(seed, device)).last_hidden_state
+    (states * torch.linspace(-1, 1, states.numel(), device=device).view(states.shape)).sum().backward()
+    return states.detach(), {name: one.grad.clone() for name, one in backbone.named_parameters() if one.grad is not None}
+
+
+def same(one, other, most):
+    """Assert that states and gradients differ by at most `most`, gradients relative to the largest."""
+    assert (one[0] - other[0]).abs().max() <= most
+    assert one[1].keys() == other[1].keys()
+    for name, gradient in one[1].items():
+        assert (gradient - other[1][name]).abs().max() <= most * max(1.0, float(gradient.abs().max())), name
+
+
+@pytest.mark.parametrize(("kind", "graphs"), [("qwen3", 1), ("bert", 1), ("mistral", 1), ("modernbert", 2)])
+def test_compiled_layers_give_the_same_numbers_from_one_graph_whatever_the_batch(kind, graphs, gpu_path):
+    backbone = backbone_of(kind)
+    plain = [computed(backbone, seed) for seed in range(5)]
+    fuse(backbone, "compile", backend="aot_eager")
+    for seed in range(5):
+        same(computed(backbone, seed), plain[seed], 1e-5)
+        assert counters["stats"]["unique_graphs"] == graphs  # ModernBERT's first layer has no norm
+    assert not counters["graph_break"]
+
+
+def test_passes_without_gradients_have_a_graph_of_their_own(gpu_path):
+    backbone = backbone_of("qwen3")
+    fuse(backbone, "compile", backend="aot_eager")
+    for seed in range(3):
+        with torch.no_grad():
+            first = backbone(**batch(seed)).last_hidden_state
+        assert (computed(backbone, seed)[0] - first).abs().max() < 1e-6  # the two passes of GradCache
+    assert counters["stats"]["unique_graphs"] == 2
+
+
+def test_compiled_layers_honour_activation_checkpointing(gpu_path):
+    backbone = backbone_of("qwen3")
+    plain = [computed(backbone, seed) for seed in range(3)]
+    checkpoint_layers(backbone)
+    backbone.train()
+    fuse(backbone, "compile", backend="aot_eager")
+    saved = []
+    for seed in range(3):
+        with torch.autograd.graph.saved_tensors_hooks(lambda one: saved.append(one) or one, lambda one: one):
+            same(computed(backbone, seed), plain[seed], 1e-5)
+    backbone.eval()
+    kept = len(saved)
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: saved.append(one) or one, lambda one: one):
+        computed(backbone, 0)
+    assert len(saved) - kept > kept / 3  # without checkpointing more is kept
+
+
+def test_compiled_layers_compute_bfloat16_under_autocast(gpu_path):
+    backbone = backbone_of("qwen3")
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = [computed(backbone, seed) for seed in range(3)]
+        fuse(backbone, "compile", backend="aot_eager")
+        for seed in range(3):
+            same(computed(backbone, seed), plain[seed], 3e-2)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_without_a_kernel_that_can_be_traced_attention_stays_outside_of_the_graphs(monkeypatch):
+    monkeypatch.setattr(attention, "by_runs", attention.by_runs)
+    torch._dynamo.reset()
+    counters.clear()
+    backbone = backbone_of("qwen3")
+    plain = [computed(backbone, seed) for seed in range(3)]
+    fuse(backbone, "compile", backend="aot_eager")
+    for seed in range(3):
+        same(computed(backbone, seed), plain[seed], 1e-5)
+        assert counters["stats"]["unique_graphs"] <= 6
+    assert len(counters["graph_break"]) == 1
+
+
+def test_a_model_all_in_bfloat16_is_near_and_keeps_its_rotary_frequencies():
+    backbone = backbone_of("qwen3").requires_grad_(False)
+    plain = backbone(**batch(1)).last_hidden_state
+    fuse(backbone, "bfloat16")
+    with torch.autocast("cpu", torch.bfloat16):
+        found = backbone(**batch(1)).last_hidden_state
+    assert {one.dtype for one in backbone.parameters()} == {found.dtype} == {torch.bfloat16}
+    assert backbone.rotary_emb.inv_freq.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(found.float(), plain, dim=-1).min() > 0.98
+
+
+def test_what_cannot_be_fused_is_refused():
+    with pytest.raises(SetupError) as error:
+        fuse(backbone_of("bert"), "liger")
+    assert str(error.value) == "liger-kernel: does not know the architecture bert"
+    with pytest.raises(ValueError, match="unknown way"):
+        fuse(backbone_of("bert"), "more")
+    assert fuse(backbone_of("bert"), "none") is None
+
+
+# On a GPU.
+
+
+@pytest.mark.gpu
+@on_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_kernels_of_a_gpu_are_part_of_the_compiled_graph(dtype):
+    torch._dynamo.reset()
+    counters.clear()
+    backbone = backbone_of("qwen3", "cuda")
+    with torch.autocast("cuda", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        plain = [computed(backbone, seed, "cuda") for seed in range(3)]
+        fuse(backbone, "compile", backend="aot_eager")
+        for seed in range(3):
+            same(computed(backbone, seed, "cuda"), plain[seed], 1e-4 if dtype == torch.float32 else 0.1)
+    assert (counters["stats"]["unique_graphs"], len(counters["graph_break"])) == (1, 0)
+
+
+@pytest.mark.gpu
+@on_gpu
+@pytest.mark.parametrize("kind", ["qwen3", "llama", "mistral"])
+def test_liger_gives_the_numbers_of_the_plain_path(kind):
+    pytest.importorskip("liger_kernel")
+    backbone = backbone_of(kind, "cuda")
+    plain = [computed(backbone, seed, "cuda") for seed in range(3)]
+    with torch.autocast("cuda", torch.bfloat16):
+        rough = [computed(backbone, seed, "cuda") for seed in range(3)]
+    file = fused.sys.modules[type(backbone).__module__]
+    before = file.apply_rotary_pos_emb
+    fuse(backbone, "liger")
+    try:
+        for seed in range(3):
+            same(computed(backbone, seed, "cuda"), plain[seed], 1e-4)
+            with torch.autocast("cuda", torch.bfloat16):
+                same(computed(backbone, seed, "cuda"), rough[seed], 0.1)
+    finally:
+        file.apply_rotary_pos_emb = before

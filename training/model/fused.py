@@ -1,0 +1,117 @@
+"""Fewer and faster kernels for what a transformer computes between its matrix products."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from curation.core.errors import SetupError
+from training.model import attention
+
+WAYS = ("none", "compile", "liger", "bfloat16")
+LIGER = ("llama", "mistral", "qwen2", "qwen3")  # architectures whose norm, rotation and SwiGLU are those that liger computes
+
+
+def fuse(backbone: Any, how: str, backend: str = "inductor") -> None:
+    """Change how a loaded model computes, in place; its weights stay its own.
+
+    Args:
+        backbone: a transformers model with packed attention.
+        how: none; compile = each layer becomes one graph of `torch.compile`, with any number of tokens and texts;
+            liger = liger-kernel's norm, rotation and SwiGLU (CUDA only); bfloat16 = all weights in bfloat16 and no autocast,
+            for encoding only.
+        backend: of torch.compile.
+
+    Raises:
+        SetupError: liger-kernel is not installed, or does not know the architecture.
+    """
+    if how not in WAYS:
+        raise ValueError(f"unknown way {how!r}")
+    if how == "compile":
+        _compile_layers(backbone, backend)
+    elif how == "liger":
+        _use_liger(backbone)
+    elif how == "bfloat16":
+        for weight in backbone.parameters():  # not the buffers: rotary frequencies stay in float32
+            weight.data = weight.data.to(torch.bfloat16)
+        backbone.forward = partial(_without_autocast, backbone.forward, backbone.device.type)
+
+
+def _compile_layers(backbone: Any, backend: str) -> None:
+    """Compile the layers: one graph per kind of layer, and one more for passes without gradients.
+
+    Activation checkpointing stays outside of the compiled part. In newer versions of transformers 5 a layer's `forward` does
+    it, in older ones `__call__`.
+    """
+    # Its loop depends on the lengths of the texts, so compiled layers call it as it is.
+    attention.by_runs = torch.compiler.disable(attention.by_runs)  # type: ignore[no-untyped-call]
+    for dtype in (torch.float32, torch.bfloat16):  # the choice tries kernels out, which cannot be compiled
+        attention.kernel_of(backbone.device, dtype, attention.head_size_of(backbone.config))
+    outside = "__call__" in vars(GradientCheckpointingLayer)
+    compiled: dict[type, Any] = {}
+    for layer in backbone.modules():
+        if not isinstance(layer, GradientCheckpointingLayer):
+            continue
+        kind = type(layer)
+        if kind not in compiled:
+            plain = kind.forward if outside else getattr(kind.forward, "__wrapped__", kind.forward)
+            compiled[kind] = torch.compile(plain, dynamic=True, backend=backend)
+        inner = MethodType(compiled[kind], layer)
+        layer.forward = inner if outside else partial(_checkpointed, layer, inner)
+
+
+def _checkpointed(layer: Any, inner: Any, *states: Any, **options: Any) -> Any:
+    """Call a layer's compiled part, under activation checkpointing if that is switched on."""
+    if layer.gradient_checkpointing and layer.training:
+        return layer._gradient_checkpointing_func(partial(inner, **options), *states)
+    return inner(*states, **options)
+
+
+def _without_autocast(forward: Any, kind: str, *states: Any, **options: Any) -> Any:
+    with torch.autocast(kind, enabled=False):
+        return forward(*states, **options)
+
+
+def _use_liger(backbone: Any) -> None:
+    """Replace the norms, the SwiGLU and the rotation of a model by liger-kernel's."""
+    if backbone.config.model_type not in LIGER:
+        raise SetupError("liger-kernel", f"does not know the architecture {backbone.config.model_type}")
+    try:
+        from liger_kernel.transformers import LigerSwiGLUMLP, liger_rotary_pos_emb
+        from liger_kernel.transformers.rms_norm import LigerRMSNorm
+    except ImportError as error:
+        raise SetupError("liger-kernel", f"cannot be imported ({error})", "pip install liger-kernel") from None
+
+    for module in backbone.modules():
+        name = type(module).__name__
+        if name.endswith("RMSNorm"):
+            module.offset, module.casting_mode, module.in_place, module.row_mode = 0.0, "llama", False, None
+            module.forward = partial(_norm, MethodType(LigerRMSNorm.forward, module))
+        elif name.endswith("MLP"):
+            module.forward = MethodType(LigerSwiGLUMLP.forward, module)
+
+    # The rotation is a function of the architecture's file, so every model of this architecture gets it.
+    file: Any = sys.modules[type(backbone).__module__]
+    plain = getattr(file.apply_rotary_pos_emb, "plain", file.apply_rotary_pos_emb)
+
+    def rotated(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+        rotate = liger_rotary_pos_emb if query.is_cuda else plain
+        found: tuple[Tensor, Tensor] = rotate(query, key, cos, sin, unsqueeze_dim=unsqueeze_dim)
+        return found
+
+    rotated.plain = plain  # type: ignore[attr-defined]
+    file.apply_rotary_pos_emb = rotated
+
+
+def _norm(forward: Any, states: Tensor) -> Tensor:
+    """Normalise, and cast at once to what autocast would cast to in front of each of the matrix products that follow."""
+    found: Tensor = forward(states)
+    if states.is_cuda and torch.is_autocast_enabled("cuda"):
+        found = found.to(torch.get_autocast_dtype("cuda"))
+    return found
