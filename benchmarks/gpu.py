@@ -1,6 +1,8 @@
-"""What one NVIDIA GPU gives: a part of `benchmarks/gpu.sh` at a time, each row appended to results.md in the folder OUT.
+"""What one NVIDIA GPU gives: the figures of `benchmarks/gpu.sh`, each row appended to results.md in the folder OUT.
 
-    python benchmarks/gpu.py PART OUT        PART: machine models train minilm encode search profile start
+    python benchmarks/gpu.py OUT [PART ...]        PART: machine models train minilm encode search profile start
+
+Each part has a time limit; one that fails or takes longer gives a row that says so, and the next part runs.
 
 Models have random weights in the shapes of Qwen3-0.6B and of all-MiniLM-L6-v2; lengths of texts are drawn as in retrieval data.
 Ours and the peers do the same work on the same tokens, one after the other in one process. `GPU=0` runs everything with tiny
@@ -11,10 +13,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -302,7 +306,9 @@ def measured(out: Path, part: str, what: str) -> Iterator[list[str]]:
     try:
         yield notes
     except Exception as error:  # the other parts are worth having
-        notes.append(f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:150]}")
+        if isinstance(error, TimeoutError):
+            raise
+        notes.append(f"failed: {_first_line(error)}")
     if ON_GPU:
         notes.append(f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
     add(out, part, what, *notes)
@@ -335,21 +341,47 @@ def add(out: Path, part: str, *cells: str) -> None:
     print(row, flush=True)
 
 
-PARTS: dict[str, Callable[[Path], None]] = {
-    "machine": machine,
-    "models": models,
-    "train": train,
-    "minilm": lambda out: train(out, "minilm"),
-    "encode": encode,
-    "search": search,
-    "profile": profile,
-    "start": start,
+def limited(out: Path, part: str, seconds: int) -> bool:
+    """Run a part, and return whether it ended well within so many seconds."""
+
+    def too_long(number: int, frame: object) -> None:
+        raise TimeoutError(f"took longer than {seconds} s")
+
+    signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(seconds)
+    begun = time.perf_counter()
+    try:
+        PARTS[part][0](out)
+    except Exception as error:
+        traceback.print_exc()
+        add(out, part, f"failed after {time.perf_counter() - begun:.0f} s: {_first_line(error)}")
+        return False
+    finally:
+        signal.alarm(0)
+        print(f"{part}: {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
+    return True
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:150]}"
+
+
+PARTS: dict[str, tuple[Callable[[Path], None], int]] = {  # with the most seconds of each
+    "machine": (machine, 30),
+    "models": (models, 60),
+    "train": (train, 90),
+    "minilm": (lambda out: train(out, "minilm"), 45),
+    "profile": (profile, 45),
+    "encode": (encode, 90),
+    "search": (search, 60),
+    "start": (start, 60),
 }
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=PARTS)
     parser.add_argument("out", type=Path)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    PARTS[given.part](given.out)
+    ended = [limited(given.out, part, PARTS[part][1]) for part in given.parts or PARTS]
+    sys.exit(not all(ended))
