@@ -13,6 +13,7 @@ fetches more, so the results are those of the CPU.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -161,6 +162,22 @@ class FaissGpu(Gpu):
         self.number = int(name.split(":")[1])
         self.resources = faiss.StandardGpuResources()
         self.resources.setTempMemory(SCRATCH)
+
+    def check(self) -> None:
+        """Search once: faiss and torch may bring two versions of CUDA, which do not always work in one process.
+
+        Raises:
+            ArithmeticError: the result is wrong.
+            RuntimeError: the search fails.
+        """
+        vectors = np.random.default_rng(0).standard_normal((300, 64), np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        self.hold(len(vectors), 64)
+        self.put(0, vectors)
+        scores, rows = self.knn(vectors.astype(np.float16), 3, slice(0, 300))
+        self.free()
+        if (rows[:, 0] != np.arange(300)).any() or np.abs(scores[:, 0] - 1).max() > 0.01:
+            raise ArithmeticError("its results are wrong")
 
     def knn(self, queries: np.ndarray, k: int, part: slice) -> tuple[np.ndarray, np.ndarray]:
         """Return scores (q, k) float32, descending, and rows (q, k) int64 of a part of what it holds.
@@ -357,9 +374,18 @@ def find_gpus(device: str) -> list[Gpu]:
     place = device_of(device)
     if place.type != "cuda":
         return []
-    kind = FaissGpu if faiss.get_num_gpus() else Gpu
-    numbers = range(torch.cuda.device_count()) if place.index is None else [place.index]
-    return [kind(f"cuda:{number}") for number in numbers]
+    names = [f"cuda:{n}" for n in (range(torch.cuda.device_count()) if place.index is None else [place.index])]
+    try:
+        if faiss.get_num_gpus():
+            found = [FaissGpu(name) for name in names]
+            for gpu in found:
+                gpu.check()
+            return list(found)
+    except (ArithmeticError, AttributeError, ImportError, RuntimeError) as error:
+        said = str(error).strip().partition("\n")[0]
+        what = "faiss cannot search on a GPU beside torch %s, which was built for CUDA %s (%s); torch searches instead"
+        logging.getLogger("tuplesmith").warning(what, torch.__version__, torch.version.cuda, said)
+    return [Gpu(name) for name in names]
 
 
 def split(rows: int, room: int, gpus: int) -> tuple[int, list[list[slice]]]:

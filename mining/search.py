@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
-from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -30,12 +31,16 @@ SPARE = 16  # candidates fetched beyond k, so that equal scores on both sides of
 MOST_SPARE = 2_048  # fetched where many scores are equal; if that is not enough, every passage that can be near is scored
 HELD = 1 << 28  # bytes of a corpus that is kept in memory while it is searched
 GATHERED = 1 << 24  # float32 numbers read at once when candidates are scored again: 64 MB
-DISTRIBUTIONS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs")
 
 
 def installed() -> list[str]:
-    """Return the installed distributions that contain the module faiss."""
-    return [name for name in DISTRIBUTIONS if any(True for _ in metadata.distributions(name=name))]
+    """Return the installed distributions that contain the module faiss; ["faiss"] if the module has no distribution."""
+    spec = find_spec("faiss")
+    if spec is None or spec.origin is None:
+        return []
+    folder = Path(spec.origin).parent.parent
+    names = {path.name.partition("-")[0].replace("_", "-").lower() for path in folder.glob("faiss*.dist-info")}
+    return sorted(names) or ["faiss"]
 
 
 def check_installation(found: list[str]) -> None:
@@ -50,15 +55,18 @@ def check_installation(found: list[str]) -> None:
         others = [name for name in found if name != "faiss-cpu"]
         raise SetupError(
             "faiss",
-            f"{' and '.join(found)} are both installed and overwrite each other",
+            f"{' and '.join(found)} are {'both' if len(found) == 2 else 'all'} installed and overwrite each other",
             f"pip uninstall {' '.join(found)}, then install one of them again: pip install {others[0]}",
         )
 
 
 check_installation(installed())
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # from the generated bindings, at import
-    import faiss
+try:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # from the generated bindings, at import
+        import faiss
+except ImportError as error:  # a library of CUDA, MKL or OpenMP that it was built for is absent
+    raise SetupError("faiss", f"cannot be loaded ({error})", "install it again, or another one: pip install faiss-cpu") from None
 
 
 class Exact:

@@ -14,64 +14,19 @@ import faiss
 import numpy as np
 import pytest
 import torch
+from half_gpu import Half
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation.core.errors import SetupError
 from mining import gpu
 from mining.candidates import Corpus, search
-from mining.gpu import FaissGpu, Gpu, OnGpus, find_gpus, lanes_of, split, sums_in_lanes
+from mining.gpu import FaissGpu, Gpu, OnGpus, find_gpus, lanes_of, split
 from mining.kernels import inner_products
 from mining.lists import Ragged
 from mining.search import Exact, nearest, rounding
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-FAISS = "Error in allocMemory: StandardGpuResources: alloc fail type TemporaryMemoryOverflow (cudaMalloc error out of memory [2])"
-
-
-class Half:
-    """Holds float16 vectors; products of them are summed in float32. Has `room` bytes, and answers `most` queries at once."""
-
-    widest, holder = 1 << 20, None
-
-    def __init__(self, number=0, room=1 << 30, most=1 << 20):
-        self.name, self.room, self.most = f"cuda:{number}", room, most
-        self.held = np.empty((0, 0), np.float16)
-        self.asked, self.loads, self.scored = [], 0, 0
-
-    def free(self):
-        return self.room
-
-    def hold(self, rows, dim, exact):
-        if rows * dim * (6 if exact else 2) > self.room:
-            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        self.exact = np.zeros((rows, dim), np.float32) if exact else None
-        self.held, self.loads = np.zeros((rows, dim), np.float16), self.loads + 1
-
-    def put(self, start, vectors):
-        assert vectors.dtype == np.float32
-        half = vectors.astype(np.float16)
-        self.held[start : start + len(vectors)] = half
-        if self.exact is not None:
-            self.exact[start : start + len(vectors)] = vectors
-        return float(np.linalg.norm(vectors.astype(np.float64) - half, axis=1).max())
-
-    def knn(self, queries, k, part):
-        if len(queries) > self.most:
-            raise RuntimeError(FAISS)
-        self.asked.append(k)
-        held = self.held[part].astype("f4")
-        return faiss.knn(queries.astype("f4"), held, min(k, len(held)), metric=faiss.METRIC_INNER_PRODUCT)
-
-    def scores(self, queries, of_each, rows, lanes):
-        self.scored += len(rows)
-        return self.sums(queries[of_each], self.exact[rows], lanes)
-
-    def sums(self, left, right, lanes):
-        return sums_in_lanes(torch.from_numpy(left).double(), torch.from_numpy(right).double(), lanes).numpy()
-
-    def memory(self):
-        return "0.1 of 79.6 GiB are free"
 
 
 @pytest.fixture(autouse=True)
@@ -269,6 +224,46 @@ def test_no_gpus_are_found():
         with pytest.raises(SetupError):
             find_gpus("cuda")
     assert find_gpus("cpu") == []
+
+
+@pytest.mark.parametrize(
+    ("seen", "failure", "engines", "said"),
+    [
+        (0, None, ["torch", "torch"], ""),
+        (2, None, ["faiss", "faiss"], ""),
+        (2, RuntimeError("CUDA error 222\nmore"), ["torch", "torch"], "(CUDA error 222); torch searches instead"),
+        (2, ArithmeticError("its results are wrong"), ["torch", "torch"], "(its results are wrong); torch searches instead"),
+    ],
+)
+def test_torch_searches_where_faiss_cannot(monkeypatch, caplog, seen, failure, engines, said):
+    class Faiss(Gpu):
+        engine = "faiss"
+
+        def check(self):
+            if failure:
+                raise failure
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: seen)
+    monkeypatch.setattr(gpu, "FaissGpu", Faiss)
+    assert [(one.name, one.engine) for one in find_gpus("auto")] == list(zip(["cuda:0", "cuda:1"], engines, strict=True))
+    assert [one.name for one in find_gpus("cuda:1")] == ["cuda:1"]
+    assert said in caplog.text
+    assert bool(caplog.records) == bool(failure)
+    with pytest.raises(SetupError, match=r"^cuda:9: there is no such GPU: torch sees 2 GPUs, cuda:0 to cuda:1;"):
+        find_gpus("cuda:9")
+
+
+def test_the_first_search_with_faiss_is_checked():
+    class Checked(Half):
+        check = FaissGpu.check
+
+    Checked().check()
+    wrong = Checked()
+    wrong.knn = lambda queries, k, part: (np.ones((300, 3), np.float32), np.zeros((300, 3), np.int64))
+    with pytest.raises(ArithmeticError):
+        wrong.check()
 
 
 def test_torch_is_not_loaded_to_find_no_gpu():

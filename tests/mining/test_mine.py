@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
+from half_gpu import Half
 from small_build import FakeEncoder, files_of, make_build, pairs_source
 
-from curation.core import tables
+from curation.core import store, tables
 from curation.core.errors import BuildError, ManifestError
 from curation.core.record import DROPPED, MINED_PAIRS
 from mining.jobs import failed_sources
@@ -202,6 +205,36 @@ def test_blocks_change_nothing(tmp_path, monkeypatch):
         run(make_build(tmp_path / name / "x", sources, EASY))
     for part in ("mined", "embeddings"):
         assert files_of(tmp_path / "a" / "x" / part) == files_of(tmp_path / "b" / "x" / part)
+
+
+@pytest.mark.parametrize("room", [1 << 30, 20_000])
+def test_gpus_and_threads_change_nothing(tmp_path, monkeypatch, room):
+    monkeypatch.setattr("mining.candidates.ROWS_PER_BLOCK", 7)
+    monkeypatch.setattr("mining.embeddings.ROWS", 8)
+    monkeypatch.setattr("mining.gpu.LEAST_PASSAGES", 1)
+    sources, mine = {"s": retrieval(60), "t": clustering()}, EASY + ", classes: hard"
+    labels, few = list[str](), [Half(0, room), Half(1, room)]
+
+    @contextmanager
+    def progress(what, total, unit):
+        labels.append(what)
+        yield lambda n: None
+
+    for name in ("a", "b"):
+        encoder = FakeEncoder()
+        if name == "b":
+            encoder.threads = 3
+            monkeypatch.setattr("mining.candidates.find_gpus", lambda device: few)
+        run(make_build(tmp_path / name / "x", sources, mine), encoder, progress=progress)
+    assert "s: search" in labels
+    assert "s: search on cuda:0, cuda:1 with torch" in labels
+    assert all(one.loads for one in few)
+    assert room == 20_000 or sum(one.loads for one in few) == 4  # of two sources, each once
+    for part in ("mined", "embeddings"):
+        assert files_of(tmp_path / "a" / "x" / part) == files_of(tmp_path / "b" / "x" / part)
+    receipt = store.read_receipt(tmp_path / "b" / "x" / "candidates" / "t" / "00003")
+    assert receipt["engine"] == "cuda:0, cuda:1 with torch, float16 rescored in float64"
+    assert not list((tmp_path / "b").rglob("*.claim"))
 
 
 def test_several_shards(tmp_path, monkeypatch):

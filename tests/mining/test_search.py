@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -73,6 +77,47 @@ def test_installation():
     assert str(error.value) == (
         "faiss: faiss-cpu and faiss-gpu are both installed and overwrite each other; "
         "pip uninstall faiss-cpu faiss-gpu, then install one of them again: pip install faiss-gpu"
+    )
+
+
+@pytest.mark.parametrize(
+    ("distributions", "found"),
+    [
+        (["faiss_gpu_cu12-1.12.0"], ["faiss-gpu-cu12"]),
+        (["faiss_gpu_cu13_cuvs-1.15.0"], ["faiss-gpu-cu13-cuvs"]),
+        (["faiss_cuda-1.15.0", "torch-2.11.0"], ["faiss-cuda"]),
+        (["faiss_cpu-1.15.0", "faiss_gpu_cu12-1.12.0"], ["faiss-cpu", "faiss-gpu-cu12"]),
+        ([], ["faiss"]),
+    ],
+)
+def test_the_module_counts_and_not_the_name_of_its_distribution(tmp_path, monkeypatch, distributions, found):
+    (tmp_path / "faiss").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setattr(sys, "modules", {name: module for name, module in sys.modules.items() if name != "faiss"})
+    assert installed() == []  # a folder that an uninstalled one left
+    (tmp_path / "faiss" / "__init__.py").write_text("")
+    for name in distributions:
+        (tmp_path / f"{name}.dist-info").mkdir()
+    importlib.invalidate_caches()
+    assert installed() == found
+
+
+def test_a_faiss_that_cannot_be_loaded_is_one_line(tmp_path):
+    (tmp_path / "faiss").mkdir()
+    (tmp_path / "faiss" / "__init__.py").write_text("raise ImportError('libcudart.so.12: cannot open shared object file')")
+    code = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+from curation.core.errors import SetupError
+try:
+    import mining.search
+except SetupError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == (
+        "faiss: cannot be loaded (libcudart.so.12: cannot open shared object file); "
+        "install it again, or another one: pip install faiss-cpu\n"
     )
 
 

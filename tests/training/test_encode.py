@@ -323,3 +323,17 @@ def test_the_device_that_is_meant(monkeypatch):
     assert [str(device.device_of(name)) for name in ("auto", "cuda", "cuda:1", "cpu")] == ["cuda", "cuda", "cuda:1", "cpu"]
     Cuda(monkeypatch)
     assert str(device.device_of("auto")) == "cpu"
+
+
+def test_a_gpu_that_auto_does_not_use_is_told_once(monkeypatch, caplog):
+    device._warn_once.cache_clear()
+    Cuda(monkeypatch, built=None, driver=True, visible="")
+    assert str(device.device_of("auto")) == "cpu"
+    assert not caplog.records
+    Cuda(monkeypatch, built=None, driver=True)
+    assert [str(device.device_of("auto")) for _ in range(2)] == ["cpu", "cpu"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "auto: this machine has a GPU, but the installed torch 2.11.0 is built for CPUs only, so the CPU is used; "
+        "install a torch with CUDA (https://pytorch.org/get-started/locally), or use --device cpu"
+    ]
+    device._warn_once.cache_clear()

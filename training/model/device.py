@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
 from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,11 @@ def device_of(device: str) -> torch.device:
         SetupError: it is unknown or not available.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        if has_gpu_driver() and not _are_hidden():
+            _warn_once("auto: %s, so the CPU is used; %s", *_why_no_cuda())
+        return torch.device("cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise SetupError(device, "unknown device", "use auto, cpu, cuda or cuda:N")
     if device != "cpu":
@@ -43,9 +49,9 @@ def _why_no_cuda() -> tuple[str, str]:
             what = f"this machine has a GPU, but the installed torch {torch.__version__} is built for CPUs only"
             return what, "install a torch with CUDA (https://pytorch.org/get-started/locally), or use --device cpu"
         return "this machine or this torch has no CUDA", "use --device cpu"
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None and visible.strip() in ("", "-1", "NoDevFiles"):
-        return f"CUDA_VISIBLE_DEVICES is '{visible}', which hides all GPUs", "unset it, or name a GPU such as 0"
+    if _are_hidden():
+        what = f"CUDA_VISIBLE_DEVICES is '{os.environ['CUDA_VISIBLE_DEVICES']}', which hides all GPUs"
+        return what, "unset it, or name a GPU such as 0"
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]  # raises what `is_available` hides
     except (AssertionError, RuntimeError) as error:
@@ -56,6 +62,16 @@ def _why_no_cuda() -> tuple[str, str]:
         if has_gpu_driver():
             return f"torch {torch.__version__} cannot use the GPU ({said})", "see `nvidia-smi`, or use --device cpu"
     return "this machine has no GPU that torch can see", "use --device cpu"
+
+
+def _are_hidden() -> bool:
+    """Return whether the environment hides all GPUs."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "NoDevFiles")
+
+
+@cache
+def _warn_once(what: str, *values: str) -> None:
+    logging.getLogger("tuplesmith").warning(what, *values)
 
 
 def has_gpu_driver() -> bool:
