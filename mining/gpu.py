@@ -56,7 +56,7 @@ class Gpu:
         self.torch, self.name = torch, name
         self.held: Any = None  # (n, dim) float16
         self.exact: Any = None  # (n, dim) float32, where there is room
-        self.holder: Any = None  # the index whose corpus it is
+        self.holder: Any = None  # token of the index whose corpus it is
 
     def free(self) -> int:
         """Release the vectors and return the bytes that are free for a corpus."""
@@ -198,7 +198,7 @@ class OnGpus(Exact):
     def __init__(self, corpus: Vectors, gpus: Sequence[Gpu], block: int = PASSAGES, groups: np.ndarray | None = None) -> None:
         """Take a corpus (n, dim); the first search copies it to the GPUs, `block` rows at a time."""
         super().__init__(corpus, block, groups)
-        self.gpus, self.lock = gpus, Lock()
+        self.gpus, self.lock, self.token = gpus, Lock(), object()
         self.room, self.held = 0, -1  # room: bytes of a GPU for the corpus; held: the round that is on the GPUs
         self.error = 0.0  # largest distance between a passage and its rounded vector, so far
         self.order = None if groups is None else np.argsort(groups, kind="stable")  # rows as the GPUs hold them
@@ -269,7 +269,7 @@ class OnGpus(Exact):
         return 6 * dim if rows and len(split(len(self.corpus), rows, len(self.gpus))[1]) == 1 else 2 * dim
 
     def _holds(self, number: int) -> bool:
-        return self.held == number and all(gpu.holder is self for gpu in self.gpus)
+        return self.held == number and all(gpu.holder is self.token for gpu in self.gpus)
 
     def _fetch_half(self, half: np.ndarray, k: int, spans: list[slice]) -> tuple[np.ndarray, np.ndarray]:
         """Return places and scores (q, k) of the best in half precision among spans of the corpus, searching all GPUs at once."""
@@ -312,7 +312,7 @@ class OnGpus(Exact):
     def _copy_to_gpus(self, pieces: list[slice], holders: list[Sequence[Gpu]], dim: int) -> None:
         """Copy each piece of the corpus to its GPUs; each row is read once."""
         for gpu in self.gpus:
-            gpu.holder = self
+            gpu.holder = self.token
         for piece, gpus in zip(pieces, holders, strict=True):
             for gpu in gpus:
                 gpu.hold(piece.stop - piece.start, dim, self.exact)

@@ -5,9 +5,11 @@ The GPUs here are fakes that round as a GPU does and run out of memory as one do
 
 from __future__ import annotations
 
+import gc
 import platform
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import faiss
@@ -144,6 +146,19 @@ def test_several_gpus_score_each_what_they_hold():
     found = index.scores(corpus[:90], rows)
     assert found.tobytes() == Exact(corpus).scores(corpus[:90], rows).tobytes()
     assert all(one.scored for one in few) or not lanes_of(Gpu("cpu"), 64)
+
+
+def test_a_corpus_that_is_no_longer_needed_leaves_at_once():
+    index = OnGpus(near_ties(100, 0), [Gpu("cpu")])
+    index.room = 1 << 30
+    index.fetch(near_ties(10, 1), 5)
+    held = weakref.ref(index.gpus[0])
+    gc.disable()
+    try:
+        del index
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 def test_two_corpora_take_turns_on_one_gpu():
