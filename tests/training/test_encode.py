@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -208,6 +209,18 @@ def test_out_of_memory_on_a_gpu_makes_batches_smaller(tmp_path, caplog):
     assert (found * expected).sum(1).min() > 0.99999
     assert "out of memory for a batch of" in caplog.text
     assert encoder._budget < module.TOKENS_PER_BATCH["cuda"]
+
+
+@pytest.mark.gpu
+@ON_GPU
+def test_several_threads_share_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setitem(module.TOKENS_PER_BATCH, "cuda", 2_000)
+    encoder = load_encoder(mild_folder("qwen3", tmp_path / "m"), device="cuda")
+    parts = [LONG[start::7] for start in range(7)]
+    with ThreadPoolExecutor(encoder.threads) as pool:
+        together = list(pool.map(encoder.encode, parts))
+    for part, found in zip(parts, together, strict=True):
+        assert (found * encoder.encode(part)).sum(1).min() > 0.999999
 
 
 def test_out_of_memory_makes_batches_smaller_and_is_told_once(tmp_path, monkeypatch, caplog):

@@ -103,8 +103,7 @@ class Encoder:
                 rest = texts[start + size : start + 2 * size]
                 following = pool.submit(self._tokenise, rest) if len(rest) else None
                 chunk = slice(start, start + size)
-                with self._computing:
-                    self._embed(texts[chunk], tokens, vectors[chunk], advance, unit)
+                self._embed(texts[chunk], tokens, vectors[chunk], advance, unit)
                 if len(tokens.blank):  # texts without tokens, which sentence-transformers pools to zero
                     vectors[chunk][tokens.blank] = self.model.blank(unit)
         return vectors
@@ -123,9 +122,22 @@ class Encoder:
         """Write the vectors of texts into `vectors` (n, dim), one packed forward per batch."""
         device, lengths = self.model.backbone.device, np.diff(tokens.starts)
         todo = deque(batches(lengths, self._budget))
-        computed = deque[tuple[np.ndarray, torch.Tensor, torch.cuda.Event | None]]()
-        while todo or computed:
-            if todo:
+        computed = deque[tuple[np.ndarray, torch.Tensor, torch.cuda.Event | None]]()  # rows, vectors, whether they are here
+
+        def read() -> None:
+            rows, here, copied = computed.popleft()
+            if copied:
+                copied.synchronize()
+            values = here.numpy()
+            bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+            if len(bad):
+                shown = repr(texts[rows[bad[0]]][:SHOWN])
+                raise ModelError(self.model.name, f"gives no numbers for the text {shown}", "are its weights whole? try float32")
+            vectors[rows] = values
+            advance(len(rows))
+
+        with self._computing:
+            while todo:
                 rows = todo.popleft()
                 held = int(lengths[rows].sum())
                 if held > self._budget and len(rows) > 1:  # the budget was halved meanwhile
@@ -135,27 +147,19 @@ class Encoder:
                 if found is None:
                     self._halve(held, len(rows))
                     todo.appendleft(rows)
-                    continue
-                if device.type == "cuda":  # copied while the next batch is computed
+                elif device.type == "cuda":  # copied while the next batch is computed
                     here = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
                     here.copy_(found, non_blocking=True)
                     copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
                     copied.record(torch.cuda.current_stream(device))
                     computed.append((rows, here, copied))
+                    if len(computed) > 1:
+                        read()
                 else:
                     computed.append((rows, found, None))
-            if todo and len(computed) < 2 and device.type == "cuda":
-                continue
-            rows, here, ready = computed.popleft()
-            if ready:
-                ready.synchronize()
-            values = here.numpy()
-            bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
-            if len(bad):
-                shown = repr(texts[rows[bad[0]]][:SHOWN])
-                raise ModelError(self.model.name, f"gives no numbers for the text {shown}", "are its weights whole? try float32")
-            vectors[rows] = values
-            advance(len(rows))
+                    read()
+        while computed:  # another call may use the GPU already
+            read()
 
     def _forward(self, pieces: Sequence[np.ndarray], unit: bool) -> torch.Tensor | None:
         """Return the vectors (n, dim) float32 of the tokens of n texts, on the model's device; None if they do not fit there."""
