@@ -169,10 +169,10 @@ def finished(out: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
 def resume(
     folder: Path, run: Mapping[str, Any], backend: Backend, validation: Validation, say: Say
 ) -> tuple[int, dict[str, Any]]:
-    """Load the newest complete checkpoint; return the number of steps done (0 without a checkpoint) and the threads used.
+    """Load the newest complete checkpoint; return the number of steps done (0 without a checkpoint) and the circumstances.
 
-    The rounding of a matrix product depends on the number of threads, so a change is reported: the weights then equal those
-    of an uninterrupted run only up to rounding.
+    These are the threads used, and the `token_budget` if one was chosen for a GPU. The rounding of a matrix product depends on
+    the number of threads, so a change is reported: the weights then equal those of an uninterrupted run only up to rounding.
 
     Raises:
         BuildError: the checkpoint belongs to another run.
@@ -186,15 +186,16 @@ def resume(
     backend.load(found[0])
     validation.restore(state)
     say(f"continuing from {found[0]}")
+    chosen = {"token_budget": state["token_budget"]} if "token_budget" in state else {}
     before = list(dict.fromkeys([*state.get("threads_before", []), state.get("threads", threads)]))
     if before == [threads]:
-        return int(state["step"]), {"threads": threads}
+        return int(state["step"]), {"threads": threads, **chosen}
     if backend.device.type == "cpu":
         say(
             f"continuing with {threads} threads, earlier steps used {listed(map(str, before))}: "
             "the weights will not equal those of an uninterrupted run bit by bit"
         )
-    return int(state["step"]), {"threads": threads, "threads_before": before}
+    return int(state["step"]), {"threads": threads, "threads_before": before, **chosen}
 
 
 # Finishing and exporting

@@ -9,18 +9,23 @@ from textwrap import fill
 from typing import Any
 
 import numpy as np
+import torch
 
 from curation.core import record, tables
+from curation.core.errors import listed
 from curation.core.escape import text_table
 from curation.recipe.settings import Prompts, Train
 from training.data import batches_per_epoch
+from training.memory import kept_bytes
+from training.model.device import dtype_of
 from training.model.load import load_model
 from training.model.model import Model
-from training.step import PEAKS, total_steps, warmup_steps
+from training.step import GPUS, PEAKS, total_steps, warmup_steps
 from training.tokens import mined_sources, nothing_to_train_on
 
 GPU = "H100"
 SHARE_OF_PEAK = 0.32  # two fifths of the 798 TFLOP/s that matrix products alone reach on it
+USABLE = 0.9  # of a GPU's memory; the rest is for CUDA itself, gradients of activations, the loss, and fragments
 SAMPLED_TUPLES = 256  # tuples of a source whose tokens are counted
 
 
@@ -70,22 +75,22 @@ def cost(recipe: Train, model: Model, tokens: float, tokens_per_gpu: float, gpus
     """Return the memory of a GPU in GB, the GPU-hours of all tokens, and the assumptions; nothing is measured.
 
     Float32 weights, gradients and AdamW's two moments take 16 bytes per weight, less what ZeRO shares out (arXiv 1910.02054).
-    A layer keeps about 34 bytes per token and dimension in bfloat16 (arXiv 2205.05198). With checkpointing it is 2 bytes, the
-    layer's input, for every layer and the rest for one. Forward and backward take 6 operations per token and weight, with
-    checkpointing 8, and a second forward of GradCache 2 more; the log's MFU always counts 6.
+    What the layers keep for the backward is counted on the model's own architecture. Forward and backward take 6 operations per
+    token and weight, with checkpointing 8, and a second forward of GradCache 2 more; the log's MFU always counts 6.
     """
     weights = sum(weight.numel() for weight in model.backbone.parameters())
     embedding = model.backbone.get_input_embeddings().weight.numel()
-    layers, dim = model.backbone.config.num_hidden_layers, model.dim
+    counted = kept_bytes(model.backbone.config, dtype_of(recipe.dtype, torch.device("cuda")), recipe.checkpointing)
     zero = recipe.deepspeed.zero if recipe.deepspeed else 0
     kept = {0: 16, 1: 8 + 8 / gpus, 2: 4 + 12 / gpus, 3: 16 / gpus}[zero] * weights
     held = min(tokens_per_gpu, recipe.token_budget or tokens_per_gpu)
-    activations = held * dim * ((2 * layers + 34) if recipe.checkpointing else 34 * layers)
+    activations = counted.fixed + counted.per_token * held
     twice = tokens_per_gpu > (recipe.token_budget or tokens_per_gpu)
     operations = (6 + 2 * recipe.checkpointing + 2 * twice) * (weights - embedding) * tokens
     return {
         "weights": weights,
         "memory_gb_per_gpu": {"weights_and_optimizer": round(kept / 1e9, 1), "activations": round(activations / 1e9, 1)},
+        "fits": [name for name, (_, size) in GPUS.items() if (kept + activations) / USABLE <= size],
         "gpu_hours": round(operations / (PEAKS[GPU] * SHARE_OF_PEAK) / 3600, 1),
         "assumes": f"{SHARE_OF_PEAK:.0%} of an {GPU}'s peak of {PEAKS[GPU] / 1e12:.0f} TFLOP/s in bfloat16; not measured",
         "gpus": gpus,
@@ -116,6 +121,12 @@ def _tokens_per_tuple(build: Path, name: str, entry: dict[str, Any], model: Mode
     return float(np.average(each, weights=[len(row) if recipe.positives == "all" else 1 for row in trained]))
 
 
+def _fitting(names: Sequence[str]) -> str:
+    """Return in words which GPUs have the memory, the smallest first."""
+    by_size = sorted(names, key=lambda name: GPUS[name][1])
+    return f"fits into {listed(by_size, 3)}" if names else "fits into no GPU that is known here"
+
+
 def as_table(found: Mapping[str, Any]) -> str:
     """Return an estimate as text of at most 80 columns."""
     memory, chunks, gpus = found["memory_gb_per_gpu"], found["chunks_per_step"], found["gpus"]
@@ -123,7 +134,7 @@ def as_table(found: Mapping[str, Any]) -> str:
         ("steps", f"{found['steps']:,}", f"{found['epochs']:g} epochs, warm-up of {found['warmup']:,} steps"),
         ("tokens per step", f"{found['tokens_per_step']:,}", f"{chunks} chunk{'s' if chunks > 1 else ''} (`token_budget`)"),
         ("weights", f"{found['weights'] / 1e6:,.1f} M", f"pooling {found['pooling']}, prompt {found['prompt']}"),
-        ("memory per GPU", f"{sum(memory.values()):,.1f} GB", ""),
+        ("memory per GPU", f"{sum(memory.values()):,.1f} GB", _fitting(found["fits"])),
         ("", f"{memory['weights_and_optimizer']:,.1f} GB", "weights, gradients and optimizer"),
         ("", f"{memory['activations']:,.1f} GB", "activations"),
         ("GPU-hours", f"{found['gpu_hours']:,.1f}", f"on {gpus} GPU{'s' if gpus > 1 else ''}"),

@@ -20,8 +20,21 @@ from training.loss import Losses, contrastive, distillation, infonce, too_near
 from training.model.attention import head_size_of, kernel_of
 from training.model.device import dtype_of
 
-# Dense bfloat16 operations per second, from the makers' data sheets. The first key that CUDA's device name contains counts.
-PEAKS = {"A100": 312e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12}
+# Dense bfloat16 operations per second, and bytes of memory, from the makers' data sheets. The first key that the device's name
+# contains counts.
+GPUS = {
+    "H100 PCIe": (756e12, 80e9),
+    "H100 NVL": (835e12, 94e9),
+    "H100": (989e12, 80e9),
+    "H200 NVL": (835e12, 141e9),
+    "H200": (989e12, 141e9),
+    "B200": (2250e12, 180e9),
+    "A100": (312e12, 80e9),
+    "L40S": (362e12, 48e9),
+    "RTX 4090": (165e12, 24e9),
+    "MI300X": (1307e12, 192e9),
+}
+PEAKS = {name: peak for name, (peak, _) in GPUS.items()}
 STATUS = Path("/proc/self/status")
 
 
@@ -199,6 +212,7 @@ def costs(backend: Backend, batch: Batch, recipe: Train, seconds: float) -> dict
     2204.02311, appendix B). It is None if the peak is unknown, as for CPUs.
     """
     tokens, on_gpu = len(batch.ids), backend.device.type == "cuda"
+    config = getattr(backend.model.backbone, "module", backend.model.backbone).config  # DeepSpeed wraps the transformer
     # Under ZeRO-3 a weight is an empty tensor, and its size is in `ds_numel`.
     weights = sum(getattr(one, "ds_numel", one.numel()) for name, one in backend.weights.items() if "embed" not in name)
     name = torch.cuda.get_device_name(backend.device) if on_gpu else ""
@@ -211,9 +225,7 @@ def costs(backend: Backend, batch: Batch, recipe: Train, seconds: float) -> dict
         "mfu": None if peak is None else round(6 * weights * tokens / seconds / backend.world / peak, 4),
         "memory_gb": memory_gb(),
         **({"gpu_memory_gb": round(torch.cuda.max_memory_allocated(backend.device) / 1e9, 2)} if on_gpu else {}),
-        "attention": kernel_of(
-            backend.device, dtype_of(recipe.dtype, backend.device), head_size_of(backend.model.backbone.config)
-        ),
+        "attention": kernel_of(backend.device, dtype_of(recipe.dtype, backend.device), head_size_of(config)),
     }
 
 

@@ -31,7 +31,7 @@ from curation.core.builds import read_build
 from curation.core.errors import BuildError, ModelError, SetupError, listed
 from curation.core.progress import Progress, silent
 from curation.recipe.settings import Prompts, Train
-from training import checkpoint, ranks, report
+from training import checkpoint, memory, ranks, report
 from training.backend import Backend, Torch, deterministic
 from training.checkpoint import Say
 from training.data import Batch, Plan
@@ -123,7 +123,8 @@ def _train(
 ) -> tuple[dict[str, Any], bool]:
     # The model to train.
     given = Prompts.by_name(recipe.prompts)
-    model = load_model(recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device=device, prompts=given)
+    with memory.explain_without_room(torch.device(device), recipe.model):
+        model = load_model(recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device=device, prompts=given)
     check_trains(model)
     if max(recipe.matryoshka, default=0) >= model.dim:
         raise ModelError(recipe.model, f"has {model.dim} dimensions", "`matryoshka` must name fewer")
@@ -149,15 +150,17 @@ def _train(
         return receipt, False
 
     backend: Backend
-    backend = DeepSpeed(model, recipe) if recipe.deepspeed else Torch(model, recipe)
-    first, threads = checkpoint.resume(out / "checkpoints", run, backend, validation, say)
+    with memory.explain_without_room(torch.device(device), recipe.model):
+        backend = DeepSpeed(model, recipe) if recipe.deepspeed else Torch(model, recipe)
+        first, circumstances = checkpoint.resume(out / "checkpoints", run, backend, validation, say)
+    recipe = memory.with_budget(recipe, backend, model.backbone.config, first, circumstances, say)
 
     for line in [*_notes(recipe, sources, total, backend.world), *notes, *validation.prompts(model, recipe)]:
         say(line)
-    done = loop(plan, recipe, backend, validation, first, total, out, {**run, **threads}, tensorboard, say)
+    done = loop(plan, recipe, backend, validation, first, total, out, {**run, **circumstances}, tensorboard, say)
 
     # Write the model, the report, and last the receipt.
-    receipt = checkpoint.receipt_of_run(run, plan, done, model, recipe, validation) | threads
+    receipt = checkpoint.receipt_of_run(run, plan, done, model, recipe, validation) | circumstances
     if ranks.first():
         if recipe.export == "best" and validation.best:
             checkpoint.export_checkpoint(checkpoint.checkpoint_path(out / "checkpoints", validation.best), out / "model")
@@ -223,6 +226,7 @@ def loop(
             lr = learning_rate(recipe, step, total)
             with explain_out_of_memory(step, ready.batch, recipe, backend.world, out):
                 losses = add_gradients(backend, ready, recipe).detach()
+            with memory.explain_without_room(backend.device, recipe.model):
                 norm = backend.step(lr)
             seconds_left = (time.perf_counter() - started) / (done - first) * (total - done)
             unread.append(Step(step, ready.batch, losses, lr, norm, begun, mark(backend.device), seconds_left))
@@ -386,7 +390,7 @@ def explain_out_of_memory(step: int, batch: Batch, recipe: Train, world: int, ou
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "DefaultCPUAllocator" not in str(error):
+        if not memory.is_out_of_memory(error):
             raise
         longest, own = int(np.diff(batch.starts).max()), len(batch.ids) // world
         held = max(min(own, recipe.token_budget or own), longest)  # tokens of the largest forward

@@ -41,10 +41,17 @@ def test_the_share_of_a_known_peak_and_none_of_an_unknown_one(monkeypatch):
     model = SimpleNamespace(backbone=SimpleNamespace(config=SimpleNamespace(head_dim=64)))
     gpus = SimpleNamespace(device=torch.device("cuda:1"), weights=weights, world=2, model=model)
     # 6 operations * 1e6 weights * 2000 tokens in a tenth of a millisecond are 1.2e14 a second, over two GPUs 6e13.
-    for gpu["name"], peak in (("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA A100-SXM4-80GB", 312e12)):
+    for gpu["name"], peak in (
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H200 NVL", 835e12),
+        ("NVIDIA GeForce RTX 4090", 165e12),
+    ):
         found = step.costs(gpus, one, recipe, 1e-4)
         assert (found["mfu"], found["gpu_memory_gb"]) == (round(6e13 / peak, 4), 5.0)
-    for gpu["name"] in ("NVIDIA GeForce RTX 4090", "Tesla T4"):
+    for gpu["name"] in ("NVIDIA GeForce RTX 3090", "Tesla T4"):
         assert step.costs(gpus, one, recipe, 1e-4)["mfu"] is None
     cpu = step.costs(SimpleNamespace(device=torch.device("cpu"), weights=weights, world=1, model=model), one, recipe, 0.5)
     assert (cpu["mfu"], cpu["tokens"], cpu["tokens_per_second"], cpu["attention"]) == (None, 2000, 4000, "sdpa by text")
