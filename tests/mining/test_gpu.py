@@ -26,7 +26,7 @@ from mining.candidates import Corpus, search
 from mining.gpu import FaissGpu, Gpu, OnGpus, find_gpus, lanes_of, split
 from mining.kernels import inner_products
 from mining.lists import Ragged
-from mining.search import Exact, nearest, rounding
+from mining.search import Exact, nearest, overlapped, rounding
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -385,6 +385,36 @@ def test_errors_on_a_real_gpu_are_within_the_limit(dim):
         half = corpus.astype(np.float16).astype(np.float64), queries.astype(np.float16).astype(np.float64)
         sums = np.abs(scores - np.take_along_axis(half[1] @ half[0].T, rows, axis=1))
         assert sums.max() <= gpu.CUT_OFF * rounding(dim)  # of the sums alone
+
+
+@pytest.mark.gpu
+@NO_GPU
+@pytest.mark.parametrize("dim", [64, 384, 1024])
+def test_a_real_gpu_adds_as_this_processor_does(dim):
+    lanes = lanes_of(Gpu("cuda:0"), dim)
+    assert lanes == lanes_of(Gpu("cpu"), dim)
+    assert lanes > 0  # the candidates of `test_on_real_gpus` were scored on the GPU
+
+
+@pytest.mark.gpu
+@NO_GPU
+def test_other_classes_in_threads_on_a_real_gpu():
+    corpus, classes = near_ties(40_000, 0), np.arange(40_000) // 40 % 9 - 1
+    for kind in engines():
+        index = OnGpus(corpus, [kind("cuda:0")], groups=classes)
+
+        def found(number, index=index):
+            others, part = index.without(number)
+            return others, nearest(corpus[number::400], part, 50)
+
+        together = list(overlapped(found, range(8), index.threads))
+        assert index.exact
+        for number, (others, (ids, scores)) in enumerate(together):
+            rows, part = Exact(corpus, groups=classes).without(number)
+            expected, exact = nearest(corpus[number::400], part, 50)
+            np.testing.assert_array_equal(rows, others)
+            np.testing.assert_array_equal(ids, expected)
+            assert scores.tobytes() == exact.tobytes()
 
 
 @pytest.mark.gpu
