@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from curation.core.errors import SetupError
 from training.model import attention
 
-WAYS = ("none", "compile", "liger", "bfloat16")
+WAYS = ("none", "torch", "compile", "liger", "bfloat16")
 LIGER = ("llama", "mistral", "qwen2", "qwen3")  # architectures whose norm, rotation and SwiGLU are those that liger computes
 
 
@@ -23,9 +24,9 @@ def fuse(backbone: Any, how: str, backend: str = "inductor") -> None:
 
     Args:
         backbone: a transformers model with packed attention.
-        how: none; compile = each layer becomes one graph of `torch.compile`, with any number of tokens and texts;
-            liger = liger-kernel's norm, rotation and SwiGLU (CUDA only); bfloat16 = all weights in bfloat16 and no autocast,
-            for encoding only.
+        how: none; torch = torch's own kernel for norms, without a cast per matrix product; compile = each layer becomes one
+            graph of `torch.compile`, with any number of tokens and texts; liger = liger-kernel's norm, rotation and SwiGLU
+            (CUDA only); bfloat16 = all weights in bfloat16 and no autocast, for encoding only.
         backend: of torch.compile.
 
     Raises:
@@ -33,7 +34,9 @@ def fuse(backbone: Any, how: str, backend: str = "inductor") -> None:
     """
     if how not in WAYS:
         raise ValueError(f"unknown way {how!r}")
-    if how == "compile":
+    if how == "torch":
+        _use_torch_norms(backbone)
+    elif how == "compile":
         _compile_layers(backbone, backend)
     elif how == "liger":
         _use_liger(backbone)
@@ -73,6 +76,22 @@ def _checkpointed(layer: Any, inner: Any, *states: Any, **options: Any) -> Any:
     return inner(*states, **options)
 
 
+def _use_torch_norms(backbone: Any) -> None:
+    """Compute RMS norms, of which transformers makes six kernels each, with the one of torch; Gemma's weight differs."""
+    for name, module in backbone.named_modules():
+        if type(module).__name__.endswith("RMSNorm") and "Gemma" not in type(module).__name__:
+            normed = MethodType(_torch_norm, module)
+            module.forward = partial(_cast, normed) if "." in name else normed  # pooling, not a product, follows the last one
+        elif type(module).__name__.endswith("RotaryEmbedding"):
+            module.forward = partial(_cast, module.forward)
+
+
+def _torch_norm(module: Any, states: Tensor) -> Tensor:
+    eps = getattr(module, "variance_epsilon", None) or module.eps
+    with torch.autocast(states.device.type, enabled=False):
+        return functional.rms_norm(states, module.weight.shape, module.weight.to(states.dtype), eps)
+
+
 def _without_autocast(forward: Any, kind: str, *states: Any, **options: Any) -> Any:
     with torch.autocast(kind, enabled=False):
         return forward(*states, **options)
@@ -88,12 +107,13 @@ def _use_liger(backbone: Any) -> None:
     except ImportError as error:
         raise SetupError("liger-kernel", f"cannot be imported ({error})", "pip install liger-kernel") from None
 
-    for module in backbone.modules():
-        name = type(module).__name__
-        if name.endswith("RMSNorm"):
+    for name, module in backbone.named_modules():
+        kind = type(module).__name__
+        if kind.endswith("RMSNorm"):
             module.offset, module.casting_mode, module.in_place, module.row_mode = 0.0, "llama", False, None
-            module.forward = partial(_norm, MethodType(LigerRMSNorm.forward, module))
-        elif name.endswith("MLP"):
+            normed = MethodType(LigerRMSNorm.forward, module)
+            module.forward = partial(_cast, normed) if "." in name else normed
+        elif kind.endswith("MLP"):
             module.forward = MethodType(LigerSwiGLUMLP.forward, module)
 
     # The rotation is a function of the architecture's file, so every model of this architecture gets it.
@@ -109,9 +129,10 @@ def _use_liger(backbone: Any) -> None:
     file.apply_rotary_pos_emb = rotated
 
 
-def _norm(forward: Any, states: Tensor) -> Tensor:
-    """Normalise, and cast at once to what autocast would cast to in front of each of the matrix products that follow."""
-    found: Tensor = forward(states)
-    if states.is_cuda and torch.is_autocast_enabled("cuda"):
-        found = found.to(torch.get_autocast_dtype("cuda"))
-    return found
+def _cast(forward: Any, *states: Any, **options: Any) -> Any:
+    """Call a module, and cast its result at once to what autocast would cast to in front of each product that follows."""
+    found, kind = forward(*states, **options), states[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return found
+    dtype = torch.get_autocast_dtype(kind)
+    return found.to(dtype) if isinstance(found, Tensor) else tuple(one.to(dtype) for one in found)
