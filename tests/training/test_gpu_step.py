@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,6 +17,7 @@ from curation.recipe.settings import Train
 from training.backend import Torch
 from training.data import Plan
 from training.log import read_log
+from training.memory import kept_bytes
 from training.model.load import load_model
 from training.step import add_gradients, made_ready
 from training.tokens import load_sources
@@ -206,6 +208,37 @@ def test_the_host_never_waits_in_a_step(model, build, keys):
                 torch.cuda.set_sync_debug_mode("default")
     places = [f"{one.filename}:{one.lineno} {one.message}" for one in waits if "synchroniz" in str(one.message)]
     assert not places, "\n".join(places)
+
+
+@pytest.mark.gpu
+@NO_GPU
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_forward_keeps_what_was_counted(model, dtype):
+    backend = Torch(load_model(model, max_tokens=64, device=DEVICE), recipe(model, dtype=dtype))
+    taken = []
+    for texts in (100, 300, 500):  # the first one fills caches
+        ids, starts = np.arange(64 * texts) % 90 + 5, np.arange(texts + 1) * 64
+        before = torch.cuda.memory_allocated()
+        vectors = backend.embed(ids, starts)
+        taken.append(torch.cuda.memory_allocated() - before)
+        del vectors
+    kept = kept_bytes(backend.model.backbone.config, getattr(torch, dtype), False)
+    real = (taken[2] - taken[1]) / 64 / 200
+    print(f"{kept.per_token:.0f} bytes per token counted, {real:.0f} allocated")
+    assert kept.per_token == pytest.approx(real, rel=0.25)
+
+
+@pytest.mark.gpu
+@NO_GPU
+def test_a_gpus_run_chooses_its_budget_and_says_so(model, build, tmp_path):
+    said = []
+    train(build, recipe(model, steps=1), out=tmp_path / "run", device=DEVICE, say=said.append)
+    chosen = [line for line in said if line.startswith("token_budget: ")]
+    assert len(chosen) == 1
+    assert "chosen because" in chosen[0]
+    budget = json.loads((tmp_path / "run/done.json").read_text())["token_budget"]
+    assert f"{budget:,}" in chosen[0]
+    assert budget > 10_000
 
 
 @pytest.mark.gpu
