@@ -12,6 +12,7 @@ shapes on the CPU, to show that the script works; it measures nothing then.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import signal
 import statistics
@@ -137,6 +138,7 @@ def train(out: Path, shape: str = "qwen3-0.6b") -> None:
                 spent = seconds_of(lambda step=step: [step(batch, batch.task, LR) for batch in batches], STEPS)
                 tokens = sum(len(batch.ids) for batch in batches)
                 note += [f"{tokens / spent:,.0f} useful tokens/s", *mfu(out, shape, tokens / spent)]
+            step = None  # the next trainer needs its memory
 
 
 def encode(out: Path) -> None:
@@ -211,6 +213,7 @@ def profile(out: Path) -> None:
             torch.cuda.set_sync_debug_mode("warn")
             step(batch, batch.task, LR)
             torch.cuda.set_sync_debug_mode("default")
+        waits = [one for one in waits if "prototype" not in str(one.message)]  # torch's warning about the debug mode itself
         places = sorted({f"{Path(one.filename).name}:{one.lineno}" for one in waits})
         add(out, "profile", f"{len(waits)} waits for the GPU in a step, at {', '.join(places) or 'none'}")
     from torch.profiler import ProfilerActivity
@@ -300,6 +303,7 @@ def mfu(out: Path, shape: str, tokens_per_second: float) -> list[str]:
 def measured(out: Path, part: str, what: str) -> Iterator[list[str]]:
     """Give a list for notes; add a row with them and the highest memory, or with the error, and free the memory."""
     notes: list[str] = []
+    gc.collect()  # what a trainer that did not fit has left
     if ON_GPU:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
