@@ -84,6 +84,11 @@ def made_ready(batch: Batch, recipe: Train, rank: int = 0, world: int = 1, pinne
     return Ready(batch, targets_of(batch, tensor), forwards, tensor(order) if world > 1 else None)
 
 
+def batch_for(backend: Backend, batch: Batch, recipe: Train) -> Ready:
+    """Return a batch as this process needs it."""
+    return made_ready(batch, recipe, backend.rank, backend.world, pinned=backend.device.type == "cuda")
+
+
 def targets_of(batch: Batch, tensor: Callable[[np.ndarray], Tensor] = torch.from_numpy) -> Targets:
     """Return what the loss reads of a batch; `tensor` converts an array."""
     arrays = (getattr(batch, name) for name in Targets._fields)
@@ -101,7 +106,7 @@ def add_gradients(backend: Backend, batch: Batch | Ready, recipe: Train) -> Loss
     Several processes embed a share of the texts each, and then all compute the loss of the whole batch, so the result equals
     that of one process.
     """
-    ready = made_ready(batch, recipe, backend.rank, backend.world) if isinstance(batch, Batch) else batch
+    ready = batch_for(backend, batch, recipe) if isinstance(batch, Batch) else batch
     detached = recipe.reproduce_f2llm and backend.world > 1
 
     def embed(ids: Tensor, starts: np.ndarray, count: int) -> Tensor:

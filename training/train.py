@@ -28,7 +28,7 @@ import torch
 
 from curation.core import locks
 from curation.core.builds import read_build
-from curation.core.errors import BuildError, ModelError, SetupError, listed
+from curation.core.errors import BuildError, ModelError, SetupError, first_line, listed
 from curation.core.progress import Progress, silent
 from curation.recipe.settings import Prompts, Train
 from training import checkpoint, memory, ranks, report
@@ -41,7 +41,7 @@ from training.model.device import device_of
 from training.model.export import export
 from training.model.load import check_trains, load_model
 from training.model.model import notes_of
-from training.step import Ready, add_gradients, costs, learning_rate, made_ready, total_steps, warmup_steps
+from training.step import Ready, add_gradients, batch_for, costs, learning_rate, total_steps, warmup_steps
 from training.tokens import Source, load_sources, mined_sources
 from training.validation import Validation
 from training.zero import DeepSpeed
@@ -51,6 +51,10 @@ OTHER_POSITIVES = {  # how a query's positives besides the first are used, by th
     "all": "each is trained on in a tuple of its own",
     "sampled": "one positive of each query is drawn for each epoch",
 }
+SIGNS_OF_A_LOST_GPU = (  # of CUDA's messages
+    *("uncorrectable ECC error", "uncorrectable NVLink error", "GPU is lost", "Hardware stack error"),
+    *("unspecified launch failure", "busy or unavailable", "no CUDA-capable device", "CUDA error: unknown error"),
+)
 MOST_UNREAD = 64  # steps on a GPU whose loss is not read yet
 
 
@@ -90,7 +94,7 @@ def train(
     Raises:
         BuildError: no mined negatives, checkpoints of another run, or a loss that is not a finite number.
         ModelError: a model that cannot be trained.
-        SetupError: the device, DeepSpeed or TensorBoard is not available, or a process is lost.
+        SetupError: the device, DeepSpeed or TensorBoard is not available, or a process or a GPU is lost.
         Stopped: SIGINT or SIGTERM arrived; the state is saved.
     """
     if tensorboard:
@@ -107,7 +111,8 @@ def train(
                 checkpoint.forget(out)
         else:
             say, progress = (lambda line: None), silent
-        return _train(build, recipe, out, entries, str(place), only, tensorboard, say, progress)
+        with explain_lost_gpu(place):
+            return _train(build, recipe, out, entries, str(place), only, tensorboard, say, progress)
 
 
 def _train(
@@ -265,7 +270,7 @@ def batches(plan: Plan, recipe: Train, backend: Backend, first: int, total: int)
     """Yield the batch of each step. A thread prepares the next one meanwhile: a batch depends on nothing but its number."""
 
     def prepared(step: int) -> Ready:
-        return made_ready(plan.batch_at(step), recipe, backend.rank, backend.world, pinned=backend.device.type == "cuda")
+        return batch_for(backend, plan.batch_at(step), recipe)
 
     with ThreadPoolExecutor(1, "batches") as thread:
         coming = [thread.submit(prepared, step) for step in range(first, min(first + 1, total))]
@@ -398,3 +403,19 @@ def explain_out_of_memory(step: int, batch: Batch, recipe: Train, world: int, ou
         levers = [smaller, *([] if recipe.checkpointing else ["`checkpointing: yes`"])]
         what = f"out of memory: forward and backward over {held:,} tokens do not fit"
         raise SetupError(f"{out}, step {step}", what, f"set {' or '.join(levers)}, and run it again") from None
+
+
+@contextmanager
+def explain_lost_gpu(device: torch.device) -> Iterator[None]:
+    """Turn an error of a GPU that has stopped working into one line; another error, such as a bug's, stays as it is.
+
+    Raises:
+        SetupError: the GPU is lost.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # torch's class for it is newer than some versions of torch
+        if not any(sign in str(error) for sign in SIGNS_OF_A_LOST_GPU):
+            raise
+        hint = "look at `nvidia-smi`, and run it again: it continues from the last checkpoint"
+        raise SetupError(str(device), f"the GPU does not work any more ({first_line(error)})", hint) from None

@@ -10,7 +10,7 @@ import torch
 
 from curation.core.errors import SetupError
 from curation.recipe.settings import Train
-from training.train import explain_out_of_memory
+from training.train import explain_lost_gpu, explain_out_of_memory
 
 
 def at_once(starts, world=1, **keys):
@@ -38,3 +38,12 @@ def test_other_errors_keep_their_traceback():
     batch = SimpleNamespace(starts=np.array([0, 3]), ids=np.zeros(3))
     with pytest.raises(RuntimeError, match="must match"), explain_out_of_memory(0, batch, Train(model="m"), 1, "run"):
         torch.zeros(2) + torch.zeros(3)
+
+
+@pytest.mark.parametrize("what", ["uncorrectable ECC error encountered", "unspecified launch failure"])
+def test_a_gpu_that_is_lost_is_told(what):
+    told = rf"^cuda:0: the GPU does not work any more \(CUDA error: {what}\); look at `nvidia-smi`, and run it again: it continues from"
+    with pytest.raises(SetupError, match=told), explain_lost_gpu(torch.device("cuda:0")):
+        raise torch.AcceleratorError(f"CUDA error: {what}\nCUDA kernel errors might be asynchronously reported")
+    with pytest.raises(RuntimeError, match="device-side assert"), explain_lost_gpu(torch.device("cuda:0")):
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
