@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-all check bench docs clean
+.PHONY: demo test test-all check bench gpu docs clean
 
 demo: $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python manifests/quickstart.py
@@ -24,6 +24,10 @@ check: $(INSTALLED)
 bench: $(INSTALLED)
 	for script in encode.py start_up.py grad_cache.py "mine.py choose" dedup.py ingest.py quickstart_seeds.py; do \
 	    $(BIN)/python benchmarks/$$script || exit 1; done
+
+# On a machine with a GPU the tests marked `gpu` and figures; `GPU=0 make gpu` shows on a CPU that the script works.
+gpu: $(INSTALLED)
+	PYTHON=$(BIN)/python benchmarks/gpu.sh
 
 docs: $(INSTALLED)
 	$(BIN)/python -m tests.documents
