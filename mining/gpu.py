@@ -134,7 +134,7 @@ class Gpu:
     def scores(self, queries: np.ndarray, of_each: np.ndarray, rows: np.ndarray, lanes: int) -> np.ndarray:
         """Return the inner product (p,) float64 of query `of_each[i]` with row `rows[i]`, in the order of `sums_in_lanes`."""
         torch = self.torch
-        asked, one, other = (torch.from_numpy(array).to(self.name) for array in (queries, of_each, rows))
+        asked, one, other = (torch.tensor(array, device=self.name) for array in (queries, of_each, rows))
         found = torch.empty(len(rows), dtype=torch.float64, device=self.name)
         step = max(1, SCORES // (24 * queries.shape[1]))  # float32 and float64 numbers of both vectors
         for start in range(0, len(rows), step):

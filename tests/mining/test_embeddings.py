@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from small_build import FakeEncoder, files_of, hashed
 
+from curation.core.errors import ModelError
 from mining import embeddings
 from mining.embeddings import Embeddings, Part
 
@@ -102,6 +103,31 @@ def test_a_damaged_shard_is_encoded_again(tmp_path, few, damage):
     assert encoder.calls == [texts[8:16]]
     np.testing.assert_array_equal(store[places], hashed(texts, 16))
     assert files_of(tmp_path) == whole
+
+
+def test_a_failure_in_one_of_several_threads(tmp_path, few):
+    texts = [f"text {n}" for n in range(60)]
+    whole, _ = opened(tmp_path / "whole")
+    whole.ensure(lambda: texts)
+
+    class Failing(FakeEncoder):
+        threads, fails = 3, True
+
+        def encode(self, texts, advance=lambda n: None):
+            if self.fails and "text 20" in texts:
+                raise ModelError("m", "gives no numbers for the text 'text 20'")
+            return super().encode(texts, advance)
+
+    encoder, counts = Failing(dim=16), list[int]()
+    with pytest.raises(ModelError, match="text 20"):
+        Embeddings(tmp_path / "few", encoder).ensure(lambda: texts)
+    assert not list(tmp_path.rglob("*.claim"))
+    encoder.fails = False
+    store = Embeddings(tmp_path / "few", encoder)
+    places = store.ensure(lambda: [*texts, *texts[:9]], counts.append)
+    np.testing.assert_array_equal(store[places], hashed([*texts, *texts[:9]], 16))
+    assert sum(counts) == 69
+    assert files_of(tmp_path / "few") == files_of(tmp_path / "whole")
 
 
 def test_what_was_read_does_not_stay_mapped(tmp_path, few, monkeypatch):
