@@ -19,11 +19,12 @@ import torch
 from half_gpu import Half
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_fake_cuda import fake_cuda
 
 from curation.core.errors import SetupError
 from mining import gpu
 from mining.candidates import Corpus, search
-from mining.gpu import FaissGpu, Gpu, OnGpus, find_gpus, lanes_of, split
+from mining.gpu import FaissGpu, Gpu, OnGpus, find_gpus, lanes_of, split, sums_in_lanes
 from mining.kernels import inner_products
 from mining.lists import Ragged
 from mining.search import Exact, nearest, overlapped, rounding
@@ -310,6 +311,21 @@ def test_torch_selects_the_highest_scores(count, passages, k, blocks, ties, seed
     np.testing.assert_allclose(scores, np.take_along_axis(exact, rows, axis=1), rtol=0, atol=1e-6)
     np.testing.assert_allclose(scores, -np.sort(-exact, axis=1)[:, :k], rtol=0, atol=1e-6)
     assert all(len(set(row)) == len(row) for row in rows.tolist())
+
+
+@pytest.mark.parametrize(("count", "passages", "k"), [(30, 5_000, 20), (30, 5_007, 20), (3, 50, 20), (3, 7, 20)])
+def test_the_torch_search_mixes_no_devices_and_does_not_wait(monkeypatch, count, passages, k):
+    one = Gpu("cuda:0")
+    with fake_cuda(monkeypatch) as waits:
+        queries, corpus = (torch.empty(rows, 64, dtype=torch.float16, device="cuda:0") for rows in (count, passages))
+        scores = one.products(queries, corpus)
+        best, columns = one.highest(scores, k)
+        sums = sums_in_lanes(queries.double(), queries.double(), 4)
+    assert scores.dtype == best.dtype == torch.float32
+    assert sums.dtype == torch.float64
+    assert {tensor.device.type for tensor in (scores, best, columns, sums)} == {"cuda"}
+    assert best.shape == columns.shape == (count, min(k, passages))
+    assert not waits.found
 
 
 @pytest.mark.parametrize("rows", [3000, 1100])
