@@ -146,11 +146,16 @@ def with_budget(recipe: Train, backend: Backend, config: Any, first: int, circum
         except Exception as error:  # the count is a help: what it does not support can be trained without
             say(f"token_budget: none, because the memory of a step cannot be counted ({first_line(error)})")
             return recipe
-        before = max(int(-ranks.largest((kept.fixed - SHARE_OF_FREE * (free - taken)) / kept.per_token)), 1)
+        before = int(-ranks.largest(-tokens_that_fit(free - taken, kept)))
         room = f"{free / 1e9:.1f} GB of the GPU are free and a token takes {kept.per_token / 1e6:.2f} MB"
         say(f"token_budget: {before:,}, chosen because {room}")
     circumstances["token_budget"] = before
     return recipe.model_copy(update={"token_budget": before})
+
+
+def tokens_that_fit(free: float, kept: Kept) -> int:
+    """Return the tokens of a forward and backward that so many free bytes are enough for, at least 1."""
+    return max(int((SHARE_OF_FREE * free - kept.fixed) / kept.per_token), 1)
 
 
 @contextmanager

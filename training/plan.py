@@ -12,11 +12,10 @@ import numpy as np
 import torch
 
 from curation.core import record, tables
-from curation.core.errors import listed
 from curation.core.escape import text_table
 from curation.recipe.settings import Prompts, Train
 from training.data import batches_per_epoch
-from training.memory import kept_bytes
+from training.memory import kept_bytes, tokens_that_fit
 from training.model.device import dtype_of
 from training.model.load import load_model
 from training.model.model import Model
@@ -58,16 +57,17 @@ def estimate(build: Path, recipe: Train, *, only: Sequence[str] = (), gpus: int 
         for (name, count), own, share in zip(nonempty.items(), batches, shares, strict=True)
     )
     per_step = round(tokens / steps_per_epoch)
+    costs = cost(recipe, model, tokens * steps / steps_per_epoch, per_step / gpus, gpus)
     return {
         "steps": steps,
         "epochs": round(steps / steps_per_epoch, 3),
         "warmup": warmup_steps(recipe, steps),
         "tuples": tuples,
         "tokens_per_step": per_step,
-        "chunks_per_step": math.ceil(per_step / gpus / (recipe.token_budget or per_step)),
+        "chunks_per_step": math.ceil(per_step / gpus / costs["token_budget"]),
         "prompt": model.prompt_used(recipe.prompt),
         "pooling": model.pooling,
-        **cost(recipe, model, tokens * steps / steps_per_epoch, per_step / gpus, gpus),
+        **costs,
     }
 
 
@@ -76,21 +76,25 @@ def cost(recipe: Train, model: Model, tokens: float, tokens_per_gpu: float, gpus
 
     Float32 weights, gradients and AdamW's two moments take 16 bytes per weight, less what ZeRO shares out (arXiv 1910.02054).
     What the layers keep for the backward is counted on the model's own architecture. Forward and backward take 6 operations per
-    token and weight, with checkpointing 8, and a second forward of GradCache 2 more; the log's MFU always counts 6.
+    token and weight, with checkpointing 8, and a second forward of GradCache 2 more; the log's MFU always counts 6. Without a
+    `token_budget` a run chooses one for its GPU, and it is estimated as on `GPU`.
     """
     weights = sum(weight.numel() for weight in model.backbone.parameters())
     embedding = model.backbone.get_input_embeddings().weight.numel()
     counted = kept_bytes(model.backbone.config, dtype_of(recipe.dtype, torch.device("cuda")), recipe.checkpointing)
     zero = recipe.deepspeed.zero if recipe.deepspeed else 0
     kept = {0: 16, 1: 8 + 8 / gpus, 2: 4 + 12 / gpus, 3: 16 / gpus}[zero] * weights
-    held = min(tokens_per_gpu, recipe.token_budget or tokens_per_gpu)
+    budget = recipe.token_budget or max(tokens_that_fit(GPUS[GPU][1] - kept, counted), recipe.max_tokens)
+    held, twice = min(tokens_per_gpu, budget), tokens_per_gpu > budget
     activations = counted.fixed + counted.per_token * held
-    twice = tokens_per_gpu > (recipe.token_budget or tokens_per_gpu)
+    least = kept + counted.fixed + counted.per_token * min(held, recipe.token_budget or recipe.max_tokens)
     operations = (6 + 2 * recipe.checkpointing + 2 * twice) * (weights - embedding) * tokens
     return {
         "weights": weights,
         "memory_gb_per_gpu": {"weights_and_optimizer": round(kept / 1e9, 1), "activations": round(activations / 1e9, 1)},
-        "fits": [name for name, (_, size) in GPUS.items() if (kept + activations) / USABLE <= size],
+        "fits": [name for name, (_, size) in GPUS.items() if least / USABLE <= size],
+        "token_budget": budget,
+        "token_budget_from": "the recipe" if recipe.token_budget else f"the memory of an {GPU}",
         "gpu_hours": round(operations / (PEAKS[GPU] * SHARE_OF_PEAK) / 3600, 1),
         "assumes": f"{SHARE_OF_PEAK:.0%} of an {GPU}'s peak of {PEAKS[GPU] / 1e12:.0f} TFLOP/s in bfloat16; not measured",
         "gpus": gpus,
@@ -121,10 +125,13 @@ def _tokens_per_tuple(build: Path, name: str, entry: dict[str, Any], model: Mode
     return float(np.average(each, weights=[len(row) if recipe.positives == "all" else 1 for row in trained]))
 
 
-def _fitting(names: Sequence[str]) -> str:
-    """Return in words which GPUs have the memory, the smallest first."""
-    by_size = sorted(names, key=lambda name: GPUS[name][1])
-    return f"fits into {listed(by_size, 3)}" if names else "fits into no GPU that is known here"
+def _fitting(found: Mapping[str, Any]) -> str:
+    """Return in words how much memory a GPU must have at least."""
+    if not found["fits"]:
+        return "fits into no GPU that is known here"
+    smallest = min(found["fits"], key=lambda name: GPUS[name][1])
+    smaller = found["token_budget_from"] != "the recipe" and smallest != GPU
+    return f"fits into {GPUS[smallest][1] / 1e9:.0f} GB ({smallest})" + (", with a smaller budget" if smaller else "")
 
 
 def as_table(found: Mapping[str, Any]) -> str:
@@ -132,9 +139,10 @@ def as_table(found: Mapping[str, Any]) -> str:
     memory, chunks, gpus = found["memory_gb_per_gpu"], found["chunks_per_step"], found["gpus"]
     rows = [
         ("steps", f"{found['steps']:,}", f"{found['epochs']:g} epochs, warm-up of {found['warmup']:,} steps"),
-        ("tokens per step", f"{found['tokens_per_step']:,}", f"{chunks} chunk{'s' if chunks > 1 else ''} (`token_budget`)"),
+        ("tokens per step", f"{found['tokens_per_step']:,}", f"{chunks} chunk{'s' if chunks > 1 else ''}"),
+        ("token budget", f"{found['token_budget']:,}", f"from {found['token_budget_from']}"),
         ("weights", f"{found['weights'] / 1e6:,.1f} M", f"pooling {found['pooling']}, prompt {found['prompt']}"),
-        ("memory per GPU", f"{sum(memory.values()):,.1f} GB", _fitting(found["fits"])),
+        ("memory per GPU", f"{sum(memory.values()):,.1f} GB", _fitting(found)),
         ("", f"{memory['weights_and_optimizer']:,.1f} GB", "weights, gradients and optimizer"),
         ("", f"{memory['activations']:,.1f} GB", "activations"),
         ("GPU-hours", f"{found['gpu_hours']:,.1f}", f"on {gpus} GPU{'s' if gpus > 1 else ''}"),

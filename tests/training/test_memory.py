@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny_models import CONFIGS, tiny_folder
+from tiny_build import retrieval, write_build
+from tiny_models import CONFIGS, tiny_folder, tiny_tokenizer
 
 from curation.core.errors import SetupError
 from curation.recipe.settings import Train
 from training import memory
 from training.memory import explain_without_room, kept_bytes, with_budget
 from training.model.load import load_model
+from training.plan import as_table, estimate
 
 QWEN3 = {
     "hidden_size": 1024, "num_attention_heads": 16, "head_dim": 128, "num_key_value_heads": 8, "intermediate_size": 3072,
@@ -110,3 +112,23 @@ def test_an_architecture_that_cannot_be_counted_trains_without_a_budget(monkeypa
     monkeypatch.setattr(memory, "kept_bytes", fail)
     assert with_budget(recipe, gpu(monkeypatch, 100_000_000), CONFIG, 0, {}, said.append) is recipe
     assert said == ["token_budget: none, because the memory of a step cannot be counted (no such operation)"]
+
+
+def test_a_plan_without_a_budget_chooses_one_as_a_run_does(tmp_path):
+    build = write_build(tmp_path / "b", {"pairs": retrieval(2000)})
+    tiny_tokenizer(True).save_pretrained(tmp_path / "m")
+    transformers.Qwen3Config(**QWEN3 | {"num_hidden_layers": 28, "vocab_size": 151_936}).save_pretrained(tmp_path / "m")
+    kept = kept_bytes(transformers.Qwen3Config(**QWEN3 | {"num_hidden_layers": 28}), torch.bfloat16, False)
+    chosen, given = (estimate(build, Train(model=str(tmp_path / "m"), token_budget=budget)) for budget in (None, 16_384))
+    weights = 16 * chosen["weights"]
+    assert chosen["token_budget"] == pytest.approx((0.8 * (80e9 - weights) - kept.fixed) / kept.per_token, rel=0.01)
+    assert chosen["chunks_per_step"] == -(-chosen["tokens_per_step"] // chosen["token_budget"]) > 1
+    assert chosen["memory_gb_per_gpu"]["activations"] == pytest.approx(0.8 * (80e9 - weights) / 1e9, rel=0.01)
+    assert "RTX 4090" in chosen["fits"]  # with a smaller budget
+    assert given["memory_gb_per_gpu"]["activations"] == pytest.approx((kept.per_token * 16_384 + kept.fixed) / 1e9, abs=0.1)
+    assert given["fits"] == ["H100 PCIe", "H100 NVL", "H100", "H200 NVL", "H200", "B200", "A100", "MI300X"]
+    table = as_table(chosen)
+    assert "from the memory of an H100" in table
+    assert "fits into 24 GB (RTX 4090), with a smaller budget" in table
+    assert "fits into 80 GB (H100 PCIe)" in as_table(given)
+    assert max(map(len, table.splitlines())) <= 80
