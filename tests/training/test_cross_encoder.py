@@ -7,9 +7,10 @@ import json
 import numpy as np
 import pytest
 import sentence_transformers
+import torch
 from tiny_models import TEXTS, tiny_folder
 
-from curation.core.errors import ModelError
+from curation.core.errors import ModelError, SetupError
 from training.model import reranker
 from training.model.reranker import load_cross_encoder
 
@@ -75,3 +76,32 @@ def test_a_score_that_is_no_number(tmp_path):
     with pytest.raises(ModelError) as error:
         loaded.scores(["who?"], ["me"])
     assert str(error.value) == f"{loaded.name}: gives no number for 'who?' and 'me'; are its weights whole? try float32"
+
+
+def test_out_of_memory_makes_batches_smaller_and_is_told_once(tmp_path, monkeypatch, caplog):
+    loaded = load_cross_encoder(str(tiny_folder("bert", tmp_path / "bert", labels=1)), device="cpu")
+    wanted, logits = loaded.scores(QUERIES, PASSAGES), loaded._logits
+    longest = max(len(ids) for ids in loaded._tokens(QUERIES, PASSAGES)["input_ids"])
+
+    def with_little_memory(batch):
+        if batch["input_ids"].numel() > longest:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return logits(batch)
+
+    monkeypatch.setattr(loaded, "_logits", with_little_memory)
+    told = []
+    assert np.abs(loaded.scores(QUERIES, PASSAGES, told.append) - wanted).max() < 1e-5
+    assert sum(told) == len(QUERIES)
+    assert caplog.text.count("out of memory for a batch of") == 1
+    longest = 0
+    with pytest.raises(SetupError, match=r"^cpu: out of memory: a text of \d+ tokens does not fit"):
+        loaded.scores(QUERIES, PASSAGES)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("kind", ["bert", "qwen3"])
+def test_a_gpu_gives_the_cpus_scores(tmp_path, kind):
+    folder = str(tiny_folder(kind, tmp_path / kind, labels=1))
+    cpu, gpu = (load_cross_encoder(folder, device=device).scores(QUERIES, PASSAGES) for device in ("cpu", "cuda"))
+    assert np.abs(cpu - gpu).max() < 1e-3

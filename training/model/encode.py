@@ -145,7 +145,7 @@ class Encoder:
                     continue
                 found = self._forward([tokens.ids[tokens.starts[row] : tokens.starts[row + 1]] for row in rows], unit)
                 if found is None:
-                    self._halve(held, len(rows))
+                    self._budget = halved(self._budget, held, len(rows), device)
                     todo.appendleft(rows)
                 elif device.type == "cuda":  # copied while the next batch is computed
                     here = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
@@ -171,21 +171,21 @@ class Encoder:
         except torch.OutOfMemoryError:
             return None
 
-    def _halve(self, held: int, texts: int) -> None:
-        """Make batches smaller after one of `held` tokens did not fit, and say so the first time.
 
-        Raises:
-            SetupError: it was one text.
-        """
-        device = self.model.backbone.device
-        torch.cuda.empty_cache()
-        if texts == 1:
-            what = f"out of memory: a text of {held:,} tokens does not fit ({free_memory(device)})"
-            raise SetupError(str(device), what, "set a smaller `max_tokens`, end other programs on the GPU, or use --device cpu")
-        if self._budget == TOKENS_PER_BATCH[device.type]:
-            what = "%s: out of memory for a batch of %s tokens (%s); encoding goes on with smaller batches"
-            logging.getLogger("tuplesmith").warning(what, device, f"{held:,}", free_memory(device))
-        self._budget = min(self._budget, held) // 2
+def halved(budget: int, held: int, texts: int, device: torch.device) -> int:
+    """Return a smaller budget of tokens after `held` tokens of some texts did not fit; say so the first time.
+
+    Raises:
+        SetupError: it was one text.
+    """
+    torch.cuda.empty_cache()
+    if texts == 1:
+        what = f"out of memory: a text of {held:,} tokens does not fit ({free_memory(device)})"
+        raise SetupError(str(device), what, "set a smaller `max_tokens`, end other programs on the GPU, or use --device cpu")
+    if budget == TOKENS_PER_BATCH[device.type]:
+        what = "%s: out of memory for a batch of %s tokens (%s); encoding goes on with smaller batches"
+        logging.getLogger("tuplesmith").warning(what, device, f"{held:,}", free_memory(device))
+    return min(budget, held) // 2
 
 
 def load_encoder(

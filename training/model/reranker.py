@@ -21,7 +21,7 @@ from torch import nn
 
 from curation.core.errors import ModelError, first_line, listed
 from training.model.device import autocast, device_of, dtype_of
-from training.model.encode import SHOWN, TOKENS_PER_BATCH, batches
+from training.model.encode import SHOWN, TOKENS_PER_BATCH, batches, halved
 from training.model.files import ModelFiles, find_model
 from training.model.load import max_tokens_of, positions_of, read_model
 from training.model.model import quiet
@@ -79,24 +79,33 @@ class CrossEncoder:
 
         Raises:
             ModelError: a score is not a finite number.
+            SetupError: the GPU has no memory for the longest pair.
         """
         found = np.empty(len(queries), np.float32)
         for first in range(0, len(queries), PAIRS_PER_CALL):
             some = slice(first, first + PAIRS_PER_CALL)
             tokens = self._tokens(queries[some], passages[some])
             for rows in batches(np.array([len(ids) for ids in tokens["input_ids"]]), self._budget):
-                chosen = {key: [values[row] for row in rows] for key, values in tokens.items()}
-                with quiet():
-                    batch = self.tokenizer.pad(chosen, return_tensors="pt").to(self.model.device)
-                with torch.inference_mode(), autocast(self.model.device, self._dtype):
-                    logits = self._logits(batch)
-                found[first + rows] = self._activation(logits).cpu().numpy()
+                found[first + rows] = self._scores_of(tokens, rows)
                 advance(len(rows))
         bad = np.flatnonzero(~np.isfinite(found))
         if len(bad):
             shown = f"{queries[bad[0]][:SHOWN]!r} and {passages[bad[0]][:SHOWN]!r}"
             raise ModelError(self.name, f"gives no number for {shown}", "are its weights whole? try float32")
         return found
+
+    def _scores_of(self, tokens: dict[str, list[list[int]]], rows: np.ndarray) -> np.ndarray:
+        """Return the scores of some rows, in halves if they do not fit into the memory of the GPU."""
+        chosen = {key: [values[row] for row in rows] for key, values in tokens.items()}
+        with quiet():
+            batch = self.tokenizer.pad(chosen, return_tensors="pt").to(self.model.device)
+        try:
+            with torch.inference_mode(), autocast(self.model.device, self._dtype):
+                return np.asarray(self._activation(self._logits(batch)).cpu().numpy())
+        except torch.OutOfMemoryError:
+            held = sum(map(len, chosen["input_ids"]))
+        self._budget = halved(self._budget, held, len(rows), self.model.device)
+        return np.concatenate([self._scores_of(tokens, half) for half in np.array_split(rows, 2)])
 
     def _tokens(self, queries: Sequence[str], passages: Sequence[str]) -> dict[str, list[list[int]]]:
         """Return the tokens of each pair, by the names of the model's inputs."""
