@@ -39,6 +39,7 @@ from training.log import Write, measurement_in_words, open_log, steps_in_words, 
 from training.loss import Losses
 from training.model.device import device_of
 from training.model.export import export
+from training.model.fused import fuse
 from training.model.load import check_trains, load_model
 from training.model.model import notes_of
 from training.step import Ready, add_gradients, batch_for, costs, learning_rate, total_steps, warmup_steps
@@ -55,6 +56,7 @@ SIGNS_OF_A_LOST_GPU = (  # of CUDA's messages
     *("uncorrectable ECC error", "uncorrectable NVLink error", "GPU is lost", "Hardware stack error"),
     *("unspecified launch failure", "busy or unavailable", "no CUDA-capable device", "CUDA error: unknown error"),
 )
+COMPILED_FROM = 200  # steps of a run on a GPU from which on compiling takes less time than it saves
 MOST_UNREAD = 64  # steps on a GPU whose loss is not read yet
 
 
@@ -159,6 +161,9 @@ def _train(
         backend = DeepSpeed(model, recipe) if recipe.deepspeed else Torch(model, recipe)
         first, circumstances = checkpoint.resume(out / "checkpoints", run, backend, validation, say)
     recipe = memory.with_budget(recipe, backend, model.backbone.config, first, circumstances, say)
+    if compiles(backend, total - first):
+        fuse(model.backbone, "compile")
+        say("the layers are compiled (torch.compile), so the first steps take longer")
 
     for line in [*_notes(recipe, sources, total, backend.world), *notes, *validation.prompts(model, recipe)]:
         say(line)
@@ -176,6 +181,11 @@ def _train(
         report.write_report(out)
         receipt = checkpoint.finish(out, receipt)
     return receipt, True
+
+
+def compiles(backend: Backend, steps: int) -> bool:
+    """Return whether so many steps are worth compiling the layers: on a GPU, unless DeepSpeed may share the weights out."""
+    return isinstance(backend, Torch) and backend.device.type == "cuda" and steps >= COMPILED_FROM
 
 
 def _notes(recipe: Train, sources: Sequence[Source], total: int, world: int) -> Iterator[str]:

@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny_models import CONFIGS, GROUPED, SMALL
+from tiny_models import CONFIGS, GROUPED, SMALL, tiny_folder
 from torch._dynamo.utils import counters
 
 from curation.core.errors import SetupError
-from training.backend import checkpoint_layers
-from training.model import attention, fused
+from training.backend import Torch, checkpoint_layers
+from training.model import attention, encode, fused
 from training.model.attention import PACKED, VARLEN, packed_inputs
+from training.model.encode import load_encoder
 from training.model.fused import fuse
+from training.train import compiles
+from training.zero import DeepSpeed
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch.compile looks at every tensor's
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -178,6 +181,46 @@ def test_without_a_kernel_that_can_be_traced_attention_stays_outside_of_the_grap
         same(computed(backbone, seed), plain[seed], 1e-5)
         assert counters["stats"]["unique_graphs"] <= 6
     assert len(counters["graph_break"]) == 1
+
+
+def test_layers_that_cannot_be_compiled_stay_as_they_are(caplog, monkeypatch):
+    monkeypatch.setattr(attention, "by_runs", attention.by_runs)
+    torch._dynamo.reset()
+    backbone = backbone_of("bert")
+    plain = computed(backbone, 1)
+
+    def backend(graph, inputs):
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC environment variable.")
+
+    fuse(backbone, "compile", backend=backend)
+    for _ in range(2):
+        same(computed(backbone, 1), plain, 1e-6)
+    (line,) = [record.message for record in caplog.records if record.name == "tuplesmith"]
+    assert line.startswith("layers are not compiled, so they are slower (torch.compile: backend='backend' raised:")
+
+
+def test_the_tokens_that_are_worth_compiling_grow_as_layers_shrink():
+    sizes = transformers.Qwen3Config(num_hidden_layers=28, hidden_size=1024), transformers.BertConfig(hidden_size=384)
+    assert [round(fused.tokens_worth_compiling(one) / 1e6, 1) for one in sizes] == [1.7, 10.9]
+
+
+def test_runs_of_many_steps_on_a_gpu_compile_their_layers():
+    backend = object.__new__(Torch)
+    for device, steps, expected in (("cuda", 200, True), ("cuda", 199, False), ("cpu", 1_000, False)):
+        backend.device = torch.device(device)
+        assert compiles(backend, steps) == expected
+    assert not compiles(object.__new__(DeepSpeed), 1_000)
+
+
+def test_an_encoder_compiles_once_it_has_encoded_enough(tmp_path, monkeypatch):
+    encoder, compiled = load_encoder(str(tiny_folder("bert", tmp_path)), device="cpu"), []
+    monkeypatch.setattr(encode, "fuse", lambda backbone, how: compiled.append(how))
+    encoder.encode(["a b c"] * 9)
+    assert encoder._before_compiling is None  # on the CPU never
+    encoder._before_compiling = len(encoder.model.tokenize(["a b c"] * 9).ids) + 1
+    for expected in ([], [], ["compile"], ["compile"]):
+        encoder.encode(["a b c"] * 9)
+        assert compiled == expected
 
 
 def test_a_model_all_in_bfloat16_is_near_and_keeps_its_rotary_frequencies():

@@ -132,7 +132,7 @@ def model(tmp_path, gpu, monkeypatch):
     return loaded
 
 
-def test_a_kernel_that_fails_at_the_start_is_replaced_with_a_note(model, monkeypatch):
+def test_a_kernel_that_fails_at_the_start_is_replaced_with_a_warning(model, monkeypatch, caplog):
     def difference(model, dtype):
         kernel = kernel_of(GPU, dtype, 8)
         if kernel == VARLEN:
@@ -143,7 +143,7 @@ def test_a_kernel_that_fails_at_the_start_is_replaced_with_a_note(model, monkeyp
     check_packing(model)
     assert kernel_of(GPU, torch.float32, 8) == EFFICIENT
     assert kernel_of(GPU, torch.bfloat16, 8) == BY_TEXT
-    assert model.notes == [
+    assert caplog.messages == [
         "attention: torch varlen fails here for bfloat16 and heads of 8 (its PretendedGpu cannot encode texts packed together "
         "(FlashAttention only supports Ampere GPUs or newer.)); sdpa by text is used",
         "attention: torch efficient varlen fails here for bfloat16 and heads of 8 (texts packed together get other vectors than "
@@ -262,13 +262,13 @@ def test_sdpa_by_text_never_takes_the_slow_kernel_for_float32_and_grouped_heads(
 @pytest.mark.gpu
 @on_gpu
 @pytest.mark.parametrize("kind", ["qwen3", "llama", "bert", "mistral", "modernbert", "roberta"])
-def test_a_model_on_the_gpu_gives_the_vectors_and_gradients_of_the_cpu(kind, tmp_path):
+def test_a_model_on_the_gpu_gives_the_vectors_and_gradients_of_the_cpu(kind, tmp_path, caplog):
     folder = str(tiny_folder(kind, tmp_path))
     texts = ["find empty files", "one", "rates rise again as banks wait " * 8, "a dull film", "<pad> in a text"]
     vectors, gradients = [], []
     for device in ("cpu", "cuda"):
         model = load_model(folder, device=device)
-        assert not model.notes
+        assert not caplog.messages
         tokens = model.tokenize(texts)
         found = model.embed(torch.from_numpy(tokens.ids.astype(np.int64)), tokens.starts.tolist())
         target = torch.linspace(-1, 1, found.numel(), device=found.device).reshape(found.shape).cos()

@@ -20,6 +20,7 @@ from curation.core.errors import ModelError, SetupError
 from curation.core.store import digest_of
 from training.model.device import autocast, device_of, dtype_of, float32_products, free_memory, prepack
 from training.model.files import VECTORS
+from training.model.fused import fuse, tokens_worth_compiling
 from training.model.load import load_model
 from training.model.model import Model, Tokens, notes_of
 
@@ -38,12 +39,13 @@ class Encoder:
         self.model, self.prompt, self._dtype = model, prompt, str(dtype).removeprefix("torch.")
         self.dim, self.prompts = model.dim, model.choose(prompt)
         device = model.backbone.device
-        stated = device.type == "cuda" and dtype == torch.float32  # there the environment can choose TF32
+        # On a GPU the environment can choose TF32 for float32. It is named then; "float32" alone means exact products.
+        products = float32_products(device) if dtype == torch.float32 else "exact"
         before = {"query": self.prompts.query, "passage": self.prompts.passage}
         self.described: dict[str, object] = {
             "model": model.name,
             "dtype": self._dtype,
-            **({"float32_products": float32_products(device)} if stated else {}),
+            **({} if products == "exact" else {"float32_products": products}),
             "prompt": self.prompts.used,
             **({"prompts": before} if any(before.values()) else {}),
             "pooling": model.pooling,
@@ -58,15 +60,18 @@ class Encoder:
         self.threads = THREADS if device.type == "cuda" else 1  # calls of `encode` at once that make it faster
         self.chunked = device.type == "cuda"  # sort and encode some texts after the other, tokenised ahead, rather than all
         self._tokenising, self._computing = Lock(), Lock()
+        self._before_compiling: int | None = None  # tokens to encode until the layers are compiled; None = never
         if training:
             self.fingerprint = ""
             return
+        if device.type == "cuda":
+            self._before_compiling = tokens_worth_compiling(model.backbone.config)
         self.fingerprint = digest_of(
             {
                 "format": VECTORS,
                 "files": model.files.digests(),
                 "settings": {key: self.described[key] for key in ("dtype", "pooling", "max_tokens")},
-                **({"float32_products": float32_products(device)} if stated and float32_products(device) != "exact" else {}),
+                **({} if products == "exact" else {"float32_products": products}),
                 "end_token": model.appends_eos,
                 "normalised": True,
             }
@@ -137,6 +142,7 @@ class Encoder:
             advance(len(rows))
 
         with self._computing:
+            self._compile(len(tokens.ids))
             while todo:
                 rows = todo.popleft()
                 held = int(lengths[rows].sum())
@@ -160,6 +166,16 @@ class Encoder:
                     read()
         while computed:  # another call may use the GPU already
             read()
+
+    def _compile(self, tokens: int) -> None:
+        """On a GPU, compile the layers once so many tokens were encoded that it is worth it; `tokens` are encoded next."""
+        if self._before_compiling is None:
+            return
+        if self._before_compiling < 0:
+            fuse(self.model.backbone, "compile")
+            self._before_compiling = None
+        else:
+            self._before_compiling -= tokens
 
     def _forward(self, pieces: Sequence[np.ndarray], unit: bool) -> torch.Tensor | None:
         """Return the vectors (n, dim) float32 of the tokens of n texts, on the model's device; None if they do not fit there."""

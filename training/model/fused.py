@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Callable
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -12,9 +14,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from curation.core.errors import SetupError
+from curation.core.errors import SetupError, first_line
 from training.model import attention
 
+WORTH = 5e10  # tokens times layers times hidden size: encoding them takes an H200 about as long as compiling the layers
 WAYS = ("none", "torch", "compile", "liger", "bfloat16")
 LIGER = ("llama", "mistral", "qwen2", "qwen3")  # architectures whose norm, rotation and SwiGLU are those that liger computes
 
@@ -46,9 +49,15 @@ def fuse(backbone: Any, how: str, backend: str = "inductor") -> None:
         backbone.forward = partial(_without_autocast, backbone.forward, backbone.device.type)
 
 
+def tokens_worth_compiling(config: Any) -> int:
+    """Return how many tokens a GPU encodes in the time that it takes to compile the layers of a model."""
+    return int(WORTH / (config.num_hidden_layers * config.hidden_size))
+
+
 def _compile_layers(backbone: Any, backend: str) -> None:
     """Compile the layers: one graph per kind of layer, and one more for passes without gradients.
 
+    Where compiling fails, for want of a C compiler for instance, the layers stay as they are, and a warning says so.
     Activation checkpointing stays outside of the compiled part. In newer versions of transformers 5 a layer's `forward` does
     it, in older ones `__call__`.
     """
@@ -57,16 +66,41 @@ def _compile_layers(backbone: Any, backend: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):  # the choice tries kernels out, which cannot be compiled
         attention.kernel_of(backbone.device, dtype, attention.head_size_of(backbone.config))
     outside = "__call__" in vars(GradientCheckpointingLayer)
-    compiled: dict[type, Any] = {}
+    made: dict[type, Callable[..., Any]] = {}
     for layer in backbone.modules():
         if not isinstance(layer, GradientCheckpointingLayer):
             continue
         kind = type(layer)
-        if kind not in compiled:
-            plain = kind.forward if outside else getattr(kind.forward, "__wrapped__", kind.forward)
-            compiled[kind] = torch.compile(plain, dynamic=True, backend=backend)
-        inner = MethodType(compiled[kind], layer)
+        if kind not in made:
+            made[kind] = _with_fallback(kind.forward if outside else getattr(kind.forward, "__wrapped__", kind.forward), backend)
+        inner = MethodType(made[kind], layer)
         layer.forward = inner if outside else partial(_checkpointed, layer, inner)
+
+
+def _with_fallback(plain: Callable[..., Any], backend: str) -> Callable[..., Any]:
+    """Return a layer's `forward` compiled, or as it is if its first call fails."""
+    compiled, worked, failed = torch.compile(plain, dynamic=True, backend=backend), False, False
+
+    def forward(*states: Any, **options: Any) -> Any:
+        nonlocal worked, failed
+        if failed:
+            return plain(*states, **options)
+        try:
+            found = compiled(*states, **options)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if worked:
+                raise
+            failed = True
+            logging.getLogger("tuplesmith").warning(
+                "layers are not compiled, so they are slower (torch.compile: %s)", first_line(error)
+            )
+            return plain(*states, **options)
+        worked = True
+        return found
+
+    return forward
 
 
 def _checkpointed(layer: Any, inner: Any, *states: Any, **options: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import warnings
@@ -349,13 +350,13 @@ def _check_rotations(model: Model) -> None:
 def check_packing(model: Model) -> None:
     """Compare a few texts packed with the same texts one at a time through the model's own eager attention.
 
-    An attention kernel of a GPU that fails or gives other vectors is not used again for these heads; `model.notes` says so.
+    An attention kernel of a GPU that fails or gives other vectors is not used again for these heads; a warning says so.
 
     Raises:
         ModelError: the vectors differ, or the architecture does not pass segments on to its attention.
     """
     advice = "its architecture cannot be trained or encoded without padding"
-    device, model.notes = model.backbone.device, []
+    device = model.backbone.device
     # On a GPU float32 and bfloat16 use different kernels, and older ones do not compute bfloat16.
     dtypes = {torch.float32, dtype_of("auto", device)} if device.type == "cuda" else {torch.float32}
     for dtype in sorted(dtypes, key=str):
@@ -370,7 +371,8 @@ def check_packing(model: Model) -> None:
                 raise ModelError(model.name, what, advice) from cause
             avoid_kernel(kernel, device, dtype, size, fault[0])
             failed.append(kernel)
-        model.notes += avoided_kernels(device, dtype, size)
+        for line in avoided_kernels(device, dtype, size):
+            logging.getLogger("tuplesmith").warning(line)
 
 
 def _packing_fault(model: Model, dtype: torch.dtype) -> tuple[str, Exception | None] | None:

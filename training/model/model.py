@@ -58,7 +58,6 @@ class Model:
     truncate: int | None = None  # only so many leading dimensions of a vector are kept
     similarity: str = "cosine"  # the model's own: cosine, dot, euclidean or manhattan
     trained_prompt: str | None = None  # of a model that `train` wrote: how its queries were rendered, as `Prompts.used`
-    notes: list[str] = field(default_factory=list)  # what the checks at the start found
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Return the tokens of the texts, cut to `max_tokens` including special tokens; every text gets at least one token."""
@@ -151,7 +150,7 @@ class Model:
 
 def notes_of(model: Model, prompt: str) -> list[str]:
     """Return lines about what a user may not expect of a model."""
-    notes = [model.choose(prompt).note, *model.notes]
+    notes = [model.choose(prompt).note]
     if model.appends_eos:
         notes.append(
             f"the end token {model.tokenizer.eos_token} is appended to every text, because the model has no modules.json "
