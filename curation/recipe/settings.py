@@ -278,7 +278,7 @@ class Train(Section):
     token_budget: int | None = Field(
         None,
         ge=1,
-        description="most tokens in one forward pass. A batch with more is split and trained with gradient caching (GradCache): same result, less memory, one more forward pass. No limit if empty",
+        description="most tokens in one forward pass. A batch with more is split and trained with gradient caching (GradCache): same result, less memory, one more forward pass. If empty: on a GPU one that fits into its memory, on a CPU no limit",
     )
     checkpointing: bool = Field(
         False, description="gradient checkpointing: store only the layers' inputs and compute the rest again. Less memory, slower"
@@ -300,7 +300,11 @@ class Train(Section):
         "last",
         description="which weights become the exported model: those of the `last` step, or of the `best` evaluation, whose checkpoint is kept too",
     )
-    log_every: int = Field(10, ge=1, description="steps between lines on the screen; the log file has every step")
+    log_every: int = Field(
+        10,
+        ge=1,
+        description="steps between lines on the screen; the log file has every step. On a GPU the file gets them together, because reading a loss makes the host wait",
+    )
 
     def of(self, source: str) -> OfSource:
         """Return the settings of a source."""
