@@ -60,6 +60,9 @@ def own(device: torch.device) -> torch.device:
         device = torch.device("cuda", ranks().local)
     elif device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
+    if not os.environ.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}:
+        # Batches differ in their numbers of tokens. Segments that grow keep the memory from falling into pieces that fit none.
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"  # read when CUDA starts; later it changes nothing
     torch.cuda.set_device(device)
     return device
 

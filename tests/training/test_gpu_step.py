@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -239,6 +243,34 @@ def test_a_gpus_run_chooses_its_budget_and_says_so(model, build, tmp_path):
     budget = json.loads((tmp_path / "run/done.json").read_text())["token_budget"]
     assert f"{budget:,}" in chosen[0]
     assert budget > 10_000
+
+
+FRESH = """
+import sys, torch
+from pathlib import Path
+from curation.recipe.settings import Train
+from training.train import train
+build, model, out = sys.argv[1:]
+recipe = Train(model=model, max_tokens=64, batch=16, negatives=2, steps=4, log_every=2, warmup=0)
+train(Path(build), recipe, out=Path(out), device="auto", say=print)
+print("expandable", torch.cuda.memory._snapshot()["allocator_settings"]["expandable_segments"])
+"""
+
+
+@pytest.mark.gpu
+@NO_GPU
+def test_a_run_in_a_fresh_process(build, tmp_path):
+    model = str(tiny_folder("qwen3", tmp_path / "m"))
+    environment = {name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, str(build), model, str(tmp_path / "run")],
+        capture_output=True, text=True, check=False, timeout=120, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "expandable True" in done.stdout
+    assert "step 4/4" in done.stdout
+    assert [line["step"] for line in read_log(tmp_path / "run/log.jsonl")] == [0, 1, 2, 3]
 
 
 @pytest.mark.gpu

@@ -136,14 +136,19 @@ def test_a_process_takes_the_gpu_that_was_named(monkeypatch):
     taken = []
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "PYTORCH_ALLOC_CONF"):
+        monkeypatch.setenv(name, "")  # so that it is restored if it was absent
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:512")
     assert ranks.own(torch.device("cpu")) == torch.device("cpu")
     assert ranks.own(torch.device("cuda:1")) == torch.device("cuda:1")
+    assert "PYTORCH_ALLOC_CONF" not in os.environ  # the user's own choice counts
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF")
     assert ranks.own(torch.device("cuda")) == torch.device("cuda:3")
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_RANK", "2")
     assert ranks.own(torch.device("cuda")) == torch.device("cuda:2")
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
     assert [str(device) for device in taken] == ["cuda:1", "cuda:3", "cuda:2"]
 
 
