@@ -97,6 +97,7 @@ def fake_cuda(monkeypatch, capability=(9, 0)):
     """Make tensors fake, and "cuda:0" a GPU of a capability; yield the counted waits."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     monkeypatch.setattr(attention, "_verdicts", {})
+    monkeypatch.setattr(attention, "_chosen", {})
     monkeypatch.setattr(attention, "_failure", lambda kernel, *_: "not installed" if kernel == FLASH else None)
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)  # autocast asks

@@ -13,6 +13,7 @@ from curation.core.errors import SetupError
 from training.backend import Torch, checkpoint_layers
 from training.model import attention, encode, fused
 from training.model.attention import PACKED, VARLEN, packed_inputs
+from training.model.device import capability_of
 from training.model.encode import load_encoder
 from training.model.fused import fuse
 from training.train import compiles
@@ -40,8 +41,9 @@ def traceable(query, key, value, segments, scaling, window):
 @pytest.fixture
 def gpu_path(monkeypatch):
     """Take the path of a GPU on the CPU, where the kernel is part of the compiled graph."""
-    monkeypatch.setattr(attention, "_candidates", lambda *_: (VARLEN,))
+    monkeypatch.setattr(attention, "_candidates", lambda *_: (VARLEN,) if capability_of(torch.device("cuda")) else ())
     monkeypatch.setattr(attention, "_verdicts", {})
+    monkeypatch.setattr(attention, "_chosen", {})
     monkeypatch.setitem(attention.KERNELS, VARLEN, traceable)
     monkeypatch.setattr(attention, "by_runs", attention.by_runs)  # `fuse` replaces it
     torch._dynamo.reset()

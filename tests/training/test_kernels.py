@@ -30,6 +30,7 @@ def gpu(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
         monkeypatch.setattr(attention, "_failure", lambda kernel, *_: failures.get(kernel.replace(" ", "_").replace("-", "_")))
         monkeypatch.setattr(attention, "_verdicts", {})
+        monkeypatch.setattr(attention, "_chosen", {})
 
     return pretend
 
@@ -80,6 +81,7 @@ def test_a_kernel_is_tried_once(gpu, monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_kernel_that_raises_is_a_reason_and_no_error(monkeypatch):
     monkeypatch.setattr(attention, "_verdicts", {})
+    monkeypatch.setattr(attention, "_chosen", {})
     assert kernel_of(GPU, torch.float32, 64) == BY_TEXT
     (line,) = attention.avoided_kernels(GPU, torch.float32, 64)
     assert line.startswith(f"attention: {EFFICIENT} fails here for float32 and heads of 64 (")

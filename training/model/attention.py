@@ -255,12 +255,19 @@ def _flash_varlen(
 
 KERNELS: dict[str, Callable[..., Tensor]] = {FLASH: _flash_varlen, VARLEN: _torch_varlen, EFFICIENT: _efficient_varlen}
 
-# Whether each kernel can be used, by (kernel, device, dtype, head size): None, or the reason why not. Filled at the first call.
+# Whether each kernel can be used, by (kernel, device, dtype, head size): None, or the reason why not; and what follows from it.
 _verdicts: dict[tuple[str, torch.device, torch.dtype, int], str | None] = {}
+_chosen: dict[tuple[torch.device, torch.dtype, int], str] = {}
 
 
 def kernel_of(device: torch.device, dtype: torch.dtype, head_size: int) -> str:
-    """Return the name of the attention kernel for a device, dtype and head size: the first that runs there."""
+    """Return the name of the attention kernel for a device, dtype and head size: the first that runs there, tried once."""
+    if (device, dtype, head_size) not in _chosen:  # torch.compile can read a dictionary, but cannot try kernels
+        _chosen[device, dtype, head_size] = _first_that_runs(device, dtype, head_size)
+    return _chosen[device, dtype, head_size]
+
+
+def _first_that_runs(device: torch.device, dtype: torch.dtype, head_size: int) -> str:
     for kernel in _candidates(device, dtype, head_size):
         key = (kernel, device, dtype, head_size)
         if key not in _verdicts:
@@ -296,6 +303,7 @@ def _failure(kernel: str, device: torch.device, dtype: torch.dtype, head_size: i
 def avoid_kernel(kernel: str, device: torch.device, dtype: torch.dtype, head_size: int, reason: str | None) -> None:
     """Never choose a kernel again for a device, dtype and head size in this process; with the reason None, allow it again."""
     _verdicts[kernel, device, dtype, head_size] = reason
+    _chosen.clear()
 
 
 def avoided_kernels(device: torch.device, dtype: torch.dtype, head_size: int) -> list[str]:
