@@ -26,7 +26,7 @@ from training.model.model import Model, Tokens, notes_of
 
 TOKENS_PER_BATCH = {"cpu": 2_048, "cuda": 65_536}  # for CPUs the fastest of those measured, with 2 cores
 TEXTS_PER_CALL = 8192  # texts given to the tokenizer at once
-TEXTS_PER_CHUNK = 65_536  # texts that are sorted at once for a GPU; for a CPU all are
+TEXTS_PER_CHUNK = 4_096  # texts that are sorted at once for a GPU, which waits for the first of them; for a CPU all are
 THREADS = 3  # calls of `encode` that a GPU needs at once: one tokenises, one computes, one writes
 SHOWN = 60  # characters of a text in an error message
 
