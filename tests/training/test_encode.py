@@ -196,6 +196,7 @@ def test_a_gpu_gives_the_cpus_vectors_of_tiny_models(tmp_path, monkeypatch, kind
 @ON_GPU
 def test_out_of_memory_on_a_gpu_makes_batches_smaller(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(module.TOKENS_PER_BATCH, "cuda", 1 << 20)  # 128 MiB for each tensor of states
+    monkeypatch.setattr(module, "TEXTS_PER_CHUNK", 1 << 20)
     folder = mild_folder("qwen3", tmp_path / "m")
     encoder, expected = load_encoder(folder, device="cuda"), load_encoder(folder, device="cpu").encode(LONG)
     encoder.encode(LONG[:9])  # cuBLAS takes its workspace now
