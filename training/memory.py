@@ -75,7 +75,7 @@ def _difference(config: Any, dtype: torch.dtype, checkpointing: bool) -> tuple[K
     """Return what is kept, from the difference of two lengths, and the number of layers."""
     config = deepcopy(config)
     with quiet(), torch.device("meta"):
-        backbone = transformers.AutoModel.from_config(config, attn_implementation=COUNTED).eval()
+        backbone = transformers.AutoModel.from_config(config, attn_implementation=COUNTED, dtype=torch.float32).eval()
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None
     layers = [module for module in backbone.modules() if isinstance(module, GradientCheckpointingLayer)]

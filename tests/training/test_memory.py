@@ -29,6 +29,8 @@ def test_a_layer_of_qwen3_keeps_what_was_counted_by_hand():
     plain, short = (
         kept_bytes(transformers.Qwen3Config(**QWEN3), torch.bfloat16, checkpointing) for checkpointing in (False, True)
     )
+    stored = transformers.Qwen3Config(**QWEN3, dtype="bfloat16")  # of the files; weights are trained in float32
+    assert kept_bytes(stored, torch.bfloat16, False) == plain
     two = kept_bytes(transformers.Qwen3Config(**QWEN3 | {"num_hidden_layers": 2}), torch.bfloat16, False)
     assert plain.per_token - two.per_token == pytest.approx(82_600, rel=0.01)
     matrices = 1024 * (2048 + 2 * 1024) + 2048 * 1024 + 3 * 1024 * 3072
