@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -131,6 +132,7 @@ def test_a_failure_in_one_of_several_threads(tmp_path, few):
 
 
 def test_what_was_read_does_not_stay_mapped(tmp_path, few, monkeypatch):
+    gc.collect()  # the shards of other tests
     monkeypatch.setattr(embeddings, "RESIDENT", 3 * 8 * 2048 * 4)  # three shards
     vectors, _ = opened(tmp_path, dim=2048)
     texts = [f"text {n}" for n in range(162)]
