@@ -56,7 +56,7 @@ SIGNS_OF_A_LOST_GPU = (  # of CUDA's messages
     *("uncorrectable ECC error", "uncorrectable NVLink error", "GPU is lost", "Hardware stack error"),
     *("unspecified launch failure", "busy or unavailable", "no CUDA-capable device", "CUDA error: unknown error"),
 )
-COMPILED_FROM = 200  # steps of a run on a GPU from which on compiling takes less time than it saves
+WORTH_COMPILING = 5e10  # steps times weights without embeddings, from which on compiling takes a GPU less than it saves
 MOST_UNREAD = 64  # steps on a GPU whose loss is not read yet
 
 
@@ -161,7 +161,7 @@ def _train(
         backend = DeepSpeed(model, recipe) if recipe.deepspeed else Torch(model, recipe)
         first, circumstances = checkpoint.resume(out / "checkpoints", run, backend, validation, say)
     recipe = memory.with_budget(recipe, backend, model.backbone.config, first, circumstances, say)
-    if compiles(backend, total - first):
+    if compiles(backend, total):
         fuse(model.backbone, "compile")
         say("the layers are compiled (torch.compile), so the first steps take longer")
 
@@ -185,7 +185,10 @@ def _train(
 
 def compiles(backend: Backend, steps: int) -> bool:
     """Return whether so many steps are worth compiling the layers: on a GPU, unless DeepSpeed may share the weights out."""
-    return isinstance(backend, Torch) and backend.device.type == "cuda" and steps >= COMPILED_FROM
+    if not isinstance(backend, Torch) or backend.device.type != "cuda":
+        return False
+    weights = sum(one.numel() for name, one in backend.weights.items() if "embed" not in name)
+    return steps * weights >= WORTH_COMPILING
 
 
 def _notes(recipe: Train, sources: Sequence[Source], total: int, world: int) -> Iterator[str]:
