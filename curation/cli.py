@@ -30,6 +30,13 @@ def curate() -> None:
 @click.option("--no-decontaminate", is_flag=True, help="Skip `decontaminate:`, so that no evaluation set is read.")
 @click.option("-j", "--workers", type=click.IntRange(1), help="Number of processes [default: depends on the input size].")
 @click.option(
+    "--ray",
+    is_flag=False,
+    flag_value="auto",
+    metavar="[ADDRESS]",
+    help="Work on a Ray cluster: HOST:PORT, auto (the one that runs here; default) or local (start one here).",
+)
+@click.option(
     "--licenses", type=click.Choice(["all", "no-nc", "permissive"]), help="Licence policy, instead of the one in MANIFEST."
 )
 @click.option("--confined", is_flag=True, help="Refuse to read outside MANIFEST's folder. For manifests of others.")
@@ -43,6 +50,7 @@ def build(
     limit: int | None,
     no_decontaminate: bool,
     workers: int | None,
+    ray: str | None,
     licenses: Any,
     confined: bool,
     dry_run: bool,
@@ -60,8 +68,9 @@ def build(
     unknown licence. build.json lists what was left out.
 
     The default for -j is one process, plus one for every 64 MB of input beside the
-    largest source, up to the number of processors. The result does not depend on
-    the number of processes.
+    largest source, up to the number of processors. With --ray each source is a task
+    of the cluster; its nodes must see the inputs and the build folder under the
+    same paths. The result does not depend on where the work is done.
     """
 
     from curation.build import build as building
@@ -70,15 +79,20 @@ def build(
     from curation.read import outside
     from curation.recipe.manifest import load_manifest
 
-    if dry_run and as_json:
-        raise click.UsageError("--json has no effect with --dry-run, which prints texts.")
+    useless = {
+        "--json has no effect with --dry-run, which prints texts.": dry_run and as_json,
+        "-j has no effect with --ray: the cluster decides how many tasks run at once.": ray is not None and workers,
+    }
+    if any(useless.values()):
+        raise click.UsageError(next(message for message, given in useless.items() if given))
     if not quiet:
         for where, names in outside.read_outside(load_manifest(manifest), manifest.parent).items():
             say(f"{manifest}: {where} reads outside of the manifest's folder: {', '.join(names)}")
     if dry_run:
         preview(manifest, only, limit, output, licenses, confined)
         return 0
-    outcome = building.build(manifest, out, only, limit, workers, for_terminal(quiet), licenses, confined, not no_decontaminate)
+    progress, decontaminated = for_terminal(quiet), not no_decontaminate
+    outcome = building.build(manifest, out, only, limit, workers, progress, licenses, confined, decontaminated, ray)
     if as_json:
         output(show.as_json(outcome.receipts))
     elif outcome.receipts:

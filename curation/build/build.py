@@ -15,7 +15,8 @@ from __future__ import annotations
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -41,6 +42,7 @@ from curation.core.locks import locked
 from curation.core.progress import Progress, silent
 from curation.core.store import atomic, is_current, write_json
 from curation.engine import local
+from curation.engine.ray import Cluster, cluster
 from curation.read.lock import apply_lock, copy_lock
 from curation.read.outside import refuse_outside
 from curation.read.sources import is_local, total_bytes
@@ -75,6 +77,7 @@ def build(
     licenses: Policy | None = None,
     confined: bool = False,
     decontaminated: bool = True,
+    ray: str | None = None,
 ) -> Outcome:
     """Build the manifest at `path`.
 
@@ -91,6 +94,7 @@ def build(
         licenses: a policy to use instead of the manifest's.
         confined: refuse what the manifest reads outside its own folder, because somebody else wrote it.
         decontaminated: whether to apply `decontaminate:`; without it no evaluation set is read.
+        ray: the address of a Ray cluster whose nodes do the work, instead of processes of this machine.
 
     Raises:
         ManifestError: the manifest is wrong; `only` names a source that it does not have or that the policy leaves out;
@@ -103,10 +107,11 @@ def build(
     chosen = pick(manifest, only, excluded)
     refused = refuse_outside(manifest, path) if confined else {}
     manifest, changed = apply_lock(manifest, path, refused)
-    jobs = [job_of(manifest, source, path.parent, folder, limit) for source in manifest.sources if source.name not in changed]
+    base, folder = (path.parent, folder) if ray is None else (path.parent.absolute(), folder.absolute())  # nodes work elsewhere
+    jobs = [job_of(manifest, source, base, folder, limit) for source in manifest.sources if source.name not in changed]
     changed = {name: error for name, error in changed.items() if name in chosen}
-    with locked(folder, "curate build"):
-        outcome = _build(path, manifest, folder, chosen, jobs, workers, progress, excluded, changed)
+    with locked(folder, "curate build"), nullcontext() if ray is None else cluster(ray, folder) as nodes:
+        outcome = _build(path, manifest, folder, chosen, jobs, workers, nodes, progress, excluded, changed)
         report.write(folder)  # last, as it shows everything else
         return outcome
 
@@ -118,6 +123,7 @@ def _build(
     chosen: list[str],
     jobs: list[Job],
     workers: int | None,
+    nodes: Cluster | None,
     progress: Progress,
     excluded: list[Excluded],
     changed: dict[str, UserError],
@@ -128,7 +134,7 @@ def _build(
 
     def run(stage: Stage[Job], some: list[Job], label: str = "", processes: int | None = workers) -> list[Job]:
         """Run a stage for some sources; return those that did not fail."""
-        done[stage.name], more = _run_each(stage, some, processes, progress, label or stage.name)
+        done[stage.name], more = _run_each(stage, some, processes, nodes, progress, label or stage.name)
         failed.update(more)
         return [job for job in some if job.source.name in done[stage.name]]
 
@@ -264,9 +270,9 @@ def job_of(manifest: Manifest, source: Source, base: Path, folder: Path, limit: 
 
 
 def _run_each(
-    stage: Stage[Job], jobs: list[Job], workers: int | None, progress: Progress, label: str
+    stage: Stage[Job], jobs: list[Job], workers: int | None, nodes: Cluster | None, progress: Progress, label: str
 ) -> tuple[dict[str, Done], dict[str, UserError]]:
-    """Run a stage for each source, in this process or in several; the result does not depend on the number.
+    """Run a stage for each source: in this process, in several, or on a cluster. The result does not depend on where.
 
     Returns:
         what the stage did, and the sources that failed, both in the order of `jobs`.
@@ -274,16 +280,13 @@ def _run_each(
     done: dict[str, Done] = {}
     failed: dict[str, UserError] = {}
     digests: dict[str, str] = {}
-    waiting: list[Job] = []
+    waiting: list[tuple[Job, str]] = []
 
     def note(job: Job, result: Callable[[], Done]) -> None:
         try:
             done[job.source.name] = result()
         except UserError as error:
             failed[job.source.name] = error
-
-    def run_here(job: Job) -> None:
-        note(job, partial(_guarded, job, stages.run, stage, job, progress, digests[job.source.name]))
 
     # sources that are current need no process: only their files are checked
     for job in jobs:
@@ -295,21 +298,29 @@ def _run_each(
             failed[name] = error
             continue
         if current:
-            run_here(job)
+            note(job, partial(_guarded, job, stages.run, stage, job, progress, digests[name]))
         else:
-            waiting.append(job)
-    count = min(len(waiting), workers or _workers_that_pay(waiting))
-    if count <= 1:
-        for job in waiting:
-            run_here(job)
-    else:
-        with progress(label, len(waiting), "sources") as advance:
-            items = [(job, digests[job.source.name]) for job in waiting]
-            for (job, _), result in local.run(partial(_run_there, stage), items, count, waiting[0].build):
-                note(job, result)
-                advance(1)
+            waiting.append((job, digests[name]))
+    for job, result in _results(stage, waiting, workers, nodes, progress, label):
+        note(job, result)
     order = [job.source.name for job in jobs]
     return {name: done[name] for name in order if name in done}, {name: failed[name] for name in order if name in failed}
+
+
+def _results(
+    stage: Stage[Job], items: list[tuple[Job, str]], workers: int | None, nodes: Cluster | None, progress: Progress, label: str
+) -> Iterator[tuple[Job, Callable[[], Done]]]:
+    """Yield each source with a function that returns what the stage did for it, or raises its error."""
+    count = min(len(items), workers or _workers_that_pay([job for job, _ in items]))
+    if not items or (count == 1 and nodes is None):
+        for job, digest in items:
+            yield job, partial(_guarded, job, stages.run, stage, job, progress, digest)
+        return
+    there = partial(_run_there, stage)
+    with progress(label, len(items), "sources") as advance:
+        for (job, _), result in nodes.run(there, items) if nodes else local.run(there, items, count, items[0][0].build):
+            yield job, result
+            advance(1)
 
 
 def _run_there(stage: Stage[Job], item: tuple[Job, str]) -> Done:

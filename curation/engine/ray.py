@@ -1,0 +1,148 @@
+"""Run a function over items as tasks of a Ray cluster. Ray only places them: paths and receipts travel, never tables."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import secrets
+import socket
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+from curation.core.errors import SetupError, UserError, first_line
+from curation.core.store import sweep
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+LOCAL, RUNNING = "local", "auto"  # addresses: a cluster of this machine alone, started here; the one that runs on this machine
+ENVIRONMENT = ("HF_HUB_OFFLINE", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT")  # the workers get these from here; no tokens
+RETRIES = 3  # of a task whose worker or node was lost
+SECONDS = 5  # to wait for an answer from an address
+
+
+class Cluster:
+    """A connection to a Ray cluster."""
+
+    def __init__(self, ray: Any) -> None:
+        self.ray = ray
+
+    def run(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Callable[[], Result]]]:
+        """Yield (item, function that returns its result or raises its error), in the order in which items finish.
+
+        The task of a worker that was lost is run again, on another node if need be; an error of the function is not.
+        """
+        task = self.ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=False)(_answer)
+        waiting = {task.remote(function, item): item for item in items}
+        while waiting:
+            (ready, *_), _ = self.ray.wait(list(waiting), num_returns=1)
+            yield waiting.pop(ready), lambda ready=ready: self._result(ready)  # type: ignore[misc]
+
+    def _result(self, task: Any) -> Any:
+        try:
+            result, error = self.ray.get(task)
+        except self.ray.exceptions.RayTaskError as failed:
+            raise failed.cause or failed from None
+        except self.ray.exceptions.RayError as lost:
+            what = f"was lost {RETRIES + 1} times ({first_line(lost)})"
+            raise SetupError("a worker of the cluster", what, "perhaps its memory ran out: give it more") from None
+        if error is not None:
+            raise error
+        return result
+
+
+def _answer(function: Callable[[Item], Result], item: Item) -> tuple[Result | None, UserError | None]:
+    """Call the function in a task. A user's error is an answer, so that Ray neither retries it nor wraps it."""
+    try:
+        return function(item), None
+    except UserError as error:
+        return None, error
+
+
+@contextmanager
+def cluster(address: str, folder: Path) -> Iterator[Cluster]:
+    """Connect to a Ray cluster: `local` starts one on this machine, `auto` finds the running one, or HOST:PORT.
+
+    Temporary files that lost workers left below `folder` are removed at the end.
+
+    Raises:
+        SetupError: Ray is not installed, no cluster answers, or a node has another version or does not see `folder`.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise SetupError("--ray", "Ray is not installed", "pip install 'tuplesmith[ray]'") from None
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    _check_answer(address)
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            where: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {"address": address}
+            where["runtime_env"] = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}}
+            ray.init(**where, logging_level=logging.ERROR, log_to_driver=False, configure_logging=False)
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            hint = "start a cluster with `ray start --head`, or use --ray local"
+            raise SetupError(f"--ray {address}", f"cannot connect ({first_line(error)})", hint) from None
+        try:
+            _check_nodes(ray, folder)
+            yield Cluster(ray)
+        finally:
+            ray.shutdown()
+            sweep(folder, depth=2)
+
+
+def _check_answer(address: str) -> None:
+    """Check that something listens at HOST:PORT, for which Ray itself would wait for minutes."""
+    if address in (LOCAL, RUNNING):
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        raise SetupError(f"--ray {address}", "is not an address", "use auto, local or HOST:PORT of the head node")
+    try:
+        socket.create_connection((host, int(port)), SECONDS).close()
+    except (OSError, OverflowError) as error:
+        hint = "start a cluster with `ray start --head`, or use --ray local"
+        raise SetupError(f"--ray {address}", f"nobody answers ({error})", hint) from None
+
+
+def _check_nodes(ray: Any, folder: Path) -> None:
+    """Check that each node has this version of tuplesmith and Python, and sees the build folder."""
+    folder, mark, content = folder.absolute(), f".ray-{secrets.token_hex(4)}", secrets.token_hex(16)
+
+    def look() -> tuple[str, str, bool]:  # nested, so that Ray ships its code: the node may not have tuplesmith
+        try:
+            version = metadata.version("tuplesmith")
+        except metadata.PackageNotFoundError:
+            version = "no version"
+        try:
+            sees = (folder / mark).read_text("ascii") == content
+        except OSError:
+            sees = False
+        return version, platform.python_version(), sees
+
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    (folder / mark).write_text(content, "ascii")
+    try:
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        place = ray.remote(num_cpus=0, max_retries=RETRIES)(look)
+        asked = [place.options(scheduling_strategy=NodeAffinitySchedulingStrategy(one["NodeID"], soft=False)) for one in nodes]
+        for node, task in zip(nodes, [one.remote() for one in asked], strict=True):
+            name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+            try:
+                version, python, sees = ray.get(task)
+            except ray.exceptions.RayError:
+                continue  # the node was lost just now; others do its work
+            own = metadata.version("tuplesmith")
+            if (version, python) != (own, platform.python_version()):
+                what = f"has tuplesmith {version} and Python {python}, this machine {own} and {platform.python_version()}"
+                raise SetupError(f"node {name}", what, "install the same versions on all nodes")
+            if not sees:
+                raise SetupError(f"node {name}", f"does not see {folder}", "put the build on a file system that all nodes share")
+    finally:
+        (folder / mark).unlink(missing_ok=True)

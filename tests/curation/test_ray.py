@@ -1,0 +1,194 @@
+"""Builds on a real Ray cluster of three nodes: the bytes of one process, also after workers, nodes and the driver were killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from curation.core.errors import SetupError
+from curation.engine import ray as engine
+
+ray = pytest.importorskip("ray")
+CURATE = [sys.executable, "-c", "from curation.cli import main; main()", "build", "m.yaml", "-q"]
+ENV = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+TIMES = {"timings.json"}  # the only file that differs from build to build
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    for _ in range(2):
+        made.add_node(num_cpus=1)
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Return a folder with a manifest of six sources that are compared, and its build by one process in `expected`."""
+    folder = tmp_path_factory.mktemp("ray")
+    draw = random.Random(3)
+    words = ["".join(draw.choices("abcdefghijklmnop", k=draw.randint(3, 8))) for _ in range(900)]
+    passages = [" ".join(draw.choices(words, k=60)) for _ in range(1_500)]
+    sources = []
+    for number in range(6):
+        with (folder / f"s{number}.jsonl").open("w") as file:
+            for row in range(2_000):
+                text = passages[draw.randrange(len(passages))] if row % 5 == 0 else " ".join(draw.choices(words, k=60))
+                file.write(json.dumps({"q": " ".join(draw.choices(words, k=9)), "p": text}) + "\n")
+        sources.append({"name": f"s{number}", "files": f"s{number}.jsonl", "fields": {"query": "q", "positive": "p"}})
+        sources[-1] |= {"task": "retrieval", "instruction": "Find the passage.", **({"holdout": 30} if number == 2 else {})}
+    (folder / "few.jsonl").write_text("".join((folder / "s0.jsonl").open().readlines()[:40]))
+    against = [{"name": "e", "files": "few.jsonl", "fields": {"query": "q", "positive": "p"}}]
+    whole = {"name": "m", "dedup": {"across": True}, "decontaminate": {"against": against}, "sources": sources}
+    (folder / "m.yaml").write_text(json.dumps(whole))
+    built = subprocess.run([*CURATE, "-o", "expected", "-j", "1"], cwd=folder, env=ENV, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+def files_of(build: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(build)): path.read_bytes()
+        for path in sorted(build.rglob("*"))
+        if path.is_file() and path.name not in TIMES and not path.name.startswith(".")
+    }
+
+
+def start(place: Path, cluster, out: str) -> subprocess.Popen:
+    command = [*CURATE, "-o", out, "--ray", cluster.address]
+    return subprocess.Popen(command, cwd=place, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def end(driver: subprocess.Popen) -> tuple[int, str]:
+    _, said = driver.communicate(timeout=240)
+    return driver.returncode, said
+
+
+def tasks() -> list[int]:
+    """Return the process numbers of workers that run a task now."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (folder / "cmdline").read_bytes().startswith(b"ray::_answer"):
+                found.append(int(folder.name))
+    return found
+
+
+def check(place: Path, out: str) -> None:
+    assert files_of(place / out) == files_of(place / "expected")
+    assert not list((place / out).rglob("*.tmp"))
+    shutil.rmtree(place / out)
+
+
+def test_three_nodes_build_the_bytes_of_one_process(place, cluster):
+    driver = start(place, cluster, "whole")
+    seen = set()
+    while driver.poll() is None:
+        seen.update(tasks())
+        time.sleep(0.05)
+    code, said = end(driver)
+    assert code == 0, said
+    assert len(seen) > 1  # more than one worker took part
+    check(place, "whole")
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_killed_worker_costs_nothing(place, cluster, seed):
+    driver = start(place, cluster, f"worker{seed}")
+    draw, killed = random.Random(seed), 0
+    while driver.poll() is None and killed < 2:
+        time.sleep(draw.uniform(0.05, 0.5))
+        for number in tasks()[:1]:
+            os.kill(number, signal.SIGKILL)
+            killed += 1
+    code, said = end(driver)
+    assert killed, "no task was running"
+    assert code == 0, said
+    check(place, f"worker{seed}")
+
+
+def test_a_lost_node_costs_nothing(place, cluster):
+    node = cluster.add_node(num_cpus=2)
+    driver = start(place, cluster, "node")
+    while driver.poll() is None and not tasks():
+        time.sleep(0.05)
+    cluster.remove_node(node, allow_graceful=False)
+    code, said = end(driver)
+    assert code == 0, said
+    check(place, "node")
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_killed_driver_is_continued(place, cluster, seed):
+    draw = random.Random(seed)
+    for _ in range(2):
+        driver = start(place, cluster, f"driver{seed}")
+        limit = time.monotonic() + 60
+        while driver.poll() is None and not tasks() and time.monotonic() < limit:
+            time.sleep(0.05)
+        time.sleep(draw.uniform(0, 0.6))
+        driver.kill()
+        driver.communicate()
+    code, said = end(start(place, cluster, f"driver{seed}"))
+    assert code == 0, said
+    check(place, f"driver{seed}")
+
+
+def test_an_error_of_the_user_is_the_same_line_and_not_retried(place, cluster):
+    whole = json.loads((place / "m.yaml").read_text())
+    whole["sources"][1]["fields"]["positive"] = "passage"
+    folder = place / "wrong"
+    folder.mkdir()
+    (folder / "m.yaml").write_text(json.dumps(whole))
+    for path in place.glob("*.jsonl"):
+        (folder / path.name).symlink_to(path)
+    lines = []
+    for how in (["-j", "1", "-o", "here"], ["--ray", cluster.address, "-o", "there"]):
+        done = subprocess.run([*CURATE, *how], cwd=folder, env=ENV, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 1
+        lines.append([line for line in done.stderr.splitlines() if line.startswith("curate")])
+    assert len(lines[0]) == 1
+    assert "s1" in lines[0][0]
+    assert lines[1] == [lines[0][0].replace(" s1.jsonl", f" {folder}/s1.jsonl")]
+
+
+def test_a_node_with_another_version_is_named(place, cluster, tmp_path):
+    info = tmp_path / "tuplesmith-9.9.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tuplesmith\nVersion: 9.9\n")
+    node = cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": str(tmp_path)})
+    try:
+        code, said = end(start(place, cluster, "other"))
+    finally:
+        cluster.remove_node(node)
+    assert code == 1
+    assert f"has tuplesmith 9.9 and Python {sys.version.split()[0]}, this machine {metadata.version('tuplesmith')}" in said
+    assert said.rstrip().endswith("install the same versions on all nodes")
+
+
+def test_what_the_flag_needs(place, monkeypatch):
+    wrong = {"127.0.0.1:1": "nobody answers", "ray://x:1": "is not an address", "x": "is not an address"}
+    for address, what in wrong.items():
+        done = subprocess.run([*CURATE, "--ray", address], cwd=place, env=ENV, capture_output=True, text=True)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"curate: --ray {address}: {what}")
+        assert len(done.stderr.splitlines()) == 1
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SetupError) as error, engine.cluster("local", place):
+        pass
+    assert str(error.value) == "--ray: Ray is not installed; pip install 'tuplesmith[ray]'"
