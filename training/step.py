@@ -99,9 +99,9 @@ def add_gradients(backend: Backend, batch: Batch | Ready, recipe: Train) -> Loss
     """Add the gradients of a batch's loss to the weights' gradients, and return the loss.
 
     A batch of at most `token_budget` tokens takes one forward and one backward. A larger batch takes two passes over chunks
-    of it (GradCache, arXiv 2101.06983). The first pass computes all embeddings without a graph; the loss gives the gradient
-    of each embedding; the second pass computes the embeddings of each chunk again and carries their gradients on into the
-    weights. The memory is that of the largest chunk, and the gradients equal those of one forward.
+    of it (GradCache, arXiv 2101.06983). The first pass computes all embeddings, without a graph except for the first chunk; the
+    loss gives the gradient of each embedding; the second pass computes the embeddings of each other chunk again and carries
+    their gradients on into the weights. The memory is that of the largest chunk, and the gradients equal those of one forward.
 
     Several processes embed a share of the texts each, and then all compute the loss of the whole batch, so the result equals
     that of one process.
@@ -122,13 +122,16 @@ def add_gradients(backend: Backend, batch: Batch | Ready, recipe: Train) -> Loss
         backend.backward(losses.total)
         return losses
     with torch.no_grad():
-        embeddings = torch.cat([embed(*forward) for forward in ready.forwards])
-    losses = loss_of(embeddings.requires_grad_())
+        others = [embed(*forward) for forward in ready.forwards[1:]]
+    vectors = embed(*ready.forwards[0])  # the first backward is this chunk's, so its graph is kept
+    embeddings = torch.cat([vectors.detach(), *others]).requires_grad_()
+    losses = loss_of(embeddings)
     (gradient,) = torch.autograd.grad(losses.total, embeddings)
     first = 0
-    for ids, starts, count in ready.forwards:
-        backend.backward((embed(ids, starts, count) * gradient[first : first + count]).sum())
-        first += count
+    for number, forward in enumerate(ready.forwards):
+        vectors = embed(*forward) if number else vectors
+        backend.backward((vectors * gradient[first : first + len(vectors)]).sum())
+        first += len(vectors)
     return losses
 
 
