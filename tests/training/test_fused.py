@@ -267,6 +267,22 @@ def test_the_kernels_of_a_gpu_are_part_of_the_compiled_graph(dtype):
 
 @pytest.mark.gpu
 @on_gpu
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own imports
+def test_a_step_on_a_gpu_runs_through_kernels_that_torch_compile_wrote(caplog):
+    torch._dynamo.reset()
+    backbone = backbone_of("qwen3", "cuda")
+    backbone.config.num_hidden_layers = 1  # compiling takes some ten seconds
+    exact = [computed(backbone, seed, "cuda") for seed in range(2)]
+    with torch.autocast("cuda", torch.bfloat16):
+        rough = [computed(backbone, seed, "cuda") for seed in range(2)]
+        fuse(backbone, "compile")
+        for seed in range(2):
+            as_near(computed(backbone, seed, "cuda"), rough[seed], exact[seed])
+    assert not [record.message for record in caplog.records if record.name == "tuplesmith"]
+
+
+@pytest.mark.gpu
+@on_gpu
 @pytest.mark.parametrize("how", ["torch", "liger"])
 @pytest.mark.parametrize("kind", ["qwen3", "llama", "mistral"])
 def test_replaced_kernels_give_the_numbers_of_the_plain_path_on_a_gpu(kind, how):

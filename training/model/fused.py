@@ -79,13 +79,15 @@ def _compile_layers(backbone: Any, backend: str) -> None:
 
 def _with_fallback(plain: Callable[..., Any], backend: str) -> Callable[..., Any]:
     """Return a layer's `forward` compiled, or as it is if its first call fails."""
-    compiled, worked, failed = torch.compile(plain, dynamic=True, backend=backend), False, False
+    compiled: Callable[..., Any] | None = None
+    worked = failed = False
 
     def forward(*states: Any, **options: Any) -> Any:
-        nonlocal worked, failed
+        nonlocal compiled, worked, failed
         if failed:
             return plain(*states, **options)
         try:
+            compiled = compiled or torch.compile(plain, dynamic=True, backend=backend)
             found = compiled(*states, **options)
         except torch.OutOfMemoryError:
             raise
