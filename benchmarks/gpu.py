@@ -35,6 +35,7 @@ from curation.recipe.settings import Train
 from training.backend import Torch
 from training.data import Batch
 from training.model.encode import load_encoder
+from training.model.fused import fuse
 from training.model.load import load_model
 from training.step import PEAKS, add_gradients
 
@@ -156,6 +157,7 @@ def encode(out: Path) -> None:
             vectors: dict[str, np.ndarray] = {}
             with measured(out, f"encode {shape}", f"ours, {name}") as note:
                 ours = load_encoder(folder, dtype=name, device=DEVICE, max_tokens=MAX_TOKENS[shape], prompt="none")
+                ours.prepare_for(10_000_000)
                 ours.encode(texts[:256])
                 spent = seconds_of(lambda ours=ours, t=texts, v=vectors: v.update(ours=ours.encode(t)), 1)
                 note.append(f"{share * tokens / spent:,.0f} tokens/s")
@@ -282,6 +284,8 @@ def texts_of(lengths: np.ndarray) -> list[str]:
 
 def _our_step(out: Path, shape: str, rule: Train) -> Callable:
     backend = Torch(load_model(str(folder_of(out, shape)), max_tokens=MAX_TOKENS[shape], device=DEVICE), rule)
+    if ON_GPU:  # as `train` does in runs of more than some hundred steps
+        fuse(backend.model.backbone, "compile")
 
     def step(batch: Batch, task: str, lr: float) -> None:
         add_gradients(backend, batch, rule)

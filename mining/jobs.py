@@ -33,13 +33,18 @@ class Models:
 
     def __init__(self, build: Path, settings: Mine, device: str, load: OpenEncoder) -> None:
         """Find the models; `load` opens the encoder."""
-        self.note, self.settings, self.device, self.load = build / "embeddings" / ENCODERS, settings, device, load
+        self.build, self.settings, self.device, self.load = build, settings, device, load
+        self.note = build / "embeddings" / ENCODERS
         self.reranker = Reranker(build, settings, device) if settings.reranker else None
 
     @cached_property
     def encoder(self) -> Encoder:
         """The encoder, loaded."""
-        return self.load(self.settings, self.device)
+        encoder = self.load(self.settings, self.device)
+        if prepare := getattr(encoder, "prepare_for", None):
+            sources = read_build(self.build)["sources"].values()
+            prepare(sum(source.get("tuples", 0) + source.get("passages", 0) for source in sources))
+        return encoder
 
     def identity(self) -> tuple[str, dict[str, object]]:
         """Return fingerprint and description of the encoder.

@@ -215,15 +215,17 @@ def test_long_runs_on_a_gpu_compile_their_layers():
     assert not compiles(object.__new__(DeepSpeed), 1_000)
 
 
-def test_an_encoder_compiles_once_it_has_encoded_enough(tmp_path, monkeypatch):
+def test_an_encoder_on_a_gpu_compiles_its_layers_for_many_texts(tmp_path, monkeypatch):
     encoder, compiled = load_encoder(str(tiny_folder("bert", tmp_path)), device="cpu"), []
     monkeypatch.setattr(encode, "fuse", lambda backbone, how: compiled.append(how))
-    encoder.encode(["a b c"] * 9)
-    assert encoder._before_compiling is None  # on the CPU never
-    encoder._before_compiling = len(encoder.model.tokenize(["a b c"] * 9).ids) + 1
-    for expected in ([], [], ["compile"], ["compile"]):
-        encoder.encode(["a b c"] * 9)
-        assert compiled == expected
+    enough = fused.tokens_worth_compiling(encoder.model.backbone.config) // encode.TOKENS_OF_A_TEXT + 1
+    encoder.prepare_for(enough)
+    assert compiled == []  # on the CPU never
+    monkeypatch.setattr(type(encoder.model.backbone), "device", torch.device("cuda"))
+    encoder.prepare_for(enough - 2)
+    assert compiled == []
+    encoder.prepare_for(enough)
+    assert compiled == ["compile"]
 
 
 def test_a_model_all_in_bfloat16_is_near_and_keeps_its_rotary_frequencies():

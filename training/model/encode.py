@@ -28,6 +28,7 @@ TOKENS_PER_BATCH = {"cpu": 2_048, "cuda": 65_536}  # for CPUs the fastest of tho
 TEXTS_PER_CALL = 8192  # texts given to the tokenizer at once
 TEXTS_PER_CHUNK = 4_096  # texts that are sorted at once for a GPU, which waits for the first of them; for a CPU all are
 THREADS = 3  # calls of `encode` that a GPU needs at once: one tokenises, one computes, one writes
+TOKENS_OF_A_TEXT = 100  # assumed, to know whether compiling the layers is worth it
 SHOWN = 60  # characters of a text in an error message
 
 
@@ -60,12 +61,9 @@ class Encoder:
         self.threads = THREADS if device.type == "cuda" else 1  # calls of `encode` at once that make it faster
         self.chunked = device.type == "cuda"  # sort and encode some texts after the other, tokenised ahead, rather than all
         self._tokenising, self._computing = Lock(), Lock()
-        self._before_compiling: int | None = None  # tokens to encode until the layers are compiled; None = never
         if training:
             self.fingerprint = ""
             return
-        if device.type == "cuda":
-            self._before_compiling = tokens_worth_compiling(model.backbone.config)
         self.fingerprint = digest_of(
             {
                 "format": VECTORS,
@@ -87,6 +85,16 @@ class Encoder:
     def passage(self, text: str) -> str:
         """Return a passage as this model reads it."""
         return self.prompts.of_passage(text)
+
+    def prepare_for(self, texts: int) -> None:
+        """On a GPU, compile the layers if that is worth it for so many texts. Call it before the first text is encoded.
+
+        The last bits of vectors depend on it, so the number must follow from the work alone, not from how much of it is done.
+        """
+        if self.model.backbone.device.type == "cuda" and TOKENS_OF_A_TEXT * texts >= tokens_worth_compiling(
+            self.model.backbone.config
+        ):
+            fuse(self.model.backbone, "compile")
 
     def encode(self, texts: Sequence[str], advance: Callable[[int], None] = lambda done: None, unit: bool = True) -> np.ndarray:
         """Return unit vectors (n, dim) float32 of rendered texts, in their order.
@@ -142,7 +150,6 @@ class Encoder:
             advance(len(rows))
 
         with self._computing:
-            self._compile(len(tokens.ids))
             while todo:
                 rows = todo.popleft()
                 held = int(lengths[rows].sum())
@@ -166,16 +173,6 @@ class Encoder:
                     read()
         while computed:  # another call may use the GPU already
             read()
-
-    def _compile(self, tokens: int) -> None:
-        """On a GPU, compile the layers once so many tokens were encoded that it is worth it; `tokens` are encoded next."""
-        if self._before_compiling is None:
-            return
-        if self._before_compiling < 0:
-            fuse(self.model.backbone, "compile")
-            self._before_compiling = None
-        else:
-            self._before_compiling -= tokens
 
     def _forward(self, pieces: Sequence[np.ndarray], unit: bool) -> torch.Tensor | None:
         """Return the vectors (n, dim) float32 of the tokens of n texts, on the model's device; None if they do not fit there."""
