@@ -34,8 +34,8 @@ from f2llm_loop import PaddedLoop
 from curation.recipe.settings import Train
 from training.backend import Torch
 from training.data import Batch
+from training.model.compile import compile_layers
 from training.model.encode import load_encoder
-from training.model.fused import fuse
 from training.model.load import load_model
 from training.step import PEAKS, add_gradients
 
@@ -284,7 +284,7 @@ def texts_of(lengths: np.ndarray) -> list[str]:
 def _our_step(out: Path, shape: str, rule: Train) -> Callable:
     backend = Torch(load_model(str(folder_of(out, shape)), max_tokens=MAX_TOKENS[shape], device=DEVICE), rule)
     if ON_GPU:  # as `train` does in runs of more than some hundred steps
-        fuse(backend.model.backbone, "compile")
+        compile_layers(backend.model.backbone)
 
     def step(batch: Batch, task: str, lr: float) -> None:
         add_gradients(backend, batch, rule)

@@ -37,9 +37,9 @@ from training.checkpoint import Say
 from training.data import Batch, Plan
 from training.log import Write, measurement_in_words, open_log, steps_in_words, summary_writer
 from training.loss import Losses
+from training.model.compile import compile_layers
 from training.model.device import device_of
 from training.model.export import export
-from training.model.fused import fuse
 from training.model.load import check_trains, load_model
 from training.model.model import notes_of
 from training.step import Ready, add_gradients, batch_for, costs, learning_rate, total_steps, warmup_steps
@@ -162,7 +162,7 @@ def _train(
         first, circumstances = checkpoint.resume(out / "checkpoints", run, backend, validation, say)
     recipe = memory.with_budget(recipe, backend, model.backbone.config, first, circumstances, say)
     if compiles(backend, total):
-        fuse(model.backbone, "compile")
+        compile_layers(model.backbone)
         say("the layers are compiled (torch.compile), so the first steps take longer")
 
     for line in [*_notes(recipe, sources, total, backend.world), *notes, *validation.prompts(model, recipe)]:

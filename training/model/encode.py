@@ -18,9 +18,9 @@ import torch
 
 from curation.core.errors import ModelError, SetupError
 from curation.core.store import digest_of
+from training.model.compile import compile_layers, tokens_worth_compiling
 from training.model.device import autocast, device_of, dtype_of, float32_products, free_memory, prepack
 from training.model.files import VECTORS
-from training.model.fused import fuse, tokens_worth_compiling
 from training.model.load import load_model
 from training.model.model import Model, Tokens, notes_of
 
@@ -94,7 +94,7 @@ class Encoder:
         if self.model.backbone.device.type == "cuda" and TOKENS_OF_A_TEXT * texts >= tokens_worth_compiling(
             self.model.backbone.config
         ):
-            fuse(self.model.backbone, "compile")
+            compile_layers(self.model.backbone)
 
     def encode(self, texts: Sequence[str], advance: Callable[[int], None] = lambda done: None, unit: bool = True) -> np.ndarray:
         """Return unit vectors (n, dim) float32 of rendered texts, in their order.
