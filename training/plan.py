@@ -96,7 +96,8 @@ def cost(recipe: Train, model: Model, tokens: float, tokens_per_gpu: float, gpus
         "token_budget": budget,
         "token_budget_from": "the recipe" if recipe.token_budget else f"the memory of an {GPU}",
         "gpu_hours": round(operations / (PEAKS[GPU] * SHARE_OF_PEAK) / 3600, 1),
-        "assumes": f"{SHARE_OF_PEAK:.0%} of an {GPU}'s peak of {PEAKS[GPU] / 1e12:.0f} TFLOP/s in bfloat16; an H200 reached 31 to 38%",
+        "assumes": f"{SHARE_OF_PEAK:.0%} of an {GPU}'s peak of {PEAKS[GPU] / 1e12:.0f} TFLOP/s in bfloat16; "
+        "an H200 reached 31 to 38%",
         "gpus": gpus,
     }
 
