@@ -16,7 +16,7 @@ shift || true
 mkdir -p "$out"
 failed=0
 if [ $# = 0 ]; then
-    timeout 200 "$python" -m pytest -q -m gpu -p no:cacheprovider --durations 10 $(grep -rl mark.gpu tests) > "$out/tests.txt" 2>&1 || failed=1
+    timeout 200 "$python" -m pytest -v --tb=short -m gpu -p no:cacheprovider --durations 10 $(grep -rl mark.gpu tests | sort) > "$out/tests.txt" 2>&1 || failed=1
     echo "| tests | $(tail -n 1 "$out/tests.txt") |" | tee -a "$out/results.md"
 fi
 timeout 480 "$python" benchmarks/gpu.py "$out" "$@" 2> "$out/errors.txt" || { failed=1; tail -n 20 "$out/errors.txt"; }

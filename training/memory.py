@@ -20,7 +20,7 @@ from curation.recipe.settings import Train
 from training import ranks
 from training.backend import Backend, checkpoint_layers
 from training.checkpoint import Say
-from training.model.device import dtype_of
+from training.model.device import dtype_of, is_out_of_memory
 from training.model.model import quiet
 
 COUNTED = "counted"  # the name in transformers of an attention that keeps what the kernels of GPUs keep
@@ -168,12 +168,12 @@ def explain_without_room(device: torch.device, name: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        if not has_no_room(error):
             raise
         what = f"out of memory: the weights of {name}, their gradients and the optimizer alone do not fit (16 bytes per weight)"
         raise SetupError(str(device), what, ADVICE) from None
 
 
-def is_out_of_memory(error: BaseException) -> bool:
+def has_no_room(error: BaseException) -> bool:
     """Return whether an error says that a GPU, or this machine, has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    return is_out_of_memory(error) or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)

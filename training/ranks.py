@@ -56,13 +56,13 @@ def own(device: torch.device) -> torch.device:
     """Return this process's own GPU by its number, and make it the current one; return another device unchanged."""
     if device.type != "cuda":
         return device
+    if not os.environ.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}:
+        # Batches differ in their numbers of tokens. Segments that grow keep the memory from falling into pieces that fit none.
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"  # read when CUDA starts, which `current_device` does
     if ranks().world > 1:
         device = torch.device("cuda", ranks().local)
     elif device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
-    if not os.environ.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}:
-        # Batches differ in their numbers of tokens. Segments that grow keep the memory from falling into pieces that fit none.
-        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"  # read when CUDA starts; later it changes nothing
     torch.cuda.set_device(device)
     return device
 

@@ -408,7 +408,7 @@ def explain_out_of_memory(step: int, batch: Batch, recipe: Train, world: int, ou
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not memory.is_out_of_memory(error):
+        if not memory.has_no_room(error):
             raise
         longest, own = int(np.diff(batch.starts).max()), len(batch.ids) // world
         held = max(min(own, recipe.token_budget or own), longest)  # tokens of the largest forward

@@ -141,6 +141,26 @@ def test_compiled_layers_compute_bfloat16_under_autocast(gpu_path):
     assert counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.long
+def test_no_graph_is_one_too_many(gpu_path):
+    config = CONFIGS["modernbert"]()
+    config.num_hidden_layers, config.global_attn_every_n_layers = 4, 3
+    config.layer_types = None
+    torch.manual_seed(1)
+    config = type(config)(**{**config.to_dict(), "layer_types": None})
+    backbone = transformers.AutoModel.from_config(config, attn_implementation=PACKED).eval()
+    compile_layers(backbone, "aot_eager")
+    for seed in range(4):
+        with torch.no_grad():
+            backbone(**batch(seed))
+        with torch.autocast("cpu", torch.bfloat16):
+            computed(backbone, seed)
+            with torch.no_grad():
+                backbone(**batch(seed))
+    assert counters["stats"]["unique_graphs"] > 8  # torch.compile's own limit, after which it would compile no more
+    assert not counters["graph_break"]
+
+
 def test_without_a_kernel_that_can_be_traced_attention_stays_outside_of_the_graphs(monkeypatch):
     monkeypatch.setattr(attention, "by_runs", attention.by_runs)
     torch._dynamo.reset()

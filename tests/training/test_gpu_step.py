@@ -281,7 +281,7 @@ def test_out_of_memory_is_one_line(model, tmp_path):
     torch.ones(512, 512, device="cuda") @ torch.ones(512, 512, device="cuda")  # cuBLAS takes its workspace now
     torch.cuda.empty_cache()
     try:
-        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (200 << 20)) / total)
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (64 << 20)) / total)
         with pytest.raises(SetupError) as error:
             train(many, recipe(model, batch=600, negatives=5, max_tokens=120), out=tmp_path / "run", device=DEVICE)
     finally:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from types import MethodType
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from curation.core.errors import first_line
 from training.model import attention
 
+MOST_GRAPHS = 64  # of one kind of layer: with and without gradients, dtypes, windows, one text or several
 WORTH = 5e10  # tokens times layers times hidden size: encoding them takes an H200 about as long as compiling the layers
 
 
@@ -31,7 +33,8 @@ def compile_layers(backbone: Any, backend: str = "inductor") -> None:
     older ones `__call__`. `backend` is one of torch.compile.
     """
     # Its loop depends on the lengths of the texts, so compiled layers call it as it is.
-    attention.by_runs = torch.compiler.disable(attention.by_runs)  # type: ignore[no-untyped-call]
+    if not getattr(attention.by_runs, "_torchdynamo_disable", False):  # as it is after the first call
+        attention.by_runs = torch.compiler.disable(attention.by_runs)  # type: ignore[no-untyped-call]
     for dtype in (torch.float32, torch.bfloat16):  # the choice tries kernels out, which cannot be compiled
         attention.kernel_of(backbone.device, dtype, attention.head_size_of(backbone.config))
     outside = "__call__" in vars(GradientCheckpointingLayer)
@@ -56,13 +59,15 @@ def _with_fallback(plain: Callable[..., Any], backend: str) -> Callable[..., Any
         if failed:
             return plain(*states, **options)
         try:
+            if dynamo_settings().recompile_limit < MOST_GRAPHS:  # each thread has settings of its own
+                dynamo_settings().recompile_limit = MOST_GRAPHS
             compiled = compiled or torch.compile(plain, dynamic=True, backend=backend)
             found = compiled(*states, **options)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            if worked:
-                raise
+            if worked and not isinstance(error, torch._dynamo.exc.TorchDynamoException):
+                raise  # an error of the computation, not of compiling a further graph
             failed = True
             logging.getLogger("tuplesmith").warning(
                 "layers are not compiled, so they are slower (torch.compile: %s)", first_line(error)
@@ -72,6 +77,12 @@ def _with_fallback(plain: Callable[..., Any], backend: str) -> Callable[..., Any
         return found
 
     return forward
+
+
+@cache
+def dynamo_settings() -> Any:
+    """Return the settings of torch.compile; importing them takes a second, and few need them."""
+    return importlib.import_module("torch._dynamo.config")
 
 
 def _checkpointed(layer: Any, inner: Any, *states: Any, **options: Any) -> Any:

@@ -19,7 +19,7 @@ import torch
 from curation.core.errors import ModelError, SetupError
 from curation.core.store import digest_of
 from training.model.compile import compile_layers, tokens_worth_compiling
-from training.model.device import autocast, device_of, dtype_of, float32_products, free_memory, prepack
+from training.model.device import autocast, device_of, dtype_of, float32_products, free_memory, is_out_of_memory, prepack
 from training.model.files import VECTORS
 from training.model.load import load_model
 from training.model.model import Model, Tokens, notes_of
@@ -181,7 +181,9 @@ class Encoder:
             with torch.no_grad(), autocast(self.model.backbone.device, self._dtype):
                 flat = torch.from_numpy(np.concatenate(pieces).astype(np.int64))
                 return self.model.embed(flat, bounds, unit)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             return None
 
 

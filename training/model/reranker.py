@@ -20,7 +20,7 @@ import transformers
 from torch import nn
 
 from curation.core.errors import ModelError, first_line, listed
-from training.model.device import autocast, device_of, dtype_of
+from training.model.device import autocast, device_of, dtype_of, is_out_of_memory
 from training.model.encode import SHOWN, TOKENS_PER_BATCH, batches, halved
 from training.model.files import ModelFiles, find_model
 from training.model.load import max_tokens_of, positions_of, read_model
@@ -102,7 +102,9 @@ class CrossEncoder:
         try:
             with torch.inference_mode(), autocast(self.model.device, self._dtype):
                 return np.asarray(self._activation(self._logits(batch)).cpu().numpy())
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             held = sum(map(len, chosen["input_ids"]))
         self._budget = halved(self._budget, held, len(rows), self.model.device)
         return np.concatenate([self._scores_of(tokens, half) for half in np.array_split(rows, 2)])
