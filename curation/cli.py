@@ -81,6 +81,7 @@ def build(
 
     useless = {
         "--json has no effect with --dry-run, which prints texts.": dry_run and as_json,
+        "--ray has no effect with --dry-run, which reads a few rows here.": ray is not None and dry_run,
         "-j has no effect with --ray: the cluster decides how many tasks run at once.": ray is not None and workers,
     }
     if any(useless.values()):

@@ -34,6 +34,7 @@ LEAST_QUERIES, LEAST_PASSAGES = 16, 1 << 12  # blocks are not made smaller than 
 THREADS = 4  # blocks of queries that are worked on at once
 SCRATCH = 1 << 30  # bytes of a GPU that faiss or torch works in
 SCORES = 1 << 29  # bytes of the scores that torch selects from at once
+MOST_NUMBERS = 1 << 30  # of the passages that are multiplied at once
 GROUP = 16  # passages whose best score torch looks at first
 SHARE = 0.8  # of the other free bytes that the corpus may take
 LENGTH = 1.01  # exceeds the length of any rounded vector
@@ -92,7 +93,7 @@ class Gpu:
         Queries (q, dim) are float16, sums float32. A part of fewer rows gives them all.
         """
         asked = self.torch.from_numpy(queries).to(self.name)
-        step = max(k, GROUP, SCORES // (4 * len(queries)))
+        step = max(k, GROUP, min(SCORES // (4 * len(queries)), MOST_NUMBERS // queries.shape[1]))
         best: Any = None
         rows: Any = None
         held = self.held[part]
@@ -248,11 +249,12 @@ class OnGpus(Exact):
         """
         with self.lock:
             dim = queries.shape[1]
-            if self.exact and self._holds(0) and dim not in self.lanes:
-                self.lanes[dim] = lanes_of(self.gpus[0], dim)
-            if self.exact and self._holds(0) and self.lanes[dim]:
+            if self.exact and self._holds(0):
                 try:
-                    return self._scores_on_gpus(queries, rows if self.place is None else self.place[rows], self.lanes[dim])
+                    if dim not in self.lanes:
+                        self.lanes[dim] = lanes_of(self.gpus[0], dim)
+                    if self.lanes[dim]:
+                        return self._scores_on_gpus(queries, rows if self.place is None else self.place[rows], self.lanes[dim])
                 except RuntimeError as error:
                     if not is_out_of_memory(error):
                         raise
@@ -286,6 +288,7 @@ class OnGpus(Exact):
         for number, pieces in enumerate(rounds):
             holders = self._holders(pieces, copies)
             if not self._holds(number):
+                self.held = -1  # until the copy is complete
                 self.exact = self.bytes_per_row(dim) == 6 * dim
                 self._copy_to_gpus(pieces, holders, dim)
                 self.held = number

@@ -166,6 +166,8 @@ def nearest(queries: np.ndarray, index: Exact, k: int) -> tuple[np.ndarray, np.n
     k = min(k, len(index.corpus))
     ids = np.empty((len(queries), k), np.int64)
     scores = np.empty((len(queries), k), np.float64)
+    if k == 0:  # an empty corpus, or a class that is all of it
+        return ids, scores
     for start in range(0, len(queries), QUERIES):
         part = slice(start, start + QUERIES)
         ids[part], scores[part] = _nearest_in_block(np.ascontiguousarray(queries[part], np.float32), index, k)

@@ -6,7 +6,9 @@ import logging
 import os
 import platform
 import secrets
+import signal
 import socket
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,8 +24,10 @@ Result = TypeVar("Result")
 
 LOCAL, RUNNING = "local", "auto"  # addresses: a cluster of this machine alone, started here; the one that runs on this machine
 ENVIRONMENT = ("HF_HUB_OFFLINE", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT")  # the workers get these from here; no tokens
+TOKEN = Path("~/.ray/auth_token")
 RETRIES = 3  # of a task whose worker or node was lost
 SECONDS = 5  # to wait for an answer from an address
+SECONDS_TO_START = 120  # that a node may take to start its first task
 
 
 class Cluster:
@@ -40,12 +44,12 @@ class Cluster:
         task = self.ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=False)(_answer)
         waiting = {task.remote(function, item): item for item in items}
         while waiting:
-            (ready, *_), _ = self.ray.wait(list(waiting), num_returns=1)
+            (ready, *_), _ = unwrapped(self.ray.wait, list(waiting), num_returns=1)
             yield waiting.pop(ready), lambda ready=ready: self._result(ready)  # type: ignore[misc]
 
     def _result(self, task: Any) -> Any:
         try:
-            result, error = self.ray.get(task)
+            result, error = unwrapped(self.ray.get, task)
         except self.ray.exceptions.RayTaskError as failed:
             raise failed.cause or failed from None
         except self.ray.exceptions.RayError as lost:
@@ -54,6 +58,14 @@ class Cluster:
         if error is not None:
             raise error
         return result
+
+
+def unwrapped(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """Call a function of Ray; what a signal handler raises meanwhile, Ray hides in a SystemError."""
+    try:
+        return call(*arguments, **named)
+    except SystemError as error:
+        raise error.__cause__ or error from None
 
 
 def _answer(function: Callable[[Item], Result], item: Item) -> tuple[Result | None, UserError | None]:
@@ -73,18 +85,21 @@ def cluster(address: str, folder: Path) -> Iterator[Cluster]:
     Raises:
         SetupError: Ray is not installed, no cluster answers, or a node has another version or does not see `folder`.
     """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if TOKEN.expanduser().exists():  # `ray start` asks for it then, and `ray.init` would not show it
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         import ray
     except ImportError:
         raise SetupError("--ray", "Ray is not installed", "pip install 'tuplesmith[ray]'") from None
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     _check_answer(address)
     with warnings.catch_warnings(action="ignore"):
         try:
-            where: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {"address": address}
+            where: dict[str, Any] = {"address": address} | ({"include_dashboard": False} if address == LOCAL else {})
             where["runtime_env"] = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}}
-            ray.init(**where, logging_level=logging.ERROR, log_to_driver=False, configure_logging=False)
+            with _own_signals():
+                ray.init(**where, logging_level=logging.ERROR, log_to_driver=False, configure_logging=False)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             hint = "start a cluster with `ray start --head`, or use --ray local"
             raise SetupError(f"--ray {address}", f"cannot connect ({first_line(error)})", hint) from None
@@ -94,6 +109,18 @@ def cluster(address: str, folder: Path) -> Iterator[Cluster]:
         finally:
             ray.shutdown()
             sweep(folder, depth=2)
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep this program's signal handlers, which `ray.init` replaces."""
+    main = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if main}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _check_answer(address: str) -> None:
@@ -130,12 +157,17 @@ def _check_nodes(ray: Any, folder: Path) -> None:
     (folder / mark).write_text(content, "ascii")
     try:
         nodes = [node for node in ray.nodes() if node["Alive"]]
+        if not any(node["Resources"].get("CPU", 0) >= 1 for node in nodes):
+            raise SetupError("--ray", "no node of the cluster has a processor for tasks", "start one with --num-cpus 1 or more")
         place = ray.remote(num_cpus=0, max_retries=RETRIES)(look)
         asked = [place.options(scheduling_strategy=NodeAffinitySchedulingStrategy(one["NodeID"], soft=False)) for one in nodes]
         for node, task in zip(nodes, [one.remote() for one in asked], strict=True):
             name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
             try:
-                version, python, sees = ray.get(task)
+                version, python, sees = unwrapped(ray.get, task, timeout=SECONDS_TO_START)
+            except (ray.exceptions.RayTaskError, ray.exceptions.RuntimeEnvSetupError, ray.exceptions.GetTimeoutError) as error:
+                what = f"cannot run a task ({first_line(error)})"
+                raise SetupError(f"node {name}", what, "install the same versions on all nodes") from None
             except ray.exceptions.RayError:
                 continue  # the node was lost just now; others do its work
             own = metadata.version("tuplesmith")

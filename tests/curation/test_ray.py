@@ -7,8 +7,10 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from importlib import metadata
@@ -79,12 +81,14 @@ def end(driver: subprocess.Popen) -> tuple[int, str]:
     return driver.returncode, said
 
 
-def tasks() -> list[int]:
-    """Return the process numbers of workers that run a task now."""
+def tasks(cluster) -> list[int]:
+    """Return the process numbers of this cluster's workers that run a task now."""
+    parents = {one.all_processes["raylet"][0].process.pid for one in cluster.list_all_nodes() if "raylet" in one.all_processes}
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if (folder / "cmdline").read_bytes().startswith(b"ray::_answer"):
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent in parents and (folder / "cmdline").read_bytes().startswith(b"ray::_answer"):
                 found.append(int(folder.name))
     return found
 
@@ -99,7 +103,7 @@ def test_three_nodes_build_the_bytes_of_one_process(place, cluster):
     driver = start(place, cluster, "whole")
     seen = set()
     while driver.poll() is None:
-        seen.update(tasks())
+        seen.update(tasks(cluster))
         time.sleep(0.05)
     code, said = end(driver)
     assert code == 0, said
@@ -113,7 +117,7 @@ def test_a_killed_worker_costs_nothing(place, cluster, seed):
     draw, killed = random.Random(seed), 0
     while driver.poll() is None and killed < 2:
         time.sleep(draw.uniform(0.05, 0.5))
-        for number in tasks()[:1]:
+        for number in tasks(cluster)[:1]:
             os.kill(number, signal.SIGKILL)
             killed += 1
     code, said = end(driver)
@@ -125,7 +129,7 @@ def test_a_killed_worker_costs_nothing(place, cluster, seed):
 def test_a_lost_node_costs_nothing(place, cluster):
     node = cluster.add_node(num_cpus=2)
     driver = start(place, cluster, "node")
-    while driver.poll() is None and not tasks():
+    while driver.poll() is None and not tasks(cluster):
         time.sleep(0.05)
     cluster.remove_node(node, allow_graceful=False)
     code, said = end(driver)
@@ -139,7 +143,7 @@ def test_a_killed_driver_is_continued(place, cluster, seed):
     for _ in range(2):
         driver = start(place, cluster, f"driver{seed}")
         limit = time.monotonic() + 60
-        while driver.poll() is None and not tasks() and time.monotonic() < limit:
+        while driver.poll() is None and not tasks(cluster) and time.monotonic() < limit:
             time.sleep(0.05)
         time.sleep(draw.uniform(0, 0.6))
         driver.kill()
@@ -179,6 +183,45 @@ def test_a_node_with_another_version_is_named(place, cluster, tmp_path):
     assert code == 1
     assert f"has tuplesmith 9.9 and Python {sys.version.split()[0]}, this machine {metadata.version('tuplesmith')}" in said
     assert said.rstrip().endswith("install the same versions on all nodes")
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_build_and_leaves_nothing(place, cluster, number, expected):
+    driver = start(place, cluster, "ended")
+    while driver.poll() is None and not tasks(cluster):
+        time.sleep(0.05)
+    driver.send_signal(number)
+    code, said = end(driver)
+    assert code == expected, said
+    assert "Traceback" not in said
+    assert not list((place / "ended").rglob("*.tmp"))
+    shutil.rmtree(place / "ended")
+
+
+@pytest.mark.parametrize("processors", [2, 0])
+def test_a_cluster_of_the_command_line_and_one_without_processors(place, processors):
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as short:  # it holds sockets
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        options = ["--head", "--block", "--port", str(port), "--num-cpus", str(processors), "--include-dashboard", "false"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options, "--temp-dir", short]
+        head = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        try:
+            for _ in range(300):
+                with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                    break
+                time.sleep(0.1)
+            build = [*CURATE, "-o", f"cli{processors}", "--ray", f"127.0.0.1:{port}"]
+            done = subprocess.run(build, cwd=place, env=ENV, capture_output=True, text=True, timeout=200)
+        finally:
+            os.killpg(head.pid, signal.SIGKILL)
+            head.wait()
+    if processors:
+        assert done.returncode == 0, done.stderr
+        check(place, f"cli{processors}")
+    else:
+        assert done.returncode == 1
+        assert done.stderr.rstrip().splitlines()[-1].startswith("curate: --ray: no node of the cluster has a processor for tasks")
 
 
 def test_what_the_flag_needs(place, monkeypatch):

@@ -61,6 +61,32 @@ def test_the_rows_of_the_exact_search(number, room):
     assert max(len(one.held) for one in few) * 128 <= room
 
 
+def test_a_corpus_that_could_not_be_copied_whole_is_copied_again():
+    corpus, other, one = near_ties(900, 0), near_ties(900, 5), Half()
+    index, second = OnGpus(corpus, [one], block=200), OnGpus(other, [one], block=200)
+    expected = nearest(corpus[:50], index, 10)[0]
+    nearest(other[:50], second, 10)  # takes the GPU
+    put, blocks = one.put, iter(range(2))
+
+    def fail_at_the_third(start, vectors):
+        next(blocks)
+        return put(start, vectors)
+
+    one.put = fail_at_the_third
+    with pytest.raises(StopIteration):
+        nearest(corpus[:50], index, 10)
+    one.put = put
+    np.testing.assert_array_equal(nearest(corpus[:50], index, 10)[0], expected)
+
+
+@pytest.mark.parametrize(
+    "index", [Exact(np.empty((0, 8), np.float32)), OnGpus(np.empty((0, 8), np.float32), [Half()])], ids=["cpu", "gpu"]
+)
+def test_an_empty_corpus_gives_empty_lists(index):
+    ids, scores = nearest(np.ones((3, 8), np.float32), index, 5)
+    assert ids.shape == scores.shape == (3, 0)
+
+
 def test_other_classes_on_gpus():
     vectors, classes = near_ties(900, 3), np.arange(900) // 40 % 5 - 1
     none = Ragged(np.zeros(51, np.int64), np.empty(0, np.int64))
