@@ -64,7 +64,7 @@ def test_the_rows_of_the_exact_search(number, room):
 def test_a_corpus_that_could_not_be_copied_whole_is_copied_again():
     corpus, other, one = near_ties(900, 0), near_ties(900, 5), Half()
     index, second = OnGpus(corpus, [one], block=200), OnGpus(other, [one], block=200)
-    expected = nearest(corpus[:50], index, 10)[0]
+    expected = nearest(corpus[-50:], index, 10)[0]
     nearest(other[:50], second, 10)  # takes the GPU
     put, blocks = one.put, iter(range(2))
 
@@ -74,9 +74,9 @@ def test_a_corpus_that_could_not_be_copied_whole_is_copied_again():
 
     one.put = fail_at_the_third
     with pytest.raises(StopIteration):
-        nearest(corpus[:50], index, 10)
+        nearest(corpus[-50:], index, 10)
     one.put = put
-    np.testing.assert_array_equal(nearest(corpus[:50], index, 10)[0], expected)
+    np.testing.assert_array_equal(nearest(corpus[-50:], index, 10)[0], expected)
 
 
 @pytest.mark.parametrize(
