@@ -145,11 +145,15 @@ def test_a_reranker_has_a_use(tmp_path, keys, what):
 
 
 RANKED = """
-import sys
+import sys, time
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {root!r}]
+import training.model.reranker
 from small_build import FakeEncoder
 from mining import candidates, embeddings, mine, rerank as reranker
+(Path({build!r}).parent / "ready{rank}").touch()
+while len(list(Path({build!r}).parent.glob("ready*"))) < {processes}:
+    time.sleep(0.01)
 embeddings.ROWS = 16
 candidates.ROWS_PER_BLOCK = 16
 encode, scored = reranker.Reranker.encode, []
@@ -167,12 +171,13 @@ def test_processes_share_the_scoring(tmp_path, model):
     here, mine = Path(__file__).resolve(), f"{EASY}, shortage: keep, reranker: {model}, reranker_margin: 0"
     builds = [make_build(tmp_path / name / "x", {"s": several_answers()}, mine) for name in ("alone", "both")]
 
-    def start(build, rank):
-        code = RANKED.format(tests=str(here.parent), root=str(here.parents[2]), build=str(build), rank=rank)
+    def start(build, rank, processes):
+        names = {"tests": str(here.parent), "root": str(here.parents[2]), "build": str(build)}
+        code = RANKED.format(**names, rank=rank, processes=processes)
         return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
-    alone = int(start(builds[0], 0).communicate(timeout=300)[0])
-    both = [int(process.communicate(timeout=300)[0]) for process in [start(builds[1], 0), start(builds[1], 1)]]
+    alone = int(start(builds[0], 0, 1).communicate(timeout=300)[0])
+    both = [int(process.communicate(timeout=300)[0]) for process in [start(builds[1], 0, 2), start(builds[1], 1, 2)]]
     assert min(both) > 0
     assert sum(both) == alone
     for part in ("mined", "reranked"):
