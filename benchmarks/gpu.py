@@ -31,6 +31,7 @@ import transformers
 from column_loop import ColumnLoop
 from f2llm_loop import PaddedLoop
 
+from curation.core.errors import is_out_of_memory
 from curation.recipe.settings import Train
 from training.backend import Torch
 from training.data import Batch
@@ -43,6 +44,7 @@ ON_GPU = os.environ.get("GPU") != "0"
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if ON_GPU else ("cpu", torch.float32)
 WORDS = 2_000  # of the synthetic texts; each is one token
 SEED, LR = 42, 1e-5
+FAILED: list[str] = []  # rows with an error
 STEPS = 4 if ON_GPU else 1  # timed, after as many for warming up
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 SHAPES = {  # all in the sizes of their config.json, except the vocabulary of MiniLM's tokenizer
@@ -198,6 +200,8 @@ def search(out: Path) -> None:
     few = slice(0, 256)
     same = (nearest(asked[few], Exact(corpus), k)[0] == found["ids"][few]).all(axis=1).sum()
     add(out, "search", f"{same} of {len(asked[few])} queries have the rows of the CPU's search")
+    if same < len(asked[few]):
+        raise ValueError("the GPU's rows are not those of the CPU")
 
 
 def profile(out: Path) -> None:
@@ -242,7 +246,9 @@ def start(out: Path) -> None:
         "print(f'{{b - a:.1f}} s import, {{c - b:.1f}} s load_model, {{d - c:.2f}} s first forward')"
     ).format(folder=str(folder_of(out, "qwen3-0.6b")), device=DEVICE)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8")
-    add(out, "start", (done.stdout or done.stderr).strip().splitlines()[-1])
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+    add(out, "start", done.stdout.strip())
 
 
 def batch_of(shape: str, seed: int) -> Batch:
@@ -316,6 +322,8 @@ def measured(out: Path, part: str, what: str) -> Iterator[list[str]]:
         if isinstance(error, TimeoutError):
             raise
         notes.append(f"failed: {_first_line(error)}")
+        if not is_out_of_memory(error):  # that a trainer does not fit is a result
+            FAILED.append(what)
     if ON_GPU:
         notes.append(f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
     add(out, part, what, *notes)
@@ -391,4 +399,4 @@ if __name__ == "__main__":
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     ended = [limited(given.out, part, PARTS[part][1]) for part in given.parts or PARTS]
-    sys.exit(not all(ended))
+    sys.exit(bool(FAILED) or not all(ended))

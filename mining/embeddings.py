@@ -312,7 +312,7 @@ class _Writers:
     """Shards that are being written: with several threads one is tokenised and one is written while a GPU encodes another."""
 
     def __init__(self, store: Embeddings, advance: Advance, threads: int) -> None:
-        self.store, self.threads, self.told, self.lock = store, threads, advance, Lock()
+        self.store, self.threads, self.advance, self.lock = store, threads, advance, Lock()
         self.numbers = dict[int, tuple[Future[np.ndarray], set[bytes], ExitStack]]()
         self.keys = set[bytes]()  # of all of them
 
@@ -333,16 +333,17 @@ class _Writers:
         """Write a shard, now or in a thread; the claim is closed when it is written."""
         if self.threads < 2:
             with claim:
-                self.store._map(number, self.store._write(number, texts, self.told))
+                self.store._map(number, self.store._write(number, texts, self.advance))
             return
-        self.numbers[number] = (self.pool.submit(self.store._write, number, texts, self._advance), set(texts), claim)
+        self.numbers[number] = (self.pool.submit(self.store._write, number, texts, self._advance_alone), set(texts), claim)
         self.keys |= set(texts)
         if len(self.numbers) > self.threads:
             self._finish()
 
-    def _advance(self, count: int) -> None:
+    def _advance_alone(self, count: int) -> None:
+        """Report progress from one thread at a time."""
         with self.lock:
-            self.told(count)
+            self.advance(count)
 
     def _finish(self) -> None:
         """Wait for the oldest shard."""

@@ -25,7 +25,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from curation.core.errors import SetupError, listed
+from curation.core.errors import SetupError, is_out_of_memory, listed
 from mining.embeddings import Part, Vectors
 from mining.kernels import inner_products
 from mining.search import PASSAGES, Exact, rounding
@@ -39,7 +39,6 @@ GROUP = 16  # passages whose best score torch looks at first
 SHARE = 0.8  # of the other free bytes that the corpus may take
 LENGTH = 1.01  # exceeds the length of any rounded vector
 CUT_OFF = 2  # a tensor core adds 4 or more products to a sum and cuts each off: at most 1.5 times `rounding`
-OUT_OF_MEMORY = ("out of memory", "alloc fail", "alloc_fail", "allocator fail")  # in messages of torch, cuBLAS and faiss
 LANES = (8, 4, 2)  # float64 numbers in a vector of AVX-512, of AVX2, of SSE and NEON
 DRIVERS = ("nvidia*", "dxg", "kfd")  # in /dev where there is a GPU: NVIDIA's, through Windows, AMD's
 
@@ -450,11 +449,6 @@ def lanes_of(gpu: Gpu, dim: int) -> int:
         if dim % (4 * lanes) == 0 and gpu.sums(left, right, lanes).tobytes() == wanted.tobytes():
             return lanes
     return 0
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether the error says that the memory of a GPU is full."""
-    return any(word in str(error).lower() for word in OUT_OF_MEMORY)
 
 
 def _distance(vectors: np.ndarray, half: np.ndarray) -> np.ndarray:

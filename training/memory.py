@@ -15,12 +15,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import AttentionInterface
 
-from curation.core.errors import SetupError, first_line
+from curation.core.errors import SetupError, first_line, is_out_of_memory
 from curation.recipe.settings import Train
 from training import ranks
 from training.backend import Backend, checkpoint_layers
 from training.checkpoint import Say
-from training.model.device import dtype_of, is_out_of_memory
+from training.model.device import dtype_of
 from training.model.model import quiet
 
 COUNTED = "counted"  # the name in transformers of an attention that keeps what the kernels of GPUs keep

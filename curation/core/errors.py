@@ -92,6 +92,13 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that the memory of a GPU is full: torch's, CUDA's, cuBLAS', Triton's or faiss'."""
+    signs = ("out of memory", "alloc fail", "alloc_fail", "allocator fail")
+    said = f"{type(error).__name__} {error}".lower()  # torch's own class may come without a message
+    return isinstance(error, RuntimeError) and any(sign in said for sign in (*signs, "outofmemoryerror"))
+
+
 def listed(words: Iterable[object], most: int = 12) -> str:
     """Return words as a list for reading: at most `most` words of at most LONGEST_WORD characters."""
     all_words = [word if len(word) <= LONGEST_WORD else f"{word[:LONGEST_WORD]}..." for word in map(str, words)]

@@ -23,11 +23,11 @@ def test_the_scores_of_sentence_transformers(tmp_path, kind):
     folder = str(tiny_folder(kind, tmp_path / kind, labels=1))
     peer = sentence_transformers.CrossEncoder(folder, device="cpu", max_length=128)  # positions of them all
     wanted = [peer.predict(pair, show_progress_bar=False) for pair in zip(QUERIES, PASSAGES, strict=True)]
-    told = []
-    found = load_cross_encoder(folder, device="cpu").scores(QUERIES, PASSAGES, told.append)
+    counts = []
+    found = load_cross_encoder(folder, device="cpu").scores(QUERIES, PASSAGES, counts.append)
     assert np.abs(found - np.array(wanted)).max() < 1e-5
     assert np.ptp(found) > 0.05
-    assert sum(told) == len(QUERIES)
+    assert sum(counts) == len(QUERIES)
 
 
 def test_bfloat16_is_near(tmp_path):
@@ -89,9 +89,9 @@ def test_out_of_memory_makes_batches_smaller_and_is_told_once(tmp_path, monkeypa
         return logits(batch)
 
     monkeypatch.setattr(loaded, "_logits", with_little_memory)
-    told = []
-    assert np.abs(loaded.scores(QUERIES, PASSAGES, told.append) - wanted).max() < 1e-5
-    assert sum(told) == len(QUERIES)
+    counts = []
+    assert np.abs(loaded.scores(QUERIES, PASSAGES, counts.append) - wanted).max() < 1e-5
+    assert sum(counts) == len(QUERIES)
     assert caplog.text.count("out of memory for a batch of") == 1
     longest = 0
     with pytest.raises(SetupError, match=r"^cpu: out of memory: a text of \d+ tokens does not fit"):

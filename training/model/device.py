@@ -128,13 +128,6 @@ def on_device(array: np.ndarray, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that the memory of a GPU is full: torch's, CUDA's, cuBLAS' or Triton's."""
-    signs = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    found = isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
-    return found or isinstance(error, torch.OutOfMemoryError)
-
-
 def autocast(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
     """Return the context in which float32 weights compute in `dtype` (auto, float32, bfloat16)."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype_of(dtype, device) == torch.bfloat16)

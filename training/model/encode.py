@@ -16,10 +16,10 @@ from threading import Lock
 import numpy as np
 import torch
 
-from curation.core.errors import ModelError, SetupError
+from curation.core.errors import ModelError, SetupError, is_out_of_memory
 from curation.core.store import digest_of
 from training.model.compile import compile_layers, tokens_worth_compiling
-from training.model.device import autocast, device_of, dtype_of, float32_products, free_memory, is_out_of_memory, prepack
+from training.model.device import autocast, device_of, dtype_of, float32_products, free_memory, prepack
 from training.model.files import VECTORS
 from training.model.load import load_model
 from training.model.model import Model, Tokens, notes_of

@@ -19,8 +19,8 @@ import torch
 import transformers
 from torch import nn
 
-from curation.core.errors import ModelError, first_line, listed
-from training.model.device import autocast, device_of, dtype_of, is_out_of_memory
+from curation.core.errors import ModelError, first_line, is_out_of_memory, listed
+from training.model.device import autocast, device_of, dtype_of
 from training.model.encode import SHOWN, TOKENS_PER_BATCH, batches, halved
 from training.model.files import ModelFiles, find_model
 from training.model.load import max_tokens_of, positions_of, read_model
