@@ -134,7 +134,7 @@ def _card(model: Path, repo: str, run: Mapping[str, Any] | None, license: str, d
         results = [
             {
                 "task": {"type": "sentence-similarity"},
-                "dataset": {"name": data, "type": "tuplesmith" if metric == "nDCG@10" else "mteb"},
+                "dataset": {"name": data, "type": "tuplesmith" if metric == "nDCG@10" else "mteb", "config": data},
                 "metrics": [{"type": "ndcg_at_10" if metric == "nDCG@10" else "main_score", "value": round(score, 4)}],
             }
             for metric, found in scores.items()

@@ -90,6 +90,13 @@ def problems(text: str, config_files: Iterable[str] = ()) -> Iterator[str]:
             yield "license 'other' needs a license_link"
     yield from _word_problems(head)
     yield from _config_problems(head, list(config_files))
+    if "model-index" in head:  # all that huggingface_hub checks without the Hub; `hub.upload` asks the Hub itself
+        from huggingface_hub import ModelCard
+
+        try:
+            ModelCard(text)
+        except (ValueError, AttributeError) as error:
+            yield f"its model-index cannot be read ({' '.join(str(error).split())})"
 
 
 def _word_problems(head: Mapping[str, Any]) -> Iterator[str]:

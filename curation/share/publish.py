@@ -18,20 +18,19 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from curation.clean import decontaminate
 from curation.core import locks, store, tables
 from curation.core.builds import Receipt, check_beside, read_summary, receipts
-from curation.core.card import LICENSE_NAME, LICENSES, problems, size_of, with_yaml
+from curation.core.card import problems
 from curation.core.errors import BuildError, did_you_mean, listed
-from curation.core.escape import Markdown, as_code, as_link, as_markdown, markdown_table
 from curation.core.hub import MARK, Piece, Published, Say, listing, upload
 from curation.core.progress import Advance, Progress, silent
 from curation.core.record import NEGATIVES, ORIGINS
 from curation.read.lock import read_lock
 from curation.read.outside import hide_local_paths
-from curation.recipe.licenses import claim
 from curation.recipe.manifest import load_manifest
-from curation.recipe.source import Source
 from curation.report.page import render as render_report
+from curation.share.dataset_card import dataset_card
 from curation.share.export import (
     CURATED,
     FORMATS,
@@ -51,27 +50,6 @@ GROUPS = ("positives", "ids", "scores", "provenance")  # of further columns
 COMPANIONS = ("manifest.yaml", "manifest.lock", "ATTRIBUTION.md", "report.html")
 RANKED = ("negative_ranks", "negative_origin")
 KINDS: dict[Any, str] = {pl.String: "string", pl.Float32: "float32", pl.UInt16: "uint16"}
-LOAD_EXAMPLE = """\
-```python
-from datasets import load_dataset
-
-rows = load_dataset("{repo}", "{config}", split="train")
-print(rows[0]["query"], rows[0]["passage"])
-```
-"""
-TRAIN_EXAMPLE = """\
-With sentence-transformers the columns are anchor, positive and negatives as they are{only}:
-
-```python
-from datasets import load_dataset
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
-from sentence_transformers.losses import MultipleNegativesRankingLoss
-
-model = SentenceTransformer("sentence-transformers/all-MiniLM-L6-v2")
-rows = load_dataset("{repo}", "{config}", split="train"){select}
-SentenceTransformerTrainer(model, train_dataset=rows, loss=MultipleNegativesRankingLoss(model)).train()
-```
-"""
 
 
 class Plan(NamedTuple):
@@ -142,7 +120,12 @@ def plan(
     # the card
     sources = {source.name: source for source in manifest.sources}
     allowed = [name for name in allow if name in made]
-    card = dataset_card(repo, summary["name"], sources, summary["sources"], made, left_out, allowed)
+    evaluation = None
+    if "decontaminate" in summary:
+        held = [decontaminate.HELDOUT_SETS + name for name, entry in summary["sources"].items() if entry["heldout"]]
+        evaluation = (store.receipt_of(build / "decontaminate")["sets"] + held, summary["decontaminate"])
+    row = pl.scan_parquet(next(iter(pieces.values())).content).head(1).collect().row(0, named=True)
+    card = dataset_card(repo, summary["name"], sources, summary["sources"], made, left_out, allowed, row, evaluation)
     card = hide_local_paths(card, manifest)
     if wrong := list(problems(card, pieces)):
         raise BuildError(build, f"the Hub would refuse its card: {wrong[0]}", "mend the manifest and build again")
@@ -321,172 +304,3 @@ def _published_rows(
         advance(len(pairs))
         if len(made):
             yield made
-
-
-# ---- README.md, the card: what is in the repository, from where, under which licence, what was left out, how to load it ----
-
-
-def dataset_card(
-    repo: str,
-    build: str,
-    sources: Mapping[str, Source],
-    entries: Mapping[str, Receipt],
-    made: Mapping[str, Receipt],
-    left_out: Mapping[str, str],
-    allowed: Iterable[str],
-) -> str:
-    """Return the card.
-
-    Args:
-        repo: ORG/NAME.
-        build: the build's name.
-        sources: what the manifest says of each source.
-        entries: what build.json says of each source.
-        made: what is published of each source, see `_shards`.
-        left_out: source to the reason why it is not published.
-        allowed: sources that are published in spite of a doubt.
-    """
-    body = [f"# {as_markdown(repo.partition('/')[2])}", "", _introduction(build, made), "", "## Load", ""]
-    body += [*_loading(repo, made), "## Sources", "", _sources_table(sources, entries, made), ""]
-    for name in allowed:
-        entry = entries[name]
-        doubts = [] if entry["verified"] else [f"not verified ({entry['notes']})"]
-        doubts += [f"its licence is '{entry['license'] or 'not named'}'"] if entry["license_class"] == "unknown" else []
-        if doubts:
-            body.append(f"{as_code(name)} was published although it is in doubt: {as_markdown(', '.join(doubts))}.\n")
-    if drops := _drops(made):
-        body += ["## Rows left out", "", markdown_table(("config", "left out", "reason", "count"), drops), ""]
-    signatures = [
-        (as_code(name), as_code(one["mined"]["signature"]) if one["mined"] else "none mined") for name, one in made.items()
-    ]
-    body += ["## Hard negatives", "", markdown_table(("config", "how they were found"), signatures), ""]
-    limits = [
-        "Licences are as the sources claim them; nobody has checked the claims.",
-        "A negative is a text that the miner took for wrong; some will be right answers that no source marks as such.",
-    ]
-    if more := sum(one["positives_left_out"] for one in made.values()):
-        limits.append(
-            f"A row has one positive: {more:,} further positives of the same queries are not here (see `--columns positives`)."
-        )
-    for title, items in (
-        ("Sources left out", [f"{as_code(name)}: {as_markdown(why)}" for name, why in left_out.items()]),
-        ("Cite", [f"{as_code(name)}: {as_markdown(sources[name].citation)}" for name in made if sources[name].citation]),
-        ("Known limits", limits),
-    ):
-        body += [f"## {title}", "", *(f"- {item}" for item in items), ""] if items else []
-    return with_yaml(_card_head(repo, sources, entries, made), "\n".join(body).rstrip() + "\n")
-
-
-def _card_head(
-    repo: str, sources: Mapping[str, Source], entries: Mapping[str, Receipt], made: Mapping[str, Receipt]
-) -> dict[str, Any]:
-    """Return the keys that the Hub reads."""
-    configs: list[dict[str, Any]] = [
-        {"config_name": name, "data_files": [{"split": "train", "path": f"{name}/train-*"}]} for name in made
-    ]
-    if len(configs) == 1:
-        configs[0]["default"] = True
-    # the licence of the whole: the sources' if all have one that the Hub knows, else a mixture with a link to the list
-    names = {entries[name]["license"] for name in made}
-    first = min(names).lower()
-    if len(names) == 1 and first in LICENSES:
-        license = {"license": first}
-    else:
-        word = first if len(names) == 1 and LICENSE_NAME.fullmatch(first) else "mixture"
-        link = f"https://huggingface.co/datasets/{repo}/blob/main/ATTRIBUTION.md"
-        license = {"license": "other", "license_name": word, "license_link": link}
-    hub = sorted({path for name in made if _is_hub_id(path := sources[name].path or "")})
-    return {
-        "language": sorted({one["curated"]["language"] for one in made.values()}),
-        **license,
-        "pretty_name": repo.partition("/")[2],
-        "task_categories": ["text-retrieval", "feature-extraction", "sentence-similarity"],
-        "size_categories": [size_of(sum(one["rows"] for one in made.values()))],
-        "tags": ["sentence-transformers", "embeddings", "tuplesmith"],
-        **({"source_datasets": hub} if hub else {}),
-        "configs": configs,
-        "dataset_info": [
-            {
-                "config_name": name,
-                "features": one["features"],
-                "splits": [{"name": "train", "num_bytes": one["bytes"], "num_examples": one["rows"]}],
-                "download_size": sum(shard["bytes"] for shard in one["shards"].values()),
-                "dataset_size": one["bytes"],
-            }
-            for name, one in made.items()
-        ],
-    }
-
-
-def _is_hub_id(path: str) -> bool:
-    return path.count("/") == 1 and not path.startswith((".", "/", "~"))
-
-
-def _introduction(build: str, made: Mapping[str, Receipt]) -> str:
-    rows, without = sum(one["rows"] for one in made.values()), [name for name, one in made.items() if not one["negatives"]]
-    what = "(query, passage)" if len(without) == len(made) else "(query, passage, hard negatives)"
-    lines = [
-        f"{rows:,} {what} tuples of {len(made)} open datasets, one config each, made by tuplesmith as build {as_code(build)}.",
-        "`manifest.yaml` is the recipe, `manifest.lock` pins what it read, `provenance.json` counts every row, and",
-        "`ATTRIBUTION.md` says whose data it is.",
-    ]
-    if len(without) == len(made):
-        lines.append("No hard negatives were mined: these are pairs only.")
-    elif without:
-        lines.append(f"Without hard negatives, pairs only: {', '.join(without)}.")
-    return "\n".join(lines)
-
-
-def _loading(repo: str, made: Mapping[str, Receipt]) -> list[str]:
-    name, one = next(iter(made.items()))
-    more = len(one["features"]) > 2 + one["negatives"]
-    select = f".select_columns(['query', 'passage', *(f'negative_{{i + 1}}' for i in range({one['negatives']}))])" if more else ""
-    train = TRAIN_EXAMPLE.format(repo=repo, config=name, select=select, only=", without the further columns" if more else "")
-    note = (
-        "`query` contains the instruction if a source has one (`Instruct: ...`, a new line, `Query: ...`): add no other prompt."
-    )
-    if any(feature["name"] == "positives" for feature in one["features"]):
-        note += " `passage` is the first of `positives`, which lists all positives of a query."
-    return [LOAD_EXAMPLE.format(repo=repo, config=name), train, note, ""]
-
-
-def _sources_table(sources: Mapping[str, Source], entries: Mapping[str, Receipt], made: Mapping[str, Receipt]) -> str:
-    lines = []
-    for name, one in made.items():
-        curated, data, mined = one["curated"], ", ".join(sources[name].places), one["mined"]
-        license, url, day = claim(entries[name])
-        lines.append(
-            (
-                as_code(name),
-                as_link(data, f"https://huggingface.co/datasets/{data}") if _is_hub_id(data) else data,
-                curated["revision"] or Markdown("-"),
-                Markdown(as_link(license, url) + (f", seen {day}" if day else "")),
-                curated["task"],
-                curated["rows_in"],
-                curated["kept"],
-                mined["kept"] if mined else "-",
-                one["rows"],
-                one["negatives"],
-            )
-        )
-    head = (
-        "config", "dataset", "revision", "licence", "task", "rows in", "tuples kept", "with negatives", "rows here", "negatives",
-    )  # fmt: skip
-    return markdown_table(head, lines)
-
-
-def _drops(made: Mapping[str, Receipt]) -> list[tuple[Any, ...]]:
-    """Return (config, kind, reason, count) of all that was left out on the way."""
-    lines: list[tuple[Any, ...]] = []
-    for name, one in made.items():
-        curated, mined = one["curated"], one["mined"] or {"dropped": {}}
-        counts = (
-            ("row", curated["rows_dropped"]),
-            ("tuple", {"merged with one of the same query": curated["merged"], "held out for evaluation": curated["heldout"]}),
-            ("tuple", curated["dropped"]),
-            ("text", curated["texts_out"]),
-            ("tuple", mined["dropped"]),
-            ("tuple", one["left_out"]),
-        )
-        lines += [(as_code(name), what, reason, count) for what, found in counts for reason, count in found.items() if count]
-    return lines

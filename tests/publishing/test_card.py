@@ -19,13 +19,13 @@ GOOD = {
 TWICE = {"configs": GOOD["configs"] * 2, "dataset_info": GOOD["dataset_info"] * 2}
 
 
-def told(head, text="# card\n"):
+def problems_of(head, text="# card\n"):
     return list(problems(with_yaml(head, text), ["faq/train-00000-of-00001.parquet"]))
 
 
 def test_a_good_card_has_none():
-    assert told(GOOD) == []
-    assert told(GOOD | {"license": "other", "license_name": "mixture-1", "license_link": "https://example.org"}) == []
+    assert problems_of(GOOD) == []
+    assert problems_of(GOOD | {"license": "other", "license_name": "mixture-1", "license_link": "https://example.org"}) == []
 
 
 @pytest.mark.parametrize(
@@ -50,10 +50,14 @@ def test_a_good_card_has_none():
         ({"configs": [{"config_name": "faq", "data_files": [{"path": "nowhere/*"}]}]}, "no file matches 'nowhere/*'"),
         ({"dataset_info": []}, "dataset_info does not describe the configs in their order"),
         (TWICE, "two configs have the same name"),
+        ({"model-index": [{"name": "m", "results": [{"task": {}}]}]}, "its model-index cannot be read ("),
+        ({"model-index": ["m"]}, "its model-index cannot be read ("),
+        ({"model-index": "m"}, "its model-index cannot be read ("),
+        ({"model-index": {"name": "m"}}, "its model-index cannot be read ("),
     ],
 )
 def test_what_is_wrong_is_said(change, words):
-    assert any(line.startswith(words) for line in told(GOOD | change))
+    assert any(line.startswith(words) for line in problems_of(GOOD | change))
 
 
 def test_a_card_without_yaml_or_with_a_broken_one():

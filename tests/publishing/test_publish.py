@@ -15,6 +15,7 @@ from curation.build.build import build
 from curation.core import store, tables
 from curation.core.card import head_of
 from curation.core.errors import BuildError
+from curation.core.escape import as_markdown
 from curation.core.progress import silent
 from curation.share import publish as publishing
 from curation.share.importing import write_manifest
@@ -22,6 +23,7 @@ from curation.share.publish import plan
 from curation.share.verify import problems
 from mining.mine import mine_build
 from tests.hub_server import hub
+from tests.mining.small_build import FakeEncoder
 from tests.publishing.small_published import (
     PUBLISHED,
     curate,
@@ -78,7 +80,17 @@ def test_the_card_tells_where_all_is_from(made):
     assert "| `faq` | tuple | held out for evaluation | 5 |" in card
     assert "- `nobody`: it names no licence\n" in card
     assert "- `faq`: Faq, 2026\n" in card
-    assert "mine:search\\|model:fake" in card
+    row = rows_of(made)["faq"][0]
+    first, last = row["negative_1"], row["negative_3"]
+    example = f"The first row of `faq`:\n\n| column | value |\n| --- | --- |\n| `query` | {as_markdown(row['query'])} |\n"
+    assert (
+        f"{example}| `passage` | {cut(row['passage'])} |\n| `negative_1` | {cut(first)} |\n| ... |  |\n| `negative_3` | {cut(last)} |\n"
+        in card
+    )
+    window = "preset f2llm; the 30 nearest candidates that pass the filters; score at most 1; score at most 1 of the positive's"
+    assert f"| `faq` | 3, passages that are nearest | `fake`, float32, 256 tokens | {window} |\n" in card
+    assert "| `topics` | 3, texts of other classes | - | at random |\n| `tone` | 1, given by the source | - |  |\n" in card
+    assert "- The texts were not compared with any evaluation set.\n" in card
     found = plan(made, "org/small", allow=["doubt", "nobody"])
     whole = found.pieces["report.html"].content.decode()
     part = plan(made, "org/small").pieces["report.html"].content.decode()
@@ -90,6 +102,35 @@ def test_the_card_tells_where_all_is_from(made):
     assert "`doubt` was published although it is in doubt: not verified (who wrote it is open)." in allowed
     assert "`nobody` was published although it is in doubt: its licence is 'not named'." in allowed
     assert "Sources left out" not in allowed
+
+
+def cut(text):
+    return as_markdown(text[:300] + ("..." if len(text) > 300 else ""))
+
+
+def test_the_card_names_evaluation_sets_with_counts(made, tmp_path):
+    """One set holds a query and an answer of the faq, another holds nothing of it; held-out queries are a set too."""
+    other = tmp_path / "b"
+    shutil.copytree(made.parent, other)
+    lines = [json.loads(line) for line in (other / "faq.jsonl").read_text().splitlines()]
+    for name, texts in (
+        ("ours", [lines[7]["q"], lines[8]["a"][0]]),
+        ("far", ["how many moons does the planet have in all its years"]),
+    ):
+        (other / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"q": text, "a": f"an answer of {name}"}) + "\n" for text in texts)
+        )
+    sets = [{"name": name, "files": f"{name}.jsonl", "fields": {"query": "q", "positive": "a"}} for name in ("ours", "far")]
+    manifest = (other / "small.yaml").read_text()
+    for mode, said in (("drop", "were dropped; negatives that do were removed"), ("report", "were counted, **and kept**")):
+        (other / "small.yaml").write_text(manifest + f"decontaminate: {json.dumps({'mode': mode, 'against': sets})}\n")
+        assert not build(other / "small.yaml", other / "build").failed
+        mine_build(other / "build", load=lambda settings, device: FakeEncoder())
+        card = plan(other / "build", "org/small", need_lock=False).card
+        assert "not compared with any evaluation set" not in card
+        assert said in card
+        assert "| `ours` | 1 | 1 | 0 | 0 |\n" in card
+        assert "\nNothing was found of `far`, `heldout/faq`.\n" in card
 
 
 def test_pairs_alone_are_said_to_be_pairs(tmp_path):

@@ -21,8 +21,9 @@ from curation.core.card import head_of, with_yaml
 from curation.core.console import output, say
 from curation.core.escape import as_code, as_html, as_link, as_markdown, markdown_table, visible
 from curation.recipe.manifest import Manifest, load_manifest
+from curation.recipe.settings import Mine
 from curation.report import page
-from curation.share.publish import dataset_card
+from curation.share.dataset_card import dataset_card
 from mining.show import as_text as tuple_as_text
 from tests.curation.report_build import MANIFEST, write_inputs, write_shared_tables
 from training import publish as publishing
@@ -287,12 +288,17 @@ def test_the_card_of_a_hostile_manifest_does_nothing(hostile):
         name: {
             "rows": 1, "bytes": 1, "negatives": 1, "features": [{"name": "query", "dtype": "string"}] * 3, "shards": {},
             "left_out": {ATTACK: 1}, "positives_left_out": 1, "curated": receipt | {"revision": ATTACK},
-            "mined": {"signature": ATTACK, "kept": 1, "dropped": {ATTACK: 1}},
+            "mined": {
+                "strategy": "search", "kept": 1, "dropped": {ATTACK: 1}, "encoder": {"model": ATTACK},
+                "settings": Mine(model=ATTACK, reranker=ATTACK, reranker_max_score=1).model_dump(),
+            },
         }
         for name, receipt in receipts.items()
     }  # fmt: skip
     sources = {source.name: source for source in manifest.sources}
-    card = dataset_card("org/small", ATTACK, sources, summary["sources"], made, {"gone": ATTACK}, ["one"])
+    evaluation = ([ATTACK, ATTACK[1:]], {"mode": "drop", "tasks": {ATTACK: {name: {"query": 1} for name in made}}})
+    row = {"query": ATTACK, "passage": ATTACK, "positives": [ATTACK]} | {f"negative_{i + 1}": ATTACK for i in range(3)}
+    card = dataset_card("org/small", ATTACK, sources, summary["sources"], made, {"gone": ATTACK}, ["one"], row, evaluation)
     head = head_of(card)
     assert head["license_name"] == "mixture"
     body = card.split("---\n", 2)[2]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from huggingface_hub import ModelCard
 
 from curation.core import store
 from curation.core.card import head_of, problems
@@ -61,15 +62,15 @@ def test_the_card_names_the_score_of_the_model_that_is_written(run, tmp_path):
     for name in ("modules.json", "config.json", "model.safetensors", "sentence_bert_config.json", "1_Pooling/config.json"):
         (tmp_path / "train/model" / name).write_bytes((run / "model" / name).read_bytes())
     about = store.read_json(run / "model/config_sentence_transformers.json")
-    told = {"faq": "Instruct: Find the answer\nQuery: ", "tone": "Instruct: Name the tone\nQuery: "}
-    store.write_json(tmp_path / "train/model/config_sentence_transformers.json", about | {"prompts": told})
+    prompts = {"faq": "Instruct: Find the answer\nQuery: ", "tone": "Instruct: Name the tone\nQuery: "}
+    store.write_json(tmp_path / "train/model/config_sentence_transformers.json", about | {"prompts": prompts})
     scores = {"history": {"4": 0.5, "8": 0.75, "12": 0.625}, "best": {"step": 8, "ndcg@10": 0.75}}
     for choice, said in (("last", "0.6250, at step 12"), ("best", "0.7500, at step 8")):
         recipe = {"recipe": RECEIPT["recipe"] | {"export": choice}}
         store.write_json(tmp_path / "train" / store.RECEIPT, RECEIPT | scores | recipe)
         card = plan_upload(tmp_path / "train", "org/small").card
         assert f"nDCG@10 on held-out queries, the mean over their sources: {said}." in card
-        assert 'model.encode(["how do I find empty files?"], prompt_name="faq")' in card  # a model that is told its task
+        assert 'model.encode(["how do I find empty files?"], prompt_name="faq")' in card  # a model with a prompt per task
 
 
 def test_scores_of_the_runs_model_are_kept_for_its_card(run, tmp_path):
@@ -86,6 +87,13 @@ def test_scores_of_the_runs_model_are_kept_for_its_card(run, tmp_path):
     assert [(one["dataset"]["name"], one["metrics"][0]["value"]) for one in index["results"]] == [
         ("faq", 0.5), ("tone", 0.25), ("SciFact", 0.75)
     ]  # fmt: skip
+    read = ModelCard(card).data
+    assert (read.base_model, read.license, read.model_name) == ("org/base", "unknown", "small")
+    assert [(one.dataset_config, one.metric_value) for one in read.eval_results] == [
+        ("faq", 0.5),
+        ("tone", 0.25),
+        ("SciFact", 0.75),
+    ]
     path = tmp_path / "train/evaluation.json"
     path.write_text(path.read_text().replace("0.25", "0.95"))
     with pytest.raises(BuildError, match=r"evaluation\.json: was changed"):
