@@ -5,6 +5,11 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 import textwrap
 
 import polars as pl
@@ -16,6 +21,8 @@ from quickstart import functions_of, write_functions
 from curation.read.rows import Rows
 from curation.read.sources import read_rows
 from curation.recipe.source import Table
+from tests import documents
+from tests.test_readme import tools_in
 
 
 def functions(code: str) -> dict[str, dict]:
@@ -142,3 +149,34 @@ def test_the_standard_library(library):
     assert not rows["module"].str.contains(r"(^|\.)(test|tests|idle_test)\.").any()
     for row in rows.sample(1000, seed=0).iter_rows(named=True):
         assert_one_function(row)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_the_demo_ends_with_a_better_model(tmp_path):
+    """`make demo` with fewer rows and steps. A model that was not trained scores the same before and after."""
+    (tmp_path / "manifests").mkdir()
+    shutil.copy(documents.ROOT / "manifests/quickstart.py", tmp_path / "manifests")
+    manifest = (documents.ROOT / "manifests/quickstart.yaml").read_text()
+    for before, after in (
+        ("    holdout: 500\n", "    limit: 900\n    holdout: 250\n"),
+        ("    limit: 1000\n", "    limit: 150\n"),
+        ("    limit: 500\n", "    limit: 150\n"),
+        ("  steps: 140\n", "  steps: 30\n"),
+    ):
+        assert manifest.count(before) == 1
+        manifest = manifest.replace(before, after)
+    (tmp_path / "manifests/quickstart.yaml").write_text(manifest)
+    paths = [str(documents.ROOT), *filter(None, sys.path)]
+    env = os.environ | {
+        "PATH": f"{tools_in(tmp_path / 'bin')}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join(paths),
+    }
+    done = subprocess.run(
+        [sys.executable, "manifests/quickstart.py"], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"^nDCG@10 on 250 held-out functions: (0\.\d+) before, (0\.\d+) after training", done.stdout, re.MULTILINE)
+    assert found, done.stdout
+    assert float(found[1]) + 0.02 <= float(found[2])  # 0.654 and 0.687
+    assert re.search(r"^stdlib-code +9\d\d +\d{3} +\d+ +250 +\d{3}$", done.stdout, re.MULTILINE)
