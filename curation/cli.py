@@ -184,7 +184,7 @@ def show(build: Path | None, only: tuple[str, ...], count: int, dropped: bool, r
 
 @curate.command()
 @click.argument("manifest", type=PATH)
-@click.option("--online", is_flag=True, help="Also check on the Hub that everything exists.")
+@click.option("--online", is_flag=True, help="Also check on the Hub and in stores that everything exists.")
 @click.option("--confined", is_flag=True, help="Refuse to read outside MANIFEST's folder. For manifests of others.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def check(manifest: Path, online: bool, confined: bool, as_json: bool) -> int:
@@ -192,7 +192,7 @@ def check(manifest: Path, online: bool, confined: bool, as_json: bool) -> int:
 
     Checks keys, names, licences, limits, expected tuples, local files and the lock
     file. With --online it also asks the Hub about ids, revisions, configs, splits,
-    columns and files. The exit code is 1 if there is a problem; a source with
+    columns and files, and stores about URLs. The exit code is 1 if there is a problem; a source with
     `verified: no` is reported but is not a problem.
     """
     from curation.build import check as checking
@@ -216,7 +216,7 @@ def lock(manifest: Path, only: tuple[str, ...], confined: bool, quiet: bool) -> 
     MANIFEST.lock, next to MANIFEST, holds commit, columns, rows, bytes, digest and
     licence of each source. Builds then use these commits, and a source that has
     changed since fails. Publishing requires the lock file. Rows on the Hub are not
-    downloaded; local files are read and counted.
+    downloaded; local files and URLs are read and counted.
     """
     from curation.build.build import pick
     from curation.read import lock as locking

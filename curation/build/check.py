@@ -12,6 +12,7 @@ from typing import Any
 
 from curation.core.errors import ManifestError, SetupError, SourceError, UserError, did_you_mean, listed
 from curation.core.escape import text_table
+from curation.read import remote
 from curation.read.lock import apply_lock, hub_facts, lock_path, read_lock
 from curation.read.outside import all_tables, read_outside, refuse_outside
 from curation.read.sources import is_local, total_bytes
@@ -35,7 +36,7 @@ def check(path: Path, online: bool = False, confined: bool = False) -> Found:
 
     Args:
         path: the manifest.
-        online: ask the Hub whether ids, revisions, configs, splits, columns and files exist.
+        online: ask the Hub whether ids, revisions, configs, splits, columns and files exist, and stores whether objects do.
         confined: what the manifest reads outside its folder is a problem.
 
     Raises:
@@ -50,12 +51,18 @@ def check(path: Path, online: bool = False, confined: bool = False) -> Found:
         refused = refuse_outside(kept, path) if confined else {}
     except ManifestError as error:
         problems.append(str(error))
-    problems += [str(error) for error in apply_lock(kept, path, refused)[1].values()]
+    locked, differing = apply_lock(kept, path, refused)
+    problems += [str(error) for error in differing.values()]
     notes: list[str] = []
     local: dict[str, int] = {}  # what is read from this machine -> its bytes
-    for where, table in all_tables(kept):
+    far: dict[str, int] = {}  # what is read from stores -> its bytes
+    for (where, table), (_, locked_table) in zip(all_tables(kept), all_tables(locked), strict=True):
         try:
-            if is_local(table, path.parent):
+            if remote.urls(table):
+                if online:
+                    far[where], more = remote.differences(locked_table)
+                    notes += more
+            elif is_local(table, path.parent):
                 local[where] = total_bytes(table, path.parent)
             elif online:
                 notes += _ask(table, path)
@@ -87,7 +94,7 @@ def check(path: Path, online: bool = False, confined: bool = False) -> Found:
         "tasks": _tasks(kept),
         "licenses": licences,
         "outside": away,
-        "estimate": _estimate(kept, list(local), sum(local.values())),
+        "estimate": _estimate(kept, [*local, *far], sum(local.values()), sum(far.values())),
         "locked": read_lock(lock_path(path)) is not None,
         "online": online,
         "notes": list(dict.fromkeys(notes + mteb_notes)),
@@ -170,18 +177,19 @@ def _tasks(manifest: Manifest) -> Found:
     return found
 
 
-def _estimate(manifest: Manifest, local: list[str], local_bytes: int) -> Found:
-    """Return what reading and building takes; local sources are not fetched, and their rows are estimated from their bytes."""
-    remote = sum(rows_read(source) for source in manifest.sources if f"source '{source.name}'" not in local)
-    counted = sum(rows_read(source) for source in manifest.sources) - remote
-    rows = remote + (counted or local_bytes // FETCHED)
+def _estimate(manifest: Manifest, sized: list[str], local_bytes: int, far_bytes: int) -> Found:
+    """Return what reading and building takes. Where the `sized` sources do not say their rows, bytes tell them."""
+    unsized = sum(rows_read(source) for source in manifest.sources if f"source '{source.name}'" not in sized)
+    counted = sum(rows_read(source) for source in manifest.sources) - unsized
+    rows = unsized + (counted or (local_bytes + far_bytes) // FETCHED)
+    fetched = unsized * FETCHED + far_bytes
     tuples = sum(expected(source) or 0 for source in manifest.sources)
     return {
         "rows": rows,
         "local_bytes": local_bytes,
-        "fetched_bytes": remote * FETCHED,
-        "disk_bytes": remote * FETCHED + tuples * BUILT,
-        "fetch_seconds": remote * FETCHED // NETWORK,
+        "fetched_bytes": fetched,
+        "disk_bytes": fetched + tuples * BUILT,
+        "fetch_seconds": fetched // NETWORK,
         "build_seconds": rows // READ + tuples // MADE,
     }
 

@@ -37,6 +37,7 @@ from curation.core.tables import (
     write_table,
 )
 from curation.core.text import forms
+from curation.read import remote
 from curation.read.rows import Lost, concat_batches
 from curation.read.sources import fail_if_changed, file_states, files_outside, input_digests, read_parts, read_rows, take
 from curation.recipe.job import Done, Inputs, Job
@@ -90,19 +91,20 @@ def run(stage: Stage[T], of: T, progress: Progress = silent, known: str | None =
 
 
 def with_inputs(job: Job) -> Job:
-    """Return a job with the digests of its source's files: each is digested once, here, and then parsed.
+    """Return a job with the digests of its source's files: each is fetched, if it is a URL, and digested here, then parsed.
 
     Raises:
         SourceError: a file or dataset is missing.
     """
-    tables = tables_of(job.source)
+    source = remote.pinned(job.source)
+    tables = tables_of(source)
     before = [file_states(table, job.base) for table in tables.values()]  # first, so that any later change is noticed
     digests = {
         f"{part}/{name}" if part else name: digest
         for part, table in tables.items()
         for name, digest in input_digests(table, job.base).items()
     }
-    return job._replace(inputs=Inputs(before, digests))
+    return job._replace(source=source, inputs=Inputs(before, digests))
 
 
 def tables_of(source: Source) -> dict[str, Source | TextTable]:

@@ -10,7 +10,7 @@ from curation.core.errors import UserError
 from curation.core.store import BUILD, RECEIPT, atomic, file_digest, sealed, write_json
 from curation.recipe.licenses import Excluded, class_of
 from curation.recipe.manifest import Manifest, read_manifest
-from curation.recipe.source import Source
+from curation.recipe.source import Source, without_credentials
 from curation.recipe.yaml import merged_yaml
 
 LISTED_FILES = (
@@ -71,7 +71,8 @@ def summary_of(
 
 def write_summary(folder: Path, path: Path, manifest: Manifest, summary: dict[str, Any]) -> None:
     """Write manifest.yaml, and build.json with the digests of the files next to it and of the receipts of all stages."""
-    text, copy, target = merged_yaml(read_manifest(path)), folder / "manifest.yaml", folder / BUILD
+    document, copy, target = read_manifest(path), folder / "manifest.yaml", folder / BUILD
+    text = merged_yaml(document, without_credentials(document.value))
     if not copy.exists() or copy.read_bytes() != text:
         with atomic(copy) as file:
             file.write(text)

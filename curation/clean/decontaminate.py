@@ -32,6 +32,7 @@ from curation.core.store import digest_of, receipt_of, run_stage
 from curation.core.tables import read_parquet, write_blocks, write_parquet
 from curation.core.text import normalised
 from curation.read.paths import expand_path, refuse_special
+from curation.read.remote import pinned
 from curation.read.sources import fail_if_changed, file_states
 from curation.recipe.evaluation import Decontaminate
 from curation.shape.columns import EVIDENCE_CHARS
@@ -88,7 +89,7 @@ def make_index(settings: Decontaminate | None, base: Path, build: Path, holding:
     if settings is None:
         shutil.rmtree(folder, ignore_errors=True)
         return
-    sets = list(settings.against)
+    sets = [pinned(one) for one in settings.against]
     if settings.mteb:
         from curation.clean.mteb_sets import eval_sets  # loads mteb
 

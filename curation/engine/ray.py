@@ -23,7 +23,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 LOCAL, RUNNING = "local", "auto"  # addresses: a cluster of this machine alone, started here; the one that runs on this machine
-ENVIRONMENT = ("HF_HUB_OFFLINE", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT")  # the workers get these from here; no tokens
+# the workers get these from here; no tokens
+ENVIRONMENT = (
+    "HF_HUB_OFFLINE", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT",
+    "XDG_CACHE_HOME", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION",
+)  # fmt: skip
 TOKEN = Path("~/.ray/auth_token")
 RETRIES = 3  # of a task whose worker or node was lost
 SECONDS = 5  # to wait for an answer from an address

@@ -75,6 +75,24 @@ def write_answer(path: Path, answer: object) -> None:
 
 
 @retrying
+def file_names(table: Table, commit: str) -> list[str]:
+    """Return the paths of all files of a dataset at a commit. The answer is kept: a commit never changes.
+
+    Raises:
+        SourceError: the dataset or commit does not exist, or the Hub cannot be asked.
+    """
+    answer = answer_path(str(table.path), "files", commit)
+    with suppress(OSError, ValueError):
+        return list(json.loads(answer.read_text("utf-8")))
+    with hub_errors(table):
+        import huggingface_hub
+
+        names = sorted(huggingface_hub.HfApi().list_repo_files(str(table.path), repo_type="dataset", revision=commit))
+    write_answer(answer, names)
+    return names
+
+
+@retrying
 def fetched(table: Table, commit: str, names: list[str]) -> list[File]:
     """Return files of a dataset from the Hub's cache; those that are not in the cache are downloaded first.
 

@@ -1,8 +1,9 @@
 """The lock file: what each source of a manifest was at one moment, so that a later build reads the same.
 
 `f2llm.lock` beside `f2llm.yaml` is JSON. Per source: path, config, split, files, asked (the revision that the manifest
-names), revision (the commit that it was), columns, rows, bytes, license, digest; for qrels also corpus and queries. Columns
-of single files and rows that nobody counted are null.
+names), revision (the commit that it was), columns, rows, bytes, license, digest; for files of this machine and URLs inputs
+(their digests by name); for URLs also objects (by the name in files: URL, version and bytes of each); for qrels also corpus
+and queries. Columns of single files and rows that nobody counted are null.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from curation.core.hub import retrying
 from curation.core.progress import Progress, silent
 from curation.core.store import atomic, digest_of, read_json, write_json
 from curation.core.tables import parquet_rows
+from curation.read import remote
 from curation.read.dataset import describe_commit, split_rows, splits_of
 from curation.read.hub import hub_errors
 from curation.read.rows import ROW
 from curation.read.sources import fail_if_changed, file_states, input_digests, is_local, read_rows, total_bytes
 from curation.recipe.manifest import Manifest
-from curation.recipe.source import Source, Table
+from curation.recipe.source import Source, Table, is_url
 
 Entry = dict[str, Any]
 FORMAT = 1
@@ -136,11 +138,15 @@ def _with_revisions(source: Source, entry: Entry | None, path: Path) -> Source:
             commit = {"revision": locked["revision"]}
             update |= {part: table.model_copy(update=commit)} if part else commit
             continue
-        now, then = input_digests(table, path.parent), locked["inputs"]
-        for file in sorted({*now, *then}):
-            if now.get(file) != then.get(file):
-                how = "is new" if file not in then else "is gone" if file not in now else "has changed"
-                raise SourceError(where, f"'{file}' {how} since {lock} was written", HINT)
+        near = table.model_copy(update={"files": [file for file in table.files if not is_url(file)]})
+        if remote.urls(table):  # compared when the store is asked
+            if part:
+                update[part] = remote.with_lock(table, where, lock, locked)
+            else:
+                source = remote.with_lock(source, where, lock, locked)
+        if near.files or near.path:
+            then = {file: digest for file, digest in locked["inputs"].items() if not is_url(file)}
+            remote.refuse_changes(where, lock, input_digests(near, path.parent), then)
     if (source.license or None) != entry["license"]:
         raise SourceError(name, f"'license' is {_quoted(source.license)}, and {lock} has {_quoted(entry['license'])}", HINT)
     return source.model_copy(update=update)
@@ -160,6 +166,7 @@ def _entry_of(table: Table, base: Path) -> Entry:
     if not is_local(table, base):
         found = hub_facts(table)
         return _question(table) | {key: value for key, value in found._asdict().items() if key != "license"}
+    table = remote.pinned(table)
     count, columns, before = 0, dict[str, None](), [file_states(table, base)]
     digests = input_digests(table, base)
     with fail_if_changed(before, [table], base):
@@ -167,7 +174,7 @@ def _entry_of(table: Table, base: Path) -> Entry:
             count += len(batch.frame) + len(batch.lost)
             columns |= dict.fromkeys(name for name in batch.frame.columns if name != ROW)
     facts = {"revision": None, "columns": list(columns), "rows": count, "bytes": total_bytes(table, base)}
-    return _question(table) | facts | {"digest": digest_of(digests), "inputs": digests}
+    return _question(table) | facts | {"digest": digest_of(digests), "inputs": digests} | remote.lock_objects(table)
 
 
 class Facts(NamedTuple):

@@ -49,6 +49,7 @@ class File(NamedTuple):
     root: Path
     beside: tuple[File, ...] = ()  # files whose line i belongs to line i of this one
     unpack: Callable[[], IO[bytes]] | None = None
+    version: str = ""  # of an object that was fetched from a store: its etag, commit, or size and date
     remote: bool = False  # whether `unpack` opens a file on the network that can be read from any position
 
     def open(self) -> IO[bytes]:

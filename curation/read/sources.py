@@ -18,7 +18,7 @@ import polars as pl
 from curation.core.errors import SourceError, UserError, decoded, did_you_mean, listed
 from curation.core.record import draws
 from curation.core.store import file_digest
-from curation.read import hub
+from curation.read import hub, remote
 from curation.read.archives import PACKED, Budget, parts
 from curation.read.dataset import ABOUT, SAVED, SAVED_DICT, describe, split_rows, splits_of
 from curation.read.mapping import map_columns
@@ -33,7 +33,7 @@ from curation.read.paths import (
 )
 from curation.read.readers import ENDINGS, read_file, without_lists
 from curation.read.rows import BATCH, ROW, File, Lost, Rows, compact, concat_batches
-from curation.recipe.source import Source, Table, portable
+from curation.recipe.source import Source, Table, is_url, portable
 
 FRESH = 2  # seconds within which two changes may get the same time from the clock of a file system
 
@@ -228,12 +228,15 @@ def file_states(table: Table, base: Path) -> dict[str, object]:
     """Return what differs as soon as anything changes that a table's rows are read from; call it before `input_digests`.
 
     For a file these are its device, inode, size and times; for a file that was just written also its digest, since a coarse
-    clock gives the next change the same time. For a dataset of the Hub it is the commit.
+    clock gives the next change the same time. For a dataset of the Hub it is the commit, for a URL the object's version.
     """
     if _is_hub_dataset(table, base):
         return {str(table.path): hub.dataset_commit(table)}
     found: dict[str, object] = {}
     for file in _files(table, base):
+        if file.version:  # the copy of a stored object; other nodes have copies of their own
+            found[file.name] = file.version
+            continue
         about, fresh = _state_of(file.path)
         found[file.name] = (about, file_digest(file.path) if fresh else None)
     return found
@@ -278,13 +281,17 @@ def total_bytes(table: Table, base: Path) -> int:
 
 
 def files_outside(table: Table, base: Path) -> list[tuple[str, str]]:
-    """Return the files on this machine that a table reads outside of the manifest's folder, links followed; none is opened.
+    """Return what a table reads outside of the manifest's folder, links followed: files, of which none is opened, and URLs.
 
-    Each is named as in the manifest, and without the folders of this machine.
+    Each is named as in the manifest, and without the folders of this machine. Datasets of the Hub do not count.
 
     Raises:
         SourceError: a file that is missing.
     """
+    if far := remote.urls(table):
+        near = table.model_copy(update={"files": [name for name in table.files if name not in far]})
+        named_urls = [(name, name) for name in far if not remote.is_hub(name)]
+        return named_urls + (files_outside(near, base) if near.files else [])
     if not is_local(table, base):
         return []
     away = [file for file in _files(table, base) if is_outside(file.path, base)]
@@ -353,6 +360,9 @@ def _files(table: Table, base: Path) -> list[File]:
     found: dict[str, File] = {}
     names_taken: set[str] = set()
     for pattern in table.files:
+        if is_url(pattern):
+            found |= {file.name: file for file in remote.files(table, pattern) if file.name not in found}
+            continue
         path = expand_path(pattern, base)
         names, top = _names_of(pattern, path, base, "*/*" if table.reader == "folders" else "*.jsonl")
         for name in names:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Collection
-from itertools import takewhile
+from itertools import count, takewhile
 from pathlib import PurePath
 from typing import Any, ClassVar, Literal
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from curation.recipe.yaml import Name, Section
 
@@ -38,6 +40,23 @@ OF_FILES = (
 )  # they say how to read them
 
 
+URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+# Parameters of a URL's query that a build may hold. Any other may be a credential, such as `X-Amz-Signature`.
+PLAIN_PARAMETERS = (
+    "id",
+    "download",
+    "dl",
+    "raw",
+    "file",
+    "filename",
+    "format",
+    "export",
+    "gid",
+    "alt",
+    "ref",
+    "version",
+    "versionId",
+)
 UNITS = {"max_unpacked": "GB", "max_record": "MB"}  # which a manifest may write behind the number
 
 
@@ -72,7 +91,7 @@ class Table(Section):
     )
     files: list[str] = Field(
         default_factory=list,
-        description="a file, a glob such as `data/*.csv`, or a list of them, relative to the manifest's folder. With `path`: files inside that dataset",
+        description="a file, a glob such as `data/*.csv`, or a list of them, relative to the manifest's folder; or URLs, such as `s3://bucket/data/*.csv`, `https://host/a.csv` or `hf://datasets/ORG/NAME/a.csv`. With `path`: files inside that dataset",
     )
     member: list[str] = Field(
         [],
@@ -126,6 +145,10 @@ class Table(Section):
     )
 
     guesses: ClassVar[dict[str, str]] = {}  # columns that are also read if they exist, besides those in `fields`
+    # For URLs in `files`; private, so in no digest, lock file or build. curation/read/remote.py uses them.
+    _addresses: dict[str, str] = PrivateAttr(default_factory=dict)  # of a URL in `files`: the URL with its credentials
+    _objects: dict[str, Any] = PrivateAttr(default_factory=dict)  # of a URL in `files`: the objects that it names in this build
+    _locked: Any = PrivateAttr(None)  # the objects in the lock file
 
     @property
     def places(self) -> list[str]:
@@ -145,6 +168,14 @@ class Table(Section):
                 for name, value in data.items()
             }
         return data
+
+    @model_validator(mode="after")
+    def _without_credentials(self) -> Table:
+        """Keep credentials of URLs out of `files`, which is copied into lock files, digests, builds and reports."""
+        shown = public_names(self.files)
+        self._addresses.update((one, name) for one, name in zip(shown, self.files, strict=True) if one != name)
+        self.__dict__["files"] = shown  # the section is frozen
+        return self
 
     @model_validator(mode="after")
     def _one_origin(self) -> Table:
@@ -187,6 +218,8 @@ class Table(Section):
                 raise ValueError(f"'{key}' only works with 'files'; a 'path' alone is read as its dataset says")
 
     def _files_of_path(self, path: str) -> None:
+        if urls := [name for name in self.files if is_url(name)]:
+            raise ValueError(f"'{urls[0]}' is a URL, so 'path' has no effect; remove it")
         outside = [name for name in self.files if PurePath(name).is_absolute() or {"..", "~"} & set(PurePath(name).parts)]
         if outside:
             raise ValueError(f"'{outside[0]}' is outside of '{path}'")
@@ -424,3 +457,49 @@ def portable(name: str, folder: bool = False) -> str:
     plain = len(list(takewhile(lambda part: not glob.has_magic(part), parts)))
     rest = "/".join(parts[min(plain, len(parts) - 1) :]).strip("/~") or "folder"
     return f"./{rest}" if folder else rest
+
+
+def is_url(name: str) -> bool:
+    """Return whether a name in `files` is a URL or a pattern of URLs."""
+    return bool(URL.match(name))
+
+
+def public_url(url: str) -> str:
+    """Return a URL without what may be a credential: user and password, and most parameters of a web address."""
+    scheme, _, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    user, at, bare = host.rpartition("@")
+    web = scheme.lower() in ("http", "https")
+    if at and (web or ":" in user):  # the container in `abfs://container@account` is no user
+        host = bare
+    if web:
+        parts = urlsplit(url)
+        kept = [(key, value) for key, value in parse_qsl(parts.query) if key in PLAIN_PARAMETERS]
+        slash, path = "", parts.path + (f"?{urlencode(kept)}" if kept else "")
+    return f"{scheme}://{host}{slash}{path}"
+
+
+def public_names(names: list[str]) -> list[str]:
+    """Return the names in `files` with `public_url` for each URL; addresses that differ only in what that drops get numbers."""
+    taken: dict[str, str] = {}
+    found = []
+    for name in names:
+        public = public_url(name) if is_url(name) else name
+        numbered = (public if n == 1 else f"{public}#{n}" for n in count(1))
+        found.append(next(one for one in numbered if taken.setdefault(one, name) == name))
+    return found
+
+
+def without_credentials(value: Any) -> Any:
+    """Return the keys of a manifest with the public form of each URL in `files`."""
+    if isinstance(value, list):
+        return [without_credentials(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    found = {key: without_credentials(one) for key, one in value.items()}
+    files = found.get("files")
+    if isinstance(files, str):
+        found["files"] = public_names([files])[0]
+    elif isinstance(files, list):
+        found["files"] = public_names([str(name) for name in files])
+    return found

@@ -83,12 +83,13 @@ def read_yaml(path: Path) -> Document:
     return document
 
 
-def merged_yaml(document: Document) -> bytes:
-    """Return one YAML file with the keys of a document and its base; the file itself if it has no base."""
-    if document.base is None:
+def merged_yaml(document: Document, value: Any = None) -> bytes:
+    """Return one YAML file with the keys of a document and its base, or `value` in their place; the file itself if it is that."""
+    value = document.value if value is None else value
+    if document.base is None and value == document.value:
         return document.path.read_bytes()
-    head = f"# {document.path.name} and {document.base.path.name}, which it extends\n"
-    return head.encode() + yaml.safe_dump(document.value, sort_keys=False, allow_unicode=True, width=120, encoding="utf-8")
+    head = f"# {document.path.name}" + (f" and {document.base.path.name}, which it extends" if document.base else "") + "\n"
+    return head.encode() + yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120, encoding="utf-8")
 
 
 class _Reader:
