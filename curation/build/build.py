@@ -141,7 +141,7 @@ def _build(
     # 1. shape. Other sources than the chosen ones matter if they hold queries out, or if sources are compared
     across = manifest.dedup is not None and manifest.dedup.across
     needed = [job for job in jobs if across or job.source.name in chosen or job.source.holdout]
-    shaped = run(stages.SHAPE, _with_inputs(needed, failed), "read and shape")
+    shaped = run(stages.SHAPE, _with_inputs(needed, failed, progress), "read and shape")
     held = [job for job in shaped if job.source.holdout]
     few = min(workers or local.processors(), _workers_that_pay(held))  # a short stage: it may take longer to start processes
     run(stages.HOLD_OUT, held, processes=few)
@@ -195,12 +195,12 @@ def _build(
     return Outcome(folder, receipts, ran, failed, excluded, notes)
 
 
-def _with_inputs(jobs: list[Job], failed: dict[str, UserError]) -> list[Job]:
+def _with_inputs(jobs: list[Job], failed: dict[str, UserError], progress: Progress) -> list[Job]:
     """Return jobs with the digests of their files; sources whose files are missing are added to `failed`."""
     ready = []
     for job in jobs:
         try:
-            ready.append(_guarded(job, stages.with_inputs, job))
+            ready.append(_guarded(job, stages.with_inputs, job, progress))
         except UserError as error:
             failed[job.source.name] = error
     return ready

@@ -15,6 +15,7 @@ from curation.core.record import render_query
 from curation.read.lock import apply_lock
 from curation.read.mapping import column_map, matching_columns
 from curation.read.outside import refuse_outside
+from curation.read.remote import first_objects
 from curation.read.rows import ROW, Lost
 from curation.read.sources import read_rows
 from curation.recipe.job import Job
@@ -49,7 +50,7 @@ def preview(
             if source.name in changed:
                 raise changed[source.name]
             few = {"sample": "first", "limit": PREVIEW_ROWS}  # so that only the first rows are fetched from the Hub
-            job = job_of(manifest, source.model_copy(update=few), path.parent, Path(), limit)
+            job = job_of(manifest, first_objects(source).model_copy(update=few), path.parent, Path(), limit)
             _preview_source(source, job, write)
 
 

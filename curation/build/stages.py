@@ -90,13 +90,13 @@ def run(stage: Stage[T], of: T, progress: Progress = silent, known: str | None =
 # ---- shape: one source alone, read, shaped, filtered, equal queries merged, held-out queries taken out ----
 
 
-def with_inputs(job: Job) -> Job:
+def with_inputs(job: Job, progress: Progress = silent) -> Job:
     """Return a job with the digests of its source's files: each is fetched, if it is a URL, and digested here, then parsed.
 
     Raises:
         SourceError: a file or dataset is missing.
     """
-    source = remote.pinned(job.source)
+    source = remote.pinned(job.source, progress)
     tables = tables_of(source)
     before = [file_states(table, job.base) for table in tables.values()]  # first, so that any later change is noticed
     digests = {

@@ -89,7 +89,7 @@ def make_index(settings: Decontaminate | None, base: Path, build: Path, holding:
     if settings is None:
         shutil.rmtree(folder, ignore_errors=True)
         return
-    sets = [pinned(one) for one in settings.against]
+    sets = [pinned(one, progress) for one in settings.against]
     if settings.mteb:
         from curation.clean.mteb_sets import eval_sets  # loads mteb
 

@@ -14,10 +14,11 @@ import errno
 import functools
 import glob
 import logging
+import multiprocessing
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import takewhile
@@ -28,6 +29,7 @@ from urllib.parse import unquote, urlsplit
 
 from curation.core.errors import SourceError, did_you_mean, first_line
 from curation.core.hub import BUSY
+from curation.core.progress import Advance, Progress, silent
 from curation.core.store import digest_of, file_digest, temporary
 from curation.read import hub
 from curation.read.paths import matches
@@ -83,6 +85,7 @@ SIGNS = (  # parts of the names of error classes: kind of the failure, what it i
     ("gaierror", Unreachable, "cannot be reached ({kind})"),
 )
 WEB_PAGE = (b"<!doctype html", b"<html")
+Item = TypeVar("Item")
 R = TypeVar("R")
 T = TypeVar("T", bound=Table)
 
@@ -112,7 +115,7 @@ def urls(table: Table) -> list[str]:
     return [name for name in table.files if is_url(name)]
 
 
-def files(table: Table, name: str) -> list[File]:
+def files(table: Table, name: str, advance: Advance = lambda size: None) -> list[File]:
     """Return the files that a URL or pattern in `files` names, from the cache; those that are not in it are fetched.
 
     Raises:
@@ -128,9 +131,10 @@ def files(table: Table, name: str) -> list[File]:
         tops = [path.parents[inner.count("/")] for path, inner in zip(found, paths, strict=True)]
         parts = _hub_parts(name)[1].split("/")
     else:
-        if missing := [one for one in objects if not _is_whole(one)]:
-            with ThreadPool(min(AT_ONCE, len(missing))) as pool:  # of daemon threads: an interruption does not wait for them
-                list(pool.imap_unordered(partial(_fetch, table._addresses.get(name, name), name), missing))
+        _at_once(
+            partial(_fetch, table._addresses.get(name, name), name, advance=advance),
+            [one for one in objects if not _is_whole(one)],
+        )
         found, tops, parts = [_place(one) for one in objects], [_folder(one) for one in objects], _parts(name)
     inner = list(takewhile(lambda part: not glob.has_magic(part), parts[:-1]))  # the folders that the pattern begins with
     made = [
@@ -161,7 +165,7 @@ def current(table: Table, name: str) -> list[Stored]:
         return locked
 
 
-def pinned(table: T) -> T:
+def pinned(table: T, progress: Progress = silent) -> T:
     """Return a table whose URLs name the objects of now, in whatever process it is read later; its corpus and queries too.
 
     Raises:
@@ -171,12 +175,23 @@ def pinned(table: T) -> T:
         made = table
     else:
         made = table.model_copy()
-        made._objects = {}
-        for name in urls(table):
-            found = files(table, name)
-            made._objects[name] = [Stored(one.name, one.version, one.path.stat().st_size) for one in found]
-    parts = {part: pinned(inner) for part in ("corpus", "queries") if (inner := getattr(table, part, None))}
+        with progress("fetch", None, "bytes") as advance:
+            found = _at_once(lambda name: files(table, name, advance), urls(table))
+        objects = ([Stored(one.name, one.version, one.path.stat().st_size) for one in inner] for inner in found)
+        made._objects = dict(zip(urls(table), objects, strict=True))
+    parts = {part: pinned(inner, progress) for part in ("corpus", "queries") if (inner := getattr(table, part, None))}
     return made.model_copy(update=parts) if any(parts[part] is not getattr(table, part) for part in parts) else made
+
+
+def first_objects(table: T) -> T:
+    """Return a table each of whose URLs names its first object only, for a look at some rows; nothing is fetched.
+
+    Raises:
+        SourceError: see `current`.
+    """
+    made = table.model_copy()
+    made._objects = {name: current(table, name)[:1] for name in urls(table)}
+    return made
 
 
 def with_lock(table: T, where: str, lock: str, entry: Mapping[str, Any]) -> T:
@@ -223,6 +238,23 @@ def refuse_changes(where: str, lock: str, now: Mapping[str, str], then: Mapping[
         if now.get(file) != then.get(file):
             how = "is new" if file not in then else "is gone" if file not in now else "has changed"
             raise SourceError(where, f"'{file}' {how} since {lock} was written", "undo that, or run `curate lock` again")
+
+
+def _at_once(function: Callable[[Item], R], items: Sequence[Item]) -> list[R]:
+    """Return what a function returns for each of some items, AT_ONCE of them at the same time.
+
+    Raises:
+        SourceError: that of the first item with one; what the function does for later items may go on for a while.
+    """
+    results: list[R] = []
+    if not items:
+        return results
+    with ThreadPool(min(AT_ONCE, len(items))) as pool:  # of daemon threads: nothing waits for them after an error or a signal
+        answers = pool.imap(function, items)
+        while len(results) < len(items):
+            with suppress(multiprocessing.TimeoutError):  # polars' handler of SIGINT does not interrupt a longer wait
+                results.append(answers.next(timeout=1))
+    return results
 
 
 # --- datasets of the Hub ---
@@ -464,7 +496,7 @@ def _is_whole(one: Stored) -> bool:
     return path.is_file() and one.size in (None, path.stat().st_size)
 
 
-def _fetch(address: str, name: str, one: Stored) -> Stored:
+def _fetch(address: str, name: str, one: Stored, advance: Advance = lambda size: None) -> Stored:
     """Fetch an object into the cache. Without a version, or with its content as version, the content is digested.
 
     Raises:
@@ -478,9 +510,15 @@ def _fetch(address: str, name: str, one: Stored) -> Stored:
     changed = SourceError(one.url, "changed while it was fetched", "run again when nothing writes to it")
     by_content = not one.version or one.version.startswith("content ")
 
+    from fsspec.callbacks import Callback
+
+    class Watch(Callback):  # type: ignore[misc]
+        def relative_update(self, inc: int = 1) -> None:
+            advance(inc)
+
     def fetch() -> Stored:
         with temporary(_folder(one) / "object") as part:
-            store.get_file(path, str(part))
+            store.get_file(path, str(part), callback=Watch())
             size, made = part.stat().st_size, one
             store.invalidate_cache()
             now = store.info(path)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import pickle
 import subprocess
 import sys
+import time
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +23,7 @@ from curation.core.errors import ManifestError, SourceError
 from curation.core.store import file_digest, read_json
 from curation.read import remote
 from curation.read.lock import read_lock, write_lock
-from curation.read.sources import input_digests, read_rows
+from curation.read.sources import file_states, input_digests, read_rows
 from curation.recipe.evaluation import EvalSet
 from curation.recipe.manifest import load_manifest
 from curation.recipe.source import Table, public_names, public_url
@@ -487,3 +489,47 @@ def test_an_s3_object_that_changed_or_may_not_be_read(tmp_path, monkeypatch):
             == "s3://texts/b.jsonl: no such object (did you mean 'a.jsonl'?); check the address"
         )
         assert EvalSet(files="s3://texts/a.jsonl", fields={"query": "q"}).title == "s3://texts/a.jsonl"
+
+
+# --- elsewhere, and together ---
+
+
+def test_another_node_fetches_the_same_version_or_fails(tmp_path, monkeypatch):
+    with web({"/a.jsonl": lines("a"), "/b.jsonl": lines("b")}) as server:
+        table = remote.pinned(Table(files=[f"{server.url}/a.jsonl?token=sesame", f"{server.url}/b.jsonl"]))
+        sent, states = pickle.dumps(table), file_states(table, tmp_path)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "node"))
+        server.files["/b.jsonl"] = lines("c")
+        there = pickle.loads(sent)
+        with pytest.raises(SourceError, match=r"b.jsonl: changed while it was fetched; run again when nothing writes to it"):
+            file_states(there, tmp_path)
+        server.files["/b.jsonl"] = lines("b")
+        assert file_states(there, tmp_path) == states
+        assert ("GET", "/a.jsonl?token=sesame") in server.requests[-8:]
+
+
+def test_signed_addresses_that_allow_no_head_request(tmp_path):
+    with web({"/a.jsonl": lines("a")}) as server:
+        server.faults["/a.jsonl"] = [lambda method: 403 if method == "HEAD" else None]
+        assert len(rows_of(tmp_path, f"{server.url}/a.jsonl?X-Amz-Signature=deadbeef")) == 6
+
+
+def test_many_objects_are_fetched_at_the_same_time_and_the_first_error_is_told(tmp_path):
+    names = [f"/{n}.jsonl" for n in range(20)]
+    with web(dict.fromkeys(names, lines("a"))) as server:
+        server.faults = {name: [lambda method: time.sleep(0.1)] for name in names}
+        start = time.monotonic()
+        assert len(input_digests(remote.pinned(Table(files=[server.url + name for name in names])), tmp_path)) == 20
+        assert time.monotonic() - start < 20 * 3 * 0.1
+        for name in ("/3.jsonl", "/17.jsonl"):
+            server.faults[name] = [404]
+        with pytest.raises(SourceError, match="/3.jsonl: no such object"):
+            remote.pinned(Table(files=[server.url + name for name in names]))
+
+
+def test_a_preview_fetches_one_object(tmp_path):
+    with web({"/d/a.jsonl": lines("a"), "/d/b.jsonl": lines("b")}) as server:
+        shown: list[str] = []
+        preview(manifest(tmp_path, a=f"{server.url}/d/*.jsonl"), [], None, shown.append)
+        assert "a number 0 is a thing of its own" in shown[1]
+        assert set(server.gets()) == {"/d/", "/d/a.jsonl"}
