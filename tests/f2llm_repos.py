@@ -1,11 +1,13 @@
 """The 62 sources of F2LLM, their evaluation sets and their models for the Hub of the tests: made-up rows under the real names.
 
-Ids, configs, splits, revisions and file names are those of manifests/f2llm.yaml, columns those of curation/f2llm_golden.json,
-whose rows are repeated with other words at their end.
+Ids, configs, splits, revisions and columns are those of f2llm_facts.csv, which holds what was seen on the sources' own pages and in
+mteb's metadata, and where (`seen` is empty for what was not seen). The rows are those of curation/f2llm_golden.json, repeated with
+other words at their end. manifests/f2llm.yaml says only how many rows a source needs.
 """
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
 import io
@@ -20,6 +22,7 @@ from curation.recipe.source import shape_of
 from tests.training.tiny_models import tiny_folder
 
 GOLDEN = json.loads((Path(__file__).parent / "curation" / "f2llm_golden.json").read_text())
+FACTS = list(csv.DictReader((Path(__file__).parent / "f2llm_facts.csv").read_text().splitlines()))
 COPIES = {"labelled": 25}  # of each golden row; else 50
 WORDS = [
     "river", "stone", "apple", "music", "garden", "winter", "engine", "letter", "silver", "market", "doctor", "window",
@@ -61,79 +64,76 @@ def more(name: str, rows: list, texts: set[str], copies: int) -> list:
     return made
 
 
-def text_columns(fields) -> set[str]:
-    said = [getattr(fields, key, None) for key in ("query", "title", "positive", "text")] + getattr(fields, "negatives", [])
-    return {name.partition(".")[0] for name in said if name}
-
-
 def repositories(manifest) -> dict[str, dict]:
     """Return by id: {"revision", "license", "files": {path: bytes}, "tables": {config: {split: rows}}}."""
     repos: dict[str, dict] = {}
-    whole = {(source.path, source.config): source for source in sorted(manifest.sources, key=_columns)}
-    for source in manifest.sources:
-        golden, copies = GOLDEN[source.name], COPIES.get(shape_of(source), 50)
-        repo = _repo(repos, source)
+    sources = {source.name: source for source in manifest.sources}
+    for fact in FACTS:
+        repo = repos.setdefault(fact["id"], {"revision": fact["revision"], "license": None, "files": {}, "tables": {}})
+        if fact["source"] not in sources:
+            _add(repo, fact, _evaluation_rows(fact, repo))
+            continue
+        source, golden = sources[fact["source"]], GOLDEN[fact["source"]]
+        copies = COPIES.get(shape_of(source), 50)
         repo["license"] = source.license
-        for name, rows in golden.get("files", {}).items():
-            made = more(source.path, rows, {*text_columns(source.fields), *source.join}, copies)
-            repo["files"][name] = _packed(made)
-        if "rows" in golden:
-            widest = whole[source.path, source.config]  # of the sources that read the same rows, the one that reads most columns
-            named = GOLDEN[widest.name]["rows"], text_columns(widest.fields), copies
-            rows = more(source.path, *named)
-            if source.skip:  # the rows of another source come first
-                rows = [*islice(cycle(more(f"{source.path}/0", *named)), source.skip), *rows]
-            _add(repo, source, rows)
-        for part in ("corpus", "queries"):
-            if part in golden:
-                _add(repo, getattr(source, part), more(source.path, golden[part], {"text", "title"}, copies))
-    for one in manifest.decontaminate.against:
-        _evaluation(_repo(repos, one), one)
+        if "files" in golden:
+            assert fact["files"] in ("", *golden["files"])
+            for name, rows in golden["files"].items():
+                repo["files"][name] = _packed(more(fact["id"], _columns_of(fact, rows), set(fact["texts"].split()), copies))
+            continue
+        rows = golden[fact["part"] or "rows"]
+        if not fact["part"]:  # of the sources that read the same rows, the one that reads most columns
+            same = [
+                GOLDEN[other["source"]]["rows"] for other in FACTS if _place(other) == _place(fact) and other["source"] in sources
+            ]
+            rows = max(same, key=lambda rows: len(rows[0]))
+        named = _columns_of(fact, rows), set(fact["texts"].split()), copies
+        made = more(fact["id"], *named)
+        if source.skip and not fact["part"]:  # the rows of another source come first
+            made = [*islice(cycle(more(f"{fact['id']}/0", *named)), source.skip), *made]
+        _add(repo, fact, made)
     return repos
 
 
-def _columns(source) -> int:
-    return len(GOLDEN[source.name].get("rows", [{}])[0])
+def _place(fact: dict) -> tuple[str, str, str]:
+    return fact["id"], fact["config"], fact["split"]
 
 
-def _repo(repos: dict, table) -> dict:
-    return repos.setdefault(table.path, {"revision": table.revision, "license": None, "files": {}, "tables": {}})
+def _columns_of(fact: dict, rows: list) -> list:
+    """Return rows with the columns of a fact alone, all of which they must have."""
+    names = f"{fact['texts']} {fact['others']}".split()
+    return [{name: row[name] for name in names} if isinstance(row, dict) else row for row in rows]
 
 
-def _add(repo: dict, table, rows: list) -> None:
+def _add(repo: dict, fact: dict, rows: list) -> None:
     """Put rows into a config's split; of two sources that read the same one, the longer stays."""
-    splits = table.split.split("+")
+    splits = fact["split"].split("+")
     for number, split in enumerate(splits):
         part = rows[number * len(rows) // len(splits) : (number + 1) * len(rows) // len(splits)]
-        known = repo["tables"].setdefault(table.config or "default", {}).setdefault(split, [])
-        if len(part) > len(known):
+        known = repo["tables"].setdefault(fact["config"] or "default", {}).setdefault(split, [])
+        if fact["part"] and fact["source"] not in GOLDEN:  # an evaluation set shares its corpus with a source
+            known.extend(part)
+        elif len(part) > len(known):
             known[:] = part
 
 
-def _evaluation(repo: dict, one) -> None:
-    """Put an evaluation set's rows: texts of its own, of qrels those of the source that has the same corpus."""
-    ids = [f"e{n}" for n in range(8)]
-    told = {name: f"{one.name} asks or tells, in {name}" for name in ("text", "sentence1", "sentence2")}
-    if one.corpus is None:
-        texts = text_columns(one.fields)
-        rows = [{name: varied(told.get(name, [one.name]), words_of(f"{one.path}/test", n)) for name in texts} for n in range(8)]
-        if one.path == OVERLAPPING:
-            rows[0] = {"text": repo["tables"]["default"]["train"][0]["text"]}
-        _add(repo, one, rows)
-        return
-    _add(repo, one, [{"query-id": f"q{n}", "corpus-id": n, "score": 1} for n in ids])
-    for part, table in (("corpus", one.corpus), ("queries", one.queries)):
-        rows = [
-            {
-                "_id": n if part == "corpus" else f"q{n}",
-                "title": "",
-                "text": f"{one.name} {part} {words_of(f'{one.path}/test', k)}",
-            }
-            for k, n in enumerate(ids)
-        ]
-        repo["tables"].setdefault(table.config, {}).setdefault(table.split, []).extend(
-            {key: row[key] for key in (["_id", "text"] if part == "queries" else row)} for row in rows
-        )
+def _evaluation_rows(fact: dict, repo: dict) -> list:
+    """Return eight rows of an evaluation set, of texts of its own."""
+    name, ids = fact["source"], [f"e{number}" for number in range(8)]
+    if fact["part"]:
+        key = "" if fact["part"] == "corpus" else "q"
+        texts = [f"{name} {fact['part']} {words_of(fact['id'] + '/test', number)}" for number in range(8)]
+        rows = [{"_id": key + id_, "title": "", "text": text} for id_, text in zip(ids, texts, strict=True)]
+        return _columns_of(fact, rows)
+    if not fact["texts"]:
+        return [{"query-id": f"q{id_}", "corpus-id": id_, "score": 1} for id_ in ids]
+    asked = {column: f"{name} asks or says, in {column}" for column in fact["texts"].split()}
+    if "sentences" in asked:  # a list, as its loader reads it
+        asked = {"sentences": [name]}
+    rows = [{column: varied(text, words_of(fact["id"] + "/test", n)) for column, text in asked.items()} for n in range(8)]
+    if fact["id"] == OVERLAPPING:
+        rows[0] = {"text": repo["tables"]["default"]["train"][0]["text"]}
+    return rows
 
 
 def _packed(rows: list) -> bytes:

@@ -21,6 +21,7 @@ from curation.recipe.licenses import class_of
 from curation.recipe.manifest import load_manifest
 from curation.recipe.source import Source, shape_of
 from curation.shape.shapes import to_tuples
+from tests.f2llm_repos import FACTS
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
 GOLDEN = json.loads((Path(__file__).parent / "f2llm_golden.json").read_text())
@@ -64,6 +65,25 @@ def test_each_source_maps_the_columns_that_it_documents(source, tmp_path):
     labels = shape_of(source) == "labelled"
     columns = ["query", "positives", "negatives", *(["label"] if labels else [])]
     assert [list(row) for row in made.select(columns).iter_rows()] == golden["tuples"]
+
+
+def test_ids_configs_splits_revisions_and_columns_are_those_that_were_seen():
+    facts = {(fact["source"], fact["part"]): fact for fact in FACTS}
+    for source in F2LLM.sources:
+        parts = {part: getattr(source, part) for part in ("corpus", "queries") if getattr(source, part)}
+        for part, table in {"": source, **parts}.items():
+            fact = facts[source.name, part]
+            assert (table.path, table.config or "", table.split) == (fact["id"], fact["config"], fact["split"])
+            assert (table.revision or "") in (fact["revision"], ""), source.name
+        if source.name != "eli5":  # lines of lists, whose columns its reader names
+            mapped = [name for name in source.fields.model_dump(exclude={"negatives"}).values() if name] + source.fields.negatives
+            known = f"{facts[source.name, '']['texts']} {facts[source.name, '']['others']}".split()
+            assert {name.partition(".")[0] for name in mapped} <= {*known, source.file_column}, source.name
+        assert source.verified == all(facts[source.name, part]["seen"] for part in ("", *parts)), source.name
+    seen = {(fact["id"], fact["config"], fact["split"], fact["revision"]) for fact in FACTS if fact["source"] not in GOLDEN}
+    for one in F2LLM.decontaminate.against:
+        for table in (one, one.corpus, one.queries):
+            assert table is None or (table.path, table.config or "", table.split, table.revision) in seen
 
 
 def test_no_source_is_missing():
