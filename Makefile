@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-all check bench gpu docs clean
+.PHONY: demo test test-all test-lowest check bench gpu docs clean
 
 demo: $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python manifests/quickstart.py
@@ -14,6 +14,15 @@ test: $(INSTALLED)
 
 test-all: test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "long or shared_data or browser"
+
+# Reading and building with the lowest versions that pyproject.toml allows, in an environment of their own.
+LOWEST := .venv-lowest
+test-lowest:
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python tests/lowest.py > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check -r $(LOWEST)/lowest.txt pytest pytest-timeout hypothesis
+	$(LOWEST)/bin/python -m pytest -m "not long and not shared_data and not browser" $(addprefix tests/curation/test_,readers.py delimited.py \
+	    json_records.py text_readers.py build.py parts.py near.py)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -41,4 +50,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $(INSTALLED)
 
 clean:
-	rm -rf .venv builds .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf .venv $(LOWEST) builds .pytest_cache .ruff_cache .mypy_cache *.egg-info
