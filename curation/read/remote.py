@@ -5,7 +5,7 @@ file. Its version is the store's etag; without one its size and date; without th
 are in the Hub's own cache, and their version is the commit.
 
 A build asks a store once, when it begins; workers get the answer, and nodes of a cluster fetch the same versions for
-themselves. For a source with an entry in the lock file, a store that cannot be reached need not be: copies are enough.
+themselves. For a source with an entry in the lock file copies are enough, if the store does not say what it has now.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from curation.read.rows import File
 from curation.recipe.source import URL, Table, is_url, public_url
 
 
-class Unreachable(SourceError):
-    """A store that does not answer."""
+class NoAnswer(SourceError):
+    """A store that does not say what it has: it cannot be reached, is busy, or refuses the credentials."""
 
 
 WAITS: tuple[float, ...] = (1, 4)  # seconds between tries
@@ -76,13 +76,13 @@ LIBRARIES = (
 )
 AGAIN = "check the network and the address, or run the same command again in a while"
 SIGNS = (  # parts of the names of error classes: kind of the failure, what it is
-    ("Timeout", Unreachable, "does not answer within {seconds:g} s"),
+    ("Timeout", NoAnswer, "does not answer within {seconds:g} s"),
     ("PayloadError", OSError, "the download was cut off"),
     ("IncompleteRead", OSError, "the download was cut off"),
     ("ResponseStreaming", OSError, "the download was cut off"),
-    ("Connect", Unreachable, "cannot be reached ({kind})"),
-    ("Disconnected", Unreachable, "cannot be reached ({kind})"),
-    ("gaierror", Unreachable, "cannot be reached ({kind})"),
+    ("Connect", NoAnswer, "cannot be reached ({kind})"),
+    ("Disconnected", NoAnswer, "cannot be reached ({kind})"),
+    ("gaierror", NoAnswer, "cannot be reached ({kind})"),
 )
 WEB_PAGE = (b"<!doctype html", b"<html")
 Item = TypeVar("Item")
@@ -159,9 +159,10 @@ def current(table: Table, name: str) -> list[Stored]:
     cached = locked is not None and all(map(_is_whole, locked))
     try:
         return _listed(table._addresses.get(name, name), name, () if cached else WAITS)
-    except Unreachable:
+    except NoAnswer as error:
         if locked is None or not cached:
             raise
+        logging.getLogger("tuplesmith").warning("%s: %s; its locked copies are read", name, error.what)
         return locked
 
 
@@ -199,7 +200,7 @@ def with_lock(table: T, where: str, lock: str, entry: Mapping[str, Any]) -> T:
     made = table.model_copy()
     inputs = entry["inputs"]
     objects = {
-        name: [Stored(url, version, size, inputs[url]) for url, version, size in found]
+        name: [Stored(url, version, size, inputs.get(url)) for url, version, size in found]
         for name, found in entry.get("objects", {}).items()
     }
     made._locked = Locked(where, lock, objects)
@@ -368,7 +369,9 @@ def _store(address: str, name: str) -> tuple[Any, str]:
             options = {"trust_env": True, "timeout": wait, "auto_decompress": not urlsplit(name).path.lower().endswith(PACKED)}
             options = {"client_kwargs": options}
         elif scheme in ("s3", "s3a"):
-            options = {"config_kwargs": {"connect_timeout": SECONDS, "read_timeout": SECONDS, "retries": {"max_attempts": 1}}}
+            options = {
+                "config_kwargs": {"connect_timeout": SECONDS, "read_timeout": SECONDS, "retries": {"total_max_attempts": 1}}
+            }
             options["anon"] = not _has_aws_credentials()
         elif scheme in ("gs", "gcs"):
             options = {"timeout": SECONDS}
@@ -410,7 +413,7 @@ def _tried(name: str, call: Callable[[], R], waits: Iterable[float], store: Any,
                             path.rpartition("/")[2],
                             [one.rpartition("/")[2] for one in store.ls(path.rpartition("/")[0], detail=False)],
                         )
-                raise (Unreachable if kind is Unreachable else SourceError)(name, what, hint) from None
+                raise (NoAnswer if kind is NoAnswer else SourceError)(name, what, hint) from None
         logging.getLogger("tuplesmith").warning("%s: %s; trying again in %g s", name, what, wait)
         time.sleep(wait)
     raise AssertionError("the last try returns or raises")
@@ -424,22 +427,20 @@ def _explained(name: str, error: Exception) -> tuple[type[Exception], str, str, 
     """
     if isinstance(error, SourceError):
         return SourceError, error.what, error.hint, isinstance(error, _Truncated)
-    causes: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in causes:
-        causes.append(cause)
-        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    causes = _causes(error)
     if any(isinstance(one, OSError) and (one.errno in LOCAL or str(one.filename).startswith(str(cache()))) for one in causes):
         return OSError, "", "", False
     kinds, scheme = " ".join(type(one).__name__ for one in causes), name.partition("://")[0].lower()
     status = next((number for one in causes if (number := _status(one))), 0)
     if status in (401, 403) or "PermissionError" in kinds or "Credentials" in kinds:
         what = f"may not be read ({status})" if status else "may not be read with these credentials"
-        return PermissionError, what, CREDENTIALS.get(scheme, "check your credentials"), False
+        return NoAnswer, what, CREDENTIALS.get(scheme, "check your credentials"), False
     if status in (404, 410) or (not status and type(error) is FileNotFoundError and len(causes) == 1):
         return FileNotFoundError, "no such object", "check the address", False
+    if status in BUSY:
+        return NoAnswer, f"the store answers {status}", AGAIN, True
     if status >= 400:
-        return OSError, f"the store answers {status}", AGAIN if status in BUSY else "check the address", status in BUSY
+        return OSError, f"the store answers {status}", "check the address", False
     for word, kind, what in SIGNS:
         if word in kinds:
             return kind, what.format(seconds=SECONDS, kind=type(causes[-1]).__name__), AGAIN, True
@@ -447,6 +448,16 @@ def _explained(name: str, error: Exception) -> tuple[type[Exception], str, str, 
         shown = type(error).__name__ if _is_web(name) else f"{type(error).__name__}: {first_line(error)}"
         return OSError, f"cannot be read ({shown})", "check the address", False
     return type(error), "", "", False
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """Return an error, and those that it came from."""
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return causes
 
 
 def _status(error: BaseException) -> int:
@@ -502,11 +513,11 @@ def _fetch(address: str, name: str, one: Stored, advance: Advance = lambda size:
     Raises:
         SourceError: it cannot be fetched, is cut off, is a web page, or is not the version that is wanted.
     """
-    if one.url != name and "@" in (user := address.partition("://")[2].partition("/")[0]):  # a file that a pattern matched
-        address = one.url.replace("://", f"://{user.rpartition('@')[0]}@", 1)
-    elif one.url != name:
-        address = one.url
-    store, path = _store(address, one.url)
+    store, path = _store(address, name)
+    if one.url != name:  # a file that a pattern matched
+        path = str(store._strip_protocol(one.url))
+        user, at, _ = address.partition("://")[2].partition("/")[0].rpartition("@")
+        path = path.replace("://", f"://{user}@", 1) if at and _is_web(path) else path
     changed = SourceError(one.url, "changed while it was fetched", "run again when nothing writes to it")
     by_content = not one.version or one.version.startswith("content ")
 
@@ -521,7 +532,7 @@ def _fetch(address: str, name: str, one: Stored, advance: Advance = lambda size:
             store.get_file(path, str(part), callback=Watch())
             size, made = part.stat().st_size, one
             store.invalidate_cache()
-            now = store.info(path)
+            now = {} if by_content else store.info(path)
             if by_content:
                 made = Stored(one.url, f"content {file_digest(part)}", size)
                 if one.version not in ("", made.version):
@@ -533,11 +544,8 @@ def _fetch(address: str, name: str, one: Stored, advance: Advance = lambda size:
             with part.open("rb") as file:
                 start = file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
                 os.fsync(file.fileno())
-            if (
-                _is_web(address)
-                and start.startswith(WEB_PAGE)
-                and not one.url.lower().endswith((".html", ".htm", ".xhtml", ".xml"))
-            ):
+            page = start.startswith(WEB_PAGE) or (now.get("mimetype") == "text/html" and start.startswith(b"<"))
+            if _is_web(address) and page and not one.url.lower().endswith((".html", ".htm", ".xhtml", ".xml")):
                 what = "is a web page, not a data file"
                 raise SourceError(one.url, what, "name the address that its download link leads to; a login may be needed")
             place = _place(made)

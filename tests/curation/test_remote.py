@@ -243,7 +243,7 @@ def test_stores_without_etags(tmp_path, marks):
         }
 
 
-def test_a_locked_source_is_compared_by_content_and_needs_no_store(tmp_path):
+def test_a_locked_source_is_compared_by_content_and_needs_no_store(tmp_path, caplog):
     with web({"/a.jsonl": lines("a"), "/d/b.jsonl": lines("b")}) as server:
         path = manifest(tmp_path, a=f"{server.url}/a.jsonl", b=f"{server.url}/d/*.jsonl")
         assert locked(path) == {}
@@ -264,7 +264,10 @@ def test_a_locked_source_is_compared_by_content_and_needs_no_store(tmp_path):
         assert [note.split(": is not")[0] for note in notes] == [
             f"{server.url}/{name}" for name in ("a.jsonl", "d/b.jsonl", "d/c.jsonl")
         ]
-        del server.files["/a.jsonl"]
+        server.faults["/a.jsonl"] = [403]  # as for a signature that has expired
+        assert "a" not in failures(path, tmp_path / "b")
+        assert f"{server.url}/a.jsonl: may not be read (403); its locked copies are read" in caplog.messages
+        del server.files["/a.jsonl"], server.faults["/a.jsonl"]
         assert failures(path, tmp_path / "b")["a"] == f"{server.url}/a.jsonl: no such object; check the address"
     assert failures(path, tmp_path / "new") == {}  # the store is gone, and the copies are there
     assert problems(tmp_path / "new") == []
