@@ -9,12 +9,12 @@ import click
 from curation.core.console import PATH, newest, output, say
 from curation.core.progress import for_terminal
 
-FORMATS = ("f2llm", "pair", "triplet", "n-tuple", "labeled-list", "scored-list", "flagembedding", "tevatron", "beir")
+EXPORTS = ("f2llm", "pair", "triplet", "n-tuple", "labeled-list", "scored-list", "flagembedding", "tevatron", "beir")
 
 
 @click.command()
 @click.argument("build", type=PATH, required=False)
-@click.option("--format", "name", type=click.Choice(FORMATS), required=True, metavar="FORMAT", help="One of the formats above.")
+@click.option("--format", "name", type=click.Choice(EXPORTS), required=True, metavar="FORMAT", help="One of the formats above.")
 @click.option(
     "-o",
     "--out",

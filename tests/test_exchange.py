@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from curation.build.build import build
 from curation.cli import curate
-from curation.cli_share import FORMATS as OFFERED
+from curation.cli_share import EXPORTS as OFFERED
 from curation.core import store, tables
 from curation.core.errors import BuildError, SourceError
 from curation.core.record import render_query

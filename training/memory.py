@@ -23,7 +23,7 @@ from training.checkpoint import Say
 from training.model.device import dtype_of
 from training.model.model import quiet
 
-COUNTED = "counted"  # the name in transformers of an attention that keeps what the kernels of GPUs keep
+COUNTED_ATTENTION = "counted"  # the name in transformers of an attention that keeps what the kernels of GPUs keep
 TOKENS = 512  # of the forwards that are counted
 SHARE_OF_FREE = 0.8  # for activations; the rest is for gradients of activations, the loss, and fragments
 ADVICE = "use a smaller model, or share them out over several GPUs with `deepspeed: {zero: 2}`"
@@ -56,7 +56,7 @@ def _counted_attention(
     return _Kernel.apply(query, key, value)[None], None  # type: ignore[no-untyped-call]
 
 
-AttentionInterface.register(COUNTED, _counted_attention)
+AttentionInterface.register(COUNTED_ATTENTION, _counted_attention)
 
 
 def kept_bytes(config: Any, dtype: torch.dtype, checkpointing: bool) -> Kept:
@@ -75,7 +75,7 @@ def _difference(config: Any, dtype: torch.dtype, checkpointing: bool) -> tuple[K
     """Return what is kept, from the difference of two lengths, and the number of layers."""
     config = deepcopy(config)
     with quiet(), torch.device("meta"):
-        backbone = transformers.AutoModel.from_config(config, attn_implementation=COUNTED, dtype=torch.float32).eval()
+        backbone = transformers.AutoModel.from_config(config, attn_implementation=COUNTED_ATTENTION, dtype=torch.float32).eval()
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None
     layers = [module for module in backbone.modules() if isinstance(module, GradientCheckpointingLayer)]

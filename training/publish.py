@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from curation.core import store
 from curation.core.builds import read_build
-from curation.core.card import problems, with_yaml, yaml_text
+from curation.core.card import card_problems, with_yaml, yaml_text
 from curation.core.errors import ModelError
 from curation.core.escape import as_block, as_code, as_markdown, markdown_table, visible
 from curation.core.hub import MARK, Piece, listing
@@ -67,7 +67,7 @@ def plan_upload(folder: Path, repo: str, license: str = "unknown", datasets: tup
     run = run_of(model)
     own = model / "README.md"
     card = own.read_text(encoding="utf-8") if own.is_file() else _card(model, repo, run, license, datasets)
-    if wrong := list(problems(card)):
+    if wrong := list(card_problems(card)):
         where = own if own.is_file() else repo
         raise ModelError(where, f"the Hub would refuse its card: {wrong[0]}", "correct it, or see --license")
     paths = [path for path in sorted(model.rglob("*")) if path.is_file() and path.name not in ("README.md", MARK)]

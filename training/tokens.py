@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from training.model.model import Model
 
 ABSENT = np.uint32(0xFFFFFFFF)
-FORMAT = 4  # of these arrays
+TOKENS_FORMAT = 4  # of these arrays
 TEXTS_AT_ONCE = 8192
 FIRST_UNGROUPED = 1 << 32  # groups are u32, so a passage without one gets an identity that no group has
 WINDOW = 1 << 25  # bytes of a large file that may be mapped at a time
@@ -218,7 +218,7 @@ def version_of(package: str) -> str:
 def _source_digest(tables: Sequence[str], entry: Mapping[str, Any], model: Model, prompt: str, reader: str) -> str:
     """Return the digest of everything that a source's tokens depend on; a rendered word stands for the prompts."""
     rendered = [model.render_query(entry["instruction"], "word", prompt), model.render_passage("word", prompt)]
-    return store.digest_of([FORMAT, reader, rendered, list(tables), entry["task"]])
+    return store.digest_of([TOKENS_FORMAT, reader, rendered, list(tables), entry["task"]])
 
 
 def _write_source(

@@ -227,7 +227,7 @@ def loop(
     unread: list[Step] = []  # steps whose loss is still on the GPU: reading it would make the host wait
     writing = nullcontext(lambda line: None) if backend.rank else open_log(out / "log.jsonl", first, tensorboard)
 
-    prepared = closing(batches(plan, recipe, backend, first, total))
+    prepared = closing(ready_batches(plan, recipe, backend, first, total))
     with signals() as received, deterministic(backend.device), writing as write, prepared as coming:
         if first == 0 and validation.due(0, total):
             write(found := validation.measure(0, backend.model, recipe))
@@ -264,13 +264,13 @@ def loop(
             last = done == total or validation.over
             if done % recipe.save_every == 0 or last or ended or validation.best == done:
                 recent.extend(read())  # never save what a step without a finite loss left
-                save(done, backend, validation, recipe, run, out)
+                save_step(done, backend, validation, recipe, run, out)
             if ended and not last:
                 raise Stopped(ended, done)
     return total
 
 
-def save(done: int, backend: Backend, validation: Validation, recipe: Train, run: Mapping[str, Any], out: Path) -> None:
+def save_step(done: int, backend: Backend, validation: Validation, recipe: Train, run: Mapping[str, Any], out: Path) -> None:
     """Save the state after `done` steps. Each process must call it."""
     if backend.rank == 0:
         state = {**run, **validation.state(), "prompts": backend.model.prompts, "prompt": backend.model.trained_prompt}
@@ -279,7 +279,7 @@ def save(done: int, backend: Backend, validation: Validation, recipe: Train, run
         backend.save(out)  # contributes its shares; the first process writes them
 
 
-def batches(plan: Plan, recipe: Train, backend: Backend, first: int, total: int) -> Generator[Ready]:
+def ready_batches(plan: Plan, recipe: Train, backend: Backend, first: int, total: int) -> Generator[Ready]:
     """Yield the batch of each step. A thread prepares the next one meanwhile: a batch depends on nothing but its number."""
 
     def prepared(step: int) -> Ready:

@@ -31,7 +31,7 @@ SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,8})*|code|multilingual")
 CONFIG = re.compile(r"[^<>:/\\|?*\s]+")
 LICENSE_NAME = re.compile(r"[a-z0-9.+-]+")
-LISTS = ("language", "task_categories", "size_categories", "tags", "source_datasets", "configs", "dataset_info", "datasets")
+LIST_KEYS = ("language", "task_categories", "size_categories", "tags", "source_datasets", "configs", "dataset_info", "datasets")
 
 
 def size_of(rows: int) -> str:
@@ -63,7 +63,7 @@ def head_of(text: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def problems(text: str, config_files: Iterable[str] = ()) -> Iterator[str]:
+def card_problems(text: str, config_files: Iterable[str] = ()) -> Iterator[str]:
     """Yield what the Hub would refuse or show wrongly in a card.
 
     Args:
@@ -78,7 +78,7 @@ def problems(text: str, config_files: Iterable[str] = ()) -> Iterator[str]:
     if not head:
         yield "it does not begin with YAML between two lines of dashes"
         return
-    if unlisted := [key for key in LISTS if not isinstance(head.get(key, []), list)]:
+    if unlisted := [key for key in LIST_KEYS if not isinstance(head.get(key, []), list)]:
         yield f"'{unlisted[0]}' is not a list"
         return
     if head.get("license") not in LICENSES:

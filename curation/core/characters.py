@@ -24,7 +24,7 @@ PLACED = "-/!()"  # signs in some places only
 OPENING = " \t\n\v\f\r\x1c\x1d\x1e\x1f([{<>=+*/&|^~,:;"  # characters before a sign that belongs to the next word
 CLOSING = ".;!?)"  # characters after a minus that belongs to the word before it
 EYES, NOSES = ":;", "-'^"
-IS_WORD, OPENS, CLOSES, IS_DIGIT, IS_EQUAL, IS_MORE, IS_LESS, IS_NOT, IS_HYPHEN, IS_BRACKET, IS_EYES, IS_NOSE = (
+IS_WORD, IS_OPENING, IS_CLOSING, IS_DIGIT, IS_EQUAL, IS_MORE, IS_LESS, IS_NOT, IS_HYPHEN, IS_BRACKET, IS_EYES, IS_NOSE = (
     1 << at for at in range(12)
 )
 STANDS_FOR = dict(zip(PLACED, "\N{MINUS SIGN}/¬☹☺", strict=True))
@@ -76,7 +76,7 @@ def placed_signs(units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         found: np.ndarray = _marks()[np.minimum(points, 255)]
         if units.dtype != np.uint8:
             found[(points > 127) & (kinds_of(points) == WORD)] = IS_WORD
-        found[(places < 0) | (places >= len(units))] = OPENS | CLOSES
+        found[(places < 0) | (places >= len(units))] = IS_OPENING | IS_CLOSING
         return found
 
     def has(marks: np.ndarray, some: int) -> np.ndarray:
@@ -87,8 +87,8 @@ def placed_signs(units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     first[1:][np.diff(hyphens) == 1] = 0
     start = marks(np.maximum.accumulate(first) - 1)
     after = marks(hyphens + 1)
-    minus = has(after, IS_EQUAL | IS_MORE) | has(start, IS_LESS) | (has(start, IS_WORD) & has(after, CLOSES))
-    minus |= has(after, IS_WORD) & has(start, OPENS | IS_NOT)
+    minus = has(after, IS_EQUAL | IS_MORE) | has(start, IS_LESS) | (has(start, IS_WORD) & has(after, IS_CLOSING))
+    minus |= has(after, IS_WORD) & has(start, IS_OPENING | IS_NOT)
     signs = [hyphens[minus & ~has(after, IS_HYPHEN)]]
 
     before, after = marks(slashes - 1), marks(slashes + 1)
@@ -96,7 +96,7 @@ def placed_signs(units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     signs.append(slashes[~has(both, IS_WORD) | has(both, IS_DIGIT)])
 
     before, after = marks(nots - 1), marks(nots + 1)
-    signs.append(nots[has(after, IS_EQUAL) | (has(before, OPENS) & has(after, IS_WORD | IS_BRACKET))])
+    signs.append(nots[has(after, IS_EQUAL) | (has(before, IS_OPENING) & has(after, IS_WORD | IS_BRACKET))])
 
     for some in brackets:
         before = marks(some - 1)
@@ -110,7 +110,7 @@ def placed_signs(units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _marks() -> np.ndarray:
     """Return (256,) u16: properties of each ASCII character and of BETWEEN, as a sum of bits."""
     words = "_" + string.ascii_letters + string.digits
-    marks = {IS_WORD: words, OPENS: OPENING + BETWEEN, CLOSES: CLOSING + BETWEEN, IS_DIGIT: string.digits, IS_EYES: EYES}
+    marks = {IS_WORD: words, IS_OPENING: OPENING + BETWEEN, IS_CLOSING: CLOSING + BETWEEN, IS_DIGIT: string.digits, IS_EYES: EYES}
     marks |= {IS_NOSE: NOSES, IS_EQUAL: "=", IS_MORE: ">", IS_LESS: "<", IS_NOT: "!", IS_HYPHEN: "-", IS_BRACKET: "("}
     found = np.zeros(256, np.uint16)
     for bit, chars in marks.items():

@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from curation.core.errors import ManifestError, did_you_mean, listed
 
 NULLS = ("", "~", "null", "Null", "NULL")
-PLAIN = ("str", "int", "float", "bool", "null", "timestamp", "merge", "value", "map", "seq")
-PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in PLAIN}
+PLAIN_TYPES = ("str", "int", "float", "bool", "null", "timestamp", "merge", "value", "map", "seq")
+PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in PLAIN_TYPES}
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 MOST_NODES = 100_000  # a recipe is small; an alias bomb is not
 Place = tuple[str | int, ...]

@@ -14,7 +14,7 @@ PER_DECADE = 8  # bins of a histogram from one power of ten to the next
 DECADES = 6  # longer texts than 10^6 characters share the last bin
 FATES = ("kept", "held out", "merged", "filtered", "duplicates", "contaminated")
 HEAT = 6  # shades of a heat map, one per power of ten
-CELL, WIDE_CELL, FEW = 18, 52, 14  # sides of its cells; up to FEW sources the cells are wide and hold their number
+CELL, WIDE_CELL, FEW_SOURCES = 18, 52, 14  # sides of its cells; those of few sources are wide and hold their number
 LETTER = 6.6  # width of a letter at the size of its labels
 
 
@@ -95,7 +95,7 @@ def _shade(equal: int) -> int:
 
 def heat(overlaps: pl.DataFrame, names: Sequence[str]) -> Markup:
     """Return a heat map of source_a, source_b, equal; `names` are those that share anything, in the manifest's order."""
-    few = len(names) <= FEW
+    few = len(names) <= FEW_SOURCES
     width, height = (WIDE_CELL, 26) if few else (CELL, CELL)
     margin = LETTER * max(len(name) for name in names) + 10
     top = margin * 0.72 + 6

@@ -34,10 +34,10 @@ TEMPLATE = Path(__file__).with_name("report.template.html")
 STATE = '<meta name="tuplesmith-state" content="{}">'
 LARGEST = 20  # overlaps listed below the heat map
 CONTAMINATION_SAMPLES = 3  # per evaluation set
-BRIEF = 24  # characters of evidence that fit on the line of an id
+LINE_CHARS = 24  # characters of evidence that fit on the line of an id
 MUCH = 0.25  # share of a source's rows or tuples; if more is left out, the head of the page says so
 STAGES = {"dedup": "duplicates", "decontaminate": "contaminated"}  # stage -> fate; tuples that other stages drop are filtered
-COUNTS = ("rows", "unused", "tuples", "merged", "filtered", "duplicates", "contaminated", "held out", "kept", "passages")
+COUNT_NAMES = ("rows", "unused", "tuples", "merged", "filtered", "duplicates", "contaminated", "held out", "kept", "passages")
 LEFT_OUT = (("rows_dropped", "rows"), ("dropped", "tuples"), ("texts_out", "texts"))  # keys of a receipt, and what they count
 
 
@@ -84,8 +84,10 @@ def render(folder: Path, left_out: Mapping[str, str] | None = None) -> str:
 
     sources = [_collected(folder, name, receipts, mined.get(name), summary, threshold) for name in receipts]
     _draw_lengths(sources)
-    whole = {key: sum(one["counts"][key] for one in sources) for key in COUNTS}
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_plain)
+    whole = {key: sum(one["counts"][key] for one in sources) for key in COUNT_NAMES}
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_finalize
+    )
     environment.filters |= {"n": "{:,}".format, "shown": shown, "drop": _drop}
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=summary["name"],
@@ -108,7 +110,7 @@ def render(folder: Path, left_out: Mapping[str, str] | None = None) -> str:
     return hide_local_paths(page, manifest)
 
 
-def _plain(value: object) -> object:
+def _finalize(value: object) -> object:
     """Return what a page prints for a value: texts with control characters as numbers; Jinja escapes them."""
     return value if isinstance(value, Markup) else visible(str(value))
 
@@ -174,7 +176,7 @@ def _flow(counts: Mapping[str, int]) -> Markup:
 
 
 def _counts(receipt: Receipt, dropped: pl.DataFrame) -> dict[str, int]:
-    """Return COUNTS: rows, unused, tuples, passages and the six fates of tuples; the fates add up to the tuples."""
+    """Return COUNT_NAMES: rows, unused, tuples, passages and the six fates of tuples; the fates add up to the tuples."""
     stages = dict(dropped.select("reason", "stage").unique("reason").iter_rows())
     fates = dict.fromkeys(figures.FATES, 0)
     for reason, count in receipt["dropped"].items():
@@ -182,7 +184,7 @@ def _counts(receipt: Receipt, dropped: pl.DataFrame) -> dict[str, int]:
     fates |= {"kept": receipt["kept"], "merged": receipt["merged"], "held out": receipt["heldout"]}
     fates |= {"rows": receipt["rows_in"], "unused": sum(receipt["rows_dropped"].values())}
     fates |= {"tuples": receipt["tuples_made"], "passages": receipt["passages"]}
-    return {key: fates[key] for key in COUNTS}
+    return {key: fates[key] for key in COUNT_NAMES}
 
 
 def _by_task(sources: Sequence[Mapping[str, Any]]) -> dict[str, int]:
@@ -224,7 +226,7 @@ def _overlap(folder: Path, names: list[str]) -> dict[str, Any] | None:
         "compared": True,
         "alone": len(names) - len(among),
         "of": len(names),
-        "shades": figures.shades(shared) if len(among) > figures.FEW else [],
+        "shades": figures.shades(shared) if len(among) > figures.FEW_SOURCES else [],
         "picture": figures.heat(shared, among) if among else "",
         "largest": top.select("source_a", "source_b", "equal", "near", "dropped").rows(),
     }
@@ -311,6 +313,6 @@ def _drop(row: Mapping[str, Any], matched: Mapping[str, str]) -> str:
     evidence, match = row["evidence"] or "", matched.get(row["matched_id"] or "")
     if row["stage"] == "dedup" and match and evidence.strip() != match.strip():
         return compared(evidence, match[:EVIDENCE_CHARS] if len(evidence) == EVIDENCE_CHARS else match)
-    if len(evidence) <= BRIEF and "\n" not in evidence:
+    if len(evidence) <= LINE_CHARS and "\n" not in evidence:
         return f'<span class="brief" dir="auto">{as_html(evidence)}</span>'
     return shown(evidence)

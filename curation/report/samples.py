@@ -16,14 +16,14 @@ from curation.core.tables import read_parquet, read_table, shards
 
 RECORDS = 3
 PER_REASON = 3
-PAIRS = 3  # near-duplicate pairs at or above the threshold, and as many below
-NEGATIVES = 3
-SHOWN = 320  # characters; longer texts fold
+PAIRS_SHOWN = 3  # near-duplicate pairs at or above the threshold, and as many below
+NEGATIVES_SHOWN = 3
+OPEN_CHARS = 320  # characters; longer texts fold
 LINES = 5  # texts of as many lines fold
-MOST = 1000  # characters of a text in the page
-COMPARED = 2500  # characters of two texts that are compared
-APART = 120  # characters; longer equal runs are shortened
-WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+|\s+|[^\w\s]")
+PAGE_CHARS = 1000  # characters of a text in the page
+COMPARED_CHARS = 2500  # characters of two texts that are compared
+EQUAL_CHARS = 120  # characters; longer equal runs are shortened
+TOKENS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+|\s+|[^\w\s]")
 
 
 class Pair(NamedTuple):
@@ -35,7 +35,7 @@ class Pair(NamedTuple):
     verdict: str
 
 
-class Near(NamedTuple):
+class NearDuplicates(NamedTuple):
     """Near-duplicates of a source."""
 
     above: int  # verified pairs at or above the threshold
@@ -51,7 +51,7 @@ def sampled(seed: int, purpose: str, count: int, wanted: int) -> list[int]:
 def sample_records(folder: Path, seed: int, name: str, count: int, mined: Path | None = None) -> list[dict[str, Any]]:
     """Return a few tuples of a source.
 
-    Each has id, query, label, the text of its first positive, and of at most NEGATIVES negatives; `others` is the number of
+    Each has id, query, label, the text of its first positive, and of at most NEGATIVES_SHOWN negatives; `others` is the number of
     further positives, `more` of further negatives. If the tuples are mined, each negative has a line in `about`: its origin
     and score; and `positive_score` is the positive's.
 
@@ -68,15 +68,15 @@ def sample_records(folder: Path, seed: int, name: str, count: int, mined: Path |
     for shard in shards(mined or folder, "pairs", columns):
         rows += shard[[at - start for at in wanted if start <= at < start + len(shard)]].to_dicts()
         start += len(shard)
-    pids = sorted({pid for row in rows for pid in row["positives"][:1] + row["negatives"][:NEGATIVES]})
+    pids = sorted({pid for row in rows for pid in row["positives"][:1] + row["negatives"][:NEGATIVES_SHOWN]})
     texts: dict[int, str] = {}
     for shard in shards(folder, "passages", ["pid", "text"]):
         texts |= dict(shard.filter(pl.col("pid").is_in(pids)).iter_rows())
     for row in rows:
         row["others"] = len(row["positives"]) - 1
-        row["more"] = max(0, len(row["negatives"]) - NEGATIVES)
+        row["more"] = max(0, len(row["negatives"]) - NEGATIVES_SHOWN)
         row |= {part: [texts[pid] for pid in row[part] if pid in texts] for part in ("positives", "negatives")}
-        row["negatives"] = row["negatives"][:NEGATIVES]
+        row["negatives"] = row["negatives"][:NEGATIVES_SHOWN]
         row["about"] = [
             ORIGINS[origin] + (f", score {score:.2f}" if score is not None else "")
             for origin, score in zip(row.get("negative_origin", ()), row.get("negative_scores", ()), strict=True)
@@ -106,14 +106,14 @@ def matched_queries(stages: dict[str, Path], samples: dict[str, list[dict[str, A
     return texts
 
 
-def near_pairs(build: Path, name: str, dropped: pl.DataFrame, threshold: float, seed: int) -> Near:
+def near_pairs(build: Path, name: str, dropped: pl.DataFrame, threshold: float, seed: int) -> NearDuplicates:
     """Return how many verified near-duplicates a source has, and a few pairs, from both sides of the threshold."""
     path = build / "curated" / name / "near.parquet"
     if not path.exists():
-        return Near(0, 0, [])
+        return NearDuplicates(0, 0, [])
     near = read_parquet(path, ["left", "right", "score"])
     sides = (near.filter(pl.col("score") >= threshold), near.filter(pl.col("score") < threshold))
-    rows = pl.concat([side[sampled(seed, f"near/{name}/{at}", len(side), PAIRS)] for at, side in enumerate(sides)])
+    rows = pl.concat([side[sampled(seed, f"near/{name}/{at}", len(side), PAIRS_SHOWN)] for at, side in enumerate(sides)])
     keys = pl.concat([rows["left"], rows["right"]]).unique()
 
     # the texts: queries that are still there, passages, and queries that were dropped as near-duplicates
@@ -134,23 +134,23 @@ def near_pairs(build: Path, name: str, dropped: pl.DataFrame, threshold: float, 
         if left in texts and right in texts:
             same = "dropped" if left in gone or right in gone else "one group"
             pairs.append(Pair(texts[left], texts[right], score, same if score >= threshold else "both stay"))
-    return Near(len(sides[0]), len(sides[1]), pairs)
+    return NearDuplicates(len(sides[0]), len(sides[1]), pairs)
 
 
 def shown(text: str) -> str:
     """Return a text as a block of HTML; a long one folds, and says how much of it is left out."""
     text = text.strip()
-    body = as_html(text[:MOST])
-    if len(text) > MOST:
-        body += f'<span class="cut"> … {len(text) - MOST:,} more characters</span>'
-    if len(text) <= SHOWN and text.count("\n") < LINES:
+    body = as_html(text[:PAGE_CHARS])
+    if len(text) > PAGE_CHARS:
+        body += f'<span class="cut"> … {len(text) - PAGE_CHARS:,} more characters</span>'
+    if len(text) <= OPEN_CHARS and text.count("\n") < LINES:
         return f'<div class="text" dir="auto">{body}</div>'
     return f'<details class="text"><summary dir="auto">{body}</summary></details>'
 
 
 def compared(left: str, right: str) -> str:
     """Return two texts as one: words of `left` alone struck out, words of `right` alone underlined, long equal runs shortened."""
-    one, two = (WORDS.findall(text.strip()[:COMPARED]) for text in (left, right))
+    one, two = (TOKENS.findall(text.strip()[:COMPARED_CHARS]) for text in (left, right))
     parts, old, new = [], "", ""
 
     def marked() -> list[str]:
@@ -169,9 +169,9 @@ def compared(left: str, right: str) -> str:
 
 def _ends(text: str, first: bool, last: bool) -> str:
     """Return the ends of a long run of equal words: those next to what differs."""
-    if len(text) <= APART:
+    if len(text) <= EQUAL_CHARS:
         return text
-    half = APART // 2
+    half = EQUAL_CHARS // 2
     head = "" if first else text[:half]
     tail = "" if last else text[-half:]
-    return f"{head} … {tail}" if head or tail else text[:APART] + " …"
+    return f"{head} … {tail}" if head or tail else text[:EQUAL_CHARS] + " …"

@@ -37,8 +37,8 @@ from curation.core.record import NEGATIVES, render_query
 
 EXPORT_FORMAT = 2  # raised when the same build gives other files
 BLOCK = 8192  # tuples: with 25 texts of 500 bytes, 100 MB
-CURATED = ("id", "key", "query", "positives", "negatives")
-MINED = (*CURATED, "positive_score", "negative_scores")
+CURATED_COLUMNS = ("id", "key", "query", "positives", "negatives")
+MINED_COLUMNS = (*CURATED_COLUMNS, "positive_score", "negative_scores")
 SCORE_DIGITS = 7  # of a float32 in JSON
 TYPES = {"retrieval": "normal", "classification": "only_1neg", "clustering": "symmetric_clustering"}  # FlagEmbedding's
 
@@ -268,7 +268,7 @@ def _export_source(
     said |= {"tuples": 0, "used": 0, "rows": 0, "left_out": {}, "positives_left_out": 0}
     constants = Constants(said["task"], said["instruction"])
     passages = passages_with_keys(build, source)
-    columns = MINED if shape.mined else CURATED
+    columns = MINED_COLUMNS if shape.mined else CURATED_COLUMNS
 
     def made(make: Callable[[pl.DataFrame, Constants, int], Any], advance: Advance) -> Iterator[Any]:
         """Yield blocks of rows or lines, and count them."""

@@ -31,7 +31,7 @@ from curation.recipe.source import Table, expand_beir
 from curation.shape.columns import as_texts
 from curation.share.export import TYPES
 
-Entry = dict[str, Any]
+Keys = dict[str, Any]
 IMPORTED = (".parquet", ".jsonl")
 TAKEN_OVER = ("task", "instruction", "language", "license")
 EDGE = r"(^|[^a-z0-9])(?:%s)[0-9]*(?![a-z0-9])"
@@ -53,7 +53,7 @@ GUESSES = {  # columns of a csv or tsv file by their names, likeliest first
     "label": ("label", "category", "class", "intent", "topic", "queue", "department"),
 }  # fmt: skip
 GRADED = ("label", "labels", "score", "scores")  # what losses of sentence-transformers learn from, in addition to texts
-SCORES = {"positive_score": "pos_scores", "negative_scores": "neg_scores"}
+FLAGEMBEDDING_SCORES = {"positive_score": "pos_scores", "negative_scores": "neg_scores"}
 
 
 class Layout(NamedTuple):
@@ -73,7 +73,7 @@ LAYOUTS = (  # the first is used whose columns are all present
     Layout("labeled-list", {"query": "query", "documents": "documents", "label": "labels"}),
     Layout("scored-list", {"query": "query", "documents": "documents", "score": "scores"}),
     Layout("sentence-transformers", {"query": "anchor", "positive": "positive"}, "negative*"),
-    Layout("flagembedding", {"query": "query", "positive": "pos"}, "neg", "flagembedding", SCORES),
+    Layout("flagembedding", {"query": "query", "positive": "pos"}, "neg", "flagembedding", FLAGEMBEDDING_SCORES),
     Layout("tevatron", {"query": "query", "positive": "positive_passages"}, "negative_passages", "tevatron", {"id": "query_id"}),
     Layout("sentence-transformers", {"query": "query", "positive": "positive"}, "negative*"),
     Layout("sentence-transformers", {"query": "query", "positive": "answer"}, "negative*"),
@@ -85,7 +85,7 @@ class Candidate(NamedTuple):
     """Training data or an evaluation set that was found."""
 
     form: str
-    keys: Entry
+    keys: Keys
     held_out: bool = False  # its name says that it is for development or tests
     note: str = ""  # what a person should know about it
 
@@ -132,7 +132,7 @@ def write_manifest(what: str, out: Path) -> Imported:
         f"{one.keys['name']}: for development or tests by its name, so not trained on; its texts are removed from the sources"
         for one in sets
     ]
-    document: Entry = {"name": _named(path.stem if path.is_file() else path.resolve().name if path.exists() else path.name)}
+    document: Keys = {"name": _named(path.stem if path.is_file() else path.resolve().name if path.exists() else path.name)}
     if sets:
         document["decontaminate"] = {"against": [_evaluation(one) for one in sets]}
     document["sources"] = [one.keys for one in sources]
@@ -159,7 +159,7 @@ def _name_apart(found: list[Candidate]) -> None:
         taken.add(one.keys["name"])
 
 
-def _evaluation(one: Candidate) -> Entry:
+def _evaluation(one: Candidate) -> Keys:
     """Return the keys of an evaluation set: where its data is, how it is read, and which columns are texts."""
     keys = expand_beir(one.keys) if one.keys.get("reader") == "beir" else dict(one.keys)
     fields = dict(keys["fields"])
@@ -174,7 +174,7 @@ def _evaluation(one: Candidate) -> Entry:
     return kept | {"fields": {key: fields[key] for key in wanted if key in fields}}
 
 
-def _kind(text: str) -> str:
+def _split_kind(text: str) -> str:
     """Return the purpose of data by its name: the word for development or tests, `train`, or nothing."""
     text = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", text).lower()
     if found := HELD_OUT.search(text):
@@ -191,7 +191,7 @@ def _bare(text: str) -> str:
 def _here(path: Path, base: Path) -> Iterator[Candidate]:
     """Yield the data of a file, a BEIR folder, an export, or a folder with these at any depth."""
     if path.is_file():
-        yield _of_files(path, [path], _named(path.stem), _kind(path.stem) not in ("", "train"), base)
+        yield _of_files(path, [path], _named(path.stem), _split_kind(path.stem) not in ("", "train"), base)
         return
     receipt = store.read_receipt(path)
     if receipt and "export" in receipt:
@@ -232,7 +232,7 @@ def _group(file: Path, top: Path) -> tuple[str, ...]:
     parts = [*file.relative_to(top).parent.parts, file.stem]
     if _receipt(file):
         return (file.stem, "", file.suffix, str(file))
-    kind = next((found for part in reversed(parts) if (found := _kind(part))), "")
+    kind = next((found for part in reversed(parts) if (found := _split_kind(part))), "")
     name = "-".join(bare for part in parts if part != "data" and (bare := _bare(part)))
     return (name, kind, file.suffix, re.sub(r"-\d{5}-of-\d{5}.*", "", str(file.relative_to(top))))
 
@@ -241,7 +241,7 @@ def _beir(folder: Path, base: Path) -> Iterator[Candidate]:
     name, said = _named(folder.resolve().name), _said(folder)
     files = os.path.relpath(folder.resolve(), base)
     splits = sorted(file.stem for file in (folder / "qrels").glob("*.tsv"))
-    train = [split for split in splits if _kind(split) in ("", "train")]
+    train = [split for split in splits if _split_kind(split) in ("", "train")]
     # if a receipt names a language, `curate export` wrote the folder: its texts have no titles, and stay as they are
     bare = {"corpus": {"fields": {"text": "text"}}} if "language" in said else {}
     for split in splits or ["train"]:
@@ -274,19 +274,19 @@ def _rows(files: str, base: Path) -> Any:
     return read_rows(Table.model_validate({"files": [files]}), base)
 
 
-def _receipt(path: Path) -> Entry:
+def _receipt(path: Path) -> Keys:
     """Return the entry of a source in the receipt of `curate export`; empty if no export wrote it."""
     receipt = (store.read_receipt(path.parent.parent) if path.parent.name == "data" else None) or {}
     sources = receipt.get("sources", {}) if "export" in receipt else {}
     return dict(sources.get(path.stem if path.is_file() else path.name, {}))
 
 
-def _said(path: Path) -> Entry:
+def _said(path: Path) -> Keys:
     said = _receipt(path)
     return {"task": "retrieval"} | {key: said[key] for key in TAKEN_OVER if said.get(key)}
 
 
-def _flagembedding(files: list[str], base: Path) -> Entry:
+def _flagembedding(files: list[str], base: Path) -> Keys:
     """Return the task and instruction of FlagEmbedding's files.
 
     Raises:
@@ -316,7 +316,7 @@ def _flagembedding(files: list[str], base: Path) -> Entry:
     return {"task": tasks.get(kind, "retrieval")} | ({"instruction": prompt} if prompt else {})
 
 
-def _format_of(where: str, called: str, columns: list[str], lines: bool) -> tuple[str, Entry, str]:
+def _format_of(where: str, called: str, columns: list[str], lines: bool) -> tuple[str, Keys, str]:
     """Return the format that has these columns, the keys of a source that reads it, and a note on columns that are not used."""
     for layout in LAYOUTS:
         if set(layout.fields.values()) <= set(columns):
@@ -385,7 +385,7 @@ def _on_the_hub(id_: str) -> Iterator[Candidate]:
     is_beir = {"corpus", "queries"} <= set(splits)
     configs = [name for name in splits if name not in ("corpus", "queries")]
     for config in configs:
-        kinds = {split: _kind(config) or _kind(split) for split in splits[config]}
+        kinds = {split: _split_kind(config) or _split_kind(split) for split in splits[config]}
         train = [split for split, kind in kinds.items() if kind in ("", "train")]
         for split in splits[config]:
             at = {

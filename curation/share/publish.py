@@ -21,7 +21,7 @@ import polars as pl
 from curation.clean import decontaminate
 from curation.core import locks, store, tables
 from curation.core.builds import Receipt, check_beside, read_summary, receipts
-from curation.core.card import problems
+from curation.core.card import card_problems
 from curation.core.errors import BuildError, did_you_mean, listed
 from curation.core.hub import MARK, Piece, Published, Say, listing, upload
 from curation.core.progress import Advance, Progress, silent
@@ -32,9 +32,9 @@ from curation.recipe.manifest import load_manifest
 from curation.report.page import render as render_report
 from curation.share.dataset_card import dataset_card
 from curation.share.export import (
-    CURATED,
+    CURATED_COLUMNS,
     FORMATS,
-    MINED,
+    MINED_COLUMNS,
     Constants,
     blocks_of,
     f2llm,
@@ -45,7 +45,7 @@ from curation.share.export import (
 )
 
 FILES_FORMAT = 1  # raised when the same build gives other files
-SHARD = 500_000_000  # bytes of text per file, before compression
+SHARD_BYTES = 500_000_000  # bytes of text per file, before compression
 GROUPS = ("positives", "ids", "scores", "provenance")  # of further columns
 COMPANIONS = ("manifest.yaml", "manifest.lock", "ATTRIBUTION.md", "report.html")
 RANKED = ("negative_ranks", "negative_origin")
@@ -127,7 +127,7 @@ def plan(
     row = pl.scan_parquet(next(iter(pieces.values())).content).head(1).collect().row(0, named=True)
     card = dataset_card(repo, summary["name"], sources, summary["sources"], made, left_out, allowed, row, evaluation)
     card = hide_local_paths(card, manifest)
-    if wrong := list(problems(card, pieces)):
+    if wrong := list(card_problems(card, pieces)):
         raise BuildError(build, f"the Hub would refuse its card: {wrong[0]}", "mend the manifest and build again")
 
     # the files next to them, without the folders of this machine
@@ -239,7 +239,7 @@ def write_shards(
     progress: Progress,
     part: Path,
 ) -> dict[str, Any]:
-    """Write a source's rows into the folder `part` as shards of at most SHARD bytes; return what their receipt says."""
+    """Write a source's rows into the folder `part` as shards of at most SHARD_BYTES bytes; return what their receipt says."""
     source = receipt["source"]
     n = 0 if mined is None else negatives or mined["settings"].get("negatives") or NEGATIVES[receipt["task"]]
     said: dict[str, Any] = {
@@ -253,7 +253,7 @@ def write_shards(
             def blocks_of_a_shard() -> Iterator[pl.DataFrame]:
                 nonlocal block
                 size = 0
-                while block is not None and size < SHARD:
+                while block is not None and size < SHARD_BYTES:
                     texts = [name for name, kind in block.schema.items() if kind == pl.String]
                     size += sum(int(block[name].str.len_bytes().sum()) for name in texts)
                     yield block
@@ -286,7 +286,7 @@ def _published_rows(
         "provenance": [pl.col("label")] + ([pl.col("negative_origin").list.head(n).list.eval(origins)] if n else []),
     }
     further = [expression for name in groups if name in columns for expression in groups[name]]
-    read = [*(MINED if n else CURATED), "label", *(RANKED if n else ())]
+    read = [*(MINED_COLUMNS if n else CURATED_COLUMNS), "label", *(RANKED if n else ())]
     for pairs in blocks_of(build / ("mined" if n else "curated") / source, read):
         rows, _, left_out = fitting(with_texts(pairs, passages), shape, receipt["task"], n or None)
         made = pl.concat([f2llm(rows, constants, n), rows.select(further)], how="horizontal")

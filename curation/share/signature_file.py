@@ -26,13 +26,13 @@ from curation.core.errors import BuildError
 from curation.core.tables import read_table, write_blocks
 
 SCHEME = "affine32"
-PERMUTATIONS = 128
+NUM_PERM = 128
 ROW_GROUP = 1 << 16  # texts
 
 
 def header() -> dict[str, str]:
     """Return what two signatures must have in common to be compared."""
-    numbers = {"seed": str(SEED), "permutations": str(PERMUTATIONS)}
+    numbers = {"seed": str(SEED), "permutations": str(NUM_PERM)}
     return {"datasketch": metadata.version("datasketch"), "scheme": SCHEME, **numbers, "shingling": SHINGLING}
 
 
@@ -63,9 +63,9 @@ def write_signatures(build: Path, out: Path, only: Iterable[str] = ()) -> int:
 
 
 def _block(ids: pl.Series, texts: pl.Series) -> pl.DataFrame:
-    found = minhash_digests(prepare(texts), PERMUTATIONS)
+    found = minhash_digests(prepare(texts), NUM_PERM)
     some = (found != np.uint32(0xFFFFFFFF)).any(axis=1)  # else the digest of the empty set
-    signature = pl.Series("signature", found[some], dtype=pl.Array(pl.UInt32, PERMUTATIONS))
+    signature = pl.Series("signature", found[some], dtype=pl.Array(pl.UInt32, NUM_PERM))
     return pl.DataFrame([ids.filter(pl.Series(some)), signature])
 
 
@@ -91,4 +91,4 @@ def read_signatures(*paths: Path | str) -> Iterator[tuple[str, MinHash]]:
                 raise BuildError(path, what, "write both again with the same version")
         for id_, values in pl.read_parquet(path).iter_rows():
             hashes = np.asarray(values, dtype=np.uint32)
-            yield id_, MinHash(num_perm=PERMUTATIONS, seed=int(said["seed"]), scheme=said["scheme"], hashvalues=hashes)
+            yield id_, MinHash(num_perm=NUM_PERM, seed=int(said["seed"]), scheme=said["scheme"], hashvalues=hashes)

@@ -47,7 +47,7 @@ def problems(build: Path, only: Iterable[str] = (), progress: Progress = silent)
         if (build / "checkpoints").is_dir() or (build / "modules.json").is_file() or (build / "model").is_dir():
             return problems_of_model(build)
         if (build / store.RECEIPT).is_file():
-            return list(_files(build))
+            return list(_file_problems(build))
     elif wrong := _broken(build / store.BUILD):
         return [wrong]
     names = names_of(build, only)
@@ -68,15 +68,15 @@ def problems_of_model(run: Path, build: Path | None = None) -> list[Problem]:
         BuildError: the folder holds neither.
     """
     if (run / "modules.json").is_file():
-        return list(_published(run, ())) if (run / MARK).is_file() else list(_files(run, IN_A_MODEL))
+        return list(_published(run, ())) if (run / MARK).is_file() else list(_file_problems(run, IN_A_MODEL))
     if not any((run / name).exists() for name in ("checkpoints", "tokens", "model", store.RECEIPT)):
         raise BuildError(run, "holds neither a run of `train` nor a model", "name a folder such as BUILD/train")
-    found = [problem for path in sorted(run.glob("tokens/*/*/")) for problem in _files(path)]
-    found += [problem for path in sorted(run.glob("checkpoints/step-*/")) for problem in _files(path)]
+    found = [problem for path in sorted(run.glob("tokens/*/*/")) for problem in _file_problems(path)]
+    found += [problem for path in sorted(run.glob("checkpoints/step-*/")) for problem in _file_problems(path)]
     sealed = [run / name for name in (store.RECEIPT, store.TIMINGS, store.SCORES, REPORT)]
     found += [wrong for path in sealed if path.exists() and (wrong := _broken(path))]
     if (run / "model").is_dir():
-        found += _files(run / "model", IN_A_MODEL)
+        found += _file_problems(run / "model", IN_A_MODEL)
     if not (run / store.RECEIPT).exists() or _broken(run / store.RECEIPT):
         return found  # the run has not ended
     said = store.read_sealed(run / store.RECEIPT)
@@ -93,7 +93,7 @@ def problems_of_model(run: Path, build: Path | None = None) -> list[Problem]:
         return found
     for name, digest in said.get("tables", {}).items():
         folders = [build / stage / name for stage in ("curated", "mined")]
-        changed = [problem for folder in folders for problem in _files(folder)]
+        changed = [problem for folder in folders for problem in _file_problems(folder)]
         found += changed
         if not changed and digest != store.digest_of([store.receipt_of(folder)["files"] for folder in folders]):
             found.append(Problem(str(build / "mined" / name), "holds other tuples than the model was trained on"))
@@ -151,14 +151,14 @@ def _listed(folder: Path, files: Mapping[str, str], there: Iterable[Path], recei
 def _shared(build: Path, whole: Receipt, only: list[str]) -> Checks:
     """Compare files with their receipts: stages of all sources, stages of sources that build.json does not name, vectors."""
     for folder in [*sorted(build.glob("across/*/")), *build.glob("decontaminate/")]:
-        yield from _files(folder)
+        yield from _file_problems(folder)
     for folder in sorted(build.glob("candidates/*/*/")):
         if not only or folder.parent.name in only:
-            yield from _files(folder)
+            yield from _file_problems(folder)
     for stage in VERIFIED_STAGES:
         for folder in sorted(build.glob(f"{stage}/*/")):
             if not only and folder.name not in whole["sources"] and folder.name[0] != ".":
-                yield from _files(folder)
+                yield from _file_problems(folder)
     for folder in [*sorted(build.glob("embeddings/*/")), *sorted(build.glob("reranked/*/"))]:
         yield from _vector_problems(folder)
 
@@ -214,7 +214,7 @@ def _source_problems(build: Path, name: str, entry: Mapping[str, Any]) -> Checks
         folder = build / stage / name
         if not folder.exists():
             continue
-        bad = list(_files(folder))
+        bad = list(_file_problems(folder))
         yield from bad
         if not bad:
             whole[stage] = store.read_receipt(folder) or {}
@@ -236,7 +236,7 @@ def _source_problems(build: Path, name: str, entry: Mapping[str, Any]) -> Checks
             yield Problem(str(build / "*" / name), f"does not have the form of a build ({type(error).__name__}: {error})")
 
 
-def _files(folder: Path, besides: Iterable[str] = (store.RECEIPT,)) -> Checks:
+def _file_problems(folder: Path, besides: Iterable[str] = (store.RECEIPT,)) -> Checks:
     """Compare the files of a stage with its receipt."""
     try:
         receipt = store.read_receipt(folder)
@@ -276,7 +276,7 @@ def _curated(folder: Path, entry: Mapping[str, Any], receipt: Receipt) -> Checks
         yield from _rule(
             str(shard), "passages", frame["pid"], frame["pid"].ne_missing(numbers), "are not numbered by their place"
         )
-        yield from _keys(shard, "passages", frame["pid"], frame["key"], frame["text"])
+        yield from _key_problems(shard, "passages", frame["pid"], frame["key"], frame["text"])
         passages += len(frame)
     yield from _equal(where, "passages", receipt["passages"], "rows in the tables", passages)
     yield from _tuple_problems(folder, receipt["source"], receipt["kept"], passages, mined=False)
@@ -306,7 +306,7 @@ def _tuple_problems(folder: Path, source: str, kept: int, passages: int, mined: 
         )
         for what in broken.columns:
             yield from _rule(str(shard), "tuples", frame["id"], broken[what].fill_null(True), what)
-        yield from _keys(shard, "tuples", frame["id"], frame["key"], frame["query"])
+        yield from _key_problems(shard, "tuples", frame["id"], frame["key"], frame["query"])
         ids.append(frame["id"])
     every = pl.concat(ids) if ids else pl.Series("id", [], dtype=pl.String)
     yield from _equal(str(folder), "tuples", len(every), "the receipt's kept", kept)
@@ -364,7 +364,7 @@ def _equal(where: str, what: str, found: int, other: str, expected: int) -> Chec
         yield Problem(where, f"{what} {found:,} is not {other} {expected:,}")
 
 
-def _keys(shard: Path, what: str, ids: pl.Series, keys: pl.Series, texts: pl.Series) -> Checks:
+def _key_problems(shard: Path, what: str, ids: pl.Series, keys: pl.Series, texts: pl.Series) -> Checks:
     wrong = keys.ne_missing(keys_of(texts))
     yield from _rule(str(shard), what, ids, wrong, f"have a key that is not their {texts.name}'s")
 

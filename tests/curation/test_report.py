@@ -22,7 +22,7 @@ from curation.core.store import read_json, write_json
 from curation.core.tables import read_table, write_parquet
 from curation.report import figures
 from curation.report import page as report
-from curation.report.samples import APART, compared, near_pairs, sample_records, shown
+from curation.report.samples import EQUAL_CHARS, compared, near_pairs, sample_records, shown
 from tests.curation.report_build import HOSTILE, LONG, MANIFEST, write_inputs, write_shared_tables
 from tests.publishing.small_published import make
 
@@ -274,7 +274,7 @@ def test_the_page_is_packaged():
     assert packaged["curation.report"] == [report.TEMPLATE.name]
 
 
-texts = st.text(st.sampled_from("ab cd\n<&>日本é"), max_size=APART)
+texts = st.text(st.sampled_from("ab cd\n<&>日本é"), max_size=EQUAL_CHARS)
 
 
 @given(texts, texts)
@@ -305,10 +305,10 @@ def test_marks_of_a_comparison_give_both_texts_back(left, right):
 def test_long_equal_runs_are_shortened():
     same = "one two three four " * 40
     assert compared(f"{same}red", f"{same}blue") == (
-        f'<div class="text" dir="auto"> … {same[-APART // 2 :]}<del>red</del><ins>blue</ins></div>'
+        f'<div class="text" dir="auto"> … {same[-EQUAL_CHARS // 2 :]}<del>red</del><ins>blue</ins></div>'
     )
-    assert compared(same, f"{same}more").endswith(f"… {same.strip()[-APART // 2 :]}<ins> more</ins></div>")
-    assert compared(same, same) == f'<div class="text" dir="auto">{same[:APART]} …</div>'
+    assert compared(same, f"{same}more").endswith(f"… {same.strip()[-EQUAL_CHARS // 2 :]}<ins> more</ins></div>")
+    assert compared(same, same) == f'<div class="text" dir="auto">{same[:EQUAL_CHARS]} …</div>'
 
 
 def test_long_texts_fold_and_say_what_is_left_out():

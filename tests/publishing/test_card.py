@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from curation.core.card import problems, size_of, with_yaml
+from curation.core.card import card_problems, size_of, with_yaml
 from curation.core.escape import markdown_table
 
 GOOD = {
@@ -20,7 +20,7 @@ TWICE = {"configs": GOOD["configs"] * 2, "dataset_info": GOOD["dataset_info"] * 
 
 
 def problems_of(head, text="# card\n"):
-    return list(problems(with_yaml(head, text), ["faq/train-00000-of-00001.parquet"]))
+    return list(card_problems(with_yaml(head, text), ["faq/train-00000-of-00001.parquet"]))
 
 
 def test_a_good_card_has_none():
@@ -61,8 +61,8 @@ def test_what_is_wrong_is_said(change, words):
 
 
 def test_a_card_without_yaml_or_with_a_broken_one():
-    assert list(problems("# only text\n")) == ["it does not begin with YAML between two lines of dashes"]
-    assert next(problems("---\na: [\n---\n")).startswith("its YAML cannot be read (")
+    assert list(card_problems("# only text\n")) == ["it does not begin with YAML between two lines of dashes"]
+    assert next(card_problems("---\na: [\n---\n")).startswith("its YAML cannot be read (")
 
 
 def test_sizes_and_tables():

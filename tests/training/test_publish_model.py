@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from curation.core import store
-from curation.core.card import head_of, problems
+from curation.core.card import card_problems, head_of
 from curation.core.errors import BuildError, ModelError
 from tests.hub_server import hub
 from tests.training.tiny_models import tiny_folder
@@ -44,7 +44,7 @@ def run(tmp_path_factory):
 def test_the_card_names_use_data_and_recipe(run):
     made = plan_upload(run, "org/small", "apache-2.0", ("org/data",))
     head = head_of(made.card)
-    assert list(problems(made.card)) == []
+    assert list(card_problems(made.card)) == []
     assert (head["license"], head["base_model"], head["datasets"]) == ("apache-2.0", "org/base", ["org/data"])
     assert "32 dimensions, lasttoken pooling" in made.card
     assert 'model.encode(["how do I find empty files?"], prompt_name="query")' in made.card
@@ -81,7 +81,7 @@ def test_scores_of_the_runs_model_are_kept_for_its_card(run, tmp_path):
     record_scores(model, {"tone": 0.25}, "nDCG@10")
     record_scores(model, {"SciFact": 0.75}, "mteb's main score")
     card = plan_upload(model, "org/small").card
-    assert list(problems(card)) == []
+    assert list(card_problems(card)) == []
     assert "| `faq` | `nDCG@10` | 0.5000 |\n| `tone` | `nDCG@10` | 0.2500 |\n| `SciFact` | `mteb's main score` | 0.7500 |" in card
     (index,) = head_of(card)["model-index"]
     assert [(one["dataset"]["name"], one["metrics"][0]["value"]) for one in index["results"]] == [
