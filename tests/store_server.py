@@ -19,8 +19,9 @@ class Web:
     def __init__(self, files):
         self.files = files
         self.requests = []  # (method, path with query)
+        self.sent = 0  # bytes of answers to GET
         self.faults = {}  # path: list of faults; each GET takes the first one, the last one stays
-        self.marks = ("ETag", "Length")  # which facts about a file it gives; also Last-Modified
+        self.marks = ("ETag", "Length", "Ranges")  # which facts about a file it gives; and knows; also Last-Modified
         self.closed = False
         self.users = None  # the Authorization header that it wants
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -66,13 +67,15 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        self.send_response(200)
+        start = int(self.headers.get("Range", "bytes=0-").partition("=")[2].partition("-")[0]) if "Ranges" in web.marks else 0
+        self.send_response(206 if start else 200)
         if "ETag" in web.marks:
             self.send_header("ETag", f'"{hashlib.md5(data).hexdigest()}"')
         if "Last-Modified" in web.marks:
             self.send_header("Last-Modified", "Mon, 30 Nov 2026 00:00:00 GMT")
         if path.endswith((".gz", ".html")):  # as Apache declares a packed file
             self.send_header(*(("Content-Encoding", "gzip") if path.endswith(".gz") else ("Content-Type", "text/html")))
+        data = data[start:]
         if "Length" in web.marks:
             self.send_header("Content-Length", str(len(data)))
         else:
@@ -80,6 +83,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
+        web.sent += len(data) // 2 if fault == "cut" else len(data)
         if fault == "cut":
             self.wfile.write(data[: len(data) // 2])
             self.close_connection = True

@@ -527,30 +527,36 @@ def _fetch(address: str, name: str, one: Stored, advance: Advance = lambda size:
         def relative_update(self, inc: int = 1) -> None:
             advance(inc)
 
-    def fetch() -> Stored:
-        with temporary(_folder(one) / "object") as part:
+    def fetch(part: Path) -> Stored:
+        done = part.stat().st_size if part.exists() and _is_web(address) else 0  # other libraries fetch pieces in any order
+        if done and one.size is not None and done < one.size:
+            with part.open("ab") as file:
+                store.get_file(path, file, callback=Watch(), headers={"Range": f"bytes={done}-"})
+        else:
+            done = 0
             store.get_file(path, str(part), callback=Watch())
-            size, made = part.stat().st_size, one
-            store.invalidate_cache()
-            now = {} if by_content else store.info(path)
-            if by_content:
-                made = Stored(one.url, f"content {file_digest(part)}", size)
-                if one.version not in ("", made.version):
-                    raise changed
-            elif _version_of(now) != one.version:
-                raise changed
-            if one.size not in (None, size):
-                raise _Truncated(one.url, f"the download was cut off after {size:,} of {one.size:,} bytes", "run it again")
-            with part.open("rb") as file:
-                start = file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-                os.fsync(file.fileno())
-            page = start.startswith(WEB_PAGE) or (now.get("mimetype") == "text/html" and start.startswith(b"<"))
-            if _is_web(address) and page and not one.url.lower().endswith((".html", ".htm", ".xhtml", ".xml")):
-                what = "is a web page, not a data file"
-                raise SourceError(one.url, what, "name the address that its download link leads to; a login may be needed")
-            place = _place(made)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            part.replace(place)
-            return made
+        size, made = part.stat().st_size, one
+        store.invalidate_cache()
+        now = {} if by_content else store.info(path)
+        if by_content:
+            made = Stored(one.url, f"content {file_digest(part)}", size)
+        if one.version and one.version != (made.version if by_content else _version_of(now)):
+            raise changed
+        if one.size not in (None, size):
+            if done:  # a server that knows no ranges sent all again
+                part.unlink()
+            raise _Truncated(one.url, f"the download was cut off after {size:,} of {one.size:,} bytes", AGAIN)
+        with part.open("rb") as file:
+            start = file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+            os.fsync(file.fileno())
+        page = start.startswith(WEB_PAGE) or (now.get("mimetype") == "text/html" and start.startswith(b"<"))
+        if _is_web(address) and page and not one.url.lower().endswith((".html", ".htm", ".xhtml", ".xml")):
+            what = "is a web page, not a data file"
+            raise SourceError(one.url, what, "name the address that its download link leads to; a login may be needed")
+        place = _place(made)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        part.replace(place)
+        return made
 
-    return _tried(one.url, fetch, WAITS, store, path)
+    with temporary(_folder(one) / "object") as part:
+        return _tried(one.url, partial(fetch, part), WAITS, store, path)

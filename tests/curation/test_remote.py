@@ -390,6 +390,19 @@ def test_a_failure_that_passes_is_tried_again(tmp_path, caplog):
     assert f"{server.url}/a.jsonl: the download was cut off; trying again in 0.01 s" in caplog.messages
 
 
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_download_that_was_cut_off_goes_on_where_it_ended(tmp_path, ranges):
+    whole = lines("a", 400)
+    cut_once = iter(["cut"])
+    with web({"/a.jsonl": whole}) as server:
+        server.marks = ("ETag", "Length", *(["Ranges"] if ranges else []))
+        server.faults["/a.jsonl"] = [lambda method: next(cut_once, None) if method == "GET" else None]
+        assert len(rows_of(tmp_path, f"{server.url}/a.jsonl")) == 400
+        assert server.sent == (len(whole) if ranges else len(whole) // 2 + 2 * len(whole))
+    (copy,) = (tmp_path / "cache").rglob("a.jsonl")
+    assert copy.read_bytes() == whole
+
+
 def test_a_store_that_nobody_answers_for(tmp_path):
     with web({}) as server:
         pass
