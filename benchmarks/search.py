@@ -65,7 +65,7 @@ def main(kind: str, queries: int, passages: int, place: Path) -> None:
     begun = time.process_time()
     vectors = Embeddings(place, encoder)
     asked = (f"q {n} is of item {n * 17 % passages}" for n in range(queries))
-    found = vectors.ensure(lambda: itertools.chain(told(), asked))
+    found = vectors.ensure(itertools.chain(told(), asked))
     highest.say(f"stored {len(vectors):,} vectors", begun)
 
     begun = time.process_time()

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from curation.cli_share import diff, examples, export, importing, publish, verify
-from curation.core.console import PATH, SETTINGS, VERSION, newest, output, run_command, say
+from curation.core.console import PATH, RAY, SETTINGS, VERSION, check_places, newest, output, run_command, say
 from curation.core.errors import BuildError
 from curation.core.progress import for_terminal
 
@@ -29,13 +29,7 @@ def curate() -> None:
 @click.option("--limit", type=click.IntRange(1), help="Read at most this many rows per source, for a first look.")
 @click.option("--no-decontaminate", is_flag=True, help="Skip `decontaminate:`, so that no evaluation set is read.")
 @click.option("-j", "--workers", type=click.IntRange(1), help="Number of processes [default: depends on the input size].")
-@click.option(
-    "--ray",
-    is_flag=False,
-    flag_value="auto",
-    metavar="[ADDRESS]",
-    help="Work on a Ray cluster: HOST:PORT, auto (the one that runs here; default) or local (start one here).",
-)
+@RAY
 @click.option(
     "--licenses", type=click.Choice(["all", "no-nc", "permissive"]), help="Licence policy, instead of the one in MANIFEST."
 )
@@ -79,13 +73,9 @@ def build(
     from curation.read import outside
     from curation.recipe.manifest import load_manifest
 
-    useless = {
-        "--json has no effect with --dry-run, which prints texts.": dry_run and as_json,
-        "--ray has no effect with --dry-run, which reads a few rows here.": ray is not None and dry_run,
-        "-j has no effect with --ray: the cluster decides how many tasks run at once.": ray is not None and workers,
-    }
-    if any(useless.values()):
-        raise click.UsageError(next(message for message, given in useless.items() if given))
+    if dry_run and as_json:
+        raise click.UsageError("--json has no effect with --dry-run, which prints texts.")
+    check_places(workers, ray, "--dry-run" if dry_run else "", "which reads a few rows here")
     if not quiet:
         for where, names in outside.read_outside(load_manifest(manifest), manifest.parent).items():
             say(f"{manifest}: {where} reads outside of the manifest's folder: {', '.join(names)}")

@@ -19,13 +19,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from curation.core import locks
 from curation.core.errors import BuildError, ManifestError
 from curation.core.progress import Progress, silent
 from curation.recipe.settings import Mine
 from mining.candidates import Search, blocks
 from mining.embeddings import OpenEncoder, open_encoder
-from mining.jobs import SEARCHED, Models, jobs, read_settings
+from mining.jobs import SEARCHED, jobs, open_models
 from mining.lists import Ragged, contains, ragged
 from mining.negatives import Candidates, Chosen, Rules, similarity_above_level
 
@@ -194,16 +193,18 @@ def evaluate_sources(
     device: str = "auto",
     progress: Progress = silent,
     load: OpenEncoder = open_encoder,
+    processes: int | None = 1,
+    ray: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return for each searched source of a build what `measure` (`calibrate.compare_limits` or `audit.measure_presets`) gives.
+
+    The other arguments are those of `mine_build`.
 
     Raises:
         BuildError: no source is searched; and the errors of `mine_build`.
     """
-    settings = read_settings(build)
-    models = Models(build, settings, device, load)
-    with locks.locked(build, "mine negatives"):
-        searched = [job for job in jobs(build, only, models) if job.strategy in SEARCHED]
+    with open_models(build, device, load, processes, ray) as models:
+        searched = [job for job in jobs(models.build, only, models) if job.strategy in SEARCHED]
         if not searched:
             raise BuildError(build, "has no source whose negatives are searched", "the other sources keep or draw theirs")
-        return {job.name: measure(Search(job, models, progress, hide=True), settings) for job in searched}
+        return {job.name: measure(Search(job, models, progress, hide=True), models.settings) for job in searched}

@@ -8,32 +8,37 @@ These files hold all that the filters ask about a candidate, so another filter s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import polars as pl
 
-from curation.core import locks, store, tables
+from curation.core import store, tables
 from curation.core.errors import BuildError, listed
-from curation.core.progress import Progress
+from curation.core.progress import Progress, silent
 from curation.core.record import MINED, draws
+from curation.engine.local import Here
+from curation.engine.pool import Results, held
 from mining import ivf
 from mining.duplicates import Duplicates, contains_answer, overlaps, read_answers, read_duplicates, shingles_of
-from mining.embeddings import Embeddings, Part, Vectors
+from mining.embeddings import Part, Stored, Vectors
 from mining.gpu import Gpu, OnGpus, find_gpus
 from mining.jobs import Job, Models
 from mining.lists import Ragged, contains, distinct, ragged
 from mining.negatives import Candidates, Chosen, Negatives, Rules, choose, relax
 from mining.rerank import Score, choose_reranked
-from mining.search import Exact, nearest, overlapped, scores_of
+from mining.search import Exact, nearest, scores_of
 
 if TYPE_CHECKING:
     from mining.bm25 import Bm25
 
+PASSAGES, QUERIES = "passages.npy", "queries.npy"  # the places of vectors, by pid and by row
+SEARCH_THREADS = 4  # blocks that a worker with a GPU works on at once
 ROWS_PER_BLOCK = 4_096  # with 1,024 numbers per vector and 120 candidates, about 60 MB
 PAIRS = 1 << 20  # of a candidate and a positive, compared at once
 LEAST_SEEN = 100  # candidates per row that are always fetched, so that a smaller range_max searches nothing again
@@ -82,13 +87,37 @@ class Corpus:
         return rows
 
 
+class Rows(NamedTuple):
+    """Rows that a worker searches for."""
+
+    rows: np.ndarray  # (q,) their numbers in the source, ascending
+    k: int
+    folder: Path  # where the worker writes what it found
+    digest: str  # for the receipt
+
+
+class Sent(NamedTuple):
+    """A source as it is sent to workers."""
+
+    job: Job
+    hide: bool
+    places: Path  # the folder with the places of the vectors, `PASSAGES` and `QUERIES`
+    vectors: Path  # the folder of the vectors
+    dim: int
+    kind: str
+
+
 class Search:
     """A source being searched. It reads candidates from disk, and opens model and vectors only where some are missing."""
 
-    def __init__(self, job: Job, models: Models, progress: Progress, hide: bool = False) -> None:
-        """Take a source; with `hide`, only the first positive of a row is known and the others are ordinary passages."""
-        self.job, self.models, self.progress, self.hide = job, models, progress, hide
-        self.wanted, self.reranker, settings = job.wanted, models.reranker, job.settings
+    def __init__(self, job: Job, models: Models | None, progress: Progress, hide: bool = False) -> None:
+        """Take a source; with `hide`, only the first positive of a row is known and the others are ordinary passages.
+
+        In a worker there are no models, and `vectors` is set.
+        """
+        self.job, self._models, self.progress, self.hide = job, models, progress, hide
+        self.wanted, self.reranker, settings = job.wanted, models.reranker if models else None, job.settings
+        self.shared = models is not None and not isinstance(models.workers, Here)
         positives = tables.read_table(job.curated, "pairs", ["positives"])["positives"]
         self.rows = len(positives)
 
@@ -107,36 +136,60 @@ class Search:
         self.asks_for_ivf = job.strategy == "search" and settings.index == "ivf"
         self.uses_ivf = self.asks_for_ivf and len(self.corpus_pids) >= ivf.LEAST
 
-    def prepare(self, wait: bool = True) -> None:
-        """Encode and search for all blocks whose candidates are not on disk.
+    @property
+    def models(self) -> Models:
+        """The models, and the workers that use them."""
+        assert self._models
+        return self._models
 
-        If another process is searching for a block: wait for it, or with `wait=False` leave the block to it.
-        """
-        if all(_is_done(self._folder(block), self.digest) for block in blocks(self.job.curated)):
+    def prepare(self) -> None:
+        """Encode and search for all blocks whose candidates are not on disk; the workers do both."""
+        curated, workers = self.job.curated, self.models.workers
+        counted = [(block.number, len(block.rows)) for block in blocks(curated, ["id", "positives"])]
+        missing = {number: rows for number, rows in counted if not store.is_current(self._folder(number), self.digest)}
+        if not missing:
             return
-        _ = self.corpus  # encodes, with a progress bar of its own, before that of the search
-        where = f" on {self.engine}" if self.engine else ""
         one_by_one = self.job.settings.candidates != "dense"  # BM25 may not be used by several threads at once
-
-        def work(block: Block) -> int:
-            run_once(self._folder(block), self.digest, partial(self._search_block, block), wait)
-            return len(block.rows)
-
+        run: Results[Any, None]
+        if isinstance(workers, Here):
+            _ = self.corpus  # encodes, with a progress bar of its own, before that of the search
+            threads = 1 if one_by_one else self.index.threads
+            run = workers.run(self._search_block, (block for block in blocks(curated) if block.number in missing), threads)
+        else:
+            rows = (block for block in blocks(curated, ["id", "positives"]) if block.number in missing)
+            some = (Rows(block.rows, self.fetched, self._folder(block.number), self.digest) for block in rows)
+            threads = 1 if one_by_one or workers.device == "cpu" else SEARCH_THREADS
+            run = workers.run(partial(_search_there, self.sent), some, threads)
+        where = f" on {self.engine}" if isinstance(workers, Here) and self.engine else ""
         with self.progress(f"{self.job.name}: search{where}", self.rows, "rows") as advance:
-            for rows in overlapped(work, blocks(self.job.curated), 1 if one_by_one else self.index.threads):
-                advance(rows)
+            advance(self.rows - sum(missing.values()))
+            for block, done in run:
+                done()
+                advance(len(block.rows))
 
-    def _folder(self, block: Block) -> Path:
-        return self.folder / f"{block.number:05d}"
+    def _folder(self, number: int) -> Path:
+        return self.folder / f"{number:05d}"
 
-    def _search_block(self, block: Block, folder: Path) -> dict[str, Any]:
-        """Write the candidates of a block into a folder and return the entries of its receipt."""
+    def _search_block(self, block: Block) -> None:
+        """Search for a block and write its candidates."""
+        look = partial(self.write_candidates, block.frame, block.rows, self.fetched)
+        store.run_stage(self._folder(block.number), self.digest, look)
+
+    def write_candidates(self, frame: pl.DataFrame, rows: np.ndarray, k: int, folder: Path) -> dict[str, Any]:
+        """Search for rows, write what was found into a folder, and return the entries of its receipt."""
         engine = {"engine": f"{self.engine}, float16 rescored in float64"} if self.engine else {}
-        return write_candidates(folder, self.look(block.frame, block.rows, self.fetched)) | engine
+        return write_candidates(folder, self.look(frame, rows, k)) | engine
 
     def look(self, frame: pl.DataFrame, rows: np.ndarray, k: int) -> Searched:
-        """Search for the k nearest passages of the rows numbered `rows` (q,)."""
-        embeddings, _, asked = self.vectors
+        """Search for the k nearest passages of the rows numbered `rows` (q,), which are `frame`."""
+        if self.shared:  # a worker searches: it has the corpus open
+            folder = self.sent.places / "rows"
+            for _, done in self.models.workers.run(partial(_search_there, self.sent), [Rows(rows, k, folder, "")]):
+                done()
+            found = read_candidates(folder)
+            shutil.rmtree(folder)  # the maps stay
+            return found
+        vectors, _, asked = self.vectors
         own = self.classes[1][rows] if self.classes else None
         method = self.job.settings.candidates
 
@@ -148,7 +201,7 @@ class Search:
             return fuse(ids, found) if method == "both" else found
 
         reorder = None if method == "dense" else by_words
-        return search(embeddings[asked[rows]], self.known(frame), ragged(frame["negatives"]), self.corpus, k, own, reorder)
+        return search(vectors[asked[rows]], self.known(frame), ragged(frame["negatives"]), self.corpus, k, own, reorder)
 
     def known(self, frame: pl.DataFrame) -> Ragged:
         """Return the known positives of some rows."""
@@ -157,7 +210,7 @@ class Search:
 
     def candidates(self, block: Block, rules: Rules) -> Candidates:
         """Return the candidates of a block, after `prepare`, with all that the rules ask about them."""
-        found = read_candidates(self._folder(block))
+        found = read_candidates(self._folder(block.number))
         return self.with_evidence(block.frame, found, block.rows, rules)
 
     def with_evidence(self, frame: pl.DataFrame, found: Searched, rows: np.ndarray, rules: Rules) -> Candidates:
@@ -270,7 +323,7 @@ class Search:
             needed, places = np.unique(pids, return_inverse=True)
             texts = list(self._texts(needed))
             with self.progress(f"{self.job.name}: rerank", len(rows), "pairs") as advance:
-                return reranker.scores(queries, rows, texts, places, advance)
+                return reranker.scores(queries, rows, texts, places, advance, self.models.workers)
 
         return score
 
@@ -285,12 +338,11 @@ class Search:
         return found
 
     @cached_property
-    def vectors(self) -> tuple[Embeddings, np.ndarray, np.ndarray]:
+    def vectors(self) -> tuple[Stored, np.ndarray, np.ndarray]:
         """The store with all texts of the source; the place in it of each passage (by pid) and of each row's query."""
-        encoder, job = self.models.encoder, self.job
+        job, encoder, stored = self.job, self.models.encoder, self.models.vectors
         given = tables.read_table(job.curated, "pairs", ["negatives"])["negatives"].explode().drop_nulls().unique()
         needed = np.union1d(self.corpus_pids, given.to_numpy())
-        embeddings = Embeddings(job.build / "embeddings", encoder, job.settings.store)
 
         def texts() -> Iterator[str]:
             yield from map(encoder.passage, self._texts(needed))
@@ -298,32 +350,44 @@ class Search:
                 yield from (encoder.query(job.entry["instruction"], text) for text in frame["query"])
 
         with self.progress(f"{job.name}: encode", len(needed) + self.rows, "texts") as advance:
-            found = embeddings.ensure(texts, advance)
+            found = stored.ensure(texts(), advance, self.models.encoding)
         places = np.full(int(needed.max(initial=-1)) + 1, -1, np.int64)
         places[needed] = found[: len(needed)]
-        return embeddings, places, found[len(needed) :]
+        return stored, places, found[len(needed) :]
+
+    @cached_property
+    def sent(self) -> Sent:
+        """What workers need to search this source; an approximate index is written first."""
+        stored, passages, asked = self.vectors
+        if self.uses_ivf:
+            _ = self.index
+        folder = self.models.scratch / self.job.name / ("hiding" if self.hide else "search")
+        folder.mkdir(parents=True)
+        np.save(folder / PASSAGES, passages)
+        np.save(folder / QUERIES, asked)
+        return Sent(self.job, self.hide, folder, stored.folder, stored.dim, stored.kind.name)
 
     @cached_property
     def index(self) -> Exact:
         """The corpus by its vectors."""
-        embeddings, places, asked = self.vectors
-        corpus, folder = Part(embeddings, places[self.corpus_pids]), self.folder / "index"
+        vectors, places, asked = self.vectors
+        corpus, folder = Part(vectors, places[self.corpus_pids]), self.folder / "index"
         if not self.uses_ivf:
             groups = self.classes[0][self.corpus_pids] if self.classes else None
             return OnGpus(corpus, self.gpus, groups=groups) if self.gpus else Exact(corpus, groups=groups)
 
         def work(part: Path) -> dict[str, Any]:
-            return ivf.write_index(part, corpus, Part(embeddings, asked), self.fetched, self.job.seed, self.job.name)
+            return ivf.write_index(part, corpus, Part(vectors, asked), self.fetched, self.job.seed, self.job.name)
 
-        run_once(folder, store.digest_of([self.digest, ivf.INDEX_FORMAT]), work, wait=True)
+        store.run_stage(folder, store.digest_of([self.digest, ivf.INDEX_FORMAT]), work)
         return ivf.Lists(corpus, folder)
 
     @cached_property
     def corpus(self) -> Corpus:
         """What the source is searched in."""
-        embeddings, places, _ = self.vectors
+        vectors, places, _ = self.vectors
         classes = self.classes[0] if self.classes else None
-        return Corpus(Part(embeddings, places), self.corpus_pids, self.index, self.shingles, classes)
+        return Corpus(Part(vectors, places), self.corpus_pids, self.index, self.shingles, classes)
 
     @cached_property
     def gpus(self) -> list[Gpu]:
@@ -443,34 +507,30 @@ def read_candidates(folder: Path) -> Searched:
     return Searched(**{**found, "ids": found["ids"].astype(np.int64)})
 
 
-def run_once(folder: Path, digest: str, work: Callable[[Path], Mapping[str, Any]], wait: bool) -> None:
-    """Run a stage, unless it is complete, in one of several processes.
+def _search_there(sent: Sent, some: Rows) -> None:
+    """Search for rows in a worker, which keeps the corpus, and write what was found as a stage."""
 
-    The others wait for it or, with `wait=False`, leave it alone. If the process dies, another takes over.
-    """
-    if not _is_done(folder, digest):
-        with locks.claimed(_claim(folder), wait) as ours:
-            if ours:
-                store.run_stage(folder, digest, work)
+    def opened() -> Search:
+        one = Search(sent.job, None, silent, sent.hide)
+        places = [np.load(sent.places / name, mmap_mode="r") for name in (PASSAGES, QUERIES)]
+        one.vectors = Stored(sent.vectors, sent.dim, sent.kind), places[0], places[1]
+        _ = one.corpus, one.gpus
+        return one
 
-
-def _claim(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.claim")
-
-
-def _is_done(folder: Path, digest: str) -> bool:
-    """Return whether a stage is complete and no process claims it, not even one that was killed."""
-    return not _claim(folder).exists() and store.is_current(folder, digest)
+    one = held("search", sent.places, opened)
+    first, end = (int(some.rows[0]), int(some.rows[-1]) + 1) if len(some.rows) else (0, 0)
+    frame = tables.read_rows(sent.job.curated, "pairs", first, end - first)[some.rows - first]
+    store.run_stage(some.folder, some.digest, partial(one.write_candidates, frame, some.rows, some.k))
 
 
-def blocks(curated: Path) -> Iterator[Block]:
-    """Yield the rows of a source in blocks; a source without rows has one empty block.
+def blocks(curated: Path, columns: list[str] | None = None) -> Iterator[Block]:
+    """Yield the rows of a source, or some of their columns, in blocks; a source without rows has one empty block.
 
     Raises:
         BuildError: a row has no positive.
     """
     number, first = 0, 0
-    for shard, pairs in enumerate(tables.shards(curated, "pairs")):
+    for shard, pairs in enumerate(tables.shards(curated, "pairs", columns)):
         for start in range(0, max(len(pairs), 1), ROWS_PER_BLOCK):
             frame = pairs.slice(start, ROWS_PER_BLOCK)
             bare = frame.filter(frame["positives"].list.len() == 0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from curation.core.console import PATH, SETTINGS, VERSION, newest, output, run_command, say
+from curation.core.console import PATH, RAY, SETTINGS, VERSION, check_places, newest, output, run_command, say
 from curation.core.progress import for_terminal
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 BUILD = click.argument("build", required=False, type=PATH)
 DEVICE = click.option(
     "--device", default="auto", show_default=True, help="Device to encode and search on: auto, cpu, cuda or cuda:N."
+)
+WORKERS = click.option(
+    "-j", "--workers", type=click.IntRange(1), help="Number of processes that hold the model [default: one per GPU, or one]."
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 QUIET = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
@@ -34,7 +37,8 @@ def mine() -> None:
 @BUILD
 @ONLY
 @DEVICE
-@click.option("--rank", type=click.IntRange(min=0), envvar="RANK", help="Share the work: a different number for each process.")
+@WORKERS
+@RAY
 @click.option("--dry-run", is_flag=True, help="Show what would be mined, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the receipts as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress and no warnings.")
@@ -43,7 +47,8 @@ def negatives(
     build: Path | None,
     only: tuple[str, ...],
     device: str,
-    rank: int | None,
+    workers: int | None,
+    ray: str | None,
     dry_run: bool,
     as_json: bool,
     quiet: bool,
@@ -54,9 +59,15 @@ def negatives(
     BUILD is a folder, by default the newest one in ./builds. The settings are the
     `mine:` section of its manifest. Sources that are up to date are skipped. If
     only a filter changed, negatives are chosen again without encoding or
-    searching. Several processes, each with its own --rank or started by torchrun,
-    share the work through the build's folder; if one dies, the others take over.
+    searching.
+
+    Encoding, searching and reranking are done by this process, by one process per
+    GPU if there are several, by -j processes, or with --ray by one worker per GPU
+    of a cluster (per processor if it has no GPU), whose nodes must see the build
+    folder and the model under the same paths. A lost worker's part is done again
+    by another. The result does not depend on where the work is done.
     """
+    check_places(workers, ray, "--dry-run" if dry_run else "", "which mines nothing")
     build = newest(build)
     import json
 
@@ -65,7 +76,10 @@ def negatives(
     from mining.jobs import failed_sources
     from mining.mine import mine_build, plan, warnings_of
 
-    receipts = plan(build, only, device) if dry_run else mine_build(build, only, device, for_terminal(quiet), rank=rank)
+    if dry_run:
+        receipts = plan(build, only, device)
+    else:
+        receipts = mine_build(build, only, device, for_terminal(quiet), processes=workers, ray=ray)
     if not quiet:
         lines = [line for name, receipt in receipts.items() if "kept" in receipt for line in warnings_of(name, receipt)]
         lines += dict.fromkeys(note for one in receipts.values() for note in one.get("encoder", {}).get("notes", []))
@@ -170,9 +184,19 @@ def calibrate(build: Path | None, only: tuple[str, ...], device: str, as_json: b
 @BUILD
 @ONLY
 @DEVICE
+@WORKERS
+@RAY
 @JSON
 @QUIET
-def audit(build: Path | None, only: tuple[str, ...], device: str, as_json: bool, quiet: bool) -> None:
+def audit(
+    build: Path | None,
+    only: tuple[str, ...],
+    device: str,
+    workers: int | None,
+    ray: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Measure the negatives of your settings and of the presets.
 
     Where queries have several positives, all except the first are hidden. FN is
@@ -180,12 +204,14 @@ def audit(build: Path | None, only: tuple[str, ...], device: str, as_json: bool,
     loose also counts copies of them; plain is the FN of a miner that only skips
     ranks, at the same hardness. hard: mean score of the other negatives. lost:
     share of the candidates at .90 to .95 of the positive's score that were not
-    chosen. copies: share of negatives that copy a known positive.
+    chosen. copies: share of negatives that copy a known positive. -j and --ray are
+    those of `mine negatives`.
     """
+    check_places(workers, ray)
     from mining.audit import measure_presets
 
     columns = [("full", 6, 1), ("strict_7", 7, 2), ("strict", 7, 2), ("loose", 7, 2), ("plain", 7, 2)]
-    for found in _print_sources(measure_presets, build, only, device, as_json, quiet):
+    for found in _print_sources(measure_presets, build, only, device, as_json, quiet, workers, ray):
         output("  setting        full   FN@7     FN  loose  plain   hard  lost  copies")
         for setting, row in found["settings"].items():
             line = f"  {setting:<13}" + "".join(_percent(row.get(key), width, digits) for key, width, digits in columns)
@@ -199,6 +225,8 @@ def _print_sources(
     device: str,
     as_json: bool,
     quiet: bool,
+    workers: int | None = 1,
+    ray: str | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Print a line per searched source and yield its measurements, to be printed below; or print all of them as JSON."""
     build = newest(build)
@@ -206,7 +234,7 @@ def _print_sources(
 
     from mining.calibrate import evaluate_sources
 
-    results = evaluate_sources(measure, build, only, device, for_terminal(quiet))
+    results = evaluate_sources(measure, build, only, device, for_terminal(quiet), processes=workers, ray=ray)
     if as_json:
         return output(json.dumps(results, indent=1, ensure_ascii=False))
     for name, found in results.items():

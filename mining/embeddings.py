@@ -6,35 +6,39 @@
                              shard-00000.json           rows and digests of both files: the receipt, written last
 
 The text as encoded includes its prompt, so a query and a passage with the same words have one vector each. Shards are only
-added, and read through memory maps. A process claims the shard that it writes (.claim, removed at the end). A shard
-without a receipt, or whose files differ from it, is ignored and encoded again.
+added, and read through memory maps. One process cuts the missing texts into shards; workers may encode them. A shard without a
+receipt, or whose files differ from it, is ignored and encoded again.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import mmap
-import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+import platform
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
-from curation.core import locks, store
+from curation.core import store
 from curation.core.errors import BuildError, ModelError
 from curation.core.progress import Advance
 from curation.core.record import key_of
+from curation.engine.local import Here, visible_gpus
+from curation.engine.pool import Workers, held
 from curation.recipe.settings import Mine, Prompts
+from training.model.prompts import Prompts as ModelPrompts
 from training.model.prompts import choose_prompts
 
 FORMAT = 1  # raised with any change of the files, or of ROWS, which places depend on
 ROWS = 4_096  # texts per shard: encoded together, and the most that a kill can lose
 RESIDENT = 1 << 28  # bytes of shards read before their pages are released; otherwise all that was ever read counts as ours
-PAUSE = 0.1  # seconds between two looks at the work of other processes
+ENDINGS = {"float32": "f32", "float16": "f16"}
+GPU_THREADS = 3  # shards that a worker with a GPU encodes at once: one is tokenised, one computed, one written
 KEY = np.dtype("S16")  # compared byte by byte; a fixed width keeps a trailing zero byte
 SHOWN = 60  # characters of a text in an error
 
@@ -74,12 +78,75 @@ OpenEncoder = Callable[[Mine, str], Encoder]  # from the `mine:` section and a d
 
 
 def open_encoder(settings: Mine, device: str) -> Encoder:
-    """Load the model of a `mine:` section."""
-    from training.model.encode import load_encoder  # imports torch, so only when a text must be encoded
+    """Return the model of a `mine:` section, which is loaded when a text must be encoded."""
+    return ModelEncoder(settings, device)
 
-    given = Prompts.by_name(settings.prompts)
-    options: dict[str, Any] = {"max_tokens": settings.max_tokens, "prompt": settings.prompt, "prompts": given}
-    return load_encoder(settings.model, device=device, dtype=settings.dtype, **options)
+
+class ModelEncoder:
+    """The model of a `mine:` section, loaded where it first encodes: in this process, or in the workers that it is sent to."""
+
+    def __init__(self, settings: Mine, device: str, texts: int = 0) -> None:
+        """Name a model; `texts` is about how many it is going to encode."""
+        self.settings, self.device, self.texts = settings, device, texts
+        self.fingerprint, self.dim = "", 0
+        self.described: dict[str, object] = {}
+
+    def describe(self, known: Sequence[Any] | None = None) -> list[Any]:
+        """Return what is known about the model, as JSON values; load it unless that is given.
+
+        Raises:
+            ModelError: the model cannot be found or loaded.
+        """
+        if known is None:
+            model = self._model
+            known = [model.fingerprint, model.described, model.dim, vars(model.prompts)]
+        self.fingerprint, self.described, self.dim = known[:3]
+        self.prompts = ModelPrompts(**known[3])
+        return list(known)
+
+    @property
+    def threads(self) -> int:
+        """Return how many calls of `encode` at once make it faster."""
+        return GPU_THREADS if visible_gpus(self.device) else 1
+
+    def query(self, instruction: str, text: str) -> str:
+        """Return the query with its prompt."""
+        return self.prompts.of_query(instruction, text)
+
+    def passage(self, text: str) -> str:
+        """Return the passage with its prompt."""
+        return self.prompts.of_passage(text)
+
+    def encode(self, texts: Sequence[str], advance: Advance = lambda done: None) -> np.ndarray:
+        """Return unit vectors (n, dim) float32.
+
+        Raises:
+            ModelError: the model cannot be loaded, or this machine has another one than the build was begun with.
+        """
+        if self._model.fingerprint != self.fingerprint:
+            what = f"has other files, or another dtype, on {platform.node()} than where the work began"
+            raise ModelError(self.settings.model, what, "put the same files on all machines, and do not use `dtype: auto`")
+        return np.asarray(self._model.encode(texts, advance))
+
+    @cached_property
+    def _model(self) -> Any:
+        from training.model.encode import load_encoder  # imports torch, so only when a text must be encoded
+
+        some, given = self.settings, Prompts.by_name(self.settings.prompts)
+        options: dict[str, Any] = {"max_tokens": some.max_tokens, "prompt": some.prompt, "prompts": given}
+        model = load_encoder(some.model, device=self.device, dtype=some.dtype, **options)
+        model.prepare_for(self.texts)
+        return model
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_model"}
+
+
+def describe_there(encoder: ModelEncoder) -> list[Any]:
+    """Describe a model in a worker, which keeps it."""
+    known = encoder.describe()
+    held(type(encoder).__name__, encoder.fingerprint, lambda: encoder)
+    return known
 
 
 class CustomEncoder:
@@ -125,40 +192,35 @@ class CustomEncoder:
         return np.asarray(found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), np.float32(1e-12)))
 
 
-class Embeddings:
-    """An open store: `ensure` adds the missing texts, and indexing by places reads vectors."""
+class Shard(NamedTuple):
+    """Texts to be encoded together."""
 
-    def __init__(self, folder: Path, encoder: Vectoriser, kind: str = "float32") -> None:
-        """Open, or start, the store of an encoder under `folder`; `kind` is float32 or float16.
+    number: int
+    texts: list[str]
 
-        A store in the format of another version is emptied.
 
-        Raises:
-            BuildError: its meta.json is damaged.
-        """
-        self.kind, self.ending = np.dtype(kind), {"float32": "f32", "float16": "f16"}[kind]
-        self.folder = folder / (encoder.fingerprint + ("" if kind == "float32" else f"-{self.ending}"))
-        self.encoder = encoder
+class Stored:
+    """Stored vectors, read by their places: shard number * ROWS + row in the shard."""
+
+    def __init__(self, folder: Path, dim: int, kind: str = "float32") -> None:
+        """Open a folder of shards; `kind` is float32 or float16."""
+        self.folder, self.dim, self.kind = folder, dim, np.dtype(kind)
         self.shards: dict[int, np.ndarray] = {}  # number -> (rows, dim) memory map
-        self.keys = np.empty(0, KEY)  # sorted
-        self.places = np.empty(0, np.int64)  # of each key: shard number * ROWS + row in the shard
         self.resident: dict[int, int] = {}  # shards read through their maps -> bytes; the system may load a whole one at once
         self.lock = Lock()  # of `resident`: several threads read at once
-        self.new: list[tuple[np.ndarray, np.ndarray]] = []  # keys and places that are not in `keys` and `places` yet
-        self._open()
 
     def __len__(self) -> int:
-        """Return the number of distinct texts."""
+        """Return the number of vectors in the shards that were opened."""
         return sum(map(len, self.shards.values()))
 
     def __getitem__(self, places: np.ndarray) -> np.ndarray:
         """Return the vectors (n, dim) float32 at these places, in the given order."""
-        found = np.empty((len(places), self.encoder.dim), np.float32)
+        found = np.empty((len(places), self.dim), np.float32)
         ascending = bool((np.diff(places) >= 0).all())
         order = np.arange(len(places)) if ascending else np.argsort(places, kind="stable")  # shard by shard
         for here in np.split(order, np.flatnonzero(np.diff(places[order] // ROWS)) + 1) if len(order) else []:
             number = int(places[here[0]] // ROWS)
-            shard, rows = self.shards[number].view(np.ndarray), places[here] % ROWS
+            shard, rows = self.open(number).view(np.ndarray), places[here] % ROWS
             if ascending and shard.dtype == found.dtype:  # straight into its place: "clip" lets `take` write there
                 shard.take(rows, axis=0, out=found[here[0] : here[-1] + 1], mode="clip")
             else:
@@ -171,45 +233,112 @@ class Embeddings:
                     self.resident.clear()
         return found
 
-    def ensure(self, texts: Callable[[], Iterable[str]], advance: Advance = lambda n: None) -> np.ndarray:
+    def open(self, number: int) -> np.ndarray:
+        """Return a shard (rows, dim) as a memory map."""
+        if number not in self.shards:
+            path = self.path(number, ENDINGS[self.kind.name])
+            rows = path.stat().st_size // (self.dim * self.kind.itemsize)
+            self.shards[number] = np.memmap(path, self.kind, "r", shape=(rows, self.dim))
+        return self.shards[number]
+
+    def path(self, number: int, ending: str) -> Path:
+        """Return a file of a shard: f32 or f16, keys, or json."""
+        return self.folder / f"shard-{number:05d}.{ending}"
+
+
+class Embeddings(Stored):
+    """An open store: `ensure` adds the missing texts, and indexing by places reads vectors."""
+
+    def __init__(self, folder: Path, encoder: Vectoriser, kind: str = "float32") -> None:
+        """Open, or start, the store of an encoder under `folder`; `kind` is float32 or float16.
+
+        A store in the format of another version is emptied. Damaged shards lose their receipts. One process at a time may
+        have a store open.
+
+        Raises:
+            BuildError: its meta.json is damaged.
+        """
+        own = encoder.fingerprint + ("" if kind == "float32" else f"-{ENDINGS[kind]}")
+        super().__init__(folder / own, encoder.dim, kind)
+        self.encoder = encoder
+        self.keys = np.empty(0, KEY)  # sorted
+        self.places = np.empty(0, np.int64)  # of each key
+        self.new: list[tuple[np.ndarray, np.ndarray]] = []  # keys and places that are not in `keys` and `places` yet
+
+        path, meta = self.folder / "meta.json", {"format": FORMAT, "dim": self.dim, "encoder": encoder.described}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        found = store.read_json(path) if path.exists() else None
+        if not isinstance(found, dict) or (found.get("format"), found.get("dim")) != (FORMAT, self.dim):
+            for old in self.folder.glob("shard-*"):  # of another version, whose vectors cannot be used
+                old.unlink(missing_ok=True)
+            store.write_json(path, meta)
+        elif found.keys() != meta.keys():  # earlier versions wrote it without its own digest
+            store.read_sealed(path, "delete it and run the command again, which keeps the vectors")
+        for receipt in sorted(self.folder.glob("shard-*.json")):
+            number = int(receipt.stem.removeprefix("shard-"))
+            keys = self._checked_keys(number)
+            if keys is None:
+                receipt.unlink(missing_ok=True)
+            else:
+                self._add(number, keys)
+
+    def ensure(self, texts: Iterable[str], advance: Advance = lambda n: None, workers: Workers | None = None) -> np.ndarray:
         """Encode the texts that are not in the store, in order of first need, and return the place (n,) int64 of each.
 
-        Several processes may call this at once with the same texts. Each encodes the shards that no other process has
-        claimed, then waits for the others' shards; if one dies, another takes over. Shards are cut from the missing
-        texts alone, so interrupted and shared runs write the same shards.
+        Shards are cut from the missing texts alone, so interrupted runs, and any number of workers, write the same shards.
 
         Args:
-            texts: returns the texts; called again if other processes were at work.
+            texts: the texts, read once.
             advance: called with the number of texts that are done: known texts at once, others when they are encoded.
+            workers: who encodes; by default this process.
         """
-        threads = getattr(self.encoder, "threads", 1)  # shards that are encoded at once
-        while True:
-            keys, missing = list[np.ndarray](), dict[bytes, str]()
-            busy, theirs = list[int](), set[bytes]()  # shards that other processes write, and the keys in them
-            rest = iter(texts())
-            with _Writers(self, advance, threads) as ours:
-                while some := list(itertools.islice(rest, ROWS)):
-                    own = [key_of(text) for text in some]
-                    keys.append(np.array(own, KEY))
-                    new = np.flatnonzero(self._find(keys[-1]) < 0)
-                    before = len(missing)
-                    known = (missing, theirs, ours.keys)
-                    missing |= {own[i]: some[i] for i in new if not any(own[i] in keys for keys in known)}
-                    advance(len(some) - (len(missing) - before))
-                    while len(missing) >= ROWS:
-                        missing = self._add(missing, ours, busy, theirs)
-                while missing:
-                    missing = self._add(missing, ours, busy, theirs)
-            if not busy:
-                return self._find(np.concatenate(keys)) if keys else np.empty(0, np.int64)
-            while not any(self._is_free(number) for number in busy):
-                time.sleep(PAUSE)
-            self._open()
-            advance = lambda n: None  # noqa: E731  all texts were counted in the first pass
+        workers, counting = workers or Here(), Lock()
+        keys, writing = list[np.ndarray](), dict[int, dict[bytes, str]]()  # writing: shards that are being encoded
+
+        def advance_alone(count: int) -> None:  # from one thread at a time
+            with counting:
+                advance(count)
+
+        def cut(missing: dict[bytes, str]) -> Shard:
+            """Move the first missing texts into a shard."""
+            number = next(n for n in itertools.count() if n not in self.shards and n not in writing)
+            writing[number] = {key: missing.pop(key) for key in list(itertools.islice(missing, ROWS))}
+            return Shard(number, list(writing[number].values()))
+
+        def shards() -> Iterator[Shard]:
+            missing, rest = dict[bytes, str](), iter(texts)
+            while some := list(itertools.islice(rest, ROWS)):
+                own = [key_of(text) for text in some]
+                keys.append(np.array(own, KEY))
+                new, before = np.flatnonzero(self._find(keys[-1]) < 0), len(missing)
+                missing |= {own[i]: some[i] for i in new if not any(own[i] in one for one in (missing, *writing.values()))}
+                advance_alone(len(some) - (len(missing) - before))
+                while len(missing) >= ROWS:
+                    yield cut(missing)
+            if missing:
+                yield cut(missing)
+
+        if isinstance(workers, Here):
+            encode = partial(write_shard, self.encoder, self.folder, self.kind.name, advance=advance_alone)
+            for shard, done in workers.run(encode, shards(), getattr(self.encoder, "threads", 1)):
+                done()
+                self._add(shard.number, np.array(list(writing.pop(shard.number)), KEY))
+        else:
+            with store.temporary(self.folder / "texts") as folder:
+                folder.mkdir()
+                there = partial(_write_shard_there, self.encoder, self.folder, self.kind.name)
+                files = (_save_texts(folder, shard) for shard in shards())
+                for file, done in workers.run(there, files, GPU_THREADS if workers.device == "cuda" else 1):
+                    done()
+                    file.unlink()
+                    some = writing.pop(int(file.stem))
+                    self._add(int(file.stem), np.array(list(some), KEY))
+                    advance(len(some))
+        return self._find(np.concatenate(keys)) if keys else np.empty(0, np.int64)
 
     def _find(self, keys: np.ndarray) -> np.ndarray:
         """Return the place of each key, -1 where it has none."""
-        if self.new:  # merge the keys of shards mapped since the last call
+        if self.new:  # merge the keys of shards added since the last call
             fresh = np.concatenate([keys for keys, _ in self.new])
             order = np.argsort(fresh, kind="stable")
             at = np.searchsorted(self.keys, fresh[order])
@@ -221,139 +350,50 @@ class Embeddings:
         at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         return np.where(self.keys[at] == keys, self.places[at], -1)
 
-    def _add(self, missing: dict[bytes, str], ours: _Writers, busy: list[int], theirs: set[bytes]) -> dict[bytes, str]:
-        """Write the first `ROWS` missing texts as a shard, unless another process has claimed it; return the other texts."""
-        items = list(missing.items())
-        now, later = dict(items[:ROWS]), dict(items[ROWS:])
-        number = next(n for n in itertools.count() if n not in self.shards and n not in busy and n not in ours.numbers)
-        with ExitStack() as claim:
-            if not claim.enter_context(locks.claimed(self._path(number).with_suffix(".claim"))):
-                busy.append(number)
-                theirs.update(now)
-                return later
-            if self._map(number):  # another process has written it since we looked
-                known = self._find(np.array(list(missing), KEY)) >= 0
-                return {key: text for (key, text), there in zip(items, known, strict=True) if not there}
-            ours.write(number, now, claim.pop_all())
-        return later
-
-    def _write(self, number: int, texts: dict[bytes, str], advance: Advance) -> np.ndarray:
-        """Encode texts and write them as a shard; return their keys."""
-        path, keys = self._path(number), np.array(list(texts), KEY)
-        vectors = np.ascontiguousarray(self.encoder.encode(list(texts.values()), advance), self.kind)
-        assert vectors.shape == (len(keys), self.encoder.dim), f"the encoder gave {vectors.shape} for {len(keys)} texts"
-        receipt: dict[str, object] = {"rows": len(keys)}
-        for ending, values in ((self.ending, vectors.tobytes()), ("keys", keys.tobytes())):
-            with store.atomic(path.with_suffix(f".{ending}")) as file:
-                file.write(values)
-            receipt[ending] = store.file_digest(path.with_suffix(f".{ending}"))
-        store.write_json(path.with_suffix(".json"), receipt)
-        return keys
-
-    def _open(self) -> None:
-        """Write or check meta.json, and map all shards."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        meta = {"format": FORMAT, "dim": self.encoder.dim, "encoder": self.encoder.described}
-        path, claim = self.folder / "meta.json", self.folder / ".meta.claim"
-
-        def same_format() -> bool:
-            found = store.read_json(path) if path.exists() else None
-            return isinstance(found, dict) and (found.get("format"), found.get("dim")) == (FORMAT, self.encoder.dim)
-
-        if claim.exists() or not same_format():
-            with locks.claimed(claim, wait=True):
-                if not same_format():  # absent, or of another version, whose vectors cannot be used
-                    for old in self.folder.glob("shard-*"):
-                        old.unlink(missing_ok=True)
-                    store.write_json(path, meta)
-        if store.read_json(path).keys() != meta.keys():  # earlier versions wrote it without its own digest
-            store.read_sealed(path, "delete it and run the command again, which keeps the vectors")
-        for receipt in sorted(self.folder.glob("shard-*.json")):
-            number = int(receipt.stem.removeprefix("shard-"))
-            if number not in self.shards:
-                self._map(number)
-                if receipt.with_suffix(".claim").exists():
-                    self._is_free(number)  # removes the claim of a process that was killed after its work
-
-    def _map(self, number: int, keys: np.ndarray | None = None) -> bool:
-        """Map a shard, just written with these keys, or found on disk; return False if it is absent or damaged.
-
-        The receipt of a damaged shard is removed.
-        """
-        path = self._path(number)
-        receipt, vectors = path.with_suffix(".json"), path.with_suffix(f".{self.ending}")
-        if keys is None:
-            if not receipt.exists():
-                return False
-            try:
-                entry = store.read_json(receipt)
-                same = all(store.digest_now(path.with_suffix(f".{name}")) == entry[name] for name in (self.ending, "keys"))
-                if same and vectors.stat().st_size == int(entry["rows"]) * self.encoder.dim * self.kind.itemsize:
-                    keys = np.fromfile(path.with_suffix(".keys"), KEY)
-            except (BuildError, FileNotFoundError, KeyError, TypeError, ValueError):
-                pass
-            if keys is None:
-                receipt.unlink(missing_ok=True)
-                return False
-        self.shards[number] = np.memmap(vectors, self.kind, "r", shape=(len(keys), self.encoder.dim))
+    def _add(self, number: int, keys: np.ndarray) -> None:
+        """Open a shard that is on disk."""
+        self.open(number)
         self.new.append((keys, number * ROWS + np.arange(len(keys))))
-        return True
 
-    def _is_free(self, number: int) -> bool:
-        """Return whether no process has claimed a shard."""
-        with locks.claimed(self._path(number).with_suffix(".claim")) as ours:
-            return ours
-
-    def _path(self, number: int) -> Path:
-        return self.folder / f"shard-{number:05d}"
-
-
-class _Writers:
-    """Shards that are being written: with several threads one is tokenised and one is written while a GPU encodes another."""
-
-    def __init__(self, store: Embeddings, advance: Advance, threads: int) -> None:
-        self.store, self.threads, self.advance, self.lock = store, threads, advance, Lock()
-        self.numbers = dict[int, tuple[Future[np.ndarray], set[bytes], ExitStack]]()
-        self.keys = set[bytes]()  # of all of them
-
-    def __enter__(self) -> _Writers:
-        self.pool = ThreadPoolExecutor(self.threads)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+    def _checked_keys(self, number: int) -> np.ndarray | None:
+        """Return the keys of a shard on disk; None if it is damaged."""
+        ending = ENDINGS[self.kind.name]
         try:
-            while self.numbers and kind is None:
-                self._finish()
-        finally:
-            self.pool.shutdown(cancel_futures=True)
-            for _, _, claim in self.numbers.values():
-                claim.close()
+            entry = store.read_json(self.path(number, "json"))
+            same = all(store.digest_now(self.path(number, name)) == entry[name] for name in (ending, "keys"))
+            size = int(entry["rows"]) * self.dim * self.kind.itemsize
+            if same and self.path(number, ending).stat().st_size == size:
+                return np.fromfile(self.path(number, "keys"), KEY)
+        except (BuildError, FileNotFoundError, KeyError, TypeError, ValueError):
+            pass
+        return None
 
-    def write(self, number: int, texts: dict[bytes, str], claim: ExitStack) -> None:
-        """Write a shard, now or in a thread; the claim is closed when it is written."""
-        if self.threads < 2:
-            with claim:
-                self.store._map(number, self.store._write(number, texts, self.advance))
-            return
-        self.numbers[number] = (self.pool.submit(self.store._write, number, texts, self._advance_alone), set(texts), claim)
-        self.keys |= set(texts)
-        if len(self.numbers) > self.threads:
-            self._finish()
 
-    def _advance_alone(self, count: int) -> None:
-        """Report progress from one thread at a time."""
-        with self.lock:
-            self.advance(count)
+def write_shard(encoder: Vectoriser, folder: Path, kind: str, shard: Shard, advance: Advance = lambda n: None) -> None:
+    """Encode texts and write them as a shard, its receipt last."""
+    stored, keys = Stored(folder, encoder.dim, kind), np.array([key_of(text) for text in shard.texts], KEY)
+    vectors = np.ascontiguousarray(encoder.encode(shard.texts, advance), kind)
+    assert vectors.shape == (len(keys), encoder.dim), f"the encoder gave {vectors.shape} for {len(keys)} texts"
+    receipt: dict[str, object] = {"rows": len(keys)}
+    for ending, values in ((ENDINGS[kind], vectors.tobytes()), ("keys", keys.tobytes())):
+        path = stored.path(shard.number, ending)
+        with store.atomic(path) as file:
+            file.write(values)
+        receipt[ending] = store.file_digest(path)
+    store.write_json(stored.path(shard.number, "json"), receipt)
 
-    def _finish(self) -> None:
-        """Wait for the oldest shard."""
-        number = next(iter(self.numbers))
-        future, texts, claim = self.numbers[number]
-        keys = future.result()
-        self.store._map(number, keys)
-        del self.numbers[number]
-        self.keys -= texts
-        claim.close()
+
+def _save_texts(folder: Path, shard: Shard) -> Path:
+    """Write the texts of a shard for a worker, and return the file, whose name is the shard's number."""
+    path = folder / f"{shard.number}.json"
+    path.write_text(json.dumps(shard.texts), "ascii")
+    return path
+
+
+def _write_shard_there(encoder: Vectoriser, folder: Path, kind: str, texts: Path) -> None:
+    """Write a shard in a worker, which keeps the encoder and its model."""
+    kept = held(type(encoder).__name__, encoder.fingerprint, lambda: encoder)
+    write_shard(kept, folder, kind, Shard(int(texts.stem), json.loads(texts.read_text("ascii"))))
 
 
 class Part:

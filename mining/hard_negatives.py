@@ -16,9 +16,11 @@ import numpy as np
 import polars as pl
 
 from curation.core.errors import ModelError, UserError, did_you_mean, listed
+from curation.core.locks import locked
 from curation.core.progress import Progress
 from curation.core.store import digest_of
 from curation.core.text import forms
+from curation.engine.local import Here
 from curation.recipe.settings import PRESETS, Mine
 from mining import candidates as found_by
 from mining.calibrate import COSINE_BINS, count_similarities, limit_for_yield, rules_of
@@ -27,7 +29,7 @@ from mining.embeddings import CustomEncoder, Embeddings
 from mining.gpu import OnGpus, find_gpus
 from mining.lists import Ragged, contains
 from mining.negatives import Candidates, Rules, choose, eligible_candidates
-from mining.search import QUERIES, Exact, nearest, overlapped
+from mining.search import QUERIES, Exact, nearest
 
 OUTPUT_FORMATS = ("triplet", "n-tuple", "labeled-pair", "labeled-list")
 STRATEGIES = ("top", "random")
@@ -178,8 +180,9 @@ def encode(
             if cache_folder is None:
                 found.append(encoder.encode(rendered, advance))
             else:
-                store = Embeddings(cache_folder, encoder)
-                found.append(store[store.ensure(rendered.copy, advance)])
+                with locked(cache_folder, "mine_hard_negatives"):
+                    store = Embeddings(cache_folder, encoder)
+                    found.append(store[store.ensure(rendered, advance)])
     return PairVectors(*found)
 
 
@@ -214,8 +217,8 @@ def find_negatives(
     starts = range(0, len(pairs.queries), QUERIES)
     engine = f" on {listed(gpu.name for gpu in gpus)} with {gpus[0].engine}" if gpus else ""
     with progress(f"search{engine}", len(pairs.queries), "queries") as advance:
-        for first, block in zip(starts, overlapped(searched, starts, index.threads), strict=True):
-            rows = slice(first, first + QUERIES)
+        for first, done in Here().run(searched, starts, index.threads):
+            rows, block = slice(first, first + QUERIES), done()
             if reranker is not None and any(limit is not None for limit in limits):
                 block = _reranked(block, pairs, first, reranker)
             if same is not None:

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from curation.core import store, tables
+from curation.core import locks, store, tables
 from curation.core.builds import check_beside, checked_stage, read_build
 from curation.core.errors import BuildError, ManifestError, did_you_mean, listed
 from curation.core.record import NEGATIVES
+from curation.engine.local import Here
+from curation.engine.pool import Workers
+from curation.engine.workers import workers
 from curation.recipe.manifest import load_manifest
 from curation.recipe.settings import Mine, Prompts
-from mining.embeddings import Encoder, OpenEncoder, open_encoder
+from mining.embeddings import Embeddings, Encoder, ModelEncoder, OpenEncoder, describe_there
 from mining.rerank import Reranker
 from training.model.files import VECTORS, find_model
 
 NEGATIVES_FORMAT = 3  # raised when the same settings give other negatives
 CANDIDATES_FORMAT = 3  # raised when the same settings give other candidates
-ENCODERS = "encoders.json"  # digest of the request for a model -> fingerprint and description of the model that was loaded
+ENCODERS = "encoders.json"  # digest of the request for a model -> `ModelEncoder.describe` of the model that was loaded
+KNOWN = 4  # values that describe a model; earlier versions noted two
 NOT_RULES = {"model", "dtype", "max_tokens", "prompt", "prompts", "store"}  # these are in the fingerprint or the texts
 KEYS_OF_BUILD = ("name", "seed", "sources")
 KEYS_OF_SOURCE = ("task", "instruction", "tuples")
@@ -29,48 +34,69 @@ SEARCHED = ("search", "search_other_classes")  # the strategies that need an enc
 
 
 class Models:
-    """The models of a build's `mine:` section, loaded when a text must be encoded or scored."""
+    """The models of a build's `mine:` section, and the workers that use them."""
 
-    def __init__(self, build: Path, settings: Mine, device: str, load: OpenEncoder) -> None:
-        """Find the models; `load` opens the encoder."""
-        self.build, self.settings, self.device, self.load = build, settings, device, load
-        self.note = build / "embeddings" / ENCODERS
-        self.reranker = Reranker(build, settings, device) if settings.reranker else None
+    def __init__(self, build: Path, settings: Mine, load: OpenEncoder, workers: Workers, scratch: Path = Path()) -> None:
+        """Find the models; `load` opens the encoder, and `scratch` is a folder that is removed at the end."""
+        self.build, self.settings, self.load, self.workers, self.scratch = build, settings, load, workers, scratch
+        self.device = workers.device  # where models encode and GPUs search
+        self.reranker = Reranker(build, settings, workers) if settings.reranker else None
 
     @cached_property
     def encoder(self) -> Encoder:
-        """The encoder, loaded."""
-        encoder = self.load(self.settings, self.device)
-        if prepare := getattr(encoder, "prepare_for", None):
-            sources = read_build(self.build)["sources"].values()
-            prepare(sum(source.get("tuples", 0) + source.get("passages", 0) for source in sources))
-        return encoder
-
-    def identity(self) -> tuple[str, dict[str, object]]:
-        """Return fingerprint and description of the encoder.
-
-        Both are noted next to the vectors, so the same model files are not loaded again only to learn them.
-        """
-        if self.load is not open_encoder:
-            return self.encoder.fingerprint, self.encoder.described
-        settings = self.settings
+        """The encoder. What its model is like is noted next to the vectors, so it is not loaded again only to learn that."""
+        encoder, settings = self.load(self.settings, self.device), self.settings
+        if not isinstance(encoder, ModelEncoder):
+            return encoder
+        sources = read_build(self.build)["sources"].values()
+        encoder.texts = sum(source.get("tuples", 0) + source.get("passages", 0) for source in sources)
         files = find_model(settings.model)
         asked = {name: getattr(settings, name) for name in ("model", "dtype", "max_tokens", "prompt")}
         asked["prompts"] = Prompts.by_name(settings.prompts)
         here = [self.device, platform.node()] if settings.dtype == "auto" else []  # the processor decides which dtype it is
         libraries = {name: version for name, version in store.versions().items() if name in ("torch", "transformers")}
         request = store.digest_of([VECTORS, files.digests(), files.sentence is None, asked, here, libraries])
+        note = self.build / "embeddings" / ENCODERS
         try:
-            known = store.read_sealed(self.note) if self.note.exists() else {}
+            notes = store.read_sealed(note) if note.exists() else {}
         except (BuildError, ValueError):  # damaged; the model is loaded and noted again
-            known = {}
-        if request in known:
-            fingerprint, described = known[request]
-            return str(fingerprint), dict(described)
-        found = (self.encoder.fingerprint, self.encoder.described)
-        self.note.parent.mkdir(parents=True, exist_ok=True)
-        store.write_json(self.note, known | {request: found})
-        return found
+            notes = {}
+        if len(notes.get(request, ())) == KNOWN:
+            encoder.describe(notes[request])
+            return encoder
+        if isinstance(self.workers, Here):
+            found = encoder.describe()
+        else:
+            found = encoder.describe(next(self.workers.run(describe_there, [encoder]))[1]())
+        note.parent.mkdir(parents=True, exist_ok=True)
+        store.write_json(note, notes | {request: found})
+        return encoder
+
+    @property
+    def encoding(self) -> Workers:
+        """Who encodes: an encoder of the caller's own stays in this process."""
+        return self.workers if isinstance(self.encoder, ModelEncoder) else Here()
+
+    @cached_property
+    def vectors(self) -> Embeddings:
+        """The store of the encoder's vectors."""
+        return Embeddings(self.build / "embeddings", self.encoder, self.settings.store)
+
+
+@contextmanager
+def open_models(build: Path, device: str, load: OpenEncoder, processes: int | None, ray: str | None) -> Iterator[Models]:
+    """Yield the models of a build, which no other command may mine meanwhile, and the workers that use them.
+
+    Raises:
+        BuildError, ManifestError: from `read_description` and `read_settings`, before anything is written.
+        SetupError: from `workers`.
+    """
+    read_description(build)
+    settings, build = read_settings(build), build if ray is None else build.absolute()  # nodes work elsewhere
+    lock, scratch = locks.locked(build, "mine negatives"), store.temporary(build / "mining")
+    with lock, scratch as folder, workers(build, processes, ray, device) as some:
+        folder.mkdir()
+        yield Models(build, settings, load, some, folder)
 
 
 @dataclass(frozen=True)
@@ -134,7 +160,8 @@ def jobs(build: Path, only: Sequence[str], models: Models) -> Iterator[Job]:
         elif entry["task"] == "clustering" and tables.read_table(curated, "pairs", ["label"])["label"].null_count() == 0:
             strategy = "search_other_classes" if settings.classes == "hard" else "other_classes"
 
-        fingerprint, described = models.identity() if strategy in SEARCHED else ("", {})
+        encoder = models.encoder if strategy in SEARCHED else None
+        fingerprint, described = (encoder.fingerprint, encoder.described) if encoder else ("", {})
         depends: dict[str, object] = {"curated": receipt["digest"]}
         if fingerprint:
             depends["encoder"] = [fingerprint, described, settings.store, settings.candidates]

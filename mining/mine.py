@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from curation.core import locks, store, tables
+from curation.core import store, tables
 from curation.core.progress import Progress, silent
 from curation.core.record import CLASS, GIVEN, MINED, MINED_PAIRS, RANDOM, dropped_frame
+from curation.engine.local import Here
 from mining.calibrate import HISTOGRAM_BINS, calibrate_rules, histogram
 from mining.candidates import Block, Search, blocks, read_classes
 from mining.embeddings import OpenEncoder, open_encoder
-from mining.jobs import SEARCHED, Job, Models, jobs, read_description, read_settings, relevant_settings
+from mining.jobs import SEARCHED, Job, Models, jobs, open_models, read_settings, relevant_settings
 from mining.lists import Ragged, ragged
 from mining.negatives import Chosen, Negatives, draw_from_other_classes
 
@@ -54,32 +55,31 @@ def mine_build(
     device: str = "auto",
     progress: Progress = silent,
     load: OpenEncoder = open_encoder,
-    rank: int | None = None,
+    processes: int | None = None,
+    ray: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Mine the sources of a build and return their receipts, each with `ran`: whether there was anything to do.
 
-    Several processes may do this at once, each with its own `rank`. They share encoding and search by shards and blocks;
-    if one dies, the others do its part. The files are the same as those of one process.
+    The files do not depend on who encodes, searches and scores.
+
+    Args:
+        build: the build folder.
+        only: names of sources; by default all of them.
+        device: auto, cpu, cuda or cuda:N.
+        progress: reports how far the work is.
+        load: opens the encoder. One of the caller's own encodes in this process.
+        processes: how many encode and search; None: one per GPU, without GPUs this process.
+        ray: the address of a Ray cluster whose nodes do that instead, one worker per GPU, or per processor.
 
     Raises:
         BuildError: the folder holds no complete build, or was changed since it was built.
         ManifestError: its manifest has no usable `mine:` section.
         ModelError: the model cannot be loaded, or returns NaN or infinity.
     """
-    read_description(build)  # raises before anything is written
-    if rank is not None and device in ("auto", "cuda"):  # one GPU per process
-        import torch
-
-        device = f"cuda:{rank % torch.cuda.device_count()}" if torch.cuda.is_available() else device
-    models = Models(build, read_settings(build), device, load)
     receipts = dict[str, dict[str, Any]]()
-    with locks.locked(build, "mine negatives" + ("" if rank is None else f" rank {rank}")):
-        todo = list(jobs(build, only, models))
-        for job in todo if rank is not None else ():
-            _share(job, models, progress)
-        for job in todo:
-            with locks.claimed(build / "mined" / f".{job.name}.claim", wait=True):
-                receipt, ran = store.run_stage(job.mined, job.digest, partial(_mine_source, job, models, progress))
+    with open_models(build, device, load, processes, ray) as models:
+        for job in list(jobs(models.build, only, models)):
+            receipt, ran = store.run_stage(job.mined, job.digest, partial(_mine_source, job, models, progress))
             receipts[job.name] = {**receipt, "ran": ran}
     return receipts
 
@@ -89,23 +89,10 @@ def plan(
 ) -> dict[str, dict[str, Any]]:
     """Return what `mine_build` would do: for each source the strategy, the rows, and whether it would run."""
     found = {}
-    for job in jobs(build, only, Models(build, read_settings(build), device, load)):
+    for job in jobs(build, only, Models(build, read_settings(build), load, Here(device))):
         ran = not store.is_current(job.mined, job.digest)
         found[job.name] = {"strategy": job.strategy, "rows_in": job.entry["tuples"], "ran": ran}
     return found
-
-
-def _share(job: Job, models: Models, progress: Progress) -> None:
-    """Do this process's part of encoding, searching and reranking a source."""
-    if job.strategy not in SEARCHED or store.is_current(job.mined, job.digest):
-        return
-    search = Search(job, models, progress)
-    search.prepare(wait=False)  # first what no other process has claimed
-    search.prepare()
-    if models.reranker:
-        rules, _ = calibrate_rules(search, job.settings)
-        for block in blocks(job.curated):
-            search.fill(block, rules, job.settings.shortage)  # only the reranker's scores are kept
 
 
 def _mine_source(job: Job, models: Models, progress: Progress, folder: Path) -> dict[str, Any]:

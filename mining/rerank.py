@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from curation.core import store
+from curation.core.errors import ModelError
 from curation.core.progress import Advance
+from curation.engine.pool import Workers
 from curation.recipe.settings import Mine
 from mining.embeddings import Embeddings
 from mining.negatives import Candidates, Chosen, Rules, choose, eligible_candidates, pick, surviving
@@ -33,20 +36,18 @@ class Reranker:
 
     dim = 1
 
-    def __init__(self, build: Path, settings: Mine, device: str) -> None:
-        """Find the model; its weights are read when they are needed."""
+    def __init__(self, build: Path, settings: Mine, workers: Workers) -> None:
+        """Find the model; its weights are read when they are needed, by the workers."""
         assert settings.reranker is not None
-        self.name, self.device, self.folder = settings.reranker, device, build / "reranked"
+        self.name, self.device, self.folder = settings.reranker, workers.device, build / "reranked"
         self.replaces_scores = settings.reranker_scores
         self.dtype: str = settings.dtype
         if self.dtype == "auto":
-            from training.model.reranker import dtype_here
-
-            self.dtype = dtype_here(device)
+            self.dtype = next(workers.run(_dtype_there, [self.device]))[1]()
         files = find_model(self.name)
         self.described: dict[str, object] = {"model": self.name, "dtype": self.dtype}
         self.is_language_model, self.has_own_prompt = files.causal(), files.sentence is not None
-        self.fingerprint = store.digest_of([SCORES_FORMAT, files.digests(), self.dtype])
+        self.fingerprint = self._digest()
 
     def asked(self, instruction: str, query: str) -> str:
         """Return the text of a query; for a language model with the source's instruction, or else the model's own."""
@@ -55,7 +56,13 @@ class Reranker:
         return f"<Instruct>: {instruction or INSTRUCTION}\n<Query>: {query}" if self.is_language_model else query
 
     def scores(
-        self, queries: Sequence[str], rows: np.ndarray, passages: Sequence[str], places: np.ndarray, advance: Advance
+        self,
+        queries: Sequence[str],
+        rows: np.ndarray,
+        passages: Sequence[str],
+        places: np.ndarray,
+        advance: Advance,
+        workers: Workers,
     ) -> np.ndarray:
         """Return the score (n,) float32 of each query `rows[i]` with the passage `places[i]`."""
 
@@ -63,7 +70,7 @@ class Reranker:
             for row, place in zip(rows.tolist(), places.tolist(), strict=True):
                 yield f"{len(queries[row])}:{queries[row]}{passages[place]}"
 
-        return self._scores[self._scores.ensure(pairs, advance)][:, 0]
+        return self._scores[self._scores.ensure(pairs(), advance, workers)][:, 0]
 
     def encode(self, texts: Sequence[str], advance: Advance = lambda done: None) -> np.ndarray:
         """Return the scores (n, 1) float32 of pairs as `scores` joins them: length of the query, ":", both texts."""
@@ -76,11 +83,27 @@ class Reranker:
     def _scores(self) -> Embeddings:
         return Embeddings(self.folder, self)
 
+    def _digest(self) -> str:
+        return store.digest_of([SCORES_FORMAT, find_model(self.name).digests(), self.dtype])
+
     @cached_property
     def _model(self) -> CrossEncoder:
         from training.model.reranker import load_reranker  # imports torch, so only when a pair must be scored
 
+        if self._digest() != self.fingerprint:
+            what = f"has other files on {platform.node()} than where the work began"
+            raise ModelError(self.name, what, "put the same files on all machines")
         return load_reranker(self.name, device=self.device, dtype=self.dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_model", "_scores")}
+
+
+def _dtype_there(device: str) -> str:
+    """Return what dtype `auto` means on the device of a worker."""
+    from training.model.reranker import dtype_here
+
+    return dtype_here(device)
 
 
 def choose_reranked(score: Score, candidates: Candidates, wanted: np.ndarray, rules: Rules) -> tuple[Candidates, Chosen]:

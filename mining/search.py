@@ -9,13 +9,10 @@ candidates differently; these get the same scores.
 from __future__ import annotations
 
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -23,8 +20,6 @@ from curation.core.errors import SetupError
 from mining.embeddings import Part, Vectors
 from mining.kernels import inner_products
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 QUERIES = 4_096  # queries per block: with PASSAGES vectors of 1,024 numbers, about 150 MB
 PASSAGES = 32_768
 SPARE = 16  # candidates fetched beyond k, so that equal scores on both sides of the cut are rare
@@ -131,25 +126,6 @@ class Exact:
         for start in range(0, len(self.corpus), self.block):
             rows = np.arange(start, min(start + self.block, len(self.corpus)))
             yield rows, [(every, slice(0, len(rows)))]
-
-
-def overlapped(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """Yield `work(item)` for each item, in order; with several threads the next items are worked on meanwhile."""
-    if threads < 2:
-        yield from map(work, items)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        pending = deque[Future[Result]]()
-        try:
-            for item in items:
-                pending.append(pool.submit(work, item))
-                if len(pending) > threads:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
 
 
 def nearest(queries: np.ndarray, index: Exact, k: int) -> tuple[np.ndarray, np.ndarray]:

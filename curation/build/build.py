@@ -41,8 +41,9 @@ from curation.core.errors import (
 from curation.core.locks import locked
 from curation.core.progress import Progress, silent
 from curation.core.store import atomic, is_current, write_json
-from curation.engine import local
-from curation.engine.ray import Cluster, cluster
+from curation.engine.local import Here, processors
+from curation.engine.pool import Workers
+from curation.engine.workers import workers as open_workers
 from curation.read.lock import apply_lock, copy_lock
 from curation.read.outside import refuse_outside
 from curation.read.sources import is_local, total_bytes
@@ -110,7 +111,7 @@ def build(
     base, folder = (path.parent, folder) if ray is None else (path.parent.absolute(), folder.absolute())  # nodes work elsewhere
     jobs = [job_of(manifest, source, base, folder, limit) for source in manifest.sources if source.name not in changed]
     changed = {name: error for name, error in changed.items() if name in chosen}
-    with locked(folder, "curate build"), nullcontext() if ray is None else cluster(ray, folder) as nodes:
+    with locked(folder, "curate build"), open_workers(folder, ray=ray) as nodes:
         outcome = _build(path, manifest, folder, chosen, jobs, workers, nodes, progress, excluded, changed)
         report.write(folder)  # last, as it shows everything else
         return outcome
@@ -123,7 +124,7 @@ def _build(
     chosen: list[str],
     jobs: list[Job],
     workers: int | None,
-    nodes: Cluster | None,
+    nodes: Workers,
     progress: Progress,
     excluded: list[Excluded],
     changed: dict[str, UserError],
@@ -143,7 +144,7 @@ def _build(
     needed = [job for job in jobs if across or job.source.name in chosen or job.source.holdout]
     shaped = run(stages.SHAPE, _with_inputs(needed, failed, progress), "read and shape")
     held = [job for job in shaped if job.source.holdout]
-    few = min(workers or local.processors(), _workers_that_pay(held))  # a short stage: it may take longer to start processes
+    few = min(workers or processors(), _workers_that_pay(held))  # a short stage: it may take longer to start processes
     run(stages.HOLD_OUT, held, processes=few)
     shaped = [job for job in shaped if job.source.name not in failed]
     for job in shaped:
@@ -270,7 +271,7 @@ def job_of(manifest: Manifest, source: Source, base: Path, folder: Path, limit: 
 
 
 def _run_each(
-    stage: Stage[Job], jobs: list[Job], workers: int | None, nodes: Cluster | None, progress: Progress, label: str
+    stage: Stage[Job], jobs: list[Job], workers: int | None, nodes: Workers, progress: Progress, label: str
 ) -> tuple[dict[str, Done], dict[str, UserError]]:
     """Run a stage for each source: in this process, in several, or on a cluster. The result does not depend on where.
 
@@ -308,17 +309,17 @@ def _run_each(
 
 
 def _results(
-    stage: Stage[Job], items: list[tuple[Job, str]], workers: int | None, nodes: Cluster | None, progress: Progress, label: str
+    stage: Stage[Job], items: list[tuple[Job, str]], workers: int | None, nodes: Workers, progress: Progress, label: str
 ) -> Iterator[tuple[Job, Callable[[], Done]]]:
     """Yield each source with a function that returns what the stage did for it, or raises its error."""
     count = min(len(items), workers or _workers_that_pay([job for job, _ in items]))
-    if not items or (count == 1 and nodes is None):
+    if not items or (count == 1 and isinstance(nodes, Here)):
         for job, digest in items:
             yield job, partial(_guarded, job, stages.run, stage, job, progress, digest)
         return
-    there = partial(_run_there, stage)
-    with progress(label, len(items), "sources") as advance:
-        for (job, _), result in nodes.run(there, items) if nodes else local.run(there, items, count, items[0][0].build):
+    several = open_workers(items[0][0].build, count) if isinstance(nodes, Here) else nullcontext(nodes)
+    with several as some, progress(label, len(items), "sources") as advance:
+        for (job, _), result in some.run(partial(_run_there, stage), items):
             yield job, result
             advance(1)
 
@@ -332,7 +333,7 @@ def _run_there(stage: Stage[Job], item: tuple[Job, str]) -> Done:
 def _workers_that_pay(jobs: list[Job]) -> int:
     """Return how many processes to use: one, and one more for each PROCESS_BYTES of input beyond the largest source."""
     total_bytes = sorted(map(_size_of, jobs))
-    return min(local.processors(), 1 + sum(total_bytes[:-1]) // PROCESS_BYTES)
+    return min(processors(), 1 + sum(total_bytes[:-1]) // PROCESS_BYTES)
 
 
 def _size_of(job: Job) -> int:

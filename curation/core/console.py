@@ -40,6 +40,25 @@ class UserPath(click.Path):
 PATH = UserPath()
 
 
+RAY = click.option(
+    "--ray",
+    is_flag=False,
+    flag_value="auto",
+    metavar="[ADDRESS]",
+    help="Work on a Ray cluster: HOST:PORT, auto (the one that runs here; default) or local (start one here).",
+)
+
+
+def check_places(workers: int | None, ray: str | None, other: str = "", why: str = "") -> None:
+    """Refuse options that say where the work is done and have no effect; `other` is an option that leaves no work to give out."""
+    useless = {
+        f"--ray has no effect with {other}, {why}.": ray is not None and other,
+        "-j has no effect with --ray: the cluster decides how many tasks run at once.": ray is not None and workers,
+    }
+    if any(useless.values()):
+        raise click.UsageError(next(message for message, given in useless.items() if given))
+
+
 class Ended(BaseException):
     """A signal ended the command."""
 

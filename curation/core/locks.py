@@ -1,4 +1,4 @@
-"""Locks between processes: one command per folder, and claims on pieces of work that several processes share.
+"""Locks between processes: one command per folder.
 
 They use the system's `flock`, which is released when the process ends, even by kill -9, so no lock is ever stale.
 """
@@ -45,26 +45,3 @@ def locked(folder: Path, what: str) -> Iterator[None]:
             yield
         finally:
             file.truncate(0)
-
-
-@contextmanager
-def claimed(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Claim the piece of work that `path` stands for; yield whether this process has the claim. `wait`: until it has.
-
-    Once the claim is held, check again whether the work still has to be done: another process may have finished it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        with path.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
-                continue  # its holder deleted the file between our opening and locking it
-            try:
-                yield True
-            finally:
-                path.unlink(missing_ok=True)
-            return

@@ -185,6 +185,11 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
     return pl.read_parquet(path, columns=columns, glob=False, hive_partitioning=False)
 
 
+def read_rows(folder: Path, name: str, first: int, count: int) -> pl.DataFrame:
+    """Read some rows of a table; only the row groups that hold them are read."""
+    return pl.scan_parquet(table_files(folder, name), glob=False).slice(first, count).collect()
+
+
 def link_table(source: Path, folder: Path, name: str) -> None:
     """Put a table into another folder too: as hard links if the disk supports them, else as copies."""
     for path in table_files(source, name):

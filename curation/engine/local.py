@@ -1,42 +1,28 @@
-"""Run a function over items in several processes on this machine."""
+"""Run a function over items in this process, or in several processes of this machine."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
+from functools import partial
+from multiprocessing import connection, resource_tracker
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple
 
-from curation.core.errors import SetupError
+from curation.core.errors import SetupError, UserError
 from curation.core.store import sweep
+from curation.engine.pool import THREADS, Answer, Item, Pool, Result, Results
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-def run(
-    function: Callable[[Item], Result], items: Iterable[Item], processes: int, folder: Path
-) -> Iterator[tuple[Item, Callable[[], Result]]]:
-    """Yield (item, function that returns its result or raises its error), in the order in which items finish.
-
-    The processes end with this one. Temporary files that killed processes left below `folder` are removed at the end.
-
-    Raises:
-        SetupError: a process was killed.
-    """
-    with _pool(processes, folder) as pool:
-        with _signals_held():
-            futures = {pool.submit(function, item): item for item in items}
-        for future in as_completed(futures):
-            yield futures[future], future.result
+DRIVERS = ("nvidia[0-9]*", "dxg", "kfd")  # in /dev where there is a GPU: NVIDIA's, through Windows, AMD's
+LIMITS = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "POLARS_MAX_THREADS", "NUMBA_NUM_THREADS")  # each is a number of threads
 
 
 def processors() -> int:
@@ -46,37 +32,147 @@ def processors() -> int:
     return os.cpu_count() or 1  # macOS
 
 
+def visible_gpus(device: str) -> list[str]:
+    """Return how CUDA_VISIBLE_DEVICES names each GPU that `device` (auto, cpu, cuda, cuda:N) stands for."""
+    if device == "cpu" or (device == "auto" and not any(any(Path("/dev").glob(name)) for name in DRIVERS)):
+        return []  # torch takes a second to load
+    import torch
+
+    numbers = range(torch.cuda.device_count())
+    named = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, numbers))
+    names = [name.strip() for name in named.split(",")]
+    return [names[number] for number in numbers if device in ("auto", "cuda", f"cuda:{number}")]
+
+
+class Here:
+    """This process. An item is worked on when its result is asked for; with several threads, the next ones meanwhile."""
+
+    def __init__(self, device: str = "auto") -> None:
+        self.device = device
+
+    def run(self, function: Callable[[Item], Result], items: Iterable[Item], threads: int = 1) -> Results[Item, Result]:
+        """Run a function over items, in their order."""
+        if threads < 2:
+            yield from ((item, partial(function, item)) for item in items)
+            return
+        with ThreadPoolExecutor(threads) as pool:
+            pending = deque[tuple[Item, Future[Result]]]()
+            try:
+                for item in items:
+                    pending.append((item, pool.submit(function, item)))
+                    if len(pending) > threads:
+                        first, future = pending.popleft()
+                        yield first, future.result
+                while pending:
+                    first, future = pending.popleft()
+                    yield first, future.result
+            finally:
+                for _, future in pending:
+                    future.cancel()
+
+
+class Process(NamedTuple):
+    """A worker process."""
+
+    process: multiprocessing.process.BaseProcess
+    pipe: connection.Connection
+    place: int  # which of the environments it has
+
+
+class Processes(Pool):
+    """Processes of this machine, which end with this one."""
+
+    def __init__(self, count: int, device: str = "auto", environments: Sequence[Mapping[str, str]] = ({},)) -> None:
+        """Start at most `count` processes; the environments are given to them in turn."""
+        super().__init__(count)
+        self.device, self.environments = device, environments
+        self.context = multiprocessing.get_context("spawn")  # a forked polars waits for threads that the child does not have
+
+    def start(self) -> None:
+        """Start a process."""
+        ours, theirs = self.context.Pipe()
+        place = next(number for number in range(self.most) if number not in {worker.place for worker in self.busy})
+        environment = self.environments[place % len(self.environments)]
+        process = self.context.Process(target=_work, args=(theirs, dict(environment)))
+        with _signals_held():
+            process.start()
+            self.busy[Process(process, ours, place)] = {}
+        theirs.close()
+
+    def send(self, worker: Process, number: int, function: Callable[[Item], Result], item: Item) -> None:
+        """Send a task to a process."""
+        task = pickle.dumps((function, item))
+        with suppress(OSError):  # it was killed; `receive` finds that out
+            worker.pipe.send((number, task))
+
+    def receive(self) -> list[tuple[Process, int, Answer | None]]:
+        """Wait, and return (process, number of the task, answer); None: the process was killed."""
+        found: list[tuple[Process, int, Answer | None]] = []
+        by_pipe = {worker.pipe: worker for worker in self.busy}
+        for pipe in connection.wait(list(by_pipe)):
+            assert isinstance(pipe, connection.Connection)
+            try:
+                found.append((by_pipe[pipe], *pipe.recv()))
+            except (EOFError, OSError):
+                pipe.close()
+                found.append((by_pipe[pipe], -1, None))
+        return found
+
+    def refuse(self, times: int) -> SetupError:
+        """Return the error for an item with which so many processes were killed."""
+        what = f"was killed {times} times with the same work, perhaps because memory ran out"
+        return SetupError("a worker process", what, "use a smaller -j, such as -j 1")
+
+    def close(self) -> None:
+        """End the processes, also those that are at work."""
+        for worker in self.busy:
+            worker.pipe.close()
+        for worker in self.busy:
+            worker.process.join()
+
+
 @contextmanager
-def _pool(count: int, build: Path) -> Iterator[ProcessPoolExecutor]:
-    """Yield a pool of processes that end with this one, and immediately if an error or a signal ends the work."""
-    context = multiprocessing.get_context("spawn")  # not fork: a forked polars waits for threads that do not exist in the child
-    theirs, ours = context.Pipe(duplex=False)
-    with _signals_held():
-        pool = ProcessPoolExecutor(count, context, initializer=_end_with, initargs=(theirs,))
+def processes(
+    count: int, folder: Path, device: str = "auto", environments: Sequence[Mapping[str, str]] = ({},)
+) -> Iterator[Processes]:
+    """Yield worker processes. Temporary files that killed ones left below `folder` are removed at the end."""
+    pool = Processes(count, device, environments)
     try:
         yield pool
-    except BrokenProcessPool:
-        hint = "use a smaller -j, such as -j 1"
-        raise SetupError("a worker process", "was killed, perhaps because memory ran out", hint) from None
-    except BaseException:
-        ours.close()
-        raise
     finally:
-        pool.shutdown(cancel_futures=True)
-        ours.close()
-        theirs.close()
-        sweep(build, depth=2)
+        pool.close()
+        sweep(folder, depth=2)
 
 
-def _end_with(parent: Connection) -> None:
-    """End this worker when the parent process ends or closes its side of the connection."""
+def _work(pipe: connection.Connection, environment: Mapping[str, str]) -> None:
+    """Work on the tasks that come through a pipe, until the process at its other end closes it or ends."""
+    os.environ |= environment  # before anything imports torch
+    pool, sending = ThreadPoolExecutor(THREADS), threading.Lock()
 
-    def wait() -> None:
-        with suppress(EOFError, OSError):
-            parent.recv()  # nothing is ever sent
-        os._exit(1)
+    def answer(number: int, task: bytes) -> None:
+        try:
+            function, item = pickle.loads(task)
+            found = pickle.dumps((number, Answer(function(item))))
+        except BaseException as error:  # polars' panics too
+            found = pickle.dumps((number, Answer(error=_portable(error))))
+        with sending, suppress(OSError):
+            pipe.send_bytes(found)
 
-    threading.Thread(target=wait, daemon=True).start()
+    with suppress(EOFError, OSError):
+        while True:
+            pool.submit(answer, *pipe.recv())
+    os._exit(1)  # the threads may be at work
+
+
+def _portable(error: BaseException) -> BaseException:
+    """Return an error that can be sent to another process, with the traceback of this one unless a user can fix it."""
+    if not isinstance(error, UserError):
+        error.add_note("".join(traceback.format_exception(error)))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError("".join(traceback.format_exception(error)))
+    return error
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""Run a function over items as tasks of a Ray cluster. Ray only places them: paths and receipts travel, never tables."""
+"""Run a function over items on a Ray cluster, as tasks, or in actors that hold models.
+
+Ray only places the work: paths, numbers and receipts travel, never tables or vectors.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,15 @@ import socket
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from curation.core.errors import SetupError, UserError, first_line
 from curation.core.store import sweep
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from curation.engine.local import LIMITS
+from curation.engine.pool import RETRIES, THREADS, Answer, Item, Pool, Result, Results
 
 LOCAL, RUNNING = "local", "auto"  # addresses: a cluster of this machine alone, started here; the one that runs on this machine
 # the workers get these from here; no tokens
@@ -29,22 +31,20 @@ ENVIRONMENT = (
     "XDG_CACHE_HOME", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION",
 )  # fmt: skip
 TOKEN = Path("~/.ray/auth_token")
-RETRIES = 3  # of a task whose worker or node was lost
 SECONDS = 5  # to wait for an answer from an address
 SECONDS_TO_START = 120  # that a node may take to start its first task
 
 
 class Cluster:
-    """A connection to a Ray cluster."""
+    """A connection to a Ray cluster, which runs items as tasks."""
+
+    device = "cpu"
 
     def __init__(self, ray: Any) -> None:
         self.ray = ray
 
-    def run(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Callable[[], Result]]]:
-        """Yield (item, function that returns its result or raises its error), in the order in which items finish.
-
-        The task of a worker that was lost is run again, on another node if need be; an error of the function is not.
-        """
+    def run(self, function: Callable[[Item], Result], items: Iterable[Item], threads: int = 1) -> Results[Item, Result]:
+        """Run a function over items, as `pool.Workers` says; a task has one processor."""
         task = self.ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=False)(_answer)
         waiting = {task.remote(function, item): item for item in items}
         while waiting:
@@ -53,15 +53,95 @@ class Cluster:
 
     def _result(self, task: Any) -> Any:
         try:
-            result, error = unwrapped(self.ray.get, task)
+            answer = unwrapped(self.ray.get, task)
         except self.ray.exceptions.RayTaskError as failed:
             raise failed.cause or failed from None
         except self.ray.exceptions.RayError as lost:
-            what = f"was lost {RETRIES + 1} times ({first_line(lost)})"
-            raise SetupError("a worker of the cluster", what, "perhaps its memory ran out: give it more") from None
-        if error is not None:
-            raise error
-        return result
+            raise _lost(lost) from None
+        return answer.get()
+
+
+class Actors(Pool):
+    """Actors of a Ray cluster, each with a GPU or a processor of its own; they hold models from one item to the next."""
+
+    def __init__(self, ray: Any, device: str) -> None:
+        """Use all GPUs of a cluster, or all its processors if it has none or `device` is cpu.
+
+        Raises:
+            SetupError: `device` asks for GPUs, and the cluster has none.
+        """
+        self.gpu = device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1
+        if device not in ("auto", "cpu", "cuda"):
+            raise SetupError(f"--device {device}", "each worker of a cluster has a GPU of its own", "use --device cuda")
+        if device == "cuda" and not self.gpu:
+            raise SetupError("--device cuda", "no node of the cluster has a GPU", "use --device cpu")
+        super().__init__(int(ray.cluster_resources()["GPU" if self.gpu else "CPU"]))
+        self.ray, self.device = ray, "cuda" if self.gpu else "cpu"
+        needs = {"num_cpus": 1, "num_gpus": int(self.gpu), "max_restarts": 0, "max_concurrency": THREADS}
+        self.kind = ray.remote(**needs)(Worker)
+        self.tasks: dict[Any, tuple[Any, int]] = {}  # what Ray answers to -> worker, number of the task; -1: has it started?
+        self.last: Exception | None = None  # why a worker was lost
+        self.lost_starts = 0
+
+    def start(self) -> None:
+        """Ask for an actor; it gets items when it has started."""
+        worker = self.kind.remote(os.getcwd(), self.gpu)
+        self.starting.add(worker)
+        self.tasks[worker.answer.remote(bool, 1)] = (worker, -1)
+
+    def send(self, worker: Any, number: int, function: Callable[[Item], Result], item: Item) -> None:
+        """Send a task to an actor."""
+        self.tasks[worker.answer.remote(function, item)] = (worker, number)
+
+    def receive(self) -> list[tuple[Any, int, Answer | None]]:
+        """Wait, and return (actor, number of the task, answer); None: the actor was lost."""
+        (ready, *_), _ = unwrapped(self.ray.wait, list(self.tasks), num_returns=1)
+        worker, number = self.tasks.pop(ready)
+        answer: Answer | None
+        try:
+            answer = unwrapped(self.ray.get, ready)
+        except self.ray.exceptions.RayTaskError as failed:
+            answer = Answer(error=failed.cause or failed)
+        except self.ray.exceptions.RayError as lost:
+            answer, self.last = None, lost
+            self.tasks = {task: (other, one) for task, (other, one) in self.tasks.items() if other != worker}
+        if number >= 0 and answer is not None:
+            return [(worker, number, answer)]
+        if worker in self.starting:
+            self.starting.discard(worker)
+            self.lost_starts = 0 if answer else self.lost_starts + 1
+            if self.lost_starts > RETRIES:
+                raise self.refuse(self.lost_starts)
+            if answer:
+                self.busy[worker] = {}
+                return []
+        return [(worker, number, None)]
+
+    def refuse(self, times: int) -> SetupError:
+        """Return the error for an item with which so many actors were lost."""
+        assert self.last is not None
+        return _lost(self.last)
+
+
+class Worker:
+    """An actor: a process on a node of the cluster."""
+
+    def __init__(self, folder: str, gpu: bool) -> None:
+        """Work in a folder, if this node has it, so that relative paths mean the same."""
+        with suppress(OSError):
+            os.chdir(folder)
+        if not gpu:  # as many processes as processors
+            os.environ |= {name: "1" for name in LIMITS if name not in os.environ}
+
+    def answer(self, function: Callable[[Item], Result], item: Item) -> Answer:
+        """Call a function."""
+        return _answer(function, item)
+
+
+def _lost(error: Exception) -> SetupError:
+    """Return the error for an item with which too many workers were lost."""
+    what = f"was lost {RETRIES + 1} times ({first_line(error)})"
+    return SetupError("a worker of the cluster", what, "perhaps its memory ran out: give it more")
 
 
 def unwrapped(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
@@ -72,12 +152,12 @@ def unwrapped(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         raise error.__cause__ or error from None
 
 
-def _answer(function: Callable[[Item], Result], item: Item) -> tuple[Result | None, UserError | None]:
-    """Call the function in a task. A user's error is an answer, so that Ray neither retries it nor wraps it."""
+def _answer(function: Callable[[Item], Result], item: Item) -> Answer:
+    """Call a function in a task. A user's error is an answer, so that Ray neither retries it nor wraps it."""
     try:
-        return function(item), None
+        return Answer(function(item))
     except UserError as error:
-        return None, error
+        return Answer(error=error)
 
 
 @contextmanager

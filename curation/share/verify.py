@@ -176,7 +176,7 @@ def _vector_problems(folder: Path) -> Checks:
         files = {path.with_suffix(f".{ending}"): digest for ending, digest in receipt.items() if ending != "rows"}
         known |= files.keys()
         yield from _listed(folder, {file.name: digest for file, digest in files.items()}, (), path.name)
-    extra = [path for path in sorted(folder.iterdir()) if path.is_file() and path not in known and path.suffix != ".claim"]
+    extra = [path for path in sorted(folder.iterdir()) if path.is_file() and path not in known]
     yield from (Problem(str(path), "is in no receipt") for path in extra)
 
 

@@ -33,8 +33,8 @@ def slow(texts):
     return hashed(texts, 16)
 Path({folder!r}).with_name("began").touch()
 store = embeddings.Embeddings(Path({folder!r}), FakeEncoder(dim=16, vectors=slow))
-store.ensure(lambda: [f"passage {{n % 90}}" for n in range(130)])
-store.ensure(lambda: [f"query {{n}}" for n in range(85)])
+store.ensure([f"passage {{n % 90}}" for n in range(130)])
+store.ensure([f"query {{n}}" for n in range(85)])
 """
 
 
@@ -53,7 +53,7 @@ def test_each_text_once_in_order_of_need(tmp_path, few):
     store, encoder = opened(tmp_path)
     texts = [f"text {n % 20}" for n in range(50)]
     counts = []
-    places = store.ensure(lambda: texts, counts.append)
+    places = store.ensure(texts, counts.append)
     assert encoder.calls == [
         [f"text {n}" for n in range(8)],
         [f"text {n}" for n in range(8, 16)],
@@ -66,26 +66,26 @@ def test_each_text_once_in_order_of_need(tmp_path, few):
     np.testing.assert_array_equal(Part(store, places)[np.array([9, 9, 1])], hashed([texts[9], texts[9], texts[1]], 16))
 
     again, encoder = opened(tmp_path)
-    assert (again.ensure(lambda: [*texts, "new"])[:50] == places).all()
+    assert (again.ensure([*texts, "new"])[:50] == places).all()
     assert encoder.calls == [["new"]]
 
 
 def test_equal_by_nfc_only(tmp_path):
     store, _ = opened(tmp_path)
-    first, second, third = store.ensure(lambda: ["caf\u00e9", "cafe\u0301", "Café"])
+    first, second, third = store.ensure(["caf\u00e9", "cafe\u0301", "Café"])
     assert first == second != third
 
 
 def test_nothing_to_do(tmp_path):
     store, encoder = opened(tmp_path)
-    assert store.ensure(lambda: []).shape == (0,)
+    assert store.ensure([]).shape == (0,)
     assert encoder.calls == []
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "keys", "receipt", "gone"])
 def test_a_damaged_shard_is_encoded_again(tmp_path, few, damage):
     texts = [f"text {n}" for n in range(30)]
-    opened(tmp_path)[0].ensure(lambda: texts)
+    opened(tmp_path)[0].ensure(texts)
     whole = files_of(tmp_path)
     shard = tmp_path / "fake" / "shard-00001.f32"
     content = shard.read_bytes()
@@ -100,7 +100,7 @@ def test_a_damaged_shard_is_encoded_again(tmp_path, few, damage):
     else:
         shard.unlink()
     store, encoder = opened(tmp_path)
-    places = store.ensure(lambda: texts)
+    places = store.ensure(texts)
     assert encoder.calls == [texts[8:16]]
     np.testing.assert_array_equal(store[places], hashed(texts, 16))
     assert files_of(tmp_path) == whole
@@ -109,7 +109,7 @@ def test_a_damaged_shard_is_encoded_again(tmp_path, few, damage):
 def test_a_failure_in_one_of_several_threads(tmp_path, few):
     texts = [f"text {n}" for n in range(60)]
     whole, _ = opened(tmp_path / "whole")
-    whole.ensure(lambda: texts)
+    whole.ensure(texts)
 
     class Failing(FakeEncoder):
         threads, fails = 3, True
@@ -121,11 +121,10 @@ def test_a_failure_in_one_of_several_threads(tmp_path, few):
 
     encoder, counts = Failing(dim=16), list[int]()
     with pytest.raises(ModelError, match="text 20"):
-        Embeddings(tmp_path / "few", encoder).ensure(lambda: texts)
-    assert not list(tmp_path.rglob("*.claim"))
+        Embeddings(tmp_path / "few", encoder).ensure(texts)
     encoder.fails = False
     store = Embeddings(tmp_path / "few", encoder)
-    places = store.ensure(lambda: [*texts, *texts[:9]], counts.append)
+    places = store.ensure([*texts, *texts[:9]], counts.append)
     np.testing.assert_array_equal(store[places], hashed([*texts, *texts[:9]], 16))
     assert sum(counts) == 69
     assert files_of(tmp_path / "few") == files_of(tmp_path / "whole")
@@ -136,7 +135,7 @@ def test_what_was_read_does_not_stay_mapped(tmp_path, few, monkeypatch):
     monkeypatch.setattr(embeddings, "RESIDENT", 3 * 8 * 2048 * 4)  # three shards
     vectors, _ = opened(tmp_path, dim=2048)
     texts = [f"text {n}" for n in range(162)]
-    found = vectors[vectors.ensure(lambda: texts)]
+    found = vectors[vectors.ensure(texts)]
     np.testing.assert_array_equal(found, hashed(texts, 2048))
     assert 0 < sum(vectors.resident.values()) <= embeddings.RESIDENT
     if sys.platform == "linux":  # which gives account of mapped pages
@@ -160,14 +159,14 @@ def mapped_of(ending: str) -> list[int]:
 @pytest.mark.parametrize("meta", ['{"format": 0, "dim": 16, "encoder": {}}', '{"format": 1, "dim": 32}', "{}", "[]"])
 def test_what_another_version_wrote_is_encoded_again(meta, tmp_path):
     store, _ = opened(tmp_path)
-    store.ensure(lambda: ["old", "texts"])
+    store.ensure(["old", "texts"])
     (tmp_path / "fake" / "meta.json").write_text(meta)
     again, encoder = opened(tmp_path)
-    places = again.ensure(lambda: ["old", "texts"])
+    places = again.ensure(["old", "texts"])
     assert encoder.calls == [["old", "texts"]]
     np.testing.assert_array_equal(again[places], hashed(["old", "texts"], 16))
     third, encoder = opened(tmp_path)
-    assert third.ensure(lambda: ["old", "texts"]).tolist() == places.tolist()
+    assert third.ensure(["old", "texts"]).tolist() == places.tolist()
     assert encoder.calls == []
 
 

@@ -21,12 +21,13 @@ from hypothesis import strategies as st
 from test_fake_cuda import fake_cuda
 
 from curation.core.errors import SetupError
+from curation.engine.local import Here
 from mining import gpu
 from mining.candidates import Corpus, search
 from mining.gpu import FaissGpu, Gpu, OnGpus, find_gpus, lanes_of, split, sums_in_lanes
 from mining.kernels import inner_products
 from mining.lists import Ragged
-from mining.search import Exact, nearest, overlapped, rounding
+from mining.search import Exact, nearest, rounding
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -447,7 +448,7 @@ def test_other_classes_in_threads_on_a_real_gpu():
             others, part = index.without(number)
             return others, nearest(corpus[number::400], part, 50)
 
-        together = list(overlapped(found, range(8), index.threads))
+        together = [done() for _, done in Here().run(found, range(8), index.threads)]
         assert index.exact
         for number, (others, (ids, scores)) in enumerate(together):
             rows, part = Exact(corpus, groups=classes).without(number)

@@ -1,4 +1,4 @@
-"""Mining that is killed, shared among processes, short of room or damaged ends with the bytes of one undisturbed run."""
+"""Mining that is killed, short of room or damaged ends with the bytes of one undisturbed run."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ ivf.LEAST = 50
 def slow(texts):
     time.sleep({pause})
     return hashed(texts)
-Path({build!r}).with_name("began-{rank}").touch()
+Path({build!r}).with_name("began").touch()
 if {room}:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, resource.RLIM_INFINITY))
 try:
-    mine.mine_build(Path({build!r}), load=lambda *_: FakeEncoder(vectors=slow), rank={rank})
+    mine.mine_build(Path({build!r}), load=lambda *_: FakeEncoder(vectors=slow))
 except OSError as error:
     sys.exit(7 if errors.is_disk_full(error) else 1)
 """
@@ -42,11 +42,11 @@ SOURCES = {"s": retrieval(40), "t": clustering(), "u": retrieval(80)}  # u is se
 LISTED = f"{EASY}, index: ivf"
 
 
-def start(build, rank=None, room=0, pause=0.01):
+def start(build, room=0, pause=0.01):
     """Begin to mine in another process, and return when its imports are over."""
-    here, began = Path(__file__).resolve(), build.with_name(f"began-{rank}")
+    here, began = Path(__file__).resolve(), build.with_name("began")
     began.unlink(missing_ok=True)
-    code = SLOW_RUN.format(tests=str(here.parent), root=str(here.parents[2]), build=str(build), rank=rank, room=room, pause=pause)
+    code = SLOW_RUN.format(tests=str(here.parent), root=str(here.parents[2]), build=str(build), room=room, pause=pause)
     process = subprocess.Popen([sys.executable, "-c", code], env=os.environ, stdout=subprocess.DEVNULL)
     while not began.exists() and process.poll() is None:
         time.sleep(0.005)
@@ -76,18 +76,6 @@ def test_killed_at_random_moments(tmp_path, undisturbed):
     assert sum(killed) >= 3  # later ones find little left to do
     assert start(build).wait() == 0
     assert files_of(build) == undisturbed
-
-
-@pytest.mark.parametrize("dies", [None, 1])
-def test_two_ranks_give_the_bytes_of_one_process_and_so_does_one_that_outlives_the_other(tmp_path, undisturbed, dies):
-    build = built(tmp_path)
-    ranks = [start(build, rank, pause=0.03) for rank in (0, 1)]
-    if dies is not None:
-        time.sleep(random.Random(5).uniform(0.05, 0.4))
-        ranks[dies].send_signal(signal.SIGKILL)
-    assert [process.wait() for process in ranks] == [0, 0 if dies is None else -signal.SIGKILL]
-    found = {name: content for name, content in files_of(build).items() if not name.endswith((".claim", ".lock"))}
-    assert found == {name: content for name, content in undisturbed.items() if not name.endswith(".lock")}
 
 
 def test_without_room_it_stops_and_goes_on_when_there_is_some(tmp_path, undisturbed):

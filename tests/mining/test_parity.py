@@ -122,7 +122,7 @@ def test_end_to_end_with_a_real_model(tmp_path, shared_data):
     store_of_ours = Embeddings(tmp_path / "b" / "embeddings", encoder)
 
     def vectors(texts):
-        return store_of_ours[store_of_ours.ensure(lambda: texts)]
+        return store_of_ours[store_of_ours.ensure(texts)]
 
     assert_equal(ours, peer_rows(queries, positives, Vectors(vectors, exact=True)))
     assert_equal(ours, peer_rows(queries, positives, Vectors(vectors)), roundings=count // 500)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from small_build import FakeEncoder, files_of, make_build, pairs_source
+from small_build import FakeEncoder, make_build, pairs_source
 from test_mine import EASY, mined, retrieval, run
 from test_mine_settings import reset
 
@@ -142,43 +139,3 @@ def test_a_reranker_has_a_use(tmp_path, keys, what):
     with pytest.raises(ManifestError) as error:
         run(build)
     assert str(error.value) == f"{build / 'manifest.yaml'}:5: {what}"
-
-
-RANKED = """
-import sys, time
-from pathlib import Path
-sys.path[:0] = [{tests!r}, {root!r}]
-import training.model.reranker
-from small_build import FakeEncoder
-from mining import candidates, embeddings, mine, rerank as reranker
-(Path({build!r}).parent / "ready{rank}").touch()
-while len(list(Path({build!r}).parent.glob("ready*"))) < {processes}:
-    time.sleep(0.01)
-embeddings.ROWS = 16
-candidates.ROWS_PER_BLOCK = 16
-encode, scored = reranker.Reranker.encode, []
-def counted(self, texts, advance):
-    scored.append(len(texts))
-    return encode(self, texts, advance)
-reranker.Reranker.encode = counted
-mine.mine_build(Path({build!r}), load=lambda *_: FakeEncoder(), rank={rank})
-print(sum(scored))
-"""
-
-
-@pytest.mark.long
-def test_processes_share_the_scoring(tmp_path, model):
-    here, mine = Path(__file__).resolve(), f"{EASY}, shortage: keep, reranker: {model}, reranker_margin: 0"
-    builds = [make_build(tmp_path / name / "x", {"s": several_answers()}, mine) for name in ("alone", "both")]
-
-    def start(build, rank, processes):
-        names = {"tests": str(here.parent), "root": str(here.parents[2]), "build": str(build)}
-        code = RANKED.format(**names, rank=rank, processes=processes)
-        return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-
-    alone = int(start(builds[0], 0, 1).communicate(timeout=300)[0])
-    both = [int(process.communicate(timeout=300)[0]) for process in [start(builds[1], 0, 2), start(builds[1], 1, 2)]]
-    assert min(both) > 0
-    assert sum(both) == alone
-    for part in ("mined", "reranked"):
-        assert files_of(builds[0] / part) == files_of(builds[1] / part)
