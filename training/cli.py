@@ -133,16 +133,17 @@ def run_training(
         ctx.exit(128 + stop.number)
     folder = out or build / "train"
     model = folder / "model"
-    if ran and "before" in receipt and "best" in receipt:
-        written = receipt["best"]["step"] if settings.export == "best" else max(map(int, receipt["history"]))
-        message(f"nDCG@10 {receipt['before']:.4f} before, {receipt['history'][str(written)]:.4f} after training (step {written})")
-    if ran:
+    if not ran:
+        message(f"nothing to do: already trained: {model}")
+    else:
+        if "before" in receipt and "best" in receipt:
+            written = receipt["best"]["step"] if settings.export == "best" else max(map(int, receipt["history"]))
+            score = f"{receipt['history'][str(written)]:.4f} after training (step {written})"
+            message(f"nDCG@10 {receipt['before']:.4f} before, {score}")
+        message(f"trained: {model}; see {folder / 'report.html'}")
         heldout = next((path for name in receipt["trained_on"] if (path := build / "heldout" / name).is_dir()), None)
         publish, measure = f"train publish {folder} ORG/NAME --dry-run", f"train evaluate {model} --data {heldout}"
-        message(f"trained: {model}; see {folder / 'report.html'}")
         message(f"next: `{measure if heldout else publish}`")
-    else:
-        message(f"nothing to do: already trained: {model}")
     if as_json:
         show({**receipt, "model": str(model), "ran": ran}, True)
 

@@ -37,25 +37,28 @@ def estimate(build: Path, recipe: Train, *, only: Sequence[str] = (), gpus: int 
         BuildError: no mined negatives, or no tuple.
         ModelError: a model that cannot be trained.
     """
+    # Tuples and steps of an epoch: each source fills batches of its own, the last of them in part.
     entries = mined_sources(build, only, recipe.sources)
-    lists = {name: tables.read_table(build / "mined" / name, "pairs", ["positives"])["positives"] for name in entries}
-    tuples = {name: int(some.list.len().sum()) if recipe.positives == "all" else len(some) for name, some in lists.items()}
-    nonempty = {name: count for name, count in tuples.items() if count}
-    batches = [-(-count // recipe.batch) for count in nonempty.values()]
-    steps_per_epoch = sum(batches)
+    positives = {name: tables.read_table(build / "mined" / name, "pairs", ["positives"])["positives"] for name in entries}
+    tuples = {name: int(some.list.len().sum()) if recipe.positives == "all" else len(some) for name, some in positives.items()}
+    counts = {name: count for name, count in tuples.items() if count}
+    batches = {name: -(-count // recipe.batch) for name, count in counts.items()}
+    steps_per_epoch = sum(batches.values())
     if not steps_per_epoch:
         raise nothing_to_train_on(build, list(entries))
+    steps = total_steps(recipe, steps_per_epoch)
+
+    # Tokens of an epoch: `evenness` and `weight` let a source take more or fewer batches than it fills.
     given = Prompts.by_name(recipe.prompts)
     model = load_model(
         recipe.model, device="cpu", weights=False, pooling=recipe.pooling, max_tokens=recipe.max_tokens, prompts=given
     )
-    steps = total_steps(recipe, steps_per_epoch)
-    weights = [recipe.of(name).weight for name in nonempty]
-    shares = batches_per_epoch(batches, list(nonempty.values()), recipe.evenness, weights)
-    tokens = sum(
-        _tokens_per_tuple(build, name, entries[name], model, recipe) * count / own * share
-        for (name, count), own, share in zip(nonempty.items(), batches, shares, strict=True)
-    )
+    weights = [recipe.of(name).weight for name in counts]
+    taken = batches_per_epoch(list(batches.values()), list(counts.values()), recipe.evenness, weights)
+    tokens = 0.0
+    for name, taken_batches in zip(counts, taken, strict=True):
+        per_batch = _tokens_per_tuple(build, name, entries[name], model, recipe) * counts[name] / batches[name]
+        tokens += per_batch * taken_batches
     per_step = round(tokens / steps_per_epoch)
     costs = cost(recipe, model, tokens * steps / steps_per_epoch, per_step / gpus, gpus)
     return {

@@ -128,6 +128,7 @@ def _train(
     say: Say,
     progress: Progress,
 ) -> tuple[dict[str, Any], bool]:
+    """Train as one of the processes, see `train`."""
     # The model to train.
     given = Prompts.by_name(recipe.prompts)
     with memory.explain_without_room(torch.device(device), recipe.model):
@@ -156,6 +157,7 @@ def _train(
     if (receipt := checkpoint.finished(out, run)) is not None:
         return receipt, False
 
+    # Weights, optimizer and what an earlier run saved; on a GPU also how many tokens fit, and whether to compile.
     backend: Backend
     with memory.explain_without_room(torch.device(device), recipe.model):
         backend = DeepSpeed(model, recipe) if recipe.deepspeed else Torch(model, recipe)
@@ -165,6 +167,7 @@ def _train(
         compile_layers(model.backbone)
         say("the layers are compiled (torch.compile), so the first steps take longer")
 
+    # The steps, after the lines on what may surprise.
     for line in [*_notes(recipe, sources, total, backend.world), *notes, *validation.prompts(model, recipe)]:
         say(line)
     done = loop(plan, recipe, backend, validation, first, total, out, {**run, **circumstances}, tensorboard, say)
