@@ -358,31 +358,36 @@ def _store(address: str, name: str) -> tuple[Any, str]:
     known = [one for one in fsspec.available_protocols() if one not in NO_STORES]
     if scheme not in known:
         raise SourceError(name, f"unknown scheme '{scheme}'" + did_you_mean(scheme, known), "s3, gs, https and hf are read")
-    options: dict[str, Any] = {}
     try:
         store = fsspec.get_filesystem_class(scheme)
-        if scheme in ("http", "https"):
-            import aiohttp
-
-            wait = aiohttp.ClientTimeout(total=None, sock_connect=SECONDS, sock_read=SECONDS)
-            # proxies and ~/.netrc; a packed file is saved as it is, even if the server declares its packing as an encoding
-            options = {"trust_env": True, "timeout": wait, "auto_decompress": not urlsplit(name).path.lower().endswith(PACKED)}
-            options = {"client_kwargs": options}
-        elif scheme in ("s3", "s3a"):
-            options = {
-                "config_kwargs": {"connect_timeout": SECONDS, "read_timeout": SECONDS, "retries": {"total_max_attempts": 1}}
-            }
-            options["anon"] = not _has_aws_credentials()
-        elif scheme in ("gs", "gcs"):
-            options = {"timeout": SECONDS}
-        found, path = fsspec.core.url_to_fs(scheme + address[len(scheme) :], **options)
+        found, path = fsspec.core.url_to_fs(scheme + address[len(scheme) :], **_options(scheme, name))
     except ImportError as error:
         extra = EXTRAS.get(scheme)
         hint = f"pip install 'tuplesmith[{extra}]'" if extra else "install it with pip"
         raise SourceError(name, f"a package for '{scheme}://' is missing ({first_line(error)})", hint) from None
+    except Exception as error:  # settings of the store, such as a profile that does not exist
+        _, what, hint, _ = _explained(name, error)
+        if not what:
+            raise
+        raise SourceError(name, what, hint) from None
     if hasattr(store, "retries"):
         found.retries = 2  # tries of s3fs and gcsfs themselves
     return found, str(path)
+
+
+def _options(scheme: str, name: str) -> dict[str, Any]:
+    """Return the time-outs of a file system, and what else it needs to be told."""
+    if scheme in ("http", "https"):
+        import aiohttp
+
+        wait = aiohttp.ClientTimeout(total=None, sock_connect=SECONDS, sock_read=SECONDS)
+        # proxies and ~/.netrc; a packed file is saved as it is, even if the server declares its packing as an encoding
+        packed = urlsplit(name).path.lower().endswith(PACKED)
+        return {"client_kwargs": {"trust_env": True, "timeout": wait, "auto_decompress": not packed}}
+    if scheme in ("s3", "s3a"):
+        config = {"connect_timeout": SECONDS, "read_timeout": SECONDS, "retries": {"total_max_attempts": 1}}
+        return {"config_kwargs": config, "anon": not _has_aws_credentials()}
+    return {"timeout": SECONDS} if scheme in ("gs", "gcs") else {}
 
 
 @functools.cache
@@ -513,7 +518,7 @@ def _fetch(address: str, name: str, one: Stored, advance: Advance = lambda size:
     Raises:
         SourceError: it cannot be fetched, is cut off, is a web page, or is not the version that is wanted.
     """
-    store, path = _store(address, name)
+    store, path = _store(address, one.url)
     if one.url != name:  # a file that a pattern matched
         path = str(store._strip_protocol(one.url))
         user, at, _ = address.partition("://")[2].partition("/")[0].rpartition("@")

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -357,6 +358,16 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
         assert told.endswith(f"); pip install 'tuplesmith[{extra}]'")
 
 
+def test_settings_of_a_store_that_are_wrong(tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    told = refused(tmp_path, "s3://texts/a.csv")
+    assert (
+        told
+        == "s3://texts/a.csv: cannot be read (ProfileNotFound: The config profile (nobody) could not be found); check the address"
+    )
+    assert refused(tmp_path, "https://host:port/a.csv").startswith("https://host:port/a.csv: cannot be read (")
+
+
 AGAIN = "check the network and the address, or run the same command again in a while"
 
 
@@ -436,8 +447,10 @@ def test_a_web_page_is_no_data(tmp_path):
 
 
 def test_a_packed_file_that_the_server_declares_as_encoded(tmp_path):
-    with web({"/a.jsonl.gz": gzip.compress(lines("a"))}) as server:
-        assert len(rows_of(tmp_path, f"{server.url}/a.jsonl.gz")) == 6
+    with web({"/d/a.jsonl.gz": gzip.compress(lines("a"))}) as server:
+        assert len(rows_of(tmp_path, f"{server.url}/d/a.jsonl.gz")) == 6
+        shutil.rmtree(tmp_path / "cache")
+        assert len(rows_of(tmp_path, f"{server.url}/d/*")) == 6
 
 
 # --- S3, a web server and the Hub in one manifest ---
