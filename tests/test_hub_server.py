@@ -84,14 +84,14 @@ for id_ in ("org/open", "org/hidden", "org/gated"):
     tried(lambda: api.upload_file(path_or_fileobj=b"x", path_in_repo="b.txt", repo_id=id_, repo_type="dataset"))
 tried(lambda: api.create_repo("org/new", repo_type="dataset", private=True))
 """
-    told = {
+    outcomes = {
         token: [" ".join(line.split(" ")[:2]) for line in run(server, code, token).splitlines()]
         for token in ("hf_owner", "hf_reader", "hf_other", "", "hf_wrong")
     }
     missing, refused, anonymous = "RepositoryNotFoundError 404", "HfHubHTTPError 403", "RepositoryNotFoundError 401"
-    assert told["hf_owner"] == ["done"] * 10
-    assert told["hf_reader"] == ["done", "done", refused] * 3 + [refused]
-    assert told["hf_other"] == [
+    assert outcomes["hf_owner"] == ["done"] * 10
+    assert outcomes["hf_reader"] == ["done", "done", refused] * 3 + [refused]
+    assert outcomes["hf_other"] == [
         "done",
         "done",
         refused,
@@ -104,7 +104,7 @@ tried(lambda: api.create_repo("org/new", repo_type="dataset", private=True))
         refused,
     ]
     unsigned = "HfHubHTTPError 401"
-    assert told[""] == [
+    assert outcomes[""] == [
         "done",
         "done",
         unsigned,
@@ -116,7 +116,7 @@ tried(lambda: api.create_repo("org/new", repo_type="dataset", private=True))
         unsigned,
         unsigned,
     ]
-    assert set(told["hf_wrong"]) == {"HfHubHTTPError 401"}
+    assert set(outcomes["hf_wrong"]) == {"HfHubHTTPError 401"}
 
 
 def test_datasets_load_by_config_tag_stream_and_converted_branch(server):

@@ -42,8 +42,8 @@ def test_out_and_in_again(made, tmp_path, name):
     assert not outcome.failed
     then, now = (read_json(folder / "build.json")["sources"] for folder in (made, tmp_path / "b"))
     for source in sources:
-        told = ("task", "instruction", "language", "license")
-        assert [now[source][key] for key in told] == [then[source][key] for key in told]
+        keys = ("task", "instruction", "language", "license")
+        assert [now[source][key] for key in keys] == [then[source][key] for key in keys]
         known = tuples_of(made, source, "mined" if shape.mined else "curated")
         whole = {q: (ps[:1] if shape.first else ps, ns if shape.mined else []) for q, (ps, ns) in known.items()}
         assert tuples_of(tmp_path / "b", source) == {
@@ -160,7 +160,7 @@ def test_mtebs_and_others_from_the_hub(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "keys", "told"),
+    ("name", "text", "keys", "note"),
     [
         (
             "tickets.csv",
@@ -176,13 +176,13 @@ def test_mtebs_and_others_from_the_hub(tmp_path):
         ),
     ],
 )
-def test_a_table_gives_a_first_manifest_whose_columns_are_guessed(tmp_path, name, text, keys, told):
+def test_a_table_gives_a_first_manifest_whose_columns_are_guessed(tmp_path, name, text, keys, note):
     (tmp_path / name).write_text(text)
     found = write_manifest(str(tmp_path / name), tmp_path / "m.yaml")
     document = yaml.safe_load((tmp_path / "m.yaml").read_text())
     stem, ending = name.split(".")
     assert document == {"name": stem, "sources": [{"name": stem, "files": name, **keys}]}
-    assert found == ({stem: ending}, {}, [told])
+    assert found == ({stem: ending}, {}, [note])
     assert not build(tmp_path / "m.yaml", tmp_path / "b").failed
 
 

@@ -1,4 +1,4 @@
-"""`curate verify`: each thing that can be wrong with a build is told."""
+"""`curate verify`: each thing that can be wrong with a build is reported."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ BROKEN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("told", BROKEN)
-def test_verify_tells_what_is_wrong(made, tmp_path, told):
+@pytest.mark.parametrize("message", BROKEN)
+def test_verify_tells_what_is_wrong(made, tmp_path, message):
     whole = tmp_path / "b"
     shutil.copytree(made, whole, ignore=shutil.ignore_patterns("embeddings"))
-    stage, damage = BROKEN[told]
+    stage, damage = BROKEN[message]
     damage(whole / stage)
     found = [f"{one.where}: {one.what}" for one in problems(whole)]
-    assert [line for line in found if told in line], found
+    assert [line for line in found if message in line], found
     assert curate.main(["verify", str(whole), "-q"], standalone_mode=False) == 1

@@ -219,17 +219,19 @@ def expected(name: str, data: Path) -> tuple[int, int, dict[str, tuple[str, set[
     found, said = rows(name, data), source(name)
     numbered = [(f"{name}/{number}", *row) for number, row in enumerate(found) if not blank(row[0])]
     if said["task"] != "retrieval":
-        told = {at: (query, {label} if said["task"] == "classification" else set(), label) for at, query, _, label in numbered}
-        return len(found), unambiguous([(form(query), label) for query, _, label in told.values()]), told
+        readings = {
+            at: (query, {label} if said["task"] == "classification" else set(), label) for at, query, _, label in numbered
+        }
+        return len(found), unambiguous([(form(query), label) for query, _, label in readings.values()]), readings
     good = [row for row in numbered if not blank(row[2])]
     if "label" in said["fields"]:
         return len(found), *entailed(good, said.get("labels") or {"entailment": "positive", "neutral": "", "contradiction": ""})
     if "score" in said["fields"]:
         good = [row for row in good if float(row[3]) >= said["threshold"]]
-    told = {at: (query, {positive}, None) for at, query, positive, _ in good}
+    readings = {at: (query, {positive}, None) for at, query, positive, _ in good}
     if said.get("both_ways"):
-        told |= {f"{at}/r": (positive, {query}, None) for at, query, positive, _ in good}
-    return len(found), len(told), told
+        readings |= {f"{at}/r": (positive, {query}, None) for at, query, positive, _ in good}
+    return len(found), len(readings), readings
 
 
 def entailed(good: list[tuple[str, str, str, str]], sides: dict[str, str]) -> tuple[int, dict[str, tuple[str, set[str], None]]]:

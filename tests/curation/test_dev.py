@@ -61,11 +61,11 @@ def nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def denied(folder: Path, name: str, told: dict[str, tuple[str, set[str], str | None]]) -> list[str]:
+def denied(folder: Path, name: str, readings: dict[str, tuple[str, set[str], str | None]]) -> list[str]:
     """Ids of the tuples that are not what plain Python reads in the rows that they are named for."""
     wrong = []
     for one in tuples(folder, name).select("id", "query", "positives", "label").iter_rows(named=True):
-        query, positives, label = told.get(one["id"], ("", set(), None))
+        query, positives, label = readings.get(one["id"], ("", set(), None))
         right = nfc(query) == nfc(one["query"]) and label == one["label"]
         if positives:  # equal queries were merged: theirs is one of several
             right &= not set(map(nfc, positives)).isdisjoint(map(nfc, one["positives"]))
@@ -88,12 +88,12 @@ def records(folder: Path, name: str) -> list[list[Any]]:
 @pytest.mark.shared_data
 @pytest.mark.parametrize("name", plain.SOURCES)
 def test_a_source_is_what_plain_python_reads(dev, shared_data, name):
-    rows, made, told = plain.expected(name, shared_data)
+    rows, made, readings = plain.expected(name, shared_data)
     receipt = read_receipt(dev / "curated" / name)
     assert (receipt["rows_in"], receipt["tuples_made"]) == (rows, made)
     assert receipt["rows_in"] == receipt["rows_used"] + sum(receipt["rows_dropped"].values())
     assert made == receipt["kept"] + receipt["merged"] + receipt["heldout"] + sum(receipt["dropped"].values())
-    assert denied(dev, name, told) == []
+    assert denied(dev, name, readings) == []
     assert records(dev, name) == json.loads(GOLDEN.read_text())[name]
 
 

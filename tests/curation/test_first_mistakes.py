@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("files", "query", "told"),
+    ("files", "query", "message"),
     [
         ("a.jsonl", "qq", "source 's': no column 'qq' (did you mean 'q'?); columns there are: q, a"),
         ("semi.csv", "q", "source 's': no column 'q'; columns there are: q;a; perhaps `delimiter: \";\"`"),
@@ -56,11 +56,11 @@ def folder(tmp_path: Path) -> Path:
         ("a.jsonl, reader: arrow", "q", "fetch the file again, or say the right `reader:`"),
     ],
 )
-def test_a_wrong_path_or_column_is_told_alike_by_a_build_and_a_dry_run(folder, files, query, told):
+def test_a_wrong_path_or_column_is_told_alike_by_a_build_and_a_dry_run(folder, files, query, message):
     manifest = folder / "m.yaml"
     manifest.write_text(MANIFEST.format(files, query))
     error = build(manifest, folder / "b").failed["s"]
-    assert told in str(error)
+    assert message in str(error)
     with pytest.raises(UserError) as caught:
         preview(manifest, [], None, print)
     assert str(caught.value) == str(error)

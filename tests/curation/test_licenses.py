@@ -110,8 +110,8 @@ def test_a_build_says_what_it_leaves_out_and_keeps_it_out(recipe, tmp_path):
     assert whole.exit_code == 0, whole.output
     part = run.invoke(curate, ["build", str(recipe), "-o", str(tmp_path / "b"), "-j", "1", "-q", "--licenses", "no-nc"])
     assert part.exit_code == 0
-    told = [f"curate: {recipe}: source '{name}' is left out: {REASONS[name]}" for name in ("closed", "odd", "silent")]
-    assert part.stderr.splitlines() == told
+    lines = [f"curate: {recipe}: source '{name}' is left out: {REASONS[name]}" for name in ("closed", "odd", "silent")]
+    assert part.stderr.splitlines() == lines
     summary = json.loads((tmp_path / "b/build.json").read_text())
     assert summary["licenses"] == "no-nc"
     assert list(summary["sources"]) == ["free", "same"]

@@ -180,13 +180,13 @@ def test_complaints_of_datasets_are_one_line(hub_folder, tmp_path, monkeypatch):
     with pytest.raises(SourceError, match=r"^nobody/nothing: cannot be downloaded while the Hub is switched off"):
         input_digests(Table(path="nobody/nothing"), tmp_path)
     assert message(Table(path="./nothing"), tmp_path) == "./nothing: no such folder; paths are relative to the manifest's folder"
-    told = f"{hub_folder}: is a local folder, so `revision` does not apply; leave it out"
-    assert message(Table(path=str(hub_folder), revision="v1"), tmp_path) == told
+    expected = f"{hub_folder}: is a local folder, so `revision` does not apply; leave it out"
+    assert message(Table(path=str(hub_folder), revision="v1"), tmp_path) == expected
     monkeypatch.chdir(hub_folder.parent)
     assert message(Table(path="mine"), tmp_path) == "mine: no such folder; paths are relative to the manifest's folder"
-    told = message(Table(path="void"), tmp_path)
-    assert told.startswith("void: `datasets` cannot read it (")
-    assert "\n" not in told
+    found = message(Table(path="void"), tmp_path)
+    assert found.startswith("void: `datasets` cannot read it (")
+    assert "\n" not in found
     (rows,) = read_rows(Table(path="broken"), tmp_path)
     assert (rows.frame["a"].to_list(), rows.lost[0].evidence) == (["1"], "broken/train.jsonl:2: Expecting value at column 7")
 
@@ -337,6 +337,6 @@ def test_a_limit_takes_the_memory_of_its_rows_however_many_there_are(tmp_path):
         "    rows, _ = take(s, 1, 5000, Path(sys.argv[1]), lambda n: None)\n"
         "    print(len(rows), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
     )
-    told = subprocess.run([sys.executable, "-c", measure, tmp_path], capture_output=True, text=True, check=True).stdout.split()
-    assert told[0] == told[2] == "5000"
-    assert int(told[3]) - int(told[1]) < 60_000  # kB; the file is 160 MB larger
+    printed = subprocess.run([sys.executable, "-c", measure, tmp_path], capture_output=True, text=True, check=True).stdout.split()
+    assert printed[0] == printed[2] == "5000"
+    assert int(printed[3]) - int(printed[1]) < 60_000  # kB; the file is 160 MB larger

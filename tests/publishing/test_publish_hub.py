@@ -160,7 +160,7 @@ def test_somebody_was_faster(server, made):
 def test_who_may_not(server, made):
     published(server, made, "org/open")
     server.put("datasets", "org/theirs", {"data.csv": "a"})
-    told = {
+    refusals = {
         ("org/new", "hf_wrong"): "the token is not valid; `hf auth login`, or set HF_TOKEN",
         ("org/new", ""): "no token to publish with; `hf auth login`, or set HF_TOKEN, with a token that may write",
         (
@@ -180,7 +180,7 @@ def test_who_may_not(server, made):
             "hf_owner",
         ): "is not a valid name on the Hub (Repo id must be in the form 'repo_name' or 'namespace/repo_name': 'a/b/c'. Use `repo_type` argument if needed.); use the form ORG/NAME",
     }
-    for (repo, token), words in told.items():
+    for (repo, token), words in refusals.items():
         assert refused(server, made, repo, token=token) == f"curate: {repo}: {words}"
     assert server.storage.names("datasets").count("org/new") == 0
     assert refused(server, made, "org/open", "--columns", "ids", token="hf_reader").startswith(

@@ -163,7 +163,7 @@ def test_members_with_odd_names(tmp_path, kind):
     assert outcome.receipts["good"]["kept"] == 4
     for number in range(len(sources)):
         error = str(outcome.failed.get(f"s{number}", ""))
-        told = list(MEMBERS.values())[number // 3]
+        message = list(MEMBERS.values())[number // 3]
         assert len(error.encode().splitlines()) <= 1
         assert "this is a fault of tuplesmith" not in error, error
-        assert told is None or number % 3 or (told in error and bool(error) == bool(told)), (number, error)
+        assert message is None or number % 3 or (message in error and bool(error) == bool(message)), (number, error)

@@ -204,7 +204,7 @@ def hostile_manifest(folder: Path) -> Path:
     name = "".join(sign for sign in ATTACKS[3] if sign not in "/\x00")
     for file, some in ((f"{name}.jsonl", rows), ("labels.jsonl", labels)):
         (folder / file).write_text("".join(json.dumps(row) + "\n" for row in some))
-    told = {
+    described = {
         "license": WORDS, "license_url": "javascript:alert(1)", "notes": WORDS, "citation": WORDS, "substitute_for": WORDS,
         "instruction": WORDS, "language": "en", "verified": False,
     }  # fmt: skip
@@ -221,7 +221,7 @@ def hostile_manifest(folder: Path) -> Path:
     manifest = {
         "name": "hostile",
         "filters": {"no_echo": False, "max_chars": 20_000},
-        "sources": [told | source for source in sources],
+        "sources": [described | source for source in sources],
     }
     (folder / "m.yaml").write_text(yaml.safe_dump(manifest))
     return folder / "m.yaml"
@@ -350,11 +350,11 @@ def test_the_card_and_the_report_of_a_hostile_run_do_nothing(tmp_path):
     }
     for name, value in files.items():
         (model / name).write_text(json.dumps(value))
-    told = {
+    run = {
         "recipe": {"model": f"org/{ATTACK}", "note": ATTACK}, "steps": 3, "prompt": "none",
         "trained_on": {ATTACK: {"task": ATTACK, "tuples": 3, "license": ATTACK}, 'x"]); print("': {"task": "x", "tuples": 1, "license": ""}},
     }  # fmt: skip
-    card = publishing._card(model, "org/small", told, "mit", ())
+    card = publishing._card(model, "org/small", run, "mit", ())
     kinds, addresses, _ = inline(card.split("---\n", 2)[2])
     assert not kinds & {"image", "html_inline", "html_block", "code_block"}
     assert not addresses

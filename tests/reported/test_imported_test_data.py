@@ -63,13 +63,13 @@ def imported(folder: Path, what: str = "in") -> tuple[dict[str, list[str]], dict
 )  # fmt: skip
 def test_what_is_for_tests_is_no_source(tmp_path, names, train, held_out):
     put(tmp_path / "in", *names)
-    sources, sets, told = imported(tmp_path)
+    sources, sets, notes = imported(tmp_path)
     assert {name: len(files) for name, files in sources.items()} == train
     assert len(sets) == held_out
     assert sorted(f for files in [*sources.values(), *sets.values()] for f in files) == sorted(f"in/{name}" for name in names)
     for name in sets:
         assert (
-            f"{name}: for development or tests by its name, so not trained on; its texts are removed from the sources\n" in told
+            f"{name}: for development or tests by its name, so not trained on; its texts are removed from the sources\n" in notes
         )
 
 
@@ -95,17 +95,17 @@ def test_test_data_alone(tmp_path):
     done = CliRunner().invoke(curate, ["import", str(tmp_path / "in"), "-o", str(tmp_path / "m.yaml")])
     assert "holds development or test data only" in str(done.exception)
     assert not (tmp_path / "m.yaml").exists()
-    sources, sets, told = imported(tmp_path, "in/test.jsonl")
+    sources, sets, notes = imported(tmp_path, "in/test.jsonl")
     assert (list(sources), sets) == (["test"], {})
-    assert told.startswith("test: for development or tests by its name; it is a source as there is no other data\n")
+    assert notes.startswith("test: for development or tests by its name; it is a source as there is no other data\n")
 
 
 def test_a_held_out_file_of_no_known_format_is_left_out_with_a_word(tmp_path):
     put(tmp_path / "in", "train.jsonl")
     put(tmp_path / "in", "test.jsonl", other="x")
-    sources, sets, told = imported(tmp_path)
+    sources, sets, notes = imported(tmp_path)
     assert (list(sources), sets) == (["in"], {})
-    assert "left out, for development or tests by its name: in/test.jsonl: has columns of no known format: other" in told
+    assert "left out, for development or tests by its name: in/test.jsonl: has columns of no known format: other" in notes
 
 
 def test_a_beir_folder_trains_on_its_training_split_alone(tmp_path):
@@ -165,18 +165,18 @@ def test_queries_with_several_rendered_instructions_are_refused(tmp_path, second
     rows = [{"query": "Instruct: A\nQuery: q", "passage": "a text"}, {"query": second, "passage": "another text"}]
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     imported(tmp_path, "x.jsonl")
-    (told,) = build(tmp_path / "m.yaml", tmp_path / "b").failed.values()
-    assert "A'" in str(told)
-    assert str(told).endswith("set `instruction:`, which replaces them all")
+    (failure,) = build(tmp_path / "m.yaml", tmp_path / "b").failed.values()
+    assert "A'" in str(failure)
+    assert str(failure).endswith("set `instruction:`, which replaces them all")
 
 
 def test_what_is_left_out_by_its_ending_is_told(tmp_path):
     put(tmp_path / "in", "train.jsonl")
     for name in ("test.csv", "more.jsonl.gz", "notes.md", ".hidden.csv"):
         (tmp_path / "in" / name).write_text("x")
-    sources, sets, told = imported(tmp_path)
+    sources, sets, notes = imported(tmp_path)
     assert (list(sources), sets) == (["in"], {})
-    assert "left out, because only .parquet and .jsonl are imported: more.jsonl.gz, test.csv\n" in told
+    assert "left out, because only .parquet and .jsonl are imported: more.jsonl.gz, test.csv\n" in notes
 
 
 def test_a_shard_with_more_columns_counts_too(tmp_path):

@@ -149,8 +149,8 @@ def test_clusters_of_equal_numbers_are_mined_as_one(tmp_path):
 @pytest.mark.parametrize(("one", "other"), [("0.5", "0.50"), ("1e3", "1000"), ("true", "True"), ("2.5", "2.5e0")])
 def test_labels_that_may_be_one_are_told(one, other, tmp_path):
     (tmp_path / "a.csv").write_bytes(raw("csv", [one, other, "x", "x", one]))
-    told = shaped(tmp_path, "a.csv", {"query": "q", "label": "p"}, task="clustering")
-    assert told in [
+    message = shaped(tmp_path, "a.csv", {"query": "q", "label": "p"}, task="clustering")
+    assert message in [
         f"source 's': column 'p' has the labels '{a}' and '{b}', which may be the same; map each to its text under 'labels'"
         for a, b in ((one, other), (other, one))
     ]
@@ -202,8 +202,8 @@ def test_ids_that_floats_cannot_tell_apart_are_told(kind, tmp_path):
     for text in ("1.2345678901234568e+18", "2e+20"):
         for form in ("csv", "jsonl"):
             (tmp_path / f"b.{form}").write_bytes(raw(form, [text], "i"))
-            told = shaped(tmp_path, f"b.{form}", {"query": "q", "positive": "q", "id": "i"})
-            assert told.startswith(f"b.{form}: column 'i' holds {text} as floats, which are not exact that far")
+            message = shaped(tmp_path, f"b.{form}", {"query": "q", "positive": "q", "id": "i"})
+            assert message.startswith(f"b.{form}: column 'i' holds {text} as floats, which are not exact that far")
 
 
 IDS = {  # one id, 12, as each type and format has it
@@ -325,18 +325,18 @@ def test_decimals_are_labels_and_ids_as_whole_numbers_are(tmp_path):
 @pytest.mark.parametrize(("one", "other"), [("pos", "pos "), ("1", " 1"), ("true", "True "), ("a b", "a  b"), ("0.5", "0.50 ")])
 def test_labels_that_differ_in_white_space_are_told(one, other, tmp_path):
     (tmp_path / "a.csv").write_bytes(raw("csv", [one, other, "x", "x", one]))
-    told = shaped(tmp_path, "a.csv", {"query": "q", "label": "p"}, task="clustering")
-    assert told.endswith("which may be the same; map each to its text under 'labels'")
-    assert f"'{one}'" in told
-    assert f"'{other}'" in told
+    message = shaped(tmp_path, "a.csv", {"query": "q", "label": "p"}, task="clustering")
+    assert message.endswith("which may be the same; map each to its text under 'labels'")
+    assert f"'{one}'" in message
+    assert f"'{other}'" in message
 
 
 @pytest.mark.parametrize(("one", "other"), [("1", "1.0"), ("true", "True"), ("-0", "0")])
 def test_keys_of_labels_that_are_one_label_are_told(one, other, tmp_path):
     (tmp_path / "a.csv").write_bytes(raw("csv", [one, one, "x", "x"]))
     fields = {"query": "q", "label": "p"}
-    told = shaped(tmp_path, "a.csv", fields, task="clustering", labels={one: "good", other: "bad", "x": "so so"})
-    assert told == f"source 's': the keys '{one}' and '{other}' of 'labels' are the same label with two meanings; keep one"
+    message = shaped(tmp_path, "a.csv", fields, task="clustering", labels={one: "good", other: "bad", "x": "so so"})
+    assert message == f"source 's': the keys '{one}' and '{other}' of 'labels' are the same label with two meanings; keep one"
     got = shaped(tmp_path, "a.csv", fields, task="clustering", labels={one: "good", other: "good", "x": "so so"})
     assert classes(got) == ["good", "good", "so so", "so so"]
 

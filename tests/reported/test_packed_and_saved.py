@@ -1,4 +1,4 @@
-"""Every packing is read or named, a pointer in place of a file is told anywhere, and so are folders that other tools saved."""
+"""Every packing is read or named, a pointer in place of a file is reported anywhere, and so are folders that other tools saved."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_a_folder_of_save_to_disk_is_read(tmp_path, name, split, keys):
 
 def test_a_folder_of_save_to_disk_that_is_broken(tmp_path):
     fields = "task: classification, fields: {query: q, label: label}"
-    for number, (state, told) in enumerate(
+    for number, (state, message) in enumerate(
         [
             ("{", "was not saved by `save_to_disk` as it should be (JSONDecodeError"),
             ('{"_split": null}', "was not saved by `save_to_disk` as it should be (KeyError: '_data_files'); save it again"),
@@ -168,7 +168,7 @@ def test_a_folder_of_save_to_disk_that_is_broken(tmp_path):
         folder = tmp_path / str(number)
         folder.mkdir()
         error = build_one(folder, {"d/state.json": state}, f"path: ./d, {fields}").error
-        assert told in error
+        assert message in error
 
 
 @pytest.mark.parametrize(

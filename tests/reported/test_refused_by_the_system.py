@@ -116,8 +116,8 @@ def refused(shell, built: Path, here: Path, place: str, lines: tuple[str, ...]) 
             if path.is_dir():
                 path.chmod(0o755)
         shutil.rmtree(here)
-        told = [one for one in done.err.splitlines() if one.startswith(("curate: ", "mine: ", "train: "))]
-        fine = done.code == 0 or (done.code == 1 and (told or done.out))
+        messages = [one for one in done.err.splitlines() if one.startswith(("curate: ", "mine: ", "train: "))]
+        fine = done.code == 0 or (done.code == 1 and (messages or done.out))
         if not fine or "Traceback" in done.err or "fault of tuplesmith" in done.err:
             wrong.append(f"{line}: {done.code} {done.err[-600:]}")
         if place == "the build read-only" and line in READING and done.code:

@@ -56,11 +56,11 @@ def test_a_name_itself_is_taken_and_words_of_the_pattern_say_nothing(tmp_path):
 def test_numbers_under_another_name_are_told_where_positives_are_texts(form, tmp_path):
     rows = [ROW | {"negative_ce": 0.25}, ROW | {"negative_ce": 3}]
     (tmp_path / f"a.{form}").write_bytes(TEXTS[form](rows))
-    told = shaped(tmp_path, f"a.{form}", {"query": "q", "positive": "p", "negatives": "negative_*"})
-    assert told.startswith(
+    message = shaped(tmp_path, f"a.{form}", {"query": "q", "positive": "p", "negatives": "negative_*"})
+    assert message.startswith(
         "source 's': column 'negative_ce', which matches a pattern of 'negatives', holds only numbers (0.25, 3"
     )
-    assert told.endswith("), and the positives are texts; name the columns of negatives one by one")
+    assert message.endswith("), and the positives are texts; name the columns of negatives one by one")
     numbers = [{"q": "2 + 2?", "p": 4, "negative_1": 5, "negative_2": 3}]
     (tmp_path / f"b.{form}").write_bytes(TEXTS[form](numbers))
     got = shaped(tmp_path, f"b.{form}", {"query": "q", "positive": "p", "negatives": "negative_*"})
@@ -93,7 +93,7 @@ def test_import_keeps_a_score_as_a_score(form, tmp_path):
         "positive_score": 0.75,
         "negative_id": "x",
     }
-    fields, told = imported(tmp_path, f"a.{form}", TEXTS[form]([row]))
+    fields, notes = imported(tmp_path, f"a.{form}", TEXTS[form]([row]))
     assert fields == {
         "query": "anchor",
         "positive": "positive",
@@ -101,7 +101,7 @@ def test_import_keeps_a_score_as_a_score(form, tmp_path):
         "positive_score": "positive_score",
         "negative_scores": "negative_score",
     }
-    assert "a: not used as negatives because of their names: negative_id\n" in told
+    assert "a: not used as negatives because of their names: negative_id\n" in notes
     build(tmp_path / "m.yaml", tmp_path / "b")
     pairs = read_table(tmp_path / "b/curated/a", "pairs")
     assert pairs.select("positive_score", "negative_scores").rows() == [(0.75, [0.25])]
@@ -117,9 +117,9 @@ def test_import_says_which_scores_do_not_fit(tmp_path):
         "negative_1_score": 0.25,
         "negative_2_score": 0.5,
     }
-    fields, told = imported(tmp_path, "a.parquet", TEXTS["parquet"]([row]))
+    fields, notes = imported(tmp_path, "a.parquet", TEXTS["parquet"]([row]))
     assert fields == {"query": "query", "positive": "answer", "negatives": "negative*"}
-    assert "not used as negatives because of their names: negative_1_score, negative_2_score\n" in told
+    assert "not used as negatives because of their names: negative_1_score, negative_2_score\n" in notes
     build(tmp_path / "m.yaml", tmp_path / "b")
     assert read_table(tmp_path / "b/curated/a", "passages")["text"].to_list() == ["a p", "an n", "an m"]
 

@@ -72,24 +72,24 @@ def test_names_that_are_no_files(tmp_path):
     one.bind("socket")
     os.chdir(here)
     no_file = "is a pipe, socket or device, not a file; save its output as a file, and name that"
-    told = {
+    messages = {
         "a" * 300: "a" * 80 + "...: cannot be opened (File name too long); check path and permissions",
         "a/" * 3000: "a/" * 40 + "...: cannot be opened (File name too long); check path and permissions",
         "~nouser/x.jsonl": "~nouser/x.jsonl: no such user, so no home folder; write the path in full",
         "pipe": f"pipe: {no_file}",
         "socket": f"socket: {no_file}",
     }
-    files = [*told, "/dev/zero", "/dev/null", "/dev/stdin"]
+    files = [*messages, "/dev/zero", "/dev/null", "/dev/stdin"]
     done = build_all(
         tmp_path, {}, [f"files: {name}" for name in files] + [f"path: {n if n[0] in '/~' else './' + n}" for n in files]
     )
-    assert [one.error for one in done[: len(told)]] == list(told.values())
+    assert [one.error for one in done[: len(messages)]] == list(messages.values())
     assert all(one.error for one in done)
     one.close()
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "message"),
     [
         (r'notes: "\ud800"', "half of a surrogate pair is not text; write the character itself"),
         (r'records: "a\udce9"', "half of a surrogate pair is not text; write the character itself"),
@@ -105,23 +105,23 @@ def test_names_that_are_no_files(tmp_path):
         ("holdout: " + "9" * 5000, "sources[1].holdout: "),
     ],
 )
-def test_values_that_no_manifest_may_have(tmp_path, keys, told):
+def test_values_that_no_manifest_may_have(tmp_path, keys, message):
     with pytest.raises(ManifestError) as caught:
         load_manifest(manifest(tmp_path, [f"files: good.jsonl, {keys}"]))
     line = str(caught.value)
-    assert told in line
+    assert message in line
     assert line.startswith(f"{tmp_path / 'm.yaml'}:5: ")
     assert len(line.encode().splitlines()) == 1
 
 
 def test_a_manifest_that_is_no_file(tmp_path):
     os.mkfifo(tmp_path / "m.yaml")
-    for name, told in (
+    for name, message in (
         ("m.yaml", "is a pipe, socket or device"),
         ("/dev/zero", "is a pipe, socket or device"),
         ("a" * 300, "File name too long"),
     ):
-        with pytest.raises(ManifestError, match=told):
+        with pytest.raises(ManifestError, match=message):
             load_manifest(tmp_path / name)
     (tmp_path / "n.yaml").write_text(f"name: n\nextends: {'b' * 300}\n")
     with pytest.raises(ManifestError, match="File name too long"):

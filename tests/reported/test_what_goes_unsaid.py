@@ -1,4 +1,4 @@
-"""What a manifest or a file says and rows do not bear out is told: labels, counts, names of aligned files, odd values."""
+"""What a manifest or a file says and rows do not bear out is reported: labels, counts, names of aligned files, odd values."""
 
 from __future__ import annotations
 
@@ -142,8 +142,8 @@ def test_a_wrong_value_is_shown(tmp_path):
         "files: ids.jsonl, fields: {query: q, positive: a, id: id}": "row 0 repeats the 'id' of another row, true",
         "files: low.csv, threshold: 1, fields: {query: q, positive: a, score: s}": "first: s5/0 below_threshold '0.1'",
     }
-    for (source, told), one in zip(sources.items(), build_all(tmp_path, files, list(sources)), strict=True):
-        assert told in one.error, source
+    for (source, message), one in zip(sources.items(), build_all(tmp_path, files, list(sources)), strict=True):
+        assert message in one.error, source
 
 
 SECTIONS = {  # a key of each section that is needed, misspelt, and what was meant
@@ -223,11 +223,11 @@ PROTECTS_NOTHING = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("rows", "keys", "told"), PROTECTS_NOTHING)
-def test_an_evaluation_set_that_would_protect_nothing_is_told(tmp_path, rows, keys, told):
+@pytest.mark.parametrize(("rows", "keys", "message"), PROTECTS_NOTHING)
+def test_an_evaluation_set_that_would_protect_nothing_is_told(tmp_path, rows, keys, message):
     with pytest.raises(SourceError) as caught:
         build_all(tmp_path, {"e.jsonl": rows, **TABLES}, [], f"decontaminate: {{against: [{{{keys}}}]}}")
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(message)
 
 
 @pytest.mark.parametrize("split", ["test", "dev"])

@@ -218,13 +218,13 @@ def test_a_qrels_file_without_header_and_with_windows_ends_is_read(folder):
 
 
 def test_progress_is_told_of_every_text(folder, encoder):
-    told = []
+    progressed = []
 
     @contextmanager
     def progress(what, total, unit):
         done = []
         yield done.append
-        told.append((what, total, sum(done), unit))
+        progressed.append((what, total, sum(done), unit))
 
     evaluate(encoder, folder, progress=progress)
-    assert told == [("encode queries", 4, 4, "texts"), ("encode passages", 17, 17, "texts")]
+    assert progressed == [("encode queries", 4, 4, "texts"), ("encode passages", 17, 17, "texts")]

@@ -59,11 +59,11 @@ def test_the_share_of_a_known_peak_and_none_of_an_unknown_one(monkeypatch):
 
 
 def test_the_memory_is_the_highest_of_this_process():
-    told = step.memory_gb()
+    reported = step.memory_gb()
     room = np.ones(200_000_000, np.uint8)
     held = step.memory_gb()
     del room
-    assert step.memory_gb() >= held >= told
+    assert step.memory_gb() >= held >= reported
     pages = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e9
     assert pages - 0.01 <= step.memory_gb() <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9 + 0.01
 

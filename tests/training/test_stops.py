@@ -1,4 +1,4 @@
-"""A step that the memory does not hold is told with what to set."""
+"""A step that the memory does not hold is reported with what to set."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def at_once(starts, world=1, **keys):
     ],
 )
 def test_the_budget_to_set_is_named(starts, world, keys, held, what):
-    told = f"^run, step 7: out of memory: forward and backward over {held} tokens do not fit; set {what}, and run it again$"
-    with pytest.raises(SetupError, match=told):
+    message = f"^run, step 7: out of memory: forward and backward over {held} tokens do not fit; set {what}, and run it again$"
+    with pytest.raises(SetupError, match=message):
         at_once(starts, world, **keys)
 
 
