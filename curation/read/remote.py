@@ -309,7 +309,8 @@ def _listed(address: str, name: str, waits: Iterable[float]) -> list[Stored]:
         if not files_only:  # a search of a store reports an empty folder where it was refused
             with suppress(FileNotFoundError):
                 store.ls(path[: re.search(r"[*?[]", path).start()].rpartition("/")[0] + "/")  # type: ignore[union-attr]
-        return {one: info if any(info.get(key) for key in ETAGS) else store.info(one) for one, info in files_only.items()}
+        without_etag = [one for one, info in files_only.items() if not any(info.get(key) for key in ETAGS)]
+        return files_only | dict(_at_once(lambda one: (one, store.info(one)), without_etag))
 
     found = _tried(name, ask, waits, store, path)
     if not found:
