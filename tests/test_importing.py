@@ -16,6 +16,7 @@ from curation.core.errors import SourceError
 from curation.core.record import GIVEN
 from curation.core.store import read_json
 from curation.core.tables import read_table
+from curation.recipe.manifest import load_manifest
 from curation.share.export import FORMATS, export
 from curation.share.importing import write_manifest
 from curation.share.verify import problems
@@ -99,7 +100,14 @@ def test_files_of_others(tmp_path):
     ("name", "text", "said"),
     [
         ("x.jsonl", '{"a": 1}\n', "x.jsonl: has columns of no known format: a; write a source 'x' by hand, with `fields:`"),
-        ("x.txt", "a", "in: holds no parquet, no JSON Lines and no BEIR folder; name a file, such as data/train.parquet"),
+        (
+            "x.txt",
+            "a",
+            'in: holds no parquet, no JSON Lines and no BEIR folder; write a line {"title": ..., "text": ...} per document into a .jsonl, '
+            "and read it with `fields: {query: title, positive: text}`",
+        ),
+        ("x.CSV", "q,a", "in: holds no parquet, no JSON Lines and no BEIR folder; name one file, such as in/x.CSV"),
+        ("x.png", "a", "in: holds no parquet, no JSON Lines and no BEIR folder; name a file, such as data/train.parquet"),
         ("m.yaml", "name: m", "m.yaml: exists already; name another file"),
     ],
 )
@@ -183,6 +191,10 @@ def test_a_table_gives_a_first_manifest_whose_columns_are_guessed(tmp_path, name
     stem, ending = name.split(".")
     assert document == {"name": stem, "sources": [{"name": stem, "files": name, **keys}]}
     assert found == ({stem: ending}, {}, [note])
+    lines = (tmp_path / "m.yaml").read_text().splitlines()
+    (tmp_path / "whole.yaml").write_text("\n".join(line.removeprefix("# ") for line in lines if not line.startswith("# For ")))
+    whole = load_manifest(tmp_path / "whole.yaml")
+    assert (whole.mine.model, whole.train.model) == ("sentence-transformers/all-MiniLM-L6-v2",) * 2
     assert not build(tmp_path / "m.yaml", tmp_path / "b").failed
 
 

@@ -185,7 +185,8 @@ def _recipe(build: Path, recipe: Path | None) -> Train:
     check_beside(build, "manifest.yaml")
     settings = load_manifest(build / "manifest.yaml").train
     if settings is None:
-        raise ManifestError(build / "manifest.yaml", "has no `train:` section", "add one, or give --recipe FILE")
+        hint = "add `train: {model: HUB_ID}` to your manifest and run `curate build` again, or give --recipe FILE"
+        raise ManifestError(build / "manifest.yaml", "has no `train:` section", hint)
     return settings
 
 

@@ -45,6 +45,12 @@ OTHER_DATA = (  # endings of data that is not imported, and which a manifest can
     ".tgz",
 )  # fmt: skip
 TABLES = (".csv", ".tsv")  # their columns are guessed by name
+DOCUMENTS = (".txt", ".md", ".rst", ".html", ".htm", ".pdf", ".docx")
+NEXT_SECTIONS = """\
+# For `mine negatives` and `train`: remove the # and choose a model. `holdout: 200` in a source holds out queries to evaluate on.
+# mine: {model: sentence-transformers/all-MiniLM-L6-v2}
+# train: {model: sentence-transformers/all-MiniLM-L6-v2, batch: 64, epochs: 1, lr: 2.0e-5, warmup: 20, max_tokens: 256}
+"""
 GUESSES = {  # columns of a csv or tsv file by their names, likeliest first
     "query": ("query", "question", "anchor", "subject", "title", "sentence1", "premise", "prompt", "utterance", "input", "text",
               "message", "description"),
@@ -139,6 +145,8 @@ def write_manifest(what: str, out: Path) -> Imported:
     if all({"negatives", "documents"} & set(one.keys.get("fields", {})) for one in sources):
         document["mine"] = {"candidates": "given"}  # to mine again, name a model and another value
     text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120).encode()
+    if "mine" not in document:
+        text += b"\n" + NEXT_SECTIONS.encode()
     with tempfile.TemporaryDirectory() as folder:
         tried = Path(folder) / out.name
         tried.write_bytes(text)
@@ -210,7 +218,7 @@ def _here(path: Path, base: Path) -> Iterator[Candidate]:
             "", {"name": _named(path.resolve().name)}, True, f"left out, because only .parquet and .jsonl are imported: {names}"
         )
     if not files and not folders:
-        raise SourceError(path, "holds no parquet, no JSON Lines and no BEIR folder", "name a file, such as data/train.parquet")
+        raise SourceError(path, "holds no parquet, no JSON Lines and no BEIR folder", _hint(every))
     for one in folders:
         yield from _beir(one, base)
     groups: dict[tuple[str, ...], list[Path]] = {}
@@ -225,6 +233,16 @@ def _here(path: Path, base: Path) -> Iterator[Candidate]:
             if not held_out:
                 raise
             yield Candidate("", {"name": _named(called)}, True, f"left out, for development or tests by its name: {error}")
+
+
+def _hint(files: list[Path]) -> str:
+    """Return what to do with a folder in which nothing can be imported as it is."""
+    if tables := [one for one in files if one.suffix.lower() in TABLES]:
+        return f"name one file, such as {tables[0]}"
+    if any(one.suffix.lower() in DOCUMENTS for one in files):
+        keys = "`fields: {query: title, positive: text}`"
+        return f'write a line {{"title": ..., "text": ...}} per document into a .jsonl, and read it with {keys}'
+    return "name a file, such as data/train.parquet"
 
 
 def _group(file: Path, top: Path) -> tuple[str, ...]:

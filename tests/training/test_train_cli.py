@@ -195,7 +195,10 @@ def test_what_is_missing_is_told(place):
     manifest.write_text(yaml.safe_dump(kept))
     error = call("builds/tiny").exception
     assert isinstance(error, ManifestError)
-    assert str(error) == "builds/tiny/manifest.yaml: has no `train:` section; add one, or give --recipe FILE"
+    assert str(error) == (
+        "builds/tiny/manifest.yaml: has no `train:` section; "
+        "add `train: {model: HUB_ID}` to your manifest and run `curate build` again, or give --recipe FILE"
+    )
 
 
 def test_help_shows_options_and_commands_in_80_columns_and_says_train():
