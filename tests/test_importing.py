@@ -121,6 +121,13 @@ def test_what_cannot_be_imported(tmp_path, monkeypatch, name, text, said):
     assert (tmp_path / "m.yaml").exists() == (name == "m.yaml")
 
 
+def test_a_build_in_the_folder_is_not_imported(tmp_path):
+    (tmp_path / "faq.jsonl").write_text('{"question": "what is one thing", "answer": "it is a thing of one"}\n')
+    write_manifest(str(tmp_path), tmp_path / "m.yaml")
+    assert not build(tmp_path / "m.yaml", tmp_path / "builds/faq").failed
+    assert write_manifest(str(tmp_path), tmp_path / "again.yaml").sources == {"faq": "sentence-transformers"}
+
+
 CARD = """\
 ---
 license: mit

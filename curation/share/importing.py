@@ -205,7 +205,7 @@ def _here(path: Path, base: Path) -> Iterator[Candidate]:
     if receipt and "export" in receipt:
         store.check_files(path, receipt, f"delete {path} and run `curate export` again")
     inner = path / "data" if (path / "data").is_dir() and receipt else path
-    every = sorted(one for one in inner.rglob("*") if not any(part.startswith(".") for part in one.relative_to(inner).parts))
+    every = _listing(inner)
     folders = [one for one in (inner, *every) if (one / "qrels").is_dir()]
     files = [
         one for one in every if one.suffix in IMPORTED and one.is_file() and not any(one.is_relative_to(beir) for beir in folders)
@@ -233,6 +233,13 @@ def _here(path: Path, base: Path) -> Iterator[Candidate]:
             if not held_out:
                 raise
             yield Candidate("", {"name": _named(called)}, True, f"left out, for development or tests by its name: {error}")
+
+
+def _listing(folder: Path) -> list[Path]:
+    """Return all in a folder that is not hidden, and not in a build of ours."""
+    found = sorted(one for one in folder.rglob("*") if not any(part.startswith(".") for part in one.relative_to(folder).parts))
+    builds = {one.parent for one in found if one.name == "build.json"} - {folder}
+    return [one for one in found if not builds & {one, *one.parents}]
 
 
 def _hint(files: list[Path]) -> str:
