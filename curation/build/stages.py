@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import numpy as np
 import polars as pl
-import xxhash
 
 from curation.build.numbering import Frames, number, pairs_of, passages_of
 from curation.clean import decontaminate
@@ -30,28 +29,52 @@ from curation.core.store import digest_of, file_digest, receipt_of, run_stage
 from curation.core.tables import (
     link_table,
     read_frames,
+    read_groups,
     read_parquet,
     read_table,
+    replace_table,
     write_frames,
     write_parquet,
-    write_table,
 )
-from curation.core.text import forms
+from curation.core.texts import LENGTHY, open_texts
+from curation.engine.local import release_memory
 from curation.read import remote
-from curation.read.rows import Lost, concat_batches
+from curation.read.rows import concat_batches
 from curation.read.sources import fail_if_changed, file_states, files_outside, input_digests, read_parts, read_rows, take
 from curation.recipe.job import Done, Inputs, Job
 from curation.recipe.source import ABOUT, Source, Table, TextTable, shape_of
-from curation.shape import filters, holdout, merge
-from curation.shape.columns import check_left, check_readable, check_rows, place_of, reason_counts, unread_rows
+from curation.shape import holdout
+from curation.shape.columns import (
+    GRADES,
+    TUPLES,
+    Tuples,
+    as_texts,
+    check_readable,
+    column,
+    ids_and_texts,
+    place_of,
+    reason_counts,
+    row_ids,
+)
 from curation.shape.labelled import pair_up
-from curation.shape.parts import PORTION, Part, Shaped, in_turn, rows_are_independent, shape_parts
+from curation.shape.numbered import (
+    LISTS,
+    NUMBERED,
+    corpus_texts,
+    first_occurrences,
+    flat,
+    names_any,
+    replaced,
+    role_texts,
+    roles_of,
+    source_texts,
+)
+from curation.shape.parts import PORTION, Made, NeedsAllRows, Shaped, aligned, rows_are_independent, write_tuples
 from curation.shape.scores import ANSWERS, answers_of, with_scores
-from curation.shape.shapes import to_tuples
+from curation.shape.shapes import refuse_equal_ids, text_table, to_tuples
 
 # what the receipts of later stages repeat of the first one's
 CARRIED = ("rows_in", "rows_used", "rows_dropped", "tuples_made", "merged", "heldout", "inputs", "outside", "shape")
-SHORTEST = 12  # characters; shorter texts do not count as shared by two sources
 OVERLAPS = pl.Schema(
     {"source_a": pl.String(), "source_b": pl.String(), "equal": pl.UInt32(), "near": pl.UInt32(), "dropped": pl.UInt32()}
 )
@@ -84,6 +107,7 @@ def run(stage: Stage[T], of: T, progress: Progress = silent, known: str | None =
     """Run a stage unless it is current; `known` is its digest, where that is computed already."""
     started = time.time()
     receipt, ran = run_stage(folder_of(stage, of), known or digest(stage, of), lambda folder: stage.work(of, folder, progress))
+    release_memory()
     return Done(receipt, ran, time.time() - started)
 
 
@@ -122,26 +146,18 @@ def shape_depends(job: Job) -> list[Any]:
 def shape(job: Job, folder: Path, progress: Progress) -> Receipt:
     """Read a source and make its tuples: filter them, merge equal queries, and take out the queries to hold out."""
     assert job.inputs
-    source, made = job.source, None
+    source = job.source
     tables = tables_of(source)
-    held: list[Part] = []
-    by_rows = shape_of(source) != "qrels"  # a limit of qrels counts queries, and is applied when they are known
-    with fail_if_changed(job.inputs.marks, list(tables.values()), job.base):
-        with progress(f"read {source.name}", None, "rows") as advance:
-            if rows_are_independent(source):  # a source of more than one part need not fit in memory
-                parts = read_parts(source, job.base, PORTION, advance)
-                held = list(islice(parts, 2))
-                if len(held) > 1:
-                    made = shape_parts(source, job.filters, job.seed, in_turn(held, parts), folder)
-                    held = []
-            if made is None:
-                rows, lost = held[0] if held else take(source, job.seed, source.limit if by_rows else None, job.base, advance)
+    table_rows: dict[str, int] = {}
+    with (
+        fail_if_changed(job.inputs.marks, list(tables.values()), job.base),
+        progress(f"read {source.name}", None, "rows") as advance,
+    ):
+        made = _shape_in_parts(job, folder, advance) if rows_are_independent(source) else None
         if made is None:
-            made = _shape_whole(job, rows, lost, folder)
-            del rows, lost
-    write_parquet(folder / "corpus.parquet", pl.DataFrame({"text": made.corpus}))
-    write_parquet(folder / "heldout.parquet", made.held)
-    write_parquet(folder / "dropped.parquet", pl.concat([made.unused, made.poor, made.merged]))
+            parts = _shape_whole(job, folder, table_rows, advance)
+            made = write_tuples(source, job.filters, job.seed, parts, folder)
+    write_parquet(folder / "dropped.parquet", [made.unused, made.poor, made.merged])
     return {
         "source": source.name,
         "shape": shape_of(source),
@@ -153,45 +169,76 @@ def shape(job: Job, folder: Path, progress: Progress) -> Receipt:
         "rows_dropped": reason_counts(made.unused),
         "tuples_made": made.tuples,
         "merged": len(made.merged),
-        "heldout": len(made.held),
+        "heldout": made.held,
         "dropped": reason_counts(made.poor),
         "texts_out": made.texts_out,
-        "table_rows": made.table_rows,
+        "table_rows": table_rows,
     }
 
 
-def _shape_whole(job: Job, rows: pl.DataFrame, lost: list[Lost], folder: Path) -> Shaped:
-    """Shape a source whose rows are all in memory."""
+def _shape_in_parts(job: Job, folder: Path, advance: Callable[[int], None]) -> Shaped | None:
+    """Shape a source part by part; None, with nothing written, if it takes all rows at once, or to report an error better."""
     source = job.source
+
+    def parts() -> Iterator[Made]:
+        for rows, lost in aligned(source, read_parts(source, job.base, PORTION, advance)):
+            made = to_tuples(source, rows, job.seed)
+            if made.scores is not None:
+                raise NeedsAllRows
+            ids = row_ids(source, rows).hash() if source.fields.id is not None else None
+            yield Made(made, len(rows) + len(lost), lost, ids)
+
+    try:
+        return write_tuples(source, job.filters, job.seed, parts(), folder)
+    except (SourceError, NeedsAllRows):
+        for path in folder.iterdir():
+            path.unlink()
+        return None
+
+
+def _shape_whole(job: Job, folder: Path, table_rows: dict[str, int], advance: Callable[[int], None]) -> Iterator[Made]:
+    """Yield the tuples of all rows at once, and write scores and answers beside them; a corpus comes first, in parts."""
+    source, tables = job.source, {}
+    by_rows = shape_of(source) != "qrels"  # a limit of qrels counts queries, and is applied when they are known
+    rows, lost = take(source, job.seed, source.limit if by_rows else None, job.base, advance)
     check_readable(source, rows, lost)
-    tables = {part: _read_whole(source, part, table, job.base) for part, table in tables_of(source).items() if part}
-    tuples, dropped, corpus, instruction, scores, unlabelled = to_tuples(source, rows, job.seed, **tables)
-    table_rows = {part: len(table) for part, table in tables.items()}
-    answers = answers_of(source, rows, tuples)
-    rows_in, tuples_made = len(rows) + len(lost), len(tuples)
-    del rows, tables  # only the tuples are needed from here on
-    check_rows(source, rows_in, lost, dropped, tuples_made)
-    tuples, poor, texts_out = filters.apply(tuples, job.filters, source.name, source.task)
-    texts_out |= unlabelled or {}
-    check_left(source, len(tuples), tuples_made, poor)
-    tuples, merged = merge.merge_queries(tuples, source.name, job.filters.no_echo)
-    train, held = holdout.split_held_out(tuples, source.holdout, job.seed, source.name)
+    if source.corpus and source.queries and source.fields.positive_id:
+        named = as_texts(place_of(source), source.fields.positive_id, column(place_of(source), rows, source.fields.positive_id))
+        nothing = pl.DataFrame(schema={**TUPLES, **({GRADES: pl.List(pl.Float64)} if source.fields.score else {})})
+        judged: list[pl.DataFrame] = []
+        ids: list[pl.Series] = []
+        for some in _readable(source, "corpus", source.corpus, job.base):
+            passages = text_table(source, "corpus", source.corpus, some)
+            table_rows["corpus"] = table_rows.get("corpus", 0) + len(some)
+            ids.append(passages["id"])
+            judged.append(some.filter(ids_and_texts("", some, source.corpus.fields)[0].is_in(named.implode())))
+            yield Made(Tuples(nothing, no_drops(), passages["text"]), 0, [], None)
+        refuse_equal_ids(source, "corpus", pl.concat(ids))
+        asked = concat_batches(list(_readable(source, "queries", source.queries, job.base)), f"{place_of(source)} (queries)")
+        table_rows["queries"] = len(asked)
+        tables = {"corpus": concat_batches(judged, f"{place_of(source)} (corpus)"), "queries": asked}
+    made = to_tuples(source, rows, job.seed, **tables)
+    answers = answers_of(source, rows, made.tuples)
     if answers is not None:
         write_parquet(folder / ANSWERS, answers)
-    write_table(folder, "tuples", train, compression="lz4")
-    if scores is not None:
-        write_parquet(folder / "scores.parquet", scores)
-    unused = pl.concat([unread_rows(source, lost), dropped])
-    return Shaped(rows_in, tuples_made, unused, poor, merged, held, corpus, instruction, texts_out, table_rows)
+    if made.scores is not None:
+        write_parquet(folder / "scores.parquet", made.scores)
+    one = Made(made._replace(corpus=made.corpus.clear()), len(rows) + len(lost), lost, None)
+    del rows, tables  # only the tuples are needed from here on
+    yield one
 
 
-def _read_whole(source: Source, part: str, table: Table, base: Path) -> pl.DataFrame:
-    """Return all rows of a corpus or of queries; one that cannot be read is an error, as an id may refer to it."""
-    where = f"{place_of(source)} ({part})"
-    batches = list(read_rows(table, base))
-    for lost in (one for batch in batches for one in batch.lost if one.bad):
-        raise SourceError(where, f"row {lost.row} is unreadable ({lost.reason})", lost.evidence)
-    return concat_batches([batch.frame for batch in batches], where)
+def _readable(source: Source, part: str, table: Table, base: Path) -> Iterator[pl.DataFrame]:
+    """Yield the rows of a corpus or of queries in batches.
+
+    Raises:
+        SourceError: a row cannot be read; an id may refer to it.
+    """
+    for batch in read_rows(table, base):
+        for lost in batch.lost:
+            if lost.bad:
+                raise SourceError(f"{place_of(source)} ({part})", f"row {lost.row} is unreadable ({lost.reason})", lost.evidence)
+        yield batch.frame
 
 
 # ---- hold out: the queries that were taken out, as an evaluation set in BEIR's layout ----
@@ -205,14 +252,10 @@ def hold_out_depends(job: Job) -> list[Any]:
 def hold_out(job: Job, folder: Path, progress: Progress) -> Receipt:
     """Write the held-out queries; their corpus is all passages of the source."""
     stage = job.build / "shaped" / job.source.name
-    tuples, held = read_table(stage, "tuples"), read_parquet(stage / "heldout.parquet")
-    texts = [
-        tuples["positives"].explode(),
-        tuples["negatives"].explode(empty_as_null=False),
-        held["negatives"].explode(empty_as_null=False),
-        read_parquet(stage / "corpus.parquet")["text"],
-    ]
-    holdout.write_beir(folder, held, pl.concat(texts).drop_nulls())
+    texts, held = open_texts(stage), read_parquet(stage / "heldout_numbers.parquet")
+    numbers = [*role_texts(stage, LISTS), flat(held, "negatives"), corpus_texts(stage), flat(held, "positives")]
+    passages = first_occurrences(np.concatenate(numbers), texts.key_number)
+    holdout.write_beir(folder, held, texts, passages)
     return {"source": job.source.name, "queries": len(held)}
 
 
@@ -229,12 +272,13 @@ def near_depends(job: Job) -> list[Any]:
 
 def find_near(job: Job, folder: Path, progress: Progress) -> Receipt:
     """Find the pairs of texts of a source that nearly match."""
-    from curation.clean.pairs import near, slices, without_siblings
-    from curation.clean.within import source_texts  # loads the compiled loops
+    from curation.clean.pairs import near, without_siblings  # loads the compiled loops
 
     assert job.dedup
-    texts = source_texts(job.build / "shaped" / job.source.name)
-    found = without_siblings(near(slices(texts), job.dedup.stored, folder), texts.gather)
+    stage = job.build / "shaped" / job.source.name
+    texts, numbers = open_texts(stage), source_texts(stage, corpus_texts(stage))
+    found = near(texts.batches(numbers), job.dedup.stored, folder)
+    found = without_siblings(found, lambda some: texts.at(numbers[some]))
     write_parquet(folder / "pairs.parquet", pl.DataFrame({"left": found.left, "right": found.right, "score": found.score}))
     write_parquet(folder / "form.parquet", pl.DataFrame({"form": found.form}))
     for path in folder.iterdir():  # the comparison with other sources reads the sketches, nothing else does
@@ -263,45 +307,63 @@ def _holding(job: Job) -> dict[str, Path]:
 def clean(job: Job, folder: Path, progress: Progress) -> Receipt:
     """Remove from a source what is held out anywhere, and what occurs in an evaluation set."""
     source, stage = job.source, job.build / "shaped" / job.source.name
-    shaped = receipt_of(stage)
+    shaped, texts = receipt_of(stage), open_texts(stage)
     heldout = holdout.heldout_forms([(name, read_parquet(path / "heldout.parquet")) for name, path in _holding(job).items()])
-    corpus = read_parquet(stage / "corpus.parquet")["text"]
-    corpus = corpus.filter(~forms(corpus).is_in(heldout["form"].implode()))
-    drops, out, hashes = [no_drops()], Counter[str](), []
+    held = holdout.held_out_texts(texts, heldout)
+    corpus = corpus_texts(stage)
+    corpus = corpus[~np.isin(corpus, held["text"])]
+    drops, out = [no_drops()], Counter[str]()
 
-    def kept(frames: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-        for frame in frames:
-            tuples, dropped, negatives = holdout.remove_heldout(frame, heldout, source.name)
+    def without_heldout() -> Iterator[pl.DataFrame]:
+        for frame in read_frames(stage, "tuples"):
+            tuples, dropped, negatives = holdout.remove_heldout(frame, texts, held, source.name)
             drops.append(dropped)
             out["heldout_negative"] += negatives
-            hashes.append(_hashes(tuples))
             yield tuples
 
-    if job.decontaminate:
-        tuples = pl.concat(kept([read_table(stage, "tuples")]))
-        if not len(tuples):
+    if len(held):
+        left = write_frames(folder, "tuples", without_heldout(), compression="lz4")
+        if not left:
             raise _emptied(source, "held-out texts", pl.concat(drops))
-        tuples, corpus, dropped, more_out = decontaminate.take_out(
-            job.decontaminate, job.build, folder, tuples, corpus, source.name
-        )
-        drops, hashes, out = [*drops, dropped], [_hashes(tuples)], out + Counter(more_out)
-        left = write_frames(folder, "tuples", [tuples], compression="lz4")
-    elif len(heldout):
-        left = write_frames(folder, "tuples", kept(read_frames(stage, "tuples")), compression="lz4")
     else:  # nothing to remove: the same file
         link_table(stage, folder, "tuples")
-        left = sum(map(len, kept(read_frames(stage, "tuples"))))
-    if not left:
-        raise _emptied(source, "decontamination" if job.decontaminate else "held-out texts", pl.concat(drops))
+    if job.decontaminate:
+        numbers = source_texts(folder, corpus)
+        matches = decontaminate.contaminated(job.build / "decontaminate", texts, numbers)
+        named = np.zeros(len(texts), bool)
+        named[matches["text"].to_numpy()] = True
+        some, marks, start = [pl.DataFrame(schema=NUMBERED).with_columns(place=pl.lit(0, pl.UInt64))], [], 0
+        for frame in read_frames(folder, "tuples"):
+            marks.append(names_any(frame, named))
+            some.append(frame.with_columns(place=pl.int_range(start, start + len(frame), dtype=pl.UInt64)).filter(marks[-1]))
+            start += len(frame)
+        tuples, corpus, dropped, more_out = decontaminate.take_out(
+            job.decontaminate, folder, pl.concat(some), corpus, texts, matches, source.name
+        )
+        drops, out = [*drops, dropped], out + Counter(more_out)
+        if len(dropped) or more_out:
+            if len(dropped) == start:
+                raise _emptied(source, "decontamination", pl.concat(drops))
+            frames = replaced(read_frames(folder, "tuples"), np.concatenate(marks), tuples)
+            write_frames(folder, "left", frames, compression="lz4")
+            replace_table(folder, "left", "tuples")
     write_parquet(folder / "corpus.parquet", pl.DataFrame({"text": corpus}))
-    write_parquet(folder / "dropped.parquet", pl.concat([read_parquet(stage / "dropped.parquet"), *drops]).cast(DROPPED))
+    write_parquet(folder / "dropped.parquet", _more_dropped(stage, *drops))
     # each text once, sorted: the stage `overlaps` counts what two sources share
-    write_parquet(folder / "forms.parquet", pl.concat([*hashes, _form_hashes(corpus)]).unique().sort().to_frame())
+    numbers = source_texts(folder, corpus)
+    shared = texts.forms[numbers[texts.marks[numbers] & LENGTHY > 0], 1]
+    write_parquet(folder / "forms.parquet", pl.DataFrame({"form": np.unique(shared)}))
     counts: dict[str, Any] = {
         "dropped": shaped["dropped"] | reason_counts(pl.concat(drops)),
         "texts_out": shaped["texts_out"] | {name: count for name, count in out.items() if count},
     }
     return {"source": source.name, **{name: shaped[name] for name in ("instruction", *CARRIED)}, **counts}
+
+
+def _more_dropped(stage: Path, *dropped: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """Yield what an earlier stage dropped, and then what this one does."""
+    yield from read_groups(stage / "dropped.parquet")
+    yield from (frame.cast(DROPPED) for frame in dropped)
 
 
 def _emptied(source: Source, by: str, drops: pl.DataFrame) -> SourceError:
@@ -313,20 +375,6 @@ def _emptied(source: Source, by: str, drops: pl.DataFrame) -> SourceError:
     if by == "decontamination":
         hint += ", or see what matches with `mode: report`"
     return SourceError(place_of(source), f"{by} removed all {len(drops)} tuples (matched: {matched})", hint)
-
-
-def _hashes(tuples: pl.DataFrame) -> pl.Series:
-    """Return the hashes of all texts of some tuples."""
-    lists = [tuples[name].explode(empty_as_null=False) for name in ("positives", "negatives")]
-    return _form_hashes(pl.concat([tuples["query"], *lists]).drop_nulls())
-
-
-def _form_hashes(texts: pl.Series) -> pl.Series:
-    """Return a hash (u64) of the normalised form of each text of at least SHORTEST characters."""
-    texts = texts.unique()
-    texts = texts.filter(texts.str.len_chars() >= SHORTEST)
-    hashes = map(xxhash.xxh3_64_intdigest, forms(texts).cast(pl.Binary).to_list())
-    return pl.Series("form", list(hashes), dtype=pl.UInt64)
 
 
 # ---- across: near-duplicates of two sources ----
@@ -385,40 +433,50 @@ def curate(job: Job, folder: Path, progress: Progress) -> Receipt:
     """Drop near-duplicates, number the passages, and write the tables."""
     source, stage = job.source, job.build / "cleaned" / job.source.name
     cleaned = receipt_of(stage)
-    corpus, dropped, families = read_parquet(stage / "corpus.parquet")["text"], no_drops(), None
+    texts, corpus = open_texts(job.build / "shaped" / source.name), corpus_texts(stage)
+    dropped, families = no_drops(), None
     pairing = source.task == "clustering" and cleaned["shape"] == "labelled"
     scores = job.build / "shaped" / source.name / "scores.parquet"
     frames: Frames = partial(read_frames, stage, "tuples")
-    if job.dedup or pairing or scores.exists():  # these need all tuples at once
+    if job.dedup or pairing:  # these need all tuples at once
         tuples = read_table(stage, "tuples")
         if job.dedup:
-            from curation.clean.within import drop_queries, edges_of, links_of, refuse_loss  # loads the compiled loops
+            from curation.clean.within import (  # loads the compiled loops
+                drop_queries,
+                edges_of,
+                family_of_texts,
+                links_of,
+                refuse_loss,
+            )
 
             count, across = len(tuples), _across(job)
             dropped = read_parquet(across) if across else no_drops()
             tuples = tuples.filter(~pl.col("id").is_in(dropped["id"].implode()))
-            links = links_of(job, tuples, corpus)
+            remaining = first_occurrences(np.concatenate([*roles_of(tuples), corpus]))
+            links = links_of(job, texts, remaining)
             tuples, within = drop_queries(tuples, links, job.dedup, source.name, by_label=source.task == "clustering")
             dropped = pl.concat([dropped, within])
             refuse_loss(dropped, count, job.dedup, source.name)
-            write_parquet(folder / "near.parquet", edges_of(links))
-            families = links.texts.select("text", "family")
+            write_parquet(folder / "near.parquet", edges_of(links, remaining))
+            families = family_of_texts(links)
         if pairing:
-            tuples, alone = pair_up(tuples, job.seed, source.name)
+            tuples, alone = pair_up(tuples, texts, job.seed, source.name)
             dropped = pl.concat([_same_reason(dropped, alone), alone])
-        frames = partial(iter, [tuples])
-    numbers = number(frames, corpus, source.task, families)
+        frames = tuples.iter_slices
+    numbers = number(frames, texts, corpus, source.task, families)
     constants = _constants(job, cleaned)
-    pairs = pairs_of(frames, numbers)
+    pairs = pairs_of(frames, texts, numbers)
     if scores.exists():
-        pairs = (with_scores(some, numbers.keys, read_parquet(scores)) for some in pairs)
+        keys, known = texts.key_series(numbers.passages), read_parquet(scores)
+        pairs = (with_scores(some, keys, known) for some in pairs)
     kept = write_frames(folder, "pairs", pairs, constants)
-    write_frames(folder, "passages", passages_of(frames, numbers, source.task), constants)
+    write_frames(folder, "passages", passages_of(texts, numbers), constants)
     if source.fields.answer is not None:
-        answers, asked = read_parquet(job.build / "shaped" / source.name / ANSWERS), numbers.keys.gather(numbers.roles["query"])
+        answers = read_parquet(job.build / "shaped" / source.name / ANSWERS)
+        asked = pl.concat(read_frames(folder, "pairs", ["key"]))["key"]
         write_parquet(folder / ANSWERS, answers.filter(pl.col("key").is_in(asked.implode())), constants)
-    write_parquet(folder / "dropped.parquet", pl.concat([read_parquet(stage / "dropped.parquet"), dropped.cast(DROPPED)]))
-    counts = {"kept": kept, "passages": numbers.passages, "dropped": cleaned["dropped"] | reason_counts(dropped)}
+    write_parquet(folder / "dropped.parquet", _more_dropped(stage, dropped))
+    counts = {"kept": kept, "passages": len(numbers.passages), "dropped": cleaned["dropped"] | reason_counts(dropped)}
     return {**constants, **{name: cleaned[name] for name in (*CARRIED, "texts_out")}, **counts}
 
 

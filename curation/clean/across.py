@@ -22,18 +22,19 @@ from curation.clean.pairs import (
     matching_pairs,
     open_corpus,
     open_files,
-    slices,
     without_siblings,
 )
 from curation.clean.signatures import prepare
-from curation.clean.within import distinct_texts, drop_queries, has_invisible, links_of, refuse_loss, source_texts
+from curation.clean.within import drop_queries, has_invisible, links_of, refuse_loss
 from curation.core.builds import Receipt
 from curation.core.errors import SourceError
 from curation.core.record import DROPPED, dropped_frame, no_drops
 from curation.core.store import receipt_of
 from curation.core.tables import read_parquet, read_table, write_parquet
+from curation.core.texts import Texts, open_texts
 from curation.recipe.job import Job
 from curation.shape.columns import EVIDENCE_CHARS
+from curation.shape.numbered import corpus_texts, first_occurrences, flat, roles_of, source_texts
 
 TUPLE_AND_NODE = {"better": pl.UInt32, "node": pl.UInt32}
 COUNTS = pl.Schema({"source_a": pl.String(), "source_b": pl.String(), "near": pl.UInt32()})
@@ -58,7 +59,8 @@ def find_pairs(jobs: list[Job], folder: Path) -> Receipt:
     with ExitStack() as closing:
         file = open_files(folder, bands, closing)
         for job, stage in zip(jobs, stages, strict=True):
-            for batch in slices(source_texts(job.build / "shaped" / job.source.name)):
+            shaped = job.build / "shaped" / job.source.name
+            for batch in open_texts(shaped).batches(source_texts(shaped, corpus_texts(shaped))):
                 total = append_texts(file, prepare(batch), total)
             own = np.fromfile(stage / "entries", np.int64)
             form = read_parquet(stage / "form.parquet")["form"].to_numpy()
@@ -109,19 +111,21 @@ def choose_drops(jobs: list[Job], folder: Path) -> Receipt:
     (folder / "sources").mkdir(exist_ok=True)
     for start, job in zip(starts, jobs, strict=False):
         stage = job.build / "cleaned" / job.source.name
-        tuples, corpus = read_table(stage, "tuples"), read_parquet(stage / "corpus.parquet")["text"]
-        texts = source_texts(job.build / "shaped" / job.source.name).to_frame().with_row_index("number")
-        texts = texts.with_columns(pl.Series("node", node[start : start + len(texts)]))
-        remaining = texts.join(distinct_texts(tuples, corpus).to_frame(), on="text", how="semi")["number"].to_numpy()
-        alive[start + remaining] = True
+        shaped = job.build / "shaped" / job.source.name
+        texts, tuples = open_texts(shaped), read_table(stage, "tuples")
+        compared, remaining = source_texts(shaped, corpus_texts(shaped)), source_texts(stage, corpus_texts(stage))
+        own = np.zeros(len(texts), np.int64)  # by the number of a text
+        own[compared] = np.arange(start, start + len(compared))
+        alive[own[remaining]] = True
+        own = node[own]
         drops = no_drops()
         if job.source.task != "clustering":  # a clustering has no positives yet, and its classes are its own
-            queries, positives = _nodes(tuples, texts)
-            drops = _superseded_by_earlier(job.source.name, tuples, queries, positives, kept, links)
-            tuples = _without_own_duplicates(job, tuples, corpus, drops)
-            queries, positives = _nodes(tuples, texts)
+            queries, positives = _nodes(tuples, own)
+            drops = _superseded_by_earlier(job.source.name, tuples, texts, queries, positives, kept, links)
+            tuples = _without_own_duplicates(job, tuples, texts, corpus_texts(stage), drops)
+            queries, positives = _nodes(tuples, own)
             number = (pl.col("at") + len(kept.tuples)).cast(pl.UInt32).alias("better")
-            source, invisible = pl.lit(job.source.name).alias("source"), has_invisible(tuples).alias("invisible")
+            source, invisible = pl.lit(job.source.name).alias("source"), has_invisible(tuples, texts).alias("invisible")
             kept = Kept(  # nothing so far
                 pl.concat([kept.tuples, queries.select(number, "node", tuples["id"], source, invisible)]),
                 pl.concat([kept.positives, positives.select(number, "node")]),
@@ -140,25 +144,29 @@ def choose_drops(jobs: list[Job], folder: Path) -> Receipt:
     return {"sources": names}
 
 
-def _nodes(tuples: pl.DataFrame, texts: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return (at, node) of the queries of tuples, and of their positives."""
-    numbered = tuples.with_row_index("at")
-    queries = numbered.select("at", pl.col("query").alias("text"))
-    positives = numbered.select("at", pl.col("positives").alias("text")).explode("text", empty_as_null=False)
-    queries, positives = (
-        table.join(texts, on="text", maintain_order="left").select("at", "node") for table in (queries, positives)
-    )
+def _nodes(tuples: pl.DataFrame, node: np.ndarray) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return (at, node) of the queries of tuples, and of their positives; `node` is (texts,) of the number of a text."""
+    at = np.arange(len(tuples), dtype=np.uint32)
+    queries = pl.DataFrame({"at": at, "node": node[tuples["query"].to_numpy()]})
+    lengths = tuples["positives"].list.len().to_numpy()
+    positives = pl.DataFrame({"at": np.repeat(at, lengths), "node": node[flat(tuples, "positives")]})
     return queries, positives.unique(maintain_order=True)
 
 
 def _superseded_by_earlier(
-    source: str, tuples: pl.DataFrame, queries: pl.DataFrame, positives: pl.DataFrame, kept: Kept, links: pl.DataFrame
+    source: str,
+    tuples: pl.DataFrame,
+    texts: Texts,
+    queries: pl.DataFrame,
+    positives: pl.DataFrame,
+    kept: Kept,
+    links: pl.DataFrame,
 ) -> pl.DataFrame:
     """Return the tuples whose query matches a kept tuple of an earlier source that also has all their positives, as DROPPED."""
     # 1. Pairs of a tuple and a kept tuple with a matching query; one with invisible characters never supersedes a clean one
     equal = queries.join(kept.tuples, on="node").with_columns(pl.lit(1.0).alias("score"))
     near = queries.join(links, on="node").join(kept.tuples, left_on="other", right_on="node").select(equal.columns)
-    clean = pl.DataFrame({"at": np.flatnonzero(~has_invisible(tuples).to_numpy())}, schema={"at": pl.UInt32})
+    clean = pl.DataFrame({"at": np.flatnonzero(~has_invisible(tuples, texts).to_numpy())}, schema={"at": pl.UInt32})
     pairs = pl.concat([equal, near]).join(
         clean.with_columns(invisible=True), on=["at", "invisible"], how="anti", maintain_order="left"
     )
@@ -181,16 +189,19 @@ def _superseded_by_earlier(
     # 3. The best match of each tuple
     found = whole.sort("at", "score", "better", descending=[False, True, False]).unique("at", keep="first", maintain_order=True)
     lost = tuples[found["at"]]
-    shown = lost["query"].str.slice(0, EVIDENCE_CHARS)
+    shown = texts.at(lost["query"]).str.slice(0, EVIDENCE_CHARS)
     dropped = dropped_frame(source, "dedup", lost["id"], "near_duplicate_query", shown, found["id"], found["source"])
     return dropped.with_columns(found["score"])
 
 
-def _without_own_duplicates(job: Job, tuples: pl.DataFrame, corpus: pl.Series, drops: pl.DataFrame) -> pl.DataFrame:
+def _without_own_duplicates(
+    job: Job, tuples: pl.DataFrame, texts: Texts, corpus: np.ndarray, drops: pl.DataFrame
+) -> pl.DataFrame:
     """Return a source's tuples without `drops` and its own near-duplicates; no tuple at all if it loses too many."""
     assert job.dedup
     left = tuples.filter(~pl.col("id").is_in(drops["id"].implode()))
-    left, near = drop_queries(left, links_of(job, left, corpus), job.dedup, job.source.name, by_label=False)
+    links = links_of(job, texts, first_occurrences(np.concatenate([*roles_of(left), corpus])))
+    left, near = drop_queries(left, links, job.dedup, job.source.name, by_label=False)
     try:
         refuse_loss(pl.concat([drops, near]), len(tuples), job.dedup, job.source.name)
     except SourceError:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import polars as pl
 
 from curation.clean.overlap_index import INDEX_RULES, read_index, write_index
@@ -31,6 +32,7 @@ from curation.core.record import dropped_frame
 from curation.core.store import digest_of, receipt_of, run_stage
 from curation.core.tables import read_parquet, write_blocks, write_parquet
 from curation.core.text import normalised
+from curation.core.texts import Texts
 from curation.read.paths import expand_path, refuse_special
 from curation.read.remote import pinned
 from curation.read.sources import fail_if_changed, file_states
@@ -65,8 +67,8 @@ MATCH_COLUMNS = {
 class Cleaned(NamedTuple):
     """A source without its contaminated texts."""
 
-    tuples: pl.DataFrame
-    corpus: pl.Series
+    tuples: pl.DataFrame  # NUMBERED
+    corpus: np.ndarray  # numbers of texts
     dropped: pl.DataFrame  # DROPPED
     texts_out: dict[str, int]
 
@@ -142,19 +144,36 @@ def depends_on(settings: Decontaminate | None, build: Path) -> list[object]:
     return [settings.mode, receipt["digest"], receipt["files"]]
 
 
-def take_out(settings: Decontaminate, build: Path, folder: Path, tuples: pl.DataFrame, corpus: pl.Series, source: str) -> Cleaned:
-    """Return a source's tuples and corpus without contaminated texts; write `contamination.parquet` into `folder`."""
-    # 1. Every text of the source in each of its roles: at, id, field, text; `at` is null for the corpus
+def take_out(
+    settings: Decontaminate,
+    folder: Path,
+    tuples: pl.DataFrame,
+    corpus: np.ndarray,
+    texts: Texts,
+    matches: pl.DataFrame,
+    source: str,
+) -> Cleaned:
+    """Return tuples and a corpus without contaminated texts; write `contamination.parquet` into `folder`.
+
+    Args:
+        settings: the manifest's `decontaminate:`.
+        folder: to write to.
+        tuples: NUMBERED.
+        corpus: numbers of the texts of the source's corpus, (n,) u32.
+        texts: the texts that both name.
+        matches: from `contaminated`.
+        source: the name of the source.
+    """
+    # 1. Every contaminated text in each of its roles, and what to do with it; `at` is null for the corpus
     frame = tuples.with_row_index("at")
     roles = [frame.select("at", "id", pl.lit("query").alias("field"), pl.col("query").alias("text"))]
     for name, field in (("positives", "positive"), ("negatives", "negative")):
         lists = frame.select("at", "id", pl.lit(field).alias("field"), pl.col(name).alias("text"))
         roles.append(lists.explode("text", empty_as_null=False).drop_nulls("text"))
     nothing = (pl.lit(None, pl.UInt32).alias("at"), pl.lit(None, pl.String).alias("id"), pl.lit("corpus").alias("field"))
-    roles.append(corpus.unique(maintain_order=True).alias("text").to_frame().select(*nothing, "text"))
-
-    # 2. The contaminated ones, and what to do with each
-    hits = _contaminated(build / "decontaminate", pl.concat(roles))
+    once = pl.DataFrame({"text": pl.Series(corpus, dtype=pl.UInt32).unique(maintain_order=True)})
+    roles.append(once.select(*nothing, "text"))
+    hits = pl.concat(roles).join(matches, on="text", how="inner", maintain_order="left_right")
     shared = pl.col("role") == CORPUS
     removed = pl.lit(settings.mode != "report") & (~shared | (settings.mode == "strict"))
     action = pl.when(~removed).then(pl.lit("reported")).when(pl.col("field").is_in(["query", "positive"]))
@@ -173,7 +192,7 @@ def take_out(settings: Decontaminate, build: Path, folder: Path, tuples: pl.Data
     )
     write_parquet(folder / "contamination.parquet", rows.cast(CONTAMINATION))
 
-    # 3. Tuples with a contaminated query or positive are dropped
+    # 2. Tuples with a contaminated query or positive are dropped
     gone = hits.filter(pl.col("action") == "dropped").unique("at", keep="first", maintain_order=True).sort("at")
     reason = pl.when(shared).then(pl.lit("shared_corpus")).otherwise(pl.lit("contaminated_") + pl.col("field"))
     gone = gone.with_columns(reason.alias("reason"))
@@ -182,7 +201,7 @@ def take_out(settings: Decontaminate, build: Path, folder: Path, tuples: pl.Data
     ).with_columns(gone["score"])
     left = frame.join(gone, on="at", how="anti", maintain_order="left")
 
-    # 4. Contaminated negatives and passages are removed alone
+    # 3. Contaminated negatives and passages are removed alone
     out = hits.filter(pl.col("action") == "negative_out")
     mine = out.filter(pl.col("field") == "negative").join(left, on="at", how="semi").select("at", "text").unique()
     negatives = 0
@@ -193,57 +212,65 @@ def take_out(settings: Decontaminate, build: Path, folder: Path, tuples: pl.Data
         lists = good.group_by("at", maintain_order=True).agg(pl.col("text").alias("negatives"))
         left = left.drop("negatives").join(lists, on="at", how="left", maintain_order="left")
         left = left.with_columns(pl.col("negatives").fill_null([]))
-    passages = out.filter(pl.col("field") == "corpus")["text"].unique()
-    kept = corpus.filter(~corpus.is_in(passages.implode())) if len(passages) else corpus
+    passages = out.filter(pl.col("field") == "corpus")["text"].unique().to_numpy()
     counts = {"contaminated_negative": negatives, "contaminated_passage": len(passages)}
-    return Cleaned(left.select(tuples.columns), kept, dropped, {name: count for name, count in counts.items() if count})
+    texts_out = {name: count for name, count in counts.items() if count}
+    return Cleaned(left.select(tuples.columns), corpus[~np.isin(corpus, passages)], dropped, texts_out)
 
 
-def _contaminated(index_folder: Path, texts: pl.DataFrame) -> pl.DataFrame:
-    """Return the rows of contaminated `texts` with MATCH_COLUMNS, for each task the best match.
+def contaminated(index_folder: Path, texts: Texts, numbers: np.ndarray) -> pl.DataFrame:
+    """Return text (u32) and MATCH_COLUMNS of the contaminated ones of some texts, for each task the best match.
 
-    In the order of `texts`; of one text, matches with a task's queries and answers come before others.
+    Of one text, matches with a task's queries and answers come before others.
+
+    Args:
+        index_folder: the index of the evaluation sets.
+        texts: the texts of a source.
+        numbers: of the texts to look up, (n,) u32.
     """
     from curation.clean.overlap_lookup import RULES, look_up, ready, span_of  # loads the compiled loops
 
     index = read_index(index_folder)
-    once = texts["text"].unique(maintain_order=True)
-    lookup = ready(index) if index else None
-    found = look_up(lookup, once) if lookup else pl.DataFrame()
-    if not len(found):
-        return texts.head(0).with_columns(pl.lit(None, kind).alias(name) for name, kind in MATCH_COLUMNS.items())
-    assert index
-    assert lookup
-    keyed = found.with_columns(
-        pl.Series("key", index.entry_keys[found["entry"].to_numpy()], dtype=pl.UInt64), once.gather(found["text"]).alias("text")
-    )
+    nothing = pl.DataFrame(schema={"text": pl.UInt32, **MATCH_COLUMNS})
+    if index is None:
+        return nothing
+    lookup, parts, first = ready(index), [], 0
+    for some in texts.batches(numbers):
+        found = look_up(lookup, some)
+        parts.append(found.with_columns(pl.Series(numbers[first + found["text"].to_numpy()], dtype=pl.UInt32).alias("text")))
+        first += len(some)
+    if not any(map(len, parts)):
+        return nothing
+    found = pl.concat(parts)
+    keyed = found.with_columns(pl.Series("key", index.entry_keys[found["entry"].to_numpy()], dtype=pl.UInt64))
     shards = (read_parquet(path) for path in sorted(index_folder.glob("texts-*.parquet")))
     where = pl.concat([shard.join(keyed, on="key", how="semi", maintain_order="left") for shard in shards])
     matches = keyed.join(where, on="key", how="inner").with_columns((pl.col("role") == CORPUS).alias("shared"))
-    matches = matches.join(_template_matches(lookup, matches), on=["text", "entry"], how="anti")
+    matches = matches.join(_template_matches(lookup, matches, texts), on=["text", "entry"], how="anti")
     matches = matches.sort("text", "task", "shared", "kind", -pl.col("score"), "role", "eval_id", "form")
     best = matches.unique(["text", "task"], keep="first", maintain_order=True)
-    spans = [span_of(text, form, kind) for text, form, kind in best.select("text", "form", "kind").iter_rows()]
+    spelled = zip(texts.at(best["text"]), *(best[name] for name in ("form", "kind")), strict=True)
+    spans = [span_of(text, form, kind) for text, form, kind in spelled]
     best = best.with_columns(
         pl.Series("evidence", spans, dtype=pl.String).str.slice(0, EVIDENCE_CHARS),
         pl.col("kind").replace_strict(range(len(RULES)), RULES, return_dtype=pl.String).alias("rule"),
     ).sort("text", "shared", "kind", "task", maintain_order=True)
-    placed = texts.with_row_index("place").join(best, on="text", how="inner", maintain_order="left_right")
-    return placed.select(*texts.columns, *MATCH_COLUMNS)
+    return best.select("text", *MATCH_COLUMNS)
 
 
-def _template_matches(lookup: Lookup, matches: pl.DataFrame) -> pl.DataFrame:
+def _template_matches(lookup: Lookup, matches: pl.DataFrame, texts: Texts) -> pl.DataFrame:
     """Return text, entry of the matches that are siblings, not copies; matches between the entries are evidence too."""
     from curation.clean.overlap_lookup import look_up  # loads the compiled loops
 
     entries = matches.unique("entry", keep="first", maintain_order=True).select("entry", "form", "names")
     kin = look_up(lookup, entries["form"]).join(entries, on="entry", how="semi").filter(pl.col("kind") > 0)
     unsure = matches.filter(pl.col("kind") > 0).select("text", "entry").unique(maintain_order=True)
-    texts = unsure["text"].unique(maintain_order=True)
-    forms = pl.concat([entries["form"], normalised(texts).fill_null("")])
-    names = pl.concat([entries["names"], capitalised_words(texts)])
+    once = unsure["text"].unique(maintain_order=True)
+    spelled = texts.at(once)
+    forms = pl.concat([entries["form"], normalised(spelled).fill_null("").alias("form")])
+    names = pl.concat([entries["names"], capitalised_words(spelled)])
     place = entries.select("entry", pl.int_range(pl.len(), dtype=pl.UInt32).alias("left"))
-    own = texts.to_frame().select("text", pl.int_range(len(entries), len(entries) + pl.len(), dtype=pl.UInt32).alias("right"))
+    own = once.to_frame().select("text", pl.int_range(len(entries), len(entries) + pl.len(), dtype=pl.UInt32).alias("right"))
     theirs = unsure.join(place, on="entry", maintain_order="left").join(own, on="text", maintain_order="left")
     pairs = pl.concat(
         [

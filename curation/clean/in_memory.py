@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from curation.clean.decontaminate import take_out
+from curation.clean.decontaminate import contaminated, take_out
 from curation.clean.overlap_index import write_index
 from curation.clean.overlap_texts import EVALUATION, QUERY, evaluation_texts
 from curation.clean.pairs import near, slices, without_siblings
 from curation.core.tables import read_parquet
 from curation.recipe.evaluation import Decontaminate, EvalSet
 from curation.shape.columns import TUPLES
+from curation.shape.numbered import numbered
 
 DUPLICATES = pl.Schema(
     {"row": pl.Int64(), "text": pl.String(), "kept_row": pl.Int64(), "kept_text": pl.String(), "score": pl.Float64()}
@@ -83,6 +84,7 @@ def overlaps(texts: pl.Series, against: Iterable[tuple[str, Path | pl.Series]]) 
         nothing.alias("negatives"),
         pl.lit("").alias("label"),
     )
+    numbers, none, once = numbered(tuples.select(TUPLES.names()).cast(TUPLES), pl.Series([], dtype=pl.String))
 
     def frames() -> Iterator[pl.DataFrame]:
         for name, one in against:
@@ -98,8 +100,8 @@ def overlaps(texts: pl.Series, against: Iterable[tuple[str, Path | pl.Series]]) 
         folder = Path(place)
         (folder / "decontaminate").mkdir()
         write_index(folder / "decontaminate", frames(), pl.Series([], dtype=pl.String))
-        tuples = tuples.select(TUPLES.names()).cast(TUPLES)
-        take_out(Decontaminate(), folder, folder, tuples, pl.Series([], dtype=pl.String), "given")
+        matches = contaminated(folder / "decontaminate", once, np.arange(len(once)))
+        take_out(Decontaminate(), folder, numbers, none, once, matches, "given")
         found = read_parquet(folder / "contamination.parquet").filter(pl.col("action") == "dropped")
     row = found["id"].cast(pl.Int64)
     found = found.with_columns(row.alias("row"), texts.gather(row).alias("text"))

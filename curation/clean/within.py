@@ -6,7 +6,6 @@ positive stays: most such pairs differ by a year or a number. Passages always st
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,65 +14,65 @@ import polars as pl
 from curation.clean.pairs import Near, families
 from curation.core.characters import INVISIBLE
 from curation.core.errors import SourceError
-from curation.core.record import dropped_frame, keys_of
-from curation.core.tables import read_parquet, read_table
+from curation.core.record import dropped_frame
+from curation.core.tables import read_parquet
+from curation.core.texts import Texts
 from curation.recipe.job import Job
 from curation.recipe.manifest import Dedup
 from curation.shape.columns import EVIDENCE_CHARS
+from curation.shape.numbered import corpus_texts, flat, names_any, source_texts
 
 ODD_SPACES = r"[\xA0\x{2000}-\x{200A}\x{202F}\x{205F}]"
 EXAMPLE_CHARS = 60  # of a query in an error
 
 
 class Links(NamedTuple):
-    """Which texts of a source match."""
+    """Which texts of a source match. Nodes number the texts that the stage `near` compared."""
 
-    texts: pl.DataFrame  # text; number, form, family u32: texts linked at the threshold, directly or not, have one family
-    found: Near  # by number; between the texts of the table
-
-
-def source_texts(stage: Path) -> pl.Series:
-    """Return the distinct texts of a shaped source in order: queries, positives, negatives, corpus."""
-    tuples = read_table(stage, "tuples", ["query", "positives", "negatives"])
-    return distinct_texts(tuples, read_parquet(stage / "corpus.parquet")["text"])
+    texts: Texts
+    node: np.ndarray  # (texts,) i64: of the number of a text; -1 for one that was not compared
+    compared: np.ndarray  # (nodes,) u32: the numbers of the texts
+    found: Near  # pairs of nodes that remain
+    family: np.ndarray  # (nodes,) u32: nodes linked at the threshold, directly or not, have one family
 
 
-def distinct_texts(tuples: pl.DataFrame, corpus: pl.Series) -> pl.Series:
-    """Return the distinct texts of tuples and a corpus, in order."""
-    lists = [tuples[name].explode(empty_as_null=False) for name in ("positives", "negatives")]
-    return pl.concat([tuples["query"], *lists, corpus]).drop_nulls().unique(maintain_order=True).alias("text")
-
-
-def links_of(job: Job, tuples: pl.DataFrame, corpus: pl.Series) -> Links:
-    """Return which of a source's remaining texts match, from the pairs that the stage `near` found among all its texts."""
+def links_of(job: Job, texts: Texts, remaining: np.ndarray) -> Links:
+    """Return which of a source's `remaining` texts (n,) u32 match, from what the stage `near` found among all its texts."""
     assert job.dedup
-    stage = job.build / "near" / job.source.name
-    pairs, form = read_parquet(stage / "pairs.parquet"), read_parquet(stage / "form.parquet")["form"].cast(pl.UInt32)
+    shaped, near = job.build / "shaped" / job.source.name, job.build / "near" / job.source.name
+    pairs, form = read_parquet(near / "pairs.parquet"), read_parquet(near / "form.parquet")["form"].cast(pl.UInt32)
     found = Near(form.to_numpy(), *(pairs[name].to_numpy() for name in ("left", "right", "score")))
-    texts, remaining = source_texts(job.build / "shaped" / job.source.name), distinct_texts(tuples, corpus)
-    return link(texts, found, remaining, job.dedup.threshold)
+    return link(texts, source_texts(shaped, corpus_texts(shaped)), found, remaining, job.dedup.threshold)
 
 
-def link(texts: pl.Series, found: Near, remaining: pl.Series, threshold: float) -> Links:
-    """Return which of the `remaining` texts match; `found` numbers all `texts`."""
-    numbered = pl.DataFrame({"text": texts, "form": found.form}).with_row_index("number")
-    numbered = numbered.join(remaining.alias("text").to_frame(), on="text", how="semi", maintain_order="left")
-    alive = np.zeros(len(texts), bool)
-    alive[numbered["form"].to_numpy()] = True
+def link(texts: Texts, compared: np.ndarray, found: Near, remaining: np.ndarray, threshold: float) -> Links:
+    """Return which of the `remaining` texts match; `found` numbers all texts that were `compared`."""
+    node = np.full(len(texts), -1, np.int64)
+    node[compared] = np.arange(len(compared))
+    alive = np.zeros(len(compared), bool)
+    alive[found.form[node[remaining]]] = True
     kept = alive[found.left] & alive[found.right]
     found = Near(found.form, found.left[kept], found.right[kept], found.score[kept])
-    family = families(found, threshold)[numbered["number"].to_numpy()]
-    return Links(numbered.with_columns(pl.Series("family", family)), found)
+    return Links(texts, node, compared, found, families(found, threshold))
 
 
-def edges_of(links: Links) -> pl.DataFrame:
-    """Return left, right (keys of the texts) and score of every verified pair, also of pairs below the threshold."""
-    firsts = links.texts.unique("form", keep="first", maintain_order=True)
-    firsts = firsts.select("form", keys_of(firsts["text"]))
-    edges = pl.DataFrame({"left": links.found.left, "right": links.found.right, "score": links.found.score})
-    for name in ("left", "right"):
-        edges = edges.join(firsts, left_on=name, right_on="form", maintain_order="left").drop(name).rename({"key": name})
-    return edges.select("left", "right", "score")
+def family_of_texts(links: Links) -> np.ndarray:
+    """Return the family of each text by its number, (texts,) u32; 0 for one that was not compared."""
+    return np.where(links.node < 0, 0, links.family[links.node]).astype(np.uint32)
+
+
+def edges_of(links: Links, remaining: np.ndarray) -> pl.DataFrame:
+    """Return left, right (keys of the texts) and score of every verified pair, also of pairs below the threshold.
+
+    Of texts with one normalised form the first that remains stands for all.
+    """
+    form = links.found.form
+    first = np.zeros(len(form), np.int64)
+    nodes = np.sort(links.node[remaining])
+    first[form[nodes[::-1]]] = nodes[::-1]
+    ends = {name: links.compared[first[nodes]] for name, nodes in (("left", links.found.left), ("right", links.found.right))}
+    keys = {name: links.texts.key_series(numbers).alias(name) for name, numbers in ends.items()}
+    return pl.DataFrame({**keys, "score": links.found.score})
 
 
 def drop_queries(
@@ -91,7 +90,7 @@ def drop_queries(
             match[worse], score[worse] = better, value
     gone = np.flatnonzero(match >= 0)
     lost, kept = tuples[gone], tuples[match[gone]]
-    shown = lost["query"].str.slice(0, EVIDENCE_CHARS)
+    shown = links.texts.at(lost["query"]).str.slice(0, EVIDENCE_CHARS)
     dropped = dropped_frame(source, "dedup", lost["id"], "near_duplicate_query", shown, kept["id"], source)
     return tuples.filter(pl.Series(match < 0)), dropped.with_columns(pl.Series("score", score[gone], dtype=pl.Float64))
 
@@ -114,11 +113,15 @@ def refuse_loss(dropped: pl.DataFrame, tuples: int, settings: Dedup, source: str
     )
 
 
-def has_invisible(tuples: pl.DataFrame) -> pl.Series:
+def has_invisible(tuples: pl.DataFrame, texts: Texts) -> pl.Series:
     """Return which tuples have invisible characters in their query or a positive; such a tuple never supersedes a clean one."""
-    positives = tuples.select("positives").with_row_index("at").explode("positives", empty_as_null=False).drop_nulls()
-    hidden = positives.filter(pl.col("positives").str.contains(INVISIBLE))["at"]
-    return tuples["query"].str.contains(INVISIBLE) | pl.Series(np.isin(np.arange(len(tuples)), hidden.to_numpy()))
+    numbers = np.unique(np.concatenate([tuples["query"].to_numpy(), flat(tuples, "positives")]))
+    hidden = np.zeros(len(texts), bool)
+    first = 0
+    for some in texts.batches(numbers):
+        hidden[numbers[first : first + len(some)]] = some.str.contains(INVISIBLE).to_numpy()
+        first += len(some)
+    return pl.Series(names_any(tuples.with_columns(negatives=pl.lit([], pl.List(pl.UInt32))), hidden))
 
 
 def _superseded(tuples: pl.DataFrame, links: Links, threshold: float, by_label: bool) -> pl.DataFrame:
@@ -126,22 +129,31 @@ def _superseded(tuples: pl.DataFrame, links: Links, threshold: float, by_label: 
 
     In order of the worse one's rank, then of score, then of the better one's rank.
     """
-    # 1. The rank of each tuple: clean texts first, then more positives, the longer query, plain spaces, the smaller key,
-    # the earlier tuple
-    forms = tuples.select(pl.col("query").alias("text")).join(links.texts, on="text", how="left", maintain_order="left")["form"]
-    facts = tuples.select(
-        pl.Series("invisible", has_invisible(tuples)),
-        pl.col("positives").list.len().alias("positives"),
-        pl.col("query").str.len_chars().alias("chars"),
-        pl.col("query").str.contains(ODD_SPACES).alias("odd"),
+    # 1. The tuples whose query matches another's. The rank of each: clean texts first, then more positives, the longer query,
+    # plain spaces, the smaller key, the earlier tuple
+    good = links.found.score >= threshold
+    every = links.found.form[links.node[tuples["query"].to_numpy()]]
+    linked = np.bincount(every, minlength=len(links.compared)) > 1
+    linked[links.found.left[good]] = linked[links.found.right[good]] = True
+    at = np.flatnonzero(linked[every])
+    some, forms = tuples[at], every[at]
+    queries = links.texts.at(some["query"])
+    order = pl.DataFrame(
+        {
+            "invisible": has_invisible(some, links.texts),
+            "positives": some["positives"].list.len(),
+            "chars": queries.str.len_chars(),
+            "odd": queries.str.contains(ODD_SPACES),
+            "key": links.texts.key_series(some["query"].to_numpy()),
+            "form": forms,
+            "at": at.astype(np.uint32),
+        }
     )
-    order = facts.with_columns(keys_of(tuples["query"]), forms.alias("form")).with_row_index("at")
     by = ["invisible", "positives", "chars", "odd", "key", "at"]
     ranked = order.sort(by, descending=[False, True, True, False, False, False]).select("at", "form").with_row_index("rank")
 
     # 2. Pairs of tuples whose queries match, or have the same form
-    good = links.found.score >= threshold
-    own = np.unique(forms.to_numpy())
+    own = np.unique(forms)
     edges = pl.DataFrame(
         {
             "left": np.concatenate([links.found.left[good], own]),
@@ -166,9 +178,10 @@ def _superseded(tuples: pl.DataFrame, links: Links, threshold: float, by_label: 
         label = tuples["label"].rank("dense").cast(pl.Int64)
         has = pl.DataFrame({"family": label}).with_row_index("at").with_columns(pl.lit(1, pl.UInt32).alias("families"))
     else:
-        long = tuples.select(pl.col("positives").alias("text")).with_row_index("at").explode("text", empty_as_null=False)
-        has = long.join(links.texts, on="text", how="inner").select("at", "family").unique()
-        has = has.with_columns(pl.len().over("at").alias("families"))
+        families_of = links.family[links.node[flat(some, "positives")]]
+        lengths = some["positives"].list.len().to_numpy()
+        has = pl.DataFrame({"at": np.repeat(at.astype(np.uint32), lengths), "family": families_of}).unique()
+        has = has.with_columns(pl.len().over("at").cast(pl.UInt32).alias("families"))
 
     # 4. Of these pairs, those where the better tuple has every family of the worse one
     shared = pairs.join(has, left_on="worse", right_on="at").join(

@@ -21,7 +21,7 @@ from curation.core.store import (
 
 Receipt = dict[str, Any]
 
-FORMAT = 5  # of the files that `curate build` writes; a higher number rebuilds every build
+FORMAT = 6  # of the files that `curate build` writes; a higher number rebuilds every build
 REBUILD = "run `curate build MANIFEST` to rebuild it"
 CONSTANTS = ("task", "instruction", "language", "license", "revision")
 COUNTS = ("digest", "rows_in", "tuples_made", "merged", "heldout", "passages")

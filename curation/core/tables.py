@@ -120,19 +120,25 @@ def _plain_type(kind: Any) -> Any:
     return pa.string() if pa.types.is_large_string(kind) else kind
 
 
-def write_parquet(path: Path, table: pl.DataFrame, constants: Mapping[str, str] | None = None) -> None:
-    """Write one parquet file, atomically."""
-    with atomic(path) as file, _writer(file, table, constants, "zstd") as writer:
-        for group in table.iter_slices(ROWS_PER_GROUP) if len(table) else [table]:
+def write_parquet(path: Path, table: pl.DataFrame | Iterable[pl.DataFrame], constants: Mapping[str, str] | None = None) -> None:
+    """Write a table, or frames of one (at least one), as one parquet file, atomically."""
+    groups = _groups([table] if isinstance(table, pl.DataFrame) else table)
+    first = next(groups)
+    with atomic(path) as file, _writer(file, first, constants, "zstd") as writer:
+        for group in itertools.chain([first], groups):
             writer.write_table(_arrow(group, constants))
 
 
-def lists(values: np.ndarray, lengths: np.ndarray, absent: np.ndarray) -> pl.Series:
+def lists(values: np.ndarray | pl.Series, lengths: np.ndarray, absent: np.ndarray | None) -> pl.Series:
     """Return a list column: row i has the next `lengths[i]` of the values (n,), null if `absent` (n,) bool."""
-    kind, starts = pa.from_numpy_dtype(values.dtype), np.concatenate([[0], lengths.cumsum()])
-    present = pa.py_buffer(np.packbits(~absent, bitorder="little")) if absent.any() else None
-    each = pa.Array.from_buffers(kind, len(values), [present, pa.py_buffer(values)])  # `pa.array` would import pandas
-    rows = pa.Array.from_buffers(pa.large_list(kind), len(lengths), [None, pa.py_buffer(starts)], children=[each])
+    starts = pa.py_buffer(np.concatenate([[0], lengths.cumsum()]))
+    if isinstance(values, pl.Series):
+        each = values.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
+    else:
+        present = pa.py_buffer(np.packbits(~absent, bitorder="little")) if absent is not None and absent.any() else None
+        kind = pa.from_numpy_dtype(values.dtype)
+        each = pa.Array.from_buffers(kind, len(values), [present, pa.py_buffer(values)])  # `pa.array` would import pandas
+    rows = pa.Array.from_buffers(pa.large_list(each.type), len(lengths), [None, starts], children=[each])
     return pl.Series(pl.from_arrow(rows))
 
 
@@ -173,11 +179,16 @@ def read_frames(folder: Path, name: str, columns: list[str] | None = None) -> It
         BuildError: the table does not exist.
     """
     for path in table_files(folder, name):
-        with pq.ParquetFile(path) as file:
-            for group in range(file.num_row_groups):
-                frame = pl.from_arrow(file.read_row_group(group, columns=columns, use_threads=False))
-                assert isinstance(frame, pl.DataFrame)
-                yield frame.select(columns) if columns else frame
+        yield from read_groups(path, columns)
+
+
+def read_groups(path: Path, columns: list[str] | None = None) -> Iterator[pl.DataFrame]:
+    """Yield a parquet file row group by row group, in order."""
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            frame = pl.from_arrow(file.read_row_group(group, columns=columns, use_threads=False))
+            assert isinstance(frame, pl.DataFrame)
+            yield frame.select(columns) if columns else frame
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
@@ -188,6 +199,14 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
 def read_rows(folder: Path, name: str, first: int, count: int) -> pl.DataFrame:
     """Read some rows of a table; only the row groups that hold them are read."""
     return pl.scan_parquet(table_files(folder, name), glob=False).slice(first, count).collect()
+
+
+def replace_table(folder: Path, new: str, name: str) -> None:
+    """Put the table `new` of a folder in the place of the table `name`."""
+    for path in table_files(folder, name):
+        path.unlink()
+    for path in table_files(folder, new):
+        path.rename(path.with_name(name + path.name.removeprefix(new)))
 
 
 def link_table(source: Path, folder: Path, name: str) -> None:

@@ -21,7 +21,7 @@ from curation.core.errors import listed
 from curation.core.escape import as_html, visible
 from curation.core.record import ORIGINS
 from curation.core.store import atomic, check_files, digest_of, file_digest, is_sealed_page, read_receipt, sealed_page, versions
-from curation.core.tables import read_parquet, read_table, shards
+from curation.core.tables import read_frames, read_parquet, read_table
 from curation.read.outside import hide_local_paths
 from curation.recipe.licenses import claim
 from curation.recipe.manifest import load_manifest
@@ -143,9 +143,9 @@ def _collected(
     """Return all that the page shows of one source."""
     stage, receipt, seed = folder / "curated" / name, receipts[name], summary["seed"]
     facts = receipt | summary["sources"][name]
-    dropped = read_parquet(stage / "dropped.parquet")
+    dropped = read_parquet(stage / "dropped.parquet", ["id", "stage", "reason"])
     counts = _counts(receipt, dropped)
-    samples = drops(dropped, seed, name)
+    samples = drops(stage / "dropped.parquet", dropped, seed, name)
     has_tuples = mined is not None and "files" in mined
     reasons = [(what, reason, count, samples.get(reason, [])) for key, what in LEFT_OUT for reason, count in facts[key].items()]
     if facts["merged"]:
@@ -253,12 +253,13 @@ def _contamination(folder: Path, summary: Receipt, names: list[str]) -> dict[str
 def _lengths(stage: Path) -> dict[str, Any]:
     """Return the histograms of the characters of queries and of distinct positives, and their medians."""
     queries, used = [], []
-    for shard in shards(stage, "pairs", ["query", "positives"]):
+    for shard in read_frames(stage, "pairs", ["query", "positives"]):
         queries.append(shard["query"].str.len_chars())
         used.append(shard["positives"].explode(empty_as_null=False).unique())
     pids = pl.concat(used).unique().implode()
     passages = [
-        shard.filter(pl.col("pid").is_in(pids))["text"].str.len_chars() for shard in shards(stage, "passages", ["pid", "text"])
+        shard.filter(pl.col("pid").is_in(pids))["text"].str.len_chars()
+        for shard in read_frames(stage, "passages", ["pid", "text"])
     ]
     both = pl.concat(queries), pl.concat(passages)
     medians = [int(np.median(texts.to_numpy())) for texts in both]
@@ -287,7 +288,7 @@ def _labels(stage: Path) -> list[tuple[str, int]]:
 def _negatives(folder: Path, name: str, mined: Receipt, has_tuples: bool) -> dict[str, Any]:
     """Return how a source's negatives were found, where they come from, and what they score."""
     origins = Counter[int]()
-    for shard in shards(folder / "mined" / name, "pairs", ["negative_origin"]) if has_tuples else ():
+    for shard in read_frames(folder / "mined" / name, "pairs", ["negative_origin"]) if has_tuples else ():
         origins.update(dict(shard["negative_origin"].explode(empty_as_null=False).value_counts().iter_rows()))
     up, down = (np.array(mined["histograms"][kind]) for kind in ("positives", "negatives"))
     medians = [

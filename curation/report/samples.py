@@ -11,8 +11,9 @@ import numpy as np
 import polars as pl
 
 from curation.core.escape import as_html
-from curation.core.record import ORIGINS, draws, keys_of
-from curation.core.tables import read_parquet, read_table, shards
+from curation.core.record import ORIGINS, draws
+from curation.core.tables import read_frames, read_groups, read_parquet
+from curation.core.texts import open_texts
 
 RECORDS = 3
 PER_REASON = 3
@@ -65,12 +66,12 @@ def sample_records(folder: Path, seed: int, name: str, count: int, mined: Path |
     wanted, rows, start = sampled(seed, f"records/{name}", count, RECORDS), [], 0
     columns = ["id", "query", "label", "positives", "negatives"]
     columns += ["positive_score", "negative_scores", "negative_origin"] if mined else []
-    for shard in shards(mined or folder, "pairs", columns):
+    for shard in read_frames(mined or folder, "pairs", columns):
         rows += shard[[at - start for at in wanted if start <= at < start + len(shard)]].to_dicts()
         start += len(shard)
     pids = sorted({pid for row in rows for pid in row["positives"][:1] + row["negatives"][:NEGATIVES_SHOWN]})
     texts: dict[int, str] = {}
-    for shard in shards(folder, "passages", ["pid", "text"]):
+    for shard in read_frames(folder, "passages", ["pid", "text"]):
         texts |= dict(shard.filter(pl.col("pid").is_in(pids)).iter_rows())
     for row in rows:
         row["others"] = len(row["positives"]) - 1
@@ -85,12 +86,19 @@ def sample_records(folder: Path, seed: int, name: str, count: int, mined: Path |
     return rows
 
 
-def drops(dropped: pl.DataFrame, seed: int, name: str) -> dict[str, list[dict[str, Any]]]:
-    """Return a few dropped rows or tuples by reason."""
-    found = {}
-    for (reason,), rows in dropped.group_by("reason", maintain_order=True):
-        found[str(reason)] = rows[sampled(seed, f"drops/{name}/{reason}", len(rows), PER_REASON)].to_dicts()
-    return found
+def drops(path: Path, dropped: pl.DataFrame, seed: int, name: str) -> dict[str, list[dict[str, Any]]]:
+    """Return a few dropped rows or tuples by reason; `dropped` has the reasons of those in the file at `path`."""
+    places = dropped.select("reason", pl.int_range(pl.len()).alias("place"))
+    chosen = {
+        str(reason): rows["place"].gather(sampled(seed, f"drops/{name}/{reason}", len(rows), PER_REASON)).to_list()
+        for (reason,), rows in places.group_by("reason", maintain_order=True)
+    }
+    start, lines = 0, dict[int, dict[str, Any]]()
+    for frame in read_groups(path):
+        here = sorted(place for some in chosen.values() for place in some if start <= place < start + len(frame))
+        lines |= zip(here, frame[[place - start for place in here]].to_dicts(), strict=True)
+        start += len(frame)
+    return {reason: [lines[place] for place in some] for reason, some in chosen.items()}
 
 
 def matched_queries(stages: dict[str, Path], samples: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
@@ -101,7 +109,7 @@ def matched_queries(stages: dict[str, Path], samples: dict[str, list[dict[str, A
             wanted.setdefault(row["matched_source"], set()).add(row["matched_id"])
     texts: dict[str, str] = {}
     for source, ids in wanted.items():
-        for shard in shards(stages[source], "pairs", ["id", "query"]):
+        for shard in read_frames(stages[source], "pairs", ["id", "query"]):
             texts |= dict(shard.filter(pl.col("id").is_in(sorted(ids))).iter_rows())
     return texts
 
@@ -119,13 +127,16 @@ def near_pairs(build: Path, name: str, dropped: pl.DataFrame, threshold: float, 
     # the texts: queries that are still there, passages, and queries that were dropped as near-duplicates
     texts: dict[bytes, str] = {}
     for table, column in (("pairs", "query"), ("passages", "text")):
-        for shard in shards(build / "curated" / name, table, ["key", column]):
+        for shard in read_frames(build / "curated" / name, table, ["key", column]):
             texts |= dict(shard.filter(pl.col("key").is_in(keys.implode())).iter_rows())
     gone: dict[bytes, str] = {}
     ids, shaped = dropped.filter(pl.col("stage") == "dedup")["id"], build / "shaped" / name
     if len(ids) and shaped.is_dir():
-        queries = read_table(shaped, "tuples", ["id", "query"]).filter(pl.col("id").is_in(ids.implode()))["query"]
-        keyed = pl.DataFrame({"key": keys_of(queries), "query": queries})
+        numbers = pl.concat(
+            frame.filter(pl.col("id").is_in(ids.implode()))["query"] for frame in read_frames(shaped, "tuples", ["id", "query"])
+        ).to_numpy()
+        written = open_texts(shaped)
+        keyed = pl.DataFrame({"key": written.key_series(numbers), "query": written.at(numbers)})
         gone = dict(keyed.filter(pl.col("key").is_in(keys.implode())).iter_rows())
     texts |= gone
 

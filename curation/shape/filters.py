@@ -2,35 +2,48 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 
 from curation.core.characters import INVISIBLE
 from curation.core.record import dropped_frame
-from curation.core.text import normalised, numbered
+from curation.core.text import normalised
+from curation.core.texts import Texts
 from curation.recipe.source import Filters
 from curation.shape.columns import EVIDENCE_CHARS, GRADES
 from curation.shape.merge import equals_a_positive
+from curation.shape.numbered import LISTS
 
 SHORT = 3  # characters: by default a shorter text is kept if it has CONTENT
 CONTENT = r"[^\p{L}_]|[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]|.[^_]"  # more than one letter: no, 4, C#, 京
 HIDDEN = 200  # characters: a longer text has visible characters too
-SLICE = 50_000  # tuples at a time: their stripped and normalised texts take as much memory as they do
 
 
-def apply(tuples: pl.DataFrame, filters: Filters, source: str, task: str) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]:
+def apply(
+    tuples: pl.DataFrame, texts: Texts, filters: Filters, source: str, task: str
+) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]:
     """Return (tuples kept, dropped tuples, {reason: texts removed from tuples that are kept}).
 
     A tuple is dropped if its query fails or all its positives fail; the reason is that of the query or of the first positive.
     The passages of a classification are its label texts, which are not filtered.
+
+    Args:
+        tuples: NUMBERED, with or without GRADES.
+        texts: the texts that the tuples name.
+        filters: the limits.
+        source: the name of the source.
+        task: its task.
     """
     if not len(tuples):
         return tuples, dropped_frame(source, "filter", tuples["id"], ""), {}
     frame = tuples.with_row_index("at")
-    query_fault = _length_fault(frame["query"], filters, "query")
-    passages = filters if task != "classification" else Filters(min_chars=0, max_chars=None, no_echo=False)
-    judged = frame if passages is filters else frame.filter(query_fault.is_not_null())  # label texts have no faults
-    positives = _faults(judged, "positives", passages)
-    negatives = _faults(judged, "negatives", passages)
+    length_faults = _length_faults(texts, filters)
+    query_fault = _in_role(length_faults.gather(frame["query"]), "query")
+    if task == "classification":
+        judged = frame.filter(query_fault.is_not_null())
+        positives, negatives = (_long(judged, name).with_columns(fault=pl.lit(None, pl.String)) for name in LISTS)
+    else:
+        positives, negatives = (_faults(frame, name, texts, length_faults, filters.no_echo) for name in LISTS)
     faulty = [frame["at"].filter(query_fault.is_not_null())]
     faulty += [faults["at"].filter(faults["fault"].is_not_null()) for faults in (positives, negatives)]
     whole = ~frame["at"].is_in(pl.concat(faulty).implode())  # nearly all tuples: these stay as they are
@@ -38,7 +51,8 @@ def apply(tuples: pl.DataFrame, filters: Filters, source: str, task: str) -> tup
     left, gone = _sorted_out(looked, positives, negatives)
     taken = pl.concat([positives, negatives]).filter(pl.col("fault").is_not_null()).join(left, on="at", how="semi")
     counts = dict(taken.group_by("fault").len().sort("fault").iter_rows())
-    dropped = dropped_frame(source, "filter", gone["id"], gone["reason"], gone["evidence"])
+    evidence = texts.at(gone["shown"]).str.slice(0, EVIDENCE_CHARS)
+    dropped = dropped_frame(source, "filter", gone["id"], gone["reason"], evidence)
     stay = pl.concat([frame.filter(whole), left.select(frame.columns)]).sort("at") if len(left) else frame.filter(whole)
     return stay.select(tuples.columns), dropped, counts
 
@@ -61,15 +75,19 @@ def _sorted_out(looked: pl.DataFrame, positives: pl.DataFrame, negatives: pl.Dat
     kept = kept.join(first, on="at", how="left", maintain_order="left")
     none_left = pl.col("positives").list.len() == 0  # `first` is null without any positive, as in a clustering
     kept = kept.with_columns(pl.when(pl.col("fault").is_null() & none_left).then("first").otherwise("fault").alias("reason"))
-    shown = pl.when(pl.col("fault").is_null()).then("text").otherwise("query").str.slice(0, EVIDENCE_CHARS)
+    shown = pl.when(pl.col("fault").is_null()).then("text").otherwise("query")
     gone = pl.col("reason").is_not_null()
-    return kept.filter(~gone), kept.filter(gone).with_columns(shown.alias("evidence"))
+    return kept.filter(~gone), kept.filter(gone).with_columns(shown.alias("shown"))
 
 
-def _length_fault(texts: pl.Series, filters: Filters, role: str) -> pl.Series:
-    """Return short_ROLE, long_ROLE or null for each text; invisible characters and blanks at its ends do not count."""
+def _length_faults(texts: Texts, filters: Filters) -> pl.Series:
+    """Return short, long or null for each text; invisible characters and blanks at its ends do not count."""
+    return pl.concat([_length_faults_of(some, filters) for some in texts.batches(np.arange(len(texts)))])
+
+
+def _length_faults_of(texts: pl.Series, filters: Filters) -> pl.Series:
     length = texts.str.strip_chars().str.len_chars()
-    hidden = ((length < HIDDEN) & texts.str.contains(INVISIBLE)).fill_null(False).arg_true()
+    hidden = ((length < HIDDEN) & texts.str.contains(INVISIBLE)).arg_true()
     if len(hidden):
         length = length.scatter(hidden, texts.gather(hidden).str.replace_all(INVISIBLE, "").str.strip_chars().str.len_chars())
     short = length < (SHORT if filters.min_chars is None else filters.min_chars)
@@ -77,30 +95,29 @@ def _length_fault(texts: pl.Series, filters: Filters, role: str) -> pl.Series:
         few = short.arg_true()
         short = short.scatter(few, ~normalised(texts.gather(few)).str.contains(CONTENT).fill_null(False))
     long = pl.lit(False) if filters.max_chars is None else pl.lit(length > filters.max_chars)
-    fault = pl.when(pl.lit(short)).then(pl.lit(f"short_{role}")).when(long).then(pl.lit(f"long_{role}"))
-    return pl.select(fault).to_series()
+    fault = pl.when(pl.lit(short)).then(pl.lit("short")).when(long).then(pl.lit("long"))
+    return pl.select(fault.cast(pl.String)).to_series()
 
 
-def _faults(frame: pl.DataFrame, name: str, filters: Filters) -> pl.DataFrame:
+def _in_role(faults: pl.Series, role: str) -> pl.Series:
+    return pl.select(pl.lit(faults) + f"_{role}").to_series()
+
+
+def _long(frame: pl.DataFrame, name: str) -> pl.DataFrame:
+    """Return at, text: one line per text of the list column `name`."""
+    return frame.select("at", pl.col(name).alias("text")).explode("text", empty_as_null=False).drop_nulls("text")
+
+
+def _faults(frame: pl.DataFrame, name: str, texts: Texts, length_faults: pl.Series, no_echo: bool) -> pl.DataFrame:
     """Return at, text, fault: one line per text of the list column `name`; fault is null for a good text."""
-    role, found = name.removesuffix("s"), []
-    for start in range(0, max(len(frame), 1), SLICE):
-        some = frame.slice(start, SLICE)
-        long = some.select("at", "query", pl.col(name).alias("text")).explode("text", empty_as_null=False).drop_nulls("text")
-        fault = _length_fault(long["text"], filters, role)
-        if filters.no_echo:
-            form = _forms(long["text"])
-            same = (form == _forms(long["query"])).fill_null(False) | (long["text"] == long["query"])
-            fault = pl.select(pl.when(fault.is_null() & same).then(pl.lit(f"echo_{role}")).otherwise(fault)).to_series()
-            if name == "negatives" and len(long):
-                own = pl.lit(equals_a_positive(some, long.select("at", form.fill_null(long["text"]).alias("form")), "at"))
-                is_positive = pl.when(fault.is_null() & own).then(pl.lit("negative_is_positive"))
-                fault = pl.select(is_positive.otherwise(fault)).to_series()
-        found.append(long.select("at", "text").with_columns(fault.cast(pl.String).alias("fault")))
-    return pl.concat(found)
-
-
-def _forms(texts: pl.Series) -> pl.Series:
-    """Return the normalised forms of texts; each distinct text is normalised once, as many recur."""
-    numbers, once = numbered(texts)
-    return normalised(once).gather(numbers)
+    role, long = name.removesuffix("s"), _long(frame, name)
+    fault = _in_role(length_faults.gather(long["text"]), role)
+    if no_echo and len(long):
+        form = texts.form_number
+        echo = pl.lit(pl.Series(form[long["text"].to_numpy()] == form[frame["query"].gather(long["at"]).to_numpy()]))
+        fault = pl.select(pl.when(pl.lit(fault).is_null() & echo).then(pl.lit(f"echo_{role}")).otherwise(fault)).to_series()
+        if name == "negatives":
+            own = pl.lit(equals_a_positive(frame, long, texts, "at"))
+            is_positive = pl.when(pl.lit(fault).is_null() & own).then(pl.lit("negative_is_positive"))
+            fault = pl.select(is_positive.otherwise(fault)).to_series()
+    return long.with_columns(fault.cast(pl.String).alias("fault"))

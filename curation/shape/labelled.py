@@ -12,6 +12,7 @@ import polars as pl
 from curation.core.errors import SourceError, did_you_mean, listed
 from curation.core.record import draws, dropped_frame
 from curation.core.text import forms
+from curation.core.texts import Texts
 from curation.read.mapping import labels_by_form
 from curation.read.rows import ROW
 from curation.recipe.source import Source
@@ -121,13 +122,13 @@ def clustering(source: Source, rows: pl.DataFrame) -> Tuples:
     return split_dropped(source, frame.with_columns(empty.alias("positives"), empty.alias("negatives")))
 
 
-def pair_up(tuples: pl.DataFrame, seed: int, source: str) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Give each text of a clustering a positive; return (tuples, dropped tuples: those alone in their class).
+def pair_up(tuples: pl.DataFrame, texts: Texts, seed: int, source: str) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Give each text of a clustering a positive; return (NUMBERED tuples, dropped tuples: those alone in their class).
 
     Raises:
         SourceError: fewer than two classes have two texts.
     """
-    frame = tuples.with_columns(forms(tuples["query"]).alias("form"))
+    frame = tuples.with_columns(forms(texts.at(tuples["query"])).alias("form"))
     paired = pl.col("form").n_unique().over("label") > 1
     kept, alone = frame.filter(paired), frame.filter(~paired)
     if kept["label"].n_unique() < 2:

@@ -5,51 +5,43 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from curation.core.record import composed, dropped_frame, keys_of
-from curation.core.text import forms, numbered
-from curation.shape.columns import GRADES
-
-LISTS = ("positives", "negatives")
-
-
-def distinct_by_key(texts: pl.Series) -> pl.DataFrame:
-    """Return text and key of each distinct text, in order of first appearance; texts are equal if their keys are."""
-    once = pl.DataFrame({"text": texts.unique(maintain_order=True)})
-    once = once.with_columns(composed(once["text"]).alias("same")).unique("same", keep="first", maintain_order=True)
-    return once.select("text", keys_of(once["same"]))
+from curation.core.record import dropped_frame
+from curation.core.texts import Texts
+from curation.shape.columns import EVIDENCE_CHARS, GRADES
+from curation.shape.numbered import LISTS
 
 
-def equals_a_positive(tuples: pl.DataFrame, negatives: pl.DataFrame, by: str) -> pl.Series:
-    """Return which negatives (`by`, form) have the form of a positive of their tuple; `tuples` have `by` and positives."""
+def equals_a_positive(tuples: pl.DataFrame, negatives: pl.DataFrame, texts: Texts, by: str) -> pl.Series:
+    """Return which negatives (`by`, text) have the form of a positive of their tuple; `tuples` have `by` and positives."""
     there = tuples.join(negatives, on=by, how="semi").select(by, pl.col("positives").alias("text"))
     there = there.explode("text", empty_as_null=False).drop_nulls("text")
-    positives = there.select(by, forms(there["text"]).alias("form")).unique()
-    marked = negatives.join(positives.with_columns(own=True), on=[by, "form"], how="left", maintain_order="left")
+    form = pl.Series("form", texts.form_number)
+    positives = there.select(by, form.gather(there["text"])).unique()
+    marked = negatives.select(by, form.gather(negatives["text"])).join(
+        positives.with_columns(own=True), on=[by, "form"], how="left", maintain_order="left"
+    )
     return marked["own"].fill_null(False)
 
 
-def merge_queries(tuples: pl.DataFrame, source: str, no_echo: bool = True) -> tuple[pl.DataFrame, pl.DataFrame]:
+def merge_queries(tuples: pl.DataFrame, texts: Texts, source: str, no_echo: bool = True) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return (tuples with distinct queries, merged tuples as a `DROPPED` table).
 
     Queries are equal if their keys are. The first tuple keeps its place and id. Positives and negatives are united in order;
-    positives with grades are sorted by these, and the grades are dropped.
+    positives with grades are sorted by these, and the grades are dropped. `tuples` are NUMBERED, with or without GRADES.
     """
     graded_lists = tuples.select("positives", GRADES) if GRADES in tuples.columns else None
     tuples = tuples.drop(GRADES, strict=False)
-    same = composed(tuples["query"])
-    at = np.arange(len(tuples))
-    some = np.flatnonzero(same.hash().is_duplicated())  # few; equal hashes of different queries are separated below
-    numbers, once = numbered(same.gather(some))
-    if len(once) == len(some):
+    numbers = texts.key_number[tuples["query"].to_numpy()]
+    _, firsts, which = np.unique(numbers, return_index=True, return_inverse=True)
+    first = pl.Series("first", firsts[which], dtype=pl.UInt32)
+    later = firsts[which] != np.arange(len(tuples))
+    if not later.any():
         return tuples, dropped_frame(source, "merge", tuples["id"].head(0), "same_query")
-    places = np.flatnonzero(np.diff(np.maximum.accumulate(numbers), prepend=-1))  # the first place of each number
-    earliest = at.copy()
-    earliest[some] = some[places[numbers]]
-    first = pl.Series("first", earliest, dtype=pl.UInt32)
     keyed = tuples.with_columns(first)
-    repeats = keyed.filter(earliest != at)
+    repeats = keyed.filter(later)
     survivor = tuples["id"].gather(repeats["first"])
-    merged = dropped_frame(source, "merge", repeats["id"], "same_query", repeats["query"].str.slice(0, 200), survivor, source)
+    shown = texts.at(repeats["query"]).str.slice(0, EVIDENCE_CHARS)
+    merged = dropped_frame(source, "merge", repeats["id"], "same_query", shown, survivor, source)
     company = pl.col("first").is_in(repeats["first"].unique().implode())
     united = (
         keyed.filter(company)
@@ -65,10 +57,11 @@ def merge_queries(tuples: pl.DataFrame, source: str, no_echo: bool = True) -> tu
         best_first = long.group_by("first", maintain_order=True).agg(pl.col("positives").unique(maintain_order=True))
         united = united.drop("positives").join(best_first, on="first", how="left", maintain_order="left")
         united = united.with_columns(pl.col("positives").fill_null([]))
-    if no_echo and (long := united.select("first", "negatives").explode("negatives", empty_as_null=False).drop_nulls()).height:
-        own = equals_a_positive(united, long.select("first", forms(long["negatives"]).alias("form")), "first")
-        others = long.filter(~own).group_by("first", maintain_order=True).agg("negatives")
-        united = united.drop("negatives").join(others, on="first", how="left", maintain_order="left")
+    long = united.select("first", pl.col("negatives").alias("text")).explode("text", empty_as_null=False).drop_nulls()
+    if no_echo and len(long):
+        others = long.filter(~equals_a_positive(united, long, texts, "first")).group_by("first", maintain_order=True)
+        lists = others.agg(pl.col("text").alias("negatives"))
+        united = united.drop("negatives").join(lists, on="first", how="left", maintain_order="left")
         united = united.with_columns(pl.col("negatives").fill_null([]))
     alone = keyed.filter(~company).with_columns(pl.col(LISTS).list.unique(maintain_order=True))
     return pl.concat([alone, united.select(keyed.columns)]).sort("first").drop("first"), merged

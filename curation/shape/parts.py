@@ -1,95 +1,134 @@
-"""Large sources, shaped part by part. In memory are a hash per query, and a line per row that makes no tuple."""
+"""The rows of a source, shaped part by part: texts to files, and tuples that hold the numbers of texts.
+
+    part by part   rows -> tuples of texts -> filtered -> each text written once per part, tuples with numbers
+    all parts      equal texts get one number -> equal queries are merged -> queries are held out
+
+A source whose rows depend on each other (classes, premises, qrels) is one part, and so is a small one.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import polars as pl
 
-from curation.core.errors import SourceError
-from curation.core.record import composed, no_drops
-from curation.core.tables import read_frames, table_files, write_frames
+from curation.core.record import no_drops
+from curation.core.tables import read_frames, table_files, write_frames, write_parquet
+from curation.core.texts import Facts, Texts, TextWriter, open_texts
 from curation.read.mapping import add_missing_columns, column_map
 from curation.read.rows import Lost, compact
 from curation.recipe.source import Filters, Source, shape_of
 from curation.shape import filters
-from curation.shape.columns import GRADES, TUPLES, check_left, check_rows, row_ids, unread_rows
-from curation.shape.merge import LISTS, merge_queries
-from curation.shape.shapes import to_tuples
+from curation.shape.columns import GRADES, Tuples, check_left, check_rows, unread_rows
+from curation.shape.holdout import held_out
+from curation.shape.merge import merge_queries
+from curation.shape.numbered import LISTS, NUMBERED, flat, numbered, renumbered, replaced, spelled
 
-PORTION = 1 << 26  # bytes of rows shaped at a time; a source with fewer is shaped whole
+PORTION = 1 << 25  # bytes of rows shaped at a time
+ROWS = "rows"  # the table of tuples before equal queries are merged
 Part = tuple[pl.DataFrame, list[Lost]]
 
 
+class Made(NamedTuple):
+    """A part of a source as tuples."""
+
+    tuples: Tuples
+    rows: int  # including those that could not be read; 0 for a part of a corpus
+    lost: list[Lost]
+    ids: pl.Series | None  # a hash of each row's id, where ids are given
+
+
 class Shaped(NamedTuple):
-    """What became of a source's rows, without the tuples, which are in files."""
+    """What became of a source's rows, without tuples and texts, which are in files."""
 
     rows_in: int
     tuples: int  # before filters and merging
     unused: pl.DataFrame  # DROPPED, rows that are in no tuple
     poor: pl.DataFrame  # DROPPED, by filters
     merged: pl.DataFrame  # DROPPED
-    held: pl.DataFrame  # TUPLES, held out
-    corpus: pl.Series
+    held: int
     instruction: str
     texts_out: dict[str, int]
-    table_rows: dict[str, int]  # of qrels: rows of the corpus and of the queries
 
 
-class _NeedsAllRows(Exception):
+class NeedsAllRows(Exception):
     """The source cannot be shaped part by part."""
 
 
 def rows_are_independent(source: Source) -> bool:
     """Return whether each row makes its tuple by itself, whatever the other rows hold."""
     f = source.fields
-    together = source.limit or source.holdout or f.answer or f.positive_score or f.negative_scores
+    together = source.limit or f.answer or f.positive_score or f.negative_scores
     return shape_of(source) in ("pairs", "scored", "listed") and not together
 
 
-def shape_parts(source: Source, wanted: Filters, seed: int, parts: Iterator[Part], folder: Path) -> Shaped | None:
-    """Shape a source part by part, and write its tuples; the result equals that of shaping it whole.
+def aligned(source: Source, parts: Iterator[Part]) -> Iterator[Part]:
+    """Yield parts with all mapped columns, null if a part lacks one.
 
-    None, with nothing written, if parts differ in columns or instructions, or on an error: with all rows at once it is
-    reported better.
+    Raises:
+        NeedsAllRows: parts match patterns by different columns, or all parts lack a column, which is best reported with all rows.
+    """
+    wanted, found, there = column_map(source), None, set[str]()
+    for rows, lost in parts:
+        matching = [name for name in rows.columns if wanted.patterns and wanted.has(name)]
+        found = matching if found is None else found
+        if matching != found:
+            raise NeedsAllRows
+        there.update(rows.columns)
+        yield add_missing_columns(rows, wanted.names), lost
+    if not there.issuperset(wanted.names):
+        raise NeedsAllRows
+
+
+def write_tuples(source: Source, wanted: Filters, seed: int, parts: Iterator[Made], folder: Path) -> Shaped:
+    """Filter the tuples of all parts, merge equal queries, hold queries out, and write tuples, held-out tuples and texts.
+
+    Raises:
+        SourceError: too few rows make tuples, no tuple is left, or the queries to hold out cannot be.
+        NeedsAllRows: parts contradict each other; with all rows at once the error says more.
     """
     total = _Totals()
-    try:
-        frames = (_shape_part(source, wanted, seed, part, total) for part in _aligned(source, parts))
-        left = write_frames(folder, "tuples", frames, compression="lz4")
-        dropped, poor = pl.concat(total.dropped), pl.concat(total.poor)
-        check_rows(source, total.rows, total.lost, dropped, total.tuples)
-        check_left(source, left, total.tuples, poor)
-        if len(total.instructions) > 1 or (total.ids and pl.concat(total.ids).is_duplicated().any()):
-            raise _NeedsAllRows
-        grades = pl.concat(total.grades) if total.grades else None
-        merged = _merge(folder, pl.concat(total.queries).is_duplicated(), grades, source.name, wanted.no_echo)
-    except (SourceError, _NeedsAllRows):
-        for path in folder.iterdir():
-            path.unlink()
-        return None
-    return Shaped(
-        total.rows,
-        total.tuples,
-        pl.concat([unread_rows(source, total.lost), dropped]),
-        poor,
-        merged,
-        pl.DataFrame(schema=TUPLES),
-        pl.Series("text", [], dtype=pl.String),
-        next(iter(total.instructions), ""),
-        dict(sorted(total.texts_out.items())),
-        {},
-    )
+    with ExitStack() as closing:
+        writer = TextWriter(folder, closing)
+        left = write_frames(folder, ROWS, (_filtered(source, wanted, one, total, writer) for one in parts), compression="lz4")
+    dropped, poor = pl.concat(total.dropped), pl.concat(total.poor)
+    check_rows(source, total.rows, total.lost, dropped, total.tuples)
+    check_left(source, left, total.tuples, poor)
+    if len(total.instructions) > 1 or (total.ids and pl.concat(total.ids).is_duplicated().any()):
+        raise NeedsAllRows
+    texts = open_texts(folder)
+    number = texts.raw_number  # parts may have texts in common
+    merger = _Merger(folder, texts, number, source.name, wanted.no_echo)
+    held = _hold_out(merger, texts, source, seed)
+    some: list[pl.DataFrame] = [pl.DataFrame(schema=NUMBERED)]
 
+    def train() -> Iterator[pl.DataFrame]:
+        start = 0
+        for frame in merger.frames():
+            out = pl.Series(held[start : start + len(frame)]) if len(held) else None
+            start += len(frame)
+            if out is not None and out.any():
+                some.append(frame.filter(out))
+                frame = frame.filter(~out)
+            yield frame
 
-def in_turn(held: list[Part], parts: Iterator[Part]) -> Iterator[Part]:
-    """Yield the parts in `held`, releasing each, and then the remaining parts."""
-    while held:
-        yield held.pop(0)
-    yield from parts
+    write_frames(folder, "tuples", train(), compression="lz4")
+    for path in table_files(folder, ROWS):
+        path.unlink()
+    numbers = pl.concat(some)
+    write_parquet(folder / "heldout_numbers.parquet", numbers)
+    write_parquet(folder / "heldout.parquet", spelled(numbers, texts))
+    corpus = np.concatenate([np.zeros(0, np.uint32), *total.corpus])
+    write_parquet(folder / "corpus.parquet", pl.DataFrame({"text": number[corpus]}))
+    instruction = next(iter(total.instructions), "")
+    unused = pl.concat([unread_rows(source, total.lost), dropped])
+    out = dict(sorted(total.texts_out.items()))
+    return Shaped(total.rows, total.tuples, unused, poor, merger.merged, len(numbers), instruction, out)
 
 
 class _Totals:
@@ -99,81 +138,77 @@ class _Totals:
         self.rows = self.tuples = 0
         self.lost: list[Lost] = []
         self.dropped, self.poor = [no_drops()], [no_drops()]
-        self.queries: list[pl.Series] = []  # hashes, equal for equal queries within this process
         self.ids: list[pl.Series] = []
-        self.grades: list[pl.Series] = []  # one list per tuple, if positives have grades
+        self.corpus: list[np.ndarray] = []
         self.instructions: set[str] = set()
         self.texts_out: Counter[str] = Counter()
 
 
-def _aligned(source: Source, parts: Iterator[Part]) -> Iterator[Part]:
-    """Yield parts with all mapped columns, null if a part lacks one; all parts must match patterns by the same columns.
-
-    A column that all parts lack is best reported with all rows at once.
-    """
-    wanted, found, there = column_map(source), None, set[str]()
-    for rows, lost in parts:
-        matching = [name for name in rows.columns if wanted.patterns and wanted.has(name)]
-        found = matching if found is None else found
-        if matching != found:
-            raise _NeedsAllRows
-        there.update(rows.columns)
-        yield add_missing_columns(rows, wanted.names), lost
-    if not there.issuperset(wanted.names):
-        raise _NeedsAllRows
-
-
-def _shape_part(source: Source, wanted: Filters, seed: int, part: Part, total: _Totals) -> pl.DataFrame:
-    """Return the filtered tuples of a part, and add what else it has to the totals."""
-    rows, lost = part
-    made = to_tuples(source, rows, seed)
-    if made.scores is not None:
-        raise _NeedsAllRows
-    total.rows += len(rows) + len(lost)
-    total.tuples += len(made.tuples)
-    total.lost += lost
-    total.dropped.append(compact(made.dropped))
-    total.instructions.add(made.instruction)
-    if source.fields.id is not None:
-        total.ids.append(row_ids(source, rows).hash())
-    left, poor, out = filters.apply(made.tuples, wanted, source.name, source.task)
+def _filtered(source: Source, wanted: Filters, made: Made, total: _Totals, writer: TextWriter) -> pl.DataFrame:
+    """Return the filtered tuples of a part, as numbers, write their texts, and add what else the part has to the totals."""
+    tuples, corpus = made.tuples.tuples, made.tuples.corpus
+    total.rows += made.rows
+    total.tuples += len(tuples)
+    total.lost += made.lost
+    total.dropped.append(compact(made.tuples.dropped))
+    total.instructions.update([made.tuples.instruction] if made.rows else [])
+    total.texts_out.update(made.tuples.texts_out or {})
+    if made.ids is not None:
+        total.ids.append(made.ids)
+    numbers, extra, texts = numbered(tuples, corpus)
+    left, poor, out = filters.apply(numbers, texts, wanted, source.name, source.task)
     total.poor.append(compact(poor))
     total.texts_out.update(out)
-    total.texts_out.update(made.texts_out or {})
-    total.queries.append(composed(left["query"]).hash())
-    if GRADES in left.columns:
-        total.grades.append(left[GRADES].rechunk())
-    return left.drop(GRADES, strict=False)
+    # only the texts that tuples still have are written
+    used = np.zeros(len(texts), bool)
+    used[extra] = True
+    used[left["query"].to_numpy()] = True
+    for name in LISTS:
+        used[flat(left, name)] = True
+    some = np.flatnonzero(used)
+    first = writer.add(texts.at(some), Facts(texts.raw[some], texts.forms[some], texts.marks[some]))
+    place = (np.cumsum(used) - 1 + first).astype(np.uint32)
+    total.corpus.append(place[extra])
+    return renumbered(left, place)
 
 
-def _merge(folder: Path, again: pl.Series, grades: pl.Series | None, source: str, no_echo: bool) -> pl.DataFrame:
-    """Merge tuples with equal queries, all of them marked `again`, in the files; return the merged ones as a `DROPPED` table."""
-    company, start = [pl.DataFrame(schema=TUPLES)], 0
-    for frame in read_frames(folder, "tuples") if again.any() else ():
-        places = pl.int_range(start, start + len(frame), dtype=pl.UInt64, eager=True)
-        company.append(compact(frame.with_columns(row=places).filter(again[start : start + len(frame)])))
-        start += len(frame)
-    together = pl.concat(company)
-    if grades is not None and len(together):
-        together = together.with_columns(grades.filter(again).alias(GRADES))
-    left, merged = merge_queries(together, source, no_echo)
-    if len(merged):
-        write_frames(folder, "merged", _with_merged(folder, again, left), compression="lz4")
-        for path in table_files(folder, "tuples"):
-            path.unlink()
-        for path in table_files(folder, "merged"):
-            path.rename(path.with_name(path.name.replace("merged", "tuples")))
-    return compact(merged)
+class _Merger:
+    """The tuples of a source after equal queries are merged, in frames."""
+
+    def __init__(self, folder: Path, texts: Texts, number: np.ndarray, source: str, no_echo: bool) -> None:
+        self.folder, self.number = folder, number
+        queries = np.concatenate([frame["query"].to_numpy() for frame in read_frames(folder, ROWS, ["query"])])
+        keys = texts.key_number[queries]
+        count = np.bincount(keys, minlength=len(texts))
+        self.again = count[keys] > 1  # which tuples have a query that another has too
+        company, start = [], 0
+        for frame in read_frames(folder, ROWS) if self.again.any() else ():
+            some = frame.with_row_index("place", start).filter(pl.Series(self.again[start : start + len(frame)]))
+            company.append(compact(renumbered(some, number)))
+            start += len(frame)
+        self.united = pl.DataFrame(schema={**NUMBERED, "place": pl.UInt64})  # what these tuples become
+        self.merged = no_drops()
+        if company:
+            together = pl.concat(company)
+            rows, places = together["row"], together["place"].cast(pl.UInt64)
+            at = pl.int_range(len(together), dtype=pl.UInt64, eager=True)
+            left, merged = merge_queries(together.drop("place").with_columns(row=at), texts, source, no_echo)
+            self.united = left.with_columns(rows.gather(left["row"]).alias("row"), places.gather(left["row"]).alias("place"))
+            self.merged = compact(merged)
+
+    def frames(self) -> Iterator[pl.DataFrame]:
+        """Yield NUMBERED tuples with distinct queries, in order."""
+        frames = (renumbered(frame.drop(GRADES, strict=False), self.number) for frame in read_frames(self.folder, ROWS))
+        if not len(self.united):
+            return frames
+        return replaced(
+            (frame.with_columns(pl.col(LISTS).list.unique(maintain_order=True)) for frame in frames), self.again, self.united
+        )
 
 
-def _with_merged(folder: Path, again: pl.Series, left: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    """Yield the tuples not marked `again`, and in their places those `left` of the others, whose `row` is their place."""
-    start = 0
-    for frame in read_frames(folder, "tuples"):
-        frame = frame.with_columns(at=pl.int_range(start, start + len(frame), dtype=pl.UInt64, eager=True))
-        alone = frame.filter(~again[start : start + len(frame)])
-        alone = alone.with_columns(pl.col(LISTS).list.unique(maintain_order=True))
-        here = left.filter(pl.col("row").is_between(start, start + len(frame), closed="left")).with_columns(at="row")
-        here = here.with_columns(frame["row"].gather(here["at"] - start))
-        yield pl.concat([alone, here.select(alone.columns)]).sort("at").drop("at")
-        start += len(frame)
+def _hold_out(merger: _Merger, texts: Texts, source: Source, seed: int) -> np.ndarray:
+    """Return which tuples to hold out; an empty array for none."""
+    if not source.holdout:
+        return np.zeros(0, bool)
+    tuples = pl.concat([frame.select("row", "query", "positives") for frame in merger.frames()])
+    return held_out(tuples, texts, source.holdout, seed, source.name)

@@ -54,7 +54,7 @@ def to_tuples(
         source: its fields, task, labels and threshold.
         rows: the columns of the source, and `__row`, the number of each row.
         seed: of the manifest.
-        corpus: qrels only: the rows of the source's `corpus`.
+        corpus: qrels only: the rows of the source's `corpus`, or those of them that `rows` name.
         queries: qrels only: the rows of the source's `queries`.
 
     Raises:
@@ -226,8 +226,9 @@ def _shape_qrels(source: Source, rows: pl.DataFrame, seed: int, corpus: pl.DataF
     assert f.positive_id is not None
     assert source.corpus is not None
     assert source.queries is not None
-    passages = _text_table(source, "corpus", source.corpus, corpus)
-    asked = _text_table(source, "queries", source.queries, queries)
+    passages = text_table(source, "corpus", source.corpus, corpus)
+    asked = text_table(source, "queries", source.queries, queries)
+    refuse_equal_ids(source, "queries", asked["id"])
     asked = asked.with_columns(split_query(asked["text"])[1])
     frame = pl.DataFrame(
         {
@@ -285,14 +286,26 @@ def _shape_qrels(source: Source, rows: pl.DataFrame, seed: int, corpus: pl.DataF
     return Tuples(made.tuples, dropped_rows(source, frame.filter(~good)), passages["text"])
 
 
-def _text_table(source: Source, which: str, table: TextTable, rows: pl.DataFrame) -> pl.DataFrame:
-    """Return id and text of a corpus or of queries, without blank texts."""
+def text_table(source: Source, which: str, table: TextTable, rows: pl.DataFrame) -> pl.DataFrame:
+    """Return id and text of a corpus or of queries, without blank texts.
+
+    Raises:
+        SourceError: a column is missing, or a text has no id.
+    """
     where = f"{place_of(source)} ({which})"
     ids, texts = ids_and_texts(where, rows, table.fields)
     frame = pl.DataFrame({"id": ids, "text": texts}).filter(pl.col("text").str.strip_chars() != "")
     if frame["id"].null_count():
         raise SourceError(where, f"a row has no '{table.fields.id}': '{frame.filter(pl.col('id').is_null())['text'][0][:60]}'")
-    twice = frame.filter(pl.col("id").is_duplicated())
-    if len(twice):
-        raise SourceError(where, f"id '{twice['id'][0]}' occurs twice")
     return frame
+
+
+def refuse_equal_ids(source: Source, which: str, ids: pl.Series) -> None:
+    """Refuse a corpus or queries of which two have the same id.
+
+    Raises:
+        SourceError: they have.
+    """
+    twice = ids.filter(ids.is_duplicated())
+    if len(twice):
+        raise SourceError(f"{place_of(source)} ({which})", f"id '{twice[0]}' occurs twice")

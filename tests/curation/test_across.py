@@ -16,6 +16,8 @@ from curation.clean import pairs as pairs_module
 from curation.clean import signatures
 from curation.cli import curate
 from curation.core.tables import read_parquet, read_table
+from curation.core.texts import open_texts
+from curation.shape.numbered import spelled
 from curation.share.verify import problems
 
 HEAD = "name: many\ndedup: {{threshold: {threshold}, across: {across}, max_loss_per_source: 1}}\nsources:\n"
@@ -56,8 +58,8 @@ def tables(folder: Path) -> dict[str, bytes]:
 
 def inputs_of(folder: Path, name: str) -> dict[str, tuple[str, set[str]]]:
     """Query and positives of every tuple as it was before anything was dropped."""
-    shaped = read_table(folder / "shaped" / name, "tuples", ["id", "query", "positives"])
-    return {id_: (query, set(positives)) for id_, query, positives in shaped.iter_rows()}
+    shaped = spelled(read_table(folder / "shaped" / name, "tuples"), open_texts(folder / "shaped" / name))
+    return {id_: (query, set(positives)) for id_, query, positives in shaped.select("id", "query", "positives").iter_rows()}
 
 
 def alike(a: str, b: str, threshold: float) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from click.testing import CliRunner
@@ -14,7 +15,7 @@ from overlap_oracle import looked_up
 
 from curation.build.build import build
 from curation.clean import overlap_index, overlap_lookup
-from curation.clean.decontaminate import CONTAMINATION, take_out
+from curation.clean.decontaminate import CONTAMINATION, contaminated, take_out
 from curation.clean.overlap_texts import CORPUS, DOCUMENT, EVALUATION, QUERY
 from curation.cli import curate
 from curation.core.errors import ManifestError, SourceError
@@ -22,6 +23,7 @@ from curation.core.record import key_of
 from curation.core.tables import read_parquet, read_table
 from curation.core.text import normalised
 from curation.recipe.evaluation import Decontaminate
+from curation.shape.numbered import numbered, spelled
 from curation.share import verify
 from tests.curation.test_build import check_counts, contents, write_lines
 from tests.curation.test_holdout import tuples
@@ -76,9 +78,10 @@ def score_of(rule: str, text: str, source: str) -> float:
 
 def taken(build, *items, mode="drop", corpus=()):
     (build / "out").mkdir(exist_ok=True)
-    made = take_out(
-        Decontaminate(mode=mode), build, build / "out", tuples(*items), pl.Series("text", corpus, dtype=pl.String), "s"
-    )
+    numbers, others, texts = numbered(tuples(*items), pl.Series("text", corpus, dtype=pl.String))
+    matches = contaminated(build / "decontaminate", texts, np.arange(len(texts)))
+    made = take_out(Decontaminate(mode=mode), build / "out", numbers, others, texts, matches, "s")
+    made = made._replace(tuples=spelled(made.tuples, texts), corpus=texts.at(made.corpus))
     return made, read_parquet(build / "out" / "contamination.parquet")
 
 

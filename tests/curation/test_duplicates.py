@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -12,10 +13,11 @@ from hypothesis import strategies as st
 from test_near import nearly, true_jaccard
 
 from curation.build.build import build
-from curation.clean.within import distinct_texts, drop_queries, link
+from curation.clean.within import drop_queries, link
 from curation.core.tables import read_parquet, read_table
 from curation.recipe.manifest import Dedup
 from curation.shape.columns import TUPLES
+from curation.shape.numbered import first_occurrences, numbered, roles_of, spelled
 
 ASK = "how do I find all the empty files below a folder on my"
 LONG = "The find command walks a folder and everything below it , and prints each file for which all of its tests hold true , such as size and name and age"
@@ -27,13 +29,13 @@ def tuples_of(rows) -> pl.DataFrame:
 
 
 def dropped(rows, **wanted):
-    tuples = tuples_of(rows)
-    texts = distinct_texts(tuples, pl.Series([], dtype=pl.String))
+    tuples, _, texts = numbered(tuples_of(rows), pl.Series([], dtype=pl.String))
+    compared = first_occurrences(np.concatenate(roles_of(tuples)))
     threshold = wanted.get("threshold", 0.8)
-    links = link(texts, nearly(texts, threshold), texts, threshold)
+    links = link(texts, compared, nearly(texts.at(compared), threshold), compared, threshold)
     left, gone = drop_queries(tuples, links, Dedup(max_loss_per_source=1, **wanted), "s", by_label=False)
     assert sorted([*left["id"], *gone["id"]]) == sorted(tuples["id"])
-    return left, gone, links
+    return spelled(left, texts), gone, links
 
 
 def test_only_a_near_duplicate_with_the_same_positive_goes():
@@ -48,7 +50,7 @@ def test_only_a_near_duplicate_with_the_same_positive_goes():
         ("an unrelated question?", [LONG, "another one"]),  # has the most positives: survives
     ]
     _, gone, links = dropped(rows)
-    family = dict(links.texts.select("text", "family").iter_rows())
+    family = dict(zip(links.texts.at(links.compared), links.family, strict=True))
     assert family[LONG] == family[other]
     assert family[rows[0][0]] == family[rows[2][0]]
     by_id = {row["id"]: (row["matched_id"], row["reason"], row["stage"]) for row in gone.iter_rows(named=True)}

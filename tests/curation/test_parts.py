@@ -8,12 +8,14 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from curation.build import stages
 from curation.build.build import build
 from curation.build.numbering import number, pairs_of, passages_of
 from curation.core import store, tables
 from curation.core.store import read_json
 from curation.core.tables import read_parquet, read_table
-from curation.shape import parts
+from curation.core.texts import open_texts
+from curation.shape.numbered import numbered, spelled
 
 PAIR = "task: retrieval, max_bad: 0.5, fields: {query: q, positive: p, negatives: [n]}"
 
@@ -49,9 +51,8 @@ def test_parts_of_any_size_make_the_same_tables(tmp_path, monkeypatch):
         "".join(json.dumps(row) + "\n" for row in rows(150)) + "no row\n" + '{"q": 1, "p": "x"}\n'
     )
     seen = []
-    monkeypatch.setattr(
-        "curation.build.build.stages.shape_parts", lambda *given: seen.append(parts.shape_parts(*given)) or seen[-1]
-    )
+    shape_in_parts = stages._shape_in_parts
+    monkeypatch.setattr(stages, "_shape_in_parts", lambda *given: seen.append(shape_in_parts(*given)) or seen[-1])
     for more in ("", ", both_ways: yes", ", filters: {min_chars: 15, no_echo: no}"):
         receipt, whole = built(tmp_path, f"whole{len(more)}", PAIR + more)
         assert receipt["merged"] > 5
@@ -59,7 +60,11 @@ def test_parts_of_any_size_make_the_same_tables(tmp_path, monkeypatch):
             told, apart = built(tmp_path, f"apart{size}{len(more)}", PAIR + more, size)
             assert len(tables.table_files(apart / "curated/one", "pairs")) > 1
             for stage in ("shaped", "cleaned"):
-                assert read_table(apart / stage / "one", "tuples").equals(read_table(whole / stage / "one", "tuples"))
+                some, other = (
+                    spelled(read_table(base / stage / "one", "tuples"), open_texts(base / "shaped/one"))
+                    for base in (apart, whole)
+                )
+                assert some.equals(other)
             for table in ("pairs", "passages"):
                 assert read_table(apart / "curated/one", table).equals(read_table(whole / "curated/one", table))
             for file in ("curated/one/dropped.parquet", "cleaned/one/forms.parquet"):
@@ -68,7 +73,7 @@ def test_parts_of_any_size_make_the_same_tables(tmp_path, monkeypatch):
                 key: receipt[key] for key in receipt if key not in ("files", "digest")
             }
             assert (apart / "report.html").read_text().count("<article") == (whole / "report.html").read_text().count("<article")
-    assert len(seen) == 4
+    assert len(seen) == 7
     assert all(seen)
 
 
@@ -118,14 +123,15 @@ def test_numbers_do_not_depend_on_the_frames(task):
         schema_overrides={"row": pl.UInt64, "label": pl.String},
     )
     corpus = pl.Series("text", ["new", "x", "new"])
+    by_number, extra, texts = numbered(tuples, corpus)
     made = []
     for size in (6, 4, 1):
 
         def frames(size: int = size):
-            return tuples.iter_slices(size)
+            return by_number.iter_slices(size)
 
-        numbers = number(frames, corpus, task)
-        made.append((pl.concat(pairs_of(frames, numbers)), pl.concat(passages_of(frames, numbers, task))))
+        numbers = number(frames, texts, extra, task)
+        made.append((pl.concat(pairs_of(frames, texts, numbers)), pl.concat(passages_of(texts, numbers))))
     pairs, passages = made[0]
     assert all(pairs.equals(other[0]) and passages.equals(other[1]) for other in made[1:])
     texts = passages["text"].to_list()

@@ -14,6 +14,7 @@ from curation.read.mapping import map_columns
 from curation.read.rows import ROW
 from curation.recipe.source import Source
 from curation.shape.labelled import pair_up
+from curation.shape.numbered import numbered, spelled
 from curation.shape.shapes import to_tuples
 
 
@@ -188,11 +189,18 @@ def test_classification_takes_two_labels(labels, said):
         made(source("classification", fields=LABELLED), rows(q=[f"t{i}" for i in range(len(labels))], l=labels))
 
 
+def paired_up(tuples, seed):
+    """Return (TUPLES with a positive each, those that are alone)."""
+    numbers, _, texts = numbered(tuples, pl.Series([], dtype=pl.String))
+    paired, alone = pair_up(numbers, texts, seed, "s")
+    return spelled(paired, texts), alone
+
+
 def test_clustering_draws_a_positive_of_the_class_and_of_another_form():
     table = rows(q=["One", "one!", "two", "three", "four", "alone", ""], l=["a", "a", "a", "b", "b", "c", "a"])
     shaped = to_tuples(source("clustering", fields=LABELLED), table, seed=1)
     assert reasons(shaped) == [("s/6", "empty_text")]
-    paired, lonely = pair_up(shaped.tuples, 1, "s")
+    paired, lonely = paired_up(shaped.tuples, 1)
     assert lonely.select("id", "reason", "evidence").rows() == [("s/5", "lonely_class", "c")]
     found = {t["query"]: t["positives"] for t in paired.iter_rows(named=True)}
     assert found["One"] == found["one!"] == ["two"]
@@ -221,7 +229,7 @@ def test_clustering_wants_two_classes():
     with pytest.raises(
         SourceError, match="source 's': fewer than two of its classes have two texts each; check the label column"
     ):
-        pair_up(shaped.tuples, 1, "s")
+        paired_up(shaped.tuples, 1)
 
 
 def test_qrels_join_corpus_and_queries():
@@ -327,7 +335,7 @@ def test_every_row_is_in_a_tuple_or_dropped(table):
 def test_clustering_positives_share_the_class_and_never_the_form(table, seed):
     frame = rows(q=[r[0] for r in table], l=[r[1] for r in table])
     try:
-        tuples, _ = pair_up(to_tuples(source("clustering", fields=LABELLED), frame, seed=seed).tuples, seed, "s")
+        tuples, _ = paired_up(to_tuples(source("clustering", fields=LABELLED), frame, seed=seed).tuples, seed)
     except SourceError:
         return
     classes = dict(zip(tuples["query"], tuples["label"], strict=True))

@@ -16,6 +16,7 @@ from curation.read.rows import ROW
 from curation.recipe.source import Filters, Source
 from curation.shape import filters
 from curation.shape.merge import merge_queries
+from curation.shape.numbered import numbered, spelled
 from curation.shape.shapes import to_tuples
 
 LOW, MIDDLE, HIGH, OTHER = "a fair answer", "a good answer", "the best answer", "another answer"
@@ -149,8 +150,11 @@ def test_any_graded_lists_filtered_and_merged(lists):
         {"name": "s", "files": "x", "task": "retrieval", "fields": {"query": "q", "positive": "p", "positive_score": "s"}}
     )
     made = to_tuples(source, rows, 1).tuples
-    left, _, _ = filters.apply(made, Filters(min_chars=3), "s", "retrieval")  # takes out the texts 0 and 1
-    merged, _ = merge_queries(left, "s")
+    numbers, _, texts = numbered(made, pl.Series([], dtype=pl.String))
+    left, _, _ = filters.apply(numbers, texts, Filters(min_chars=3), "s", "retrieval")  # takes out the texts 0 and 1
+    merged, _ = merge_queries(left, texts, "s")
+    assert merged.columns == ["row", "id", "query", "positives", "negatives", "label"]
+    merged = spelled(merged, texts)
     expected = {}
     for query in ("a", "b"):
         given_ = [one for name, some in lists if name == query for one in some if one[0] > 1]
@@ -158,4 +162,3 @@ def test_any_graded_lists_filtered_and_merged(lists):
         expected[f"query {query}"] = list(dict.fromkeys(f"short {given_[at][0]}" for at in order))
     found = dict(merged.select("query", "positives").iter_rows())
     assert found == {query: texts for query, texts in expected.items() if texts}
-    assert merged.columns == ["row", "id", "query", "positives", "negatives", "label"]

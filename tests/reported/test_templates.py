@@ -11,12 +11,13 @@ from click.testing import CliRunner
 
 from curation.build.build import build
 from curation.clean import overlap_index
-from curation.clean.decontaminate import take_out
+from curation.clean.decontaminate import contaminated, take_out
 from curation.clean.overlap_texts import EVALUATION, QUERY
 from curation.clean.siblings import alike
 from curation.cli import curate
 from curation.core.tables import read_parquet, read_table
 from curation.recipe.evaluation import Decontaminate
+from curation.shape.numbered import numbered
 from mining.cli import mine
 from tests.curation.test_build import write_lines
 from tests.curation.test_holdout import tuples
@@ -50,10 +51,10 @@ def left_of(folder, asked, texts):
     (folder / "decontaminate").mkdir()
     frame = pl.DataFrame([("t", str(at), QUERY, text) for at, text in enumerate(asked)], schema=EVALUATION, orient="row")
     overlap_index.write_index(folder / "decontaminate", [frame], pl.Series([], dtype=pl.String))
-    made = take_out(
-        Decontaminate(), folder, folder, tuples(*((text, ["b"], []) for text in texts)), pl.Series("text", [], pl.String), "s"
-    )
-    return made.tuples["query"].to_list()
+    made, corpus, numbered_texts = numbered(tuples(*((text, ["b"], []) for text in texts)), pl.Series("text", [], pl.String))
+    matches = contaminated(folder / "decontaminate", numbered_texts, np.arange(len(numbered_texts)))
+    left = take_out(Decontaminate(), folder, made, corpus, numbered_texts, matches, "s").tuples
+    return numbered_texts.at(left["query"]).to_list()
 
 
 @pytest.mark.parametrize("template", TEMPLATES)

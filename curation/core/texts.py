@@ -1,0 +1,205 @@
+"""The distinct texts of a source by number, with the hashes by which they are compared. Tuples hold the numbers.
+
+A text is written once, when its row is read; its identity and its normalised form are hashed then, and later stages compare
+hashes. In memory are 41 bytes per text at most, and the texts that a stage asks for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+import xxhash
+
+from curation.core.jit import Buffers, buffers_of, texts_of
+from curation.core.record import composed
+from curation.core.text import normalised
+
+COMPOSED, WORDS, LENGTHY = 1, 2, 4  # marks: in NFC; with a word or sign; of at least SHORTEST characters
+SHORTEST = 12  # characters; shorter texts do not count as shared by two sources
+BATCH = 1 << 14  # texts read at a time
+GAP = 1 << 15  # bytes between two texts that are still read at once
+SORTED = 1 << 22  # hashes sorted at a time
+DATA, STARTS, RAW, FORMS, MARKS = FILES = ("texts.utf8", "texts.starts", "texts.raw", "texts.forms", "texts.marks")
+
+
+class Facts(NamedTuple):
+    """What is known of each text."""
+
+    raw: np.ndarray  # (n, 2) u64: xxh3-128 of the text as it is spelled; its key too if it is COMPOSED
+    forms: np.ndarray  # (n, 2) u64: xxh3-128 of the normalised form, or of the text if that is empty
+    marks: np.ndarray  # (n,) u8
+
+
+class Texts:
+    """Texts by number, in files or in memory."""
+
+    def __init__(self, facts: Facts, starts: np.ndarray, data: int | np.ndarray) -> None:
+        """Take facts, (n + 1,) i64 starts, and the bytes of the texts or the descriptor of a file that holds them."""
+        self.raw, self.forms, self.marks = facts
+        self.starts, self.data = starts, data
+
+    @classmethod
+    def of(cls, texts: pl.Series, facts: Facts | None = None) -> Texts:
+        """Return texts that are in memory (no nulls); `facts` are theirs, where these are known."""
+        data, starts = buffers_of(texts)
+        return cls(facts or facts_of(texts), starts, data)
+
+    def __len__(self) -> int:
+        """Return the number of texts."""
+        return len(self.marks)
+
+    def at(self, numbers: np.ndarray | pl.Series) -> pl.Series:
+        """Return the texts with these numbers, in the given order."""
+        numbers = np.asarray(numbers)
+        if not len(numbers):
+            return pl.Series("text", [], dtype=pl.String)
+        wanted = np.unique(numbers)
+        cuts = np.flatnonzero(self.starts[wanted[1:]] - self.starts[wanted[:-1] + 1] > GAP) + 1
+        bounds = np.concatenate([[0], cuts, [len(wanted)]]).tolist()
+        blocks = [self._block(wanted[first:end]) for first, end in pairwise(bounds)]
+        return pl.concat(blocks).gather(np.searchsorted(wanted, numbers)).alias("text")
+
+    def _block(self, run: np.ndarray) -> pl.Series:
+        """Return texts that are close to each other; `run` is ascending."""
+        low, high = int(run[0]), int(run[-1]) + 1
+        first, end = int(self.starts[low]), int(self.starts[high])
+        if isinstance(self.data, np.ndarray):
+            data = self.data[first:end]
+        else:
+            whole = os.pread(self.data, end - first, first)
+            while len(whole) < end - first:  # one read returns 2 GB at most
+                whole += os.pread(self.data, end - first - len(whole), first + len(whole))
+            data = np.frombuffer(whole, np.uint8)
+        texts = texts_of(Buffers(data, np.array(self.starts[low : high + 1]) - first))
+        return texts if len(run) == high - low else texts.gather(run - low)
+
+    def batches(self, numbers: np.ndarray) -> Iterator[pl.Series]:
+        """Yield the texts with these numbers, in the given order, BATCH at a time."""
+        yield from (self.at(numbers[first : first + BATCH]) for first in range(0, len(numbers), BATCH))
+
+    def keys(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the identities of texts, (n, 2) u64: xxh3-128 of their NFC."""
+        keys = np.array(self.raw[numbers])
+        odd = np.flatnonzero(self.marks[numbers] & COMPOSED == 0)
+        if len(odd):
+            keys[odd] = digests(composed(self.at(numbers[odd])))
+        return keys
+
+    def key_series(self, numbers: np.ndarray) -> pl.Series:
+        """Return the identities of texts as 16 bytes each, as tables hold them."""
+        return binary_keys(self.keys(numbers))
+
+    @cached_property
+    def raw_number(self) -> np.ndarray:
+        """For each text the first text that is spelled the same, (n,) u32."""
+        return first_equal(self.raw)
+
+    @cached_property
+    def key_number(self) -> np.ndarray:
+        """For each text the first text with its key, (n,) u32."""
+        odd = np.flatnonzero(np.asarray(self.marks) & COMPOSED == 0)
+        if not len(odd):
+            return self.raw_number
+        keys = np.array(self.raw)
+        for first in range(0, len(odd), BATCH):
+            some = odd[first : first + BATCH]
+            keys[some] = digests(composed(self.at(some)))
+        return first_equal(keys)
+
+    @cached_property
+    def form_number(self) -> np.ndarray:
+        """For each text the first text with its normalised form, (n,) u32."""
+        return first_equal(self.forms)
+
+
+def open_texts(folder: Path) -> Texts:
+    """Open the texts that a stage wrote."""
+    count = (folder / MARKS).stat().st_size
+    raw, forms = (_mapped(folder / name, np.uint64, (count, 2)) for name in (RAW, FORMS))
+    marks, starts = np.fromfile(folder / MARKS, np.uint8), _mapped(folder / STARTS, np.int64, (count + 1,))
+    return _OpenTexts(Facts(raw, forms, marks), starts, os.open(folder / DATA, os.O_RDONLY))
+
+
+class _OpenTexts(Texts):
+    def __del__(self) -> None:
+        if isinstance(self.data, int):
+            os.close(self.data)
+
+
+def _mapped(path: Path, kind: type, shape: tuple[int, ...]) -> np.ndarray:
+    return np.memmap(path, kind, "r", shape=shape) if shape[0] else np.zeros(shape, kind)
+
+
+class TextWriter:
+    """Appends texts to the files of a folder."""
+
+    def __init__(self, folder: Path, closing: ExitStack) -> None:
+        """Open the files; `closing` closes them."""
+        self.files = {name: closing.enter_context((folder / name).open("wb")) for name in FILES}
+        self.files[STARTS].write(np.zeros(1, np.int64).tobytes())
+        self.count = self.bytes = 0
+
+    def add(self, texts: pl.Series, facts: Facts) -> int:
+        """Append texts (no nulls); return the number of the first one."""
+        first = self.count
+        data, starts = buffers_of(texts)
+        self.files[DATA].write(data[starts[0] : starts[-1]].data)
+        self.files[STARTS].write((starts[1:] + (self.bytes - starts[0])).data)
+        for name, values in zip((RAW, FORMS, MARKS), facts, strict=True):
+            self.files[name].write(np.ascontiguousarray(values).data)
+        self.count, self.bytes = first + len(texts), self.bytes + int(starts[-1] - starts[0])
+        return first
+
+
+def facts_of(texts: pl.Series, raw: np.ndarray | None = None) -> Facts:
+    """Return the facts of texts (no nulls); `raw` are their hashes, where these are known."""
+    raw = digests(texts) if raw is None else raw
+    same, forms = composed(texts), normalised(texts)
+    marks = np.where(True if same is texts else (same == texts).to_numpy(), COMPOSED, 0)
+    marks = marks + WORDS * forms.is_not_null().to_numpy() + LENGTHY * (texts.str.len_chars() >= SHORTEST).to_numpy()
+    return Facts(raw, digests(forms.fill_null(texts)), np.broadcast_to(marks, len(texts)).astype(np.uint8))
+
+
+def digests(texts: pl.Series) -> np.ndarray:
+    """Return xxh3-128 of each text, (n, 2) u64."""
+    whole = b"".join(map(xxhash.xxh3_128_digest, texts.cast(pl.Binary).to_list()))
+    return np.frombuffer(whole, np.uint64).reshape(-1, 2)
+
+
+def binary_keys(hashes: np.ndarray) -> pl.Series:
+    """Return (n, 2) u64 hashes as 16 bytes each."""
+    whole = np.ascontiguousarray(hashes).tobytes()
+    return pl.Series("key", [whole[at : at + 16] for at in range(0, len(whole), 16)], dtype=pl.Binary)
+
+
+def first_equal(hashes: np.ndarray) -> np.ndarray:
+    """Return for each of (n, 2) u64 hashes the place of the first equal one, (n,) u32; about SORTED are sorted at a time."""
+    first = np.arange(len(hashes), dtype=np.uint32)
+    bits = (len(hashes) // SORTED).bit_length()
+    for part in range(1 << bits):
+        at = np.flatnonzero(hashes[:, 0] >> np.uint64(64 - bits) == part) if bits else first
+        some = np.array(hashes[at]) if bits else hashes
+        order = np.argsort(some[:, 0], kind="stable")
+        high, low = some[order, 0], some[order, 1]
+        if ((high[1:] == high[:-1]) & (low[1:] != low[:-1])).any():  # half a hash is not enough here
+            order = np.lexsort((some[:, 1], some[:, 0]))
+            high, low = some[order, 0], some[order, 1]
+        new = np.append(True, (high[1:] != high[:-1]) | (low[1:] != low[:-1]))[: len(order)]
+        firsts = at[order[new]]
+        first[at[order]] = firsts[np.cumsum(new) - 1]
+    return first
+
+
+def distinct(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (places of the first of equal hashes, ascending; for each hash the number of its first one among these)."""
+    first = first_equal(hashes)
+    places = np.flatnonzero(first == np.arange(len(first)))
+    return places, np.searchsorted(places, first).astype(np.uint32)

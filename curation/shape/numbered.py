@@ -1,0 +1,111 @@
+"""Tuples that hold the numbers of texts: between TUPLES, which hold the texts, and the tables that are published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from curation.core.tables import lists, read_frames, read_parquet
+from curation.core.texts import Texts, digests, distinct, facts_of
+from curation.shape.columns import TUPLES
+
+NUMBERED = pl.Schema({**TUPLES, "query": pl.UInt32(), "positives": pl.List(pl.UInt32), "negatives": pl.List(pl.UInt32)})
+LISTS = ("positives", "negatives")
+
+
+def numbered(tuples: pl.DataFrame, corpus: pl.Series) -> tuple[pl.DataFrame, np.ndarray, Texts]:
+    """Return (TUPLES as NUMBERED, the texts of a corpus as numbers, the distinct texts of both)."""
+    parts = [tuples["query"], *(tuples[name].explode(empty_as_null=False).drop_nulls() for name in LISTS), corpus]
+    every = pl.concat([texts.alias("text") for texts in parts])
+    raw = digests(every)
+    places, number = distinct(raw)
+    once = every.gather(places)
+    query, *values, extra = np.split(number, np.cumsum([len(some) for some in parts])[:-1])
+    columns = dict(zip(LISTS, map(_lists, (tuples[name] for name in LISTS), values), strict=True))
+    return tuples.with_columns(query=pl.Series(query), **columns), extra, Texts.of(once, facts_of(once, raw[places]))
+
+
+def renumbered(tuples: pl.DataFrame, number: np.ndarray) -> pl.DataFrame:
+    """Return NUMBERED tuples with `number[text]` in place of each text."""
+    columns = {name: _lists(tuples[name], number[flat(tuples, name)]) for name in LISTS}
+    return tuples.with_columns(query=pl.Series(number[tuples["query"].to_numpy()]), **columns)
+
+
+def spelled(tuples: pl.DataFrame, texts: Texts) -> pl.DataFrame:
+    """Return NUMBERED tuples as TUPLES."""
+    columns = {name: _lists(tuples[name], texts.at(flat(tuples, name))) for name in LISTS}
+    return tuples.with_columns(query=texts.at(tuples["query"]), **columns).select(TUPLES.names()).cast(TUPLES)
+
+
+def _lists(like: pl.Series, values: np.ndarray | pl.Series) -> pl.Series:
+    """Return lists as long as those of `like`, of the next values each."""
+    return lists(values, like.list.len().to_numpy().astype(np.int64), None)
+
+
+def flat(tuples: pl.DataFrame, name: str) -> np.ndarray:
+    """Return all texts of a list column, (n,) u32."""
+    return np.asarray(tuples[name].explode(empty_as_null=False).drop_nulls().to_numpy())
+
+
+def source_texts(stage: Path, corpus: np.ndarray) -> np.ndarray:
+    """Return the texts of the tuples in a folder and of a corpus, each once, in order: queries, positives, negatives, corpus."""
+    return first_occurrences(np.concatenate([*role_texts(stage), corpus]))
+
+
+def role_texts(stage: Path, roles: tuple[str, ...] = ("query", *LISTS)) -> list[np.ndarray]:
+    """Return the texts of the tuples in a folder, for each role (n,) u32."""
+    found: dict[str, list[np.ndarray]] = {role: [np.zeros(0, np.uint32)] for role in roles}
+    for frame in read_frames(stage, "tuples", list(roles)):
+        for role in roles:
+            found[role].append(frame[role].to_numpy() if role == "query" else flat(frame, role))
+    return [np.concatenate(found[role]) for role in roles]
+
+
+def roles_of(tuples: pl.DataFrame) -> list[np.ndarray]:
+    """Return the texts of tuples: queries, positives, negatives, (n,) u32 each."""
+    return [tuples["query"].to_numpy(), *(flat(tuples, name) for name in LISTS)]
+
+
+def corpus_texts(stage: Path) -> np.ndarray:
+    """Return the texts of a source's corpus, (n,) u32."""
+    return np.asarray(read_parquet(stage / "corpus.parquet")["text"].to_numpy())
+
+
+def first_occurrences(numbers: np.ndarray, same: np.ndarray | None = None) -> np.ndarray:
+    """Return each number once, in order of first appearance; with `same`, the first of those for which it is equal."""
+    if not len(numbers):
+        return numbers
+    as_one = numbers if same is None else same[numbers]
+    place = np.zeros(int(as_one.max()) + 1, np.int64)
+    place[as_one[::-1]] = np.arange(len(numbers))[::-1]  # written from the end, so the first occurrence is written last
+    return np.asarray(numbers[place[as_one] == np.arange(len(numbers))])
+
+
+def names_any(tuples: pl.DataFrame, marked: np.ndarray) -> np.ndarray:
+    """Return which tuples (n,) bool name a text that is `marked`, (texts,) bool."""
+    found = marked[tuples["query"].to_numpy()]
+    for name in LISTS:
+        at = np.repeat(np.arange(len(tuples)), tuples[name].list.len().to_numpy())
+        found = found | (np.bincount(at, marked[flat(tuples, name)], minlength=len(tuples)) > 0)
+    return np.asarray(found)
+
+
+def replaced(frames: Iterable[pl.DataFrame], marked: np.ndarray, by: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """Yield frames of a table with other rows in place of those `marked`, (rows,) bool.
+
+    `by` has the columns of the frames and `place`, u64 and ascending: the place of the row that it stands for. Rows that are
+    marked and not in `by` are left out.
+    """
+    places, start = by["place"].to_numpy(), 0
+    for frame in frames:
+        end = start + len(frame)
+        if marked[start:end].any():
+            low, high = np.searchsorted(places, [start, end])
+            kept = frame.with_columns(place=pl.int_range(start, end, dtype=pl.UInt64, eager=True))
+            kept = kept.filter(pl.Series(~marked[start:end]))
+            frame = pl.concat([kept, by[low:high].select(kept.columns)]).sort("place").drop("place")
+        yield frame
+        start = end
