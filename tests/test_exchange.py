@@ -229,7 +229,7 @@ def test_an_export_repeats_to_the_byte_and_overwrites_only_itself(made, tmp_path
     assert not export(made, tmp_path / "a", "tevatron")[1]
     export(made, tmp_path / "b", "tevatron")
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
-    monkeypatch.setattr("curation.share.export.BLOCK", 3)
+    monkeypatch.setattr("curation.share.export.BLOCK_TUPLES", 3)
     export(made, tmp_path / "c", "tevatron")
     assert files_of(tmp_path / "a") == files_of(tmp_path / "c")
     export(made, tmp_path / "b", "pair")

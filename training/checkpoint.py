@@ -37,7 +37,7 @@ START_OVER = "give the recipe it was started with, or start over with `--restart
 # Recipe keys that change nothing of the result but the rounding, as the number of processes does.
 CIRCUMSTANCES = {"save_every", "keep", "log_every", "token_budget", "checkpointing", "deepspeed"}
 RUN_FILES = (
-    *("checkpoints", "model", "log.jsonl", "report.html", "tensorboard", "mteb", store.SCORES),
+    *("checkpoints", "model", "log.jsonl", "report.html", "tensorboard", "mteb", store.EVALUATION),
     *(store.TIMINGS, store.RECEIPT),
 )
 Say = Callable[[str], None]

@@ -106,12 +106,12 @@ def record_scores(model: Path, scores: Mapping[str, float], metric: str) -> None
     known = read_scores(model)
     known[metric] = {**known.get(metric, {}), **scores}
     with suppress(OSError):  # a run that may not be written to: its card then lacks the scores
-        store.write_json(model.parent / store.SCORES, {"model": store.file_digest(model / store.RECEIPT), "scores": known})
+        store.write_json(model.parent / store.EVALUATION, {"model": store.file_digest(model / store.RECEIPT), "scores": known})
 
 
 def read_scores(model: Path) -> dict[str, dict[str, float]]:
     """Return the scores recorded for a run's model by metric; those of an earlier model of the run do not count."""
-    path, receipt = model.parent / store.SCORES, model / store.RECEIPT
+    path, receipt = model.parent / store.EVALUATION, model / store.RECEIPT
     found = store.read_sealed(path, f"delete {path} and measure again") if path.is_file() and receipt.is_file() else {}
     return dict(found["scores"]) if found and found["model"] == store.file_digest(receipt) else {}
 

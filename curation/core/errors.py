@@ -108,10 +108,10 @@ def listed(words: Iterable[object], most: int = 12) -> str:
 
 RUN_AGAIN = "run the same command again to continue"
 FULL = ("the disk is full", f"free some space and {RUN_AGAIN}")
-PLACE = "check its permissions and those of its folder, or choose another place"
+OTHER_PLACE = "check its permissions and those of its folder, or choose another place"
 REFUSALS = {  # errno: what is wrong, what to try
-    errno.EACCES: ("may not be read or written by this user", PLACE),
-    errno.EPERM: ("may not be changed by this user", PLACE),
+    errno.EACCES: ("may not be read or written by this user", OTHER_PLACE),
+    errno.EPERM: ("may not be changed by this user", OTHER_PLACE),
     errno.EROFS: ("is on a read-only file system", "choose another place"),
     errno.ENOSPC: FULL,
     errno.EDQUOT: FULL,

@@ -29,8 +29,8 @@ import xxhash
 from curation.core.errors import BuildError, refusal
 
 RECEIPT, BUILD, TIMINGS = "done.json", "build.json", "timings.json"
-SCORES = "evaluation.json"  # in the folder of a training run: what `train evaluate` measured of its model
-SEALED = {RECEIPT, BUILD, TIMINGS, SCORES, "checkpoint.json", "meta.json", "encoders.json", "provenance.json"}
+EVALUATION = "evaluation.json"  # in the folder of a training run: what `train evaluate` measured of its model
+SEALED = {RECEIPT, BUILD, TIMINGS, EVALUATION, "checkpoint.json", "meta.json", "encoders.json", "provenance.json"}
 SHARD = re.compile(r"shard-\d+\.json")  # of stored vectors; sealed too
 SEAL = "self_digest"  # the last key of a sealed file: the digest of the file without this key
 AGAIN = "run `curate build` again"

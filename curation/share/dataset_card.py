@@ -13,7 +13,7 @@ from curation.core.escape import Markdown, as_code, as_link, as_markdown, markdo
 from curation.recipe.licenses import claim
 from curation.recipe.source import Source
 
-EXAMPLE_CHARS = 300  # characters of a text in the example
+VALUE_CHARS = 300  # characters of a text in the example
 PICKS = {"top": "", "random": "; chosen at random", "stratified": "; chosen evenly over the ranks"}
 LOAD_EXAMPLE = """\
 ```python
@@ -106,7 +106,7 @@ def _example(name: str, row: Mapping[str, Any]) -> list[str]:
                 lines.append((Markdown("..."), ""))
             continue
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        lines.append((as_code(column), text[:EXAMPLE_CHARS] + ("..." if len(text) > EXAMPLE_CHARS else "")))
+        lines.append((as_code(column), text[:VALUE_CHARS] + ("..." if len(text) > VALUE_CHARS else "")))
     return [f"The first row of {as_code(name)}:", "", markdown_table(("column", "value"), lines)]
 
 

@@ -36,7 +36,7 @@ from curation.core.progress import Advance, Progress, silent
 from curation.core.record import NEGATIVES, render_query
 
 EXPORT_FORMAT = 2  # raised when the same build gives other files
-BLOCK = 8192  # tuples: with 25 texts of 500 bytes, 100 MB
+BLOCK_TUPLES = 8192  # tuples: with 25 texts of 500 bytes, 100 MB
 CURATED_COLUMNS = ("id", "key", "query", "positives", "negatives")
 MINED_COLUMNS = (*CURATED_COLUMNS, "positive_score", "negative_scores")
 SCORE_DIGITS = 7  # of a float32 in JSON
@@ -331,7 +331,7 @@ def passages_with_keys(build: Path, source: str) -> pl.DataFrame:
 def blocks_of(folder: Path, columns: Iterable[str]) -> Iterator[pl.DataFrame]:
     """Yield the tuples of a stage in blocks, at least one."""
     for pairs in tables.shards(folder, "pairs", list(columns)):
-        yield from pairs.iter_slices(BLOCK) if len(pairs) else [pairs]
+        yield from pairs.iter_slices(BLOCK_TUPLES) if len(pairs) else [pairs]
 
 
 def with_texts(pairs: pl.DataFrame, passages: pl.DataFrame) -> pl.DataFrame:

@@ -73,7 +73,7 @@ def problems_of_model(run: Path, build: Path | None = None) -> list[Problem]:
         raise BuildError(run, "holds neither a run of `train` nor a model", "name a folder such as BUILD/train")
     found = [problem for path in sorted(run.glob("tokens/*/*/")) for problem in _file_problems(path)]
     found += [problem for path in sorted(run.glob("checkpoints/step-*/")) for problem in _file_problems(path)]
-    sealed = [run / name for name in (store.RECEIPT, store.TIMINGS, store.SCORES, REPORT)]
+    sealed = [run / name for name in (store.RECEIPT, store.TIMINGS, store.EVALUATION, REPORT)]
     found += [wrong for path in sealed if path.exists() and (wrong := _broken(path))]
     if (run / "model").is_dir():
         found += _file_problems(run / "model", IN_A_MODEL)
@@ -86,7 +86,7 @@ def problems_of_model(run: Path, build: Path | None = None) -> list[Problem]:
     if (run / store.TIMINGS).is_file() and not _broken(run / store.TIMINGS):
         logs = [run / LOG, *run.glob("tensorboard/**/*")]
         found += _listed(run, store.read_sealed(run / store.TIMINGS)["files"], logs, store.TIMINGS)
-    known = {store.RECEIPT, store.TIMINGS, store.SCORES, REPORT, LOG}
+    known = {store.RECEIPT, store.TIMINGS, store.EVALUATION, REPORT, LOG}
     extra = [path for path in sorted(run.iterdir()) if path.is_file() and path.name not in known and path.name[0] != "."]
     found += [Problem(str(path), "was not written by `train`") for path in extra]
     if build is None:

@@ -212,7 +212,7 @@ def tables_of(folder):
 
 def test_large_sources_are_cut_into_shards(made, monkeypatch, tmp_path):
     monkeypatch.setattr(publishing, "SHARD_BYTES", 10_000)
-    monkeypatch.setattr("curation.share.export.BLOCK", 64)
+    monkeypatch.setattr("curation.share.export.BLOCK_TUPLES", 64)
     receipts = [store.read_receipt(made / stage / "faq") for stage in ("curated", "mined")]
     names = list(publishing.write_shards(made, *receipts, None, (), silent, tmp_path)["shards"])
     assert len(names) > 3
