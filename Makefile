@@ -20,7 +20,7 @@ LOWEST := .venv-lowest
 test-lowest:
 	$(PYTHON) -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/python tests/lowest.py > $(LOWEST)/lowest.txt
-	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check -r $(LOWEST)/lowest.txt pytest pytest-timeout hypothesis
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check -r $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/python -m pytest -m "not long and not shared_data and not browser" $(addprefix tests/curation/test_,readers.py delimited.py \
 	    json_records.py text_readers.py build.py parts.py near.py)
 
