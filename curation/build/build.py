@@ -54,6 +54,7 @@ from curation.recipe.source import Source
 from curation.report import page as report
 
 R = TypeVar("R")
+MOST_THREADS = 4  # that work on the parts of one source: each holds some 250 MB, and one thread reads for all
 PROCESS_BYTES = 64 << 20  # of input that one more process is started for; to start takes it seconds of a core at each stage
 
 
@@ -315,7 +316,8 @@ def _results(
     count = min(len(items), workers or _workers_that_pay([job for job, _ in items]))
     if not items or (count == 1 and isinstance(nodes, Here)):
         for job, digest in items:
-            yield job, partial(_guarded, job, stages.run, stage, job, progress, digest)
+            alone = job._replace(threads=min(MOST_THREADS, workers or processors()))
+            yield job, partial(_guarded, job, stages.run, stage, alone, progress, digest)
         return
     several = open_workers(items[0][0].build, count) if isinstance(nodes, Here) else nullcontext(nodes)
     with several as some, progress(label, len(items), "sources") as advance:

@@ -72,29 +72,27 @@ def _others(queries: np.ndarray, passages: np.ndarray, texts: Texts) -> np.ndarr
     return first_occurrences(rest, texts.key_number)
 
 
-def pairs_of(frames: Frames, texts: Texts, numbers: Numbers) -> Iterator[pl.DataFrame]:
-    """Yield PAIRS frame by frame. No negative of a tuple is among its positives, and no passage occurs twice."""
-    for frame in frames():
-        at = np.arange(len(frame), dtype=np.uint32)
-        pids = {
-            name: pl.DataFrame({"at": np.repeat(at, frame[name].list.len().to_numpy()), "pid": numbers.pid[flat(frame, name)]})
-            for name in LISTS
-        }
-        pids = {name: long.unique(maintain_order=True) for name, long in pids.items()}
-        pids["negatives"] = pids["negatives"].join(pids["positives"], on=["at", "pid"], how="anti", maintain_order="left")
-        asked = frame["query"].to_numpy()
-        pairs = frame.drop(LISTS).with_columns(
-            texts.at(asked).alias("query"), texts.key_series(asked), numbers.groups.gather(asked), at=pl.Series(at)
-        )
-        for side, long in pids.items():
-            lists = long.group_by("at", maintain_order=True).agg(pl.col("pid").alias(side))
-            pairs = pairs.join(lists, on="at", how="left", maintain_order="left").with_columns(pl.col(side).fill_null([]))
-        yield pairs.select(list(PAIRS)).cast(PAIRS)
+def pairs_of(texts: Texts, numbers: Numbers, frame: pl.DataFrame) -> pl.DataFrame:
+    """Return a frame of NUMBERED as PAIRS. No negative of a tuple is among its positives, and no passage occurs twice."""
+    at = np.arange(len(frame), dtype=np.uint32)
+    pids = {
+        name: pl.DataFrame({"at": np.repeat(at, frame[name].list.len().to_numpy()), "pid": numbers.pid[flat(frame, name)]})
+        for name in LISTS
+    }
+    pids = {name: long.unique(maintain_order=True) for name, long in pids.items()}
+    pids["negatives"] = pids["negatives"].join(pids["positives"], on=["at", "pid"], how="anti", maintain_order="left")
+    asked = frame["query"].to_numpy()
+    pairs = frame.drop(LISTS).with_columns(
+        texts.at(asked).alias("query"), texts.key_series(asked), numbers.groups.gather(asked), at=pl.Series(at)
+    )
+    for side, long in pids.items():
+        lists = long.group_by("at", maintain_order=True).agg(pl.col("pid").alias(side))
+        pairs = pairs.join(lists, on="at", how="left", maintain_order="left").with_columns(pl.col(side).fill_null([]))
+    return pairs.select(list(PAIRS)).cast(PAIRS)
 
 
-def passages_of(texts: Texts, numbers: Numbers) -> Iterator[pl.DataFrame]:
-    """Yield PASSAGES part by part, each text as it is first spelled; there is at least one part."""
-    for start in range(0, max(1, len(numbers.passages)), ROWS_PER_GROUP):
-        some = numbers.passages[start : start + ROWS_PER_GROUP]
-        table = pl.DataFrame([texts.at(some), texts.key_series(some), numbers.groups.gather(some)])
-        yield table.with_row_index("pid", start).select(list(PASSAGES)).cast(PASSAGES)
+def passages_of(texts: Texts, numbers: Numbers, start: int) -> pl.DataFrame:
+    """Return at most ROWS_PER_GROUP PASSAGES from number `start` on, each text as it is first spelled."""
+    some = numbers.passages[start : start + ROWS_PER_GROUP]
+    table = pl.DataFrame([texts.at(some), texts.key_series(some), numbers.groups.gather(some)])
+    return table.with_row_index("pid", start).select(list(PASSAGES)).cast(PASSAGES)

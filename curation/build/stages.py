@@ -27,6 +27,7 @@ from curation.core.progress import Progress, silent
 from curation.core.record import DROPPED, no_drops
 from curation.core.store import digest_of, file_digest, receipt_of, run_stage
 from curation.core.tables import (
+    ROWS_PER_GROUP,
     link_table,
     read_frames,
     read_groups,
@@ -37,9 +38,9 @@ from curation.core.tables import (
     write_parquet,
 )
 from curation.core.texts import LENGTHY, open_texts
-from curation.engine.local import release_memory
+from curation.engine.local import Here, release_memory
 from curation.read import remote
-from curation.read.rows import concat_batches
+from curation.read.rows import Lost, concat_batches
 from curation.read.sources import fail_if_changed, file_states, files_outside, input_digests, read_parts, read_rows, take
 from curation.recipe.job import Done, Inputs, Job
 from curation.recipe.source import ABOUT, Source, Table, TextTable, shape_of
@@ -69,7 +70,7 @@ from curation.shape.numbered import (
     roles_of,
     source_texts,
 )
-from curation.shape.parts import PORTION, Made, NeedsAllRows, Shaped, aligned, rows_are_independent, write_tuples
+from curation.shape.parts import PORTION, Filtered, NeedsAllRows, Shaped, aligned, filtered, rows_are_independent, write_tuples
 from curation.shape.scores import ANSWERS, answers_of, with_scores
 from curation.shape.shapes import refuse_equal_ids, text_table, to_tuples
 
@@ -156,7 +157,7 @@ def shape(job: Job, folder: Path, progress: Progress) -> Receipt:
         made = _shape_in_parts(job, folder, advance) if rows_are_independent(source) else None
         if made is None:
             parts = _shape_whole(job, folder, table_rows, advance)
-            made = write_tuples(source, job.filters, job.seed, parts, folder)
+            made = write_tuples(source, job.seed, job.filters.no_echo, parts, folder)
     write_parquet(folder / "dropped.parquet", [made.unused, made.poor, made.merged])
     return {
         "source": source.name,
@@ -180,23 +181,24 @@ def _shape_in_parts(job: Job, folder: Path, advance: Callable[[int], None]) -> S
     """Shape a source part by part; None, with nothing written, if it takes all rows at once, or to report an error better."""
     source = job.source
 
-    def parts() -> Iterator[Made]:
-        for rows, lost in aligned(source, read_parts(source, job.base, PORTION, advance)):
-            made = to_tuples(source, rows, job.seed)
-            if made.scores is not None:
-                raise NeedsAllRows
-            ids = row_ids(source, rows).hash() if source.fields.id is not None else None
-            yield Made(made, len(rows) + len(lost), lost, ids)
+    def part(read: tuple[pl.DataFrame, list[Lost]]) -> Filtered:
+        rows, lost = read
+        made = to_tuples(source, rows, job.seed)
+        if made.scores is not None:
+            raise NeedsAllRows
+        ids = row_ids(source, rows).hash() if source.fields.id is not None else None
+        return filtered(source, job.filters, made, len(rows) + len(lost), lost, ids)
 
+    parts = Here().run(part, aligned(source, read_parts(source, job.base, PORTION, advance)), job.threads)
     try:
-        return write_tuples(source, job.filters, job.seed, parts(), folder)
+        return write_tuples(source, job.seed, job.filters.no_echo, (result() for _, result in parts), folder)
     except (SourceError, NeedsAllRows):
         for path in folder.iterdir():
             path.unlink()
         return None
 
 
-def _shape_whole(job: Job, folder: Path, table_rows: dict[str, int], advance: Callable[[int], None]) -> Iterator[Made]:
+def _shape_whole(job: Job, folder: Path, table_rows: dict[str, int], advance: Callable[[int], None]) -> Iterator[Filtered]:
     """Yield the tuples of all rows at once, and write scores and answers beside them; a corpus comes first, in parts."""
     source, tables = job.source, {}
     by_rows = shape_of(source) != "qrels"  # a limit of qrels counts queries, and is applied when they are known
@@ -212,7 +214,7 @@ def _shape_whole(job: Job, folder: Path, table_rows: dict[str, int], advance: Ca
             table_rows["corpus"] = table_rows.get("corpus", 0) + len(some)
             ids.append(passages["id"])
             judged.append(some.filter(ids_and_texts("", some, source.corpus.fields)[0].is_in(named.implode())))
-            yield Made(Tuples(nothing, no_drops(), passages["text"]), 0, [], None)
+            yield filtered(source, job.filters, Tuples(nothing, no_drops(), passages["text"]), 0, [])
         refuse_equal_ids(source, "corpus", pl.concat(ids))
         asked = concat_batches(list(_readable(source, "queries", source.queries, job.base)), f"{place_of(source)} (queries)")
         table_rows["queries"] = len(asked)
@@ -223,9 +225,9 @@ def _shape_whole(job: Job, folder: Path, table_rows: dict[str, int], advance: Ca
         write_parquet(folder / ANSWERS, answers)
     if made.scores is not None:
         write_parquet(folder / "scores.parquet", made.scores)
-    one = Made(made._replace(corpus=made.corpus.clear()), len(rows) + len(lost), lost, None)
+    count = len(rows) + len(lost)
     del rows, tables  # only the tuples are needed from here on
-    yield one
+    yield filtered(source, job.filters, made._replace(corpus=made.corpus.clear()), count, lost)
 
 
 def _readable(source: Source, part: str, table: Table, base: Path) -> Iterator[pl.DataFrame]:
@@ -255,7 +257,7 @@ def hold_out(job: Job, folder: Path, progress: Progress) -> Receipt:
     texts, held = open_texts(stage), read_parquet(stage / "heldout_numbers.parquet")
     numbers = [*role_texts(stage, LISTS), flat(held, "negatives"), corpus_texts(stage), flat(held, "positives")]
     passages = first_occurrences(np.concatenate(numbers), texts.key_number)
-    holdout.write_beir(folder, held, texts, passages)
+    holdout.write_beir(folder, held, texts, passages, job.threads)
     return {"source": job.source.name, "queries": len(held)}
 
 
@@ -465,12 +467,14 @@ def curate(job: Job, folder: Path, progress: Progress) -> Receipt:
         frames = tuples.iter_slices
     numbers = number(frames, texts, corpus, source.task, families)
     constants = _constants(job, cleaned)
-    pairs = pairs_of(frames, texts, numbers)
+    pairs = (result() for _, result in Here().run(partial(pairs_of, texts, numbers), frames(), job.threads))
     if scores.exists():
         keys, known = texts.key_series(numbers.passages), read_parquet(scores)
         pairs = (with_scores(some, keys, known) for some in pairs)
     kept = write_frames(folder, "pairs", pairs, constants)
-    write_frames(folder, "passages", passages_of(texts, numbers), constants)
+    starts = range(0, max(1, len(numbers.passages)), ROWS_PER_GROUP)
+    passages = Here().run(partial(passages_of, texts, numbers), starts, job.threads)
+    write_frames(folder, "passages", (result() for _, result in passages), constants)
     if source.fields.answer is not None:
         answers = read_parquet(job.build / "shaped" / source.name / ANSWERS)
         asked = pl.concat(read_frames(folder, "pairs", ["key"]))["key"]

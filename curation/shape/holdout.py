@@ -17,6 +17,7 @@ from curation.core.record import draws, dropped_frame
 from curation.core.store import atomic, write_lines
 from curation.core.text import connected, forms
 from curation.core.texts import Texts, binary_keys, digests
+from curation.engine.local import Here
 from curation.shape.columns import EVIDENCE_CHARS
 from curation.shape.numbered import LISTS
 
@@ -126,7 +127,7 @@ def remove_heldout(tuples: pl.DataFrame, texts: Texts, held: pl.DataFrame, sourc
     return left.select(tuples.columns), dropped, len(found[1].join(left, on="at", how="semi"))
 
 
-def write_beir(folder: Path, held: pl.DataFrame, texts: Texts, passages: np.ndarray) -> None:
+def write_beir(folder: Path, held: pl.DataFrame, texts: Texts, passages: np.ndarray, threads: int = 1) -> None:
     """Write held-out queries as a BEIR folder: corpus.jsonl, queries.jsonl, qrels/test.tsv.
 
     The corpus is all passages of the source, including those of training tuples: they are the distractors.
@@ -136,12 +137,13 @@ def write_beir(folder: Path, held: pl.DataFrame, texts: Texts, passages: np.ndar
         held: the held-out tuples, NUMBERED.
         texts: the texts that they name.
         passages: (n,) u32, distinct by key.
+        threads: how many prepare lines.
     """
     (folder / "qrels").mkdir(parents=True)
     with atomic(folder / "corpus.jsonl") as file:
-        for first in range(0, len(passages), LINES):
-            some = passages[first : first + LINES]
-            file.write(_corpus_lines(texts.key_series(some), texts.at(some)))
+        starts = range(0, len(passages), LINES)
+        for _, lines in Here().run(lambda start: _corpus_lines(texts, passages[start : start + LINES]), starts, threads):
+            file.write(lines())
     asked = zip(held["id"], texts.at(held["query"]), strict=True)
     write_lines(folder / "queries.jsonl", ({"_id": id_, "text": text} for id_, text in asked))
     with atomic(folder / "qrels" / "test.tsv") as file:
@@ -151,9 +153,9 @@ def write_beir(folder: Path, held: pl.DataFrame, texts: Texts, passages: np.ndar
             file.writelines(f"{id_}\t{key.hex()}\t1\n".encode() for key in keys)
 
 
-def _corpus_lines(keys: pl.Series, texts: pl.Series) -> bytes:
+def _corpus_lines(texts: Texts, some: np.ndarray) -> bytes:
     """Return lines of JSON as `json.dumps` writes them, several times as fast."""
-    frame = pl.DataFrame({"key": keys.bin.encode("hex"), "text": texts})
+    frame = pl.DataFrame({"key": texts.key_series(some).bin.encode("hex"), "text": texts.at(some)})
     escaped = pl.col("text").str.replace_all("\\", "\\\\", literal=True).str.replace_all('"', '\\"', literal=True)
     frame = frame.with_columns(escaped.alias("inside"))
     odd = frame["text"].str.contains(r"[\x00-\x1f]").arg_true()

@@ -34,13 +34,21 @@ ROWS = "rows"  # the table of tuples before equal queries are merged
 Part = tuple[pl.DataFrame, list[Lost]]
 
 
-class Made(NamedTuple):
-    """A part of a source as tuples."""
+class Filtered(NamedTuple):
+    """A part of a source: its tuples after filters, and what became of the others."""
 
-    tuples: Tuples
     rows: int  # including those that could not be read; 0 for a part of a corpus
+    tuples: int  # before filters
     lost: list[Lost]
+    dropped: pl.DataFrame  # DROPPED, rows that are in no tuple
+    poor: pl.DataFrame  # DROPPED, by filters
     ids: pl.Series | None  # a hash of each row's id, where ids are given
+    instruction: str
+    texts_out: Counter[str]
+    left: pl.DataFrame  # NUMBERED; the numbers are places in `texts`
+    corpus: np.ndarray  # (n,) places in `texts`
+    texts: pl.Series  # those that are still used, each once
+    facts: Facts
 
 
 class Shaped(NamedTuple):
@@ -85,8 +93,8 @@ def aligned(source: Source, parts: Iterator[Part]) -> Iterator[Part]:
         raise NeedsAllRows
 
 
-def write_tuples(source: Source, wanted: Filters, seed: int, parts: Iterator[Made], folder: Path) -> Shaped:
-    """Filter the tuples of all parts, merge equal queries, hold queries out, and write tuples, held-out tuples and texts.
+def write_tuples(source: Source, seed: int, no_echo: bool, parts: Iterator[Filtered], folder: Path) -> Shaped:
+    """Put parts together, merge equal queries, hold queries out, and write tuples, held-out tuples and texts.
 
     Raises:
         SourceError: too few rows make tuples, no tuple is left, or the queries to hold out cannot be.
@@ -95,7 +103,7 @@ def write_tuples(source: Source, wanted: Filters, seed: int, parts: Iterator[Mad
     total = _Totals()
     with ExitStack() as closing:
         writer = TextWriter(folder, closing)
-        left = write_frames(folder, ROWS, (_filtered(source, wanted, one, total, writer) for one in parts), compression="lz4")
+        left = write_frames(folder, ROWS, (_written(one, total, writer) for one in parts), compression="lz4")
     dropped, poor = pl.concat(total.dropped), pl.concat(total.poor)
     check_rows(source, total.rows, total.lost, dropped, total.tuples)
     check_left(source, left, total.tuples, poor)
@@ -103,7 +111,7 @@ def write_tuples(source: Source, wanted: Filters, seed: int, parts: Iterator[Mad
         raise NeedsAllRows
     texts = open_texts(folder)
     number = texts.raw_number  # parts may have texts in common
-    merger = _Merger(folder, texts, number, source.name, wanted.no_echo)
+    merger = _Merger(folder, texts, number, source.name, no_echo)
     held = _hold_out(merger, texts, source, seed)
     some: list[pl.DataFrame] = [pl.DataFrame(schema=NUMBERED)]
 
@@ -144,32 +152,42 @@ class _Totals:
         self.texts_out: Counter[str] = Counter()
 
 
-def _filtered(source: Source, wanted: Filters, made: Made, total: _Totals, writer: TextWriter) -> pl.DataFrame:
-    """Return the filtered tuples of a part, as numbers, write their texts, and add what else the part has to the totals."""
-    tuples, corpus = made.tuples.tuples, made.tuples.corpus
-    total.rows += made.rows
-    total.tuples += len(tuples)
-    total.lost += made.lost
-    total.dropped.append(compact(made.tuples.dropped))
-    total.instructions.update([made.tuples.instruction] if made.rows else [])
-    total.texts_out.update(made.tuples.texts_out or {})
-    if made.ids is not None:
-        total.ids.append(made.ids)
-    numbers, extra, texts = numbered(tuples, corpus)
+def filtered(
+    source: Source, wanted: Filters, made: Tuples, rows: int, lost: list[Lost], ids: pl.Series | None = None
+) -> Filtered:
+    """Return a part with its tuples filtered, and with the texts that these still have."""
+    numbers, extra, texts = numbered(made.tuples, made.corpus)
     left, poor, out = filters.apply(numbers, texts, wanted, source.name, source.task)
-    total.poor.append(compact(poor))
-    total.texts_out.update(out)
-    # only the texts that tuples still have are written
     used = np.zeros(len(texts), bool)
     used[extra] = True
     used[left["query"].to_numpy()] = True
     for name in LISTS:
         used[flat(left, name)] = True
     some = np.flatnonzero(used)
-    first = writer.add(texts.at(some), Facts(texts.raw[some], texts.forms[some], texts.marks[some]))
-    place = (np.cumsum(used) - 1 + first).astype(np.uint32)
-    total.corpus.append(place[extra])
-    return renumbered(left, place)
+    place = (np.cumsum(used) - 1).astype(np.uint32)
+    facts = Facts(texts.raw[some], texts.forms[some], texts.marks[some])
+    texts_out = Counter(out) + Counter(made.texts_out or {})
+    left, dropped = renumbered(left, place), compact(made.dropped)
+    tuples, instruction = len(made.tuples), made.instruction
+    return Filtered(
+        rows, tuples, lost, dropped, compact(poor), ids, instruction, texts_out, left, place[extra], texts.at(some), facts
+    )
+
+
+def _written(part: Filtered, total: _Totals, writer: TextWriter) -> pl.DataFrame:
+    """Return the tuples of a part, write its texts, and add what else it has to the totals."""
+    total.rows += part.rows
+    total.tuples += part.tuples
+    total.lost += part.lost
+    total.dropped.append(part.dropped)
+    total.poor.append(part.poor)
+    total.instructions.update([part.instruction] if part.rows else [])
+    total.texts_out.update(part.texts_out)
+    if part.ids is not None:
+        total.ids.append(part.ids)
+    first = np.uint32(writer.add(part.texts, part.facts))
+    total.corpus.append(part.corpus + first)
+    return renumbered(part.left, np.arange(first, writer.count, dtype=np.uint32))
 
 
 class _Merger:
