@@ -55,7 +55,7 @@ def mine_build(
     device: str = "auto",
     progress: Progress = silent,
     load: OpenEncoder = open_encoder,
-    processes: int | None = None,
+    processes: int | None = 1,
     ray: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Mine the sources of a build and return their receipts, each with `ran`: whether there was anything to do.
