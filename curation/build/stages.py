@@ -268,7 +268,7 @@ def near_depends(job: Job) -> list[Any]:
     """Return the source's texts, and the lowest similarity that is stored."""
     assert job.dedup
     mine = receipt_of(job.build / "shaped" / job.source.name)
-    texts = {name: digest for name, digest in mine["files"].items() if name.startswith(("tuples-", "corpus."))}
+    texts = {name: digest for name, digest in mine["files"].items() if name.startswith(("tuples-", "corpus.", "texts."))}
     return [texts, job.dedup.stored, job.dedup.across, SHINGLING, SIBLING_RULES]
 
 

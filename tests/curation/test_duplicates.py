@@ -189,3 +189,16 @@ def test_stats_and_show_tell_of_near_duplicates(recipe, tmp_path):
     assert "near_duplicate_query" in stats.output
     shown = CliRunner().invoke(curate, ["show", str(tmp_path / "b"), "--dropped", "--reason", "near_duplicate_query"])
     assert f"query  {ASK}"[:40] in shown.output or ASK[:40] in shown.output, shown.output
+
+
+def test_near_duplicates_are_found_again_when_only_a_text_has_changed(recipe, tmp_path):
+    build(recipe(ON), tmp_path / "b")
+    data = tmp_path / "faq.jsonl"
+    data.write_text(data.read_text().replace("question 3", f"{ASK} old disk").replace("reply 3", LONG.replace("size", "weight")))
+    for folder in ("b", "fresh"):
+        assert not build(recipe(ON), tmp_path / folder).failed
+    for table in ("pairs", "passages"):
+        again, fresh = (read_table(tmp_path / folder / "curated/faq", table) for folder in ("b", "fresh"))
+        assert again.equals(fresh)
+    dropped = read_parquet(tmp_path / "b/curated/faq/dropped.parquet")
+    assert dropped.equals(read_parquet(tmp_path / "fresh/curated/faq/dropped.parquet"))
