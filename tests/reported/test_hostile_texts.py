@@ -350,11 +350,11 @@ def test_the_card_and_the_report_of_a_hostile_run_do_nothing(tmp_path):
     }
     for name, value in files.items():
         (model / name).write_text(json.dumps(value))
-    run = {
+    receipt = {
         "recipe": {"model": f"org/{ATTACK}", "note": ATTACK}, "steps": 3, "prompt": "none",
         "trained_on": {ATTACK: {"task": ATTACK, "tuples": 3, "license": ATTACK}, 'x"]); print("': {"task": "x", "tuples": 1, "license": ""}},
     }  # fmt: skip
-    card = publishing._card(model, "org/small", run, "mit", ())
+    card = publishing._card(model, "org/small", receipt, "mit", ())
     kinds, addresses, _ = inline(card.split("---\n", 2)[2])
     assert not kinds & {"image", "html_inline", "html_block", "code_block"}
     assert not addresses
