@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from curation.core.errors import SourceError
+from curation.core.jit import buffers_of
 from curation.core.record import draws, dropped_frame
 from curation.core.store import atomic, write_lines
 from curation.core.text import connected, forms
@@ -163,4 +164,5 @@ def _corpus_lines(texts: Texts, some: np.ndarray) -> bytes:
         written = [json.dumps(text, ensure_ascii=False)[1:-1] for text in frame["text"].gather(odd)]
         frame = frame.with_columns(frame["inside"].scatter(odd, written))
     line = pl.concat_str(pl.lit('{"_id": "'), "key", pl.lit('", "title": "", "text": "'), "inside", pl.lit('"}\n'))
-    return str(frame.select(line.str.join(""))[0, 0] or "").encode()
+    data, starts = buffers_of(frame.select(line)["literal"])
+    return data[starts[0] : starts[-1]].tobytes()
