@@ -158,7 +158,6 @@ def shape(job: Job, folder: Path, progress: Progress) -> Receipt:
         if made is None:
             parts = _shape_whole(job, folder, table_rows, advance)
             made = write_tuples(source, job.seed, job.filters.no_echo, parts, folder)
-    write_parquet(folder / "dropped.parquet", [made.unused, made.poor, made.merged])
     return {
         "source": source.name,
         "shape": shape_of(source),
@@ -166,12 +165,12 @@ def shape(job: Job, folder: Path, progress: Progress) -> Receipt:
         "inputs": job.inputs.digests,
         "outside": sorted({name for table in tables.values() for _, name in files_outside(table, job.base)}),
         "rows_in": made.rows_in,
-        "rows_used": made.rows_in - len(made.unused),
-        "rows_dropped": reason_counts(made.unused),
+        "rows_used": made.rows_in - sum(made.unused.values()),
+        "rows_dropped": made.unused,
         "tuples_made": made.tuples,
-        "merged": len(made.merged),
+        "merged": made.merged,
         "heldout": made.held,
-        "dropped": reason_counts(made.poor),
+        "dropped": made.poor,
         "texts_out": made.texts_out,
         "table_rows": table_rows,
     }

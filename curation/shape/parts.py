@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,10 +25,10 @@ from curation.read.mapping import add_missing_columns, column_map
 from curation.read.rows import Lost, compact
 from curation.recipe.source import Filters, Source, shape_of
 from curation.shape import filters
-from curation.shape.columns import GRADES, Tuples, check_left, check_rows, unread_rows
+from curation.shape.columns import Tuples, check_left, check_rows, reason_counts, unread_rows
 from curation.shape.holdout import held_out
-from curation.shape.merge import merge_queries
-from curation.shape.numbered import LISTS, NUMBERED, flat, numbered, renumbered, replaced, spelled
+from curation.shape.merge import Merged
+from curation.shape.numbered import LISTS, NUMBERED, flat, numbered, renumbered, spelled
 
 PORTION = 1 << 25  # bytes of rows shaped at a time
 ROWS = "rows"  # the table of tuples before equal queries are merged
@@ -52,13 +53,13 @@ class Filtered(NamedTuple):
 
 
 class Shaped(NamedTuple):
-    """What became of a source's rows, without tuples and texts, which are in files."""
+    """What became of a source's rows. Tuples, texts, and what was dropped, are in files."""
 
     rows_in: int
     tuples: int  # before filters and merging
-    unused: pl.DataFrame  # DROPPED, rows that are in no tuple
-    poor: pl.DataFrame  # DROPPED, by filters
-    merged: pl.DataFrame  # DROPPED
+    unused: dict[str, int]  # rows that are in no tuple, by reason
+    poor: dict[str, int]  # tuples that filters dropped, by reason
+    merged: int
     held: int
     instruction: str
     texts_out: dict[str, int]
@@ -111,13 +112,13 @@ def write_tuples(source: Source, seed: int, no_echo: bool, parts: Iterator[Filte
         raise NeedsAllRows
     texts = open_texts(folder)
     number = texts.raw_number  # parts may have texts in common
-    merger = _Merger(folder, texts, number, source.name, no_echo)
-    held = _hold_out(merger, texts, source, seed)
+    merged = Merged(lambda: (renumbered(frame, number) for frame in read_frames(folder, ROWS)), texts, source.name, no_echo)
+    held = _hold_out(merged, texts, source, seed)
     some: list[pl.DataFrame] = [pl.DataFrame(schema=NUMBERED)]
 
     def train() -> Iterator[pl.DataFrame]:
         start = 0
-        for frame in merger.frames():
+        for frame in merged.tuples():
             out = pl.Series(held[start : start + len(frame)]) if len(held) else None
             start += len(frame)
             if out is not None and out.any():
@@ -126,6 +127,8 @@ def write_tuples(source: Source, seed: int, no_echo: bool, parts: Iterator[Filte
             yield frame
 
     write_frames(folder, "tuples", train(), compression="lz4")
+    unread = unread_rows(source, total.lost)
+    write_parquet(folder / "dropped.parquet", chain([unread, dropped, poor], merged.dropped()))
     for path in table_files(folder, ROWS):
         path.unlink()
     numbers = pl.concat(some)
@@ -134,9 +137,9 @@ def write_tuples(source: Source, seed: int, no_echo: bool, parts: Iterator[Filte
     corpus = np.concatenate([np.zeros(0, np.uint32), *total.corpus])
     write_parquet(folder / "corpus.parquet", pl.DataFrame({"text": number[corpus]}))
     instruction = next(iter(total.instructions), "")
-    unused = pl.concat([unread_rows(source, total.lost), dropped])
     out = dict(sorted(total.texts_out.items()))
-    return Shaped(total.rows, total.tuples, unused, poor, merger.merged, len(numbers), instruction, out)
+    unused, reasons = reason_counts(pl.concat([unread, dropped])), reason_counts(poor)
+    return Shaped(total.rows, total.tuples, unused, reasons, merged.count, len(numbers), instruction, out)
 
 
 class _Totals:
@@ -190,43 +193,9 @@ def _written(part: Filtered, total: _Totals, writer: TextWriter) -> pl.DataFrame
     return renumbered(part.left, np.arange(first, writer.count, dtype=np.uint32))
 
 
-class _Merger:
-    """The tuples of a source after equal queries are merged, in frames."""
-
-    def __init__(self, folder: Path, texts: Texts, number: np.ndarray, source: str, no_echo: bool) -> None:
-        self.folder, self.number = folder, number
-        queries = np.concatenate([frame["query"].to_numpy() for frame in read_frames(folder, ROWS, ["query"])])
-        keys = texts.key_number[queries]
-        count = np.bincount(keys, minlength=len(texts))
-        self.again = count[keys] > 1  # which tuples have a query that another has too
-        company, start = [], 0
-        for frame in read_frames(folder, ROWS) if self.again.any() else ():
-            some = frame.with_row_index("place", start).filter(pl.Series(self.again[start : start + len(frame)]))
-            company.append(compact(renumbered(some, number)))
-            start += len(frame)
-        self.united = pl.DataFrame(schema={**NUMBERED, "place": pl.UInt64})  # what these tuples become
-        self.merged = no_drops()
-        if company:
-            together = pl.concat(company)
-            rows, places = together["row"], together["place"].cast(pl.UInt64)
-            at = pl.int_range(len(together), dtype=pl.UInt64, eager=True)
-            left, merged = merge_queries(together.drop("place").with_columns(row=at), texts, source, no_echo)
-            self.united = left.with_columns(rows.gather(left["row"]).alias("row"), places.gather(left["row"]).alias("place"))
-            self.merged = compact(merged)
-
-    def frames(self) -> Iterator[pl.DataFrame]:
-        """Yield NUMBERED tuples with distinct queries, in order."""
-        frames = (renumbered(frame.drop(GRADES, strict=False), self.number) for frame in read_frames(self.folder, ROWS))
-        if not len(self.united):
-            return frames
-        return replaced(
-            (frame.with_columns(pl.col(LISTS).list.unique(maintain_order=True)) for frame in frames), self.again, self.united
-        )
-
-
-def _hold_out(merger: _Merger, texts: Texts, source: Source, seed: int) -> np.ndarray:
+def _hold_out(merged: Merged, texts: Texts, source: Source, seed: int) -> np.ndarray:
     """Return which tuples to hold out; an empty array for none."""
     if not source.holdout:
         return np.zeros(0, bool)
-    tuples = pl.concat([frame.select("row", "query", "positives") for frame in merger.frames()])
+    tuples = pl.concat([frame.select("row", "query", "positives") for frame in merged.tuples()])
     return held_out(tuples, texts, source.holdout, seed, source.name)

@@ -15,7 +15,7 @@ from curation.core.tables import read_table
 from curation.read.rows import ROW
 from curation.recipe.source import Filters, Source
 from curation.shape import filters
-from curation.shape.merge import merge_queries
+from curation.shape.merge import Merged
 from curation.shape.numbered import numbered, spelled
 from curation.shape.shapes import to_tuples
 
@@ -152,7 +152,7 @@ def test_any_graded_lists_filtered_and_merged(lists):
     made = to_tuples(source, rows, 1).tuples
     numbers, _, texts = numbered(made, pl.Series([], dtype=pl.String))
     left, _, _ = filters.apply(numbers, texts, Filters(min_chars=3), "s", "retrieval")  # takes out the texts 0 and 1
-    merged, _ = merge_queries(left, texts, "s")
+    merged = pl.concat(Merged(lambda: (left[at : at + 3] for at in range(0, max(1, len(left)), 3)), texts, "s").tuples())
     assert merged.columns == ["row", "id", "query", "positives", "negatives", "label"]
     merged = spelled(merged, texts)
     expected = {}
