@@ -19,12 +19,12 @@ from test_mine import retrieval
 from test_workers import content
 
 from curation.core.errors import SetupError
-from curation.engine.ray import TOKEN
 from curation.engine.workers import workers
 from tests.training.tiny_models import tiny_folder
 
 MINE = [sys.executable, "-c", "from mining.cli import main; main()"]
 ENV = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+ENV["RAY_AUTH_MODE"] = "disabled"  # nodes and drivers must agree on it, as they do where `ray start` starts the nodes
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
 
 
@@ -33,8 +33,7 @@ def nodes():
     from ray.cluster_utils import Cluster
 
     patch = pytest.MonkeyPatch()
-    if TOKEN.expanduser().exists():  # nodes and drivers must agree on it, as they do where `ray start` starts the nodes
-        patch.setenv("RAY_AUTH_MODE", "token")
+    patch.setenv("RAY_AUTH_MODE", ENV["RAY_AUTH_MODE"])
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     for _ in range(2):
         made.add_node(num_cpus=1)
@@ -144,14 +143,14 @@ def test_an_audit_is_that_of_one_process(place, nodes):
     assert done.stdout == (place / "audit").read_bytes()
 
 
-def test_each_worker_has_a_gpu_of_its_own(place, nodes):
+def test_each_worker_has_a_gpu_of_its_own(tmp_path, nodes):
     node = nodes.add_node(num_cpus=2, num_gpus=2)  # Ray takes our word for it
     try:
-        with workers(place, ray=nodes.address, device="auto") as some:
+        with workers(tmp_path, ray=nodes.address, device="auto") as some:
             assert some.device == "cuda"
             seen = [(result(), item) for item, result in some.run(partial(os.getenv, "CUDA_VISIBLE_DEVICES"), ["none"] * 40)]
         assert {gpu for gpu, _ in seen} <= {"0", "1"}
-        with workers(place, ray=nodes.address, device="cpu") as some:
+        with workers(tmp_path, ray=nodes.address, device="cpu") as some:
             assert some.device == "cpu"
             assert {result() for _, result in some.run(os.getenv, ["OMP_NUM_THREADS"] * 9)} == {"1"}
     finally:
@@ -161,6 +160,6 @@ def test_each_worker_has_a_gpu_of_its_own(place, nodes):
         "cuda": "--device cuda: no node of the cluster has a GPU; use --device cpu",
     }
     for device, line in wrong.items():
-        with pytest.raises(SetupError) as error, workers(place, ray=nodes.address, device=device):
+        with pytest.raises(SetupError) as error, workers(tmp_path, ray=nodes.address, device=device):
             pass
         assert str(error.value) == line
