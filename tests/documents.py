@@ -11,6 +11,8 @@ from pathlib import Path
 import click
 from click.testing import CliRunner
 
+from curation.build.costs import RATES, costs, duration
+from curation.core.escape import markdown_table
 from curation.recipe.evaluation import Decontaminate, EvalSet
 from curation.recipe.manifest import Dedup, Manifest
 from curation.recipe.settings import Mine, OfSource, Train
@@ -22,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README, HELP = ROOT / "README.md", ROOT / "docs" / "commands.md"
 KEYS, SCHEMA = ROOT / "manifests" / "README.md", ROOT / "manifests" / "manifest.schema.json"
 MODELS = ROOT / "docs" / "models.md"
+CLUSTERS = ROOT / "docs" / "clusters.md"
 
 
 def commands() -> dict[str, click.Command]:
@@ -89,6 +92,19 @@ def keys() -> str:
     return "\n".join(parts + [_section(*section) for section in sections])
 
 
+def costs_table() -> str:
+    """The table of docs/clusters.md: what six and sixty million tuples cost, of 60 sources that are alike."""
+    head = ["step", "measured, per second", "on", "6 million tuples", "shared by 8", "60 million", "shared by 32"]
+    small, large = (costs(60 * size, 60 * size, 60 * [(size, size)]) for size in (100_000, 1_000_000))
+    lines = []
+    for one, ten in zip(small, large, strict=True):
+        alone = one.step == "choose"  # the command itself does it
+        shared = ["", ""] if alone else [duration(one.seconds / 8), duration(ten.seconds / 32)]
+        rate, unit, on = RATES[one.step]
+        lines.append([one.step, f"{rate:,} {unit}", on, duration(one.seconds), shared[0], duration(ten.seconds), shared[1]])
+    return markdown_table(head, lines) + "\n"
+
+
 def _section(title: str, about: str, model: type[Section]) -> str:
     lines = [f"## {title}\n", *([about + "\n"] if about else []), "| key | default | meaning |", "|---|---|---|"]
     for name, field in model.model_fields.items():
@@ -124,3 +140,5 @@ if __name__ == "__main__":
     KEYS.write_text(keys())
     SCHEMA.write_text(schema())
     MODELS.write_text(model_folders.table())
+    before, _, rest = CLUSTERS.read_text().partition("| step |")
+    CLUSTERS.write_text(before + costs_table() + "\n" + rest.partition("\n\n")[2])

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from curation.build.costs import RATES
 from tests import documents
 
 HEAVY = ("torch", "transformers", "datasets", "polars", "numpy", "pyarrow", "faiss")
@@ -47,6 +48,13 @@ def test_help_loads_nothing_heavy(module):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_costs_of_clusters_are_those_of_curate_check():
+    assert documents.costs_table() in documents.CLUSTERS.read_text(), "run `make docs`"
+    results = (documents.ROOT / "benchmarks" / "RESULTS.md").read_text()
+    measured = [RATES["encode"][0], RATES["search"][0] // 1_000_000, RATES["train, 1 epoch"][0]]
+    assert [f"{rate:,}" for rate in measured if f"{rate:,}" not in results] == []
 
 
 def test_changelog_names_the_version():

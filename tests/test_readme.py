@@ -10,6 +10,7 @@ import sys
 from itertools import product
 
 import pytest
+import yaml
 
 from curation.recipe.manifest import load_manifest
 from tests import documents
@@ -37,10 +38,26 @@ def test_no_block_is_overlooked():
     assert [block["code"].split()[0] for block in BLOCKS if block["mark"]] == [
         "make",
         "pip",
-        "CUDA_VISIBLE_DEVICES=0",
+        "curate",
+        "#!/bin/bash",
+        "apiVersion:",
+        "apiVersion:",
+        "mine",
         "torchrun",
         "train",
     ]
+
+
+def test_blocks_that_are_not_run_are_well_formed_and_name_options_that_exist():
+    commands = "|".join(sorted({*documents.commands()} - {"tuplesmith", "curate", "mine"}, key=len, reverse=True))
+    for block in [block for block in BLOCKS if block["mark"]]:
+        if block["language"] == "yaml":
+            assert all(isinstance(part, dict) for part in yaml.safe_load_all(block["code"]))
+        else:
+            subprocess.run(["bash", "-n"], input=block["code"], text=True, check=True)
+        for words, rest in re.findall(rf"\b({commands})(?= )([^\n&#']*)", block["code"]):
+            options = {option for parameter in documents.commands()[words].params for option in parameter.opts}
+            assert set(re.findall(r"(?<= )--?[a-z][\w-]*", rest)) <= options, (words, rest)
 
 
 @pytest.mark.parametrize("page", PAGES + API, ids=lambda page: page.relative_to(documents.ROOT).as_posix())

@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from curation.build.costs import BUILT, FETCHED, NEGATIVES, NETWORK, PASSAGE, QUERY, VECTOR, amount, costs, duration
 from curation.core.errors import ManifestError, SetupError, SourceError, UserError, did_you_mean, listed
 from curation.core.escape import text_table
 from curation.read import remote
@@ -22,11 +23,6 @@ from curation.recipe.manifest import Manifest, load_manifest
 from curation.recipe.source import Source, Table, TextTable, shape_of
 
 Found = dict[str, Any]
-# What the estimate assumes
-FETCHED = 400  # bytes of a row as fetched; the Hub's cache keeps them
-BUILT = 1000  # bytes of a tuple in all stages of a build
-READ, MADE = 30_000, 8_000  # rows read and tuples made per second by one process; measured with 100,000 rows of 1.1 kB
-NETWORK = 20_000_000  # bytes fetched per second
 NLI_ROWS = 3  # per premise
 LINE = 80  # characters
 
@@ -184,14 +180,24 @@ def _estimate(manifest: Manifest, sized: list[str], local_bytes: int, far_bytes:
     rows = unsized + (counted or (local_bytes + far_bytes) // FETCHED)
     fetched = unsized * FETCHED + far_bytes
     tuples = sum(expected(source) or 0 for source in manifest.sources)
+    pairs = [] if manifest.mine and manifest.mine.candidates == "given" else [_searched(one) for one in manifest.sources]
     return {
         "rows": rows,
         "local_bytes": local_bytes,
         "fetched_bytes": fetched,
         "disk_bytes": fetched + tuples * BUILT,
+        "vector_bytes": sum(map(sum, pairs)) * VECTOR,
         "fetch_seconds": fetched // NETWORK,
-        "build_seconds": rows // READ + tuples // MADE,
+        "steps": [cost._asdict() for cost in costs(rows, tuples, pairs)],
     }
+
+
+def _searched(source: Source) -> tuple[int, int]:
+    """Return how many queries are searched in how many passages when a source is mined; none if its labels give negatives."""
+    if source.task == "classification" or shape_of(source) == "labelled":
+        return 0, 0
+    queries = expected(source) or 0
+    return queries, max(queries, (source.corpus.expected_rows or 0) if source.corpus else 0)
 
 
 def check_text(found: Found) -> str:
@@ -235,12 +241,16 @@ def verdict(found: Found) -> str:
 def _estimate_text(one: Found) -> str:
     text = (
         f"Reads about {one['rows']:,} rows: {_size(one['local_bytes'])} of local files; {_size(one['fetched_bytes'])} to fetch, "
-        f"{_time(one['fetch_seconds'])}; {_size(one['disk_bytes'])} of disk; {_time(one['build_seconds'])} of one processor. "
-        f"Assumed: a row of {FETCHED} bytes "
-        f"fetched and kept in the Hub's cache, {BUILT:,} bytes per tuple in the build, {NETWORK // 10**6} MB per second, "
-        f"{READ:,} rows read and {MADE:,} tuples made per second. Rows of unknown number are not included."
+        f"{duration(one['fetch_seconds'])}. The build takes {_size(one['disk_bytes'])} of disk, the vectors of `mine negatives` "
+        f"{_size(one['vector_bytes'])}."
     )
-    return _wrapped(text)
+    steps = [(each["step"], amount(each["amount"], each["unit"]), duration(each["seconds"]), each["on"]) for each in one["steps"]]
+    assumed = (
+        f"Rates were measured once (docs/clusters.md), on a GPU with the shape of Qwen3-0.6B. Assumed: {FETCHED} bytes of a row "
+        f"fetched and {BUILT:,} of a tuple built; {NETWORK // 10**6} MB fetched per second; {QUERY} tokens of a query with its "
+        f"instruction, {PASSAGE} of a passage; {NEGATIVES} negatives. Rows of unknown number are not included."
+    )
+    return "\n\n".join([_wrapped(text), text_table(("step", "work", "time", "on"), steps), _wrapped(assumed)])
 
 
 def _section(title: str, items: dict[str, str]) -> list[str]:
@@ -257,7 +267,3 @@ def _wrapped(text: str, indent: str = "") -> str:
 
 def _size(number: int) -> str:
     return f"{number / 1e9:,.1f} GB" if number >= 1e8 else f"{number / 1e6:,.1f} MB"
-
-
-def _time(seconds: int) -> str:
-    return f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else f"{max(seconds / 60, 1):,.0f} min"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from curation.build.build import build
+from curation.build.costs import CORE, GPU
 from curation.build.preview import preview
 from curation.cli import curate
 from curation.core.errors import UserError
@@ -96,3 +98,20 @@ def test_check_tells_the_size_of_local_files(folder):
     done = CliRunner().invoke(curate, ["check", str(folder / "m.yaml"), "--json"], standalone_mode=False)
     estimate = json.loads(done.stdout)["estimate"]
     assert (estimate["local_bytes"], estimate["fetched_bytes"]) == (len(LINES), 0)
+
+
+def test_check_prints_what_each_step_costs(folder):
+    fields = "query: a, positive: b"
+    searched = f"{{name: pairs, path: o/p, task: retrieval, instruction: i, expected_tuples: 1000000, fields: {{{fields}}}}}"
+    labels = "{name: labels, path: o/l, task: classification, instruction: i, limit: 500000, fields: {query: a, label: b}}"
+    (folder / "m.yaml").write_text(f"name: m\nsources:\n  - {searched}\n  - {labels}\n")
+    shown = CliRunner().invoke(curate, ["check", str(folder / "m.yaml")], standalone_mode=False).stdout
+    lines = [re.split(r" {2,}", line) for line in shown.splitlines() if line.endswith((CORE, GPU))]
+    assert lines == [
+        ["read", "1.5 million rows", "under 1 min", CORE],
+        ["build", "1.5 million tuples", "2 min", CORE],
+        ["encode", "200.0 million tokens", "10 min", GPU],  # of the source that is searched
+        ["search", "1.0 trillion pairs of texts", "under 1 min", GPU],
+        ["choose", "1.0 million tuples", "under 1 min", CORE],
+        ["train, 1 epoch", "1.9 billion tokens", "4.9 hours", GPU],
+    ]
