@@ -355,9 +355,13 @@ def _guarded(job: Job, function: Callable[..., R], *arguments: object) -> R:
     """
     try:
         return function(*arguments)
-    except UserError:
-        raise
     except (Exception, pl.exceptions.PanicException) as error:  # polars' own derives from BaseException
+        passed: BaseException | None = error
+        while passed:  # an error is kept to the end of the build; what its frames hold is not: tuples, texts, open files
+            traceback.clear_frames(passed.__traceback__)
+            passed = passed.__cause__ or passed.__context__
+        if isinstance(error, UserError):
+            raise
         if refused := refusal(error):
             where, what, hint = explain_refusal(refused, str(job.build))
             if is_disk_full(refused) or Path(where).absolute().is_relative_to(job.build.absolute()):

@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 import xxhash
 
+from curation.core.errors import BuildError
 from curation.core.jit import Buffers, buffers_of, texts_of
 from curation.core.record import composed
 from curation.core.text import normalised
@@ -121,11 +122,23 @@ class Texts:
 
 
 def open_texts(folder: Path) -> Texts:
-    """Open the texts that a stage wrote."""
-    count = (folder / MARKS).stat().st_size
-    raw, forms = (_mapped(folder / name, np.uint64, (count, 2)) for name in (RAW, FORMS))
-    marks, starts = np.fromfile(folder / MARKS, np.uint8), _mapped(folder / STARTS, np.int64, (count + 1,))
-    return _OpenTexts(Facts(raw, forms, marks), starts, os.open(folder / DATA, os.O_RDONLY))
+    """Open the texts that a stage wrote.
+
+    Raises:
+        BuildError: a file is missing, or has not the size that the others imply.
+    """
+    paths = {name: folder / name for name in FILES}
+    sizes = {name: path.stat().st_size if path.is_file() else -1 for name, path in paths.items()}
+    count = max(0, sizes[MARKS])
+    implied = {MARKS: count, STARTS: 8 * count + 8, RAW: 16 * count, FORMS: 16 * count}
+    wrong = [name for name, size in implied.items() if sizes[name] != size]
+    if not wrong:
+        raw, forms = (_mapped(paths[name], np.uint64, (count, 2)) for name in (RAW, FORMS))
+        marks, starts = np.fromfile(paths[MARKS], np.uint8), _mapped(paths[STARTS], np.int64, (count + 1,))
+        if sizes[DATA] == starts[-1]:
+            return _OpenTexts(Facts(raw, forms, marks), starts, os.open(paths[DATA], os.O_RDONLY))
+    path = paths[wrong[0] if wrong else DATA]
+    raise BuildError(path, "was changed since it was written", f"delete {folder} and run the command again to rebuild it")
 
 
 class _OpenTexts(Texts):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import polars as pl
@@ -12,9 +14,10 @@ from curation.build import stages
 from curation.build.build import build
 from curation.build.numbering import number, pairs_of, passages_of
 from curation.core import store, tables
+from curation.core.errors import BuildError
 from curation.core.store import read_json
 from curation.core.tables import read_parquet, read_table
-from curation.core.texts import open_texts
+from curation.core.texts import FILES, TextWriter, facts_of, open_texts
 from curation.shape.numbered import numbered, spelled
 
 PAIR = "task: retrieval, max_bad: 0.5, fields: {query: q, positive: p, negatives: [n]}"
@@ -145,3 +148,32 @@ def test_numbers_do_not_depend_on_the_frames(task):
     assert of_forms["b"] == of_forms["B!"] is not None
     assert of_forms["y"] == passages["group"][texts.index("Y")] is not None
     assert pairs["group"][5] is None
+
+
+def test_texts_with_a_file_cut_short_are_refused_in_one_line(tmp_path):
+    texts = pl.Series("text", ["caf\u00e9", "cafe\u0301", "", "a longer text of some words"])
+    with ExitStack() as closing:
+        writer = TextWriter(tmp_path, closing)
+        assert [writer.add(some, facts_of(some)) for some in (texts[:3], texts[:0], texts[3:])] == [0, 3, 3]
+    assert open_texts(tmp_path).at([3, 0, 2, 3, 1]).to_list() == texts.gather([3, 0, 2, 3, 1]).to_list()
+    for name in FILES:
+        whole = (tmp_path / name).read_bytes()
+        for changed in (whole[:-1], whole + b"x", None):
+            (tmp_path / name).unlink()
+            if changed is not None:
+                (tmp_path / name).write_bytes(changed)
+            with pytest.raises(BuildError, match="was changed since it was written; delete"):
+                open_texts(tmp_path)
+        (tmp_path / name).write_bytes(whole)
+    assert len(open_texts(tmp_path)) == 4
+
+
+def test_sources_that_fail_keep_no_file_open(tmp_path):
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(40)))
+    sources = [f"  - {{name: s{at}, files: data.jsonl, holdout: 900, {PAIR}}}\n" for at in range(5)]
+    (tmp_path / "m.yaml").write_text("name: many\nsources:\n" + "".join(sources))
+    failed = build(tmp_path / "m.yaml", tmp_path / "b").failed
+    assert len(failed) == 5
+    assert all("leaves none of its" in str(error) for error in failed.values())
+    descriptors = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    assert not [number for number in descriptors if os.path.lexists(number) and "texts." in os.readlink(number)]
