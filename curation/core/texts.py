@@ -148,7 +148,10 @@ class _OpenTexts(Texts):
 
 
 def _mapped(path: Path, kind: type, shape: tuple[int, ...]) -> np.ndarray:
-    return np.memmap(path, kind, "r", shape=shape) if shape[0] else np.zeros(shape, kind)
+    try:
+        return np.memmap(path, kind, "r", shape=shape) if shape[0] else np.zeros(shape, kind)
+    except OSError:  # this file system has no memory maps
+        return np.fromfile(path, kind).reshape(shape)
 
 
 class TextWriter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from contextlib import ExitStack
@@ -177,3 +178,16 @@ def test_sources_that_fail_keep_no_file_open(tmp_path):
     assert all("leaves none of its" in str(error) for error in failed.values())
     descriptors = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
     assert not [number for number in descriptors if os.path.lexists(number) and "texts." in os.readlink(number)]
+
+
+def test_a_disk_without_memory_maps_makes_the_same_tables(tmp_path, monkeypatch):
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(60)))
+    mapped, read = built(tmp_path, "mapped", PAIR + ", holdout: 3")[1], tmp_path / "read"
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr("numpy.memmap", refuse)
+    assert not build(tmp_path / "m.yaml", read).failed
+    for file in (path.relative_to(mapped) for path in (mapped / "curated").rglob("*.parquet")):
+        assert (read / file).read_bytes() == (mapped / file).read_bytes()
