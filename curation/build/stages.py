@@ -40,7 +40,7 @@ from curation.core.tables import (
 from curation.core.texts import LENGTHY, open_texts
 from curation.engine.local import Here, release_memory
 from curation.read import remote
-from curation.read.rows import Lost, concat_batches
+from curation.read.rows import Lost, compact, concat_batches
 from curation.read.sources import fail_if_changed, file_states, files_outside, input_digests, read_parts, read_rows, take
 from curation.recipe.job import Done, Inputs, Job
 from curation.recipe.source import ABOUT, Source, Table, TextTable, shape_of
@@ -207,14 +207,22 @@ def _shape_whole(job: Job, folder: Path, table_rows: dict[str, int], advance: Ca
         named = as_texts(place_of(source), source.fields.positive_id, column(place_of(source), rows, source.fields.positive_id))
         nothing = pl.DataFrame(schema={**TUPLES, **({GRADES: pl.List(pl.Float64)} if source.fields.score else {})})
         judged: list[pl.DataFrame] = []
-        ids: list[pl.Series] = []
+        ids: list[np.ndarray] = []  # hashes
         for some in _readable(source, "corpus", source.corpus, job.base):
             passages = text_table(source, "corpus", source.corpus, some)
             table_rows["corpus"] = table_rows.get("corpus", 0) + len(some)
-            ids.append(passages["id"])
-            judged.append(some.filter(ids_and_texts("", some, source.corpus.fields)[0].is_in(named.implode())))
+            ids.append(passages["id"].hash().to_numpy())
+            judged.append(compact(some.filter(ids_and_texts("", some, source.corpus.fields)[0].is_in(named.implode()))))
             yield filtered(source, job.filters, Tuples(nothing, no_drops(), passages["text"]), 0, [])
-        refuse_equal_ids(source, "corpus", pl.concat(ids))
+        hashes = np.sort(np.concatenate(ids))
+        if len(twice := hashes[1:][hashes[1:] == hashes[:-1]]):
+            again = (
+                text_table(source, "corpus", source.corpus, some)["id"]
+                for some in _readable(source, "corpus", source.corpus, job.base)
+            )
+            refuse_equal_ids(
+                source, "corpus", pl.concat(one.filter(one.hash().is_in(pl.Series(twice).implode())) for one in again)
+            )
         asked = concat_batches(list(_readable(source, "queries", source.queries, job.base)), f"{place_of(source)} (queries)")
         table_rows["queries"] = len(asked)
         tables = {"corpus": concat_batches(judged, f"{place_of(source)} (corpus)"), "queries": asked}
