@@ -669,7 +669,10 @@ def mine_hard_negatives(
     if use_multi_process:
         raise UserError("use_multi_process", "is not supported", "leave it out: one process uses all cores")
     if not _is_dataset(dataset):
-        hint = "give one split, such as dataset['train']" if hasattr(dataset, "keys") else "make it with Dataset.from_dict"
+        origin = type(dataset).__module__.partition(".")[0]
+        hint = f"make it with Dataset.from_{origin if origin in ('polars', 'pandas') else 'dict'}"
+        if hasattr(dataset, "keys") and hasattr(dataset, "column_names"):
+            hint = "give one split, such as dataset['train']"
         raise SourceError("dataset", f"is a {type(dataset).__name__}, not a datasets.Dataset", hint)
     if not len(dataset):
         raise SourceError("dataset", "is empty", "give at least one pair")
@@ -678,6 +681,9 @@ def mine_hard_negatives(
     anchor, positive = anchor_column_name or dataset.column_names[0], positive_column_name or dataset.column_names[1]
     if anchor == positive:
         raise UserError("positive_column_name", f"anchors and positives are both column '{anchor}'", "name two columns")
+    unused = [name for name in dataset.column_names if name not in (anchor, positive)]
+    if unused and not (anchor_column_name and positive_column_name):
+        _say(not verbose)(f"anchors are column '{anchor}', positives are column '{positive}'; not used: {listed(unused)}")
     more = None if corpus is None else _listed_texts("corpus", corpus).to_list()
     pairs = hard_negatives.pairs_of(_texts(dataset, anchor).to_list(), _texts(dataset, positive).to_list(), more)
     given = {

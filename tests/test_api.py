@@ -277,6 +277,8 @@ def test_cached_vectors_are_used_again(tmp_path):
         ({"dataset": Dataset.from_dict({"q": ["a", None], "p": ["b", "c"]})}, "dataset: row 1 has no text in column 'q'; remove such rows, with dataset.filter"),
         ({"dataset": Dataset.from_dict({"q": [], "p": []})}, "dataset: is empty; give at least one pair"),
         ({"dataset": Dataset.from_dict({"q": ["a"]})}, "dataset: has one column; give a column of anchors and a column of positives"),
+        ({"dataset": pl.DataFrame({"q": ["a"], "p": ["b"]})}, "dataset: is a DataFrame, not a datasets.Dataset; make it with Dataset.from_polars"),
+        ({"dataset": [("a", "b")]}, "dataset: is a list, not a datasets.Dataset; make it with Dataset.from_dict"),
         ({"dataset": DatasetDict()}, "dataset: is a DatasetDict, not a datasets.Dataset; give one split, such as dataset['train']"),
         ({"corpus": ["a", 3]}, "corpus: entry 1 is a int, not a text"),
         ({"corpus": "abc"}, "corpus: is one text; give a list of texts"),
@@ -291,6 +293,14 @@ def test_wrong_arguments_are_one_line(change, line):
     with pytest.raises(tuplesmith.UserError) as raised:
         tuplesmith.mine_hard_negatives(**{"dataset": dataset, "model": Model(), "verbose": False, **change})
     assert str(raised.value) == line
+
+
+def test_columns_that_nobody_named_are_printed(capsys):
+    dataset = Dataset.from_dict({"query": ["a b", "c d"], "positive": ["a", "c"], "number": [1, 2]})
+    tuplesmith.mine_hard_negatives(dataset, Model(), num_negatives=1)
+    assert "anchors are column 'query', positives are column 'positive'; not used: number\n" in capsys.readouterr().err
+    tuplesmith.mine_hard_negatives(dataset, Model(), num_negatives=1, anchor_column_name="query", positive_column_name="positive")
+    assert "anchors" not in capsys.readouterr().err
 
 
 def test_duplicates_name_the_kept_row():

