@@ -25,7 +25,7 @@ from curation.core.text import normalised
 
 COMPOSED, WORDS, LENGTHY = 1, 2, 4  # marks: in NFC; with a word or sign; of at least SHORTEST characters
 SHORTEST = 12  # characters; shorter texts do not count as shared by two sources
-BATCH = 1 << 14  # texts read at a time
+BATCH, BATCH_BYTES = 1 << 14, 1 << 26  # texts read at a time, and their bytes unless a single one has more
 GAP = 1 << 15  # bytes between two texts that are still read at once
 SORTED = 1 << 22  # hashes sorted at a time
 DATA, STARTS, RAW, FORMS, MARKS = FILES = ("texts.utf8", "texts.starts", "texts.raw", "texts.forms", "texts.marks")
@@ -83,8 +83,14 @@ class Texts:
         return texts if len(run) == high - low else texts.gather(run - low)
 
     def batches(self, numbers: np.ndarray) -> Iterator[pl.Series]:
-        """Yield the texts with these numbers, in the given order, BATCH at a time."""
-        yield from (self.at(numbers[first : first + BATCH]) for first in range(0, len(numbers), BATCH))
+        """Yield the texts with these numbers, in the given order: BATCH at a time, or fewer of BATCH_BYTES."""
+        ends = np.cumsum(self.starts[numbers + np.uint32(1)] - self.starts[numbers])
+        first = 0
+        while first < len(numbers):
+            most = BATCH_BYTES + (int(ends[first - 1]) if first else 0)
+            end = min(first + BATCH, max(first + 1, int(np.searchsorted(ends, most, side="right"))))
+            yield self.at(numbers[first:end])
+            first = end
 
     def keys(self, numbers: np.ndarray) -> np.ndarray:
         """Return the identities of texts, (n, 2) u64: xxh3-128 of their NFC."""
