@@ -222,6 +222,7 @@ def build(
     only: Sequence[str] = (),
     limit: int | None = None,
     workers: int | None = 1,
+    ray: str | None = None,
     quiet: bool = False,
 ) -> Build:
     """Build the sources of a manifest into tuples, as `curate build` does; what is up to date does not run again.
@@ -232,6 +233,7 @@ def build(
         only: build these sources only.
         limit: at most so many rows per source, for a first look.
         workers: processes; None: as many as are worth their start-up.
+        ray: address of a Ray cluster that does the work: local, auto or HOST:PORT.
         quiet: show no progress.
 
     Raises:
@@ -243,7 +245,8 @@ def build(
     """
     from curation.build.build import build as build_sources
 
-    outcome = build_sources(Path(manifest), None if out is None else Path(out), _names(only), limit, workers, _progress(quiet))
+    folder = None if out is None else Path(out)
+    outcome = build_sources(Path(manifest), folder, _names(only), limit, workers, _progress(quiet), ray=ray)
     if outcome.failed and not outcome.receipts:
         raise next(iter(outcome.failed.values()))
     return Build(outcome.folder)
@@ -263,13 +266,23 @@ def load_build(path: str | Path | None = None) -> Build:
     return Build(newest_build(Path("builds")) if path is None else path)
 
 
-def mine(build: Where, *, only: Sequence[str] = (), device: str = "auto", quiet: bool = False) -> Build:
+def mine(
+    build: Where,
+    *,
+    only: Sequence[str] = (),
+    device: str = "auto",
+    workers: int | None = 1,
+    ray: str | None = None,
+    quiet: bool = False,
+) -> Build:
     """Mine hard negatives for a build, as `mine negatives` does; the settings are its manifest's `mine:` section.
 
     Args:
         build: a Build, or its folder.
         only: mine these sources only.
         device: where to encode and search: auto, cpu, cuda or cuda:N.
+        workers: processes; None: one per GPU.
+        ray: address of a Ray cluster that does the work: local, auto or HOST:PORT.
         quiet: show no progress.
 
     Raises:
@@ -284,7 +297,7 @@ def mine(build: Where, *, only: Sequence[str] = (), device: str = "auto", quiet:
     from mining.mine import mine_build
 
     path = _path(build)
-    receipts = mine_build(path, _names(only), device, _progress(quiet))
+    receipts = mine_build(path, _names(only), device, _progress(quiet), processes=workers, ray=ray)
     if not any(receipt["kept"] for receipt in receipts.values()):
         raise BuildError(path, "no tuple has enough negatives", "see `Build.drops()`, and loosen `mine:` in the manifest")
     return Build(path)
