@@ -145,7 +145,7 @@ def frame_of_records(where: str, records: Sequence[dict[str, Any]], rows: Sequen
         if wanted.rest or wanted.has(key):
             columns[key] = _texts_of_values(where, key, values, rows, wanted)
             continue
-        some = next((value for value in values if value is not None), None)
+        some = next((value for value in values if value), None)  # an empty list does not show what lists hold
         for name in parts_of(key, some):
             columns.setdefault(name, pl.Series([None] * len(records), dtype=pl.Null))
     return pl.DataFrame(columns | {ROW: pl.Series(rows, dtype=pl.UInt64)})

@@ -20,7 +20,7 @@ from training.loss import Losses
 from training.model.load import load_model
 from training.step import add_gradients, made_ready
 from training.tokens import load_sources
-from training.train import Step, batches, train, write_lines
+from training.train import Step, ready_batches, train, write_lines
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +50,13 @@ def test_a_batch_is_prepared_while_the_one_before_it_is_used(plan, backend, reci
     alone = [made_ready(plan.batch_at(step), recipe) for step in range(6)]
     numbers, at = [], plan.batch_at
     plan.batch_at = lambda step: (numbers.append((step, threading.current_thread().name)), at(step))[1]
-    for step, ready in enumerate(batches(plan, recipe, backend, 2, 6), 2):
+    for step, ready in enumerate(ready_batches(plan, recipe, backend, 2, 6), 2):
         for one, other in zip(ready.targets, alone[step].targets, strict=True):
             assert one is other is None or torch.equal(torch.nan_to_num(one), torch.nan_to_num(other))
         assert torch.equal(ready.forwards[0][0], alone[step].forwards[0][0])
     assert [number for number, _ in numbers] == [2, 3, 4, 5]
     assert all(name.startswith("batches") for _, name in numbers)
-    assert list(batches(plan, recipe, backend, 6, 6)) == []
+    assert list(ready_batches(plan, recipe, backend, 6, 6)) == []
 
 
 def test_an_error_of_the_thread_is_the_users_and_the_thread_ends(build, recipe, tmp_path, monkeypatch):
