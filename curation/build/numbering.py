@@ -14,7 +14,7 @@ import polars as pl
 from curation.core.record import PAIRS, PASSAGES
 from curation.core.tables import ROWS_PER_GROUP
 from curation.core.texts import WORDS, Texts
-from curation.shape.numbered import LISTS, first_occurrences, flat
+from curation.shape.numbered import LISTS, first_occurrences, flat, role_texts
 
 Frames = Callable[[], Iterator[pl.DataFrame]]  # NUMBERED, the same each time
 
@@ -34,13 +34,7 @@ def number(frames: Frames, texts: Texts, corpus: np.ndarray, task: str, families
     clustering source every text is a passage, because it may be a positive or negative of another. Duplicates get one
     group: texts of one family (`families`, (texts,) of the number of a text), or without `families` of one normalised form.
     """
-    roles: dict[str, list[np.ndarray]] = {name: [np.zeros(0, np.uint32)] for name in ("query", *LISTS)}
-    for frame in frames():
-        roles["query"].append(frame["query"].to_numpy())
-        for name in LISTS:
-            roles[name].append(flat(frame, name))
-    queries, *others = (np.concatenate(some) for some in roles.values())
-    del roles
+    queries, *others = role_texts(frames())
 
     # passages in the order in which they first occur
     met = np.concatenate([*([queries] if task == "clustering" else []), *others, corpus])

@@ -52,7 +52,6 @@ from curation.shape.columns import (
     as_texts,
     check_readable,
     column,
-    ids_and_texts,
     place_of,
     reason_counts,
     row_ids,
@@ -67,7 +66,6 @@ from curation.shape.numbered import (
     names_any,
     replaced,
     role_texts,
-    roles_of,
     source_texts,
 )
 from curation.shape.parts import PORTION, Filtered, NeedsAllRows, Shaped, aligned, filtered, rows_are_independent, write_tuples
@@ -177,21 +175,28 @@ def shape(job: Job, folder: Path, progress: Progress) -> Receipt:
 
 
 def _shape_in_parts(job: Job, folder: Path, advance: Callable[[int], None]) -> Shaped | None:
-    """Shape a source part by part; None, with nothing written, if it takes all rows at once, or to report an error better."""
+    """Shape a source part by part; None, with nothing written, if it takes all rows at once.
+
+    Raises:
+        SourceError: the source as a whole has a fault. One of a part is reported better with all rows at once.
+    """
     source = job.source
 
     def part(read: tuple[pl.DataFrame, list[Lost]]) -> Filtered:
         rows, lost = read
-        made = to_tuples(source, rows, job.seed)
+        try:
+            made = to_tuples(source, rows, job.seed)
+            ids = row_ids(source, rows).hash() if source.fields.id is not None else None
+        except SourceError:
+            raise NeedsAllRows from None
         if made.scores is not None:
             raise NeedsAllRows
-        ids = row_ids(source, rows).hash() if source.fields.id is not None else None
         return filtered(source, job.filters, made, len(rows) + len(lost), lost, ids)
 
     parts = Here().run(part, aligned(source, read_parts(source, job.base, PORTION, advance)), job.threads)
     try:
         return write_tuples(source, job.seed, job.filters.no_echo, (result() for _, result in parts), folder)
-    except (SourceError, NeedsAllRows):
+    except NeedsAllRows:
         for path in folder.iterdir():
             path.unlink()
         return None
@@ -207,15 +212,16 @@ def _shape_whole(job: Job, folder: Path, table_rows: dict[str, int], advance: Ca
         named = as_texts(place_of(source), source.fields.positive_id, column(place_of(source), rows, source.fields.positive_id))
         nothing = pl.DataFrame(schema={**TUPLES, **({GRADES: pl.List(pl.Float64)} if source.fields.score else {})})
         judged: list[pl.DataFrame] = []
-        ids: list[np.ndarray] = []  # hashes
+        hashes: list[np.ndarray] = []  # of ids
         for some in _readable(source, "corpus", source.corpus, job.base):
             passages = text_table(source, "corpus", source.corpus, some)
             table_rows["corpus"] = table_rows.get("corpus", 0) + len(some)
-            ids.append(passages["id"].hash().to_numpy())
-            judged.append(compact(some.filter(ids_and_texts("", some, source.corpus.fields)[0].is_in(named.implode()))))
+            hashes.append(passages["id"].hash().to_numpy())
+            ids = as_texts(place_of(source), source.corpus.fields.id, some[source.corpus.fields.id])
+            judged.append(compact(some.filter(ids.is_in(named.implode()))))
             yield filtered(source, job.filters, Tuples(nothing, no_drops(), passages["text"]), 0, [])
-        hashes = np.sort(np.concatenate(ids))
-        if len(twice := hashes[1:][hashes[1:] == hashes[:-1]]):
+        in_order = np.sort(np.concatenate(hashes))
+        if len(twice := in_order[1:][in_order[1:] == in_order[:-1]]):
             again = (
                 text_table(source, "corpus", source.corpus, some)["id"]
                 for some in _readable(source, "corpus", source.corpus, job.base)
@@ -262,7 +268,12 @@ def hold_out(job: Job, folder: Path, progress: Progress) -> Receipt:
     """Write the held-out queries; their corpus is all passages of the source."""
     stage = job.build / "shaped" / job.source.name
     texts, held = open_texts(stage), read_parquet(stage / "heldout_numbers.parquet")
-    numbers = [*role_texts(stage, LISTS), flat(held, "negatives"), corpus_texts(stage), flat(held, "positives")]
+    numbers = [
+        *role_texts(read_frames(stage, "tuples", list(LISTS)), LISTS),
+        flat(held, "negatives"),
+        corpus_texts(stage),
+        flat(held, "positives"),
+    ]
     passages = first_occurrences(np.concatenate(numbers), texts.key_number)
     holdout.write_beir(folder, held, texts, passages, job.threads)
     return {"source": job.source.name, "queries": len(held)}
@@ -461,7 +472,7 @@ def curate(job: Job, folder: Path, progress: Progress) -> Receipt:
             count, across = len(tuples), _across(job)
             dropped = read_parquet(across) if across else no_drops()
             tuples = tuples.filter(~pl.col("id").is_in(dropped["id"].implode()))
-            remaining = first_occurrences(np.concatenate([*roles_of(tuples), corpus]))
+            remaining = first_occurrences(np.concatenate([*role_texts([tuples]), corpus]))
             links = links_of(job, texts, remaining)
             tuples, within = drop_queries(tuples, links, job.dedup, source.name, by_label=source.task == "clustering")
             dropped = pl.concat([dropped, within])

@@ -34,7 +34,7 @@ from curation.core.tables import read_parquet, read_table, write_parquet
 from curation.core.texts import Texts, open_texts
 from curation.recipe.job import Job
 from curation.shape.columns import EVIDENCE_CHARS
-from curation.shape.numbered import corpus_texts, first_occurrences, flat, roles_of, source_texts
+from curation.shape.numbered import corpus_texts, first_occurrences, flat, role_texts, source_texts
 
 TUPLE_AND_NODE = {"better": pl.UInt32, "node": pl.UInt32}
 COUNTS = pl.Schema({"source_a": pl.String(), "source_b": pl.String(), "near": pl.UInt32()})
@@ -200,7 +200,7 @@ def _without_own_duplicates(
     """Return a source's tuples without `drops` and its own near-duplicates; no tuple at all if it loses too many."""
     assert job.dedup
     left = tuples.filter(~pl.col("id").is_in(drops["id"].implode()))
-    links = links_of(job, texts, first_occurrences(np.concatenate([*roles_of(left), corpus])))
+    links = links_of(job, texts, first_occurrences(np.concatenate([*role_texts([left]), corpus])))
     left, near = drop_queries(left, links, job.dedup, job.source.name, by_label=False)
     try:
         refuse_loss(pl.concat([drops, near]), len(tuples), job.dedup, job.source.name)

@@ -64,7 +64,7 @@ def family_of_texts(links: Links) -> np.ndarray:
 def edges_of(links: Links, remaining: np.ndarray) -> pl.DataFrame:
     """Return left, right (keys of the texts) and score of every verified pair, also of pairs below the threshold.
 
-    Of texts with one normalised form the first that remains stands for all.
+    Of texts with one normalised form the first that remains represents all.
     """
     form = links.found.form
     first = np.zeros(len(form), np.int64)
@@ -121,7 +121,7 @@ def has_invisible(tuples: pl.DataFrame, texts: Texts) -> pl.Series:
     for some in texts.batches(numbers):
         hidden[numbers[first : first + len(some)]] = some.str.contains(INVISIBLE).to_numpy()
         first += len(some)
-    return pl.Series(names_any(tuples.with_columns(negatives=pl.lit([], pl.List(pl.UInt32))), hidden))
+    return pl.Series(names_any(tuples, hidden, ("positives",)))
 
 
 def _superseded(tuples: pl.DataFrame, links: Links, threshold: float, by_label: bool) -> pl.DataFrame:

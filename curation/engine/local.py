@@ -34,7 +34,7 @@ def processors() -> int:
 
 
 def visible_gpus(device: str) -> list[str]:
-    """Return how CUDA_VISIBLE_DEVICES names each GPU that `device` (auto, cpu, cuda, cuda:N) stands for."""
+    """Return how CUDA_VISIBLE_DEVICES names each GPU that `device` (auto, cpu, cuda, cuda:N) means."""
     if device == "cpu" or (device == "auto" and not any(any(Path("/dev").glob(name)) for name in DRIVERS)):
         return []  # torch takes a second to load
     import torch

@@ -52,21 +52,17 @@ def flat(tuples: pl.DataFrame, name: str) -> np.ndarray:
 
 def source_texts(stage: Path, corpus: np.ndarray) -> np.ndarray:
     """Return the texts of the tuples in a folder and of a corpus, each once, in order: queries, positives, negatives, corpus."""
-    return first_occurrences(np.concatenate([*role_texts(stage), corpus]))
+    roles = ("query", *LISTS)
+    return first_occurrences(np.concatenate([*role_texts(read_frames(stage, "tuples", list(roles)), roles), corpus]))
 
 
-def role_texts(stage: Path, roles: tuple[str, ...] = ("query", *LISTS)) -> list[np.ndarray]:
-    """Return the texts of the tuples in a folder, for each role (n,) u32."""
+def role_texts(frames: Iterable[pl.DataFrame], roles: tuple[str, ...] = ("query", *LISTS)) -> list[np.ndarray]:
+    """Return the texts of tuples, for each role (n,) u32."""
     found: dict[str, list[np.ndarray]] = {role: [np.zeros(0, np.uint32)] for role in roles}
-    for frame in read_frames(stage, "tuples", list(roles)):
+    for frame in frames:
         for role in roles:
             found[role].append(frame[role].to_numpy() if role == "query" else flat(frame, role))
     return [np.concatenate(found[role]) for role in roles]
-
-
-def roles_of(tuples: pl.DataFrame) -> list[np.ndarray]:
-    """Return the texts of tuples: queries, positives, negatives, (n,) u32 each."""
-    return [tuples["query"].to_numpy(), *(flat(tuples, name) for name in LISTS)]
 
 
 def corpus_texts(stage: Path) -> np.ndarray:
@@ -84,10 +80,10 @@ def first_occurrences(numbers: np.ndarray, same: np.ndarray | None = None) -> np
     return np.asarray(numbers[place[as_one] == np.arange(len(numbers))])
 
 
-def names_any(tuples: pl.DataFrame, marked: np.ndarray) -> np.ndarray:
-    """Return which tuples (n,) bool name a text that is `marked`, (texts,) bool."""
+def names_any(tuples: pl.DataFrame, marked: np.ndarray, lists_of_texts: tuple[str, ...] = LISTS) -> np.ndarray:
+    """Return which tuples (n,) bool have a query, or a text in these lists, that is `marked`, (texts,) bool."""
     found = marked[tuples["query"].to_numpy()]
-    for name in LISTS:
+    for name in lists_of_texts:
         at = np.repeat(np.arange(len(tuples)), tuples[name].list.len().to_numpy())
         found = found | (np.bincount(at, marked[flat(tuples, name)], minlength=len(tuples)) > 0)
     return np.asarray(found)
@@ -96,7 +92,7 @@ def names_any(tuples: pl.DataFrame, marked: np.ndarray) -> np.ndarray:
 def replaced(frames: Iterable[pl.DataFrame], marked: np.ndarray, by: pl.DataFrame) -> Iterator[pl.DataFrame]:
     """Yield frames of a table with other rows in place of those `marked`, (rows,) bool.
 
-    `by` has the columns of the frames and `place`, u64 and ascending: the place of the row that it stands for. Rows that are
+    `by` has the columns of the frames and `place`, u64 and ascending: the place of the row that it replaces. Rows that are
     marked and not in `by` are left out.
     """
     places, start = by["place"].to_numpy(), 0

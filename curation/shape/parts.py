@@ -105,18 +105,18 @@ def write_tuples(source: Source, seed: int, no_echo: bool, parts: Iterator[Filte
     with ExitStack() as closing:
         writer = TextWriter(folder, closing)
         left = write_frames(folder, ROWS, (_written(one, total, writer) for one in parts), compression="lz4")
+    if len(total.instructions) > 1 or (total.ids and pl.concat(total.ids).is_duplicated().any()):
+        raise NeedsAllRows
     dropped, poor = pl.concat(total.dropped), pl.concat(total.poor)
     check_rows(source, total.rows, total.lost, dropped, total.tuples)
     check_left(source, left, total.tuples, poor)
-    if len(total.instructions) > 1 or (total.ids and pl.concat(total.ids).is_duplicated().any()):
-        raise NeedsAllRows
     texts = open_texts(folder)
     number = texts.raw_number  # parts may have texts in common
     merged = Merged(lambda: (renumbered(frame, number) for frame in read_frames(folder, ROWS)), texts, source.name, no_echo)
     held = _hold_out(merged, texts, source, seed)
     some: list[pl.DataFrame] = [pl.DataFrame(schema=NUMBERED)]
 
-    def train() -> Iterator[pl.DataFrame]:
+    def to_train() -> Iterator[pl.DataFrame]:
         start = 0
         for frame in merged.tuples():
             out = pl.Series(held[start : start + len(frame)]) if len(held) else None
@@ -126,7 +126,7 @@ def write_tuples(source: Source, seed: int, no_echo: bool, parts: Iterator[Filte
                 frame = frame.filter(~out)
             yield frame
 
-    write_frames(folder, "tuples", train(), compression="lz4")
+    write_frames(folder, "tuples", to_train(), compression="lz4")
     unread = unread_rows(source, total.lost)
     write_parquet(folder / "dropped.parquet", chain([unread, dropped, poor], merged.dropped()))
     for path in table_files(folder, ROWS):

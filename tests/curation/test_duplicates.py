@@ -17,7 +17,7 @@ from curation.clean.within import drop_queries, link
 from curation.core.tables import read_parquet, read_table
 from curation.recipe.manifest import Dedup
 from curation.shape.columns import TUPLES
-from curation.shape.numbered import first_occurrences, numbered, roles_of, spelled
+from curation.shape.numbered import first_occurrences, numbered, role_texts, spelled
 
 ASK = "how do I find all the empty files below a folder on my"
 LONG = "The find command walks a folder and everything below it , and prints each file for which all of its tests hold true , such as size and name and age"
@@ -30,7 +30,7 @@ def tuples_of(rows) -> pl.DataFrame:
 
 def dropped(rows, **wanted):
     tuples, _, texts = numbered(tuples_of(rows), pl.Series([], dtype=pl.String))
-    compared = first_occurrences(np.concatenate(roles_of(tuples)))
+    compared = first_occurrences(np.concatenate(role_texts([tuples])))
     threshold = wanted.get("threshold", 0.8)
     links = link(texts, compared, nearly(texts.at(compared), threshold), compared, threshold)
     left, gone = drop_queries(tuples, links, Dedup(max_loss_per_source=1, **wanted), "s", by_label=False)

@@ -61,7 +61,7 @@ def test_parts_of_any_size_make_the_same_tables(tmp_path, monkeypatch):
         receipt, whole = built(tmp_path, f"whole{len(more)}", PAIR + more)
         assert receipt["merged"] > 5
         for size in (900, 2_000) if not more else (2_000,):
-            told, apart = built(tmp_path, f"apart{size}{len(more)}", PAIR + more, size)
+            receipts, apart = built(tmp_path, f"apart{size}{len(more)}", PAIR + more, size)
             assert len(tables.table_files(apart / "curated/one", "pairs")) > 1
             for stage in ("shaped", "cleaned"):
                 some, other = (
@@ -73,7 +73,7 @@ def test_parts_of_any_size_make_the_same_tables(tmp_path, monkeypatch):
                 assert read_table(apart / "curated/one", table).equals(read_table(whole / "curated/one", table))
             for file in ("curated/one/dropped.parquet", "cleaned/one/forms.parquet"):
                 assert read_parquet(apart / file).equals(read_parquet(whole / file))
-            assert {key: told[key] for key in told if key not in ("files", "digest")} == {
+            assert {key: receipts[key] for key in receipts if key not in ("files", "digest")} == {
                 key: receipt[key] for key in receipt if key not in ("files", "digest")
             }
             assert (apart / "report.html").read_text().count("<article") == (whole / "report.html").read_text().count("<article")
@@ -193,3 +193,19 @@ def test_a_disk_without_memory_maps_makes_the_same_tables(tmp_path, monkeypatch)
     assert not build(tmp_path / "m.yaml", read).failed
     for file in (path.relative_to(mapped) for path in (mapped / "curated").rglob("*.parquet")):
         assert (read / file).read_bytes() == (mapped / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        ("holdout: 500", "'holdout: 500' leaves none of its"),
+        ("filters: {min_chars: 9000}", "filters drop all of its 139 tuples"),
+        ("max_bad: 0", "'max_bad' allows 0.0%"),
+    ],
+)
+def test_a_fault_of_the_whole_source_is_found_without_reading_it_again(tmp_path, monkeypatch, more, complaint):
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row | {"p": row["p"].strip() or None}) + "\n" for row in rows(150)))
+    monkeypatch.setattr(stages, "_shape_whole", lambda *given: pytest.fail("all rows were held at once"))
+    pair = "task: retrieval, fields: {query: q, positive: p}"
+    failed, _ = built(tmp_path, "b", f"{pair}, {'' if 'max_bad' in more else 'max_bad: 0.5, '}{more}", 900)
+    assert complaint in failed["one"]

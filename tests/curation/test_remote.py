@@ -353,16 +353,16 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, module, None)
     for scheme, extra in {"gs": "gcs", "s3": "s3", "https": "http"}.items():
         monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, scheme, raising=False)
-        told = refused(tmp_path, f"{scheme}://place/a.csv")
-        assert told.startswith(f"{scheme}://place/a.csv: a package for '{scheme}://' is missing (")
-        assert told.endswith(f"); pip install 'tuplesmith[{extra}]'")
+        line = refused(tmp_path, f"{scheme}://place/a.csv")
+        assert line.startswith(f"{scheme}://place/a.csv: a package for '{scheme}://' is missing (")
+        assert line.endswith(f"); pip install 'tuplesmith[{extra}]'")
 
 
 def test_settings_of_a_store_that_are_wrong(tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_PROFILE", "nobody")
-    told = refused(tmp_path, "s3://texts/a.csv")
+    line = refused(tmp_path, "s3://texts/a.csv")
     assert (
-        told
+        line
         == "s3://texts/a.csv: cannot be read (ProfileNotFound: The config profile (nobody) could not be found); check the address"
     )
     assert refused(tmp_path, "https://host:port/a.csv").startswith("https://host:port/a.csv: cannot be read (")
@@ -431,16 +431,16 @@ def test_an_object_that_changes_while_it_is_fetched(tmp_path):
                 server.files["/a.jsonl"] = lines("b")
 
         server.faults["/a.jsonl"] = [change]
-        told = refused(tmp_path, f"{server.url}/a.jsonl")
-        assert told == f"{server.url}/a.jsonl: changed while it was fetched; run again when nothing writes to it"
+        line = refused(tmp_path, f"{server.url}/a.jsonl")
+        assert line == f"{server.url}/a.jsonl: changed while it was fetched; run again when nothing writes to it"
         assert len(rows_of(tmp_path, f"{server.url}/a.jsonl")) == 6
 
 
 def test_a_web_page_is_no_data(tmp_path):
     with web({"/a.jsonl": b"\n <!DOCTYPE html><title>Sign in</title>", "/b.html": b"<html>text</html>\n"}) as server:
-        told = refused(tmp_path, f"{server.url}/a.jsonl")
+        line = refused(tmp_path, f"{server.url}/a.jsonl")
         assert (
-            told
+            line
             == f"{server.url}/a.jsonl: is a web page, not a data file; name the address that its download link leads to; a login may be needed"
         )
         assert len(rows_of(tmp_path, f"{server.url}/b.html", reader="lines", pattern="(?P<q>.*)")) == 1
