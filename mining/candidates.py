@@ -121,11 +121,13 @@ class Search:
         positives = tables.read_table(job.curated, "pairs", ["positives"])["positives"]
         self.rows = len(positives)
 
-        # the corpus: the source's distinct positives, or with labels all passages of known class
+        # the corpus: the source's distinct positives, all its passages, or with labels all passages of known class
         self.classes = read_classes(job.curated) if job.strategy == "search_other_classes" else None
         self.corpus_pids = positives.explode().drop_nulls().unique().sort().to_numpy().astype(np.int64)
         if self.classes:
             self.corpus_pids = np.flatnonzero(self.classes[0] >= 0)
+        elif job.strategy == "search" and settings.corpus == "all":
+            self.corpus_pids = np.arange(len(tables.read_table(job.curated, "passages", ["pid"])))
 
         # how many candidates to fetch: what the rank window needs when all known positives are among the nearest
         most = int(positives.list.len().to_numpy().max(initial=1))

@@ -134,8 +134,9 @@ class Job:
 def relevant_settings(strategy: str, settings: Mine) -> dict[str, object]:
     """Return the settings that matter for a strategy; a change of the others does not run it again."""
     if strategy in SEARCHED:
-        without_index = strategy == "search_other_classes" or settings.index == "exact"
-        return settings.model_dump(exclude=NOT_RULES | ({"index"} if without_index else set()))
+        defaults = {"index": "exact", "corpus": "positives"}  # not written, so that signatures stay short
+        unused = {key for key, value in defaults.items() if strategy != "search" or getattr(settings, key) == value}
+        return settings.model_dump(exclude=NOT_RULES | unused)
     uses_number = strategy == "other_classes" or settings.candidates == "given"
     return {"shortage": settings.shortage} | ({"negatives": settings.negatives} if uses_number else {})
 
@@ -147,11 +148,12 @@ def jobs(build: Path, only: Sequence[str], models: Models) -> Iterator[Job]:
         BuildError: from `read_sources`, or a source was changed since it was curated.
         ModelError: the model cannot be found or loaded.
     """
-    whole, settings = read_description(build), models.settings
+    whole = read_description(build)
     seed = int(whole["seed"])
     for name in read_sources(build, only):
         entry, curated = whole["sources"][name], build / "curated" / name
         receipt = checked_stage(build, f"curated/{name}")
+        settings = models.settings.model_copy(update={"corpus": models.settings.corpus_of(name)})
 
         # classification keeps its other label; labelled clustering takes texts of other classes; all else is searched
         strategy = "search"
@@ -166,6 +168,8 @@ def jobs(build: Path, only: Sequence[str], models: Models) -> Iterator[Job]:
         if fingerprint:
             depends["encoder"] = [fingerprint, described, settings.store, settings.candidates]
             depends["instruction"] = entry["instruction"]
+        if strategy == "search" and settings.corpus != "positives":
+            depends["corpus"] = settings.corpus
         if strategy == "search" and settings.index != "exact":
             depends["index"] = [settings.index, seed]
         searched = store.digest_of([CANDIDATES_FORMAT, depends, strategy])

@@ -94,6 +94,9 @@ class Manifest(Section):
             raise ValueError(f"two sources are named '{min(twice)}'")
         if self.train and (strange := [name for name in self.train.sources if name not in names]):
             raise ValueError(f"train.sources: no source is named '{strange[0]}'" + did_you_mean(strange[0], names))
+        corpora = self.mine.corpus if self.mine and isinstance(self.mine.corpus, dict) else {}
+        if strange := [name for name in corpora if name not in names]:
+            raise ValueError(f"mine.corpus: no source is named '{strange[0]}'" + did_you_mean(strange[0], names))
         if (
             self.decontaminate
             and not (self.decontaminate.against or self.decontaminate.mteb)

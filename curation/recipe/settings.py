@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from curation.core.record import NEGATIVES
 from curation.recipe.yaml import Section
 
 Prompt = Literal["auto", "instruct", "none"]
 Dtype = Literal["auto", "float32", "bfloat16"]
+Corpus = Literal["positives", "all"]
 
 
 class Prompts(Section):
@@ -49,6 +50,10 @@ class Mine(Section):
     candidates: Literal["dense", "bm25", "both", "given"] = Field(
         "dense",
         description="where candidates come from. `dense`: nearest passages by the model. `bm25`: best passages by words (needs `tuplesmith[bm25]`). `both`: the two rankings fused. Scores are cosine similarities of the model in all three. `given`: no search; each tuple keeps the negatives and scores that its source came with",
+    )
+    corpus: Corpus | dict[str, Corpus] = Field(
+        "positives",
+        description="the passages in which a source's negatives are searched. `positives`: the source's distinct positives, as in F2LLM. `all`: all its passages, which are also the rest of a qrels corpus and given negatives. Or by source, `{NAME: all}`; sources without an entry keep `positives`",
     )
     index: Literal["exact", "ivf"] = Field(
         "exact",
@@ -156,6 +161,18 @@ class Mine(Section):
     store: Literal["float32", "float16"] = Field(
         "float32", description="number format of the stored vectors. `float16` takes half the disk space and changes some ranks"
     )
+
+    @field_validator("corpus", mode="before")
+    @classmethod
+    def _corpora(cls, given: object) -> object:
+        for one in given.values() if isinstance(given, dict) else [given]:
+            if one not in ("positives", "all"):
+                raise ValueError(f"'{one}' is not one of positives or all")
+        return given
+
+    def corpus_of(self, source: str) -> Corpus:
+        """Return the corpus of a source."""
+        return self.corpus.get(source, "positives") if isinstance(self.corpus, dict) else self.corpus
 
     @model_validator(mode="before")
     @classmethod

@@ -1,0 +1,129 @@
+"""The corpus that a source is searched in: its positives, or all its passages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from peer import Vectors, peer_rows
+from small_build import FakeEncoder, hashed, make_build, pairs_source
+from test_mine import mined, run
+
+from curation.build.build import build as curate
+from curation.core import tables
+from curation.core.errors import ManifestError
+from curation.recipe.manifest import load_manifest
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the peer's own
+WORDS = [
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "is",
+    "for",
+    "on",
+    "that",
+    "by",
+    "with",
+    "are",
+    "as",
+    "was",
+    "were",
+    "from",
+    "this",
+    "have",
+    "which",
+    "would",
+    "about",
+    "their",
+    "other",
+    "more",
+    "time",
+]
+
+
+def beir_folder(folder: Path, queries: int, passages: int) -> tuple[list[str], list[str], list[str]]:
+    """Write a BEIR folder in which passage i answers query i, and return (queries, positives, corpus)."""
+    draw = np.random.default_rng(11)
+    corpus = [" ".join(draw.choice(WORDS, 12)) + f" {number}" for number in range(passages)]
+    asked = [f"{' '.join(corpus[number].split()[:7])} q{number}" for number in range(queries)]
+    (folder / "qrels").mkdir(parents=True)
+    rows = {"corpus": corpus, "queries": asked}
+    for name, texts in rows.items():
+        lines = (json.dumps({"_id": f"{name[0]}{number}", "text": text}) for number, text in enumerate(texts))
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    judged = "".join(f"q{number}\tc{number}\t1\n" for number in range(queries))
+    (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    return asked, corpus[:queries], corpus
+
+
+@pytest.mark.parametrize("corpus", ["all", "{s: all}"])
+def test_the_whole_corpus_gives_the_peers_negatives(tmp_path, corpus):
+    queries, positives, passages = beir_folder(tmp_path / "beir", 150, 1_500)
+    source = "{name: s, files: beir, reader: beir, task: retrieval}"
+    (tmp_path / "m.yaml").write_text(f"name: b\nsources: [{source}]\nmine: {{model: fake, corpus: {corpus}}}\n")
+    build = tmp_path / "builds" / "b"
+    curate(tmp_path / "m.yaml", build)
+    receipt = run(build)["s"]
+    texts = tables.read_table(build / "curated" / "s", "passages")["text"].to_list()
+    assert len(texts) == 10 * len(positives)
+    assert receipt["settings"]["corpus"] == "all"
+    ours = {row["query"]: [texts[pid] for pid in row["negatives"]] for row in mined(build)[0].iter_rows(named=True)}
+    theirs = peer_rows(queries, positives, Vectors(hashed, exact=True), corpus=passages)
+    assert len(ours) > 100
+    assert ours == {query: row[1] for query, row in theirs.items()}
+    assert len({text for row in ours.values() for text in row} - set(positives)) > 500
+
+
+def test_given_negatives_and_extra_passages_are_searched_with_all_only(tmp_path):
+    positives = [f"passage number {number} about rivers" for number in range(20)]
+    extra = [f"a question about rivers, page {number}" for number in range(20)]
+    source = pairs_source([f"question {number} about rivers" for number in range(20)], positives, passages=extra)
+    builds = [
+        make_build(
+            tmp_path / name,
+            {"s": source},
+            f"model: fake, negatives: 8, range_min: 0, max_score: null, relative_margin: null, shortage: keep, corpus: {name}",
+        )
+        for name in ("positives", "all")
+    ]
+    texts = [tables.read_table(build / "curated" / "s", "passages")["text"].to_list() for build in builds]
+    found = []
+    for build, some in zip(builds, texts, strict=True):
+        run(build)
+        found.append({some[pid] for row in mined(build)[0]["negatives"].to_list() for pid in row})
+    assert found[0] <= set(positives)
+    assert found[1] & set(extra)
+
+
+@pytest.mark.parametrize(
+    ("corpus", "what"),
+    [
+        ("{t: all}", "mine.corpus: no source is named 't'"),
+        ("some", "mine.corpus: 'some' is not one of positives or all"),
+        ("{s: some}", "mine.corpus: 'some' is not one of positives or all"),
+    ],
+)
+def test_a_corpus_that_does_not_exist(tmp_path, corpus, what):
+    path = tmp_path / "m.yaml"
+    source = "{name: s, files: x.jsonl, task: retrieval, fields: {query: q, positive: p}}"
+    path.write_text(f"name: b\nsources: [{source}]\nmine: {{model: fake, corpus: {corpus}}}\n")
+    with pytest.raises(ManifestError) as error:
+        load_manifest(path)
+    print(error.value)
+    assert what in str(error.value)
+
+
+def test_encodes_only_the_rest_of_the_corpus(tmp_path):
+    positives = [f"passage number {number} about rivers" for number in range(20)]
+    source = pairs_source([f"question {number}" for number in range(20)], positives, passages=["an extra page", "another page"])
+    build = make_build(tmp_path / "b", {"s": source}, "model: fake, negatives: 2, shortage: keep")
+    run(build)
+    make_build(tmp_path / "b", {"s": source}, "model: fake, negatives: 2, shortage: keep, corpus: all")
+    encoder = FakeEncoder()
+    run(build, encoder)
+    assert sorted(text for call in encoder.calls for text in call) == ["an extra page", "another page"]
