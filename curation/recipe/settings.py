@@ -167,7 +167,7 @@ class Mine(Section):
     def _corpora(cls, given: object) -> object:
         for one in given.values() if isinstance(given, dict) else [given]:
             if one not in ("positives", "all"):
-                raise ValueError(f"'{one}' is not one of positives or all")
+                raise ValueError(f"mine.corpus: '{one}' is not one of positives or all")
         return given
 
     def corpus_of(self, source: str) -> Corpus:
