@@ -17,7 +17,7 @@ from training import ranks
 from training.backend import Backend
 from training.data import Batch, gather_segments
 from training.loss import Losses, contrastive, distillation, infonce, too_near
-from training.model.attention import head_size_of, kernel_of
+from training.model.attention import head_size_of, kernel_of, padding_of
 from training.model.device import dtype_of
 
 # Dense bfloat16 operations per second, and bytes of memory, from the makers' data sheets. The first key that the device's name
@@ -219,7 +219,8 @@ def costs(backend: Backend, batch: Batch, recipe: Train, seconds: float) -> dict
     `mfu` is the share of the GPUs' peak that 6 operations per token and weight, embeddings excluded, come to (arXiv
     2204.02311, appendix B). It is None if the peak is unknown, as for CPUs.
     """
-    tokens, on_gpu = len(batch.ids), backend.device.type == "cuda"
+    tokens, on_gpu, padded = len(batch.ids), backend.device.type == "cuda", bool(backend.model.padded)
+    dtype = dtype_of(recipe.dtype, backend.device)
     config = getattr(backend.model.backbone, "module", backend.model.backbone).config  # DeepSpeed wraps the transformer
     # Under ZeRO-3 a weight is an empty tensor, and its size is in `ds_numel`.
     weights = sum(getattr(one, "ds_numel", one.numel()) for name, one in backend.weights.items() if "embed" not in name)
@@ -227,23 +228,29 @@ def costs(backend: Backend, batch: Batch, recipe: Train, seconds: float) -> dict
     peak = next((peak for known, peak in PEAKS.items() if known in name), None)
     return {
         "tokens": tokens,
-        "pad_share": round(pad_share(batch, recipe.token_budget, backend.world), 4),
+        "pad_share": round(pad_share(batch, recipe.token_budget, backend.world, padded, backend.model.equal), 4),
         "seconds": round(seconds, 4),
         "tokens_per_second": round(tokens / seconds),
         "mfu": None if peak is None else round(6 * weights * tokens / seconds / backend.world / peak, 4),
         "memory_gb": memory_gb(),
         **({"gpu_memory_gb": round(torch.cuda.max_memory_allocated(backend.device) / 1e9, 2)} if on_gpu else {}),
-        "attention": kernel_of(backend.device, dtype_of(recipe.dtype, backend.device), head_size_of(config)),
+        "attention": "padded" if padded else kernel_of(backend.device, dtype, head_size_of(config)),
     }
 
 
-def pad_share(batch: Batch, budget: int | None, world: int) -> float:
+def pad_share(batch: Batch, budget: int | None, world: int, padded: bool = False, equal: bool = False) -> float:
     """Return the share of tokens that a step computed in vain.
 
-    Packed texts have no padding, but a process with fewer chunks than another runs the shortest text instead.
+    Packed texts have no padding, but a process with fewer chunks than another runs the shortest text instead. A model whose
+    attention cannot be packed pads the texts of each bucket (`padded`, `equal`: see `attention.padded_buckets`).
     """
-    empty = sum(first == end for own in chunks_of(np.diff(batch.starts), budget, world) for first, end in own)
-    idle = empty * int(batch.starts[1])
+    lengths = np.diff(batch.starts)
+    chunks = chunks_of(lengths, budget, world)
+    idle = sum(first == end for own in chunks for first, end in own) * int(batch.starts[1])
+    if padded:
+        for rank, own in enumerate(chunks):
+            starts = np.append(0, lengths[rank::world]).cumsum()
+            idle += sum(padding_of(starts[first : end + 1].tolist(), equal) for first, end in own)
     return idle / (idle + len(batch.ids))
 
 

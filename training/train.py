@@ -134,6 +134,9 @@ def _train(
     with memory.explain_without_room(torch.device(device), recipe.model):
         model = load_model(recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device=device, prompts=given)
     check_trains(model)
+    if model.padded and recipe.deepspeed and recipe.deepspeed.zero == 3:
+        what = "is padded, so the processes would run forwards unequally often, which ZeRO stage 3 does not allow"
+        raise ModelError(recipe.model, what, "give `deepspeed: {zero: 2}`")
     if max(recipe.matryoshka, default=0) >= model.dim:
         raise ModelError(recipe.model, f"has {model.dim} dimensions", "`matryoshka` must name fewer")
 
@@ -188,7 +191,7 @@ def _train(
 
 def compiles(backend: Backend, steps: int) -> bool:
     """Return whether so many steps are worth compiling the layers: on a GPU, unless DeepSpeed may share the weights out."""
-    if not isinstance(backend, Torch) or backend.device.type != "cuda":
+    if not isinstance(backend, Torch) or backend.device.type != "cuda" or backend.model.padded:
         return False
     weights = sum(one.numel() for name, one in backend.weights.items() if "embed" not in name)
     return steps * weights >= WORTH_COMPILING

@@ -16,7 +16,7 @@ from sentence_transformers.cross_encoder.modules import LogitScore
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from curation.core.errors import ModelError
-from tests.model_folders import FAMILIES, PACKS_NOT, RERANKERS, VARIANTS, edit, settings
+from tests.model_folders import FAMILIES, RERANKERS, VARIANTS, edit, settings
 from tests.training.tiny_models import GROUPED, SMALL, TEXTS, tiny_folder, tiny_reranker, tiny_tokenizer
 from training.model.encode import load_encoder, similarities
 from training.model.reranker import load_reranker
@@ -51,7 +51,6 @@ CONFIGS = {
     "cohere": ("CohereConfig", SMALL),
     "exaone4": ("Exaone4Config", SMALL | TWO),
     "stablelm": ("StableLmConfig", SMALL | TWO),
-    "nemotron": ("NemotronConfig", SMALL | TWO),
     "bloom": ("BloomConfig", BLOOM),
     "falcon": ("FalconConfig", SMALL),
 }
@@ -128,15 +127,6 @@ def test_vectors_of_decoders_are_those_of_sentence_transformers(kind, end, tmp_p
         assert ("notes" in described) is not end
 
 
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[] if kind == "falcon" else pytest.mark.long) for kind in PACKS_NOT])
-def test_vectors_of_decoders_that_cannot_be_packed_are_refused(kind, tmp_path):
-    folder = family(kind, tmp_path / kind, False)
-    with pytest.raises(ModelError) as error:
-        load_encoder(str(folder), device="cpu")
-    assert PACKS_NOT[kind] in str(error.value)
-    assert "\n" not in str(error.value)
-
-
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A tiny encoder as sentence-transformers saves it."""
@@ -187,7 +177,6 @@ MIXING = {
         GROUPED | {"max_position_embeddings": 20, "rope_parameters": LONG | {"rope_type": "dynamic", "factor": 2.0}},
         "`max_tokens: 16` or less",
     ),
-    "a buffer of positions": ("MraConfig", {}, "cannot encode texts packed together"),
 }
 
 
@@ -195,10 +184,9 @@ MIXING = {
 def test_models_that_mix_the_texts_of_a_batch_are_refused(name, tmp_path):
     kind, sizes, wanted = MIXING[name]
     torch.manual_seed(1)
-    given = {} if kind == "MraConfig" else GIVEN
-    model = transformers.AutoModel.from_config(getattr(transformers, kind)(**SMALL | sizes | given))
+    model = transformers.AutoModel.from_config(getattr(transformers, kind)(**SMALL | sizes | GIVEN))
     model.save_pretrained(tmp_path / "model")
-    tiny_tokenizer(decoder=bool(given)).save_pretrained(tmp_path / "model")
+    tiny_tokenizer(decoder=True).save_pretrained(tmp_path / "model")
     with pytest.raises(ModelError) as error:
         load_encoder(str(tmp_path / "model"), device="cpu")
     assert wanted in str(error.value)

@@ -263,8 +263,9 @@ def test_a_tokenizer_of_another_model(bert):
 
 
 def test_an_encoder_decoder(tmp_path):
-    sizes = {"d_model": 32, "d_ff": 48, "d_kv": 8, "num_layers": 1, "num_heads": 4, "vocab_size": 420}
-    transformers.AutoModel.from_config(transformers.T5Config(**sizes)).save_pretrained(tmp_path)
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    sizes |= {"encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "vocab_size": 420}
+    transformers.AutoModel.from_config(transformers.BartConfig(**sizes)).save_pretrained(tmp_path)
     tiny_tokenizer(decoder=False).save_pretrained(tmp_path)
     assert complaint(tmp_path) == f"{tmp_path}: is an encoder-decoder model; only encoders and decoders are supported"
 

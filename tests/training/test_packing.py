@@ -19,6 +19,7 @@ from training.model import model as model_module
 from training.model.attention import Segments, packed_inputs
 from training.model.device import autocast
 from training.model.load import check_packing, load_model
+from training.model.model import notes_of
 
 KINDS = ("qwen3", "llama", "bert")
 ADVICE = "its architecture cannot be trained or encoded without padding"
@@ -155,15 +156,18 @@ def test_a_model_that_keeps_the_segments_from_its_attention_is_refused(folders, 
     assert str(error.value) == (f"{folders['qwen3']}: its Qwen3Attention does not receive where each text begins; {ADVICE}")
 
 
-def test_an_attention_with_scores_of_its_own_is_refused(tmp_path):
+def test_an_attention_with_scores_of_its_own_is_padded(tmp_path):
     config = transformers.Gemma2Config(vocab_size=420, hidden_size=32, intermediate_size=48, num_hidden_layers=1, head_dim=8)
     transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
     tiny_folder("llama", tmp_path / "tokens")
     for path in (tmp_path / "tokens").glob("token*"):
         path.rename(tmp_path / path.name)
-    with pytest.raises(ModelError) as error:
-        load_model(str(tmp_path), max_tokens=32)
-    assert str(error.value) == f"{tmp_path}: its Gemma2Attention adds 'softcap' to its scores; {ADVICE}"
+    model = load_model(str(tmp_path), max_tokens=32)
+    assert (model.padded, model.equal) == ("its Gemma2Attention adds 'softcap' to its scores", False)
+    assert notes_of(model, "none")[1] == (
+        "attention: padded, because its Gemma2Attention adds 'softcap' to its scores; "
+        "batches are cut by length, and at most one token in eight is padding"
+    )
 
 
 def test_no_mask_is_ever_built_and_positions_are_not_searched():

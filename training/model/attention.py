@@ -93,6 +93,30 @@ def packed_inputs(ids: Tensor, starts: Sequence[int], first_position: int) -> di
     }
 
 
+def padded_buckets(starts: Sequence[int], equal: bool) -> list[np.ndarray]:
+    """Return the numbers of the texts of each padded forward, longest texts first; `starts` has n + 1 entries.
+
+    A text is at least seven eighths as long as the longest of its bucket, so at most one token in eight is padding. With
+    `equal` a bucket has texts of one length only, so nothing is padded.
+    """
+    lengths = np.diff(np.asarray(starts, dtype=np.int64))
+    order = np.argsort(-lengths, kind="stable")
+    buckets, first = [], 0
+    while first < len(order):
+        longest = int(lengths[order[first]])
+        shortest = longest if equal else longest - longest // 8
+        end = int(np.searchsorted(-lengths[order], -shortest, side="right"))
+        buckets.append(order[first:end])
+        first = end
+    return buckets
+
+
+def padding_of(starts: Sequence[int], equal: bool) -> int:
+    """Return how many padding tokens the texts cut at `starts` (n + 1) get."""
+    lengths = np.diff(np.asarray(starts, dtype=np.int64))
+    return int(sum(len(rows) * lengths[rows[0]] - lengths[rows].sum() for rows in padded_buckets(starts, equal)))
+
+
 def packed_attention(
     module: torch.nn.Module,
     query: Tensor,

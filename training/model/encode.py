@@ -91,10 +91,10 @@ class Encoder:
 
         The last bits of vectors depend on it, so the number must follow from the work alone, not from how much of it is done.
         """
-        if self.model.backbone.device.type == "cuda" and TOKENS_OF_A_TEXT * texts >= tokens_worth_compiling(
-            self.model.backbone.config
-        ):
-            compile_layers(self.model.backbone)
+        backbone = self.model.backbone
+        worth = TOKENS_OF_A_TEXT * texts >= tokens_worth_compiling(backbone.config)
+        if backbone.device.type == "cuda" and worth and not self.model.padded:
+            compile_layers(backbone)
 
     def encode(self, texts: Sequence[str], advance: Callable[[int], None] = lambda done: None, unit: bool = True) -> np.ndarray:
         """Return unit vectors (n, dim) float32 of rendered texts, in their order.

@@ -16,6 +16,7 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 from tokenizers import normalizers
+from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
 
 from curation.core.errors import ModelError, UserError, first_line, listed
 from training.model.attention import (
@@ -36,6 +37,7 @@ from training.model.sentence_folder import Sentence
 
 # Shorter texts follow longer ones: what a recurrent layer carries from one text into the next fades within some tokens.
 CHECK_TEXTS = ("the longest of them: 1, 2, 3, 4, 5, 6, 7, 8, 9", "one", "a text of a few words", "two")
+PADDED_TEXTS = ("one: 1, 2, 3, 4, 5, 6", "one: 1, 2, 3, 4, 5, 6.")  # of nearly equal length, so one is padded to the other's
 # If the model has at most this many positions, the check packs more tokens than that into one row.
 CHECK_TOKENS = 514
 # Largest difference per component of unit vectors. Where texts of real models see each other, it is above 0.1.
@@ -46,6 +48,7 @@ COUNTED = ("layer", "expert", "block")  # config.json keys with these words say 
 MOST_COUNTED = 1_000  # the largest such count that is accepted, unless the weights have more tensors
 SAFE = {"local_files_only": True, "trust_remote_code": False}
 SPARE = 1 << 26  # numbers that a model may have besides its weights: positions, masks, an unused pooler
+ENCODERS = ("t5", "mt5", "umt5")  # encoder-decoders whose encoder makes embeddings
 SAME_MODEL = "does config.json belong to these weights?"
 
 
@@ -86,9 +89,6 @@ def load_model(
             config = _config(name, files)
             _check_counts(name, config, MOST_COUNTED)
             backbone, tokenizer = _empty(name, files, transformers.AutoModel, config), _tokenizer(name, files)
-    if getattr(backbone.config, "is_encoder_decoder", False):
-        raise ModelError(name, "is an encoder-decoder model", "only encoders and decoders are supported")
-
     # Choose the pooling, and read the modules that follow it.
     is_decoder = any(attends_causally(module) for module in backbone.modules())
     own = sentence.pooling if sentence else None
@@ -122,13 +122,20 @@ def load_model(
     )
 
     # Check what would give wrong vectors in silence.
-    if "token_type_ids" in tokenizer.model_input_names and any(map(any, tokenizer(["a text"])["token_type_ids"])):
-        raise ModelError(name, "its tokenizer puts a single text into the second segment", "that is not supported")
+    if "token_type_ids" in tokenizer.model_input_names:
+        sample = tokenizer("a text")
+        model.segment_of = {
+            token: kind for token, kind in zip(sample["input_ids"], sample["token_type_ids"], strict=True) if kind
+        }
+        if not set(model.segment_of) <= set(tokenizer.all_special_ids):
+            raise ModelError(name, "its tokenizer puts a single text into the second segment", "that is not supported")
+        if model.segment_of:
+            model.padded = "it reads special tokens in a segment of their own"
     _check_rotations(model)
     if weights:
         check_numbers(name, backbone, model.head)
         with quiet():
-            check_packing(model)
+            check_attention(model)
     return model
 
 
@@ -169,11 +176,17 @@ def read_model(name: str, files: ModelFiles, kind: Any, **options: Any) -> tuple
         ModelError: it cannot be read, needs code of its own, or its config asks for more than its weights contain.
     """
     config = _config(name, files)
+    kind = _kind_of(name, kind, config)
     _check_size(name, files, kind, config)
     with _one_line_errors(name, files):
-        model, loading = kind.from_pretrained(
-            str(files.transformer), config=config, dtype=torch.float32, output_loading_info=True, **SAFE, **options
-        )
+        given = {"config": config, "dtype": torch.float32, "output_loading_info": True, **SAFE, **options}
+        try:
+            model, loading = kind.from_pretrained(str(files.transformer), **given)
+        except KeyError as error:
+            if error.args != (PACKED,) or "attn_implementation" not in options:
+                raise
+            given["attn_implementation"] = "eager"  # its own classes of attention, which cannot be packed
+            model, loading = kind.from_pretrained(str(files.transformer), **given)
     return model, _tokenizer(name, files), sorted(loading["missing_keys"])
 
 
@@ -188,6 +201,17 @@ def _read_backbone(name: str, files: ModelFiles) -> tuple[Any, Any]:
     if missing:
         raise ModelError(name, f"its weights lack {listed(missing, 3)}", SAME_MODEL)
     return backbone, tokenizer
+
+
+def _kind_of(name: str, kind: Any, config: Any) -> Any:
+    """Return the class to load with: for T5 and its relatives the encoder alone, as sentence-transformers does."""
+    if kind is not transformers.AutoModel:
+        return kind
+    if config.model_type in ENCODERS:
+        return getattr(transformers, MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES[config.model_type])
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(name, "is an encoder-decoder model", "only encoders and decoders are supported")
+    return kind
 
 
 def _config(name: str, files: ModelFiles) -> Any:
@@ -232,16 +256,14 @@ def _one_line_errors(name: str, files: ModelFiles) -> Iterator[None]:
         if files.own_code() and "trust_remote_code" in str(error):
             what = "needs code of its own (auto_map in its config.json), which is never run"
             raise ModelError(name, what, "name a model that transformers knows") from error
-        if isinstance(error, KeyError) and error.args == (PACKED,):
-            what = "has its own kind of attention, which cannot be packed"
-            raise ModelError(name, what, "name a model of another kind") from error
         raise ModelError(name, f"cannot be loaded ({first_line(error)})") from error
 
 
 def _empty(name: str, files: ModelFiles, kind: Any, config: Any) -> Any:
     """Return the model on the meta device: all shapes, no numbers."""
+    kind = _kind_of(name, kind, config)
     with _one_line_errors(name, files), torch.device("meta"):
-        return kind.from_config(config, trust_remote_code=False)
+        return kind.from_config(config, trust_remote_code=False) if hasattr(kind, "from_config") else kind(config)
 
 
 # Properties of a model that its files say in several ways.
@@ -347,6 +369,31 @@ def _check_rotations(model: Model) -> None:
             raise ModelError(model.name, what, f"give `max_tokens: {room}` or less")
 
 
+def check_attention(model: Model) -> None:
+    """Choose how texts share a forward: packed; else padded; else, if padding changes vectors too, with texts of equal length.
+
+    Raises:
+        ModelError: vectors of texts together differ from those of each text alone in every one of these ways.
+    """
+    implementation = model.backbone.config._attn_implementation
+    if not model.padded and implementation == PACKED:
+        try:
+            return check_packing(model)
+        except ModelError as error:
+            model.padded, cause = error.what, error
+    else:
+        model.padded, cause = model.padded or "it has its own kind of attention, which cannot be packed", None
+    for module in model.backbone.modules():  # `set_attn_implementation` leaves some architectures as they are, without masks
+        if hasattr(module, "config"):
+            module.config._attn_implementation = "eager"
+    for equal in (False, True):
+        model.equal = equal
+        if _packing_fault(model, torch.float32) is None:
+            return None
+    what = f"{model.padded}, and padded texts get other vectors than alone"
+    raise ModelError(model.name, what, "its architecture is not supported") from cause
+
+
 def check_packing(model: Model) -> None:
     """Compare a few texts packed with the same texts one at a time through the model's own eager attention.
 
@@ -392,7 +439,7 @@ def _packing_fault(model: Model, dtype: torch.dtype) -> tuple[str, Exception | N
 
 def _packing_difference(model: Model, dtype: torch.dtype) -> float:
     """Return the largest difference between vectors of `CHECK_TEXTS` packed and of each text alone in eager attention."""
-    backbone, tokens = model.backbone, model.tokenize(CHECK_TEXTS)
+    backbone, tokens = model.backbone, model.tokenize(CHECK_TEXTS + PADDED_TEXTS if model.padded else CHECK_TEXTS)
     ids, starts = torch.from_numpy(tokens.ids.astype(np.int64)), tokens.starts.tolist()
     room = getattr(backbone.config, "max_position_embeddings", None) or 0
     times = 1 + room // len(ids) if 0 < room <= CHECK_TOKENS else 1

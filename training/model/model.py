@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from curation.core.errors import ModelError, listed
 from curation.core.record import render_query
-from training.model.attention import packed_inputs
+from training.model.attention import packed_inputs, padded_buckets
 from training.model.device import on_device
 from training.model.files import ModelFiles
 from training.model.pooling import Unit, pooled
@@ -53,6 +53,9 @@ class Model:
     is_decoder: bool
     first_position: int  # where its positions count from
     appends_eos: bool  # whether we append the end token, because the tokenizer does not
+    padded: str = ""  # why attention cannot be packed, or ""; texts of similar length are then padded to one length
+    equal: bool = False  # whether padding changes vectors too, so that only texts of equal length share a forward
+    segment_of: Mapping[int, int] = field(default_factory=dict)  # special tokens in a segment other than 0 (XLNet's <cls>)
     given: Mapping[str, str] | None = None  # the manifest's prompts, by `query` and `passage`
     head: torch.nn.Sequential = field(default_factory=torch.nn.Sequential)  # what follows the pooling
     truncate: int | None = None  # only so many leading dimensions of a vector are kept
@@ -91,14 +94,46 @@ class Model:
         """
         device = self.backbone.device
         ids = ids if ids.device == device else on_device(ids.numpy(), device)
-        arguments = packed_inputs(ids, starts, self.first_position)
-        states = self.backbone(**arguments).last_hidden_state[0]  # (T, dim)
+        if self.padded:
+            states = self._padded_states(ids, starts)
+        else:
+            arguments = packed_inputs(ids, starts, self.first_position)
+            states = self.backbone(**arguments).last_hidden_state[0]  # (T, dim)
         with torch.autocast(states.device.type, enabled=False):
             # A last Normalize is skipped, because the vectors are normalised below anyway.
             ends = unit and self.truncate is None and len(self.head) > 0 and isinstance(self.head[-1], Unit)
             head = self.head[:-1] if ends else self.head
             vectors = head(pooled(states.float(), starts, self.pooling))[:, : self.truncate]
             return functional.normalize(vectors, dim=-1) if unit else vectors
+
+    def _padded_states(self, ids: Tensor, starts: Sequence[int]) -> Tensor:
+        """Return the states (T, dim) of ids (T,), one forward per bucket of texts of similar length, padded on the right.
+
+        The model makes its own positions. The padding is masked, and its states are left out.
+        """
+        bounds, found, places = np.asarray(starts, dtype=np.int64), [], []
+        pad = self.tokenizer.pad_token_id
+        pad = pad if pad is not None else self.tokenizer.eos_token_id or 0
+        for rows in padded_buckets(starts, self.equal):
+            lengths = bounds[rows + 1] - bounds[rows]
+            columns = np.arange(lengths[0])
+            real = columns < lengths[:, None]  # (texts, longest) bool
+            index = bounds[rows][:, None] + columns * real  # of each token in `ids`; padding repeats the first
+            mask, places_of = on_device(real, ids.device), on_device(index, ids.device)
+            batch = ids[places_of].masked_fill(~mask, pad)
+            arguments: dict[str, Any] = {"input_ids": batch, "attention_mask": mask.long()}
+            if self.is_decoder:
+                arguments["use_cache"] = False
+            if self.segment_of:
+                segments = torch.zeros_like(batch)
+                for token, segment in self.segment_of.items():
+                    segments = segments.masked_fill((batch == token) & mask, segment)
+                arguments["token_type_ids"] = segments
+            states = self.backbone(**arguments).last_hidden_state
+            found.append(states[:, : real.shape[1]][mask])
+            places.append(index[real])
+        order = on_device(np.argsort(np.concatenate(places)), ids.device)
+        return torch.cat(found)[order]
 
     def blank(self, unit: bool) -> np.ndarray:
         """Return the vector (dim,) of a text without tokens."""
@@ -158,6 +193,9 @@ def notes_of(model: Model, prompt: str) -> list[str]:
         )
     if model.similarity != "cosine":
         notes.append(f"the model compares by {model.similarity} (similarity_fn_name); mining and training compare by cosine")
+    if model.padded:
+        share = "texts of equal length share a forward" if model.equal else "at most one token in eight is padding"
+        notes.append(f"attention: padded, because {model.padded}; batches are cut by length, and {share}")
     if model.files.own_code():
         notes.append("the model's own code (auto_map in its config.json) is never run; the code of transformers is used")
     return [note for note in notes if note]
