@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "curation"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "curation" / "clean"))
 
 from shingle_oracle import shingle
 

@@ -18,7 +18,7 @@ from curation.recipe.manifest import Dedup, Manifest
 from curation.recipe.settings import Mine, OfSource, Train
 from curation.recipe.source import Filters, Source
 from curation.recipe.yaml import Section
-from tests import model_folders
+from tests.training.model import model_folders
 
 ROOT = Path(__file__).resolve().parents[1]
 README, HELP = ROOT / "README.md", ROOT / "docs" / "commands.md"

@@ -18,7 +18,6 @@ import torch
 from half_gpu import Half
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_fake_cuda import fake_cuda
 
 from curation.core.errors import SetupError
 from curation.engine.local import Here
@@ -28,6 +27,7 @@ from mining.gpu import FaissGpu, Gpu, OnGpus, find_gpus, lanes_of, split, sums_i
 from mining.kernels import inner_products
 from mining.lists import Ragged
 from mining.search import Exact, nearest, rounding
+from tests.training.model.test_fake_cuda import fake_cuda
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

@@ -11,11 +11,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_fake_cuda import ARCHITECTURES, DEVICE, fake_cuda
 from tiny_build import retrieval, write_build
 from tiny_models import tiny_folder
 
 from curation.recipe.settings import Train
+from tests.training.model.test_fake_cuda import ARCHITECTURES, DEVICE, fake_cuda
 from training.backend import Torch, prepare
 from training.data import Plan
 from training.model.load import load_model

@@ -118,7 +118,7 @@ def test_a_query_is_told_its_task_and_a_document_nothing():
 
 
 def test_a_folder_of_any_grades_scores_as_evaluate_scores_it(place):
-    """Ties, several positives, fractions and what trec_eval makes of them: tests/reported has it of `train evaluate`."""
+    """Ties, several positives, fractions and what trec_eval makes of them: test_one_protocol_of_evaluation.py has it of `train evaluate`."""
     from test_one_protocol_of_evaluation import FOLDERS, folder_of
 
     from training.evaluate import evaluate

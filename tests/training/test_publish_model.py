@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from curation.core import store
 from curation.core.card import card_problems, head_of
 from curation.core.errors import BuildError, ModelError
-from tests.hub_server import hub
+from tests.servers.hub_server import hub
 from tests.training.tiny_models import tiny_folder
 from training.model.export import export
 from training.model.load import load_model
