@@ -27,7 +27,7 @@ import polars as pl
 from dedup_texts import corpus
 
 from curation.clean import overlap_index, overlap_lookup
-from curation.clean.overlap_texts import DOCUMENT, EVALUATION, QUERY
+from curation.clean.overlap_texts import DOCUMENT, EVAL_TEXTS, QUERY
 from curation.core.text import normalised
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -123,7 +123,7 @@ def main() -> None:
     texts = corpus(count)
     some = texts.gather_every(max(1, len(texts) // few))
     with tempfile.TemporaryDirectory() as folder:
-        frame = pl.DataFrame(rows, schema=EVALUATION, orient="row")
+        frame = pl.DataFrame(rows, schema=EVAL_TEXTS, orient="row")
         seconds = timed(lambda: overlap_index.write_index(Path(folder), [frame], pl.Series([], dtype=pl.String)))
         index = overlap_index.read_index(Path(folder))
         assert index

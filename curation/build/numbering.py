@@ -13,7 +13,7 @@ import polars as pl
 
 from curation.core.record import PAIRS, PASSAGES
 from curation.core.tables import ROWS_PER_GROUP
-from curation.core.texts import WORDS, Texts
+from curation.core.texts import HAS_WORDS, Texts
 from curation.shape.numbered import LISTS, first_occurrences, flat, role_texts
 
 Frames = Callable[[], Iterator[pl.DataFrame]]  # NUMBERED, the same each time
@@ -48,7 +48,7 @@ def number(frames: Frames, texts: Texts, corpus: np.ndarray, task: str, families
     same = texts.form_number if families is None else families
     seen = np.concatenate([passages, _others(queries, passages, texts)])  # each key once
     members = np.bincount(same[seen], minlength=len(texts))
-    named = (texts.marks & WORDS > 0) if families is None else np.ones(len(texts), bool)
+    named = (texts.marks & HAS_WORDS > 0) if families is None else np.ones(len(texts), bool)
     grouped = order[(members[same[order]] > 1) & named[order]]
     firsts = first_occurrences(same[grouped])
     group = np.full(len(texts), -1, np.int64)

@@ -17,7 +17,7 @@ from curation.read.mapping import column_map, matching_columns
 from curation.read.outside import refuse_outside
 from curation.read.remote import first_objects
 from curation.read.rows import ROW, Lost
-from curation.read.sources import read_rows
+from curation.read.sources import table_rows
 from curation.recipe.job import Job
 from curation.recipe.licenses import Policy, allowed
 from curation.recipe.manifest import load_manifest
@@ -85,7 +85,7 @@ def _preview_source(source: Source, job: Job, write: Callable[[str], None]) -> N
 def _first_rows(job: Job) -> tuple[pl.DataFrame, list[Lost]]:
     """Return the first batch that has rows, and the rows up to its end that could not be read."""
     lost: list[Lost] = []
-    for batch in read_rows(job.source, job.base):
+    for batch in table_rows(job.source, job.base):
         lost += batch.lost
         if len(batch.frame):
             return batch.frame, lost

@@ -41,7 +41,7 @@ from curation.core.texts import LENGTHY, open_texts
 from curation.engine.local import Here, release_memory
 from curation.read import remote
 from curation.read.rows import Lost, compact, concat_batches
-from curation.read.sources import fail_if_changed, file_states, files_outside, input_digests, read_parts, read_rows, take
+from curation.read.sources import fail_if_changed, file_states, files_outside, input_digests, read_parts, table_rows, take
 from curation.recipe.job import Done, Inputs, Job
 from curation.recipe.source import ABOUT, Source, Table, TextTable, shape_of
 from curation.shape import holdout
@@ -70,7 +70,7 @@ from curation.shape.numbered import (
 )
 from curation.shape.parts import PORTION, Filtered, NeedsAllRows, Shaped, aligned, filtered, rows_are_independent, write_tuples
 from curation.shape.scores import ANSWERS, answers_of, with_scores
-from curation.shape.shapes import refuse_equal_ids, text_table, to_tuples
+from curation.shape.shapes import refuse_equal_ids, texts_with_ids, to_tuples
 
 # what the receipts of later stages repeat of the first one's
 CARRIED = ("rows_in", "rows_used", "rows_dropped", "tuples_made", "merged", "heldout", "inputs", "outside", "shape")
@@ -214,7 +214,7 @@ def _shape_whole(job: Job, folder: Path, table_rows: dict[str, int], advance: Ca
         judged: list[pl.DataFrame] = []
         hashes: list[np.ndarray] = []  # of ids
         for some in _readable(source, "corpus", source.corpus, job.base):
-            passages = text_table(source, "corpus", source.corpus, some)
+            passages = texts_with_ids(source, "corpus", source.corpus, some)
             table_rows["corpus"] = table_rows.get("corpus", 0) + len(some)
             hashes.append(passages["id"].hash().to_numpy())
             ids = as_texts(place_of(source), source.corpus.fields.id, some[source.corpus.fields.id])
@@ -223,7 +223,7 @@ def _shape_whole(job: Job, folder: Path, table_rows: dict[str, int], advance: Ca
         in_order = np.sort(np.concatenate(hashes))
         if len(twice := in_order[1:][in_order[1:] == in_order[:-1]]):
             again = (
-                text_table(source, "corpus", source.corpus, some)["id"]
+                texts_with_ids(source, "corpus", source.corpus, some)["id"]
                 for some in _readable(source, "corpus", source.corpus, job.base)
             )
             refuse_equal_ids(
@@ -249,7 +249,7 @@ def _readable(source: Source, part: str, table: Table, base: Path) -> Iterator[p
     Raises:
         SourceError: a row cannot be read; an id may refer to it.
     """
-    for batch in read_rows(table, base):
+    for batch in table_rows(table, base):
         for lost in batch.lost:
             if lost.bad:
                 raise SourceError(f"{place_of(source)} ({part})", f"row {lost.row} is unreadable ({lost.reason})", lost.evidence)

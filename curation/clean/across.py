@@ -37,7 +37,7 @@ from curation.shape.columns import EVIDENCE_CHARS
 from curation.shape.numbered import corpus_texts, first_occurrences, flat, role_texts, source_texts
 
 TUPLE_AND_NODE = {"better": pl.UInt32, "node": pl.UInt32}
-COUNTS = pl.Schema({"source_a": pl.String(), "source_b": pl.String(), "near": pl.UInt32()})
+NEAR_COUNTS = pl.Schema({"source_a": pl.String(), "source_b": pl.String(), "near": pl.UInt32()})
 
 
 class Kept(NamedTuple):
@@ -139,7 +139,7 @@ def choose_drops(jobs: list[Job], folder: Path) -> Receipt:
     owners = (np.searchsorted(starts, half[counted], side="right") - 1 for half in (left, right))
     named = (pl.Series(names, dtype=pl.String).gather(owner) for owner in owners)
     table = pl.DataFrame(dict(zip(("source_a", "source_b"), named, strict=True)))
-    counts = table.group_by("source_a", "source_b", maintain_order=True).agg(pl.len().alias("near")).cast(COUNTS)
+    counts = table.group_by("source_a", "source_b", maintain_order=True).agg(pl.len().alias("near")).cast(NEAR_COUNTS)
     write_parquet(folder / "counts.parquet", counts)
     return {"sources": names}
 

@@ -18,7 +18,7 @@ from curation.clean.overlap_index import INDEX_RULES, read_index, write_index
 from curation.clean.overlap_texts import (
     CORPUS,
     DOCUMENT,
-    EVALUATION,
+    EVAL_TEXTS,
     QUERY,
     evaluation_digests,
     evaluation_tables,
@@ -60,7 +60,7 @@ CONTAMINATION = pl.Schema(
 
 MATCH_COLUMNS = {
     **{name: CONTAMINATION[name] for name in ("task", "eval_id", "rule", "score", "evidence")},
-    "role": EVALUATION["role"],
+    "role": EVAL_TEXTS["role"],
 }
 
 
@@ -113,7 +113,7 @@ def make_index(settings: Decontaminate | None, base: Path, build: Path, holding:
             queries = held_out.select("id", pl.col("query").alias("text"), pl.lit(QUERY).alias("role"))
             answers = held_out.select("id", pl.col("positives").alias("text"), pl.lit(DOCUMENT).alias("role")).explode("text")
             named = (pl.lit(HELDOUT_SETS + name).alias("task"), pl.col("id").alias("eval_id"), "role", "text")
-            yield pl.concat([queries, answers]).drop_nulls("text").select(*named).cast(EVALUATION)
+            yield pl.concat([queries, answers]).drop_nulls("text").select(*named).cast(EVAL_TEXTS)
 
     def work(part: Path) -> dict[str, Any]:
         with fail_if_changed(before, parts, base):

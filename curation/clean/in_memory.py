@@ -11,7 +11,7 @@ import polars as pl
 
 from curation.clean.decontaminate import contaminated, take_out
 from curation.clean.overlap_index import write_index
-from curation.clean.overlap_texts import EVALUATION, QUERY, evaluation_texts
+from curation.clean.overlap_texts import EVAL_TEXTS, QUERY, evaluation_texts
 from curation.clean.pairs import near, slices, without_siblings
 from curation.core.tables import read_parquet
 from curation.recipe.evaluation import Decontaminate, EvalSet
@@ -94,7 +94,7 @@ def overlaps(texts: pl.Series, against: Iterable[tuple[str, Path | pl.Series]]) 
                 )
             else:
                 numbered = one.alias("text").to_frame().with_row_index("eval_id")
-                yield numbered.select(pl.lit(name).alias("task"), "eval_id", pl.lit(QUERY).alias("role"), "text").cast(EVALUATION)
+                yield numbered.select(pl.lit(name).alias("task"), "eval_id", pl.lit(QUERY).alias("role"), "text").cast(EVAL_TEXTS)
 
     with tempfile.TemporaryDirectory(prefix="tuplesmith-") as place:
         folder = Path(place)

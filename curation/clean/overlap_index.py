@@ -42,7 +42,7 @@ WHOLE, CHAR_GRAMS, WORD_GRAMS, SEED_GRAMS = range(4)
 CHARS_WIDTH, SEEDS_WIDTH = (7, 3), (14, 5)  # characters; of texts with and without spaces
 WORDS_WIDTH = (13, 20)  # words; characters
 LONG = (25, 40)  # words, characters: from here on a text is recognised by its WORD_GRAMS, below by its CHAR_GRAMS
-MARKS = np.array(  # by kind and script
+KIND_MARKS = np.array(  # by kind and script
     [
         [0x1D8E4E27C47D124F, 0x1D8E4E27C47D124F],
         [0xEB44ACCAB455D165, 0x6C9C83AF6FA8A76B],
@@ -61,7 +61,7 @@ COMMON = 10  # a gram in more entries than this is boilerplate
 RAREST = 4
 TWO_FROM = 8  # seeds: a text with so many must share two, as most texts that share only one share little else
 SAMPLE = 16
-BLOCK = 20_000  # texts at a time
+INDEXED_AT_A_TIME = 20_000  # texts at a time
 INDEX_RULES = (
     f"chars {SHARED_TENTHS}/10 {FEW}|words {LONG} {COMMON} {RAREST} {TWO_FROM} {SAMPLE}"
     f"|least {LEAST_CHARS} {COMMON_WORD} {COMMON_FROM}|5"
@@ -169,7 +169,7 @@ class Forms:
 
     def _keys(self, kind: int, text: np.ndarray, first: np.ndarray, end: np.ndarray) -> Grams:
         hashes = (self.sums[end] - self.sums[first]) * self.back[first]
-        keys = hashes ^ MARKS[kind, self.measures.spaceless[text]]
+        keys = hashes ^ KIND_MARKS[kind, self.measures.spaceless[text]]
         if kind == CHAR_GRAMS:
             return Grams(text, keys >> np.uint64(32))
         keys = (keys ^ (keys >> np.uint64(32))) * np.uint64(MIX)
@@ -180,7 +180,7 @@ def write_index(folder: Path, sets: Iterable[pl.DataFrame], allowed: pl.Series) 
     """Index batches of EVALUATION texts; `allowed` are normalised forms that never count as contaminated. Return counts."""
     # 1. texts-*.parquet, and the distinct forms: the entries
     heads, texts, shard = [], 0, -1
-    for shard, block in enumerate(block for batch in sets for block in batch.iter_slices(BLOCK)):
+    for shard, block in enumerate(block for batch in sets for block in batch.iter_slices(INDEXED_AT_A_TIME)):
         made = block.with_columns(normalised(block["text"]).alias("form")).drop_nulls("form")
         short = pl.lit((made["role"] != CORPUS) & ~pl.Series(measures_of(made["form"]).long))  # only these need names
         asked = made.select(pl.when(short).then("text").otherwise(pl.lit("")))["text"]

@@ -12,7 +12,7 @@ from curation.clean.kernels import U0, U1, U6, U32, U63, U_BASE, U_INVERSE
 from curation.clean.overlap_index import (
     CHAR_GRAMS,
     CHARS_WIDTH,
-    MARKS,
+    KIND_MARKS,
     MIX,
     SEED_GRAMS,
     SEEDS_WIDTH,
@@ -131,9 +131,9 @@ def _meet(dense, size, chars, spaced, cuts, spaces, sums, backs, table, keys, hi
     """
     bits, slots, entries, shift, mask = table
     plain = chars == size  # ASCII: places are bytes
-    whole = _mixed(sums[size] ^ MARKS[WHOLE, dense])
+    whole = _mixed(sums[size] ^ KIND_MARKS[WHOLE, dense])
     count = U0  # no branches: the processor fetches many words of the filter at a time
-    width, mark = _SEEDS_WIDTH[dense], MARKS[SEED_GRAMS, dense]
+    width, mark = _SEEDS_WIDTH[dense], KIND_MARKS[SEED_GRAMS, dense]
     for number in range(np.uint64(chars if dense else spaced)):
         at = number if dense else np.uint64(spaces[number])
         if at + width > np.uint64(chars):
@@ -142,7 +142,7 @@ def _meet(dense, size, chars, spaced, cuts, spaces, sums, backs, table, keys, hi
         key = _gram(*ends, mark, sums, backs)
         keys[count] = key
         count += _maybe(key, bits, shift)
-    width, mark = _WORDS_WIDTH[dense], MARKS[WORD_GRAMS, dense]
+    width, mark = _WORDS_WIDTH[dense], KIND_MARKS[WORD_GRAMS, dense]
     for number in range(np.uint64(max((chars + 1 if dense else spaced) - np.int64(width), 0))):
         if dense:
             key = _gram(np.uint64(cuts[number]), np.uint64(cuts[number + width]), mark, sums, backs)
@@ -183,7 +183,7 @@ def _meet(dense, size, chars, spaced, cuts, spaces, sums, backs, table, keys, hi
 @compiled
 def _chars_of(dense, chars, size, cuts, sums, backs, found):
     """Write the keys of the CHAR_GRAMS into `found`; return the part that is filled."""
-    width, mark = np.uint64(_CHARS_WIDTH[dense]), MARKS[CHAR_GRAMS, dense]
+    width, mark = np.uint64(_CHARS_WIDTH[dense]), KIND_MARKS[CHAR_GRAMS, dense]
     count = np.uint64(max(chars + 1 - np.int64(width), 0))
     if chars == size:
         for at in range(count):

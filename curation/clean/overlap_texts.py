@@ -12,13 +12,13 @@ from curation.core.errors import SourceError
 from curation.core.record import split_query
 from curation.read.mapping import add_missing_columns, column_map, is_pattern, matching_columns
 from curation.read.rows import ROW
-from curation.read.sources import input_digests, read_rows
+from curation.read.sources import input_digests, table_rows
 from curation.recipe.evaluation import EvalSet
 from curation.recipe.source import Table, TextFields, TextTable
 from curation.shape.columns import as_texts, column, ids_and_texts
 
 QUERY, DOCUMENT, CORPUS = range(3)  # a corpus document is one that no query needs
-EVALUATION = pl.Schema({"task": pl.String(), "eval_id": pl.String(), "role": pl.UInt8(), "text": pl.String()})
+EVAL_TEXTS = pl.Schema({"task": pl.String(), "eval_id": pl.String(), "role": pl.UInt8(), "text": pl.String()})
 
 
 class Guessed(TextTable):
@@ -37,7 +37,7 @@ def evaluation_texts(one: EvalSet, base: Path) -> Iterator[pl.DataFrame]:
     for frame in frames:
         good = frame.drop_nulls("text").filter(pl.col("text").str.strip_chars() != "")
         some = some or len(good) > 0
-        yield good.select(pl.lit(one.title).alias("task"), "eval_id", pl.col("role").cast(pl.UInt8), "text").cast(EVALUATION)
+        yield good.select(pl.lit(one.title).alias("task"), "eval_id", pl.col("role").cast(pl.UInt8), "text").cast(EVAL_TEXTS)
     if not some:
         raise SourceError(f"evaluation set '{one.title}'", "holds no text, so nothing can be compared with it", "check 'fields'")
 
@@ -62,7 +62,7 @@ def _frames(where: str, table: Table, base: Path, names: Sequence[str]) -> Itera
         SourceError: also if a column is in no row.
     """
     there: dict[str, pl.DataType] = {}
-    for rows in read_rows(table, base):
+    for rows in table_rows(table, base):
         for lost in rows.lost:
             if lost.bad:
                 raise SourceError(where, f"row {lost.row} is unreadable ({lost.reason})", lost.evidence)

@@ -19,15 +19,15 @@ import polars as pl
 
 from curation.clean.shingles import WORDS_FROM
 from curation.clean.siblings import capitalised_words, siblings
-from curation.clean.signatures import PAIRS, jaccard, prepare, repeated, sketch
+from curation.clean.signatures import COMPARED_AT_A_TIME, jaccard, prepare, repeated, sketch
 from curation.core.jit import Buffers
 from curation.core.text import connected, normalised
 
 RECALL = 0.99  # share of pairs exactly at the lowest score that become candidates
 PERMUTATIONS = 130  # at most; 128 are too few for 5 rows per band at 0.7
 BRIEF = 200  # characters: a longer text is never a sibling
-BATCH = 1 << 16  # texts sketched at a time
-SORTED = 1 << 22  # forms sorted at a time
+TEXTS_AT_A_TIME = 1 << 16  # texts sketched at a time
+FORMS_AT_A_TIME = 1 << 22  # forms sorted at a time
 WINDOW = 64  # at most so many earlier entries with an equal band key are compared with an entry
 COMPARED = 1 << 16  # entries compared at a time
 PART = 1 << 24  # entries of a band that are sorted at a time
@@ -104,8 +104,8 @@ def without_siblings(found: Near, texts: Callable[[np.ndarray], pl.Series]) -> N
 
     short = np.zeros(len(found.form), bool)
     matched = np.unique(np.concatenate([found.left, found.right]))
-    for first in range(0, len(matched), BATCH):
-        numbers = matched[first : first + BATCH]
+    for first in range(0, len(matched), TEXTS_AT_A_TIME):
+        numbers = matched[first : first + TEXTS_AT_A_TIME]
         some = texts(numbers)
         short[numbers] = ((some.str.len_chars() < BRIEF) & (some.str.count_matches(r"\S+") < WORDS_FROM)).to_numpy()
     both = np.flatnonzero(short[found.left] & short[found.right])
@@ -130,7 +130,7 @@ def families(found: Near, threshold: float) -> np.ndarray:
 
 def slices(texts: pl.Series) -> Iterator[pl.Series]:
     """Cut texts into batches."""
-    yield from (texts.slice(first, BATCH) for first in range(0, len(texts), BATCH))
+    yield from (texts.slice(first, TEXTS_AT_A_TIME) for first in range(0, len(texts), TEXTS_AT_A_TIME))
 
 
 def open_files(folder: Path, bands: int, closing: ExitStack) -> dict[str, BinaryIO]:
@@ -151,12 +151,12 @@ def append_texts(file: dict[str, BinaryIO], buffers: Buffers, total: int) -> int
 
 def open_corpus(folder: Path) -> Corpus:
     """Return the corpus in a folder."""
-    texts = Buffers(_mapped(folder / "data", np.uint8), _mapped(folder / "starts", np.int64))
+    texts = Buffers(_array_file(folder / "data", np.uint8), _array_file(folder / "starts", np.int64))
     columns = (("entries", np.int64), ("counts", np.uint32), ("forms", np.uint64))
-    return Corpus(folder, texts, *(_mapped(folder / name, kind) for name, kind in columns))
+    return Corpus(folder, texts, *(_array_file(folder / name, kind) for name, kind in columns))
 
 
-def _mapped(path: Path, kind: type) -> np.ndarray:
+def _array_file(path: Path, kind: type) -> np.ndarray:
     return np.memmap(path, kind, "r") if path.stat().st_size else np.zeros(0, kind)
 
 
@@ -177,11 +177,11 @@ def first_of_form(forms: np.ndarray) -> np.ndarray:
     """Return for each text the first text with its form, (texts,) u32; a text without any word matches only itself."""
     first = np.arange(len(forms), dtype=np.uint32)
     keys, able = np.empty(len(forms), np.uint32), np.empty(len(forms), bool)
-    for start in range(0, len(forms), SORTED):
-        some = slice(start, start + SORTED)
+    for start in range(0, len(forms), FORMS_AT_A_TIME):
+        some = slice(start, start + FORMS_AT_A_TIME)
         keys[some], able[some] = forms[some] >> HALF, forms[some] != 0
     count = int(np.count_nonzero(able))
-    bits = (count // SORTED).bit_length()
+    bits = (count // FORMS_AT_A_TIME).bit_length()
     for part in range(1 << bits):
         at = (repeated(keys, able, count, bits, part) & LOW).astype(np.uint32)
         order = np.argsort(forms[at])
@@ -196,8 +196,8 @@ def first_of_form(forms: np.ndarray) -> np.ndarray:
 def comparable(form: np.ndarray, entries: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Return which entries have shingles and belong to the first text of a form, (entries,) bool."""
     able = np.empty(len(entries), bool)
-    for first in range(0, len(entries), SORTED):
-        some = slice(first, first + SORTED)
+    for first in range(0, len(entries), FORMS_AT_A_TIME):
+        some = slice(first, first + FORMS_AT_A_TIME)
         texts = text_numbers(entries[some])
         able[some] = (form[texts] == texts) & (counts[some] > 0)
     return able
@@ -236,7 +236,7 @@ def matching_pairs(
         for share_file in shares:
             for name, values in zip(kinds, _verified(corpus, share_file, lowest), strict=True):
                 file[name].write(values.astype(kinds[name]).data)
-    left, right, score = (np.asarray(_mapped(corpus.folder / name, kind)) for name, kind in kinds.items())
+    left, right, score = (np.asarray(_array_file(corpus.folder / name, kind)) for name, kind in kinds.items())
     return left, right, score
 
 
@@ -298,7 +298,9 @@ def _verified(corpus: Corpus, path: Path, lowest: float) -> tuple[np.ndarray, np
     pairs = _distinct(np.fromfile(path, np.uint64)) if path.exists() else np.zeros(0, np.uint64)
     path.unlink(missing_ok=True)
     good, scores = [np.zeros(0, np.uint64)], [np.zeros(0)]
-    step = min(4 * PAIRS, max(1, MAPPED * len(corpus.forms) // (8 * max(1, corpus.texts.data.nbytes))))  # fewer of long texts
+    step = min(
+        4 * COMPARED_AT_A_TIME, max(1, MAPPED * len(corpus.forms) // (8 * max(1, corpus.texts.data.nbytes)))
+    )  # fewer of long texts
     for first in range(0, len(pairs), step):
         some = pairs[first : first + step]
         score = _jaccard_of_pairs(corpus, (some >> HALF).astype(np.int64), (some & LOW).astype(np.int64), lowest)

@@ -20,13 +20,13 @@ from curation.clean.shingles import WORDS_FROM
 from curation.core.characters import SPACELESS_CHARS
 
 # in a normalised form: a word, a sign, or one character in scripts without spaces
-WORD = rf"{SPACELESS_CHARS}|[\S--{SPACELESS_CHARS}]+"
+WORD_OR_SIGN = rf"{SPACELESS_CHARS}|[\S--{SPACELESS_CHARS}]+"
 NAME = r"\p{Lu}[\p{Lu}\p{Ll}\p{M}\p{N}]*"
 NUMBER_WORD = r"^\pN+$|^\pL{0,3}\pN+\pL{0,3}\pN{0,3}$"  # 1969, 3rd, b12, h1n1
 IDENTIFIER = r"\d"  # a digit among other characters, as in the end of a short address: ignored
 HAS_NUMBER, HAS_NAME = 1, 2  # kinds of words
 CROWD = 3  # matches that a text needs before it can have a slot
-PAIRS_AT_A_TIME = 1 << 15
+JUDGED_AT_A_TIME = 1 << 15
 SIBLING_RULES = f"siblings {CROWD}|2"
 Read = Callable[[np.ndarray], tuple[pl.Series, pl.Series]]
 
@@ -54,13 +54,13 @@ def siblings(left: np.ndarray, right: np.ndarray, read: Read) -> np.ndarray:
 
 
 def _runs_of_lefts(left: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the positions of pairs, at most PAIRS_AT_A_TIME; pairs of one left text stay together as far as they fit."""
+    """Yield the positions of pairs, at most JUDGED_AT_A_TIME; pairs of one left text stay together as far as they fit."""
     order = np.argsort(left, kind="stable")
     ends = np.flatnonzero(np.append(np.diff(left[order]) != 0, True)[: len(order)]) + 1
     start = 0
     while start < len(order):
-        end = ends[np.searchsorted(ends, start + PAIRS_AT_A_TIME, side="right") - 1]
-        end = int(end) if end > start else min(start + PAIRS_AT_A_TIME, len(order))
+        end = ends[np.searchsorted(ends, start + JUDGED_AT_A_TIME, side="right") - 1]
+        end = int(end) if end > start else min(start + JUDGED_AT_A_TIME, len(order))
         yield order[start:end]
         start = end
 
@@ -68,7 +68,7 @@ def _runs_of_lefts(left: np.ndarray) -> Iterator[np.ndarray]:
 def _judged(pairs: pl.DataFrame, forms: pl.Series, names: pl.Series) -> np.ndarray:
     """Return the pairs that are siblings; left and right are positions in forms and names."""
     numbers = pl.int_range(len(forms), dtype=pl.UInt32, eager=True).alias("text")
-    words = pl.DataFrame([numbers, forms.str.extract_all(WORD).list.unique().alias("word")])
+    words = pl.DataFrame([numbers, forms.str.extract_all(WORD_OR_SIGN).list.unique().alias("word")])
     words = words.explode("word", empty_as_null=False).drop_nulls()
     sizes = np.bincount(words["text"].to_numpy(), minlength=len(forms))
     named = pl.DataFrame([numbers, names.alias("word")]).explode("word", empty_as_null=False).drop_nulls().unique()

@@ -24,7 +24,7 @@ from curation.engine.local import processors
 
 SEED = 1  # of the permutations; datasketch's default
 RUN = 1 << 14  # texts sketched at a time: bounds the digests in memory
-PAIRS = 1 << 15  # pairs compared at a time, by one thread
+COMPARED_AT_A_TIME = 1 << 15  # pairs compared at a time, by one thread
 ROOM = 1 << 20  # shingles of the texts compared at a time, unless a single pair has more
 FILTERED = 1 << 21  # keys from which on sorting all of them is faster than a filter that fits no cache
 T = TypeVar("T")
@@ -135,8 +135,8 @@ def jaccard(
         """Cut pairs into runs; yield the distinct entries of each, and where among these its lefts and rights are."""
         first = 0
         while first < len(left):
-            used, i, j = (np.empty(size, np.int64) for size in (2 * PAIRS, PAIRS, PAIRS))
-            some = slice(first, first + PAIRS)
+            used, i, j = (np.empty(size, np.int64) for size in (2 * COMPARED_AT_A_TIME, COMPARED_AT_A_TIME, COMPARED_AT_A_TIME))
+            some = slice(first, first + COMPARED_AT_A_TIME)
             pairs, size = kernels.number_entries(left[some], right[some], counts, ROOM, used, i, j)
             yield used[:size], i[:pairs], j[:pairs]
             first += pairs

@@ -172,7 +172,7 @@ def digest_now(path: Path) -> str:
     return digest
 
 
-def digests(folder: Path) -> dict[str, str]:
+def file_digests(folder: Path) -> dict[str, str]:
     """Return the digest of each file below a folder."""
     return {path.relative_to(folder).as_posix(): file_digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
@@ -307,7 +307,7 @@ def receipt_of(folder: Path, hint: str = AGAIN) -> dict[str, Any]:
 
 def write_receipt(folder: Path, said: Mapping[str, Any]) -> dict[str, Any]:
     """Write the receipt of a complete folder, with the digest of each file, and return it."""
-    receipt = {**said, "files": digests(folder)}
+    receipt = {**said, "files": file_digests(folder)}
     write_json(folder / RECEIPT, receipt)
     return receipt
 

@@ -29,7 +29,7 @@ import polars as pl
 from curation.core.characters import BETWEEN, BLANK, SIGN, SIGNS, STANDS_FOR, alone, folded, kinds_of, placed_signs
 from curation.core.jit import Buffers, buffers_of, texts_of
 
-BLOCK = 1 << 20  # bytes of texts at a time, so that they fit the CPU's cache
+FOLDED_BYTES = 1 << 20  # bytes of texts at a time, so that they fit the CPU's cache
 MANY = 8 << 20  # bytes after which the compiled loops are worth loading, which takes half a second per process
 NORMALISED = {"bytes": 0}  # how much this process has normalised
 CONTEXTUAL, UNKNOWN, REMOVED = 0x110000, 0x110001, 0x110002  # of a code point's form; greater than all code points
@@ -76,7 +76,7 @@ def _by_numpy(texts: pl.Series) -> pl.Series:
 def _by_blocks(work: Callable[[pl.Series], pl.Series], texts: pl.Series) -> pl.Series:
     """Apply `work` block by block, because it needs up to thirty times the bytes of the texts."""
     ends = texts.str.len_bytes().cum_sum().to_numpy().astype(np.int64)
-    cuts = [0, *(np.flatnonzero(np.diff(ends // BLOCK)) + 1).tolist(), len(texts)]
+    cuts = [0, *(np.flatnonzero(np.diff(ends // FOLDED_BYTES)) + 1).tolist(), len(texts)]
     return pl.concat([work(texts.slice(start, end - start)) for start, end in pairwise(cuts)]) if len(texts) else texts
 
 
@@ -194,7 +194,7 @@ def forms(texts: pl.Series) -> pl.Series:
     return normalised(texts).fill_null(texts)
 
 
-def numbered(texts: pl.Series) -> tuple[np.ndarray, pl.Series]:
+def distinct_texts(texts: pl.Series) -> tuple[np.ndarray, pl.Series]:
     """Return a number (i32) for each text, and the distinct texts, in order of first appearance. Texts must not be null."""
     coded = texts.to_arrow(compat_level=pl.CompatLevel.oldest()).dictionary_encode()
     return coded.indices.to_numpy(), pl.Series(texts.name, coded.dictionary)

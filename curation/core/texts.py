@@ -23,11 +23,11 @@ from curation.core.jit import Buffers, buffers_of, texts_of
 from curation.core.record import composed
 from curation.core.text import normalised
 
-COMPOSED, WORDS, LENGTHY = 1, 2, 4  # marks: in NFC; with a word or sign; of at least SHORTEST characters
+COMPOSED, HAS_WORDS, LENGTHY = 1, 2, 4  # marks: in NFC; with a word or sign; of at least SHORTEST characters
 SHORTEST = 12  # characters; shorter texts do not count as shared by two sources
-BATCH, BATCH_BYTES = 1 << 14, 1 << 26  # texts read at a time, and their bytes unless a single one has more
+READ_AT_A_TIME, READ_BYTES = 1 << 14, 1 << 26  # texts read at a time, and their bytes unless a single one has more
 GAP = 1 << 15  # bytes between two texts that are still read at once
-SORTED = 1 << 22  # hashes sorted at a time
+HASHES_AT_A_TIME = 1 << 22  # hashes sorted at a time
 DATA, STARTS, RAW, FORMS, MARKS = FILES = ("texts.utf8", "texts.starts", "texts.raw", "texts.forms", "texts.marks")
 
 
@@ -83,12 +83,12 @@ class Texts:
         return texts if len(run) == high - low else texts.gather(run - low)
 
     def batches(self, numbers: np.ndarray) -> Iterator[pl.Series]:
-        """Yield the texts with these numbers, in the given order: BATCH at a time, or fewer of BATCH_BYTES."""
+        """Yield the texts with these numbers, in the given order: READ_AT_A_TIME, or fewer of READ_BYTES."""
         ends = np.cumsum(self.starts[numbers + np.uint32(1)] - self.starts[numbers])
         first = 0
         while first < len(numbers):
-            most = BATCH_BYTES + (int(ends[first - 1]) if first else 0)
-            end = min(first + BATCH, max(first + 1, int(np.searchsorted(ends, most, side="right"))))
+            most = READ_BYTES + (int(ends[first - 1]) if first else 0)
+            end = min(first + READ_AT_A_TIME, max(first + 1, int(np.searchsorted(ends, most, side="right"))))
             yield self.at(numbers[first:end])
             first = end
 
@@ -116,8 +116,8 @@ class Texts:
         if not len(odd):
             return self.raw_number
         keys = np.array(self.raw)
-        for first in range(0, len(odd), BATCH):
-            some = odd[first : first + BATCH]
+        for first in range(0, len(odd), READ_AT_A_TIME):
+            some = odd[first : first + READ_AT_A_TIME]
             keys[some] = digests(composed(self.at(some)))
         return first_equal(keys)
 
@@ -186,7 +186,7 @@ def facts_of(texts: pl.Series, raw: np.ndarray | None = None) -> Facts:
     raw = digests(texts) if raw is None else raw
     same, forms = composed(texts), normalised(texts)
     marks = np.where(True if same is texts else (same == texts).to_numpy(), COMPOSED, 0)
-    marks = marks + WORDS * forms.is_not_null().to_numpy() + LENGTHY * (texts.str.len_chars() >= SHORTEST).to_numpy()
+    marks = marks + HAS_WORDS * forms.is_not_null().to_numpy() + LENGTHY * (texts.str.len_chars() >= SHORTEST).to_numpy()
     return Facts(raw, digests(forms.fill_null(texts)), np.broadcast_to(marks, len(texts)).astype(np.uint8))
 
 
@@ -203,9 +203,9 @@ def binary_keys(hashes: np.ndarray) -> pl.Series:
 
 
 def first_equal(hashes: np.ndarray) -> np.ndarray:
-    """Return for each of (n, 2) u64 hashes the place of the first equal one, (n,) u32; about SORTED are sorted at a time."""
+    """Return for each of (n, 2) u64 hashes the place of the first equal one, (n,) u32; about HASHES_AT_A_TIME are sorted at once."""
     first = np.arange(len(hashes), dtype=np.uint32)
-    bits = (len(hashes) // SORTED).bit_length()
+    bits = (len(hashes) // HASHES_AT_A_TIME).bit_length()
     for part in range(1 << bits):
         at = np.flatnonzero(hashes[:, 0] >> np.uint64(64 - bits) == part) if bits else first
         some = np.array(hashes[at]) if bits else hashes

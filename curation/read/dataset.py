@@ -23,12 +23,12 @@ from curation.core.tables import label_names
 from curation.read import hub
 from curation.read.archives import Budget, ending_of, parts
 from curation.read.paths import refuse_special
-from curation.read.readers import ENDINGS, read_file
+from curation.read.readers import ENDINGS, file_rows
 from curation.read.rows import ROW, File, Rows
 from curation.recipe.source import Table
 
 CARDS = ("README.md", ".huggingface.yaml")
-ABOUT = (*CARDS, "dataset_infos.json")  # files of a dataset that describe it
+ABOUT_FILES = (*CARDS, "dataset_infos.json")  # files of a dataset that describe it
 SAVED, SAVED_DICT = "state.json", "dataset_dict.json"  # what `save_to_disk` of `datasets` writes beside the Arrow files
 PARQUET = (".parquet", ".geoparquet", ".gpq")
 BY_HAND = "name its files with `files:` and say how to read them"
@@ -95,7 +95,7 @@ def _describe_folder(where: str, folder: Path, config: str | None) -> Descriptio
     """Return the files of a local folder that is laid out as on the Hub; nothing outside of the folder is opened."""
     if (folder / SAVED_DICT).is_file() or (folder / SAVED).is_file():
         return _describe_saved(where, folder)
-    for name in ABOUT:
+    for name in ABOUT_FILES:
         if (folder / name).exists():
             _refuse_link_outside(where, folder, folder / name)
     _check_cards(where, [folder / name for name in CARDS if (folder / name).exists()])
@@ -331,7 +331,7 @@ def _whole_split(
                 if with_reader.reader in ("parquet", "arrow"):
                     with part.on_disk() as place:
                         labels = label_names(place, with_reader.reader == "arrow") | labels
-                for batch in read_file(part, with_reader, start):
+                for batch in file_rows(part, with_reader, start):
                     yield batch._replace(frame=_with_label_names(str(table.path), batch.frame, labels))
                     start += len(batch.frame) + len(batch.lost)
 

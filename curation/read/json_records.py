@@ -31,7 +31,7 @@ SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that may be half a cha
 # --- JSON documents ---
 
 
-def read_json(file: File, table: Table, start: int) -> Reading:
+def read_json_document(file: File, table: Table, start: int) -> Reading:
     """Read a JSON document: the list that it is, or the rows at `records`; or objects that follow each other.
 
     Raises:

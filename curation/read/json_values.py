@@ -26,9 +26,9 @@ WHITE = re.compile(r"[ \t\n\r]*")
 PIECE = 1 << 22  # characters
 LONGEST_TOKEN = 16  # characters that may be cut off at the end of a piece: `-Infinity`, two `\\uXXXX`
 LINE, OPENS, CLOSES = b"\n{}"
-WHOLE, FLOAT = pa.int64(), pa.float64()
+INTEGER, FLOAT = pa.int64(), pa.float64()
 TEXT_LIST = pa.list_(pa.string())
-ARROW_TYPES = {str: pa.string(), type(None): pa.string(), int: WHOLE, float: FLOAT, bool: pa.bool_()}
+ARROW_TYPES = {str: pa.string(), type(None): pa.string(), int: INTEGER, float: FLOAT, bool: pa.bool_()}
 
 
 class Value(NamedTuple):
@@ -198,7 +198,7 @@ def plain_objects(block: bytes, wanted: ColumnMap) -> pl.DataFrame | None:
     if "" in first or not columns:
         return None
     # whole numbers first; if that fails, a later line may have a fraction
-    floats = pa.schema([(field.name, FLOAT if field.type == WHOLE else field.type) for field in schema])
+    floats = pa.schema([(field.name, FLOAT if field.type == INTEGER else field.type) for field in schema])
     table = _parse_objects(data, schema, every) or (_parse_objects(data, floats, every) if floats != schema else None)
     if table is None:
         return None

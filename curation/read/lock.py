@@ -22,12 +22,12 @@ from curation.read import remote
 from curation.read.dataset import describe_commit, split_rows, splits_of
 from curation.read.hub import hub_errors
 from curation.read.rows import ROW
-from curation.read.sources import fail_if_changed, file_states, input_digests, is_local, read_rows, total_bytes
+from curation.read.sources import fail_if_changed, file_states, input_digests, is_local, table_rows, total_bytes
 from curation.recipe.manifest import Manifest
 from curation.recipe.source import Source, Table, is_url
 
 Entry = dict[str, Any]
-FORMAT = 1
+LOCK_FORMAT = 1
 HINT = "undo that, or run `curate lock` again"
 
 
@@ -50,7 +50,7 @@ def read_lock(path: Path) -> dict[str, Entry] | None:
         found = read_json(path)
     except UserError as error:
         raise ManifestError(path, "is not a lock file", "delete it and run `curate lock` again") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT or not isinstance(found.get("sources"), dict):
+    if not isinstance(found, dict) or found.get("format") != LOCK_FORMAT or not isinstance(found.get("sources"), dict):
         raise ManifestError(path, "is not a lock file of this version", "run `curate lock` again")
     return dict(found["sources"])
 
@@ -81,7 +81,7 @@ def write_lock(
                     failed[source.name] = error
                 advance(1)
     sources = {name: entries[name] for name in sorted(entries)}
-    write_json(lock_path(path), {"format": FORMAT, "sources": sources})
+    write_json(lock_path(path), {"format": LOCK_FORMAT, "sources": sources})
     return failed
 
 
@@ -170,14 +170,14 @@ def _entry_of(table: Table, base: Path) -> Entry:
     count, columns, before = 0, dict[str, None](), [file_states(table, base)]
     digests = input_digests(table, base)
     with fail_if_changed(before, [table], base):
-        for batch in read_rows(table.model_copy(update={"sample": "random"} if isinstance(table, Source) else {}), base):
+        for batch in table_rows(table.model_copy(update={"sample": "random"} if isinstance(table, Source) else {}), base):
             count += len(batch.frame) + len(batch.lost)
             columns |= dict.fromkeys(name for name in batch.frame.columns if name != ROW)
     facts = {"revision": None, "columns": list(columns), "rows": count, "bytes": total_bytes(table, base)}
     return _question(table) | facts | {"digest": digest_of(digests), "inputs": digests} | remote.lock_objects(table)
 
 
-class Facts(NamedTuple):
+class HubFacts(NamedTuple):
     """What the Hub says about a table without its rows: its commit, its content, and a digest of its files."""
 
     revision: str  # commit
@@ -189,7 +189,7 @@ class Facts(NamedTuple):
 
 
 @retrying
-def hub_facts(table: Table) -> Facts:
+def hub_facts(table: Table) -> HubFacts:
     """Ask the Hub about a table: its id, revision, config, split and columns, or its files.
 
     Raises:
@@ -229,4 +229,4 @@ def hub_facts(table: Table) -> Facts:
         size = sum(known[name].size or 0 for name in names)
         license = getattr(info.card_data, "license", None)
         license = ", ".join(license) if isinstance(license, list) else license
-        return Facts(str(info.sha), columns, total, size, digest_of(hashes), license)
+        return HubFacts(str(info.sha), columns, total, size, digest_of(hashes), license)

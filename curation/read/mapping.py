@@ -29,10 +29,10 @@ from curation.recipe.evaluation import EvalSet
 from curation.recipe.source import Table
 
 ROW = "__row"
-IDS = ("id", "label", "query_id", "positive_id")  # `fields` whose values are compared with each other
-SCORES = ("score", "positive_score", "negative_scores")
+ID_FIELDS = ("id", "label", "query_id", "positive_id")  # `fields` whose values are compared with each other
+SCORE_FIELDS = ("score", "positive_score", "negative_scores")
 PASSAGE = {"title", "text", "id", "_id", "docid", "doc_id", "pid", "score", "rank", "url"}  # parts of a passage's record
-EXACT: dict[Any, int] = {pl.Float16: 1 << 11, pl.Float32: 1 << 24, pl.Float64: 1 << 53}  # whole numbers below are exact
+EXACT_BELOW: dict[Any, int] = {pl.Float16: 1 << 11, pl.Float32: 1 << 24, pl.Float64: 1 << 53}  # whole numbers below are exact
 LARGE_FLOAT = r"^-?\d(?:\.\d+)?[eE]\+\d+$"  # how programs write a large float; 1e5 may be a hash
 
 # A pattern of negatives skips columns with one of these words in their names, unless a word for texts is the last
@@ -41,7 +41,7 @@ NO_TEXTS = re.compile(
     r"|lang|language|urls?|date|time|timestamp|hash|\w*(?:scores?|labels?|ranks?|logits?|probs?|probability|similarity)"
 )
 TEXTS = {"text", "texts", "passage", "passages", "doc", "docs", "document", "documents", "sentence", "sentences", "content"}
-WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+NAME_PART = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 
 class Number(str):
@@ -88,7 +88,7 @@ def column_map(table: Table) -> ColumnMap:
     names = tuple(name for name in dict.fromkeys([*(name for _, name in named), *table.join]) if name not in patterns)
     ids, scores = (
         frozenset(name for role, name in named if role in roles) - {name for role, name in named if role not in roles}
-        for roles in (IDS, SCORES)
+        for roles in (ID_FIELDS, SCORE_FIELDS)
     )
     return ColumnMap(names, patterns, ids, scores, fields is None)
 
@@ -106,11 +106,11 @@ def matching_columns(pattern: str, columns: Sequence[str], otherwise: Collection
     """
     if pattern in columns or not is_pattern(pattern):
         return [name for name in columns if name == pattern], []
-    own = {word.lower() for word in WORD.findall(pattern)}
+    own = {word.lower() for word in NAME_PART.findall(pattern)}
     texts: list[str] = []
     others: list[str] = []
     for name in fnmatch.filter([column for column in columns if column != ROW], pattern):
-        words = [word.lower() for word in WORD.findall(name) if word.lower() not in own]
+        words = [word.lower() for word in NAME_PART.findall(name) if word.lower() not in own]
         no_texts = any(map(NO_TEXTS.fullmatch, words)) and words[-1] not in TEXTS
         (others if no_texts or name in otherwise else texts).append(name)
     return texts, others
@@ -222,7 +222,7 @@ def _without_exponent(number: Number) -> str:
     """Return an id or a label that is a number of JSON without its exponent, as far as a float is exact."""
     if not {"e", "E"} & set(number) or (value := float(number)) == 0.5:
         return number
-    return str(int(value)) if abs(value) <= EXACT[pl.Float64] and value.is_integer() else f"{value}"
+    return str(int(value)) if abs(value) <= EXACT_BELOW[pl.Float64] and value.is_integer() else f"{value}"
 
 
 def _depth(value: Any) -> int:
@@ -386,7 +386,7 @@ def labels_by_form(labels: Mapping[str, str]) -> dict[str, str]:
 
 def _floats_as_ids(where: str, values: pl.Series) -> pl.Series:
     """Return labels or ids that are floats as texts: whole ones without `.0`."""
-    inexact = values.filter(values.is_finite() & (values.abs() >= EXACT[type(values.dtype)]))
+    inexact = values.filter(values.is_finite() & (values.abs() >= EXACT_BELOW[type(values.dtype)]))
     if len(inexact):
         raise _inexact_ids(where, values.name, inexact)
     finite = values.to_frame().select(pl.when(pl.first().is_finite()).then(pl.first()))[values.name]
@@ -400,8 +400,8 @@ def _texts_as_ids(where: str, values: pl.Series) -> pl.Series:
     if not large.any():
         return values
     floats = values.filter(large).cast(pl.Float64)
-    if (floats.abs() > EXACT[pl.Float64]).any():
-        raise _inexact_ids(where, values.name, values.filter(large).filter(floats.abs() > EXACT[pl.Float64]))
+    if (floats.abs() > EXACT_BELOW[pl.Float64]).any():
+        raise _inexact_ids(where, values.name, values.filter(large).filter(floats.abs() > EXACT_BELOW[pl.Float64]))
     whole = floats == floats.round()
     places = large.arg_true().filter(whole)
     return values.scatter(places, floats.filter(whole).cast(pl.Int64).cast(pl.String)) if len(places) else values

@@ -31,7 +31,14 @@ from curation.core.tables import arrow_frames, parquet_frames
 from curation.read.archives import ending_of
 from curation.read.blocks import reading_errors
 from curation.read.delimited import read_delimited
-from curation.read.json_records import embedding_line, flagembedding_line, read_json, read_jsonl, read_squad, tevatron_line
+from curation.read.json_records import (
+    embedding_line,
+    flagembedding_line,
+    read_json_document,
+    read_jsonl,
+    read_squad,
+    tevatron_line,
+)
 from curation.read.rows import BATCH, ROW, File, Lost, Reading, Rows
 from curation.read.text_files import read_aligned, read_folders, read_lines
 from curation.read.xml_records import read_xml
@@ -58,12 +65,12 @@ UNREADABLE = {  # ending: what to do with such a file
     **dict.fromkeys((".lz4", ".7z", ".rar", ".br", ".z", ".lzma", ".sz", ".lzo"), "unpack it, or pack it as gz, zst, bz2 or xz"),
     **dict.fromkeys((".xlsx", ".xls", ".ods", ".pkl", ".pickle", ".h5", ".npz", ".db"), "save it as csv, jsonl or parquet"),
 }
-AGAIN = "fetch the file again, or say the right `reader:`"
+FETCH_AGAIN = "fetch the file again, or say the right `reader:`"
 LIST = r"^\s*(?:\[\s*(?:['\"\[{(]|\]|null|None)|\(\s*['\"])"  # how a list of texts or records begins that was written as text
 LONGEST_LIST = 1_000_000  # characters
 
 
-def read_file(file: File, table: Table, start: int) -> Reading:
+def file_rows(file: File, table: Table, start: int) -> Reading:
     """Return the rows of one file in batches, numbered from `start`.
 
     Raises:
@@ -106,7 +113,7 @@ def _read_parquet(file: File, table: Table, start: int) -> Reading:
                 start += len(frame)
         except (ValueError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
             what = str(error).splitlines()[0].removeprefix("parquet: ")
-            raise SourceError(file.name, f"not readable as parquet ({what})", AGAIN) from None
+            raise SourceError(file.name, f"not readable as parquet ({what})", FETCH_AGAIN) from None
 
 
 def _read_arrow(file: File, table: Table, start: int) -> Reading:
@@ -118,11 +125,11 @@ def _read_arrow(file: File, table: Table, start: int) -> Reading:
                 start += len(frame)
         except (ValueError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
             what = (str(error) or "no reason given").splitlines()[0]
-            raise SourceError(file.name, f"not readable as Arrow IPC ({what})", AGAIN) from None
+            raise SourceError(file.name, f"not readable as Arrow IPC ({what})", FETCH_AGAIN) from None
 
 
 READERS: dict[str, Callable[[File, Table, int], Reading]] = {
-    "json": read_json,
+    "json": read_json_document,
     "jsonl": read_jsonl,
     "csv": partial(read_delimited, is_csv=True),
     "tsv": partial(read_delimited, is_csv=False),

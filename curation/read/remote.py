@@ -41,7 +41,7 @@ class NoAnswer(SourceError):
     """A store that does not say what it has: it cannot be reached, is busy, or refuses the credentials."""
 
 
-WAITS: tuple[float, ...] = (1, 4)  # seconds between tries
+STORE_WAITS: tuple[float, ...] = (1, 4)  # seconds between tries
 SECONDS = 30  # that a store may take to answer, and then for each next piece of an object
 AT_ONCE = 8  # objects that are fetched at the same time
 LONGEST_PART = 200  # bytes of a part of a path in the cache
@@ -74,8 +74,8 @@ LIBRARIES = (
     "urllib3",
     "paramiko",
 )
-AGAIN = "check the network and the address, or run the same command again in a while"
-SIGNS = (  # parts of the names of error classes: kind of the failure, what it is
+LATER = "check the network and the address, or run the same command again in a while"
+FAILURES = (  # parts of the names of error classes: kind of the failure, what it is
     ("Timeout", NoAnswer, "does not answer within {seconds:g} s"),
     ("PayloadError", OSError, "the download was cut off"),
     ("IncompleteRead", OSError, "the download was cut off"),
@@ -86,8 +86,8 @@ SIGNS = (  # parts of the names of error classes: kind of the failure, what it i
 )
 WEB_PAGE = (b"<!doctype html", b"<html")
 Item = TypeVar("Item")
-R = TypeVar("R")
-T = TypeVar("T", bound=Table)
+Result = TypeVar("R")
+AnyTable = TypeVar("T", bound=Table)
 
 
 class Stored(NamedTuple):
@@ -158,7 +158,7 @@ def current(table: Table, name: str) -> list[Stored]:
         return locked or _hub_objects(name)
     cached = locked is not None and all(map(_is_whole, locked))
     try:
-        return _listed(table._addresses.get(name, name), name, () if cached else WAITS)
+        return _listed(table._addresses.get(name, name), name, () if cached else STORE_WAITS)
     except NoAnswer as error:
         if locked is None or not cached:
             raise
@@ -166,7 +166,7 @@ def current(table: Table, name: str) -> list[Stored]:
         return locked
 
 
-def pinned(table: T, progress: Progress = silent) -> T:
+def pinned(table: AnyTable, progress: Progress = silent) -> AnyTable:
     """Return a table whose URLs name the objects of now, in whatever process it is read later; its corpus and queries too.
 
     Raises:
@@ -184,7 +184,7 @@ def pinned(table: T, progress: Progress = silent) -> T:
     return made.model_copy(update=parts) if any(parts[part] is not getattr(table, part) for part in parts) else made
 
 
-def first_objects(table: T) -> T:
+def first_objects(table: AnyTable) -> AnyTable:
     """Return a table each of whose URLs names its first object only, for a look at some rows; nothing is fetched.
 
     Raises:
@@ -195,7 +195,7 @@ def first_objects(table: T) -> T:
     return made
 
 
-def with_lock(table: T, where: str, lock: str, entry: Mapping[str, Any]) -> T:
+def with_lock(table: AnyTable, where: str, lock: str, entry: Mapping[str, Any]) -> AnyTable:
     """Return a table that takes its objects from its entry in a lock file, where `files` compares them."""
     made = table.model_copy()
     inputs = entry["inputs"]
@@ -241,13 +241,13 @@ def refuse_changes(where: str, lock: str, now: Mapping[str, str], then: Mapping[
             raise SourceError(where, f"'{file}' {how} since {lock} was written", "undo that, or run `curate lock` again")
 
 
-def _at_once(function: Callable[[Item], R], items: Sequence[Item]) -> list[R]:
+def _at_once(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """Return what a function returns for each of some items, AT_ONCE of them at the same time.
 
     Raises:
         SourceError: that of the first item with one; what the function does for later items may go on for a while.
     """
-    results: list[R] = []
+    results: list[Result] = []
     if not items:
         return results
     with ThreadPool(min(AT_ONCE, len(items))) as pool:  # of daemon threads: nothing waits for them after an error or a signal
@@ -399,7 +399,7 @@ def _has_aws_credentials() -> bool:
     return botocore.session.Session().get_credentials() is not None
 
 
-def _tried(name: str, call: Callable[[], R], waits: Iterable[float], store: Any, path: str) -> R:
+def _tried(name: str, call: Callable[[], Result], waits: Iterable[float], store: Any, path: str) -> Result:
     """Return the result of a call to a store; after a failure that may pass, wait and call again.
 
     Raises:
@@ -444,12 +444,12 @@ def _explained(name: str, error: Exception) -> tuple[type[Exception], str, str, 
     if status in (404, 410) or (not status and type(error) is FileNotFoundError and len(causes) == 1):
         return FileNotFoundError, "no such object", "check the address", False
     if status in BUSY:
-        return NoAnswer, f"the store answers {status}", AGAIN, True
+        return NoAnswer, f"the store answers {status}", LATER, True
     if status >= 400:
         return OSError, f"the store answers {status}", "check the address", False
-    for word, kind, what in SIGNS:
+    for word, kind, what in FAILURES:
         if word in kinds:
-            return kind, what.format(seconds=SECONDS, kind=type(causes[-1]).__name__), AGAIN, True
+            return kind, what.format(seconds=SECONDS, kind=type(causes[-1]).__name__), LATER, True
     if isinstance(error, OSError | ValueError | NotImplementedError) or type(error).__module__.split(".")[0] in LIBRARIES:
         shown = type(error).__name__ if _is_web(name) else f"{type(error).__name__}: {first_line(error)}"
         return OSError, f"cannot be read ({shown})", "check the address", False
@@ -551,7 +551,7 @@ def _fetch(address: str, name: str, one: Stored, advance: Advance = lambda size:
         if one.size not in (None, size):
             if done:  # a server that knows no ranges sent all again
                 part.unlink()
-            raise _Truncated(one.url, f"the download was cut off after {size:,} of {one.size:,} bytes", AGAIN)
+            raise _Truncated(one.url, f"the download was cut off after {size:,} of {one.size:,} bytes", LATER)
         with part.open("rb") as file:
             start = file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
             os.fsync(file.fileno())
@@ -565,4 +565,4 @@ def _fetch(address: str, name: str, one: Stored, advance: Advance = lambda size:
         return made
 
     with temporary(_folder(one) / "object") as part:
-        return _tried(one.url, partial(fetch, part), WAITS, store, path)
+        return _tried(one.url, partial(fetch, part), STORE_WAITS, store, path)

@@ -20,7 +20,7 @@ from curation.core.record import draws
 from curation.core.store import file_digest
 from curation.read import hub, remote
 from curation.read.archives import PACKED, Budget, parts
-from curation.read.dataset import ABOUT, SAVED, SAVED_DICT, describe, split_rows, splits_of
+from curation.read.dataset import ABOUT_FILES, SAVED, SAVED_DICT, describe, split_rows, splits_of
 from curation.read.mapping import map_columns
 from curation.read.paths import (
     expand_path,
@@ -31,7 +31,7 @@ from curation.read.paths import (
     refuse_special,
     refuse_system,
 )
-from curation.read.readers import ENDINGS, read_file, without_lists
+from curation.read.readers import ENDINGS, file_rows, without_lists
 from curation.read.rows import BATCH, ROW, File, Lost, Rows, compact, concat_batches
 from curation.recipe.source import Source, Table, is_url, portable
 
@@ -41,7 +41,7 @@ FRESH = 2  # seconds within which two changes may get the same time from the clo
 # --- rows ---
 
 
-def read_rows(table: Table, base: Path) -> Iterator[Rows]:
+def table_rows(table: Table, base: Path) -> Iterator[Rows]:
     """Return all rows of a table in batches of at most 50,000, numbered through from 0.
 
     A source with `sample: first` and a limit stops after the batch that fills it. `base` is the manifest's folder.
@@ -132,7 +132,7 @@ def _read(table: Table, base: Path, first: int | None) -> Iterator[Rows]:
 def _mapped_rows(table: Table, base: Path, first: int | None) -> Generator[Rows]:
     """Return rows with their mapped columns, from a dataset or from files; `first` of them are enough."""
     if table.path and not table.files:
-        for rows in split_rows(table, _folder(table, base), first):
+        for rows in split_rows(table, _dataset_folder(table, base), first):
             yield without_lists(_called(table), table, rows._replace(frame=map_columns(_called(table), rows.frame, table)))
         return
     start, budget = 0, Budget(table.max_unpacked)
@@ -148,7 +148,7 @@ def _mapped_rows(table: Table, base: Path, first: int | None) -> Generator[Rows]
                 if before:
                     _refuse_unlike_names(before, together)
                 before = together
-                for rows in read_file(part._replace(beside=tuple(beside)), table, start):
+                for rows in file_rows(part._replace(beside=tuple(beside)), table, start):
                     rows = without_lists(part.name, table, rows._replace(frame=map_columns(part.name, rows.frame, table)))
                     yield _with_file_name(table, file, rows)
                     start += len(rows.frame) + len(rows.lost)
@@ -311,7 +311,7 @@ def is_local(table: Table, base: Path) -> bool:
     Raises:
         SourceError: it names a local folder that does not exist.
     """
-    return not table.path or _folder(table, base) is not None
+    return not table.path or _dataset_folder(table, base) is not None
 
 
 def _is_hub_dataset(table: Table, base: Path) -> bool:
@@ -319,7 +319,7 @@ def _is_hub_dataset(table: Table, base: Path) -> bool:
     return bool(table.path) and not table.files and not is_local(table, base)
 
 
-def _folder(table: Table, base: Path) -> Path | None:
+def _dataset_folder(table: Table, base: Path) -> Path | None:
     """Return the local dataset folder that `path` names, or None for a Hub id.
 
     Raises:
@@ -349,9 +349,9 @@ def _files(table: Table, base: Path) -> list[File]:
     Raises:
         SourceError: there are none, or one is not a file, or is the system's own.
     """
-    folder = _folder(table, base)
+    folder = _dataset_folder(table, base)
     if folder and not table.files:
-        names = [name for name in (*ABOUT, SAVED, SAVED_DICT) if (folder / name).is_file()]
+        names = [name for name in (*ABOUT_FILES, SAVED, SAVED_DICT) if (folder / name).is_file()]
         _, described = describe(table, folder)
         names += [name for split in splits_of(table, described) for name in described.splits[split]]
         return [File(folder / name, name, folder) for name in dict.fromkeys(names)]

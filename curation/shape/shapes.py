@@ -226,8 +226,8 @@ def _shape_qrels(source: Source, rows: pl.DataFrame, seed: int, corpus: pl.DataF
     assert f.positive_id is not None
     assert source.corpus is not None
     assert source.queries is not None
-    passages = text_table(source, "corpus", source.corpus, corpus)
-    asked = text_table(source, "queries", source.queries, queries)
+    passages = texts_with_ids(source, "corpus", source.corpus, corpus)
+    asked = texts_with_ids(source, "queries", source.queries, queries)
     refuse_equal_ids(source, "queries", asked["id"])
     asked = asked.with_columns(split_query(asked["text"])[1])
     frame = pl.DataFrame(
@@ -286,7 +286,7 @@ def _shape_qrels(source: Source, rows: pl.DataFrame, seed: int, corpus: pl.DataF
     return Tuples(made.tuples, dropped_rows(source, frame.filter(~good)), passages["text"])
 
 
-def text_table(source: Source, which: str, table: TextTable, rows: pl.DataFrame) -> pl.DataFrame:
+def texts_with_ids(source: Source, which: str, table: TextTable, rows: pl.DataFrame) -> pl.DataFrame:
     """Return id and text of a corpus or of queries, without blank texts.
 
     Raises:

@@ -25,7 +25,7 @@ from curation.read.dataset import config_splits
 from curation.read.lock import hub_facts
 from curation.read.mapping import add_missing_columns, matching_columns
 from curation.read.rows import ROW
-from curation.read.sources import read_rows
+from curation.read.sources import table_rows
 from curation.recipe.manifest import load_manifest
 from curation.recipe.source import Table, expand_beir
 from curation.shape.columns import as_texts
@@ -296,7 +296,7 @@ def _of_files(first: Path, paths: list[Path], name: str, held_out: bool, base: P
 
 
 def _rows(files: str, base: Path) -> Any:
-    return read_rows(Table.model_validate({"files": [files]}), base)
+    return table_rows(Table.model_validate({"files": [files]}), base)
 
 
 def _receipt(path: Path) -> Keys:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from quickstart import functions_of, write_functions
 
 from curation.read.rows import Rows
-from curation.read.sources import read_rows
+from curation.read.sources import table_rows
 from curation.recipe.source import Table
 from tests import documents
 from tests.end_to_end.test_readme import tools_in
@@ -126,7 +126,7 @@ def library(tmp_path_factory) -> Rows:
     """The rows of the quickstart's data, as `curate` reads them."""
     folder = tmp_path_factory.mktemp("data")
     write_functions(folder / "stdlib.jsonl")
-    batches = list(read_rows(Table(files=["stdlib.jsonl"]), folder))
+    batches = list(table_rows(Table(files=["stdlib.jsonl"]), folder))
     return Rows(pl.concat([batch.frame for batch in batches]), [lost for batch in batches for lost in batch.lost])
 
 

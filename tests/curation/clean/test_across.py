@@ -132,7 +132,7 @@ def test_neither_workers_nor_batches_matter(tmp_path, monkeypatch):
     build(recipe, tmp_path / "one")
     build(recipe, tmp_path / "three", workers=3)
     assert tables(tmp_path / "one") == tables(tmp_path / "three")
-    monkeypatch.setattr(pairs_module, "BATCH", 7)
+    monkeypatch.setattr(pairs_module, "TEXTS_AT_A_TIME", 7)
     for name in ("COMPARED", "PART", "SHARE", "WAITING", "CROWDED"):
         monkeypatch.setattr(pairs_module, name, 11)
     build(recipe, tmp_path / "plain")

@@ -16,7 +16,7 @@ from overlap_oracle import looked_up
 from curation.build.build import build
 from curation.clean import overlap_index, overlap_lookup
 from curation.clean.decontaminate import CONTAMINATION, contaminated, take_out
-from curation.clean.overlap_texts import CORPUS, DOCUMENT, EVALUATION, QUERY
+from curation.clean.overlap_texts import CORPUS, DOCUMENT, EVAL_TEXTS, QUERY
 from curation.cli import curate
 from curation.core.errors import ManifestError, SourceError
 from curation.core.record import key_of
@@ -45,7 +45,7 @@ def index_of(folder: Path, *texts: tuple[str, str, int, str], allow=()) -> Path:
     """Index (task, id, role, text) as a build would."""
     where = folder / "decontaminate"
     where.mkdir(parents=True)
-    frame = pl.DataFrame(list(texts), schema=EVALUATION, orient="row")
+    frame = pl.DataFrame(list(texts), schema=EVAL_TEXTS, orient="row")
     overlap_index.write_index(where, [frame], pl.Series(allow, dtype=pl.String))
     return folder
 

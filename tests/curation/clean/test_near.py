@@ -236,7 +236,7 @@ def test_nothing_depends_on_runs_or_threads(monkeypatch):
     texts = pl.Series(edited_texts(800))
     before = nearly(texts, 0.7)
     monkeypatch.setattr(signatures, "RUN", 37)
-    monkeypatch.setattr(signatures, "PAIRS", 11)
+    monkeypatch.setattr(signatures, "COMPARED_AT_A_TIME", 11)
     monkeypatch.setattr(signatures, "threads", lambda: 3)
     assert all(np.array_equal(a, b) for a, b in zip(before, nearly(texts, 0.7, 29), strict=True))
 
@@ -247,7 +247,7 @@ def test_nothing_depends_on_how_much_is_in_memory(monkeypatch):
     assert len(before.left) > 100
     for name, size in (("PART", 100), ("SHARE", 60), ("WAITING", 300), ("CROWDED", 20), ("MAPPED", 9_999)):
         monkeypatch.setattr(pairs_module, name, size)
-    monkeypatch.setattr(pairs_module, "SORTED", 70)
+    monkeypatch.setattr(pairs_module, "FORMS_AT_A_TIME", 70)
     monkeypatch.setattr(pairs_module, "COMPARED", 50)
     monkeypatch.setattr(signatures, "FILTERED", 100)
     after = nearly(texts, 0.7, 64)

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from curation.build.build import build
 from curation.clean import overlap_index
 from curation.clean.decontaminate import contaminated, take_out
-from curation.clean.overlap_texts import EVALUATION, QUERY
+from curation.clean.overlap_texts import EVAL_TEXTS, QUERY
 from curation.clean.siblings import alike
 from curation.cli import curate
 from curation.core.tables import read_parquet, read_table
@@ -49,7 +49,7 @@ def left_of(folder, asked, texts):
     """Which texts are left of a source beside an evaluation set."""
     folder.mkdir(parents=True)
     (folder / "decontaminate").mkdir()
-    frame = pl.DataFrame([("t", str(at), QUERY, text) for at, text in enumerate(asked)], schema=EVALUATION, orient="row")
+    frame = pl.DataFrame([("t", str(at), QUERY, text) for at, text in enumerate(asked)], schema=EVAL_TEXTS, orient="row")
     overlap_index.write_index(folder / "decontaminate", [frame], pl.Series([], dtype=pl.String))
     made, corpus, numbered_texts = numbered(tuples(*((text, ["b"], []) for text in texts)), pl.Series("text", [], pl.String))
     matches = contaminated(folder / "decontaminate", numbered_texts, np.arange(len(numbered_texts)))

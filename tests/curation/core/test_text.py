@@ -18,7 +18,7 @@ from curation.clean.signatures import prepare
 from curation.core import characters, fold_kernels
 from curation.core import text as text_module
 from curation.core.characters import SPACELESS_CHARS
-from curation.core.text import BLOCK, normalised
+from curation.core.text import FOLDED_BYTES, normalised
 from tests.curation.core.plain_forms import form
 
 signs = st.characters(max_codepoint=127) | st.sampled_from(
@@ -64,7 +64,7 @@ def test_forms_are_as_defined(given_texts):
 
 
 def test_forms_of_many_texts_stay_in_order():
-    many = [f"Text, {n}{'é' * (n % 7 == 0)}!" for n in range(BLOCK // 10)]
+    many = [f"Text, {n}{'é' * (n % 7 == 0)}!" for n in range(FOLDED_BYTES // 10)]
     assert both_ways(pl.Series(many)).to_list() == [form(text) for text in many]
 
 
@@ -73,7 +73,7 @@ def test_forms_of_many_bytes_of_texts():
     draw = random.Random(2)
     pieces = ["Fußball ", "C++ ", "—", "北京 ", "½ ", "ΑΣ ", "a\u0301", "x-1 ", "!= ", ":-) ", "...", "\u200b", "plain words "]
     many = ["".join(draw.choices(pieces, k=draw.choice([0, 1, 5, 90]))) for _ in range(10_000)]
-    many += ["no sign, " * (BLOCK // 4), "é+ " * (BLOCK // 3), "Σ " * (BLOCK // 2), "", "???"]
+    many += ["no sign, " * (FOLDED_BYTES // 4), "é+ " * (FOLDED_BYTES // 3), "Σ " * (FOLDED_BYTES // 2), "", "???"]
     draw.shuffle(many)
     texts = pl.Series("text", [*many, None])
     assert both_ways(texts).to_list() == [*map(form, many), None]

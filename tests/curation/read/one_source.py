@@ -17,7 +17,7 @@ from curation.build.build import build
 from curation.core.errors import SourceError
 from curation.core.tables import read_parquet, read_table
 from curation.read.rows import concat_batches
-from curation.read.sources import read_rows, take
+from curation.read.sources import table_rows, take
 from curation.recipe.source import Source
 from curation.shape.shapes import to_tuples
 
@@ -92,7 +92,7 @@ def shaped(base: Path, files: str | list[str], fields: dict[str, Any], **more: A
         rows, lost = take(source, 0, None, base, lambda rows: None)
         assert not lost
         tables = {
-            part: concat_batches([one.frame for one in read_rows(getattr(source, part), base)], part)
+            part: concat_batches([one.frame for one in table_rows(getattr(source, part), base)], part)
             for part in TABLES
             if part in given
         }

@@ -15,7 +15,7 @@ import zstandard
 
 from curation.core.errors import SourceError
 from curation.read.archives import ZSTD_BITE
-from curation.read.sources import input_digests, read_rows
+from curation.read.sources import input_digests, table_rows
 from curation.recipe.source import Table
 from tests.curation.read.test_readers import read
 
@@ -47,7 +47,7 @@ def link(target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:
 
 def complaint(base: Path, files: str, **keys) -> str:
     with pytest.raises(SourceError) as caught:
-        list(read_rows(Table(files=[files], **keys), base))
+        list(table_rows(Table(files=[files], **keys), base))
     return str(caught.value)
 
 
@@ -112,7 +112,7 @@ def test_aligned_files_may_each_be_packed(tmp_path):
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"1\n2\n"))
     (tmp_path / "b.txt.zst").write_bytes(zstandard.ZstdCompressor().compress(b"x\ny\n"))
     table = Table(files=["a.txt.gz", "b.txt.zst"], reader="aligned", header=["a", "b"])
-    (rows,) = read_rows(table, tmp_path)
+    (rows,) = table_rows(table, tmp_path)
     assert rows.frame.drop("__row").rows() == [("1", "x"), ("2", "y")]
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from curation.core.errors import SourceError
 from curation.read import blocks
 from curation.read.delimited import parse_regular
-from curation.read.sources import read_rows
+from curation.read.sources import table_rows
 from curation.recipe.source import Table
 
 pieces = st.sampled_from(['"', '""', ",", "\n", "\r\n", "\r", "\0", "a", "é", "中文 and some more of it", " ", "\ufeff"])
@@ -54,7 +54,7 @@ def test_a_byte_order_mark_at_the_start_of_a_block_is_text():
 
 def all_of(base, name, **keys) -> object:
     try:
-        batches = list(read_rows(Table(files=[name], **keys), base))
+        batches = list(table_rows(Table(files=[name], **keys), base))
     except SourceError as error:
         return str(error)
     lost = [one for batch in batches for one in batch.lost]

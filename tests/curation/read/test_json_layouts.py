@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from curation.read import blocks, json_values
-from curation.read.sources import read_rows
+from curation.read.sources import table_rows
 from curation.recipe.source import Table
 from tests.curation.read.broken import build_all, build_one
 
@@ -106,6 +106,6 @@ def test_a_key_that_stands_twice_with_one_value_is_no_matter(tmp_path):
 
 def test_lines_of_a_block_are_read_alike_whatever_its_size(tmp_path, monkeypatch):
     (tmp_path / "a.jsonl").write_text(LAYOUTS["many lines each"])
-    wanted = [batch.frame["q"].to_list() for batch in read_rows(Table(files=["a.jsonl"]), tmp_path)]
+    wanted = [batch.frame["q"].to_list() for batch in table_rows(Table(files=["a.jsonl"]), tmp_path)]
     monkeypatch.setattr(blocks, "BLOCK", 200)
-    assert [batch.frame["q"].to_list() for batch in read_rows(Table(files=["a.jsonl"]), tmp_path)] == wanted
+    assert [batch.frame["q"].to_list() for batch in table_rows(Table(files=["a.jsonl"]), tmp_path)] == wanted

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from curation.core.errors import SourceError
-from curation.read.sources import read_rows
+from curation.read.sources import table_rows
 from curation.recipe.source import Table
 from tests.curation.read.test_archives import complaint, zipped
 from tests.curation.read.test_readers import read, write
@@ -132,7 +132,7 @@ def test_arrow_files_and_streams(tmp_path, stream):
     write(tmp_path, "a.feather.gz", gzip.compress(arrow(frame, stream), 1))
     zipped(tmp_path / "a.zip", {"a.arrow": arrow(frame, stream)})
     for name in ("a.arrow", "a.feather.gz", "a.zip"):
-        batches = list(read_rows(Table(files=[name]), tmp_path))
+        batches = list(table_rows(Table(files=[name]), tmp_path))
         assert max(len(batch.frame) for batch in batches) <= 20_000
         got = pl.concat([batch.frame for batch in batches])
         assert got["__row"].to_list() == list(range(45_000))
@@ -147,4 +147,4 @@ def test_broken_arrow_files_are_reported(tmp_path, stream):
         with pytest.raises(
             SourceError, match=r"^a\.arrow: not readable as Arrow IPC \(.+\); fetch the file again, or say the right `reader:`$"
         ):
-            list(read_rows(Table(files=["a.arrow"]), tmp_path))
+            list(table_rows(Table(files=["a.arrow"]), tmp_path))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from curation.core.errors import SourceError
 from curation.read import blocks
-from curation.read.sources import read_rows
+from curation.read.sources import table_rows
 from curation.recipe.source import Source, Table
 from tests.curation.read.broken import build_all, build_one
 
@@ -91,9 +91,9 @@ def test_a_tsv_that_csv_wrote_is_told_or_says_the_same(tmp_path, rows):
     csv.writer(text, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_ALL).writerows([("q", "a"), *rows])
     (tmp_path / "x.tsv").write_text(text.getvalue())
     with pytest.raises(SourceError, match="in quotes"):
-        list(read_rows(Table(files=["x.tsv"]), tmp_path))
+        list(table_rows(Table(files=["x.tsv"]), tmp_path))
     found = [
-        row for batch in read_rows(Table(files=["x.tsv"], quoting=True), tmp_path) for row in batch.frame.select("q", "a").rows()
+        row for batch in table_rows(Table(files=["x.tsv"], quoting=True), tmp_path) for row in batch.frame.select("q", "a").rows()
     ]
     assert found == rows
 

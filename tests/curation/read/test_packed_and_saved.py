@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from curation.read.sources import read_rows
+from curation.read.sources import table_rows
 from curation.recipe.source import Table
 from tests.curation.read.broken import build_all, build_one
 
@@ -68,7 +68,7 @@ PACKED = {
 def test_what_is_packed_is_read(tmp_path, name):
     (tmp_path / name).write_bytes(PACKED[name])
     table = Table(files=[name], file_column="from")
-    rows = [row for batch in read_rows(table, tmp_path) for row in batch.frame.select("q", "a", "from").iter_rows(named=True)]
+    rows = [row for batch in table_rows(table, tmp_path) for row in batch.frame.select("q", "a", "from").iter_rows(named=True)]
     called = (
         Path(name).stem.rpartition(".")[0] if Path(name).suffix.lower() in (".gz", ".bz2", ".xz", ".zst") else Path(name).stem
     )

@@ -18,7 +18,7 @@ from curation.core.errors import SourceError
 from curation.read.json_values import plain_objects
 from curation.read.mapping import column_map
 from curation.read.readers import ROW, Lost
-from curation.read.sources import read_rows
+from curation.read.sources import table_rows
 from curation.recipe.source import Table
 
 SQUAD = {"data": [{"title": "T", "paragraphs": [{"context": "C.", "qas": []}]}]}
@@ -26,7 +26,7 @@ SQUAD = {"data": [{"title": "T", "paragraphs": [{"context": "C.", "qas": []}]}]}
 
 def read(base: Path, files: str, **keys) -> tuple[list[dict], list[Lost]]:
     """Return all rows of files as dicts, without their numbers, which must be whole; and what was lost."""
-    batches = list(read_rows(Table(files=[files], **keys), base))
+    batches = list(table_rows(Table(files=[files], **keys), base))
     lost = [one for batch in batches for one in batch.lost]
     rows = pl.concat([batch.frame for batch in batches], how="diagonal_relaxed")
     numbers = rows[ROW].to_list() + [one.row for one in lost]
@@ -293,7 +293,7 @@ def test_batches_are_numbered_through(tmp_path):
     write(tmp_path, "b.csv", "n\n" + "".join(f"{n}\n" for n in range(45_000)))
     pl.DataFrame({"n": range(60_000)}).write_parquet(tmp_path / "c.parquet", row_group_size=25_000)
     for name, total in (("a.jsonl", 60_000), ("b.csv", 45_000), ("c.parquet", 60_000)):
-        batches = list(read_rows(Table(files=[name]), tmp_path))
+        batches = list(table_rows(Table(files=[name]), tmp_path))
         assert len(batches) > 1
         assert max(len(batch.frame) + len(batch.lost) for batch in batches) <= 50_000
         assert sum(len(batch.frame) + len(batch.lost) for batch in batches) == total

@@ -24,7 +24,7 @@ from curation.core.errors import ManifestError, SourceError
 from curation.core.store import file_digest, read_json
 from curation.read import remote
 from curation.read.lock import read_lock, write_lock
-from curation.read.sources import file_states, input_digests, read_rows
+from curation.read.sources import file_states, input_digests, table_rows
 from curation.recipe.evaluation import EvalSet
 from curation.recipe.manifest import load_manifest
 from curation.recipe.source import Table, public_names, public_url
@@ -62,7 +62,7 @@ def failures(path: Path, folder: Path) -> dict[str, str]:
 
 
 def rows_of(folder: Path, *files: str, **more: object) -> list[dict]:
-    return [row for rows in read_rows(Table(files=list(files), **more), folder) for row in rows.frame.iter_rows(named=True)]
+    return [row for rows in table_rows(Table(files=list(files), **more), folder) for row in rows.frame.iter_rows(named=True)]
 
 
 def refused(folder: Path, *files: str, **more: object) -> str:
@@ -75,7 +75,7 @@ def refused(folder: Path, *files: str, **more: object) -> str:
 def quick(tmp_path, monkeypatch):
     """A cache of its own, and short waits."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr(remote, "STORE_WAITS", (0.01, 0.01))
     monkeypatch.setattr(remote, "SECONDS", 5)
 
 

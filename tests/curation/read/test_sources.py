@@ -14,7 +14,7 @@ import pytest
 from curation.core import record
 from curation.core.errors import SourceError
 from curation.read.readers import ROW, Lost
-from curation.read.sources import input_digests, read_rows, take
+from curation.read.sources import input_digests, table_rows, take
 from curation.recipe.source import Source, Table
 
 CARD = """---
@@ -75,7 +75,7 @@ def source(**keys) -> Source:
 
 
 def all_rows(table: Table, base: Path) -> pl.DataFrame:
-    return pl.concat([batch.frame for batch in read_rows(table, base)], how="diagonal_relaxed")
+    return pl.concat([batch.frame for batch in table_rows(table, base)], how="diagonal_relaxed")
 
 
 def message(table: Table, base: Path) -> str:
@@ -187,7 +187,7 @@ def test_complaints_of_datasets_are_one_line(hub_folder, tmp_path, monkeypatch):
     found = message(Table(path="void"), tmp_path)
     assert found.startswith("void: `datasets` cannot read it (")
     assert "\n" not in found
-    (rows,) = read_rows(Table(path="broken"), tmp_path)
+    (rows,) = table_rows(Table(path="broken"), tmp_path)
     assert (rows.frame["a"].to_list(), rows.lost[0].evidence) == (["1"], "broken/train.jsonl:2: Expecting value at column 7")
 
 

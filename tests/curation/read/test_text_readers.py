@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from curation.build.build import build
 from curation.core.errors import SourceError
 from curation.core.tables import read_table
-from curation.read.sources import input_digests, read_rows
+from curation.read.sources import input_digests, table_rows
 from curation.recipe.source import Source, Table
 from tests.curation.read.test_readers import read, write
 
@@ -22,7 +22,7 @@ XML = '<?xml version="1.0" encoding="{}"?>\n<doc><pairs>{}</pairs></doc>'
 
 def refusal(base, files, **keys):
     with pytest.raises(SourceError) as refused:
-        list(read_rows(Table(files=files, **keys), base))
+        list(table_rows(Table(files=files, **keys), base))
     return str(refused.value)
 
 
@@ -38,7 +38,7 @@ ALIGNED = [
 @pytest.mark.parametrize(("folder", "files", "count"), ALIGNED, ids=[case[0] for case in ALIGNED])
 def test_aligned_files_equal_a_plain_zip(shared_data, folder, files, count):
     table = Table(files=[f"{folder}/{name}" for name in files], reader="aligned", header=list("abc"[: len(files)]))
-    got = [row[:-1] for batch in read_rows(table, shared_data) for row in batch.frame.rows()]
+    got = [row[:-1] for batch in table_rows(table, shared_data) for row in batch.frame.rows()]
     columns = []
     for name in files:
         texts = [path.read_bytes().decode() for path in sorted((shared_data / folder).glob(name))]
@@ -69,7 +69,7 @@ def test_aligned_files_keep_empty_lines_and_lose_white_space_around_texts(tmp_pa
     rows, lost = read(tmp_path, "a.txt", reader="aligned", header=["x"])
     assert (rows, lost) == ([{"x": "one"}, {"x": ""}, {"x": "three\x0bx"}], [])
     table = Table(files=["a.txt", "b.txt"], reader="aligned", header=["x", "y"])
-    assert [row[:-1] for batch in read_rows(table, tmp_path) for row in batch.frame.rows()][1:] == [
+    assert [row[:-1] for batch in table_rows(table, tmp_path) for row in batch.frame.rows()][1:] == [
         ("", "2"),
         ("three\x0bx", "3"),
     ]
@@ -289,7 +289,7 @@ def test_packed_files_are_aligned_too(tmp_path):
     for name, text in (("a.txt.gz", "x\ny\n"), ("b.txt.gz", "1\n2\n")):
         (tmp_path / name).write_bytes(gzip.compress(text.encode()))
     table = Table(files=["a.txt.gz", "b.txt.gz"], reader="aligned", header=["x", "y"])
-    assert [row[:-1] for batch in read_rows(table, tmp_path) for row in batch.frame.rows()] == [("x", "1"), ("y", "2")]
+    assert [row[:-1] for batch in table_rows(table, tmp_path) for row in batch.frame.rows()] == [("x", "1"), ("y", "2")]
 
 
 def test_members_of_an_archive_are_posts(tmp_path):

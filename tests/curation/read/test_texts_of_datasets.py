@@ -14,7 +14,7 @@ import pytest
 
 from curation.core.errors import SourceError
 from curation.read.rows import ROW
-from curation.read.sources import input_digests, read_rows, take
+from curation.read.sources import input_digests, table_rows, take
 from curation.recipe.source import Source, Table
 
 TEXTS = ["02108", "NA", "null", "1969-07-20", "1e5", "3.10", "True", "nan", "N/A", "007", "-", "12:30", "None"]
@@ -47,7 +47,7 @@ def write(path: Path, texts: list[str]) -> None:
 
 
 def rows_of(table: Table, base: Path) -> pl.DataFrame:
-    return pl.concat([rows.frame for rows in read_rows(table, base)], how="diagonal_relaxed")
+    return pl.concat([rows.frame for rows in table_rows(table, base)], how="diagonal_relaxed")
 
 
 def message(table: Table, base: Path) -> str:

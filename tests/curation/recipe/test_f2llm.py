@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from curation.build.check import check
 from curation.cli import curate
-from curation.read.sources import read_rows, take
+from curation.read.sources import table_rows, take
 from curation.recipe.licenses import class_of
 from curation.recipe.manifest import load_manifest
 from curation.recipe.source import Source, shape_of
@@ -60,7 +60,7 @@ def test_each_source_maps_the_columns_that_it_documents(source, tmp_path):
     here = local(source, golden, tmp_path)
     rows, lost = take(here, 1, None, tmp_path, lambda n: None)
     assert not lost
-    tables = {part: next(read_rows(getattr(here, part), tmp_path)).frame for part in ("corpus", "queries") if part in golden}
+    tables = {part: next(table_rows(getattr(here, part), tmp_path)).frame for part in ("corpus", "queries") if part in golden}
     made = to_tuples(here, rows, 1, **tables).tuples
     labels = shape_of(source) == "labelled"
     columns = ["query", "positives", "negatives", *(["label"] if labels else [])]

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from curation.core.errors import SourceError
-from curation.read.sources import read_rows
+from curation.read.sources import table_rows
 from curation.recipe.evaluation import EvalSet
 from curation.recipe.source import Source, Table
 
@@ -70,7 +70,7 @@ def test_a_key_fits_the_reader(tmp_path, ending, key, value, for_):
     (tmp_path / f"x.{ending}").write_bytes(b"\x00")
     said = ""
     try:
-        list(read_rows(Table.model_validate({"files": f"x.{ending}", key: value}), tmp_path))
+        list(table_rows(Table.model_validate({"files": f"x.{ending}", key: value}), tmp_path))
     except SourceError as error:
         said = str(error)
     assert (f"which does not use `{key}`; that is for" in said) == (ending not in for_)

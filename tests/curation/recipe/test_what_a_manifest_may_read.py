@@ -16,7 +16,7 @@ from curation.build.check import check
 from curation.cli import curate
 from curation.core.errors import ManifestError, SourceError
 from curation.core.store import read_json
-from curation.read.sources import input_digests, read_rows
+from curation.read.sources import input_digests, table_rows
 from curation.recipe.source import Table, portable
 from curation.share.publish import plan
 from curation.share.verify import problems
@@ -57,7 +57,7 @@ def test_the_systems_own_files_are_never_read(tmp_path, monkeypatch, name, how):
         (tmp_path / "folder").symlink_to(os.path.dirname(name))
         name = f"folder/{os.path.basename(name)}"
     table = Table(files=[name], reader="lines", pattern="(?P<q>.*)")
-    for reading in (input_digests, lambda table, base: list(read_rows(table, base))):
+    for reading in (input_digests, lambda table, base: list(table_rows(table, base))):
         with pytest.raises(SourceError) as caught:
             reading(table, tmp_path)
         said = str(caught.value)
