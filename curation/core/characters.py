@@ -18,6 +18,7 @@ CLINGING = ("Mn", "Mc", "Me", "Cn", "Cs", "Co")  # marks; and not assigned in Py
 INVISIBLE = r"[\p{Default_Ignorable_Code_Point}\x00-\x08\x0E-\x1B\x7F-\x84\x86-\x9F\x{FFF9}-\x{FFFB}]"
 SLASHES, SPACES = r"[\x{2044}\x{2215}]", r"[\x{85}\x{1680}\x{2028}\x{2029}]"  # as in ½, which is 1/2; spaces that NFKC leaves
 BLANK, WORD, SIGN = range(3)
+KINDS = np.full(0x110000, 255, np.uint8)  # BLANK, WORD or SIGN for each folded code point; 255 if not looked up so far
 SIGNS = "#$%&*+<=>@^|~"  # ASCII characters that are signs everywhere
 SIGN_CHARS = r"[\p{S}\p{No}\x{2030}\x{2031}\x{66A}\xA7#%&*@--[`\x{2800}]]"
 PLACED = "-/!()"  # signs in some places only
@@ -40,21 +41,15 @@ def folded(texts: pl.Series) -> pl.Series:
     return texts.str.replace_all(SLASHES, "/").str.replace_all(SPACES, " ")
 
 
-@cache
-def _kinds() -> np.ndarray:
-    """Return (0x110000,) u8: BLANK, WORD or SIGN for each folded code point; 255 for those not looked up so far."""
-    return np.full(0x110000, 255, np.uint8)
-
-
 def kinds_of(points: np.ndarray) -> np.ndarray:
     """Return (n,) u8: whether folded code points are BLANK, part of a WORD or a SIGN, by polars' version of Unicode."""
-    kinds = _kinds()[points]
+    kinds = KINDS[points]
     new = np.unique(points[kinds == 255])
     if len(new):
         chars = pl.Series([chr(point) for point in new], dtype=pl.String)
         word, sign = chars.str.contains(r"\w").to_numpy(), chars.str.contains(SIGN_CHARS).to_numpy()
-        _kinds()[new] = np.select([word, sign], [WORD, SIGN], BLANK)
-        kinds = _kinds()[points]
+        KINDS[new] = np.select([word, sign], [WORD, SIGN], BLANK)
+        kinds = KINDS[points]
     return np.asarray(kinds)
 
 

@@ -100,7 +100,9 @@ def write_blocks(path: Path, blocks: Iterable[pl.DataFrame], constants: Mapping[
     with atomic(path) as file, ExitStack() as closing:
         writer = None
         for block in blocks:
-            arrow = _plain(block.to_arrow(compat_level=pl.CompatLevel.oldest())).replace_schema_metadata(dict(constants or {}))
+            arrow = block.to_arrow(compat_level=pl.CompatLevel.oldest())
+            arrow = arrow.cast(pa.schema([field.with_type(_plain_type(field.type)) for field in arrow.schema]))
+            arrow = arrow.replace_schema_metadata(dict(constants or {}))
             if writer is None:
                 options = {"compression": "zstd", "write_page_index": True, "use_content_defined_chunking": CHUNKS}
                 writer = closing.enter_context(pq.ParquetWriter(file, arrow.schema, **options))
@@ -109,12 +111,8 @@ def write_blocks(path: Path, blocks: Iterable[pl.DataFrame], constants: Mapping[
     return size
 
 
-def _plain(table: Any) -> Any:
-    """Return an Arrow table with 32-bit offsets, which every reader supports: string for large_string, list for large_list."""
-    return table.cast(pa.schema([field.with_type(_plain_type(field.type)) for field in table.schema]))
-
-
 def _plain_type(kind: Any) -> Any:
+    """Return an Arrow type with 32-bit offsets, which every reader supports: string for large_string, list for large_list."""
     if pa.types.is_large_list(kind):
         return pa.list_(_plain_type(kind.value_type))
     return pa.string() if pa.types.is_large_string(kind) else kind

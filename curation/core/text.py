@@ -20,7 +20,6 @@ places. The form then has a character that is a sign everywhere, so that normali
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -34,6 +33,12 @@ MANY = 8 << 20  # bytes after which the compiled loops are worth loading, which 
 NORMALISED = {"bytes": 0}  # how much this process has normalised
 CONTEXTUAL, UNKNOWN, REMOVED = 0x110000, 0x110001, 0x110002  # of a code point's form; greater than all code points
 ASCII_CONTROLS = bytes([*range(9), *range(14, 28), 127])
+LOWER_CASE = bytes(range(256)).lower()
+# words and signs are kept, and 0 to 5; BETWEEN becomes 0, anything else a space
+KEPT = bytes(byte if chr(byte).isalnum() or chr(byte) in SIGNS + "_" or byte < 6 else 32 for byte in range(128)) + bytes(128)
+# (0x110000,) u32: the code point that each code point is folded to, or REMOVED, CONTEXTUAL or UNKNOWN (so far)
+FOLDED = np.full(0x110000, UNKNOWN, dtype="<u4")
+FOLDED[ord(BETWEEN)] = ord(BETWEEN)
 
 
 def normalised(texts: pl.Series) -> pl.Series:
@@ -66,11 +71,18 @@ def _by_loops(texts: pl.Series) -> pl.Series:
 
 def _by_numpy(texts: pl.Series) -> pl.Series:
     plain = texts.str.len_bytes() == texts.str.len_chars()
+    words = _by_blocks(_of_ascii, texts.filter(plain))
     if not plain.all():
-        parts = [_by_numpy(texts.filter(plain)), _beyond_ascii(texts.filter(~plain))]
+        beyond = texts.filter(~plain)
+        others = _by_blocks(_by_table, beyond)
+        contextual = others.is_null().arg_true()
+        if len(contextual):
+            rest = _by_blocks(lambda some: _words(_points(folded(some))), beyond.gather(contextual))
+            others = others.scatter(contextual, rest)
         place = np.argsort(np.argsort(~plain.to_numpy(), kind="stable"), kind="stable")
-        return pl.concat(parts).gather(place)
-    return _or_null(_by_blocks(_of_ascii, texts)).alias(texts.name)
+        words = pl.concat([words, others]).gather(place)
+    words = words.str.strip_chars(" ")
+    return unless(words == "", words).alias(texts.name)
 
 
 def _by_blocks(work: Callable[[pl.Series], pl.Series], texts: pl.Series) -> pl.Series:
@@ -80,31 +92,18 @@ def _by_blocks(work: Callable[[pl.Series], pl.Series], texts: pl.Series) -> pl.S
     return pl.concat([work(texts.slice(start, end - start)) for start, end in pairwise(cuts)]) if len(texts) else texts
 
 
-def _or_null(words: pl.Series) -> pl.Series:
-    words = words.str.strip_chars(" ")
-    return unless(words == "", words)
-
-
 def unless(blank: pl.Series, texts: pl.Series) -> pl.Series:
     """Return texts with null where `blank` is true. Polars' `when` would copy all other texts."""
     places = np.arange(len(texts), dtype=np.uint32)
     return texts.gather(pl.Series(places).set(blank.fill_null(True), None)) if blank.any() else texts
 
 
-@cache
-def _ascii() -> tuple[bytes, bytes]:
-    """Return two tables of bytes: lower case; and words and signs kept, 0 to 5 kept, BETWEEN as 0, anything else as a space."""
-    kept = bytes(byte if chr(byte).isalnum() or chr(byte) in SIGNS + "_" or byte < 6 else 32 for byte in range(128))
-    return bytes(range(256)).lower(), kept + bytes(128)
-
-
 def _of_ascii(texts: pl.Series) -> pl.Series:
-    lower, kept = _ascii()
-    whole = bytearray((texts.str.join(BETWEEN)[0] or "").encode("latin-1").translate(lower, ASCII_CONTROLS))
+    whole = bytearray((texts.str.join(BETWEEN)[0] or "").encode("latin-1").translate(LOWER_CASE, ASCII_CONTROLS))
     units = np.frombuffer(whole, dtype=np.uint8)
     places, number = placed_signs(units)
     units[places] = number + 1  # marked by control characters, which the texts no longer contain
-    found = bytes(whole.translate(kept))
+    found = bytes(whole.translate(KEPT))
     for sign in SIGNS:
         found = found.replace(sign.encode(), f" {sign} ".encode())
     for at, sign in enumerate(STANDS_FOR.values(), 1):
@@ -121,15 +120,6 @@ def _single_spaces(units: np.ndarray) -> bytes:
     return units[kept].tobytes()
 
 
-def _beyond_ascii(texts: pl.Series) -> pl.Series:
-    words = _by_blocks(_by_table, texts)
-    contextual = words.is_null().arg_true()
-    if len(contextual):
-        rest = _by_blocks(lambda some: _words(_points(folded(some))), texts.gather(contextual))
-        words = words.scatter(contextual, rest)
-    return _or_null(words).alias(texts.name)
-
-
 def _points(texts: pl.Series) -> np.ndarray:
     """Return the code points of texts, with BETWEEN between them."""
     return np.frombuffer((texts.str.join(BETWEEN)[0] or "").encode("utf-32-le"), dtype="<u4")
@@ -141,10 +131,13 @@ def _by_table(texts: pl.Series) -> pl.Series:
     ends = np.flatnonzero(points == ord(BETWEEN))
     if len(ends) != len(texts) - 1:
         return texts.clear(len(texts))
-    found = _table()[points]
+    found = FOLDED[points]
     if len(new := np.unique(points[found == UNKNOWN])):
-        _look_up(new)
-        found = _table()[points]
+        chars = pl.Series([chr(point) for point in new], dtype=pl.String)
+        for point, char, form in zip(new, chars, folded(chars), strict=True):
+            alike = len(form) <= 1 and (not form or alone(char))
+            FOLDED[point] = CONTEXTUAL if not alike else ord(form) if form else REMOVED
+        found = FOLDED[points]
     rare = np.flatnonzero(found >= CONTEXTUAL)
     contextual = rare[found[rare] == CONTEXTUAL]
     found[contextual] = ord(" ")
@@ -170,34 +163,9 @@ def _words(points: np.ndarray) -> pl.Series:
     return pl.Series([_single_spaces(points).decode("utf-32-le")]).str.split(BETWEEN).explode()
 
 
-@cache
-def _table() -> np.ndarray:
-    """Return (0x110000,) u32: the code point that each code point is folded to, or REMOVED, CONTEXTUAL or UNKNOWN (so far)."""
-    table = np.full(0x110000, UNKNOWN, dtype="<u4")
-    table[ord(BETWEEN)] = ord(BETWEEN)
-    return table
-
-
-def _look_up(points: np.ndarray) -> None:
-    """Enter the folded forms of code points into the table."""
-    forms_of = np.full(len(points), CONTEXTUAL, dtype="<u4")
-    chars = pl.Series([chr(point) for point in points], dtype=pl.String)
-    forms = folded(chars).to_list()
-    for at, (char, form) in enumerate(zip(chars, forms, strict=True)):
-        if len(form) <= 1 and (not form or alone(char)):
-            forms_of[at] = ord(form) if form else REMOVED
-    _table()[points] = forms_of
-
-
 def forms(texts: pl.Series) -> pl.Series:
     """Return what texts are compared by: the normalised form, or the text itself if that is empty."""
     return normalised(texts).fill_null(texts)
-
-
-def distinct_texts(texts: pl.Series) -> tuple[np.ndarray, pl.Series]:
-    """Return a number (i32) for each text, and the distinct texts, in order of first appearance. Texts must not be null."""
-    coded = texts.to_arrow(compat_level=pl.CompatLevel.oldest()).dictionary_encode()
-    return coded.indices.to_numpy(), pl.Series(texts.name, coded.dictionary)
 
 
 def connected(left: np.ndarray, right: np.ndarray, count: int) -> np.ndarray:

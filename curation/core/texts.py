@@ -203,7 +203,7 @@ def binary_keys(hashes: np.ndarray) -> pl.Series:
 
 
 def first_equal(hashes: np.ndarray) -> np.ndarray:
-    """Return for each of (n, 2) u64 hashes the place of the first equal one, (n,) u32; about HASHES_AT_A_TIME are sorted at once."""
+    """Return for each of (n, 2) u64 hashes the place of the first equal one, (n,) u32; HASHES_AT_A_TIME are sorted at once."""
     first = np.arange(len(hashes), dtype=np.uint32)
     bits = (len(hashes) // HASHES_AT_A_TIME).bit_length()
     for part in range(1 << bits):
