@@ -86,8 +86,8 @@ FAILURES = (  # parts of the names of error classes: kind of the failure, what i
 )
 WEB_PAGE = (b"<!doctype html", b"<html")
 Item = TypeVar("Item")
-Result = TypeVar("R")
-AnyTable = TypeVar("T", bound=Table)
+Result = TypeVar("Result")
+AnyTable = TypeVar("AnyTable", bound=Table)
 
 
 class Stored(NamedTuple):
