@@ -202,11 +202,23 @@ def _searched(source: Source) -> tuple[int, int]:
 
 def check_text(found: Found) -> str:
     """Return what `check` found as text of 80 columns."""
-    tasks = [(task, one["sources"], one["expected"], one["aim"] or 0) for task, one in found["tasks"].items()]
+
+    def shown(expected: int, sources: list[Found]) -> int | str:
+        known = [one for one in sources if one["expected_tuples"] is not None]
+        return expected if len(known) == len(sources) else f"at least {expected:,}" if known else "unknown"
+
+    every = list(found["sources"].values())
+    tasks = []
+    for task, one in found["tasks"].items():
+        number = shown(one["expected"], [source for source in every if source["task"] == task])
+        tasks.append((task, one["sources"], number, one["aim"] or 0))
     head = ("task", "sources", "expected", "aim")
     if not any(line[3] for line in tasks):
         head, tasks = head[:3], [line[:3] for line in tasks]  # type: ignore[assignment,misc]
-    classes = [(kind, one["sources"], one["expected"]) for kind, one in found["licenses"].items()]
+    classes = []
+    for kind, one in found["licenses"].items():
+        number = shown(one["expected"], [source for source in every if source["license_class"] == kind])
+        classes.append((kind, one["sources"], number))
     parts = [
         text_table(head, tasks),
         text_table(("licence class", "sources", "expected"), classes),

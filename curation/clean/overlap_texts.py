@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -109,22 +110,28 @@ def _of_qrels(one: EvalSet, base: Path) -> Iterator[pl.DataFrame]:
 def _by_id(where: str, table: TextTable, base: Path, wanted: pl.Series, roles: tuple[int, int | None]) -> Iterator[pl.DataFrame]:
     """Yield eval_id, role and text of a table's rows: wanted ids get the first role, others the second or, if null, are skipped.
 
+    Wanted ids that the table does not have are counted in a warning.
+
     Raises:
         SourceError: also if the table has none of the wanted ids.
     """
     fields = table.fields
     required = [fields.title] if fields.title and not fields.title.endswith("?") else []
     names = [] if table.guesses else [fields.id, fields.text, *required]
-    found = 0
+    missing = wanted.drop_nulls()
+    some = len(missing)
     for frame in _frames(where, table, base, names):
         if isinstance(table, Guessed):
             id_, title = ("_id" if "_id" in frame.columns else "id"), ("title" if "title" in frame.columns else None)
             fields = TextFields(id=id_, title=title)
         ids, texts = ids_and_texts(where, frame, fields)
         named = ids.is_in(wanted.implode())
-        found += int(named.sum() or 0)
+        missing = missing.filter(~missing.is_in(ids.implode()))
         role = pl.when(named).then(pl.lit(roles[0])).otherwise(pl.lit(roles[1], pl.Int32))
         yield pl.DataFrame({"eval_id": ids, "text": texts}).with_columns(role.alias("role")).drop_nulls("role")
-    if len(wanted) and not found:
-        what = f"has none of the ids that its qrels name, such as '{wanted[0]}'"
+    if some and len(missing) == some:
+        what = f"has none of the ids that its qrels name, such as '{missing[0]}'"
         raise SourceError(where, what, "check the columns of ids under 'fields'")
+    if len(missing):
+        what = f"lacks {len(missing):,} of the {some:,} ids that its qrels name, such as '{missing[0]}'; these are not looked for"
+        logging.getLogger("tuplesmith").warning("%s: %s", where, what)

@@ -26,7 +26,7 @@ from typing import IO, Any
 
 import xxhash
 
-from curation.core.errors import BuildError, refusal
+from curation.core.errors import BuildError, SetupError, refusal
 
 RECEIPT, BUILD, TIMINGS = "done.json", "build.json", "timings.json"
 EVALUATION = "evaluation.json"  # in the folder of a training run: what `train evaluate` measured of its model
@@ -150,6 +150,18 @@ def file_digest(path: Path) -> str:
     return str(state.hexdigest())
 
 
+def user_cache() -> Path:
+    """Return the folder that this program may fill, and anybody may delete: `~/.cache/tuplesmith`, or below XDG_CACHE_HOME.
+
+    Raises:
+        SetupError: this user has no home folder.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "tuplesmith"
+    except RuntimeError:
+        raise SetupError("the cache", "this user has no home folder to keep it in", "set HOME or XDG_CACHE_HOME") from None
+
+
 def digest_now(path: Path) -> str:
     """Return the digest of a file's bytes; for a LARGE file that did not change since, the digest found last time.
 
@@ -159,7 +171,10 @@ def digest_now(path: Path) -> str:
     if found.st_size < LARGE:
         return file_digest(path)
     mark = [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev]
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tuplesmith"
+    try:
+        home = user_cache()
+    except SetupError:
+        return file_digest(path)
     note = home / xxhash.xxh3_128_hexdigest(str(path.resolve()).encode())
     with suppress(OSError, ValueError, TypeError):
         known = json.loads(note.read_bytes())

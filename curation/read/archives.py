@@ -112,7 +112,14 @@ def _wanted_members(file: File, table: Table, budget: Budget, known: Collection[
     if not wanted or any("[" in pattern for pattern in wanted):
         with closing(_safe_members(file, members(file, Budget(table.max_unpacked)))) as entries:
             contents = [(member.name, member.kind) for member in entries]
-        wanted = wanted or [_only_data_file(file, table, known, [name for name, kind in contents if kind == "file"])]
+        if not wanted:  # the only data file: of a known ending, or of any ending if a reader is declared
+            names = [name for name, kind in contents if kind == "file"]
+            names = [name for name in names if not any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))]
+            wanted = [name for name in names if ending_of(Path(name)) in known] or (names if table.reader else [])
+            if len(wanted) != 1:
+                what = f"holds {len(wanted) or 'no'} data file{'s' * (len(wanted) != 1)}"
+                what += f": {listed(wanted or names) or 'nothing at all'}"
+                raise SourceError(file.name, what, "name one or more with `member:`")
         # a pattern that is, character by character, a member's name means only that member, as with files
         plain = {pattern for pattern in wanted if "[" in pattern} & {name for name, _ in contents}
     else:
@@ -135,16 +142,6 @@ def _wanted_members(file: File, table: Table, budget: Budget, known: Collection[
         what = "no member matches" if glob.has_magic(missing[0]) else "no member"
         near = did_you_mean(missing[0], seen) or f"; it holds {listed(seen, 6)}"
         raise SourceError(file.name, f"{what} '{missing[0]}'{near}")
-
-
-def _only_data_file(file: File, table: Table, known: Collection[str], names: list[str]) -> str:
-    """Return the only data file of an archive: of a known ending, or of any ending if a reader is declared."""
-    names = [name for name in names if not any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))]
-    data = [name for name in names if ending_of(Path(name)) in known] or (names if table.reader else [])
-    if len(data) != 1:
-        what = f"holds {len(data) or 'no'} data file{'s' * (len(data) != 1)}: {listed(data or names) or 'nothing at all'}"
-        raise SourceError(file.name, what, "name one or more with `member:`")
-    return data[0]
 
 
 def _safe_members(file: File, members: Generator[Member]) -> Generator[Member]:

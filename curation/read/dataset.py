@@ -326,28 +326,27 @@ def _whole_split(
     for file in files:
         with closing(parts(file, reading, budget, ENDINGS)) as inner:
             for part in inner:
-                with_reader = _with_reader(part, reading)
-                labels = found.labels
-                if with_reader.reader in ("parquet", "arrow"):
+                ending, labels = ending_of(part.path), found.labels
+                reader: str | None = reading.reader
+                if reader is None:  # by its ending, but jsonl for a `.json` that holds JSON Lines
+                    reader = "parquet" if ending in PARQUET else ENDINGS.get(ending)
+                    if ending == ".json" and not reading.records and _is_json_lines(part):
+                        reader = "jsonl"
+                if reader in ("parquet", "arrow"):
                     with part.on_disk() as place:
-                        labels = label_names(place, with_reader.reader == "arrow") | labels
-                for batch in file_rows(part, with_reader, start):
+                        labels = label_names(place, reader == "arrow") | labels
+                for batch in file_rows(part, reading.model_copy(update={"reader": reader}), start):
                     yield batch._replace(frame=_with_label_names(str(table.path), batch.frame, labels))
                     start += len(batch.frame) + len(batch.lost)
 
 
-def _with_reader(file: File, table: Table) -> Table:
-    """Return the table with the reader for a file: by its ending, but jsonl for a `.json` that holds JSON Lines."""
-    if table.reader is not None:
-        return table
-    ending = ending_of(file.path)
-    reader = "parquet" if ending in PARQUET else ENDINGS.get(ending)
-    if ending == ".json" and not table.records:
-        with file.open() as raw:
-            line = next((line for line in iter(partial(raw.readline, 1 << 24), b"") if line.strip()), b"")
-        with suppress(ValueError):
-            reader = "jsonl" if isinstance(json.loads(line.decode("utf-8-sig")), dict) else reader
-    return table.model_copy(update={"reader": reader})
+def _is_json_lines(file: File) -> bool:
+    """Return whether the first line of a file that is not blank is a JSON object."""
+    with file.open() as raw:
+        line = next((line for line in iter(partial(raw.readline, 1 << 24), b"") if line.strip()), b"")
+    with suppress(ValueError):
+        return isinstance(json.loads(line.decode("utf-8-sig")), dict)
+    return False
 
 
 def _with_label_names(where: str, frame: pl.DataFrame, labels: dict[str, list[str]]) -> pl.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import logging
@@ -12,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from curation.core.errors import SourceError, did_you_mean, listed
+from curation.core.errors import SourceError, did_you_mean, explain_refusal, listed
 from curation.core.hub import http_library, retrying, temporary_failure
 from curation.core.store import atomic, digest_of
 from curation.read.rows import File
@@ -154,6 +155,9 @@ def hub_errors(table: Table) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError, http_library().HTTPError, datasets.exceptions.DatasetsError) as error:
         answer = temporary_failure(error)[0]
         busy = answer.startswith("the Hub answers")
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+            place, what, hint = explain_refusal(error, "the Hub's cache")
+            raise SourceError(table.path, f"cannot be stored: {place} {what}", f"{hint} by HF_HOME") from None
         what, hint = (answer, "run the same command again in a while") if busy else _what_and_hint(table, error)
         raise SourceError(table.path, what, hint) from None
 

@@ -241,7 +241,13 @@ def read_jsonl(file: File, table: Table, start: int, line_of: LineOf | None = No
             raise SourceError(file.name, "is empty")
         blocks = chain(held, blocks)
         if _spans_lines(held):
-            every = _spanning_values(file, table, blocks)
+            text = Text(file, table, lambda _: next(blocks, b"").decode())
+            text.next_character()
+            first = text.value()
+            if not text.next_character():
+                where = f"{file.name}:{first.line}"
+                raise SourceError(where, "this is one JSON document, not JSON Lines", "say `reader: json`")
+            every = ((one.line, one.text) for one in chain([first], values_of(text)))
         elif line_of is None and not table.records and table.header is True:
             yield from _read_objects(file, table, blocks, start)
             return
@@ -288,16 +294,6 @@ def _spans_lines(held: list[bytes]) -> bool:
         return "\n" in text[: json.JSONDecoder().raw_decode(text)[1]]
     except (ValueError, RecursionError):
         return False
-
-
-def _spanning_values(file: File, table: Table, blocks: Iterator[bytes]) -> Iterator[tuple[int, str]]:
-    """Yield the first line and the text of each value; a value may be written on several lines."""
-    text = Text(file, table, lambda _: next(blocks, b"").decode())
-    text.next_character()
-    first = text.value()
-    if not text.next_character():
-        raise SourceError(f"{file.name}:{first.line}", "this is one JSON document, not JSON Lines", "say `reader: json`")
-    yield from ((one.line, one.text) for one in chain([first], values_of(text)))
 
 
 def _read_objects(file: File, table: Table, blocks: Iterator[bytes], start: int) -> Reading:
@@ -350,12 +346,8 @@ def _parse_line(file: File, number: int, line: str, change: Callable[[Any], Any]
 # --- training data of other tools ---
 
 
-def embedding_line(file: File, number: int, line: str) -> Record | Loss:
-    """Read a line of sentence-transformers' embedding-training-data: pair, triplet, set, or query with lists."""
-    return read_line(file, number, line, _tuple_of)
-
-
-def _tuple_of(value: Any) -> Any:
+def embedding_tuple(value: Any) -> Any:
+    """Return the tuple in a line of sentence-transformers' embedding-training-data: pair, triplet, set, or query with lists."""
     if isinstance(value, dict) and isinstance(value.get("query"), str):
         query, positives, negatives = value["query"], value.get("pos"), value.get("neg") or []
     elif isinstance(value, dict) and isinstance(value.get("set"), list) and value["set"]:

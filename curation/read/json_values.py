@@ -76,7 +76,7 @@ class Text:
     def next_character(self) -> str:
         """Move to the next character that is not white space, and return it, or nothing at the end."""
         while True:
-            self.at = _after_white(self.held, self.at)
+            self.at = WHITE.match(self.held, self.at).end()  # type: ignore[union-attr]
             if self.at < len(self.held) or not self._read_more():
                 return self.held[self.at : self.at + 1]
 
@@ -89,7 +89,8 @@ class Text:
         while True:
             try:
                 value, end = self.decoder.raw_decode(self.held, self.at)
-                if _after_white(self.held, end) < len(self.held) or not self._read_more():  # else it may be half a number
+                after = WHITE.match(self.held, end).end()  # type: ignore[union-attr]
+                if after < len(self.held) or not self._read_more():  # else it may be half a number
                     break
             except json.JSONDecodeError as error:
                 cut_off = error.msg.startswith("Unterminated") or not self.held[error.pos + LONGEST_TOKEN :]
@@ -126,12 +127,6 @@ class Text:
         self.line += self.held.count("\n", 0, self.at)
         self.held, self.at = self.held[self.at :] + more, 0
         return True
-
-
-def _after_white(text: str, at: int) -> int:
-    found = WHITE.match(text, at)
-    assert found
-    return found.end()
 
 
 def items_of(text: Text) -> Iterator[Value]:

@@ -32,10 +32,11 @@ from curation.read.archives import ending_of
 from curation.read.blocks import reading_errors
 from curation.read.delimited import read_delimited
 from curation.read.json_records import (
-    embedding_line,
+    embedding_tuple,
     flagembedding_line,
     read_json_document,
     read_jsonl,
+    read_line,
     read_squad,
     tevatron_line,
 )
@@ -65,6 +66,10 @@ UNREADABLE = {  # ending: what to do with such a file
     **dict.fromkeys((".lz4", ".7z", ".rar", ".br", ".z", ".lzma", ".sz", ".lzo"), "unpack it, or pack it as gz, zst, bz2 or xz"),
     **dict.fromkeys((".xlsx", ".xls", ".ods", ".pkl", ".pickle", ".h5", ".npz", ".db"), "save it as csv, jsonl or parquet"),
 }
+TEXT_READERS = (
+    "set `reader:` to `lines` (a label and a text per line, or the groups of `pattern`), `aligned` (line i of several files "
+    "makes one row), `folders` (each file is a text), or to the format that it holds, such as `tsv`"
+)
 FETCH_AGAIN = "fetch the file again, or say the right `reader:`"
 LIST = r"^\s*(?:\[\s*(?:['\"\[{(]|\]|null|None)|\(\s*['\"])"  # how a list of texts or records begins that was written as text
 LONGEST_LIST = 1_000_000  # characters
@@ -77,23 +82,19 @@ def file_rows(file: File, table: Table, start: int) -> Reading:
         SourceError: the file cannot be read in its format.
     """
     with reading_errors(file, table):
-        yield from READERS[_reader_of(file, table)](file, table, start)
-
-
-def _reader_of(file: File, table: Table) -> str:
-    """Return the name of the reader: the declared one, or by the file's ending."""
-    ending = ending_of(file.path)
-    if table.reader is None and (last := file.path.suffix.lower()) in UNREADABLE:
-        raise SourceError(file.name, f"is a '{last}' file, which is not read", UNREADABLE[last])
-    if table.reader is None and ending not in ENDINGS:
-        what = f"no reader for the ending '{ending}'" if ending else "has no ending that shows its format"
-        raise SourceError(file.name, what, f"set `reader:` to one of {listed(get_args(Reader), 20)}")
-    reader = table.reader or ENDINGS[ending]
-    for key, readers in KEYS.items():
-        if getattr(table, key) != Table.model_fields[key].default and reader not in readers:
-            what = f"is read by '{reader}', which does not use `{key}`"
-            raise SourceError(file.name, what, f"that is for {listed(readers, 5)}")
-    return reader
+        ending = ending_of(file.path)
+        if table.reader is None and (last := file.path.suffix.lower()) in UNREADABLE:
+            raise SourceError(file.name, f"is a '{last}' file, which is not read", UNREADABLE[last])
+        if table.reader is None and ending not in ENDINGS:
+            what = f"no reader for the ending '{ending}'" if ending else "has no ending that shows its format"
+            hint = f"set `reader:` to one of {listed(get_args(Reader), 20)}"
+            raise SourceError(file.name, what, TEXT_READERS if ending in (".txt", ".text", ".md") else hint)
+        reader = table.reader or ENDINGS[ending]
+        for key, readers in KEYS.items():
+            if getattr(table, key) != Table.model_fields[key].default and reader not in readers:
+                what = f"is read by '{reader}', which does not use `{key}`"
+                raise SourceError(file.name, what, f"that is for {listed(readers, 5)}")
+        yield from READERS[reader](file, table, start)
 
 
 def _read_parquet(file: File, table: Table, start: int) -> Reading:
@@ -137,7 +138,7 @@ READERS: dict[str, Callable[[File, Table, int], Reading]] = {
     "arrow": _read_arrow,
     "flagembedding": partial(read_jsonl, line_of=flagembedding_line),
     "tevatron": partial(read_jsonl, line_of=tevatron_line),
-    "embedding-training-data": partial(read_jsonl, line_of=embedding_line),
+    "embedding-training-data": partial(read_jsonl, line_of=partial(read_line, change=embedding_tuple)),
     "aligned": read_aligned,
     "lines": read_lines,
     "folders": read_folders,

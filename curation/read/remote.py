@@ -30,7 +30,7 @@ from urllib.parse import unquote, urlsplit
 from curation.core.errors import SourceError, did_you_mean, first_line
 from curation.core.hub import BUSY
 from curation.core.progress import Advance, Progress, silent
-from curation.core.store import digest_of, file_digest, temporary
+from curation.core.store import digest_of, file_digest, temporary, user_cache
 from curation.read import hub
 from curation.read.paths import matches
 from curation.read.rows import File
@@ -485,7 +485,7 @@ class _Truncated(SourceError):
 
 def cache() -> Path:
     """Return the folder of fetched objects. Whatever is deleted there is fetched again when it is needed."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "tuplesmith" / "remote"
+    return user_cache() / "remote"
 
 
 def _parts(url: str) -> list[str]:

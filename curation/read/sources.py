@@ -145,22 +145,16 @@ def _mapped_rows(table: Table, base: Path, first: int | None) -> Generator[Rows]
                     names = listed((one.name for one in (file, *file.beside)), 4)
                     raise SourceError(names, "hold unequal numbers of members", "line i of each file makes one row")
                 together = [one.name for one in (part, *beside)]
-                if before:
-                    _refuse_unlike_names(before, together)
+                for members in (before, together) if before else ():  # of several archives: names without endings must agree
+                    if len({PurePath(name.rpartition(":")[2]).with_suffix("") for name in members}) > 1:
+                        what = f"members of other names would be put together: {listed(members, 4)}"
+                        hint = "name one with `member:`, or pack them in one order under one name each"
+                        raise SourceError(members[0], what, hint)
                 before = together
                 for rows in file_rows(part._replace(beside=tuple(beside)), table, start):
-                    rows = without_lists(part.name, table, rows._replace(frame=map_columns(part.name, rows.frame, table)))
-                    yield _with_file_name(table, file, rows)
+                    frame = map_columns(part.name, rows.frame, table)
+                    yield _with_file_name(table, file, without_lists(part.name, table, rows._replace(frame=frame)))
                     start += len(rows.frame) + len(rows.lost)
-
-
-def _refuse_unlike_names(*groups: list[str]) -> None:
-    """Refuse to align members of several archives if their names, without endings, differ."""
-    for members in groups:
-        names = [name.rpartition(":")[2] for name in members]
-        if len({PurePath(name).with_suffix("") for name in names}) > 1:
-            what = f"members of other names would be put together: {listed(members, 4)}"
-            raise SourceError(members[0], what, "name one with `member:`, or pack them in one order under one name each")
 
 
 def _with_file_name(table: Table, file: File, rows: Rows) -> Rows:

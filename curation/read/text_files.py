@@ -67,25 +67,20 @@ def read_lines(file: File, table: Table, start: int) -> Reading:
             raise SourceError(file.name, "is empty")
         while held or (held := list(islice(numbered, BATCH))):
             rows = pl.Series(range(start, start + len(held)), dtype=pl.UInt64)
-            fits, cells = _match(file, pattern, pl.Series("line", [text for _, text in held]))
+            texts = pl.Series("line", [text for _, text in held])
+            try:
+                fits, cells = texts.str.contains(pattern), texts.str.extract_groups(pattern).struct.unnest()
+            except pl.exceptions.ComputeError as error:
+                what = listed(line.strip() for line in str(error).splitlines() if line.startswith("error:"))
+                what = f"`pattern` is not a regular expression that Rust's regex accepts ({what})"
+                raise SourceError(file.name, what, "no look-around, no back-references") from None
+            if not cells.width or any(name.isdecimal() for name in cells.columns):
+                hint = r"such as (?P<label>\S+) (?P<text>.*)"
+                raise SourceError(file.name, "`pattern` needs a name for each of its groups", hint)
             misses = [(row, *held[row - start]) for row in rows.filter(~fits)]
             lost = [Lost(row, "no_match", f"{file.name}:{number}: {text[:80]}", True) for row, number, text in misses]
             yield Rows(cells.with_columns(rows.alias(ROW)).filter(fits), lost)
             start, held = start + len(held), []
-
-
-def _match(file: File, pattern: str, texts: pl.Series) -> tuple[pl.Series, pl.DataFrame]:
-    """Return which texts match, and the groups of each."""
-    try:
-        fits = texts.str.contains(pattern)
-        cells = texts.str.extract_groups(pattern).struct.unnest()
-    except pl.exceptions.ComputeError as error:
-        what = listed(line.strip() for line in str(error).splitlines() if line.startswith("error:"))
-        what = f"`pattern` is not a regular expression that Rust's regex accepts ({what})"
-        raise SourceError(file.name, what, "no look-around, no back-references") from None
-    if not cells.width or any(name.isdecimal() for name in cells.columns):
-        raise SourceError(file.name, "`pattern` needs a name for each of its groups", r"such as (?P<label>\S+) (?P<text>.*)")
-    return fits, cells
 
 
 def read_folders(file: File, table: Table, start: int) -> Reading:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Collection
 from itertools import count, takewhile
 from pathlib import PurePath
 from typing import Any, ClassVar, Literal
@@ -188,26 +187,27 @@ class Table(Section):
             raise ValueError("'header' must be yes, no or a list of column names")
         if not self.path and not self.files:
             raise ValueError("needs 'path' (a Hub id or a folder), 'files', or both")
-        if self.path and self.files:
-            self._files_of_path(self.path)
         if self.revision and not self.path:
             raise ValueError("'revision' is only for a dataset of the Hub, and these rows are on this machine")
         if self.reader == "beir":
             raise ValueError("'reader: beir' is for a whole source, not for its corpus or queries alone")
         if self.reader == "aligned" and (not isinstance(self.header, list) or len(self.header) != len(self.files)):
             raise ValueError("'reader: aligned' needs 'header', a list with one name for each of 'files'")
-        self._reader_keys()
-        self._keys_of_origin()
         return self
 
-    def _reader_keys(self) -> None:
+    @model_validator(mode="after")
+    def _effective_keys(self) -> Table:
+        """Refuse keys that would be silently ignored for this kind of input, and files outside of a dataset."""
+        if self.path and self.files:
+            if urls := [name for name in self.files if is_url(name)]:
+                raise ValueError(f"'{urls[0]}' is a URL, so 'path' has no effect; remove it")
+            outside = [name for name in self.files if PurePath(name).is_absolute() or {"..", "~"} & set(PurePath(name).parts)]
+            if outside:
+                raise ValueError(f"'{outside[0]}' is outside of '{self.path}'")
         if self.pattern is not None and self.reader != "lines":
             raise ValueError("'pattern' is only for 'reader: lines'")
         if self.reader == "xml" and not self.records:
             raise ValueError("'reader: xml' needs 'records', the path of the elements that become rows")
-
-    def _keys_of_origin(self) -> None:
-        """Refuse keys that would be silently ignored for this kind of input."""
         for key in ("config", "split"):
             if key in self.model_fields_set and self.files:
                 raise ValueError(f"'{key}' has no effect with 'files'; remove it")
@@ -216,13 +216,7 @@ class Table(Section):
                 call_default_factory=True
             ):
                 raise ValueError(f"'{key}' only works with 'files'; a 'path' alone is read as its dataset says")
-
-    def _files_of_path(self, path: str) -> None:
-        if urls := [name for name in self.files if is_url(name)]:
-            raise ValueError(f"'{urls[0]}' is a URL, so 'path' has no effect; remove it")
-        outside = [name for name in self.files if PurePath(name).is_absolute() or {"..", "~"} & set(PurePath(name).parts)]
-        if outside:
-            raise ValueError(f"'{outside[0]}' is outside of '{path}'")
+        return self
 
 
 class TextFields(Section):
@@ -231,12 +225,6 @@ class TextFields(Section):
     id: str = Field("_id", description="column of the id that the qrels use")
     text: str = Field("text", description="column of the text")
     title: str | None = Field(None, description="column of a title to put before the text; `title?` if the column may be missing")
-
-    def title_of(self, columns: Collection[str]) -> str | None:
-        """Return the title's column; None if it ends in `?` and the table does not have it."""
-        if self.title is None or not self.title.endswith("?") or self.title in columns:
-            return self.title
-        return self.title[:-1] if self.title[:-1] in columns else None
 
 
 class TextTable(Table):

@@ -93,7 +93,9 @@ def as_texts(where: str, name: str, values: pl.Series) -> pl.Series:
 def ids_and_texts(where: str, rows: pl.DataFrame, fields: TextFields) -> tuple[pl.Series, pl.Series]:
     """Return the ids and texts of a corpus or of queries; a title, if the table has one, is put before the text."""
     ids, texts = (as_texts(where, name, column(where, rows, name)) for name in (fields.id, fields.text))
-    title = fields.title_of(rows.columns)
+    title = fields.title
+    if title is not None and title.endswith("?") and title not in rows.columns:  # a column that may be missing
+        title = title[:-1] if title[:-1] in rows.columns else None
     if title is not None:
         titles = as_texts(where, title, column(where, rows, title))
         texts = pl.select(pl.concat_str([titles, texts], separator="\n", ignore_nulls=True).str.strip_chars()).to_series()
@@ -169,16 +171,16 @@ def named(source: Source, given: pl.Series) -> pl.Series:
     """
     bare = pl.select(pl.lit(given).str.strip_prefix(f"{source.name}/")).to_series()
     unsafe = (bare.str.contains(BREAKS_A_LINE) | (bare.str.len_chars() > LONGEST_ID)).fill_null(False).arg_true()
-    if len(unsafe):
-        bare = bare.scatter(unsafe, [_safe_id(id_) for id_ in bare.gather(unsafe)])
+    safe = []
+    for one in bare.gather(unsafe):
+        start, end = len(one) - len(one.lstrip()), len(one.rstrip())
+        inner = re.sub(BREAKS_A_LINE, lambda sign: quote(sign[0], safe=""), one[start:end])
+        encoded = quote(one[:start], safe="") + inner + quote(one[end:], safe="")
+        long = len(encoded) > LONGEST_ID
+        safe.append(f"{encoded[:HEAD_OF_ID]}~{xxhash.xxh3_128_hexdigest(one.encode())}" if long else encoded)
+    if safe:
+        bare = bare.scatter(unsafe, safe)
     return pl.select((f"{source.name}/" + pl.lit(bare)).alias("id")).to_series()
-
-
-def _safe_id(given: str) -> str:
-    ends = len(given) - len(given.lstrip()), len(given.rstrip())
-    inner = re.sub(BREAKS_A_LINE, lambda sign: quote(sign[0], safe=""), given[ends[0] : ends[1]])
-    safe = quote(given[: ends[0]], safe="") + inner + quote(given[ends[1] :], safe="")
-    return safe if len(safe) <= LONGEST_ID else f"{safe[:HEAD_OF_ID]}~{xxhash.xxh3_128_hexdigest(given.encode())}"
 
 
 def text_lists(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
@@ -213,12 +215,6 @@ def number_lists(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
                 what = f"column '{wanted}' holds '{text[:SHOWN]}' (row {rows[ROW][row]}), which is not a number"
                 raise SourceError(place_of(source), what, "map numbers, or lists of them")
     return numbers
-
-
-def label_column(source: Source, rows: pl.DataFrame) -> pl.Series:
-    """Return the label column as texts."""
-    assert source.fields.label is not None
-    return text_column(source, rows, source.fields.label)
 
 
 def split_dropped(source: Source, frame: pl.DataFrame, evidence: str = "evidence") -> Tuples:
@@ -309,17 +305,6 @@ def _first_dropped(dropped: pl.DataFrame) -> str:
     """Return the id, reason and wrong value of the first row of a DROPPED table."""
     id_, reason, evidence = dropped.select("id", "reason", "evidence").row(0)
     return f"{id_} {reason}" + (f" '{evidence[:SHOWN]}'" if evidence else "")
-
-
-def check_left(source: Source, left: int, tuples: int, poor: pl.DataFrame) -> None:
-    """Fail if the filters dropped every tuple of a source.
-
-    Raises:
-        SourceError: no tuple is left; the error gives the filters' reasons.
-    """
-    if not left:
-        reasons = ", ".join(f"{reason} {n}" for reason, n in reason_counts(poor).items())
-        raise SourceError(place_of(source), f"filters drop all of its {tuples} tuples ({reasons})", "loosen 'filters'")
 
 
 def reason_counts(dropped: pl.DataFrame) -> dict[str, int]:

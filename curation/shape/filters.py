@@ -37,8 +37,8 @@ def apply(
     if not len(tuples):
         return tuples, dropped_frame(source, "filter", tuples["id"], ""), {}
     frame = tuples.with_row_index("at")
-    length_faults = _length_faults(texts, filters)
-    query_fault = _in_role(length_faults.gather(frame["query"]), "query")
+    length_faults = pl.concat([_length_faults(some, filters) for some in texts.batches(np.arange(len(texts)))])
+    query_fault = pl.select(pl.lit(length_faults.gather(frame["query"])) + "_query").to_series()
     if task == "classification":
         judged = frame.filter(query_fault.is_not_null())
         positives, negatives = (_long(judged, name).with_columns(fault=pl.lit(None, pl.String)) for name in LISTS)
@@ -80,12 +80,8 @@ def _sorted_out(looked: pl.DataFrame, positives: pl.DataFrame, negatives: pl.Dat
     return kept.filter(~gone), kept.filter(gone).with_columns(shown.alias("shown"))
 
 
-def _length_faults(texts: Texts, filters: Filters) -> pl.Series:
+def _length_faults(texts: pl.Series, filters: Filters) -> pl.Series:
     """Return short, long or null for each text; invisible characters and blanks at its ends do not count."""
-    return pl.concat([_length_faults_of(some, filters) for some in texts.batches(np.arange(len(texts)))])
-
-
-def _length_faults_of(texts: pl.Series, filters: Filters) -> pl.Series:
     length = texts.str.strip_chars().str.len_chars()
     hidden = ((length < HIDDEN) & texts.str.contains(INVISIBLE)).arg_true()
     if len(hidden):
@@ -99,10 +95,6 @@ def _length_faults_of(texts: pl.Series, filters: Filters) -> pl.Series:
     return pl.select(fault.cast(pl.String)).to_series()
 
 
-def _in_role(faults: pl.Series, role: str) -> pl.Series:
-    return pl.select(pl.lit(faults) + f"_{role}").to_series()
-
-
 def _long(frame: pl.DataFrame, name: str) -> pl.DataFrame:
     """Return at, text: one line per text of the list column `name`."""
     return frame.select("at", pl.col(name).alias("text")).explode("text", empty_as_null=False).drop_nulls("text")
@@ -111,7 +103,7 @@ def _long(frame: pl.DataFrame, name: str) -> pl.DataFrame:
 def _faults(frame: pl.DataFrame, name: str, texts: Texts, length_faults: pl.Series, no_echo: bool) -> pl.DataFrame:
     """Return at, text, fault: one line per text of the list column `name`; fault is null for a good text."""
     role, long = name.removesuffix("s"), _long(frame, name)
-    fault = _in_role(length_faults.gather(long["text"]), role)
+    fault = pl.select(pl.lit(length_faults.gather(long["text"])) + f"_{role}").to_series()
     if no_echo and len(long):
         form = texts.form_number
         echo = pl.lit(pl.Series(form[long["text"].to_numpy()] == form[frame["query"].gather(long["at"]).to_numpy()]))

@@ -16,7 +16,7 @@ from curation.core.texts import Texts
 from curation.read.mapping import labels_by_form
 from curation.read.rows import ROW
 from curation.recipe.source import Source
-from curation.shape.columns import Tuples, first_reason, label_column, place_of, query_column, row_ids, split_dropped
+from curation.shape.columns import Tuples, first_reason, place_of, query_column, row_ids, split_dropped, text_column
 
 NUMBER = re.compile(r"-?(0|[1-9]\d{0,40})(\.\d{1,40})?([eE][+-]?\d{1,3})?")  # without leading zeros: codes have these
 
@@ -24,7 +24,8 @@ NUMBER = re.compile(r"-?(0|[1-9]\d{0,40})(\.\d{1,40})?([eE][+-]?\d{1,3})?")  # w
 def _labelled(source: Source, rows: pl.DataFrame) -> pl.DataFrame:
     """Return row, id, query, label, form (equal for texts that count as the same), reason and evidence."""
     assert source.fields.query is not None
-    texts, labels = query_column(source, rows, source.fields.query), label_column(source, rows)
+    assert source.fields.label is not None
+    texts, labels = query_column(source, rows, source.fields.query), text_column(source, rows, source.fields.label)
     frame = pl.DataFrame(
         {
             "row": rows[ROW],
@@ -46,7 +47,14 @@ def _labelled(source: Source, rows: pl.DataFrame) -> pl.DataFrame:
         what = f"no row has the label '{label}' of 'skip_labels'" + did_you_mean(label, there)
         raise SourceError(place_of(source), what, f"labels there are: {listed(there, 20)}")
     refuse_typos(source, source.labels, there)
-    _refuse_alike(source, frame["label"].unique().drop_nulls().sort().to_list())
+    seen: dict[Decimal | str, str] = {}  # labels by meaning: 0.5 equals 0.50, true equals True, `a` equals `a `
+    for label in frame["label"].unique().drop_nulls().sort().to_list():
+        bare = " ".join(label.split())
+        truth = bare.lower() if bare.lower() in ("true", "false") else bare
+        other = seen.setdefault(Decimal(bare) if NUMBER.fullmatch(bare) else truth, label)
+        if other != label:
+            what = f"column '{source.fields.label}' has the labels '{other}' and '{label}', which may be the same"
+            raise SourceError(place_of(source), what, "map each to its text under 'labels'")
     return frame.with_columns(
         first_reason(
             (pl.col("query").is_null(), "empty_text"),
@@ -77,18 +85,6 @@ def refuse_typos(source: Source, labels: Mapping[str, str], there: list[str]) ->
         if near or (source.labels and source.limit is None and len(unknown) < len(set(there))):
             what = f"rows have the label '{label}', which is not in 'labels', and no row has '{absent[0]}'{near}"
             raise SourceError(place_of(source), what, f"labels there are: {listed(sorted(there), 20)}")
-
-
-def _refuse_alike(source: Source, labels: list[str]) -> None:
-    """Fail if two labels may be the same: equal numbers, such as 0.5 and 0.50, true and True, or `a` and `a `."""
-    seen: dict[Decimal | str, str] = {}
-    for label in labels:
-        bare = " ".join(label.split())
-        truth = bare.lower() if bare.lower() in ("true", "false") else bare
-        other = seen.setdefault(Decimal(bare) if NUMBER.fullmatch(bare) else truth, label)
-        if other != label:
-            what = f"column '{source.fields.label}' has the labels '{other}' and '{label}', which may be the same"
-            raise SourceError(place_of(source), what, "map each to its text under 'labels'")
 
 
 def classification(source: Source, rows: pl.DataFrame) -> Tuples:

@@ -18,14 +18,15 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from curation.core.errors import SourceError
 from curation.core.record import no_drops
 from curation.core.tables import read_frames, table_files, write_frames, write_parquet
-from curation.core.texts import Facts, Texts, TextWriter, open_texts
+from curation.core.texts import Facts, TextWriter, open_texts
 from curation.read.mapping import add_missing_columns, column_map
 from curation.read.rows import Lost, compact
 from curation.recipe.source import Filters, Source, shape_of
 from curation.shape import filters
-from curation.shape.columns import Tuples, check_left, check_rows, reason_counts, unread_rows
+from curation.shape.columns import Tuples, check_rows, place_of, reason_counts, unread_rows
 from curation.shape.holdout import held_out
 from curation.shape.merge import Merged
 from curation.shape.numbered import LISTS, NUMBERED, flat, numbered, renumbered, spelled
@@ -109,11 +110,16 @@ def write_tuples(source: Source, seed: int, no_echo: bool, parts: Iterator[Filte
         raise NeedsAllRows
     dropped, poor = pl.concat(total.dropped), pl.concat(total.poor)
     check_rows(source, total.rows, total.lost, dropped, total.tuples)
-    check_left(source, left, total.tuples, poor)
+    if not left:
+        why = ", ".join(f"{reason} {n}" for reason, n in reason_counts(poor).items())
+        raise SourceError(place_of(source), f"filters drop all of its {total.tuples} tuples ({why})", "loosen 'filters'")
     texts = open_texts(folder)
     number = texts.raw_number  # parts may have texts in common
     merged = Merged(lambda: (renumbered(frame, number) for frame in read_frames(folder, ROWS)), texts, source.name, no_echo)
-    held = _hold_out(merged, texts, source, seed)
+    held = np.zeros(0, bool)  # which tuples to hold out; empty for none
+    if source.holdout:
+        tuples = pl.concat([frame.select("row", "query", "positives") for frame in merged.tuples()])
+        held = held_out(tuples, texts, source.holdout, seed, source.name)
     some: list[pl.DataFrame] = [pl.DataFrame(schema=NUMBERED)]
 
     def to_train() -> Iterator[pl.DataFrame]:
@@ -191,11 +197,3 @@ def _written(part: Filtered, total: _Totals, writer: TextWriter) -> pl.DataFrame
     first = np.uint32(writer.add(part.texts, part.facts))
     total.corpus.append(part.corpus + first)
     return renumbered(part.left, np.arange(first, writer.count, dtype=np.uint32))
-
-
-def _hold_out(merged: Merged, texts: Texts, source: Source, seed: int) -> np.ndarray:
-    """Return which tuples to hold out; an empty array for none."""
-    if not source.holdout:
-        return np.zeros(0, bool)
-    tuples = pl.concat([frame.select("row", "query", "positives") for frame in merged.tuples()])
-    return held_out(tuples, texts, source.holdout, seed, source.name)

@@ -28,7 +28,6 @@ from curation.shape.columns import (
     first_reason,
     ids_and_texts,
     instruction_of,
-    label_column,
     named,
     number_column,
     place_of,
@@ -176,6 +175,7 @@ def _shape_nli(source: Source, rows: pl.DataFrame) -> Tuples:
     f = source.fields
     assert f.query is not None
     assert f.positive is not None
+    assert f.label is not None
     sides = source.labels or NLI_LABELS
     if not set(sides.values()) <= {"positive", "negative"}:
         raise SourceError(place_of(source), "an NLI source's 'labels' map each label to 'positive' or 'negative'")
@@ -185,7 +185,7 @@ def _shape_nli(source: Source, rows: pl.DataFrame) -> Tuples:
             "id": row_ids(source, rows),
             "query": query_column(source, rows, f.query),
             "other": text_column(source, rows, f.positive),
-            "evidence": label_column(source, rows),
+            "evidence": text_column(source, rows, f.label),
         }
     ).with_columns(pl.col("evidence").replace_strict(labels_by_form(sides), default=None, return_dtype=pl.String).alias("side"))
     refuse_typos(source, sides, frame["evidence"].unique().drop_nulls().to_list())

@@ -301,3 +301,17 @@ def test_the_hub_cannot_be_reached(server, tmp_path):
     assert (status, json.loads(text)["problems"]) == (
         1, ["source 'rows': org/questions: the Hub cannot be reached; check the network, or name a local folder"],
     )  # fmt: skip
+
+
+def test_an_unknown_number_of_tuples_is_shown_as_unknown(tmp_path, run):
+    (tmp_path / "a.csv").write_text("q,p\nwhat is it,it is this\n")
+    source = "{name: NAME, task: retrieval, files: a.csv, fields: {query: q, positive: p}"
+    recipe = tmp_path / "m.yaml"
+    recipe.write_text("name: m\nsources:\n  - " + source.replace("NAME", "one") + "}\n")
+    text = run("check", recipe).stdout
+    assert "retrieval        1  unknown" in text
+    assert "unknown              1  unknown" in text
+    recipe.write_text(recipe.read_text() + "  - " + source.replace("NAME", "two") + ", license: mit, expected_tuples: 1500}\n")
+    text = run("check", recipe).stdout
+    assert "retrieval        2  at least 1,500" in text
+    assert "permissive           1  1500" in text.replace("1,500", "1500")

@@ -358,7 +358,7 @@ BAD_FILES = [
     ("a.jsonl", "\n", {}, "a.jsonl: is empty"),
     ("a.parquet", "", {}, "a.parquet: is empty"),
     ("a.csv", "a,b\n", {}, "a.csv: holds no rows"),
-    ("a.txt", "x", {}, "a.txt: no reader for the ending '.txt'; set `reader:` to one of json, jsonl, csv, tsv, parquet, arrow, squad, xml, aligned, lines, folders, beir, embedding-training-data, flagembedding, tevatron"),
+    ("a.txt", "x", {}, "a.txt: no reader for the ending '.txt'; set `reader:` to `lines` (a label and a text per line, or the groups of `pattern`), `aligned` (line i of several files makes one row), `folders` (each file is a text), or to the format that it holds, such as `tsv`"),
     ("a", "x", {}, "a: has no ending that shows its format; set `reader:` to one of json, jsonl, csv, tsv, parquet, arrow, squad, xml, aligned, lines, folders, beir, embedding-training-data, flagembedding, tevatron"),
     ("a.csv", b"a,b\n1,\xe9\n", {}, "a.csv:2: byte 0xe9 is not utf-8 text; declare the file's own encoding, perhaps `encoding: latin-1`"),
     ("a.jsonl", b'{"a": 1}\n' * 99_999 + b"\xff", {}, "a.jsonl:100000: byte 0xff is not utf-8 text; declare the file's own encoding with `encoding:`"),
