@@ -303,7 +303,7 @@ def test_the_hub_cannot_be_reached(server, tmp_path):
     )  # fmt: skip
 
 
-def test_an_unknown_number_of_tuples_is_shown_as_unknown(tmp_path, run):
+def test_an_unknown_number_of_tuples_is_shown_as_unknown(tmp_path):
     (tmp_path / "a.csv").write_text("q,p\nwhat is it,it is this\n")
     source = "{name: NAME, task: retrieval, files: a.csv, fields: {query: q, positive: p}"
     recipe = tmp_path / "m.yaml"
