@@ -31,6 +31,8 @@ from mining.negatives import Candidates, Chosen, Rules, similarity_above_level
 COSINE_BINS = 2_000  # between -1 and 1, so a limit has three decimals
 HISTOGRAM_BINS = 40  # of scores, between 0 and 1
 LIMITS = [round(0.02 * step, 2) for step in range(50)]  # tried for `target_false_negatives`
+RANKS = [1, 3, 5, 10, 20, 50, 100]  # limits of `positive_rank` that `mine calibrate` compares
+LOWEST = [0.01, 0.02, 0.05, 0.1, 0.2]  # shares of tuples that limits on a positive's score drop in `mine calibrate`
 MARGINS = [0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3]  # relative margins that `mine calibrate` compares
 YIELDS = [1.0, 0.99, 0.95, 0.9, 0.8, 0.7, 0.5]  # whose similarity limits `mine calibrate` compares
 ENOUGH = 100  # rows with several positives that represent a source
@@ -61,6 +63,8 @@ class Sample:
 def rules_of(settings: Mine) -> Rules:
     """Return the rules of a `mine:` section; a limit that is calibrated is off."""
     found: dict[str, Any] = {key: getattr(settings, key) for key in Rules.__dataclass_fields__}
+    found["promote"] = settings.promote.margin if settings.promote else None
+    found["uncertain"] = settings.uncertain.margin if settings.uncertain else None
     return Rules(**{**found, "max_similarity": None} if settings.max_similarity == "auto" else found)
 
 
@@ -171,7 +175,8 @@ def compare_limits(search: Search, settings: Mine) -> dict[str, Any]:
     yields = sorted({*YIELDS, settings.target_yield} if is_auto else YIELDS, reverse=True)
     counts = count_similarities(sample.candidates, sample.choose(replace(rules, max_similarity=None)), rules)
     limits = measure_limits("max_similarity", [limit_for_yield(counts, share) for share in yields])
-    return {
+    found: dict[str, Any] = {} if search.job.strategy != "search" else {"positives": _compare_positive_limits(sample, settings)}
+    return found | {
         "rows": len(sample.wanted),
         "of": search.rows,
         "gold": sample.gold is not None,
@@ -184,6 +189,25 @@ def compare_limits(search: Search, settings: Mine) -> dict[str, Any]:
             for share, entry in zip(yields, limits, strict=True)
         ],
     }
+
+
+def _compare_positive_limits(sample: Sample, settings: Mine) -> list[dict[str, Any]]:
+    """Return the share of tuples that each limit on the positive drops: `setting`, `limit`, `dropped`, `current`."""
+    judged = sample.search.judge(sample.frame, sample.candidates, None)
+    scores = {"positive_min_score": judged.scores}
+    if sample.search.reranker:
+        scores["positive_reranker_min"] = judged.reranked[judged.positives.starts[:-1]].astype(np.float64)
+    seen = sample.candidates.ids.shape[1]
+    tried = {"positive_rank": {rank for rank in RANKS if rank <= seen}}
+    tried |= {name: set(np.quantile(values, LOWEST).round(4).tolist()) for name, values in scores.items()}
+    found = []
+    for name, limits in tried.items():
+        current = getattr(settings, name)
+        for limit in sorted(limits | ({current} if current is not None else set())):
+            bad = judged.ranks >= limit if name == "positive_rank" else scores[name] < limit
+            share = round(float(bad.mean()), 4)
+            found.append({"setting": name, "limit": limit, "dropped": share, "current": limit == current})
+    return found
 
 
 def evaluate_sources(

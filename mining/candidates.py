@@ -30,7 +30,7 @@ from mining.embeddings import Part, Stored, Vectors
 from mining.gpu import Gpu, OnGpus, find_gpus
 from mining.jobs import Job, Models
 from mining.lists import Ragged, contains, distinct, ragged
-from mining.negatives import Candidates, Chosen, Negatives, Rules, choose, relax
+from mining.negatives import Candidates, Chosen, Judged, Negatives, Rules, above_positives, choose, relax
 from mining.rerank import Score, choose_reranked
 from mining.search import Exact, nearest, scores_of
 
@@ -43,6 +43,7 @@ ROWS_PER_BLOCK = 4_096  # with 1,024 numbers per vector and 120 candidates, abou
 PAIRS = 1 << 20  # of a candidate and a positive, compared at once
 LEAST_SEEN = 100  # candidates per row that are always fetched, so that a smaller range_max searches nothing again
 MOST_WIDENED = 20  # known positives that the search of every row makes room for; rows with more are searched again
+ALIKE = 1e-6  # scores of a reranker that differ by less than this share are equal
 SPARE_DRAWS = 16  # random passages drawn beyond four for each missing negative
 FILL_DRAWS_PER_ROW = 8_192  # random numbers that each row has of its own
 
@@ -132,11 +133,12 @@ class Search:
         # how many candidates to fetch: what the rank window needs when all known positives are among the nearest
         most = int(positives.list.len().to_numpy().max(initial=1))
         self.widest = settings.range_max + most
-        self.fetched = max(settings.range_max, LEAST_SEEN) + min(most, MOST_WIDENED)
+        self.fetched = max(settings.range_max, LEAST_SEEN, settings.positive_rank or 0) + min(most, MOST_WIDENED)
         self.digest = store.digest_of([job.searched, self.fetched])
         self.folder = job.build / "candidates" / job.name
         self.asks_for_ivf = job.strategy == "search" and settings.index == "ivf"
         self.uses_ivf = self.asks_for_ivf and len(self.corpus_pids) >= ivf.LEAST
+        self.promoted: Ragged | None = None  # by row of the source, from `promote`
 
     @property
     def models(self) -> Models:
@@ -235,13 +237,65 @@ class Search:
             duplicates.groups[safe] if duplicates else None,
             draw,
             contains_answer(self.answers, frame["key"], found.ids, self._texts) if rules.exclude_answer else None,
+            promoted=self.promoted.rows(rows) if self.promoted else None,
         )
 
     def choose(self, frame: pl.DataFrame, near: Candidates, wanted: np.ndarray, rules: Rules) -> tuple[Candidates, Chosen]:
         """Choose up to `wanted` (q,) negatives of each row; return also the candidates, with the reranker's scores."""
-        if self.reranker is None or (rules.reranker_margin is None and rules.reranker_max_score is None):
+        limits = (rules.reranker_margin, rules.reranker_max_score, rules.promote, rules.uncertain)
+        if self.reranker is None or all(limit is None for limit in limits):
             return near, choose(near, wanted, rules)
         return choose_reranked(self._scorer(frame), near, wanted, rules)
+
+    def promote(self, rules: Rules, depth: int) -> dict[str, Any]:
+        """Find the candidates that the reranker puts above the positives of their row, after `prepare`; count them.
+
+        From then on they are known positives of that row, and of rows whose query is a duplicate of that row's query. The
+        query's own text, duplicates of a positive and given negatives are never promoted. If all scores are equal, nothing is.
+        """
+        assert rules.promote is not None
+        evidence = replace(rules, exclude_query=True, exclude_group=True)
+        counts, found = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        low, high = np.inf, -np.inf
+        for block in blocks(self.job.curated):
+            near = self.candidates(block, evidence).narrowed(self.widest)
+            lacking = self.wanted - np.diff(near.given.starts)
+            near = choose_reranked(self._scorer(block.frame), near, lacking, rules, depth)[0]
+            assert near.reranked is not None
+            assert near.reranked_positives is not None
+            assert near.same_query is not None
+            assert near.same_group is not None
+            known = near.same_query | near.same_group | contains(near.positives, near.ids) | contains(near.given, near.ids)
+            above = above_positives(near, rules.promote) & (near.ids >= 0) & ~known
+            counts.append(above.sum(axis=1))
+            found.append(near.ids[above])
+            scores = np.concatenate([near.reranked_positives, near.reranked[~np.isnan(near.reranked)]])
+            low, high = min(low, float(scores.min(initial=np.inf))), max(high, float(scores.max(initial=-np.inf)))
+        per_row, ids = np.concatenate(counts), np.concatenate(found)
+        alike = high - low <= ALIKE * max(1.0, abs(high))
+        if alike:
+            per_row, ids = np.zeros(self.rows, np.int64), ids[:0]
+        self.promoted = Ragged(np.concatenate([[0], per_row.cumsum()]), ids)
+        self.duplicates = read_duplicates(self.job.curated, self.hide, self.promoted)
+        return {"promoted": len(ids), "rows": int((per_row > 0).sum()), "alike": bool(alike)}
+
+    def judge(self, frame: pl.DataFrame, near: Candidates, reranked: np.ndarray | None) -> Judged:
+        """Return what was found about the positives of some rows; `reranked` are the reranker's scores of the known ones."""
+        known, first = near.positives, near.positives.starts[:-1]
+        scores = near.positive_scores[first].astype(np.float64)
+        others = (near.ids >= 0) & ~contains(ragged(frame["positives"]), near.ids)
+        ranks = (others & (near.scores > scores[:, None])).sum(axis=1)
+        beyond = ~(near.ids == known.ids[first, None]).any(axis=1) & (ranks == others.sum(axis=1))
+        more = near.promoted or Ragged(np.zeros(len(frame) + 1, np.int64), np.empty(0, np.int64))
+
+        # the known positives of each row, then its promoted ones, each with the reranker's score
+        scored = np.full(len(known.ids), np.nan, np.float32) if reranked is None else reranked
+        if self.reranker and reranked is None:
+            scored[first] = self._scorer(frame)(np.arange(len(frame)), known.ids[first])
+        of_more = self._scorer(frame)(more.row_of_each(), more.ids) if len(more.ids) else np.empty(0, np.float32)
+        order = np.argsort(np.concatenate([known.row_of_each(), more.row_of_each()]), kind="stable")
+        positives = Ragged(known.starts + more.starts, np.concatenate([known.ids, more.ids])[order])
+        return Judged(scores, ranks, beyond, positives, np.diff(more.starts), np.concatenate([scored, of_more])[order])
 
     def fill(self, block: Block, rules: Rules, shortage: str) -> Negatives:
         """Choose the negatives of a block, after `prepare`.
@@ -251,9 +305,11 @@ class Search:
         result.
         """
         frame, rows = block.frame, block.rows
-        near = self.candidates(block, rules).narrowed(self.widest)
+        every = self.candidates(block, rules)
+        near = every.narrowed(self.widest)
         lacking = self.wanted - np.diff(near.given.starts)
-        chosen = self.choose(frame, near, lacking, rules)[1]
+        scored, chosen = self.choose(frame, near, lacking, rules)
+        judged = self.judge(frame, every, scored.reranked_positives) if self.job.strategy == "search" else None
         seen = np.full(len(frame), min(near.ids.shape[1], len(self.corpus_pids)))
 
         # rows that found too few: search wider where that finds more, then fill them as `shortage` says
@@ -275,7 +331,7 @@ class Search:
                 chosen.removed[name][short] = counts
 
         first_scores = near.positive_scores[near.positives.starts[:-1]]
-        found = Negatives(near.given, near.given_scores, chosen, MINED, first_scores, seen, filled)
+        found = Negatives(near.given, near.given_scores, chosen, MINED, first_scores, seen, filled, judged)
         if not (self.reranker and self.reranker.replaces_scores):
             return found
 
@@ -299,6 +355,8 @@ class Search:
         numbers = draws(self.job.seed, f"{self.job.name}/fill", rows[:, None] * FILL_DRAWS_PER_ROW + np.arange(tries))
         drawn = self.corpus_pids[(numbers % np.uint64(len(self.corpus_pids))).astype(np.int64)]
         bad = contains(part.positives, drawn) | contains(part.given, drawn)
+        if part.promoted:
+            bad |= contains(part.promoted, drawn)
         if rules.exclude_query:
             bad |= self.duplicates.same_query(drawn, rows)
         if rules.exclude_group:

@@ -114,6 +114,9 @@ def _table(receipts: dict[str, dict[str, Any]], verbose: bool) -> str:
             continue
         for key, count in receipt["filters"].items():
             lines.append(f"  {key} dropped {count:,} of {receipt['candidates']:,} candidates")
+        if "promotion" in receipt:
+            promoted, among = receipt["promotion"]["promoted"], receipt["promotion"]["rows"]
+            lines.append(f"  {promoted:,} candidates of {among:,} rows were promoted to positives")
         if "index" in receipt:
             index = receipt["index"]
             if index["kind"] == "exact":
@@ -135,14 +138,19 @@ def _table(receipts: dict[str, dict[str, Any]], verbose: bool) -> str:
 def show(build: Path | None, only: tuple[str, ...], number: int, whole: bool) -> None:
     """Print tuples with their negatives.
 
-    BUILD is a folder, by default the newest one in ./builds. A positive has its
-    score; a negative has its score, its rank (0 is the nearest passage) and its
-    origin. [[ ]] mark three or more words in a row that a positive contains too.
+    BUILD is a folder, by default the newest one in ./builds. The first positive
+    has its score and its rank (0 is the nearest passage); a promoted one has the
+    reranker's score; a negative has its score, its rank and its origin. Each
+    source that was reranked begins with what was promoted and dropped.
+
+    [[ ]] mark three or more words in a row that a positive contains too.
     """
     build = newest(build)
-    from mining.show import as_text, mined_sources, mined_tuples
+    from mining.show import as_text, mined_sources, mined_tuples, promotion_line
 
     for name in mined_sources(build, only):
+        if said := promotion_line(build, name):
+            output(said + "\n")
         for row in mined_tuples(build, name, number):
             output(as_text(row, whole) + "\n")
 
@@ -162,7 +170,7 @@ def calibrate(build: Path | None, only: tuple[str, ...], device: str, as_json: b
     after the filters before it. full: rows that get all their negatives.
     hardness: mean score of the negatives. FN: where queries have several
     positives, all except the first are hidden, and FN is their share among the
-    negatives.
+    negatives. Last: the share of tuples that limits on the positive would drop.
     """
     from mining.calibrate import compare_limits
 
@@ -178,6 +186,11 @@ def calibrate(build: Path | None, only: tuple[str, ...], device: str, as_json: b
         output("  max_similarity (yield)   dropped    full  hardness        FN")
         for row in found["max_similarity"]:
             output(line(f"{row['max_similarity']:<8.3f}({row['target_yield']:.2f})", row))
+        if "positives" in found:
+            output("  limit on the positive        dropped")
+        for row in found.get("positives", ()):
+            limit = f"  {row['setting']} {row['limit']:.4g}"
+            output(f"{limit:<30}{_percent(row['dropped'], 8, 1)}{'  current' * row['current']}")
 
 
 @mine.command()

@@ -50,12 +50,18 @@ class Duplicates:
         return contains(self.forbidden.rows(rows), _group_or_pid(self.groups, ids))
 
 
-def read_duplicates(curated: Path, hide: bool = False) -> Duplicates:
-    """Read the groups of a curated source; with `hide`, only the first positive of each row is known."""
+def read_duplicates(curated: Path, hide: bool = False, promoted: Ragged | None = None) -> Duplicates:
+    """Read the groups of a curated source; `promoted` are further positives of each row.
+
+    With `hide`, only the first positive of each row is known.
+    """
     passages = tables.read_table(curated, "passages", ["pid", "key", "group"])
     pairs = tables.read_table(curated, "pairs", ["key", "group", "positives"]).with_row_index("row")
     if hide:
         pairs = pairs.with_columns(pl.col("positives").list.head(1))
+    if promoted is not None:
+        further = tables.lists(promoted.ids.astype(np.uint32), np.diff(promoted.starts), None)
+        pairs = pairs.with_columns(pl.concat_list("positives", further))
     query_pids = pairs.select("key").join(passages.select("key", "pid"), on="key", how="left", maintain_order="left")["pid"]
     # the positives of each row, and those of all rows whose query is in the same group
     grouped = pairs.drop_nulls("group")

@@ -23,7 +23,7 @@ from mining.embeddings import Embeddings, Encoder, ModelEncoder, OpenEncoder, de
 from mining.rerank import Reranker
 from training.model.files import VECTORS, find_model
 
-NEGATIVES_FORMAT = 3  # raised when the same settings give other negatives
+NEGATIVES_FORMAT = 4  # raised when the same settings give other negatives
 CANDIDATES_FORMAT = 3  # raised when the same settings give other candidates
 ENCODERS = "encoders.json"  # digest of the request for a model -> `ModelEncoder.describe` of the model that was loaded
 KNOWN = 4  # values that describe a model; earlier versions noted two

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import groupby
@@ -20,14 +20,15 @@ import polars as pl
 
 from curation.core import store, tables
 from curation.core.progress import Progress, silent
-from curation.core.record import CLASS, GIVEN, MINED, MINED_PAIRS, RANDOM, dropped_frame
+from curation.core.record import CLASS, GIVEN, MINED, MINED_PAIRS, PROMOTED, RANDOM, dropped_frame
 from curation.engine.local import Here
+from curation.recipe.settings import Mine
 from mining.calibrate import HISTOGRAM_BINS, calibrate_rules, histogram
 from mining.candidates import Block, Search, blocks, read_classes
 from mining.embeddings import OpenEncoder, open_encoder
 from mining.jobs import SEARCHED, Job, Models, jobs, open_models, read_settings, relevant_settings
 from mining.lists import Ragged, ragged
-from mining.negatives import Chosen, Negatives, draw_from_other_classes
+from mining.negatives import Chosen, Judged, Negatives, draw_from_other_classes
 
 SLOWDOWN = 7  # an index searches a passage this many times slower than an exact search does
 HIGHEST_RANK = np.iinfo(np.uint16).max
@@ -42,6 +43,7 @@ class Counts:
     kept: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     candidates: int = 0
+    without_negatives: int = 0  # rows that are kept, and whose candidates became positives
     filters: dict[str, int] = field(default_factory=dict)
     filled: dict[str, int] = field(default_factory=dict)
     histograms: dict[str, list[int]] = field(
@@ -102,6 +104,8 @@ def _mine_source(job: Job, models: Models, progress: Progress, folder: Path) -> 
     if search:
         search.prepare()  # encode and search
         rules, receipt = calibrate_rules(search, settings)
+        if settings.promote and job.strategy == "search":
+            receipt["promotion"] = search.promote(rules, settings.promote.depth)
         progress = silent if search.reranker else progress  # the reranker has progress bars of its own
     if job.strategy == "other_classes":
         classes, own = read_classes(job.curated)
@@ -121,7 +125,7 @@ def _mine_source(job: Job, models: Models, progress: Progress, folder: Path) -> 
                     found = _without_candidates(no_given, drawn)
                 else:
                     found = given_negatives(block, settings.negatives if settings.candidates == "given" else job.wanted)
-                rows, lost = mined_tables(job.name, block.frame, found, job.wanted, settings.shortage, counts)
+                rows, lost = mined_tables(job.name, block.frame, found, job.wanted, settings, counts)
                 kept.append(rows)
                 dropped.append(lost)
                 advance(len(block.frame))
@@ -157,14 +161,19 @@ def _without_candidates(given: Ragged, drawn: np.ndarray) -> Negatives:
 
 
 def mined_tables(
-    source: str, frame: pl.DataFrame, found: Negatives, wanted: int, shortage: str, counts: Counts
+    source: str, frame: pl.DataFrame, found: Negatives, wanted: int, settings: Mine, counts: Counts
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return the rows as `record.MINED_PAIRS`, and those with too few negatives as `record.DROPPED`; add both to `counts`.
+    """Return the rows as `record.MINED_PAIRS`, and those that `settings` drop as `record.DROPPED`; add both to `counts`.
+
+    Dropped are rows with a doubtful positive, and with `shortage: drop` those with too few negatives.
 
     `negative_ranks` is the place among all that the search returned, known positives included: 0 is the nearest passage.
     """
     have = np.diff(found.given.starts) + found.more.found
-    short = have < wanted if shortage == "drop" else np.zeros(len(frame), bool)
+    reasons, evidence = _why_dropped(found, have, wanted, settings)
+    lost = np.flatnonzero([reason is not None for reason in reasons])
+    short = np.zeros(len(frame), bool)
+    short[lost] = True
 
     # the columns of negatives, row by row, given ones first
     more = np.arange(found.more.ids.shape[1]) < found.more.found[:, None]
@@ -184,21 +193,20 @@ def mined_tables(
         "negative_origin": tables.lists(origin.astype(np.uint8), have, never_null),
         "positive_score": pl.Series(positive_scores, nan_to_null=True),
     }
+    columns |= _positive_columns(frame, found.judged)
     rows = frame.with_columns(**columns).select(pl.col(name).cast(kind) for name, kind in MINED_PAIRS.items())
     rows = rows.filter(~short) if short.any() else rows
 
-    # each dropped row says which filters dropped its candidates
-    lost, evidence = np.flatnonzero(short), list[str]()
-    for row in lost.tolist():
-        took = ", ".join(f"{name} took {counted[row]}" for name, counted in found.more.removed.items() if counted[row])
-        evidence.append(f"{have[row]} of {wanted} negatives" + (f" among {found.seen[row]} candidates: {took}" if took else ""))
-    dropped = dropped_frame(source, "mine", frame["id"].gather(lost), TOO_FEW, pl.Series(evidence, dtype=pl.String))
+    said = [pl.Series([texts[row] for row in lost.tolist()], dtype=pl.String) for texts in (reasons, evidence)]
+    dropped = dropped_frame(source, "mine", frame["id"].gather(lost), *said)
 
     counts.rows_in += len(frame)
     counts.kept += len(rows)
+    if found.judged is not None:
+        counts.without_negatives += int((~short & (have == 0) & (found.judged.promoted > 0)).sum())
     counts.candidates += int(found.seen.sum())
-    if len(lost):
-        counts.dropped[TOO_FEW] = counts.dropped.get(TOO_FEW, 0) + len(lost)
+    for reason in said[0]:
+        counts.dropped[reason] = counts.dropped.get(reason, 0) + 1
     for name, counted in found.more.removed.items():
         counts.filters[name] = counts.filters.get(name, 0) + int(counted.sum())
     for name, count in found.filled.items():
@@ -208,6 +216,64 @@ def mined_tables(
         both = zip(counts.histograms[kind], histogram(some), strict=True)
         counts.histograms[kind] = [before + now for before, now in both]
     return rows, dropped
+
+
+def _why_dropped(found: Negatives, have: np.ndarray, wanted: int, settings: Mine) -> tuple[list[str | None], list[str | None]]:
+    """Return for each row why it is dropped, and the evidence; None for a row that is kept."""
+    reasons: list[str | None] = [None] * len(have)
+    evidence: list[str | None] = [None] * len(have)
+    one = found.judged
+    limits: list[tuple[str, np.ndarray, Callable[[int], str]]] = []  # the reason is the setting's name
+    if one and settings.positive_rank is not None:
+        most = settings.positive_rank
+        limits.append(
+            (
+                "positive_rank",
+                one.ranks >= most,
+                lambda row: f"{one.ranks[row]}{' or more' * bool(one.beyond[row])} passages score higher; {most} may not",
+            )
+        )
+    if one and settings.positive_min_score is not None:
+        least = settings.positive_min_score
+        limits.append(("positive_min_score", one.scores < least, lambda row: f"{one.scores[row]:.4f} is below {least}"))
+    if one and settings.positive_reranker_min is not None:
+        lowest, first = settings.positive_reranker_min, one.reranked[one.positives.starts[:-1]]
+        limits.append(("positive_reranker_min", first < lowest, lambda row: f"{first[row]:.4f} is below {lowest}"))
+    for name, bad, say in limits:
+        for row in np.flatnonzero(bad).tolist():
+            if reasons[row] is None:
+                reasons[row], evidence[row] = name, say(row)
+
+    # a row with too few negatives says which filters dropped its candidates
+    for row in np.flatnonzero(have < wanted).tolist() if settings.shortage == "drop" else ():
+        if reasons[row] is None:
+            took = ", ".join(f"{name} took {counted[row]}" for name, counted in found.more.removed.items() if counted[row])
+            reasons[row] = TOO_FEW
+            evidence[row] = f"{have[row]} of {wanted} negatives" + (
+                f" among {found.seen[row]} candidates: {took}" if took else ""
+            )
+    return reasons, evidence
+
+
+def _positive_columns(frame: pl.DataFrame, judged: Judged | None) -> dict[str, pl.Series]:
+    """Return the columns about positives of `record.MINED_PAIRS`, and `positives` with those that were promoted."""
+    lengths = frame["positives"].list.len().to_numpy().astype(np.int64)
+    if judged is None:
+        nothing = pl.Series([None], dtype=pl.UInt32).new_from_index(0, len(frame))
+        origin = tables.lists(np.full(lengths.sum(), GIVEN, np.uint8), lengths, None)
+        reranked = tables.lists(np.zeros(lengths.sum(), np.float32), lengths, np.ones(lengths.sum(), bool))
+        return {"positive_rank": nothing, "positive_origin": origin, "positive_reranked": reranked}
+    all_of = np.diff(judged.positives.starts)
+    place = np.arange(len(judged.positives.ids)) - np.repeat(judged.positives.starts[:-1], all_of)
+    origins = np.where(place < np.repeat(lengths, all_of), GIVEN, PROMOTED).astype(np.uint8)
+    known = pl.Series(~judged.beyond)
+    ranks = pl.select(pl.when(known).then(pl.Series(judged.ranks))).to_series()
+    return {
+        "positives": tables.lists(judged.positives.ids.astype(np.uint32), all_of, None),
+        "positive_rank": ranks,
+        "positive_origin": tables.lists(origins, all_of, None),
+        "positive_reranked": tables.lists(judged.reranked, all_of, np.isnan(judged.reranked)),
+    }
 
 
 def warnings_of(name: str, receipt: Mapping[str, Any]) -> Iterator[str]:
@@ -230,6 +296,12 @@ def warnings_of(name: str, receipt: Mapping[str, Any]) -> Iterator[str]:
             f"{name}: 'index: ivf' searches {index['probes']:,} of {index['lists']:,} lists per query, "
             "which takes longer than an exact search; use `index: exact`"
         )
+    promotion = receipt.get("promotion", {})
+    if promotion.get("alike"):
+        yield f"{name}: the reranker scores all texts alike, so nothing was promoted; use another `reranker`"
+    if receipt.get("without_negatives"):
+        count = receipt["without_negatives"]
+        yield f"{name}: promotion left {count:,} rows without negatives, which are kept; raise `promote: {{margin: ...}}`"
     if receipt.get("answers") == 0:
         column = "`fields: {answer: ...}`"
         yield f"{name}: 'exclude_answer' drops nothing, because the source has no answers; name their column: {column}"

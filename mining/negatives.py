@@ -48,6 +48,8 @@ class Rules:
     similarity_median: float = 0.0
     reranker_max_score: float | None = None
     reranker_margin: float | None = None
+    promote: float | None = None  # margin above the highest of the positives
+    uncertain: float | None = None
     distinct: bool = False
     pick: str = "top"  # or random or stratified
 
@@ -71,6 +73,7 @@ class Candidates:
     answered: np.ndarray | None = None  # (q, k) bool: contains an answer of the query
     reranked: np.ndarray | None = None  # (q, k) float32: the reranker's scores; nan, not scored, passes its filters
     reranked_positives: np.ndarray | None = None  # (len(positives.ids),) float32
+    promoted: Ragged | None = None  # candidates of each row that became positives
 
     def rows(self, some: np.ndarray) -> Candidates:
         """Return some queries, by ascending numbers."""
@@ -83,6 +86,7 @@ class Candidates:
             positives=self.positives.rows(some),
             positive_scores=scores(self.positive_scores),
             reranked_positives=None if self.reranked_positives is None else scores(self.reranked_positives),
+            promoted=self.promoted.rows(some) if self.promoted else None,
             given=self.given.rows(some),
             given_scores=Ragged(self.given.starts, self.given_scores).rows(some).ids,
         )
@@ -108,6 +112,18 @@ class Chosen:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """What was found about the positives of q rows."""
+
+    scores: np.ndarray  # (q,) float64: cosine of the query and the first positive
+    ranks: np.ndarray  # (q,) int64: candidates that score higher than it, except positives
+    beyond: np.ndarray  # (q,) bool: it is farther than all candidates, so its rank is that or more
+    positives: Ragged  # the known ones, then those that were promoted
+    promoted: np.ndarray  # (q,) int64: how many were
+    reranked: np.ndarray  # (len(positives.ids),) float32: the reranker's scores; nan where not scored
+
+
+@dataclass(frozen=True)
 class Negatives:
     """The negatives of q rows: first those that the rows were built with, then `more`."""
 
@@ -118,6 +134,7 @@ class Negatives:
     positive_scores: np.ndarray  # (q,) float64, of the first positive; nan where not scored
     seen: np.ndarray  # (q,) how many candidates were considered
     filled: dict[str, int] = field(default_factory=dict)  # `shortage` policy -> negatives that it added
+    judged: Judged | None = None  # None where the positives were not searched
 
 
 def choose(candidates: Candidates, wanted: np.ndarray, rules: Rules) -> Chosen:
@@ -140,7 +157,7 @@ def surviving(candidates: Candidates, rules: Rules) -> tuple[np.ndarray, dict[st
     """Return (q, k) bool, the candidates that pass all filters except the window, and how many each filter dropped."""
     scores, similarity = candidates.scores, candidates.similarity
     reference = reference_scores(candidates.positives, candidates.positive_scores, rules.margin_reference)[:, None]
-    reranked, reranked_reference = candidates.reranked, np.empty((0, 1), np.float32)
+    reranked, reranked_reference, promoted = candidates.reranked, np.empty((0, 1), np.float32), candidates.promoted
     if rules.max_similarity is not None:
         similarity = similarity_above_level(candidates, rules)
     if candidates.reranked_positives is not None:
@@ -153,6 +170,7 @@ def surviving(candidates: Candidates, rules: Rules) -> tuple[np.ndarray, dict[st
     filters: list[tuple[str, Any, Callable[[Any], Any]]] = [
         ("positive", True, lambda _: contains(candidates.positives, candidates.ids)),
         ("given", len(candidates.given.ids) > 0, lambda _: contains(candidates.given, candidates.ids)),
+        ("promoted", promoted is not None, lambda _: contains(promoted, candidates.ids) if promoted else None),
         ("exclude_query", rules.exclude_query, lambda _: candidates.same_query),
         ("exclude_group", rules.exclude_group, lambda _: candidates.same_group),
         ("containment", rules.containment, lambda limit: _at_least(candidates.overlap, limit)),
@@ -167,6 +185,8 @@ def surviving(candidates: Candidates, rules: Rules) -> tuple[np.ndarray, dict[st
         filters += [
             ("reranker_max_score", rules.reranker_max_score, lambda limit: reranked > np.float32(limit)),
             ("reranker_margin", rules.reranker_margin, lambda margin: reranked + np.float32(margin) > reranked_reference),
+            ("promote", rules.promote, lambda margin: above_positives(candidates, margin)),
+            ("uncertain", rules.uncertain, lambda margin: reranked + np.float32(margin) > reranked_reference),
         ]
     alive, removed = candidates.ids >= 0, dict[str, np.ndarray]()
     for name, setting, find_bad in filters:
@@ -186,6 +206,14 @@ def surviving(candidates: Candidates, rules: Rules) -> tuple[np.ndarray, dict[st
         removed["distinct"] = repeats.sum(axis=1)
         alive &= ~repeats
     return alive, removed
+
+
+def above_positives(candidates: Candidates, margin: float) -> np.ndarray:
+    """Return (q, k) bool: whether the reranker scores a candidate higher than each positive of its row, by more than `margin`."""
+    assert candidates.reranked is not None
+    assert candidates.reranked_positives is not None
+    highest = reference_scores(candidates.positives, candidates.reranked_positives, "max")[:, None]
+    return np.asarray(candidates.reranked > highest + np.float32(margin))
 
 
 def _at_least(values: np.ndarray | None, limit: float) -> np.ndarray:

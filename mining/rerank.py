@@ -17,6 +17,7 @@ from curation.core.progress import Advance
 from curation.engine.pool import Workers
 from curation.recipe.settings import Mine
 from mining.embeddings import Embeddings
+from mining.lists import contains
 from mining.negatives import Candidates, Chosen, Rules, choose, eligible_candidates, pick, surviving
 from training.model.files import find_model
 
@@ -106,15 +107,21 @@ def _dtype_there(device: str) -> str:
     return dtype_here(device)
 
 
-def choose_reranked(score: Score, candidates: Candidates, wanted: np.ndarray, rules: Rules) -> tuple[Candidates, Chosen]:
+def choose_reranked(
+    score: Score, candidates: Candidates, wanted: np.ndarray, rules: Rules, depth: int = 0
+) -> tuple[Candidates, Chosen]:
     """Choose as `negatives.choose` would with a score for every candidate, but score only those that matter.
 
     A candidate without a score passes the reranker's filters. Each round scores all candidates that the choice depends
-    on, until it depends on none without a score. Returns also the candidates with their scores.
+    on, until it depends on none without a score. Returns also the candidates with their scores. The nearest `depth`
+    candidates are scored in any case, except positives.
     """
     scores = np.full(candidates.ids.shape, np.nan, np.float32)
     positives = score(candidates.positives.row_of_each(), candidates.positives.ids)
     found = replace(candidates, reranked=scores, reranked_positives=positives)
+    near = candidates.ids[:, :depth]
+    rows, columns = np.nonzero((near >= 0) & ~contains(candidates.positives, near))
+    scores[rows, columns] = score(rows, near[rows, columns]) if len(rows) else 0
     while True:
         # what passes the filters, up to the last candidate that is taken, or by chance could be taken
         taken, _ = eligible_candidates(found, rules)

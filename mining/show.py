@@ -14,7 +14,7 @@ from curation.core import store, tables
 from curation.core.builds import checked_stage
 from curation.core.errors import BuildError, listed
 from curation.core.escape import visible
-from curation.core.record import ORIGINS
+from curation.core.record import GIVEN, ORIGINS, POSITIVE_ORIGINS
 from mining.jobs import read_sources
 
 WIDTH = 78  # columns of a line
@@ -34,6 +34,17 @@ def mined_sources(build: Path, only: Sequence[str]) -> list[str]:
     return names
 
 
+def promotion_line(build: Path, name: str) -> str:
+    """Return how many candidates of a source were promoted, or dropped as uncertain; empty if neither was asked for."""
+    receipt = store.read_receipt(build / "mined" / name) or {}
+    parts = []
+    if promotion := receipt.get("promotion"):
+        parts.append(f"{promotion['promoted']:,} candidates of {promotion['rows']:,} tuples were promoted to positives")
+    if (uncertain := receipt.get("filters", {}).get("uncertain")) is not None:
+        parts.append(f"{uncertain:,} uncertain candidates were dropped")
+    return f"{name}: {'; '.join(parts)}" if parts else ""
+
+
 def mined_tuples(build: Path, name: str, number: int) -> list[dict[str, Any]]:
     """Return the first tuples of a mined source with their texts; negatives as (marked text, score, rank, origin)."""
     checked_stage(build, f"curated/{name}")
@@ -51,7 +62,9 @@ def mined_tuples(build: Path, name: str, number: int) -> list[dict[str, Any]]:
             (mark_shared(texts[pid], positives), score, rank, ORIGINS[origin])
             for pid, score, rank, origin in zip(*columns, strict=True)
         ]
-        kept = {key: row[key] for key in ("id", "query", "positive_score")}
+        kept = {key: row.get(key) for key in ("id", "query", "positive_score", "positive_rank")}
+        origins = [POSITIVE_ORIGINS[at] for at in row.get("positive_origin") or [GIVEN] * len(positives)]
+        kept |= {"positive_origin": origins, "positive_reranked": row.get("positive_reranked") or [None] * len(positives)}
         found.append({**kept, "positives": positives, "negatives": negatives})
     return found
 
@@ -79,9 +92,12 @@ def mark_shared(text: str, others: Sequence[str]) -> str:
 
 def as_text(row: dict[str, Any], whole: bool) -> str:
     """Return a tuple as lines of at most `WIDTH` columns: one per text, or with `whole` as many as each text needs."""
-    scores = [row["positive_score"]] + [None] * (len(row["positives"]) - 1)
     texts = [("query", None, None, row["query"])]
-    texts += [("positive", score, None, text) for score, text in zip(scores, row["positives"], strict=True)]
+    columns = (row[name] for name in ("positives", "positive_origin", "positive_reranked"))
+    for place, (text, origin, reranked) in enumerate(zip(*columns, strict=True)):
+        first = (row["positive_score"], row["positive_rank"]) if not place else (None, None)
+        score, rank = (reranked, None) if origin == "promoted" else first
+        texts.append(("positive" if origin == "given" else origin, score, rank, text))
     texts += [(origin, score, rank, text) for text, score, rank, origin in row["negatives"]]
     lines = [visible(" ".join(row["id"].split()))]
     for what, score, rank, text in texts:

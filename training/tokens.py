@@ -237,10 +237,14 @@ def _write_source(
     before = tables.read_table(curated, "pairs", ["id", "key", "positives", "label"])
     passages = tables.read_table(curated, "passages", ["pid", "key", "text", "group"])
 
-    # Refuse negatives that were mined before the source was rebuilt: their passage ids would name other texts.
-    compared = [pl.col("positives").list.first().alias("first"), pl.col("positives").list.len().alias("count")]
-    known, found = before.select("id", "key", *compared), pairs.select("id", "key", *compared)
-    if len(strange := found.join(known, on=["id", "key", "first", "count"], how="anti", nulls_equal=True)):
+    # Refuse negatives that were mined before the source was rebuilt: their passage ids would name other texts. Mining may
+    # add positives after those that the source has.
+    known = before.select("id", "key", pl.col("positives").alias("known"))
+    both = pairs.select("id", "key", "positives").join(
+        known, on=["id", "key"], how="left", nulls_equal=True, maintain_order="left"
+    )
+    same = pl.col("positives").list.head(pl.col("known").list.len()) == pl.col("known")
+    if len(strange := both.filter(~same.fill_null(False))):
         what = f"was mined from other tuples than curated/{name} has now ({strange['id'][0]} is one)"
         raise BuildError(mined, what, "run `mine negatives` again")
 

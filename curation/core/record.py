@@ -30,6 +30,8 @@ TASKS = ("retrieval", "classification", "clustering")
 NEGATIVES = {"retrieval": 24, "clustering": 24, "classification": 1}
 ORIGINS = ("given", "mined", "class", "random")  # `negative_origin` is an index into this
 GIVEN, MINED, CLASS, RANDOM = range(4)
+POSITIVE_ORIGINS = ("given", "promoted")  # `positive_origin` is an index into this
+PROMOTED = 1  # a candidate that the reranker puts above the positives, see `mine: {promote: ...}`
 
 PASSAGES = pl.Schema({"pid": pl.UInt32(), "text": pl.String(), "key": pl.Binary(), "group": pl.UInt32()})
 PAIRS = pl.Schema(
@@ -47,6 +49,9 @@ MINED_PAIRS = pl.Schema(
     {
         **PAIRS,
         "positive_score": pl.Float32(),  # of positives[0]; null if nothing was scored
+        "positive_rank": pl.UInt32(),  # passages that score higher than positives[0], without positives; null if unknown
+        "positive_origin": pl.List(pl.UInt8),  # one entry per positive: index into POSITIVE_ORIGINS
+        "positive_reranked": pl.List(pl.Float32),  # one entry per positive: the reranker's score; null if it was not scored
         "negative_scores": pl.List(pl.Float32),  # one entry per negative; null if it was not scored
         "negative_ranks": pl.List(pl.UInt16),  # 0 = nearest candidate; null if it was not ranked
         "negative_origin": pl.List(pl.UInt8),  # index into ORIGINS

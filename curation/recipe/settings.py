@@ -35,6 +35,28 @@ PRESETS: dict[str, dict[str, object]] = {  # what each preset changes relative t
 }
 
 
+class Promote(Section):
+    """Candidates that are positives nobody labelled."""
+
+    margin: float = Field(
+        ge=0,
+        description="a candidate becomes a positive of the tuple if the reranker scores it higher than each positive by more than this",
+    )
+    depth: int = Field(
+        20,
+        ge=1,
+        description="number of nearest candidates of each query that the reranker always scores; farther ones only if they could be negatives",
+    )
+
+
+class Uncertain(Section):
+    """Candidates that are neither clearly positive nor clearly negative."""
+
+    margin: float = Field(
+        ge=0, description="drop a candidate if the reranker scores it above `positive - margin` and it was not promoted"
+    )
+
+
 class Mine(Section):
     """How hard negatives are found."""
 
@@ -128,6 +150,25 @@ class Mine(Section):
     reranker_margin: float | None = Field(
         None, description="drop candidates that the reranker scores above `positive - reranker_margin`. Off if empty"
     )
+    promote: Promote | None = Field(
+        None,
+        description="make candidates that the reranker puts above the positive positives of the tuple: `{margin: 1.0}`. They get the origin `promoted`, come after the other positives, and are no negatives. Off if empty",
+    )
+    uncertain: Uncertain | None = Field(
+        None, description="drop candidates that the reranker puts near the positive: `{margin: 1.0}`. Off if empty"
+    )
+    positive_rank: int | None = Field(
+        None,
+        ge=1,
+        description="drop a tuple unless its first positive is among this many nearest passages, not counting its other positives. Off if empty",
+    )
+    positive_min_score: float | None = Field(
+        None,
+        description="drop a tuple if the cosine similarity of its query and its first positive is lower than this. Off if empty",
+    )
+    positive_reranker_min: float | None = Field(
+        None, description="drop a tuple if the reranker scores its first positive lower than this. Off if empty"
+    )
     reranker_scores: bool = Field(
         False,
         description="store the reranker's scores with the tuples instead of cosine similarities; `train: {distill: ...}` learns from them",
@@ -192,13 +233,15 @@ class Mine(Section):
             raise ValueError(f"'prompts' requires `prompt: auto`, but it is '{self.prompt}'")
         if not self.model and self.candidates != "given":
             raise ValueError("'model' is missing in mine; only `candidates: given` works without one")
-        uses = self.reranker_max_score is not None or self.reranker_margin is not None or self.reranker_scores
-        if uses and not self.reranker:
-            raise ValueError("'reranker_max_score', 'reranker_margin' and 'reranker_scores' require a 'reranker'")
+        keys = ("reranker_max_score", "reranker_margin", "promote", "uncertain", "positive_reranker_min")
+        used = [key for key in keys if getattr(self, key) is not None] + ["reranker_scores"] * self.reranker_scores
+        if used and not self.reranker:
+            raise ValueError(f"'{used[0]}' requires a 'reranker'")
         if self.reranker and self.candidates == "given":
             raise ValueError("'reranker' scores what a search finds, and `candidates: given` makes no search")
-        if self.reranker and not uses:
-            raise ValueError("'reranker' has no effect without 'reranker_max_score', 'reranker_margin' or `reranker_scores: yes`")
+        if self.reranker and not used:
+            others = ", ".join(f"'{key}'" for key in keys)
+            raise ValueError(f"'reranker' has no effect without {others} or `reranker_scores: yes`")
         return self
 
 

@@ -58,7 +58,7 @@ def test_what_is_written(tmp_path):
     assert receipt["signature"] == (
         "mine:search|model:fake|dtype:float32|prompt:ask: |pooling:mean|max_tokens:256|preset:f2llm|negatives:3|candidates:dense|range_min:1|"
         "range_max:20|rank_basis:surviving|max_score:0.8|relative_margin:0.05|margin_reference:min|"
-        "similarity_median:0.0|target_yield:0.9|pick:top|classes:random|shortage:drop|seed:42|format:3"
+        "similarity_median:0.0|target_yield:0.9|pick:top|classes:random|shortage:drop|seed:42|format:4"
     )
 
 
@@ -160,7 +160,7 @@ def test_classification_keeps_the_other_label(tmp_path):
     assert kept["negative_scores"].to_list() == kept["negative_ranks"].to_list() == [[None]] * 6
     assert kept["positive_score"].null_count() == 6
     assert dropped["evidence"].to_list() == ["0 of 1 negatives"]
-    assert receipt["signature"] == "mine:given|shortage:drop|seed:42|format:3"
+    assert receipt["signature"] == "mine:given|shortage:drop|seed:42|format:4"
 
 
 def clustering(count=60, classes=4):

@@ -126,11 +126,12 @@ def several_answers():
         ),
         (
             "reranker_margin: 0.1",
-            "'reranker_max_score', 'reranker_margin' and 'reranker_scores' require a 'reranker'",
+            "'reranker_margin' requires a 'reranker'",
         ),
         (
             "reranker: some/model",
-            "'reranker' has no effect without 'reranker_max_score', 'reranker_margin' or `reranker_scores: yes`",
+            "'reranker' has no effect without 'reranker_max_score', 'reranker_margin', 'promote', 'uncertain', "
+            "'positive_reranker_min' or `reranker_scores: yes`",
         ),
     ],
 )
