@@ -8,8 +8,9 @@ skips the nearest ranks, at the same hardness.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -121,10 +122,17 @@ def measure_presets(search: Search, settings: Mine) -> dict[str, Any]:
             plain.append((found["hardness"], found["strict"]))
 
     result: dict[str, Any] = {"rows": len(wanted), "of": search.rows, "gold": gold is not None, "settings": {}}
+    low = Mine.model_fields["range_min"].default
     presets = {
         name: Mine(model=settings.model, preset=name, negatives=settings.negatives, range_max=settings.range_max)
         for name in PRESETS
+        if cast(int, PRESETS[name].get("range_min", low)) < settings.range_max
     }
+    if left_out := sorted(PRESETS.keys() - presets.keys()):
+        what = (
+            f"presets {', '.join(left_out)} are left out: they skip more candidates than `range_max: {settings.range_max}` allows"
+        )
+        logging.getLogger("tuplesmith").warning(what)
     for name, some in {"manifest": settings, **presets}.items():
         rules, limit = rules_of(some), None
         if some.max_similarity == "auto":

@@ -23,7 +23,7 @@ from curation.core.errors import BuildError, ManifestError
 from curation.core.progress import Progress, silent
 from curation.recipe.settings import Mine
 from mining.candidates import Search, blocks
-from mining.embeddings import OpenEncoder, open_encoder
+from mining.encoders import OpenEncoder, open_encoder
 from mining.jobs import SEARCHED, jobs, open_models
 from mining.lists import Ragged, contains, ragged
 from mining.negatives import Candidates, Chosen, Rules, similarity_above_level

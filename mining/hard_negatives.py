@@ -25,7 +25,8 @@ from curation.recipe.settings import PRESETS, Mine
 from mining import candidates as found_by
 from mining.calibrate import COSINE_BINS, count_similarities, limit_for_yield, rules_of
 from mining.duplicates import shingles_of
-from mining.embeddings import CustomEncoder, Embeddings
+from mining.embeddings import Embeddings
+from mining.encoders import CustomEncoder
 from mining.gpu import OnGpus, find_gpus
 from mining.lists import Ragged, contains
 from mining.negatives import Candidates, Rules, choose, eligible_candidates

@@ -19,7 +19,8 @@ from curation.engine.pool import Workers
 from curation.engine.workers import workers
 from curation.recipe.manifest import load_manifest
 from curation.recipe.settings import Mine, Prompts
-from mining.embeddings import Embeddings, Encoder, ModelEncoder, OpenEncoder, describe_there
+from mining.embeddings import Embeddings
+from mining.encoders import Encoder, ModelEncoder, OpenEncoder, describe_there
 from mining.rerank import Reranker
 from training.model.files import VECTORS, find_model
 
@@ -204,7 +205,7 @@ def read_settings(build: Path) -> Mine:
     check_beside(build, "manifest.yaml")
     settings = load_manifest(path).mine
     if settings is None:
-        hint = "add `mine: {model: HUB_ID}` to your manifest and run `curate build` again"
+        hint = "add one, such as `mine: {model: sentence-transformers/all-MiniLM-L6-v2}`, and run `curate build` again"
         raise BuildError(path, "has no 'mine:' section", hint)
     if settings.negatives > settings.range_max - settings.range_min:
         between = f"range_min {settings.range_min} and range_max {settings.range_max}"

@@ -25,7 +25,7 @@ from curation.engine.local import Here
 from curation.recipe.settings import Mine
 from mining.calibrate import HISTOGRAM_BINS, calibrate_rules, histogram
 from mining.candidates import Block, Search, blocks, read_classes
-from mining.embeddings import OpenEncoder, open_encoder
+from mining.encoders import OpenEncoder, open_encoder
 from mining.jobs import SEARCHED, Job, Models, jobs, open_models, read_settings, relevant_settings
 from mining.lists import Ragged, ragged
 from mining.negatives import Chosen, Judged, Negatives, draw_from_other_classes

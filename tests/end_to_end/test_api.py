@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import tuplesmith
 from curation.build.build import build as build_sources
-from mining.embeddings import CustomEncoder
+from mining.encoders import CustomEncoder
 from mining.mine import mine_build
 from tests.end_to_end.test_readme import write_tickets
 from tests.servers.hub_server import hub

@@ -137,3 +137,11 @@ def test_the_commands(tmp_path):
     assert [line.split()[0] for line in found if line.endswith("current")] == ["0.03"]
     assert json.loads("\n".join(lines("calibrate", "--json")))["s"]["gold"] is True
     assert not store.read_receipt(build / "mined" / "s")  # looking writes no rows
+
+
+def test_presets_that_skip_more_than_the_range_are_left_out_and_named(tmp_path, caplog):
+    build = make_build(tmp_path, {"s": several()}, "model: fake, negatives: 2, range_min: 0, range_max: 5, shortage: keep")
+    said = evaluate_sources(measure_presets, build, load=encoder)["s"]
+    assert said["settings"].keys() == {"manifest", "nv-retriever", "clean"}
+    line = "presets f2llm are left out: they skip more candidates than `range_max: 5` allows"
+    assert [record.getMessage() for record in caplog.records if record.name == "tuplesmith"] == [line]

@@ -13,7 +13,7 @@ from curation.core.errors import ModelError
 from curation.recipe.settings import Mine
 from mining.audit import measure_presets
 from mining.calibrate import evaluate_sources
-from mining.embeddings import CustomEncoder
+from mining.encoders import CustomEncoder
 from mining.mine import mine_build
 
 

@@ -293,8 +293,8 @@ def test_wrong_builds(tmp_path):
     assert complaint() == f"{build}: no such build folder; run `curate build MANIFEST` first"
     build = make_build(tmp_path / "b", {"squad": retrieval(5)}, None, {"news": "news.csv:3: unbalanced quotes"})
     assert complaint() == (
-        f"{build}/manifest.yaml: has no 'mine:' section; add `mine: {{model: HUB_ID}}` to your manifest "
-        "and run `curate build` again"
+        f"{build}/manifest.yaml: has no 'mine:' section; add one, such as "
+        "`mine: {model: sentence-transformers/all-MiniLM-L6-v2}`, and run `curate build` again"
     )
     build = make_build(tmp_path / "c", {"squad": retrieval(5)}, EASY, {"news": "news.csv:3: unbalanced quotes"})
     assert failed_sources(build) == {"news": "news.csv:3: unbalanced quotes"}
