@@ -36,7 +36,10 @@ class Backend(Protocol):
     world: int
 
     def embed(self, ids: np.ndarray | Tensor, starts: np.ndarray) -> Tensor:
-        """Return differentiable unit embeddings (n, dim) float32 of n texts; ids (T,) i64, starts (n+1,) i64."""
+        """Return differentiable embeddings (n, dim) float32 of n texts; ids (T,) i64, starts (n+1,) i64.
+
+        They have unit length, unless the model compares by dot product.
+        """
 
     def backward(self, loss: Tensor) -> None:
         """Add the loss's gradients to those of earlier calls."""
@@ -67,7 +70,8 @@ class Torch:
     def embed(self, ids: np.ndarray | Tensor, starts: np.ndarray) -> Tensor:
         """See `Backend.embed`."""
         with autocast(self.device, self.recipe.dtype):
-            return self.model.embed(torch.as_tensor(ids).to(self.device, non_blocking=True), starts.tolist())
+            ids = torch.as_tensor(ids).to(self.device, non_blocking=True)
+            return self.model.embed(ids, starts.tolist(), self.model.similarity != "dot")
 
     def backward(self, loss: Tensor) -> None:
         """See `Backend.backward`."""
@@ -136,6 +140,7 @@ def prepare(model: Model, recipe: Train) -> tuple[dict[str, Tensor], torch.optim
         ModelError: the recipe asks for activation checkpointing, and the architecture does not support it.
     """
     model.backbone.float().eval()
+    model.head.requires_grad_(True)  # modules of sentence-transformers after the pooling
     if recipe.checkpointing:
         layers = [module for module in model.backbone.modules() if isinstance(module, GradientCheckpointingLayer)]
         if not layers:
@@ -145,8 +150,11 @@ def prepare(model: Model, recipe: Train) -> tuple[dict[str, Tensor], torch.optim
         for layer in layers:
             layer.training = True  # required by transformers; the modules inside, dropout too, stay in evaluation mode
     weights = trained_weights(model)
-    decays = zip(split_by_decay(model.backbone), (recipe.weight_decay, 0.0), strict=True)
-    groups = [{"params": [weights[name] for name in names], "weight_decay": decay} for names, decay in decays]
+    parts = [[weights[name] for name in names] for names in split_by_decay(model.backbone)]
+    for weight in model.head.parameters():
+        parts[weight.ndim < 2].append(weight)
+    decays = zip(parts, (recipe.weight_decay, 0.0), strict=True)
+    groups = [{"params": part, "weight_decay": decay} for part, decay in decays]
     return weights, torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
 
 
@@ -158,7 +166,8 @@ def checkpoint_layers(backbone: Any) -> None:
 
 def trained_weights(model: Model) -> dict[str, Tensor]:
     """Return the weights that are trained, by name; an unused pooler is not among them."""
-    return {name: weight for name, weight in model.backbone.named_parameters() if weight.requires_grad}
+    trained = {name: weight for name, weight in model.backbone.named_parameters() if weight.requires_grad}
+    return trained | {f"after_pooling.{name}": weight for name, weight in model.head.named_parameters()}
 
 
 def split_by_decay(backbone: nn.Module) -> tuple[list[str], list[str]]:

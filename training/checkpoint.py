@@ -115,7 +115,7 @@ def _use_an_earlier(path: Path) -> str:
 def describe(recipe: Train, seed: int, sources: Sequence[Source], model: Model, validation: Validation) -> dict[str, Any]:
     """Return everything that the result depends on: runs with equal descriptions give equal weights."""
     start = xxhash.xxh3_128()  # the digest of the weights at the start
-    for name, weight in model.backbone.named_parameters():
+    for name, weight in [*model.backbone.named_parameters(), *model.head.named_parameters()]:
         start.update(name.encode())
         start.update(np.ascontiguousarray(weight.detach().cpu().numpy()).data)
     return {
@@ -301,7 +301,12 @@ def _model_of(path: Path) -> Model:
     state = verified_state(path)
     recipe = Train.model_validate(state["recipe"])
     model = load_model(
-        recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device="cpu", prompts=Prompts.by_name(recipe.prompts)
+        recipe.model,
+        pooling=recipe.pooling,
+        max_tokens=recipe.max_tokens,
+        device="cpu",
+        prompts=Prompts.by_name(recipe.prompts),
+        bidirectional=recipe.bidirectional,
     )
     model.prompts, model.trained_prompt = state.get("prompts", model.prompts), state.get("prompt")
     return model

@@ -51,7 +51,13 @@ def estimate(build: Path, recipe: Train, *, only: Sequence[str] = (), gpus: int 
     # Tokens of an epoch: `evenness` and `weight` let a source take more or fewer batches than it fills.
     given = Prompts.by_name(recipe.prompts)
     model = load_model(
-        recipe.model, device="cpu", weights=False, pooling=recipe.pooling, max_tokens=recipe.max_tokens, prompts=given
+        recipe.model,
+        device="cpu",
+        weights=False,
+        pooling=recipe.pooling,
+        max_tokens=recipe.max_tokens,
+        prompts=given,
+        bidirectional=recipe.bidirectional,
     )
     weights = [recipe.of(name).weight for name in counts]
     taken = batches_per_epoch(list(batches.values()), list(counts.values()), recipe.evenness, weights)

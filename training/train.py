@@ -41,7 +41,7 @@ from training.model.compile import compile_layers
 from training.model.device import device_of
 from training.model.export import export
 from training.model.load import check_trains, load_model
-from training.model.model import notes_of
+from training.model.model import Model, notes_of
 from training.step import Ready, add_gradients, batch_for, costs, learning_rate, total_steps, warmup_steps
 from training.tokens import Source, load_sources, mined_sources
 from training.validation import Validation
@@ -132,13 +132,15 @@ def _train(
     # The model to train.
     given = Prompts.by_name(recipe.prompts)
     with memory.explain_without_room(torch.device(device), recipe.model):
-        model = load_model(recipe.model, pooling=recipe.pooling, max_tokens=recipe.max_tokens, device=device, prompts=given)
-    check_trains(model)
-    if model.padded and recipe.deepspeed and recipe.deepspeed.zero == 3:
-        what = "is padded, so the processes would run forwards unequally often, which ZeRO stage 3 does not allow"
-        raise ModelError(recipe.model, what, "give `deepspeed: {zero: 2}`")
-    if max(recipe.matryoshka, default=0) >= model.dim:
-        raise ModelError(recipe.model, f"has {model.dim} dimensions", "`matryoshka` must name fewer")
+        model = load_model(
+            recipe.model,
+            pooling=recipe.pooling,
+            max_tokens=recipe.max_tokens,
+            device=device,
+            prompts=given,
+            bidirectional=recipe.bidirectional,
+        )
+    check_fits(model, recipe)
 
     # The tuples as tokens. The first process writes them, and the others read them.
     with ranks.first_alone():
@@ -187,6 +189,28 @@ def _train(
         report.write_report(out)
         receipt = checkpoint.finish(out, receipt)
     return receipt, True
+
+
+def check_fits(model: Model, recipe: Train) -> None:
+    """Refuse a model that cannot be trained by a recipe.
+
+    Raises:
+        ModelError: it cannot.
+    """
+    check_trains(model)
+    if recipe.deepspeed and any(True for _ in model.head.parameters()):
+        what = "has modules with weights after its pooling, which DeepSpeed does not train here"
+        raise ModelError(recipe.model, what, "remove `deepspeed`")
+    if recipe.matryoshka and model.similarity == "dot":
+        raise ModelError(recipe.model, "compares by dot product", "`matryoshka` needs a model that compares by cosine")
+    if model.padded and recipe.token_budget is None and model.backbone.device.type == "cuda":
+        what = "is padded, and the memory that its attention needs on a GPU is not known"
+        raise ModelError(recipe.model, what, "set `token_budget`, the most tokens in one forward, such as 16384")
+    if model.padded and recipe.deepspeed and recipe.deepspeed.zero == 3:
+        what = "is padded, so the processes would run forwards unequally often, which ZeRO stage 3 does not allow"
+        raise ModelError(recipe.model, what, "give `deepspeed: {zero: 2}`")
+    if max(recipe.matryoshka, default=0) >= model.dim:
+        raise ModelError(recipe.model, f"has {model.dim} dimensions", "`matryoshka` must name fewer")
 
 
 def compiles(backend: Backend, steps: int) -> bool:

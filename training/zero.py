@@ -54,7 +54,8 @@ class DeepSpeed:
 
     def embed(self, ids: np.ndarray | Tensor, starts: np.ndarray) -> Tensor:
         """See `Backend.embed`. Every process must call it equally often."""
-        return self.model.embed(torch.as_tensor(ids).to(self.device, non_blocking=True), starts.tolist())
+        ids = torch.as_tensor(ids).to(self.device, non_blocking=True)
+        return self.model.embed(ids, starts.tolist(), self.model.similarity != "dot")
 
     def backward(self, loss: Tensor) -> None:
         """See `Backend.backward`. Every process has the whole loss, and DeepSpeed averages over processes."""

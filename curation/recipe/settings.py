@@ -302,6 +302,10 @@ class Train(Section):
         "auto",
         description="how token vectors become one vector: `mean`, `cls` (first token) or `last` (last token). `auto`: what the model's folder says; else `last` for decoders, `mean` for encoders",
     )
+    bidirectional: bool = Field(
+        False,
+        description="let each token of a decoder attend to the tokens after it too. Saved as `is_causal: false` in config.json, which transformers 5 and sentence-transformers read. Mostly used with `pooling: mean`",
+    )
     prompt: Prompt = Field("auto", description="same as in `mine`")
     prompts: Prompts | None = Field(None, description="same as in `mine`; also saved as the prompts of the trained model")
     dtype: Dtype = Field("auto", description="number format of matrix products; weights and optimizer stay float32")

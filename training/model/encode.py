@@ -54,7 +54,8 @@ class Encoder:
             **({"end_token": "appended"} if model.appends_eos else {}),
             **({} if model.similarity == "cosine" else {"similarity": model.similarity}),
         }
-        self.similarity = "cosine" if training else model.similarity  # the losses compare by cosine
+        # The losses compare by cosine, or by dot product if the model does.
+        self.similarity = "cosine" if training and model.similarity != "dot" else model.similarity
         if notes := notes_of(model, prompt):
             self.described["notes"] = notes
         self._budget = TOKENS_PER_BATCH[device.type]

@@ -10,16 +10,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
+from torch.nn import LayerNorm
 from transformers import AutoTokenizer
 
 from curation.core.errors import ModelError
 from curation.core.store import sync_folder, temporary, versions, write_json, write_receipt
 from training.model.model import Model, quiet
+from training.model.pooling import Projection, Unit
 from training.model.sentence_folder import POOLING_FLAGS, POOLING_NAMES
 
 # The layout of sentence-transformers before 5.4, which every version and every server reads. Some servers look for
 # `pooling_mode_mean_tokens`, and use the first token if they find the newer `pooling_mode` instead.
-EXPORTED_MODULES = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+# A model that compares by cosine ends with Normalize.
 # How the tokenizer was loaded or last called, which is not part of it, and a switch that would append a second end token.
 NOT_SAVED = ("is_local", "local_files_only", "max_length", "stride", "truncation_strategy", "add_eos_token")
 FAST = "PreTrainedTokenizerFast"
@@ -59,11 +62,37 @@ def export(model: Model, folder: Path) -> None:
 
 def _write_modules(model: Model, folder: Path) -> None:
     """Write the files that sentence-transformers adds to a transformers folder."""
-    listing = [
+    steps, dot = list(model.head), model.similarity == "dot"
+    if not dot and not (steps and isinstance(steps[-1], Unit)):
+        steps.append(Unit())
+    kinds = {Unit: "Normalize", Projection: "Dense", LayerNorm: "LayerNorm"}
+    listing = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    for place, step in enumerate(steps, 2):
+        kind = kinds[type(step)]
+        listing.append((f"{place}_{kind}", kind))
+        if isinstance(step, Unit):
+            continue
+        (folder / f"{place}_{kind}").mkdir()
+        weights = {name: weight.detach().cpu().contiguous() for name, weight in step.named_parameters()}
+        if isinstance(step, Projection):
+            linear = step.linear
+            config: dict[str, Any] = {
+                "in_features": linear.in_features,
+                "out_features": linear.out_features,
+                "bias": linear.bias is not None,
+                "activation_function": f"torch.nn.{type(step.activation).__name__}",
+                **({"use_residual": True} if step.residual is not None else {}),
+            }
+        else:
+            config = {"dimension": int(step.weight.numel())}  # type: ignore[operator]
+            weights = {f"norm.{name}": weight for name, weight in weights.items()}
+        write_json(folder / f"{place}_{kind}" / "config.json", config)
+        save_file(weights, folder / f"{place}_{kind}" / "model.safetensors")
+    entries = [
         {"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for place, (path, kind) in enumerate(EXPORTED_MODULES)
+        for place, (path, kind) in enumerate(listing)
     ]
-    write_json(folder / "modules.json", listing)
+    write_json(folder / "modules.json", entries)
     theirs = {ours: name for name, ours in POOLING_NAMES.items()}
     words = [theirs[one] for one in model.pooling.split("+")]
     pooling: dict[str, Any] = {key: word in words for key, word in POOLING_FLAGS.items()}
@@ -78,7 +107,7 @@ def _write_modules(model: Model, folder: Path) -> None:
         "model_type": "SentenceTransformer",
         "prompts": {"query": "", "document": "", **model.prompts},
         "default_prompt_name": None,
-        "similarity_fn_name": "cosine",
+        "similarity_fn_name": "dot" if dot else "cosine",
         **({"trained_prompt": model.trained_prompt} if model.trained_prompt else {}),
     }
     write_json(folder / "config_sentence_transformers.json", about)

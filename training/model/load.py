@@ -32,7 +32,7 @@ from training.model.attention import (
 from training.model.device import device_of, dtype_of
 from training.model.files import ModelFiles, find_model
 from training.model.model import NO_LIMIT, Model, quiet, token_ids
-from training.model.pooling import POOLINGS, Unit, head_of
+from training.model.pooling import POOLINGS, head_of
 from training.model.sentence_folder import Sentence
 
 # Shorter texts follow longer ones: what a recurrent layer carries from one text into the next fades within some tokens.
@@ -60,6 +60,7 @@ def load_model(
     device: str = "auto",
     weights: bool = True,
     prompts: Mapping[str, str] | None = None,
+    bidirectional: bool = False,
 ) -> Model:
     """Load a model in float32 from a folder, a Hub id or `package:NAME`, and check that it gives right vectors when packed.
 
@@ -70,6 +71,7 @@ def load_model(
         device: cpu, cuda, cuda:1, ...; auto = cuda if available.
         weights: False = read only config and tokenizer. Such a model tokenises and knows its sizes, but cannot embed.
         prompts: texts to put before `query` and `passage`, instead of the model's own prompts.
+        bidirectional: whether the tokens of a decoder attend to those after them too, as in LLM2Vec (arXiv 2404.05961).
 
     Raises:
         ModelError: there is no such model, a part of it is missing, or it does not support what is asked.
@@ -91,6 +93,8 @@ def load_model(
             backbone, tokenizer = _empty(name, files, transformers.AutoModel, config), _tokenizer(name, files)
     # Choose the pooling, and read the modules that follow it.
     is_decoder = any(attends_causally(module) for module in backbone.modules())
+    if bidirectional:
+        _attend_both_ways(name, backbone, is_decoder)
     own = sentence.pooling if sentence else None
     chosen = pooling if pooling != "auto" else own or ("last" if is_decoder else "mean")
     if not set(chosen.split("+")) <= set(POOLINGS):
@@ -139,6 +143,17 @@ def load_model(
     return model
 
 
+def _attend_both_ways(name: str, backbone: Any, is_decoder: bool) -> None:
+    """Let the tokens of a decoder attend to those after them too; transformers reads `is_causal` of config.json for its masks."""
+    if getattr(backbone.config, "is_causal", None) is False:
+        return  # it does already
+    if not is_decoder:
+        raise ModelError(name, "is an encoder, whose attention is bidirectional already", "remove `bidirectional: yes`")
+    for module in backbone.modules():
+        if hasattr(module, "config"):
+            module.config.is_causal = False
+
+
 def _check_embeds(name: str, sentence: Sentence | None) -> None:
     """Refuse a sentence-transformers folder whose modules compute something else than one vector per text."""
     if sentence is None:
@@ -157,11 +172,8 @@ def check_trains(model: Model) -> None:
     """Refuse to train a model that `export` could not write completely.
 
     Raises:
-        ModelError: it has a module besides pooling and normalising, or truncates its vectors.
+        ModelError: it truncates its vectors.
     """
-    if others := [type(step).__name__ for step in model.head if not isinstance(step, Unit)]:
-        kinds = "Dense" if "Projection" in others else others[0]
-        raise ModelError(model.name, f"has {kinds} after its pooling, which is not trained", "name a model without it")
     if model.truncate is not None:
         raise ModelError(model.name, f"cuts its vectors to {model.truncate} dimensions", "remove truncate_dim to train it")
 

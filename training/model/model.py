@@ -191,7 +191,11 @@ def notes_of(model: Model, prompt: str) -> list[str]:
             f"the end token {model.tokenizer.eos_token} is appended to every text, because the model has no modules.json "
             "and its tokenizer appends no end token"
         )
-    if model.similarity != "cosine":
+    if model.similarity == "dot":
+        notes.append(
+            "the model compares by dot product (similarity_fn_name), as do training and evaluation; mining does by cosine"
+        )
+    elif model.similarity != "cosine":
         notes.append(f"the model compares by {model.similarity} (similarity_fn_name); mining and training compare by cosine")
     if model.padded:
         share = "texts of equal length share a forward" if model.equal else "at most one token in eight is padding"

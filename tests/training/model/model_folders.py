@@ -109,7 +109,7 @@ def modules(*kinds: str) -> Change:
     return change
 
 
-def dense(pickled: bool = False, **config: Any) -> Change:
+def dense(pickled: bool = False, place: int = 2, **config: Any) -> Change:
     """Return the change: a Dense of 32 to 24 dimensions follows, with random weights."""
 
     def change(folder: Path) -> None:
@@ -123,16 +123,16 @@ def dense(pickled: bool = False, **config: Any) -> Change:
         if config.get("use_residual") and given != 32:
             weights["residual.weight"] = torch.randn(given, 32, generator=draw)
         if pickled:
-            torch.save(weights, folder / "2_Dense" / "pytorch_model.bin")
+            torch.save(weights, folder / f"{place}_Dense" / "pytorch_model.bin")
         else:
-            save_file(weights, folder / "2_Dense" / "model.safetensors")
+            save_file(weights, folder / f"{place}_Dense" / "model.safetensors")
         about_it = {
             "in_features": 32,
             "out_features": given,
             "bias": True,
             "activation_function": "torch.nn.modules.activation.Tanh",
         }
-        (folder / "2_Dense" / "config.json").write_text(json.dumps(about_it | config))
+        (folder / f"{place}_Dense" / "config.json").write_text(json.dumps(about_it | config))
 
     return change
 

@@ -8,9 +8,10 @@ import sentence_transformers
 import torch
 import transformers
 
+from curation.core.errors import ModelError
 from curation.recipe.settings import Train
-from tests.training.model.model_folders import MODEL_FAMILIES
-from tests.training.tiny_models import GROUPED, SMALL, TEXTS, tiny_tokenizer
+from tests.training.model.model_folders import MODEL_FAMILIES, about, dense, layer_norm, modules
+from tests.training.tiny_models import GROUPED, SMALL, TEXTS, tiny_folder, tiny_tokenizer
 from training.backend import Torch
 from training.model.attention import padded_buckets, padding_of
 from training.model.encode import Encoder
@@ -121,6 +122,73 @@ def test_a_family_encodes_trains_and_exports_as_sentence_transformers(kind, tmp_
 def test_each_family_of_the_docs_is_checked():
     assert list(CONFIGS) == list(MODEL_FAMILIES)
     assert len(CONFIGS) >= 30
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("kind", ["qwen3", "mistral", "gemma2"])
+def test_a_bidirectional_decoder_is_loaded_so_by_sentence_transformers_and_transformers(kind, pooling, tmp_path):
+    name, sizes = CONFIGS[kind]
+    torch.manual_seed(1)
+    transformers.AutoModel.from_config(getattr(transformers, name)(**sizes)).save_pretrained(tmp_path / "model")
+    tiny_tokenizer(True).save_pretrained(tmp_path / "model")
+    options = {"max_tokens": 64, "pooling": pooling, "device": "cpu"}
+    causal, model = (load_model(str(tmp_path / "model"), bidirectional=yes, **options) for yes in (False, True))
+    texts = [text for text in TEXTS if text]
+    vectors = Encoder(model, torch.float32, "none").encode(texts)
+    assert np.abs(Encoder(causal, torch.float32, "none").encode(texts) - vectors).max() > 0.05
+    export(load_model(str(tmp_path / "model"), bidirectional=True, **options), tmp_path / "exported")
+    peer = sentence_transformers.SentenceTransformer(str(tmp_path / "exported"), device="cpu", local_files_only=True)
+    assert np.abs(peer.encode(texts, show_progress_bar=False) - vectors).max() < NEAR
+    again = load_model(str(tmp_path / "exported"), device="cpu", bidirectional=True)  # as it is already
+    assert np.abs(Encoder(again, torch.float32, "none").encode(texts) - vectors).max() < NEAR
+
+
+def test_bidirectional_of_an_encoder_is_refused(tmp_path):
+    folder = tiny_folder("bert", tmp_path / "bert")
+    with pytest.raises(ModelError) as error:
+        load_model(str(folder), bidirectional=True)
+    assert str(error.value) == (f"{folder}: is an encoder, whose attention is bidirectional already; remove `bidirectional: yes`")
+
+
+AFTER = {
+    "Dense, Dense, Normalize": ((dense(out_features=32), dense(place=3), modules("Normalize")), "cosine"),
+    "Dense with a residual": ((dense(use_residual=True),), "cosine"),
+    "LayerNorm": ((layer_norm,), "cosine"),
+    "dot product": ((about(similarity_fn_name="dot"),), "dot"),
+}
+
+
+@pytest.mark.parametrize("name", AFTER)
+def test_modules_after_the_pooling_are_trained_and_exported(name, tmp_path):
+    changes, similarity = AFTER[name]
+    sentence_transformers.SentenceTransformer(str(tiny_folder("bert", tmp_path / "bert")), device="cpu").save(
+        str(tmp_path / "st")
+    )
+    for change in changes:
+        change(tmp_path / "st")
+    backend = Torch(load_model(str(tmp_path / "st"), device="cpu"), Train(model="tiny", lr=1e-2, dtype="float32"))
+    model, texts = backend.model, [text for text in TEXTS if text]
+    tokens = model.tokenize(texts)
+    before = {name: weight.detach().clone() for name, weight in backend.weights.items()}
+    vectors = backend.embed(tokens.ids.astype(np.int64), tokens.starts)
+    assert bool(((vectors.norm(dim=1) - 1).abs() < NEAR).all()) is (similarity == "cosine")
+    backend.backward((vectors @ vectors.T)[0].sum())
+    backend.step(1e-2)
+    after = [name for name in backend.weights if name.startswith("after_pooling.")]
+    assert (not after) is (name == "dot product")
+    assert not any(torch.equal(before[name], backend.weights[name]) for name in after if name.endswith("weight"))
+    (tmp_path / "checkpoint").mkdir()
+    backend.save(tmp_path / "checkpoint")
+    resumed = Torch(load_model(str(tmp_path / "st"), device="cpu"), backend.recipe)
+    resumed.load(tmp_path / "checkpoint")
+    assert all(torch.equal(resumed.weights[name], weight) for name, weight in backend.weights.items())
+
+    export(model, tmp_path / "exported")
+    peer = sentence_transformers.SentenceTransformer(str(tmp_path / "exported"), device="cpu", local_files_only=True)
+    assert peer.similarity_fn_name == similarity
+    wanted, again = peer.encode(texts, show_progress_bar=False), load_model(str(tmp_path / "exported"), device="cpu")
+    for one in (model, again):
+        assert np.abs(Encoder(one, torch.float32, "none").encode(texts, unit=similarity == "cosine") - wanted).max() < NEAR
 
 
 def test_buckets_hold_each_text_once_and_little_padding():
