@@ -119,8 +119,8 @@ def describe(recipe: Train, seed: int, sources: Sequence[Source], model: Model, 
         start.update(name.encode())
         start.update(np.ascontiguousarray(weight.detach().cpu().numpy()).data)
     return {
-        "recipe": recipe.model_dump(mode="json", exclude=CIRCUMSTANCES),
-        "seed": seed,
+        "recipe": recipe.model_dump(mode="json", exclude={*CIRCUMSTANCES, "seed"}),
+        "seed": seed,  # the recipe's own, or the build's
         "sources": {source.name: source.digest for source in sources},
         "start": str(start.hexdigest()),
         **({"in_batch_gradient": "queries" if ranks.ranks().world > 1 else "all"} if recipe.reproduce_f2llm else {}),

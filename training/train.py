@@ -153,7 +153,7 @@ def _train(
     model.prompts, model.trained_prompt = model.prompts_for(recipe.prompt, instructions), used
 
     # Everything that the result depends on. If such a run is finished already, there is nothing to do.
-    seed = int(read_build(build)["seed"])
+    seed = int(read_build(build)["seed"]) if recipe.seed is None else recipe.seed
     plan = Plan(sources, seed, recipe)
     plan.check()
     total = total_steps(recipe, plan.steps_per_epoch)

@@ -295,6 +295,11 @@ class Train(Section):
     steps: int | None = Field(
         None, ge=1, description="stop after this many steps; the learning rate schedule ends there too. All epochs if empty"
     )
+    seed: int | None = Field(
+        None,
+        ge=0,
+        description="seed of the order of tuples and of drawn negatives and positives. If empty, the manifest's `seed`",
+    )
     weight_decay: float = Field(0.01, ge=0, description="weight decay of AdamW, on weight matrices only")
     betas: tuple[float, float] = Field((0.9, 0.98), description="beta1 and beta2 of AdamW")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient; larger ones are scaled down")

@@ -113,6 +113,18 @@ def test_the_same_run_twice_gives_the_same_bytes(undisturbed, model, build, tmp_
     assert (tmp_path / "done.json").read_bytes() == (undisturbed / "done.json").read_bytes()
 
 
+def test_a_seed_of_its_own_draws_another_order_from_the_same_build(undisturbed, model, build, tmp_path):
+    receipt, ran = train(build, recipe(model, seed=42), out=undisturbed)  # what the build's seed is anyway
+    assert not ran
+    receipt, _ = train(build, recipe(model, seed=7), out=tmp_path)
+    assert receipt["seed"] == 7
+    assert receipt["start"] == store.read_receipt(undisturbed)["start"]
+    assert receipt["trained_on"] == store.read_receipt(undisturbed)["trained_on"]
+    assert weights(tmp_path) != weights(undisturbed)
+    with pytest.raises(BuildError, match=r"was made with seed 7 \(now 42\)"):
+        train(build, recipe(model), out=tmp_path)
+
+
 @pytest.mark.parametrize("last", [3, 5, 7, 10])
 def test_killed_and_run_again_it_ends_with_the_same_bytes(undisturbed, model, build, tmp_path, last):
     with pytest.raises(Killed):

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -72,7 +73,10 @@ def files_of(build: Path) -> dict[str, bytes]:
 
 def start(place: Path, cluster, out: str) -> subprocess.Popen:
     command = [*CURATE, "-o", out, "--ray", cluster.address]
-    return subprocess.Popen(command, cwd=place, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests in the background of a shell ignore it
+    return subprocess.Popen(
+        command, cwd=place, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listens
+    )
 
 
 def end(driver: subprocess.Popen) -> tuple[int, str]:
