@@ -114,8 +114,8 @@ class Build:
         """Return the tuples of a source with their texts; a build with one source needs no name.
 
         Columns: id, query (without its instruction), positives and negatives (lists of texts; the first positive is trained
-        on), label. After mining also positive_score, negative_scores, negative_ranks and negative_origin; a tuple with too few
-        negatives is in `drops` then.
+        on), label. After mining also positive_score, positive_rank, positive_origin, positive_reranked, negative_scores,
+        negative_ranks and negative_origin; a tuple with too few negatives is in `drops` then.
 
         >>> tuples = load_build("builds/tickets").tuples()
         >>> tuples.select("query", "positives").row(0)

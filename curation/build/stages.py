@@ -208,17 +208,23 @@ def _shape_whole(job: Job, folder: Path, table_rows: dict[str, int], advance: Ca
     by_rows = shape_of(source) != "qrels"  # a limit of qrels counts queries, and is applied when they are known
     rows, lost = take(source, job.seed, source.limit if by_rows else None, job.base, advance)
     check_readable(source, rows, lost)
-    if source.corpus and source.queries and source.fields.positive_id:
-        named = as_texts(place_of(source), source.fields.positive_id, column(place_of(source), rows, source.fields.positive_id))
+    made = to_tuples(source, rows, job.seed) if by_rows else None
+    if source.corpus:
+        judged: list[pl.DataFrame] = []  # of qrels: the passages that a row names
+        named = None
+        if source.fields.positive_id is not None:
+            ids = column(place_of(source), rows, source.fields.positive_id)
+            named = as_texts(place_of(source), source.fields.positive_id, ids)
         nothing = pl.DataFrame(schema={**TUPLES, **({GRADES: pl.List(pl.Float64)} if source.fields.score else {})})
-        judged: list[pl.DataFrame] = []
+        nothing = made.tuples.clear() if made else nothing
         hashes: list[np.ndarray] = []  # of ids
         for some in _readable(source, "corpus", source.corpus, job.base):
             passages = texts_with_ids(source, "corpus", source.corpus, some)
             table_rows["corpus"] = table_rows.get("corpus", 0) + len(some)
             hashes.append(passages["id"].hash().to_numpy())
-            ids = as_texts(place_of(source), source.corpus.fields.id, some[source.corpus.fields.id])
-            judged.append(compact(some.filter(ids.is_in(named.implode()))))
+            if named is not None:
+                ids = as_texts(place_of(source), source.corpus.fields.id, some[source.corpus.fields.id])
+                judged.append(compact(some.filter(ids.is_in(named.implode()))))
             yield filtered(source, job.filters, Tuples(nothing, no_drops(), passages["text"]), 0, [])
         in_order = np.sort(np.concatenate(hashes))
         if len(twice := in_order[1:][in_order[1:] == in_order[:-1]]):
@@ -229,10 +235,11 @@ def _shape_whole(job: Job, folder: Path, table_rows: dict[str, int], advance: Ca
             refuse_equal_ids(
                 source, "corpus", pl.concat(one.filter(one.hash().is_in(pl.Series(twice).implode())) for one in again)
             )
-        asked = concat_batches(list(_readable(source, "queries", source.queries, job.base)), f"{place_of(source)} (queries)")
-        table_rows["queries"] = len(asked)
-        tables = {"corpus": concat_batches(judged, f"{place_of(source)} (corpus)"), "queries": asked}
-    made = to_tuples(source, rows, job.seed, **tables)
+        if source.queries:
+            asked = concat_batches(list(_readable(source, "queries", source.queries, job.base)), f"{place_of(source)} (queries)")
+            table_rows["queries"] = len(asked)
+            tables = {"corpus": concat_batches(judged, f"{place_of(source)} (corpus)"), "queries": asked}
+    made = made or to_tuples(source, rows, job.seed, **tables)
     answers = answers_of(source, rows, made.tuples)
     if answers is not None:
         write_parquet(folder / ANSWERS, answers)

@@ -313,7 +313,10 @@ class Source(Table):
     )
     language: str = Field("en", description="language of the texts, as an ISO 639 code")
     fields: Fields = Field(description="which column holds what")
-    corpus: TextTable | None = Field(None, description="qrels: the table of passages")
+    corpus: TextTable | None = Field(
+        None,
+        description="qrels: the table of passages. Pairs of query and positive: documents that are nobody's positive, each with an id; `mine: {corpus: all}` searches them too",
+    )
     queries: TextTable | None = Field(None, description="qrels: the table of queries")
     labels: dict[str, str] = Field(
         default_factory=dict,
@@ -363,7 +366,7 @@ class Source(Table):
             "labels": self.labels and shape not in ("nli", "labelled"),
             "skip_labels": self.skip_labels and shape != "labelled",
             "threshold": self.threshold is not None and shape not in ("scored", "qrels", "listed"),
-            "corpus": self.corpus and shape != "qrels",
+            "corpus": self.corpus and shape not in ("qrels", "pairs"),
             "queries": self.queries and shape != "qrels",
             "title": f.title and shape == "qrels",
             "skip": self.skip and shape == "qrels",

@@ -127,3 +127,49 @@ def test_encodes_only_the_rest_of_the_corpus(tmp_path):
     encoder = FakeEncoder()
     run(build, encoder)
     assert sorted(text for call in encoder.calls for text in call) == ["an extra page", "another page"]
+
+
+def with_own_corpus(folder: Path, pages: list[dict[str, str]]) -> Path:
+    """Write 20 pairs and a manifest whose source has a corpus of its own."""
+    pairs = [{"q": f"question {number} about rivers", "p": f"passage number {number} about rivers"} for number in range(20)]
+    for name, rows in {"pairs": pairs, "pages": pages}.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = "{name: s, files: pairs.jsonl, task: retrieval, fields: {query: q, positive: p}, "
+    source += "corpus: {files: pages.jsonl, fields: {id: id, text: text}}}"
+    keys = "model: fake, corpus: all, negatives: 8, range_min: 0, max_score: null, relative_margin: null, shortage: keep"
+    (folder / "m.yaml").write_text(f"name: b\nsources: [{source}]\nmine: {{{keys}}}\n")
+    return folder / "m.yaml"
+
+
+def test_pairs_with_a_corpus_of_their_own(tmp_path):
+    pages = [{"id": f"page{number}", "text": f"a question about rivers, page {number}"} for number in range(20)]
+    build = tmp_path / "builds" / "b"
+    outcome = curate(with_own_corpus(tmp_path, pages), build)
+    assert not outcome.failed
+    texts = tables.read_table(build / "curated" / "s", "passages")["text"].to_list()
+    assert texts == [f"passage number {number} about rivers" for number in range(20)] + [page["text"] for page in pages]
+    run(build)
+    rows = mined(build)[0]
+    assert len(rows) == 20
+    assert {texts[pid] for row in rows["negatives"].to_list() for pid in row} & {page["text"] for page in pages}
+
+
+@pytest.mark.parametrize(
+    ("pages", "what"),
+    [
+        ([{"text": "a page without an id"}], "(corpus): no column 'id'"),
+        ([{"id": "1", "text": "one page"}, {"id": "1", "text": "another page"}], "(corpus): id '1' occurs twice"),
+    ],
+)
+def test_a_corpus_with_bad_ids(tmp_path, pages, what):
+    outcome = curate(with_own_corpus(tmp_path, pages), tmp_path / "builds" / "b")
+    print(outcome.failed["s"])
+    assert what in str(outcome.failed["s"])
+
+
+def test_a_corpus_of_a_labelled_source_is_refused(tmp_path):
+    source = "{name: s, files: x.jsonl, task: clustering, fields: {query: q, label: l}, corpus: {files: c.jsonl}}"
+    (tmp_path / "m.yaml").write_text(f"name: b\nsources: [{source}]\n")
+    what = "'corpus' has no effect: the columns in 'fields' make this a source of shape 'labelled'"
+    with pytest.raises(ManifestError, match=what):
+        load_manifest(tmp_path / "m.yaml")

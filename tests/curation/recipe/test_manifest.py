@@ -125,7 +125,6 @@ def test_an_endless_alias_and_endless_brackets_end(complain):
     [
         ("labels: {a: b}", "'labels' has no effect: the columns in 'fields' make this a source of shape 'pairs'"),
         ("threshold: 1", "'threshold' has no effect: the columns in 'fields' make this a source of shape 'pairs'"),
-        ("corpus: {files: c.jsonl}", "'corpus' has no effect: the columns in 'fields' make this a source of shape 'pairs'"),
         ('delimiter: "\\n"', "'delimiter' cannot be a line end or a quotation mark"),
         ("header: []", "'header' must be yes, no or a list of column names"),
         ("revision: v1", "'revision' is only for a dataset of the Hub, and these rows are on this machine"),
