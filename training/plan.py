@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from curation.core import record, tables
+from curation.core.errors import ModelError, first_line
 from curation.core.escape import text_table
 from curation.recipe.settings import Prompts, Train
 from training.data import batches_per_epoch
@@ -90,7 +91,11 @@ def cost(recipe: Train, model: Model, tokens: float, tokens_per_gpu: float, gpus
     """
     weights = sum(weight.numel() for weight in model.backbone.parameters())
     embedding = model.backbone.get_input_embeddings().weight.numel()
-    counted = kept_bytes(model.backbone.config, dtype_of(recipe.dtype, torch.device("cuda")), recipe.checkpointing)
+    try:
+        counted = kept_bytes(model.backbone.config, dtype_of(recipe.dtype, torch.device("cuda")), recipe.checkpointing)
+    except (TypeError, ValueError, KeyError, RuntimeError, AttributeError, IndexError) as error:  # attention that is not packed
+        what = f"the memory of its architecture cannot be counted ({first_line(error)})"
+        raise ModelError(recipe.model, what, "it may train; `train plan` estimates packed models only") from error
     zero = recipe.deepspeed.zero if recipe.deepspeed else 0
     kept = {0: 16, 1: 8 + 8 / gpus, 2: 4 + 12 / gpus, 3: 16 / gpus}[zero] * weights
     budget = recipe.token_budget or max(tokens_that_fit(GPUS[GPU][1] - kept, counted), recipe.max_tokens)
