@@ -166,14 +166,7 @@ def take_out(
     """
     # 1. Every contaminated text in each of its roles, and what to do with it; `at` is null for the corpus
     frame = tuples.with_row_index("at")
-    roles = [frame.select("at", "id", pl.lit("query").alias("field"), pl.col("query").alias("text"))]
-    for name, field in (("positives", "positive"), ("negatives", "negative")):
-        lists = frame.select("at", "id", pl.lit(field).alias("field"), pl.col(name).alias("text"))
-        roles.append(lists.explode("text", empty_as_null=False).drop_nulls("text"))
-    nothing = (pl.lit(None, pl.UInt32).alias("at"), pl.lit(None, pl.String).alias("id"), pl.lit("corpus").alias("field"))
-    once = pl.DataFrame({"text": pl.Series(corpus, dtype=pl.UInt32).unique(maintain_order=True)})
-    roles.append(once.select(*nothing, "text"))
-    hits = pl.concat(roles).join(matches, on="text", how="inner", maintain_order="left_right")
+    hits = _texts_in_roles(frame, corpus).join(matches, on="text", how="inner", maintain_order="left_right")
     shared = pl.col("role") == CORPUS
     removed = pl.lit(settings.mode != "report") & (~shared | (settings.mode == "strict"))
     action = pl.when(~removed).then(pl.lit("reported")).when(pl.col("field").is_in(["query", "positive"]))
@@ -204,18 +197,31 @@ def take_out(
     # 3. Contaminated negatives and passages are removed alone
     out = hits.filter(pl.col("action") == "negative_out")
     mine = out.filter(pl.col("field") == "negative").join(left, on="at", how="semi").select("at", "text").unique()
-    negatives = 0
-    if len(mine):
-        long = left.select("at", pl.col("negatives").alias("text")).explode("text", empty_as_null=False).drop_nulls()
-        good = long.join(mine, on=["at", "text"], how="anti", maintain_order="left")
-        negatives = len(long) - len(good)
-        lists = good.group_by("at", maintain_order=True).agg(pl.col("text").alias("negatives"))
-        left = left.drop("negatives").join(lists, on="at", how="left", maintain_order="left")
-        left = left.with_columns(pl.col("negatives").fill_null([]))
+    left, negatives = _without_negatives(left, mine) if len(mine) else (left, 0)
     passages = out.filter(pl.col("field") == "corpus")["text"].unique().to_numpy()
     counts = {"contaminated_negative": negatives, "contaminated_passage": len(passages)}
     texts_out = {name: count for name, count in counts.items() if count}
     return Cleaned(left.select(tuples.columns), corpus[~np.isin(corpus, passages)], dropped, texts_out)
+
+
+def _texts_in_roles(frame: pl.DataFrame, corpus: np.ndarray) -> pl.DataFrame:
+    """Return at, id, field and text (number) of every text of NUMBERED tuples and of a corpus, where `at` and id are null."""
+    roles = [frame.select("at", "id", pl.lit("query").alias("field"), pl.col("query").alias("text"))]
+    for name, field in (("positives", "positive"), ("negatives", "negative")):
+        lists = frame.select("at", "id", pl.lit(field).alias("field"), pl.col(name).alias("text"))
+        roles.append(lists.explode("text", empty_as_null=False).drop_nulls("text"))
+    nothing = (pl.lit(None, pl.UInt32).alias("at"), pl.lit(None, pl.String).alias("id"), pl.lit("corpus").alias("field"))
+    once = pl.DataFrame({"text": pl.Series(corpus, dtype=pl.UInt32).unique(maintain_order=True)})
+    return pl.concat([*roles, once.select(*nothing, "text")])
+
+
+def _without_negatives(left: pl.DataFrame, out: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+    """Return tuples without the negatives (at, text) in `out`, and how many were removed."""
+    long = left.select("at", pl.col("negatives").alias("text")).explode("text", empty_as_null=False).drop_nulls()
+    good = long.join(out, on=["at", "text"], how="anti", maintain_order="left")
+    lists = good.group_by("at", maintain_order=True).agg(pl.col("text").alias("negatives"))
+    left = left.drop("negatives").join(lists, on="at", how="left", maintain_order="left")
+    return left.with_columns(pl.col("negatives").fill_null([])), len(long) - len(good)
 
 
 def contaminated(index_folder: Path, texts: Texts, numbers: np.ndarray) -> pl.DataFrame:

@@ -39,7 +39,7 @@ HALF = np.uint64(32)
 LOW = np.uint64(0xFFFFFFFF)
 
 
-class Corpus(NamedTuple):
+class SketchedTexts(NamedTuple):
     """Texts and their sketches, in the files of a folder; for entries see `signatures.Sketches`."""
 
     folder: Path
@@ -149,18 +149,18 @@ def append_texts(file: dict[str, BinaryIO], buffers: Buffers, total: int) -> int
     return total + last - first
 
 
-def open_corpus(folder: Path) -> Corpus:
+def open_corpus(folder: Path) -> SketchedTexts:
     """Return the corpus in a folder."""
     texts = Buffers(_array_file(folder / "data", np.uint8), _array_file(folder / "starts", np.int64))
     columns = (("entries", np.int64), ("counts", np.uint32), ("forms", np.uint64))
-    return Corpus(folder, texts, *(_array_file(folder / name, kind) for name, kind in columns))
+    return SketchedTexts(folder, texts, *(_array_file(folder / name, kind) for name, kind in columns))
 
 
 def _array_file(path: Path, kind: type) -> np.ndarray:
     return np.memmap(path, kind, "r") if path.stat().st_size else np.zeros(0, kind)
 
 
-def forget(corpus: Corpus) -> None:
+def forget(corpus: SketchedTexts) -> None:
     """Let the system reclaim the pages of the mapped files."""
     for array in (*corpus.texts, corpus.entries, corpus.counts, corpus.forms):
         base = getattr(array, "_mmap", None)
@@ -207,7 +207,7 @@ def comparable(form: np.ndarray, entries: np.ndarray, counts: np.ndarray) -> np.
 
 
 def matching_pairs(
-    corpus: Corpus, able: np.ndarray, lowest: float, owners: np.ndarray | None = None
+    corpus: SketchedTexts, able: np.ndarray, lowest: float, owners: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (left u32, right u32, score f64), memory-mapped, of the matching pairs of texts that the bands find, in order.
 
@@ -240,7 +240,7 @@ def matching_pairs(
     return left, right, score
 
 
-def _all_candidates(corpus: Corpus, able: np.ndarray, owners: np.ndarray | None) -> Iterator[np.ndarray]:
+def _all_candidates(corpus: SketchedTexts, able: np.ndarray, owners: np.ndarray | None) -> Iterator[np.ndarray]:
     """Yield the candidates of all bands, left << 32 | right, some millions at a time."""
     count = int(np.count_nonzero(able))
     bits = (count // PART).bit_length()
@@ -293,7 +293,7 @@ def _distinct(pairs: np.ndarray) -> np.ndarray:
     return np.asarray(pairs[np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)]])
 
 
-def _verified(corpus: Corpus, path: Path, lowest: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _verified(corpus: SketchedTexts, path: Path, lowest: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (left, right, score) of the candidates in a file that match, in order; delete the file."""
     pairs = _distinct(np.fromfile(path, np.uint64)) if path.exists() else np.zeros(0, np.uint64)
     path.unlink(missing_ok=True)
@@ -314,7 +314,7 @@ def _verified(corpus: Corpus, path: Path, lowest: float) -> tuple[np.ndarray, np
     return left[order], right[order], score[order]
 
 
-def _jaccard_of_pairs(corpus: Corpus, left: np.ndarray, right: np.ndarray, lowest: float) -> np.ndarray:
+def _jaccard_of_pairs(corpus: SketchedTexts, left: np.ndarray, right: np.ndarray, lowest: float) -> np.ndarray:
     """Return the Jaccard of pairs of entries, 0 below `lowest`; of a large corpus, only the texts needed are read."""
     if corpus.texts.data.nbytes <= MAPPED:
         return jaccard(corpus.texts, corpus.entries, corpus.counts, left, right, lowest)

@@ -7,9 +7,9 @@ result depends on neither.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -27,8 +27,6 @@ RUN = 1 << 14  # texts sketched at a time: bounds the digests in memory
 COMPARED_AT_A_TIME = 1 << 15  # pairs compared at a time, by one thread
 ROOM = 1 << 20  # shingles of the texts compared at a time, unless a single pair has more
 FILTERED = 1 << 21  # keys from which on sorting all of them is faster than a filter that fits no cache
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 class Sketches(NamedTuple):
@@ -85,7 +83,8 @@ def sketch(texts: Buffers, bands: int, rows: int) -> Sketches:
         more, more_counts, more_kinds, _ = _sketch_rows(texts, both_kinds, a, b)
         return run, keys_of_bands(found, kinds), counts, forms, both_kinds, keys_of_bands(more, more_kinds), more_counts
 
-    parts = list(zip(*_on_threads(one, _runs(texts)), strict=True))
+    with ThreadPoolExecutor(threads()) as pool:
+        parts = list(zip(*pool.map(one, _runs(texts)), strict=True))
     if not parts:
         return Sketches(np.zeros(0, np.int64), np.zeros((0, bands), np.uint32), np.zeros(0, np.uint32), np.zeros(0, np.uint64))
     run, keys, counts, forms, both_kinds, more_keys, more_counts = parts
@@ -96,11 +95,6 @@ def sketch(texts: Buffers, bands: int, rows: int) -> Sketches:
 def _runs(texts: Buffers) -> list[np.ndarray]:
     count = len(texts.starts) - 1
     return [np.arange(first, min(first + RUN, count)) for first in range(0, count, RUN)]
-
-
-def _on_threads(work: Callable[[T], R], parts: Iterable[T]) -> list[R]:
-    with ThreadPoolExecutor(threads()) as pool:
-        return list(pool.map(work, parts))
 
 
 def _sketch_rows(texts: Buffers, rows: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -150,4 +144,5 @@ def jaccard(
         kernels.jaccard_of_sets(hashes, bounds, sizes, i, j, least, scores)
         return scores
 
-    return np.concatenate([np.zeros(0), *_on_threads(one, parts())])
+    with ThreadPoolExecutor(threads()) as pool:
+        return np.concatenate([np.zeros(0), *pool.map(one, parts())])

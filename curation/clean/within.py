@@ -129,28 +129,14 @@ def _superseded(tuples: pl.DataFrame, links: Links, threshold: float, by_label: 
 
     In order of the worse one's rank, then of score, then of the better one's rank.
     """
-    # 1. The tuples whose query matches another's. The rank of each: clean texts first, then more positives, the longer query,
-    # plain spaces, the smaller key, the earlier tuple
+    # 1. The tuples whose query matches another's, and the rank of each
     good = links.found.score >= threshold
     every = links.found.form[links.node[tuples["query"].to_numpy()]]
     linked = np.bincount(every, minlength=len(links.compared)) > 1
     linked[links.found.left[good]] = linked[links.found.right[good]] = True
     at = np.flatnonzero(linked[every])
     some, forms = tuples[at], every[at]
-    queries = links.texts.at(some["query"])
-    order = pl.DataFrame(
-        {
-            "invisible": has_invisible(some, links.texts),
-            "positives": some["positives"].list.len(),
-            "chars": queries.str.len_chars(),
-            "odd": queries.str.contains(ODD_SPACES),
-            "key": links.texts.key_series(some["query"].to_numpy()),
-            "form": forms,
-            "at": at.astype(np.uint32),
-        }
-    )
-    by = ["invisible", "positives", "chars", "odd", "key", "at"]
-    ranked = order.sort(by, descending=[False, True, True, False, False, False]).select("at", "form").with_row_index("rank")
+    ranked = _ranked(some, at, forms, links)
 
     # 2. Pairs of tuples whose queries match, or have the same form
     own = np.unique(forms)
@@ -190,3 +176,23 @@ def _superseded(tuples: pl.DataFrame, links: Links, threshold: float, by_label: 
     same = shared.group_by("pair").agg((pl.len() == pl.col("families").first()).alias("all")).filter("all")
     kept = pairs.join(same, on="pair", how="semi")
     return kept.sort("worse_rank", "score", "better_rank", descending=[False, True, False]).select("better", "worse", "score")
+
+
+def _ranked(some: pl.DataFrame, at: np.ndarray, forms: np.ndarray, links: Links) -> pl.DataFrame:
+    """Return rank, at and form of tuples: clean texts come first, then those with more positives, the longer query, plain
+    spaces, the smaller key, and the earlier tuple.
+    """
+    queries = links.texts.at(some["query"])
+    order = pl.DataFrame(
+        {
+            "invisible": has_invisible(some, links.texts),
+            "positives": some["positives"].list.len(),
+            "chars": queries.str.len_chars(),
+            "odd": queries.str.contains(ODD_SPACES),
+            "key": links.texts.key_series(some["query"].to_numpy()),
+            "form": forms,
+            "at": at.astype(np.uint32),
+        }
+    )
+    by = ["invisible", "positives", "chars", "odd", "key", "at"]
+    return order.sort(by, descending=[False, True, True, False, False, False]).select("at", "form").with_row_index("rank")

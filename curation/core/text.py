@@ -38,7 +38,7 @@ LOWER_CASE = bytes(range(256)).lower()
 KEPT = bytes(byte if chr(byte).isalnum() or chr(byte) in SIGNS + "_" or byte < 6 else 32 for byte in range(128)) + bytes(128)
 # (0x110000,) u32: the code point that each code point is folded to, or REMOVED, CONTEXTUAL or UNKNOWN (so far)
 FOLDED = np.full(0x110000, UNKNOWN, dtype="<u4")
-FOLDED[ord(BETWEEN)] = ord(BETWEEN)
+FOLDED.put(ord(BETWEEN), ord(BETWEEN))
 
 
 def normalised(texts: pl.Series) -> pl.Series:

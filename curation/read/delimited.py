@@ -64,18 +64,22 @@ def _read_cells(file: File, table: Table, start: int, is_csv: bool) -> Reading:
         line = first[0] + first[1] if table.header is True else first[0]
         rows = rows if table.header is True else chain([first], rows)
         # regular blocks, up to the first that is not
+        before = first
         before_and_rest = block.split(b"\n", line - 1)
         if len(before_and_rest) == line:  # the block goes on to this line
             rest = [before_and_rest[-1]]
             for frame, lines_used in _regular_blocks(rest, blocks, delimiter, quoting, names, record_limit(table)):
                 if tsv:
                     tsv.count(frame)
+                if tsv and len(frame):  # a quoted cell of its last row may go on in the next block
+                    blank = len(rest[0]) - len(rest[0].rstrip(b"\r\n"))
+                    blank = max(0, rest[0].count(b"\n", len(rest[0]) - blank) - 1)
+                    before = (line + lines_used - 1 - blank, 1, list(frame.row(-1)))
                 yield from number_rows(frame, start)
                 line, start = line + lines_used, start + len(frame)
             lines = lines_of(chain(rest, blocks))
             rows = _quoted_rows(file, table, lines, delimiter, line) if quoting else _plain_rows(lines, delimiter, line)
         # the remaining rows, one by one
-        before = first
         for number, batch in enumerate(iter(lambda: list(islice(rows, BATCH)), [])):
             found = _rows_of_width(file, names, width, batch, start + number * BATCH, before, delimiter if tsv else None)
             before = batch[-1]

@@ -157,7 +157,7 @@ def hub_errors(table: Table) -> Iterator[None]:
         busy = answer.startswith("the Hub answers")
         if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
             place, what, hint = explain_refusal(error, "the Hub's cache")
-            raise SourceError(table.path, f"cannot be stored: {place} {what}", f"{hint} by HF_HOME") from None
+            raise SourceError(table.path, f"{place} {what}", f"{hint} (HF_HOME says where the Hub's cache is)") from None
         what, hint = (answer, "run the same command again in a while") if busy else _what_and_hint(table, error)
         raise SourceError(table.path, what, hint) from None
 

@@ -32,6 +32,7 @@ from curation.core.hub import BUSY
 from curation.core.progress import Advance, Progress, silent
 from curation.core.store import digest_of, file_digest, temporary, user_cache
 from curation.read import hub
+from curation.read.archives import PACKED
 from curation.read.paths import matches
 from curation.read.rows import File
 from curation.recipe.source import URL, Table, is_url, public_url
@@ -46,7 +47,6 @@ SECONDS = 30  # that a store may take to answer, and then for each next piece of
 AT_ONCE = 8  # objects that are fetched at the same time
 LONGEST_PART = 200  # bytes of a part of a path in the cache
 HUB = re.compile(r"hf://datasets/(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/]+))?/(?P<path>.+)")
-PACKED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".zip")
 # of fsspec: file systems of this machine, and those that wrap others
 NO_STORES = (
     "file", "local", "dir", "data", "zip", "tar", "libarchive", "reference", "generic", "git", "asynclocal", "cached",
@@ -383,7 +383,7 @@ def _options(scheme: str, name: str) -> dict[str, Any]:
 
         wait = aiohttp.ClientTimeout(total=None, sock_connect=SECONDS, sock_read=SECONDS)
         # proxies and ~/.netrc; a packed file is saved as it is, even if the server declares its packing as an encoding
-        packed = urlsplit(name).path.lower().endswith(PACKED)
+        packed = urlsplit(name).path.lower().endswith((*PACKED, ".zip"))
         return {"client_kwargs": {"trust_env": True, "timeout": wait, "auto_decompress": not packed}}
     if scheme in ("s3", "s3a"):
         config = {"connect_timeout": SECONDS, "read_timeout": SECONDS, "retries": {"total_max_attempts": 1}}

@@ -222,40 +222,13 @@ def _shape_nli(source: Source, rows: pl.DataFrame) -> Tuples:
 
 def _shape_qrels(source: Source, rows: pl.DataFrame, seed: int, corpus: pl.DataFrame, queries: pl.DataFrame) -> Tuples:
     f = source.fields
-    assert f.query_id is not None
-    assert f.positive_id is not None
     assert source.corpus is not None
     assert source.queries is not None
     passages = texts_with_ids(source, "corpus", source.corpus, corpus)
     asked = texts_with_ids(source, "queries", source.queries, queries)
     refuse_equal_ids(source, "queries", asked["id"])
     asked = asked.with_columns(split_query(asked["text"])[1])
-    frame = pl.DataFrame(
-        {
-            "row": rows[ROW],
-            "query_id": text_column(source, rows, f.query_id),
-            "passage_id": text_column(source, rows, f.positive_id),
-        }
-    ).with_columns(
-        (number_column(source, rows, f.score) if f.score else pl.lit(1.0)).alias("score"),
-        pl.format("{}/row {}", pl.lit(source.name), "row").alias("id"),  # so that no row number equals the id of a query
-        pl.format("{} -> {}", pl.col("query_id").fill_null(""), pl.col("passage_id").fill_null("")).alias("evidence"),
-    )
-    if f.score:
-        scored = pl.format("{}: {}", "evidence", text_column(source, rows, f.score).fill_null(""))
-        frame = frame.with_columns(pl.when(pl.col("score").is_null()).then(scored).otherwise("evidence").alias("evidence"))
-    frame = frame.join(asked.rename({"id": "query_id", "text": "query"}), on="query_id", how="left", maintain_order="left")
-    frame = frame.join(
-        passages.rename({"id": "passage_id", "text": "positive"}), on="passage_id", how="left", maintain_order="left"
-    )
-    frame = frame.with_columns(
-        first_reason(
-            (pl.col("score").is_null(), "bad_score"),
-            (pl.col("score") < (1.0 if source.threshold is None else source.threshold), "below_threshold"),
-            (pl.col("query").is_null(), "unknown_query"),
-            (pl.col("positive").is_null(), "unknown_passage"),
-        )
-    )
+    frame = _joined_qrels(source, rows, asked, passages)
     good = pl.col("reason").is_null()
     if source.limit is not None:
         asked_for = frame.filter(good)["query_id"].unique(maintain_order=True)  # drawn by their order of appearance
@@ -284,6 +257,39 @@ def _shape_qrels(source: Source, rows: pl.DataFrame, seed: int, corpus: pl.DataF
     tuples = sort_by_grade(tuples) if f.score else tuples.with_columns(pl.col("positives").list.unique(maintain_order=True))
     made = split_dropped(source, tuples)
     return Tuples(made.tuples, dropped_rows(source, frame.filter(~good)), passages["text"])
+
+
+def _joined_qrels(source: Source, rows: pl.DataFrame, asked: pl.DataFrame, passages: pl.DataFrame) -> pl.DataFrame:
+    """Return row, query_id, passage_id, score, id, evidence, query, positive and reason (null for a good row) of qrels."""
+    f = source.fields
+    assert f.query_id is not None
+    assert f.positive_id is not None
+    frame = pl.DataFrame(
+        {
+            "row": rows[ROW],
+            "query_id": text_column(source, rows, f.query_id),
+            "passage_id": text_column(source, rows, f.positive_id),
+        }
+    ).with_columns(
+        (number_column(source, rows, f.score) if f.score else pl.lit(1.0)).alias("score"),
+        pl.format("{}/row {}", pl.lit(source.name), "row").alias("id"),  # so that no row number equals the id of a query
+        pl.format("{} -> {}", pl.col("query_id").fill_null(""), pl.col("passage_id").fill_null("")).alias("evidence"),
+    )
+    if f.score:
+        scored = pl.format("{}: {}", "evidence", text_column(source, rows, f.score).fill_null(""))
+        frame = frame.with_columns(pl.when(pl.col("score").is_null()).then(scored).otherwise("evidence").alias("evidence"))
+    frame = frame.join(asked.rename({"id": "query_id", "text": "query"}), on="query_id", how="left", maintain_order="left")
+    frame = frame.join(
+        passages.rename({"id": "passage_id", "text": "positive"}), on="passage_id", how="left", maintain_order="left"
+    )
+    return frame.with_columns(
+        first_reason(
+            (pl.col("score").is_null(), "bad_score"),
+            (pl.col("score") < (1.0 if source.threshold is None else source.threshold), "below_threshold"),
+            (pl.col("query").is_null(), "unknown_query"),
+            (pl.col("positive").is_null(), "unknown_passage"),
+        )
+    )
 
 
 def texts_with_ids(source: Source, which: str, table: TextTable, rows: pl.DataFrame) -> pl.DataFrame:

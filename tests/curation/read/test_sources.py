@@ -13,6 +13,7 @@ import pytest
 
 from curation.core import record
 from curation.core.errors import SourceError
+from curation.read.hub import hub_errors
 from curation.read.readers import ROW, Lost
 from curation.read.sources import input_digests, table_rows, take
 from curation.recipe.source import Source, Table
@@ -340,3 +341,11 @@ def test_a_limit_takes_the_memory_of_its_rows_however_many_there_are(tmp_path):
     printed = subprocess.run([sys.executable, "-c", measure, tmp_path], capture_output=True, text=True, check=True).stdout.split()
     assert printed[0] == printed[2] == "5000"
     assert int(printed[3]) - int(printed[1]) < 60_000  # kB; the file is 160 MB larger
+
+
+@pytest.mark.parametrize(("number", "what"), [(13, "may not be read or written by this user"), (28, "the disk is full")])
+def test_a_cache_of_the_hub_that_cannot_be_written(number, what):
+    with pytest.raises(SourceError) as found, hub_errors(Table(path="o/n")):
+        raise OSError(number, "no", "/far/cache/blob")
+    assert str(found.value).startswith(f"o/n: /far/cache/blob {what}; ")
+    assert str(found.value).endswith(" (HF_HOME says where the Hub's cache is)")
