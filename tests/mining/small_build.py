@@ -56,43 +56,60 @@ def _source(folder: Path, name: str, source: Mapping[str, Any]) -> dict[str, Any
         texts += [*row["positives"], *row.get("negatives", [])]
     texts = list(dict.fromkeys(texts))
     pid = {text: number for number, text in enumerate(texts)}
-    passages = pl.DataFrame(
-        {"pid": range(len(texts)), "text": texts, "key": keys_of(texts), "group": [None] * len(texts)}, schema=PASSAGES
+    entry = write_curated(
+        folder,
+        name,
+        [row["query"] for row in tuples],
+        texts,
+        [[pid[text] for text in row["positives"]] for row in tuples],
+        [[pid[text] for text in dict.fromkeys(row.get("negatives", [])) if text not in row["positives"]] for row in tuples],
+        labels=[row.get("label") for row in tuples],
     )
-    queries = [row["query"] for row in tuples]
+    return entry | {"task": source.get("task", "retrieval"), "instruction": source.get("instruction", "")}
+
+
+def write_curated(
+    folder: Path,
+    name: str,
+    queries: Sequence[str],
+    passages: Sequence[str],
+    positives: Sequence[list[int]],
+    negatives: Sequence[list[int]],
+    groups: Sequence[int | None] | None = None,
+    labels: Sequence[str | None] | None = None,
+) -> dict[str, Any]:
+    """Write curated/NAME as `curate build` does, from queries and the numbers of their passages; return its entry of build.json."""
+    table = pl.DataFrame(
+        {
+            "pid": range(len(passages)),
+            "text": passages,
+            "key": keys_of(passages),
+            "group": groups or [None] * len(passages),
+        },
+        schema=PASSAGES,
+    )
     pairs = pl.DataFrame(
         {
-            "id": [f"{name}/{number}" for number in range(len(tuples))],
+            "id": [f"{name}/{row}" for row in range(len(queries))],
             "query": queries,
             "key": keys_of(queries),
-            "group": [None] * len(tuples),
-            "positives": [[pid[text] for text in row["positives"]] for row in tuples],
-            "negatives": [
-                [pid[text] for text in dict.fromkeys(row.get("negatives", [])) if text not in row["positives"]] for row in tuples
-            ],
-            "label": [row.get("label") for row in tuples],
+            "group": [None] * len(queries),
+            "positives": positives,
+            "negatives": negatives,
+            "label": labels or [None] * len(queries),
         },
         schema=PAIRS,
     )
 
     def work(part: Path) -> dict[str, Any]:
         tables.write_table(part, "pairs", pairs)
-        tables.write_table(part, "passages", passages)
+        tables.write_table(part, "passages", table)
         tables.write_parquet(part / "dropped.parquet", no_drops())
-        return {"rows_in": len(tuples), "kept": len(tuples)}
+        return {"rows_in": len(queries), "kept": len(queries)}
 
-    digest = store.digest_of(
-        [queries, texts, pairs["positives"].to_list(), pairs["negatives"].to_list(), pairs["label"].to_list()]
-    )
+    digest = store.digest_of([queries, passages, positives, negatives, groups, labels])
     store.run_stage(folder, digest, work)
-    return {
-        "task": source.get("task", "retrieval"),
-        "instruction": source.get("instruction", ""),
-        "language": "en",
-        "digest": digest,
-        "tuples": len(tuples),
-        "passages": len(texts),
-    }
+    return {"language": "en", "digest": digest, "tuples": len(queries), "passages": len(passages)}
 
 
 def pairs_source(queries: Sequence[str], positives: Sequence[str], **more: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from curation.core import record, store, tables
+from tests.mining.small_build import write_curated
 
 WORDS = ["list", "open", "file", "read", "write", "sort", "merge", "count", "split", "join", "path", "name", "number", "text",
          "line", "table", "column", "row", "index", "key", "value", "find", "first", "last", "empty", "full", "new", "old",
@@ -45,48 +46,20 @@ def write_source(
     labels: Sequence[str | None] | None = None,
 ) -> dict[str, object]:
     """Write curated/ and mined/ of one source and return its entry of build.json."""
-    table = pl.DataFrame(
-        {
-            "pid": range(len(passages)),
-            "text": passages,
-            "key": record.keys_of(passages),
-            "group": groups or [None] * len(passages),
-        },
-        schema=record.PASSAGES,
+    entry = write_curated(build / "curated" / name, name, queries, passages, positives, negatives, groups, labels)
+    mined = tables.read_table(build / "curated" / name, "pairs").with_columns(
+        pl.lit(0.9, pl.Float32).alias("positive_score"),
+        pl.Series("negative_scores", [[0.5] * len(row) for row in negatives], record.MINED_PAIRS["negative_scores"]),
+        pl.Series("negative_ranks", [list(range(len(row))) for row in negatives], record.MINED_PAIRS["negative_ranks"]),
+        pl.Series("negative_origin", [[record.MINED] * len(row) for row in negatives], record.MINED_PAIRS["negative_origin"]),
     )
-    mined = pl.DataFrame(
-        {
-            "id": [f"{name}/{row}" for row in range(len(queries))],
-            "query": queries,
-            "key": record.keys_of(queries),
-            "group": [None] * len(queries),
-            "positives": positives,
-            "negatives": negatives,
-            "label": labels or [None] * len(queries),
-            "positive_score": [0.9] * len(queries),
-            "positive_rank": [0] * len(queries),
-            "positive_origin": [[record.GIVEN] * len(row) for row in positives],
-            "positive_reranked": [[None] * len(row) for row in positives],
-            "negative_scores": [[0.5] * len(row) for row in negatives],
-            "negative_ranks": [list(range(len(row))) for row in negatives],
-            "negative_origin": [[record.MINED] * len(row) for row in negatives],
-        },
-        schema=record.MINED_PAIRS,
-    )
-    digest = store.digest_of([queries, passages, positives, negatives, groups, labels])
-
-    def curated(folder: Path) -> dict[str, object]:
-        tables.write_table(folder, "passages", table)
-        tables.write_table(folder, "pairs", mined.select(list(record.PAIRS)))
-        return {}
 
     def with_negatives(folder: Path) -> dict[str, object]:
         tables.write_table(folder, "pairs", mined)
         return {}
 
-    store.run_stage(build / "curated" / name, digest, curated)
-    store.run_stage(build / "mined" / name, digest + "m", with_negatives)
-    return {"task": task, "instruction": instruction, "language": "en", "digest": digest, "tuples": len(queries)}
+    store.run_stage(build / "mined" / name, entry["digest"] + "m", with_negatives)
+    return entry | {"task": task, "instruction": instruction}
 
 
 def write_build(folder: Path, sources: dict[str, dict], seed: int = 42) -> Path:
