@@ -66,7 +66,7 @@ def _preview_source(source: Source, job: Job, write: Callable[[str], None]) -> N
     for pattern in source.fields.negatives:
         if passed := matching_columns(pattern, rows.columns, column_map(source).names)[1]:
             write(f"  `{pattern}` passes over {listed(passed, 20)}: no texts by their names, or mapped as something else")
-    if shape_of(source) == "qrels":  # a tuple of qrels needs the whole corpus
+    if shape_of(source) == "qrels" or source.by_id:  # their texts are in other files
         return
     fields = source.fields
     for name in (fields.query, fields.title, fields.positive, fields.documents, fields.label, fields.score):

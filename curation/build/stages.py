@@ -45,6 +45,7 @@ from curation.read.sources import fail_if_changed, file_states, files_outside, i
 from curation.recipe.job import Done, Inputs, Job
 from curation.recipe.source import ABOUT, Source, Table, TextTable, shape_of
 from curation.shape import holdout
+from curation.shape.by_id import with_texts
 from curation.shape.columns import (
     GRADES,
     TUPLES,
@@ -208,8 +209,9 @@ def _shape_whole(job: Job, folder: Path, table_rows: dict[str, int], advance: Ca
     by_rows = shape_of(source) != "qrels"  # a limit of qrels counts queries, and is applied when they are known
     rows, lost = take(source, job.seed, source.limit if by_rows else None, job.base, advance)
     check_readable(source, rows, lost)
+    source, rows = with_texts(source, rows, lambda part, table: _counted(source, part, table, job.base, table_rows))
     made = to_tuples(source, rows, job.seed) if by_rows else None
-    if source.corpus:
+    if source.corpus and not source.by_id:
         judged: list[pl.DataFrame] = []  # of qrels: the passages that a row names
         named = None
         if source.fields.positive_id is not None:
@@ -248,6 +250,13 @@ def _shape_whole(job: Job, folder: Path, table_rows: dict[str, int], advance: Ca
     count = len(rows) + len(lost)
     del rows, tables  # only the tuples are needed from here on
     yield filtered(source, job.filters, made._replace(corpus=made.corpus.clear()), count, lost)
+
+
+def _counted(source: Source, part: str, table: Table, base: Path, table_rows: dict[str, int]) -> Iterator[pl.DataFrame]:
+    """Yield the rows of a corpus or of queries as `_readable`, and count them in `table_rows`."""
+    for some in _readable(source, part, table, base):
+        table_rows[part] = table_rows.get(part, 0) + len(some)
+        yield some
 
 
 def _readable(source: Source, part: str, table: Table, base: Path) -> Iterator[pl.DataFrame]:

@@ -86,9 +86,13 @@ def column_map(table: Table) -> ColumnMap:
     named += [(role, name.removesuffix("?")) for role, name in named if role == "title" and name.endswith("?")]
     patterns = tuple(name for role, name in named if role == "negatives" and is_pattern(name))
     names = tuple(name for name in dict.fromkeys([*(name for _, name in named), *table.join]) if name not in patterns)
+    by_id: tuple[str, ...] = ()
+    if getattr(table, "by_id", False):
+        by_id += ("positive", "documents", "negatives") if getattr(table, "corpus", None) else ()
+        by_id += ("query",) if getattr(table, "queries", None) else ()
     ids, scores = (
         frozenset(name for role, name in named if role in roles) - {name for role, name in named if role not in roles}
-        for roles in (ID_FIELDS, SCORE_FIELDS)
+        for roles in ((*ID_FIELDS, *by_id), SCORE_FIELDS)
     )
     return ColumnMap(names, patterns, ids, scores, fields is None)
 

@@ -318,6 +318,10 @@ class Source(Table):
         description="qrels: the table of passages. Pairs of query and positive: documents that are nobody's positive, each with an id; `mine: {corpus: all}` searches them too",
     )
     queries: TextTable | None = Field(None, description="qrels: the table of queries")
+    by_id: bool = Field(
+        False,
+        description="whether rows name texts by id: the columns of positives, negatives or documents hold ids of `corpus`, and that of the query holds ids of `queries`, where the source has these",
+    )
     labels: dict[str, str] = Field(
         default_factory=dict,
         description="texts for label values, such as `{0: negative review}`. For NLI: which values are `positive` and which are `negative`",
@@ -366,8 +370,9 @@ class Source(Table):
             "labels": self.labels and shape not in ("nli", "labelled"),
             "skip_labels": self.skip_labels and shape != "labelled",
             "threshold": self.threshold is not None and shape not in ("scored", "qrels", "listed"),
-            "corpus": self.corpus and shape not in ("qrels", "pairs"),
-            "queries": self.queries and shape != "qrels",
+            "corpus": self.corpus and shape not in (("listed", "pairs", "scored") if self.by_id else ("qrels", "pairs")),
+            "queries": self.queries and shape not in (("listed", "pairs", "scored") if self.by_id else ("qrels",)),
+            "by_id": self.by_id and not (self.corpus or self.queries),
             "title": f.title and shape == "qrels",
             "skip": self.skip and shape == "qrels",
             "negatives": f.negatives and not pairs,

@@ -73,7 +73,7 @@ class NeedsAllRows(Exception):
 def rows_are_independent(source: Source) -> bool:
     """Return whether each row makes its tuple by itself, whatever the other rows hold."""
     f = source.fields
-    together = source.corpus or source.limit or f.answer or f.positive_score or f.negative_scores
+    together = source.corpus or source.by_id or source.limit or f.answer or f.positive_score or f.negative_scores
     return shape_of(source) in ("pairs", "scored", "listed") and not together
 
 

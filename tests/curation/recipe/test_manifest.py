@@ -141,6 +141,11 @@ def test_a_key_without_meaning_is_refused(complain, more, said):
     assert complain(GOOD.replace("limit: 0100", more)) == f"m.yaml:3: {said}"
 
 
+def test_a_corpus_is_refused_where_no_column_holds_ids(complain):
+    nli = GOOD.replace("limit: 0100", "corpus: {files: c.jsonl}").replace("positive: p", "positive: p, label: l")
+    assert complain(nli) == "m.yaml:3: 'corpus' has no effect: the columns in 'fields' make this a source of shape 'nli'"
+
+
 def test_names_of_sources_differ(complain):
     twice = GOOD.replace("mine:", "  - {name: a, files: y.csv, task: retrieval, fields: {query: q, positive: p}}\nmine:")
     assert complain(twice) == "m.yaml:1: two sources are named 'a'"
