@@ -257,7 +257,7 @@ def test_nothing_depends_on_how_much_is_in_memory(monkeypatch):
 
 
 def test_a_text_costs_sixteen_bytes_of_memory(monkeypatch):
-    for name in ("SORTED", "PART", "SHARE", "WAITING"):
+    for name in ("FORMS_AT_A_TIME", "PART", "SHARE", "WAITING"):
         monkeypatch.setattr(pairs_module, name, 1 << 11)
     monkeypatch.setattr(pairs_module, "COMPARED", 1 << 10)
     monkeypatch.setattr(signatures, "threads", lambda: 1)
