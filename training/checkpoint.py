@@ -269,19 +269,64 @@ def average_checkpoints(run: Path, out: Path, last: int | None = None) -> list[P
     found = checkpoints_of(run)
     if last is not None and len(found) < last:
         raise BuildError(run, f"has {len(found)} checkpoints, not {last}", "set `keep` in the recipe, or give a smaller --last")
-    taken = found[:last]
+    _export_mixed(_model_of(found[0]), found[:last], [1.0] * len(found[:last]), "linear", out)
+    return found[:last]
+
+
+def merge_runs(runs: Sequence[Path], out: Path, method: str = "linear", shares: Sequence[float] | None = None) -> list[Path]:
+    """Export one model made of the newest checkpoints of several runs that started from the same weights; return the checkpoints.
+
+    The model has the prompts of all runs; where two give one source different prompts, those of the first.
+
+    Args:
+        runs: two runs or more, or checkpoints.
+        out: folder of the model.
+        method: `linear`, the weighted mean (model soups, arXiv 2203.05482), or `slerp`, which goes along the arc between two
+            weights (Shoemake 1985), tensor by tensor, and takes in one run after the other.
+        shares: a positive number for each run; equal ones by default.
+
+    Raises:
+        BuildError: a run has no checkpoint, or started from other weights.
+    """
+    taken = [checkpoints_of(run)[0] for run in runs]
+    states = [verified_state(path) for path in taken]
+    for path, state in zip(taken, states, strict=True):
+        if state["start"] != states[0]["start"]:
+            raise BuildError(path, f"did not start from the weights that {taken[0]} started from", "merge runs of one `model`")
     model = _model_of(taken[0])
-    sums: dict[str, torch.Tensor] = {}
-    for path in taken:
+    for state in states[1:]:
+        model.prompts = {**state.get("prompts", {}), **model.prompts}
+    _export_mixed(model, taken, shares or [1.0] * len(taken), method, out)
+    return taken
+
+
+def _export_mixed(model: Model, checkpoints: Sequence[Path], shares: Sequence[float], method: str, out: Path) -> None:
+    """Export the mixture of the weights of checkpoints, computed in float64."""
+    mixed: dict[str, torch.Tensor] = {}
+    total = 0.0
+    for path, share in zip(checkpoints, shares, strict=True):
         verified_state(path)
         load_weights(model, path)
+        total += share
         for name, weight in trained_weights(model).items():
-            sums[name] = sums.get(name, 0) + weight.detach().double()
+            new = weight.detach().double()
+            if method == "linear":
+                mixed[name] = mixed.get(name, 0) + share * new
+            else:
+                mixed[name] = slerp(mixed[name], new, share / total) if name in mixed else new
     with torch.no_grad():
         for name, weight in trained_weights(model).items():
-            weight.copy_(sums[name] / len(taken))
+            weight.copy_(mixed[name] / total if method == "linear" else mixed[name])
     export(model, out)
-    return taken
+
+
+def slerp(start: torch.Tensor, end: torch.Tensor, share: float) -> torch.Tensor:
+    """Return the point at `share` (0 to 1) of the arc between two tensors of one shape; of the line, where there is no arc."""
+    lengths = start.norm() * end.norm()
+    angle = torch.acos(((start * end).sum() / lengths).clamp(-1, 1)) if lengths > 0 else torch.zeros(())
+    if torch.sin(angle) < 1e-6:
+        return torch.lerp(start, end, share)
+    return (torch.sin((1 - share) * angle) * start + torch.sin(share * angle) * end) / torch.sin(angle)
 
 
 def checkpoints_of(run: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The command `train`: by itself it trains; its subcommands plan, evaluate, export, average, report and publish."""
+"""The command `train`: by itself it trains; its subcommands plan, evaluate, export, average, merge, report and publish."""
 
 from __future__ import annotations
 
@@ -342,6 +342,39 @@ def average_command(run: Path, out: Path, last: int | None) -> None:
 
     taken = average_checkpoints(run, out, last)
     say(f"averaged {', '.join(path.name for path in taken)} to {out}")
+
+
+@train_command.command("merge")
+@click.argument("runs", type=PATH, nargs=-1, required=True, metavar="RUN RUN...")
+@OUT
+@click.option(
+    "--method",
+    type=click.Choice(["linear", "slerp"]),
+    default="linear",
+    show_default=True,
+    help="The weighted mean, or the way along the arc between two models, tensor by tensor.",
+)
+@click.option("--weights", metavar="W,W...", help="A positive number for each run, such as 2,1; by default all count the same.")
+def merge_command(runs: tuple[Path, ...], out: Path, method: str, weights: str | None) -> None:
+    """Write one model made of several runs' newest checkpoints.
+
+    The runs must have started from the same weights, on the same or on other data. Give the folder of a checkpoint to take
+    one that is not the newest.
+    """
+    from training.checkpoint import merge_runs
+
+    if len(runs) < 2:
+        raise click.UsageError("give two runs or more; `train average` takes the checkpoints of one")
+    shares = None
+    if weights is not None:
+        try:
+            shares = [float(one) for one in weights.split(",")]
+        except ValueError:
+            shares = []
+        if len(shares) != len(runs) or not all(0 < share < float("inf") for share in shares):
+            raise click.UsageError(f"--weights {weights}: give {len(runs)} positive numbers, such as {','.join('1' * len(runs))}")
+    taken = merge_runs(runs, out, method, shares)
+    say(f"merged {', '.join(str(path) for path in taken)} to {out}")
 
 
 @train_command.command("report")

@@ -134,6 +134,40 @@ def test_average_is_the_mean_of_the_last_checkpoints(place):
     assert not (place / "more").exists()
 
 
+def test_merge_mixes_runs_of_one_start_and_refuses_others(place):
+    for seed in (1, 2, 3):
+        (place / f"s{seed}.yaml").write_text((place / "recipe.yaml").read_text() + f"seed: {seed}\n")
+        assert call("builds/tiny", "--recipe", f"s{seed}.yaml", "--steps", 3, "-o", f"run{seed}").exit_code == 0
+    states = [load_file(place / f"run{seed}/model/model.safetensors") for seed in (1, 2, 3)]
+    linear = call("merge", "run1", "run2", "run3", "-o", "linear", "--weights", "1,2,5")
+    taken = ", ".join(f"run{seed}/checkpoints/step-000003" for seed in (1, 2, 3))
+    assert linear.stderr == f"merged {taken} to linear\n"
+    assert call("merge", "run1", "run2", "run3", "-o", "arc", "--method", "slerp", "--weights", "1,2,5").exit_code == 0
+    mean, arc = load_file(place / "linear/model.safetensors"), load_file(place / "arc/model.safetensors")
+    for name in mean:
+        a, b, c = (state[name].numpy().astype(np.float64) for state in states)
+        np.testing.assert_allclose(mean[name].numpy(), (a + 2 * b + 5 * c) / 8, rtol=1e-6, atol=1e-9)
+        expected = a
+        for new, share in ((b, 2 / 3), (c, 5 / 8)):  # Shoemake's formula, by the angle between the two
+            cosine = np.vdot(expected, new) / max(np.linalg.norm(expected) * np.linalg.norm(new), 1e-300)
+            angle = np.arccos(np.clip(cosine, -1, 1))
+            parts = [1 - share, share] if np.sin(angle) < 1e-6 else np.sin([(1 - share) * angle, share * angle]) / np.sin(angle)
+            expected = parts[0] * expected + parts[1] * new
+        np.testing.assert_allclose(arc[name].numpy(), expected, rtol=1e-5, atol=1e-8)
+    assert not all(torch.equal(mean[name], arc[name]) for name in mean)
+    for weights in ("1,2", "1,2,-1", "1,2,x", "1,2,nan"):
+        refused = call("merge", "run1", "run2", "run3", "-o", "none", "--weights", weights)
+        assert f"--weights {weights}: give 3 positive numbers, such as 1,1,1" in refused.stderr
+    assert "give two runs or more" in call("merge", "run1", "-o", "none").stderr
+    recipe = yaml.safe_load((place / "recipe.yaml").read_text()) | {"model": tiny_model(place / "another", "qwen3")}
+    (place / "other.yaml").write_text(yaml.safe_dump(recipe))
+    assert call("builds/tiny", "--recipe", "other.yaml", "--steps", 3, "-o", "run4").exit_code == 0
+    assert str(call("merge", "run1", "run4", "-o", "none").exception) == (
+        "run4/checkpoints/step-000003: did not start from the weights that run1/checkpoints/step-000003 started from; merge runs of one `model`"
+    )
+    assert not (place / "none").exists()
+
+
 def test_quiet_is_quiet_with_deepspeed_installed(place):
     result = command("builds/tiny", "--steps", 1, "-q")
     assert (result.stdout, result.stderr, result.returncode) == ("", "", 0)
