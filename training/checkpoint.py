@@ -131,6 +131,8 @@ def describe(recipe: Train, seed: int, sources: Sequence[Source], model: Model, 
 def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
     """Compare the description in a file of a run with the run that wants to continue from it.
 
+    A run from before a key of the recipe was added was trained with what is the key's default now.
+
     Raises:
         BuildError: it belongs to another run; the keys that differ are named.
     """
@@ -146,7 +148,9 @@ def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], where: Pat
                 found.append(f"{name} {shown[0]} (now {shown[1]})")
         return found
 
-    if found := differences(before, now):
+    defaults = Train(model="").model_dump(mode="json")
+    recipe = {name: defaults.get(name) for name in now["recipe"]} | before.get("recipe", {})
+    if found := differences({**before, "recipe": recipe}, now):
         raise BuildError(where, f"was made with {listed(found)}", START_OVER)
 
 

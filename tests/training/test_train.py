@@ -113,6 +113,18 @@ def test_the_same_run_twice_gives_the_same_bytes(undisturbed, model, build, tmp_
     assert (tmp_path / "done.json").read_bytes() == (undisturbed / "done.json").read_bytes()
 
 
+def test_a_run_from_before_a_key_was_added_is_the_run_with_its_default(model, build, tmp_path):
+    train(build, recipe(model, steps=2), out=tmp_path)
+    receipt = store.read_receipt(tmp_path)
+    assert receipt["recipe"].pop("bidirectional") is False
+    store.write_json(tmp_path / "done.json", receipt)
+    assert train(build, recipe(model, steps=2), out=tmp_path)[1] is False
+    receipt["recipe"].pop("lr")  # not its default
+    store.write_json(tmp_path / "done.json", receipt)
+    with pytest.raises(BuildError, match=r"was made with recipe.lr 1e-05 \(now 0.001\)"):
+        train(build, recipe(model, steps=2), out=tmp_path)
+
+
 def test_a_seed_of_its_own_draws_another_order_from_the_same_build(undisturbed, model, build, tmp_path):
     receipt, ran = train(build, recipe(model, seed=42), out=undisturbed)  # what the build's seed is anyway
     assert not ran
