@@ -14,7 +14,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = {"curate": "curation", "mine": "mining", "train": "training"}
 SERVING = """
-import ctypes, importlib, json, os, resource, signal, sys
+import atexit, ctypes, importlib, json, os, resource, signal, sys, threading
 for name in ("curation.cli", "curation.build.build", "curation.build.show", "curation.report.page", "curation.read.lock", "curation.share.verify",
              "curation.share.publish", "curation.share.importing", "curation.share.signature_file", "mining.cli",
              "mining.mine", "mining.audit", "mining.show", "training.cli", "training.train", "training.evaluate",
@@ -49,11 +49,17 @@ for line in sys.stdin:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
         sys.argv = words
+        code = 0
         try:
             importlib.import_module(room + ".cli").main()
-        finally:
-            sys.stdout.flush(); sys.stderr.flush()
-        os._exit(0)
+        except SystemExit as end:
+            code = end.code or 0
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            code = 1
+        threading._shutdown(); atexit._run_exitfuncs()  # as at any end; taking all imported modules apart would cost a second
+        sys.stdout.flush(); sys.stderr.flush()
+        os._exit(code)
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
