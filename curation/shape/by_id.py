@@ -18,7 +18,7 @@ from curation.recipe.source import Source, TextTable
 from curation.shape.columns import column, ids_and_texts, place_of
 from curation.shape.shapes import negative_columns
 
-LIST = r"^\s*\[.*\]\s*$"  # LightOn's msmarco writes lists of ids as texts
+IDS_IN_A_TEXT = r"^\s*\[.*\]\s*$"  # LightOn's msmarco writes lists of ids as texts
 
 
 def with_texts(
@@ -42,19 +42,19 @@ def with_texts(
     for which, table, names in (("corpus", source.corpus, of_corpus), ("queries", source.queries, [f.query])):
         for name in names if table else ():
             values = column(place_of(source), rows, str(name))
-            if values.dtype == pl.String and values.str.contains(LIST).all():
+            if values.dtype == pl.String and values.str.contains(IDS_IN_A_TEXT).all():
                 values = values.str.strip_chars("[] ").str.split(",").list.eval(pl.element().str.strip_chars(" '\""))
             lists = values.cast(pl.List(pl.String)) if isinstance(values.dtype, pl.List) else values.cast(pl.String)
             rows = rows.with_columns(lists.alias(f"{name} (text)"))
         if table:
-            rows = _replaced(source, which, table, rows, [f"{name} (text)" for name in names], read(which, table))
+            rows = _with_texts_of(source, which, table, rows, [f"{name} (text)" for name in names], read(which, table))
     mapped = {name: f"{getattr(f, name)} (text)" for name in ("positive", "documents") if source.corpus and getattr(f, name)}
     mapped |= {"query": f"{f.query} (text)"} if source.queries else {}
     found = [f"{name} (text)" for name in negatives] if source.corpus else negatives
     return source.model_copy(update={"fields": f.model_copy(update={**mapped, "negatives": found})}), rows
 
 
-def _replaced(
+def _with_texts_of(
     source: Source, which: str, table: TextTable, rows: pl.DataFrame, names: list[str], batches: Iterable[pl.DataFrame]
 ) -> pl.DataFrame:
     """Return rows with texts in place of the ids in these columns."""
