@@ -10,7 +10,18 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from curation.build.costs import BUILT, FETCHED, NEGATIVES, NETWORK, PASSAGE, QUERY, VECTOR, amount, costs, duration
+from curation.build.costs import (
+    BUILT,
+    FETCHED,
+    NEGATIVES_TRAINED,
+    NETWORK,
+    PASSAGE_TOKENS,
+    QUERY_TOKENS,
+    VECTOR,
+    amount,
+    costs,
+    duration,
+)
 from curation.core.errors import ManifestError, SetupError, SourceError, UserError, did_you_mean, listed
 from curation.core.escape import text_table
 from curation.read import remote
@@ -22,12 +33,12 @@ from curation.recipe.licenses import CLASSES, allowed, class_of
 from curation.recipe.manifest import Manifest, load_manifest
 from curation.recipe.source import Source, Table, TextTable, shape_of
 
-Found = dict[str, Any]
+Checked = dict[str, Any]
 NLI_ROWS = 3  # per premise
-LINE = 80  # characters
+LINE_WIDTH = 80  # characters
 
 
-def check(path: Path, online: bool = False, confined: bool = False) -> Found:
+def check(path: Path, online: bool = False, confined: bool = False) -> Checked:
     """Return what is known about a manifest as a JSON value; if nothing is wrong, `problems` is empty. No rows are read.
 
     Args:
@@ -78,7 +89,7 @@ def check(path: Path, online: bool = False, confined: bool = False) -> Found:
         }
         for source in kept.sources
     }
-    licences: Found = {}
+    licences: Checked = {}
     for kind in CLASSES:
         if of_kind := [one for one in sources.values() if one["license_class"] == kind]:
             licences[kind] = {"sources": len(of_kind), "expected": sum(one["expected_tuples"] or 0 for one in of_kind)}
@@ -159,9 +170,9 @@ def rows_read(source: Source) -> int:
     return own + sum(table.expected_rows or 0 for table in (source.corpus, source.queries) if table)
 
 
-def _tasks(manifest: Manifest) -> Found:
+def _tasks(manifest: Manifest) -> Checked:
     """Return for each task its sources, the tuples expected of them, and the aim."""
-    found: Found = {}
+    found: Checked = {}
     for task in dict.fromkeys([*manifest.aim, *(source.task for source in manifest.sources)]):
         numbers = {source.name: expected(source) for source in manifest.sources if source.task == task}
         found[task] = {
@@ -173,7 +184,7 @@ def _tasks(manifest: Manifest) -> Found:
     return found
 
 
-def _estimate(manifest: Manifest, sized: list[str], local_bytes: int, far_bytes: int) -> Found:
+def _estimate(manifest: Manifest, sized: list[str], local_bytes: int, far_bytes: int) -> Checked:
     """Return what reading and building takes. Where the `sized` sources do not say their rows, bytes tell them."""
     unsized = sum(rows_read(source) for source in manifest.sources if f"source '{source.name}'" not in sized)
     counted = sum(rows_read(source) for source in manifest.sources) - unsized
@@ -200,10 +211,10 @@ def _searched(source: Source) -> tuple[int, int]:
     return queries, max(queries, (source.corpus.expected_rows or 0) if source.corpus else 0)
 
 
-def check_text(found: Found) -> str:
+def check_text(found: Checked) -> str:
     """Return what `check` found as text of 80 columns."""
 
-    def shown(expected: int, sources: list[Found]) -> int | str:
+    def shown(expected: int, sources: list[Checked]) -> int | str:
         known = [one for one in sources if one["expected_tuples"] is not None]
         return expected if len(known) == len(sources) else f"at least {expected:,}" if known else "unknown"
 
@@ -242,7 +253,7 @@ def check_text(found: Found) -> str:
     return "\n\n".join(parts)
 
 
-def verdict(found: Found) -> str:
+def verdict(found: Checked) -> str:
     """Return the result in a sentence."""
     count = len(found["problems"])
     asked = "the Hub was asked" if found["online"] else "the Hub was not asked (`--online`)"
@@ -250,7 +261,7 @@ def verdict(found: Found) -> str:
     return _wrapped(f"{found['manifest']}: {f'{count} problem' + 's' * (count > 1) if count else 'no problem'}; {asked}; {lock}")
 
 
-def _estimate_text(one: Found) -> str:
+def _estimate_text(one: Checked) -> str:
     text = (
         f"Reads about {one['rows']:,} rows: {_size(one['local_bytes'])} of local files; {_size(one['fetched_bytes'])} to fetch, "
         f"{duration(one['fetch_seconds'])}. The build takes {_size(one['disk_bytes'])} of disk, the vectors of `mine negatives` "
@@ -259,8 +270,9 @@ def _estimate_text(one: Found) -> str:
     steps = [(each["step"], amount(each["amount"], each["unit"]), duration(each["seconds"]), each["on"]) for each in one["steps"]]
     assumed = (
         f"Rates were measured once (docs/clusters.md), on a GPU with the shape of Qwen3-0.6B. Assumed: {FETCHED} bytes of a row "
-        f"fetched and {BUILT:,} of a tuple built; {NETWORK // 10**6} MB fetched per second; {QUERY} tokens of a query with its "
-        f"instruction, {PASSAGE} of a passage; {NEGATIVES} negatives. Rows of unknown number are not included."
+        f"fetched and {BUILT:,} of a tuple built; {NETWORK // 10**6} MB fetched per second; {QUERY_TOKENS} tokens of a query "
+        f"with its instruction, {PASSAGE_TOKENS} of a passage; {NEGATIVES_TRAINED} negatives. "
+        "Rows of unknown number are not included."
     )
     return "\n\n".join([_wrapped(text), text_table(("step", "work", "time", "on"), steps), _wrapped(assumed)])
 
@@ -274,7 +286,7 @@ def _section(title: str, items: dict[str, str]) -> list[str]:
 
 
 def _wrapped(text: str, indent: str = "") -> str:
-    return textwrap.fill(text, LINE, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(text, LINE_WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _size(number: int) -> str:

@@ -18,8 +18,8 @@ BUILT = 3000  # bytes of a tuple in all stages of a build: the 200,000 rows took
 # What is assumed of texts, not measured
 FETCHED = 400  # bytes of a row as fetched; the Hub's cache keeps them
 NETWORK = 20_000_000  # bytes fetched per second
-QUERY, PASSAGE = 50, 150  # tokens; a query with its instruction
-NEGATIVES = 7  # of a tuple, in training
+QUERY_TOKENS, PASSAGE_TOKENS = 50, 150  # tokens; a query with its instruction
+NEGATIVES_TRAINED = 7  # of a tuple, in training
 VECTOR = 4096  # bytes of 1,024 float32
 
 
@@ -45,10 +45,10 @@ def costs(rows: int, tuples: int, searched: Iterable[tuple[int, int]]) -> list[C
     amounts = {
         "read": rows,
         "build": tuples,
-        "encode": sum(queries * QUERY + passages * PASSAGE for queries, passages in pairs),
+        "encode": sum(queries * QUERY_TOKENS + passages * PASSAGE_TOKENS for queries, passages in pairs),
         "search": sum(queries * passages for queries, passages in pairs),
         "choose": sum(queries for queries, _ in pairs),
-        "train, 1 epoch": tuples * (QUERY + (1 + NEGATIVES) * PASSAGE),
+        "train, 1 epoch": tuples * (QUERY_TOKENS + (1 + NEGATIVES_TRAINED) * PASSAGE_TOKENS),
     }
     return [Cost(step, amounts[step], unit, amounts[step] / rate, on) for step, (rate, unit, on) in RATES.items()]
 

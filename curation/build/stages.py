@@ -45,7 +45,7 @@ from curation.read.sources import fail_if_changed, file_states, files_outside, i
 from curation.recipe.job import Done, Inputs, Job
 from curation.recipe.source import ABOUT, Source, Table, TextTable, shape_of
 from curation.shape import holdout
-from curation.shape.by_id import with_texts
+from curation.shape.by_id import texts_for_ids
 from curation.shape.columns import (
     GRADES,
     TUPLES,
@@ -75,7 +75,7 @@ from curation.shape.shapes import refuse_equal_ids, texts_with_ids, to_tuples
 
 # what the receipts of later stages repeat of the first one's
 CARRIED = ("rows_in", "rows_used", "rows_dropped", "tuples_made", "merged", "heldout", "inputs", "outside", "shape")
-OVERLAPS = pl.Schema(
+OVERLAP_COLUMNS = pl.Schema(
     {"source_a": pl.String(), "source_b": pl.String(), "equal": pl.UInt32(), "near": pl.UInt32(), "dropped": pl.UInt32()}
 )
 T = TypeVar("T")
@@ -209,7 +209,7 @@ def _shape_whole(job: Job, folder: Path, table_rows: dict[str, int], advance: Ca
     by_rows = shape_of(source) != "qrels"  # a limit of qrels counts queries, and is applied when they are known
     rows, lost = take(source, job.seed, source.limit if by_rows else None, job.base, advance)
     check_readable(source, rows, lost)
-    source, rows = with_texts(source, rows, lambda part, table: _counted(source, part, table, job.base, table_rows))
+    source, rows = texts_for_ids(source, rows, lambda part, table: _count_rows(source, part, table, job.base, table_rows))
     made = to_tuples(source, rows, job.seed) if by_rows else None
     if source.corpus and not source.by_id:
         judged: list[pl.DataFrame] = []  # of qrels: the passages that a row names
@@ -220,7 +220,7 @@ def _shape_whole(job: Job, folder: Path, table_rows: dict[str, int], advance: Ca
         nothing = pl.DataFrame(schema={**TUPLES, **({GRADES: pl.List(pl.Float64)} if source.fields.score else {})})
         nothing = made.tuples.clear() if made else nothing
         hashes: list[np.ndarray] = []  # of ids
-        for some in _readable(source, "corpus", source.corpus, job.base):
+        for some in _readable_rows(source, "corpus", source.corpus, job.base):
             passages = texts_with_ids(source, "corpus", source.corpus, some)
             table_rows["corpus"] = table_rows.get("corpus", 0) + len(some)
             hashes.append(passages["id"].hash().to_numpy())
@@ -232,13 +232,15 @@ def _shape_whole(job: Job, folder: Path, table_rows: dict[str, int], advance: Ca
         if len(twice := in_order[1:][in_order[1:] == in_order[:-1]]):
             again = (
                 texts_with_ids(source, "corpus", source.corpus, some)["id"]
-                for some in _readable(source, "corpus", source.corpus, job.base)
+                for some in _readable_rows(source, "corpus", source.corpus, job.base)
             )
             refuse_equal_ids(
                 source, "corpus", pl.concat(one.filter(one.hash().is_in(pl.Series(twice).implode())) for one in again)
             )
         if source.queries:
-            asked = concat_batches(list(_readable(source, "queries", source.queries, job.base)), f"{place_of(source)} (queries)")
+            asked = concat_batches(
+                list(_readable_rows(source, "queries", source.queries, job.base)), f"{place_of(source)} (queries)"
+            )
             table_rows["queries"] = len(asked)
             tables = {"corpus": concat_batches(judged, f"{place_of(source)} (corpus)"), "queries": asked}
     made = made or to_tuples(source, rows, job.seed, **tables)
@@ -252,14 +254,14 @@ def _shape_whole(job: Job, folder: Path, table_rows: dict[str, int], advance: Ca
     yield filtered(source, job.filters, made._replace(corpus=made.corpus.clear()), count, lost)
 
 
-def _counted(source: Source, part: str, table: Table, base: Path, table_rows: dict[str, int]) -> Iterator[pl.DataFrame]:
-    """Yield the rows of a corpus or of queries as `_readable`, and count them in `table_rows`."""
-    for some in _readable(source, part, table, base):
+def _count_rows(source: Source, part: str, table: Table, base: Path, table_rows: dict[str, int]) -> Iterator[pl.DataFrame]:
+    """Yield the rows of a corpus or of queries as `_readable_rows`, and count them in `table_rows`."""
+    for some in _readable_rows(source, part, table, base):
         table_rows[part] = table_rows.get(part, 0) + len(some)
         yield some
 
 
-def _readable(source: Source, part: str, table: Table, base: Path) -> Iterator[pl.DataFrame]:
+def _readable_rows(source: Source, part: str, table: Table, base: Path) -> Iterator[pl.DataFrame]:
     """Yield the rows of a corpus or of queries in batches.
 
     Raises:
@@ -563,7 +565,7 @@ def overlaps_depends(jobs: list[Job]) -> list[Any]:
 
 
 def count_overlaps(jobs: list[Job], folder: Path, progress: Progress) -> Receipt:
-    """Write OVERLAPS: each two sources that share equal texts or near-duplicates, in the order of the manifest."""
+    """Write OVERLAP_COLUMNS: each two sources that share equal texts or near-duplicates, in the order of the manifest."""
     build, names, pair = jobs[0].build, [job.source.name for job in jobs], ["source_a", "source_b"]
     tables = [
         read_parquet(build / "cleaned" / name / "forms.parquet").with_columns(pl.lit(at, pl.UInt16).alias("at"))
@@ -587,7 +589,7 @@ def count_overlaps(jobs: list[Job], folder: Path, progress: Progress) -> Receipt
     order = {name: at for at, name in enumerate(names)}
     found = found.filter(pl.all_horizontal(pl.col(pair).is_in(names)))
     found = found.sort([pl.col(name).replace_strict(order, return_dtype=pl.Int64) for name in pair])
-    write_parquet(folder / "overlaps.parquet", found.select(list(OVERLAPS)).cast(OVERLAPS))
+    write_parquet(folder / "overlaps.parquet", found.select(list(OVERLAP_COLUMNS)).cast(OVERLAP_COLUMNS))
     return {"sources": names}
 
 

@@ -19,7 +19,7 @@ Results = Iterator[tuple[Item, Callable[[], Result]]]
 RETRIES = 3  # of an item whose worker was lost
 THREADS = 4  # the most items that a worker works on at once
 _held: dict[str, tuple[Hashable, Any]] = {}
-_holding = Lock()
+_holding_lock = Lock()
 
 
 class Workers(Protocol):
@@ -39,7 +39,7 @@ class Workers(Protocol):
 
 def held(kind: str, key: Hashable, make: Callable[[], Result]) -> Result:
     """Return what `make()` made in this process; it is made again, and the old one released, when `key` changes."""
-    with _holding:
+    with _holding_lock:
         if kind not in _held or _held[kind][0] != key:
             _held.pop(kind, None)
             _held[kind] = (key, make())
@@ -47,7 +47,7 @@ def held(kind: str, key: Hashable, make: Callable[[], Result]) -> Result:
         return found
 
 
-class Task(NamedTuple):
+class Assignment(NamedTuple):
     """An item to be worked on."""
 
     item: Any
@@ -75,7 +75,7 @@ class Pool:
     def __init__(self, most: int) -> None:
         """Start at most so many workers."""
         self.most, self.numbers = most, count()
-        self.busy: dict[Any, dict[int, Task]] = {}  # each started worker -> the tasks that it has, by number
+        self.busy: dict[Any, dict[int, Assignment]] = {}  # each started worker -> the tasks that it has, by number
         self.starting: set[Any] = set()
 
     def start(self) -> None:
@@ -96,7 +96,7 @@ class Pool:
 
     def run(self, function: Callable[[Item], Result], items: Iterable[Item], threads: int = 1) -> Results[Item, Result]:
         """Run a function over items, as `Workers` says."""
-        source, waiting, ours = map(Task, items), deque[Task](), set[int]()
+        source, waiting, ours = map(Assignment, items), deque[Assignment](), set[int]()
         while True:
             while True:
                 waiting.extend(() if waiting else islice(source, 1))

@@ -24,14 +24,17 @@ from curation.core.store import sweep
 from curation.engine.local import LIMITS
 from curation.engine.pool import RETRIES, THREADS, Answer, Item, Pool, Result, Results
 
-LOCAL, RUNNING = "local", "auto"  # addresses: a cluster of this machine alone, started here; the one that runs on this machine
+LOCAL_CLUSTER, RUNNING = (
+    "local",
+    "auto",
+)  # addresses: a cluster of this machine alone, started here; the one that runs on this machine
 # the workers get these from here; no tokens
 ENVIRONMENT = (
     "HF_HUB_OFFLINE", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT",
     "XDG_CACHE_HOME", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION",
 )  # fmt: skip
 TOKEN = Path("~/.ray/auth_token")
-SECONDS = 5  # to wait for an answer from an address
+ANSWER_SECONDS = 5  # to wait for an answer from an address
 SECONDS_TO_START = 120  # that a node may take to start its first task
 
 
@@ -180,7 +183,7 @@ def cluster(address: str, folder: Path) -> Iterator[Cluster]:
     _check_answer(address)
     with warnings.catch_warnings(action="ignore"):
         try:
-            where: dict[str, Any] = {"address": address} | ({"include_dashboard": False} if address == LOCAL else {})
+            where: dict[str, Any] = {"address": address} | ({"include_dashboard": False} if address == LOCAL_CLUSTER else {})
             where["runtime_env"] = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}}
             with _own_signals():
                 ray.init(**where, logging_level=logging.ERROR, log_to_driver=False, configure_logging=False)
@@ -209,13 +212,13 @@ def _own_signals() -> Iterator[None]:
 
 def _check_answer(address: str) -> None:
     """Check that something listens at HOST:PORT, for which Ray itself would wait for minutes."""
-    if address in (LOCAL, RUNNING):
+    if address in (LOCAL_CLUSTER, RUNNING):
         return
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "/" in host:
         raise SetupError(f"--ray {address}", "is not an address", "use auto, local or HOST:PORT of the head node")
     try:
-        socket.create_connection((host, int(port)), SECONDS).close()
+        socket.create_connection((host, int(port)), ANSWER_SECONDS).close()
     except (OSError, OverflowError) as error:
         hint = "start a cluster with `ray start --head`, or use --ray local"
         raise SetupError(f"--ray {address}", f"nobody answers ({error})", hint) from None

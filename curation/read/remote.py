@@ -85,8 +85,8 @@ FAILURES = (  # parts of the names of error classes: kind of the failure, what i
     ("gaierror", NoAnswer, "cannot be reached ({kind})"),
 )
 WEB_PAGE = (b"<!doctype html", b"<html")
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+Given = TypeVar("Given")
+Got = TypeVar("Got")
 AnyTable = TypeVar("AnyTable", bound=Table)
 
 
@@ -241,13 +241,13 @@ def refuse_changes(where: str, lock: str, now: Mapping[str, str], then: Mapping[
             raise SourceError(where, f"'{file}' {how} since {lock} was written", "undo that, or run `curate lock` again")
 
 
-def _at_once(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+def _at_once(function: Callable[[Given], Got], items: Sequence[Given]) -> list[Got]:
     """Return what a function returns for each of some items, AT_ONCE of them at the same time.
 
     Raises:
         SourceError: that of the first item with one; what the function does for later items may go on for a while.
     """
-    results: list[Result] = []
+    results: list[Got] = []
     if not items:
         return results
     with ThreadPool(min(AT_ONCE, len(items))) as pool:  # of daemon threads: nothing waits for them after an error or a signal
@@ -399,7 +399,7 @@ def _has_aws_credentials() -> bool:
     return botocore.session.Session().get_credentials() is not None
 
 
-def _tried(name: str, call: Callable[[], Result], waits: Iterable[float], store: Any, path: str) -> Result:
+def _tried(name: str, call: Callable[[], Got], waits: Iterable[float], store: Any, path: str) -> Got:
     """Return the result of a call to a store; after a failure that may pass, wait and call again.
 
     Raises:

@@ -20,7 +20,7 @@ PER_REASON = 3
 PAIRS_SHOWN = 3  # near-duplicate pairs at or above the threshold, and as many below
 NEGATIVES_SHOWN = 3
 OPEN_CHARS = 320  # characters; longer texts fold
-LINES = 5  # texts of as many lines fold
+FOLDED_LINES = 5  # texts of as many lines fold
 PAGE_CHARS = 1000  # characters of a text in the page
 COMPARED_CHARS = 2500  # characters of two texts that are compared
 EQUAL_CHARS = 120  # characters; longer equal runs are shortened
@@ -154,7 +154,7 @@ def shown(text: str) -> str:
     body = as_html(text[:PAGE_CHARS])
     if len(text) > PAGE_CHARS:
         body += f'<span class="cut"> … {len(text) - PAGE_CHARS:,} more characters</span>'
-    if len(text) <= OPEN_CHARS and text.count("\n") < LINES:
+    if len(text) <= OPEN_CHARS and text.count("\n") < FOLDED_LINES:
         return f'<div class="text" dir="auto">{body}</div>'
     return f'<details class="text"><summary dir="auto">{body}</summary></details>'
 

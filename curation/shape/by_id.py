@@ -21,7 +21,7 @@ from curation.shape.shapes import negative_columns
 IDS_IN_A_TEXT = r"^\s*\[.*\]\s*$"  # LightOn's msmarco writes lists of ids as texts
 
 
-def with_texts(
+def texts_for_ids(
     source: Source, rows: pl.DataFrame, read: Callable[[str, TextTable], Iterable[pl.DataFrame]]
 ) -> tuple[Source, pl.DataFrame]:
     """Return a source and its rows with columns of texts in place of those that hold ids; unchanged without `by_id`.

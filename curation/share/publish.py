@@ -49,7 +49,7 @@ SHARD_BYTES = 500_000_000  # bytes of text per file, before compression
 GROUPS = ("positives", "ids", "scores", "provenance")  # of further columns
 COMPANIONS = ("manifest.yaml", "manifest.lock", "ATTRIBUTION.md", "report.html")
 RANKED = ("negative_ranks", "negative_origin")
-KINDS: dict[Any, str] = {pl.String: "string", pl.Float32: "float32", pl.UInt16: "uint16"}
+COLUMN_KINDS: dict[Any, str] = {pl.String: "string", pl.Float32: "float32", pl.UInt16: "uint16"}
 
 
 class Plan(NamedTuple):
@@ -296,9 +296,9 @@ def _published_rows(
         for reason, count in left_out.items():
             said["left_out"][reason] = said["left_out"].get(reason, 0) + count
         said["features"] = [
-            {"name": name, "list": KINDS[kind.inner.base_type()]}
+            {"name": name, "list": COLUMN_KINDS[kind.inner.base_type()]}
             if isinstance(kind, pl.List)
-            else {"name": name, "dtype": KINDS[kind.base_type()]}
+            else {"name": name, "dtype": COLUMN_KINDS[kind.base_type()]}
             for name, kind in made.schema.items()
         ]
         advance(len(pairs))

@@ -85,7 +85,7 @@ def problems_of_model(run: Path, build: Path | None = None) -> list[Problem]:
     found += [Problem(str(run / name), "is missing") for name in (REPORT, store.TIMINGS) if not (run / name).is_file()]
     if (run / store.TIMINGS).is_file() and not _broken(run / store.TIMINGS):
         logs = [run / LOG, *run.glob("tensorboard/**/*")]
-        found += _listed(run, store.read_sealed(run / store.TIMINGS)["files"], logs, store.TIMINGS)
+        found += _listed_files(run, store.read_sealed(run / store.TIMINGS)["files"], logs, store.TIMINGS)
     known = {store.RECEIPT, store.TIMINGS, store.EVALUATION, REPORT, LOG}
     extra = [path for path in sorted(run.iterdir()) if path.is_file() and path.name not in known and path.name[0] != "."]
     found += [Problem(str(path), "was not written by `train`") for path in extra]
@@ -121,7 +121,7 @@ def _top(build: Path, whole: Receipt) -> Checks:
             yield wrong
     known = {store.BUILD, store.TIMINGS, REPORT}
     top_files = [path for path in build.iterdir() if path.name not in known and path.name[0] != "."]
-    yield from _listed(build, whole.get("files", {}), top_files, store.BUILD)
+    yield from _listed_files(build, whole.get("files", {}), top_files, store.BUILD)
     for stage, digest in whole.get("stages", {}).items():
         path = build / stage / store.RECEIPT
         if path.is_file() and store.file_digest(path) != digest:
@@ -136,7 +136,7 @@ def _top(build: Path, whole: Receipt) -> Checks:
         yield Problem(str(path), f"cannot be read ({type(error).__name__})")
 
 
-def _listed(folder: Path, files: Mapping[str, str], there: Iterable[Path], receipt: str) -> Checks:
+def _listed_files(folder: Path, files: Mapping[str, str], there: Iterable[Path], receipt: str) -> Checks:
     """Compare files with those that a receipt lists."""
     for name, digest in files.items():
         if not (folder / name).is_file():
@@ -175,7 +175,7 @@ def _vector_problems(folder: Path) -> Checks:
         receipt = store.read_json(path)
         files = {path.with_suffix(f".{ending}"): digest for ending, digest in receipt.items() if ending != "rows"}
         known |= files.keys()
-        yield from _listed(folder, {file.name: digest for file, digest in files.items()}, (), path.name)
+        yield from _listed_files(folder, {file.name: digest for file, digest in files.items()}, (), path.name)
     extra = [path for path in sorted(folder.iterdir()) if path.is_file() and path not in known]
     yield from (Problem(str(path), "is in no receipt") for path in extra)
 
