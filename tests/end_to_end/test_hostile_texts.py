@@ -396,6 +396,7 @@ def test_the_report_of_a_build_with_hostile_rows_does_nothing(tmp_path):
 def test_mined_tuples_are_shown_safely():
     row = {
         "id": ATTACK, "query": ATTACK, "positives": [ATTACK], "positive_score": 0.5,
+            "positive_rank": 0, "positive_origin": ["given"], "positive_reranked": [None],
         "negatives": [(ATTACK, 0.4, 1, "mined")],
     }  # fmt: skip
     for whole in (False, True):

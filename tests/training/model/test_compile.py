@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -197,10 +199,13 @@ def test_the_tokens_that_are_worth_compiling_grow_as_layers_shrink():
 
 def test_long_runs_on_a_gpu_compile_their_layers():
     backend = object.__new__(Torch)
+    backend.model = SimpleNamespace(padded="")
     backend.weights = {"embed_tokens": torch.empty(10**9, device="meta"), "layers.0": torch.empty(440_000_000, device="meta")}
     for device, steps, expected in (("cuda", 114, True), ("cuda", 113, False), ("cpu", 1_000, False)):
         backend.device = torch.device(device)
         assert compiles(backend, steps) == expected
+    backend.device, backend.model.padded = torch.device("cuda"), "its attention cannot be packed"
+    assert not compiles(backend, 1_000)
     assert not compiles(object.__new__(DeepSpeed), 1_000)
 
 
