@@ -21,6 +21,7 @@ test-lowest:
 	$(PYTHON) -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/python tests/lowest.py > $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check -r $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
 	$(LOWEST)/bin/python -m pytest -m "not long and not shared_data and not browser" $(addprefix tests/curation/,read/test_readers.py \
 	    read/test_delimited.py read/test_json_records.py read/test_text_readers.py build/test_build.py shape/test_parts.py clean/test_near.py)
 
