@@ -53,7 +53,7 @@ from curation.recipe.manifest import Manifest, load_manifest
 from curation.recipe.source import Source
 from curation.report import page as report
 
-Value = TypeVar("Value")
+Returned = TypeVar("Returned")
 MOST_THREADS = 4  # that work on the parts of one source: each holds some 250 MB, and one thread reads for all
 PROCESS_BYTES = 64 << 20  # of input that one more process is started for; to start takes it seconds of a core at each stage
 
@@ -347,7 +347,7 @@ def _size_of(job: Job) -> int:
         return 0  # the source will fail with this error
 
 
-def _guarded(job: Job, function: Callable[..., Value], *arguments: object) -> Value:
+def _guarded(job: Job, function: Callable[..., Returned], *arguments: object) -> Returned:
     """Call a function for a source, so that an unforeseen error fails only this source.
 
     Raises:
