@@ -93,8 +93,9 @@ class Encoder:
         The last bits of vectors depend on it, so the number must follow from the work alone, not from how much of it is done.
         """
         backbone = self.model.backbone
-        worth = TOKENS_OF_A_TEXT * texts >= tokens_worth_compiling(backbone.config)
-        if backbone.device.type == "cuda" and worth and not self.model.padded:
+        if backbone.device.type != "cuda" or self.model.padded:
+            return
+        if TOKENS_OF_A_TEXT * texts >= tokens_worth_compiling(backbone.config):
             compile_layers(backbone)
 
     def encode(self, texts: Sequence[str], advance: Callable[[int], None] = lambda done: None, unit: bool = True) -> np.ndarray:

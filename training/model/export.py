@@ -20,9 +20,6 @@ from training.model.model import Model, quiet
 from training.model.pooling import Projection, Unit
 from training.model.sentence_folder import POOLING_FLAGS, POOLING_NAMES
 
-# The layout of sentence-transformers before 5.4, which every version and every server reads. Some servers look for
-# `pooling_mode_mean_tokens`, and use the first token if they find the newer `pooling_mode` instead.
-# A model that compares by cosine ends with Normalize.
 # How the tokenizer was loaded or last called, which is not part of it, and a switch that would append a second end token.
 NOT_SAVED = ("is_local", "local_files_only", "max_length", "stride", "truncation_strategy", "add_eos_token")
 FAST = "PreTrainedTokenizerFast"
@@ -61,7 +58,12 @@ def export(model: Model, folder: Path) -> None:
 
 
 def _write_modules(model: Model, folder: Path) -> None:
-    """Write the files that sentence-transformers adds to a transformers folder."""
+    """Write the files that sentence-transformers adds to a transformers folder.
+
+    The layout is that before version 5.4, which every version and every server reads: some servers look for
+    `pooling_mode_mean_tokens`, and use the first token if they find the newer `pooling_mode` instead. A model that compares
+    by cosine ends with Normalize.
+    """
     steps, dot = list(model.head), model.similarity == "dot"
     if not dot and not (steps and isinstance(steps[-1], Unit)):
         steps.append(Unit())
