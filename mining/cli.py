@@ -74,7 +74,7 @@ def negatives(
     from curation.core.errors import BuildError
     from curation.recipe.manifest import load_manifest
     from mining.jobs import failed_sources
-    from mining.mine import mine_build, plan, warnings_of
+    from mining.mine import mine_build, plan, unsearched_documents, warnings_of
 
     if dry_run:
         receipts = plan(build, only, device)
@@ -85,6 +85,7 @@ def negatives(
         lines += dict.fromkeys(note for one in receipts.values() for note in one.get("encoder", {}).get("notes", []))
         failed = {} if only else failed_sources(build)
         lines += [f"{name}: failed in the build, so there is nothing to mine: {why}" for name, why in failed.items()]
+        lines += unsearched_documents(load_manifest(build / "manifest.yaml"), receipts)
         for line in lines:
             say(f"warning: {line}")
     output(json.dumps(receipts, indent=1, ensure_ascii=False) if as_json else _table(receipts, verbose))

@@ -207,7 +207,7 @@ def read_settings(build: Path) -> Mine:
     if settings is None:
         hint = "add one, such as `mine: {model: sentence-transformers/all-MiniLM-L6-v2}`, and run `curate build` again"
         raise BuildError(path, "has no 'mine:' section", hint)
-    if settings.negatives > settings.range_max - settings.range_min:
+    if settings.candidates != "given" and settings.negatives > settings.range_max - settings.range_min:
         between = f"range_min {settings.range_min} and range_max {settings.range_max}"
         what = f"mine: {settings.negatives} negatives do not fit between {between}"
         raise ManifestError(path, what, "raise 'range_max' or lower 'negatives'")

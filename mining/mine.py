@@ -19,10 +19,13 @@ import numpy as np
 import polars as pl
 
 from curation.core import store, tables
+from curation.core.errors import listed
 from curation.core.progress import Progress, silent
 from curation.core.record import CLASS, GIVEN, MINED, MINED_PAIRS, PROMOTED, RANDOM, dropped_frame
 from curation.engine.local import Here
+from curation.recipe.manifest import Manifest
 from curation.recipe.settings import Mine
+from curation.recipe.source import shape_of
 from mining.calibrate import HISTOGRAM_BINS, calibrate_rules, histogram
 from mining.candidates import Block, Search, blocks, read_classes
 from mining.encoders import OpenEncoder, open_encoder
@@ -305,3 +308,16 @@ def warnings_of(name: str, receipt: Mapping[str, Any]) -> Iterator[str]:
     if receipt.get("answers") == 0:
         column = "`fields: {answer: ...}`"
         yield f"{name}: 'exclude_answer' drops nothing, because the source has no answers; name their column: {column}"
+
+
+def unsearched_documents(manifest: Manifest, receipts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return one warning if searched sources have documents that are nobody's positive, and `mine: corpus` leaves them out."""
+    assert manifest.mine
+    names = [
+        source.name
+        for source in manifest.sources
+        if source.corpus and not source.by_id and shape_of(source) == "pairs" and manifest.mine.corpus_of(source.name) != "all"
+    ]
+    left_out = [name for name in names if receipts.get(name, {}).get("strategy") == "search"]
+    what = "negatives are searched among positives only, so the documents of `corpus:` are not used; set `mine: {corpus: all}`"
+    return [f"{listed(left_out)}: {what}"] if left_out else []

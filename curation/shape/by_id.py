@@ -15,10 +15,8 @@ import polars as pl
 
 from curation.core.errors import SourceError, listed
 from curation.recipe.source import Source, TextTable
-from curation.shape.columns import column, ids_and_texts, place_of
+from curation.shape.columns import column, ids_and_texts, place_of, unpacked
 from curation.shape.shapes import negative_columns
-
-IDS_IN_A_TEXT = r"^\s*\[.*\]\s*$"  # LightOn's msmarco writes lists of ids as texts
 
 
 def texts_for_ids(
@@ -41,9 +39,7 @@ def texts_for_ids(
     of_corpus = [name for name in (f.positive, f.documents, *negatives) if name]
     for which, table, names in (("corpus", source.corpus, of_corpus), ("queries", source.queries, [f.query])):
         for name in names if table else ():
-            values = column(place_of(source), rows, str(name))
-            if values.dtype == pl.String and values.str.contains(IDS_IN_A_TEXT).all():
-                values = values.str.strip_chars("[] ").str.split(",").list.eval(pl.element().str.strip_chars(" '\""))
+            values = unpacked(column(place_of(source), rows, str(name)))
             lists = values.cast(pl.List(pl.String)) if isinstance(values.dtype, pl.List) else values.cast(pl.String)
             rows = rows.with_columns(lists.alias(f"{name} (text)"))
         if table:

@@ -30,6 +30,7 @@ GRADES = "grades"  # list[f64], one per positive or null; dropped when equal que
 EVIDENCE_CHARS = 200
 SHOWN = 80  # characters of a value in an error
 NO_NUMBERS = ("nan", "inf", "infinity", "null", "none")
+LIST_IN_A_TEXT = r"^\s*\[.*\]\s*$"
 BREAKS_A_LINE = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]|^\s|\s$"  # what may end a line or a cell
 LONGEST_ID, HEAD_OF_ID = 1_000, 200  # characters; Python's csv module refuses a cell of 131,072 bytes
 # Reasons of broken rows, which count against `max_bad`. Other reasons are choices of the manifest.
@@ -193,13 +194,25 @@ def text_lists(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
     return lists.list.eval(pl.when(pl.element().str.strip_chars() != "").then(pl.element()))
 
 
+def unpacked(values: pl.Series) -> pl.Series:
+    """Return lists that are written as texts, such as `[d7, d2]` and `[0.83, 0.5]`, as lists of texts; other values unchanged.
+
+    LightOn's msmarco writes lists of ids and scores like this.
+    """
+    if values.dtype != pl.String or not values.str.contains(LIST_IN_A_TEXT).all() or values.null_count() == len(values):
+        return values
+    inner = values.str.strip_chars().str.strip_chars("[]").str.split(",")
+    bare = inner.list.eval(pl.element().str.strip_chars(" '\""))
+    return pl.select(pl.when(pl.lit(bare) == pl.lit([""])).then([]).otherwise(bare).alias(values.name)).to_series()
+
+
 def number_lists(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
     """Return a mapped column as lists of finite numbers, a single number as a list of one; null for blanks and infinities.
 
     Raises:
         SourceError: a value is not a number, unless it is the score of a pair.
     """
-    values = column(place_of(source), rows, wanted)
+    values = unpacked(column(place_of(source), rows, wanted))
     if not isinstance(values.dtype, pl.List):
         if wanted == source.fields.score:  # of a pair: the row is dropped instead
             return pl.select(pl.concat_list(number_column(source, rows, wanted))).to_series()
@@ -213,7 +226,9 @@ def number_lists(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
         for text, number in zip(texts[row], numbers[row], strict=True) if blank[row] else ():
             if number is None and text and text.strip() and text.strip().lower().lstrip("+-") not in NO_NUMBERS:
                 what = f"column '{wanted}' holds '{text[:SHOWN]}' (row {rows[ROW][row]}), which is not a number"
-                raise SourceError(place_of(source), what, "map numbers, or lists of them")
+                point = text.strip().replace(",", ".")
+                comma = "," in text and point.replace(".", "", 1).lstrip("+-").isdigit()
+                raise SourceError(place_of(source), what, f"write it as {point}" if comma else "map numbers, or lists of them")
     return numbers
 
 

@@ -14,7 +14,7 @@ from curation.core.errors import SourceError
 from curation.core.record import keys_of
 from curation.read.rows import ROW
 from curation.recipe.source import Source
-from curation.shape.columns import column, number_lists, place_of, text_lists
+from curation.shape.columns import column, number_lists, place_of, text_lists, unpacked
 
 ANSWERS = "answers.parquet"
 SCORES = pl.Schema({"query": pl.Binary(), "text": pl.Binary(), "score": pl.Float32()})  # keys of both
@@ -30,7 +30,7 @@ def scores_of(source: Source, rows: pl.DataFrame, queries: pl.Series, sides: dic
     parts = []
     for side, name in mapped.items():
         if name is not None:
-            one = not isinstance(column(place_of(source), rows, name).dtype, pl.List)  # of several positives, the first
+            one = not isinstance(unpacked(column(place_of(source), rows, name)).dtype, pl.List)  # of several positives, the first
             texts = sides[side].list.head(1) if one and side == "positives" else sides[side]
             numbers = number_lists(source, rows, name)
             _same_length(source, rows, texts, numbers, name, or_none=True)

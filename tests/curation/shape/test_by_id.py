@@ -55,13 +55,13 @@ LIGHTON = {
 
 
 @pytest.mark.parametrize("as_text", [False, True])
-def test_lighton(tmp_path: Path, as_text: bool) -> None:
+def test_lighton(tmp_path: Path, as_text: bool) -> None:  # its msmarco writes lists as texts
     ids: list[Any] = [[*RIGHT[name], *WRONG[name]] for name in QUERIES]
     frame = pl.DataFrame(
         {
             "query_id": list(QUERIES),
             "document_ids": [f"[{', '.join(one)}]" for one in ids] if as_text else ids,
-            "scores": list(SCORES.values()),
+            "scores": list(map(str, SCORES.values())) if as_text else list(SCORES.values()),
         }
     )
     frame.write_parquet(tmp_path / "rows.parquet")
@@ -117,6 +117,26 @@ def test_numbers_are_ids_however_they_are_written(tmp_path: Path) -> None:
     corpus = {"files": "numbers.jsonl", "fields": {"id": "id"}}
     _, passages = built(tmp_path, {"files": "rows.parquet", "fields": {"query": "query", "positive": "right"}, "corpus": corpus})
     assert passages == ["the seventh passage"]
+
+
+def test_scores_written_as_texts(tmp_path: Path) -> None:
+    """A pair with a score, and pairs with a teacher's scores: `"0.83"` is a number, and `"0,83"` is named as what it is."""
+    fields = {"query": "q", "positive": "p", "score": "s"}
+    source = {"files": "rows.jsonl", "fields": fields, "threshold": 0.5, "corpus": CORPUS}
+    lines(tmp_path / "rows.jsonl", [{"q": f"{n}?", "p": f"d{n}", "s": score} for n, score in enumerate(["0.83", " .9 ", "0.2"])])
+    pairs, _ = built(tmp_path, source)
+    assert pairs["id"].to_list() == ["s/0", "s/1"]
+    fields = {"query": "q", "positive": "p", "positive_score": "s", "negatives": "n", "negative_scores": "ns"}
+    row = {"q": "which?", "p": "d0", "s": "0.83", "n": "[d1, 'd2']", "ns": "[0.5, null]"}
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+    lines(tmp_path / "a" / "rows.jsonl", [row])
+    pairs, passages = built(tmp_path / "a", {"files": "rows.jsonl", "fields": fields, "corpus": CORPUS})
+    assert [passages[pid] for pid in pairs["negatives"][0]] == [TEXTS["d1"], TEXTS["d2"]]
+    assert (round(pairs["positive_score"][0], 4), pairs["negative_scores"].to_list()) == (0.83, [[0.5, None]])
+    lines(tmp_path / "b" / "rows.jsonl", [row | {"s": "0,83"}])
+    with pytest.raises(UserError, match=r"column 's' holds '0,83' \(row 0\), which is not a number; write it as 0.83"):
+        built(tmp_path / "b", {"files": "rows.jsonl", "fields": fields, "corpus": CORPUS})
 
 
 @pytest.mark.parametrize(

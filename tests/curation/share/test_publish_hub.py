@@ -282,6 +282,7 @@ def test_the_card_loads_and_trains_as_it_says(server, tmp_path):
         "negative_scores",
         "negative_ranks",
         "label",
+        "positive_origin",
         "negative_origin",
     ]
     assert out.splitlines() == [str(flat + extra), str(flat)]
@@ -290,3 +291,5 @@ def test_the_card_loads_and_trains_as_it_says(server, tmp_path):
     assert frame["id"].to_list() == mined["id"].to_list()
     assert frame["negative_scores"].to_list() == mined["negative_scores"].list.head(3).to_list()
     assert set(frame["negative_origin"].explode()) == {"mined"}
+    assert frame["positive_origin"].list.len().to_list() == mined["positives"].list.len().to_list()
+    assert set(frame["positive_origin"].explode()) == {"given"}
