@@ -20,7 +20,12 @@ POINTS = 300  # of a curve; each point of a longer curve is the mean of a stretc
 WINDOW_SHARE = 20  # a smoothed curve is the mean over a window of a twentieth of the points
 SMOOTHED_FROM = 20  # points; a shorter curve is not smoothed
 WIDTH, HEIGHT = 300, 100  # units of a drawing, which is stretched to fit the page
-TERMS = {"loss_hard": "hard negatives", "loss_inbatch": "in-batch", "loss_distilled": "distilled"}
+TERMS = {
+    "loss_hard": "hard negatives",
+    "loss_inbatch": "in-batch",
+    "loss_distilled": "distilled",
+    "loss_spread_out": "spread out",
+}
 MEMORY = {"memory_gb": "process", "gpu_memory_gb": "GPU"}
 Curve = tuple[Sequence[int], Sequence[float]]  # steps, counted from 1, and values
 

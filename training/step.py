@@ -16,7 +16,7 @@ from curation.recipe.settings import Train
 from training import ranks
 from training.backend import Backend
 from training.data import Batch, gather_segments
-from training.loss import Losses, contrastive, distillation, infonce, too_near
+from training.loss import Losses, contrastive, distillation, infonce, spread_out, too_near
 from training.model.attention import head_size_of, kernel_of, padding_of
 from training.model.device import dtype_of
 
@@ -173,16 +173,21 @@ def batch_loss(embeddings: Tensor, batch: Batch, recipe: Train, detached: bool =
     for size in [*recipe.matryoshka, embeddings.shape[1]]:
         vectors = F.normalize(embeddings[:, :size], dim=1) if recipe.matryoshka else embeddings
         query, positive, negative = vectors[targets.query], vectors[targets.positive], vectors[targets.negative]
-        shared = targets.shared if recipe.mask_false_negatives else None
-        if recipe.mask_margin is not None:
+        given = targets.shared if recipe.mask_false_negatives else None
+        shared, everywhere = given, recipe.query_query or recipe.passage_passage  # `infonce` then masks by the margin itself
+        if recipe.mask_margin is not None and not everywhere:
             near = too_near(query, positive, recipe.mask_margin)
             shared = near if shared is None else shared | near
         parts = (query, positive, negative, targets.has_negative, shared)
         if recipe.loss == "f2llm":
-            losses = contrastive(*parts, recipe.temperature, batch.in_batch, recipe.symmetric, detached)
+            losses = contrastive(*parts, recipe.temperature, batch.in_batch, recipe.symmetric, detached, recipe.hardness)
         else:
             masked = targets.shared_negative if recipe.mask_false_negatives else None
-            losses = infonce(*parts, masked, recipe.temperature, batch.in_batch)
+            more = (recipe.query_query, recipe.passage_passage, recipe.mask_margin if everywhere else None, recipe.hardness)
+            losses = infonce(*parts, masked, recipe.temperature, batch.in_batch, *more)
+        if recipe.spread_out and batch.in_batch:
+            spread = spread_out(query, given) + spread_out(positive, given)
+            losses = losses._replace(total=losses.total + recipe.spread_out * spread, spread_out=spread)
         if recipe.distill:
             distilled = distillation(query, positive, negative, targets.teacher, recipe.temperature)
             losses = losses._replace(total=losses.total + recipe.distill * distilled, distilled=distilled)

@@ -57,6 +57,7 @@ SIGNS_OF_A_LOST_GPU = (  # of CUDA's messages
     *("unspecified launch failure", "busy or unavailable", "no CUDA-capable device", "CUDA error: unknown error"),
 )
 WORTH_COMPILING = 5e10  # steps times weights without embeddings, from which on compiling takes a GPU less than it saves
+LOGGED_TERMS = ("loss_hard", "loss_inbatch", "loss_distilled", "loss_spread_out")  # the names of `Losses`' terms in the log
 MOST_UNREAD = 64  # steps on a GPU whose loss is not read yet
 
 
@@ -345,13 +346,13 @@ def write_lines(write: Write, steps: list[Step], backend: Backend, recipe: Train
     Raises:
         BuildError: a loss or a norm is infinite or NaN. The lines of the steps before that one are written.
     """
-    terms = [term.to(backend.device) for one in steps for term in (one.norm, *one.losses) if term is not None]
-    values = iter(torch.stack(terms).tolist() if terms else [])
+    numbers = [term.to(backend.device) for one in steps for term in (one.norm, *one.losses) if term is not None]
+    values = iter(torch.stack(numbers).tolist() if numbers else [])
     further = {one.name: one.further_positives for one in plan.sources if one.further_positives}
     lines = []
     for one in steps:
         norm = next(values)
-        loss, hard, in_batch, distilled = (None if term is None else next(values) for term in one.losses)
+        loss, *terms = (None if term is None else next(values) for term in one.losses)
         check_finite(loss, "loss", one, plan, out)
         check_finite(norm, "gradient", one, plan, out)
         line = {
@@ -360,9 +361,7 @@ def write_lines(write: Write, steps: list[Step], backend: Backend, recipe: Train
             "source": one.batch.source,
             "task": one.batch.task,
             "loss": loss,
-            "loss_hard": hard,
-            "loss_inbatch": in_batch,
-            "loss_distilled": distilled,
+            **dict(zip(LOGGED_TERMS, terms, strict=True)),
             "lr": one.lr,
             "grad_norm": norm,
             **({"positives": {"trained": recipe.positives, "further": further}} if one.number == 0 and further else {}),

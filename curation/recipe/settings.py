@@ -320,7 +320,25 @@ class Train(Section):
     mask_margin: float | None = Field(
         None,
         ge=0,
-        description="do not use a passage of another tuple as an in-batch negative if it scores higher than the query's own positive by more than this. Off if empty",
+        description="do not use a passage of another tuple as an in-batch negative if it scores higher than the query's own positive by more than this. With `query_query` or `passage_passage` this covers every negative, also the tuple's own, as in Qwen3-Embedding, which uses 0.1. Off if empty",
+    )
+    query_query: bool = Field(
+        False,
+        description="`loss: infonce`: the other queries in the batch are negatives of a query too, in the same softmax, for sources with in-batch negatives",
+    )
+    passage_passage: bool = Field(
+        False,
+        description="`loss: infonce`: the other tuples' passages in the batch are negatives of a positive too, in the same softmax, for sources with in-batch negatives",
+    )
+    hardness: float = Field(
+        0.0,
+        ge=0,
+        description="weight each of a tuple's hard negatives by exp(hardness * cosine similarity to the query), as EmbeddingGemma does with 5. Off at 0",
+    )
+    spread_out: float = Field(
+        0.0,
+        ge=0,
+        description="weight of an extra loss term: the mean squared cosine similarity of two different queries in the batch, plus that of two positives, for sources with in-batch negatives. It spreads vectors over all directions, which helps quantisation and approximate search. Off at 0",
     )
     symmetric: bool = Field(
         False, description="`loss: f2llm`: add the in-batch term in the other direction, from passages to queries"
@@ -385,6 +403,9 @@ class Train(Section):
             raise ValueError(f"'prompts' requires `prompt: auto`, but it is '{self.prompt}'")
         if self.symmetric and self.loss != "f2llm":
             raise ValueError("'symmetric' requires `loss: f2llm`")
+        for name in ("query_query", "passage_passage"):
+            if getattr(self, name) and self.loss != "infonce":
+                raise ValueError(f"'{name}' requires `loss: infonce`, because its scores are in the same softmax")
         if self.reproduce_f2llm and (self.symmetric or self.loss != "f2llm"):
             raise ValueError("'reproduce_f2llm' requires `loss: f2llm` without 'symmetric'")
         if self.positives == "all" and not self.mask_false_negatives:

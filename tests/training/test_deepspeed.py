@@ -22,6 +22,7 @@ from training.train import train
 
 HERE = Path(__file__).parent
 STAGES = (None, 0, 1, 2, 3)  # None: plain torch
+JOINT = {"loss": "infonce", "query_query": True, "passage_passage": True, "mask_margin": 0.1, "spread_out": 0.5}
 
 
 def recipe(model, **keys):
@@ -61,8 +62,8 @@ def _two_processes(place):
                 "out": str(place / f"z{stage}-{budget}"),
             }
             jobs.append(job)
-        joint = recipe(model, loss="infonce", token_budget=60, **keys)
-        jobs.append({"build": str(build), "recipe": joint, "out": str(place / f"z{stage}-infonce")})
+        joint = recipe(model, token_budget=60, **JOINT, **keys)
+        jobs.append({"build": str(build), "recipe": joint, "out": str(place / f"z{stage}-joint")})
         steps = recipe(model, steps=4, save_every=2, epochs=2, token_budget=60, lr=1e-3, **keys)
         jobs.append({"build": str(build), "recipe": steps, "out": str(place / f"z{stage}-whole")})
         torn = {"build": str(build), "recipe": steps, "out": str(place / f"z{stage}-torn")}
@@ -75,8 +76,8 @@ def alone(place, once):
     """Return the folder of the same step in one process of plain torch, by loss."""
 
     def make(folder):
-        for loss in ("f2llm", "infonce"):
-            train(place / "b", Train.model_validate(recipe(str(place / "bert"), loss=loss)), out=folder / loss, device="cpu")
+        for name, keys in (("f2llm", {}), ("joint", JOINT)):
+            train(place / "b", Train.model_validate(recipe(str(place / "bert"), **keys)), out=folder / name, device="cpu")
 
     return once("alone", make)
 
@@ -86,11 +87,11 @@ def weights(out, step=1):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("way", ["None", "60", "infonce"])
+@pytest.mark.parametrize("way", ["None", "60", "joint"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_step_of_two_processes_is_that_of_one(place, alone, stage, way):
-    """In the infonce one, passages of the other process are negatives: without their gradients the weights would differ."""
-    single, double = alone / ("infonce" if way == "infonce" else "f2llm"), place / f"z{stage}-{way}"
+    """In the joint one, texts of the other process are negatives: without their gradients the weights would differ."""
+    single, double = alone / ("joint" if way == "joint" else "f2llm"), place / f"z{stage}-{way}"
     before, one, two = load_file(place / "bert/model.safetensors"), weights(single), weights(double)
     assert one.keys() == two.keys()
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-6

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from training.loss import QUERIES_AT_ONCE, contrastive, distillation, hard_loss, infonce, softmax_loss, too_near
+from training import loss as losses
+from training.loss import (
+    QUERIES_AT_ONCE,
+    contrastive,
+    distillation,
+    hard_loss,
+    infonce,
+    softmax_loss,
+    spread_out,
+    too_near,
+)
 
 
 def unit(*shape, seed):
@@ -108,6 +118,103 @@ def test_a_large_batch_has_the_loss_and_gradients_of_one_product_without_keeping
     assert got.item() == pytest.approx(expected.item(), rel=1e-12)
     for one, other in zip(torch.autograd.grad(got, [query, candidates]), wanted, strict=True):
         assert torch.allclose(one, other, rtol=0, atol=1e-12)
+
+
+def qwen3_by_loops(query, positive, negative, has, shared, shared_negative, temperature, terms, margin, hardness):
+    """Return Qwen3-Embedding's loss, one product at a time; `terms` are those of its softmax besides query and passages."""
+    b, k, loss = len(query), negative.shape[1], 0.0
+    for i in range(b):
+        near = float(query[i] @ positive[i])
+        others = []  # (score, how often it counts)
+        for j in range(b):
+            if j != i and not shared[i, j]:
+                others.append((float(query[i] @ positive[j]), 1.0))
+            if j != i and not shared[i, j] and not shared[j, i]:
+                if "query_query" in terms:
+                    others.append((float(query[i] @ query[j]), 1.0))
+                if "passage_passage" in terms:
+                    others.append((float(positive[i] @ positive[j]), 1.0))
+            for m in range(k):
+                if has[j, m] and not shared_negative[i, j, m]:
+                    score = float(query[i] @ negative[j, m])
+                    others.append((score, math.exp(hardness * score) if j == i else 1.0))
+                    if j != i and "passage_passage" in terms:
+                        others.append((float(positive[i] @ negative[j, m]), 1.0))
+        counted = [(score, weight) for score, weight in others if margin is None or score <= near + margin]
+        everything = math.exp(near / temperature) + sum(weight * math.exp(score / temperature) for score, weight in counted)
+        loss -= (near / temperature - math.log(everything)) / b
+    return loss
+
+
+@pytest.mark.parametrize("at_once", [2, 512])
+@pytest.mark.parametrize("terms", [(), ("query_query",), ("passage_passage",), ("query_query", "passage_passage")])
+@pytest.mark.parametrize(("margin", "hardness"), [(None, 0.0), (0.1, 0.0), (0.1, 5.0)])
+def test_the_further_terms_of_a_softmax_equal_the_double_loop(terms, margin, hardness, at_once, monkeypatch):
+    monkeypatch.setattr(losses, "QUERIES_AT_ONCE", at_once)
+    query, positive, negative = unit(5, 6, seed=1), unit(5, 6, seed=2), unit(5, 3, 6, seed=3)
+    has = torch.arange(15).reshape(5, 3) % 4 != 3
+    shared, shared_negative = torch.zeros(5, 5, dtype=torch.bool), torch.zeros(5, 5, 3, dtype=torch.bool)
+    shared[0, 1] = shared[3, 2] = shared_negative[2, 4, 0] = shared_negative[0, 1, :] = True
+    arguments = (query, positive, negative, has, shared, shared_negative, 0.2)
+    switches = {name: name in terms for name in ("query_query", "passage_passage")}
+    got = infonce(*arguments, True, **switches, margin=margin, hardness=hardness)
+    expected = qwen3_by_loops(*arguments, terms, margin, hardness)
+    assert float(got.total) == pytest.approx(expected, rel=1e-12)
+    if margin is not None:
+        assert expected != pytest.approx(qwen3_by_loops(*arguments, terms, None, hardness), rel=1e-3)
+
+
+def test_the_further_terms_are_those_of_sentence_transformers():
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+    query, positive, negative = unit(5, 8, seed=1), unit(5, 8, seed=2), unit(5, 2, 8, seed=3)
+    theirs = MultipleNegativesRankingLoss(
+        torch.nn.Module(),
+        directions=("query_to_doc", "query_to_query", "doc_to_doc"),
+        hardness_mode="hard_negatives",
+        hardness_strength=5.0,
+    )
+    expected = theirs.compute_loss_from_embeddings([query, positive, *negative.unbind(1)], None)
+    has = torch.ones(5, 2, dtype=torch.bool)
+    got = infonce(query, positive, negative, has, None, None, 0.05, True, True, True, hardness=5.0)
+    assert float(got.total) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_hard_negatives_count_by_their_hardness_and_the_weight_gets_no_gradient():
+    query, positive, negative = unit(4, 8, seed=1), unit(4, 8, seed=2), unit(4, 3, 8, seed=3)
+    has = torch.tensor([[True] * 3, [True, False, True], [False] * 3, [True] * 3])
+    expected = 0.0
+    for i in range(4):
+        near = math.exp(float(query[i] @ positive[i]) / 0.2)
+        scores = [float(query[i] @ negative[i, m]) for m in range(3) if has[i, m]]
+        far = sum(math.exp(5 * score) * math.exp(score / 0.2) for score in scores)
+        expected -= math.log(near / (near + far)) / 4
+    weighted = query.clone().requires_grad_()
+    got = contrastive(weighted, positive, negative, has, None, 0.2, False, hardness=5.0).total
+    assert float(got.detach()) == pytest.approx(expected, rel=1e-12)
+    got.backward()
+    constant = query.clone().requires_grad_()
+    scores = torch.einsum("bd,bkd->bk", constant, negative)
+    far = (scores / 0.2 + 5 * scores.detach()).masked_fill(~has, -torch.inf)
+    near = (constant * positive).sum(-1, keepdim=True) / 0.2
+    (-torch.cat([near, far], 1).log_softmax(1)[:, 0]).mean().backward()
+    assert torch.allclose(weighted.grad, constant.grad, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("at_once", [2, 512])
+def test_spread_out_is_the_mean_square_of_the_cosines_of_pairs(at_once, monkeypatch):
+    monkeypatch.setattr(losses, "QUERIES_AT_ONCE", at_once)
+    vectors = 3 * unit(5, 8, seed=1)
+    shared = torch.zeros(5, 5, dtype=torch.bool)
+    shared[0, 1] = shared[3, 2] = True
+    pairs = [(i, j) for i in range(5) for j in range(5) if i != j]
+    squares = {(i, j): float(vectors[i] @ vectors[j] / 9) ** 2 for i, j in pairs}
+    assert float(spread_out(vectors, None)) == pytest.approx(sum(squares.values()) / 20, rel=1e-12)
+    left = [square for pair, square in squares.items() if set(pair) not in ({0, 1}, {2, 3})]
+    assert float(spread_out(vectors, shared)) == pytest.approx(sum(left) / 16, rel=1e-12)
+    alone = vectors[:1].clone().requires_grad_()
+    spread_out(alone, None).backward()
+    assert not alone.grad.any()
 
 
 def joint_by_loops(query, positive, negative, has, shared, shared_negative, temperature):

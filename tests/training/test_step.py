@@ -62,10 +62,12 @@ def largest_difference(one, other):
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
-EVERYTHING = {"matryoshka": [8, 16], "distill": 0.5, "symmetric": True, "mask_margin": 0.1}
+EVERYTHING = {"matryoshka": [8, 16], "distill": 0.5, "symmetric": True, "mask_margin": 0.1, "hardness": 5.0, "spread_out": 0.5}
+QWEN3 = {"loss": "infonce", "query_query": True, "passage_passage": True, "mask_margin": 0.1}
+JOINT = {**QWEN3, "matryoshka": [8, 16], "hardness": 5.0, "spread_out": 0.5}
 
 
-@pytest.mark.parametrize("keys", [{}, {"loss": "infonce"}, EVERYTHING], ids=["f2llm", "infonce", "everything"])
+@pytest.mark.parametrize("keys", [{}, {"loss": "infonce"}, EVERYTHING, JOINT], ids=["f2llm", "infonce", "everything", "joint"])
 @pytest.mark.parametrize("budget", [1, 60, 200])
 def test_chunks_give_the_plain_step_and_no_forward_holds_more_than_the_budget(model, build, budget, keys):
     plain = recipe(model, **keys)
@@ -125,7 +127,7 @@ def test_layers_that_cannot_be_computed_twice_are_told(tmp_path):
         Torch(model, recipe(model.name, checkpointing=True))
 
 
-@pytest.mark.parametrize("keys", [{"token_budget": 120}, {"token_budget": 120, "checkpointing": True, "loss": "infonce"}])
+@pytest.mark.parametrize("keys", [{"token_budget": 120}, {"token_budget": 120, "checkpointing": True, **JOINT}])
 def test_a_run_by_chunks_goes_on_to_the_bit(model, build, tmp_path, keys):
     rule = recipe(model, lr=1e-3, steps=4, epochs=2, save_every=2, log_every=1, **keys)
     train(build, rule, out=tmp_path / "whole")
@@ -166,6 +168,16 @@ def test_matryoshka_is_the_mean_of_the_losses_of_leading_dimensions(build, tmp_p
     for term in ("total", "hard", "in_batch"):
         mean = sum(float(getattr(one, term)) for one in losses) / 3
         assert float(getattr(got, term)) == pytest.approx(mean, rel=1e-6)
+
+
+def test_the_log_and_the_receipt_name_the_further_terms(build, tmp_path):
+    rule = recipe(tiny_model(tmp_path / "m"), steps=1, spread_out=0.5, hardness=5.0)
+    receipt, _ = train(build, rule, out=tmp_path / "run", device="cpu")
+    (line,) = read_log(tmp_path / "run/log.jsonl")
+    assert 0 < line["loss_spread_out"] < 2
+    terms = line["loss_hard"] + line["loss_inbatch"] + 0.5 * line["loss_spread_out"]
+    assert line["loss"] == pytest.approx(terms, rel=1e-6)
+    assert (receipt["recipe"]["spread_out"], receipt["recipe"]["hardness"]) == (0.5, 5.0)
 
 
 def test_matryoshka_with_too_many_dimensions_is_told(build, tmp_path):

@@ -65,6 +65,13 @@ def test_traps_of_yaml_are_read_as_a_person_means_them(tmp_path):
             "m.yaml:5: sources[0].task: 'retreival' is not one of retrieval, classification or clustering (did you mean 'retrieval'?)",
         ),
         ("lr: 1e-5", "lr: fast", "m.yaml:11: train.lr: 'fast' is not a number"),
+        ("lr: 1e-5", "hardness: -1", "m.yaml:11: train.hardness: input should be greater than or equal to 0, not '-1'"),
+        ("lr: 1e-5", "spread_out: .nan", "m.yaml:11: train.spread_out: '.nan' is not a number"),
+        (
+            "lr: 1e-5",
+            "query_query: yes",
+            "m.yaml:11: 'query_query' requires `loss: infonce`, because its scores are in the same softmax",
+        ),
         ("[0.9, 0.98]", "[0.9]", "m.yaml:11: train.betas: 1 of 2 values are given"),
         ("[0.9, 0.98]", "[0.9, 0.98, 1]", "m.yaml:11: train.betas: 3 values are given, but only 2 are allowed"),
         ("[0.9, 0.98]", "0.9", "m.yaml:11: train.betas: '0.9' is not a list"),
