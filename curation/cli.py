@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from curation.cli_share import diff, examples, export, importing, publish, verify
-from curation.core.console import PATH, RAY, SETTINGS, VERSION, check_places, newest, output, run_command, say
+from curation.core.console import PATH, RAY, SETTINGS, VERSION, WORKERS, check_places, newest, output, run_command, say
 from curation.core.errors import BuildError
 from curation.core.progress import for_terminal
 
@@ -28,7 +28,7 @@ def curate() -> None:
 @click.option("--only", multiple=True, metavar="SOURCE", help="Build only this source; repeatable.")
 @click.option("--limit", type=click.IntRange(1), help="Read at most this many rows per source, for a first look.")
 @click.option("--no-decontaminate", is_flag=True, help="Skip `decontaminate:`, so that no evaluation set is read.")
-@click.option("-j", "--workers", type=click.IntRange(1), help="Number of processes [default: depends on the input size].")
+@WORKERS
 @RAY
 @click.option(
     "--licenses", type=click.Choice(["all", "no-nc", "permissive"]), help="Licence policy, instead of the one in MANIFEST."

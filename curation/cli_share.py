@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from curation.core.console import PATH, newest, output, say
+from curation.core.console import PATH, RAY, WORKERS, check_places, newest, output, say
 from curation.core.progress import for_terminal
 
 EXPORTS = ("f2llm", "pair", "triplet", "n-tuple", "labeled-list", "scored-list", "flagembedding", "tevatron", "beir")
@@ -143,9 +143,19 @@ def diff(a: str, b: str, only: tuple[str, ...], as_json: bool, quiet: bool) -> i
     help="Check this run of `train`, or a model folder.",
 )
 @click.option("--only", multiple=True, metavar="SOURCE", help="Only this source; repeatable.")
+@WORKERS
+@RAY
 @click.option("--json", "as_json", is_flag=True, help="Print the problems as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print problems only.")
-def verify(build: Path | None, model: Path | None, only: tuple[str, ...], as_json: bool, quiet: bool) -> int:
+def verify(
+    build: Path | None,
+    model: Path | None,
+    only: tuple[str, ...],
+    workers: int | None,
+    ray: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> int:
     """Check every receipt, digest, id and count of BUILD.
 
     BUILD is a build folder, by default the newest one in builds/; or an export; or
@@ -153,20 +163,23 @@ def verify(build: Path | None, model: Path | None, only: tuple[str, ...], as_jso
     too. With --model: the checkpoints and the model of a run, and the mined tables
     that it was trained on. All files are read completely.
 
-    Prints one line per problem; the exit code is 1 if there are any.
+    Prints one line per problem; the exit code is 1 if there are any. With --ray the
+    nodes must see the folders under the same paths. The output does not depend on
+    where the work is done.
     """
     from curation.build import show
     from curation.share import verify as checking
 
-    problems, folder = [], model or newest(build)
+    check_places(workers, ray)
+    problems, folder, progress = [], model or newest(build), for_terminal(quiet)
     if model:
         home = build or (model.parent if (model.parent / "build.json").is_file() else None)
-        problems = checking.problems_of_model(model, home)
+        problems = checking.problems_of_model(model, home, progress, workers, ray)
         if home is None and not quiet:
             say(f"{model}: no build is beside it; `curate verify BUILD --model {model}` also checks what it was trained on")
     if build or not model:
         folder = build or folder
-        problems = list(dict.fromkeys([*problems, *checking.problems(folder, only, for_terminal(quiet))]))
+        problems = list(dict.fromkeys([*problems, *checking.problems(folder, only, progress, workers, ray)]))
     if as_json:
         output(show.as_json([{"where": one.where, "what": one.what} for one in problems]))
     else:

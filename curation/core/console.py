@@ -40,6 +40,9 @@ class UserPath(click.Path):
 PATH = UserPath()
 
 
+WORKERS = click.option(
+    "-j", "--workers", type=click.IntRange(1), help="Number of processes [default: depends on the input size]."
+)
 RAY = click.option(
     "--ray",
     is_flag=False,

@@ -134,7 +134,7 @@ class Processes(Pool):
 
 @contextmanager
 def processes(
-    count: int, folder: Path, device: str = "auto", environments: Sequence[Mapping[str, str]] = ({},)
+    count: int, folder: Path | None, device: str = "auto", environments: Sequence[Mapping[str, str]] = ({},)
 ) -> Iterator[Processes]:
     """Yield worker processes. Temporary files that killed ones left below `folder` are removed at the end."""
     pool = Processes(count, device, environments)
@@ -142,7 +142,8 @@ def processes(
         yield pool
     finally:
         pool.close()
-        sweep(folder, depth=2)
+        if folder is not None:
+            sweep(folder, depth=2)
 
 
 def _work(pipe: connection.Connection, environment: Mapping[str, str]) -> None:

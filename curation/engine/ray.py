@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -49,7 +49,7 @@ class Cluster:
     def run(self, function: Callable[[Item], Result], items: Iterable[Item], threads: int = 1) -> Results[Item, Result]:
         """Run a function over items, as `pool.Workers` says; a task has one processor."""
         task = self.ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=False)(_answer)
-        waiting = {task.remote(function, item): item for item in items}
+        waiting = {task.remote(os.getcwd(), function, item): item for item in items}
         while waiting:
             (ready, *_), _ = unwrapped(self.ray.wait, list(waiting), num_returns=1)
             yield waiting.pop(ready), lambda ready=ready: self._result(ready)  # type: ignore[misc]
@@ -130,15 +130,14 @@ class Worker:
     """An actor: a process on a node of the cluster."""
 
     def __init__(self, folder: str, gpu: bool) -> None:
-        """Work in a folder, if this node has it, so that relative paths mean the same."""
-        with suppress(OSError):
-            os.chdir(folder)
+        """Work in the folder of the driver."""
+        self.folder = folder
         if not gpu:  # as many processes as processors
             os.environ |= {name: "1" for name in LIMITS if name not in os.environ}
 
     def answer(self, function: Callable[[Item], Result], item: Item) -> Answer:
         """Call a function."""
-        return _answer(function, item)
+        return _answer(self.folder, function, item)
 
 
 def _lost(error: Exception) -> SetupError:
@@ -155,8 +154,13 @@ def unwrapped(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         raise error.__cause__ or error from None
 
 
-def _answer(function: Callable[[Item], Result], item: Item) -> Answer:
-    """Call a function in a task. A user's error is an answer, so that Ray neither retries it nor wraps it."""
+def _answer(folder: str, function: Callable[[Item], Result], item: Item) -> Answer:
+    """Call a function, in a folder if this node has it, so that relative paths mean the same.
+
+    A user's error is an answer, so that Ray neither retries it nor wraps it.
+    """
+    with suppress(OSError):
+        os.chdir(folder)
     try:
         return Answer(function(item))
     except UserError as error:
@@ -164,13 +168,13 @@ def _answer(function: Callable[[Item], Result], item: Item) -> Answer:
 
 
 @contextmanager
-def cluster(address: str, folder: Path) -> Iterator[Cluster]:
+def cluster(address: str, folder: Path | None, reads: Sequence[Path] = ()) -> Iterator[Cluster]:
     """Connect to a Ray cluster: `local` starts one on this machine, `auto` finds the running one, or HOST:PORT.
 
-    Temporary files that lost workers left below `folder` are removed at the end.
+    The tasks write to `folder`; temporary files that lost workers left below it are removed at the end. They only read `reads`.
 
     Raises:
-        SetupError: Ray is not installed, no cluster answers, or a node has another version or does not see `folder`.
+        SetupError: Ray is not installed, no cluster answers, or a node has another version or does not see one of the folders.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -191,11 +195,12 @@ def cluster(address: str, folder: Path) -> Iterator[Cluster]:
             hint = "start a cluster with `ray start --head`, or use --ray local"
             raise SetupError(f"--ray {address}", f"cannot connect ({first_line(error)})", hint) from None
         try:
-            _check_nodes(ray, folder)
+            _check_nodes(ray, folder, reads)
             yield Cluster(ray)
         finally:
             ray.shutdown()
-            sweep(folder, depth=2)
+            if folder is not None:
+                sweep(folder, depth=2)
 
 
 @contextmanager
@@ -224,24 +229,30 @@ def _check_answer(address: str) -> None:
         raise SetupError(f"--ray {address}", f"nobody answers ({error})", hint) from None
 
 
-def _check_nodes(ray: Any, folder: Path) -> None:
-    """Check that each node has this version of tuplesmith and Python, and sees the build folder."""
-    folder, mark, content = folder.absolute(), f".ray-{secrets.token_hex(4)}", secrets.token_hex(16)
+def _check_nodes(ray: Any, folder: Path | None, reads: Sequence[Path]) -> None:
+    """Check that each node has this version of tuplesmith and Python, and sees the folder to write to and those to read.
 
-    def look() -> tuple[str, str, bool]:  # nested, so that Ray ships its code: the node may not have tuplesmith
+    A node sees the first if it sees a new file with a random name in it, and the others if they hold the same files there.
+    """
+    expected = {str(read.absolute()): [path.name for path in read.iterdir() if path.name[0] != "."] for read in reads}
+    mark = None if folder is None else folder.absolute() / f".ray-{secrets.token_hex(16)}"
+    if mark:
+        expected[str(mark.parent)] = [mark.name]
+
+    def look() -> tuple[str, str, list[str]]:  # nested, so that Ray ships its code: the node may not have tuplesmith
         try:
             version = metadata.version("tuplesmith")
         except metadata.PackageNotFoundError:
             version = "no version"
-        try:
-            sees = (folder / mark).read_text("ascii") == content
-        except OSError:
-            sees = False
-        return version, platform.python_version(), sees
+        unseen = [
+            there for there, names in expected.items() if not all(os.path.exists(os.path.join(there, name)) for name in names)
+        ]
+        return version, platform.python_version(), unseen
 
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    (folder / mark).write_text(content, "ascii")
+    if mark:
+        mark.touch()
     try:
         nodes = [node for node in ray.nodes() if node["Alive"]]
         if not any(node["Resources"].get("CPU", 0) >= 1 for node in nodes):
@@ -251,7 +262,7 @@ def _check_nodes(ray: Any, folder: Path) -> None:
         for node, task in zip(nodes, [one.remote() for one in asked], strict=True):
             name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
             try:
-                version, python, sees = unwrapped(ray.get, task, timeout=SECONDS_TO_START)
+                version, python, unseen = unwrapped(ray.get, task, timeout=SECONDS_TO_START)
             except (ray.exceptions.RayTaskError, ray.exceptions.RuntimeEnvSetupError, ray.exceptions.GetTimeoutError) as error:
                 what = f"cannot run a task ({first_line(error)})"
                 raise SetupError(f"node {name}", what, "install the same versions on all nodes") from None
@@ -261,7 +272,8 @@ def _check_nodes(ray: Any, folder: Path) -> None:
             if (version, python) != (own, platform.python_version()):
                 what = f"has tuplesmith {version} and Python {python}, this machine {own} and {platform.python_version()}"
                 raise SetupError(f"node {name}", what, "install the same versions on all nodes")
-            if not sees:
-                raise SetupError(f"node {name}", f"does not see {folder}", "put the build on a file system that all nodes share")
+            for path in unseen:
+                raise SetupError(f"node {name}", f"does not see {path}", "put the build on a file system that all nodes share")
     finally:
-        (folder / mark).unlink(missing_ok=True)
+        if mark:
+            mark.unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,23 +13,30 @@ from curation.engine.ray import Actors, cluster
 
 
 @contextmanager
-def workers(folder: Path, processes: int | None = 1, ray: str | None = None, device: str | None = None) -> Iterator[Workers]:
+def workers(
+    folder: Path | None,
+    processes: int | None = 1,
+    ray: str | None = None,
+    device: str | None = None,
+    reads: Sequence[Path] = (),
+) -> Iterator[Workers]:
     """Yield this process, processes of this machine, or the workers of a Ray cluster.
 
     Temporary files that lost workers left below `folder` are removed at the end.
 
     Args:
-        folder: the folder that the workers write to; the nodes of a cluster must see it.
+        folder: the folder that the workers write to; the nodes of a cluster must see it. None: they write nothing.
         processes: how many; None: one per GPU, without GPUs this process.
         ray: address of a cluster, instead of processes: `local`, `auto` or HOST:PORT.
         device: for functions that hold a model: auto, cpu, cuda or cuda:N. Each worker gets a GPU of its own, or its share of
             the processors. None: the functions hold nothing.
+        reads: folders that the workers only read, in which nothing is written or removed; the nodes must see them too.
 
     Raises:
         SetupError: from `ray.cluster` and `ray.Actors`.
     """
     if ray is not None:
-        with cluster(ray, folder) as nodes:
+        with cluster(ray, folder, reads) as nodes:
             yield nodes if device is None else Actors(nodes.ray, device)
         return
     gpus = [] if device is None else local.visible_gpus(device)

@@ -1,9 +1,14 @@
-"""`curate verify`: each file against its receipt, each id against its table, each count against the rows."""
+"""`curate verify`: each file against its receipt, each id against its table, each count against the rows.
+
+A build is many independent checks, most of one folder each. They run where the work is done (`curation/engine`), and their
+problems are joined in the order of the checks. Nothing is written to what is checked.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,13 +20,15 @@ from curation.core.errors import BuildError, UserError
 from curation.core.hub import MARK, Piece
 from curation.core.progress import Progress, silent
 from curation.core.record import ORIGINS, keys_of
+from curation.engine.local import processors
+from curation.engine.workers import workers
 from curation.share.export import outdated_tuple
 
 VERIFIED_STAGES = ("shaped", "near", "cleaned", "curated", "mined", "heldout", "publish")
 MINED_LISTS = ("negative_scores", "negative_ranks", "negative_origin")
 BY_ROWS = ("read", "shape")  # stages that drop rows; later ones drop tuples
 REPORT, LOG = "report.html", "log.jsonl"
-Checks = Iterator["Problem"]
+PROCESS_BYTES = 256 << 20  # to check that one more process is started for
 IN_A_MODEL = (store.RECEIPT, "README.md", MARK, ".gitattributes")  # what a model's folder may hold that its receipt does not list
 
 
@@ -32,72 +39,120 @@ class Problem(NamedTuple):
     what: str
 
 
-def problems(build: Path, only: Iterable[str] = (), progress: Progress = silent) -> list[Problem]:
+Problems = Iterator[Problem]
+Check = partial[Problems]  # a function of this module and its arguments: paths, and what their receipts say
+
+
+def problems(
+    build: Path, only: Iterable[str] = (), progress: Progress = silent, processes: int | None = 1, ray: str | None = None
+) -> list[Problem]:
     """Return all that is wrong with a build, an export, a run of `train`, a model, or a downloaded version.
 
     Every file is read whole; passages and tuples are checked shard by shard. A stage whose files differ from its receipt is
     reported, and its tables are not checked. If everything is as it was written, the list is empty.
+
+    Args:
+        build: the folder.
+        only: names of sources; by default all of them.
+        progress: reports how far the work is.
+        processes: how many; None starts several if there is enough to read. The problems and their order do not depend on it.
+        ray: the address of a Ray cluster whose nodes do the work, instead of processes of this machine.
 
     Raises:
         BuildError: the folder holds none of these, or build.json does not name a source of `only`.
     """
     if not (build / store.BUILD).exists():
         if (build / MARK).is_file():
-            return list(_published(build, only))
+            return _run(_published_checks(build, list(only)), [build], progress, processes, ray)
         if (build / "checkpoints").is_dir() or (build / "modules.json").is_file() or (build / "model").is_dir():
-            return problems_of_model(build)
+            return problems_of_model(build, None, progress, processes, ray)
         if (build / store.RECEIPT).is_file():
-            return list(_file_problems(build))
+            return _run([partial(_file_problems, build)], [build], progress, processes, ray)
     elif wrong := _broken(build / store.BUILD):
         return [wrong]
     names = names_of(build, only)
     whole = read_build(build)
-    found = [*_top(build, whole), *_shared(build, whole, list(only))]
-    with progress("verify", len(names), "sources") as advance:
-        for name in names:
-            found += _source_problems(build, name, whole["sources"][name])
-            advance(1)
-    found += problems_of_model(build / "train", build) if (build / "train").is_dir() else []
-    return list(dict.fromkeys(found))  # the stages that a model was trained on are checked twice
+    checks = [partial(_top, build, whole), *_shared_checks(build, whole, list(only))]
+    checks += [partial(_source_problems, build, name, whole["sources"][name]) for name in names]
+    if (build / "train").is_dir():
+        checks += _run_checks(build / "train", build)
+    return _run(checks, [build], progress, processes, ray)
 
 
-def problems_of_model(run: Path, build: Path | None = None) -> list[Problem]:
+def problems_of_model(
+    run: Path, build: Path | None = None, progress: Progress = silent, processes: int | None = 1, ray: str | None = None
+) -> list[Problem]:
     """Return all that is wrong with a run of `train`, or with a model; with `build`, also with what it was trained on.
 
     Raises:
         BuildError: the folder holds neither.
     """
+    return _run(_run_checks(run, build), [run, build] if build else [run], progress, processes, ray)
+
+
+def _run(checks: list[Check], reads: list[Path], progress: Progress, processes: int | None, ray: str | None) -> list[Problem]:
+    """Run checks of these folders where the work is done, and return their problems in the order of the checks."""
+    if processes is None and ray is None:
+        sizes = (path.stat().st_size for folder in reads for path in folder.rglob("*") if path.is_file())
+        processes = min(processors(), 1 + sum(sizes) // PROCESS_BYTES)
+    numbered = list(enumerate(checks))
+    found: dict[int, list[Problem]] = {}
+    with (
+        workers(None, min(processes or 1, len(checks)), ray, reads=reads) as some,
+        progress("verify", len(checks), "checks") as advance,
+    ):
+        for (number, _), result in some.run(_found, numbered):
+            found[number] = result()
+            advance(1)
+    every = [problem for number, _ in numbered for problem in found[number]]
+    return list(dict.fromkeys(every))  # the stages that a model was trained on are checked twice
+
+
+def _found(numbered: tuple[int, Check]) -> list[Problem]:
+    return list(numbered[1]())
+
+
+def _run_checks(run: Path, build: Path | None) -> list[Check]:
+    """Return the checks of a run of `train`, or of a model."""
     if (run / "modules.json").is_file():
-        return list(_published(run, ())) if (run / MARK).is_file() else list(_file_problems(run, IN_A_MODEL))
+        return _published_checks(run, []) if (run / MARK).is_file() else [partial(_file_problems, run, IN_A_MODEL)]
     if not any((run / name).exists() for name in ("checkpoints", "tokens", "model", store.RECEIPT)):
         raise BuildError(run, "holds neither a run of `train` nor a model", "name a folder such as BUILD/train")
-    found = [problem for path in sorted(run.glob("tokens/*/*/")) for problem in _file_problems(path)]
-    found += [problem for path in sorted(run.glob("checkpoints/step-*/")) for problem in _file_problems(path)]
+    folders = [*sorted(run.glob("tokens/*/*/")), *sorted(run.glob("checkpoints/step-*/"))]
+    checks = [*(partial(_file_problems, folder) for folder in folders), partial(_run_problems, run)]
+    if build and (run / store.RECEIPT).exists() and not _broken(run / store.RECEIPT):
+        trained_on = store.read_sealed(run / store.RECEIPT).get("tables", {})
+        checks += [partial(_trained_on, build, name, digest) for name, digest in trained_on.items()]
+    return checks
+
+
+def _run_problems(run: Path) -> Problems:
+    """Check the model of a run, and the files that describe the run."""
     sealed = [run / name for name in (store.RECEIPT, store.TIMINGS, store.EVALUATION, REPORT)]
-    found += [wrong for path in sealed if path.exists() and (wrong := _broken(path))]
+    yield from (wrong for path in sealed if path.exists() and (wrong := _broken(path)))
     if (run / "model").is_dir():
-        found += _file_problems(run / "model", IN_A_MODEL)
+        yield from _file_problems(run / "model", IN_A_MODEL)
     if not (run / store.RECEIPT).exists() or _broken(run / store.RECEIPT):
-        return found  # the run has not ended
+        return  # the run has not ended
     said = store.read_sealed(run / store.RECEIPT)
     if not (run / "model" / store.RECEIPT).is_file() or store.file_digest(run / "model" / store.RECEIPT) != said.get("model"):
-        found.append(Problem(str(run / "model"), f"is not the model that {store.RECEIPT} of the run names"))
-    found += [Problem(str(run / name), "is missing") for name in (REPORT, store.TIMINGS) if not (run / name).is_file()]
+        yield Problem(str(run / "model"), f"is not the model that {store.RECEIPT} of the run names")
+    yield from (Problem(str(run / name), "is missing") for name in (REPORT, store.TIMINGS) if not (run / name).is_file())
     if (run / store.TIMINGS).is_file() and not _broken(run / store.TIMINGS):
         logs = [run / LOG, *run.glob("tensorboard/**/*")]
-        found += _listed_files(run, store.read_sealed(run / store.TIMINGS)["files"], logs, store.TIMINGS)
+        yield from _listed_files(run, store.read_sealed(run / store.TIMINGS)["files"], logs, store.TIMINGS)
     known = {store.RECEIPT, store.TIMINGS, store.EVALUATION, REPORT, LOG}
     extra = [path for path in sorted(run.iterdir()) if path.is_file() and path.name not in known and path.name[0] != "."]
-    found += [Problem(str(path), "was not written by `train`") for path in extra]
-    if build is None:
-        return found
-    for name, digest in said.get("tables", {}).items():
-        folders = [build / stage / name for stage in ("curated", "mined")]
-        changed = [problem for folder in folders for problem in _file_problems(folder)]
-        found += changed
-        if not changed and digest != store.digest_of([store.receipt_of(folder)["files"] for folder in folders]):
-            found.append(Problem(str(build / "mined" / name), "holds other tuples than the model was trained on"))
-    return found
+    yield from (Problem(str(path), "was not written by `train`") for path in extra)
+
+
+def _trained_on(build: Path, name: str, digest: str) -> Problems:
+    """Compare the tables of a source with those that a model was trained on."""
+    folders = [build / stage / name for stage in ("curated", "mined")]
+    changed = [problem for folder in folders for problem in _file_problems(folder)]
+    yield from changed
+    if not changed and digest != store.digest_of([store.receipt_of(folder)["files"] for folder in folders]):
+        yield Problem(str(build / "mined" / name), "holds other tuples than the model was trained on")
 
 
 def _broken(path: Path) -> Problem | None:
@@ -112,7 +167,7 @@ def _broken(path: Path) -> Problem | None:
     return None
 
 
-def _top(build: Path, whole: Receipt) -> Checks:
+def _top(build: Path, whole: Receipt) -> Problems:
     """Compare the files at the top of a build, and the receipts of its stages, with build.json."""
     if not (build / REPORT).is_file():
         yield Problem(str(build / REPORT), "is missing")
@@ -136,7 +191,7 @@ def _top(build: Path, whole: Receipt) -> Checks:
         yield Problem(str(path), f"cannot be read ({type(error).__name__})")
 
 
-def _listed_files(folder: Path, files: Mapping[str, str], there: Iterable[Path], receipt: str) -> Checks:
+def _listed_files(folder: Path, files: Mapping[str, str], there: Iterable[Path], receipt: str) -> Problems:
     """Compare files with those that a receipt lists."""
     for name, digest in files.items():
         if not (folder / name).is_file():
@@ -148,66 +203,81 @@ def _listed_files(folder: Path, files: Mapping[str, str], there: Iterable[Path],
             yield Problem(str(path), f"is not in {receipt}")
 
 
-def _shared(build: Path, whole: Receipt, only: list[str]) -> Checks:
-    """Compare files with their receipts: stages of all sources, stages of sources that build.json does not name, vectors."""
-    for folder in [*sorted(build.glob("across/*/")), *build.glob("decontaminate/")]:
-        yield from _file_problems(folder)
-    for folder in sorted(build.glob("candidates/*/*/")):
-        if not only or folder.parent.name in only:
-            yield from _file_problems(folder)
-    for stage in VERIFIED_STAGES:
-        for folder in sorted(build.glob(f"{stage}/*/")):
-            if not only and folder.name not in whole["sources"] and folder.name[0] != ".":
-                yield from _file_problems(folder)
+def _shared_checks(build: Path, whole: Receipt, only: list[str]) -> Iterator[Check]:
+    """Yield a check per stage of all sources, per stage of a source that build.json does not name, and per shard of vectors."""
+    folders = [*sorted(build.glob("across/*/")), *build.glob("decontaminate/")]
+    folders += [folder for folder in sorted(build.glob("candidates/*/*/")) if not only or folder.parent.name in only]
+    for stage in () if only else VERIFIED_STAGES:
+        others = [folder for folder in sorted(build.glob(f"{stage}/*/")) if folder.name not in whole["sources"]]
+        folders += [folder for folder in others if folder.name[0] != "."]
+    yield from (partial(_file_problems, folder) for folder in folders)
     for folder in [*sorted(build.glob("embeddings/*/")), *sorted(build.glob("reranked/*/"))]:
-        yield from _vector_problems(folder)
+        yield from (partial(_shard_problems, path) for path in sorted(folder.glob("shard-*.json")))
+        yield partial(_unlisted_vectors, folder)
 
 
-def _vector_problems(folder: Path) -> Checks:
-    """Compare stored vectors with the receipts of their shards."""
-    known = {folder / "meta.json", *folder.glob("shard-*.json")}
+def _shard_problems(path: Path) -> Problems:
+    """Compare the files of a shard of stored vectors with its receipt."""
+    if wrong := _broken(path):
+        yield wrong
+    else:
+        yield from _listed_files(path.parent, _shard_files(path), (), path.name)
+
+
+def _shard_files(path: Path) -> dict[str, str]:
+    """Return the digests in the receipt of a shard of stored vectors, by name of the file."""
+    digests = store.read_json(path).items()
+    return {path.with_suffix(f".{ending}").name: digest for ending, digest in digests if ending != "rows"}
+
+
+def _unlisted_vectors(folder: Path) -> Problems:
+    """Check what describes stored vectors, and that each file beside it is one that a shard's receipt lists."""
     if wrong := _broken(folder / "meta.json"):
         yield wrong
-    for path in sorted(folder.glob("shard-*.json")):
-        if wrong := _broken(path):
-            yield wrong
-            continue
-        receipt = store.read_json(path)
-        files = {path.with_suffix(f".{ending}"): digest for ending, digest in receipt.items() if ending != "rows"}
-        known |= files.keys()
-        yield from _listed_files(folder, {file.name: digest for file, digest in files.items()}, (), path.name)
-    extra = [path for path in sorted(folder.iterdir()) if path.is_file() and path not in known]
+    known = {"meta.json"}
+    for path in folder.glob("shard-*.json"):
+        known |= {path.name, *({} if _broken(path) else _shard_files(path))}
+    extra = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in known]
     yield from (Problem(str(path), "is in no receipt") for path in extra)
 
 
-def _published(folder: Path, only: Iterable[str]) -> Checks:
-    """Compare the files of a published build or model with its MARK."""
+def _published_checks(folder: Path, only: list[str]) -> list[Check]:
+    """Return the checks of a published build or model: one per source, after one of the files that belong to no source."""
+    sources = {} if _broken(folder / MARK) else store.read_json(folder / MARK).get("sources", {})
+    return [partial(_published, folder, name) for name in ("", *(name for name in sources if not only or name in only))]
+
+
+def _published(folder: Path, source: str) -> Problems:
+    """Compare the files of a source of a published build with its MARK; or, if `source` is empty, the files of no source."""
     if wrong := _broken(folder / MARK):
         yield wrong
         return
     mark = store.read_json(folder / MARK)
-    bad = set()
+    sources, bad = mark.get("sources", {}), False
     for name, said in mark["files"].items():
-        if only and "/" in name and name.split("/")[0] not in only:
+        first = name.split("/")[0]
+        if (first if first in sources else "") != source:
             continue
         if not (folder / name).is_file():
-            bad.add(name)
+            bad = True
             yield Problem(str(folder / name), "is missing")
         elif Piece.of(folder / name).sha256 != said["sha256"]:
-            bad.add(name)
+            bad = True
             yield Problem(str(folder / name), f"has another digest than {MARK} says")
-    known = dict.fromkeys(mark["files"], "")
-    extra = [path for path, what in store.changes(folder, known, (MARK, ".gitattributes"), lambda path: "") if what == "added"]
-    yield from (Problem(str(path), f"is not in {MARK}") for path in extra)
-    for name, source in mark.get("sources", {}).items():
-        if name in (set(only) or {name}) and not bad & {f"{name}/{shard}" for shard in source["shards"]}:
-            frame = pl.concat([tables.read_parquet(folder / name / shard) for shard in source["shards"]])
-            yield from _equal(str(folder / name), "rows", len(frame), f"{MARK}'s", source["rows"])
-            if frame.columns != [feature["name"] for feature in source["features"]]:
-                yield Problem(str(folder / name), f"has other columns than {MARK} says")
+    if not source:
+        known = dict.fromkeys(mark["files"], "")
+        extra = [
+            path for path, what in store.changes(folder, known, (MARK, ".gitattributes"), lambda path: "") if what == "added"
+        ]
+        yield from (Problem(str(path), f"is not in {MARK}") for path in extra)
+    elif not bad:
+        frame = pl.concat([tables.read_parquet(folder / source / shard) for shard in sources[source]["shards"]])
+        yield from _equal(str(folder / source), "rows", len(frame), f"{MARK}'s", sources[source]["rows"])
+        if frame.columns != [feature["name"] for feature in sources[source]["features"]]:
+            yield Problem(str(folder / source), f"has other columns than {MARK} says")
 
 
-def _source_problems(build: Path, name: str, entry: Mapping[str, Any]) -> Checks:
+def _source_problems(build: Path, name: str, entry: Mapping[str, Any]) -> Problems:
     """Check the stages of one source, and the tables of those whose files are as they were written."""
     whole: dict[str, Receipt] = {}
     for stage in VERIFIED_STAGES:
@@ -236,7 +306,7 @@ def _source_problems(build: Path, name: str, entry: Mapping[str, Any]) -> Checks
             yield Problem(str(build / "*" / name), f"does not have the form of a build ({type(error).__name__}: {error})")
 
 
-def _file_problems(folder: Path, besides: Iterable[str] = (store.RECEIPT,)) -> Checks:
+def _file_problems(folder: Path, besides: Iterable[str] = (store.RECEIPT,)) -> Problems:
     """Compare the files of a stage with its receipt."""
     try:
         receipt = store.read_receipt(folder)
@@ -251,7 +321,7 @@ def _file_problems(folder: Path, besides: Iterable[str] = (store.RECEIPT,)) -> C
         yield Problem(str(path), texts.get(what, "is not in the receipt"))
 
 
-def _curated(folder: Path, entry: Mapping[str, Any], receipt: Receipt) -> Checks:
+def _curated(folder: Path, entry: Mapping[str, Any], receipt: Receipt) -> Problems:
     where = str(folder / store.RECEIPT)
     for key in (*CONSTANTS, *COUNTS, "tuples"):  # the other keys of a source come from the manifest
         said, value = receipt["kept"] if key == "tuples" else receipt.get(key), entry.get(key)
@@ -282,7 +352,7 @@ def _curated(folder: Path, entry: Mapping[str, Any], receipt: Receipt) -> Checks
     yield from _tuple_problems(folder, receipt["source"], receipt["kept"], passages, mined=False)
 
 
-def _mined_problems(build: Path, name: str, curated: Receipt, receipt: Receipt) -> Checks:
+def _mined_problems(build: Path, name: str, curated: Receipt, receipt: Receipt) -> Problems:
     folder, where = build / "mined" / name, str(build / "mined" / name / store.RECEIPT)
     dropped = sum(receipt["dropped"].values())
     yield from _equal(where, "rows_in", receipt["rows_in"], "curated tuples", curated["kept"])
@@ -296,7 +366,7 @@ def _mined_problems(build: Path, name: str, curated: Receipt, receipt: Receipt) 
         yield Problem(str(folder), f"was mined from other tuples than curated/{name} now holds ({strange} is one)")
 
 
-def _tuple_problems(folder: Path, source: str, kept: int, passages: int, mined: bool) -> Checks:
+def _tuple_problems(folder: Path, source: str, kept: int, passages: int, mined: bool) -> Problems:
     """Check the tuples of a stage: ids, keys, and the numbers of passages."""
     ids = []
     for shard in sorted(folder.glob("pairs-[0-9]*.parquet")):
@@ -337,7 +407,7 @@ def _rules(source: str, passages: int, lists: Iterable[str]) -> list[pl.Expr]:
     return [rule.alias(what) for what, rule in rules.items()]
 
 
-def _heldout(folder: Path, count: int) -> Checks:
+def _heldout(folder: Path, count: int) -> Problems:
     if not folder.exists():
         yield Problem(str(folder), f"is missing, and {count} queries are held out")
         return
@@ -359,17 +429,17 @@ def _heldout(folder: Path, count: int) -> Checks:
         yield Problem(str(path), f"has no passage for {len(unasked)} queries ({min(unasked)} is one)")
 
 
-def _equal(where: str, what: str, found: int, other: str, expected: int) -> Checks:
+def _equal(where: str, what: str, found: int, other: str, expected: int) -> Problems:
     if found != expected:
         yield Problem(where, f"{what} {found:,} is not {other} {expected:,}")
 
 
-def _key_problems(shard: Path, what: str, ids: pl.Series, keys: pl.Series, texts: pl.Series) -> Checks:
+def _key_problems(shard: Path, what: str, ids: pl.Series, keys: pl.Series, texts: pl.Series) -> Problems:
     wrong = keys.ne_missing(keys_of(texts))
     yield from _rule(str(shard), what, ids, wrong, f"have a key that is not their {texts.name}'s")
 
 
-def _rule(where: str, what: str, ids: pl.Series, broken: pl.Series, complaint: str) -> Checks:
+def _rule(where: str, what: str, ids: pl.Series, broken: pl.Series, complaint: str) -> Problems:
     count = int(broken.sum())
     if count:
         yield Problem(where, f"{count:,} {what} {complaint} ({ids.filter(broken)[0]} is the first)")

@@ -42,7 +42,7 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args):
         pass
 
-    def do_GET(self):  # noqa: C901
+    def do_GET(self):
         web = self.server.web
         if web.closed:  # a connection that was kept
             self.close_connection = True

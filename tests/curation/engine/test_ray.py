@@ -114,6 +114,36 @@ def test_three_nodes_build_the_bytes_of_one_process(place, cluster):
     check(place, "whole")
 
 
+def test_three_nodes_verify_what_one_process_does(place, cluster):
+    """The same problems in the same order; nothing is written to the build, and another command's temporary files stay."""
+    build = Path(shutil.copytree(place / "expected", place / "damaged"))
+    for name in ("curated/s4/pairs-00000.parquet", "report.html", "curated/s1/passages-00000.parquet", "near/s0/done.json"):
+        (build / name).write_bytes((build / name).read_bytes()[:-9])
+    (build / "shaped/s5/note.txt").touch()
+    unfinished = build / ".tuplesmith-00000000000000aa.tmp"
+    unfinished.mkdir()
+    before = {path: path.stat().st_mtime_ns for path in build.rglob("*")}
+    verify = [sys.executable, "-c", "from curation.cli import main; main()", "verify", "damaged"]
+    said = []
+    for how in (["-j", "1"], ["-j", "2"], ["--ray", cluster.address]):
+        done = subprocess.run([*verify, *how], cwd=place, env=ENV, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 1, done.stderr
+        said.append(done.stdout)
+    assert [line.partition(": ")[0] for line in said[0].splitlines()] == [
+        "damaged/report.html",
+        "damaged/near/s0/done.json",
+        "damaged/near/s0/done.json",
+        "damaged/curated/s1/passages-00000.parquet",
+        "damaged/curated/s4/pairs-00000.parquet",
+        "damaged/shaped/s5/note.txt",
+    ]
+    assert said[1:] == said[:1] * 2
+    assert {path: path.stat().st_mtime_ns for path in build.rglob("*")} == before
+    done = subprocess.run([*verify, "-j", "2", "--ray", cluster.address], cwd=place, env=ENV, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.splitlines()[-1].startswith("Error: -j has no effect with --ray")) == (2, True)
+    shutil.rmtree(build)
+
+
 def test_killed_workers_cost_nothing(place, cluster):
     driver = start(place, cluster, "worker")
     draw, killed = random.Random(0), 0

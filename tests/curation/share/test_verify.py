@@ -68,3 +68,18 @@ def test_verify_tells_what_is_wrong(made, tmp_path, message):
     found = [f"{one.where}: {one.what}" for one in problems(whole)]
     assert [line for line in found if message in line], found
     assert curate.main(["verify", str(whole), "-q"], standalone_mode=False) == 1
+
+
+def test_the_problems_and_their_order_do_not_depend_on_the_number_of_processes(made, tmp_path):
+    whole = tmp_path / "b"
+    shutil.copytree(made, whole)
+    for stage in ("mined/tone", "mined/faq", "shaped/faq", "curated/tone"):
+        (whole / stage / "x.txt").write_text("")
+    (vectors,) = whole.glob("embeddings/*/shard-00000.json")
+    vectors.write_bytes(vectors.read_bytes() + b" ")
+    unfinished = whole / "curated/.tuplesmith-00000000000000aa.tmp"  # of another command; no process of this machine holds it
+    unfinished.mkdir()
+    alone = problems(whole)
+    assert len(alone) > 4
+    assert problems(whole, processes=2) == alone
+    assert unfinished.exists()
