@@ -9,7 +9,7 @@ import click
 from curation.core.console import PATH, RAY, WORKERS, check_places, newest, output, say
 from curation.core.progress import for_terminal
 
-EXPORTS = ("f2llm", "pair", "triplet", "n-tuple", "labeled-list", "scored-list", "flagembedding", "tevatron", "beir")
+EXPORTS = ("f2llm", "pair", "triplet", "n-tuple", "labeled-list", "scored-list", "flagembedding", "tevatron", "beir", "ids")
 
 
 @click.command()
@@ -40,6 +40,8 @@ def export(
     flagembedding  JSON Lines of FlagEmbedding (bge)
     tevatron       JSON Lines of Tevatron and MIRACL
     beir           corpus, queries and qrels
+    ids            parquet with each text once and tuples of ids, for resolve_ids
+                   of sentence-transformers; a fraction of the space
 
     f2llm and n-tuple have a fixed number of negative columns: --negatives, by
     default 24, or 1 for classification. Tuples with fewer negatives are left out.

@@ -254,7 +254,7 @@ class Fields(Section):
     )
     documents: str | None = Field(
         None,
-        description="column of a list of candidate texts, positives and negatives together. With `label`, those with a label above 0 are positives; else with `score` and `threshold`, those that reach the threshold; else the one with the highest score",
+        description="column of a list of candidate texts, positives and negatives together. With `label`, those with a label above 0 are positives; with `positive`, those in that column; else with `score` and `threshold`, those that reach the threshold; else the one with the highest score",
     )
     label: str | None = Field(None, description="column of the label (NLI, classification, clustering); with `documents`, a list")
     score: str | None = Field(
@@ -369,7 +369,8 @@ class Source(Table):
             "both_ways": self.both_ways and not pairs,
             "labels": self.labels and shape not in ("nli", "labelled"),
             "skip_labels": self.skip_labels and shape != "labelled",
-            "threshold": self.threshold is not None and shape not in ("scored", "qrels", "listed"),
+            "threshold": self.threshold is not None
+            and (shape not in ("scored", "qrels", "listed") or (shape == "listed" and f.positive)),
             "corpus": self.corpus and shape not in (("listed", "pairs", "scored") if self.by_id else ("qrels", "pairs")),
             "queries": self.queries and shape not in (("listed", "pairs", "scored") if self.by_id else ("qrels",)),
             "by_id": self.by_id and not (self.corpus or self.queries),
@@ -401,7 +402,7 @@ def shape_of(source: Source) -> str:
     f = source.fields
     if f.query_id and f.positive_id and source.corpus and source.queries:
         return "qrels"
-    if f.query and f.documents and (f.label or f.score) and not f.positive:
+    if f.query and f.documents and (f.label or f.score or f.positive) and not (f.positive and f.label):
         return "listed"
     if f.query and f.positive and f.label and not f.score:
         return "nli"
@@ -415,7 +416,7 @@ def shape_of(source: Source) -> str:
         return "labelled"
     raise ValueError(
         "these 'fields' fit no known shape; map query+positive, query+positive+label (NLI), query+positive+score, "
-        "query+label (classification, clustering), query+documents with their label or score, or query_id+positive_id with 'corpus' and 'queries'"
+        "query+label (classification, clustering), query+documents with their label, score or positive, or query_id+positive_id with 'corpus' and 'queries'"
     )
 
 

@@ -48,11 +48,12 @@ def grades_of(source: Source, rows: pl.DataFrame, positives: pl.Series) -> pl.Se
 
 def listed_sides(
     source: Source, rows: pl.DataFrame, queries: pl.Series
-) -> tuple[dict[str, pl.Series], pl.Series, pl.DataFrame | None, int]:
-    """Return ({positives, negatives}, grades of the positives, SCORES or None, unlabelled) of documents with labels or scores.
+) -> tuple[dict[str, pl.Series], pl.Series | None, pl.DataFrame | None, int]:
+    """Return ({positives, negatives}, grades of the positives, SCORES or None, unlabelled) of lists of documents.
 
-    `unlabelled` is the number of documents on neither side, as they have no label or score. Without labels and threshold, the
-    first document with the highest score is the positive.
+    `unlabelled` is the number of documents on neither side, as they have no label or score. Where a column names the positives,
+    they keep its order and have no grades. Without it, labels and threshold, the first document with the highest score is the
+    positive.
 
     Raises:
         SourceError: a row has more or fewer labels or scores than documents.
@@ -63,6 +64,16 @@ def listed_sides(
     known = {name: number_lists(source, rows, name) for name in (f.label, f.score) if name}
     for name, each in known.items():
         _same_length(source, rows, documents, each, name)
+    scores = _score_table(queries, [(documents, known[f.score])]) if f.score else None
+    if f.positive:
+        positives = text_lists(source, rows, f.positive)
+        frame = pl.DataFrame({"text": documents, "right": positives}).with_row_index("at")
+        positive = frame.select("at", text="right").explode("text")
+        others = frame.select("at", "text").explode("text").drop_nulls("text")
+        others = others.join(positive, on=["at", "text"], how="anti", maintain_order="left")
+        others = others.group_by("at", maintain_order=True).agg("text")
+        negatives = frame.select("at").join(others, on="at", how="left", maintain_order="left")["text"].fill_null([])
+        return {"positives": positives, "negatives": negatives}, None, scores, 0
     numbers = list(known.values())
     frame = pl.DataFrame({"text": documents, "number": numbers[0], "score": numbers[-1]})
     frame = frame.with_row_index("at")
@@ -87,7 +98,6 @@ def listed_sides(
         both = both.join(table, on="at", how="left", maintain_order="left")
     sides = {side: both[side].fill_null([]) for side in ("positives", "negatives")}
     unlabelled = long.filter(pl.col("right").is_null() & pl.col("text").is_not_null()).height
-    scores = _score_table(queries, [(documents, known[f.score])]) if f.score else None
     return sides, both["grades"].fill_null([]), scores, unlabelled
 
 

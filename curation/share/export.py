@@ -9,6 +9,8 @@
     flagembedding  query, pos, neg, pos_scores, neg_scores, ...           FlagEmbedding (bge)
     tevatron       query_id, query, positive_passages, ...                Tevatron, MIRACL
     beir           corpus.jsonl, queries.jsonl, qrels/train.tsv           retrieval toolkits
+    ids            query_id, document_ids, scores, positive_ids;          sentence-transformers' `resolve_ids`, and us
+                   queries, documents: each text once
 
 sentence-transformers goes by the order of columns, and uses the first of label, labels, score, scores as the label: in a
 file with both labels and scores it would read the scores as texts, so these are two formats.
@@ -20,6 +22,7 @@ negative_ids, positive_score, negative_scores, with texts and the ids of these t
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
@@ -143,6 +146,7 @@ FORMATS = {
     "flagembedding": Format(flagembedding, "jsonl"),
     "tevatron": Format(tevatron, "jsonl"),
     "beir": Format(None, "", mined=False),
+    "ids": Format(None, ""),
 }
 
 
@@ -267,6 +271,10 @@ def _export_source(
     source, shape = receipt["source"], FORMATS[name]
     said = {key: receipt[key] for key in ("task", "instruction", "language", "license", "revision")}
     said |= {"tuples": 0, "used": 0, "rows": 0, "left_out": {}, "positives_left_out": 0}
+    if name == "ids":
+        with progress(f"export {source}", receipt["kept"], "tuples") as advance:
+            _write_ids(data / source, build / "curated" / source, folder, negatives, said, advance)
+        return said
     constants = Constants(said["task"], said["instruction"])
     passages = passages_with_keys(build, source)
     columns = MINED_COLUMNS if shape.mined else CURATED_COLUMNS
@@ -287,9 +295,10 @@ def _export_source(
             advance(len(pairs))
 
     with progress(f"export {source}", receipt["kept"], "tuples") as advance:
-        if shape.make is None:
+        if name == "beir":
             _write_beir(data / source, blocks_of(folder, columns), passages, said, advance)
             return said
+        assert shape.make
         data.mkdir(exist_ok=True)
         path = data / f"{source}.{shape.ending}"
         blocks = made(shape.make, advance)
@@ -321,6 +330,41 @@ def _write_beir(
             said["used"] += len(pairs)
             said["rows"] += len(right)
             advance(len(pairs))
+
+
+def _write_ids(folder: Path, curated: Path, mined: Path, negatives: int | None, said: dict[str, Any], advance: Advance) -> None:
+    """Write a source as three tables in LightOn's layout: tuples of ids, and the texts of queries and passages, each once.
+
+    The first of `document_ids` is the positive that is trained on, the others are negatives; `positive_ids` lists all
+    positives. An id of a document is the number of its passage. Without any score there is no column `scores`: a trainer
+    would take it for labels.
+    """
+    folder.mkdir(parents=True)
+    scores = tables.read_table(mined, "pairs", ["positive_score", "negative_scores"])
+    scored = scores["positive_score"].count() + scores["negative_scores"].explode().count() > 0
+    about = {"source": folder.name, **{key: str(said[key]) for key in ("task", "language", "instruction", "license")}}
+    ids = pl.List(pl.Int64)
+
+    def tuples() -> Iterator[pl.DataFrame]:
+        for pairs in blocks_of(mined, MINED_COLUMNS):
+            cut = pairs.with_columns(pl.col("negatives", "negative_scores").list.head(negatives)) if negatives else pairs
+            first = pl.col("positives").list.head(1)
+            columns = [pl.col("id").alias("query_id"), pl.concat_list(first, "negatives").cast(ids).alias("document_ids")]
+            columns += [pl.concat_list("positive_score", "negative_scores").alias("scores")] if scored else []
+            yield cut.select(*columns, pl.col("positives").cast(ids).alias("positive_ids"))
+            for key in ("tuples", "used", "rows"):
+                said[key] += len(pairs)
+            advance(len(pairs))
+
+    queries = (pairs.select(query_id="id", text="query") for pairs in blocks_of(mined, ["id", "query"]))
+    passages = (
+        frame.select(pl.col("pid").cast(pl.Int64).alias("document_id"), "text")
+        for frame in tables.read_frames(curated, "passages", ["pid", "text"])
+    )
+    for name, blocks in (("train", tuples()), ("queries", queries), ("documents", passages)):
+        tables.write_blocks(folder / f"{name}.parquet", blocks, about)
+    if not said["used"]:
+        shutil.rmtree(folder)
 
 
 def passages_with_keys(build: Path, source: str) -> pl.DataFrame:

@@ -33,6 +33,9 @@ from curation.share.export import TYPES
 
 Keys = dict[str, Any]
 IMPORTED = (".parquet", ".jsonl")
+ID_TABLES = {  # of `curate export --format ids`: the columns that each must have
+    "train": ("query_id", "document_ids"), "queries": ("query_id",), "documents": ("document_id",)
+}  # fmt: skip
 TAKEN_OVER = ("task", "instruction", "language", "license")
 EDGE = r"(^|[^a-z0-9])(?:%s)[0-9]*(?![a-z0-9])"
 SET = "(?:[-_ ]?(?:set|split|data))?"
@@ -143,7 +146,10 @@ def write_manifest(what: str, out: Path) -> Imported:
         document["decontaminate"] = {"against": [_evaluation(one) for one in sets]}
     document["sources"] = [one.keys for one in sources]
     if all({"negatives", "documents"} & set(one.keys.get("fields", {})) for one in sources):
-        document["mine"] = {"candidates": "given"}  # to mine again, name a model and another value
+        keep = (
+            {"shortage": "keep"} if any(one.form == "ids" for one in sources) else {}
+        )  # those may have tuples without negatives
+        document["mine"] = {"candidates": "given", **keep}  # to mine again, name a model and another value
     text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120).encode()
     if "mine" not in document:
         text += b"\n" + NEXT_SECTIONS.encode()
@@ -197,7 +203,7 @@ def _bare(text: str) -> str:
 
 
 def _here(path: Path, base: Path) -> Iterator[Candidate]:
-    """Yield the data of a file, a BEIR folder, an export, or a folder with these at any depth."""
+    """Yield the data of a file, a BEIR folder, a folder of tuples by id, an export, or a folder with these at any depth."""
     if path.is_file():
         yield _of_files(path, [path], _named(path.stem), _split_kind(path.stem) not in ("", "train"), base)
         return
@@ -206,12 +212,12 @@ def _here(path: Path, base: Path) -> Iterator[Candidate]:
         store.check_files(path, receipt, f"delete {path} and run `curate export` again")
     inner = path / "data" if (path / "data").is_dir() and receipt else path
     every = _listing(inner)
-    folders = [one for one in (inner, *every) if (one / "qrels").is_dir()]
-    files = [
-        one for one in every if one.suffix in IMPORTED and one.is_file() and not any(one.is_relative_to(beir) for beir in folders)
-    ]
-    others = [one for one in every if one.suffix.lower() in (*OTHER_DATA, *IMPORTED) and one.is_file() and one not in files]
-    others = [one for one in others if not any(one.is_relative_to(beir) for beir in folders)]
+    beir = {one: _beir for one in (inner, *every) if (one / "qrels").is_dir()}
+    of_ids = {one: _ids for one in (inner, *every) if all((one / f"{name}.parquet").is_file() for name in ID_TABLES)}
+    folders = of_ids | beir  # that are read as a whole
+    loose = [one for one in every if one.is_file() and not folders.keys() & {one, *one.parents}]
+    files = [one for one in loose if one.suffix in IMPORTED]
+    others = [one for one in loose if one.suffix.lower() in (*OTHER_DATA, *IMPORTED) and one not in files]
     if (files or folders) and others:
         names = listed((os.path.relpath(one, inner) for one in others), 4)
         yield Candidate(
@@ -219,8 +225,8 @@ def _here(path: Path, base: Path) -> Iterator[Candidate]:
         )
     if not files and not folders:
         raise SourceError(path, "holds no parquet, no JSON Lines and no BEIR folder", _hint(every))
-    for one in folders:
-        yield from _beir(one, base)
+    for folder, of_folder in folders.items():
+        yield from of_folder(folder, base)
     groups: dict[tuple[str, ...], list[Path]] = {}
     for one in files:
         groups.setdefault(_group(one, inner), []).append(one)
@@ -278,6 +284,32 @@ def _beir(folder: Path, base: Path) -> Iterator[Candidate]:
             {**called, **said, "files": files, "reader": "beir", **at_split, **bare},
             held_out or not (train or not splits),
         )
+
+
+def _ids(folder: Path, base: Path) -> Iterator[Candidate]:
+    """Yield the data of a folder with tuples of ids, and the texts of queries and documents.
+
+    Raises:
+        SourceError: a column is missing.
+    """
+    files = {name: os.path.relpath(folder.resolve() / f"{name}.parquet", base) for name in ID_TABLES}
+    columns = {}
+    for name, file in files.items():
+        with closing(_rows(glob.escape(file), base)) as rows:
+            columns[name] = [one for one in next(rows).frame.columns if not one.startswith("__")]
+        if missing := [one for one in ID_TABLES[name] if one not in columns[name]]:
+            raise SourceError(file, f"no column '{missing[0]}'", f"columns there are: {listed(columns[name], 20)}")
+    fields = {"id": "query_id", "query": "query_id", "documents": "document_ids"}
+    fields |= {key: name for key, name in (("positive", "positive_ids"), ("score", "scores")) if name in columns["train"]}
+    if len(fields) == 3:
+        raise SourceError(files["train"], "has neither 'scores' nor 'positive_ids'", "one of them says which document is right")
+    keys = {"name": _named(folder.resolve().name), **_said(folder), "files": files["train"], "by_id": True, "fields": fields}
+    for key, name, id_ in (("corpus", "documents", "document_id"), ("queries", "queries", "query_id")):
+        texts = [column for column in ("text", id_.removesuffix("_id")) if column in columns[name]]
+        if not texts:
+            raise SourceError(files[name], "no column 'text'", f"columns there are: {listed(columns[name], 20)}")
+        keys[key] = {"files": files[name], "fields": {"id": id_, "text": texts[0]}}
+    yield Candidate("ids", keys)
 
 
 def _of_files(first: Path, paths: list[Path], name: str, held_out: bool, base: Path) -> Candidate:

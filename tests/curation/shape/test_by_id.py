@@ -26,11 +26,13 @@ def lines(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def built(folder: Path, keys: dict[str, Any]) -> tuple[pl.DataFrame, list[str]]:
+def built(folder: Path, keys: dict[str, Any], mine: dict[str, Any] | None = None) -> tuple[pl.DataFrame, list[str]]:
     """Build a source with these keys; return (its pairs, its passages)."""
     lines(folder / "corpus.jsonl", [{"id": name, "text": text} for name, text in TEXTS.items()])
     lines(folder / "queries.jsonl", [{"id": name, "text": text} for name, text in QUERIES.items()])
-    document = {"name": "ids", "sources": [{"name": "s", "task": "retrieval", "by_id": True, **keys}]}
+    document = {"name": "ids", "sources": [{"name": "s", "task": "retrieval", "by_id": True, **keys}]} | (
+        {"mine": mine} if mine else {}
+    )
     (folder / "m.yaml").write_text(yaml.safe_dump(document))
     for error in build(folder / "m.yaml", folder / "build").failed.values():
         raise error
@@ -46,16 +48,8 @@ def check(pairs: pl.DataFrame, passages: list[str]) -> None:
     assert len(passages) == len(set(passages)) == 7  # d7 is named by no row
 
 
-LIGHTON = {
-    "files": "rows.parquet",
-    "fields": {"id": "query_id", "query": "query_id", "documents": "document_ids", "score": "scores"},
-    "corpus": CORPUS,
-    "queries": {"files": "queries.jsonl", "fields": {"id": "id", "text": "text"}},
-}
-
-
-@pytest.mark.parametrize("as_text", [False, True])
-def test_lighton(tmp_path: Path, as_text: bool) -> None:  # its msmarco writes lists as texts
+def lighton(folder: Path, as_text: bool = False) -> dict[str, Any]:
+    """Write the rows in LightOn's layout; return the keys of a source. With `as_text`, lists are texts, as in its msmarco."""
     ids: list[Any] = [[*RIGHT[name], *WRONG[name]] for name in QUERIES]
     frame = pl.DataFrame(
         {
@@ -64,15 +58,16 @@ def test_lighton(tmp_path: Path, as_text: bool) -> None:  # its msmarco writes l
             "scores": list(map(str, SCORES.values())) if as_text else list(SCORES.values()),
         }
     )
-    frame.write_parquet(tmp_path / "rows.parquet")
-    pairs, passages = built(tmp_path, LIGHTON)
-    check(pairs, passages)
-    assert pairs["id"].to_list() == ["s/q0", "s/q1", "s/q2"]
-    assert pairs["positive_score"].to_list() == [9.5, 8.5, 7.5]
-    assert pairs["negative_scores"].to_list() == [[3.0, 1.0], [2.0, 1.5], [2.5, 0.5]]
+    frame.write_parquet(folder / "rows.parquet")
+    return {
+        "files": "rows.parquet",
+        "fields": {"id": "query_id", "query": "query_id", "documents": "document_ids", "score": "scores"},
+        "corpus": CORPUS,
+        "queries": {"files": "queries.jsonl", "fields": {"id": "id", "text": "text"}},
+    }
 
 
-def test_tevatron(tmp_path: Path) -> None:
+def tevatron(folder: Path) -> dict[str, Any]:
     rows = [
         {
             "query_id": name,
@@ -82,12 +77,12 @@ def test_tevatron(tmp_path: Path) -> None:
         }
         for name in QUERIES
     ]
-    lines(tmp_path / "rows.jsonl", rows)
+    lines(folder / "rows.jsonl", rows)
     fields = {"query": "query_text", "positive": "positive_document_ids", "negatives": "negative_document_ids"}
-    check(*built(tmp_path, {"files": "rows.jsonl", "fields": fields, "corpus": CORPUS}))
+    return {"files": "rows.jsonl", "fields": fields, "corpus": CORPUS}
 
 
-def test_nemo(tmp_path: Path) -> None:
+def nemo(folder: Path) -> dict[str, Any]:
     data = [
         {
             "question_id": name,
@@ -98,17 +93,46 @@ def test_nemo(tmp_path: Path) -> None:
         }
         for name in QUERIES
     ]
-    (tmp_path / "train.json").write_text(json.dumps({"corpus": [{"path": "corpus"}], "data": data}))
+    (folder / "train.json").write_text(json.dumps({"corpus": [{"path": "corpus"}], "data": data}))
     fields = {"id": "question_id", "query": "question", "positive": "pos_doc.id", "negatives": "neg_doc.id"}
-    check(*built(tmp_path, {"files": "train.json", "records": "data", "fields": fields, "corpus": CORPUS}))
+    return {"files": "train.json", "records": "data", "fields": fields, "corpus": CORPUS}
 
 
-def test_f2llm_v2(tmp_path: Path) -> None:
+def f2llm_v2(folder: Path) -> dict[str, Any]:
     columns = {"query": list(QUERIES.values()), "passage": [RIGHT[name][0] for name in QUERIES]}
     columns |= {f"negative_{n + 1}": [WRONG[name][n] for name in QUERIES] for n in range(2)}
-    pl.DataFrame(columns).write_parquet(tmp_path / "rows.parquet")
+    pl.DataFrame(columns).write_parquet(folder / "rows.parquet")
     fields = {"query": "query", "positive": "passage", "negatives": "negative_*"}
-    check(*built(tmp_path, {"files": "rows.parquet", "fields": fields, "corpus": CORPUS}))
+    return {"files": "rows.parquet", "fields": fields, "corpus": CORPUS}
+
+
+LAYOUTS = {"lighton": lighton, "tevatron": tevatron, "nemo": nemo, "f2llm-v2": f2llm_v2}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(tmp_path: Path, layout: str) -> None:
+    check(*built(tmp_path, LAYOUTS[layout](tmp_path)))
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_ids_and_scores_of_lighton(tmp_path: Path, as_text: bool) -> None:
+    pairs, passages = built(tmp_path, lighton(tmp_path, as_text))
+    check(pairs, passages)
+    assert pairs["id"].to_list() == ["s/q0", "s/q1", "s/q2"]
+    assert pairs["positive_score"].to_list() == [9.5, 8.5, 7.5]
+    assert pairs["negative_scores"].to_list() == [[3.0, 1.0], [2.0, 1.5], [2.5, 0.5]]
+
+
+def test_a_column_says_which_documents_are_right(tmp_path: Path) -> None:
+    """The first positive need not score highest, and another one need not be among the documents."""
+    row = {"q": "which?", "docs": ["d0", "d1", "d2"], "scores": [0.2, 0.9, None], "right": ["d0", "d5"]}
+    lines(tmp_path / "rows.jsonl", [row])
+    fields = {"query": "q", "documents": "docs", "score": "scores", "positive": "right"}
+    pairs, passages = built(tmp_path, {"files": "rows.jsonl", "fields": fields, "corpus": CORPUS})
+    found = {side: [passages[pid] for pid in pairs[side][0]] for side in ("positives", "negatives")}
+    assert found == {"positives": [TEXTS["d0"], TEXTS["d5"]], "negatives": [TEXTS["d1"], TEXTS["d2"]]}
+    assert round(pairs["positive_score"][0], 6) == 0.2
+    assert [score and round(score, 6) for score in pairs["negative_scores"][0]] == [0.9, None]
 
 
 def test_numbers_are_ids_however_they_are_written(tmp_path: Path) -> None:
