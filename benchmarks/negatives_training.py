@@ -27,7 +27,8 @@ from curation.core import store, tables
 from curation.core.record import draws
 from curation.recipe.settings import Train
 from mining.mine import mine_build
-from training.evaluate import measure, prompts_in_training, read_collection
+from training.collection import read_collection
+from training.evaluate import measure, prompts_in_training
 from training.model.encode import load_encoder
 from training.train import train
 

@@ -35,8 +35,9 @@ from curation.core import store
 from curation.core.record import draws
 from curation.recipe.settings import Train
 from training.backend import Torch
+from training.collection import Collection, read_collection
 from training.data import Batch, Plan, assemble, draw_negatives
-from training.evaluate import Collection, measure, prompts_in_training, read_collection
+from training.evaluate import measure, prompts_in_training
 from training.model.device import dtype_of
 from training.model.encode import Encoder
 from training.model.files import find_model

@@ -192,7 +192,13 @@ def _recipe(build: Path, recipe: Path | None) -> Train:
 
 @train_command.command("evaluate")
 @click.argument("models", metavar="MODEL", nargs=-1, required=True)
-@click.option("--data", type=PATH, help="Folder in BEIR layout, such as BUILD/heldout/SOURCE.")
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="FOLDER",
+    help="Folder in BEIR layout, such as BUILD/heldout/SOURCE, or one with several, such as BUILD/heldout; or NanoBEIR, or one "
+    "of its sets, such as NanoSciFact. May be repeated.",
+)
 @click.option("--mteb", multiple=True, metavar="NAME", help="Task or benchmark of mteb, or a BEIR folder; may be repeated.")
 @click.option(
     "-o", "--out", type=PATH, help="Folder for mteb's result files; by default RUN/mteb if MODEL is RUN/model, else none."
@@ -207,7 +213,7 @@ def _recipe(build: Path, recipe: Path | None) -> Train:
 @QUIET
 def evaluate_command(
     models: tuple[str, ...],
-    data: Path | None,
+    data: tuple[str, ...],
     mteb: tuple[str, ...],
     out: Path | None,
     split: str,
@@ -223,37 +229,64 @@ def evaluate_command(
 
     MODEL is a folder, a Hub id, or package:NAME; several are compared in one
     table. Queries get the same prompts as in training: the model's own, the
-    instruction saved under the folder's name, or that of the source in its build;
-    a line on stderr and the JSON show them. With --mteb, the result is mteb's main
-    score of each task and the mean per kind of task. The model's own prompts are
-    used as mteb does; the instruction of a task is F2LLM's if it has one, else
-    mteb's. Scores of a run's model are kept in the run, for its card, and with
-    --mteb a draft of mteb's metadata is written too.
+    instruction saved under the set's name, or that of the source in its build; a
+    line on stderr and the JSON show them.
+
+    With --data the table has 95 % intervals: of the scores of one MODEL, of the
+    differences of two, which are paired by query. They are percentiles of 2,000
+    bootstrap resamples (seed 0) of each set's queries. NanoBEIR is read from the
+    Hub's cache.
+
+    With --mteb, the result is mteb's main score of each task and the mean per kind
+    of task. The model's own prompts are used as mteb does; the instruction of a
+    task is F2LLM's if it has one, else mteb's. Scores of a run's model are kept in
+    the run, for its card, and with --mteb a draft of mteb's metadata is written
+    too.
     """
-    if (data is None) == (not mteb):
+    if bool(data) == bool(mteb):
         raise click.UsageError("Give either '--data' or '--mteb'.")
     settings: dict[str, Any] = {"device": device, "dtype": dtype, "max_tokens": max_tokens, "prompt": prompt}
     if mteb:
         return _evaluate_mteb(models, mteb, split, out, instruction, settings, as_json, quiet)
-    from training.evaluate import evaluation_prompts, measure, read_collection
+    from training.collection import evaluation_sets
+    from training.evaluate import compared, evaluation_prompts, measure_each
     from training.model.encode import load_encoder
     from training.publish import record_scores
 
-    assert data
-    collection, found, prompts = read_collection(data, split), {}, {}
+    sets = {one.name: one for one in evaluation_sets(data, split)}
+    collections, prompts = {name: one.read() for name, one in sets.items()}, {}
+    each: dict[str, Any] = {}
     for model in models:
-        encoder = load_encoder(model, **settings)
-        prompts[model] = evaluation_prompts(encoder, data, instruction)
-        if not quiet:
-            say(f"{model}: {prompts[model].summary()}")
-        found[model] = measure(encoder, collection, prompts[model], for_terminal(quiet))
-        record_scores(Path(model), {data.resolve().name: float(found[model]["ndcg@10"])}, "nDCG@10")
+        encoder, each[model] = load_encoder(model, **settings), {}
+        for name, collection in collections.items():
+            prompts[model, name] = before = evaluation_prompts(encoder, sets[name].folder, instruction, name)
+            if not quiet:
+                say(f"{model}{f', {name}' if len(sets) > 1 else ''}: {before.summary()}")
+            each[model][name] = measure_each(encoder, collection, before, for_terminal(quiet))
+        record_scores(Path(model), {name: float(rows[0].mean()) for name, rows in each[model].items()}, "nDCG@10")
+    found: dict[str, Any] = compared(each)
     if as_json:
-        whole = {model: {**scores, "prompt": prompts[model]._asdict()} for model, scores in found.items()}
+        for (model, name), before in prompts.items():
+            found[model][name]["prompt"] = before._asdict()
+        whole = found if len(sets) > 1 else {model: some[name] for model, some in found.items() for name in sets}
         return show(whole[models[0]] if len(found) == 1 else whole, as_json)
-    if len(found) == 1:
-        return show(found[models[0]], as_json)
-    compare(list(found), {name: [scores[name] for scores in found.values()] for name in found[models[0]]})
+
+    compare(list(found), *_rows_of(found))
+
+
+def _rows_of(found: Mapping[str, Any]) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Return for `compare` a row per set and measure, and as notes the only model's interval, or the second's difference."""
+    rows, notes, sets = dict[str, list[float]](), dict[str, str](), list(next(iter(found.values())))
+    for name in sets:
+        of_models = [some[name] for some in found.values()]
+        for measure in ("ndcg@10", "recall@10", "mrr@10", "queries"):
+            label = measure if len(sets) == 1 else f"{name:<{max(map(len, sets))}}  {measure}"
+            rows[label] = [one[measure] for one in of_models]
+            if measure != "queries" and len(found) == 1:
+                notes[label] = "  {:.4f} to {:.4f}".format(*of_models[0]["intervals"][measure])
+            elif measure != "queries" and len(found) == 2:
+                notes[label] = "  {:+10.4f}  {:+.4f} to {:+.4f}".format(*of_models[1]["difference"][measure])
+    return rows, notes
 
 
 def _evaluate_mteb(
@@ -302,17 +335,23 @@ def _evaluate_mteb(
     compare(list(found), rows)
 
 
-def compare(models: list[str], rows: Mapping[str, list[float]]) -> None:
-    """Print a line per measure and a column per model. Models whose names do not fit into 80 columns get numbers."""
-    width = max(map(len, rows))
-    if width + sum(2 + max(len(model), 6) for model in models) > 80:
+def compare(models: list[str], rows: Mapping[str, list[float]], notes: Mapping[str, str] | None = None) -> None:
+    """Print a line per row and a column per model, then the row's note; one model with notes gets no head.
+
+    Models whose names do not fit into 80 columns get numbers.
+    """
+    width, beyond = max(map(len, rows)), max(map(len, (notes or {}).values()), default=0)
+    if beyond and len(models) == 1:
+        models = [""]
+    elif width + sum(2 + max(len(model), 6) for model in models) + beyond > 80:
         output("".join(f"{f'[{number}]':>6}  {model}\n" for number, model in enumerate(models, start=1)))
         models = [f"[{number}]" for number in range(1, len(models) + 1)]
-    output(" " * width + "".join(f"  {model:>6}" for model in models))
+    if any(models):
+        output(" " * width + "".join(f"  {model:>6}" for model in models) + ("  difference" if beyond else ""))
     for name, scores in rows.items():
         shown = [f"{score:,}" if isinstance(score, int) else f"{score:.4f}" for score in scores]
         cells = "".join(f"  {one:>{max(len(model), 6)}}" for model, one in zip(models, shown, strict=True))
-        output(f"{name:<{width}}{cells}")
+        output(f"{name:<{width}}{cells}{(notes or {}).get(name, '')}")
 
 
 @train_command.command("export")

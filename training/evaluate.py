@@ -1,8 +1,11 @@
-"""Retrieval quality on a folder in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/test.tsv (or another split's).
+"""Retrieval quality on an evaluation set (see `collection.py`), and how sure it is.
 
 nDCG@10 is trec_eval's `ndcg_cut_10`, as in mteb: gain = the grade itself, discount = log2(rank + 1), the ideal is over all
 relevant documents, and among equal scores the document with the larger id comes first. recall@10 and MRR@10 count a document
 as relevant if its grade is above 0. All are means over the queries in qrels; a query without a relevant document counts 0.
+
+Intervals are percentile intervals of the bootstrap over queries (Sakai, SIGIR 2006): the queries of each set are drawn with
+replacement RESAMPLES times, always the same ones for all models, so that differences are paired by query.
 
 Queries get the same prompts as in training: see `evaluation_prompts`.
 """
@@ -10,9 +13,7 @@ Queries get the same prompts as in training: see `evaluation_prompts`.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,33 +21,18 @@ import numpy as np
 import torch
 
 from curation.core.builds import read_build
-from curation.core.errors import SetupError, SourceError
+from curation.core.errors import SetupError
 from curation.core.progress import Progress, silent
-from curation.core.record import render_query
-from curation.core.store import check_written, file_digest
+from curation.core.record import draws, render_query
+from training.collection import Collection, nano_instruction, read_collection
 from training.model.encode import Encoder, similarities
 from training.model.prompts import Prompts
 
 TOP = 10
 QUERIES_PER_BLOCK, PASSAGES_PER_BLOCK = 1024, 8192  # one block of scores is 64 MiB
-LARGEST_GRADE = 2**31  # the largest that trec_eval accepts
-LAYOUT = "the folder needs corpus.jsonl, queries.jsonl and qrels/test.tsv"
-SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-@dataclass(frozen=True)
-class Collection:
-    """A corpus, queries, and the judgements: `relevant[i]` maps corpus rows to grades above 0 for `queries[i]`.
-
-    Passages are sorted by decreasing id, compared as bytes, so among equal scores the first row is the one that trec_eval
-    ranks first.
-    """
-
-    passages: list[str]
-    queries: list[str]
-    relevant: list[dict[int, float]]
-    passage_ids: list[str]
-    query_ids: list[str]
+MEASURES = ("ndcg@10", "recall@10", "mrr@10")
+RESAMPLES, SEED, TAIL = 2_000, 0, 2.5  # of the bootstrap; per cent beyond each end of an interval
+DRAWS_AT_ONCE = 1 << 21  # queries, 16 MiB
 
 
 class EvaluationPrompts(NamedTuple):
@@ -62,11 +48,12 @@ class EvaluationPrompts(NamedTuple):
         return f"queries begin with {before[0]}, passages with {before[1]} ({self.origin})"
 
 
-def evaluation_prompts(encoder: Encoder, folder: Path, instruction: str = "") -> EvaluationPrompts:
+def evaluation_prompts(encoder: Encoder, folder: Path, instruction: str = "", name: str = "") -> EvaluationPrompts:
     """Return the prompts for the queries and passages of a folder: those of training, unless an instruction is given.
 
     A model with prompts of its own for queries or passages gets these. A model that reads instructions gets the instruction
-    that was saved with it under the folder's name, else that of the build's source to which the held-out queries belong.
+    that was saved with it under the set's name, by default the folder's; else that of the build's source to which the held-out
+    queries belong; else that of the set of NanoBEIR with this name.
 
     Raises:
         SetupError: both an instruction and `prompt: none` are given.
@@ -80,10 +67,12 @@ def evaluation_prompts(encoder: Encoder, folder: Path, instruction: str = "") ->
     if encoder.prompts.used == "none":
         trained = "the model was trained without" if model.trained_prompt == "none" else "the model has no prompts"
         return EvaluationPrompts("", "", "--prompt none" if encoder.prompt == "none" else trained)
-    name = folder.resolve().name
+    name = name or folder.resolve().name
     if name in model.prompts:
         return EvaluationPrompts(model.prompts[name], "", f"saved with the model for '{name}'")
     of_source = instruction_of(folder)
+    if of_source is None and (known := nano_instruction(name)):
+        return EvaluationPrompts(render_query(known, ""), "", f"F2LLM's or mteb's instruction for '{name}'")
     if of_source is None:
         return EvaluationPrompts("", "", f"no instruction is known for '{name}'; --instruction gives one")
     return EvaluationPrompts(render_query(of_source, ""), "", f"the instruction of source '{name}'")
@@ -131,6 +120,11 @@ def measure(
     encoder: Encoder, collection: Collection, prompts: EvaluationPrompts, progress: Progress = silent
 ) -> dict[str, float | int]:
     """Return the same as `evaluate` for a collection in memory."""
+    return means(measure_each(encoder, collection, prompts, progress))
+
+
+def measure_each(encoder: Encoder, collection: Collection, prompts: EvaluationPrompts, progress: Progress = silent) -> np.ndarray:
+    """Return the MEASURES of each query of a collection, (3, n) float64."""
     with progress("encode queries", len(collection.queries), "texts") as advance:
         queries = encode_distinct(encoder, prompts.query, collection.queries, advance)
     with progress("encode passages", len(collection.passages), "texts") as advance:
@@ -151,26 +145,80 @@ def encode_distinct(
     return vectors if len(number) == len(texts) else vectors[[number[text] for text in texts]]
 
 
-def scores(found: np.ndarray, relevant: list[dict[int, float]]) -> dict[str, float | int]:
-    """Return the means over queries; `found` (n, at most 10) has the corpus rows of each query's hits, best first."""
-    recall, mrr = [], []
-    for hits, grades in zip(found.tolist(), relevant, strict=True):
+def scores(found: np.ndarray, relevant: list[dict[int, float]]) -> np.ndarray:
+    """Return the MEASURES of each query, (3, n) float64; `found` (n, at most 10) has the corpus rows of its hits, best first."""
+    recall, mrr = np.zeros(len(relevant)), np.zeros(len(relevant))
+    for row, (hits, grades) in enumerate(zip(found.tolist(), relevant, strict=True)):
         right = [hit in grades for hit in hits]
-        recall.append(sum(right) / len(grades) if grades else 0.0)
-        mrr.append(1 / (1 + right.index(True)) if any(right) else 0.0)
-    means = {"recall@10": float(np.mean(recall)), "mrr@10": float(np.mean(mrr))}
-    return {"ndcg@10": ndcg_at(found.tolist(), relevant, TOP), **means, "queries": len(relevant)}
+        if any(right):
+            recall[row], mrr[row] = sum(right) / len(grades), 1 / (1 + right.index(True))
+    return np.stack([ndcg_at(found.tolist(), relevant, TOP), recall, mrr])
 
 
-def ndcg_at(found: Sequence[Sequence[int]], relevant: list[dict[int, float]], top: int) -> float:
-    """Return the mean nDCG@top; `found` has the corpus rows of each query's hits, best first."""
-    discount, each = 1 / np.log2(np.arange(2, top + 2)), []
-    for hits, grades in zip(found, relevant, strict=True):
+def ndcg_at(found: Sequence[Sequence[int]], relevant: list[dict[int, float]], top: int) -> np.ndarray:
+    """Return the nDCG@top of each query, (n,) float64; `found` has the corpus rows of its hits, best first."""
+    discount, each = 1 / np.log2(np.arange(2, top + 2)), np.zeros(len(relevant))
+    for row, (hits, grades) in enumerate(zip(found, relevant, strict=True)):
         gains = np.array([grades.get(hit, 0.0) for hit in hits[:top]])
         ideal = np.array(sorted(grades.values(), reverse=True)[:top])
-        best = float(ideal @ discount[: len(ideal)])
-        each.append(float(gains @ discount[: len(gains)]) / best if best else 0.0)
-    return float(np.mean(each))
+        if best := float(ideal @ discount[: len(ideal)]):
+            each[row] = float(gains @ discount[: len(gains)]) / best
+    return each
+
+
+def means(each: np.ndarray) -> dict[str, float | int]:
+    """Return {"ndcg@10", "recall@10", "mrr@10", "queries"} of what `scores` returns."""
+    return {**{name: float(np.mean(row)) for name, row in zip(MEASURES, each, strict=True)}, "queries": each.shape[1]}
+
+
+def compared(each: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return for each model and set what `means` returns, and 95 % intervals by measure.
+
+    `each` has what `scores` returns by model and set. With several sets there is a set `mean` too: the mean over the sets.
+    Models after the first one have also {"difference": {"ndcg@10": [from the first model, low, high], ...}}.
+    """
+    sets = list(next(iter(each.values())))
+    resampled: dict[str, dict[str, np.ndarray]] = {model: {} for model in each}  # (measures, RESAMPLES)
+    found: dict[str, dict[str, dict[str, Any]]] = {
+        model: {name: means(rows[name]) for name in sets} for model, rows in each.items()
+    }
+    for name in sets:
+        every = resampled_means(np.concatenate([rows[name] for rows in each.values()]), name)
+        for model, part in zip(each, np.split(every, len(each)), strict=True):
+            resampled[model][name] = part
+    if len(sets) > 1:
+        for model, some in found.items():
+            resampled[model]["mean"] = np.mean([resampled[model][name] for name in sets], axis=0)
+            over = {measure: float(np.mean([some[name][measure] for name in sets])) for measure in MEASURES}
+            some["mean"] = {**over, "queries": sum(some[name]["queries"] for name in sets)}
+    first = next(iter(found))
+    for model, some in found.items():
+        for name, one in some.items():
+            ends = np.percentile(resampled[model][name], [TAIL, 100 - TAIL], axis=1).T.tolist()
+            apart = resampled[model][name] - resampled[first][name]
+            ends_apart = np.percentile(apart, [TAIL, 100 - TAIL], axis=1).T.tolist()
+            differences = {
+                measure: [one[measure] - found[first][name][measure], *pair]
+                for measure, pair in zip(MEASURES, ends_apart, strict=True)
+            }
+            one["intervals"] = dict(zip(MEASURES, ends, strict=True))
+            one |= {"difference": differences} if model != first else {}
+    return found
+
+
+def resampled_means(each: np.ndarray, name: str) -> np.ndarray:
+    """Return the means (m, RESAMPLES) of m rows of values (m, n) over n queries drawn with replacement.
+
+    The draws depend on SEED, the set's name and n alone.
+    """
+    n, found = each.shape[1], []
+    step = max(1, DRAWS_AT_ONCE // n)
+    for first in range(0, RESAMPLES, step):
+        many = min(step, RESAMPLES - first)
+        drawn = draws(SEED, f"{name}/bootstrap", np.arange(first * n, (first + many) * n)) % np.uint64(n)
+        cells = drawn.astype(np.int64) + np.repeat(np.arange(many) * n, n)
+        found.append(each @ np.bincount(cells, minlength=many * n).reshape(many, n).T / n)
+    return np.concatenate(found, axis=1)
 
 
 def nearest(queries: np.ndarray, passages: np.ndarray, top: int, device: torch.device, similarity: str = "cosine") -> np.ndarray:
@@ -207,93 +255,3 @@ def _top(products: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor]:
     columns, order = columns.sort(dim=1)
     best, again = best.gather(1, order).sort(dim=1, descending=True, stable=True)
     return best, columns.gather(1, again)
-
-
-def read_collection(folder: Path, split: str = "test") -> Collection:
-    """Read a folder in BEIR's layout; a passage is the document's title, a space and its text.
-
-    Raises:
-        SourceError: a file is missing, a line is malformed, or no query has a relevant document.
-        BuildError: `curate` wrote the folder, and it was changed since.
-    """
-    check_written(folder)
-    judged = folder / "qrels" / f"{split}.tsv"
-    qrels = _read_qrels(judged)
-    passages = {
-        record["_id"]: f"{record.get('title') or ''} {record['text']}".strip() for record in _records(folder / "corpus.jsonl")
-    }
-    queries = {record["_id"]: record["text"] for record in _records(folder / "queries.jsonl")}
-    for kind, file, names in (
-        ("query", "queries.jsonl", [query for query, _, _ in qrels if query not in queries]),
-        ("document", "corpus.jsonl", [document for _, document, _ in qrels if document not in passages]),
-    ):
-        if unknown := list(dict.fromkeys(names)):
-            many = f"{len(unknown)} {kind} id{'s' if len(unknown) > 1 else ''}"
-            what = f"has {many} that {file} does not have, the first is '{unknown[0]}'"
-            raise SourceError(judged, what, "do the three files belong to one dataset?")
-    order = sorted(passages, key=lambda name: name.encode("utf-8", "surrogatepass"), reverse=True)
-    row_of = {name: row for row, name in enumerate(order)}
-    grades: dict[str, dict[int, float]] = {}
-    for query, document, grade in qrels:  # if a document is judged twice, the last line counts
-        grades.setdefault(query, {})[row_of[document]] = grade
-    relevant = {query: {row: grade for row, grade in some.items() if grade > 0} for query, some in grades.items()}
-    asked = [name for name in queries if name in grades]
-    if not any(relevant.values()):
-        raise SourceError(judged, "no query has a relevant document", LAYOUT)
-    return Collection(
-        [passages[name] for name in order], [queries[name] for name in asked], [relevant[name] for name in asked], order, asked
-    )
-
-
-def file_digests(folder: Path, split: str = "test") -> list[str]:
-    """Return the digests of the three files of a folder."""
-    return [file_digest(folder / name) for name in ("corpus.jsonl", "queries.jsonl", f"qrels/{split}.tsv")]
-
-
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a JSON Lines file; each has a string in `text` and a unique string in `_id`."""
-    seen = set()
-    for number, line in _lines(path):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise SourceError(f"{path}:{number}", f"cannot be read as JSON ({error})", "give one JSON object per line") from None
-        if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in ("_id", "text")):
-            raise SourceError(f"{path}:{number}", "lacks '_id' or 'text', or they are not strings")
-        if "\\ud" in line.lower() and SURROGATE.search(f"{record['_id']} {record.get('title')} {record['text']}"):
-            raise SourceError(f"{path}:{number}", "has half of a surrogate pair, which is not a character", "remove the \\ud...")
-        if record["_id"] in seen:
-            raise SourceError(f"{path}:{number}", f"repeats the _id '{record['_id']}' of an earlier line")
-        seen.add(record["_id"])
-        yield record
-
-
-def _read_qrels(path: Path) -> list[tuple[str, str, float]]:
-    """Return (query id, document id, grade) of a tab-separated file whose first line may be a header."""
-    found = []
-    for number, line in _lines(path):
-        fields = line.split("\t")
-        if number == 1 and fields[-1].strip() == "score":
-            continue
-        try:
-            query, document, grade = fields[0], fields[1], float(fields[2])
-            if len(fields) > 3 or not abs(grade) <= LARGEST_GRADE:
-                raise ValueError
-            found.append((query, document, grade))
-        except (ValueError, IndexError):
-            hint = "give query-id, corpus-id and score, tab-separated"
-            raise SourceError(f"{path}:{number}", "is not a query id, a document id and a number", hint) from None
-    return found
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a file that are not blank, with their numbers."""
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, line.rstrip("\r\n")
-    except (FileNotFoundError, NotADirectoryError):
-        raise SourceError(path, "no such file", LAYOUT) from None
-    except UnicodeDecodeError as error:
-        raise SourceError(path, f"is not UTF-8 ({error.reason} at byte {error.start})") from None

@@ -22,16 +22,8 @@ from curation.core.builds import check_beside
 from curation.core.errors import SetupError, SourceError, first_line
 from curation.core.record import render_query
 from curation.recipe.mteb_tasks import named_tasks
-from training.evaluate import (
-    Collection,
-    check_instruction,
-    encode_distinct,
-    evaluation_prompts,
-    file_digests,
-    instruction_of,
-    ndcg_at,
-    read_collection,
-)
+from training.collection import Collection, EvaluationSet, evaluation_sets
+from training.evaluate import check_instruction, encode_distinct, evaluation_prompts, instruction_of, ndcg_at
 from training.model.encode import Encoder, similarities
 from training.model.prompts import INSTRUCTED
 from training.publish import public_name, run_of
@@ -52,9 +44,9 @@ PROTOCOL = 2  # version of the prompts and comparisons; an increase makes earlie
 
 @dataclass(frozen=True)
 class LocalCollection(Collection):
-    """The collection of a folder, with its path."""
+    """The collection of a folder, with its place."""
 
-    folder: Path
+    place: EvaluationSet
 
 
 class MtebEncoder(AbsEncoder):  # type: ignore[misc]
@@ -111,7 +103,7 @@ class MtebEncoder(AbsEncoder):  # type: ignore[misc]
 
         # A local folder gets the same prompts as `train evaluate --data`.
         if self.local is not None:
-            chosen = evaluation_prompts(self.model, self.local.folder, self.instruction)
+            chosen = evaluation_prompts(self.model, self.local.place.folder, self.instruction, self.local.place.name)
             return chosen.passage if document else chosen.query
         if self.instruction:
             return "" if document else render_query(self.instruction, "")
@@ -186,7 +178,7 @@ def tasks_of(names: Sequence[str], split: str = "test") -> list[Any]:
     found: dict[str, Any] = {}
     for name in names:
         try:
-            tasks = [_local_task(Path(name), split)] if Path(name).is_dir() else named_tasks(name)
+            tasks = [_local_task(one) for one in evaluation_sets([name], split)] if Path(name).is_dir() else named_tasks(name)
         except LookupError as unknown:
             raise SourceError("--mteb", f"'{name}' is not a task, a benchmark or a folder{unknown}") from None
         for task in tasks:
@@ -209,17 +201,17 @@ class _LocalTask(AbsTaskRetrieval):  # type: ignore[misc]
             [row for _, row in sorted((-score, rows[name]) for name, score in results[query].items())]
             for query in self.local.query_ids
         ]
-        return {f"ndcg_at_{top}": ndcg_at(found, self.local.relevant, top) for top in self.k_values}
+        return {f"ndcg_at_{top}": float(ndcg_at(found, self.local.relevant, top).mean()) for top in self.k_values}
 
 
-def _local_task(folder: Path, split: str) -> Any:
-    """Return a folder in BEIR's layout as a task; its name has a digest of the content, so that results are never mixed up."""
-    read = read_collection(folder, split)
-    digest = store.digest_of([*file_digests(folder, split), instruction_of(folder)])
+def _local_task(place: EvaluationSet) -> Any:
+    """Return an evaluation set as a task; its name has a digest of the content, so that results are never mixed up."""
+    read = place.read()
+    digest = store.digest_of([*place.digests(), instruction_of(place.folder)])
     about = mteb.TaskMetadata(
-        name=f"{folder.resolve().name}-{digest[:8]}",
+        name=f"{Path(place.name).name}-{digest[:8]}",
         description="A local folder in BEIR's layout.",
-        dataset={"path": str(folder), "revision": digest},
+        dataset={"path": str(place.folder), "revision": digest},
         type="Retrieval",
         category="t2t",
         eval_splits=["test"],
@@ -227,7 +219,7 @@ def _local_task(folder: Path, split: str) -> Any:
         main_score="ndcg_at_10",
     )
     task = type("Local", (_LocalTask,), {"metadata": about})()
-    task.local = LocalCollection(**vars(read), folder=folder)
+    task.local = LocalCollection(**vars(read), place=place)
     corpus = [{"id": name, "title": "", "text": text} for name, text in zip(read.passage_ids, read.passages, strict=True)]
     queries = [{"id": name, "text": text} for name, text in zip(read.query_ids, read.queries, strict=True)]
     relevant = {

@@ -1,4 +1,4 @@
-"""Evaluation during training: nDCG@10 on the build's held-out queries every so many steps, and the best step so far.
+"""Evaluation during training: nDCG@10 on held-out queries and other sets every so many steps, and the best step so far.
 
 Every process measures, because a forward of weights that are shared out (ZeRO-3) needs all processes. If their results
 differ in rounding, the largest mean counts. The history is part of each checkpoint, so a resumed run makes the same choice.
@@ -20,7 +20,8 @@ from curation.core import store
 from curation.core.errors import BuildError
 from curation.recipe.settings import Train
 from training import ranks
-from training.evaluate import Collection, file_digests, measure, prompts_in_training, read_collection
+from training.collection import Collection, EvaluationSet, evaluation_sets
+from training.evaluate import EvaluationPrompts, evaluation_prompts, measure, prompts_in_training
 from training.model.device import prepack
 from training.model.encode import TOKENS_PER_BATCH, Encoder
 from training.model.model import Model
@@ -29,40 +30,48 @@ METRIC = "ndcg@10"
 
 
 class Validation:
-    """The held-out queries of some sources, and what was measured on them."""
+    """The held-out queries of some sources, further evaluation sets, and what was measured on them."""
 
-    history: dict[int, float]  # steps done -> mean nDCG@10 over the sources
+    history: dict[int, float]  # steps done -> mean nDCG@10 over the sets
     before: float | None  # the same before the first step
 
     def __init__(self, build: Path, recipe: Train, instructions: Mapping[str, str]) -> None:
-        """Read the held-out queries of the sources in `instructions`, if the recipe has `evaluate_every`.
+        """Read the held-out queries of the sources in `instructions` and the sets of `evaluate_on`, if the recipe evaluates.
 
         Raises:
-            BuildError: no source has held-out queries.
+            BuildError: there is nothing to evaluate on.
             SourceError: a file cannot be read.
         """
         self.every, self.patience = recipe.evaluate_every, recipe.patience
         self.history, self.before = {}, None
-        self.collections: dict[str, tuple[Collection, str]] = {}
+        self.sets: dict[str, tuple[EvaluationSet, Collection, str | None]] = {}  # the instruction of a source's queries
         folders = {name: build / "heldout" / name for name in instructions} if self.every else {}
         for name, folder in folders.items():
             if folder.is_dir():
-                self.collections[name] = read_collection(folder), instructions[name]
-        if folders and not self.collections:
+                own = EvaluationSet(name, folder, "test")
+                self.sets[name] = own, own.read(), instructions[name]
+        for other in evaluation_sets(recipe.evaluate_on):
+            shown = str(other.folder) if other.name in self.sets else other.name
+            self.sets[shown] = other, other.read(), None
+        if folders and not self.sets:
             what = "has no held-out queries for `evaluate_every`"
             raise BuildError(build, what, "give a source `holdout: N` and build again, or remove the key")
-        self.digests = {
-            name: store.digest_of([file_digests(folders[name]), instruction])
-            for name, (_, instruction) in self.collections.items()
-        }
+        self.digests = {name: store.digest_of([one.digests(), text]) for name, (one, _, text) in self.sets.items()}
 
     def prompts(self, model: Model, recipe: Train) -> list[str]:
-        """Return a line per source on the prompts of its held-out queries."""
-        chosen = model.choose(recipe.prompt)
+        """Return a line per set on the prompts of its queries."""
+        encoder = Encoder(model, torch.float32, recipe.prompt, training=True)
         return [
-            f"nDCG@10 on heldout/{name}: {prompts_in_training(chosen, instruction).summary()}"
-            for name, (_, instruction) in self.collections.items()
+            f"nDCG@10 on {name if text is None else f'heldout/{name}'}: {self._prompts(name, encoder).summary()}"
+            for name, (_, _, text) in self.sets.items()
         ]
+
+    def _prompts(self, name: str, encoder: Encoder) -> EvaluationPrompts:
+        """Return the prompts of a set: of held-out queries those of training, of others those of `train evaluate`."""
+        place, _, instruction = self.sets[name]
+        if instruction is not None:
+            return prompts_in_training(encoder.prompts, instruction)
+        return evaluation_prompts(encoder, place.folder, name=place.name)
 
     def measure(self, done: int, model: Model, recipe: Train) -> dict[str, Any]:
         """Measure the model in memory after `done` steps, record it, and return the line for the log."""
@@ -75,10 +84,9 @@ class Validation:
             copy = replace(model, backbone=deepcopy(model.backbone).requires_grad_(False))
             prepack(copy.backbone, torch.float32, TOKENS_PER_BATCH["cpu"])
             encoder = Encoder(copy, torch.float32, recipe.prompt, training=True)
-        chosen = model.choose(recipe.prompt)
         found = {
-            name: float(measure(encoder, collection, prompts_in_training(chosen, instruction))[METRIC])
-            for name, (collection, instruction) in self.collections.items()
+            name: float(measure(encoder, collection, self._prompts(name, encoder))[METRIC])
+            for name, (_, collection, _) in self.sets.items()
         }
         mean = ranks.largest(float(np.mean(list(found.values()))))
         if done:

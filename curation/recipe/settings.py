@@ -380,6 +380,10 @@ class Train(Section):
         ge=1,
         description="steps between evaluations: nDCG@10 on the build's held-out queries, averaged over sources. No evaluation if empty",
     )
+    evaluate_on: list[str] = Field(
+        [],
+        description="further sets for `evaluate_every`, which count in its mean: what `train evaluate --data` takes, that is folders in BEIR layout, or `NanoBEIR` or one of its sets such as `NanoSciFact`, of which the copy in the Hub's cache on this machine is read",
+    )
     patience: int | None = Field(
         None, ge=1, description="stop after this many evaluations without a better score. Never if empty"
     )
@@ -414,6 +418,6 @@ class Train(Section):
             )
         if min(self.matryoshka, default=1) < 1:
             raise ValueError("'matryoshka' is a list of dimensions; each must be 1 or more")
-        if self.evaluate_every is None and (self.patience is not None or self.export == "best"):
-            raise ValueError("'patience' and `export: best` require 'evaluate_every'")
+        if self.evaluate_every is None and (self.patience is not None or self.export == "best" or self.evaluate_on):
+            raise ValueError("'patience', 'evaluate_on' and `export: best` require 'evaluate_every'")
         return self

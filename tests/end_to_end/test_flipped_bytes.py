@@ -36,7 +36,7 @@ from tests.training.tiny_build import tiny_model
 from training import publish as model_publishing
 from training import report
 from training.checkpoint import average_checkpoints, export_checkpoint
-from training.evaluate import read_collection
+from training.collection import read_collection
 from training.model.files import find_model
 from training.train import train
 

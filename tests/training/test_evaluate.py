@@ -5,7 +5,9 @@ import math
 from contextlib import contextmanager
 
 import numpy as np
+import polars as pl
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +17,8 @@ from tiny_models import MINILM
 
 from curation.core.errors import SourceError
 from training import evaluate as module
-from training.evaluate import evaluate, nearest, read_collection, scores
+from training.collection import evaluation_sets, read_collection
+from training.evaluate import compared, evaluate, means, nearest, scores
 from training.model.encode import load_encoder
 from training.model.files import find_model
 
@@ -99,7 +102,7 @@ def test_equal_to_sentence_transformers_evaluator(tmp_path, encoder):
     theirs = SentenceTransformer(str(find_model(MINILM).transformer), device="cpu")
     measured = InformationRetrievalEvaluator(queries, corpus, relevant, write_csv=False)(theirs)
     hits = nearest(encoder.encode(collection.queries), encoder.encode(collection.passages), 10, CPU)
-    found = scores(hits, ones)
+    found = means(scores(hits, ones))
     assert found["ndcg@10"] == pytest.approx(measured["cosine_ndcg@10"])
     assert found["recall@10"] == pytest.approx(measured["cosine_recall@10"])
     assert found["mrr@10"] == pytest.approx(measured["cosine_mrr@10"])
@@ -113,7 +116,77 @@ def test_scores_equal_a_double_loop(data):
     grades = st.dictionaries(st.integers(0, passages - 1), st.integers(1, 4), min_size=1)
     relevant = data.draw(st.lists(grades, min_size=queries, max_size=queries))
     found = nearest(np.array(similarities, np.float32), np.eye(passages, dtype=np.float32), 10, CPU)
-    assert scores(found, relevant) == pytest.approx({**by_double_loop(similarities, relevant), "queries": queries})
+    assert means(scores(found, relevant)) == pytest.approx({**by_double_loop(similarities, relevant), "queries": queries})
+
+
+def test_intervals_are_those_of_scipys_bootstrap_and_differences_are_paired():
+    draw = np.random.default_rng(5)
+    one = {"a": draw.random((3, 40)), "b": draw.random((3, 90)) ** 2}
+    other = {name: np.clip(rows + draw.normal(0.05, 0.05, rows.shape), 0, 1) for name, rows in one.items()}
+    found = compared({"one": one, "other": other})
+    options = {"method": "percentile", "n_resamples": 20_000, "rng": np.random.default_rng(6)}
+
+    def close(pair, theirs):
+        low, high = theirs.confidence_interval
+        assert pair == pytest.approx([low, high], abs=0.06 * (high - low))
+
+    for name, rows in one.items():
+        for at, measure in enumerate(("ndcg@10", "recall@10", "mrr@10")):
+            close(found["one"][name]["intervals"][measure], scipy.stats.bootstrap((rows[at],), np.mean, **options))
+            change, low, high = found["other"][name]["difference"][measure]
+            theirs = scipy.stats.bootstrap(
+                (other[name][at], rows[at]), lambda x, y, axis: (x - y).mean(axis), paired=True, **options
+            )
+            assert change == pytest.approx(other[name][at].mean() - rows[at].mean(), abs=1e-12)
+            close([low, high], theirs)
+    mean = found["one"]["mean"]
+    both = scipy.stats.bootstrap(
+        tuple(rows[0] for rows in one.values()), lambda x, y, axis: (x.mean(axis) + y.mean(axis)) / 2, **options
+    )
+    assert (mean["ndcg@10"], mean["queries"]) == (pytest.approx((one["a"][0].mean() + one["b"][0].mean()) / 2), 130)
+    close(mean["intervals"]["ndcg@10"], both)
+    assert compared({"one": one})["one"]["a"]["intervals"] == found["one"]["a"]["intervals"]  # whatever it is compared with
+
+
+def test_copies_of_nanobeir_are_read_as_beirs_layout_and_found_by_name(folder, tmp_path, monkeypatch):
+    def copy(where, split):
+        for kind, frame in frames.items():
+            (where / kind).mkdir(parents=True, exist_ok=True)
+            frame.write_parquet(where / kind / f"{split}-00000-of-00001.parquet")
+
+    wanted = read_collection(folder)
+    corpus = pl.DataFrame([{"_id": name, "title": title, "text": text} for name, (title, text) in PASSAGES.items()])
+    qrels = pl.DataFrame(QRELS, schema=["query-id", "corpus-id", "score"], orient="row")
+    frames = {
+        "corpus": corpus,
+        "queries": pl.DataFrame([{"_id": name, "text": text} for name, text in QUERIES.items()]),
+        "qrels": qrels,
+    }
+    hub = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
+    with pytest.raises(SourceError) as error:
+        evaluation_sets(["NanoBEIR"])
+    hint = "run `hf download sentence-transformers/NanoBEIR-en --repo-type dataset` once, or give the folder of a copy"
+    assert str(error.value) == f"NanoBEIR: is not on this machine; {hint}"
+    snapshot = hub / "datasets--sentence-transformers--NanoBEIR-en"
+    (snapshot / "refs").mkdir(parents=True)
+    (snapshot / "refs/main").write_text("abc")
+    for name in ("NanoNQ", "NanoSciFact"):
+        copy(snapshot / "snapshots/abc", name)
+    (alone,) = evaluation_sets(["NanoSciFact"])
+    assert (alone.name, alone.read()) == ("NanoSciFact", wanted)
+    assert [one.name for one in evaluation_sets(["NanoBEIR", folder])] == ["NanoNQ", "NanoSciFact", folder.name]
+    frames["corpus"] = corpus.rename({"_id": "id"})  # as mteb writes it
+    copy(tmp_path / "sets/NanoFEVERRetrieval", "train")
+    (own,) = evaluation_sets([tmp_path / "sets"])
+    assert (own.name, own.read()) == ("NanoFEVERRetrieval", wanted)
+    encoder = load_encoder(MINILM, prompt="instruct")
+    for one, instruction in (
+        (alone, "Given a scientific claim, retrieve passages that support or refute the claim."),
+        (own, "Given a claim, retrieve documents that support or refute the claim."),
+    ):
+        found = module.evaluation_prompts(encoder, one.folder, name=one.name)
+        assert found.query == f"Instruct: {instruction}\nQuery: "
 
 
 @given(st.integers(0, 2**32), st.integers(1, 60), st.integers(1, 12), st.integers(1, 4))

@@ -20,7 +20,8 @@ from curation.core.errors import ModelError, SetupError, SourceError
 from curation.recipe.settings import Train
 from training.checkpoint import export_checkpoint
 from training.cli import train_command as command
-from training.evaluate import encode_distinct, evaluate, evaluation_prompts, nearest, read_collection
+from training.collection import read_collection
+from training.evaluate import encode_distinct, evaluate, evaluation_prompts, measure_each, nearest
 from training.log import read_log
 from training.model.encode import load_encoder
 from training.model.export import export
@@ -141,14 +142,22 @@ FOLDERS = {  # judgements, documents, queries: where None, the texts of the buil
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_nDCG_is_trec_evals(name, place, tmp_path):
+def test_each_querys_figures_are_trec_evals(name, place, tmp_path):
     folder = folder_of(tmp_path / "folder", *FOLDERS[name])
     encoder = load_encoder(str(place / "bert"), device="cpu")
-    assert evaluate(encoder, folder)["ndcg@10"] == pytest.approx(by_trec_eval(encoder, folder), abs=1e-6)
+    wanted, collection = by_trec_eval(encoder, folder), read_collection(folder)
+    each = measure_each(encoder, collection, evaluation_prompts(encoder, folder))
+    for query, ndcg, recall, mrr in zip(collection.query_ids, *each.tolist(), strict=True):
+        one = wanted.pop(query)
+        assert ndcg == pytest.approx(one["ndcg_cut_10"], abs=1e-6)
+        assert recall == pytest.approx(one["recall_10"], abs=1e-6)
+        assert mrr == pytest.approx(one["recip_rank"] if one["recip_rank"] >= 0.1 else 0, abs=1e-6)
+    assert wanted == {}
+    assert evaluate(encoder, folder)["ndcg@10"] == pytest.approx(each[0].mean(), abs=1e-12)
 
 
 def by_trec_eval(encoder, folder):
-    """Return what pytrec_eval makes of all scores, of the files as they are written."""
+    """Return what pytrec_eval makes of all scores of each query, of the files as they are written."""
     texts = {}
     for kind in ("corpus", "queries"):
         lines = map(json.loads, (folder / f"{kind}.jsonl").read_text().splitlines())
@@ -160,8 +169,7 @@ def by_trec_eval(encoder, folder):
     queries, passages = (encode_distinct(encoder, "", list(texts[kind].values())) for kind in ("queries", "corpus"))
     found = (queries.astype(np.float64) @ passages.astype(np.float64).T).astype(np.float32).tolist()
     run = {query: dict(zip(texts["corpus"], row, strict=True)) for query, row in zip(texts["queries"], found, strict=True)}
-    measured = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10"}).evaluate(run)
-    return np.mean([one["ndcg_cut_10"] for one in measured.values()])
+    return pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "recall.10", "recip_rank"}).evaluate(run)
 
 
 def test_fractional_grades_count_as_written(place, tmp_path):

