@@ -308,6 +308,7 @@ def train(
     *,
     recipe: str | Path | Mapping[str, Any] | None = None,
     out: str | Path | None = None,
+    start: str | Path | None = None,
     only: Sequence[str] = (),
     steps: int | None = None,
     device: str = "auto",
@@ -322,6 +323,7 @@ def train(
         build: a Build, or its folder.
         recipe: the keys of a `train:` section, as a mapping or a YAML file; by default those of the build's manifest.
         out: folder of the run; by default BUILD/train.
+        start: folder of another run whose model's weights this one starts from, as a second stage.
         only: train on these sources only.
         steps: stop after so many steps; the learning rate's schedule ends there.
         device: auto, cpu, cuda or cuda:N.
@@ -356,7 +358,15 @@ def train(
     settings = settings.model_copy(update={"steps": steps or settings.steps})
     folder = path / "train" if out is None else Path(out)
     run_training(
-        path, settings, out=folder, device=device, only=_names(only), restart=restart, say=_say(quiet), progress=_progress(quiet)
+        path,
+        settings,
+        out=folder,
+        start=None if start is None else Path(start),
+        device=device,
+        only=_names(only),
+        restart=restart,
+        say=_say(quiet),
+        progress=_progress(quiet),
     )
     return folder / "model"
 

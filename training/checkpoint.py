@@ -139,7 +139,8 @@ def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], where: Pat
 
     def differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> list[str]:
         found = []
-        for key in sorted(before.keys() | now.keys()) if place else sorted(now):  # a file may have more keys at the top
+        known = before.keys() if place else before.keys() & {"from"}  # a file may have more keys at the top
+        for key in sorted(known | now.keys()):
             old, new, name = before.get(key), now.get(key), f"{place}{key}"
             if isinstance(old, Mapping) and isinstance(new, Mapping):
                 found += differences(old, new, f"{name}.")

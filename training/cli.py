@@ -80,6 +80,9 @@ def train_command() -> None:
 @click.argument("build", type=PATH, required=False)
 @RECIPE
 @click.option("-o", "--out", type=PATH, help="Folder of the run; by default BUILD/train.")
+@click.option(
+    "--from", "start", type=PATH, metavar="RUN", help="Start from the weights of another run's model, as a second stage."
+)
 @DEVICE
 @click.option("--only", multiple=True, metavar="SOURCE", help="Train on this source alone; may be repeated.")
 @click.option("--steps", type=click.IntRange(1), help="Stop after this many steps; the learning rate ends there too.")
@@ -95,6 +98,7 @@ def run_training(
     build: Path | None,
     recipe: Path | None,
     out: Path | None,
+    start: Path | None,
     device: str,
     only: tuple[str, ...],
     steps: int | None,
@@ -121,6 +125,7 @@ def run_training(
             build,
             settings,
             out=out,
+            start=start,
             device=device,
             only=only,
             restart=restart,

@@ -178,11 +178,14 @@ def _training(run: Mapping[str, Any]) -> list[str]:
         found = f"nDCG@10 on held-out queries, the mean over their sources: {history[step]:.4f}, at step {step}{before}."
     further = sum(one.get("further_positives", 0) for one in run["trained_on"].values())
     several = OTHER_POSITIVES_NOTE[run["recipe"].get("positives", "first")].format(further) if further else ""
+    start = f"from {as_code(run['recipe']['model'])}"
+    if first := run.get("from"):
+        start = f"from the run {as_code(first['run'])} {start} (its model has the digest {as_code(first['model'])})"
     return [
         "## Training",
         "",
         *([found, ""] if found else []),
-        f"Trained with tuplesmith for {run['steps']:,} steps from {as_code(run['recipe']['model'])} on the tuples below.",
+        f"Trained with tuplesmith for {run['steps']:,} steps {start} on the tuples below.",
         "The licences are as the sources claim them; nobody has checked what they mean for the model.",
         "",
         markdown_table(("source", "task", "tuples", "licence"), sources),

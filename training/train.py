@@ -42,6 +42,7 @@ from training.model.device import device_of
 from training.model.export import export
 from training.model.load import check_trains, load_model
 from training.model.model import Model, notes_of
+from training.start import model_folder, start_from
 from training.step import Ready, add_gradients, batch_for, costs, learning_rate, total_steps, warmup_steps
 from training.tokens import Source, load_sources, mined_sources
 from training.validation import Validation
@@ -74,6 +75,7 @@ def train(
     recipe: Train,
     *,
     out: Path | None = None,
+    start: Path | None = None,
     device: str = "auto",
     only: Sequence[str] = (),
     restart: bool = False,
@@ -87,6 +89,7 @@ def train(
         build: a build folder with mined negatives.
         recipe: the `train:` section of a manifest.
         out: the folder of the run; by default BUILD/train.
+        start: the folder of another run, or of a model that `train` wrote, whose weights the run starts from.
         device: auto, cpu, cuda or cuda:N.
         only: train on these sources alone.
         restart: delete what an earlier run left in the folder.
@@ -95,7 +98,8 @@ def train(
         progress: shows the progress of tokenising.
 
     Raises:
-        BuildError: no mined negatives, checkpoints of another run, or a loss that is not a finite number.
+        BuildError: no mined negatives, checkpoints of another run, a start that does not fit, or a loss that is not a finite
+            number.
         ModelError: a model that cannot be trained.
         SetupError: the device, DeepSpeed or TensorBoard is not available, or a process or a GPU is lost.
         Stopped: SIGINT or SIGTERM arrived; the state is saved.
@@ -103,6 +107,7 @@ def train(
     if tensorboard:
         summary_writer()  # fail now if it is not installed, before a model is loaded
     out = out or build / "train"
+    start = model_folder(start, out) if start else None
     entries = mined_sources(build, only, recipe.sources)
     ranks.check_divides(recipe.batch)
     place = ranks.own(device_of(device))
@@ -115,13 +120,14 @@ def train(
         else:
             say, progress = (lambda line: None), silent
         with explain_lost_gpu(place):
-            return _train(build, recipe, out, entries, str(place), only, tensorboard, say, progress)
+            return _train(build, recipe, out, start, entries, str(place), only, tensorboard, say, progress)
 
 
 def _train(
     build: Path,
     recipe: Train,
     out: Path,
+    start: Path | None,
     entries: Mapping[str, Mapping[str, Any]],
     device: str,
     only: Sequence[str],
@@ -142,6 +148,7 @@ def _train(
             bidirectional=recipe.bidirectional,
         )
     check_fits(model, recipe)
+    started = {"from": start_from(model, start, recipe)} if start else {}
 
     # The tuples as tokens. The first process writes them, and the others read them.
     with ranks.first_alone():
@@ -159,7 +166,7 @@ def _train(
     plan.check()
     total = total_steps(recipe, plan.steps_per_epoch)
     validation = Validation(build, recipe, instructions)
-    run = checkpoint.describe(recipe, seed, sources, model, validation)
+    run = checkpoint.describe(recipe, seed, sources, model, validation) | started
     if (receipt := checkpoint.finished(out, run)) is not None:
         return receipt, False
 
