@@ -113,6 +113,7 @@ def stats(build: Path | None, only: tuple[str, ...], as_json: bool) -> None:
     from curation.clean import decontaminate
     from curation.core.builds import receipts as receipts_of
     from curation.core.escape import text_table
+    from curation.recipe.mteb_boards import BOARD_HEAD, board_lines, zero_shot
 
     folder = newest(build)
     receipts = receipts_of(folder, only)
@@ -127,6 +128,9 @@ def stats(build: Path | None, only: tuple[str, ...], as_json: bool) -> None:
             output("\n" + shared)
         if overlaps_found := decontaminate.table_of(folder, list(receipts)):
             output("\n" + text_table(("overlap with", "in", "query", "positive", "negative", "corpus"), overlaps_found))
+        board_rows, said = board_lines(zero_shot(folder, list(receipts)))
+        if said:
+            output("\n" + "\n".join([*([text_table(BOARD_HEAD, board_rows)] if board_rows else []), *said]))
 
 
 @curate.command()

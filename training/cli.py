@@ -329,6 +329,8 @@ def _evaluate_mteb(
             if not quiet:
                 say(f"{model}, {task}: prompts {shown}")
         record_scores(folder, found[model]["tasks"], "mteb's main score")
+        if line := mteb.zero_shot_line(folder, [task.metadata.name for task in tasks]):
+            say(f"{model}: {line}")
         if draft:
             say(f"draft of mteb's metadata: {draft}")
     if as_json:

@@ -19,8 +19,9 @@ import torch
 
 from curation.core import store
 from curation.core.builds import check_beside
-from curation.core.errors import SetupError, SourceError, first_line
+from curation.core.errors import SetupError, SourceError, first_line, listed
 from curation.core.record import render_query
+from curation.recipe.mteb_boards import zero_shot
 from curation.recipe.mteb_tasks import named_tasks
 from training.collection import Collection, EvaluationSet, evaluation_sets
 from training.evaluate import check_instruction, encode_distinct, evaluation_prompts, instruction_of, ndcg_at
@@ -230,6 +231,18 @@ def _local_task(place: EvaluationSet) -> Any:
     task.dataset = {"default": {"test": {**whole, "relevant_docs": relevant, "top_ranked": None}}}
     task.data_loaded = True
     return task
+
+
+def zero_shot_line(model: Path, tasks: list[str]) -> str:
+    """Return which tasks are zero-shot for a run's model, by the sources of its build; empty if nothing is known."""
+    run, build = run_of(model), model.parent.parent
+    known = zero_shot(build, run["trained_on"], {"tasks": tasks}) if run and (build / store.BUILD).is_file() else []
+    if not known:
+        return ""
+    _, share, compared, reasons, _, unknown = known[0].line()
+    said = [f"{share} tasks are zero-shot for its sources", f"{compared} were compared"]
+    said += [f"not zero-shot: {reasons}"] if reasons else []
+    return "; ".join(said + ([f"unknown: {listed(known[0].unknown, 8)}"] if unknown else []))
 
 
 # A draft of the metadata that mteb needs to list a model, as a Python module like those in its own model_implementations.

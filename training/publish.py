@@ -17,6 +17,7 @@ from curation.core.card import card_problems, with_yaml, yaml_text
 from curation.core.errors import ModelError
 from curation.core.escape import as_block, as_code, as_markdown, markdown_table, visible
 from curation.core.hub import MARK, Piece, listing
+from curation.recipe.mteb_boards import BOARD_HEAD, board_lines, zero_shot
 from training.model.files import check_model
 from training.model.sentence_folder import POOLING_FLAGS
 
@@ -163,6 +164,10 @@ def _card(model: Path, repo: str, run: Mapping[str, Any] | None, license: str, d
             (as_code(data), as_code(metric), f"{score:.4f}") for metric, found in scores.items() for data, score in found.items()
         ]
         body += ["## Evaluation", "", markdown_table(("data", "metric", "score"), measured), ""]
+    if run and (model.parent.parent / store.BUILD).is_file():
+        rows, said = board_lines(zero_shot(model.parent.parent, run["trained_on"]))
+        table = [markdown_table(BOARD_HEAD, rows), ""] if rows else []
+        body += ["## MTEB", "", *table, *said, "What the base model was trained on is not part of this.", ""] if said else []
     return with_yaml(head, "\n".join(body + (_training(run) if run else [])).rstrip() + "\n")
 
 

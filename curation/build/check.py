@@ -113,10 +113,13 @@ def _mteb(manifest: Manifest) -> tuple[list[str], list[str]]:
     """Return (notes, problems) about the mteb tasks that a manifest names; their datasets are not looked up."""
     if not manifest.decontaminate or not manifest.decontaminate.mteb:
         return [], []
-    from curation.clean.mteb_sets import PLACE, tasks_of  # loads mteb
+    from curation.clean.mteb_sets import PLACE, tasks_of, unreadable  # loads mteb
 
     try:
-        return [f"{PLACE}: {len(tasks_of(manifest.decontaminate.mteb))} tasks of the installed mteb"], []
+        tasks = tasks_of(manifest.decontaminate.mteb)
+        out = unreadable(manifest.decontaminate.mteb, tasks)
+        left_out = f"; not compared, as their layouts cannot be read: {listed(out, 8)}" if out else ""
+        return [f"{PLACE}: {len(tasks)} tasks of the installed mteb{left_out}"], []
     except SetupError as error:
         return [f"{error}; its tasks were not checked, and a build needs them"], []
     except ManifestError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,35 @@ from curation.recipe.mteb_tasks import named_tasks
 from curation.recipe.source import Fields
 
 PLACE = "decontaminate: mteb"
+BASE_OF_TASKS = "mteb.abstasks.abstask"  # what is defined there reads a dataset as it is
 RETRIEVAL = ("Retrieval", "Reranking", "InstructionRetrieval", "InstructionReranking")  # types of tasks with qrels
 
 
 def eval_sets(names: Iterable[str], base: Path) -> list[EvalSet]:
-    """Return the evaluation sets of tasks, and of the tasks of benchmarks, by name: one set per subset and split.
+    """Return the evaluation sets of tasks, and of the tasks of benchmarks, by name: one set per subset and scored split.
+
+    Tasks in `unreadable` are left out.
 
     Raises:
         SetupError: mteb is not installed.
         ManifestError: mteb has no such task or benchmark, or a task's texts cannot be found.
         SourceError: the layout of a task's dataset cannot be read.
     """
-    return [one for task in tasks_of(names).values() for one in _of_task(task, base)]
+    tasks = tasks_of(names)
+    out = unreadable(names, tasks)
+    return [one for name, task in tasks.items() if name not in out for one in _of_task(task, base)]
+
+
+def unreadable(names: Iterable[str], tasks: Mapping[str, Any]) -> list[str]:
+    """Return the tasks whose datasets have layouts of their own, so they cannot be compared; those in `names` are not tried."""
+    out = []
+    for name, task in tasks.items():
+        if name not in names and task.metadata.type not in RETRIEVAL:
+            try:
+                _columns(task)
+            except ManifestError:
+                out.append(name)
+    return out
 
 
 def tasks_of(names: Iterable[str]) -> dict[str, Any]:
@@ -90,6 +107,9 @@ def _columns(task: Any) -> Fields:
             columns = list(said[0]) if isinstance(said[0], tuple | list) else said
             if all(isinstance(column, str) for column in columns) and len(columns) <= 2:
                 return Fields(query=columns[0], positive=columns[1] if len(columns) == 2 else None)
+    plain = all(getattr(type(task), name).__module__ == BASE_OF_TASKS for name in ("load_data", "dataset_transform"))
+    if task.metadata.type == "BitextMining" and plain and not task.parallel_subsets:
+        return Fields(query="sentence1", positive="sentence2")
     if hasattr(task, "text_column_name"):  # summarization
         return Fields(query=task.text_column_name, positive=task.human_summaries_column_name)
     raise ManifestError(

@@ -6,9 +6,11 @@ from typing import Any
 
 from curation.core.errors import did_you_mean
 
+SCORED_ON_TRAIN = "scored-on-train"  # stands for all tasks of boards of texts that mteb scores on a train split
+
 
 def named_tasks(name: str) -> list[Any]:
-    """Return the task of this name, or the tasks of the benchmark of this name.
+    """Return the task of this name, or the tasks of the benchmark of this name, or those that mteb scores on a train split.
 
     Raises:
         ImportError: mteb is not installed.
@@ -20,6 +22,10 @@ def named_tasks(name: str) -> list[Any]:
     if name in _TASKS_REGISTRY:
         return [mteb.get_task(name)]
     benchmarks = {benchmark.name: benchmark for benchmark in mteb.get_benchmarks()}
+    if name == SCORED_ON_TRAIN:
+        texts = [task for one in benchmarks.values() for task in one.tasks if set(task.modalities) == {"text"}]
+        found = {task.metadata.name: task for task in texts if any("train" in split for split in task.eval_splits)}
+        return [found[task] for task in sorted(found)]
     if name not in benchmarks:
-        raise LookupError(did_you_mean(name, [*_TASKS_REGISTRY, *benchmarks]))
+        raise LookupError(did_you_mean(name, [*_TASKS_REGISTRY, *benchmarks, SCORED_ON_TRAIN]))
     return list(benchmarks[name].tasks)

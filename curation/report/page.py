@@ -25,6 +25,7 @@ from curation.core.tables import read_frames, read_parquet, read_table
 from curation.read.outside import hide_local_paths
 from curation.recipe.licenses import claim
 from curation.recipe.manifest import load_manifest
+from curation.recipe.mteb_boards import BOARD_HEAD, TABLE, board_lines, zero_shot
 from curation.report import figures
 from curation.report.samples import compared, drops, matched_queries, near_pairs, sample_records, sampled, shown
 from curation.shape.columns import EVIDENCE_CHARS
@@ -105,6 +106,7 @@ def render(folder: Path, left_out: Mapping[str, str] | None = None) -> str:
         overlap=_overlap(folder, list(receipts)),
         threshold=f"{threshold:g}",
         contamination=_contamination(folder, summary, list(receipts)),
+        boards=_boards(folder, list(receipts)),
         compared=compared,
     )
     return hide_local_paths(page, manifest)
@@ -132,7 +134,7 @@ def _state(folder: Path) -> str:
     receipts, mined = _receipts(folder)
     tables = [file_digest(path) for path in (folder / "overlaps.parquet", folder / "contamination.parquet") if path.exists()]
     sources = [[receipt["digest"], receipt["files"]] for receipt in receipts.values()]
-    look = [LAYOUT, versions()["tuplesmith"], file_digest(folder / "manifest.yaml"), file_digest(TEMPLATE)]
+    look = [LAYOUT, versions()["tuplesmith"], file_digest(folder / "manifest.yaml"), file_digest(TEMPLATE), file_digest(TABLE)]
     summary = json.dumps(read_summary(folder))
     return STATE.format(digest_of([*look, summary, sources, tables, [receipt["digest"] for receipt in mined.values()]]))
 
@@ -248,6 +250,12 @@ def _contamination(folder: Path, summary: Receipt, names: list[str]) -> dict[str
     for (task,), rows in found.group_by("task", maintain_order=True):
         samples += rows[sampled(summary["seed"], f"contamination/{task}", len(rows), CONTAMINATION_SAMPLES)].to_dicts()
     return {"mode": about["mode"], "lines": lines, "samples": samples}
+
+
+def _boards(folder: Path, names: list[str]) -> dict[str, Any] | None:
+    """Return what is known about MTEB's boards; None if nothing is."""
+    lines, said = board_lines(zero_shot(folder, names))
+    return {"head": [name.capitalize() for name in BOARD_HEAD], "lines": lines, "said": " ".join(said)} if said else None
 
 
 def _lengths(stage: Path) -> dict[str, Any]:

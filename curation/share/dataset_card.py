@@ -11,6 +11,7 @@ from curation.core.builds import Receipt
 from curation.core.card import LICENSE_NAME, LICENSES, size_of, with_yaml
 from curation.core.escape import Markdown, as_code, as_link, as_markdown, markdown_table
 from curation.recipe.licenses import claim
+from curation.recipe.mteb_boards import BOARD_HEAD, Board, board_lines
 from curation.recipe.source import Source
 
 VALUE_CHARS = 300  # characters of a text in the example
@@ -48,6 +49,7 @@ def dataset_card(
     allowed: Iterable[str],
     row: Mapping[str, Any],
     evaluation: tuple[list[str], Mapping[str, Any]] | None,
+    boards: list[Board],
 ) -> str:
     """Return the card.
 
@@ -61,6 +63,7 @@ def dataset_card(
         allowed: sources that are published in spite of a doubt.
         row: the first row of the first config.
         evaluation: names of the evaluation sets that all texts were compared with, and `decontaminate` of build.json.
+        boards: what is known about MTEB's boards.
     """
     body = [f"# {as_markdown(repo.partition('/')[2])}", "", _introduction(build, made), "", "## Load", ""]
     body += [*_loading(repo, made), "## Example", "", *_example(next(iter(made)), row), ""]
@@ -75,6 +78,9 @@ def dataset_card(
         body += ["## Rows left out", "", markdown_table(("config", "left out", "reason", "count"), drops), ""]
     if evaluation:
         body += ["## Evaluation sets", "", *_evaluation_sets(*evaluation, made), ""]
+    board_rows, said = board_lines(boards)
+    if said:
+        body += ["## MTEB", "", *([markdown_table(BOARD_HEAD, board_rows), ""] if board_rows else []), *said, ""]
     found = [(as_code(name), *_mining_in_words(one)) for name, one in made.items()]
     body += ["## Hard negatives", "", markdown_table(("config", "negatives", "model", "chosen from"), found), ""]
     limits = [

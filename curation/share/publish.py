@@ -29,6 +29,7 @@ from curation.core.record import NEGATIVES, ORIGINS, POSITIVE_ORIGINS
 from curation.read.lock import read_lock
 from curation.read.outside import hide_local_paths
 from curation.recipe.manifest import load_manifest
+from curation.recipe.mteb_boards import zero_shot
 from curation.report.page import render as render_report
 from curation.share.dataset_card import dataset_card
 from curation.share.export import (
@@ -125,7 +126,8 @@ def plan(
         held = [decontaminate.HELDOUT_SETS + name for name, entry in summary["sources"].items() if entry["heldout"]]
         evaluation = (store.receipt_of(build / "decontaminate")["sets"] + held, summary["decontaminate"])
     row = pl.scan_parquet(next(iter(pieces.values())).content).head(1).collect().row(0, named=True)
-    card = dataset_card(repo, summary["name"], sources, summary["sources"], made, left_out, allowed, row, evaluation)
+    boards = zero_shot(build, made)
+    card = dataset_card(repo, summary["name"], sources, summary["sources"], made, left_out, allowed, row, evaluation, boards)
     card = hide_local_paths(card, manifest)
     if wrong := list(card_problems(card, pieces)):
         raise BuildError(build, f"the Hub would refuse its card: {wrong[0]}", "mend the manifest and build again")

@@ -298,7 +298,7 @@ def test_the_card_of_a_hostile_manifest_does_nothing(hostile):
     sources = {source.name: source for source in manifest.sources}
     evaluation = ([ATTACK, ATTACK[1:]], {"mode": "drop", "tasks": {ATTACK: {name: {"query": 1} for name in made}}})
     row = {"query": ATTACK, "passage": ATTACK, "positives": [ATTACK]} | {f"negative_{i + 1}": ATTACK for i in range(3)}
-    card = dataset_card("org/small", ATTACK, sources, summary["sources"], made, {"gone": ATTACK}, ["one"], row, evaluation)
+    card = dataset_card("org/small", ATTACK, sources, summary["sources"], made, {"gone": ATTACK}, ["one"], row, evaluation, [])
     head = head_of(card)
     assert head["license_name"] == "mixture"
     body = card.split("---\n", 2)[2]

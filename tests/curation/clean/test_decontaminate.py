@@ -11,7 +11,6 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from overlap_oracle import looked_up
 
 from curation.build.build import build
 from curation.clean import overlap_index, overlap_lookup
@@ -26,6 +25,7 @@ from curation.recipe.evaluation import Decontaminate
 from curation.shape.numbered import numbered, spelled
 from curation.share import verify
 from tests.curation.build.test_build import check_counts, contents, write_lines
+from tests.curation.clean.overlap_oracle import looked_up
 from tests.curation.shape.test_holdout import tuples
 
 QUESTION = "Which river flows through the old town of Ljubljana?"

@@ -124,3 +124,33 @@ def test_what_cannot_be_had(tmp_path, names, line):
     with pytest.raises(UserError) as caught:
         build(path, tmp_path / "out")
     assert str(caught.value) == line
+
+
+SCORED_ON_TRAIN = """  # as F2LLM's authors list them, https://github.com/embeddings-benchmark/results/pull/492 (2026-06-16), up to NanoFEVER
+    BibleNLPBitextMining NollySentiBitextMining NusaTranslationBitextMining NusaXBitextMining SIB200Classification
+    CodeEditSearchRetrieval DanFeverRetrieval TwitterHjerneRetrieval ChemHotpotQARetrieval NanoArguAnaRetrieval
+    NanoClimateFeverRetrieval NanoDBPediaRetrieval NanoFEVERRetrieval
+""".partition("\n")[2].split()
+
+
+def test_tasks_that_are_scored_on_a_train_split():
+    tasks = mteb_sets.tasks_of(["scored-on-train"])
+    assert set(SCORED_ON_TRAIN) <= set(tasks)
+    assert all("train" in split for task in tasks.values() for split in task.eval_splits if len(task.eval_splits) == 1)
+    assert mteb_sets.unreadable(["scored-on-train"], tasks) == ["BibleNLPBitextMining"]
+
+
+def test_a_board_is_compared_without_the_tasks_that_cannot_be_read(local, tmp_path):
+    """Pairs of sentences are read; a task that brings its own loader is left out of its board, and an error by its own name."""
+    rows = [{"sentence1": "det er en dag", "sentence2": "it is a day"}]
+    local("BornholmBitextMining", test=rows)
+    (one,) = mteb_sets.eval_sets(["BornholmBitextMining"], tmp_path)
+    assert [row[2:] for frame in evaluation_texts(one, tmp_path) for row in frame.iter_rows()] == [
+        (QUERY, "det er en dag"),
+        (DOCUMENT, "it is a day"),
+    ]
+    names = ["MTEB(Multilingual, v2)"]
+    out = mteb_sets.unreadable(names, mteb_sets.tasks_of(names))
+    assert out == ["BibleNLPBitextMining", "FloresBitextMining", "IN22GenBitextMining", "NTREXBitextMining"]
+    with pytest.raises(UserError, match="'NTREXBitextMining' has a type that cannot be read"):
+        mteb_sets.eval_sets(["NTREXBitextMining"], tmp_path)
