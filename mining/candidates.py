@@ -22,11 +22,12 @@ from curation.core import store, tables
 from curation.core.errors import BuildError, listed
 from curation.core.progress import Progress, silent
 from curation.core.record import MINED, draws
+from curation.core.vectors import Stored
 from curation.engine.local import Here
 from curation.engine.pool import Results, held
 from mining import ivf
 from mining.duplicates import Duplicates, contains_answer, overlaps, read_answers, read_duplicates, shingles_of
-from mining.embeddings import Part, Stored, Vectors
+from mining.embeddings import Part, Vectors
 from mining.gpu import Gpu, OnGpus, find_gpus
 from mining.jobs import Job, Models
 from mining.lists import Ragged, contains, distinct, ragged

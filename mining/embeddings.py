@@ -1,41 +1,30 @@
-"""The store of vectors: each distinct text is encoded once and kept on disk.
+"""Adding to the store of vectors (`curation.core.vectors`): each distinct text is encoded once and kept on disk.
 
-    embeddings/<fingerprint>/meta.json                  the encoder: model, pooling, dtype, ...; dim; format
-                             shard-00000.f32            rows x dim float32 (.f16: float16), nothing else
-                             shard-00000.keys           rows x 16 bytes: `key_of` each text as encoded
-                             shard-00000.json           rows and digests of both files: the receipt, written last
-
-The text as encoded includes its prompt, so a query and a passage with the same words have one vector each. Shards are only
-added, and read through memory maps. One process cuts the missing texts into shards; workers may encode them. A shard without a
-receipt, or whose files differ from it, is ignored and encoded again.
+One process cuts the missing texts into shards; workers may encode them. A shard without a receipt, or whose files differ from
+it, is encoded again.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import mmap
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from curation.core import store
-from curation.core.errors import BuildError
+from curation.core import store, vectors
 from curation.core.progress import Advance
 from curation.core.record import key_of
+from curation.core.vectors import ENDINGS, KEY, Stored
 from curation.engine.local import Here
 from curation.engine.pool import Workers, held
 
-FORMAT = 1  # raised with any change of the files, or of ROWS, which places depend on
-ROWS = 4_096  # texts per shard: encoded together, and the most that a kill can lose
-RESIDENT = 1 << 28  # bytes of shards read before their pages are released; otherwise all that was ever read counts as ours
-ENDINGS = {"float32": "f32", "float16": "f16"}
+FORMAT = 1  # raised with any change of the files, or of `vectors.ROWS`, which places depend on
 GPU_THREADS = 3  # shards that a worker with a GPU encodes at once: one is tokenised, one computed, one written
-KEY = np.dtype("S16")  # compared byte by byte; a fixed width keeps a trailing zero byte
 
 
 class Vectors(Protocol):
@@ -64,53 +53,6 @@ class Shard(NamedTuple):
     texts: list[str]
 
 
-class Stored:
-    """Stored vectors, read by their places: shard number * ROWS + row in the shard."""
-
-    def __init__(self, folder: Path, dim: int, kind: str = "float32") -> None:
-        """Open a folder of shards; `kind` is float32 or float16."""
-        self.folder, self.dim, self.kind = folder, dim, np.dtype(kind)
-        self.shards: dict[int, np.ndarray] = {}  # number -> (rows, dim) memory map
-        self.resident: dict[int, int] = {}  # shards read through their maps -> bytes; the system may load a whole one at once
-        self.lock = Lock()  # of `resident`: several threads read at once
-
-    def __len__(self) -> int:
-        """Return the number of vectors in the shards that were opened."""
-        return sum(map(len, self.shards.values()))
-
-    def __getitem__(self, places: np.ndarray) -> np.ndarray:
-        """Return the vectors (n, dim) float32 at these places, in the given order."""
-        found = np.empty((len(places), self.dim), np.float32)
-        ascending = bool((np.diff(places) >= 0).all())
-        order = np.arange(len(places)) if ascending else np.argsort(places, kind="stable")  # shard by shard
-        for here in np.split(order, np.flatnonzero(np.diff(places[order] // ROWS)) + 1) if len(order) else []:
-            number = int(places[here[0]] // ROWS)
-            shard, rows = self.open(number).view(np.ndarray), places[here] % ROWS
-            if ascending and shard.dtype == found.dtype:  # straight into its place: "clip" lets `take` write there
-                shard.take(rows, axis=0, out=found[here[0] : here[-1] + 1], mode="clip")
-            else:
-                found[here] = shard[rows]
-            with self.lock:
-                self.resident[number] = self.shards[number].nbytes
-                if sum(self.resident.values()) > RESIDENT:
-                    for number in self.resident:
-                        cast(Any, self.shards[number])._mmap.madvise(mmap.MADV_DONTNEED)
-                    self.resident.clear()
-        return found
-
-    def open(self, number: int) -> np.ndarray:
-        """Return a shard (rows, dim) as a memory map."""
-        if number not in self.shards:
-            path = self.path(number, ENDINGS[self.kind.name])
-            rows = path.stat().st_size // (self.dim * self.kind.itemsize)
-            self.shards[number] = np.memmap(path, self.kind, "r", shape=(rows, self.dim))
-        return self.shards[number]
-
-    def path(self, number: int, ending: str) -> Path:
-        """Return a file of a shard: f32 or f16, keys, or json."""
-        return self.folder / f"shard-{number:05d}.{ending}"
-
-
 class Embeddings(Stored):
     """An open store: `ensure` adds the missing texts, and indexing by places reads vectors."""
 
@@ -126,10 +68,6 @@ class Embeddings(Stored):
         own = encoder.fingerprint + ("" if kind == "float32" else f"-{ENDINGS[kind]}")
         super().__init__(folder / own, encoder.dim, kind)
         self.encoder = encoder
-        self.keys = np.empty(0, KEY)  # sorted
-        self.places = np.empty(0, np.int64)  # of each key
-        self.new: list[tuple[np.ndarray, np.ndarray]] = []  # keys and places that are not in `keys` and `places` yet
-
         path, meta = self.folder / "meta.json", {"format": FORMAT, "dim": self.dim, "encoder": encoder.described}
         self.folder.mkdir(parents=True, exist_ok=True)
         found = store.read_json(path) if path.exists() else None
@@ -139,13 +77,8 @@ class Embeddings(Stored):
             store.write_json(path, meta)
         elif found.keys() != meta.keys():  # earlier versions wrote it without its own digest
             store.read_sealed(path, "delete it and run the command again, which keeps the vectors")
-        for receipt in sorted(self.folder.glob("shard-*.json")):
-            number = int(receipt.stem.removeprefix("shard-"))
-            keys = self._checked_keys(number)
-            if keys is None:
-                receipt.unlink(missing_ok=True)
-            else:
-                self._add(number, keys)
+        for receipt in self.load():
+            receipt.unlink(missing_ok=True)
 
     def ensure(self, texts: Iterable[str], advance: Advance = lambda n: None, workers: Workers | None = None) -> np.ndarray:
         """Encode the texts that are not in the store, in order of first need, and return the place (n,) int64 of each.
@@ -167,18 +100,18 @@ class Embeddings(Stored):
         def cut(missing: dict[bytes, str]) -> Shard:
             """Move the first missing texts into a shard."""
             number = next(n for n in itertools.count() if n not in self.shards and n not in writing)
-            writing[number] = {key: missing.pop(key) for key in list(itertools.islice(missing, ROWS))}
+            writing[number] = {key: missing.pop(key) for key in list(itertools.islice(missing, vectors.ROWS))}
             return Shard(number, list(writing[number].values()))
 
         def shards() -> Iterator[Shard]:
             missing, rest = dict[bytes, str](), iter(texts)
-            while some := list(itertools.islice(rest, ROWS)):
+            while some := list(itertools.islice(rest, vectors.ROWS)):
                 own = [key_of(text) for text in some]
                 keys.append(np.array(own, KEY))
-                new, before = np.flatnonzero(self._find(keys[-1]) < 0), len(missing)
+                new, before = np.flatnonzero(self.find(keys[-1]) < 0), len(missing)
                 missing |= {own[i]: some[i] for i in new if not any(own[i] in one for one in (missing, *writing.values()))}
                 advance_alone(len(some) - (len(missing) - before))
-                while len(missing) >= ROWS:
+                while len(missing) >= vectors.ROWS:
                     yield cut(missing)
             if missing:
                 yield cut(missing)
@@ -187,7 +120,7 @@ class Embeddings(Stored):
             encode = partial(write_shard, self.encoder, self.folder, self.kind.name, advance=advance_alone)
             for shard, done in workers.run(encode, shards(), getattr(self.encoder, "threads", 1)):
                 done()
-                self._add(shard.number, np.array(list(writing.pop(shard.number)), KEY))
+                self.add(shard.number, np.array(list(writing.pop(shard.number)), KEY))
         else:
             with store.temporary(self.folder / "texts") as folder:
                 folder.mkdir()
@@ -197,41 +130,9 @@ class Embeddings(Stored):
                     done()
                     file.unlink()
                     some = writing.pop(int(file.stem))
-                    self._add(int(file.stem), np.array(list(some), KEY))
+                    self.add(int(file.stem), np.array(list(some), KEY))
                     advance(len(some))
-        return self._find(np.concatenate(keys)) if keys else np.empty(0, np.int64)
-
-    def _find(self, keys: np.ndarray) -> np.ndarray:
-        """Return the place of each key, -1 where it has none."""
-        if self.new:  # merge the keys of shards added since the last call
-            fresh = np.concatenate([keys for keys, _ in self.new])
-            order = np.argsort(fresh, kind="stable")
-            at = np.searchsorted(self.keys, fresh[order])
-            self.keys = np.insert(self.keys, at, fresh[order])
-            self.places = np.insert(self.places, at, np.concatenate([places for _, places in self.new])[order])
-            self.new.clear()
-        if not len(self.keys):
-            return np.full(len(keys), -1, np.int64)
-        at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        return np.where(self.keys[at] == keys, self.places[at], -1)
-
-    def _add(self, number: int, keys: np.ndarray) -> None:
-        """Open a shard that is on disk."""
-        self.open(number)
-        self.new.append((keys, number * ROWS + np.arange(len(keys))))
-
-    def _checked_keys(self, number: int) -> np.ndarray | None:
-        """Return the keys of a shard on disk; None if it is damaged."""
-        ending = ENDINGS[self.kind.name]
-        try:
-            entry = store.read_json(self.path(number, "json"))
-            same = all(store.digest_now(self.path(number, name)) == entry[name] for name in (ending, "keys"))
-            size = int(entry["rows"]) * self.dim * self.kind.itemsize
-            if same and self.path(number, ending).stat().st_size == size:
-                return np.fromfile(self.path(number, "keys"), KEY)
-        except (BuildError, FileNotFoundError, KeyError, TypeError, ValueError):
-            pass
-        return None
+        return self.find(np.concatenate(keys)) if keys else np.empty(0, np.int64)
 
 
 def write_shard(encoder: Vectoriser, folder: Path, kind: str, shard: Shard, advance: Advance = lambda n: None) -> None:

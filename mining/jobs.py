@@ -14,6 +14,7 @@ from curation.core import locks, store, tables
 from curation.core.builds import check_beside, checked_stage, read_build
 from curation.core.errors import BuildError, ManifestError, did_you_mean, listed
 from curation.core.record import NEGATIVES
+from curation.core.vectors import ENCODERS, Known
 from curation.engine.local import Here
 from curation.engine.pool import Workers
 from curation.engine.workers import workers
@@ -26,8 +27,6 @@ from training.model.files import VECTORS, find_model
 
 NEGATIVES_FORMAT = 4  # raised when the same settings give other negatives
 CANDIDATES_FORMAT = 3  # raised when the same settings give other candidates
-ENCODERS = "encoders.json"  # digest of the request for a model -> `ModelEncoder.describe` of the model that was loaded
-KNOWN = 4  # values that describe a model; earlier versions noted two
 NOT_RULES = {"model", "dtype", "max_tokens", "prompt", "prompts", "store"}  # these are in the fingerprint or the texts
 KEYS_OF_BUILD = ("name", "seed", "sources")
 KEYS_OF_SOURCE = ("task", "instruction", "tuples")
@@ -62,7 +61,7 @@ class Models:
             notes = store.read_sealed(note) if note.exists() else {}
         except (BuildError, ValueError):  # damaged; the model is loaded and noted again
             notes = {}
-        if len(notes.get(request, ())) == KNOWN:
+        if len(notes.get(request, ())) == len(Known._fields):  # earlier versions noted two
             encoder.describe(notes[request])
             return encoder
         if isinstance(self.workers, Here):

@@ -16,7 +16,6 @@ import pytest
 from small_build import FakeEncoder, files_of, hashed
 
 from curation.core.errors import ModelError
-from mining import embeddings
 from mining.embeddings import Embeddings, Part
 
 SLOW_RUN = """
@@ -24,15 +23,16 @@ import sys, time
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {root!r}]
 from small_build import FakeEncoder, hashed
-from mining import embeddings
-embeddings.ROWS = 8
+from curation.core import vectors
+from mining.embeddings import Embeddings
+vectors.ROWS = 8
 def slow(texts):
     with Path({folder!r}).with_name("encoded").open("a") as log:
         log.write(f"{{len(texts)}}\\n")
     time.sleep(0.01)
     return hashed(texts, 16)
 Path({folder!r}).with_name("began").touch()
-store = embeddings.Embeddings(Path({folder!r}), FakeEncoder(dim=16, vectors=slow))
+store = Embeddings(Path({folder!r}), FakeEncoder(dim=16, vectors=slow))
 store.ensure([f"passage {{n % 90}}" for n in range(130)])
 store.ensure([f"query {{n}}" for n in range(85)])
 """
@@ -41,7 +41,7 @@ store.ensure([f"query {{n}}" for n in range(85)])
 @pytest.fixture
 def few(monkeypatch):
     """Eight texts a shard."""
-    monkeypatch.setattr(embeddings, "ROWS", 8)
+    monkeypatch.setattr("curation.core.vectors.ROWS", 8)
 
 
 def opened(folder, dim=16):
@@ -132,12 +132,12 @@ def test_a_failure_in_one_of_several_threads(tmp_path, few):
 
 def test_what_was_read_does_not_stay_mapped(tmp_path, few, monkeypatch):
     gc.collect()  # the shards of other tests
-    monkeypatch.setattr(embeddings, "RESIDENT", 3 * 8 * 2048 * 4)  # three shards
+    monkeypatch.setattr("curation.core.vectors.RESIDENT", 3 * 8 * 2048 * 4)  # three shards
     vectors, _ = opened(tmp_path, dim=2048)
     texts = [f"text {n}" for n in range(162)]
     found = vectors[vectors.ensure(texts)]
     np.testing.assert_array_equal(found, hashed(texts, 2048))
-    assert 0 < sum(vectors.resident.values()) <= embeddings.RESIDENT
+    assert 0 < sum(vectors.resident.values()) <= 3 * 8 * 2048 * 4
     if sys.platform == "linux":  # which gives account of mapped pages
         mapped = mapped_of(".f32")
         assert len(mapped) == 21

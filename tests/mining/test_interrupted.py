@@ -22,9 +22,9 @@ import resource, signal, sys, time
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {root!r}]
 from small_build import FakeEncoder, hashed
-from curation.core import errors
-from mining import candidates, embeddings, ivf, mine
-embeddings.ROWS = candidates.ROWS_PER_BLOCK = 8
+from curation.core import errors, vectors
+from mining import candidates, ivf, mine
+vectors.ROWS = candidates.ROWS_PER_BLOCK = 8
 ivf.LEAST = 50
 def slow(texts):
     time.sleep({pause})

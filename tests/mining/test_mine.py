@@ -210,7 +210,7 @@ def test_blocks_change_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize("room", [1 << 30, 20_000])
 def test_gpus_and_threads_change_nothing(tmp_path, monkeypatch, room):
     monkeypatch.setattr("mining.candidates.ROWS_PER_BLOCK", 7)
-    monkeypatch.setattr("mining.embeddings.ROWS", 8)
+    monkeypatch.setattr("curation.core.vectors.ROWS", 8)
     monkeypatch.setattr("mining.gpu.LEAST_PASSAGES", 1)
     sources, mine = {"s": retrieval(60), "t": clustering()}, EASY + ", classes: hard"
     labels, few = list[str](), [Half(0, room), Half(1, room)]

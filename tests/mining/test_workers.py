@@ -28,8 +28,9 @@ SCRIPT = """
 import sys
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {root!r}]
-from mining import candidates, embeddings, ivf
-embeddings.ROWS = candidates.ROWS_PER_BLOCK = 64  # also in the workers, which import this file
+from curation.core import vectors
+from mining import candidates, ivf
+vectors.ROWS = candidates.ROWS_PER_BLOCK = 64  # also in the workers, which import this file
 ivf.LEAST = 200
 if __name__ == "__main__":
     from curation.core.console import run_command
