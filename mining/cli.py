@@ -133,6 +133,46 @@ def _table(receipts: dict[str, dict[str, Any]], verbose: bool) -> str:
 
 @mine.command()
 @BUILD
+@click.option("--model", default="", metavar="NAME", help="Model to encode with; by default that of the `mine:` section.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "auto"]), help="As in a manifest; by default as there.")
+@ONLY
+@DEVICE
+@WORKERS
+@RAY
+@JSON
+@QUIET
+def embed(
+    build: Path | None,
+    model: str,
+    dtype: str | None,
+    only: tuple[str, ...],
+    device: str,
+    workers: int | None,
+    ray: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Store the vectors of all texts of the mined tuples.
+
+    Training reads them: `distill_vectors` those of a teacher, which --model names,
+    and `cluster_batches` those of the queries. Texts whose vectors are stored are
+    not encoded again. -j and --ray are those of `mine negatives`.
+    """
+    check_places(workers, ray)
+    build = newest(build)
+    import json
+
+    from mining.mine import embed_build
+
+    found = embed_build(build, model, dtype or "", only, device, for_terminal(quiet), processes=workers, ray=ray)
+    if as_json:
+        return output(json.dumps(found, indent=1, ensure_ascii=False))
+    for name, one in found.items():
+        output(f"{name}: {one['texts']:,} texts, {one['encoded']:,} of them encoded now")
+
+
+@mine.command()
+@BUILD
 @ONLY
 @click.option("-n", "number", default=5, show_default=True, type=click.IntRange(min=1), help="Tuples per source.")
 @click.option("--whole", is_flag=True, help="Print whole texts, wrapped over several lines.")

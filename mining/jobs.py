@@ -84,15 +84,19 @@ class Models:
 
 
 @contextmanager
-def open_models(build: Path, device: str, load: OpenEncoder, processes: int | None, ray: str | None) -> Iterator[Models]:
+def open_models(
+    build: Path, device: str, load: OpenEncoder, processes: int | None, ray: str | None, settings: Mine | None = None
+) -> Iterator[Models]:
     """Yield the models of a build, which no other command may mine meanwhile, and the workers that use them.
+
+    `settings` replace the manifest's `mine:` section.
 
     Raises:
         BuildError, ManifestError: from `read_description` and `read_settings`, before anything is written.
         SetupError: from `workers`.
     """
     read_description(build)
-    settings, build = read_settings(build), build if ray is None else build.absolute()  # nodes work elsewhere
+    settings, build = settings or read_settings(build), build if ray is None else build.absolute()  # nodes work elsewhere
     lock, scratch = locks.locked(build, "mine negatives"), store.temporary(build / "mining")
     with lock, scratch as folder, workers(build, processes, ray, device) as some:
         folder.mkdir()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ import numpy as np
 import polars as pl
 
 from curation.core import store, tables
-from curation.core.errors import listed
+from curation.core.builds import checked_stage, read_build
+from curation.core.errors import ModelError, listed
 from curation.core.progress import Progress, silent
 from curation.core.record import CLASS, GIVEN, MINED, MINED_PAIRS, PROMOTED, RANDOM, dropped_frame
 from curation.engine.local import Here
@@ -29,7 +30,7 @@ from curation.recipe.source import shape_of
 from mining.calibrate import HISTOGRAM_BINS, calibrate_rules, histogram
 from mining.candidates import Block, Search, blocks, read_classes
 from mining.encoders import OpenEncoder, open_encoder
-from mining.jobs import SEARCHED, Job, Models, jobs, open_models, read_settings, relevant_settings
+from mining.jobs import SEARCHED, Job, Models, jobs, open_models, read_settings, read_sources, relevant_settings
 from mining.lists import Ragged, ragged
 from mining.negatives import Chosen, Judged, Negatives, draw_from_other_classes
 
@@ -97,6 +98,55 @@ def plan(
     for job in jobs(build, only, Models(build, read_settings(build), load, Here(device))):
         ran = not store.is_current(job.mined, job.digest)
         found[job.name] = {"strategy": job.strategy, "rows_in": job.entry["tuples"], "ran": ran}
+    return found
+
+
+def embed_build(
+    build: Path,
+    model: str = "",
+    dtype: str = "",
+    only: Sequence[str] = (),
+    device: str = "auto",
+    progress: Progress = silent,
+    load: OpenEncoder = open_encoder,
+    processes: int | None = 1,
+    ray: str | None = None,
+) -> dict[str, dict[str, int]]:
+    """Encode all texts that the mined tuples use and that are not stored yet; return for each source their number.
+
+    Training reads the vectors: a teacher's, and those of queries by which it makes clusters. Returned are also the texts that
+    were encoded now, {"texts": n, "encoded": m}.
+
+    Args:
+        model: the model, with its own prompts; by default that of the build's `mine:` section, with the prompts given there.
+        dtype: float32, bfloat16 or auto; by default that of `mine:` for its own model, else float32.
+        build, only, device, progress, load, processes, ray: as for `mine_build`.
+
+    Raises:
+        BuildError: as for `mine_build`, or a source was not mined.
+        ModelError: as for `mine_build`, or there is no model.
+    """
+    settings = Mine.model_validate({"model": model}) if model else read_settings(build)
+    if not settings.model:
+        raise ModelError(build, "the `mine:` section names no model", "give one: `mine embed --model NAME`")
+    if dtype:
+        settings = settings.model_copy(update={"dtype": dtype})
+    found = {}
+    with open_models(build, device, load, processes, ray, settings) as models:
+        entries = read_build(models.build)["sources"]
+        for name in read_sources(models.build, only):
+            mined, curated = models.build / "mined" / name, models.build / "curated" / name
+            checked_stage(models.build, f"mined/{name}", f"run `mine negatives {build}` first")
+            pairs = tables.read_table(mined, "pairs", ["query", "positives", "negatives"])
+            used = pl.concat([pairs["positives"].explode(), pairs["negatives"].explode()]).drop_nulls().unique().implode()
+            encoder, stored = models.encoder, models.vectors
+            queries = (encoder.query(entries[name]["instruction"], text) for text in pairs["query"])
+            shards = tables.shards(curated, "passages", ["pid", "text"])
+            passages = chain.from_iterable(shard.filter(pl.col("pid").is_in(used))["text"] for shard in shards)
+            count, before = len(pairs) + used.list.len().item(), len(stored)
+            with progress(f"{name}: encode", count, "texts") as advance:
+                stored.ensure(chain(queries, map(encoder.passage, passages)), advance, models.encoding)
+            found[name] = {"texts": count, "encoded": len(stored) - before}
     return found
 
 

@@ -113,7 +113,8 @@ def _section(title: str, about: str, model: type[Section]) -> str:
         inner = next((a for a in (field.annotation, *getattr(field.annotation, "__args__", ())) if _is_fields(a)), None)
         if inner:
             name += ".NAME" if inner is OfSource else ""
-            lines += [f"| `{name}.{sub}` | {_default(f.default)} | {f.description} |" for sub, f in inner.model_fields.items()]
+            for sub, f in inner.model_fields.items():
+                lines.append(f"| `{name}.{sub}` | {'required' if f.is_required() else _default(f.default)} | {f.description} |")
     return "\n".join(lines) + "\n"
 
 
@@ -121,7 +122,7 @@ def _is_fields(annotation: object) -> bool:
     return (
         isinstance(annotation, type)
         and issubclass(annotation, Section)
-        and annotation.__name__ in ("Fields", "DeepSpeed", "OfSource", "Prompts")
+        and annotation.__name__ in ("DistillVectors", "Fields", "DeepSpeed", "OfSource", "Prompts")
     )
 
 

@@ -20,6 +20,7 @@ from curation.core.errors import BuildError
 from curation.core.record import draws
 from curation.recipe.settings import Train
 from training.tokens import Source, take
+from training.vectors import Places
 
 SPREAD_ROUNDS = 20
 ROWS_AT_ONCE = 1 << 18  # rows that are sorted at a time
@@ -43,13 +44,15 @@ class Batch(NamedTuple):
     shared: np.ndarray  # (b, b) bool: positive j equals, or is a near-duplicate of, a positive of tuple i, and j != i
     teacher: np.ndarray  # (b, 1 + k) f32, the miner's scores of positive and negatives; NaN if unknown
     shared_negative: np.ndarray | None  # (b, b, k) bool: the same for negative m of tuple j; None unless the loss needs it
+    vectors: np.ndarray | None = None  # (n, teacher's dim) f32, a teacher's vector of each text
 
 
 class Plan:
     """The order of batches. It caches the orders of the epoch that was last asked for, and nothing else."""
 
-    def __init__(self, sources: Sequence[Source], seed: int, recipe: Train) -> None:
+    def __init__(self, sources: Sequence[Source], seed: int, recipe: Train, teacher: Places | None = None) -> None:
         """Read what batches depend on: the recipe's batch, positives, negatives, loss and evenness, and settings per source."""
+        self.teacher = teacher
         self.sources, self.seed, self.batch, self.positives = list(sources), seed, recipe.batch, recipe.positives
         self.masks_negatives = recipe.loss == "infonce"  # it uses other rows' negatives too, so mask the false ones
         own = [recipe.of(source.name) for source in sources]
@@ -108,7 +111,7 @@ class Plan:
         source, rows, places = self.chosen(step)
         number, passes, _ = self._position(step)
         slots = draw_negatives(source, rows, self.seed, passes, self.negatives[number])
-        batch = assemble(source, rows, slots, self.in_batch[number], places)
+        batch = assemble(source, rows, slots, self.in_batch[number], places, self.teacher)
         return batch._replace(shared_negative=shared_negatives(source, rows, slots)) if self.masks_negatives else batch
 
     def _position(self, step: int) -> tuple[int, int, int]:
@@ -228,8 +231,15 @@ def draw_negatives(source: Source, rows: np.ndarray, seed: int, passes: int, k: 
     return np.pad(places, ((0, 0), (0, k - places.shape[1])), constant_values=-1)
 
 
-def assemble(source: Source, rows: np.ndarray, slots: np.ndarray, in_batch: bool, places: np.ndarray | None = None) -> Batch:
-    """Return the batch of some tuples, with each distinct text once.
+def assemble(
+    source: Source,
+    rows: np.ndarray,
+    slots: np.ndarray,
+    in_batch: bool,
+    places: np.ndarray | None = None,
+    vectors: Places | None = None,
+) -> Batch:
+    """Return the batch of some tuples, with each distinct text once, and a teacher's vectors of them if there are any.
 
     `slots` is as `draw_negatives` returns it, `places` as `trained_positives`; by default the first positives.
     """
@@ -251,7 +261,8 @@ def assemble(source: Source, rows: np.ndarray, slots: np.ndarray, in_batch: bool
     teacher[:, 1:][has] = take(source.negative_scores, slots[has])
     which = number[:b], number[b : 2 * b], negative, has
     shared = shared_positives(source, rows, places)
-    return Batch(source.name, source.task, in_batch, rows, ids, starts, *which, shared, teacher, None)
+    of_texts = vectors.vectors(source, distinct[order]) if vectors else None
+    return Batch(source.name, source.task, in_batch, rows, ids, starts, *which, shared, teacher, None, of_texts)
 
 
 def gather_segments(values: np.ndarray, starts: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

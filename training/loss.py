@@ -25,6 +25,7 @@ class Losses(NamedTuple):
     in_batch: Tensor | None  # None in that case too, and for a task without in-batch negatives
     distilled: Tensor | None = None  # None without a teacher
     spread_out: Tensor | None = None  # None unless asked for, and for a task without in-batch negatives
+    vectors: Tensor | None = None  # None without a teacher's vectors
 
     def detach(self) -> Losses:
         """Return the same numbers without their graph."""
@@ -227,3 +228,20 @@ def distillation(query: Tensor, positive: Tensor, negative: Tensor, teacher: Ten
     given = (student / temperature).masked_fill(~known, torch.finfo(student.dtype).min).log_softmax(dim=1)
     each = (torch.xlogy(wanted, wanted) - wanted * given).masked_fill(~known, 0.0).sum(dim=1)
     return each.masked_fill(known.sum(dim=1) < 2, 0.0).mean()
+
+
+def matched_cosines(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the mean squared difference between the student's and the teacher's cosines of all n x n pairs of texts, 0-d.
+
+    It is the similarity loss of Stella (arXiv 2412.19048), which needs no projection where dimensions differ.
+
+    Args:
+        student: (n, dim), of any length.
+        teacher: (n, teacher's dim), of any length.
+    """
+    student, teacher = F.normalize(student, dim=1), F.normalize(teacher.to(student.dtype), dim=1)
+
+    def some(first: int, rows: Tensor, wanted: Tensor) -> Tensor:
+        return (rows @ student.T - wanted @ teacher.T).square().sum()
+
+    return by_rows(some, student, teacher) / len(student) ** 2

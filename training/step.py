@@ -16,7 +16,7 @@ from curation.recipe.settings import Train
 from training import ranks
 from training.backend import Backend
 from training.data import Batch, gather_segments
-from training.loss import Losses, contrastive, distillation, infonce, spread_out, too_near
+from training.loss import Losses, contrastive, distillation, infonce, matched_cosines, spread_out, too_near
 from training.model.attention import head_size_of, kernel_of, padding_of
 from training.model.device import dtype_of
 
@@ -48,6 +48,7 @@ class Targets(NamedTuple):
     shared: Tensor
     teacher: Tensor
     shared_negative: Tensor | None
+    vectors: Tensor | None
 
     def to(self, device: torch.device) -> Targets:
         """Return them on a device. From pinned memory the copies are queued, and nothing waits."""
@@ -191,6 +192,9 @@ def batch_loss(embeddings: Tensor, batch: Batch, recipe: Train, detached: bool =
         if recipe.distill:
             distilled = distillation(query, positive, negative, targets.teacher, recipe.temperature)
             losses = losses._replace(total=losses.total + recipe.distill * distilled, distilled=distilled)
+        if recipe.distill_vectors and targets.vectors is not None:
+            matched = matched_cosines(vectors, targets.vectors)
+            losses = losses._replace(total=losses.total + recipe.distill_vectors.weight * matched, vectors=matched)
         each.append(losses)
     return Losses(*(None if one[0] is None else torch.stack(one).mean() for one in zip(*each, strict=True)))  # type: ignore[arg-type]
 

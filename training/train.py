@@ -46,6 +46,7 @@ from training.start import model_folder, start_from
 from training.step import Ready, add_gradients, batch_for, costs, learning_rate, total_steps, warmup_steps
 from training.tokens import Source, load_sources, mined_sources
 from training.validation import Validation
+from training.vectors import places_of
 from training.zero import DeepSpeed
 
 OTHER_POSITIVES = {  # how a query's positives besides the first are used, by the recipe's `positives`
@@ -58,7 +59,9 @@ SIGNS_OF_A_LOST_GPU = (  # of CUDA's messages
     *("unspecified launch failure", "busy or unavailable", "no CUDA-capable device", "CUDA error: unknown error"),
 )
 WORTH_COMPILING = 5e10  # steps times weights without embeddings, from which on compiling takes a GPU less than it saves
-LOGGED_TERMS = ("loss_hard", "loss_inbatch", "loss_distilled", "loss_spread_out")  # the names of `Losses`' terms in the log
+LOGGED_TERMS = (  # the names of `Losses`' terms in the log
+    *("loss_hard", "loss_inbatch", "loss_distilled", "loss_spread_out", "loss_vectors"),
+)
 MOST_UNREAD = 64  # steps on a GPU whose loss is not read yet
 
 
@@ -162,11 +165,16 @@ def _train(
 
     # Everything that the result depends on. If such a run is finished already, there is nothing to do.
     seed = int(read_build(build)["seed"]) if recipe.seed is None else recipe.seed
-    plan = Plan(sources, seed, recipe)
+    teacher = None
+    if recipe.distill_vectors:
+        with ranks.first_alone():
+            teacher = places_of(build, recipe.distill_vectors.model, sources, instructions, progress=progress)
+    plan = Plan(sources, seed, recipe, teacher)
     plan.check()
     total = total_steps(recipe, plan.steps_per_epoch)
     validation = Validation(build, recipe, instructions)
     run = checkpoint.describe(recipe, seed, sources, model, validation) | started
+    run |= {"teacher": teacher.digests} if teacher else {}
     if (receipt := checkpoint.finished(out, run)) is not None:
         return receipt, False
 

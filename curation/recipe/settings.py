@@ -257,6 +257,13 @@ class DeepSpeed(Section):
     offload: bool = Field(False, description="keep the optimizer states in CPU memory; with `zero: 3` the weights too")
 
 
+class DistillVectors(Section):
+    """A teacher whose vectors the student learns from."""
+
+    model: str = Field(description="the teacher, named as in `mine embed --model NAME`, which stores its vectors in the build")
+    weight: float = Field(200.0, gt=0, description="weight of the term; 200 is that of Stella (arXiv 2412.19048)")
+
+
 class OfSource(Section):
     """Training settings of one source that differ from the recipe's."""
 
@@ -351,6 +358,10 @@ class Train(Section):
         0.0,
         ge=0,
         description="weight of an extra loss term: the KL divergence from the score distribution of the miner over each tuple's candidates. Off at 0",
+    )
+    distill_vectors: DistillVectors | None = Field(
+        None,
+        description="an extra loss term: the mean squared difference between the student's and a teacher's cosine similarities of all pairs of texts in the batch, `{model: NAME}`. The teacher may have another dimension. Off if empty",
     )
     evenness: float = Field(
         1.0,

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 from tiny_build import retrieval, tiny_model, write_build
+from tiny_models import MINILM
 
 from curation.core.errors import SetupError
 from curation.recipe.settings import Train
+from mining.mine import embed_build
 from training import ranks
 from training.log import read_log
 from training.train import train
@@ -23,6 +25,7 @@ from training.train import train
 HERE = Path(__file__).parent
 STAGES = (None, 0, 1, 2, 3)  # None: plain torch
 JOINT = {"loss": "infonce", "query_query": True, "passage_passage": True, "mask_margin": 0.1, "spread_out": 0.5}
+JOINT["distill_vectors"] = {"model": MINILM}
 
 
 def recipe(model, **keys):
@@ -52,6 +55,7 @@ def place(once):
 def _two_processes(place):
     model = tiny_model(place / "bert")
     build = write_build(place / "b", {"pairs": retrieval(23, negatives=0)})
+    embed_build(build, MINILM, device="cpu")
     jobs = []
     for stage in STAGES:
         keys = {} if stage is None else {"deepspeed": {"zero": stage}}
@@ -90,7 +94,7 @@ def weights(out, step=1):
 @pytest.mark.parametrize("way", ["None", "60", "joint"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_step_of_two_processes_is_that_of_one(place, alone, stage, way):
-    """In the joint one, texts of the other process are negatives: without their gradients the weights would differ."""
+    """In the joint one, texts of the other process are negatives, and compared with a teacher's: without their gradients the weights would differ."""
     single, double = alone / ("joint" if way == "joint" else "f2llm"), place / f"z{stage}-{way}"
     before, one, two = load_file(place / "bert/model.safetensors"), weights(single), weights(double)
     assert one.keys() == two.keys()

@@ -15,6 +15,7 @@ from training.loss import (
     distillation,
     hard_loss,
     infonce,
+    matched_cosines,
     softmax_loss,
     spread_out,
     too_near,
@@ -303,3 +304,24 @@ def test_a_student_that_agrees_with_its_teacher_has_nothing_to_learn():
     query, positive, negative = unit(3, 8, seed=1), unit(3, 8, seed=2), unit(3, 2, 8, seed=3)
     teacher = torch.cat([(query * positive).sum(-1, keepdim=True), torch.einsum("bd,bkd->bk", query, negative)], 1)
     assert float(distillation(query, positive, negative, teacher, 0.05)) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [7, QUERIES_AT_ONCE + 3])
+def test_matched_cosines_equal_the_double_loop_whatever_the_teachers_dimension(n):
+    student = 3 * torch.from_numpy(np.random.Generator(np.random.Philox(1)).normal(size=(n, 8)))
+    teacher = unit(n, 20, seed=2) / 2
+    wanted = 0.0
+    for i in range(n):
+        for j in range(n if n < 10 else 1):  # of the large one the first column, which shows that each row meets its own
+            one, other = (float(x[i] @ x[j] / x[i].norm() / x[j].norm()) for x in (student, teacher))
+            wanted += (one - other) ** 2
+    if n < 10:
+        got = matched_cosines(student.requires_grad_(), teacher)
+        assert float(got.detach()) == pytest.approx(wanted / n**2, rel=1e-12)
+        assert torch.autograd.gradcheck(lambda x: matched_cosines(x, teacher), student)
+        assert float(matched_cosines(teacher, teacher)) == pytest.approx(0, abs=1e-12)
+    else:
+        unit_student, unit_teacher = (torch.nn.functional.normalize(x, dim=1) for x in (student, teacher))
+        plain = (unit_student @ unit_student.T - unit_teacher @ unit_teacher.T).square()
+        assert float(plain[:, 0].sum()) == pytest.approx(wanted, rel=1e-9)
+        assert float(matched_cosines(student, teacher)) == pytest.approx(float(plain.mean()), rel=1e-12)
