@@ -36,7 +36,7 @@ HOMES = {
         "training/mteb.py",
     },
     "mteb": {"curation/recipe/mteb_tasks.py", "training/mteb.py"},
-    "faiss": {"mining/search.py", "mining/gpu.py"},
+    "faiss": {"mining/search.py", "mining/gpu.py", "training/clusters.py"},
     "bm25s": {"mining/bm25.py"},
     "deepspeed": {"training/zero.py"},
 }

@@ -4,6 +4,9 @@ The plan is a pure function of (seed, epoch, step). Each batch has tuples of one
 with `positives: all` once per positive; `evenness` and `weight` make small sources come more often. The batches of all
 sources are shuffled. So the position in the data is one integer, the step, and a run can resume at any step at once.
 
+With `cluster_batches` the rows of a batch are of one cluster, except where two clusters meet. Each pass puts the clusters of a
+source into another order, and the rows of each cluster too.
+
 Every random draw depends on the seed, the source's name and the tuple's own key. Adding a source or a tuple changes neither
 the negatives and positives drawn for other tuples nor their order, except where tuples with the same positive must be kept
 out of the same batch.
@@ -11,7 +14,7 @@ out of the same batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -50,16 +53,24 @@ class Batch(NamedTuple):
 class Plan:
     """The order of batches. It caches the orders of the epoch that was last asked for, and nothing else."""
 
-    def __init__(self, sources: Sequence[Source], seed: int, recipe: Train, teacher: Places | None = None) -> None:
-        """Read what batches depend on: the recipe's batch, positives, negatives, loss and evenness, and settings per source."""
-        self.teacher = teacher
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        seed: int,
+        recipe: Train,
+        teacher: Places | None = None,
+        clusters: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        """Read what batches depend on: the recipe's batch, positives, negatives, loss and evenness, and settings per source.
+
+        `teacher` has the vectors of a teacher, `clusters` the cluster of each row by source.
+        """
+        self.teacher, self.clusters = teacher, clusters or {}
         self.sources, self.seed, self.batch, self.positives = list(sources), seed, recipe.batch, recipe.positives
         self.masks_negatives = recipe.loss == "infonce"  # it uses other rows' negatives too, so mask the false ones
         own = [recipe.of(source.name) for source in sources]
         self.negatives = [recipe.negatives if one.negatives is None else one.negatives for one in own]
-        # In other tasks, positives of other rows too often belong to the same class; a recipe can ask for them
-        by_task = [source.task == "retrieval" for source in sources]
-        self.in_batch = [task if one.in_batch is None else one.in_batch for one, task in zip(own, by_task, strict=True)]
+        self.in_batch = [in_batch_of(recipe, source) for source in sources]
         sizes = [len(source.positives) if self.positives == "all" else len(source) for source in sources]
         self.batches = [-(-size // self.batch) for size in sizes]  # per pass over a source; its last batch may be smaller
         weights = [one.weight for one in own]
@@ -100,7 +111,9 @@ class Plan:
         source = self.sources[number]
         if (number, passes) not in self._rows:
             in_batch = self.in_batch[number]
-            self._rows[number, passes] = row_order(source, self.seed, passes, self.batch, in_batch, self.positives)
+            self._rows[number, passes] = row_order(
+                source, self.seed, passes, self.batch, in_batch, self.positives, self.clusters.get(source.name)
+            )
         chosen = self._rows[number, passes][batch * self.batch : (batch + 1) * self.batch]
         if self.positives == "all":
             return source, np.searchsorted(source.positive_starts, chosen, side="right") - 1, chosen
@@ -131,6 +144,15 @@ class Plan:
         return number, *divmod(epoch * self.shares[number] + batch, self.batches[number])
 
 
+def in_batch_of(recipe: Train, source: Source) -> bool:
+    """Return whether other rows' positives are negatives of a source's rows.
+
+    In other tasks than retrieval they too often belong to the same class; a recipe can ask for them.
+    """
+    own = recipe.of(source.name).in_batch
+    return source.task == "retrieval" if own is None else own
+
+
 def batches_per_epoch(batches: Sequence[int], sizes: Sequence[int], evenness: float, weights: Sequence[float]) -> list[int]:
     """Return the number of batches of each source in an epoch.
 
@@ -147,20 +169,36 @@ def batches_per_epoch(batches: Sequence[int], sizes: Sequence[int], evenness: fl
     return [int(count) for count in share]
 
 
-def row_order(source: Source, seed: int, passes: int, batch: int, in_batch: bool, positives: str = "first") -> np.ndarray:
-    """Return the rows of a source in the order of pass number `passes`, (rows,) i64; with `all`, places of positives instead."""
-    keys = np.asarray(source.rows)
+def row_order(
+    source: Source,
+    seed: int,
+    passes: int,
+    batch: int,
+    in_batch: bool,
+    positives: str = "first",
+    clusters: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return the rows of a source in the order of pass number `passes`, (rows,) i64; with `all`, places of positives instead.
+
+    With `clusters` (rows,) i64 the rows of each cluster are together.
+    """
+    keys, within = np.asarray(source.rows), None
     if positives == "all":  # the first positive of a row is drawn by the row's own key, each further one by another key
         counts = np.diff(source.positive_starts)
         nth = np.arange(len(source.positives)) - np.repeat(source.positive_starts[:-1], counts)
         keys = np.repeat(keys, counts)
         keys = np.where(nth > 0, draws(seed, f"{source.name}/further positive", keys + nth.astype(np.uint64)), keys)
+        clusters = None if clusters is None else np.repeat(clusters, counts)
     order = np.argsort(draws(seed, f"{source.name}/epoch/{passes}", keys), kind="stable")
+    if clusters is not None:
+        turns = np.argsort(np.argsort(draws(seed, f"{source.name}/clusters/{passes}", np.arange(clusters.max() + 1))))
+        order = order[np.argsort(turns[clusters[order]], kind="stable")]
+        within = turns[clusters[order]]  # ascending
     if not in_batch:
         return order
     every = np.arange(len(source))
     places = slice(None) if positives == "all" else trained_positives(source, every, seed, passes, positives)
-    return spread(order, source.identity[source.positives[places]], batch, seed, f"{source.name}/spread/{passes}")
+    return spread(order, source.identity[source.positives[places]], batch, seed, f"{source.name}/spread/{passes}", within)
 
 
 def trained_positives(source: Source, rows: np.ndarray, seed: int, passes: int, positives: str) -> np.ndarray:
@@ -176,11 +214,14 @@ def trained_positives(source: Source, rows: np.ndarray, seed: int, passes: int, 
     return np.asarray(first + drawn.astype(np.int64))
 
 
-def spread(order: np.ndarray, identity: np.ndarray, batch: int, seed: int, purpose: str) -> np.ndarray:
+def spread(
+    order: np.ndarray, identity: np.ndarray, batch: int, seed: int, purpose: str, within: np.ndarray | None = None
+) -> np.ndarray:
     """Return the order changed so that rows of equal identity are in different batches, as far as possible.
 
     Rows whose identity occurs earlier in their batch change places with equally many drawn rows, in several rounds. Usually a
-    few per cent of the rows have to move. The loss masks what remains after the last round.
+    few per cent of the rows have to move. The loss masks what remains after the last round. Rows change places only with rows of
+    the same number in `within` (n,), which ascends with their places.
     """
     best, fewest, before = order, len(order), len(order)
     for turn in range(SPREAD_ROUNDS):
@@ -193,7 +234,9 @@ def spread(order: np.ndarray, identity: np.ndarray, batch: int, seed: int, purpo
         drawn = draws(seed, f"{purpose}/{turn}", np.arange(len(order)))
         moved = np.union1d(again, np.argsort(drawn, kind="stable")[: len(again)])
         order = order.copy()
-        order[moved] = order[moved[np.argsort(drawn[moved] ^ FLIP, kind="stable")]]
+        turned = drawn[moved] ^ FLIP
+        by = np.argsort(turned, kind="stable") if within is None else np.lexsort((turned, within[moved]))
+        order[moved] = order[moved[by]]
     return best
 
 

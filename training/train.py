@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from curation.core import locks
+from curation.core import locks, store
 from curation.core.builds import read_build
 from curation.core.errors import BuildError, ModelError, SetupError, first_line, listed
 from curation.core.progress import Progress, silent
@@ -34,6 +34,7 @@ from curation.recipe.settings import Prompts, Train
 from training import checkpoint, memory, ranks, report
 from training.backend import Backend, Torch, deterministic
 from training.checkpoint import Say
+from training.clusters import clusters_of
 from training.data import Batch, Plan
 from training.log import Write, measurement_in_words, open_log, steps_in_words, summary_writer
 from training.loss import Losses
@@ -165,16 +166,17 @@ def _train(
 
     # Everything that the result depends on. If such a run is finished already, there is nothing to do.
     seed = int(read_build(build)["seed"]) if recipe.seed is None else recipe.seed
-    teacher = None
-    if recipe.distill_vectors:
-        with ranks.first_alone():
-            teacher = places_of(build, recipe.distill_vectors.model, sources, instructions, progress=progress)
-    plan = Plan(sources, seed, recipe, teacher)
+    with ranks.first_alone():
+        model_of = recipe.distill_vectors.model if recipe.distill_vectors else ""
+        teacher = places_of(build, model_of, sources, instructions, progress=progress) if model_of else None
+        clusters = clusters_of(build, recipe, sources, instructions, seed, progress)
+    plan = Plan(sources, seed, recipe, teacher, clusters)
     plan.check()
     total = total_steps(recipe, plan.steps_per_epoch)
     validation = Validation(build, recipe, instructions)
     run = checkpoint.describe(recipe, seed, sources, model, validation) | started
     run |= {"teacher": teacher.digests} if teacher else {}
+    run |= {"clusters": {name: store.digest_of(some.tolist()) for name, some in clusters.items()}} if clusters else {}
     if (receipt := checkpoint.finished(out, run)) is not None:
         return receipt, False
 

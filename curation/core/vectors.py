@@ -38,12 +38,16 @@ class Known(NamedTuple):
     prompts: dict[str, Any]  # the fields of `training.model.prompts.Prompts`
 
 
-def encoders_of(build: Path, model: str) -> list[Known]:
-    """Return what is noted of the encoders of a build's vectors whose model has this name."""
+def read_encoders(build: Path) -> list[Known]:
+    """Return what is noted of the encoders of a build's vectors."""
     path = build / "embeddings" / ENCODERS
     notes = store.read_sealed(path, "delete it and run the command again, which keeps the vectors") if path.exists() else {}
-    known = [Known(*entry) for entry in notes.values() if isinstance(entry, list) and len(entry) == len(Known._fields)]
-    return [one for one in known if _same(str(one.described.get("model", "")), model)]
+    return [Known(*entry) for entry in notes.values() if isinstance(entry, list) and len(entry) == len(Known._fields)]
+
+
+def encoders_of(build: Path, model: str) -> list[Known]:
+    """Return what is noted of the encoders of a build's vectors whose model has this name."""
+    return [one for one in read_encoders(build) if _same(str(one.described["model"]), model)]
 
 
 def _same(one: str, other: str) -> bool:

@@ -275,6 +275,9 @@ class OfSource(Section):
         None,
         description="whether positives of other tuples in the batch are negatives too (except those of the same near-duplicate group or class). If empty: yes for retrieval, no for the other tasks",
     )
+    cluster_batches: int | None = Field(
+        None, ge=0, description="clusters, instead of `train: cluster_batches`; 0 turns them off for this source"
+    )
 
 
 class Train(Section):
@@ -363,6 +366,11 @@ class Train(Section):
         None,
         description="an extra loss term: the mean squared difference between the student's and a teacher's cosine similarities of all pairs of texts in the batch, `{model: NAME}`. The teacher may have another dimension. Off if empty",
     )
+    cluster_batches: int | None = Field(
+        None,
+        ge=2,
+        description="make batches of tuples whose queries are alike, for sources with in-batch negatives: the rows of each source are put into this many clusters, by k-means of the vectors that `mine negatives` stored, and batches are cut cluster by cluster. Off if empty",
+    )
     evenness: float = Field(
         1.0,
         ge=1,
@@ -411,6 +419,11 @@ class Train(Section):
     def of(self, source: str) -> OfSource:
         """Return the settings of a source."""
         return self.sources.get(source, OfSource())
+
+    def clusters_in(self, source: str) -> int:
+        """Return the number of clusters of a source's rows; 0: none are made."""
+        own = self.of(source).cluster_batches
+        return (self.cluster_batches or 0) if own is None else own
 
     @model_validator(mode="after")
     def _goes_together(self) -> Train:

@@ -230,6 +230,30 @@ def test_five_questions_a_paragraph_never_meet_in_a_batch():
     assert 0 < moved < 0.3  # only a few have to move
 
 
+@pytest.mark.parametrize("in_batch", [True, False])
+def test_batches_of_clusters_have_each_row_once_and_one_cluster_but_where_two_meet(in_batch):
+    paragraph = [[row // 5] for row in range(4000)]
+    source = source_of("squad", paragraph, [[] for _ in paragraph])
+    clusters = np.arange(4000) // 5 % 7  # a paragraph's questions are in one cluster
+    passes = [row_order(source, 1, number, 64, in_batch, clusters=clusters) for number in (0, 0, 1)]
+    assert (passes[0] == passes[1]).all()
+    assert (passes[0] != passes[2]).mean() > 0.9
+    orders = set()
+    for order in passes:
+        assert sorted(order) == list(range(4000))
+        met = clusters[order]
+        assert (np.diff(met) != 0).sum() == 6  # each cluster in one piece
+        orders.add(tuple(dict.fromkeys(met.tolist())))
+        batches = [order[start : start + 64] for start in range(0, 4000, 64)]
+        alone = [rows for rows in batches if len(set(clusters[rows].tolist())) == 1]
+        assert len(alone) >= len(batches) - 6
+        again = sum(len(rows) - len(set((rows // 5).tolist())) for rows in batches)
+        assert again <= 20 if in_batch else again > 500  # within a cluster rows are exchanged, which leaves a few
+    assert len(orders) == 2
+    every = row_order(source, 1, 0, 64, in_batch, "all", clusters)
+    assert (np.diff(clusters[every]) != 0).sum() == 6
+
+
 @pytest.mark.parametrize("evenness", [1, 2, 5])
 def test_the_steps_stay_and_small_sources_come_more_often(evenness):
     sizes = [10_000, 900, 33]
