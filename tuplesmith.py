@@ -26,7 +26,7 @@ from tuplesmith_command import hidden_package
 if _line := hidden_package():
     raise ImportError(_line)
 
-from curation.core.errors import BuildError, ManifestError, SourceError, UserError, did_you_mean, listed
+from curation.core.errors import BuildError, ManifestError, UserError, did_you_mean, listed
 from curation.core.progress import Advance, Progress, for_terminal, silent
 
 if TYPE_CHECKING:
@@ -153,12 +153,14 @@ class Build:
         """
         import polars as pl
 
+        from curation.core.python_data import to_dataset
+
         tuples = self.tuples(source)
         if negatives is None:
-            return _to_dataset(tuples)
+            return to_dataset(tuples)
         tuples = tuples.filter(pl.col("negatives").list.len() >= negatives)
         columns = [pl.col("negatives").list.get(at).alias(f"negative_{at + 1}") for at in range(negatives)]
-        return _to_dataset(tuples.select("query", pl.col("positives").list.first().alias("positive"), *columns))
+        return to_dataset(tuples.select("query", pl.col("positives").list.first().alias("positive"), *columns))
 
     def drops(self, source: str | None = None) -> pl.DataFrame:
         """Return the rows and tuples that were left out, of one source or all, each with its reason and evidence.
@@ -526,18 +528,10 @@ def deduplicate(data: Any, threshold: float = 0.8, *, column: str | None = None)
     """
 
     from curation.clean.in_memory import near_duplicates
+    from curation.core.python_data import without_rows
 
-    if not 0 < threshold <= 1:
-        raise UserError("threshold", f"must be above 0 and at most 1, and is {threshold}")
-    if _is_dataset(data):
-        name = column or next(iter(_text_columns(data)), None)
-        if name is None:
-            raise SourceError("dataset", "has no column of texts", f"its columns are {listed(data.column_names)}")
-        texts = _texts(data, name)
-    else:
-        texts = _listed_texts("texts", data)
-    dropped = near_duplicates(texts, threshold)
-    return Deduplicated(_without(data, set(dropped["row"].to_list())), dropped)
+    dropped = near_duplicates(data, threshold, column)
+    return Deduplicated(without_rows(data, set(dropped["row"].to_list())), dropped)
 
 
 def decontaminate(
@@ -572,22 +566,11 @@ def decontaminate(
     >>> result.dropped.select("row", "rule", "found_in", "found_id").row(0)
     (1, 'equal', 'against[0]', '0')
     """
-    import polars as pl
-
     from curation.clean.in_memory import overlaps
+    from curation.core.python_data import without_rows
 
-    if _is_dataset(data):
-        names = list(_text_columns(data)) if columns is None else list(columns)
-        parts = [_long(_texts(data, name, nulls=True, lists=True)).with_columns(pl.lit(name).alias("column")) for name in names]
-        if not parts:
-            raise SourceError("dataset", "has no column of texts", f"its columns are {listed(data.column_names)}")
-        long = pl.concat(parts).sort("row", maintain_order=True)
-    else:
-        long = _long(_listed_texts("texts", data)).with_columns(pl.lit(None, pl.String).alias("column"))
-    found = overlaps(long["text"], _evaluation_sets(against)).with_columns(pl.col("row").alias("at"))
-    found = found.with_columns(long["row"].gather(found["at"]).cast(pl.Int64), long["column"].gather(found["at"])).drop("at")
-    found = found.select("row", "column", *(name for name in found.columns if name not in ("row", "column")))
-    return Decontaminated(_without(data, set(found["row"].to_list())), found)
+    found = overlaps(data, against, columns)
+    return Decontaminated(without_rows(data, set(found["row"].to_list())), found)
 
 
 def mine_hard_negatives(
@@ -683,7 +666,9 @@ def mine_hard_negatives(
     >>> mined.column_names
     ['question', 'answer', 'negative']
     """
+    from curation.core.python_data import to_dataset
     from mining import hard_negatives
+    from mining.encoders import encoders_of
 
     if output_format not in hard_negatives.OUTPUT_FORMATS:
         known = hard_negatives.OUTPUT_FORMATS
@@ -691,25 +676,10 @@ def mine_hard_negatives(
         raise UserError("output_format", f"'{output_format}' is unknown{did_you_mean(output_format, known)}", hint)
     if use_multi_process:
         raise UserError("use_multi_process", "is not supported", "leave it out: one process uses all cores")
-    if not _is_dataset(dataset):
-        origin = type(dataset).__module__.partition(".")[0]
-        hint = f"make it with Dataset.from_{origin if origin in ('polars', 'pandas') else 'dict'}"
-        if hasattr(dataset, "keys") and hasattr(dataset, "column_names"):
-            hint = "give one split, such as dataset['train']"
-        raise SourceError("dataset", f"is a {type(dataset).__name__}, not a datasets.Dataset", hint)
-    if not len(dataset):
-        raise SourceError("dataset", "is empty", "give at least one pair")
-    if len(dataset.column_names) < 2 and not (anchor_column_name and positive_column_name):
-        raise SourceError("dataset", "has one column", "give a column of anchors and a column of positives")
-    anchor, positive = anchor_column_name or dataset.column_names[0], positive_column_name or dataset.column_names[1]
-    if anchor == positive:
-        raise UserError("positive_column_name", f"anchors and positives are both column '{anchor}'", "name two columns")
-    unused = [name for name in dataset.column_names if name not in (anchor, positive)]
-    if unused and not (anchor_column_name and positive_column_name):
-        _say(not verbose)(f"anchors are column '{anchor}', positives are column '{positive}'; not used: {listed(unused)}")
-    more = None if corpus is None else _listed_texts("corpus", corpus).to_list()
-    pairs = hard_negatives.pairs_of(_texts(dataset, anchor).to_list(), _texts(dataset, positive).to_list(), more)
-    given = {
+    say, progress = _say(not verbose), _progress(not verbose)
+    columns = hard_negatives.columns_of(dataset, anchor_column_name, positive_column_name, say)
+    pairs = hard_negatives.pairs_of(dataset, columns, corpus)
+    rules = {
         "range_min": range_min,
         "range_max": range_max,
         "max_score": max_score,
@@ -719,22 +689,20 @@ def mine_hard_negatives(
         "num_negatives": num_negatives,
     }
     reranked = cross_encoder is not None
-    window = hard_negatives.window_of(given, pairs.most_rows, preset, sampling_strategy, include_positives, reranked)
+    window = hard_negatives.window_of(rules, pairs.most_rows, preset, sampling_strategy, include_positives, reranked)
     prompts = {
         "query_prompt": query_prompt,
         "query_prompt_name": query_prompt_name,
         "corpus_prompt": corpus_prompt,
         "corpus_prompt_name": corpus_prompt_name,
     }
-    progress = _progress(not verbose)
     cache = None if cache_folder is None else Path(cache_folder)
-    vectors = hard_negatives.encode(
-        pairs, model, prompts, progress, device=device, dtype=dtype, batch_size=batch_size, show_bars=verbose, cache_folder=cache
-    )
+    encoders = encoders_of(model, prompts, device, dtype, batch_size, verbose, cache is not None)
+    vectors = hard_negatives.encode(pairs, encoders, progress, cache)
     mined = hard_negatives.find_negatives(pairs, vectors, window, progress, device, cross_encoder)
-    _say(not verbose)(hard_negatives.summary(pairs, mined, window.wanted))
+    say(hard_negatives.summary(pairs, mined, window.wanted))
     shape = "n-tuple" if include_positives else output_format
-    return _to_dataset(hard_negatives.formatted(pairs, mined, (anchor, positive), shape, output_scores))
+    return to_dataset(hard_negatives.formatted(pairs, mined, columns, shape, output_scores))
 
 
 def _path(build: Where) -> Path:
@@ -743,109 +711,6 @@ def _path(build: Where) -> Path:
 
 def _names(names: Sequence[str]) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
-
-
-def _is_dataset(data: Any) -> bool:
-    return hasattr(data, "column_names") and hasattr(data, "select") and isinstance(data.column_names, list)
-
-
-def _text_columns(dataset: Dataset) -> Iterator[str]:
-    """Yield the columns of a Dataset that hold texts, or lists of texts."""
-    for name, feature in dataset.features.items():
-        inner = getattr(feature, "feature", feature)
-        if getattr(inner, "dtype", "") in ("string", "large_string"):
-            yield name
-
-
-def _texts(dataset: Dataset, name: str, nulls: bool = False, lists: bool = False) -> pl.Series:
-    """Return a column of a Dataset as texts, or with `lists` as lists of texts."""
-    import polars as pl
-
-    if name not in dataset.column_names:
-        hint = f"its columns are {listed(dataset.column_names)}"
-        raise UserError("dataset", f"has no column '{name}'{did_you_mean(name, dataset.column_names)}", hint)
-    column: Any = pl.from_arrow(dataset.select_columns([name]).with_format("arrow")[:])
-    texts: pl.Series = column[name]
-    if texts.dtype == pl.Null:
-        texts = texts.cast(pl.String)
-    if texts.dtype != pl.String and not (lists and texts.dtype == pl.List(pl.String)):
-        raise SourceError("dataset", f"column '{name}' holds {texts.dtype}, not texts", "choose another column")
-    if not nulls and texts.null_count():
-        row = texts.is_null().arg_true()[0]
-        raise SourceError("dataset", f"row {row} has no text in column '{name}'", "remove such rows, with dataset.filter")
-    return texts
-
-
-def _listed_texts(where: str, texts: Sequence[str]) -> pl.Series:
-    import polars as pl
-
-    if isinstance(texts, str):
-        raise SourceError(where, "is one text", "give a list of texts")
-    found = list(texts)
-    for row, text in enumerate(found):
-        if not isinstance(text, str):
-            raise SourceError(where, f"entry {row} is a {type(text).__name__}, not a text")
-    return pl.Series("text", found, dtype=pl.String)
-
-
-def _long(texts: pl.Series) -> pl.DataFrame:
-    """Return row and text: texts, or the texts of lists, without nulls."""
-    import polars as pl
-
-    table = texts.alias("text").to_frame().with_row_index("row")
-    if isinstance(texts.dtype, pl.List):
-        table = table.explode("text", empty_as_null=False)
-    return table.drop_nulls("text")
-
-
-def _without(data: Any, rows: set[int]) -> Any:
-    """Return a Dataset or a list of texts without some rows."""
-    kept = [row for row in range(len(data)) if row not in rows]
-    return data.select(kept) if _is_dataset(data) else [data[row] for row in kept]
-
-
-def _evaluation_sets(against: Any) -> list[tuple[str, Any]]:
-    """Return (name, folder or texts) of each evaluation set."""
-    import polars as pl
-
-    if isinstance(against, str | Path) or _is_dataset(against):
-        against = [against]
-    elif against and all(isinstance(one, str) for one in against) and not all(Path(one).is_dir() for one in against):
-        against = [against]  # one list of texts
-    sets: list[tuple[str, Any]] = []
-    for number, one in enumerate(against):
-        if isinstance(one, str | Path):
-            if not Path(one).is_dir():
-                raise SourceError(one, "no such folder", "name a folder with corpus.jsonl, queries.jsonl and qrels/test.tsv")
-            sets.append((str(one), Path(one)))
-        elif _is_dataset(one):
-            columns = [_long(_texts(one, name, nulls=True, lists=True))["text"] for name in _text_columns(one)]
-            sets.append((f"against[{number}]", pl.concat([pl.Series("text", [], dtype=pl.String), *columns])))
-        else:
-            sets.append((f"against[{number}]", _listed_texts(f"against[{number}]", one)))
-    for name, one in sets:
-        if not isinstance(one, Path) and not len(one):
-            raise SourceError(name, "holds no text, so nothing would be kept clear of it")
-    if not sets:
-        raise SourceError("against", "names no evaluation set", "give a folder, a Dataset or a list of texts")
-    return sets
-
-
-def _to_dataset(table: pl.DataFrame) -> Dataset:
-    """Return a polars table as a Dataset."""
-    import datasets
-    import polars as pl
-
-    names = {pl.String: "string", pl.Float32: "float32", pl.Float64: "float64", pl.Int64: "int64"}
-    names |= {pl.UInt8: "uint8", pl.UInt16: "uint16", pl.UInt32: "uint32"}
-
-    def feature(kind: Any) -> Any:
-        if isinstance(kind, pl.List):
-            return datasets.Sequence(feature(kind.inner))
-        return datasets.Value(names[kind.base_type()])
-
-    features = datasets.Features({name: feature(kind) for name, kind in table.schema.items()})
-    return datasets.Dataset.from_dict(table.to_dict(as_series=False), features=features)
 
 
 def _say(quiet: bool) -> Callable[[str], None]:

@@ -59,24 +59,24 @@ def main(kind: str, queries: int, passages: int, place: Path) -> None:
     encoder = FakeEncoder(dim=DIM, vectors=Numbers())
     encoder.calls = Forgetful()
 
-    def told() -> Iterator[str]:
+    def texts() -> Iterator[str]:
         return (f"p of {n // FAMILY} with {n} that tells {n} of item {n}" for n in range(passages))
 
     begun = time.process_time()
     vectors = Embeddings(place, encoder)
     asked = (f"q {n} is of item {n * 17 % passages}" for n in range(queries))
-    found = vectors.ensure(itertools.chain(told(), asked))
+    found = vectors.ensure(itertools.chain(texts(), asked))
     highest.say(f"stored {len(vectors):,} vectors", begun)
 
     begun = time.process_time()
     corpus = Part(vectors, found[:passages])
-    shingles = shingles_of(told(), np.arange(passages))
+    shingles = shingles_of(texts(), np.arange(passages))
     highest.say("shingles", begun)
     index = Exact(corpus)
     if kind == "ivf":
         begun, folder = time.process_time(), place / "index"
         write = partial(ivf.write_index, corpus=corpus, questions=Part(vectors, found[passages:]), k=K, seed=SEED, source="s")
-        candidates.run_once(folder, str(passages), write, wait=True)
+        store.run_stage(folder, str(passages), write)
         index = ivf.Lists(corpus, folder)
         highest.say(f"index {[(store.read_receipt(folder) or {})[key] for key in ivf.IN_RECEIPT]}", begun)
     whole = candidates.Corpus(corpus, np.arange(passages), index, shingles)

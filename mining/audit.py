@@ -16,10 +16,10 @@ import numpy as np
 
 from curation.recipe.settings import PRESETS, Mine
 from mining.calibrate import count_similarities, draw_sample, histogram, limit_for_yield, rules_of
-from mining.candidates import Search
 from mining.duplicates import overlaps
 from mining.lists import contains
 from mining.negatives import Candidates, Chosen, Rules, choose, reference_scores
+from mining.source_search import Search
 
 COPY = 0.8  # share of common word 3-grams from which a text is a copy of another
 USEFUL = (0.90, 0.95)  # of the positive's score: near misses, the most useful negatives

@@ -22,11 +22,12 @@ import polars as pl
 from curation.core.errors import BuildError, ManifestError
 from curation.core.progress import Progress, silent
 from curation.recipe.settings import Mine
-from mining.candidates import Search, blocks
+from mining.candidates import blocks
 from mining.encoders import OpenEncoder, open_encoder
 from mining.jobs import SEARCHED, jobs, open_models
 from mining.lists import Ragged, contains, ragged
 from mining.negatives import Candidates, Chosen, Rules, similarity_above_level
+from mining.source_search import Search
 
 COSINE_BINS = 2_000  # between -1 and 1, so a limit has three decimals
 HISTOGRAM_BINS = 40  # of scores, between 0 and 1

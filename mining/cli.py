@@ -13,7 +13,7 @@ from curation.core.progress import for_terminal
 
 if TYPE_CHECKING:
     from curation.recipe.settings import Mine
-    from mining.candidates import Search
+    from mining.source_search import Search
 
 BUILD = click.argument("build", required=False, type=PATH)
 DEVICE = click.option(

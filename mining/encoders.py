@@ -1,16 +1,17 @@
-"""Encoders of a `mine:` section: the model that it names, or one of your own."""
+"""Encoders: the model that a `mine:` section names, one of your own, or the model of a call of `mine_hard_negatives`."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from curation.core import store
-from curation.core.errors import ModelError
+from curation.core.errors import ModelError, did_you_mean, listed
 from curation.core.progress import Advance
 from curation.engine.local import visible_gpus
 from curation.engine.pool import held
@@ -148,3 +149,96 @@ class CustomEncoder(Prompted):
             raise ModelError(self.name, f"`encode` returned NaN or infinity for the text {texts[bad[0]][:SHOWN]!r}")
         advance(len(texts))
         return np.asarray(found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), np.float32(1e-12)))
+
+
+class ForRole(NamedTuple):
+    """What encodes queries, or passages."""
+
+    encoder: Any
+    prompt: str  # put before each text
+
+
+class _Method:
+    """One of the two encode methods of a SentenceTransformer, with its prompt."""
+
+    def __init__(self, method: Any, options: Mapping[str, Any], show_bars: bool) -> None:
+        self.method, self.options, self.show_bars = method, options, show_bars
+
+    def encode(self, texts: list[str]) -> Any:
+        """Return unit vectors."""
+        bars = self.show_bars and len(texts) > 1
+        return self.method(texts, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=bars, **self.options)
+
+
+def encoders_of(
+    model: Any,
+    prompts: Mapping[str, str | None],
+    device: str = "auto",
+    dtype: str = "float32",
+    batch_size: int = 32,
+    show_bars: bool = False,
+    cached: bool = False,
+) -> dict[str, ForRole]:
+    """Return what encodes the texts of each role, query and corpus, for a call of `mine_hard_negatives`.
+
+    Args:
+        model: a path or Hub id, which our own encoder loads; a SentenceTransformer; or anything with `encode`.
+        prompts: query_prompt, query_prompt_name, corpus_prompt, corpus_prompt_name; None: the model's own.
+        device: of a model given by its path.
+        dtype: of a model given by its path: float32, bfloat16 or auto.
+        batch_size: of a SentenceTransformer.
+        show_bars: whether a SentenceTransformer shows its own progress bars.
+        cached: vectors are kept on disk, so the model must be recognised when it is loaded again.
+
+    Raises:
+        ModelError: the model cannot be loaded or recognised, or has no such prompt.
+    """
+    name = str(model) if isinstance(model, str | Path) else type(model).__name__
+
+    def prompt_of(role: str, known: Mapping[str, str], own: str) -> str:
+        prompt, asked = prompts[f"{role}_prompt"], prompts[f"{role}_prompt_name"]
+        if prompt is not None:
+            return prompt
+        if asked is None:
+            return own
+        if asked not in known:
+            hint = f"it has {listed(known)}" if known else f"it has none: give {role}_prompt instead"
+            raise ModelError(name, f"has no prompt '{asked}'{did_you_mean(asked, known)}", hint)
+        return known[asked]
+
+    if isinstance(model, str | Path):
+        from training.model.encode import load_encoder  # torch: only where something must be encoded
+
+        encoder = load_encoder(name, device=device, dtype=dtype)
+        own = {"query": encoder.query("", ""), "corpus": encoder.passage("")}
+        return {role: ForRole(encoder, prompt_of(role, encoder.model.prompts, text)) for role, text in own.items()}
+
+    if hasattr(model, "encode_query") and hasattr(model, "encode_document"):
+        digest, found = _digest_of_weights(model) if cached else "", {}
+        for role, method in (("query", model.encode_query), ("corpus", model.encode_document)):
+            asked = {"prompt": prompts[f"{role}_prompt"], "prompt_name": prompts[f"{role}_prompt_name"]}
+            one = _Method(method, {**asked, "batch_size": batch_size}, show_bars)
+            own_name = f"{name} {store.digest_of([digest, role, *asked.values()])}" if digest else name
+            found[role] = ForRole(CustomEncoder(one, Mine(model=own_name, prompt="none"), "cpu"), "")
+        return found
+
+    if hasattr(model, "encode"):
+        if cached:
+            raise ModelError(name, "cannot be recognised when it is loaded again", "give no cache_folder, or the path of a model")
+        encoders = {role: CustomEncoder(model, Mine(model=name, prompt="none"), "cpu") for role in ("query", "corpus")}
+        return {role: ForRole(encoder, prompt_of(role, {}, "")) for role, encoder in encoders.items()}
+
+    raise ModelError(
+        "model", f"a {name} has no method 'encode'", "give a path, a SentenceTransformer, or an object with `encode(texts)`"
+    )
+
+
+def _digest_of_weights(model: Any) -> str:
+    """Return a digest of a torch module: its weights, and its settings as it prints them."""
+    import xxhash
+
+    digest = xxhash.xxh3_128(repr(model).encode())
+    for name, weights in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(weights.detach().cpu().float().contiguous().numpy().data)
+    return digest.hexdigest()

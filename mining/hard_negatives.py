@@ -7,7 +7,7 @@ write one of four formats. `tuplesmith.mine_hard_negatives` documents the argume
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from curation.core.errors import ModelError, UserError, did_you_mean, listed
+from curation.core.errors import ModelError, SourceError, UserError, did_you_mean, listed
 from curation.core.locks import locked
 from curation.core.progress import Progress
-from curation.core.store import digest_of
+from curation.core.python_data import Dataset, is_dataset, texts_of_column, texts_of_list
 from curation.core.text import forms
 from curation.engine.local import Here
 from curation.recipe.settings import PRESETS, Mine
@@ -26,7 +26,7 @@ from mining import candidates as found_by
 from mining.calibrate import COSINE_BINS, count_similarities, limit_for_yield, rules_of
 from mining.duplicates import shingles_of
 from mining.embeddings import Embeddings
-from mining.encoders import CustomEncoder
+from mining.encoders import ForRole
 from mining.gpu import OnGpus, find_gpus
 from mining.lists import Ragged, contains
 from mining.negatives import Candidates, Rules, choose, eligible_candidates
@@ -73,10 +73,44 @@ class Window:
     target_yield: float | None  # calibrate `max_similarity` to keep this share; None: it is not calibrated
 
 
-def pairs_of(queries: Sequence[str], positives: Sequence[str], corpus: Sequence[str] | None) -> Pairs:
-    """Number the distinct texts; equal queries are one query with several positives."""
+def columns_of(dataset: Dataset, anchor: str | None, positive: str | None, say: Callable[[str], None]) -> tuple[str, str]:
+    """Return the columns of anchors and positives: those named, else the first two of the dataset.
+
+    Raises:
+        SourceError: this is no Dataset, or it is empty or has one column.
+        UserError: both are the same column.
+    """
+    if not is_dataset(dataset):
+        origin = type(dataset).__module__.partition(".")[0]
+        hint = f"make it with Dataset.from_{origin if origin in ('polars', 'pandas') else 'dict'}"
+        if hasattr(dataset, "keys") and hasattr(dataset, "column_names"):
+            hint = "give one split, such as dataset['train']"
+        raise SourceError("dataset", f"is a {type(dataset).__name__}, not a datasets.Dataset", hint)
+    if not len(dataset):
+        raise SourceError("dataset", "is empty", "give at least one pair")
+    names, both_named = dataset.column_names, bool(anchor and positive)
+    if len(names) < 2 and not both_named:
+        raise SourceError("dataset", "has one column", "give a column of anchors and a column of positives")
+    anchor, positive = anchor or names[0], positive or names[1]
+    if anchor == positive:
+        raise UserError("positive_column_name", f"anchors and positives are both column '{anchor}'", "name two columns")
+    unused = [name for name in names if name not in (anchor, positive)]
+    if unused and not both_named:
+        say(f"anchors are column '{anchor}', positives are column '{positive}'; not used: {listed(unused)}")
+    return anchor, positive
+
+
+def pairs_of(dataset: Dataset, columns: tuple[str, str], corpus: Sequence[str] | None) -> Pairs:
+    """Number the distinct texts of a dataset and a corpus; equal queries are one query with several positives.
+
+    Raises:
+        SourceError: a value is not a text.
+        UserError: a column does not exist.
+    """
+    more = [] if corpus is None else texts_of_list("corpus", corpus).to_list()
+    queries, positives = (texts_of_column(dataset, name).to_list() for name in columns)
     rows = dict[str, dict[int, None]]()  # query -> the distinct positives, in order
-    number = {text: at for at, text in enumerate(dict.fromkeys([*(corpus or []), *positives]))}
+    number = {text: at for at, text in enumerate(dict.fromkeys([*more, *positives]))}
     counts = dict[str, int]()
     for query, positive in zip(queries, positives, strict=True):
         rows.setdefault(query, {})[number[positive]] = None
@@ -121,61 +155,15 @@ def window_of(
     return Window(rules, wanted, strategy, include_positives, target)
 
 
-def encode(
-    pairs: Pairs,
-    model: Any,
-    prompts: Mapping[str, str | None],
-    progress: Progress,
-    *,
-    device: str = "auto",
-    dtype: str = "float32",
-    batch_size: int = 32,
-    show_bars: bool = False,
-    cache_folder: Path | None = None,
-) -> PairVectors:
-    """Encode the distinct texts.
-
-    Args:
-        pairs: the texts.
-        model: a path or Hub id, which our own encoder loads; a SentenceTransformer; or anything with `encode`.
-        prompts: query_prompt, query_prompt_name, corpus_prompt, corpus_prompt_name; None: the model's own.
-        progress: hears of texts as they are encoded.
-        device: of a model given by its path.
-        dtype: of a model given by its path: float32, bfloat16 or auto.
-        batch_size: of a SentenceTransformer.
-        show_bars: whether a SentenceTransformer shows its own progress bars.
-        cache_folder: keeps each vector on disk, by model, prompt and text.
+def encode(pairs: Pairs, encoders: Mapping[str, ForRole], progress: Progress, cache_folder: Path | None) -> PairVectors:
+    """Encode the distinct texts; with a folder, their vectors are kept there and only new texts are encoded.
 
     Raises:
-        ModelError: the model cannot be loaded, has no such prompt, or does not return one vector per text.
+        ModelError: the model does not return one vector per text.
     """
-    roles: dict[str, tuple[Any, str]] = {}  # role -> encoder, and what is put before each text
-    if isinstance(model, str | Path):
-        from training.model.encode import load_encoder  # torch: only where something must be encoded
-
-        encoder = load_encoder(str(model), device=device, dtype=dtype)
-        own = {"query": encoder.query("", ""), "corpus": encoder.passage("")}
-        roles = {role: (encoder, _prompt_of(role, prompts, encoder.model.prompts, own[role], str(model))) for role in own}
-        name = str(model)
-    elif hasattr(model, "encode_query") and hasattr(model, "encode_document"):
-        name = type(model).__name__
-        digest = _digest_of_weights(model) if cache_folder else ""
-        for role, method in (("query", model.encode_query), ("corpus", model.encode_document)):
-            asked = {"prompt": prompts[f"{role}_prompt"], "prompt_name": prompts[f"{role}_prompt_name"]}
-            options = {**asked, "batch_size": batch_size}
-            own_name = f"{name} {digest_of([digest, role, *asked.values()])}" if digest else name
-            roles[role] = (_checked(_Role(method, options, show_bars), own_name), "")
-    elif hasattr(model, "encode"):
-        name = type(model).__name__
-        if cache_folder:
-            raise ModelError(name, "cannot be recognised when it is loaded again", "give no cache_folder, or the path of a model")
-        roles = {role: (_checked(model, name), _prompt_of(role, prompts, {}, "", name)) for role in ("query", "corpus")}
-    else:
-        what = f"a {type(model).__name__} has no method 'encode'"
-        raise ModelError("model", what, "give a path, a SentenceTransformer, or an object with `encode(texts)`")
     found = []
     for role, texts in (("query", pairs.queries), ("corpus", pairs.corpus)):
-        encoder, prompt = roles[role]
+        encoder, prompt = encoders[role]
         rendered = [prompt + text for text in texts] if prompt else texts
         with progress(f"encode {'queries' if role == 'query' else 'corpus'}", len(texts), "texts") as advance:
             if cache_folder is None:
@@ -311,47 +299,6 @@ def summary(pairs: Pairs, mined: Mined, wanted: int) -> str:
     if short:
         parts.append(f"{short:,} queries have fewer than {wanted} (raise range_max, or loosen the filters)")
     return "; ".join(parts)
-
-
-class _Role:
-    """One of the two encode methods of a SentenceTransformer, with its prompt."""
-
-    def __init__(self, method: Any, options: Mapping[str, Any], show_bars: bool) -> None:
-        self.method, self.options, self.show_bars = method, options, show_bars
-
-    def encode(self, texts: list[str]) -> Any:
-        """Return unit vectors."""
-        bars = self.show_bars and len(texts) > 1
-        return self.method(texts, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=bars, **self.options)
-
-
-def _checked(model: Any, name: str) -> CustomEncoder:
-    """Return an encoder that refuses anything but one vector per text."""
-    return CustomEncoder(model, Mine(model=name, prompt="none"), "cpu")
-
-
-def _prompt_of(role: str, prompts: Mapping[str, str | None], known: Mapping[str, str], own: str, model: str) -> str:
-    """Return what is put before each text of a role."""
-    prompt, name = prompts[f"{role}_prompt"], prompts[f"{role}_prompt_name"]
-    if prompt is not None:
-        return prompt
-    if name is None:
-        return own
-    if name not in known:
-        hint = f"it has {listed(known)}" if known else f"it has none: give {role}_prompt instead"
-        raise ModelError(model, f"has no prompt '{name}'{did_you_mean(name, known)}", hint)
-    return known[name]
-
-
-def _digest_of_weights(model: Any) -> str:
-    """Return a digest of a torch module: its weights, and its settings as it prints them."""
-    import xxhash
-
-    digest = xxhash.xxh3_128(repr(model).encode())
-    for name, weights in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(weights.detach().cpu().float().contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 def _searched(vectors: PairVectors, positives: Ragged, rows: slice, corpus: found_by.Corpus, k: int, alike: bool) -> Candidates:

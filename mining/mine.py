@@ -28,11 +28,12 @@ from curation.recipe.manifest import Manifest
 from curation.recipe.settings import Mine
 from curation.recipe.source import shape_of
 from mining.calibrate import HISTOGRAM_BINS, calibrate_rules, histogram
-from mining.candidates import Block, Search, blocks, read_classes
+from mining.candidates import Block, blocks, read_classes
 from mining.encoders import OpenEncoder, open_encoder
 from mining.jobs import SEARCHED, Job, Models, jobs, open_models, read_settings, read_sources, relevant_settings
 from mining.lists import Ragged, ragged
 from mining.negatives import Chosen, Judged, Negatives, draw_from_other_classes
+from mining.source_search import Search
 
 SLOWDOWN = 7  # an index searches a passage this many times slower than an exact search does
 HIGHEST_RANK = np.iinfo(np.uint16).max

@@ -31,6 +31,7 @@ HOMES = {
         "curation/read/json_values.py",
     },
     "datasets": {
+        "curation/core/python_data.py",
         "curation/read/dataset.py",
         "curation/read/hub.py",
         "training/mteb.py",

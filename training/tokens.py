@@ -27,7 +27,7 @@ import numpy as np
 import polars as pl
 
 from curation.core import store, tables
-from curation.core.builds import checked_stage, read_build
+from curation.core.builds import checked_stage, outdated_tuple, read_build
 from curation.core.errors import BuildError, listed
 from curation.core.progress import Progress, silent
 
@@ -234,18 +234,12 @@ def _write_source(
     """Read and tokenise a source; return its receipt."""
     curated, mined = build / "curated" / name, build / "mined" / name
     pairs = tables.read_table(mined, "pairs", ["id", "key", "query", "positives", "negatives", *SCORE_COLUMNS])
-    before = tables.read_table(curated, "pairs", ["id", "key", "positives", "label"])
+    before = tables.read_table(curated, "pairs", ["key", "label"])
     passages = tables.read_table(curated, "passages", ["pid", "key", "text", "group"])
 
-    # Refuse negatives that were mined before the source was rebuilt: their passage ids would name other texts. Mining may
-    # add positives after those that the source has.
-    known = before.select("id", "key", pl.col("positives").alias("known"))
-    both = pairs.select("id", "key", "positives").join(
-        known, on=["id", "key"], how="left", nulls_equal=True, maintain_order="left"
-    )
-    same = pl.col("positives").list.head(pl.col("known").list.len()) == pl.col("known")
-    if len(strange := both.filter(~same.fill_null(False))):
-        what = f"was mined from other tuples than curated/{name} has now ({strange['id'][0]} is one)"
+    # Refuse negatives that were mined before the source was rebuilt: their passage ids would name other texts.
+    if strange := outdated_tuple(build, name):
+        what = f"was mined from other tuples than curated/{name} has now ({strange} is one)"
         raise BuildError(mined, what, "run `mine negatives` again")
 
     # Passages of one kind must not be each other's negatives: of one class if a clustering source has labels, else of one group.

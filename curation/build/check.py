@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from curation.build.costs import (
     BUILT,
@@ -60,21 +60,7 @@ def check(path: Path, online: bool = False, confined: bool = False) -> Checked:
         problems.append(str(error))
     locked, differing = apply_lock(kept, path, refused)
     problems += [str(error) for error in differing.values()]
-    notes: list[str] = []
-    local: dict[str, int] = {}  # what is read from this machine -> its bytes
-    far: dict[str, int] = {}  # what is read from stores -> its bytes
-    for (where, table), (_, locked_table) in zip(all_tables(kept), all_tables(locked), strict=True):
-        try:
-            if remote.urls(table):
-                if online:
-                    far[where], more = remote.differences(locked_table)
-                    notes += more
-            elif is_local(table, path.parent):
-                local[where] = total_bytes(table, path.parent)
-            elif online:
-                notes += _ask(table, path)
-        except SourceError as error:
-            problems.append(f"{where}: {error}")
+    inputs = _inputs(kept, locked, path, online)
     mteb_notes, mteb_problems = _mteb(kept)
     sources = {
         source.name: {
@@ -101,12 +87,39 @@ def check(path: Path, online: bool = False, confined: bool = False) -> Checked:
         "tasks": _tasks(kept),
         "licenses": licences,
         "outside": away,
-        "estimate": _estimate(kept, [*local, *far], sum(local.values()), sum(far.values())),
+        "estimate": _estimate(kept, [*inputs.local, *inputs.far], sum(inputs.local.values()), sum(inputs.far.values())),
         "locked": read_lock(lock_path(path)) is not None,
         "online": online,
-        "notes": list(dict.fromkeys(notes + mteb_notes)),
-        "problems": list(dict.fromkeys(problems + mteb_problems)),
+        "notes": list(dict.fromkeys(inputs.notes + mteb_notes)),
+        "problems": list(dict.fromkeys(problems + inputs.problems + mteb_problems)),
     }
+
+
+class _Inputs(NamedTuple):
+    """What was found out about the inputs of a manifest."""
+
+    local: dict[str, int]  # what is read from this machine -> its bytes
+    far: dict[str, int]  # what is read from stores -> its bytes
+    notes: list[str]
+    problems: list[str]
+
+
+def _inputs(manifest: Manifest, locked: Manifest, path: Path, online: bool) -> _Inputs:
+    """Look for the files, objects and datasets that a manifest names; the Hub and stores are asked only `online`."""
+    found = _Inputs({}, {}, [], [])
+    for (where, table), (_, locked_table) in zip(all_tables(manifest), all_tables(locked), strict=True):
+        try:
+            if remote.urls(table):
+                if online:
+                    found.far[where], notes = remote.differences(locked_table)
+                    found.notes.extend(notes)
+            elif is_local(table, path.parent):
+                found.local[where] = total_bytes(table, path.parent)
+            elif online:
+                found.notes.extend(_ask(table, path))
+        except SourceError as error:
+            found.problems.append(f"{where}: {error}")
+    return found
 
 
 def _mteb(manifest: Manifest) -> tuple[list[str], list[str]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,6 +14,8 @@ from curation.clean.decontaminate import contaminated, take_out
 from curation.clean.overlap_index import write_index
 from curation.clean.overlap_texts import EVAL_TEXTS, QUERY, evaluation_texts
 from curation.clean.pairs import near, slices, without_siblings
+from curation.core.errors import SourceError, UserError, listed
+from curation.core.python_data import is_dataset, rows_of_texts, text_columns, texts_of_column, texts_of_list
 from curation.core.tables import read_parquet
 from curation.recipe.evaluation import Decontaminate, EvalSet
 from curation.shape.columns import TUPLES
@@ -24,7 +27,8 @@ DUPLICATES = pl.Schema(
 OVERLAPS = pl.Schema(
     {
         "row": pl.Int64(),
-        "text": pl.String(),  # the whole text of the row that matches
+        "column": pl.String(),  # of the Dataset; null for a list of texts
+        "text": pl.String(),  # the whole text that matches
         "found_in": pl.String(),  # the evaluation set
         "found_id": pl.String(),  # the id, or the row, of its text
         "rule": pl.String(),  # equal, chars (character 8-grams) or words (13-grams)
@@ -34,16 +38,30 @@ OVERLAPS = pl.Schema(
 )
 
 
-def near_duplicates(texts: pl.Series, threshold: float) -> pl.DataFrame:
+def near_duplicates(data: Any, threshold: float, column: str | None = None) -> pl.DataFrame:
     """Return DUPLICATES: the rows to drop, each with a kept row that it matches.
 
     A row is dropped only if it matches an earlier row that is kept, so nothing chains: of a ~ b ~ c, where a and c differ, a and
     c stay.
 
     Args:
-        texts: no nulls.
+        data: texts, or a Dataset.
         threshold: the lowest Jaccard similarity of two texts' shingles that makes them duplicates, in (0, 1].
+        column: the Dataset's column to compare; by default its first column of texts.
+
+    Raises:
+        UserError: a threshold out of range, or a column that does not exist.
+        SourceError: a value that is not a text.
     """
+    if not 0 < threshold <= 1:
+        raise UserError("threshold", f"must be above 0 and at most 1, and is {threshold}")
+    if is_dataset(data):
+        name = column or next(iter(text_columns(data)), None)
+        if name is None:
+            raise SourceError("dataset", "has no column of texts", f"its columns are {listed(data.column_names)}")
+        texts = texts_of_column(data, name)
+    else:
+        texts = texts_of_list("texts", data)
     first_row = texts.to_frame("text").with_row_index("row").unique("text", keep="first", maintain_order=True)
     distinct = first_row["text"]
     with tempfile.TemporaryDirectory(prefix="tuplesmith-") as folder:
@@ -65,21 +83,29 @@ def near_duplicates(texts: pl.Series, threshold: float) -> pl.DataFrame:
     return rows.select(DUPLICATES.names()).cast(DUPLICATES)
 
 
-def overlaps(texts: pl.Series, against: Iterable[tuple[str, Path | pl.Series]]) -> pl.DataFrame:
+def overlaps(data: Any, against: Any, columns: Sequence[str] | None = None) -> pl.DataFrame:
     """Return OVERLAPS: the best match of each text with each evaluation set.
 
     Args:
-        texts: no nulls.
-        against: (name, a folder in BEIR's layout or the texts of an evaluation set). Documents of a folder that no query needs
-            are not looked for, as in `curate build`.
+        data: texts, or a Dataset.
+        against: an evaluation set or several: folders in BEIR's layout, Datasets, or lists of texts. Documents of a folder that
+            no query needs are not looked for, as in `curate build`.
+        columns: the Dataset's columns to look at; by default all that hold texts or lists of texts.
 
     Raises:
-        SourceError: an evaluation set cannot be read, or holds no text.
+        SourceError: an evaluation set cannot be read or holds no text, or a value is not a text.
+        UserError: a column that does not exist.
     """
+    if is_dataset(data) and not (list(text_columns(data)) if columns is None else columns):
+        raise SourceError("dataset", "has no column of texts", f"its columns are {listed(data.column_names)}")
+    ours, sets = rows_of_texts("texts", data, columns), evaluation_sets(against)
+
+    # one tuple per text, whose query it is
     nothing = pl.lit([], pl.List(pl.String))
-    tuples = texts.alias("query").to_frame().with_row_index("row")
-    tuples = tuples.with_columns(
-        pl.col("row").cast(pl.String).alias("id"),
+    tuples = ours.select(
+        pl.int_range(pl.len()).alias("row"),
+        pl.int_range(pl.len()).cast(pl.String).alias("id"),
+        pl.col("text").alias("query"),
         nothing.alias("positives"),
         nothing.alias("negatives"),
         pl.lit("").alias("label"),
@@ -87,14 +113,13 @@ def overlaps(texts: pl.Series, against: Iterable[tuple[str, Path | pl.Series]]) 
     numbers, none, once = numbered(tuples.select(TUPLES.names()).cast(TUPLES), pl.Series([], dtype=pl.String))
 
     def frames() -> Iterator[pl.DataFrame]:
-        for name, one in against:
+        for name, one in sets:
             if isinstance(one, Path):
-                yield from evaluation_texts(
-                    EvalSet.model_validate({"reader": "beir", "files": str(one.absolute()), "name": name}), Path()
-                )
+                beir = EvalSet.model_validate({"reader": "beir", "files": str(one.absolute()), "name": name})
+                yield from evaluation_texts(beir, Path())
             else:
-                numbered = one.alias("text").to_frame().with_row_index("eval_id")
-                yield numbered.select(pl.lit(name).alias("task"), "eval_id", pl.lit(QUERY).alias("role"), "text").cast(EVAL_TEXTS)
+                texts = one.alias("text").to_frame().with_row_index("eval_id")
+                yield texts.select(pl.lit(name).alias("task"), "eval_id", pl.lit(QUERY).alias("role"), "text").cast(EVAL_TEXTS)
 
     with tempfile.TemporaryDirectory(prefix="tuplesmith-") as place:
         folder = Path(place)
@@ -103,6 +128,35 @@ def overlaps(texts: pl.Series, against: Iterable[tuple[str, Path | pl.Series]]) 
         matches = contaminated(folder / "decontaminate", once, np.arange(len(once)))
         take_out(Decontaminate(), folder, numbers, none, once, matches, "given")
         found = read_parquet(folder / "contamination.parquet").filter(pl.col("action") == "dropped")
-    row = found["id"].cast(pl.Int64)
-    found = found.with_columns(row.alias("row"), texts.gather(row).alias("text"))
+    of_ours = ours.select("row", "column", "text")[found["id"].cast(pl.Int64)]
+    found = pl.concat([of_ours, found.drop("source", "text", strict=False)], how="horizontal")
     return found.rename({"task": "found_in", "eval_id": "found_id"}).select(OVERLAPS.names()).cast(OVERLAPS)
+
+
+def evaluation_sets(against: Any) -> list[tuple[str, Any]]:
+    """Return (name, folder or texts) of each evaluation set.
+
+    Raises:
+        SourceError: a folder does not exist, a set holds no text, or there is no set.
+    """
+    if isinstance(against, str | Path) or is_dataset(against):
+        against = [against]
+    elif against and all(isinstance(one, str) for one in against) and not all(Path(one).is_dir() for one in against):
+        against = [against]  # one list of texts
+    sets: list[tuple[str, Any]] = []
+    for number, one in enumerate(against):
+        if isinstance(one, str | Path):
+            if not Path(one).is_dir():
+                raise SourceError(one, "no such folder", "name a folder with corpus.jsonl, queries.jsonl and qrels/test.tsv")
+            sets.append((str(one), Path(one)))
+        elif is_dataset(one):
+            columns = [rows_of_texts("", one, [name])["text"] for name in text_columns(one)]
+            sets.append((f"against[{number}]", pl.concat([pl.Series("text", [], dtype=pl.String), *columns])))
+        else:
+            sets.append((f"against[{number}]", texts_of_list(f"against[{number}]", one)))
+    for name, one in sets:
+        if not isinstance(one, Path) and not len(one):
+            raise SourceError(name, "holds no text, so nothing would be kept clear of it")
+    if not sets:
+        raise SourceError("against", "names no evaluation set", "give a folder, a Dataset or a list of texts")
+    return sets

@@ -6,6 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
+from curation.core import tables
 from curation.core.errors import BuildError, did_you_mean, listed
 from curation.core.store import (
     AGAIN,
@@ -131,3 +134,14 @@ def receipts(build: Path, only: Iterable[str] = ()) -> dict[str, Receipt]:
     for name in names_of(build, only):
         found[name] = checked_stage(build, f"curated/{name}")
     return found
+
+
+def outdated_tuple(build: Path, source: str) -> str | None:
+    """Return the id of a mined tuple that is not among the curated ones: then the source was built again since; else None."""
+    columns = ["id", "key", "positives"]
+    known, found = (tables.read_table(build / stage / source, "pairs", columns) for stage in ("curated", "mined"))
+    known = known.rename({"positives": "known"})
+    both = found.join(known, on=["id", "key"], how="left", nulls_equal=True, maintain_order="left")
+    same = pl.col("positives").list.head(pl.col("known").list.len()) == pl.col("known")  # mining may add positives after them
+    strange = both.filter(~same.fill_null(False))
+    return str(strange["id"][0]) if len(strange) else None

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from curation.core import store, tables
-from curation.core.builds import Receipt, receipts
+from curation.core.builds import Receipt, outdated_tuple, receipts
 from curation.core.errors import BuildError, listed
 from curation.core.escape import text_table
 from curation.core.progress import Advance, Progress, silent
@@ -227,16 +227,6 @@ def mined_tuples(build: Path, source: str) -> Receipt | None:
             what = f"was mined from other tuples than curated/{source} now holds ({strange} is one)"
             raise BuildError(folder, what, "run `mine negatives` again")
     return receipt
-
-
-def outdated_tuple(build: Path, source: str) -> str | None:
-    """Return the id of a mined tuple that is not among the curated ones: then the source was built again since; else None."""
-    columns = ["id", "key", "positives"]
-    known, found = (tables.read_table(build / stage / source, "pairs", columns) for stage in ("curated", "mined"))
-    both = found.join(known.rename({"positives": "known"}), on=["id", "key"], how="left", maintain_order="left")
-    same = pl.col("positives").list.head(pl.col("known").list.len()) == pl.col("known")  # mining may add positives after them
-    strange = both.filter(~same.fill_null(False))
-    return str(strange["id"][0]) if len(strange) else None
 
 
 def _tuples_folder(build: Path, source: str, mined: bool) -> Path:

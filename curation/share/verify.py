@@ -15,14 +15,13 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from curation.core import store, tables
-from curation.core.builds import CONSTANTS, COUNTS, Receipt, names_of, read_build
+from curation.core.builds import CONSTANTS, COUNTS, Receipt, names_of, outdated_tuple, read_build
 from curation.core.errors import BuildError, UserError
 from curation.core.hub import MARK, Piece
 from curation.core.progress import Progress, silent
 from curation.core.record import ORIGINS, keys_of
 from curation.engine.local import processors
 from curation.engine.workers import workers
-from curation.share.export import outdated_tuple
 
 VERIFIED_STAGES = ("shaped", "near", "cleaned", "curated", "mined", "heldout", "publish")
 MINED_LISTS = ("negative_scores", "negative_ranks", "negative_origin")

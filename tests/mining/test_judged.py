@@ -10,8 +10,8 @@ from test_mine import mined, run
 from test_mine_settings import reset
 
 from curation.core import store, tables
+from curation.core.builds import outdated_tuple
 from curation.core.record import POSITIVE_ORIGINS
-from curation.share.export import outdated_tuple
 from mining.calibrate import compare_limits, evaluate_sources
 from mining.mine import warnings_of
 from mining.show import as_text, mined_tuples, promotion_line
@@ -75,7 +75,7 @@ def test_limits_drop_tuples_without_encoding_again(tmp_path):
 
 
 def test_a_positive_beyond_all_candidates_has_no_rank(tmp_path, monkeypatch):
-    monkeypatch.setattr("mining.candidates.LEAST_SEEN", 1)
+    monkeypatch.setattr("mining.source_search.LEAST_SEEN", 1)
     build = make_build(
         tmp_path / "b", {"s": weak_pairs()}, f"{BASE}, positive_rank: 10".replace("range_max: 20", "range_max: 12")
     )

@@ -224,7 +224,7 @@ def test_gpus_and_threads_change_nothing(tmp_path, monkeypatch, room):
         encoder = FakeEncoder()
         if name == "b":
             encoder.threads = 3
-            monkeypatch.setattr("mining.candidates.find_gpus", lambda device: few)
+            monkeypatch.setattr("mining.source_search.find_gpus", lambda device: few)
         run(make_build(tmp_path / name / "x", sources, mine), encoder, progress=progress)
     assert "s: search" in labels
     assert "s: search on cuda:0, cuda:1 with torch" in labels
