@@ -40,6 +40,7 @@ HOMES = {
     "faiss": {"mining/search.py", "mining/gpu.py", "training/clusters.py"},
     "bm25s": {"mining/bm25.py"},
     "deepspeed": {"training/zero.py"},
+    "peft": {"training/lora.py"},
 }
 LIGHT = {
     "click",

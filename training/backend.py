@@ -154,7 +154,7 @@ def prepare(model: Model, recipe: Train) -> tuple[dict[str, Tensor], torch.optim
     for weight in model.head.parameters():
         parts[weight.ndim < 2].append(weight)
     decays = zip(parts, (recipe.weight_decay, 0.0), strict=True)
-    groups = [{"params": part, "weight_decay": decay} for part, decay in decays]
+    groups = [{"params": part, "weight_decay": decay} for part, decay in decays if part]  # LoRA has matrices only
     return weights, torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
 
 

@@ -21,10 +21,12 @@ from curation.core.errors import BuildError, listed
 from curation.recipe.settings import Prompts, Train
 from training import ranks
 from training.backend import Backend, load_weights, trained_weights
+from training.lora import add_lora, whole_weights
 from training.model.export import export, replaced
 from training.model.files import check_model
 from training.model.load import load_model
 from training.model.model import Model
+from training.start import start_from
 
 if TYPE_CHECKING:
     from training.data import Plan
@@ -298,6 +300,8 @@ def merge_runs(runs: Sequence[Path], out: Path, method: str = "linear", shares: 
     for path, state in zip(taken, states, strict=True):
         if state["start"] != states[0]["start"]:
             raise BuildError(path, f"did not start from the weights that {taken[0]} started from", "merge runs of one `model`")
+        if state["recipe"].get("lora") != states[0]["recipe"].get("lora"):
+            raise BuildError(path, f"has other settings of `lora` than {taken[0]}", "merge runs with equal ones")
     model = _model_of(taken[0])
     for state in states[1:]:
         model.prompts = {**state.get("prompts", {}), **model.prompts}
@@ -313,14 +317,17 @@ def _export_mixed(model: Model, checkpoints: Sequence[Path], shares: Sequence[fl
         verified_state(path)
         load_weights(model, path)
         total += share
-        for name, weight in trained_weights(model).items():
+        for name, weight in whole_weights(model).items():
             new = weight.detach().double()
             if method == "linear":
                 mixed[name] = mixed.get(name, 0) + share * new
             else:
                 mixed[name] = slerp(mixed[name], new, share / total) if name in mixed else new
+    if model.adapter is not None:  # its place is taken by the mixed weights
+        model.backbone, model.adapter = model.adapter.unload(), None
+    every = {**dict(model.backbone.named_parameters()), **trained_weights(model)}
     with torch.no_grad():
-        for name, weight in trained_weights(model).items():
+        for name, weight in ((name, every[name]) for name in mixed):
             weight.copy_(mixed[name] / total if method == "linear" else mixed[name])
     export(model, out)
 
@@ -359,4 +366,11 @@ def _model_of(path: Path) -> Model:
         bidirectional=recipe.bidirectional,
     )
     model.prompts, model.trained_prompt = state.get("prompts", model.prompts), state.get("prompt")
+    if recipe.lora:  # the checkpoint has LoRA's matrices only
+        if "from" in state:
+            folder = Path(state["from_folder"])
+            if not (folder / store.RECEIPT).is_file() or start_from(model, folder, recipe)["model"] != state["from"]["model"]:
+                what = f"was trained with LoRA on the weights of {folder}, which are not there any more"
+                raise BuildError(path, what, "put that model back, or train again with `--restart`")
+        add_lora(model, recipe.lora)
     return model

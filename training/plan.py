@@ -16,6 +16,7 @@ from curation.core.errors import ModelError, first_line
 from curation.core.escape import text_table
 from curation.recipe.settings import Prompts, Train
 from training.data import batches_per_epoch
+from training.lora import lora_targets
 from training.memory import kept_bytes, tokens_that_fit
 from training.model.device import dtype_of
 from training.model.load import load_model
@@ -84,12 +85,16 @@ def estimate(build: Path, recipe: Train, *, only: Sequence[str] = (), gpus: int 
 def cost(recipe: Train, model: Model, tokens: float, tokens_per_gpu: float, gpus: int) -> dict[str, Any]:
     """Return the memory of a GPU in GB, the GPU-hours of all tokens, and the assumptions; nothing is measured.
 
-    Float32 weights, gradients and AdamW's two moments take 16 bytes per weight, less what ZeRO shares out (arXiv 1910.02054).
-    What the layers keep for the backward is counted on the model's own architecture. Forward and backward take 6 operations per
-    token and weight, with checkpointing 8, and a second forward of GradCache 2 more; the log's MFU always counts 6. Without a
-    `token_budget` a run chooses one for its GPU, and it is estimated as on `GPU`.
+    Float32 weights, gradients and AdamW's two moments take 16 bytes per weight, less what ZeRO shares out (arXiv 1910.02054);
+    a weight that LoRA leaves as it is takes 4, and 2 operations fewer. What the layers keep for the backward is counted on the
+    model's own architecture. Forward and backward take 6 operations per token and weight, with checkpointing 8, and a second
+    forward of GradCache 2 more; the log's MFU counts neither of these. Without a `token_budget` a run chooses one for its GPU,
+    and it is estimated as on `GPU`.
     """
-    weights = sum(weight.numel() for weight in model.backbone.parameters())
+    weights = trained = sum(weight.numel() for weight in model.backbone.parameters())
+    if recipe.lora:
+        sizes = [model.backbone.get_submodule(name).weight.shape for name in lora_targets(model, recipe.lora)]
+        trained = recipe.lora.rank * sum(sum(shape) for shape in sizes)
     embedding = model.backbone.get_input_embeddings().weight.numel()
     try:
         counted = kept_bytes(model.backbone.config, dtype_of(recipe.dtype, torch.device("cuda")), recipe.checkpointing)
@@ -97,12 +102,14 @@ def cost(recipe: Train, model: Model, tokens: float, tokens_per_gpu: float, gpus
         what = f"the memory of its architecture cannot be counted ({first_line(error)})"
         raise ModelError(recipe.model, what, "it may train; `train plan` estimates packed models only") from error
     zero = recipe.deepspeed.zero if recipe.deepspeed else 0
-    kept = {0: 16, 1: 8 + 8 / gpus, 2: 4 + 12 / gpus, 3: 16 / gpus}[zero] * weights
+    kept = {0: 16, 1: 8 + 8 / gpus, 2: 4 + 12 / gpus, 3: 16 / gpus}[zero] * trained
+    if recipe.lora:
+        kept += 4 / (gpus if zero == 3 else 1) * weights
     budget = recipe.token_budget or max(tokens_that_fit(GPUS[GPU][1] - kept, counted), recipe.max_tokens)
     held, twice = min(tokens_per_gpu, budget), tokens_per_gpu > budget
     activations = counted.fixed + counted.per_token * held
     least = kept + counted.fixed + counted.per_token * min(held, recipe.token_budget or recipe.max_tokens)
-    operations = (6 + 2 * recipe.checkpointing + 2 * twice) * (weights - embedding) * tokens
+    operations = (6 - 2 * bool(recipe.lora) + 2 * recipe.checkpointing + 2 * twice) * (weights - embedding) * tokens
     return {
         "weights": weights,
         "memory_gb_per_gpu": {"weights_and_optimizer": round(kept / 1e9, 1), "activations": round(activations / 1e9, 1)},

@@ -226,13 +226,18 @@ def costs(backend: Backend, batch: Batch, recipe: Train, seconds: float) -> dict
     """Return for the log what a step cost. Memory is the highest so far, of this process and of its GPU.
 
     `mfu` is the share of the GPUs' peak that 6 operations per token and weight, embeddings excluded, come to (arXiv
-    2204.02311, appendix B). It is None if the peak is unknown, as for CPUs.
+    2204.02311, appendix B); 4 for weights that LoRA leaves as they are. It is None if the peak is unknown, as for CPUs.
     """
     tokens, on_gpu, padded = len(batch.ids), backend.device.type == "cuda", bool(backend.model.padded)
     dtype = dtype_of(recipe.dtype, backend.device)
-    config = getattr(backend.model.backbone, "module", backend.model.backbone).config  # DeepSpeed wraps the transformer
+    backbone = getattr(backend.model.backbone, "module", backend.model.backbone)  # DeepSpeed wraps the transformer
+    frozen = {} if backend.model.adapter is None else dict(backbone.named_parameters())
     # Under ZeRO-3 a weight is an empty tensor, and its size is in `ds_numel`.
-    weights = sum(getattr(one, "ds_numel", one.numel()) for name, one in backend.weights.items() if "embed" not in name)
+    operations = sum(
+        (6 if name in backend.weights else 4) * getattr(one, "ds_numel", one.numel())
+        for name, one in {**frozen, **backend.weights}.items()
+        if "embed" not in name
+    )
     name = torch.cuda.get_device_name(backend.device) if on_gpu else ""
     peak = next((peak for known, peak in PEAKS.items() if known in name), None)
     return {
@@ -240,10 +245,10 @@ def costs(backend: Backend, batch: Batch, recipe: Train, seconds: float) -> dict
         "pad_share": round(pad_share(batch, recipe.token_budget, backend.world, padded, backend.model.equal), 4),
         "seconds": round(seconds, 4),
         "tokens_per_second": round(tokens / seconds),
-        "mfu": None if peak is None else round(6 * weights * tokens / seconds / backend.world / peak, 4),
+        "mfu": None if peak is None else round(operations * tokens / seconds / backend.world / peak, 4),
         "memory_gb": memory_gb(),
         **({"gpu_memory_gb": round(torch.cuda.max_memory_allocated(backend.device) / 1e9, 2)} if on_gpu else {}),
-        "attention": "padded" if padded else kernel_of(backend.device, dtype, head_size_of(config)),
+        "attention": "padded" if padded else kernel_of(backend.device, dtype, head_size_of(backbone.config)),
     }
 
 

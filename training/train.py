@@ -37,6 +37,7 @@ from training.checkpoint import Say
 from training.clusters import clusters_of
 from training.data import Batch, Plan
 from training.log import Write, measurement_in_words, open_log, steps_in_words, summary_writer
+from training.lora import add_lora, import_peft, lora_targets
 from training.loss import Losses
 from training.model.compile import compile_layers
 from training.model.device import device_of
@@ -110,6 +111,8 @@ def train(
     """
     if tensorboard:
         summary_writer()  # fail now if it is not installed, before a model is loaded
+    if recipe.lora:
+        import_peft()
     out = out or build / "train"
     start = model_folder(start, out) if start else None
     entries = mined_sources(build, only, recipe.sources)
@@ -182,6 +185,8 @@ def _train(
 
     # Weights, optimizer and what an earlier run saved; on a GPU also how many tokens fit, and whether to compile.
     backend: Backend
+    if recipe.lora:
+        add_lora(model, recipe.lora, seed)
     with memory.explain_without_room(torch.device(device), recipe.model):
         backend = DeepSpeed(model, recipe) if recipe.deepspeed else Torch(model, recipe)
         first, circumstances = checkpoint.resume(out / "checkpoints", run, backend, validation, say)
@@ -193,7 +198,8 @@ def _train(
     # The steps, after the lines on what may surprise.
     for line in [*_notes(recipe, sources, total, backend.world), *notes, *validation.prompts(model, recipe)]:
         say(line)
-    done = loop(plan, recipe, backend, validation, first, total, out, {**run, **circumstances}, tensorboard, say)
+    described = {**run, **circumstances, **({"from_folder": str(start.resolve())} if start else {})}
+    done = loop(plan, recipe, backend, validation, first, total, out, described, tensorboard, say)
 
     # Write the model, the report, and last the receipt.
     receipt = checkpoint.receipt_of_run(run, plan, done, model, recipe, validation) | circumstances
@@ -216,6 +222,8 @@ def check_fits(model: Model, recipe: Train) -> None:
         ModelError: it cannot.
     """
     check_trains(model)
+    if recipe.lora:
+        lora_targets(model, recipe.lora)
     if recipe.deepspeed and any(True for _ in model.head.parameters()):
         what = "has modules with weights after its pooling, which DeepSpeed does not train here"
         raise ModelError(recipe.model, what, "remove `deepspeed`")
@@ -232,8 +240,11 @@ def check_fits(model: Model, recipe: Train) -> None:
 
 
 def compiles(backend: Backend, steps: int) -> bool:
-    """Return whether so many steps are worth compiling the layers: on a GPU, unless DeepSpeed may share the weights out."""
-    if not isinstance(backend, Torch) or backend.device.type != "cuda" or backend.model.padded:
+    """Return whether so many steps are worth compiling the layers: on a GPU, unless DeepSpeed may share the weights out.
+
+    Padded models and LoRA's layers were not tried, so they are not compiled.
+    """
+    if not isinstance(backend, Torch) or backend.device.type != "cuda" or backend.model.padded or backend.model.adapter:
         return False
     weights = sum(one.numel() for name, one in backend.weights.items() if "embed" not in name)
     return steps * weights >= WORTH_COMPILING

@@ -264,6 +264,24 @@ class DistillVectors(Section):
     weight: float = Field(200.0, gt=0, description="weight of the term; 200 is that of Stella (arXiv 2412.19048)")
 
 
+class Lora(Section):
+    """LoRA: train small matrices next to the linear layers instead of the model's own weights."""
+
+    rank: int = Field(16, ge=1, description="rank of the matrices")
+    alpha: float = Field(32, gt=0, description="scale: what the matrices add is multiplied by alpha / rank")
+    targets: Literal["auto"] | list[str] = Field(
+        "auto",
+        description="names of the linear layers that get such matrices, such as `[q_proj, v_proj]`, or ends of their full names. `auto`: all linear layers of the transformer",
+    )
+
+    @field_validator("targets")
+    @classmethod
+    def _some(cls, given: str | list[str]) -> str | list[str]:
+        if not given:
+            raise ValueError("'targets' names no layer; give some, or `auto`")
+        return given
+
+
 class OfSource(Section):
     """Training settings of one source that differ from the recipe's."""
 
@@ -388,6 +406,10 @@ class Train(Section):
     )
     checkpointing: bool = Field(
         False, description="gradient checkpointing: store only the layers' inputs and compute the rest again. Less memory, slower"
+    )
+    lora: Lora | None = Field(
+        None,
+        description="train with LoRA, such as `{rank: 16, alpha: 32}` (needs `tuplesmith[lora]`). The exported model has the matrices merged; they are also in its folder `adapter`, as peft saves them. Usually with a higher `lr`, such as 1e-4",
     )
     deepspeed: DeepSpeed | None = Field(
         None, description="train with DeepSpeed ZeRO, in as many processes as torchrun or the deepspeed launcher starts"

@@ -26,6 +26,7 @@ HERE = Path(__file__).parent
 STAGES = (None, 0, 1, 2, 3)  # None: plain torch
 JOINT = {"loss": "infonce", "query_query": True, "passage_passage": True, "mask_margin": 0.1, "spread_out": 0.5}
 JOINT["distill_vectors"] = {"model": MINILM}
+LORA = {"steps": 2, "lora": {"rank": 4, "alpha": 8}}
 
 
 def recipe(model, **keys):
@@ -68,6 +69,8 @@ def _two_processes(place):
             jobs.append(job)
         joint = recipe(model, token_budget=60, **JOINT, **keys)
         jobs.append({"build": str(build), "recipe": joint, "out": str(place / f"z{stage}-joint")})
+        lora = recipe(model, token_budget=60, **LORA, **keys)
+        jobs.append({"build": str(build), "recipe": lora, "out": str(place / f"z{stage}-lora")})
         steps = recipe(model, steps=4, save_every=2, epochs=2, token_budget=60, lr=1e-3, **keys)
         jobs.append({"build": str(build), "recipe": steps, "out": str(place / f"z{stage}-whole")})
         torn = {"build": str(build), "recipe": steps, "out": str(place / f"z{stage}-torn")}
@@ -80,7 +83,7 @@ def alone(place, once):
     """Return the folder of the same step in one process of plain torch, by loss."""
 
     def make(folder):
-        for name, keys in (("f2llm", {}), ("joint", JOINT)):
+        for name, keys in (("f2llm", {}), ("joint", JOINT), ("lora", LORA)):
             train(place / "b", Train.model_validate(recipe(str(place / "bert"), **keys)), out=folder / name, device="cpu")
 
     return once("alone", make)
@@ -104,6 +107,16 @@ def test_a_step_of_two_processes_is_that_of_one(place, alone, stage, way):
     for key in ("loss", "grad_norm"):
         assert lines[0][key] == pytest.approx(lines[1][key], rel=1e-5)
     assert lines[0]["tokens"] == lines[1]["tokens"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_train_lora_as_one_does(place, alone, stage):
+    one, two = weights(alone / "lora", 2), weights(place / f"z{stage}-lora", 2)
+    assert one.keys() == two.keys()
+    assert all(".lora_" in name for name in one)
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-6
+    assert (place / f"z{stage}-lora/model/adapter/adapter_model.safetensors").exists()
 
 
 @pytest.mark.long

@@ -44,17 +44,29 @@ def replaced(folder: Path) -> Iterator[Path]:
 def export(model: Model, folder: Path) -> None:
     """Write the model as a sentence-transformers folder, completely or not at all; an existing folder is replaced.
 
-    Weights are written in the dtype they have. The prompts are for `encode(..., prompt_name=...)`.
+    Weights are written in the dtype they have. The prompts are for `encode(..., prompt_name=...)`. What LoRA trained is merged
+    into the model, which has no adapter afterwards, and written to `adapter/` as peft saves it.
 
     Raises:
         ModelError: the tokenizer cannot be made to append the end-of-text token.
     """
     with replaced(folder) as part:
         with quiet():
+            if model.adapter is not None:
+                _merge_adapter(model, part / "adapter")
             model.backbone.save_pretrained(part)
             _save_tokenizer(model, part)
         _write_modules(model, part)
         write_receipt(part, {"versions": versions()})
+
+
+def _merge_adapter(model: Model, folder: Path) -> None:
+    """Write LoRA's matrices as peft does, and merge them into the model."""
+    model.adapter.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").unlink()  # an empty model card
+    config = json.loads((folder / "adapter_config.json").read_bytes())
+    write_json(folder / "adapter_config.json", config | {"target_modules": sorted(config["target_modules"])})  # it was a set
+    model.backbone, model.adapter = model.adapter.merge_and_unload(), None
 
 
 def _write_modules(model: Model, folder: Path) -> None:

@@ -60,6 +60,7 @@ class Model:
     head: torch.nn.Sequential = field(default_factory=torch.nn.Sequential)  # what follows the pooling
     truncate: int | None = None  # only so many leading dimensions of a vector are kept
     similarity: str = "cosine"  # the model's own: cosine, dot, euclidean or manhattan
+    adapter: Any = None  # the peft.PeftModel around the backbone while it is trained with LoRA
     trained_prompt: str | None = None  # of a model that `train` wrote: how its queries were rendered, as `Prompts.used`
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
