@@ -4,6 +4,7 @@
 - A copy: a passage that shares most of its word 3-grams with a positive. A character of a script without spaces counts as
   a word. A text of fewer than three words is one shingle, so it is a copy of an equal text only.
 - A passage that contains an answer of the query word for word (`fields: {answer: ...}`).
+- A passage of the document that a positive is from (`fields: {positive_id: ...}`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _SPACELESS = (
 )
 WORD = rf"[{_SPACELESS}]|[\S--[{_SPACELESS}]]+"  # in a normalised text: a word, or a character of a script without spaces
 ANSWERS = "answers.parquet"  # in a curated source: `key` of a query, `answers` as a list
+OWN_DOCUMENTS = "own_documents.parquet"  # `key` of a query, `passages`: keys of the passages of its positives' documents
 PROBES = 6  # shingles looked up for every pair; a copy (.8 or more) has none of these once in 15,000 times
 TEXTS = 1 << 14  # texts shingled at once
 _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)
@@ -122,6 +124,17 @@ def read_answers(curated: Path) -> pl.DataFrame:
         return pl.DataFrame(schema={"key": pl.Binary, "answer": pl.String})
     lists = tables.read_parquet(curated / ANSWERS).explode("answers", empty_as_null=False)
     return lists.select("key", _in_words(lists["answers"]).alias("answer")).drop_nulls().unique(maintain_order=True)
+
+
+def read_own_documents(curated: Path) -> Ragged | None:
+    """Return the passages (pids, ascending) of the documents of each row's positives; None if the source names none."""
+    if not (curated / OWN_DOCUMENTS).exists():
+        return None
+    passages = tables.read_table(curated, "passages", ["pid", "key"]).rename({"key": "passages"})
+    pids = tables.read_parquet(curated / OWN_DOCUMENTS).explode("passages").join(passages, on="passages")
+    lists = pids.sort("pid").group_by("key").agg("pid")
+    asked = tables.read_table(curated, "pairs", ["key"])
+    return ragged(asked.join(lists, on="key", how="left", maintain_order="left")["pid"].fill_null([]))
 
 
 def contains_answer(

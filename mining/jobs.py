@@ -138,7 +138,11 @@ class Job:
 def relevant_settings(strategy: str, settings: Mine) -> dict[str, object]:
     """Return the settings that matter for a strategy; a change of the others does not run it again."""
     if strategy in SEARCHED:
-        defaults = {"index": "exact", "corpus": "positives"}  # not written, so that signatures stay short
+        defaults = {
+            "index": "exact",
+            "corpus": "positives",
+            "exclude_document": True,
+        }  # not written, so that signatures stay short
         unused = {key for key, value in defaults.items() if strategy != "search" or getattr(settings, key) == value}
         return settings.model_dump(exclude=NOT_RULES | unused)
     uses_number = strategy == "other_classes" or settings.candidates == "given"

@@ -39,6 +39,7 @@ class Rules:
     exclude_group: bool = False
     containment: float | None = None
     exclude_answer: bool = False
+    exclude_document: bool = True
     absolute_margin: float | None = None
     relative_margin: float | None = 0.05
     margin_reference: str = "min"  # or max or mean, of the positives' scores
@@ -74,6 +75,7 @@ class Candidates:
     reranked: np.ndarray | None = None  # (q, k) float32: the reranker's scores; nan, not scored, passes its filters
     reranked_positives: np.ndarray | None = None  # (len(positives.ids),) float32
     promoted: Ragged | None = None  # candidates of each row that became positives
+    same_document: np.ndarray | None = None  # (q, k) bool: is of the document of a positive; None if no documents are known
 
     def rows(self, some: np.ndarray) -> Candidates:
         """Return some queries, by ascending numbers."""
@@ -180,6 +182,11 @@ def surviving(candidates: Candidates, rules: Rules) -> tuple[np.ndarray, dict[st
         ("min_score", rules.min_score, lambda limit: scores < score_of(limit)),
         ("max_similarity", rules.max_similarity, lambda limit: _at_least(similarity, limit)),
         ("exclude_answer", rules.exclude_answer, lambda _: candidates.answered),
+        (
+            "exclude_document",
+            rules.exclude_document and candidates.same_document is not None,
+            lambda _: candidates.same_document,
+        ),
     ]
     if reranked is not None:
         filters += [

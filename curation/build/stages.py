@@ -46,6 +46,7 @@ from curation.recipe.job import Done, Inputs, Job
 from curation.recipe.source import ABOUT, Source, Table, TextTable, shape_of
 from curation.shape import holdout
 from curation.shape.by_id import texts_for_ids
+from curation.shape.chunks import OWN_DOCUMENTS, chunked, own_documents
 from curation.shape.columns import (
     GRADES,
     TUPLES,
@@ -140,7 +141,10 @@ def tables_of(source: Source) -> dict[str, Source | TextTable]:
 def shape_depends(job: Job) -> list[Any]:
     """Return the source's entry in the manifest without its descriptions, the filters and the digests of its files."""
     assert job.inputs
-    return [job.seed, job.source.model_dump(exclude=ABOUT), job.filters.model_dump(), job.inputs.digests]
+    entry = job.source.model_dump(exclude=ABOUT)
+    if entry["corpus"] and entry["corpus"]["chunk"] is None:
+        del entry["corpus"]["chunk"]  # so that builds from before there were chunks stay current
+    return [job.seed, entry, job.filters.model_dump(), job.inputs.digests]
 
 
 def shape(job: Job, folder: Path, progress: Progress) -> Receipt:
@@ -220,6 +224,7 @@ def _shape_whole(job: Job, folder: Path, table_rows: dict[str, int], advance: Ca
         nothing = pl.DataFrame(schema={**TUPLES, **({GRADES: pl.List(pl.Float64)} if source.fields.score else {})})
         nothing = made.tuples.clear() if made else nothing
         hashes: list[np.ndarray] = []  # of ids
+        chunk, chunks = source.corpus.chunk, 0
         for some in _readable_rows(source, "corpus", source.corpus, job.base):
             passages = texts_with_ids(source, "corpus", source.corpus, some)
             table_rows["corpus"] = table_rows.get("corpus", 0) + len(some)
@@ -227,6 +232,11 @@ def _shape_whole(job: Job, folder: Path, table_rows: dict[str, int], advance: Ca
             if named is not None:
                 ids = as_texts(place_of(source), source.corpus.fields.id, some[source.corpus.fields.id])
                 judged.append(compact(some.filter(ids.is_in(named.implode()))))
+            passages = chunked(passages, chunk)
+            chunks += len(passages)
+            if chunk and chunks > chunk.most:
+                what = f"its documents give more than {chunk.most:,} chunks of {chunk.tokens} tokens"
+                raise SourceError(f"{place_of(source)} (corpus)", what, "raise `chunk: {most: ...}`, or `tokens`")
             yield filtered(source, job.filters, Tuples(nothing, no_drops(), passages["text"]), 0, [])
         in_order = np.sort(np.concatenate(hashes))
         if len(twice := in_order[1:][in_order[1:] == in_order[:-1]]):
@@ -243,6 +253,10 @@ def _shape_whole(job: Job, folder: Path, table_rows: dict[str, int], advance: Ca
             )
             table_rows["queries"] = len(asked)
             tables = {"corpus": concat_batches(judged, f"{place_of(source)} (corpus)"), "queries": asked}
+        elif named is not None and made:
+            documents = concat_batches(judged, f"{place_of(source)} (corpus)")
+            documents = chunked(texts_with_ids(source, "corpus", source.corpus, documents), chunk)
+            write_parquet(folder / OWN_DOCUMENTS, own_documents(source, rows, made.tuples, documents))
     made = made or to_tuples(source, rows, job.seed, **tables)
     answers = answers_of(source, rows, made.tuples)
     if answers is not None:
@@ -512,12 +526,19 @@ def curate(job: Job, folder: Path, progress: Progress) -> Receipt:
     passages = Here().run(partial(passages_of, texts, numbers), starts, job.threads)
     write_frames(folder, "passages", (result() for _, result in passages), constants)
     if source.fields.answer is not None:
-        answers = read_parquet(job.build / "shaped" / source.name / ANSWERS)
-        asked = pl.concat(read_frames(folder, "pairs", ["key"]))["key"]
-        write_parquet(folder / ANSWERS, answers.filter(pl.col("key").is_in(asked.implode())), constants)
+        _of_queries(job, folder, ANSWERS, constants)
+    if (job.build / "shaped" / source.name / OWN_DOCUMENTS).exists():
+        _of_queries(job, folder, OWN_DOCUMENTS, constants)
     write_parquet(folder / "dropped.parquet", _more_dropped(stage, dropped))
     counts = {"kept": kept, "passages": len(numbers.passages), "dropped": cleaned["dropped"] | reason_counts(dropped)}
     return {**constants, **{name: cleaned[name] for name in (*CARRIED, "texts_out")}, **counts}
+
+
+def _of_queries(job: Job, folder: Path, name: str, constants: dict[str, str]) -> None:
+    """Write a table of what belongs to queries, by their `key`, for the queries that are left."""
+    found = read_parquet(job.build / "shaped" / job.source.name / name)
+    asked = pl.concat(read_frames(folder, "pairs", ["key"]))["key"]
+    write_parquet(folder / name, found.filter(pl.col("key").is_in(asked.implode())), constants)
 
 
 def _same_reason(dropped: pl.DataFrame, alone: pl.DataFrame) -> pl.DataFrame:

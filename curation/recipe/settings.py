@@ -104,6 +104,10 @@ class Mine(Section):
         False,
         description="drop passages that contain an answer of the query word for word; answers come from `fields: {answer: ...}` of the source",
     )
+    exclude_document: bool = Field(
+        True,
+        description="drop passages of the document that a positive is from; which that is says `fields: {positive_id: ...}` of a source of pairs with a `corpus`",
+    )
     max_score: float | None = Field(0.8, description="drop candidates that score higher than this. Off if empty")
     min_score: float | None = Field(None, description="drop candidates that score lower than this. Off if empty")
     absolute_margin: float | None = Field(

@@ -233,6 +233,32 @@ class TextTable(Table):
     fields: TextFields = Field(TextFields(), description="which column holds what")
 
 
+class Chunk(Section):
+    """How documents that are longer than a model reads are cut."""
+
+    tokens: int = Field(
+        ge=8,
+        description="largest number of tokens of a chunk. A token is at most four letters or digits of a word, one sign, or one character of a script without spaces; a model's tokenizer mostly makes fewer",
+    )
+    overlap: int = Field(0, ge=0, description="largest number of tokens at the end of a chunk with which the next one begins")
+    most: int = Field(10_000_000, ge=1, description="largest number of chunks; a corpus that gives more fails")
+
+    @model_validator(mode="after")
+    def _advances(self) -> Chunk:
+        if self.overlap >= self.tokens:
+            raise ValueError(f"'overlap: {self.overlap}' must be below 'tokens: {self.tokens}'")
+        return self
+
+
+class Corpus(TextTable):
+    """A table of documents."""
+
+    chunk: Chunk | None = Field(
+        None,
+        description="cut longer documents: `{tokens: 256, overlap: 32}`. Each chunk is a passage and keeps its document's id: with qrels, all chunks of a relevant document are positives, the first is trained on. Off if empty",
+    )
+
+
 class Fields(Section):
     """Which column holds what. The mapped columns decide the shape of the source, see `shape_of`."""
 
@@ -271,7 +297,10 @@ class Fields(Section):
         None, description="column of a short answer or a list of answers to the query; `mine: {exclude_answer: yes}` uses them"
     )
     query_id: str | None = Field(None, description="qrels: column of the query's id")
-    positive_id: str | None = Field(None, description="qrels: column of the passage's id")
+    positive_id: str | None = Field(
+        None,
+        description="qrels: column of the passage's id. Pairs with a `corpus`: column of the id of the document that the positive is from; its passages are no negatives of the row (`mine: exclude_document`)",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -313,7 +342,7 @@ class Source(Table):
     )
     language: str = Field("en", description="language of the texts, as an ISO 639 code")
     fields: Fields = Field(description="which column holds what")
-    corpus: TextTable | None = Field(
+    corpus: Corpus | None = Field(
         None,
         description="qrels: the table of passages. Pairs of query and positive: documents that are nobody's positive, each with an id; `mine: {corpus: all}` searches them too",
     )
@@ -383,7 +412,8 @@ class Source(Table):
             "label": f.label and shape == "qrels",
             "score": f.score and shape == "labelled",
             "query_id": f.query_id and shape != "qrels",
-            "positive_id": f.positive_id and shape != "qrels",
+            "positive_id": f.positive_id and not (shape == "qrels" or (shape == "pairs" and self.corpus and not self.by_id)),
+            "chunk": self.corpus and self.corpus.chunk and self.by_id,
         }
         said = [name for name in f.model_dump().values() if isinstance(name, str)]
         if unmapped := [name for name in self.join if name not in (*said, *f.negatives)]:

@@ -22,6 +22,7 @@ from curation.core.record import draws, split_query
 from curation.read.mapping import column_map, labels_by_form, matching_columns
 from curation.read.rows import ROW
 from curation.recipe.source import Source, TextTable, shape_of
+from curation.shape.chunks import chunked
 from curation.shape.columns import (
     Tuples,
     dropped_rows,
@@ -224,7 +225,7 @@ def _shape_qrels(source: Source, rows: pl.DataFrame, seed: int, corpus: pl.DataF
     f = source.fields
     assert source.corpus is not None
     assert source.queries is not None
-    passages = texts_with_ids(source, "corpus", source.corpus, corpus)
+    passages = chunked(texts_with_ids(source, "corpus", source.corpus, corpus), source.corpus.chunk)
     asked = texts_with_ids(source, "queries", source.queries, queries)
     refuse_equal_ids(source, "queries", asked["id"])
     asked = asked.with_columns(split_query(asked["text"])[1])
@@ -256,7 +257,8 @@ def _shape_qrels(source: Source, rows: pl.DataFrame, seed: int, corpus: pl.DataF
         raise SourceError(place_of(source), f"the queries {given[0]!r} and {given[1]!r} get the same id", "rename one of them")
     tuples = sort_by_grade(tuples) if f.score else tuples.with_columns(pl.col("positives").list.unique(maintain_order=True))
     made = split_dropped(source, tuples)
-    return Tuples(made.tuples, dropped_rows(source, frame.filter(~good)), passages["text"])
+    bad = frame.filter(~good).unique("row", maintain_order=True)  # a row for each chunk of its document is one row
+    return Tuples(made.tuples, dropped_rows(source, bad), passages["text"])
 
 
 def _joined_qrels(source: Source, rows: pl.DataFrame, asked: pl.DataFrame, passages: pl.DataFrame) -> pl.DataFrame:

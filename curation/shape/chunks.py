@@ -1,0 +1,82 @@
+"""Documents cut to the length that a model reads: `corpus: {chunk: {tokens: 256, overlap: 32}}`.
+
+    documents   id  text                       chunks   id  text
+                d1  "Oak trees bear acorns.    d1  "Oak trees bear acorns. They grow slowly."
+                     They grow slowly. ..."    d1  "They grow slowly. Jays hide them ..."
+
+A build knows no model, so a token here is at most four letters or digits of a word, one sign, or one character of a script
+without spaces. MiniLM's tokenizer makes fewer: of chunks of 256 tokens of English science, prose and code, 99 of 100 have
+at most 259 of its tokens. Chunks begin and end at white space or such a character, but a longer run of signs is cut.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import polars as pl
+
+from curation.core.errors import SourceError, listed
+from curation.core.record import keys_of
+from curation.read.rows import ROW
+from curation.recipe.source import Chunk, Source
+from curation.shape.columns import column, place_of
+
+OWN_DOCUMENTS = "own_documents.parquet"  # `key` of a query, `passages`: keys of the passages of its positives' documents
+SPACELESS = r"\u0E00-\u0EFF\u1000-\u109F\u1780-\u17FF\u3040-\u30FF\u3400-\u9FFF\uF900-\uFAFF"
+TOKEN = re.compile(rf"([{SPACELESS}])|[^\W_{SPACELESS}]{{1,4}}|[^\w\s]|_")
+
+
+def chunked(documents: pl.DataFrame, chunk: Chunk | None) -> pl.DataFrame:
+    """Return id, text with a row per chunk of each document, in order; short documents, and all without `chunk`, as they are."""
+    if chunk is None:
+        return documents
+    long = documents["text"].str.len_chars() > chunk.tokens  # others cannot have more tokens
+    pieces = [[text] if not cut else _pieces(text, chunk) for text, cut in zip(documents["text"], long, strict=True)]
+    return documents.with_columns(pl.Series("text", pieces, dtype=pl.List(pl.String))).explode("text")
+
+
+def _pieces(text: str, chunk: Chunk) -> list[str]:
+    """Return the chunks of a text, at least one."""
+    tokens = [(found.start(), found.end(), found[1] is not None) for found in TOKEN.finditer(text)]
+    if len(tokens) <= chunk.tokens:
+        return [text]
+    starts, ends, alone = np.array(tokens).T
+    between = np.flatnonzero(np.append((starts[1:] > ends[:-1]) | (alone[1:] > 0), True)) + 1  # tokens before which one may cut
+    pieces, first = [], 0
+    while True:
+        after = min(first + chunk.tokens, len(tokens))
+        earlier = between[np.searchsorted(between, after, side="right") - 1] if after >= between[0] else first
+        after = int(earlier) if earlier > first else after
+        pieces.append(text[starts[first] : ends[after - 1]])
+        if after == len(tokens):
+            return pieces
+        later = int(between[np.searchsorted(between, after - chunk.overlap)])
+        first = later if first < later <= after else after
+
+
+def own_documents(source: Source, rows: pl.DataFrame, tuples: pl.DataFrame, documents: pl.DataFrame) -> pl.DataFrame:
+    """Return OWN_DOCUMENTS of the tuples of pairs whose `positive_id` names the document that the positive is from.
+
+    Args:
+        source: pairs with a `corpus` and `positive_id`.
+        rows: its rows.
+        tuples: TUPLES, made from the rows.
+        documents: id and text of the chunks of the documents that the rows name.
+
+    Raises:
+        SourceError: a row names a document that is not in the corpus.
+    """
+    assert source.fields.positive_id is not None
+    assert source.corpus is not None
+    named = pl.DataFrame({"row": rows[ROW].cast(pl.UInt64), "id": column(place_of(source), rows, source.fields.positive_id)})
+    named = named.cast({"id": pl.String}).drop_nulls("id")
+    if len(missing := named.filter(~pl.col("id").is_in(documents["id"].implode()))["id"].unique(maintain_order=True)):
+        what = f"{len(missing)} ids in {source.fields.positive_id} are not in it, such as {listed(missing.head(2))}"
+        hint = f"it is read from {listed(source.corpus.places)}, ids from its column '{source.corpus.fields.id}'"
+        raise SourceError(f"{place_of(source)} (corpus)", what, hint)
+    passages = documents.select("id", keys_of(documents["text"]).alias("passages"))
+    asked = tuples.select("row", keys_of(tuples["query"]))
+    both = asked.join(named, on="row", maintain_order="left").join(passages, on="id", maintain_order="left")
+    lists = both.group_by("key", maintain_order=True).agg("passages")
+    return lists.with_columns(pl.col("passages").list.unique(maintain_order=True))
