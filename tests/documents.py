@@ -74,7 +74,8 @@ def keys() -> str:
         "| f2llm.yaml | the 62 English sources of F2LLM v1, with what is known and not known of each |\n"
         "| f2llm-clean.yaml | the same without non-commercial and unknown licences, and clear of what MTEB scores |\n"
         "| dev.yaml | thirty real datasets, from a folder `shared/data` beside the checkout: every reader, every shape |\n"
-        "| train/qwen3-*.yaml | F2LLM's recipes for Qwen3 of 0.6, 1.7 and 4 billion weights, each value with who says it |\n\n"
+        "| train/qwen3-*.yaml | F2LLM's recipes for Qwen3 of 0.6, 1.7 and 4 billion weights, each value with who says it |\n"
+        "| train/f2llm-v2-*.yaml | F2LLM-v2's recipes of 80 million to 14 billion weights, in one stage or two (`train --from`); what its paper leaves open is named |\n\n"
         "Values mean what they look like: `language: no` is Norwegian, `revision: 0123e5` is text, `lr: 1e-5` is a number.\n"
         'Paths in `files:` are relative to the manifest\'s folder. Unknown and repeated keys are errors. "If empty" below means: if the\n'
         "key is not given.\n"

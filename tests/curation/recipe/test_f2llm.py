@@ -18,7 +18,7 @@ from curation.build.check import check
 from curation.cli import curate
 from curation.read.sources import table_rows, take
 from curation.recipe.licenses import class_of
-from curation.recipe.manifest import load_manifest
+from curation.recipe.manifest import load_manifest, load_recipe
 from curation.recipe.source import Source, shape_of
 from curation.shape.shapes import to_tuples
 from tests.end_to_end.f2llm_repos import FACTS
@@ -180,3 +180,25 @@ def test_the_check_says_what_it_skips_without_mteb(monkeypatch):
         "decontaminate: mteb: mteb is not installed; `pip install 'tuplesmith[mteb]'`, or name the sets in `against`; "
         "its tasks were not checked, and a build needs them"
     )
+
+
+def test_the_recipes_of_the_second_version_are_those_of_its_table():
+    table = {  # arXiv 2603.19223, table 1: learning rate, epochs, teacher; whether the size has a first stage
+        "80m": (4e-5, 4, "0.6B", False),
+        "160m": (3e-5, 3, "0.6B", False),
+        "330m": (2e-5, 3, "0.6B", False),
+        "0.6b": (1e-5, 2, "1.7B", True),
+        "1.7b": (9e-6, 2, "4B", True),
+        "4b": (7e-6, 2, None, True),
+        "8b": (6e-6, 2, None, True),
+        "14b": (5e-6, 2, None, True),
+    }
+    stages = [1 + both for *_, both in table.values()]
+    assert len(list((MANIFESTS / "train").glob("f2llm-v2-*.yaml"))) == sum(stages)
+    for size, (lr, epochs, teacher, both) in table.items():
+        for ending in ("", "-stage1") if both else ("",):
+            recipe = load_recipe(MANIFESTS / "train" / f"f2llm-v2-{size}{ending}.yaml")
+            assert (recipe.lr, recipe.epochs, recipe.batch, recipe.matryoshka[:2]) == (lr, epochs, 512, [8, 16])
+            assert recipe.prompt == ("none" if ending else "instruct")
+            named = recipe.distill_vectors and recipe.distill_vectors.model
+            assert named == (f"codefuse-ai/F2LLM-v2-{teacher}" if teacher and not ending else None)
