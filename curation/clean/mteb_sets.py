@@ -118,9 +118,9 @@ def _columns(task: Any) -> Fields:
 
 
 def write_training_datasets(build: Path, manifest: Manifest) -> None:
-    """Write mteb_training_datasets.json: for ModelMeta, the tasks whose data the sources are part of (`mteb:` of a source)."""
+    """Write mteb_training_datasets.json, for ModelMeta: which tasks each source is the data of, if sources say so by `mteb:`."""
     path = build / "mteb_training_datasets.json"
-    of_source = {source.name: sorted(source.mteb) for source in manifest.sources if source.mteb}
+    of_source = {source.name: sorted(source.mteb) for source in manifest.sources if "mteb" in source.model_fields_set}
     if not of_source:
         path.unlink(missing_ok=True)
         return

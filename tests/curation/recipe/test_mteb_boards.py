@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from curation.build.build import build
 from curation.cli import curate
 from curation.core import store
+from curation.recipe.manifest import load_manifest
 from curation.recipe.mteb_boards import Board, boards_of, zero_shot
 from curation.recipe.source import Source
 from curation.share.publish import plan
@@ -128,6 +129,20 @@ def test_the_judgement_is_mtebs_own() -> None:
     for one in boards_of([Source.model_validate(keys)], [], {}, "drop"):
         tasks = [*one.zero_shot, *one.trained_on]
         assert set(one.trained_on) == {task for task in tasks if not meta.is_zero_shot_on([task])}
+
+
+def test_f2llms_manifest_says_what_its_authors_say() -> None:
+    """mteb's metadata of F2LLM-0.6B names the same tasks of each English board; two more are the data of sources of ours."""
+    import mteb
+
+    theirs = mteb.get_model_meta("codefuse-ai/F2LLM-0.6B", fetch_from_hf=False)
+    sources = load_manifest(Path(__file__).parents[3] / "manifests" / "f2llm.yaml").sources
+    boards = boards_of(sources, [], {}, "drop")
+    for name, more in (("MTEB(eng, v1)", {"AmazonReviewsClassification", "QuoraRetrieval"}), ("MTEB(eng, v2)", set())):
+        one = board(boards, name)
+        tasks = [*one.zero_shot, *one.trained_on]
+        assert not one.unknown
+        assert set(one.trained_on) == {task for task in tasks if not theirs.is_zero_shot_on([task])} | more
 
 
 def test_the_recorded_boards_are_those_of_their_version() -> None:
