@@ -72,7 +72,7 @@ def write_build(folder: Path, sources: dict[str, dict], seed: int = 42) -> Path:
 def tiny_model(folder: Path, kind: str = "bert") -> str:
     """Write a tiny random model with MiniLM's tokenizer and return its path."""
     import torch
-    from transformers import AutoTokenizer, BertConfig, BertModel, Qwen3Config, Qwen3Model
+    from transformers import AutoTokenizer, BertConfig, BertModel, MPNetConfig, MPNetModel, Qwen3Config, Qwen3Model
 
     from training.model.files import find_model
 
@@ -82,6 +82,8 @@ def tiny_model(folder: Path, kind: str = "bert") -> str:
     torch.manual_seed(0)
     if kind == "bert":
         backbone = BertModel(BertConfig(**sizes, max_position_embeddings=64), add_pooling_layer=False)
+    elif kind == "mpnet":  # its attention cannot be packed
+        backbone = MPNetModel(MPNetConfig(**sizes, max_position_embeddings=66), add_pooling_layer=False)
     else:
         tokenizer.eos_token = tokenizer.sep_token
         backbone = Qwen3Model(Qwen3Config(**sizes, num_key_value_heads=1, head_dim=16, max_position_embeddings=64))
