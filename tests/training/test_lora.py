@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import warnings
 
 import numpy as np
@@ -15,7 +16,7 @@ from tiny_build import retrieval, tiny_model, write_build
 from tiny_models import tiny_folder
 
 from curation.core import store
-from curation.core.errors import BuildError, ModelError
+from curation.core.errors import BuildError, ModelError, SetupError
 from curation.recipe.settings import Train
 from training.backend import Torch
 from training.checkpoint import average_checkpoints, export_checkpoint, merge_runs
@@ -182,6 +183,12 @@ def test_targets(place, tmp_path):
     ):
         with pytest.raises(ValidationError, match=said):
             recipe("m", lora=keys)
+
+
+def test_without_peft_one_line_says_how_to_install_it(place, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(SetupError, match=r"^peft: cannot be used \(.*\); pip install 'tuplesmith\[lora\]'$"):
+        train(place / "b", recipe(str(place / "qwen3")), out=tmp_path / "out", device="cpu")
 
 
 def test_the_modules_after_the_pooling_are_trained_too(place, tmp_path):

@@ -350,6 +350,12 @@ def test_the_recipes_of_the_paper_are_whole_and_a_plan_needs_no_weights(place, s
     # 6 operations a weight and token and 2 more for the second forward of checkpointed layers, at 0.32 * 989 TFLOP/s.
     hours = 8 * (weights - embedding) * plan["tokens_per_step"] * 4 / (0.32 * 989e12) / 3600
     assert plan["gpu_hours"] == pytest.approx(hours, abs=0.05)
+    if size == "0.6b":
+        with (place / "own.yaml").open("a") as file:
+            file.write("lora: {rank: 64, targets: [q_proj]}\n")
+        small = json.loads(call("plan", "builds/tiny", "--recipe", "own.yaml", "--gpus", 8, "--json").stdout)
+        trained = 64 * (dim + heads * 128) * layers
+        assert small["memory_gb_per_gpu"]["weights_and_optimizer"] == round((4 * weights + (4 + 12 / 8) * trained) / 1e9, 1)
     error = call("builds/tiny", "--recipe", "own.yaml").exception
     assert str(error) == f"{model}: has no weights; put its model.safetensors next to config.json"
 
