@@ -18,15 +18,14 @@ import xxhash
 
 from curation.core import store
 from curation.core.errors import BuildError, listed
-from curation.recipe.settings import Prompts, Train
+from curation.recipe.settings import Train
 from training import ranks
 from training.backend import Backend, load_weights, trained_weights
 from training.lora import add_lora, whole_weights
 from training.model.export import export, replaced
 from training.model.files import check_model
-from training.model.load import load_model
 from training.model.model import Model
-from training.start import start_from
+from training.start import model_of, start_from
 
 if TYPE_CHECKING:
     from training.data import Plan
@@ -357,14 +356,7 @@ def _model_of(path: Path) -> Model:
     """Return the model that a checkpoint's run started from, with the prompts that it was trained with."""
     state = verified_state(path)
     recipe = Train.model_validate(state["recipe"])
-    model = load_model(
-        recipe.model,
-        pooling=recipe.pooling,
-        max_tokens=recipe.max_tokens,
-        device="cpu",
-        prompts=Prompts.by_name(recipe.prompts),
-        bidirectional=recipe.bidirectional,
-    )
+    model = model_of(recipe)
     model.prompts, model.trained_prompt = state.get("prompts", model.prompts), state.get("prompt")
     if recipe.lora:  # the checkpoint has LoRA's matrices only
         if "from" in state:

@@ -14,13 +14,13 @@ import torch
 from curation.core import record, tables
 from curation.core.errors import ModelError, first_line
 from curation.core.escape import text_table
-from curation.recipe.settings import Prompts, Train
+from curation.recipe.settings import Train
 from training.data import batches_per_epoch
 from training.lora import lora_targets
 from training.memory import kept_bytes, tokens_that_fit
 from training.model.device import dtype_of
-from training.model.load import load_model
 from training.model.model import Model
+from training.start import model_of
 from training.step import GPUS, PEAKS, total_steps, warmup_steps
 from training.tokens import mined_sources, nothing_to_train_on
 
@@ -51,16 +51,7 @@ def estimate(build: Path, recipe: Train, *, only: Sequence[str] = (), gpus: int 
     steps = total_steps(recipe, steps_per_epoch)
 
     # Tokens of an epoch: `evenness` and `weight` let a source take more or fewer batches than it fills.
-    given = Prompts.by_name(recipe.prompts)
-    model = load_model(
-        recipe.model,
-        device="cpu",
-        weights=False,
-        pooling=recipe.pooling,
-        max_tokens=recipe.max_tokens,
-        prompts=given,
-        bidirectional=recipe.bidirectional,
-    )
+    model = model_of(recipe, weights=False)
     weights = [recipe.of(name).weight for name in counts]
     taken = batches_per_epoch(list(batches.values()), list(counts.values()), recipe.evenness, weights)
     tokens = 0.0

@@ -1,4 +1,4 @@
-"""Start a run from the weights of another run's model, as the second stage of a recipe does (`train --from RUN`)."""
+"""What a run starts from: the recipe's model, with another run's weights if it is a second stage (`train --from RUN`)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,23 @@ import torch
 
 from curation.core import store
 from curation.core.errors import BuildError
-from curation.recipe.settings import Train
+from curation.recipe.settings import Prompts, Train
 from training.model.load import TOLERANCE, load_model
 from training.model.model import Model
 from training.tokens import TOKENIZER_SAMPLE
+
+
+def model_of(recipe: Train, device: str = "cpu", weights: bool = True) -> Model:
+    """Return the model that a recipe trains, as `load_model` does."""
+    return load_model(
+        recipe.model,
+        pooling=recipe.pooling,
+        max_tokens=recipe.max_tokens,
+        device=device,
+        weights=weights,
+        prompts=Prompts.by_name(recipe.prompts),
+        bidirectional=recipe.bidirectional,
+    )
 
 
 def model_folder(start: Path, out: Path) -> Path:

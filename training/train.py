@@ -30,7 +30,7 @@ from curation.core import locks, store
 from curation.core.builds import read_build
 from curation.core.errors import BuildError, ModelError, SetupError, first_line, listed
 from curation.core.progress import Progress, silent
-from curation.recipe.settings import Prompts, Train
+from curation.recipe.settings import Train
 from training import checkpoint, memory, ranks, report
 from training.backend import Backend, Torch, deterministic
 from training.checkpoint import Say
@@ -42,9 +42,9 @@ from training.loss import Losses
 from training.model.compile import compile_layers
 from training.model.device import device_of
 from training.model.export import export
-from training.model.load import check_trains, load_model
+from training.model.load import check_trains
 from training.model.model import Model, notes_of
-from training.start import model_folder, start_from
+from training.start import model_folder, model_of, start_from
 from training.step import Ready, add_gradients, batch_for, costs, learning_rate, total_steps, warmup_steps
 from training.tokens import Source, load_sources, mined_sources
 from training.validation import Validation
@@ -144,16 +144,8 @@ def _train(
 ) -> tuple[dict[str, Any], bool]:
     """Train as one of the processes, see `train`."""
     # The model to train.
-    given = Prompts.by_name(recipe.prompts)
     with memory.explain_without_room(torch.device(device), recipe.model):
-        model = load_model(
-            recipe.model,
-            pooling=recipe.pooling,
-            max_tokens=recipe.max_tokens,
-            device=device,
-            prompts=given,
-            bidirectional=recipe.bidirectional,
-        )
+        model = model_of(recipe, device)
     check_fits(model, recipe)
     started = {"from": start_from(model, start, recipe)} if start else {}
 
@@ -170,8 +162,8 @@ def _train(
     # Everything that the result depends on. If such a run is finished already, there is nothing to do.
     seed = int(read_build(build)["seed"]) if recipe.seed is None else recipe.seed
     with ranks.first_alone():
-        model_of = recipe.distill_vectors.model if recipe.distill_vectors else ""
-        teacher = places_of(build, model_of, sources, instructions, progress=progress) if model_of else None
+        named = recipe.distill_vectors.model if recipe.distill_vectors else ""
+        teacher = places_of(build, named, sources, instructions, progress=progress) if named else None
         clusters = clusters_of(build, recipe, sources, instructions, seed, progress)
     plan = Plan(sources, seed, recipe, teacher, clusters)
     plan.check()
