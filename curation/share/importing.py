@@ -287,29 +287,47 @@ def _beir(folder: Path, base: Path) -> Iterator[Candidate]:
 
 
 def _ids(folder: Path, base: Path) -> Iterator[Candidate]:
-    """Yield the data of a folder with tuples of ids, and the texts of queries and documents.
+    """Yield the data of a folder with tuples of ids, and the texts of queries and documents."""
+    tables: dict[str, Keys] = {}
+    columns = {}
+    for name in ID_TABLES:
+        file = os.path.relpath(folder.resolve() / f"{name}.parquet", base)
+        with closing(_rows(glob.escape(file), base)) as rows:
+            columns[name] = [one for one in next(rows).frame.columns if not one.startswith("__")]
+        tables[name] = {"files": file}
+    yield Candidate("ids", {"name": _named(folder.resolve().name), **_said(folder), **_id_keys(tables, columns)})
+
+
+def _ids_on_the_hub(at: Keys, splits: Mapping[str, list[str]]) -> Keys:
+    """Return the keys of a source of a dataset whose configs `queries` and `documents` have the texts, as LightOn's do."""
+    tables = {"train": at}
+    for name in ("queries", "documents"):
+        split = {} if "train" in splits[name] else {"split": splits[name][0]}
+        tables[name] = {**{key: at[key] for key in ("path", "revision")}, "config": name, **split}
+    return _id_keys(tables, {name: hub_facts(Table.model_validate(table)).columns or [] for name, table in tables.items()})
+
+
+def _id_keys(tables: Mapping[str, Keys], columns: Mapping[str, list[str]]) -> Keys:
+    """Return the keys of a source of tuples of ids; `tables` are where train, queries and documents are.
 
     Raises:
         SourceError: a column is missing.
     """
-    files = {name: os.path.relpath(folder.resolve() / f"{name}.parquet", base) for name in ID_TABLES}
-    columns = {}
-    for name, file in files.items():
-        with closing(_rows(glob.escape(file), base)) as rows:
-            columns[name] = [one for one in next(rows).frame.columns if not one.startswith("__")]
-        if missing := [one for one in ID_TABLES[name] if one not in columns[name]]:
-            raise SourceError(file, f"no column '{missing[0]}'", f"columns there are: {listed(columns[name], 20)}")
+    where = {name: table.get("files") or f"{table['path']} ({table.get('config', name)})" for name, table in tables.items()}
+    for name, needed in ID_TABLES.items():
+        if missing := [one for one in needed if one not in columns[name]]:
+            raise SourceError(where[name], f"no column '{missing[0]}'", f"columns there are: {listed(columns[name], 20)}")
     fields = {"id": "query_id", "query": "query_id", "documents": "document_ids"}
     fields |= {key: name for key, name in (("positive", "positive_ids"), ("score", "scores")) if name in columns["train"]}
     if len(fields) == 3:
-        raise SourceError(files["train"], "has neither 'scores' nor 'positive_ids'", "one of them says which document is right")
-    keys = {"name": _named(folder.resolve().name), **_said(folder), "files": files["train"], "by_id": True, "fields": fields}
+        raise SourceError(where["train"], "has neither 'scores' nor 'positive_ids'", "one of them says which document is right")
+    keys = {**tables["train"], "by_id": True, "fields": fields}
     for key, name, id_ in (("corpus", "documents", "document_id"), ("queries", "queries", "query_id")):
         texts = [column for column in ("text", id_.removesuffix("_id")) if column in columns[name]]
         if not texts:
-            raise SourceError(files[name], "no column 'text'", f"columns there are: {listed(columns[name], 20)}")
-        keys[key] = {"files": files[name], "fields": {"id": id_, "text": texts[0]}}
-    yield Candidate("ids", keys)
+            raise SourceError(where[name], "no column 'text'", f"columns there are: {listed(columns[name], 20)}")
+        keys[key] = {**tables[name], "fields": {"id": id_, "text": texts[0]}}
+    return keys
 
 
 def _of_files(first: Path, paths: list[Path], name: str, held_out: bool, base: Path) -> Candidate:
@@ -437,12 +455,14 @@ def _scores(columns: list[str], negatives: int) -> dict[str, str]:
 
 
 def _on_the_hub(id_: str) -> Iterator[Candidate]:
-    """Yield each split of each config of a dataset; qrels with corpus and queries become a source of `reader: beir`."""
+    """Yield each split of each config of a dataset; configs of queries and of documents or a corpus belong to the others."""
     splits = config_splits(Table.model_validate({"path": id_}), Path())
     is_beir = {"corpus", "queries"} <= set(splits)
-    configs = [name for name in splits if name not in ("corpus", "queries")]
+    is_ids = {"documents", "queries"} <= set(splits)
+    configs = [name for name in splits if name not in ("corpus", "queries", "documents" if is_ids else "corpus")]
     for config in configs:
-        kinds = {split: _split_kind(config) or _split_kind(split) for split in splits[config]}
+        of_config = _split_kind(config).replace("train", "")  # a config `train` may have a test split
+        kinds = {split: of_config or _split_kind(split) for split in splits[config]}
         train = [split for split, kind in kinds.items() if kind in ("", "train")]
         for split in splits[config]:
             at = {
@@ -460,6 +480,11 @@ def _on_the_hub(id_: str) -> Iterator[Candidate]:
                 yield Candidate("beir", said | {"reader": "beir"}, held_out)
                 continue
             try:
+                if is_ids and held_out:
+                    raise SourceError(said["name"], "names texts by id, and an evaluation set cannot")
+                if is_ids:
+                    yield Candidate("ids", said | _ids_on_the_hub({**at, "revision": facts.revision}, splits))
+                    continue
                 form, entry, note = _format_of(said["name"], f"{id_} ({config})", facts.columns or [], lines=False)
             except SourceError as error:
                 if not held_out or not train:
