@@ -217,7 +217,7 @@ def check_fits(model: Model, recipe: Train) -> None:
     if recipe.lora:
         lora_targets(model, recipe.lora)
     if recipe.deepspeed and any(True for _ in model.head.parameters()):
-        what = "has modules with weights after its pooling, which DeepSpeed does not train here"
+        what = "has modules with weights besides its transformer, which DeepSpeed does not train here"
         raise ModelError(recipe.model, what, "remove `deepspeed`")
     if recipe.matryoshka and model.similarity == "dot":
         raise ModelError(recipe.model, "compares by dot product", "`matryoshka` needs a model that compares by cosine")

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from curation.core.errors import ModelError
 from curation.core.store import sync_folder, temporary, versions, write_json, write_receipt
 from training.model.model import Model, quiet
-from training.model.pooling import Projection, Unit
+from training.model.pooling import LayerMix, Projection, Unit
 from training.model.sentence_folder import POOLING_FLAGS, POOLING_NAMES
 
 # How the tokenizer was loaded or last called, which is not part of it, and a switch that would append a second end token.
@@ -81,6 +81,13 @@ def _write_modules(model: Model, folder: Path) -> None:
         steps.append(Unit())
     kinds = {Unit: "Normalize", Projection: "Dense", LayerNorm: "LayerNorm"}
     listing = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    if steps and isinstance(mix := steps[0], LayerMix):
+        path, layers, steps = "0_WeightedLayerPooling", int(model.backbone.config.num_hidden_layers), steps[1:]
+        listing.insert(1, (path, "WeightedLayerPooling"))
+        (folder / path).mkdir()
+        count = {"layer_start": layers + 1 - len(mix.layer_weights), "num_hidden_layers": layers}
+        write_json(folder / path / "config.json", {"word_embedding_dimension": int(model.backbone.config.hidden_size), **count})
+        save_file({"layer_weights": mix.layer_weights.detach().cpu().contiguous()}, folder / path / "model.safetensors")
     for place, step in enumerate(steps, 2):
         kind = kinds[type(step)]
         listing.append((f"{place}_{kind}", kind))

@@ -22,7 +22,10 @@ WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")  # transformers reads the
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 TOKENIZER_FILES = (*TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "*.jinja")
 LARGEST_TOKENIZER = 1 << 29  # bytes of a file
-FROM_HUB = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors", "README.md", "*_Dense/*.bin", "*_LayerNorm/*.bin"]
+FROM_HUB = [
+    *("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors", "README.md"),
+    *("*_Dense/*.bin", "*_LayerNorm/*.bin", "*_WeightedLayerPooling/*.bin"),
+]
 NOT_FROM_HUB = ["onnx/*", "openvino/*", "original/*"]
 
 

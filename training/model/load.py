@@ -32,7 +32,7 @@ from training.model.attention import (
 from training.model.device import device_of, dtype_of
 from training.model.files import ModelFiles, find_model
 from training.model.model import NO_LIMIT, Model, quiet, token_ids
-from training.model.pooling import POOLINGS, head_of
+from training.model.pooling import POOLINGS, head_of, layer_mix
 from training.model.sentence_folder import Sentence
 
 # Shorter texts follow longer ones: what a recurrent layer carries from one text into the next fades within some tokens.
@@ -101,8 +101,11 @@ def load_model(
         raise ModelError(name, f"unknown pooling '{chosen}'", f"use one of {listed(('auto', *POOLINGS))}")
     size = int(backbone.config.hidden_size) * len(chosen.split("+"))
     # With a pooling other than the model's own, the modules after the model's own pooling make no sense.
-    modules = sentence.modules[1:] if sentence and chosen == own else ()
-    head, dim = head_of(name, modules, size) if weights else (torch.nn.Sequential(), size)
+    modules = list(sentence.modules) if sentence else []
+    mixing = modules.pop(0) if modules and modules[0].kind == "WeightedLayerPooling" else None
+    head, dim = head_of(name, modules[1:] if chosen == own else (), size) if weights else (torch.nn.Sequential(), size)
+    if mixing and weights and getattr(backbone.config, "output_hidden_states", False):  # else it does nothing
+        head.insert(0, layer_mix(name, mixing, int(backbone.config.num_hidden_layers)).requires_grad_(False))
     truncate = sentence.truncate if sentence and chosen == own else None
 
     first, room, fixed = positions_of(backbone)

@@ -20,7 +20,7 @@ from curation.core.record import render_query
 from training.model.attention import packed_inputs, padded_buckets
 from training.model.device import on_device
 from training.model.files import ModelFiles
-from training.model.pooling import Unit, pooled
+from training.model.pooling import LayerMix, Unit, pooled
 from training.model.prompts import PROMPTS, RESERVED, Prompts, choose_prompts
 
 NO_LIMIT = 1_000_000  # a tokenizer without a limit says 1e30
@@ -57,7 +57,7 @@ class Model:
     equal: bool = False  # whether padding changes vectors too, so that only texts of equal length share a forward
     segment_of: Mapping[int, int] = field(default_factory=dict)  # special tokens in a segment other than 0 (XLNet's <cls>)
     given: Mapping[str, str] | None = None  # the manifest's prompts, by `query` and `passage`
-    head: torch.nn.Sequential = field(default_factory=torch.nn.Sequential)  # what follows the pooling
+    head: torch.nn.Sequential = field(default_factory=torch.nn.Sequential)  # what follows the pooling, after a LayerMix before it
     truncate: int | None = None  # only so many leading dimensions of a vector are kept
     similarity: str = "cosine"  # the model's own: cosine, dot, euclidean or manhattan
     adapter: Any = None  # the peft.PeftModel around the backbone while it is trained with LoRA
@@ -99,13 +99,25 @@ class Model:
             states = self._padded_states(ids, starts)
         else:
             arguments = packed_inputs(ids, starts, self.first_position)
-            states = self.backbone(**arguments).last_hidden_state[0]  # (T, dim)
+            states = self._states(arguments)[0]  # (T, dim)
         with torch.autocast(states.device.type, enabled=False):
             # A last Normalize is skipped, because the vectors are normalised below anyway.
-            ends = unit and self.truncate is None and len(self.head) > 0 and isinstance(self.head[-1], Unit)
-            head = self.head[:-1] if ends else self.head
+            head = self._after_pooling()
+            if unit and self.truncate is None and len(head) > 0 and isinstance(head[-1], Unit):
+                head = head[:-1]
             vectors = head(pooled(states.float(), starts, self.pooling))[:, : self.truncate]
             return functional.normalize(vectors, dim=-1) if unit else vectors
+
+    def _states(self, arguments: Mapping[str, Any]) -> Tensor:
+        """Return the token states of a forward, (..., dim): those of the last layer, or a mixture of several layers."""
+        if not len(self.head) or not isinstance(self.head[0], LayerMix):
+            return self.backbone(**arguments).last_hidden_state  # type: ignore[no-any-return]
+        mixed: Tensor = self.head[0](self.backbone(**arguments, output_hidden_states=True).hidden_states)
+        return mixed
+
+    def _after_pooling(self) -> Any:
+        """Return the modules after the pooling, a torch.nn.Sequential."""
+        return self.head[1:] if len(self.head) and isinstance(self.head[0], LayerMix) else self.head
 
     def _padded_states(self, ids: Tensor, starts: Sequence[int]) -> Tensor:
         """Return the states (T, dim) of ids (T,), one forward per bucket of texts of similar length, padded on the right.
@@ -130,7 +142,7 @@ class Model:
                 for token, segment in self.segment_of.items():
                     segments = segments.masked_fill((batch == token) & mask, segment)
                 arguments["token_type_ids"] = segments
-            states = self.backbone(**arguments).last_hidden_state
+            states = self._states(arguments)
             found.append(states[:, : real.shape[1]][mask])
             places.append(index[real])
         order = on_device(np.argsort(np.concatenate(places)), ids.device)
@@ -139,7 +151,7 @@ class Model:
     def blank(self, unit: bool) -> np.ndarray:
         """Return the vector (dim,) of a text without tokens."""
         states = torch.zeros(1, int(self.backbone.config.hidden_size) * len(self.pooling.split("+")))
-        vectors = self.head(states.to(self.backbone.device))[:, : self.truncate]
+        vectors = self._after_pooling()(states.to(self.backbone.device))[:, : self.truncate]
         return np.asarray((functional.normalize(vectors, dim=-1) if unit else vectors)[0].cpu().numpy())
 
     def choose(self, prompt: str) -> Prompts:

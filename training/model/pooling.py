@@ -54,6 +54,20 @@ class Unit(nn.Module):
         return functional.normalize(vectors, dim=-1)
 
 
+class LayerMix(nn.Module):
+    """sentence-transformers' WeightedLayerPooling: the weighted mean of the token states of the last layers."""
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        self.layer_weights = nn.Parameter(weights)
+
+    def forward(self, layers: Sequence[Tensor]) -> Tensor:
+        """Return (..., dim) float32 of the states of all layers, the embeddings first, each (..., dim)."""
+        last = layers[len(layers) - len(self.layer_weights) :]
+        mixed = sum(weight * states.float() for weight, states in zip(self.layer_weights, last, strict=True))
+        return torch.as_tensor(mixed) / self.layer_weights.sum()
+
+
 class Projection(nn.Module):
     """sentence-transformers' Dense: a linear map and an activation, perhaps with a residual connection."""
 
@@ -65,6 +79,20 @@ class Projection(nn.Module):
         """Return (n, out) of (n, in)."""
         found: Tensor = self.activation(self.linear(vectors))
         return found if self.residual is None else found + self.residual(vectors)
+
+
+def layer_mix(name: str, module: Module, layers: int) -> LayerMix:
+    """Return a WeightedLayerPooling, for a transformer of so many layers.
+
+    Raises:
+        ModelError: it cannot be read, or it belongs to another number of layers.
+    """
+    weights, first = _weights(name, module.folder).get("layer_weights"), module.config.get("layer_start", 4)
+    if weights is None or not isinstance(first, int) or tuple(weights.shape) != (layers + 1 - first,):
+        given = "no weights" if weights is None else f"weights {tuple(weights.shape)}"
+        what = f"{module.folder.name} has {given} and layer_start {first!r}, and the transformer {layers} layers"
+        raise ModelError(name, what, "do the files belong to one model?")
+    return LayerMix(weights.float())
 
 
 def head_of(name: str, modules: Sequence[Module], dim: int, output: str = SENTENCE) -> tuple[nn.Sequential, int]:

@@ -21,7 +21,7 @@ SETTINGS_FILES = tuple(
     f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 LARGEST = 1 << 26  # bytes; a larger JSON file is refused
-SUPPORTED = ("Transformer", "Pooling", "Normalize", "Dense", "LayerNorm", "Dropout", "LogitScore")
+SUPPORTED = ("Transformer", "WeightedLayerPooling", "Pooling", "Normalize", "Dense", "LayerNorm", "Dropout", "LogitScore")
 POOLING_NAMES = {  # sentence-transformers' word: ours
     "cls": "cls",
     "max": "max",
@@ -109,8 +109,9 @@ def read_sentence_folder(name: str, folder: Path) -> Sentence | None:
         raise ModelError(name, f"{MODULES} names several Transformers", "only one is supported")
     settings = _transformer_settings(name, modules[0].folder) | _model_settings(name, about)
     further = tuple(module for module in modules[1:] if module.kind != "Dropout")
-    if further and further[0].kind == "Pooling":
-        settings |= _pooling(_Values(name, further[0].folder / "config.json"))
+    first = next((module for module in further if module.kind != "WeightedLayerPooling"), None)
+    if first and first.kind == "Pooling":
+        settings |= _pooling(_Values(name, first.folder / "config.json"))
     return Sentence(transformer=modules[0].folder, kind=kind, modules=further, **settings)
 
 

@@ -149,6 +149,24 @@ def layer_norm(folder: Path) -> None:
     (folder / "2_LayerNorm" / "config.json").write_text('{"dimension": 32}')
 
 
+def layer_pooling(folder: Path, start: int = 1) -> None:
+    """Let a WeightedLayerPooling of random weights come before the pooling, and the transformer give it its layers."""
+    import torch
+    from safetensors.torch import save_file
+
+    edit(folder / "config.json", output_hidden_states=True)
+    layers = json.loads((folder / "config.json").read_text())["num_hidden_layers"]
+    listing = json.loads((folder / "modules.json").read_text())
+    kind = "sentence_transformers.models.WeightedLayerPooling"
+    listing.insert(1, {"idx": 1, "name": "mix", "path": "9_WeightedLayerPooling", "type": kind})
+    (folder / "modules.json").write_text(json.dumps(listing))
+    (folder / "9_WeightedLayerPooling").mkdir()
+    weights = torch.rand(layers + 1 - start, generator=torch.Generator().manual_seed(5))
+    save_file({"layer_weights": weights}, folder / "9_WeightedLayerPooling" / "model.safetensors")
+    config = {"embedding_dimension": 32, "layer_start": start, "num_hidden_layers": layers}
+    (folder / "9_WeightedLayerPooling" / "config.json").write_text(json.dumps(config))
+
+
 def old_names(name: str) -> Change:
     """Return the change to the form of 2019: the transformer in a folder, another name for its settings, a flag for each pooling."""
 
@@ -232,6 +250,7 @@ VARIANTS: dict[str, tuple[Change, str | None]] = {
     "Dense, then Normalize": (all_of(dense(), modules("Normalize")), None),
     "Dense with pickled weights": (dense(pickled=True), None),
     "Dense with a residual": (dense(use_residual=True, activation_function="torch.nn.modules.linear.Identity"), None),
+    "WeightedLayerPooling": (layer_pooling, None),
     "LayerNorm, Dropout": (all_of(layer_norm, modules("Dropout")), None),
     "`truncate_dim`": (about(truncate_dim=12), None),
     "prompts query and document": (about(prompts={"query": "query: ", "document": "passage: "}), None),
@@ -252,7 +271,10 @@ VARIANTS: dict[str, tuple[Change, str | None]] = {
     ),
     "code of its own (`custom_st.Transformer`)": (modules("custom_st.Transformer"), "code of its own, which is never run"),
     "Router": (modules("Router"), "modules.json names Router"),
-    "WeightedLayerPooling": (modules("WeightedLayerPooling"), "modules.json names WeightedLayerPooling"),
+    "WeightedLayerPooling of another number of layers": (
+        all_of(layer_pooling, lambda folder: edit(folder / "9_WeightedLayerPooling" / "config.json", layer_start=2)),
+        "9_WeightedLayerPooling has weights",
+    ),
     "a chat template": (
         settings(
             modality_config={"text": MESSAGE, "message": MESSAGE | {"format": "flat"}}, module_output_name="token_embeddings"

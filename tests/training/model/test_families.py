@@ -10,7 +10,7 @@ import transformers
 
 from curation.core.errors import ModelError
 from curation.recipe.settings import Train
-from tests.training.model.model_folders import MODEL_FAMILIES, about, dense, layer_norm, modules
+from tests.training.model.model_folders import MODEL_FAMILIES, about, dense, layer_norm, layer_pooling, modules
 from tests.training.tiny_models import GROUPED, SMALL, TEXTS, tiny_folder, tiny_tokenizer
 from training.backend import Torch
 from training.model.attention import padded_buckets, padding_of
@@ -154,6 +154,7 @@ AFTER = {
     "Dense, Dense, Normalize": ((dense(out_features=32), dense(place=3), modules("Normalize")), "cosine"),
     "Dense with a residual": ((dense(use_residual=True),), "cosine"),
     "LayerNorm": ((layer_norm,), "cosine"),
+    "WeightedLayerPooling, LayerNorm": ((layer_norm, layer_pooling), "cosine"),
     "dot product": ((about(similarity_fn_name="dot"),), "dot"),
 }
 
@@ -176,7 +177,7 @@ def test_modules_after_the_pooling_are_trained_and_exported(name, tmp_path):
     backend.step(1e-2)
     after = [name for name in backend.weights if name.startswith("after_pooling.")]
     assert (not after) is (name == "dot product")
-    assert not any(torch.equal(before[name], backend.weights[name]) for name in after if name.endswith("weight"))
+    assert not any(torch.equal(before[name], backend.weights[name]) for name in after if name.endswith(("weight", "weights")))
     (tmp_path / "checkpoint").mkdir()
     backend.save(tmp_path / "checkpoint")
     resumed = Torch(load_model(str(tmp_path / "st"), device="cpu"), backend.recipe)

@@ -227,7 +227,7 @@ def test_files_that_are_no_json(bert):
 
 
 def test_modules_and_poolings_that_are_not_supported(bert):
-    supported = "Transformer, Pooling, Normalize, Dense, LayerNorm, Dropout, LogitScore"
+    supported = "Transformer, WeightedLayerPooling, Pooling, Normalize, Dense, LayerNorm, Dropout, LogitScore"
     make_st(bert, {}, ("Transformer", "Pooling", "LSTM"))
     assert complaint(bert) == f"{bert}: modules.json names LSTM; only {supported} are supported"
     make_st(bert, {}, ("Pooling",))
