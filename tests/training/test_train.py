@@ -88,7 +88,7 @@ def test_the_log_has_a_line_a_step_and_the_receipt_says_what_was_trained_on(undi
     assert [line["epoch"] for line in lines] == [step // 8 for step in range(10)]  # 5 + 3 batches an epoch
     for line in lines:
         assert set(line) == {"step", "epoch", "source", "task", "loss", "loss_hard", "loss_inbatch", "loss_distilled",
-                             "loss_spread_out", "lr", "grad_norm", "tokens", "pad_share", "seconds", "tokens_per_second", "seconds_left",
+                             "loss_spread_out", "loss_vectors", "lr", "grad_norm", "tokens", "pad_share", "seconds", "tokens_per_second", "seconds_left",
                              "memory_gb", "mfu", "attention"}  # fmt: skip
         assert (line["loss_inbatch"] is None) == (line["task"] == "classification")
         assert line["loss"] == pytest.approx(line["loss_hard"] + (line["loss_inbatch"] or 0), rel=1e-6)
