@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,7 @@ def show(build: Path | None, only: tuple[str, ...], count: int, dropped: bool, r
     found = False
     for record in records:
         found = True
-        output(show.as_line(record) if as_json else show.record_text(record))
+        output(json.dumps(record, ensure_ascii=False) if as_json else show.record_text(record))
     if not found:
         raise BuildError(folder, "has no such records", "see `curate stats` for sources and reasons")
 

@@ -261,7 +261,8 @@ class OnGpus(Exact):
 
     def slack(self, queries: np.ndarray) -> np.ndarray:
         """Return the largest error (q,) of a score of each query in half precision."""
-        distance = _distance(queries, queries.astype(np.float16))
+        lost = queries.astype(np.float64) - queries.astype(np.float16)
+        distance = np.asarray(np.sqrt(np.einsum("nd,nd->n", lost, lost)))
         return (distance + self.error) * LENGTH + CUT_OFF * rounding(queries.shape[1])
 
     def bytes_per_row(self, dim: int) -> int:
@@ -449,9 +450,3 @@ def lanes_of(gpu: Gpu, dim: int) -> int:
         if dim % (4 * lanes) == 0 and gpu.sums(left, right, lanes).tobytes() == wanted.tobytes():
             return lanes
     return 0
-
-
-def _distance(vectors: np.ndarray, half: np.ndarray) -> np.ndarray:
-    """Return the distance (n,) float64 between each vector and its rounded one."""
-    off = vectors.astype(np.float64) - half
-    return np.asarray(np.sqrt(np.einsum("nd,nd->n", off, off)))

@@ -171,16 +171,9 @@ def _build(
     failed |= changed
     receipts = {name: one.receipt for name, one in done["curate"].items()}
 
-    # 6. overlaps, and the files that describe the whole build, of the sources that are current now
-    current = [job.source.name for job in jobs if job.source.name not in chosen and _is_current(job)]
-    present = [job for job in jobs if job.source.name in {*receipts, *current}]
-    _write_overlaps(folder, present)
-    contaminated = decontaminate.gather(manifest.decontaminate, folder, [job.source.name for job in present])
-    copy_lock(path, folder)
-    mteb_sets.write_training_datasets(folder, manifest)
-    summary = summary_of(folder, manifest, receipts, failed, current, excluded, contaminated)
-    attribution.write_attribution(folder, manifest, summary)
-    write_summary(folder, path, manifest, summary)
+    # 6. overlaps, and the files that describe the whole build
+    current = [job for job in jobs if job.source.name not in chosen and _is_current(job)]
+    _describe(path, manifest, folder, jobs, receipts, failed, current, excluded)
     seconds = {
         f"{stage}/{name}".removesuffix("/"): round(one.seconds, 3)
         for stage, by_name in done.items()
@@ -195,6 +188,28 @@ def _build(
         for note in _unexpected_rows(job, done["shape"][job.source.name].receipt)
     ]
     return Outcome(folder, receipts, ran, failed, excluded, notes)
+
+
+def _describe(
+    path: Path,
+    manifest: Manifest,
+    folder: Path,
+    jobs: list[Job],
+    receipts: dict[str, Receipt],
+    failed: dict[str, UserError],
+    current: list[Job],
+    excluded: list[Excluded],
+) -> None:
+    """Write what describes the whole build: of the sources built now, and of those that are `current`; build.json is the last."""
+    names = [job.source.name for job in current]
+    present = [job for job in jobs if job.source.name in {*receipts, *names}]
+    _write_overlaps(folder, present)
+    contaminated = decontaminate.gather(manifest.decontaminate, folder, [job.source.name for job in present])
+    copy_lock(path, folder)
+    mteb_sets.write_training_datasets(folder, manifest)
+    summary = summary_of(folder, manifest, receipts, failed, names, excluded, contaminated)
+    attribution.write_attribution(folder, manifest, summary)
+    write_summary(folder, path, manifest, summary)
 
 
 def _with_inputs(jobs: list[Job], failed: dict[str, UserError], progress: Progress) -> list[Job]:

@@ -46,8 +46,11 @@ def number(frames: Frames, texts: Texts, corpus: np.ndarray, task: str, families
     # groups of duplicates, numbered in the order of queries, then passages; texts with equal keys are one text
     order = np.concatenate([queries, passages])
     same = texts.form_number if families is None else families
-    seen = np.concatenate([passages, _others(queries, passages, texts)])  # each key once
-    members = np.bincount(same[seen], minlength=len(texts))
+    is_passage = np.zeros(len(texts), bool)
+    is_passage[texts.key_number[passages]] = True
+    others = queries[~is_passage[texts.key_number[queries]]]
+    once = np.concatenate([passages, first_occurrences(others, texts.key_number)])
+    members = np.bincount(same[once], minlength=len(texts))
     named = (texts.marks & HAS_WORDS > 0) if families is None else np.ones(len(texts), bool)
     grouped = order[(members[same[order]] > 1) & named[order]]
     firsts = first_occurrences(same[grouped])
@@ -55,15 +58,6 @@ def number(frames: Frames, texts: Texts, corpus: np.ndarray, task: str, families
     group[firsts] = np.arange(len(firsts))
     groups = pl.Series("group", group[same]).set(pl.Series((members[same] < 2) | ~named), None).cast(pl.UInt32)
     return Numbers(pid[texts.key_number], passages, groups)
-
-
-def _others(queries: np.ndarray, passages: np.ndarray, texts: Texts) -> np.ndarray:
-    """Return the queries that are no passages, each key once."""
-    seen = np.zeros(len(texts), bool)
-    seen[texts.key_number[passages]] = True
-    keys = texts.key_number[queries]
-    rest = queries[~seen[keys]]
-    return first_occurrences(rest, texts.key_number)
 
 
 def pairs_of(texts: Texts, numbers: Numbers, frame: pl.DataFrame) -> pl.DataFrame:

@@ -55,7 +55,12 @@ def preview(
 
 
 def _preview_source(source: Source, job: Job, write: Callable[[str], None]) -> None:
-    rows, lost = _first_rows(job)
+    rows, lost = pl.DataFrame(), list[Lost]()  # the first batch that has rows, and what could not be read up to its end
+    for batch in table_rows(job.source, job.base):
+        lost += batch.lost
+        if len(batch.frame):
+            rows = batch.frame
+            break
     check_readable(source, rows, lost)
     columns = [name for name in rows.columns if name != ROW]
     write(f"{source.name}: {source.task}, shape {shape_of(source)}, columns {listed(columns, 20)}")
@@ -80,13 +85,3 @@ def _preview_source(source: Source, job: Job, write: Callable[[str], None]) -> N
     for row in made.tuples.head(1).iter_rows(named=True):
         query = render_query(made.instruction, row["query"])
         write(record_text({"query": query, "positives": row["positives"], "negatives": row["negatives"]}))
-
-
-def _first_rows(job: Job) -> tuple[pl.DataFrame, list[Lost]]:
-    """Return the first batch that has rows, and the rows up to its end that could not be read."""
-    lost: list[Lost] = []
-    for batch in table_rows(job.source, job.base):
-        lost += batch.lost
-        if len(batch.frame):
-            return batch.frame, lost
-    return pl.DataFrame(), lost

@@ -69,11 +69,6 @@ def as_json(found: object) -> str:
     return json.dumps(found, indent=1, ensure_ascii=False)
 
 
-def as_line(record: object) -> str:
-    """Return one line of JSON."""
-    return json.dumps(record, ensure_ascii=False)
-
-
 def records(build: Path, only: Iterable[str], count: int) -> Iterator[dict[str, Any]]:
     """Yield the first `count` tuples of each source as they are trained on: queries with instructions, texts in place of ids."""
     for name, receipt in receipts(build, only).items():

@@ -77,23 +77,20 @@ def write_summary(folder: Path, path: Path, manifest: Manifest, summary: dict[st
         with atomic(copy) as file:
             file.write(text)
     files = {name: file_digest(folder / name) for name in LISTED_FILES if (folder / name).is_file()}
-    receipts = {stage: folder / stage / RECEIPT for stage in used_stages(manifest, list(summary["sources"]))}
-    stages = {stage: file_digest(receipt) for stage, receipt in receipts.items() if receipt.is_file()}
-    whole = {**summary, "files": files, "stages": stages}
+
+    # the stages that the build consists of; others in its folder are left from an earlier manifest
+    of_source = ["shaped", *(["near"] if manifest.dedup else []), "cleaned", "curated", "heldout"]
+    stages = [f"{stage}/{name}" for name in summary["sources"] for stage in of_source]
+    stages += ["across/overlaps"] if len(summary["sources"]) > 1 else []
+    stages += ["across/pairs", "across/drops"] if manifest.dedup and manifest.dedup.across else []
+    stages += ["decontaminate"] if manifest.decontaminate else []
+    receipts = {stage: folder / stage / RECEIPT for stage in stages}
+    digests = {stage: file_digest(receipt) for stage, receipt in receipts.items() if receipt.is_file()}
+    whole = {**summary, "files": files, "stages": digests}
     if target.exists() and target.read_bytes() == sealed(whole):
         target.touch()  # the newest build is the one last asked for
     else:
         write_json(target, whole)
-
-
-def used_stages(manifest: Manifest, sources: list[str]) -> list[str]:
-    """Return the stages that a build consists of; other stages in its folder are left from an earlier manifest."""
-    near = ["near"] if manifest.dedup else []
-    folders = ["shaped", *near, "cleaned", "curated", "heldout"]
-    shared = ["across/overlaps"] if len(sources) > 1 else []
-    shared += ["across/pairs", "across/drops"] if manifest.dedup and manifest.dedup.across else []
-    shared += ["decontaminate"] if manifest.decontaminate else []
-    return [f"{folder}/{name}" for name in sources for folder in folders] + shared
 
 
 def described(source: Source) -> dict[str, Any]:

@@ -31,8 +31,20 @@ def eval_sets(names: Iterable[str], base: Path) -> list[EvalSet]:
         SourceError: the layout of a task's dataset cannot be read.
     """
     tasks = tasks_of(names)
-    out = unreadable(names, tasks)
-    return [one for name, task in tasks.items() if name not in out for one in _of_task(task, base)]
+    out, made = unreadable(names, tasks), list[EvalSet]()
+    for name, task in tasks.items():
+        dataset = task.metadata.dataset
+        here = (base / dataset["path"]).is_dir()  # a local task; mteb requires a revision of it too
+        at = {"path": dataset["path"], "revision": None if here else dataset["revision"]}
+        for subset in [] if name in out else task.hf_subsets:
+            if task.metadata.type in RETRIEVAL:
+                splits = config_splits(EvalSet(**at, fields=Fields(query="text")), base)
+                made += [_retrieval(name, at, subset, split, splits) for split in task.eval_splits]
+            else:
+                config = None if subset == "default" else subset
+                columns = _columns(task)
+                made += [EvalSet(**at, name=name, config=config, split=split, fields=columns) for split in task.eval_splits]
+    return made
 
 
 def unreadable(names: Iterable[str], tasks: Mapping[str, Any]) -> list[str]:
@@ -61,22 +73,6 @@ def _named_tasks(name: str) -> list[Any]:
         ) from None
     except LookupError as unknown:
         raise ManifestError(PLACE, f"no task or benchmark '{name}'{unknown}") from None
-
-
-def _of_task(task: Any, base: Path) -> list[EvalSet]:
-    name, dataset = task.metadata.name, task.metadata.dataset
-    here = (base / dataset["path"]).is_dir()  # a local task; mteb requires a revision of it too
-    at = {"path": dataset["path"], "revision": None if here else dataset["revision"]}
-    made = []
-    for subset in task.hf_subsets:
-        if task.metadata.type in RETRIEVAL:
-            splits = config_splits(EvalSet(**at, fields=Fields(query="text")), base)
-            made += [_retrieval(name, at, subset, split, splits) for split in task.eval_splits]
-        else:
-            config = None if subset == "default" else subset
-            columns = _columns(task)
-            made += [EvalSet(**at, name=name, config=config, split=split, fields=columns) for split in task.eval_splits]
-    return made
 
 
 def _retrieval(name: str, at: dict[str, str | None], subset: str, split: str, splits: dict[str, list[str]]) -> EvalSet:

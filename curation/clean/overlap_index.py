@@ -135,8 +135,14 @@ class Forms:
             text = np.flatnonzero(of)
             return self._keys(kind, text, self.starts[text], self.starts[text + 1])
         if kind == WORD_GRAMS:
-            parts = self._of_words(of & ~dense), self._of_chars(WORD_GRAMS, np.full(self.count, WORDS_WIDTH[1]), of & dense)
-            text, key = (np.concatenate(column) for column in zip(*parts, strict=True))
+            space = self.data == ord(" ")
+            begins, spaces = np.flatnonzero(space[:-1] & ~space[1:]) + 1, np.flatnonzero(space)
+            at, unit = self._runs(begins, np.full(self.count, WORDS_WIDTH[0]), of & ~dense)
+            last = begins[unit + WORDS_WIDTH[0] - 1]
+            ends = spaces[np.searchsorted(spaces, last)] if len(at) else last
+            of_words = self._keys(WORD_GRAMS, at, begins[unit], ends)
+            of_chars = self._of_chars(WORD_GRAMS, np.full(self.count, WORDS_WIDTH[1]), of & dense)
+            text, key = (np.concatenate(column) for column in zip(of_words, of_chars, strict=True))
             order = np.argsort(text, kind="stable")
             return Grams(text[order], key[order])
         width = np.asarray(CHARS_WIDTH if kind == CHAR_GRAMS else SEEDS_WIDTH)[self.measures.spaceless]
@@ -150,14 +156,6 @@ class Forms:
             at, unit = at[chosen], unit[chosen]
         begins = np.append(begins, len(self.data))  # a form ends where the next one begins
         return self._keys(kind, at, begins[unit], begins[unit + width[at]])
-
-    def _of_words(self, of: np.ndarray) -> Grams:
-        space = self.data == ord(" ")
-        begins = np.flatnonzero(space[:-1] & ~space[1:]) + 1
-        at, unit = self._runs(begins, np.full(self.count, WORDS_WIDTH[0]), of)
-        last = begins[unit + WORDS_WIDTH[0] - 1]
-        spaces = np.flatnonzero(space)
-        return self._keys(WORD_GRAMS, at, begins[unit], spaces[np.searchsorted(spaces, last)] if len(at) else last)
 
     def _runs(self, begins: np.ndarray, width: np.ndarray, of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (text, first unit) of every run of width[text] units of a marked text; units begin at the bytes `begins`."""

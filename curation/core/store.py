@@ -187,11 +187,6 @@ def digest_now(path: Path) -> str:
     return digest
 
 
-def file_digests(folder: Path) -> dict[str, str]:
-    """Return the digest of each file below a folder."""
-    return {path.relative_to(folder).as_posix(): file_digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
 @functools.cache
 def versions() -> dict[str, str]:
     """Return the versions of the packages that can change a result."""
@@ -322,7 +317,8 @@ def receipt_of(folder: Path, hint: str = AGAIN) -> dict[str, Any]:
 
 def write_receipt(folder: Path, said: Mapping[str, Any]) -> dict[str, Any]:
     """Write the receipt of a complete folder, with the digest of each file, and return it."""
-    receipt = {**said, "files": file_digests(folder)}
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    receipt = {**said, "files": {path.relative_to(folder).as_posix(): file_digest(path) for path in files}}
     write_json(folder / RECEIPT, receipt)
     return receipt
 

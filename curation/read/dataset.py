@@ -55,14 +55,27 @@ class Description(NamedTuple):
 def describe(table: Table, folder: Path | None) -> tuple[str, Description]:
     """Return a dataset's commit, empty for a local folder, and the files of its config.
 
+    A local folder is laid out as on the Hub, or was saved; nothing outside of it is opened.
+
     Raises:
         SourceError: the dataset or config does not exist, or cannot be downloaded or read.
     """
     if folder is None:
         commit = hub.dataset_commit(table)
         return commit, describe_commit(table, commit)
+    where = str(table.path)
     with hub.hub_errors(table):
-        return "", _describe_folder(str(table.path), folder, table.config)
+        if (folder / SAVED_DICT).is_file() or (folder / SAVED).is_file():
+            return "", _describe_saved(where, folder)
+        for name in ABOUT_FILES:
+            if (folder / name).exists():
+                _refuse_link_outside(where, folder, folder / name)
+        _check_cards(where, [folder / name for name in CARDS if (folder / name).exists()])
+        # patterns match the names of files in the folder, so it is named by its real path
+        found = _description_of(where, _builder(str(folder.resolve()), table.config), folder.resolve().as_posix())
+        for name in dict.fromkeys(name for names in found.splits.values() for name in names):
+            _refuse_link_outside(where, folder, folder / name)
+    return "", found
 
 
 @retrying
@@ -88,21 +101,6 @@ def describe_commit(table: Table, commit: str) -> Description:
         builder = _builder(path, table.config, revision=commit)
         found = _description_of(path, builder, f"hf://datasets/{path}@{commit}")
     hub.write_answer(answer, found)
-    return found
-
-
-def _describe_folder(where: str, folder: Path, config: str | None) -> Description:
-    """Return the files of a local folder that is laid out as on the Hub; nothing outside of the folder is opened."""
-    if (folder / SAVED_DICT).is_file() or (folder / SAVED).is_file():
-        return _describe_saved(where, folder)
-    for name in ABOUT_FILES:
-        if (folder / name).exists():
-            _refuse_link_outside(where, folder, folder / name)
-    _check_cards(where, [folder / name for name in CARDS if (folder / name).exists()])
-    # patterns match the names of files in the folder, so it is named by its real path
-    found = _description_of(where, _builder(str(folder.resolve()), config), folder.resolve().as_posix())
-    for name in dict.fromkeys(name for names in found.splits.values() for name in names):
-        _refuse_link_outside(where, folder, folder / name)
     return found
 
 

@@ -41,7 +41,24 @@ def read_delimited(file: File, table: Table, start: int, is_csv: bool) -> Readin
     Raises:
         SourceError: a quote that is not closed; or a tsv quoted like a csv, if `quoting` is not set.
     """
-    return _without_headers(file, _read_cells(file, table, start, is_csv))
+
+    def bare(cells: pl.Series) -> pl.Series:
+        return cells.str.strip_chars().str.strip_chars("\ufeff").str.to_lowercase()
+
+    for rows in _read_cells(file, table, start, is_csv):
+        # leave out rows that repeat the header in any letter case: files were concatenated there
+        frame = rows.frame
+        names = [name for name in frame.columns if name != ROW]
+        if len(names) > 1:
+            short = frame.filter(frame[names[0]].str.len_bytes() <= len(names[0].encode()) + 20)  # nearly none, as a rule
+            wanted = bare(pl.Series(names))
+            same = (bare(short[name]) == one for name, one in zip(names, wanted, strict=True))
+            again = short.filter(functools.reduce(pl.Series.__and__, same))[ROW]
+            if len(again):
+                evidence = f"{file.name}: {', '.join(names)}"[:200]
+                lost = [Lost(row, "repeated_header", evidence, False) for row in again]
+                rows = Rows(frame.filter(~frame[ROW].is_in(again.implode())), sorted([*rows.lost, *lost]))
+        yield rows
 
 
 def _read_cells(file: File, table: Table, start: int, is_csv: bool) -> Reading:
@@ -282,27 +299,6 @@ def _rows_of_width(file: File, names: list[str], width: str, batch: list[Row], s
 
 
 # --- headers and quotes where none should be ---
-
-
-def _without_headers(file: File, reading: Reading) -> Iterator[Rows]:
-    """Leave out, on purpose, rows that repeat the header in any letter case: files were concatenated there."""
-
-    def bare(cells: pl.Series) -> pl.Series:
-        return cells.str.strip_chars().str.strip_chars("\ufeff").str.to_lowercase()
-
-    for rows in reading:
-        frame = rows.frame
-        names = [name for name in frame.columns if name != ROW]
-        if len(names) > 1:
-            short = frame.filter(frame[names[0]].str.len_bytes() <= len(names[0].encode()) + 20)  # nearly none, as a rule
-            wanted = bare(pl.Series(names))
-            same = (bare(short[name]) == one for name, one in zip(names, wanted, strict=True))
-            again = short.filter(functools.reduce(pl.Series.__and__, same))[ROW]
-            if len(again):
-                evidence = f"{file.name}: {', '.join(names)}"[:200]
-                lost = [Lost(row, "repeated_header", evidence, False) for row in again]
-                rows = Rows(frame.filter(~frame[ROW].is_in(again.implode())), sorted([*rows.lost, *lost]))
-        yield rows
 
 
 class _TsvQuotes:

@@ -433,7 +433,11 @@ def _explained(name: str, error: Exception) -> tuple[type[Exception], str, str, 
     """
     if isinstance(error, SourceError):
         return SourceError, error.what, error.hint, isinstance(error, _Truncated)
-    causes = _causes(error)
+    causes: list[BaseException] = []  # the error, and those that it came from
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     if any(isinstance(one, OSError) and (one.errno in LOCAL or str(one.filename).startswith(str(cache()))) for one in causes):
         return OSError, "", "", False
     kinds, scheme = " ".join(type(one).__name__ for one in causes), name.partition("://")[0].lower()
@@ -454,16 +458,6 @@ def _explained(name: str, error: Exception) -> tuple[type[Exception], str, str, 
         shown = type(error).__name__ if _is_web(name) else f"{type(error).__name__}: {first_line(error)}"
         return OSError, f"cannot be read ({shown})", "check the address", False
     return type(error), "", "", False
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    """Return an error, and those that it came from."""
-    causes: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in causes:
-        causes.append(cause)
-        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
-    return causes
 
 
 def _status(error: BaseException) -> int:

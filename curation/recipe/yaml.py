@@ -106,7 +106,18 @@ class _Reader:
         if node.tag not in PLAIN_TAGS:
             raise ManifestError(f"{self.path}:{line}", f"tags such as {node.tag} are not allowed", "a manifest runs no code")
         if isinstance(node, yaml.MappingNode):
-            return self._mapping(node, place)
+            found: dict[str, Any] = {}
+            for key_node, value_node in node.value:
+                line = key_node.start_mark.line + 1
+                if not isinstance(key_node, yaml.ScalarNode):
+                    raise ManifestError(f"{self.path}:{line}", "a key must be a word")
+                key = self._encodable(key_node)
+                if key in found:
+                    first = self.document.lines[*place, key]
+                    raise ManifestError(f"{self.path}:{line}", f"'{key}' is given twice (first on line {first})", "keep one")
+                self.document.lines[*place, key] = line
+                found[key] = self.read(value_node, (*place, key))
+            return found
         if isinstance(node, yaml.SequenceNode):
             return [self.read(item, (*place, number)) for number, item in enumerate(node.value)]
         assert isinstance(node, yaml.ScalarNode)
@@ -118,20 +129,6 @@ class _Reader:
             what = "half of a surrogate pair" if bad[0] != "\0" else "the character NUL"
             raise ManifestError(f"{self.path}:{node.start_mark.line + 1}", f"{what} is not text", "write the character itself")
         return text
-
-    def _mapping(self, node: yaml.MappingNode, place: Place) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            line = key_node.start_mark.line + 1
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise ManifestError(f"{self.path}:{line}", "a key must be a word")
-            key = self._encodable(key_node)
-            if key in found:
-                first = self.document.lines[*place, key]
-                raise ManifestError(f"{self.path}:{line}", f"'{key}' is given twice (first on line {first})", "keep one")
-            self.document.lines[*place, key] = line
-            found[key] = self.read(value_node, (*place, key))
-        return found
 
 
 MOST = (1 << 63) - 1

@@ -86,6 +86,10 @@ def render(folder: Path, left_out: Mapping[str, str] | None = None) -> str:
     sources = [_collected(folder, name, receipts, mined.get(name), summary, threshold) for name in receipts]
     _draw_lengths(sources)
     whole = {key: sum(one["counts"][key] for one in sources) for key in COUNT_NAMES}
+    tasks = Counter[str]()  # tuples kept
+    for one in sources:
+        tasks[one["facts"]["task"]] += one["counts"]["kept"]
+    boards, said = board_lines(zero_shot(folder, list(receipts)))
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_finalize
     )
@@ -99,14 +103,14 @@ def render(folder: Path, left_out: Mapping[str, str] | None = None) -> str:
         sources=sources,
         whole=whole,
         whole_flow=_flow(whole),
-        tasks=_by_task(sources),
+        tasks=tasks,
         classes=Counter(one["facts"].get("license_class", "unknown") for one in sources),
         warnings=[line for one in sources for line in _warnings(one["name"], one["facts"], one["counts"])],
         absent=absent,
         overlap=_overlap(folder, list(receipts)),
         threshold=f"{threshold:g}",
         contamination=_contamination(folder, summary, list(receipts)),
-        boards=_boards(folder, list(receipts)),
+        boards={"head": [name.capitalize() for name in BOARD_HEAD], "lines": boards, "said": " ".join(said)} if said else None,
         compared=compared,
     )
     return hide_local_paths(page, manifest)
@@ -189,15 +193,6 @@ def _counts(receipt: Receipt, dropped: pl.DataFrame) -> dict[str, int]:
     return {key: fates[key] for key in COUNT_NAMES}
 
 
-def _by_task(sources: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Return the tuples kept by task."""
-    tasks: dict[str, int] = {}
-    for one in sources:
-        task = one["facts"]["task"]
-        tasks[task] = tasks.get(task, 0) + one["counts"]["kept"]
-    return tasks
-
-
 def _warnings(name: str, facts: Receipt, counts: Mapping[str, int]) -> list[str]:
     """Return a line if much of a source was left out: how much, and why."""
     lines = []
@@ -250,12 +245,6 @@ def _contamination(folder: Path, summary: Receipt, names: list[str]) -> dict[str
     for (task,), rows in found.group_by("task", maintain_order=True):
         samples += rows[sampled(summary["seed"], f"contamination/{task}", len(rows), CONTAMINATION_SAMPLES)].to_dicts()
     return {"mode": about["mode"], "lines": lines, "samples": samples}
-
-
-def _boards(folder: Path, names: list[str]) -> dict[str, Any] | None:
-    """Return what is known about MTEB's boards; None if nothing is."""
-    lines, said = board_lines(zero_shot(folder, names))
-    return {"head": [name.capitalize() for name in BOARD_HEAD], "lines": lines, "said": " ".join(said)} if said else None
 
 
 def _lengths(stage: Path) -> dict[str, Any]:

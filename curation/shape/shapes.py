@@ -112,7 +112,17 @@ def _shape_pairs(source: Source, rows: pl.DataFrame, scored: bool) -> Tuples:
     made = split_dropped(source, frame.with_columns(first_reason(*cases)))._replace(
         scores=scores, texts_out={"unlabelled_document": unlabelled} if unlabelled else {}
     )
-    return made._replace(tuples=_both_ways(source, made.tuples)) if source.both_ways else made
+    if not source.both_ways:
+        return made
+
+    # each pair in the other direction too, right after it
+    if made.tuples["positives"].list.len().max() not in (None, 1):
+        raise SourceError(place_of(source), "'both_ways' needs one positive per row, and some rows have several")
+    back = made.tuples.with_columns(
+        pl.col("id") + "/r", pl.col("positives").list.first().alias("query"), pl.concat_list("query").alias("positives"),
+        pl.lit([], dtype=pl.List(pl.String)).alias("negatives"),
+    )  # fmt: skip
+    return made._replace(tuples=pl.concat([made.tuples, back]).sort("row", maintain_order=True))
 
 
 def _sides(source: Source, rows: pl.DataFrame) -> dict[str, pl.Series]:
@@ -159,17 +169,6 @@ def negative_columns(source: Source, rows: pl.DataFrame) -> list[str]:
             raise SourceError(place_of(source), f"no column matches '{name}'{passed}", f"columns there are: {there}")
         found |= dict.fromkeys(texts)
     return list(found)
-
-
-def _both_ways(source: Source, tuples: pl.DataFrame) -> pl.DataFrame:
-    """Add each pair in the other direction, right after it, with `/r` appended to its id."""
-    if tuples["positives"].list.len().max() not in (None, 1):
-        raise SourceError(place_of(source), "'both_ways' needs one positive per row, and some rows have several")
-    back = tuples.with_columns(
-        pl.col("id") + "/r", pl.col("positives").list.first().alias("query"), pl.concat_list("query").alias("positives"),
-        pl.lit([], dtype=pl.List(pl.String)).alias("negatives"),
-    )  # fmt: skip
-    return pl.concat([tuples, back]).sort("row", maintain_order=True)
 
 
 def _shape_nli(source: Source, rows: pl.DataFrame) -> Tuples:

@@ -345,7 +345,8 @@ def _curated(folder: Path, entry: Mapping[str, Any], receipt: Receipt) -> Proble
         yield from _rule(
             str(shard), "passages", frame["pid"], frame["pid"].ne_missing(numbers), "are not numbered by their place"
         )
-        yield from _key_problems(shard, "passages", frame["pid"], frame["key"], frame["text"])
+        wrong = frame["key"].ne_missing(keys_of(frame["text"]))
+        yield from _rule(str(shard), "passages", frame["pid"], wrong, "have a key that is not their text's")
         passages += len(frame)
     yield from _equal(where, "passages", receipt["passages"], "rows in the tables", passages)
     yield from _tuple_problems(folder, receipt["source"], receipt["kept"], passages, mined=False)
@@ -375,7 +376,8 @@ def _tuple_problems(folder: Path, source: str, kept: int, passages: int, mined: 
         )
         for what in broken.columns:
             yield from _rule(str(shard), "tuples", frame["id"], broken[what].fill_null(True), what)
-        yield from _key_problems(shard, "tuples", frame["id"], frame["key"], frame["query"])
+        wrong = frame["key"].ne_missing(keys_of(frame["query"]))
+        yield from _rule(str(shard), "tuples", frame["id"], wrong, "have a key that is not their query's")
         ids.append(frame["id"])
     every = pl.concat(ids) if ids else pl.Series("id", [], dtype=pl.String)
     yield from _equal(str(folder), "tuples", len(every), "the receipt's kept", kept)
@@ -431,11 +433,6 @@ def _heldout(folder: Path, count: int) -> Problems:
 def _equal(where: str, what: str, found: int, other: str, expected: int) -> Problems:
     if found != expected:
         yield Problem(where, f"{what} {found:,} is not {other} {expected:,}")
-
-
-def _key_problems(shard: Path, what: str, ids: pl.Series, keys: pl.Series, texts: pl.Series) -> Problems:
-    wrong = keys.ne_missing(keys_of(texts))
-    yield from _rule(str(shard), what, ids, wrong, f"have a key that is not their {texts.name}'s")
 
 
 def _rule(where: str, what: str, ids: pl.Series, broken: pl.Series, complaint: str) -> Problems:
