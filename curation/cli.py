@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +162,8 @@ def show(build: Path | None, only: tuple[str, ...], count: int, dropped: bool, r
 
     BUILD is a build folder; by default the newest one in builds/.
     """
+    import json
+
     from curation.build import show
 
     if reason and not dropped:
