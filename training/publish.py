@@ -87,6 +87,10 @@ def run_of(model: Path) -> dict[str, Any] | None:
     entries = read_build(build.parent)["sources"] if build.is_file() else {}
     sources = {name: one | {"license": entries.get(name, {}).get("license", "")} for name, one in receipt["trained_on"].items()}
     recipe = receipt["recipe"] | {"model": public_name(receipt["recipe"]["model"])}
+    if recipe.get("evaluate_on"):
+        recipe["evaluate_on"] = [public_name(name) for name in recipe["evaluate_on"]]
+    if teacher := recipe.get("distill_vectors"):
+        recipe["distill_vectors"] = teacher | {"model": public_name(teacher["model"])}
     return receipt | {"recipe": recipe, "trained_on": sources}
 
 
@@ -180,7 +184,8 @@ def _training(run: Mapping[str, Any]) -> list[str]:
     if history:
         step = str(run["best"]["step"]) if run["recipe"].get("export") == "best" else max(history, key=int)
         before = f" ({run['before']:.4f} before training)" if "before" in run else ""
-        found = f"nDCG@10 on held-out queries, the mean over their sources: {history[step]:.4f}, at step {step}{before}."
+        others = "".join(f" and {as_code(name)}" for name in run["recipe"].get("evaluate_on", []))
+        found = f"nDCG@10 on held-out queries{others}, the mean over their sources: {history[step]:.4f}, at step {step}{before}."
     further = sum(one.get("further_positives", 0) for one in run["trained_on"].values())
     several = OTHER_POSITIVES_NOTE[run["recipe"].get("positives", "first")].format(further) if further else ""
     start = f"from {as_code(run['recipe']['model'])}"

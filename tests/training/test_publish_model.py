@@ -66,10 +66,13 @@ def test_the_card_names_the_score_of_the_model_that_is_written(run, tmp_path):
     store.write_json(tmp_path / "train/model/config_sentence_transformers.json", about | {"prompts": prompts})
     scores = {"history": {"4": 0.5, "8": 0.75, "12": 0.625}, "best": {"step": 8, "ndcg@10": 0.75}}
     for choice, said in (("last", "0.6250, at step 12"), ("best", "0.7500, at step 8")):
-        recipe = {"recipe": RECEIPT["recipe"] | {"export": choice}}
+        folders = {"evaluate_on": [str(tmp_path), "NanoBEIR"], "distill_vectors": {"model": str(tmp_path / "train"), "weight": 2}}
+        recipe = {"recipe": RECEIPT["recipe"] | {"export": choice} | (folders if choice == "best" else {})}
         store.write_json(tmp_path / "train" / store.RECEIPT, RECEIPT | scores | recipe)
         card = plan_upload(tmp_path / "train", "org/small").card
-        assert f"nDCG@10 on held-out queries, the mean over their sources: {said}." in card
+        others = f" and `{tmp_path.name}` and `NanoBEIR`" if choice == "best" else ""
+        assert f"nDCG@10 on held-out queries{others}, the mean over their sources: {said}." in card
+        assert str(tmp_path.parent) not in card
         assert 'model.encode(["how do I find empty files?"], prompt_name="faq")' in card  # a model with a prompt per task
 
 
