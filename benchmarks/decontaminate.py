@@ -138,8 +138,8 @@ def main() -> None:
             speeds["ours, the same texts"].append(megabytes(some) / timed(lambda: overlap_lookup.look_up(lookup, some)))
             job = {"evaluation": [row[3] for row in rows], "sets": {"speed": some.to_list(), **(sets if turn == 0 else {})}}
             (Path(folder) / "job.json").write_text(json.dumps(job))
-            told = subprocess.run([peer, "-c", PEER, f"{folder}/job.json"], capture_output=True, text=True, check=True).stdout
-            for name, taken, caught in map(json.loads, told.splitlines()):
+            printed = subprocess.run([peer, "-c", PEER, f"{folder}/job.json"], capture_output=True, text=True, check=True).stdout
+            for name, taken, caught in map(json.loads, printed.splitlines()):
                 if name == "speed":
                     speeds["datatrove"].append(megabytes(some) / taken)
                 theirs.setdefault(name, caught)

@@ -104,9 +104,9 @@ def child(name: str, source: Path, out: Path) -> None:
     wall, cpu = time.perf_counter(), time.process_time()
     texts = pl.read_parquet(source, columns=["text"])["text"]
     found = {"ours": ours, "ours-16x6": lambda some: ours(some, THRESHOLD), "datasketch": theirs}[name](texts)
-    told = {"seconds": time.perf_counter() - wall, "cpu": time.process_time() - cpu, "flagged": len(found)}
+    measured = {"seconds": time.perf_counter() - wall, "cpu": time.process_time() - cpu, "flagged": len(found)}
     np.save(out / "found.npy", np.array(sorted(found)))
-    print(json.dumps({**told, "peak_mb": peak_kb() / 1e3}))
+    print(json.dumps({**measured, "peak_mb": peak_kb() / 1e3}))
 
 
 def run(name: str, source: Path, python: str) -> dict[str, float]:
@@ -121,10 +121,10 @@ def run(name: str, source: Path, python: str) -> dict[str, float]:
         if done.returncode:
             print(f"{name} failed: {done.stderr.strip().splitlines()[-1]}", flush=True)
             return {}
-        told = {**json.loads(done.stdout.splitlines()[-1]), "cold": time.perf_counter() - started}
-        told["cold_cpu"] = used_by_children() - before
-        print(name, {key: round(value, 2) for key, value in told.items()}, flush=True)
-        return told | ({"found": set(np.load(Path(folder) / "found.npy").tolist())} if name in OWN else {})
+        measured = {**json.loads(done.stdout.splitlines()[-1]), "cold": time.perf_counter() - started}
+        measured["cold_cpu"] = used_by_children() - before
+        print(name, {key: round(value, 2) for key, value in measured.items()}, flush=True)
+        return measured | ({"found": set(np.load(Path(folder) / "found.npy").tolist())} if name in OWN else {})
 
 
 def used_by_children() -> float:
@@ -173,13 +173,13 @@ def show(runs: dict[str, list[dict[str, float]]], count: int, known: set[int] | 
             for ours in FAST[:2]
             if ours in cpu
         )
-        print(f"{name}: {count:,} texts, {told_of(runs[name])}, {count / seconds:,.0f} texts/CPU-s; {ratios}", end="")
+        print(f"{name}: {count:,} texts, {medians_of(runs[name])}, {count / seconds:,.0f} texts/CPU-s; {ratios}", end="")
         flagged = runs[name][0].get("found") if known else None
         both = len(flagged & known) if flagged else 0
         print(f"; recall {both / len(known):.5f}, precision {both / len(flagged):.5f}" if flagged else "", flush=True)
 
 
-def told_of(runs: list[dict[str, float]]) -> str:
+def medians_of(runs: list[dict[str, float]]) -> str:
     """Return medians with the least and the most."""
     parts = []
     for key, unit in (("seconds", "s"), ("cpu", "CPU-s"), ("cold", "s cold"), ("cold_cpu", "CPU-s cold"), ("peak_mb", "MB")):

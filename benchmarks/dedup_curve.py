@@ -33,7 +33,7 @@ MOST = 3 * 10**9  # bytes of private memory, as the system counts them (RLIMIT_D
 
 
 def watch(held: list[int]) -> None:
-    """Append, twenty times a second, how many kB of memory are this process's own, mapped files left out."""
+    """Append, twenty times per second, how many kB of memory are this process's own, mapped files left out."""
     while True:
         held.append(int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]))
         time.sleep(0.05)
@@ -51,7 +51,7 @@ def one_size(path: Path, texts: int, lowest: float) -> None:
         family = families(found, 0.8)
         seconds, used = time.perf_counter() - wall, time.process_time() - cpu
         size = (Path(folder) / "data").stat().st_size / 1e6
-    told = {
+    result = {
         "texts": texts,
         "mb": size,
         "seconds": seconds,
@@ -61,7 +61,7 @@ def one_size(path: Path, texts: int, lowest: float) -> None:
         "pairs": len(found.score),
         "families": sum(int(np.count_nonzero(part == first + np.arange(len(part)))) for first, part in _parts(family)),
     }
-    print(json.dumps(told))
+    print(json.dumps(result))
 
 
 def _parts(family: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

@@ -1,6 +1,6 @@
 """Questions with gold answers: open datasets in which several texts are right for one query, of which one is taken as known.
 
-squad_v2       questions against their paragraphs and sentences of other articles. Strict: holds an answer that stands
+squad_v2       questions against their paragraphs and sentences of other articles. Strict: holds an answer that is
                in at most 15 texts, and half of the question's IDF mass. Loose: holds an answer, same article.
 climate_fever  claims against evidence sentences. One supporting sentence is known. Strict: another one.
 clinc150       questions against six of each intent, and those of none. One of the intent is known. Strict: another.
@@ -63,7 +63,7 @@ def with_gold(queries: list[str], corpus: list[str], gold: list[list[int]], near
 
 
 def squad_v2(data: Path) -> Questions:
-    """SQuAD 2.0's paragraphs, answerable questions, and the sentences of SQuAD 1 that stand in none of the paragraphs."""
+    """SQuAD 2.0's paragraphs, answerable questions, and the sentences of SQuAD 1 that are in none of the paragraphs."""
     articles = json.loads((data / "squad_v2_cs224n" / "dev-v2.0.json").read_text())["data"]
     rows = [
         (item["question"], paragraph["context"], {" ".join(words(answer["text"])) for answer in item["answers"]}, number)
@@ -157,9 +157,9 @@ def nl2bash(data: Path) -> Questions:
 def scitldr(data: Path) -> Questions:
     """Titles of papers with several summaries; the corpus is all summaries."""
     papers = [json.loads(line) for name in ("train", "dev", "test") for line in (data / "scitldr" / f"{name}.jsonl").open()]
-    told = [(paper["title"], list(dict.fromkeys(text.strip() for text in paper["target"]))) for paper in papers]
-    pids = numbered(text for _, some in told for text in some)
-    rows = [(title, [pids[text] for text in some]) for title, some in told if len(some) > 1]
+    summaries = [(paper["title"], list(dict.fromkeys(text.strip() for text in paper["target"]))) for paper in papers]
+    pids = numbered(text for _, some in summaries for text in some)
+    rows = [(title, [pids[text] for text in some]) for title, some in summaries if len(some) > 1]
     return with_gold([title for title, _ in rows], list(pids), [some for _, some in rows])
 
 

@@ -178,7 +178,7 @@ def encode(out: Path) -> None:
 
 
 def search(out: Path) -> None:
-    """Count exact queries a second against 1,000,000 x 1,024 vectors on the GPU, and compare rows with the CPU's."""
+    """Count exact queries per second against 1,000,000 x 1,024 vectors on the GPU, and compare rows with the CPU's."""
     from mining.gpu import OnGpus, find_gpus
     from mining.search import Exact, nearest
 

@@ -139,8 +139,8 @@ def main() -> None:
                 command = [sys.executable, __file__, "--memory", folder, str(rows)]
                 done = subprocess.run(command, env=os.environ | setting, check=True, capture_output=True, encoding="utf-8")
                 found = json.loads(done.stdout)
-                told = f"{found['highest']:.0f} MiB, {found['before']:.0f} before the step"
-                print(f"{label}, {rows:>4} rows, {found['tokens']:,} tokens: {told}", flush=True)
+                shown = f"{found['highest']:.0f} MiB, {found['before']:.0f} before the step"
+                print(f"{label}, {rows:>4} rows, {found['tokens']:,} tokens: {shown}", flush=True)
         costs(folder, given.rounds)
 
 

@@ -228,7 +228,7 @@ def compare(name: str, copies: int = 8, rounds: int = 3) -> None:
                 with get_context("spawn").Pool(1) as pool:
                     got.append(pool.apply(timed, (which, name, path)))
     seconds = {which: statistics.median(one[0] for one in got) for which, got in found.items()}
-    told = ", ".join(
+    rates = ", ".join(
         f"{which} {count / seconds[which]:,.0f} rows/s ({seconds[which]:.2f} s, {got[0][1]:,} kept, +{got[0][2]:.0f} MB)"
         for which, got in found.items()
     )
@@ -236,7 +236,7 @@ def compare(name: str, copies: int = 8, rounds: int = 3) -> None:
         f"{ours} " + ", ".join(f"{seconds[peer] / seconds[ours]:.2f}x {peer}" for peer in ("map", "batched", "polars"))
         for ours in ("shape", "build")
     )
-    print(f"{name}, {count:,} rows: {told}: {'; '.join(ratios)}", flush=True)
+    print(f"{name}, {count:,} rows: {rates}: {'; '.join(ratios)}", flush=True)
 
 
 if __name__ == "__main__":

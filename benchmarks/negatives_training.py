@@ -3,13 +3,13 @@
     python benchmarks/negatives_training.py DATA SOURCE FOLDER [SEED ...]
 
 DATA is the folder with the open datasets, SOURCE nl2bash, squad-sentences or clinc-intents; builds stay under FOLDER, and
-what stands there is not done again. The seed decides which queries are held out, the order of the batches and the draw of
+what is in it is not done again. The seed decides which queries are held out, the order of the batches and the draw of
 the negatives. All arms train on the same tuples in the same order: tuples short of negatives are kept. Measured: nDCG@10 of
 the held-out queries among all of the source's passages.
 
 clinc-intents is the source in which false negatives abound: a question against another one of its intent, six of each intent
 being the passages, of which a tuple knows one. All six count in nDCG@10, and the share of the negatives that are of the
-query's intent is told. A fifth arm, the nearest passages unfiltered, shows what false negatives do where they are many.
+query's intent is printed. A fifth arm, the nearest passages unfiltered, shows what false negatives do where they are many.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def measured(model: str, data: Path, build: Path, name: str, note: Path) -> floa
 
 
 def main() -> None:
-    """Print each result as it comes, then a table: a row an arm, a column a seed, the mean, and the mean gain over f2llm's."""
+    """Print each result as it comes, then a table: a row per arm, a column per seed, the mean, and the mean gain over f2llm's."""
     data, name, folder = Path(sys.argv[1]).resolve(), sys.argv[2], Path(sys.argv[3])
     folder.mkdir(parents=True, exist_ok=True)
     seeds = [int(word) for word in sys.argv[4:]] or [1, 2, 3]

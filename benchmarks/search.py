@@ -33,7 +33,7 @@ K, SEED = 120, 42
 
 
 class Highest:
-    """The most memory of this process so far, looked at twenty times a second: its own, and pages of mapped files."""
+    """The most memory of this process so far, looked at twenty times per second: its own, and pages of mapped files."""
 
     def __init__(self) -> None:
         self.own = self.mapped = 0

@@ -1,6 +1,6 @@
 """How long a run takes to its first batch, and how much memory, with six million rows: `python benchmarks/start_up.py`.
 
-The tokens are synthetic and written as arrays, 24 negatives a row; the tokens of texts are a file with nothing in it, for a
+The tokens are synthetic and written as arrays, 24 negatives per row; the tokens of texts are a file with nothing in it, for a
 start reads none. What is timed is what `train` does from its tokens to the first batch, in a process of its own.
 """
 

@@ -441,7 +441,7 @@ def sums_in_lanes(left: Any, right: Any, lanes: int) -> Any:
 def lanes_of(gpu: Gpu, dim: int) -> int:
     """Return the number of lanes with which a GPU computes the bits of this processor; 0 if there is none.
 
-    Random vectors tell: two orders of a sum differ in about half of all scores.
+    Random vectors show it: two orders of a sum differ in about half of all scores.
     """
     random = np.random.default_rng(0)
     left, right = (random.standard_normal((256, dim), np.float32) for _ in range(2))

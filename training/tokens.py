@@ -216,7 +216,7 @@ def version_of(package: str) -> str:
 
 
 def _source_digest(tables: Sequence[str], entry: Mapping[str, Any], model: Model, prompt: str, reader: str) -> str:
-    """Return the digest of everything that a source's tokens depend on; a rendered word stands for the prompts."""
+    """Return the digest of everything that a source's tokens depend on; the prompts are represented by a rendered word."""
     rendered = [model.render_query(entry["instruction"], "word", prompt), model.render_passage("word", prompt)]
     return store.digest_of([TOKENS_FORMAT, reader, rendered, list(tables), entry["task"]])
 

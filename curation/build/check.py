@@ -201,7 +201,7 @@ def _tasks(manifest: Manifest) -> Checked:
 
 
 def _estimate(manifest: Manifest, sized: list[str], local_bytes: int, far_bytes: int) -> Checked:
-    """Return what reading and building takes. Where the `sized` sources do not say their rows, bytes tell them."""
+    """Return what reading and building takes. Rows that `sized` sources do not state are estimated from bytes."""
     unsized = sum(rows_read(source) for source in manifest.sources if f"source '{source.name}'" not in sized)
     counted = sum(rows_read(source) for source in manifest.sources) - unsized
     rows = unsized + (counted or (local_bytes + far_bytes) // FETCHED)

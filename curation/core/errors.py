@@ -76,7 +76,7 @@ def decoded(name: str) -> str:
     """Return the name of a file or archive member as valid UTF-8; other bytes become `\\xe9`."""
     try:
         return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # surrogates that do not stand for bytes
+    except UnicodeEncodeError:  # surrogates that represent no bytes
         return name.encode("utf-8", "backslashreplace").decode()
 
 
@@ -131,7 +131,7 @@ BUGS = (errno.EBADF, errno.EINVAL, errno.EFAULT, errno.ECHILD)  # mistakes of a 
 
 
 def refusal(error: BaseException) -> OSError | None:
-    """Return the refusal of the operating system that an error stands for; None if it stands for something else.
+    """Return the refusal of the operating system that an error reports; None if it reports something else.
 
     Libraries in Rust (safetensors, tokenizers, polars) raise their own errors, which end in "(os error 28)"; numpy reports how
     much it could not write.

@@ -377,7 +377,7 @@ def _store(address: str, name: str) -> tuple[Any, str]:
 
 
 def _options(scheme: str, name: str) -> dict[str, Any]:
-    """Return the time-outs of a file system, and what else it needs to be told."""
+    """Return the time-outs of a file system and its other options."""
     if scheme in ("http", "https"):
         import aiohttp
 

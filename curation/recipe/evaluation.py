@@ -60,7 +60,7 @@ class Decontaminate(Section):
     against: list[EvalSet] = Field([], description="evaluation sets, a list; each with the keys of a source's table")
     mteb: list[str] = Field(
         [],
-        description="MTEB tasks or benchmarks by name, such as `SciFact` or `MTEB(eng, v2)`, with all splits that MTEB scores; `scored-on-train` stands for all tasks of text benchmarks that MTEB scores on a train split. Needs `tuplesmith[mteb]`",
+        description="MTEB tasks or benchmarks by name, such as `SciFact` or `MTEB(eng, v2)`, with all splits that MTEB scores; `scored-on-train` means all tasks of text benchmarks that MTEB scores on a train split. Needs `tuplesmith[mteb]`",
     )
     mode: Literal["drop", "report", "strict"] = Field(
         "drop",

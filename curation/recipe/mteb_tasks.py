@@ -6,7 +6,7 @@ from typing import Any
 
 from curation.core.errors import did_you_mean
 
-SCORED_ON_TRAIN = "scored-on-train"  # stands for all tasks of boards of texts that mteb scores on a train split
+SCORED_ON_TRAIN = "scored-on-train"  # means all tasks of text boards that mteb scores on a train split
 
 
 def named_tasks(name: str) -> list[Any]:

@@ -102,7 +102,7 @@ def drops(path: Path, dropped: pl.DataFrame, seed: int, name: str) -> dict[str, 
 
 
 def matched_queries(stages: dict[str, Path], samples: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
-    """Return the queries of the kept tuples that near-duplicates gave way to, by id; `stages` are the sources' folders."""
+    """Return the queries of tuples in whose favour near-duplicates were dropped, by id; `stages` are the sources' folders."""
     wanted: dict[str, set[str]] = {}
     for row in (row for rows in samples.values() for row in rows):
         if row["stage"] == "dedup" and row["matched_id"] and row["matched_source"] in stages:
