@@ -123,7 +123,7 @@ def _is_fields(annotation: object) -> bool:
     return (
         isinstance(annotation, type)
         and issubclass(annotation, Section)
-        and annotation.__name__ in ("DistillVectors", "Fields", "DeepSpeed", "OfSource", "Prompts")
+        and annotation.__name__ in ("DistillVectors", "Fields", "DeepSpeed", "Lora", "OfSource", "Prompts")
     )
 
 
