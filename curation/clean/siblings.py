@@ -77,8 +77,8 @@ def _judged(pairs: pl.DataFrame, forms: pl.Series, names: pl.Series) -> np.ndarr
     kind = pl.when(pl.col("word").str.contains(NUMBER_WORD)).then(HAS_NUMBER).when("named").then(HAS_NAME).otherwise(0)
     words = words.with_columns(kind.cast(pl.UInt8).alias("kind"), pl.col("word").rank("dense").alias("code"))
     missing, extra = _lacking(pairs, words, "left", "right"), _lacking(pairs, words, "right", "left")
-    differ = missing.filter(pl.col("kind") > 0).join(extra, on=["pair", "kind"], suffix="_own")
-    both = _replaced(differ).select("pair").unique().join(pairs, on="pair")
+    marked = _replaced(missing.filter(pl.col("kind") > 0), extra, ["pair", "kind"])
+    both = marked.select("pair").unique().join(pairs, on="pair")
     one, other = (sizes[both[side].to_numpy()] for side in ("left", "right"))
     both = both.filter(pl.Series((np.maximum(one, other) < WORDS_FROM) & (other <= one + one // 2 + 2)))
 
@@ -88,8 +88,7 @@ def _judged(pairs: pl.DataFrame, forms: pl.Series, names: pl.Series) -> np.ndarr
     crowd = crowd.join(often, on="left").filter(2 * pl.col("often") < pl.col("crowd"))
     slots = missing.group_by("left", "code").len("lacking").join(crowd, on="left")
     slots = slots.filter((pl.col("lacking") >= CROWD) & (2 * pl.col("lacking") >= pl.col("crowd")))
-    differ = missing.join(slots, on=["left", "code"], how="semi").join(extra, on="pair", suffix="_own")
-    in_slots = _replaced(differ)["pair"].unique()
+    in_slots = _replaced(missing.join(slots, on=["left", "code"], how="semi"), extra, ["pair"])["pair"].unique()
     return np.union1d(both["pair"].to_numpy(), in_slots.to_numpy())
 
 
@@ -101,11 +100,18 @@ def _lacking(pairs: pl.DataFrame, words: pl.DataFrame, one: str, other: str) -> 
     )
 
 
-def _replaced(differ: pl.DataFrame) -> pl.DataFrame:
-    """Return the rows of (pair, word, word_own) whose word is not a typo or inflection of a `word_own` of its pair."""
-    unlike = differ.select("word", "word_own").unique()
-    same = pl.Series([alike(one, two) for one, two in unlike.iter_rows()], dtype=pl.Boolean)
-    typos = differ.join(unlike.filter(same), on=["word", "word_own"], how="semi")
+def _replaced(missing: pl.DataFrame, extra: pl.DataFrame, on: list[str]) -> pl.DataFrame:
+    """Return the rows of `missing` that match rows of `extra`, none of which has the same word mistyped or inflected.
+
+    Of two words that are `alike`, at least the first two or the last two characters are equal: other words are not compared.
+    """
+    differ = missing.join(extra, on=on, how="semi")
+    ends = pl.concat_list(pl.col("word").str.head(2), pl.lit("-") + pl.col("word").str.tail(2)).alias("end")
+    one, other = (rows.select(*on, "word", ends).explode("end", empty_as_null=False) for rows in (differ, extra))
+    near = one.join(other, on=[*on, "end"], suffix="_own").select("pair", "word", "word_own")
+    words = near.select("word", "word_own").unique()
+    same = pl.Series([alike(word, own) for word, own in words.iter_rows()], dtype=pl.Boolean)
+    typos = near.join(words.filter(same), on=["word", "word_own"], how="semi")
     return differ.join(typos, on=["pair", "word"], how="anti")
 
 

@@ -178,6 +178,11 @@ def fill(server, manifest, folder: Path) -> None:
             head = named | ({"configs": configs} if id_ not in NAMES and configs else {})
             files["README.md"] = f"---\n{yaml.safe_dump(head)}---\n"
         server.put("datasets", id_, files, **({"oid": revision} if len(revision) == 40 else {"rev": revision}))
+    put_models(server, manifest, folder)
+
+
+def put_models(server, manifest, folder: Path) -> None:
+    """Put tiny random models into a Hub under the names of those that mine and train."""
     for number, id_ in enumerate((manifest.mine.model, manifest.train.model)):
         model = tiny_folder("qwen3", folder / str(number))
         said = json.loads((model / "config.json").read_text()) | {"max_position_embeddings": 2048}

@@ -108,17 +108,17 @@ def resolve(ask, kind, id_, rev, path):
     if entry is None:
         what = "Entry not found"
         return ask.send(404, {"error": what}, headers | {"X-Error-Code": "EntryNotFound", "X-Error-Message": what})
-    data, tag = ask.storage.content(entry["oid"], entry["size"]).read_bytes(), f'"{entry["oid"]}"'
-    headers |= {"ETag": tag, "Accept-Ranges": "bytes", "X-Linked-Size": str(len(data)), "X-Linked-ETag": tag}
+    file, size, tag = ask.storage.content(entry["oid"], entry["size"]), entry["size"], f'"{entry["oid"]}"'
+    headers |= {"ETag": tag, "Accept-Ranges": "bytes", "X-Linked-Size": str(size), "X-Linked-ETag": tag}
     asked = ask.headers.get("Range", "")
     if not asked.startswith("bytes="):
-        return ask.send(200, data, headers)
+        return ask.send_file(200, file, 0, size, headers)
     first, _, last = asked.removeprefix("bytes=").partition("-")
-    start = int(first) if first else max(len(data) - int(last), 0)
-    stop = min(int(last) + 1, len(data)) if first and last else len(data)
+    start = int(first) if first else max(size - int(last), 0)
+    stop = min(int(last) + 1, size) if first and last else size
     if start >= stop:
-        return ask.send(416, b"", {"Content-Range": f"bytes */{len(data)}"})
-    ask.send(206, data[start:stop], headers | {"Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"})
+        return ask.send(416, b"", {"Content-Range": f"bytes */{size}"})
+    ask.send_file(206, file, start, stop, headers | {"Content-Range": f"bytes {start}-{stop - 1}/{size}"})
 
 
 ROUTES = [

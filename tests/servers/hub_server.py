@@ -27,6 +27,7 @@ USERS = {
     "hf_reader": {"name": "owner", "orgs": ["org", "my-org"], "role": "read"},
     "hf_other": {"name": "other", "orgs": [], "role": "write"},
 }
+BLOCK = 1 << 20  # bytes
 ROUTES = [(method, re.compile(pattern), answer) for method, pattern, answer in hub_routes.ROUTES + hub_writes.ROUTES]
 
 
@@ -139,18 +140,31 @@ class Handler(BaseHTTPRequestHandler):
                 raise Refused(fault[2], "", "injected")
 
     def send(self, status, value=b"", headers=None):
-        if self.lost:
-            raise ConnectionAbortedError
         data = value if isinstance(value, bytes) else json.dumps(value).encode()
-        self.send_response(status)
-        kind = {} if isinstance(value, bytes) else {"Content-Type": "application/json"}
-        for name, text in (kind | (headers or {})).items():
-            if text:
-                self.send_header(name, text)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
+        self._send_head(
+            status, len(data), ({} if isinstance(value, bytes) else {"Content-Type": "application/json"}) | (headers or {})
+        )
         if self.command != "HEAD":
             self.wfile.write(data)
+
+    def send_file(self, status, path, start, stop, headers):
+        """Send a part of a file, a block at a time."""
+        self._send_head(status, stop - start, headers)
+        if self.command != "HEAD":
+            with path.open("rb") as file:
+                file.seek(start)
+                while block := file.read(min(BLOCK, stop - file.tell())):
+                    self.wfile.write(block)
+
+    def _send_head(self, status, size, headers):
+        if self.lost:
+            raise ConnectionAbortedError
+        self.send_response(status)
+        for name, text in headers.items():
+            if text:
+                self.send_header(name, text)
+        self.send_header("Content-Length", str(size))
+        self.end_headers()
 
     # -- what is asked for, and who may what
 

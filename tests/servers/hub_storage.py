@@ -66,7 +66,15 @@ class Storage:
         part.replace(self.blob(oid))
 
     def add(self, path, content):
-        """Keep a file; return what a tree says of it."""
+        """Keep a file, of which bytes are given or a path, whose file is moved; return what a tree says of it."""
+        if isinstance(content, Path):
+            size = content.stat().st_size
+            if not is_large(path, size=size):
+                return self.add(path, content.read_bytes())
+            with content.open("rb") as file:
+                oid = hashlib.file_digest(file, "sha256").hexdigest()
+            content.replace(self.blob(oid))
+            return {"oid": oid, "size": size, "lfs": True}
         large = is_large(path, content[:512], len(content))
         oid = hashlib.sha256(content).hexdigest() if large else git_oid(content)
         self.put(oid, content)
@@ -159,7 +167,7 @@ class Storage:
     # -- for tests
 
     def put_repo(self, kind, id_, files, *, rev="main", private=False, gated=False, tag=None, oid=None):
-        """Set a repository's files, made if it is not there; `files` is {path: bytes or str} or a folder. Returns the commit.
+        """Set a repository's files, made if it is not there; `files` is {path: bytes, str or Path} or a folder. Returns the commit.
 
         `rev` is a branch; with slashes it is a whole ref, such as refs/convert/parquet. `oid` names the commit.
         """
