@@ -101,7 +101,7 @@ class Words:
         words = self.draw.permutation(words)
         shares = 1 / np.arange(1, len(words) + 1) ** 0.8
         chosen = words[np.searchsorted(np.cumsum(shares / shares.sum()), self.draw.random(PHRASE << 20))]
-        ends = np.sort(self.draw.choice(np.arange(1, len(chosen)), (1 << 20) - 1, replace=False))
+        ends = np.arange(PHRASE, len(chosen), PHRASE) + self.draw.integers(0, 2, (1 << 20) - 1)  # phrases of 2 to 4 words
         self.phrases = pa.array([" ".join(part) for part in np.split(chosen, ends)])
 
     def texts(self, count: int, words: tuple[int, int], begin: np.ndarray | None = None) -> tuple[pl.Series, np.ndarray]:
