@@ -127,15 +127,14 @@ def main() -> None:
         seconds = timed(lambda: overlap_index.write_index(Path(folder), [frame], pl.Series([], dtype=pl.String)))
         index = overlap_index.read_index(Path(folder))
         assert index
-        lookup = overlap_lookup.ready(index)
-        overlap_lookup.look_up(lookup, some)  # compiled, or loaded, and warm
+        overlap_lookup.look_up(index, some)  # compiled, or loaded, and warm
         print(f"index of {len(rows)} texts: {seconds:.2f} CPU-s")
         print(f"{len(texts)} texts, {megabytes(texts):.1f} MB; peer {megabytes(some):.2f} MB")
         speeds: dict[str, list[float]] = {"datatrove": [], "ours, the same texts": [], "ours, all": []}
         theirs: dict[str, int] = {}
         for turn in range(rounds):
-            speeds["ours, all"].append(megabytes(texts) / timed(lambda: overlap_lookup.look_up(lookup, texts)))
-            speeds["ours, the same texts"].append(megabytes(some) / timed(lambda: overlap_lookup.look_up(lookup, some)))
+            speeds["ours, all"].append(megabytes(texts) / timed(lambda: overlap_lookup.look_up(index, texts)))
+            speeds["ours, the same texts"].append(megabytes(some) / timed(lambda: overlap_lookup.look_up(index, some)))
             job = {"evaluation": [row[3] for row in rows], "sets": {"speed": some.to_list(), **(sets if turn == 0 else {})}}
             (Path(folder) / "job.json").write_text(json.dumps(job))
             printed = subprocess.run([peer, "-c", PEER, f"{folder}/job.json"], capture_output=True, text=True, check=True).stdout
@@ -148,7 +147,7 @@ def main() -> None:
         runs = ", ".join(f"{value:.2f}" for value in speeds[name])
         print(f"{name}: {median:.2f} MB/CPU-s ({runs}), {median / medians['datatrove']:.0f}x")
     for name, made in sets.items():
-        found = overlap_lookup.look_up(lookup, pl.Series(made))["text"].n_unique()
+        found = overlap_lookup.look_up(index, pl.Series(made))["text"].n_unique()
         print(f"{name}: ours {found / len(made):.4f}, datatrove {theirs[name] / len(made):.4f} of {len(made)}")
 
 

@@ -402,7 +402,11 @@ def scaled(text: str, scale: float) -> str:
     return (
         text
         if scale == 1
-        else re.sub(r"\b(limit|skip|expected_rows|expected_tuples): (\d+)", lambda found: f"{found[1]}: {max(int(int(found[2]) * scale), 1)}", text)
+        else re.sub(
+            r"\b(limit|skip|expected_rows|expected_tuples): (\d+)",
+            lambda found: f"{found[1]}: {max(int(int(found[2]) * scale), 1)}",
+            text,
+        )
     )
 
 

@@ -390,7 +390,7 @@ def clean(job: Job, folder: Path, progress: Progress) -> Receipt:
             some.append(frame.with_columns(place=pl.int_range(start, start + len(frame), dtype=pl.UInt64)).filter(marks[-1]))
             start += len(frame)
         tuples, corpus, dropped, more_out = decontaminate.take_out(
-            job.decontaminate, folder, pl.concat(some), corpus, texts, matches, source.name
+            job.decontaminate, job.build / "decontaminate", folder, pl.concat(some), corpus, texts, matches, source.name
         )
         drops, out = [*drops, dropped], out + Counter(more_out)
         if len(dropped) or more_out:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 
-from curation.clean.overlap_index import INDEX_RULES, read_index, write_index
+from curation.clean.overlap_index import INDEX_RULES, INDEXED_AT_A_TIME, Index, read_index, read_texts, write_index
 from curation.clean.overlap_texts import (
     CORPUS,
     DOCUMENT,
@@ -30,7 +31,7 @@ from curation.core.errors import ManifestError
 from curation.core.progress import Progress
 from curation.core.record import dropped_frame
 from curation.core.store import digest_of, receipt_of, run_stage
-from curation.core.tables import read_parquet, write_blocks, write_parquet
+from curation.core.tables import read_groups, read_parquet, write_blocks, write_parquet
 from curation.core.text import normalised
 from curation.core.texts import Texts
 from curation.read.paths import expand_path, refuse_special
@@ -38,9 +39,6 @@ from curation.read.remote import pinned
 from curation.read.sources import fail_if_changed, file_states
 from curation.recipe.evaluation import Decontaminate
 from curation.shape.columns import EVIDENCE_CHARS
-
-if TYPE_CHECKING:
-    from curation.clean.overlap_lookup import Lookup
 
 HELDOUT_SETS = "heldout/"  # the held-out queries of a source are an evaluation set with the name `heldout/SOURCE`
 CONTAMINATION = pl.Schema(
@@ -58,10 +56,19 @@ CONTAMINATION = pl.Schema(
     }
 )
 
-MATCH_COLUMNS = {
-    **{name: CONTAMINATION[name] for name in ("task", "eval_id", "rule", "score", "evidence")},
-    "role": EVAL_TEXTS["role"],
-}
+MATCHES = pl.Schema(
+    {
+        "text": pl.UInt32(),  # number of a text of the source
+        "task": pl.String(),
+        "eval_id": pl.String(),
+        "role": EVAL_TEXTS["role"],
+        "rule": pl.String(),
+        "score": pl.Float64(),
+        "number": pl.UInt32(),  # of the text of the index that it matches
+    }
+)
+ROWS_AT_A_TIME = 1 << 17
+TEXTS_AT_A_TIME = 1 << 18
 
 
 class Cleaned(NamedTuple):
@@ -146,6 +153,7 @@ def depends_on(settings: Decontaminate | None, build: Path) -> list[object]:
 
 def take_out(
     settings: Decontaminate,
+    index_folder: Path,
     folder: Path,
     tuples: pl.DataFrame,
     corpus: np.ndarray,
@@ -157,6 +165,7 @@ def take_out(
 
     Args:
         settings: the manifest's `decontaminate:`.
+        index_folder: the index of the evaluation sets.
         folder: to write to.
         tuples: NUMBERED.
         corpus: numbers of the texts of the source's corpus, (n,) u32.
@@ -171,26 +180,30 @@ def take_out(
     removed = pl.lit(settings.mode != "report") & (~shared | (settings.mode == "strict"))
     action = pl.when(~removed).then(pl.lit("reported")).when(pl.col("field").is_in(["query", "positive"]))
     hits = hits.with_columns(action.then(pl.lit("dropped")).otherwise(pl.lit("negative_out")).alias("action"))
-    rows = hits.select(
-        pl.lit(source).alias("source"),
-        "id",
-        pl.when(shared).then(pl.lit("corpus")).otherwise("field").alias("field"),
-        "task",
-        "eval_id",
-        pl.when(pl.col("role") == QUERY).then(pl.lit("query")).otherwise(pl.lit("document")).alias("eval_field"),
-        "rule",
-        "score",
-        "evidence",
-        "action",
-    )
-    write_parquet(folder / "contamination.parquet", rows.cast(CONTAMINATION))
+
+    def rows() -> Iterator[pl.DataFrame]:
+        for part in hits.iter_slices(ROWS_AT_A_TIME) if len(hits) else [hits]:
+            yield part.select(
+                pl.lit(source).alias("source"),
+                "id",
+                pl.when(shared).then(pl.lit("corpus")).otherwise("field").alias("field"),
+                "task",
+                "eval_id",
+                pl.when(pl.col("role") == QUERY).then(pl.lit("query")).otherwise(pl.lit("document")).alias("eval_field"),
+                "rule",
+                "score",
+                _evidence(index_folder, part, texts).alias("evidence"),
+                "action",
+            ).cast(CONTAMINATION)
+
+    write_parquet(folder / "contamination.parquet", rows())
 
     # 2. Tuples with a contaminated query or positive are dropped
     gone = hits.filter(pl.col("action") == "dropped").unique("at", keep="first", maintain_order=True).sort("at")
     reason = pl.when(shared).then(pl.lit("shared_corpus")).otherwise(pl.lit("contaminated_") + pl.col("field"))
     gone = gone.with_columns(reason.alias("reason"))
     dropped = dropped_frame(
-        source, "decontaminate", gone["id"], gone["reason"], gone["evidence"], gone["eval_id"], gone["task"]
+        source, "decontaminate", gone["id"], gone["reason"], _evidence(index_folder, gone, texts), gone["eval_id"], gone["task"]
     ).with_columns(gone["score"])
     left = frame.join(gone, on="at", how="anti", maintain_order="left")
 
@@ -225,67 +238,102 @@ def _without_negatives(left: pl.DataFrame, out: pl.DataFrame) -> tuple[pl.DataFr
 
 
 def contaminated(index_folder: Path, texts: Texts, numbers: np.ndarray) -> pl.DataFrame:
-    """Return text (u32) and MATCH_COLUMNS of the contaminated ones of some texts, for each task the best match.
+    """Return MATCHES: the contaminated ones of some texts, for each task the best match, in order of the texts.
 
     Of one text, matches with a task's queries and answers come before others.
 
     Args:
         index_folder: the index of the evaluation sets.
         texts: the texts of a source.
-        numbers: of the texts to look up, (n,) u32.
+        numbers: of the texts to look up, (n,) u32, ascending.
     """
-    from curation.clean.overlap_lookup import RULES, look_up, ready, span_of  # loads the compiled loops
+    from curation.clean.overlap_lookup import RULES, look_up  # loads the compiled loops
 
-    index = read_index(index_folder)
-    nothing = pl.DataFrame(schema={"text": pl.UInt32, **MATCH_COLUMNS})
+    index, nothing = read_index(index_folder), pl.DataFrame(schema=MATCHES)
     if index is None:
         return nothing
-    lookup, parts, first = ready(index), [], 0
+    parts, first = [], 0
     for some in texts.batches(numbers):
-        found = look_up(lookup, some)
-        parts.append(found.with_columns(pl.Series(numbers[first + found["text"].to_numpy()], dtype=pl.UInt32).alias("text")))
+        found = look_up(index, some)
+        of_source = pl.Series("text", numbers[first + found["text"].to_numpy()], dtype=pl.UInt32)
+        parts.append(found.with_columns(of_source).cast({"entry": pl.UInt32, "kind": pl.UInt8}))
         first += len(some)
     if not any(map(len, parts)):
         return nothing
     found = pl.concat(parts)
-    keyed = found.with_columns(pl.Series("key", index.entry_keys[found["entry"].to_numpy()], dtype=pl.UInt64))
-    shards = (read_parquet(path) for path in sorted(index_folder.glob("texts-*.parquet")))
-    where = pl.concat([shard.join(keyed, on="key", how="semi", maintain_order="left") for shard in shards])
-    matches = keyed.join(where, on="key", how="inner").with_columns((pl.col("role") == CORPUS).alias("shared"))
-    matches = matches.join(_template_matches(lookup, matches, texts), on=["text", "entry"], how="anti")
-    matches = matches.sort("text", "task", "shared", "kind", -pl.col("score"), "role", "eval_id", "form")
-    best = matches.unique(["text", "task"], keep="first", maintain_order=True)
-    spelled = zip(texts.at(best["text"]), *(best[name] for name in ("form", "kind")), strict=True)
-    spans = [span_of(text, form, kind) for text, form, kind in spelled]
-    best = best.with_columns(
-        pl.Series("evidence", spans, dtype=pl.String).str.slice(0, EVIDENCE_CHARS),
-        pl.col("kind").replace_strict(range(len(RULES)), RULES, return_dtype=pl.String).alias("rule"),
-    ).sort("text", "shared", "kind", "task", maintain_order=True)
-    return best.select("text", *MATCH_COLUMNS)
+    found = found.join(
+        _template_matches(index_folder, index, found, texts), on=["text", "entry"], how="anti", maintain_order="left"
+    )
+
+    # the texts of each entry, and of these for each task the best
+    best, starts = [nothing], np.flatnonzero(np.append(True, np.diff(found["text"].to_numpy()) != 0)[: len(found)])
+    cuts = [*starts[::TEXTS_AT_A_TIME].tolist(), len(found)]
+    for begin, end in pairwise(cuts):
+        met = found[begin:end]
+        entry = met["entry"].to_numpy().astype(np.int64)
+        begins = index.text_begins[entry].astype(np.int64)
+        counts = index.text_begins[entry + 1] - begins
+        each = np.repeat(np.arange(len(met)), counts)
+        offsets = np.arange(len(each)) - np.repeat(np.cumsum(counts) - counts, counts)
+        number = index.text_numbers[begins[each] + offsets]
+        there = read_texts(index_folder, index, number, ["task", "eval_id", "role"])
+        matches = met[each].with_columns(*there, pl.Series("number", number), (there["role"] == CORPUS).alias("shared"))
+        unlike = (matches["kind"] > 0).arg_true().to_numpy()
+        form = pl.repeat("", len(matches), dtype=pl.String, eager=True).scatter(
+            unlike, read_texts(index_folder, index, number[unlike], ["form"])["form"]
+        )
+        order = ("text", "task", "shared", "kind", -pl.col("score"), "role", "eval_id", "form")
+        matches = matches.with_columns(form.alias("form")).sort(order, maintain_order=True)
+        rows = matches.unique(["text", "task"], keep="first", maintain_order=True)
+        rows = rows.sort("text", "shared", "kind", "task", maintain_order=True)
+        rule = pl.col("kind").replace_strict(range(len(RULES)), RULES, return_dtype=pl.String)
+        best.append(rows.with_columns(rule.alias("rule")).select(MATCHES.names()).cast(MATCHES))
+    return pl.concat(best)
 
 
-def _template_matches(lookup: Lookup, matches: pl.DataFrame, texts: Texts) -> pl.DataFrame:
+def _evidence(index_folder: Path, matches: pl.DataFrame, texts: Texts) -> pl.Series:
+    """Return what each text of MATCHES has in common with the text of the evaluation set, cut off."""
+    from curation.clean.overlap_lookup import span_of  # loads the compiled loops
+
+    spelled, part = texts.at(matches["text"]), matches["rule"] != "equal"
+    index = read_index(index_folder) if part.any() else None
+    if index is None:
+        return spelled.str.slice(0, EVIDENCE_CHARS)
+    some = matches.filter(part)
+    forms = read_texts(index_folder, index, some["number"].to_numpy(), ["form"])["form"]
+    spans = [span_of(*one) for one in zip(spelled.filter(part), forms, some["rule"], strict=True)]
+    return spelled.scatter(part.arg_true(), pl.Series(spans, dtype=pl.String)).str.slice(0, EVIDENCE_CHARS)
+
+
+def _template_matches(index_folder: Path, index: Index, found: pl.DataFrame, texts: Texts) -> pl.DataFrame:
     """Return text, entry of the matches that are siblings, not copies; matches between the entries are evidence too."""
     from curation.clean.overlap_lookup import look_up  # loads the compiled loops
 
-    entries = matches.unique("entry", keep="first", maintain_order=True).select("entry", "form", "names")
-    kin = look_up(lookup, entries["form"]).join(entries, on="entry", how="semi").filter(pl.col("kind") > 0)
-    unsure = matches.filter(pl.col("kind") > 0).select("text", "entry").unique(maintain_order=True)
-    once = unsure["text"].unique(maintain_order=True)
-    spelled = texts.at(once)
-    forms = pl.concat([entries["form"], normalised(spelled).fill_null("").alias("form")])
-    names = pl.concat([entries["names"], capitalised_words(spelled)])
-    place = entries.select("entry", pl.int_range(pl.len(), dtype=pl.UInt32).alias("left"))
-    own = once.to_frame().select("text", pl.int_range(len(entries), len(entries) + pl.len(), dtype=pl.UInt32).alias("right"))
-    theirs = unsure.join(place, on="entry", maintain_order="left").join(own, on="text", maintain_order="left")
-    pairs = pl.concat(
-        [
-            theirs.select("left", "right"),
-            kin.join(place, on="entry", maintain_order="left").select("left", pl.col("text").cast(pl.UInt32).alias("right")),
-        ]
-    )
-    found = siblings(pairs["left"].to_numpy(), pairs["right"].to_numpy(), lambda some: (forms.gather(some), names.gather(some)))
-    return unsure.filter(pl.Series(found[: len(unsure)]))
+    unsure = found.filter(pl.col("kind") > 0).select("text", "entry")
+    if not len(unsure):
+        return unsure
+    entries, first_text = found["entry"].unique().to_numpy(), index.text_numbers[index.text_begins[:-1]]
+    kin = []
+    for start in range(0, len(entries), INDEXED_AT_A_TIME):
+        some = entries[start : start + INDEXED_AT_A_TIME]
+        forms = read_texts(index_folder, index, first_text[some], ["form"])["form"]
+        near = look_up(index, forms).filter(pl.col("kind") > 0).cast({"entry": pl.UInt32})
+        near = near.join(unsure, on="entry", how="semi", maintain_order="left")
+        kin.append(near.select(pl.Series("right", some[near["text"].to_numpy()]), pl.col("entry").alias("left")))
+
+    count = len(index.sizes)  # texts of the source are numbered after the entries
+
+    def read(numbers: np.ndarray) -> tuple[pl.Series, pl.Series]:
+        entry, own = numbers[numbers < count], numbers[numbers >= count] - count
+        there = read_texts(index_folder, index, first_text[entry], ["form", "names"])
+        spelled = texts.at(own)
+        forms = pl.concat([there["form"], normalised(spelled).fill_null("").alias("form")])
+        return forms, pl.concat([there["names"], capitalised_words(spelled)])
+
+    near = pl.concat(kin)
+    left = np.concatenate([unsure["entry"].to_numpy(), near["left"].to_numpy()])
+    right = np.concatenate([unsure["text"].to_numpy().astype(np.int64) + count, near["right"].to_numpy()])
+    return unsure.filter(pl.Series(siblings(left.astype(np.int64), right, read)[: len(unsure)]))
 
 
 def table_of(build: Path, only: list[str]) -> list[tuple[str, str, int, int, int, int]]:
@@ -308,9 +356,12 @@ def gather(settings: Decontaminate | None, build: Path, sources: list[str]) -> d
         return None
     stages = [build / "cleaned" / name / "contamination.parquet" for name in sources]
     there = [stage for stage in stages if stage.exists()]
-    write_blocks(path, (read_parquet(stage) for stage in there) if there else [pl.DataFrame(schema=CONTAMINATION)])
+    write_blocks(
+        path, (block for stage in there for block in read_groups(stage)) if there else [pl.DataFrame(schema=CONTAMINATION)]
+    )
     tasks: dict[str, dict[str, dict[str, int]]] = {}
-    counts = pl.concat([pl.DataFrame(schema=CONTAMINATION), *(read_parquet(stage) for stage in there)])
+    asked = ["task", "source", "field"]
+    counts = pl.concat([pl.DataFrame(schema=CONTAMINATION).select(asked), *(read_parquet(stage, asked) for stage in there)])
     for task, source, field, count in (
         counts.group_by("task", "source", "field", maintain_order=True).len().sort("task", maintain_order=True).iter_rows()
     ):

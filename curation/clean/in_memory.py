@@ -126,7 +126,7 @@ def overlaps(data: Any, against: Any, columns: Sequence[str] | None = None) -> p
         (folder / "decontaminate").mkdir()
         write_index(folder / "decontaminate", frames(), pl.Series([], dtype=pl.String))
         matches = contaminated(folder / "decontaminate", once, np.arange(len(once)))
-        take_out(Decontaminate(), folder, numbers, none, once, matches, "given")
+        take_out(Decontaminate(), folder / "decontaminate", folder, numbers, none, once, matches, "given")
         found = read_parquet(folder / "contamination.parquet").filter(pl.col("action") == "dropped")
     of_ours = ours.select("row", "column", "text")[found["id"].cast(pl.Int64)]
     found = pl.concat([of_ours, found.drop("source", "text", strict=False)], how="horizontal")

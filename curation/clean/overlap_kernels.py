@@ -24,7 +24,6 @@ from curation.core.fold_kernels import fold, room_for
 from curation.core.jit import compiled
 
 _MIX_U = np.uint64(MIX)
-_PLACE, _COUNT = np.uint64(24), np.uint64((1 << 24) - 1)
 # places are unsigned in the inner loops: numba guards signed ones against negative values
 _CHARS_WIDTH, _SEEDS_WIDTH, _WORDS_WIDTH = (np.array(width, np.uint64) for width in (CHARS_WIDTH, SEEDS_WIDTH, WORDS_WIDTH))
 
@@ -36,24 +35,6 @@ def _mixed(value):
 
 
 @compiled
-def fill(keys, begins, log_words, log_slots):
-    """Return (bits, slots) of sorted distinct keys: a filter with two bits per key in one word, and a table of key and postings.
-
-    Postings are encoded as first place * 2^24 + number; a key has at least one and less than 2^24.
-    """
-    bits, slots = np.zeros(1 << log_words, np.uint64), np.zeros((1 << log_slots, 2), np.uint64)
-    mask = np.uint64((1 << log_slots) - 1)
-    for at in range(len(keys)):
-        key = keys[at]
-        bits[key >> np.uint64(64 - log_words)] |= (U1 << (key & U63)) | (U1 << ((key >> U6) & U63))
-        slot = key & mask
-        while slots[slot, 1]:
-            slot = (slot + U1) & mask
-        slots[slot, 0], slots[slot, 1] = key, (begins[at] << 24) + begins[at + 1] - begins[at]
-    return bits, slots
-
-
-@compiled
 def _maybe(key, bits, shift):
     """Return 1 if a key may be in the table, 0 if it is not."""
     word = bits[key >> shift]
@@ -61,14 +42,13 @@ def _maybe(key, bits, shift):
 
 
 @compiled
-def _find(key, slots, mask):
-    """Return the postings of a key, or 0."""
-    slot = key & mask
-    while slots[slot, 1]:
-        if slots[slot, 0] == key:
-            return slots[slot, 1]
-        slot = (slot + U1) & mask
-    return U0
+def _find(key, keys, firsts, shift):
+    """Return the place of a key, or the number of keys."""
+    bucket = key >> shift
+    for at in range(np.int64(firsts[bucket]), np.int64(firsts[bucket + U1])):
+        if keys[at] == key:
+            return at
+    return len(keys)
 
 
 @compiled
@@ -124,12 +104,12 @@ def _gram(first, end, mark, sums, backs):
 
 
 @compiled
-def _meet(dense, size, chars, spaced, cuts, spaces, sums, backs, table, keys, hits, needs, touched, counts):
+def _meet(dense, size, chars, spaced, cuts, spaces, sums, backs, table, asked, hits, needs, touched, counts):
     """Look up all grams of one text; write the entries that share enough grams into `touched`, and return their number.
 
     `counts` gets the number of shared grams, -1 for an equal form. `hits` is all 0 before and after.
     """
-    bits, slots, entries, shift, mask = table
+    bits, firsts, keys, begins, entries, shift = table
     plain = chars == size  # ASCII: places are bytes
     whole = _mixed(sums[size] ^ KIND_MARKS[WHOLE, dense])
     count = U0  # no branches: the processor fetches many words of the filter at a time
@@ -140,7 +120,7 @@ def _meet(dense, size, chars, spaced, cuts, spaces, sums, backs, table, keys, hi
             break
         ends = (at, at + width) if plain else (np.uint64(cuts[at]), np.uint64(cuts[at + width]))
         key = _gram(*ends, mark, sums, backs)
-        keys[count] = key
+        asked[count] = key
         count += _maybe(key, bits, shift)
     width, mark = _WORDS_WIDTH[dense], KIND_MARKS[WORD_GRAMS, dense]
     for number in range(np.uint64(max((chars + 1 if dense else spaced) - np.int64(width), 0))):
@@ -150,24 +130,20 @@ def _meet(dense, size, chars, spaced, cuts, spaces, sums, backs, table, keys, hi
             first, end = np.uint64(spaces[number]) + U1, np.uint64(spaces[number + width])
             ends = (first, end) if plain else (np.uint64(cuts[first]), np.uint64(cuts[end]))
             key = _gram(*ends, mark, sums, backs)
-        keys[count] = key
+        asked[count] = key
         count += _maybe(key, bits, shift)
-    some = U0
-    for at in range(count):  # without branches too; this removes most keys that are not in the table
-        key = keys[at]
-        keys[some] = key
-        some += np.uint64(slots[key & mask, 1] != 0)
     met = np.uint64(0)
-    for at in range(some):
-        postings = _find(keys[at], slots, mask)
-        for place in range(postings >> _PLACE, (postings >> _PLACE) + (postings & _COUNT)):
-            entry = entries[place]
-            touched[met] = entry
-            met += np.uint64(hits[entry] == 0)
-            hits[entry] += 1
-    postings = _find(whole, slots, mask) if _maybe(whole, bits, shift) else U0
-    if postings:
-        entry = entries[postings >> _PLACE]
+    for at in range(count):
+        place = _find(asked[at], keys, firsts, shift - U1)
+        if place < len(keys):
+            for posting in range(begins[place], begins[place + 1]):
+                entry = entries[posting]
+                touched[met] = entry
+                met += np.uint64(hits[entry] == 0)
+                hits[entry] += 1
+    place = _find(whole, keys, firsts, shift - U1) if _maybe(whole, bits, shift) else len(keys)
+    if place < len(keys):
+        entry = entries[begins[place]]
         touched[met] = entry
         met += np.uint64(hits[entry] == 0)
         hits[entry] = -1
@@ -246,24 +222,24 @@ def _count_shared(wanted, count, seen, stamps, stamp):
 
 
 @compiled
-def scan(data, starts, first, folds, bits, slots, entries, gram_begins, grams, few, needs, share, hits, found):
+def scan(data, starts, first, folds, table, gram_begins, grams, few, needs, share, hits, found):
     """Look texts up from number `first` on; fill found (room, 4) i64: text, entry, kind, number of shared grams.
 
     Return (the text to continue with, matches). Stops early if `found` is full; it must have room for all entries. `hits`
-    (entries,) i64 is all 0, `needs` (entries,) u8 is the number of grams a text must share, `share` is in tenths, `folds` is
-    `characters.folding_table()`.
+    (entries,) i64 is all 0, `share` is in tenths, `folds` is `characters.folding_table()`; `table` and the others are of `Index`.
     """
     room = 4
     for text in range(first, len(starts) - 1):
         room = max(room, room_for(data, starts[text], starts[text + 1]))
     folding = np.empty((2, room), np.uint8)
-    form, touched, keys = np.empty(room, np.uint8), np.empty(len(hits) + 1, np.int64), np.empty(2 * room, np.uint64)
+    form, touched, asked = np.empty(room, np.uint8), np.empty(len(hits) + 1, np.int64), np.empty(2 * room, np.uint64)
     powers, backs, sums = _powers(U_BASE, U_BASE, room), _powers(U_INVERSE, U1, room), np.empty(room, np.uint64)
     each, own, spaces = np.arange(room, dtype=np.int32), np.empty(room, np.int32), np.empty(room, np.int32)
     wide = _wide(2 * room)
     seen, stamps, marked = np.empty(wide, np.uint32), np.full(wide, -1, np.int32), np.empty(_wide(8 * room), np.uint8)
     counts, own_chars = np.empty(len(hits) + 1, np.int64), np.empty(room, np.uint32)
-    table = (bits, slots, entries, np.uint64(64 - np.int64(np.log2(len(bits)))), np.uint64(len(slots) - 1))
+    bits, firsts, keys, begins, entries = table
+    lookup = (bits, firsts, keys, begins, entries, np.uint64(64 - np.int64(np.log2(len(bits)))))
     count = 0
     for text in range(first, len(starts) - 1):
         size, spaceless, _ = fold(data, starts[text], starts[text + 1], folds, form, folding)
@@ -272,7 +248,7 @@ def scan(data, starts, first, folds, bits, slots, entries, gram_begins, grams, f
         chars, spaced = _cut(form, size, powers, sums, own, spaces)
         cuts = each if chars == size else own
         dense = 1 if 2 * spaceless > chars - spaced else 0  # by the characters other than spaces
-        met = _meet(dense, size, chars, spaced, cuts, spaces, sums, backs, table, keys, hits, needs, touched, counts)
+        met = _meet(dense, size, chars, spaced, cuts, spaces, sums, backs, lookup, asked, hits, needs, touched, counts)
         full, distinct, these, marks, shift = count + met > len(found), -1, own_chars[:0], marked[:0], np.uint32(0)
         for at in range(met):
             entry = touched[at]

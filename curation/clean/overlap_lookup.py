@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
 from curation.clean import overlap_kernels
-from curation.clean.overlap_index import CHARS_WIDTH, SHARED_TENTHS, TWO_FROM, WHOLE, WORD_GRAMS, WORDS_WIDTH, Index, measures_of
+from curation.clean.overlap_index import CHARS_WIDTH, SHARED_TENTHS, WHOLE, WORDS_WIDTH, Index, measures_of
 from curation.clean.signatures import prepare, threads
 from curation.core import characters
 from curation.core.text import normalised
@@ -26,28 +25,11 @@ FOUND = pl.Schema({"text": pl.Int64(), "entry": pl.Int64(), "kind": pl.Int64(), 
 BLOCK_BYTES = 1 << 23  # of texts looked up at a time
 
 
-class Lookup(NamedTuple):
-    """An index, ready for the compiled loop."""
-
-    arrays: Index
-    needs: np.ndarray  # (entries,) u8: how many SEED_GRAMS or WORD_GRAMS a text must share
-    table: tuple[np.ndarray, ...]  # bits, slots
-
-
-def ready(index: Index) -> Lookup:
-    """Make the hash table of an index."""
-    seeds = np.bincount(index.entries, minlength=len(index.entry_keys)) - 1  # of short entries: all keys except the whole
-    needs = np.where((np.diff(index.gram_begins) > 0) & (seeds >= TWO_FROM), 2, 1).astype(np.uint8)
-    log = max(6, len(index.keys).bit_length())  # at least 16 bits and two slots per key
-    return Lookup(index, needs, overlap_kernels.fill(index.keys, index.begins, log - 2, log + 1))
-
-
-def look_up(lookup: Lookup, texts: pl.Series) -> pl.DataFrame:
+def look_up(index: Index, texts: pl.Series) -> pl.DataFrame:
     """Return FOUND: the texts (no nulls, by number) that match an entry, in order of text and entry.
 
     `score` is the share of the entry's grams that the text has; 1 for equal forms.
     """
-    index = lookup.arrays
     ends = np.cumsum(texts.str.len_bytes().to_numpy().astype(np.int64))
     bounds = [0, *(np.flatnonzero(np.diff(ends // BLOCK_BYTES)) + 1).tolist(), len(texts)]
 
@@ -55,11 +37,12 @@ def look_up(lookup: Lookup, texts: pl.Series) -> pl.DataFrame:
         """Return (matches, 4) i64 of the texts from `first` to `end`: text, entry, kind, number of shared grams."""
         first, end = block
         data, at = prepare(texts.slice(first, end - first)), 0
-        hits, found = np.zeros(len(index.entry_keys), np.int64), []
-        entries = (index.entries, index.gram_begins, index.grams, index.few, lookup.needs, SHARED_TENTHS)
+        hits, found = np.zeros(len(index.sizes), np.int64), []
+        table = (index.bits, index.firsts, index.keys, index.begins, index.entries)
+        entries = (index.gram_begins, index.grams, index.few, index.needs, SHARED_TENTHS)
         while at < end - first:  # the loop stops early if `part` is full
             part = np.empty((len(hits) + end - first, 4), np.int64)
-            at, count = overlap_kernels.scan(*data, at, characters.folding_table(), *lookup.table, *entries, hits, part)
+            at, count = overlap_kernels.scan(*data, at, characters.folding_table(), table, *entries, hits, part)
             found.append(part[:count])
         return np.asarray(np.concatenate(found) + np.array([first, 0, 0, 0]))
 
@@ -72,21 +55,19 @@ def look_up(lookup: Lookup, texts: pl.Series) -> pl.DataFrame:
     return table.with_columns(score.alias("score")).select(list(FOUND)).cast(FOUND).sort("text", "entry")
 
 
-def span_of(text: str, entry: str, kind: int) -> str:
+def span_of(text: str, entry: str, rule: str) -> str:
     """Return what a text shares with the form of an entry, from the first common gram to the last of that run."""
-    if kind == WHOLE:
-        return text
     form = str(normalised(pl.Series([text]))[0])
     dense = int(measures_of(pl.Series([entry])).spaceless[0])
-    by_words = kind == WORD_GRAMS and not dense
+    by_words = rule == "words" and not dense
     gap = " " if by_words else ""
-    width = (WORDS_WIDTH if kind == WORD_GRAMS else CHARS_WIDTH)[dense]
+    width = (WORDS_WIDTH if rule == "words" else CHARS_WIDTH)[dense]
     here, there = (one.split(" ") if by_words else list(f" {one} ") for one in (form, entry))
     known = {gap.join(there[at : at + width]) for at in range(len(there) - width + 1)}
     places = [at for at in range(len(here) - width + 1) if gap.join(here[at : at + width]) in known]
     if not places:
         return form
     last = places[-1]
-    if kind == WORD_GRAMS:
+    if rule == "words":
         last = next(at for at in places if at + 1 not in places)
     return gap.join(here[places[0] : last + width]).strip()

@@ -67,10 +67,19 @@ def _runs_of_lefts(left: np.ndarray) -> Iterator[np.ndarray]:
 
 def _judged(pairs: pl.DataFrame, forms: pl.Series, names: pl.Series) -> np.ndarray:
     """Return the pairs that are siblings; left and right are positions in forms and names."""
+    # most pairs of long texts have no crowd: their words need not be compared
+    lists = forms.str.extract_all(WORD_OR_SIGN).list.unique().alias("word")
+    sizes = lists.list.len().to_numpy()
+    one, other = (sizes[pairs[side].to_numpy()] for side in ("left", "right"))
+    short = pl.Series((np.maximum(one, other) < WORDS_FROM) & (other <= one + one // 2 + 2))
+    crowd = pairs.group_by("left").len("crowd").filter(pl.col("crowd") >= CROWD)
+    pairs = pairs.with_columns(short.alias("short")).filter(pl.col("short") | pl.col("left").is_in(crowd["left"].implode()))
+    if not len(pairs):
+        return np.zeros(0, np.uint32)
+
     numbers = pl.int_range(len(forms), dtype=pl.UInt32, eager=True).alias("text")
-    words = pl.DataFrame([numbers, forms.str.extract_all(WORD_OR_SIGN).list.unique().alias("word")])
-    words = words.explode("word", empty_as_null=False).drop_nulls()
-    sizes = np.bincount(words["text"].to_numpy(), minlength=len(forms))
+    used = pl.Series(np.isin(numbers, np.concatenate([pairs["left"], pairs["right"]])))
+    words = pl.DataFrame([numbers, lists]).filter(used).explode("word", empty_as_null=False).drop_nulls()
     named = pl.DataFrame([numbers, names.alias("word")]).explode("word", empty_as_null=False).drop_nulls().unique()
     words = words.join(named.with_columns(named=True), on=["text", "word"], how="left", maintain_order="left")
     words = words.filter(~pl.col("word").str.contains(IDENTIFIER) | pl.col("word").str.contains(NUMBER_WORD))
@@ -78,12 +87,9 @@ def _judged(pairs: pl.DataFrame, forms: pl.Series, names: pl.Series) -> np.ndarr
     words = words.with_columns(kind.cast(pl.UInt8).alias("kind"), pl.col("word").rank("dense").alias("code"))
     missing, extra = _lacking(pairs, words, "left", "right"), _lacking(pairs, words, "right", "left")
     marked = _replaced(missing.filter(pl.col("kind") > 0), extra, ["pair", "kind"])
-    both = marked.select("pair").unique().join(pairs, on="pair")
-    one, other = (sizes[both[side].to_numpy()] for side in ("left", "right"))
-    both = both.filter(pl.Series((np.maximum(one, other) < WORDS_FROM) & (other <= one + one // 2 + 2)))
+    both = pairs.filter("short").join(marked, on="pair", how="semi")
 
     # slots: words of a left text that at least half of its CROWD or more right texts lack, without one common replacement
-    crowd = pairs.group_by("left").len("crowd").filter(pl.col("crowd") >= CROWD)
     often = extra.group_by("left", "code").len("often").group_by("left").agg(pl.col("often").max())
     crowd = crowd.join(often, on="left").filter(2 * pl.col("often") < pl.col("crowd"))
     slots = missing.group_by("left", "code").len("lacking").join(crowd, on="left")

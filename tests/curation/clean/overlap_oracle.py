@@ -6,23 +6,22 @@ import numpy as np
 import polars as pl
 
 from curation.clean.overlap_index import CHAR_GRAMS, SEED_GRAMS, SHARED_TENTHS, WHOLE, WORD_GRAMS, Forms, Index
-from curation.clean.overlap_lookup import FOUND, Lookup
+from curation.clean.overlap_lookup import FOUND
 from curation.core.text import normalised
 
 
-def looked_up(lookup: Lookup, texts: pl.Series) -> pl.DataFrame:
+def looked_up(index: Index, texts: pl.Series) -> pl.DataFrame:
     """What `overlap_lookup.look_up` returns."""
-    index = lookup.arrays
     forms = Forms(normalised(texts).fill_null(""))
     with_words = np.diff(forms.starts) > 2  # a form without any word matches nothing
     whole, seeds, words = forms.grams(WHOLE, with_words), forms.grams(SEED_GRAMS), forms.grams(WORD_GRAMS)
     equal = postings(index, whole.text, whole.key).unique().with_columns(shared=pl.lit(1, pl.UInt32))
     by_words = postings(index, words.text, words.key).group_by("text", "entry").len("shared")
     met = postings(index, seeds.text, seeds.key).group_by("text", "entry").len()
-    near = share_enough(index, forms, met.filter(pl.col("len") >= lookup.needs[met["entry"].to_numpy()]))
+    near = share_enough(index, forms, met.filter(pl.col("len") >= index.needs[met["entry"].to_numpy()]))
     parts = [equal.with_columns(kind=pl.lit(WHOLE), score=pl.lit(1.0))]
     for kind, part in ((CHAR_GRAMS, near), (WORD_GRAMS, by_words)):
-        score = part["shared"] / np.maximum(index.sizes[part["entry"].to_numpy()], 1)
+        score = part["shared"] / np.maximum(index.sizes[part["entry"].to_numpy()].astype(np.int64), 1)
         part = part.with_columns(kind=pl.lit(kind), score=score.clip(upper_bound=1.0))
         parts.append(part.join(equal, on=["text", "entry"], how="anti"))
     return pl.concat([part.select(list(FOUND)).cast(FOUND) for part in parts]).sort("text", "entry")
@@ -31,7 +30,7 @@ def looked_up(lookup: Lookup, texts: pl.Series) -> pl.DataFrame:
 def postings(index: Index, text: np.ndarray, keys: np.ndarray) -> pl.DataFrame:
     """Return text and entry of every gram that leads to an entry."""
     counts = np.diff(index.begins)
-    known = pl.DataFrame({"key": np.repeat(index.keys, counts), "entry": index.entries})
+    known = pl.DataFrame({"key": np.repeat(index.keys, counts), "entry": index.entries.astype(np.int64)})
     return pl.DataFrame({"text": text, "key": keys}).join(known, on="key").select("text", "entry")
 
 

@@ -80,7 +80,7 @@ def taken(build, *items, mode="drop", corpus=()):
     (build / "out").mkdir(exist_ok=True)
     numbers, others, texts = numbered(tuples(*items), pl.Series("text", corpus, dtype=pl.String))
     matches = contaminated(build / "decontaminate", texts, np.arange(len(texts)))
-    made = take_out(Decontaminate(mode=mode), build / "out", numbers, others, texts, matches, "s")
+    made = take_out(Decontaminate(mode=mode), build / "decontaminate", build / "out", numbers, others, texts, matches, "s")
     made = made._replace(tuples=spelled(made.tuples, texts), corpus=texts.at(made.corpus))
     return made, read_parquet(build / "out" / "contamination.parquet")
 
@@ -204,11 +204,11 @@ def test_matches_are_those_of_the_oracle_and_a_clean_build_has_none(tmp_path_fac
     )
     texts = [*texts, data.draw(st.sampled_from(evals))[0] + " and more", data.draw(st.sampled_from(evals))[0]]
     index, series = overlap_index.read_index(folder / "decontaminate"), pl.Series(texts)
-    fast = overlap_lookup.look_up(overlap_lookup.ready(index), series) if index else None
-    assert index is None or looked_up(overlap_lookup.ready(index), series).equals(fast)
+    fast = overlap_lookup.look_up(index, series) if index else None
+    assert index is None or looked_up(index, series).equals(fast)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(overlap_lookup, "BLOCK_BYTES", 50)
-        assert index is None or overlap_lookup.look_up(overlap_lookup.ready(index), series).equals(fast)
+        assert index is None or overlap_lookup.look_up(index, series).equals(fast)
     items = [(text, [texts[at - 1]], [texts[at - 2]]) for at, text in enumerate(texts)]
     made, found = taken(folder, *items, mode="strict", corpus=texts)
     assert len(made.tuples) + len(made.dropped) == len(items)

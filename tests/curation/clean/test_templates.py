@@ -53,7 +53,7 @@ def left_of(folder, asked, texts):
     overlap_index.write_index(folder / "decontaminate", [frame], pl.Series([], dtype=pl.String))
     made, corpus, numbered_texts = numbered(tuples(*((text, ["b"], []) for text in texts)), pl.Series("text", [], pl.String))
     matches = contaminated(folder / "decontaminate", numbered_texts, np.arange(len(numbered_texts)))
-    left = take_out(Decontaminate(), folder, made, corpus, numbered_texts, matches, "s").tuples
+    left = take_out(Decontaminate(), folder / "decontaminate", folder, made, corpus, numbered_texts, matches, "s").tuples
     return numbered_texts.at(left["query"]).to_list()
 
 
