@@ -293,7 +293,7 @@ def contaminated(index_folder: Path, texts: Texts, numbers: np.ndarray) -> pl.Da
 
 def _evidence(index_folder: Path, matches: pl.DataFrame, texts: Texts) -> pl.Series:
     """Return what each text of MATCHES has in common with the text of the evaluation set, cut off."""
-    from curation.clean.overlap_lookup import span_of  # loads the compiled loops
+    from curation.clean.overlap_lookup import spans_of  # loads the compiled loops
 
     spelled, part = texts.at(matches["text"]), matches["rule"] != "equal"
     index = read_index(index_folder) if part.any() else None
@@ -301,8 +301,7 @@ def _evidence(index_folder: Path, matches: pl.DataFrame, texts: Texts) -> pl.Ser
         return spelled.str.slice(0, EVIDENCE_CHARS)
     some = matches.filter(part)
     forms = read_texts(index_folder, index, some["number"].to_numpy(), ["form"])["form"]
-    spans = [span_of(*one) for one in zip(spelled.filter(part), forms, some["rule"], strict=True)]
-    return spelled.scatter(part.arg_true(), pl.Series(spans, dtype=pl.String)).str.slice(0, EVIDENCE_CHARS)
+    return spelled.scatter(part.arg_true(), spans_of(spelled.filter(part), forms, some["rule"])).str.slice(0, EVIDENCE_CHARS)
 
 
 def _template_matches(index_folder: Path, index: Index, found: pl.DataFrame, texts: Texts) -> pl.DataFrame:

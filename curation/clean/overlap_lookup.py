@@ -55,10 +55,13 @@ def look_up(index: Index, texts: pl.Series) -> pl.DataFrame:
     return table.with_columns(score.alias("score")).select(list(FOUND)).cast(FOUND).sort("text", "entry")
 
 
-def span_of(text: str, entry: str, rule: str) -> str:
-    """Return what a text shares with the form of an entry, from the first common gram to the last of that run."""
-    form = str(normalised(pl.Series([text]))[0])
-    dense = int(measures_of(pl.Series([entry])).spaceless[0])
+def spans_of(texts: pl.Series, entries: pl.Series, rules: pl.Series) -> pl.Series:
+    """Return what each text shares with the form of an entry, from the first common gram to the last of that run."""
+    spelled = zip(normalised(texts), entries, rules, measures_of(entries).spaceless.tolist(), strict=True)
+    return pl.Series([_span(*one) for one in spelled], dtype=pl.String)
+
+
+def _span(form: str, entry: str, rule: str, dense: int) -> str:
     by_words = rule == "words" and not dense
     gap = " " if by_words else ""
     width = (WORDS_WIDTH if rule == "words" else CHARS_WIDTH)[dense]
