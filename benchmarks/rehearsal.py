@@ -1,16 +1,16 @@
 """F2LLM at its full size, without its data: `python benchmarks/rehearsal.py` (--scale 0.01 for a first look).
 
-A Hub on this machine serves made-up rows in the columns of each source of manifests/f2llm.yaml and of each evaluation set, as many
-as the sources have and with texts about as long. Then the commands run on the manifest as it is: `curate lock`, `curate build`, mining
-with a stand-in encoder (64 numbers per text, sums of vectors of its words), and the first steps of `train` with a tiny model. For
-each stage the script prints seconds, CPU seconds, the largest process and the bytes on disk.
+A Hub on this machine serves made-up rows in the columns of each source of manifests/f2llm.yaml and of each evaluation set, as
+many as the sources have, with texts about as long. Then the commands run on the manifest as it is: `curate lock`, `curate
+build`, mining with a stand-in encoder (64 numbers per text, sums of vectors of its words), and the first steps of `train` with
+a tiny model. For each stage the script prints seconds, CPU seconds, the largest process and the bytes on disk.
 
 What is not as in reality:
-- Texts are phrases of 60,000 made-up words drawn by their frequency. A query begins with words of its positive. 1 % of the rows occur
-  twice, 2 % of the queries again with another positive, and 40 texts of a training split in the evaluation sets of its repository.
-- Sources that are read from their beginning (`sample: first`) have only the rows that are read. Those whose size nobody has stated
-  have four times their `limit`. Mr. TyDi's corpus has 5,000,000 passages: its true number is larger.
-- Below full size each `limit` and `skip` of the manifest is scaled too.
+- Texts are phrases of 60,000 made-up words drawn by their frequency. A query begins with words of its positive. 1 % of the rows
+  occur twice, 2 % of the queries again with another positive, and 40 texts of a training split in its repository's other sets.
+- Sources that are read from their beginning (`sample: first`) have only the rows that are read. Those whose size nobody has
+  stated have four times their `limit`. Mr. TyDi's corpus has 5,000,000 passages: its true number is larger.
+- Below full size each `limit`, `skip` and expected number of the manifest is scaled too.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from __future__ import annotations
 import argparse
 import gzip
 import io
+import itertools
 import json
 import os
 import re
 import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,11 +40,11 @@ import pyarrow.parquet as pq
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from curation.recipe.manifest import load_manifest  # noqa: E402
-from mining.encoders import CustomEncoder  # noqa: E402
-from mining.mine import mine_build  # noqa: E402
-from tests.end_to_end.f2llm_repos import CLASSES, FACTS, GOLDEN, NAMES, put_models  # noqa: E402
-from tests.servers.hub_server import hub  # noqa: E402
+from curation.recipe.manifest import load_manifest
+from mining.encoders import CustomEncoder
+from mining.mine import mine_build
+from tests.end_to_end.f2llm_repos import CLASSES, FACTS, GOLDEN, NAMES, put_models
+from tests.servers.hub_server import hub
 
 MANIFEST = Path(__file__).resolve().parents[1] / "manifests" / "f2llm.yaml"
 ROWS = 100_000  # made at a time
@@ -54,41 +56,102 @@ CONTAMINATED = 40  # texts of a training split that an evaluation set repeats
 # Words of a text, least and most: by repository and column, else by column, else SHORT.
 SHORT = (6, 14)
 LENGTHS = {
-    "abstract": (110, 230), "answer": (40, 140), "article": (400, 900), "body": (20, 180), "citation": (110, 230), "context": (90, 160),
-    "document": (200, 600), "highlights": (30, 60), "negative": (40, 140), "neg": (60, 200), "pos": (60, 200), "positive": (40, 140),
-    "post1": (60, 200), "post2": (60, 200), "summary": (15, 30), "text": (15, 40), "texts": (40, 160), "title_body": (60, 200),
-    "upvoted_answer": (60, 240), "1": (60, 200), "mteb/amazon_polarity text": (40, 130), "mteb/imdb text": (100, 360),
-    "mteb/toxic_conversations_50k text": (20, 90), "mteb/AmazonReviewsClassification text": (20, 60), "SetFit/20_newsgroups text": (60, 400),
-    "BeIR/arguana-generated-queries text": (100, 250), "BeIR/bioasq-generated-queries text": (130, 260), "mteb/banking77 text": SHORT,
-    "mteb/MTOPIntentClassification text": SHORT, "mteb/MTOPDomainClassification text": SHORT, "mteb/amazon_massive_scenario text": SHORT,
-    "mteb/amazon_massive_intent text": SHORT, "sentence-transformers/quora-duplicates positive": SHORT,
-    "sentence-transformers/specter positive": SHORT, "sentence-transformers/specter negative": SHORT,
-    "sentence-transformers/sentence-compression text": (15, 40), "s2orc title citation": SHORT,
-}  # fmt: skip
+    "abstract": (110, 230),
+    "answer": (40, 140),
+    "article": (400, 900),
+    "body": (20, 180),
+    "citation": (110, 230),
+    "context": (90, 160),
+    "document": (200, 600),
+    "highlights": (30, 60),
+    "negative": (40, 140),
+    "neg": (60, 200),
+    "pos": (60, 200),
+    "positive": (40, 140),
+    "post1": (60, 200),
+    "post2": (60, 200),
+    "summary": (15, 30),
+    "text": (15, 40),
+    "texts": (40, 160),
+    "title_body": (60, 200),
+    "upvoted_answer": (60, 240),
+    "1": (60, 200),
+    "mteb/amazon_polarity text": (40, 130),
+    "mteb/imdb text": (100, 360),
+    "mteb/toxic_conversations_50k text": (20, 90),
+    "mteb/AmazonReviewsClassification text": (20, 60),
+    "SetFit/20_newsgroups text": (60, 400),
+    "BeIR/arguana-generated-queries text": (100, 250),
+    "BeIR/bioasq-generated-queries text": (130, 260),
+    "mteb/banking77 text": SHORT,
+    "mteb/MTOPIntentClassification text": SHORT,
+    "mteb/MTOPDomainClassification text": SHORT,
+    "mteb/amazon_massive_scenario text": SHORT,
+    "mteb/amazon_massive_intent text": SHORT,
+    "sentence-transformers/quora-duplicates positive": SHORT,
+    "sentence-transformers/specter positive": SHORT,
+    "sentence-transformers/specter negative": SHORT,
+    "sentence-transformers/sentence-compression text": (15, 40),
+    "s2orc title citation": SHORT,
+}
 # Words of a passage: by repository.
 PASSAGES = {
-    "mteb/msmarco": (40, 75), "mteb/hotpotqa": (25, 70), "mteb/fever": (30, 130), "mteb/fiqa": (50, 200), "mteb/nfcorpus": (150, 300),
-    "mteb/scifact": (150, 280), "mteb/arguana": (100, 250), "mteb/mrtidy": (40, 110), "mteb/StackOverflowDupQuestions": SHORT,
-}  # fmt: skip
+    "mteb/msmarco": (40, 75),
+    "mteb/hotpotqa": (25, 70),
+    "mteb/fever": (30, 130),
+    "mteb/fiqa": (50, 200),
+    "mteb/nfcorpus": (150, 300),
+    "mteb/scifact": (150, 280),
+    "mteb/arguana": (100, 250),
+    "mteb/mrtidy": (40, 110),
+    "mteb/StackOverflowDupQuestions": SHORT,
+}
 # Passages, queries and judgements where the manifest does not say all three.
 QRELS = {
-    "mteb/msmarco": (8_841_823, 502_939, 532_751), "mteb/hotpotqa": (5_233_329, 85_000, 170_000), "mteb/fever": (5_416_568, 106_605, 140_085),
-    "mteb/fiqa": (57_638, 5_500, 14_166), "mteb/nfcorpus": (3_633, 2_590, 110_575), "mteb/scifact": (5_183, 809, 919),
-    "mteb/arguana": (8_674, 0, 0), "mteb/mrtidy": (5_000_000, 3_547, 3_547), "mteb/StackOverflowDupQuestions": (593_522, 19_847, 593_522),
-}  # fmt: skip
+    "mteb/msmarco": (8_841_823, 502_939, 532_751),
+    "mteb/hotpotqa": (5_233_329, 85_000, 170_000),
+    "mteb/fever": (5_416_568, 106_605, 140_085),
+    "mteb/fiqa": (57_638, 5_500, 14_166),
+    "mteb/nfcorpus": (3_633, 2_590, 110_575),
+    "mteb/scifact": (5_183, 809, 919),
+    "mteb/arguana": (8_674, 0, 0),
+    "mteb/mrtidy": (5_000_000, 3_547, 3_547),
+    "mteb/StackOverflowDupQuestions": (593_522, 19_847, 593_522),
+}
 LABELS = {
-    "mteb/banking77": 77, "mteb/emotion": 6, "mteb/AmazonReviewsClassification": 5, "mteb/MTOPDomainClassification": 11,
-    "mteb/MTOPIntentClassification": 113, "mteb/amazon_massive_scenario": 18, "mteb/amazon_massive_intent": 60,
-    "mteb/tweet_sentiment_extraction": 3, "mteb/raw_arxiv": 180, "mteb/raw_biorxiv": 26, "mteb/raw_medrxiv": 51,
-    "sentence-transformers/reddit-title-body": 3_000, "SetFit/20_newsgroups": 20,
-}  # fmt: skip
+    "mteb/banking77": 77,
+    "mteb/emotion": 6,
+    "mteb/AmazonReviewsClassification": 5,
+    "mteb/MTOPDomainClassification": 11,
+    "mteb/MTOPIntentClassification": 113,
+    "mteb/amazon_massive_scenario": 18,
+    "mteb/amazon_massive_intent": 60,
+    "mteb/tweet_sentiment_extraction": 3,
+    "mteb/raw_arxiv": 180,
+    "mteb/raw_biorxiv": 26,
+    "mteb/raw_medrxiv": 51,
+    "sentence-transformers/reddit-title-body": 3_000,
+    "SetFit/20_newsgroups": 20,
+}
 # Rows that follow each other with one premise, of those that have several.
 PREMISES = {"stanfordnlp/snli": 3, "nyu-mll/multi_nli": 3, "facebook/anli": 9}
 SITES = [
-    "academia.stackexchange.com", "askubuntu.com", "cooking.stackexchange.com", "english.stackexchange.com", "gaming.stackexchange.com",
-    "math.stackexchange.com", "money.stackexchange.com", "physics.stackexchange.com", "serverfault.com", "stackoverflow.com-Posts",
-    "stats.stackexchange.com", "superuser.com", "tex.stackexchange.com", "travel.stackexchange.com", "unix.stackexchange.com",
-]  # fmt: skip
+    "academia.stackexchange.com",
+    "askubuntu.com",
+    "cooking.stackexchange.com",
+    "english.stackexchange.com",
+    "gaming.stackexchange.com",
+    "math.stackexchange.com",
+    "money.stackexchange.com",
+    "physics.stackexchange.com",
+    "serverfault.com",
+    "stackoverflow.com-Posts",
+    "stats.stackexchange.com",
+    "superuser.com",
+    "tex.stackexchange.com",
+    "travel.stackexchange.com",
+    "unix.stackexchange.com",
+]
 
 
 class Words:
@@ -170,17 +233,16 @@ class Files:
     def add(self, fact: dict[str, str], frames: Iterable[pl.DataFrame]) -> None:
         """Write a table as the repository's other files are: JSON Lines for MTEB's, else parquet."""
         config = fact["config"] or "default"
-        for split in fact["split"].split("+"):  # each has all rows of its own: frames are made once per split
-            place = f"{config}/{split}"
-            self.configs.setdefault(config, []).append({"split": split, "path": f"{place}/*"})
-            if self.id.startswith("mteb/"):
-                with self._open(f"{place}/0000.jsonl") as file:
-                    for made in frames:
-                        made.write_ndjson(file)
-            elif self.id in NAMES:
-                self.lines(NAMES[self.id], frames)
-            else:
-                self._parquet(place, frames)
+        place = f"{config}/{fact['split']}"
+        self.configs.setdefault(config, []).append({"split": fact["split"], "path": f"{place}/*"})
+        if self.id.startswith("mteb/"):
+            with self._open(f"{place}/0000.jsonl") as file:
+                for made in frames:
+                    made.write_ndjson(file)
+        elif self.id in NAMES:
+            self.lines(NAMES[self.id], frames)
+        else:
+            self._parquet(place, frames)
 
     def lines(self, name: str, frames: Iterable[pl.DataFrame]) -> None:
         """Write a gzipped file of JSON lines; rows of columns named 0 and 1 become lists."""
@@ -262,13 +324,11 @@ def add_qrels(files: Files, words: Words, facts: list[dict[str, str]], scale: fl
 
 def rows_of(source: Any, scale: float) -> int:
     """Return how many rows of a source are made."""
-    first = source.sample == "first"
-    if source.expected_rows and not first:
+    if source.expected_rows and source.sample != "first":
         return int(source.expected_rows * scale)
-    return int(
-        (((source.skip or 0) + source.limit * (1.05 if first else 4)) if source.limit else source.expected_tuples or 20_000)
-        * scale
-    )
+    if source.limit:
+        return int(((source.skip or 0) + source.limit * (1.05 if source.sample == "first" else 4)) * scale)
+    return int((source.expected_tuples or 20_000) * scale)
 
 
 def evaluation(words: Words, fact: dict[str, str], known: list[str]) -> list[pl.DataFrame]:
@@ -284,65 +344,64 @@ def evaluation(words: Words, fact: dict[str, str], known: list[str]) -> list[pl.
 def fill(server: Any, manifest: Any, folder: Path, scale: float) -> None:
     """Make all repositories and put them into a Hub."""
     sources, words = {source.name: source for source in manifest.sources}, Words(7)
+    folder.mkdir()
     by_id: dict[str, list[dict[str, str]]] = {}
     for fact in FACTS:
         by_id.setdefault(fact["id"], []).append(fact)
     for id_, facts in by_id.items():
-        files, known = Files(folder, id_), list[str]()
-        (folder / "x").parent.mkdir(parents=True, exist_ok=True)
+        files = Files(folder, id_)
         if id_ in QRELS:
             add_qrels(files, words, facts, scale)
-        elif any(fact["source"] in GOLDEN and "files" in GOLDEN[fact["source"]] for fact in facts):
-            source, rows = sources[facts[0]["source"]], sum(rows_of(sources[fact["source"]], scale) for fact in facts)
-            row = next(iter(GOLDEN[source.name]["files"].values()))[0]
-            names = {facts[0]["files"]: 1.0} if facts[0]["files"] else {f"{site}.jsonl.gz": 1 / len(SITES) for site in SITES}
-            for name, share in names.items():
-                files.lines(name, (frame(words, facts[0], row, numbers) for numbers in chunks(int(rows * share))))
-            if source.name == "stackexchange_clustering_p2p":
-                files.lines("small_stackexchanges.jsonl.gz", [frame(words, facts[0], row, range(1_000))])
+        elif "files" in GOLDEN.get(facts[0]["source"], {}):
+            add_lines(files, words, facts, sum(rows_of(sources[fact["source"]], scale) for fact in facts))
         else:
-            done = set()
-            for fact in facts:
-                place = (fact["config"], fact["split"])
-                if place in done:
-                    continue
-                done.add(place)
-                if fact["source"] not in sources:
-                    files.add(fact, evaluation(words, fact, known))
-                    continue
-                same = [one for one in facts if (one["config"], one["split"]) == place]
-                rows = max(rows_of(sources[one["source"]], scale) for one in same)
-                names = {
-                    kind: " ".join(dict.fromkeys(" ".join(one[kind] for one in same).split())) for kind in ("texts", "others")
-                }
-                row = {key: value for one in same for key, value in GOLDEN[one["source"]]["rows"][0].items()}
-                for number, split in enumerate(fact["split"].split("+")):
-                    share = rows // len(fact["split"].split("+"))
-                    more = (frame(words, fact | names, row, numbers) for numbers in chunks(share))
-                    if number == 0:
-                        head = next(more)
-                        column = names["texts"].split()[0]
-                        known = head[column].to_list()[:CONTAMINATED] if head[column].dtype == pl.String else []
-                        files.add(fact | names | {"split": split}, chained(head, more))
-                    else:
-                        files.add(fact | names | {"split": split}, more)
+            add_tables(files, words, facts, sources, scale)
         licence = next((sources[fact["source"]].license for fact in facts if fact["source"] in sources), None)
-        configs = [{"config_name": name, "data_files": paths} for name, paths in files.configs.items()]
-        head = ({"license": licence.split(", ")} if licence else {}) | (
-            {"configs": configs} if id_ not in NAMES and configs else {}
-        )
+        head: dict[str, Any] = {"license": licence.split(", ")} if licence else {}
+        if id_ not in NAMES and files.configs:
+            head["configs"] = [{"config_name": name, "data_files": paths} for name, paths in files.configs.items()]
         revision = facts[0]["revision"] or "main"
-        more_files = {} if revision.startswith("refs/") else {"README.md": f"---\n{yaml.safe_dump(head)}---\n"}
         if revision.startswith("refs/"):
             server.put("datasets", id_, {"loader.py": "raise SystemExit('ran')"})
-        server.put("datasets", id_, files.paths | more_files, **({"oid": revision} if len(revision) == 40 else {"rev": revision}))
+        else:
+            files.paths["README.md"] = folder / "README.md"
+            files.paths["README.md"].write_text(f"---\n{yaml.safe_dump(head)}---\n")
+        server.put("datasets", id_, files.paths, **({"oid": revision} if len(revision) == 40 else {"rev": revision}))
     put_models(server, manifest, folder / "models")
 
 
-def chained(head: pl.DataFrame, rest: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-    """Yield a frame and those after it."""
-    yield head
-    yield from rest
+def add_lines(files: Files, words: Words, facts: list[dict[str, str]], rows: int) -> None:
+    """Write gzipped JSON lines: one file if the facts name it, else one per site."""
+    row = next(iter(GOLDEN[facts[0]["source"]]["files"].values()))[0]
+    names = {facts[0]["files"]: 1.0} if facts[0]["files"] else {f"{site}.jsonl.gz": 1 / len(SITES) for site in SITES}
+    for name, share in names.items():
+        files.lines(name, (frame(words, facts[0], row, numbers) for numbers in chunks(int(rows * share))))
+    if facts[0]["source"] == "stackexchange_clustering_p2p":
+        files.lines("small_stackexchanges.jsonl.gz", [frame(words, facts[0], row, range(1_000))])
+
+
+def add_tables(files: Files, words: Words, facts: list[dict[str, str]], sources: dict[str, Any], scale: float) -> None:
+    """Write each split once, with the columns of all sources that read it."""
+    by_place: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for fact in facts:
+        by_place.setdefault((fact["config"], fact["split"]), []).append(fact)
+    known = list[str]()
+    for same in by_place.values():
+        fact = dict(same[0])
+        if fact["source"] not in sources:
+            files.add(fact, evaluation(words, fact, known))
+            continue
+        rows = max(rows_of(sources[one["source"]], scale) for one in same)
+        for kind in ("texts", "others"):
+            fact[kind] = " ".join(dict.fromkeys(" ".join(one[kind] for one in same).split()))
+        row = {key: value for one in same for key, value in GOLDEN[one["source"]]["rows"][0].items()}
+        splits = fact["split"].split("+")
+        for split in splits:
+            made = (frame(words, fact, row, numbers) for numbers in chunks(max(rows // len(splits), 1)))
+            head = next(made)
+            column = head[fact["texts"].split()[0]]
+            known = known or (column.to_list()[:CONTAMINATED] if column.dtype == pl.String else [])
+            files.add(fact | {"split": split}, itertools.chain([head], made))
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
@@ -376,7 +435,7 @@ class StandIn:
         return word_sums(data, ends[: len(texts) + 1], self.table)
 
 
-def run(name: str, command: list[str], environment: dict[str, str], build: Path, table: list[tuple[str, ...]]) -> None:
+def run(name: str, command: list[str], environment: dict[str, str], build: Path) -> None:
     """Run a stage as a process, and print what it took."""
     started = time.perf_counter()
     child = os.fork()
@@ -384,10 +443,8 @@ def run(name: str, command: list[str], environment: dict[str, str], build: Path,
         os.execve(sys.executable, [sys.executable, *command], os.environ | environment)
     _, status, used = os.wait4(child, 0)
     seconds, disk = time.perf_counter() - started, size_of(build)
-    table.append(
-        (name, f"{seconds:.0f}", f"{used.ru_utime + used.ru_stime:.0f}", f"{used.ru_maxrss / 1e6:.2f}", f"{disk / 1e9:.1f}")
-    )
-    print("| " + " | ".join(table[-1]) + " |" + (f" FAILED ({status})" if status else ""), flush=True)
+    took = (name, f"{seconds:.0f}", f"{used.ru_utime + used.ru_stime:.0f}", f"{used.ru_maxrss / 1e6:.2f}", f"{disk / 1e9:.1f}")
+    print("| " + " | ".join(took) + " |" + (f" FAILED ({status})" if status else ""), flush=True)
     if status:
         sys.exit(1)
 
@@ -398,23 +455,16 @@ def size_of(folder: Path) -> int:
 
 
 def scaled(text: str, scale: float) -> str:
-    """Return the manifest with each limit and skip scaled; at full size as it is."""
-    return (
-        text
-        if scale == 1
-        else re.sub(
-            r"\b(limit|skip|expected_rows|expected_tuples): (\d+)",
-            lambda found: f"{found[1]}: {max(int(int(found[2]) * scale), 1)}",
-            text,
-        )
-    )
+    """Return the manifest with its numbers of rows scaled; at full size as it is."""
+    numbers = r"\b(limit|skip|expected_rows|expected_tuples): (\d+)"
+    return re.sub(numbers, lambda found: f"{found[1]}: {max(int(int(found[2]) * scale), 1)}", text) if scale != 1 else text
 
 
 def main() -> None:
     """Make the data if the folder has none, and run the stages that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", type=float, default=1.0)
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/rehearsal"))
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "rehearsal")
     parser.add_argument("--stages", default="lock,build,mine,train", help="some of lock, build, verify, mine, train")
     parser.add_argument("-j", "--workers", default="2")
     parser.add_argument("--steps", default="3", help="of train")
@@ -427,24 +477,22 @@ def main() -> None:
     recipe, build, began = folder / "f2llm.yaml", folder / "build", time.perf_counter()
     with hub(folder / "hub") as server:
         if not recipe.exists():
-            shutil.rmtree(folder)
-            server.storage.__init__(folder / "hub")
+            shutil.rmtree(folder / "making", ignore_errors=True)
             fill(server, load_manifest(MANIFEST), folder / "making", given.scale)
             recipe.write_text(scaled(MANIFEST.read_text(), given.scale))
             print(f"data made in {time.perf_counter() - began:.0f} s: {size_of(folder / 'hub') / 1e9:.1f} GB", flush=True)
         environment = server.environment(home=folder / "home") | {"PYTHONPATH": str(MANIFEST.parents[1])}
-        curate: Callable[..., list[str]] = lambda *words: ["-c", "from curation.cli import main; main()", *words]  # noqa: E731
+        curate = ["-c", "from curation.cli import main; main()"]
         commands = {
-            "lock": curate("lock", str(recipe), "-q"),
-            "build": curate("build", str(recipe), "-o", str(build), "-j", given.workers, "-q"),
-            "verify": curate("verify", str(build), "-q"),
+            "lock": [*curate, "lock", str(recipe), "-q"],
+            "build": [*curate, "build", str(recipe), "-o", str(build), "-j", given.workers, "-q"],
+            "verify": [*curate, "verify", str(build), "-q"],
             "mine": [__file__, "--mine", str(build)],
             "train": ["-c", "from training.cli import main; main()", str(build), "--steps", given.steps, "-q"],
         }
-        table: list[tuple[str, ...]] = []
         print("| stage | seconds | CPU seconds | largest process, GB | build folder, GB |\n|---|---|---|---|---|", flush=True)
         for stage in given.stages.split(","):
-            run(stage, commands[stage], environment, build, table)
+            run(stage, commands[stage], environment, build)
 
 
 if __name__ == "__main__":
