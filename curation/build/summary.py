@@ -8,9 +8,10 @@ from typing import Any
 from curation.core.builds import CONSTANTS, COUNTS, FORMAT, Receipt, is_older, read_summary
 from curation.core.errors import UserError
 from curation.core.store import BUILD, RECEIPT, atomic, file_digest, sealed, write_json
+from curation.recipe.addresses import without_credentials
 from curation.recipe.licenses import Excluded, class_of
 from curation.recipe.manifest import Manifest, read_manifest
-from curation.recipe.source import Source, without_credentials
+from curation.recipe.source import Source
 from curation.recipe.yaml import merged_yaml
 
 LISTED_FILES = (

@@ -33,7 +33,7 @@ ENVIRONMENT = (
     "HF_HUB_OFFLINE", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT",
     "XDG_CACHE_HOME", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION",
 )  # fmt: skip
-TOKEN = Path("~/.ray/auth_token")
+AUTH_TOKEN = Path("~/.ray/auth_token")
 ANSWER_SECONDS = 5  # to wait for an answer from an address
 SECONDS_TO_START = 120  # that a node may take to start its first task
 
@@ -178,7 +178,7 @@ def cluster(address: str, folder: Path | None, reads: Sequence[Path] = ()) -> It
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if TOKEN.expanduser().exists():  # `ray start` asks for it then, and `ray.init` would not show it
+    if AUTH_TOKEN.expanduser().exists():  # `ray start` asks for it then, and `ray.init` would not show it
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         import ray

@@ -23,7 +23,7 @@ from curation.core.tables import label_names
 from curation.read import hub
 from curation.read.archives import Budget, ending_of, parts
 from curation.read.paths import refuse_special
-from curation.read.readers import ENDINGS, file_rows
+from curation.read.readers import READER_OF_ENDING, file_rows
 from curation.read.rows import ROW, File, Rows
 from curation.recipe.source import Table
 
@@ -322,12 +322,12 @@ def _whole_split(
     else:
         files = hub.streamed(table, commit, names) if streamed else hub.fetched(table, commit, names)
     for file in files:
-        with closing(parts(file, reading, budget, ENDINGS)) as inner:
+        with closing(parts(file, reading, budget, READER_OF_ENDING)) as inner:
             for part in inner:
                 ending, labels = ending_of(part.path), found.labels
                 reader: str | None = reading.reader
                 if reader is None:  # by its ending, but jsonl for a `.json` that holds JSON Lines
-                    reader = "parquet" if ending in PARQUET else ENDINGS.get(ending)
+                    reader = "parquet" if ending in PARQUET else READER_OF_ENDING.get(ending)
                     if ending == ".json" and not reading.records and _is_json_lines(part):
                         reader = "jsonl"
                 if reader in ("parquet", "arrow"):

@@ -23,8 +23,9 @@ from curation.read.dataset import describe_commit, split_rows, splits_of
 from curation.read.hub import hub_errors
 from curation.read.rows import ROW
 from curation.read.sources import fail_if_changed, file_states, input_digests, is_local, table_rows, total_bytes
+from curation.recipe.addresses import is_url
 from curation.recipe.manifest import Manifest
-from curation.recipe.source import Source, Table, is_url
+from curation.recipe.source import Source, Table
 
 Entry = dict[str, Any]
 LOCK_FORMAT = 1

@@ -11,9 +11,10 @@ from pathlib import Path
 from curation.core.errors import ManifestError, SourceError, UserError
 from curation.read.paths import expand_path, is_outside
 from curation.read.sources import files_outside
+from curation.recipe.addresses import is_of_this_machine, portable
 from curation.recipe.evaluation import EvalSet
 from curation.recipe.manifest import Manifest
-from curation.recipe.source import Source, Table, is_of_this_machine, portable
+from curation.recipe.source import Source, Table
 
 CONFINED = "`--confined` reads nothing there"
 

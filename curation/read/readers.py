@@ -45,7 +45,7 @@ from curation.read.text_files import read_aligned, read_folders, read_lines
 from curation.read.xml_records import read_xml
 from curation.recipe.source import Fields, Reader, Table
 
-ENDINGS = {
+READER_OF_ENDING = {
     ".json": "json",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -85,11 +85,11 @@ def file_rows(file: File, table: Table, start: int) -> Reading:
         ending = ending_of(file.path)
         if table.reader is None and (last := file.path.suffix.lower()) in UNREADABLE:
             raise SourceError(file.name, f"is a '{last}' file, which is not read", UNREADABLE[last])
-        if table.reader is None and ending not in ENDINGS:
+        if table.reader is None and ending not in READER_OF_ENDING:
             what = f"no reader for the ending '{ending}'" if ending else "has no ending that shows its format"
             hint = f"set `reader:` to one of {listed(get_args(Reader), 20)}"
             raise SourceError(file.name, what, TEXT_READERS if ending in (".txt", ".text", ".md") else hint)
-        reader = table.reader or ENDINGS[ending]
+        reader = table.reader or READER_OF_ENDING[ending]
         for key, readers in KEYS.items():
             if getattr(table, key) != Table.model_fields[key].default and reader not in readers:
                 what = f"is read by '{reader}', which does not use `{key}`"

@@ -31,9 +31,10 @@ from curation.read.paths import (
     refuse_special,
     refuse_system,
 )
-from curation.read.readers import ENDINGS, file_rows, without_lists
+from curation.read.readers import READER_OF_ENDING, file_rows, without_lists
 from curation.read.rows import BATCH, ROW, File, Lost, Rows, compact, concat_batches
-from curation.recipe.source import Source, Table, is_url, portable
+from curation.recipe.addresses import is_url, portable
+from curation.recipe.source import Source, Table
 
 FRESH = 2  # seconds within which two changes may get the same time from the clock of a file system
 
@@ -138,7 +139,7 @@ def _mapped_rows(table: Table, base: Path, first: int | None) -> Generator[Rows]
     start, budget = 0, Budget(table.max_unpacked)
     for file in _aligned_files(table, base) if table.reader == "aligned" else _files(table, base):
         with ExitStack() as stack:
-            wholes = [stack.enter_context(closing(parts(one, table, budget, ENDINGS))) for one in (file, *file.beside)]
+            wholes = [stack.enter_context(closing(parts(one, table, budget, READER_OF_ENDING))) for one in (file, *file.beside)]
             before: list[str] = []
             for part, *beside in zip_longest(*wholes):
                 if None in (part, *beside):

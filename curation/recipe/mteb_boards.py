@@ -19,9 +19,9 @@ from curation.core.store import read_receipt
 from curation.recipe.manifest import load_manifest
 from curation.recipe.source import Source
 
-TABLE = Path(__file__).with_name("mteb_boards.json")
+BOARDS_FILE = Path(__file__).with_name("mteb_boards.json")
 BOARD_HEAD = ("board", "zero-shot", "compared", "not zero-shot", "texts were removed", "unknown")
-SHOWN = 8  # tasks named on a line
+TASKS_SHOWN = 8  # tasks named on a line
 
 
 class Board(NamedTuple):
@@ -37,7 +37,7 @@ class Board(NamedTuple):
     def line(self) -> tuple[str, str, int, str, str, int]:
         """Return the board as a line below BOARD_HEAD."""
         reasons, removed = (
-            listed((f"{task} ({', '.join(why)})" for task, why in found.items()), SHOWN)
+            listed((f"{task} ({', '.join(why)})" for task, why in found.items()), TASKS_SHOWN)
             for found in (self.trained_on, self.removed)
         )
         tasks = len(self.zero_shot) + len(self.trained_on) + len(self.unknown)
@@ -46,7 +46,7 @@ class Board(NamedTuple):
 
 @cache
 def _table() -> dict[str, Any]:
-    return dict(json.loads(TABLE.read_text(encoding="utf-8")))
+    return dict(json.loads(BOARDS_FILE.read_text(encoding="utf-8")))
 
 
 def zero_shot(build: Path, names: Iterable[str], boards: Mapping[str, list[str]] | None = None) -> list[Board]:

@@ -25,7 +25,7 @@ from curation.core.tables import read_frames, read_parquet, read_table
 from curation.read.outside import hide_local_paths
 from curation.recipe.licenses import claim
 from curation.recipe.manifest import load_manifest
-from curation.recipe.mteb_boards import BOARD_HEAD, TABLE, board_lines, zero_shot
+from curation.recipe.mteb_boards import BOARD_HEAD, BOARDS_FILE, board_lines, zero_shot
 from curation.report import figures
 from curation.report.samples import compared, drops, matched_queries, near_pairs, sample_records, sampled, shown
 from curation.shape.columns import EVIDENCE_CHARS
@@ -138,7 +138,13 @@ def _state(folder: Path) -> str:
     receipts, mined = _receipts(folder)
     tables = [file_digest(path) for path in (folder / "overlaps.parquet", folder / "contamination.parquet") if path.exists()]
     sources = [[receipt["digest"], receipt["files"]] for receipt in receipts.values()]
-    look = [LAYOUT, versions()["tuplesmith"], file_digest(folder / "manifest.yaml"), file_digest(TEMPLATE), file_digest(TABLE)]
+    look = [
+        LAYOUT,
+        versions()["tuplesmith"],
+        file_digest(folder / "manifest.yaml"),
+        file_digest(TEMPLATE),
+        file_digest(BOARDS_FILE),
+    ]
     summary = json.dumps(read_summary(folder))
     return STATE.format(digest_of([*look, summary, sources, tables, [receipt["digest"] for receipt in mined.values()]]))
 

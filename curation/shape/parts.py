@@ -32,7 +32,7 @@ from curation.shape.merge import Merged
 from curation.shape.numbered import LISTS, NUMBERED, flat, numbered, renumbered, spelled
 
 PORTION = 1 << 25  # bytes of rows shaped at a time
-ROWS = "rows"  # the table of tuples before equal queries are merged
+ROWS_TABLE = "rows"  # the table of tuples before equal queries are merged
 Part = tuple[pl.DataFrame, list[Lost]]
 
 
@@ -105,7 +105,7 @@ def write_tuples(source: Source, seed: int, no_echo: bool, parts: Iterator[Filte
     total = _Totals()
     with ExitStack() as closing:
         writer = TextWriter(folder, closing)
-        left = write_frames(folder, ROWS, (_written(one, total, writer) for one in parts), compression="lz4")
+        left = write_frames(folder, ROWS_TABLE, (_written(one, total, writer) for one in parts), compression="lz4")
     if len(total.instructions) > 1 or (total.ids and pl.concat(total.ids).is_duplicated().any()):
         raise NeedsAllRows
     dropped, poor = pl.concat(total.dropped), pl.concat(total.poor)
@@ -115,7 +115,7 @@ def write_tuples(source: Source, seed: int, no_echo: bool, parts: Iterator[Filte
         raise SourceError(place_of(source), f"filters drop all of its {total.tuples} tuples ({why})", "loosen 'filters'")
     texts = open_texts(folder)
     number = texts.raw_number  # parts may have texts in common
-    merged = Merged(lambda: (renumbered(frame, number) for frame in read_frames(folder, ROWS)), texts, source.name, no_echo)
+    merged = Merged(lambda: (renumbered(frame, number) for frame in read_frames(folder, ROWS_TABLE)), texts, source.name, no_echo)
     held = np.zeros(0, bool)  # which tuples to hold out; empty for none
     if source.holdout:
         tuples = pl.concat([frame.select("row", "query", "positives") for frame in merged.tuples()])
@@ -135,7 +135,7 @@ def write_tuples(source: Source, seed: int, no_echo: bool, parts: Iterator[Filte
     write_frames(folder, "tuples", to_train(), compression="lz4")
     unread = unread_rows(source, total.lost)
     write_parquet(folder / "dropped.parquet", chain([unread, dropped, poor], merged.dropped()))
-    for path in table_files(folder, ROWS):
+    for path in table_files(folder, ROWS_TABLE):
         path.unlink()
     numbers = pl.concat(some)
     write_parquet(folder / "heldout_numbers.parquet", numbers)

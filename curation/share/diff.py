@@ -21,7 +21,7 @@ from curation.core.escape import text_table
 from curation.core.hub import MARK, Piece, read_file, repo_commit
 from curation.core.progress import Progress, silent
 from curation.core.record import render_query
-from curation.recipe.source import portable
+from curation.recipe.addresses import portable
 from curation.recipe.yaml import read_yaml
 from curation.share.export import gathered
 

@@ -27,7 +27,7 @@ VERIFIED_STAGES = ("shaped", "near", "cleaned", "curated", "mined", "heldout", "
 MINED_LISTS = ("negative_scores", "negative_ranks", "negative_origin")
 BY_ROWS = ("read", "shape")  # stages that drop rows; later ones drop tuples
 REPORT, LOG = "report.html", "log.jsonl"
-PROCESS_BYTES = 256 << 20  # to check that one more process is started for
+BYTES_PER_PROCESS = 256 << 20  # to check that one more process is started for
 IN_A_MODEL = (store.RECEIPT, "README.md", MARK, ".gitattributes")  # what a model's folder may hold that its receipt does not list
 
 
@@ -93,7 +93,7 @@ def _run(checks: list[Check], reads: list[Path], progress: Progress, processes: 
     """Run checks of these folders where the work is done, and return their problems in the order of the checks."""
     if processes is None and ray is None:
         sizes = (path.stat().st_size for folder in reads for path in folder.rglob("*") if path.is_file())
-        processes = min(processors(), 1 + sum(sizes) // PROCESS_BYTES)
+        processes = min(processors(), 1 + sum(sizes) // BYTES_PER_PROCESS)
     numbered = list(enumerate(checks))
     found: dict[int, list[Problem]] = {}
     with (

@@ -22,12 +22,13 @@ from curation.build.check import check
 from curation.build.preview import preview
 from curation.core.errors import ManifestError, SourceError
 from curation.core.store import file_digest, read_json
-from curation.read import remote
+from curation.read import remote, stores
 from curation.read.lock import read_lock, write_lock
 from curation.read.sources import file_states, input_digests, table_rows
+from curation.recipe.addresses import public_names, public_url
 from curation.recipe.evaluation import EvalSet
 from curation.recipe.manifest import load_manifest
-from curation.recipe.source import Table, public_names, public_url
+from curation.recipe.source import Table
 from curation.share.publish import plan
 from curation.share.verify import problems
 from tests.servers.hub_server import hub
@@ -76,7 +77,7 @@ def quick(tmp_path, monkeypatch):
     """A cache of its own, and short waits."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(remote, "STORE_WAITS", (0.01, 0.01))
-    monkeypatch.setattr(remote, "SECONDS", 5)
+    monkeypatch.setattr(stores, "SECONDS", 5)
 
 
 @pytest.fixture
@@ -384,7 +385,7 @@ AGAIN = "check the network and the address, or run the same command again in a w
     ],
 )
 def test_a_store_that_fails(tmp_path, monkeypatch, fault, said):
-    monkeypatch.setattr(remote, "SECONDS", 0.3)
+    monkeypatch.setattr(stores, "SECONDS", 0.3)
     with web({"/a.jsonl": lines("a", 400)}) as server:
         server.faults["/a.jsonl"] = [fault]
         assert refused(tmp_path, f"{server.url}/a.jsonl") == f"{server.url}/a.jsonl: {said}"

@@ -17,7 +17,8 @@ from curation.cli import curate
 from curation.core.errors import ManifestError, SourceError
 from curation.core.store import read_json
 from curation.read.sources import input_digests, table_rows
-from curation.recipe.source import Table, portable
+from curation.recipe.addresses import portable
+from curation.recipe.source import Table
 from curation.share.publish import plan
 from curation.share.verify import problems
 
