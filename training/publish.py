@@ -36,6 +36,7 @@ OTHER_POSITIVES_NOTE = {
     "all": "Each positive of a query was trained on in a tuple of its own, which makes {:,} tuples more than the table counts.",
     "sampled": "One of a query's several positives was drawn for each epoch; besides the first ones there are {:,}.",
 }
+LORA_NOTE = "Trained with LoRA: the model has the matrices merged, and `adapter/` has them as peft saves them."
 
 
 class Upload(NamedTuple):
@@ -201,5 +202,6 @@ def _training(run: Mapping[str, Any]) -> list[str]:
         markdown_table(("source", "task", "tuples", "licence"), sources),
         "",
         *([several, ""] if several else []),
+        *([LORA_NOTE, ""] if run["recipe"].get("lora") else []),
         as_block(yaml_text({"train": run["recipe"]}), "yaml"),
     ]

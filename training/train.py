@@ -236,7 +236,12 @@ def compiles(backend: Backend, steps: int) -> bool:
 
     Padded models and LoRA's layers were not tried, so they are not compiled.
     """
-    if not isinstance(backend, Torch) or backend.device.type != "cuda" or backend.model.padded or backend.model.adapter:
+    if (
+        not isinstance(backend, Torch)
+        or backend.device.type != "cuda"
+        or backend.model.padded
+        or backend.model.adapter is not None
+    ):
         return False
     weights = sum(one.numel() for name, one in backend.weights.items() if "embed" not in name)
     return steps * weights >= WORTH_COMPILING

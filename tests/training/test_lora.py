@@ -24,6 +24,7 @@ from training.data import Plan
 from training.lora import add_lora
 from training.model.encode import load_encoder
 from training.model.load import load_model
+from training.publish import plan_upload
 from training.step import add_gradients
 from training.tokens import load_sources
 from training.train import train
@@ -108,6 +109,7 @@ def test_the_exported_model_is_merged_and_the_adapter_is_that_of_peft(place, tmp
     with torch.no_grad():
         states = [with_adapter(**tokenizer(text, return_tensors="pt")).last_hidden_state[0, -1] for text in TEXTS]
     assert np.abs(torch.nn.functional.normalize(torch.stack(states)).numpy() - merged).max() < 1e-5
+    assert "`adapter/` has them as peft saves them" in plan_upload(run, "org/small").card
     export_checkpoint(run, tmp_path / "again")
     for path in (run / "model").rglob("*"):
         if path.is_file():
