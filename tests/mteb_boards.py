@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from curation.recipe.mteb_boards import TABLE
+from curation.recipe.mteb_boards import BOARDS_FILE
 
 
 def recorded() -> dict[str, Any]:
@@ -56,7 +56,7 @@ def main() -> None:
         )
         ends = "[]" if isinstance(value, list) else "{}"
         lines.append(f'"{key}": {ends[0]}\n' + ",\n".join(entries) + f"\n{ends[1]}")
-    TABLE.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    BOARDS_FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

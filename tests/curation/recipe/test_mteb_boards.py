@@ -148,10 +148,10 @@ def test_f2llms_manifest_says_what_its_authors_say() -> None:
 def test_the_recorded_boards_are_those_of_their_version() -> None:
     import mteb
 
-    from curation.recipe.mteb_boards import TABLE
+    from curation.recipe.mteb_boards import BOARDS_FILE
     from tests.mteb_boards import recorded
 
-    table = json.loads(TABLE.read_text())
+    table = json.loads(BOARDS_FILE.read_text())
     assert {"BEIR", "MTEB(eng, v2)", "MTEB(Multilingual, v2)", "NanoBEIR"} <= table["boards"].keys()
     assert sorted({task for tasks in table["boards"].values() for task in tasks}) == list(table["datasets"])
     if table["source"] == f"mteb {mteb.__version__}":
