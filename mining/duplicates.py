@@ -26,7 +26,8 @@ _SPACELESS = (
 )
 WORD = rf"[{_SPACELESS}]|[\S--[{_SPACELESS}]]+"  # in a normalised text: a word, or a character of a script without spaces
 ANSWERS = "answers.parquet"  # in a curated source: `key` of a query, `answers` as a list
-OWN_DOCUMENTS = "own_documents.parquet"  # `key` of a query, `passages`: keys of the passages of its positives' documents
+OWN_DOCUMENTS = "own_documents.parquet"  # in a curated source: `key` of a query, `documents`: ids of those of its positives
+DOCUMENTS = "documents.parquet"  # `document`: its id, `passages`: keys of its passages
 PROBES = 6  # shingles looked up for every pair; a copy (.8 or more) has none of these once in 15,000 times
 TEXTS = 1 << 14  # texts shingled at once
 _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)
@@ -126,15 +127,29 @@ def read_answers(curated: Path) -> pl.DataFrame:
     return lists.select("key", _in_words(lists["answers"]).alias("answer")).drop_nulls().unique(maintain_order=True)
 
 
-def read_own_documents(curated: Path) -> Ragged | None:
-    """Return the passages (pids, ascending) of the documents of each row's positives; None if the source names none."""
+@dataclass(frozen=True)
+class OwnDocuments:
+    """Which documents the positives of queries are from, and their passages."""
+
+    of_query: pl.DataFrame  # key, document
+    passages: pl.DataFrame  # document, pid
+
+    def contain(self, keys: pl.Series, ids: np.ndarray) -> np.ndarray:
+        """Return (q, k) bool: whether a candidate is a passage of a document of its row's positives; `keys` (q,) of queries."""
+        asked = pl.DataFrame({"row": np.arange(len(keys)), "key": keys})
+        both = asked.join(self.of_query, on="key").join(self.passages, on="document").select("row", "pid").unique()
+        lists = both.sort("row", "pid").group_by("row", maintain_order=True).agg("pid")
+        return contains(ragged(asked.join(lists, on="row", how="left", maintain_order="left")["pid"].fill_null([])), ids)
+
+
+def read_own_documents(curated: Path) -> OwnDocuments | None:
+    """Return the documents of a source's positives; None if it names none."""
     if not (curated / OWN_DOCUMENTS).exists():
         return None
-    passages = tables.read_table(curated, "passages", ["pid", "key"]).rename({"key": "passages"})
-    pids = tables.read_parquet(curated / OWN_DOCUMENTS).explode("passages").join(passages, on="passages")
-    lists = pids.sort("pid").group_by("key").agg("pid")
-    asked = tables.read_table(curated, "pairs", ["key"])
-    return ragged(asked.join(lists, on="key", how="left", maintain_order="left")["pid"].fill_null([]))
+    pids = tables.read_table(curated, "passages", ["pid", "key"]).rename({"key": "passages"})
+    passages = tables.read_parquet(curated / DOCUMENTS).explode("passages").join(pids, on="passages").select("document", "pid")
+    of_query = tables.read_parquet(curated / OWN_DOCUMENTS).explode("documents").rename({"documents": "document"})
+    return OwnDocuments(of_query.drop_nulls(), passages)
 
 
 def contains_answer(

@@ -21,7 +21,15 @@ from curation.engine.local import Here
 from curation.engine.pool import Results, held
 from mining import ivf
 from mining.candidates import Block, Corpus, Searched, blocks, read_candidates, read_classes, search, write_candidates
-from mining.duplicates import Duplicates, contains_answer, read_answers, read_duplicates, read_own_documents, shingles_of
+from mining.duplicates import (
+    Duplicates,
+    OwnDocuments,
+    contains_answer,
+    read_answers,
+    read_duplicates,
+    read_own_documents,
+    shingles_of,
+)
 from mining.embeddings import Part
 from mining.gpu import Gpu, OnGpus, find_gpus
 from mining.jobs import Job, Models
@@ -192,7 +200,7 @@ class Search:
             draw,
             contains_answer(self.answers, frame["key"], found.ids, self._texts) if rules.exclude_answer else None,
             promoted=self.promoted.rows(rows) if self.promoted else None,
-            same_document=contains(self.own_documents.rows(rows), found.ids) if self.own_documents else None,
+            same_document=self.own_documents.contain(frame["key"], found.ids) if self.own_documents else None,
         )
 
     def choose(self, frame: pl.DataFrame, near: Candidates, wanted: np.ndarray, rules: Rules) -> tuple[Candidates, Chosen]:
@@ -319,7 +327,7 @@ class Search:
         if rules.exclude_answer:
             bad |= contains_answer(self.answers, keys, drawn, self._texts)
         if rules.exclude_document and self.own_documents:
-            bad |= contains(self.own_documents.rows(rows), drawn)
+            bad |= self.own_documents.contain(keys, drawn)
         if self.classes:
             bad |= self.classes[0][drawn] == self.classes[1][rows, None]
         free = Ragged(np.concatenate([[0], (~bad).sum(axis=1).cumsum()]), drawn[~bad])
@@ -439,8 +447,8 @@ class Search:
         return read_answers(self.job.curated)
 
     @cached_property
-    def own_documents(self) -> Ragged | None:
-        """The passages of the documents of each row's positives; None if the source names none."""
+    def own_documents(self) -> OwnDocuments | None:
+        """The documents that positives are from; None if the source names none."""
         return read_own_documents(self.job.curated)
 
     def _texts(self, needed: np.ndarray) -> Iterator[str]:

@@ -46,7 +46,7 @@ from curation.recipe.job import Done, Inputs, Job
 from curation.recipe.source import ABOUT, Source, Table, TextTable, shape_of
 from curation.shape import holdout
 from curation.shape.by_id import texts_for_ids
-from curation.shape.chunks import OWN_DOCUMENTS, chunked, own_documents
+from curation.shape.chunks import DOCUMENTS, OWN_DOCUMENTS, chunked, own_documents
 from curation.shape.columns import (
     GRADES,
     TUPLES,
@@ -256,7 +256,8 @@ def _shape_whole(job: Job, folder: Path, table_rows: dict[str, int], advance: Ca
         elif named is not None and made:
             documents = concat_batches(judged, f"{place_of(source)} (corpus)")
             documents = chunked(texts_with_ids(source, "corpus", source.corpus, documents), chunk)
-            write_parquet(folder / OWN_DOCUMENTS, own_documents(source, rows, made.tuples, documents))
+            for name, table in zip((OWN_DOCUMENTS, DOCUMENTS), own_documents(source, rows, made.tuples, documents), strict=True):
+                write_parquet(folder / name, table)
     made = made or to_tuples(source, rows, job.seed, **tables)
     answers = answers_of(source, rows, made.tuples)
     if answers is not None:
@@ -529,6 +530,7 @@ def curate(job: Job, folder: Path, progress: Progress) -> Receipt:
         _of_queries(job, folder, ANSWERS, constants)
     if (job.build / "shaped" / source.name / OWN_DOCUMENTS).exists():
         _of_queries(job, folder, OWN_DOCUMENTS, constants)
+        write_parquet(folder / DOCUMENTS, read_parquet(job.build / "shaped" / source.name / DOCUMENTS), constants)
     write_parquet(folder / "dropped.parquet", _more_dropped(stage, dropped))
     counts = {"kept": kept, "passages": len(numbers.passages), "dropped": cleaned["dropped"] | reason_counts(dropped)}
     return {**constants, **{name: cleaned[name] for name in (*CARRIED, "texts_out")}, **counts}

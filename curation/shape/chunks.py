@@ -22,7 +22,8 @@ from curation.read.rows import ROW
 from curation.recipe.source import Chunk, Source
 from curation.shape.columns import column, place_of
 
-OWN_DOCUMENTS = "own_documents.parquet"  # `key` of a query, `passages`: keys of the passages of its positives' documents
+OWN_DOCUMENTS = "own_documents.parquet"  # `key` of a query, `documents`: ids of those that its positives are from
+DOCUMENTS = "documents.parquet"  # `document`: an id in OWN_DOCUMENTS, `passages`: keys of its chunks
 SPACELESS = r"\u0E00-\u0EFF\u1000-\u109F\u1780-\u17FF\u3040-\u30FF\u3400-\u9FFF\uF900-\uFAFF"
 TOKEN = re.compile(rf"([{SPACELESS}])|[^\W_{SPACELESS}]{{1,4}}|[^\w\s]|_")
 
@@ -55,8 +56,10 @@ def _pieces(text: str, chunk: Chunk) -> list[str]:
         first = later if first < later <= after else after
 
 
-def own_documents(source: Source, rows: pl.DataFrame, tuples: pl.DataFrame, documents: pl.DataFrame) -> pl.DataFrame:
-    """Return OWN_DOCUMENTS of the tuples of pairs whose `positive_id` names the document that the positive is from.
+def own_documents(
+    source: Source, rows: pl.DataFrame, tuples: pl.DataFrame, documents: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return OWN_DOCUMENTS and DOCUMENTS of pairs whose `positive_id` names the document that the positive is from.
 
     Args:
         source: pairs with a `corpus` and `positive_id`.
@@ -69,14 +72,15 @@ def own_documents(source: Source, rows: pl.DataFrame, tuples: pl.DataFrame, docu
     """
     assert source.fields.positive_id is not None
     assert source.corpus is not None
-    named = pl.DataFrame({"row": rows[ROW].cast(pl.UInt64), "id": column(place_of(source), rows, source.fields.positive_id)})
-    named = named.cast({"id": pl.String}).drop_nulls("id")
-    if len(missing := named.filter(~pl.col("id").is_in(documents["id"].implode()))["id"].unique(maintain_order=True)):
+    ids = column(place_of(source), rows, source.fields.positive_id).cast(pl.String)
+    named = pl.DataFrame({"row": rows[ROW].cast(pl.UInt64), "documents": ids}).drop_nulls("documents")
+    if len(
+        missing := named["documents"].filter(~named["documents"].is_in(documents["id"].implode())).unique(maintain_order=True)
+    ):
         what = f"{len(missing)} ids in {source.fields.positive_id} are not in it, such as {listed(missing.head(2))}"
         hint = f"it is read from {listed(source.corpus.places)}, ids from its column '{source.corpus.fields.id}'"
         raise SourceError(f"{place_of(source)} (corpus)", what, hint)
-    passages = documents.select("id", keys_of(documents["text"]).alias("passages"))
-    asked = tuples.select("row", keys_of(tuples["query"]))
-    both = asked.join(named, on="row", maintain_order="left").join(passages, on="id", maintain_order="left")
-    lists = both.group_by("key", maintain_order=True).agg("passages")
-    return lists.with_columns(pl.col("passages").list.unique(maintain_order=True))
+    asked = tuples.select("row", keys_of(tuples["query"])).join(named, on="row", maintain_order="left")
+    own = asked.group_by("key", maintain_order=True).agg(pl.col("documents").unique(maintain_order=True))
+    passages = documents.select(pl.col("id").alias("document"), keys_of(documents["text"]).alias("passages"))
+    return own, passages.group_by("document", maintain_order=True).agg("passages")

@@ -118,9 +118,10 @@ def test_all_chunks_of_a_relevant_document_are_positives(tmp_path: Path) -> None
     assert problems(build) == []
 
 
+@pytest.mark.parametrize("filled", [False, True])
 @pytest.mark.parametrize("excluded", [True, False])
-def test_negatives_are_of_other_documents_unless_asked(tmp_path: Path, excluded: bool) -> None:
-    """A positive is a sentence about a document's page; the page itself, cut, is in the corpus."""
+def test_negatives_are_of_other_documents_unless_asked(tmp_path: Path, excluded: bool, filled: bool) -> None:
+    """A positive is a sentence about a document's page; the page itself, cut, is in the corpus. Also if drawn at random."""
     rows = {
         "pairs": [
             {"q": f"what does the guide say of the {place}?", "p": f"The {place} is described at length.", "d": place}
@@ -133,11 +134,15 @@ def test_negatives_are_of_other_documents_unless_asked(tmp_path: Path, excluded:
         "fields": {"query": "q", "positive": "p", "positive_id": "d"},
         "corpus": {"files": "pages.jsonl", "fields": {"id": "id", "text": "text"}, "chunk": {"tokens": 24}},
     }
-    build = build_of(tmp_path, keys, rows, {} if excluded else {"exclude_document": False})
+    at_random = {"max_score": -1, "shortage": "random", "negatives": 16} if filled else {}
+    build = build_of(tmp_path, keys, rows, at_random | ({} if excluded else {"exclude_document": False}))
     receipt = run(build)["s"]
     own = [any(place in text for text in row["negatives"]) for row, place in zip(texts_of(build, "mined"), PLACES, strict=True)]
     assert own == [not excluded] * 5
-    assert receipt["filters"].get("exclude_document", 0) == (5 * 4 if excluded else 0)
+    if not filled:
+        assert receipt["filters"].get("exclude_document", 0) == (5 * 4 if excluded else 0)
+    else:
+        assert receipt["filled"]["random"] > 5 * 10
     assert ("exclude_document" in receipt["settings"]) is not excluded  # the default is not written
     assert problems(build) == []
 
