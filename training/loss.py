@@ -104,13 +104,13 @@ def infonce(
     others = own.new_zeros(b, b) if shared is None else shared
     absent = own if shared_negative is None else own | shared_negative.flatten(1)
     candidates = torch.cat([positive, negative.flatten(0, 1)])  # (b + b * k, dim)
-    rows = torch.eye(b, dtype=torch.bool, device=own.device)
-    related = rows | others | others.T  # (b, b): rows that have a positive in common
+    itself = torch.eye(b, dtype=torch.bool, device=own.device)
+    related = itself | others | others.T  # (b, b): rows that have a positive in common
     further = []
     if query_query:
         further.append((query, query, related))
     if passage_passage:
-        further.append((positive, candidates, torch.cat([related, absent | rows.repeat_interleave(k, dim=1)], dim=1)))
+        further.append((positive, candidates, torch.cat([related, absent | itself.repeat_interleave(k, dim=1)], dim=1)))
     excluded = torch.cat([others, absent], dim=1)
     return Losses(softmax_loss(query, candidates, excluded, temperature, further, margin, hardness), None, None)
 
@@ -147,8 +147,8 @@ def softmax_loss(
             score of right j for row i is left i times right j.
         margin, hardness: as for `infonce`; the own negatives of row i are the k candidates from b + i * k on.
     """
-    b = len(query)
-    own = torch.arange(b, len(candidates), device=query.device).view(b, -1) if hardness else None  # (b, k), columns
+    b, n = len(query), len(candidates)
+    own = torch.arange(b, n, device=query.device).view(b, n // b - 1) if hardness else None  # (b, k), columns
 
     def some(first: int, query: Tensor, *lefts: Tensor) -> Tensor:
         rows = slice(first, first + len(query))

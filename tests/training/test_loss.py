@@ -147,21 +147,21 @@ def qwen3_by_loops(query, positive, negative, has, shared, shared_negative, temp
     return loss
 
 
-@pytest.mark.parametrize("at_once", [2, 512])
+@pytest.mark.parametrize(("k", "at_once"), [(3, 2), (3, 512), (0, 512)])
 @pytest.mark.parametrize("terms", [(), ("query_query",), ("passage_passage",), ("query_query", "passage_passage")])
 @pytest.mark.parametrize(("margin", "hardness"), [(None, 0.0), (0.1, 0.0), (0.1, 5.0)])
-def test_the_further_terms_of_a_softmax_equal_the_double_loop(terms, margin, hardness, at_once, monkeypatch):
+def test_the_further_terms_of_a_softmax_equal_the_double_loop(terms, margin, hardness, at_once, k, monkeypatch):
     monkeypatch.setattr(losses, "QUERIES_AT_ONCE", at_once)
-    query, positive, negative = unit(5, 6, seed=1), unit(5, 6, seed=2), unit(5, 3, 6, seed=3)
-    has = torch.arange(15).reshape(5, 3) % 4 != 3
-    shared, shared_negative = torch.zeros(5, 5, dtype=torch.bool), torch.zeros(5, 5, 3, dtype=torch.bool)
-    shared[0, 1] = shared[3, 2] = shared_negative[2, 4, 0] = shared_negative[0, 1, :] = True
+    query, positive, negative = unit(5, 6, seed=1), unit(5, 6, seed=2), unit(5, k, 6, seed=3)
+    has = torch.arange(5 * k).reshape(5, k) % 4 != 3
+    shared, shared_negative = torch.zeros(5, 5, dtype=torch.bool), torch.zeros(5, 5, k, dtype=torch.bool)
+    shared[0, 1] = shared[3, 2] = shared_negative[0, 1, :] = shared_negative[2, 4, :1] = True
     arguments = (query, positive, negative, has, shared, shared_negative, 0.2)
     switches = {name: name in terms for name in ("query_query", "passage_passage")}
     got = infonce(*arguments, True, **switches, margin=margin, hardness=hardness)
     expected = qwen3_by_loops(*arguments, terms, margin, hardness)
     assert float(got.total) == pytest.approx(expected, rel=1e-12)
-    if margin is not None:
+    if margin is not None and k:
         assert expected != pytest.approx(qwen3_by_loops(*arguments, terms, None, hardness), rel=1e-3)
 
 
