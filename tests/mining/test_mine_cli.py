@@ -12,6 +12,8 @@ import pytest
 from small_build import make_build
 from test_mine import clustering
 
+from tests.training.tiny_models import MINILM
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -97,6 +99,12 @@ def test_user_errors_are_one_line(place, tmp_path):
         "mine: builds/small: has no source 'topcs' (did you mean 'topics'?); it has tone, topics, few\n",
     )
     assert mine("negatives", "--sideways", cwd=place)[0] == 2
+    (tmp_path / "bare").mkdir()
+    make_build(tmp_path / "bare", {"topics": clustering()}, mine="candidates: given")
+    no_model = "mine: bare: the `mine:` section names no model; give one: `mine embed --model NAME`\n"
+    assert mine("embed", "bare", cwd=tmp_path) == (1, "", no_model)
+    unmined = "mine: bare/mined/topics: is missing or unfinished; run `mine negatives bare` first\n"
+    assert mine("embed", "bare", "--model", MINILM, "--device", "cpu", "-q", cwd=tmp_path) == (1, "", unmined)
 
 
 @pytest.mark.parametrize("words", [["-h"], ["negatives", "-h"], ["show", "-h"]])
