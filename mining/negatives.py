@@ -4,6 +4,8 @@ A candidate must pass every filter that is on, then be inside the rank window, t
 score limits and the window, `choose` gives what `mine_hard_negatives` of sentence-transformers 6.2 gives (sampling "top",
 format "n-tuple"): both margins count from the lowest score of the query's positives, the relative margin is a share of
 that score's magnitude, and range_min skips the nearest of the candidates that *passed*.
+
+How many negatives a row gets is decided in `jobs.Job.wanted`: `mine: {negatives: N}`, and 1 for a classification.
 """
 
 from __future__ import annotations

@@ -2,6 +2,9 @@
 
 Further terms, off by default: queries among queries and passages among passages, hardness weights, spread-out vectors,
 distillation. All embeddings are rows of unit length, so a product is a cosine.
+
+The task of a batch's source decides which of F2LLM's losses apply: of retrieval both, of classification and clustering the one
+over a row's own negatives alone (`data.in_batch_of`).
 """
 
 from __future__ import annotations

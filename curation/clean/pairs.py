@@ -1,5 +1,7 @@
 """Which texts nearly match: MinHash bands bring candidates, and the exact Jaccard of their shingles decides.
 
+Which of two matching tuples survives is decided in `within.py` (one source) and `across.py` (two sources).
+
 Texts, sketches and candidates are kept in files, so that many texts need little memory (16 bytes each). A band's keys are sorted
 one range at a time. Candidates wait in one file per SHARE of the texts until all bands are done; then each share is verified.
 """

@@ -2,6 +2,9 @@
 
 A query is dropped if a kept query matches it and has all its positives, up to near-duplicates of these. A query with another
 positive stays: most such pairs differ by a year or a number. Passages always stay.
+
+Of two tuples that match, the one without invisible characters survives, then the one with more positives, then the longer query;
+`_ranked` has all rules.
 """
 
 from __future__ import annotations
@@ -80,7 +83,7 @@ def drop_queries(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return (tuples kept, tuples dropped as near-duplicates, a DROPPED table).
 
-    Tuples are visited in order of rank (`_superseded` says which of two survives). One is dropped only if it matches one
+    Tuples are visited in order of rank (`_ranked` says which of two survives). One is dropped only if it matches one
     already kept: matches do not chain.
     With `by_label` the label replaces the positives, which a clustering does not have yet.
     """

@@ -3,6 +3,9 @@
 `upload` sends large files first, where nobody sees them, then one commit names all files and deletes those of the version
 before that are gone. The commit carries its parent, so the Hub refuses it if somebody else committed meanwhile. After an
 interruption the same call continues: files that the Hub has are not sent again.
+
+The Hub is contacted here, for datasets in `curation/read/` (`hub.py`, `dataset.py`, `lock.py`), for models in
+`training/model/files.py`, and for NanoBEIR's sets in `training/collection.py`.
 """
 
 from __future__ import annotations

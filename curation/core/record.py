@@ -14,6 +14,9 @@ A source becomes two tables and a few constants. Tuples hold ids; each text is s
 `group` gathers texts of one source whose normalised form is equal, queries and passages alike (with `dedup:`,
 near-duplicates too), and is null for a text that has no duplicate. `mine negatives` adds scores, ranks and
 origins, and negatives, to `pairs`; a source that comes with scores has `positive_score` and `negative_scores` from the start.
+
+Decided here too: the identity of a text (`key_of`), how an instruction is put before a query (`render_query`), how many
+negatives a tuple of each task has (NEGATIVES), and every random choice, a function of the manifest's seed (`draws`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The distinct texts of a source by number, with the hashes by which they are compared. Tuples hold the numbers.
 
-A text is written once, when its row is read; its identity and its normalised form are hashed then, and later stages compare
-hashes. Texts and hashes stay in files; in memory are numbers of 4 bytes per text, and the texts that a stage asks for.
+A text is written once, when its row is read; its identity (`record.key_of`) and its normalised form (`text.py`) are hashed
+then, and later stages compare hashes. Texts and hashes stay in files; in memory are numbers of 4 bytes per text, and the texts
+that a stage asks for.
 """
 
 from __future__ import annotations
