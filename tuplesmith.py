@@ -15,9 +15,7 @@ Errors that you can fix are one line each: `tuplesmith.UserError`, whose kinds a
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -27,7 +25,7 @@ if _line := hidden_package():
     raise ImportError(_line)
 
 from curation.core.errors import BuildError, ManifestError, UserError, did_you_mean, listed
-from curation.core.progress import Advance, Progress, for_terminal, silent
+from curation.core.progress import for_python
 
 if TYPE_CHECKING:
     import polars as pl
@@ -248,7 +246,7 @@ def build(
     from curation.build.build import build as build_sources
 
     folder = None if out is None else Path(out)
-    outcome = build_sources(Path(manifest), folder, _names(only), limit, workers, _progress(quiet), ray=ray)
+    outcome = build_sources(Path(manifest), folder, _names(only), limit, workers, for_python(quiet), ray=ray)
     if outcome.failed and not outcome.receipts:
         raise next(iter(outcome.failed.values()))
     return Build(outcome.folder)
@@ -299,7 +297,7 @@ def mine(
     from mining.mine import mine_build
 
     path = _path(build)
-    receipts = mine_build(path, _names(only), device, _progress(quiet), processes=workers, ray=ray)
+    receipts = mine_build(path, _names(only), device, for_python(quiet), processes=workers, ray=ray)
     if not any(receipt["kept"] for receipt in receipts.values()):
         raise BuildError(path, "no tuple has enough negatives", "see `Build.drops()`, and loosen `mine:` in the manifest")
     return Build(path)
@@ -368,7 +366,7 @@ def train(
         only=_names(only),
         restart=restart,
         say=_say(quiet),
-        progress=_progress(quiet),
+        progress=for_python(quiet),
     )
     return folder / "model"
 
@@ -409,7 +407,7 @@ def evaluate(
     from training.model.encode import load_encoder
 
     encoder = load_encoder(str(model), device=device, dtype=dtype, max_tokens=max_tokens, prompt=prompt)
-    return measure(encoder, Path(data), instruction, _progress(quiet), split)
+    return measure(encoder, Path(data), instruction, for_python(quiet), split)
 
 
 def export(
@@ -444,7 +442,7 @@ def export(
 
     if format not in FORMATS:
         raise UserError("format", f"'{format}' is unknown{did_you_mean(format, FORMATS)}", f"choose one of {listed(FORMATS)}")
-    write_export(_path(build), Path(out), format, _names(only), negatives, _progress(quiet))
+    write_export(_path(build), Path(out), format, _names(only), negatives, for_python(quiet))
     return Path(out) / "data"
 
 
@@ -486,7 +484,7 @@ def publish(
     from curation.share import publish as publishing
 
     made = publishing.plan(
-        _path(build), repo, None if lock is None else Path(lock), _names(allow), negatives, _names(columns), _progress(quiet)
+        _path(build), repo, None if lock is None else Path(lock), _names(allow), negatives, _names(columns), for_python(quiet)
     )
     for name, why in made.left_out.items():
         _say(quiet)(f"left out: {name}: {why}")
@@ -676,7 +674,7 @@ def mine_hard_negatives(
         raise UserError("output_format", f"'{output_format}' is unknown{did_you_mean(output_format, known)}", hint)
     if use_multi_process:
         raise UserError("use_multi_process", "is not supported", "leave it out: one process uses all cores")
-    say, progress = _say(not verbose), _progress(not verbose)
+    say, progress = _say(not verbose), for_python(not verbose)
     columns = hard_negatives.columns_of(dataset, anchor_column_name, positive_column_name, say)
     pairs = hard_negatives.pairs_of(dataset, columns, corpus)
     rules = {
@@ -717,25 +715,3 @@ def _say(quiet: bool) -> Callable[[str], None]:
     from curation.core.console import say
 
     return (lambda line: None) if quiet else say
-
-
-def _progress(quiet: bool) -> Progress:
-    """Return a bar for a terminal or a notebook, or nothing."""
-    if quiet:
-        return silent
-    shell = sys.modules.get("IPython")
-    in_notebook = shell is not None and type(shell.get_ipython()).__name__ == "ZMQInteractiveShell"
-    return _notebook_bar if in_notebook else for_terminal(quiet)
-
-
-@contextmanager
-def _notebook_bar(what: str, total: int | None, unit: str) -> Iterator[Advance]:
-    """Show one bar in a notebook, updated at most twice per second."""
-    from tqdm.auto import tqdm
-
-    with tqdm(desc=what, total=total, unit=f" {unit}", mininterval=0.5, leave=False) as shown:
-
-        def advance(done: int) -> None:
-            shown.update(done)
-
-        yield advance

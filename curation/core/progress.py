@@ -79,3 +79,23 @@ def for_terminal(quiet: bool) -> Progress:
     if quiet:
         return silent
     return bar if sys.stderr is not None and sys.stderr.isatty() else lines
+
+
+def for_python(quiet: bool) -> Progress:
+    """Return the progress display of the Python API: that of a terminal, or a bar in a notebook."""
+    shell = sys.modules.get("IPython")
+    in_notebook = shell is not None and type(shell.get_ipython()).__name__ == "ZMQInteractiveShell"
+    return notebook_bar if in_notebook and not quiet else for_terminal(quiet)
+
+
+@contextmanager
+def notebook_bar(what: str, total: int | None, unit: str) -> Iterator[Advance]:
+    """Show one bar in a notebook, updated at most twice per second."""
+    from tqdm.auto import tqdm
+
+    with tqdm(desc=what, total=total, unit=f" {unit}", mininterval=0.5, leave=False) as shown:
+
+        def advance(done: int) -> None:
+            shown.update(done)
+
+        yield advance
