@@ -47,10 +47,10 @@ def read_encoders(build: Path) -> list[Known]:
 
 def encoders_of(build: Path, model: str) -> list[Known]:
     """Return what is noted of the encoders of a build's vectors whose model has this name."""
-    return [one for one in read_encoders(build) if _same(str(one.described["model"]), model)]
+    return [one for one in read_encoders(build) if _same_model(str(one.described["model"]), model)]
 
 
-def _same(one: str, other: str) -> bool:
+def _same_model(one: str, other: str) -> bool:
     """Return whether two names of a model are equal, or two paths of one folder."""
     return one == other or (Path(one).exists() and Path(other).exists() and Path(one).samefile(other))
 
