@@ -91,14 +91,13 @@ def ours(name: str, path: Path, out: Path, whole: bool = True) -> int:
     """Build it, or only its first stage; return the tuples kept."""
     from curation.build import stages
     from curation.build.build import build, job_of
+    from curation.build.shape_stage import with_inputs
     from curation.recipe.manifest import load_manifest
 
     (out / "m.yaml").write_text(f"name: one\nsources:\n  - {{name: one, files: {path}, {SOURCES[name][2]}}}\n")
     if not whole:
         manifest = load_manifest(out / "m.yaml")
-        receipt = stages.run(
-            stages.SHAPE, stages.with_inputs(job_of(manifest, manifest.sources[0], out, out / "build", None))
-        ).receipt
+        receipt = stages.run(stages.SHAPE, with_inputs(job_of(manifest, manifest.sources[0], out, out / "build", None))).receipt
         return receipt["tuples_made"] - receipt["merged"] - sum(receipt["dropped"].values())
     outcome = build(out / "m.yaml", out / "build")
     assert not outcome.failed, outcome.failed

@@ -24,6 +24,7 @@ from typing import NamedTuple, TypeVar
 import polars as pl
 
 from curation.build import attribution, stages
+from curation.build.shape_stage import tables_of, with_inputs
 from curation.build.stages import Stage
 from curation.build.summary import summary_of, write_summary
 from curation.clean import decontaminate, mteb_sets
@@ -217,7 +218,7 @@ def _with_inputs(jobs: list[Job], failed: dict[str, UserError], progress: Progre
     ready = []
     for job in jobs:
         try:
-            ready.append(_guarded(job, stages.with_inputs, job, progress))
+            ready.append(_guarded(job, with_inputs, job, progress))
         except UserError as error:
             failed[job.source.name] = error
     return ready
@@ -242,7 +243,7 @@ def _unexpected_rows(job: Job, receipt: Receipt) -> list[str]:
     whole = source.limit is None or receipt["shape"] == "qrels"
     counts = {"": receipt["rows_in"] + source.skip if whole else None, **counts}
     notes = []
-    for part, table in stages.tables_of(source).items():
+    for part, table in tables_of(source).items():
         expected, count = table.expected_rows, counts.get(part)
         if None not in (expected, count) and expected != count:
             named = f"source '{source.name}'" + (f" ({part})" if part else "")
@@ -355,7 +356,7 @@ def _workers_that_pay(jobs: list[Job]) -> int:
 
 def _size_of(job: Job) -> int:
     """Return the bytes of a source's files; for a dataset of the Hub PROCESS_BYTES, as its process waits for the network."""
-    tables = stages.tables_of(job.source).values()
+    tables = tables_of(job.source).values()
     try:
         return sum(total_bytes(table, job.base) if is_local(table, job.base) else PROCESS_BYTES for table in tables)
     except (UserError, OSError):

@@ -14,6 +14,7 @@ import pytest
 
 from curation.build import stages
 from curation.build.build import build, job_of
+from curation.build.shape_stage import with_inputs
 from curation.core.errors import SourceError
 from curation.core.store import file_digest, read_receipt
 from curation.read.lock import lock_path, write_lock
@@ -121,9 +122,7 @@ def test_a_source_that_changes_fails(contents, tmp_path, ending, change, after):
 
     manifest = load_manifest(tmp_path / "m.yaml")
     with pytest.raises(SourceError, match=f"^big.*{SAID}$"):
-        stages.run(
-            stages.SHAPE, stages.with_inputs(job_of(manifest, manifest.sources[0], tmp_path, tmp_path / "b", None)), progress
-        )
+        stages.run(stages.SHAPE, with_inputs(job_of(manifest, manifest.sources[0], tmp_path, tmp_path / "b", None)), progress)
     assert not (tmp_path / "b" / "shaped" / "s").exists()
 
 

@@ -139,7 +139,7 @@ def test_columns_that_are_not_mapped_change_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("curation.read.blocks.BLOCK", 150)
     monkeypatch.setattr("curation.read.sources.BATCH", 3)
     assert built(tmp_path, "all.jsonl", fields) == wanted
-    monkeypatch.setattr("curation.build.stages.PORTION", 200)
+    monkeypatch.setattr("curation.build.shape_stage.PORTION", 200)
     monkeypatch.setattr("curation.shape.shapes.to_tuples", None)  # shaped part by part, never whole
     assert built(tmp_path, "all.jsonl", fields) == wanted
     assert built(tmp_path, "all.jsonl", {**fields, "title": "tt"}).startswith("source 's': no column 'tt'")

@@ -116,7 +116,7 @@ def test_scored_pairs_in_parts_and_both_ways(tmp_path, monkeypatch):
     written(tmp_path, "data.jsonl", records)
     said = "files: data.jsonl, threshold: 1, both_ways: yes, fields: {query: q, positive: p, score: s}"
     whole = positives_of(tmp_path, said)
-    monkeypatch.setattr("curation.build.stages.PORTION", 400)
+    monkeypatch.setattr("curation.build.shape_stage.PORTION", 400)
     monkeypatch.setattr("curation.read.blocks.BLOCK", 400)
     monkeypatch.setattr(tables, "ROWS_PER_GROUP", 25)
     monkeypatch.setattr(tables, "ROWS_PER_SHARD", 50)

@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from curation.build import stages
+from curation.build import shape_stage
 from curation.build.build import build
 from curation.build.numbering import number, pairs_of, passages_of
 from curation.core import store, tables
@@ -41,7 +41,7 @@ def built(base: Path, name: str, said: str, size: int | None = None) -> tuple[ob
     (base / "m.yaml").write_text(f"name: one\nsources:\n  - {{name: one, files: data.jsonl, {said}}}\n")
     with pytest.MonkeyPatch.context() as patch:
         if size:
-            patch.setattr("curation.build.build.stages.PORTION", size)
+            patch.setattr("curation.build.shape_stage.PORTION", size)
             patch.setattr("curation.read.blocks.BLOCK", size)
             patch.setattr("curation.read.sources.BATCH", 10)
             patch.setattr(tables, "ROWS_PER_GROUP", 25)
@@ -55,8 +55,8 @@ def test_parts_of_any_size_make_the_same_tables(tmp_path, monkeypatch):
         "".join(json.dumps(row) + "\n" for row in rows(150)) + "no row\n" + '{"q": 1, "p": "x"}\n'
     )
     seen = []
-    shape_in_parts = stages._shape_in_parts
-    monkeypatch.setattr(stages, "_shape_in_parts", lambda *given: seen.append(shape_in_parts(*given)) or seen[-1])
+    shape_in_parts = shape_stage._shape_in_parts
+    monkeypatch.setattr(shape_stage, "_shape_in_parts", lambda *given: seen.append(shape_in_parts(*given)) or seen[-1])
     for more in ("", ", both_ways: yes", ", filters: {min_chars: 15, no_echo: no}"):
         receipt, whole = built(tmp_path, f"whole{len(more)}", PAIR + more)
         assert receipt["merged"] > 5
@@ -205,7 +205,7 @@ def test_a_disk_without_memory_maps_makes_the_same_tables(tmp_path, monkeypatch)
 )
 def test_a_fault_of_the_whole_source_is_found_without_reading_it_again(tmp_path, monkeypatch, more, complaint):
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row | {"p": row["p"].strip() or None}) + "\n" for row in rows(150)))
-    monkeypatch.setattr(stages, "_shape_whole", lambda *given: pytest.fail("all rows were held at once"))
+    monkeypatch.setattr(shape_stage, "_shape_whole", lambda *given: pytest.fail("all rows were held at once"))
     pair = "task: retrieval, fields: {query: q, positive: p}"
     failed, _ = built(tmp_path, "b", f"{pair}, {'' if 'max_bad' in more else 'max_bad: 0.5, '}{more}", 900)
     assert complaint in failed["one"]

@@ -1,0 +1,213 @@
+"""The first stage of a build: one source is read, shaped and filtered, equal queries are merged, and queries are held out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from curation.core.builds import Receipt
+from curation.core.errors import SourceError
+from curation.core.progress import Progress, silent
+from curation.core.record import no_drops
+from curation.core.tables import (
+    write_parquet,
+)
+from curation.engine.local import Here
+from curation.read import remote
+from curation.read.rows import Lost, compact, concat_batches
+from curation.read.sources import fail_if_changed, file_states, files_outside, input_digests, read_parts, table_rows, take
+from curation.recipe.job import Inputs, Job
+from curation.recipe.source import ABOUT, Source, Table, TextTable, shape_of
+from curation.shape.by_id import texts_for_ids
+from curation.shape.chunks import DOCUMENTS, OWN_DOCUMENTS, chunked, own_documents
+from curation.shape.columns import (
+    GRADES,
+    TUPLES,
+    Tuples,
+    as_texts,
+    check_readable,
+    column,
+    place_of,
+    row_ids,
+)
+from curation.shape.parts import PORTION, Filtered, NeedsAllRows, Shaped, aligned, filtered, rows_are_independent, write_tuples
+from curation.shape.scores import ANSWERS, answers_of
+from curation.shape.shapes import refuse_equal_ids, texts_with_ids, to_tuples
+
+
+def with_inputs(job: Job, progress: Progress = silent) -> Job:
+    """Return a job with the digests of its source's files: each is fetched, if it is a URL, and digested here, then parsed.
+
+    Raises:
+        SourceError: a file or dataset is missing.
+    """
+    source = remote.pinned(job.source, progress)
+    tables = tables_of(source)
+    before = [file_states(table, job.base) for table in tables.values()]  # first, so that any later change is noticed
+    digests = {
+        f"{part}/{name}" if part else name: digest
+        for part, table in tables.items()
+        for name, digest in input_digests(table, job.base).items()
+    }
+    return job._replace(source=source, inputs=Inputs(before, digests))
+
+
+def tables_of(source: Source) -> dict[str, Source | TextTable]:
+    """Return what a source reads: its rows under '', and its corpus and queries if it has them."""
+    parts = {"": source, "corpus": source.corpus, "queries": source.queries}
+    return {part: table for part, table in parts.items() if table}
+
+
+def shape_depends(job: Job) -> list[Any]:
+    """Return the source's entry in the manifest without its descriptions, the filters and the digests of its files."""
+    assert job.inputs
+    entry = job.source.model_dump(exclude=ABOUT)
+    if entry["corpus"] and entry["corpus"]["chunk"] is None:
+        del entry["corpus"]["chunk"]  # so that builds from before there were chunks stay current
+    return [job.seed, entry, job.filters.model_dump(), job.inputs.digests]
+
+
+def shape(job: Job, folder: Path, progress: Progress) -> Receipt:
+    """Read a source and make its tuples: filter them, merge equal queries, and take out the queries to hold out."""
+    assert job.inputs
+    source = job.source
+    tables = tables_of(source)
+    table_rows: dict[str, int] = {}
+    with (
+        fail_if_changed(job.inputs.marks, list(tables.values()), job.base),
+        progress(f"read {source.name}", None, "rows") as advance,
+    ):
+        made = _shape_in_parts(job, folder, advance) if rows_are_independent(source) else None
+        if made is None:
+            parts = _shape_whole(job, folder, table_rows, advance)
+            made = write_tuples(source, job.seed, job.filters.no_echo, parts, folder)
+    return {
+        "source": source.name,
+        "shape": shape_of(source),
+        "instruction": made.instruction,
+        "inputs": job.inputs.digests,
+        "outside": sorted({name for table in tables.values() for _, name in files_outside(table, job.base)}),
+        "rows_in": made.rows_in,
+        "rows_used": made.rows_in - sum(made.unused.values()),
+        "rows_dropped": made.unused,
+        "tuples_made": made.tuples,
+        "merged": made.merged,
+        "heldout": made.held,
+        "dropped": made.poor,
+        "texts_out": made.texts_out,
+        "table_rows": table_rows,
+    }
+
+
+def _shape_in_parts(job: Job, folder: Path, advance: Callable[[int], None]) -> Shaped | None:
+    """Shape a source part by part; None, with nothing written, if it takes all rows at once.
+
+    Raises:
+        SourceError: the source as a whole has a fault. One of a part is reported better with all rows at once.
+    """
+    source = job.source
+
+    def part(read: tuple[pl.DataFrame, list[Lost]]) -> Filtered:
+        rows, lost = read
+        try:
+            made = to_tuples(source, rows, job.seed)
+            ids = row_ids(source, rows).hash() if source.fields.id is not None else None
+        except SourceError:
+            raise NeedsAllRows from None
+        if made.scores is not None:
+            raise NeedsAllRows
+        return filtered(source, job.filters, made, len(rows) + len(lost), lost, ids)
+
+    parts = Here().run(part, aligned(source, read_parts(source, job.base, PORTION, advance)), job.threads)
+    try:
+        return write_tuples(source, job.seed, job.filters.no_echo, (result() for _, result in parts), folder)
+    except NeedsAllRows:
+        for path in folder.iterdir():
+            path.unlink()
+        return None
+
+
+def _shape_whole(job: Job, folder: Path, table_rows: dict[str, int], advance: Callable[[int], None]) -> Iterator[Filtered]:
+    """Yield the tuples of all rows at once, and write scores and answers beside them; a corpus comes first, in parts."""
+    source, tables = job.source, {}
+    by_rows = shape_of(source) != "qrels"  # a limit of qrels counts queries, and is applied when they are known
+    rows, lost = take(source, job.seed, source.limit if by_rows else None, job.base, advance)
+    check_readable(source, rows, lost)
+    source, rows = texts_for_ids(source, rows, lambda part, table: _count_rows(source, part, table, job.base, table_rows))
+    made = to_tuples(source, rows, job.seed) if by_rows else None
+    if source.corpus and not source.by_id:
+        judged: list[pl.DataFrame] = []  # of qrels: the passages that a row names
+        named = None
+        if source.fields.positive_id is not None:
+            ids = column(place_of(source), rows, source.fields.positive_id)
+            named = as_texts(place_of(source), source.fields.positive_id, ids)
+        nothing = pl.DataFrame(schema={**TUPLES, **({GRADES: pl.List(pl.Float64)} if source.fields.score else {})})
+        nothing = made.tuples.clear() if made else nothing
+        hashes: list[np.ndarray] = []  # of ids
+        chunk, chunks = source.corpus.chunk, 0
+        for some in _readable_rows(source, "corpus", source.corpus, job.base):
+            passages = texts_with_ids(source, "corpus", source.corpus, some)
+            table_rows["corpus"] = table_rows.get("corpus", 0) + len(some)
+            hashes.append(passages["id"].hash().to_numpy())
+            if named is not None:
+                ids = as_texts(place_of(source), source.corpus.fields.id, some[source.corpus.fields.id])
+                judged.append(compact(some.filter(ids.is_in(named.implode()))))
+            passages = chunked(passages, chunk)
+            chunks += len(passages)
+            if chunk and chunks > chunk.most:
+                what = f"its documents give more than {chunk.most:,} chunks of {chunk.tokens} tokens"
+                raise SourceError(f"{place_of(source)} (corpus)", what, "raise `chunk: {most: ...}`, or `tokens`")
+            yield filtered(source, job.filters, Tuples(nothing, no_drops(), passages["text"]), 0, [])
+        in_order = np.sort(np.concatenate(hashes))
+        if len(twice := in_order[1:][in_order[1:] == in_order[:-1]]):
+            again = (
+                texts_with_ids(source, "corpus", source.corpus, some)["id"]
+                for some in _readable_rows(source, "corpus", source.corpus, job.base)
+            )
+            refuse_equal_ids(
+                source, "corpus", pl.concat(one.filter(one.hash().is_in(pl.Series(twice).implode())) for one in again)
+            )
+        if source.queries:
+            asked = concat_batches(
+                list(_readable_rows(source, "queries", source.queries, job.base)), f"{place_of(source)} (queries)"
+            )
+            table_rows["queries"] = len(asked)
+            tables = {"corpus": concat_batches(judged, f"{place_of(source)} (corpus)"), "queries": asked}
+        elif named is not None and made:
+            documents = concat_batches(judged, f"{place_of(source)} (corpus)")
+            documents = chunked(texts_with_ids(source, "corpus", source.corpus, documents), chunk)
+            for name, table in zip((OWN_DOCUMENTS, DOCUMENTS), own_documents(source, rows, made.tuples, documents), strict=True):
+                write_parquet(folder / name, table)
+    made = made or to_tuples(source, rows, job.seed, **tables)
+    answers = answers_of(source, rows, made.tuples)
+    if answers is not None:
+        write_parquet(folder / ANSWERS, answers)
+    if made.scores is not None:
+        write_parquet(folder / "scores.parquet", made.scores)
+    count = len(rows) + len(lost)
+    del rows, tables  # only the tuples are needed from here on
+    yield filtered(source, job.filters, made._replace(corpus=made.corpus.clear()), count, lost)
+
+
+def _count_rows(source: Source, part: str, table: Table, base: Path, table_rows: dict[str, int]) -> Iterator[pl.DataFrame]:
+    """Yield the rows of a corpus or of queries as `_readable_rows`, and count them in `table_rows`."""
+    for some in _readable_rows(source, part, table, base):
+        table_rows[part] = table_rows.get(part, 0) + len(some)
+        yield some
+
+
+def _readable_rows(source: Source, part: str, table: Table, base: Path) -> Iterator[pl.DataFrame]:
+    """Yield the rows of a corpus or of queries in batches.
+
+    Raises:
+        SourceError: a row cannot be read; an id may refer to it.
+    """
+    for batch in table_rows(table, base):
+        for lost in batch.lost:
+            if lost.bad:
+                raise SourceError(f"{place_of(source)} ({part})", f"row {lost.row} is unreadable ({lost.reason})", lost.evidence)
+        yield batch.frame
