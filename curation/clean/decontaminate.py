@@ -68,7 +68,7 @@ MATCHES = pl.Schema(
     }
 )
 ROWS_AT_A_TIME = 1 << 17
-TEXTS_AT_A_TIME = 1 << 18
+LOOKED_UP_AT_A_TIME = 1 << 18
 
 
 class Cleaned(NamedTuple):
@@ -267,7 +267,7 @@ def contaminated(index_folder: Path, texts: Texts, numbers: np.ndarray) -> pl.Da
 
     # the texts of each entry, and of these for each task the best
     best, starts = [nothing], np.flatnonzero(np.append(True, np.diff(found["text"].to_numpy()) != 0)[: len(found)])
-    cuts = [*starts[::TEXTS_AT_A_TIME].tolist(), len(found)]
+    cuts = [*starts[::LOOKED_UP_AT_A_TIME].tolist(), len(found)]
     for begin, end in pairwise(cuts):
         met = found[begin:end]
         entry = met["entry"].to_numpy().astype(np.int64)

@@ -11,7 +11,7 @@ from curation.recipe.yaml import Section
 
 Prompt = Literal["auto", "instruct", "none"]
 Dtype = Literal["auto", "float32", "bfloat16"]
-Corpus = Literal["positives", "all"]
+Searched = Literal["positives", "all"]
 
 
 class Prompts(Section):
@@ -73,7 +73,7 @@ class Mine(Section):
         "dense",
         description="where candidates come from. `dense`: nearest passages by the model. `bm25`: best passages by words (needs `tuplesmith[bm25]`). `both`: the two rankings fused. Scores are cosine similarities of the model in all three. `given`: no search; each tuple keeps the negatives and scores that its source came with",
     )
-    corpus: Corpus | dict[str, Corpus] = Field(
+    corpus: Searched | dict[str, Searched] = Field(
         "positives",
         description="the passages in which a source's negatives are searched. `positives`: the source's distinct positives, as in F2LLM. `all`: all its passages, which are also the rest of a qrels corpus and given negatives. Or by source, `{NAME: all}`; sources without an entry keep `positives`",
     )
@@ -215,7 +215,7 @@ class Mine(Section):
                 raise ValueError(f"mine.corpus: '{one}' is not one of positives or all")
         return given
 
-    def corpus_of(self, source: str) -> Corpus:
+    def corpus_of(self, source: str) -> Searched:
         """Return the corpus of a source."""
         return self.corpus.get(source, "positives") if isinstance(self.corpus, dict) else self.corpus
 

@@ -16,6 +16,7 @@ import re
 import numpy as np
 import polars as pl
 
+from curation.core.characters import SPACELESS_RANGES
 from curation.core.errors import SourceError, listed
 from curation.core.record import keys_of
 from curation.read.rows import ROW
@@ -24,8 +25,8 @@ from curation.shape.columns import column, place_of
 
 OWN_DOCUMENTS = "own_documents.parquet"  # `key` of a query, `documents`: ids of those that its positives are from
 DOCUMENTS = "documents.parquet"  # `document`: an id in OWN_DOCUMENTS, `passages`: keys of its chunks
-SPACELESS = r"\u0E00-\u0EFF\u1000-\u109F\u1780-\u17FF\u3040-\u30FF\u3400-\u9FFF\uF900-\uFAFF"
-TOKEN = re.compile(rf"([{SPACELESS}])|[^\W_{SPACELESS}]{{1,4}}|[^\w\s]|_")
+WITHOUT_SPACES = "".join(f"{chr(first)}-{chr(last)}" for first, last in SPACELESS_RANGES)  # scripts, in a class of a pattern
+TOKEN = re.compile(rf"([{WITHOUT_SPACES}])|[^\W_{WITHOUT_SPACES}]{{1,4}}|[^\w\s]|_")
 
 
 def chunked(documents: pl.DataFrame, chunk: Chunk | None) -> pl.DataFrame:

@@ -48,7 +48,7 @@ OTHER_DATA = (  # endings of data that is not imported, and which a manifest can
     ".tgz",
 )  # fmt: skip
 TABLES = (".csv", ".tsv")  # their columns are guessed by name
-DOCUMENTS = (".txt", ".md", ".rst", ".html", ".htm", ".pdf", ".docx")
+DOCUMENT_ENDINGS = (".txt", ".md", ".rst", ".html", ".htm", ".pdf", ".docx")
 NEXT_SECTIONS = """\
 # For `mine negatives` and `train`: remove the # and choose a model. `holdout: 200` in a source holds out queries to evaluate on.
 # mine: {model: sentence-transformers/all-MiniLM-L6-v2}
@@ -252,7 +252,7 @@ def _hint(files: list[Path]) -> str:
     """Return what to do with a folder in which nothing can be imported as it is."""
     if tables := [one for one in files if one.suffix.lower() in TABLES]:
         return f"name one file, such as {tables[0]}"
-    if any(one.suffix.lower() in DOCUMENTS for one in files):
+    if any(one.suffix.lower() in DOCUMENT_ENDINGS for one in files):
         keys = "`fields: {query: title, positive: text}`"
         return f'write a line {{"title": ..., "text": ...}} per document into a .jsonl, and read it with {keys}'
     return "name a file, such as data/train.parquet"
