@@ -1,14 +1,4 @@
-"""The index of decontamination: every text of the evaluation sets, and the grams by which a copy of it is recognised.
-
-A text's normalised form, with a space before and after it, has four kinds of gram. Its script decides their width:
-
-    WHOLE       the form itself
-    CHAR_GRAMS  every 7 characters, spaces included         3 if most characters are of scripts without spaces
-    WORD_GRAMS  every 13 words, with the spaces between     20 characters in these scripts
-    SEED_GRAMS  14 characters from the space before a word  5 in these scripts, from any character
-
-A gram's key is the hash of its UTF-8 bytes (`shingles`), marked by kind and width, and mixed so that its bits are even; the key
-of CHAR_GRAMS is the first half of that, not mixed. The compiled loop (`overlap_kernels`) computes the same keys.
+"""The index of decontamination: every text of the evaluation sets, and their grams (`overlap_grams`).
 
 A folder holds `texts-*.parquet`, one line per text of each set, and the arrays of `Index`, one entry per distinct form. They
 are read through memory maps: processes that look texts up share what they touch. The grams of an entry:
@@ -30,32 +20,15 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from curation.clean.overlap_grams import CHAR_GRAMS, LEAST_CHARS, LONG, SEED_GRAMS, WHOLE, WORD_GRAMS, measures_of
 from curation.clean.overlap_texts import CORPUS, QUERY
-from curation.clean.shingles import BASE, INVERSE
 from curation.clean.siblings import capitalised_words
-from curation.core.characters import SPACELESS_CHARS
-from curation.core.jit import buffers_of
 from curation.core.store import atomic
 from curation.core.tables import read_parquet, write_parquet
 from curation.core.text import normalised
 
-WHOLE, CHAR_GRAMS, WORD_GRAMS, SEED_GRAMS = range(4)
-CHARS_WIDTH, SEEDS_WIDTH = (7, 3), (14, 5)  # characters; of texts with and without spaces
-WORDS_WIDTH = (13, 20)  # words; characters
-LONG = (25, 40)  # words, characters: from here on a text is recognised by its WORD_GRAMS, below by its CHAR_GRAMS
-KIND_MARKS = np.array(  # by kind and script
-    [
-        [0x1D8E4E27C47D124F, 0x1D8E4E27C47D124F],
-        [0xEB44ACCAB455D165, 0x6C9C83AF6FA8A76B],
-        [0x27D4EB2F165667C5, 0x8EBC6AF09C88C6E3],
-        [0x9FB21C651E98DF25, 0xA0761D6478BD642F],
-    ],
-    dtype=np.uint64,
-)
-MIX = 0xFF51AFD7ED558CCD
 SHARED_TENTHS = 7  # tenths of a short text's CHAR_GRAMS that make a match
 FEW = (8, 12)  # words, characters: a shorter text must also make up SHARED_TENTHS of the text it is found in
-LEAST_CHARS = (12, 5)  # characters, of texts with and without spaces: a shorter text says too little
 COMMON_WORD = 100  # a word is common if it is in more than one in so many texts ...
 COMMON_FROM = 1000  # ... of at least so many
 COMMON = 10  # a gram in more entries than this is boilerplate
@@ -88,101 +61,10 @@ class Index(NamedTuple):
     shard_starts: np.ndarray  # (shards + 1,) i64: the number of the first text of each `texts-*.parquet`
 
 
-class Measures(NamedTuple):
-    """How long normalised forms are."""
-
-    spaceless: np.ndarray  # (texts,) i64: 1 if most characters are of scripts without spaces
-    units: np.ndarray  # (texts,) i64: words; characters if spaceless
-    chars: np.ndarray  # (texts,) i64
-    long: np.ndarray  # (texts,) bool: see LONG
-    tiny: np.ndarray  # (texts,) bool: see LEAST_CHARS
-
-
-class Grams(NamedTuple):
-    """Grams of one kind, in order of texts and places."""
-
-    text: np.ndarray  # (grams,) i64: number of the text
-    key: np.ndarray  # (grams,) u64
-
-
-def measures_of(forms: pl.Series) -> Measures:
-    """Measure normalised forms (no nulls)."""
-    counts = pl.select(
-        words=pl.when(forms != "").then(forms.str.count_matches(" ", literal=True) + 1).otherwise(0),
-        chars=forms.str.len_chars(),
-        spaceless=forms.str.count_matches(SPACELESS_CHARS),
-    )
-    words, chars, spaceless = (counts[name].to_numpy().astype(np.int64) for name in ("words", "chars", "spaceless"))
-    dense = (2 * spaceless > chars - words + 1).astype(np.int64)
-    units = np.where(dense == 1, chars, words)
-    return Measures(dense, units, chars, units >= np.asarray(LONG)[dense], chars < np.asarray(LEAST_CHARS)[dense])
-
-
-class Forms:
-    """Normalised forms (no nulls), and the running sum over their bytes that gives every gram's hash as a difference."""
-
-    def __init__(self, forms: pl.Series) -> None:
-        self.count = len(forms)
-        self.measures = measures_of(forms)
-        padded = pl.select(pl.concat_str([pl.lit(" "), forms.alias("form"), pl.lit(" ")])).to_series()
-        data, starts = buffers_of(padded if len(forms) else forms)
-        self.data, self.starts = data[starts[0] : starts[-1]], starts - starts[0]
-        powers, self.back = (
-            np.append(np.uint64(1), np.cumprod(np.full(len(self.data) + 1, base, dtype=np.uint64), dtype=np.uint64))
-            for base in (BASE, INVERSE)
-        )
-        self.sums = np.zeros(len(self.data) + 1, dtype=np.uint64)
-        np.cumsum(self.data * powers[1 : len(self.data) + 1], dtype=np.uint64, out=self.sums[1:])
-
-    def grams(self, kind: int, of: np.ndarray | None = None) -> Grams:
-        """Return the grams of one kind, of all forms or of those that `of` (texts,) bool marks."""
-        of = np.ones(self.count, bool) if of is None else of
-        dense = self.measures.spaceless == 1
-        if kind == WHOLE:
-            text = np.flatnonzero(of)
-            return self._keys(kind, text, self.starts[text], self.starts[text + 1])
-        if kind == WORD_GRAMS:
-            space = self.data == ord(" ")
-            begins, spaces = np.flatnonzero(space[:-1] & ~space[1:]) + 1, np.flatnonzero(space)
-            at, unit = self._runs(begins, np.full(self.count, WORDS_WIDTH[0]), of & ~dense)
-            last = begins[unit + WORDS_WIDTH[0] - 1]
-            ends = spaces[np.searchsorted(spaces, last)] if len(at) else last
-            of_words = self._keys(WORD_GRAMS, at, begins[unit], ends)
-            of_chars = self._of_chars(WORD_GRAMS, np.full(self.count, WORDS_WIDTH[1]), of & dense)
-            text, key = (np.concatenate(column) for column in zip(of_words, of_chars, strict=True))
-            order = np.argsort(text, kind="stable")
-            return Grams(text[order], key[order])
-        width = np.asarray(CHARS_WIDTH if kind == CHAR_GRAMS else SEEDS_WIDTH)[self.measures.spaceless]
-        return self._of_chars(kind, width, of)
-
-    def _of_chars(self, kind: int, width: np.ndarray, of: np.ndarray) -> Grams:
-        begins = np.flatnonzero(self.data & 0xC0 != 0x80)
-        at, unit = self._runs(begins, width, of)
-        if kind == SEED_GRAMS:
-            chosen = (self.data[begins[unit]] == ord(" ")) | (self.measures.spaceless[at] == 1)
-            at, unit = at[chosen], unit[chosen]
-        begins = np.append(begins, len(self.data))  # a form ends where the next one begins
-        return self._keys(kind, at, begins[unit], begins[unit + width[at]])
-
-    def _runs(self, begins: np.ndarray, width: np.ndarray, of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return (text, first unit) of every run of width[text] units of a marked text; units begin at the bytes `begins`."""
-        text_of_byte = np.repeat(np.arange(self.count), np.diff(self.starts))
-        units = np.bincount(text_of_byte[begins], minlength=self.count)
-        counts = np.where(of, np.maximum(units - width + 1, 0), 0)
-        text = np.repeat(np.arange(self.count), counts)
-        return text, np.arange(len(text)) - (np.cumsum(counts) - counts)[text] + (np.cumsum(units) - units)[text]
-
-    def _keys(self, kind: int, text: np.ndarray, first: np.ndarray, end: np.ndarray) -> Grams:
-        hashes = (self.sums[end] - self.sums[first]) * self.back[first]
-        keys = hashes ^ KIND_MARKS[kind, self.measures.spaceless[text]]
-        if kind == CHAR_GRAMS:
-            return Grams(text, keys >> np.uint64(32))
-        keys = (keys ^ (keys >> np.uint64(32))) * np.uint64(MIX)
-        return Grams(text, keys ^ (keys >> np.uint64(32)))
-
-
 def write_index(folder: Path, sets: Iterable[pl.DataFrame], allowed: pl.Series) -> dict[str, int]:
     """Index batches of EVALUATION texts; `allowed` are normalised forms that never count as contaminated. Return counts."""
+    from curation.clean.overlap_kernels import grams_of  # loads the compiled loops
+
     # 1. texts-*.parquet, and the distinct forms: the entries
     heads, starts = [], [0]
     for shard, block in enumerate(block for batch in sets for block in batch.iter_slices(INDEXED_AT_A_TIME)):
@@ -191,7 +73,7 @@ def write_index(folder: Path, sets: Iterable[pl.DataFrame], allowed: pl.Series) 
         asked = made.select(pl.when(short).then("text").otherwise(pl.lit("")))["text"]
         made = made.with_columns(capitalised_words(asked)).select("task", "eval_id", "role", "form", "names")
         write_parquet(folder / f"texts-{shard:05d}.parquet", made)
-        key = pl.Series("key", Forms(made["form"]).grams(WHOLE).key, dtype=pl.UInt64)
+        key = pl.Series("key", grams_of(made["form"], WHOLE, np.zeros(len(made), bool))[1], dtype=pl.UInt64)
         heads.append(made.select("role", key, pl.lit(shard).alias("shard")).with_row_index("at"))
         starts.append(starts[-1] + len(made))
     if not heads:
@@ -239,8 +121,9 @@ def trivial(forms: pl.Series, query: pl.Series) -> pl.Series:
 
 def _grams_of_entries(frame: pl.DataFrame, common: pl.Series, first: int) -> tuple[np.ndarray, dict[int, pl.DataFrame]]:
     """Return which entries are shorter than FEW, and their grams by kind: text (u32, from `first` on) and gram, all distinct."""
-    forms = Forms(frame["form"])
-    measures, corpus = forms.measures, (frame["role"] == CORPUS).to_numpy()
+    from curation.clean.overlap_kernels import grams_of  # loads the compiled loops
+
+    measures, corpus = measures_of(frame["form"]), (frame["role"] == CORPUS).to_numpy()
     whole_only = measures.tiny
     if len(common):
         rare = frame["form"].str.split(" ").list.eval(~pl.element().is_in(common.implode())).list.any()
@@ -248,9 +131,10 @@ def _grams_of_entries(frame: pl.DataFrame, common: pl.Series, first: int) -> tup
     long, short = measures.long & ~whole_only, ~measures.long & ~corpus & ~whole_only
     found = {}
     for kind, of in ((CHAR_GRAMS, short), (SEED_GRAMS, short), (WORD_GRAMS, long)):
-        text, gram = forms.grams(kind, of)
-        some = (gram < 2**64 // SAMPLE) | ~corpus[text]
-        pairs = pl.DataFrame({"text": (text[some] + first).astype(np.uint32), "gram": gram[some]})
+        at = np.flatnonzero(of)
+        text, gram = grams_of(frame["form"].gather(at), kind, measures.spaceless[at] == 1)
+        some = (gram < 2**64 // SAMPLE) | ~corpus[at][text]
+        pairs = pl.DataFrame({"text": (at[text[some]] + first).astype(np.uint32), "gram": gram[some]})
         found[kind] = pairs.unique(maintain_order=True)
     return measures.units < np.asarray(FEW)[measures.spaceless], found
 

@@ -1,15 +1,16 @@
 """The hot loop of decontamination, compiled: raw bytes of a text -> normalised -> every gram looked up in the index.
 
-It reads Arrow buffers (`signatures.prepare`) and releases Python's lock. `overlap_index` defines the grams, `overlap_lookup` what
+It reads Arrow buffers (`signatures.prepare`) and releases Python's lock. `overlap_grams` defines the grams, `overlap_lookup` what
 counts as a match.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import polars as pl
 
 from curation.clean.kernels import U0, U1, U6, U32, U63, U_BASE, U_INVERSE
-from curation.clean.overlap_index import (
+from curation.clean.overlap_grams import (
     CHAR_GRAMS,
     CHARS_WIDTH,
     KIND_MARKS,
@@ -21,7 +22,7 @@ from curation.clean.overlap_index import (
     WORDS_WIDTH,
 )
 from curation.core.fold_kernels import fold, room_for
-from curation.core.jit import compiled
+from curation.core.jit import buffers_of, compiled
 
 _MIX_U = np.uint64(MIX)
 # places are unsigned in the inner loops: numba guards signed ones against negative values
@@ -273,3 +274,55 @@ def scan(data, starts, first, folds, table, gram_begins, grams, few, needs, shar
         if full:
             return text, count
     return len(starts) - 1, count
+
+
+def grams_of(forms: pl.Series, kind: int, dense: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the grams of one kind of normalised forms (no nulls), in order of forms and places.
+
+    `dense` (forms,) bool marks those of scripts without spaces. Returns (grams,) i64, the numbers of the forms, and (grams,) u64,
+    the keys.
+    """
+    data, starts = buffers_of(forms)
+    most = len(forms) if kind == WHOLE else int(starts[-1] - starts[0]) + 2 * len(forms)
+    text, key = np.empty(most, np.int64), np.empty(most, np.uint64)
+    count = _grams(data, starts, dense, kind, text, key)
+    return text[:count], key[:count]
+
+
+@compiled
+def _grams(data, starts, dense, kind, text, key):
+    """Fill text and key; return their number."""
+    room = 4
+    for form in range(len(starts) - 1):
+        room = max(room, starts[form + 1] - starts[form] + 3)
+    padded, own, spaces = np.full(room, 32, np.uint8), np.empty(room, np.int32), np.empty(room, np.int32)
+    powers, backs, sums = _powers(U_BASE, U_BASE, room), _powers(U_INVERSE, U1, room), np.empty(room, np.uint64)
+    each, count = np.arange(room, dtype=np.int32), 0
+    for form in range(len(starts) - 1):
+        size = starts[form + 1] - starts[form] + 2
+        padded[1 : size - 1] = data[starts[form] : starts[form + 1]]
+        padded[size - 1] = 32
+        chars, spaced = _cut(padded, size, powers, sums, own, spaces)
+        cuts, row = each if chars == size else own, np.int64(dense[form])
+        mark = KIND_MARKS[kind, row]
+        if kind == WHOLE:
+            text[count], key[count] = form, _mixed(sums[size] ^ mark)
+            count += 1
+        elif kind == WORD_GRAMS and not row:
+            for at in range(spaced - WORDS_WIDTH[0]):
+                first, end = cuts[spaces[at] + 1], cuts[spaces[at + WORDS_WIDTH[0]]]
+                text[count], key[count] = form, _gram(first, end, mark, sums, backs)
+                count += 1
+        else:
+            width = CHARS_WIDTH[row] if kind == CHAR_GRAMS else SEEDS_WIDTH[row] if kind == SEED_GRAMS else WORDS_WIDTH[1]
+            for at in range(chars + 1 - width):
+                first, end = cuts[at], cuts[at + width]
+                if kind == SEED_GRAMS and not row and padded[first] != 32:
+                    continue
+                text[count] = form
+                if kind == CHAR_GRAMS:
+                    key[count] = (((sums[end] - sums[first]) * backs[first]) ^ mark) >> U32
+                else:
+                    key[count] = _gram(first, end, mark, sums, backs)
+                count += 1
+    return count

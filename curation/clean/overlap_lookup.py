@@ -15,7 +15,8 @@ import numpy as np
 import polars as pl
 
 from curation.clean import overlap_kernels
-from curation.clean.overlap_index import CHARS_WIDTH, SHARED_TENTHS, WHOLE, WORDS_WIDTH, Index, measures_of
+from curation.clean.overlap_grams import CHARS_WIDTH, WHOLE, WORDS_WIDTH, measures_of
+from curation.clean.overlap_index import SHARED_TENTHS, Index
 from curation.clean.signatures import prepare, threads
 from curation.core import characters
 from curation.core.text import normalised

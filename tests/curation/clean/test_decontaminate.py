@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation.build.build import build
-from curation.clean import overlap_index, overlap_lookup
+from curation.clean import overlap_index, overlap_kernels, overlap_lookup
 from curation.clean.decontaminate import CONTAMINATION, contaminated, take_out
+from curation.clean.overlap_grams import CHAR_GRAMS, SEED_GRAMS, WHOLE, WORD_GRAMS
 from curation.clean.overlap_texts import CORPUS, DOCUMENT, EVAL_TEXTS, QUERY
 from curation.cli import curate
 from curation.core.errors import ManifestError, SourceError
@@ -25,7 +26,7 @@ from curation.recipe.evaluation import Decontaminate
 from curation.shape.numbered import numbered, spelled
 from curation.share import verify
 from tests.curation.build.test_build import check_counts, contents, write_lines
-from tests.curation.clean.overlap_oracle import looked_up
+from tests.curation.clean.overlap_oracle import Forms, looked_up
 from tests.curation.shape.test_holdout import tuples
 
 QUESTION = "Which river flows through the old town of Ljubljana?"
@@ -209,6 +210,12 @@ def test_matches_are_those_of_the_oracle_and_a_clean_build_has_none(tmp_path_fac
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(overlap_lookup, "BLOCK_BYTES", 50)
         assert index is None or overlap_lookup.look_up(index, series).equals(fast)
+    forms = normalised(series).fill_null("")
+    plain = Forms(forms)
+    for kind in (WHOLE, CHAR_GRAMS, WORD_GRAMS, SEED_GRAMS):
+        text, key = overlap_kernels.grams_of(forms, kind, plain.measures.spaceless == 1)
+        assert np.array_equal(text, plain.grams(kind).text)
+        assert np.array_equal(key, plain.grams(kind).key)
     items = [(text, [texts[at - 1]], [texts[at - 2]]) for at, text in enumerate(texts)]
     made, found = taken(folder, *items, mode="strict", corpus=texts)
     assert len(made.tuples) + len(made.dropped) == len(items)
