@@ -29,7 +29,7 @@ from curation.clean.siblings import SIBLING_RULES, capitalised_words, siblings
 from curation.core.builds import read_build
 from curation.core.errors import ManifestError
 from curation.core.progress import Progress
-from curation.core.record import dropped_frame
+from curation.core.record import dropped_frame, no_drops
 from curation.core.store import digest_of, receipt_of, run_stage
 from curation.core.tables import read_groups, read_parquet, write_blocks, write_parquet
 from curation.core.text import normalised
@@ -59,12 +59,11 @@ CONTAMINATION = pl.Schema(
 MATCHES = pl.Schema(
     {
         "text": pl.UInt32(),  # number of a text of the source
-        "task": pl.String(),
-        "eval_id": pl.String(),
-        "role": EVAL_TEXTS["role"],
-        "rule": pl.String(),
-        "score": pl.Float64(),
         "number": pl.UInt32(),  # of the text of the index that it matches
+        "task": pl.Categorical(),
+        "role": EVAL_TEXTS["role"],
+        "kind": pl.UInt8(),  # see `overlap_lookup.RULES`
+        "score": CONTAMINATION["score"],
     }
 )
 ROWS_AT_A_TIME = 1 << 17
@@ -174,41 +173,43 @@ def take_out(
         source: the name of the source.
     """
     # 1. Every contaminated text in each of its roles, and what to do with it; `at` is null for the corpus
-    frame = tuples.with_row_index("at")
-    hits = _texts_in_roles(frame, corpus).join(matches, on="text", how="inner", maintain_order="left_right")
+    frame, hits = tuples.with_row_index("at"), [pl.DataFrame()]
     shared = pl.col("role") == CORPUS
     removed = pl.lit(settings.mode != "report") & (~shared | (settings.mode == "strict"))
-    action = pl.when(~removed).then(pl.lit("reported")).when(pl.col("field").is_in(["query", "positive"]))
-    hits = hits.with_columns(action.then(pl.lit("dropped")).otherwise(pl.lit("negative_out")).alias("action"))
+    asked = pl.when(pl.col("field").is_in(["query", "positive"])).then(pl.lit("dropped")).otherwise(pl.lit("negative_out"))
+    action = pl.when(~removed).then(pl.lit("reported")).otherwise(asked).alias("action")
+    evaluation = pl.when(pl.col("role") == QUERY).then(pl.lit("query")).otherwise(pl.lit("document")).alias("eval_field")
+    as_field = pl.when(shared).then(pl.lit("corpus")).otherwise("field").alias("field")
 
     def rows() -> Iterator[pl.DataFrame]:
-        for part in hits.iter_slices(ROWS_AT_A_TIME) if len(hits) else [hits]:
-            yield part.select(
-                pl.lit(source).alias("source"),
-                "id",
-                pl.when(shared).then(pl.lit("corpus")).otherwise("field").alias("field"),
-                "task",
-                "eval_id",
-                pl.when(pl.col("role") == QUERY).then(pl.lit("query")).otherwise(pl.lit("document")).alias("eval_field"),
-                "rule",
-                "score",
-                _evidence(index_folder, part, texts).alias("evidence"),
-                "action",
-            ).cast(CONTAMINATION)
+        yield pl.DataFrame(schema=CONTAMINATION)
+        for role in _texts_in_roles(frame, corpus):
+            for some in role.iter_slices(ROWS_AT_A_TIME):
+                begins, ends = (np.searchsorted(matches["text"], some["text"], side) for side in ("left", "right"))
+                each = np.repeat(np.arange(len(some)), ends - begins)
+                if not len(each):
+                    continue
+                found = matches[_runs(begins, ends - begins)].drop("text")
+                part = _with_evidence(index_folder, some[each].with_columns(*found), texts).with_columns(action, evaluation)
+                hits.append(part.filter(pl.col("action") != "reported"))
+                yield part.with_columns(as_field, source=pl.lit(source)).select(CONTAMINATION.names()).cast(CONTAMINATION)
 
     write_parquet(folder / "contamination.parquet", rows())
+    if not any(map(len, hits)):
+        return Cleaned(tuples, corpus, no_drops(), {})
+    removals = pl.concat(hits[1:])
 
     # 2. Tuples with a contaminated query or positive are dropped
-    gone = hits.filter(pl.col("action") == "dropped").unique("at", keep="first", maintain_order=True).sort("at")
+    gone = removals.filter(pl.col("action") == "dropped").unique("at", keep="first", maintain_order=True).sort("at")
     reason = pl.when(shared).then(pl.lit("shared_corpus")).otherwise(pl.lit("contaminated_") + pl.col("field"))
     gone = gone.with_columns(reason.alias("reason"))
     dropped = dropped_frame(
-        source, "decontaminate", gone["id"], gone["reason"], _evidence(index_folder, gone, texts), gone["eval_id"], gone["task"]
+        source, "decontaminate", gone["id"], gone["reason"], gone["evidence"], gone["eval_id"], gone["task"]
     ).with_columns(gone["score"])
     left = frame.join(gone, on="at", how="anti", maintain_order="left")
 
     # 3. Contaminated negatives and passages are removed alone
-    out = hits.filter(pl.col("action") == "negative_out")
+    out = removals.filter(pl.col("action") == "negative_out")
     mine = out.filter(pl.col("field") == "negative").join(left, on="at", how="semi").select("at", "text").unique()
     left, negatives = _without_negatives(left, mine) if len(mine) else (left, 0)
     passages = out.filter(pl.col("field") == "corpus")["text"].unique().to_numpy()
@@ -217,15 +218,22 @@ def take_out(
     return Cleaned(left.select(tuples.columns), corpus[~np.isin(corpus, passages)], dropped, texts_out)
 
 
-def _texts_in_roles(frame: pl.DataFrame, corpus: np.ndarray) -> pl.DataFrame:
-    """Return at, id, field and text (number) of every text of NUMBERED tuples and of a corpus, where `at` and id are null."""
+def _texts_in_roles(frame: pl.DataFrame, corpus: np.ndarray) -> list[pl.DataFrame]:
+    """Return at, id, field and text (number) of all queries, positives and negatives of NUMBERED tuples, and of a corpus."""
     roles = [frame.select("at", "id", pl.lit("query").alias("field"), pl.col("query").alias("text"))]
     for name, field in (("positives", "positive"), ("negatives", "negative")):
         lists = frame.select("at", "id", pl.lit(field).alias("field"), pl.col(name).alias("text"))
         roles.append(lists.explode("text", empty_as_null=False).drop_nulls("text"))
     nothing = (pl.lit(None, pl.UInt32).alias("at"), pl.lit(None, pl.String).alias("id"), pl.lit("corpus").alias("field"))
     once = pl.DataFrame({"text": pl.Series(corpus, dtype=pl.UInt32).unique(maintain_order=True)})
-    return pl.concat([*roles, once.select(*nothing, "text")])
+    return [*roles, once.select(*nothing, "text")]
+
+
+def _runs(begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return begins[0], begins[0] + 1, ... as many as counts[0], then those of the next."""
+    counts = counts.astype(np.int64)
+    offsets = np.repeat(begins.astype(np.int64) - np.cumsum(counts) + counts, counts)
+    return np.asarray(np.arange(len(offsets)) + offsets)
 
 
 def _without_negatives(left: pl.DataFrame, out: pl.DataFrame) -> tuple[pl.DataFrame, int]:
@@ -247,7 +255,7 @@ def contaminated(index_folder: Path, texts: Texts, numbers: np.ndarray) -> pl.Da
         texts: the texts of a source.
         numbers: of the texts to look up, (n,) u32, ascending.
     """
-    from curation.clean.overlap_lookup import RULES, look_up  # loads the compiled loops
+    from curation.clean.overlap_lookup import look_up  # loads the compiled loops
 
     index, nothing = read_index(index_folder), pl.DataFrame(schema=MATCHES)
     if index is None:
@@ -267,41 +275,35 @@ def contaminated(index_folder: Path, texts: Texts, numbers: np.ndarray) -> pl.Da
 
     # the texts of each entry, and of these for each task the best
     best, starts = [nothing], np.flatnonzero(np.append(True, np.diff(found["text"].to_numpy()) != 0)[: len(found)])
-    cuts = [*starts[::LOOKED_UP_AT_A_TIME].tolist(), len(found)]
-    for begin, end in pairwise(cuts):
+    for begin, end in pairwise([*starts[::LOOKED_UP_AT_A_TIME].tolist(), len(found)]):
         met = found[begin:end]
-        entry = met["entry"].to_numpy().astype(np.int64)
-        begins = index.text_begins[entry].astype(np.int64)
-        counts = index.text_begins[entry + 1] - begins
-        each = np.repeat(np.arange(len(met)), counts)
-        offsets = np.arange(len(each)) - np.repeat(np.cumsum(counts) - counts, counts)
-        number = index.text_numbers[begins[each] + offsets]
+        begins, ends = (index.text_begins[met["entry"].to_numpy() + np.uint32(shift)] for shift in (0, 1))
+        number, each = index.text_numbers[_runs(begins, ends - begins)], np.repeat(np.arange(len(met)), ends - begins)
         there = read_texts(index_folder, index, number, ["task", "eval_id", "role"])
         matches = met[each].with_columns(*there, pl.Series("number", number), (there["role"] == CORPUS).alias("shared"))
         unlike = (matches["kind"] > 0).arg_true().to_numpy()
-        form = pl.repeat("", len(matches), dtype=pl.String, eager=True).scatter(
-            unlike, read_texts(index_folder, index, number[unlike], ["form"])["form"]
-        )
+        forms = read_texts(index_folder, index, number[unlike], ["form"])["form"]
+        form = pl.repeat("", len(matches), dtype=pl.String, eager=True).scatter(unlike, forms)
         order = ("text", "task", "shared", "kind", -pl.col("score"), "role", "eval_id", "form")
         matches = matches.with_columns(form.alias("form")).sort(order, maintain_order=True)
         rows = matches.unique(["text", "task"], keep="first", maintain_order=True)
         rows = rows.sort("text", "shared", "kind", "task", maintain_order=True)
-        rule = pl.col("kind").replace_strict(range(len(RULES)), RULES, return_dtype=pl.String)
-        best.append(rows.with_columns(rule.alias("rule")).select(MATCHES.names()).cast(MATCHES))
+        best.append(rows.select(MATCHES.names()).cast(MATCHES))
     return pl.concat(best)
 
 
-def _evidence(index_folder: Path, matches: pl.DataFrame, texts: Texts) -> pl.Series:
-    """Return what each text of MATCHES has in common with the text of the evaluation set, cut off."""
-    from curation.clean.overlap_lookup import spans_of  # loads the compiled loops
+def _with_evidence(index_folder: Path, matches: pl.DataFrame, texts: Texts) -> pl.DataFrame:
+    """Return matches with the id of the text of the evaluation set, the rule, and what both texts have in common, cut off."""
+    from curation.clean.overlap_lookup import RULES, spans_of  # loads the compiled loops
 
-    spelled, part = texts.at(matches["text"]), matches["rule"] != "equal"
-    index = read_index(index_folder) if part.any() else None
-    if index is None:
-        return spelled.str.slice(0, EVIDENCE_CHARS)
-    some = matches.filter(part)
-    forms = read_texts(index_folder, index, some["number"].to_numpy(), ["form"])["form"]
-    return spelled.scatter(part.arg_true(), spans_of(spelled.filter(part), forms, some["rule"])).str.slice(0, EVIDENCE_CHARS)
+    index = read_index(index_folder)
+    assert index  # it has matches
+    rule = pl.Series("rule", RULES).gather(matches["kind"])
+    spelled, part = texts.at(matches["text"]), rule != "equal"
+    forms = read_texts(index_folder, index, matches["number"].filter(part).to_numpy(), ["form"])["form"]
+    shown = spelled.scatter(part.arg_true(), spans_of(spelled.filter(part), forms, rule.filter(part)))
+    ids = read_texts(index_folder, index, matches["number"].to_numpy(), ["eval_id"])
+    return matches.with_columns(*ids, rule, shown.str.slice(0, EVIDENCE_CHARS).alias("evidence"))
 
 
 def _template_matches(index_folder: Path, index: Index, found: pl.DataFrame, texts: Texts) -> pl.DataFrame:

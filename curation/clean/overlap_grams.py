@@ -7,8 +7,8 @@ A text's normalised form, with a space before and after it, has four kinds of gr
     WORD_GRAMS  every 13 words, with the spaces between     20 characters in these scripts
     SEED_GRAMS  14 characters from the space before a word  5 in these scripts, from any character
 
-A gram's key is the hash of its UTF-8 bytes (`shingles`), marked by kind and width, and mixed so that its bits are even; the key
-of CHAR_GRAMS is the first half of that, not mixed. The compiled loops (`overlap_kernels`) compute the keys.
+A gram's key is the hash of its UTF-8 bytes (`shingles`), marked by kind and width, mixed so that its bits are even, and rotated
+by 4 bits; the key of CHAR_GRAMS is the first half of the hash, not mixed. `overlap_kernels` computes the keys.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ Of texts made of common words only, and of short questions, only the whole count
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,9 +24,10 @@ import polars as pl
 from curation.clean.overlap_grams import CHAR_GRAMS, LEAST_CHARS, LONG, SEED_GRAMS, WHOLE, WORD_GRAMS, measures_of
 from curation.clean.overlap_texts import CORPUS, QUERY
 from curation.clean.siblings import capitalised_words
-from curation.core.store import atomic
+from curation.core.errors import BuildError
 from curation.core.tables import read_parquet, write_parquet
 from curation.core.text import normalised
+from curation.core.texts import mapped
 
 SHARED_TENTHS = 7  # tenths of a short text's CHAR_GRAMS that make a match
 FEW = (8, 12)  # words, characters: a shorter text must also make up SHARED_TENTHS of the text it is found in
@@ -34,12 +36,17 @@ COMMON_FROM = 1000  # ... of at least so many
 COMMON = 10  # a gram in more entries than this is boilerplate
 RAREST = 4
 TWO_FROM = 8  # seeds: a text with so many must share two, as most texts that share only one share little else
-SAMPLE = 16
+SAMPLE = 16  # of so many WORD_GRAMS of a corpus document one, whose key ends with zeros
 INDEXED_AT_A_TIME = 20_000  # texts at a time
-KEYS_AT_A_TIME = 1 << 22
+KEYS_AT_A_TIME = 1 << 22  # keys sorted at a time
 INDEX_RULES = (
     f"chars {SHARED_TENTHS}/10 {FEW}|words {LONG} {COMMON} {RAREST} {TWO_FROM} {SAMPLE}"
-    f"|least {LEAST_CHARS} {COMMON_WORD} {COMMON_FROM}|6"
+    f"|least {LEAST_CHARS} {COMMON_WORD} {COMMON_FROM}|7"
+)
+
+
+TEXTS = pl.Schema(  # of `texts-*.parquet`
+    {"task": pl.String(), "eval_id": pl.String(), "role": pl.UInt8(), "form": pl.String(), "names": pl.List(pl.String())}
 )
 
 
@@ -49,7 +56,7 @@ class Index(NamedTuple):
     sizes: np.ndarray  # (entries,) u32: grams it was indexed by
     few: np.ndarray  # (entries,) bool: shorter than FEW
     needs: np.ndarray  # (entries,) u8: how many SEED_GRAMS or WORD_GRAMS a text must share
-    gram_begins: np.ndarray  # (entries + 1,) i64
+    gram_begins: np.ndarray  # (entries + 1,) u32
     grams: np.ndarray  # u32: the distinct CHAR_GRAMS of entry i are grams[gram_begins[i]:gram_begins[i + 1]]; none of long texts
     keys: np.ndarray  # (keys,) u64, in order: grams of all kinds
     begins: np.ndarray  # (keys + 1,) u32
@@ -58,7 +65,10 @@ class Index(NamedTuple):
     firsts: np.ndarray  # (2^n + 1,) u32: the keys that begin with the n bits b are keys[firsts[b]:firsts[b + 1]]
     text_begins: np.ndarray  # (entries + 1,) u32
     text_numbers: np.ndarray  # u32: the texts of entry i are text_numbers[text_begins[i]:text_begins[i + 1]]
-    shard_starts: np.ndarray  # (shards + 1,) i64: the number of the first text of each `texts-*.parquet`
+    shard_starts: np.ndarray  # (shards + 1,) u32: the number of the first text of each `texts-*.parquet`
+
+
+KINDS = {"few": np.bool_, "needs": np.uint8, "keys": np.uint64, "bits": np.uint64}  # of the arrays' numbers; else u32
 
 
 def write_index(folder: Path, sets: Iterable[pl.DataFrame], allowed: pl.Series) -> dict[str, int]:
@@ -71,7 +81,7 @@ def write_index(folder: Path, sets: Iterable[pl.DataFrame], allowed: pl.Series) 
         made = block.with_columns(normalised(block["text"]).alias("form")).drop_nulls("form")
         short = pl.lit((made["role"] != CORPUS) & ~pl.Series(measures_of(made["form"]).long))  # only these need names
         asked = made.select(pl.when(short).then("text").otherwise(pl.lit("")))["text"]
-        made = made.with_columns(capitalised_words(asked)).select("task", "eval_id", "role", "form", "names")
+        made = made.with_columns(capitalised_words(asked)).select(TEXTS.names())
         write_parquet(folder / f"texts-{shard:05d}.parquet", made)
         key = pl.Series("key", grams_of(made["form"], WHOLE, np.zeros(len(made), bool))[1], dtype=pl.UInt64)
         heads.append(made.select("role", key, pl.lit(shard).alias("shard")).with_row_index("at"))
@@ -79,6 +89,7 @@ def write_index(folder: Path, sets: Iterable[pl.DataFrame], allowed: pl.Series) 
     if not heads:
         return {"texts": 0, "entries": 0, "low_information": 0, "allowed": 0}
     head = pl.concat(heads).with_row_index("number")
+    heads.clear()
     entries = head.group_by("key", maintain_order=True).agg(pl.col("role").min(), pl.col("shard", "at").first(), pl.col("number"))
 
     # 2. Words in more than 1 / COMMON_WORD of the short texts, other than corpus documents that no query needs
@@ -92,17 +103,30 @@ def write_index(folder: Path, sets: Iterable[pl.DataFrame], allowed: pl.Series) 
     common = counts.filter(pl.col("len") > least)["word"]
 
     # 3. The grams of all entries that are neither allowed nor trivial
-    parts, count, left_out, allowances = [], 0, 0, 0
-    for frame in _entry_forms(folder, entries):
-        allow, out = frame["form"].is_in(allowed.implode()), trivial(frame["form"], frame["role"] == QUERY)
-        allowances, left_out = allowances + int(allow.sum()), left_out + int((out & ~allow).sum())
-        frame = frame.filter(~allow & ~out)
-        parts.append((frame.select("key", "number"), *_grams_of_entries(frame, common, count)))
-        count += len(frame)
-    if count:
-        for name, array in _index_of(parts, np.array(starts))._asdict().items():
-            with atomic(folder / f"{name}.npy") as file:
-                np.save(file, array)
+    kept, grams, left_out, allowances = [], list[dict[int, pl.DataFrame]](), 0, 0
+    with ExitStack() as closing:
+        files = {
+            name: closing.enter_context((folder / f"{name}.{np.dtype(KINDS.get(name, np.uint32)).str[1:]}").open("wb"))
+            for name in Index._fields
+        }
+
+        def append(**arrays: np.ndarray) -> None:
+            for name, values in arrays.items():
+                files[name].write(np.ascontiguousarray(values, KINDS.get(name, np.uint32)).data)
+
+        count = 0
+        for frame in _entry_forms(folder, entries):
+            allow, out = frame["form"].is_in(allowed.implode()), trivial(frame["form"], frame["role"] == QUERY)
+            allowances, left_out = allowances + int(allow.sum()), left_out + int((out & ~allow).sum())
+            frame = frame.filter(~allow & ~out)
+            kept.append(frame.select("key", "number"))
+            few, found = _grams_of_entries(frame, common, count)
+            append(few=few)
+            grams.append(found)
+            count += len(frame)
+        if count:
+            append(shard_starts=np.array(starts))
+            _append_index(append, pl.concat(kept), grams)
     return {"texts": starts[-1], "entries": count, "low_information": left_out, "allowed": allowances}
 
 
@@ -133,47 +157,52 @@ def _grams_of_entries(frame: pl.DataFrame, common: pl.Series, first: int) -> tup
     for kind, of in ((CHAR_GRAMS, short), (SEED_GRAMS, short), (WORD_GRAMS, long)):
         at = np.flatnonzero(of)
         text, gram = grams_of(frame["form"].gather(at), kind, measures.spaceless[at] == 1)
-        some = (gram < 2**64 // SAMPLE) | ~corpus[at][text]
+        some = (gram % SAMPLE == 0) | ~corpus[at][text]
         pairs = pl.DataFrame({"text": (at[text[some]] + first).astype(np.uint32), "gram": gram[some]})
         found[kind] = pairs.unique(maintain_order=True)
     return measures.units < np.asarray(FEW)[measures.spaceless], found
 
 
-def _index_of(parts: list[tuple[pl.DataFrame, np.ndarray, dict[int, pl.DataFrame]]], shard_starts: np.ndarray) -> Index:
-    """Return the index of entries, key and text numbers, and of their grams; boilerplate is left out."""
-    entries = pl.concat([part for part, _, _ in parts])
-    chars, seeds, words = (
-        pl.concat([grams[kind] for _, _, grams in parts]).sort("gram", maintain_order=True)
-        for kind in (CHAR_GRAMS, SEED_GRAMS, WORD_GRAMS)
-    )
-    words = words.filter(_run_lengths(words["gram"]) <= COMMON)
-    chars = chars.sort("text", maintain_order=True)
-    seeds = seeds.with_columns(_run_lengths(seeds["gram"]).alias("often"))
+def _append_index(append: Callable[..., None], entries: pl.DataFrame, grams: list[dict[int, pl.DataFrame]]) -> None:
+    """Append the arrays of entries, key and text numbers, and of their grams; boilerplate is left out."""
+    chars, seeds, words = (pl.concat([made.pop(kind) for made in grams]) for kind in (CHAR_GRAMS, SEED_GRAMS, WORD_GRAMS))
+    chars = chars.sort("text", "gram")
+    seeds = seeds.with_columns(pl.len().over("gram").alias("often"))
     seeds = seeds.sort("text", "often", "gram").with_columns(pl.int_range(pl.len()).over("text").alias("rank"))
     seeds = seeds.filter((pl.col("often") <= COMMON) | (pl.col("rank") < RAREST)).select("text", "gram")
     whole = entries.select(pl.int_range(pl.len(), dtype=pl.UInt32).alias("text"), pl.col("key").alias("gram"))
-    postings = pl.concat([whole, words, seeds]).sort("gram", maintain_order=True)
-    begins = _run_starts(postings["gram"].to_numpy())
-    keys, leads = postings["gram"].to_numpy()[begins], postings["text"].to_numpy()
     count = len(entries)
-    own = np.bincount(chars["text"].to_numpy(), minlength=count)
-    others = np.bincount(leads, minlength=count) - 1  # of short entries: all keys except the whole
-    bits, firsts = _table_of(keys)
-    return Index(
-        sizes=(own + np.bincount(words["text"].to_numpy(), minlength=count)).astype(np.uint32),
-        few=np.concatenate([few for _, few, _ in parts]),
-        needs=np.where((own > 0) & (others >= TWO_FROM), 2, 1).astype(np.uint8),
-        gram_begins=np.append(0, np.cumsum(own)),
-        grams=chars["gram"].to_numpy().astype(np.uint32),
-        keys=keys,
-        begins=np.append(begins, len(leads)).astype(np.uint32),
-        entries=leads,
-        bits=bits,
-        firsts=firsts,
-        text_begins=np.append(0, np.cumsum(entries["number"].list.len().to_numpy())).astype(np.uint32),
-        text_numbers=entries["number"].explode().to_numpy().astype(np.uint32),
-        shard_starts=shard_starts,
-    )
+    own, sizes = (np.bincount(chars["text"].to_numpy(), minlength=count) for _ in range(2))
+    append(grams=chars["gram"].to_numpy(), gram_begins=np.append(0, np.cumsum(own)))
+    seed_counts = np.bincount(seeds["text"].to_numpy(), minlength=count)
+    append(needs=np.where((own > 0) & (seed_counts >= TWO_FROM), 2, 1))
+    append(text_begins=np.append(0, np.cumsum(entries["number"].list.len().to_numpy())))
+    append(text_numbers=entries["number"].explode().to_numpy())
+
+    # the keys in order, a range at a time: they are hashes, so each range has about as many
+    log = max(6, (len(whole) + len(seeds) + len(words)).bit_length())
+    bits, counts, leads = np.zeros(1 << (log - 2), np.uint64), np.zeros((1 << (log - 1)) + 1, np.uint32), 0
+    one, low = np.uint64(1), np.uint64(63)
+    parts = 1 << max(0, log - KEYS_AT_A_TIME.bit_length())
+    for part in range(parts):
+        within = pl.col("gram") // (2**64 // parts) == part if parts > 1 else pl.lit(True)
+        some = words.filter(within).sort("gram", maintain_order=True)
+        runs = _run_starts(some["gram"].to_numpy())
+        lengths = np.diff(np.append(runs, len(some)))
+        some = some.filter(pl.Series(np.repeat(lengths <= COMMON, lengths), dtype=pl.Boolean))
+        sizes += np.bincount(some["text"].to_numpy(), minlength=count)
+        some = pl.concat([whole.filter(within), some, seeds.filter(within)]).sort("gram", maintain_order=True)
+        runs = _run_starts(some["gram"].to_numpy())
+        keys = some["gram"].to_numpy()[runs]
+        append(keys=keys, begins=leads + runs, entries=some["text"].to_numpy())
+        leads += len(some)
+        word, bucket = keys >> np.uint64(66 - log), keys >> np.uint64(65 - log)
+        marks = (one << ((keys >> np.uint64(6)) & low)) | (one << ((keys >> np.uint64(12)) & low))
+        runs = _run_starts(word)
+        bits[word[runs]] |= np.bitwise_or.reduceat(marks, runs) if len(runs) else marks
+        runs = _run_starts(bucket)
+        counts[bucket[runs] + one] += np.diff(np.append(runs, len(keys))).astype(np.uint32)
+    append(begins=np.array([leads]), sizes=sizes, bits=bits, firsts=np.cumsum(counts))
 
 
 def _run_starts(values: np.ndarray) -> np.ndarray:
@@ -181,45 +210,44 @@ def _run_starts(values: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.append(True, values[1:] != values[:-1])[: len(values)])
 
 
-def _run_lengths(values: pl.Series) -> pl.Series:
-    """Return for each value the length of its run of equal values."""
-    starts = _run_starts(values.to_numpy())
-    lengths = np.diff(np.append(starts, len(values)))
-    return pl.Series(np.repeat(lengths, lengths), dtype=pl.Int64)
-
-
-def _table_of(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return `bits` and `firsts` of sorted distinct keys."""
-    log = max(6, len(keys).bit_length())
-    bits, counts = np.zeros(1 << (log - 2), np.uint64), np.zeros((1 << (log - 1)) + 1, np.uint32)
-    one, low = np.uint64(1), np.uint64(63)
-    for first in range(0, len(keys), KEYS_AT_A_TIME):
-        some = keys[first : first + KEYS_AT_A_TIME]
-        word, bucket = some >> np.uint64(66 - log), some >> np.uint64(65 - log)
-        marks = (one << (some & low)) | (one << ((some >> np.uint64(6)) & low))
-        starts = _run_starts(word)
-        bits[word[starts]] |= np.bitwise_or.reduceat(marks, starts)
-        starts = _run_starts(bucket)
-        counts[bucket[starts] + one] += np.diff(np.append(starts, len(some))).astype(np.uint32)
-    return bits, np.cumsum(counts, dtype=np.uint32)
-
-
 def read_index(folder: Path) -> Index | None:
-    """Open the arrays; None if the evaluation sets hold no text that could match."""
-    paths = [folder / f"{name}.npy" for name in Index._fields]
-    if not paths[0].exists():
+    """Open the arrays; None if the evaluation sets hold no text that could match.
+
+    Raises:
+        BuildError: a file is missing, or is not as long as the others imply.
+    """
+    kinds = {name: np.dtype(KINDS.get(name, np.uint32)) for name in Index._fields}
+    paths = {name: folder / f"{name}.{kind.str[1:]}" for name, kind in kinds.items()}
+    missing = [path for path in paths.values() if not path.exists()]
+    if len(missing) == len(paths):
         return None
-    try:
-        return Index(*(np.load(path, mmap_mode="r").view(np.ndarray) for path in paths))
-    except OSError:  # this file system has no memory maps
-        return Index(*map(np.load, paths))
+    if not missing:
+        index = Index(*(mapped(paths[name], kind) for name, kind in kinds.items()))
+        if not len(index.sizes):
+            return None
+        count = len(index.sizes)
+        lengths = {
+            "few": count,
+            "needs": count,
+            "gram_begins": count + 1,
+            "text_begins": count + 1,
+            "begins": len(index.keys) + 1,
+        }
+        ends = {"grams": "gram_begins", "entries": "begins", "text_numbers": "text_begins"}
+        lengths |= {name: int(getattr(index, begins)[-1]) for name, begins in ends.items() if len(getattr(index, begins))}
+        lengths["firsts"] = 2 * len(index.bits) + 1
+        missing = [paths[name] for name, length in lengths.items() if len(getattr(index, name)) != length]
+        if not missing:
+            return index
+    what = "was changed since it was written"
+    raise BuildError(missing[0], what, f"delete {folder} and run the command again to rebuild it")
 
 
 def read_texts(folder: Path, index: Index, numbers: np.ndarray, columns: list[str]) -> pl.DataFrame:
     """Return columns of the texts with these numbers, in the given order; of each file that holds one, all rows are read."""
     wanted, place = np.unique(numbers, return_inverse=True)
     bounds = np.searchsorted(wanted, index.shard_starts)
-    parts = [pl.DataFrame(schema=dict.fromkeys(columns)).clear()] if not len(wanted) else []
+    parts = [] if len(wanted) else [pl.DataFrame(schema=TEXTS).select(columns)]
     for shard in np.flatnonzero(np.diff(bounds)):
         at = wanted[bounds[shard] : bounds[shard + 1]] - index.shard_starts[shard]
         parts.append(read_parquet(folder / f"texts-{shard:05d}.parquet", columns)[at])

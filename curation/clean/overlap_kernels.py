@@ -25,6 +25,7 @@ from curation.core.fold_kernels import fold, room_for
 from curation.core.jit import buffers_of, compiled
 
 _MIX_U = np.uint64(MIX)
+U4, U12, U60 = np.uint64(4), np.uint64(12), np.uint64(60)
 # places are unsigned in the inner loops: numba guards signed ones against negative values
 _CHARS_WIDTH, _SEEDS_WIDTH, _WORDS_WIDTH = (np.array(width, np.uint64) for width in (CHARS_WIDTH, SEEDS_WIDTH, WORDS_WIDTH))
 
@@ -32,14 +33,15 @@ _CHARS_WIDTH, _SEEDS_WIDTH, _WORDS_WIDTH = (np.array(width, np.uint64) for width
 @compiled
 def _mixed(value):
     value = (value ^ (value >> U32)) * _MIX_U
-    return value ^ (value >> U32)
+    value ^= value >> U32
+    return (value << U4) | (value >> U60)
 
 
 @compiled
 def _maybe(key, bits, shift):
     """Return 1 if a key may be in the table, 0 if it is not."""
     word = bits[key >> shift]
-    return (word >> (key & U63)) & (word >> ((key >> U6) & U63)) & U1
+    return (word >> ((key >> U6) & U63)) & (word >> ((key >> U12) & U63)) & U1
 
 
 @compiled

@@ -140,8 +140,8 @@ def open_texts(folder: Path) -> Texts:
     implied = {MARKS: count, STARTS: 8 * count + 8, RAW: 16 * count, FORMS: 16 * count}
     wrong = [name for name, size in implied.items() if sizes[name] != size]
     if not wrong:
-        raw, forms = (_mapped(paths[name], np.uint64, (count, 2)) for name in (RAW, FORMS))
-        marks, starts = np.fromfile(paths[MARKS], np.uint8), _mapped(paths[STARTS], np.int64, (count + 1,))
+        raw, forms = (mapped(paths[name], np.uint64).reshape(count, 2) for name in (RAW, FORMS))
+        marks, starts = np.fromfile(paths[MARKS], np.uint8), mapped(paths[STARTS], np.int64)
         if sizes[DATA] == starts[-1]:
             return _OpenTexts(Facts(raw, forms, marks), starts, os.open(paths[DATA], os.O_RDONLY))
     path = paths[wrong[0] if wrong else DATA]
@@ -154,11 +154,14 @@ class _OpenTexts(Texts):
             os.close(self.data)
 
 
-def _mapped(path: Path, kind: type, shape: tuple[int, ...]) -> np.ndarray:
+def mapped(path: Path, kind: np.dtype | type) -> np.ndarray:
+    """Return the numbers that a file holds, through a memory map where the file system has them."""
+    if not path.stat().st_size:
+        return np.zeros(0, kind)
     try:
-        return np.memmap(path, kind, "r", shape=shape) if shape[0] else np.zeros(shape, kind)
-    except OSError:  # this file system has no memory maps
-        return np.fromfile(path, kind).reshape(shape)
+        return np.memmap(path, kind, "r").view(np.ndarray)
+    except OSError:
+        return np.fromfile(path, kind)
 
 
 class TextWriter:

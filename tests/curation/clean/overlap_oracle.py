@@ -131,4 +131,5 @@ class Forms:
         if kind == CHAR_GRAMS:
             return Grams(text, keys >> np.uint64(32))
         keys = (keys ^ (keys >> np.uint64(32))) * np.uint64(MIX)
-        return Grams(text, keys ^ (keys >> np.uint64(32)))
+        keys = keys ^ (keys >> np.uint64(32))
+        return Grams(text, (keys << np.uint64(4)) | (keys >> np.uint64(60)))

@@ -18,7 +18,7 @@ from curation.clean.decontaminate import CONTAMINATION, contaminated, take_out
 from curation.clean.overlap_grams import CHAR_GRAMS, SEED_GRAMS, WHOLE, WORD_GRAMS
 from curation.clean.overlap_texts import CORPUS, DOCUMENT, EVAL_TEXTS, QUERY
 from curation.cli import curate
-from curation.core.errors import ManifestError, SourceError
+from curation.core.errors import BuildError, ManifestError, SourceError
 from curation.core.record import key_of
 from curation.core.tables import read_parquet, read_table
 from curation.core.text import normalised
@@ -303,7 +303,7 @@ def test_verify_looks_at_the_stages_of_contamination_and_overlaps(recipe, tmp_pa
     build(recipe, made)
     assert verify.problems(made) == []
     for where in (
-        "decontaminate/keys.npy",
+        "decontaminate/keys.u8",
         "cleaned/faq/contamination.parquet",
         "across/overlaps/overlaps.parquet",
     ):
@@ -321,6 +321,22 @@ def test_verify_looks_at_the_stages_of_contamination_and_overlaps(recipe, tmp_pa
     ]
     (made / "contamination.parquet").unlink()
     assert [one.what for one in verify.problems(made) if "contamination" in one.where] == ["is missing, and build.json names it"]
+
+
+def test_a_damaged_index_is_named(indexed):
+    whole, forms = indexed / "decontaminate", pl.Series([QUESTION])
+    for path in sorted(path for path in whole.iterdir() if path.suffix != ".parquet" and path.stem != "shard_starts"):
+        before = path.read_bytes()
+        for cut in (True, False):
+            if cut:
+                path.write_bytes(before[: -int(path.suffix[2:])])
+            else:
+                path.unlink()
+            with pytest.raises(BuildError, match="was changed since it was written") as error:
+                overlap_index.read_index(whole)
+            assert "delete" in str(error.value)
+            path.write_bytes(before)
+    assert len(overlap_lookup.look_up(overlap_index.read_index(whole), forms))
 
 
 def test_what_runs_again(recipe, tmp_path):
