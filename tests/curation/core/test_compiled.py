@@ -30,9 +30,9 @@ def test_a_loop_is_compiled_again_when_a_file_changes_that_its_own_imports(tmp_p
     shutil.copytree(Path(curation.__file__).parent, tmp_path / "curation", ignore=shutil.ignore_patterns("__pycache__"))
     first, _ = mixed_in(tmp_path)
     assert mixed_in(tmp_path) == [first, "1"]
-    grams = tmp_path / "curation/clean/overlap_index.py"
+    grams = tmp_path / "curation/clean/overlap_grams.py"
     grams.write_text(re.sub(r"^MIX = .*", "MIX = 3", grams.read_text(), flags=re.MULTILINE))
-    assert mixed_in(tmp_path) == ["15", "0"]
+    assert mixed_in(tmp_path) == ["240", "0"]  # 5 * 3, rotated by 4 bits
 
 
 def test_loops_are_compiled_in_memory_where_there_is_no_folder_for_them():
