@@ -253,14 +253,14 @@ def contaminated(index_folder: Path, texts: Texts, numbers: np.ndarray) -> pl.Da
     Args:
         index_folder: the index of the evaluation sets.
         texts: the texts of a source.
-        numbers: of the texts to look up, (n,) u32, ascending.
+        numbers: of the texts to look up, (n,) u32, in any order.
     """
     from curation.clean.overlap_lookup import look_up  # loads the compiled loops
 
     index, nothing = read_index(index_folder), pl.DataFrame(schema=MATCHES)
     if index is None:
         return nothing
-    parts, first = [], 0
+    parts, first, numbers = [], 0, np.unique(numbers)
     for some in texts.batches(numbers):
         found = look_up(index, some)
         of_source = pl.Series("text", numbers[first + found["text"].to_numpy()], dtype=pl.UInt32)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation.build.build import build
-from curation.clean import overlap_index, overlap_kernels, overlap_lookup
+from curation.clean import decontaminate, overlap_index, overlap_kernels, overlap_lookup
 from curation.clean.decontaminate import CONTAMINATION, contaminated, take_out
 from curation.clean.overlap_grams import CHAR_GRAMS, SEED_GRAMS, WHOLE, WORD_GRAMS
 from curation.clean.overlap_texts import CORPUS, DOCUMENT, EVAL_TEXTS, QUERY
@@ -77,10 +77,10 @@ def score_of(rule: str, text: str, source: str) -> float:
     return len(runs[0] & runs[1]) / len(runs[1])
 
 
-def taken(build, *items, mode="drop", corpus=()):
+def taken(build, *items, mode="drop", corpus=(), order=1):
     (build / "out").mkdir(exist_ok=True)
     numbers, others, texts = numbered(tuples(*items), pl.Series("text", corpus, dtype=pl.String))
-    matches = contaminated(build / "decontaminate", texts, np.arange(len(texts)))
+    matches = contaminated(build / "decontaminate", texts, np.arange(len(texts))[::order])
     made = take_out(Decontaminate(mode=mode), build / "decontaminate", build / "out", numbers, others, texts, matches, "s")
     made = made._replace(tuples=spelled(made.tuples, texts), corpus=texts.at(made.corpus))
     return made, read_parquet(build / "out" / "contamination.parquet")
@@ -219,6 +219,17 @@ def test_matches_are_those_of_the_oracle_and_a_clean_build_has_none(tmp_path_fac
     items = [(text, [texts[at - 1]], [texts[at - 2]]) for at, text in enumerate(texts)]
     made, found = taken(folder, *items, mode="strict", corpus=texts)
     assert len(made.tuples) + len(made.dropped) == len(items)
+    with pytest.MonkeyPatch.context() as patch:  # in small parts, and looked up in another order
+        patch.setattr(overlap_index, "KEYS_AT_A_TIME", 4)
+        patch.setattr(overlap_index, "INDEXED_AT_A_TIME", 2)
+        patch.setattr(decontaminate, "TEXTS_AT_A_TIME", 1)
+        patch.setattr(decontaminate, "ROWS_AT_A_TIME", 2)
+        named = [(f"t{at % 2}", str(at), role, text) for at, (text, role) in enumerate(evals)]
+        parts = index_of(tmp_path_factory.mktemp("y"), *named)
+        again, also = taken(parts, *items, mode="strict", corpus=texts, order=-1)
+    assert also.equals(found)
+    assert again.tuples.equals(made.tuples)
+    assert again.dropped.equals(made.dropped)
     rows = list(zip(*(made.tuples[name].to_list() for name in ("query", "positives", "negatives")), strict=True))
     assert len(taken(folder, *rows, mode="strict", corpus=made.corpus.to_list())[1]) == 0
     assert found.schema == CONTAMINATION
