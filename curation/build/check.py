@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from curation.build.costs import (
     BUILT,
+    CORPUS_BUILT,
     FETCHED,
     NEGATIVES_TRAINED,
     NETWORK,
@@ -207,15 +208,16 @@ def _estimate(manifest: Manifest, sized: list[str], local_bytes: int, far_bytes:
     rows = unsized + (counted or (local_bytes + far_bytes) // FETCHED)
     fetched = unsized * FETCHED + far_bytes
     tuples = sum(expected(source) or 0 for source in manifest.sources)
+    passages = sum(source.corpus.expected_rows or 0 for source in manifest.sources if source.corpus)
     pairs = [] if manifest.mine and manifest.mine.candidates == "given" else [_searched(one) for one in manifest.sources]
     return {
         "rows": rows,
         "local_bytes": local_bytes,
         "fetched_bytes": fetched,
-        "disk_bytes": fetched + tuples * BUILT,
+        "disk_bytes": fetched + tuples * BUILT + passages * CORPUS_BUILT,
         "vector_bytes": sum(map(sum, pairs)) * VECTOR,
         "fetch_seconds": fetched // NETWORK,
-        "steps": [cost._asdict() for cost in costs(rows, tuples, pairs)],
+        "steps": [cost._asdict() for cost in costs(rows, tuples, pairs, passages)],
     }
 
 
@@ -286,8 +288,9 @@ def _estimate_text(one: Checked) -> str:
     steps = [(each["step"], amount(each["amount"], each["unit"]), duration(each["seconds"]), each["on"]) for each in one["steps"]]
     assumed = (
         f"Rates were measured once (docs/clusters.md), on a GPU with the shape of Qwen3-0.6B. Assumed: {FETCHED} bytes of a row "
-        f"fetched and {BUILT:,} of a tuple built; {NETWORK // 10**6} MB fetched per second; {QUERY_TOKENS} tokens of a query "
-        f"with its instruction, {PASSAGE_TOKENS} of a passage; {NEGATIVES_TRAINED} negatives. "
+        f"fetched, {BUILT:,} of a tuple built and {CORPUS_BUILT:,} of a corpus passage; "
+        f"{NETWORK // 10**6} MB fetched per second; {QUERY_TOKENS} tokens of a query with its instruction, {PASSAGE_TOKENS} of a "
+        f"passage; {NEGATIVES_TRAINED} negatives. "
         "Rows of unknown number are not included."
     )
     return "\n\n".join([_wrapped(text), text_table(("step", "work", "time", "on"), steps), _wrapped(assumed)])
