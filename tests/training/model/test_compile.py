@@ -199,7 +199,7 @@ def test_the_tokens_that_are_worth_compiling_grow_as_layers_shrink():
 
 def test_long_runs_on_a_gpu_compile_their_layers():
     backend = object.__new__(Torch)
-    backend.model = SimpleNamespace(padded="")
+    backend.model = SimpleNamespace(padded="", adapter=None)
     backend.weights = {"embed_tokens": torch.empty(10**9, device="meta"), "layers.0": torch.empty(440_000_000, device="meta")}
     for device, steps, expected in (("cuda", 114, True), ("cuda", 113, False), ("cpu", 1_000, False)):
         backend.device = torch.device(device)
