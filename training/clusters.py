@@ -26,8 +26,8 @@ from training.tokens import Source
 from training.vectors import Places, make, places_of
 
 ITERATIONS = 20
-POINTS = 256  # rows per cluster that k-means looks at; all rows are assigned then
-ROWS_AT_ONCE = 1 << 16  # rows whose vectors are in memory at a time
+POINTS_OF_A_CLUSTER = 256  # rows per cluster that k-means looks at; all rows are assigned then
+ASSIGNED_AT_A_TIME = 1 << 16  # rows whose vectors are in memory at a time
 
 
 def clusters_of(
@@ -87,13 +87,15 @@ def write_clusters(source: Source, places: Places, count: int, seed: int, folder
     except ImportError as error:
         raise SetupError("faiss", f"cannot be used ({first_line(error)})", "pip install 'tuplesmith[cpu]'") from None
 
-    drawn = np.sort(np.argsort(draws(seed, f"{source.name}/clusters", np.asarray(source.rows)), kind="stable")[: POINTS * count])
+    drawn = np.sort(
+        np.argsort(draws(seed, f"{source.name}/clusters", np.asarray(source.rows)), kind="stable")[: POINTS_OF_A_CLUSTER * count]
+    )
     options = {"niter": ITERATIONS, "seed": seed % 2**31, "spherical": True, "min_points_per_centroid": 1}
-    kmeans = faiss.Kmeans(places.stored.dim, count, max_points_per_centroid=POINTS, **options)
+    kmeans = faiss.Kmeans(places.stored.dim, count, max_points_per_centroid=POINTS_OF_A_CLUSTER, **options)
     kmeans.train(places.vectors(source, np.asarray(source.query)[drawn]))
     nearest = [
-        kmeans.index.search(places.vectors(source, np.asarray(source.query)[first : first + ROWS_AT_ONCE]), 1)[1][:, 0]
-        for first in range(0, len(source), ROWS_AT_ONCE)
+        kmeans.index.search(places.vectors(source, np.asarray(source.query)[first : first + ASSIGNED_AT_A_TIME]), 1)[1][:, 0]
+        for first in range(0, len(source), ASSIGNED_AT_A_TIME)
     ]
     clusters = np.concatenate(nearest).astype(np.int64)
     with store.atomic(folder / "clusters.npy") as file:

@@ -24,7 +24,7 @@ from curation.core.vectors import ENDINGS, KEY, Known, Stored, encoders_of
 from training.model.prompts import Prompts
 from training.tokens import ABSENT, Source
 
-SHOWN = 40  # characters of a text in an error
+CHARACTERS_SHOWN = 40  # characters of a text in an error
 
 
 class Places(NamedTuple):
@@ -111,7 +111,7 @@ def _read(
                 advance(len(rendered))
         if lost:
             what = f"lacks {model}'s vectors of {len(lost):,} of {sum(len(rendered) for _, rendered in texts):,} texts of"
-            raise BuildError(stored.folder, f"{what} '{source.name}', such as {lost[0][:SHOWN]!r}", make(build, model))
+            raise BuildError(stored.folder, f"{what} '{source.name}', such as {lost[0][:CHARACTERS_SHOWN]!r}", make(build, model))
         with store.atomic(part / "places.npy") as file:
             np.save(file, found)
         return {"texts": len(found)}

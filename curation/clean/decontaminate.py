@@ -189,7 +189,7 @@ def take_out(
                 each = np.repeat(np.arange(len(some)), ends - begins)
                 if not len(each):
                     continue
-                found = matches[_runs(begins, ends - begins)].drop("text")
+                found = matches[_ranges(begins, ends - begins)].drop("text")
                 part = _with_evidence(index_folder, some[each].with_columns(*found), texts).with_columns(action, evaluation)
                 hits.append(part.filter(pl.col("action") != "reported"))
                 yield part.with_columns(as_field, source=pl.lit(source)).select(CONTAMINATION.names()).cast(CONTAMINATION)
@@ -229,7 +229,7 @@ def _texts_in_roles(frame: pl.DataFrame, corpus: np.ndarray) -> list[pl.DataFram
     return [*roles, once.select(*nothing, "text")]
 
 
-def _runs(begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def _ranges(begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Return begins[0], begins[0] + 1, ... as many as counts[0], then those of the next."""
     counts = counts.astype(np.int64)
     offsets = np.repeat(begins.astype(np.int64) - np.cumsum(counts) + counts, counts)
@@ -278,7 +278,7 @@ def contaminated(index_folder: Path, texts: Texts, numbers: np.ndarray) -> pl.Da
     for begin, end in pairwise([*starts[::LOOKED_UP_AT_A_TIME].tolist(), len(found)]):
         met = found[begin:end]
         begins, ends = (index.text_begins[met["entry"].to_numpy() + np.uint32(shift)] for shift in (0, 1))
-        number, each = index.text_numbers[_runs(begins, ends - begins)], np.repeat(np.arange(len(met)), ends - begins)
+        number, each = index.text_numbers[_ranges(begins, ends - begins)], np.repeat(np.arange(len(met)), ends - begins)
         there = read_texts(index_folder, index, number, ["task", "eval_id", "role"])
         matches = met[each].with_columns(*there, pl.Series("number", number), (there["role"] == CORPUS).alias("shared"))
         unlike = (matches["kind"] > 0).arg_true().to_numpy()

@@ -45,7 +45,7 @@ INDEX_RULES = (
 )
 
 
-TEXTS = pl.Schema(  # of `texts-*.parquet`
+TEXT_COLUMNS = pl.Schema(  # of `texts-*.parquet`
     {"task": pl.String(), "eval_id": pl.String(), "role": pl.UInt8(), "form": pl.String(), "names": pl.List(pl.String())}
 )
 
@@ -68,7 +68,7 @@ class Index(NamedTuple):
     shard_starts: np.ndarray  # (shards + 1,) u32: the number of the first text of each `texts-*.parquet`
 
 
-KINDS = {"few": np.bool_, "needs": np.uint8, "keys": np.uint64, "bits": np.uint64}  # of the arrays' numbers; else u32
+ARRAY_TYPES = {"few": np.bool_, "needs": np.uint8, "keys": np.uint64, "bits": np.uint64}  # of the arrays' numbers; else u32
 
 
 def write_index(folder: Path, sets: Iterable[pl.DataFrame], allowed: pl.Series) -> dict[str, int]:
@@ -81,7 +81,7 @@ def write_index(folder: Path, sets: Iterable[pl.DataFrame], allowed: pl.Series) 
         made = block.with_columns(normalised(block["text"]).alias("form")).drop_nulls("form")
         short = pl.lit((made["role"] != CORPUS) & ~pl.Series(measures_of(made["form"]).long))  # only these need names
         asked = made.select(pl.when(short).then("text").otherwise(pl.lit("")))["text"]
-        made = made.with_columns(capitalised_words(asked)).select(TEXTS.names())
+        made = made.with_columns(capitalised_words(asked)).select(TEXT_COLUMNS.names())
         write_parquet(folder / f"texts-{shard:05d}.parquet", made)
         key = pl.Series("key", grams_of(made["form"], WHOLE, np.zeros(len(made), bool))[1], dtype=pl.UInt64)
         heads.append(made.select("role", key, pl.lit(shard).alias("shard")).with_row_index("at"))
@@ -106,13 +106,13 @@ def write_index(folder: Path, sets: Iterable[pl.DataFrame], allowed: pl.Series) 
     kept, grams, left_out, allowances = [], list[dict[int, pl.DataFrame]](), 0, 0
     with ExitStack() as closing:
         files = {
-            name: closing.enter_context((folder / f"{name}.{np.dtype(KINDS.get(name, np.uint32)).str[1:]}").open("wb"))
+            name: closing.enter_context((folder / f"{name}.{np.dtype(ARRAY_TYPES.get(name, np.uint32)).str[1:]}").open("wb"))
             for name in Index._fields
         }
 
         def append(**arrays: np.ndarray) -> None:
             for name, values in arrays.items():
-                files[name].write(np.ascontiguousarray(values, KINDS.get(name, np.uint32)).data)
+                files[name].write(np.ascontiguousarray(values, ARRAY_TYPES.get(name, np.uint32)).data)
 
         count = 0
         for frame in _entry_forms(folder, entries):
@@ -216,7 +216,7 @@ def read_index(folder: Path) -> Index | None:
     Raises:
         BuildError: a file is missing, or is not as long as the others imply.
     """
-    kinds = {name: np.dtype(KINDS.get(name, np.uint32)) for name in Index._fields}
+    kinds = {name: np.dtype(ARRAY_TYPES.get(name, np.uint32)) for name in Index._fields}
     paths = {name: folder / f"{name}.{kind.str[1:]}" for name, kind in kinds.items()}
     missing = [path for path in paths.values() if not path.exists()]
     if len(missing) == len(paths):
@@ -247,7 +247,7 @@ def read_texts(folder: Path, index: Index, numbers: np.ndarray, columns: list[st
     """Return columns of the texts with these numbers, in the given order; of each file that holds one, all rows are read."""
     wanted, place = np.unique(numbers, return_inverse=True)
     bounds = np.searchsorted(wanted, index.shard_starts)
-    parts = [] if len(wanted) else [pl.DataFrame(schema=TEXTS).select(columns)]
+    parts = [] if len(wanted) else [pl.DataFrame(schema=TEXT_COLUMNS).select(columns)]
     for shard in np.flatnonzero(np.diff(bounds)):
         at = wanted[bounds[shard] : bounds[shard + 1]] - index.shard_starts[shard]
         parts.append(read_parquet(folder / f"texts-{shard:05d}.parquet", columns)[at])
