@@ -61,10 +61,10 @@ def build(
     permissive also leaves out share-alike licences. Both leave out sources with an
     unknown licence. build.json lists what was left out.
 
-    The default for -j is one process, plus one for every 64 MB of input beside the
-    largest source, up to the number of processors. With --ray each source is a task
-    of the cluster; its nodes must see the inputs and the build folder under the
-    same paths. The result does not depend on where the work is done.
+    By default -j is 1, plus 1 for each 64 MB of input outside the largest source,
+    but at most the number of processors. With --ray each source is a task of the
+    cluster; its nodes must see the inputs and the build folder under the same
+    paths. The result does not depend on where the work is done.
     """
 
     from curation.build import build as building

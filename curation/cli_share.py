@@ -124,9 +124,9 @@ def publish(
 def diff(a: str, b: str, only: tuple[str, ...], as_json: bool, quiet: bool) -> int:
     """Show what changed from A to B: recipe, counts, rows and why.
 
-    A and B are builds, or published versions such as my-org/name@v1.0. If one is a
-    build and the other a published version, what changed since it was published is
-    shown, whichever is named first. The exit code is 1 if anything differs.
+    A and B are builds, or published versions such as my-org/name@v1.0. Of a build
+    and a published version, in either order, the changes since the publication are
+    shown. The exit code is 1 if anything differs.
     """
     from curation.build import show
     from curation.share import diff as comparing

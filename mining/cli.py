@@ -134,7 +134,11 @@ def _table(receipts: dict[str, dict[str, Any]], verbose: bool) -> str:
 @mine.command()
 @BUILD
 @click.option("--model", default="", metavar="NAME", help="Model to encode with; by default that of the `mine:` section.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "auto"]), help="As in a manifest; by default as there.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "auto"]),
+    help="Number format, like `dtype` in `mine:`; by default the value given there.",
+)
 @ONLY
 @DEVICE
 @WORKERS
@@ -154,9 +158,10 @@ def embed(
 ) -> None:
     """Store the vectors of all texts of the mined tuples.
 
-    Training reads them: `distill_vectors` those of a teacher, which --model names,
-    and `cluster_batches` those of the queries. Texts whose vectors are stored are
-    not encoded again. -j and --ray are those of `mine negatives`.
+    Training uses them in two ways. `distill_vectors` needs the vectors of a
+    teacher: name it with --model. `cluster_batches` needs the vectors of the
+    queries. Texts whose vectors are stored are not encoded again. -j and --ray are
+    those of `mine negatives`.
     """
     check_places(workers, ray)
     build = newest(build)
@@ -209,9 +214,10 @@ def calibrate(build: Path | None, only: tuple[str, ...], device: str, as_json: b
     the similarity to a positive, with all other settings as in the manifest; its
     own values are marked. dropped: share of all candidates that the limit drops,
     after the filters before it. full: rows that get all their negatives.
-    hardness: mean score of the negatives. FN: where queries have several
-    positives, all except the first are hidden, and FN is their share among the
-    negatives. Last: the share of tuples that limits on the positive would drop.
+    hardness: mean score of the negatives. FN: for queries with several positives,
+    all except the first are hidden; FN is the share of the negatives that are such
+    hidden positives. The last table shows the share of tuples that each limit on
+    the positive would drop.
     """
     from mining.calibrate import compare_limits
 
@@ -255,11 +261,12 @@ def audit(
 
     Where queries have several positives, all except the first are hidden. FN is
     the share of hidden positives among all negatives, FN@7 among the first 7;
-    loose also counts copies of them; plain is the FN of a miner that only skips
-    ranks, at the same hardness. hard: mean score of the other negatives. lost:
-    share of the candidates at .90 to .95 of the positive's score that were not
-    chosen. copies: share of negatives that copy a known positive. -j and --ray are
-    those of `mine negatives`.
+    loose is FN with copies of hidden positives counted too; plain, for comparison,
+    is the FN of a simple miner that only skips the nearest ranks, when its
+    negatives are equally hard. hard: mean score of the other negatives. lost: share
+    of the candidates at .90 to .95 of the positive's score that were not chosen.
+    copies: share of negatives that copy a known positive. -j and --ray are those of
+    `mine negatives`.
     """
     check_places(workers, ray)
     from mining.audit import measure_presets

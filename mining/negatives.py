@@ -5,7 +5,7 @@ score limits and the window, `choose` gives what `mine_hard_negatives` of senten
 format "n-tuple"): both margins count from the lowest score of the query's positives, the relative margin is a share of
 that score's magnitude, and range_min skips the nearest of the candidates that *passed*.
 
-How many negatives a row gets is decided in `jobs.Job.wanted`: `mine: {negatives: N}`, and 1 for a classification.
+How many negatives a row gets is decided in `jobs`: `mine: {negatives: N}`, and 1 for a classification, whose negatives are given.
 """
 
 from __future__ import annotations

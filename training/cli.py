@@ -210,7 +210,12 @@ def _recipe(build: Path, recipe: Path | None) -> Train:
 )
 @click.option("--split", default="test", metavar="NAME", help="Use qrels/NAME.tsv of a folder; default test.")
 @click.option("--instruction", default="", metavar="TEXT", help="Instruction before each query, instead of the default.")
-@click.option("--prompt", type=click.Choice(["auto", "instruct", "none"]), default="auto", help="As in a manifest; default auto.")
+@click.option(
+    "--prompt",
+    type=click.Choice(["auto", "instruct", "none"]),
+    default="auto",
+    help="Prompts of queries, like `prompt` in `mine:`; default auto.",
+)
 @click.option("--max-tokens", type=click.IntRange(4), help="Cut longer texts; by default at the model's own limit.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "auto"]), default="float32", help="Default float32.")
 @DEVICE
@@ -233,14 +238,14 @@ def evaluate_command(
     """Measure how well MODEL retrieves: nDCG@10, recall@10, MRR@10.
 
     MODEL is a folder, a Hub id, or package:NAME; several are compared in one
-    table. Queries get the same prompts as in training: the model's own, the
-    instruction saved under the set's name, or that of the source in its build; a
-    line on stderr and the JSON show them.
+    table. Queries get the prompts of training: the model's own, or the instruction
+    saved with the model under the set's name, or that of the source in the build.
+    Which one was used is printed on stderr and is in the JSON.
 
-    With --data the table has 95 % intervals: of the scores of one MODEL, of the
-    differences of two, which are paired by query. They are percentiles of 2,000
-    bootstrap resamples (seed 0) of each set's queries. NanoBEIR is read from the
-    Hub's cache.
+    With --data the table has 95 % intervals. With one MODEL they are of its scores;
+    with two, of the differences between them, query by query. They are percentiles
+    of 2,000 bootstrap resamples (seed 0) of each set's queries. NanoBEIR is read
+    from the Hub's cache.
 
     With --mteb, the result is mteb's main score of each task and the mean per kind
     of task. The model's own prompts are used as mteb does; the instruction of a
@@ -458,8 +463,9 @@ def publish_command(
 ) -> None:
     """Publish MODEL on the Hub as ORG/NAME, in one commit.
 
-    MODEL is a folder of `train` or `train export`. Its card shows how to use it;
-    the card of a run, such as builds/quickstart/train, also data, recipe and scores.
+    MODEL is a folder of `train` or `train export`. The card shows how to use the
+    model. If MODEL is a run, such as builds/quickstart/train, the card also shows
+    data, recipe and scores.
     """
     from curation.core.hub import upload
     from training.publish import plan_upload

@@ -16,7 +16,7 @@ near-duplicates too), and is null for a text that has no duplicate. `mine negati
 origins, and negatives, to `pairs`; a source that comes with scores has `positive_score` and `negative_scores` from the start.
 
 Decided here too: the identity of a text (`key_of`), how an instruction is put before a query (`render_query`), how many
-negatives a tuple of each task has (NEGATIVES), and every random choice, a function of the manifest's seed (`draws`).
+negatives a tuple of each task has (NEGATIVES), and every random choice among rows, a function of the manifest's seed (`draws`).
 """
 
 from __future__ import annotations

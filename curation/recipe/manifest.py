@@ -26,7 +26,7 @@ class Dedup(Section):
         None,
         ge=0.3,
         le=1,
-        description="lowest Jaccard similarity of the pairs that are stored. Later changes of `threshold` down to this value compare nothing again; lower values take longer. If empty: 0.7, or 0.5 for a threshold below 0.7",
+        description="lowest Jaccard similarity of the pairs that are stored. `threshold` can later be lowered to this value without comparing the texts again; a lower value here makes the comparison take longer. If empty: 0.7, or 0.5 for a threshold below 0.7",
     )
     across: bool = Field(
         False,

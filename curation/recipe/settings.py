@@ -98,7 +98,7 @@ class Mine(Section):
         None,
         gt=0,
         le=1,
-        description="drop candidates that share at least this fraction of their word 3-grams with a positive, or of a positive's with them. Off if empty",
+        description="drop a candidate if at least this fraction of its word 3-grams also occurs in a positive, or this fraction of a positive's in it. Off if empty",
     )
     exclude_answer: bool = Field(
         False,
@@ -106,7 +106,7 @@ class Mine(Section):
     )
     exclude_document: bool = Field(
         True,
-        description="drop passages of the document that a positive is from; which that is says `fields: {positive_id: ...}` of a source of pairs with a `corpus`",
+        description="drop passages of the same document as a positive. For pairs with a `corpus` whose `fields: {positive_id: ...}` names the document of each positive",
     )
     max_score: float | None = Field(0.8, description="drop candidates that score higher than this. Off if empty")
     min_score: float | None = Field(None, description="drop candidates that score lower than this. Off if empty")
@@ -120,7 +120,8 @@ class Mine(Section):
         description="drop candidates that score above `positive - abs(positive) * relative_margin`. Off if empty",
     )
     margin_reference: Literal["min", "max", "mean"] = Field(
-        "min", description="which score of several positives the two margins start from"
+        "min",
+        description="if a query has several positives, whether the margins start from the lowest of their scores (`min`), the highest (`max`) or the mean (`mean`)",
     )
     max_similarity: float | Literal["auto"] | None = Field(
         None,
@@ -156,10 +157,11 @@ class Mine(Section):
     )
     promote: Promote | None = Field(
         None,
-        description="make candidates that the reranker puts above the positive positives of the tuple: `{margin: 1.0}`. They get the origin `promoted`, come after the other positives, and are no negatives. Off if empty",
+        description="turn a candidate into a further positive of the tuple if the reranker scores it more than `margin` above every positive: `{margin: 1.0}`. They get the origin `promoted`, come after the other positives, and are no negatives. Off if empty",
     )
     uncertain: Uncertain | None = Field(
-        None, description="drop candidates that the reranker puts near the positive: `{margin: 1.0}`. Off if empty"
+        None,
+        description="drop candidates that the reranker scores above `positive - margin` and that are not promoted: `{margin: 1.0}`. Off if empty",
     )
     positive_rank: int | None = Field(
         None,

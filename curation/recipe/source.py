@@ -45,7 +45,7 @@ class Filters(Section):
     min_chars: int | None = Field(
         None,
         ge=0,
-        description="drop texts with fewer characters. If empty, only texts of one or two characters are dropped, and only if they say nothing: two letters (`no`), a digit, a sign (`<`) or a Chinese, Japanese or Korean character (`京`) are kept",
+        description="drop texts with fewer characters. If empty, texts of one or two characters that say nothing are dropped. Two letters (`no`), a digit, a sign (`<`) or one Chinese, Japanese or Korean character (`京`) do say something and are kept",
     )
     max_chars: int | None = Field(
         None, ge=1, description="drop texts with more characters. Off if empty, because the tokenizer cuts long texts"
@@ -279,7 +279,7 @@ class Fields(Section):
     query_id: str | None = Field(None, description="qrels: column of the query's id")
     positive_id: str | None = Field(
         None,
-        description="qrels: column of the passage's id. Pairs with a `corpus`: column of the id of the document that the positive is from; its passages are no negatives of the row (`mine: exclude_document`)",
+        description="qrels: column of the passage's id. Pairs with a `corpus`: column of the id of the document that the positive is from; passages of that document are never negatives of the row (`mine: exclude_document`)",
     )
 
     @model_validator(mode="before")
