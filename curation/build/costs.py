@@ -56,7 +56,7 @@ def costs(rows: int, tuples: int, searched: Iterable[tuple[int, int]], passages:
         "choose": sum(queries for queries, _ in pairs),
         "train, 1 epoch": tuples * (QUERY_TOKENS + (1 + NEGATIVES_TRAINED) * PASSAGE_TOKENS),
     }
-    units = {step: unit for step, (_, unit, _) in RATES.items()} | ({"build": "tuples and passages"} if passages else {})
+    units = {step: unit for step, (_, unit, _) in RATES.items()} | ({"build": "tuples, passages"} if passages else {})
     return [Cost(step, amounts[step], units[step], amounts[step] / rate, on) for step, (rate, _, on) in RATES.items()]
 
 
