@@ -313,11 +313,14 @@ def _template_matches(index_folder: Path, index: Index, found: pl.DataFrame, tex
     unsure = found.filter(pl.col("kind") > 0).select("text", "entry")
     if not len(unsure):
         return unsure
-    entries, first_text = found["entry"].unique().to_numpy(), index.text_numbers[index.text_begins[:-1]]
-    kin = []
+
+    def texts_of(entries: np.ndarray, columns: list[str]) -> pl.DataFrame:
+        return read_texts(index_folder, index, index.text_numbers[index.text_begins[entries]], columns)
+
+    entries, kin = found["entry"].unique().to_numpy(), []
     for start in range(0, len(entries), INDEXED_AT_A_TIME):
         some = entries[start : start + INDEXED_AT_A_TIME]
-        forms = read_texts(index_folder, index, first_text[some], ["form"])["form"]
+        forms = texts_of(some, ["form"])["form"]
         near = look_up(index, forms).filter(pl.col("kind") > 0).cast({"entry": pl.UInt32})
         near = near.join(unsure, on="entry", how="semi", maintain_order="left")
         kin.append(near.select(pl.Series("right", some[near["text"].to_numpy()]), pl.col("entry").alias("left")))
@@ -326,7 +329,7 @@ def _template_matches(index_folder: Path, index: Index, found: pl.DataFrame, tex
 
     def read(numbers: np.ndarray) -> tuple[pl.Series, pl.Series]:
         entry, own = numbers[numbers < count], numbers[numbers >= count] - count
-        there = read_texts(index_folder, index, first_text[entry], ["form", "names"])
+        there = texts_of(entry, ["form", "names"])
         spelled = texts.at(own)
         forms = pl.concat([there["form"], normalised(spelled).fill_null("").alias("form")])
         return forms, pl.concat([there["names"], capitalised_words(spelled)])

@@ -98,8 +98,9 @@ def test_several_sources_and_what_they_are(made: Path, tmp_path: Path) -> None:
 
 
 def test_sentence_transformers_resolves_the_ids(made: Path, tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
-    resolve_ids = pytest.importorskip("sentence_transformers.util").resolve_ids
+    import datasets
+    from sentence_transformers.util import resolve_ids
+
     export(made, tmp_path / "out", "ids", ["faq"])
     folder, cache = tmp_path / "out/data/faq", str(tmp_path / "cache")
     train, queries, documents = (
