@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -59,9 +58,7 @@ def save(
         write(part)
         sizes = {}
         for path in sorted(path for path in part.rglob("*") if path.is_file()):
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-                sizes[path.relative_to(part).as_posix()] = os.fstat(file.fileno()).st_size
+            sizes[path.relative_to(part).as_posix()] = path.stat().st_size
         store.write_json(part / STATE, {"step": step, "bytes": sizes, **described})
         store.write_receipt(part, {"step": step})
     kept = [*complete_checkpoints(folder)[:keep], checkpoint_path(folder, best or step)]

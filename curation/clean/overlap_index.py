@@ -13,7 +13,6 @@ Of texts made of common words only, and of short questions, only the whole count
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -128,9 +127,6 @@ def write_index(folder: Path, sets: Iterable[pl.DataFrame], allowed: pl.Series) 
         if count:
             append(shard_starts=np.array(starts))
             _append_index(append, pl.concat(kept), grams)
-        for file in files.values():
-            file.flush()
-            os.fsync(file.fileno())
     return {"texts": starts[-1], "entries": count, "low_information": left_out, "allowed": allowances}
 
 

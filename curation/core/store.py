@@ -316,8 +316,13 @@ def receipt_of(folder: Path, hint: str = AGAIN) -> dict[str, Any]:
 
 
 def write_receipt(folder: Path, said: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the receipt of a complete folder, with the digest of each file, and return it."""
+    """Write the receipt of a complete folder, with the digest of each file, and return it. All files are on the disk first."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    for path in folder.rglob("*/"):
+        sync_folder(path)
     receipt = {**said, "files": {path.relative_to(folder).as_posix(): file_digest(path) for path in files}}
     write_json(folder / RECEIPT, receipt)
     return receipt

@@ -26,6 +26,7 @@ ROWS = 4_096  # texts per shard: encoded together, and the most that a kill can 
 RESIDENT = 1 << 28  # bytes of shards read before their pages are released; otherwise all that was ever read counts as ours
 ENDINGS = {"float32": "f32", "float16": "f16"}
 KEY = np.dtype("S16")  # compared byte by byte; a fixed width keeps a trailing zero byte
+ENCODE_AGAIN = "run `mine embed`, with the same `--model`, or `mine negatives` again: they encode what is missing"
 ENCODERS = "encoders.json"  # digest of the request for a model -> `Known` of the model that was loaded
 
 
@@ -93,11 +94,21 @@ class Stored:
         return found
 
     def open(self, number: int) -> np.ndarray:
-        """Return a shard (rows, dim) as a memory map."""
+        """Return a shard (rows, dim) as a memory map.
+
+        Raises:
+            BuildError: a file of the shard is missing, or differs from its receipt.
+        """
         if number not in self.shards:
-            path = self.path(number, ENDINGS[self.kind.name])
-            rows = path.stat().st_size // (self.dim * self.kind.itemsize)
-            self.shards[number] = np.memmap(path, self.kind, "r", shape=(rows, self.dim))
+            receipt = store.read_json(self.path(number, "json"), ENCODE_AGAIN)
+            for ending in (ENDINGS[self.kind.name], "keys"):
+                path = self.path(number, ending)
+                if not path.is_file():
+                    raise BuildError(path, "was removed since it was written", ENCODE_AGAIN)
+                if not isinstance(receipt, dict) or store.digest_now(path) != receipt.get(ending):
+                    raise BuildError(path, "was changed since it was written (its digest is not the receipt's)", ENCODE_AGAIN)
+            shape = (int(receipt["rows"]), self.dim)
+            self.shards[number] = np.memmap(self.path(number, ENDINGS[self.kind.name]), self.kind, "r", shape=shape)
         return self.shards[number]
 
     def path(self, number: int, ending: str) -> Path:
@@ -109,11 +120,11 @@ class Stored:
         damaged = []
         for receipt in sorted(self.folder.glob("shard-*.json")):
             number = int(receipt.stem.removeprefix("shard-"))
-            keys = self._checked_keys(number)
-            if keys is None:
+            try:
+                self.open(number)
+                self.add(number, np.fromfile(self.path(number, "keys"), KEY))
+            except (BuildError, FileNotFoundError, KeyError, TypeError, ValueError):
                 damaged.append(receipt)
-            else:
-                self.add(number, keys)
         return damaged
 
     def find(self, keys: np.ndarray) -> np.ndarray:
@@ -134,16 +145,3 @@ class Stored:
         """Open a shard that is on disk."""
         self.open(number)
         self.new.append((keys, number * ROWS + np.arange(len(keys))))
-
-    def _checked_keys(self, number: int) -> np.ndarray | None:
-        """Return the keys of a shard on disk; None if it is damaged."""
-        ending = ENDINGS[self.kind.name]
-        try:
-            entry = store.read_json(self.path(number, "json"))
-            same = all(store.digest_now(self.path(number, name)) == entry[name] for name in (ending, "keys"))
-            size = int(entry["rows"]) * self.dim * self.kind.itemsize
-            if same and self.path(number, ending).stat().st_size == size:
-                return np.fromfile(self.path(number, "keys"), KEY)
-        except (BuildError, FileNotFoundError, KeyError, TypeError, ValueError):
-            pass
-        return None

@@ -129,3 +129,34 @@ def test_a_teacher_without_vectors_or_with_other_texts_is_one_line(place, tmp_pa
     what = f"lacks {MINILM}'s vectors of 48 of 48 texts of 'more', such as {first!r}"
     assert str(error.value) == f"{folder}: {what}; run `mine embed {build} --model {MINILM}`"
     assert not store.read_receipt(build / "train")
+
+
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [
+        (lambda shard: shard.unlink(), "was removed since it was written"),
+        (
+            lambda shard: shard.write_bytes(shard.read_bytes()[: -384 * 4]),
+            "was changed since it was written (its digest is not the receipt's)",
+        ),
+    ],
+    ids=["removed", "cut"],
+)
+def test_a_damaged_shard_is_one_line_also_when_its_texts_were_found_before(place, damage, what):
+    shard = next((place / "b/embeddings").glob("*/shard-00000.f32"))
+    whole = shard.read_bytes()
+
+    def vectors_of():
+        plan = planned(place, rule(place))
+        return [plan.batch_at(step).vectors for step in range(4)]
+
+    before = vectors_of()
+    damage(shard)
+    try:
+        with pytest.raises(BuildError) as error:
+            vectors_of()
+        again = "run `mine embed`, with the same `--model`, or `mine negatives` again: they encode what is missing"
+        assert str(error.value) == f"{shard}: {what}; {again}"
+    finally:
+        shard.write_bytes(whole)
+    assert all(map(np.array_equal, before, vectors_of()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -99,3 +100,21 @@ def test_what_a_killed_process_left_of_a_file_goes_when_it_is_written_again(tmp_
         (written,) = set(tmp_path.iterdir()) - {path, *others}
         assert (written / "new").exists()
     assert set(tmp_path.iterdir()) == {path, tmp_path / "still written", *others}
+
+
+def test_every_file_and_folder_of_a_stage_is_on_the_disk_before_its_receipt(tmp_path, monkeypatch):
+    synced, fsync = [], store.os.fsync
+    monkeypatch.setattr(
+        store.os, "fsync", lambda handle: synced.append(Path(f"/proc/self/fd/{handle}").readlink().name) or fsync(handle)
+    )
+
+    def plain(folder):
+        (folder / "part").mkdir()
+        (folder / "part/texts.utf8").write_text("text")
+        (folder / "keys").write_bytes(b"1234")
+        return {}
+
+    store.run_stage(tmp_path / "s", "d", plain)
+    receipt = synced.index("new")  # the name that `atomic` gives it
+    assert {"texts.utf8", "keys", "part"} <= set(synced[:receipt])
+    assert synced[-1] == tmp_path.name
