@@ -30,6 +30,7 @@ from curation.build.summary import summary_of, write_summary
 from curation.clean import decontaminate, mteb_sets
 from curation.core.builds import Receipt
 from curation.core.errors import (
+    BuildError,
     ManifestError,
     SourceError,
     UserError,
@@ -41,7 +42,7 @@ from curation.core.errors import (
 )
 from curation.core.locks import locked
 from curation.core.progress import Progress, silent
-from curation.core.store import atomic, is_current, write_json
+from curation.core.store import RECEIPT, atomic, check_files, is_current, receipt_of, write_json
 from curation.engine.local import Here, processors
 from curation.engine.pool import Workers
 from curation.engine.workers import workers as open_workers
@@ -173,7 +174,13 @@ def _build(
     receipts = {name: one.receipt for name, one in done["curate"].items()}
 
     # 6. overlaps, and the files that describe the whole build
-    current = [job for job in jobs if job.source.name not in chosen and _is_current(job)]
+    current = []
+    for job in jobs:
+        try:
+            if job.source.name not in {*chosen, *failed} and _is_current(job):
+                current.append(job)
+        except BuildError as error:
+            failed[job.source.name] = error
     _describe(path, manifest, folder, jobs, receipts, failed, current, excluded)
     seconds = {
         f"{stage}/{name}".removesuffix("/"): round(one.seconds, 3)
@@ -252,12 +259,20 @@ def _unexpected_rows(job: Job, receipt: Receipt) -> list[str]:
 
 
 def _is_current(job: Job) -> bool:
-    """Return whether the tables of a source that was not asked for are still right, given what is held out now."""
+    """Return whether the tables of a source that was not asked for are still right, given what is held out now.
+
+    Raises:
+        BuildError: they would be, but one of their files was changed since it was written.
+    """
     needed = [stages.NEAR, stages.CLEAN, stages.CURATE] if job.dedup else [stages.CLEAN, stages.CURATE]
-    receipts = [job.build / stage.folder / job.source.name / "done.json" for stage in (stages.SHAPE, *needed[:-1])]
-    if not all(receipt.exists() for receipt in receipts):
+    folders = [stages.folder_of(stage, job) for stage in (stages.SHAPE, *needed)]
+    if not all((folder / RECEIPT).exists() for folder in folders[:-1]):
         return False
-    return all(is_current(stages.folder_of(stage, job), stages.digest(stage, job)) for stage in needed)
+    if not all(is_current(folder, stages.digest(stage, job)) for stage, folder in zip(needed, folders[1:], strict=True)):
+        return False
+    for folder in folders:
+        check_files(folder, receipt_of(folder))
+    return True
 
 
 def pick(manifest: Manifest, only: Iterable[str], excluded: Iterable[Excluded] = ()) -> list[str]:

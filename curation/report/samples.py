@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
+from curation.core.builds import checked_stage
 from curation.core.escape import as_html
 from curation.core.record import ORIGINS, draws
 from curation.core.tables import read_frames, read_groups, read_parquet
@@ -115,7 +116,11 @@ def matched_queries(stages: dict[str, Path], samples: dict[str, list[dict[str, A
 
 
 def near_pairs(build: Path, name: str, dropped: pl.DataFrame, threshold: float, seed: int) -> NearDuplicates:
-    """Return how many verified near-duplicates a source has, and a few pairs, from both sides of the threshold."""
+    """Return how many verified near-duplicates a source has, and a few pairs, from both sides of the threshold.
+
+    Raises:
+        BuildError: a file that holds their texts was changed since it was written.
+    """
     path = build / "curated" / name / "near.parquet"
     if not path.exists():
         return NearDuplicates(0, 0, [])
@@ -132,6 +137,7 @@ def near_pairs(build: Path, name: str, dropped: pl.DataFrame, threshold: float, 
     gone: dict[bytes, str] = {}
     ids, shaped = dropped.filter(pl.col("stage") == "dedup")["id"], build / "shaped" / name
     if len(ids) and shaped.is_dir():
+        checked_stage(build, f"shaped/{name}")
         numbers = pl.concat(
             frame.filter(pl.col("id").is_in(ids.implode()))["query"] for frame in read_frames(shaped, "tuples", ["id", "query"])
         ).to_numpy()

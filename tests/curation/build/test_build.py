@@ -253,6 +253,23 @@ def test_only_never_leaves_a_source_that_trains_on_what_is_held_out_now(tmp_path
     assert contents(tmp_path / "b") == contents(tmp_path / "whole")
 
 
+def test_a_damaged_file_of_a_source_that_was_not_asked_for_is_named(recipe, tmp_path):
+    recipe.write_text(MANIFEST.replace("seed: 7", "seed: 7\ndedup: {}"))
+    assert build(recipe, tmp_path / "b").receipts.keys() == {"faq", "topics", "tone"}
+    whole = contents(tmp_path / "b")
+    for name in ("shaped/topics/texts.utf8", "cleaned/topics/forms.parquet", "curated/topics/passages-00000.parquet"):
+        path = tmp_path / "b" / name
+        data = path.read_bytes()
+        path.write_bytes(data[:9] + bytes([data[9] ^ 1]) + data[10:])
+        outcome = build(recipe, tmp_path / "b", only=["faq"])
+        assert str(outcome.failed.pop("topics")).startswith(f"{path}: was changed since it was written")
+        assert (outcome.failed, outcome.receipts.keys()) == ({}, {"faq"})
+        assert json.loads((tmp_path / "b/build.json").read_text())["sources"].keys() == {"faq", "tone"}
+        path.write_bytes(data)
+    assert not build(recipe, tmp_path / "b").failed
+    assert contents(tmp_path / "b") == whole
+
+
 def test_a_source_that_begins_to_fail_holds_nothing_out_any_more(tmp_path):
     write_lines(tmp_path / "x.jsonl", [{"q": f"question {i}", "a": f"answer {i}"} for i in range(60)])
     recipe = tmp_path / "m.yaml"
