@@ -9,7 +9,6 @@ from __future__ import annotations
 import codecs
 import csv
 import functools
-import io
 import json
 import re
 from collections import Counter
@@ -27,7 +26,7 @@ from curation.read.rows import BATCH, ROW, File, Lost, Reading, Rows, number_row
 from curation.recipe.source import Table
 
 QUOTE, LINE_FEED, RETURN = b'"\n\r'
-MOST_LINES = 100  # lines that a quoted cell of a tsv is looked for in
+MOST_LINES = 1_000  # lines that a quoted cell of a tsv is looked for in
 NO_QUOTES = "if quotes mean nothing in this file, say `quoting: false`"
 SAY_QUOTING = "say `quoting: true` to read them as csv does, or `quoting: false` to keep them"
 Row = tuple[int, int, "list[str] | str"]  # first line, number of lines, and the cells, or what is wrong with their quotes
@@ -64,6 +63,7 @@ def read_delimited(file: File, table: Table, start: int, is_csv: bool) -> Readin
 def _read_cells(file: File, table: Table, start: int, is_csv: bool) -> Reading:
     delimiter = table.delimiter or ("," if is_csv else "\t")
     quoting = is_csv if table.quoting is None else table.quoting
+    csv.field_size_limit(max(record_limit(table), csv.field_size_limit()))
     with open_blocks(file, table) as blocks:
         # the header, or the first row
         block = next(blocks, b"")
@@ -97,9 +97,12 @@ def _read_cells(file: File, table: Table, start: int, is_csv: bool) -> Reading:
             lines = lines_of(chain(rest, blocks))
             rows = _quoted_rows(file, table, lines, delimiter, line) if quoting else _plain_rows(lines, delimiter, line)
         # the remaining rows, one by one
-        for number, batch in enumerate(iter(lambda: list(islice(rows, BATCH)), [])):
-            found = _rows_of_width(file, names, width, batch, start + number * BATCH, before, delimiter if tsv else None)
-            before = batch[-1]
+        batch = list(islice(rows, BATCH))
+        while batch:
+            following = list(islice(rows, BATCH)) if tsv else []
+            found = _rows_of_width(file, names, width, batch, start, before, following, delimiter if tsv else None)
+            start, before = start + len(batch), batch[-1]
+            batch = following if tsv else list(islice(rows, BATCH))
             if tsv:
                 tsv.count(found.frame)
             yield found
@@ -229,7 +232,6 @@ def _quoted_rows(file: File, table: Table, lines: Iterable[str], delimiter: str,
                 raise too_large(f"{file.name}:{start}", "the row that begins here", table, f"{NO_QUOTES}, else raise it")
             yield line
 
-    csv.field_size_limit(max(most, csv.field_size_limit()))
     reader, before = csv.reader(feed(), delimiter=delimiter, strict=True), start
     while True:
         held.clear()
@@ -270,10 +272,12 @@ def _column_names(file: File, table: Table, first: Row) -> list[str]:
     return names
 
 
-def _rows_of_width(file: File, names: list[str], width: str, batch: list[Row], start: int, before: Row, tsv: str | None) -> Rows:
+def _rows_of_width(
+    file: File, names: list[str], width: str, batch: list[Row], start: int, before: Row, following: list[Row], tsv: str | None
+) -> Rows:
     """Return rows; those of another width are lost.
 
-    `before` is the row before them; `tsv` is the delimiter if the quotes may be those of csv.
+    `before` is the row before them, `following` are those after them; `tsv` is the delimiter if the quotes may be those of csv.
     """
     lost: list[Lost] = []
     good: list[list[str]] = []
@@ -291,6 +295,7 @@ def _rows_of_width(file: File, names: list[str], width: str, batch: list[Row], s
             if tsv:
                 at = row - start
                 around = [batch[at - 1] if at else before, *batch[at : at + MOST_LINES]]
+                around += following[: MOST_LINES + 1 - len(around)]
                 _refuse_quoted_line_end(file, [(one[0], one[2]) for one in around if isinstance(one[2], list)], tsv, len(names))
             lost.append(Lost(row, "wrong_number_of_fields", f"{file.name}:{line}: {what}", True))
     columns = list(zip(*good, strict=True)) or [()] * len(names)
@@ -334,16 +339,11 @@ def _refuse_quoted_line_end(file: File, lines: list[tuple[int, list[str]]], deli
     `lines` are the numbers and cells of the line before, the row itself, and lines after it.
     """
     for start in (0, 1):
-        texts = [delimiter.join(cells) for _, cells in lines[start:]]
-        for end in range(2 if start == 0 else 1, len(texts) + 1):
-            if not texts or '"' not in texts[0]:
-                break
-            try:
-                rows = list(csv.reader(io.StringIO("\n".join(texts[:end]), newline=""), delimiter=delimiter, strict=True))
-            except csv.Error as error:
-                if "end of data" in str(error):
-                    continue
-                break
-            if len(rows) == 1 and len(rows[0]) == width:
-                raise SourceError(f"{file.name}:{lines[start][0]}", "a cell in quotes holds a line end or a tab", SAY_QUOTING)
-            break
+        texts = (delimiter.join(cells) + "\n" for _, cells in lines[start:])
+        reader = csv.reader(texts, delimiter=delimiter, strict=True)
+        try:
+            row = next(reader, [])
+        except csv.Error:  # a quote within a cell, or one that these lines do not close
+            continue
+        if len(row) == width and reader.line_num > 1 - start:
+            raise SourceError(f"{file.name}:{lines[start][0]}", "a cell in quotes holds a line end or a tab", SAY_QUOTING)

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from curation.core.errors import SourceError
-from curation.read import blocks
+from curation.read import blocks, delimited
 from curation.read.delimited import parse_regular
 from curation.read.sources import table_rows
 from curation.recipe.source import Table
@@ -119,3 +119,16 @@ def test_a_quoted_line_end_on_the_border_of_a_block(tmp_path, monkeypatch):
     for size in range(1, 40):
         monkeypatch.setattr(blocks, "BLOCK", size)
         assert all_of(tmp_path, "a.tsv").startswith("a.tsv:4: a cell in quotes holds a line end or a tab; ")
+
+
+@pytest.mark.parametrize("lines", [2, 3, 6])
+def test_a_quoted_cell_of_many_lines_is_refused_wherever_a_batch_of_rows_ends(tmp_path, monkeypatch, lines):
+    monkeypatch.setattr(delimited, "BATCH", 6)
+    for rows in range(1, 15):
+        plain, cell = [f"{n}\ttext {n}\n" for n in range(rows)], "\n".join(f"line {n}" for n in range(lines))
+        (tmp_path / "a.tsv").write_text("".join(["one\ttwo\n", "0\ta\tirregular\n", *plain, f'q\t"{cell}"\n', *plain]))
+        assert all_of(tmp_path, "a.tsv").startswith(f"a.tsv:{rows + 3}: a cell in quotes holds a line end or a tab; ")
+        (tmp_path / "b.tsv").write_text("".join(["one\ttwo\n", "0\ta\tirregular\n", *plain, f'q\tno "{cell}"\n', *plain]))
+        kept, lost = all_of(tmp_path, "b.tsv")
+        assert len(kept) == 2 * rows + 1
+        assert len(lost) == lines
