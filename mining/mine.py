@@ -367,7 +367,9 @@ def unsearched_documents(manifest: Manifest, receipts: Mapping[str, Mapping[str,
     names = [
         source.name
         for source in manifest.sources
-        if source.corpus and not source.by_id and shape_of(source) == "pairs" and manifest.mine.corpus_of(source.name) != "all"
+        if source.corpus
+        and (source.corpus.all or (not source.by_id and shape_of(source) == "pairs"))
+        and manifest.mine.corpus_of(source.name) != "all"
     ]
     left_out = [name for name in names if receipts.get(name, {}).get("strategy") == "search"]
     what = "negatives are searched among positives only, so the documents of `corpus:` are not used; set `mine: {corpus: all}`"

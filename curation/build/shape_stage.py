@@ -66,8 +66,9 @@ def shape_depends(job: Job) -> list[Any]:
     """Return the source's entry in the manifest without its descriptions, the filters and the digests of its files."""
     assert job.inputs
     entry = job.source.model_dump(exclude=ABOUT)
-    if entry["corpus"] and entry["corpus"]["chunk"] is None:
-        del entry["corpus"]["chunk"]  # so that builds from before there were chunks stay current
+    for key in ("chunk", "all"):
+        if entry["corpus"] and not entry["corpus"][key]:
+            del entry["corpus"][key]  # so that builds from before there was such a key stay current
     return [job.seed, entry, job.filters.model_dump(), job.inputs.digests]
 
 
@@ -139,7 +140,7 @@ def _shape_whole(job: Job, folder: Path, table_rows: dict[str, int], advance: Ca
     check_readable(source, rows, lost)
     source, rows = texts_for_ids(source, rows, lambda part, table: _count_rows(source, part, table, job.base, table_rows))
     made = to_tuples(source, rows, job.seed) if by_rows else None
-    if source.corpus and not source.by_id:
+    if source.corpus and (source.corpus.all or not source.by_id):
         judged: list[pl.DataFrame] = []  # of qrels: the passages that a row names
         named = None
         if source.fields.positive_id is not None:
@@ -151,7 +152,8 @@ def _shape_whole(job: Job, folder: Path, table_rows: dict[str, int], advance: Ca
         chunk, chunks = source.corpus.chunk, 0
         for some in _readable_rows(source, "corpus", source.corpus, job.base):
             passages = texts_with_ids(source, "corpus", source.corpus, some)
-            table_rows["corpus"] = table_rows.get("corpus", 0) + len(some)
+            if not source.by_id:  # else they are counted already
+                table_rows["corpus"] = table_rows.get("corpus", 0) + len(some)
             hashes.append(passages["id"].hash().to_numpy())
             if named is not None:
                 ids = as_texts(place_of(source), source.corpus.fields.id, some[source.corpus.fields.id])
@@ -171,7 +173,7 @@ def _shape_whole(job: Job, folder: Path, table_rows: dict[str, int], advance: Ca
             refuse_equal_ids(
                 source, "corpus", pl.concat(one.filter(one.hash().is_in(pl.Series(twice).implode())) for one in again)
             )
-        if source.queries:
+        if source.queries and not source.by_id:
             asked = concat_batches(
                 list(_readable_rows(source, "queries", source.queries, job.base)), f"{place_of(source)} (queries)"
             )

@@ -237,6 +237,10 @@ class Corpus(TextTable):
         None,
         description="cut longer documents: `{tokens: 256, overlap: 32}`. Each chunk is a passage and keeps its document's id: with qrels, all chunks of a relevant document are positives, the first is trained on. Off if empty",
     )
+    all: bool = Field(
+        False,
+        description="with `by_id`: whether documents that no row names are passages too, which `mine: {corpus: all}` searches",
+    )
 
 
 class Fields(Section):
@@ -394,6 +398,7 @@ class Source(Table):
             "query_id": f.query_id and shape != "qrels",
             "positive_id": f.positive_id and not (shape == "qrels" or (shape == "pairs" and self.corpus and not self.by_id)),
             "chunk": self.corpus and self.corpus.chunk and self.by_id,
+            "all": self.corpus and self.corpus.all and not self.by_id,
         }
         said = [name for name in f.model_dump().values() if isinstance(name, str)]
         if unmapped := [name for name in self.join if name not in (*said, *f.negatives)]:

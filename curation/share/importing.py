@@ -295,7 +295,10 @@ def _ids(folder: Path, base: Path) -> Iterator[Candidate]:
         with closing(_rows(glob.escape(file), base)) as rows:
             columns[name] = [one for one in next(rows).frame.columns if not one.startswith("__")]
         tables[name] = {"files": file}
-    yield Candidate("ids", {"name": _named(folder.resolve().name), **_said(folder), **_id_keys(tables, columns)})
+    said, keys = _said(folder), _id_keys(tables, columns)
+    if _receipt(folder) and said["task"] == "retrieval":  # the documents of our own exports are all passages of a build
+        keys["corpus"]["all"] = True
+    yield Candidate("ids", {"name": _named(folder.resolve().name), **said, **keys})
 
 
 def _ids_on_the_hub(at: Keys, splits: Mapping[str, list[str]]) -> Keys:

@@ -97,6 +97,28 @@ def test_several_sources_and_what_they_are(made: Path, tmp_path: Path) -> None:
     assert rows["document_ids"].list.len().to_list() == rows["scores"].list.len().to_list() == [3] * len(rows)
 
 
+def test_documents_that_no_tuple_names_come_back(tmp_path: Path) -> None:
+    """A build of pairs with further documents, of which two are held back from its tuples."""
+    lines(tmp_path / "rows.jsonl", [{"q": f"question {n}", "a": f"answer {n}"} for n in range(5)])
+    lines(
+        tmp_path / "more.jsonl",
+        [{"id": n, "t": text} for n, text in enumerate(["answer 3", "nobody's first", "nobody's second"])],
+    )
+    source = {"name": "s", "task": "retrieval", "files": "rows.jsonl", "fields": {"query": "q", "positive": "a"}}
+    source["corpus"] = {"files": "more.jsonl", "fields": {"id": "id", "text": "t"}}
+    mine = {**yaml.safe_load(f"{{{SEARCH}}}"), "shortage": "keep"}
+    (tmp_path / "m.yaml").write_text(json.dumps({"name": "b", "sources": [source], "mine": mine}))
+    assert not build(tmp_path / "m.yaml", tmp_path / "build").failed
+    mine_build(tmp_path / "build", load=lambda settings, device: FakeEncoder())
+    tuples = mined_rows(tmp_path / "build")
+    assert len({text for row in tuples for text in row["negatives"]}) < 7
+    back = there_and_back(tmp_path)
+    assert mined_rows(back) == tuples
+    texts = [set(tables.read_table(folder / "curated/s", "passages", ["text"])["text"]) for folder in (tmp_path / "build", back)]
+    assert texts[0] == texts[1] >= {"nobody's first", "nobody's second"}
+    assert store.receipt_of(back / "shaped/s")["table_rows"] == {"corpus": 7, "queries": 5}
+
+
 def test_sentence_transformers_resolves_the_ids(made: Path, tmp_path: Path) -> None:
     import datasets
     from sentence_transformers.util import resolve_ids
