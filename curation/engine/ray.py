@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -36,6 +36,7 @@ ENVIRONMENT = (
 AUTH_TOKEN = Path("~/.ray/auth_token")
 ANSWER_SECONDS = 5  # to wait for an answer from an address
 SECONDS_TO_START = 120  # that a node may take to start its first task
+SECONDS_UNSAID = 10  # that a command waits for a full cluster before it says so
 
 
 class Cluster:
@@ -49,9 +50,11 @@ class Cluster:
     def run(self, function: Callable[[Item], Result], items: Iterable[Item], threads: int = 1) -> Results[Item, Result]:
         """Run a function over items, as `pool.Workers` says; a task has one processor."""
         task = self.ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=False)(_answer)
+        lacking = _lacking(self.ray, {"CPU": 1})
         waiting = {task.remote(os.getcwd(), function, item): item for item in items}
         while waiting:
-            (ready, *_), _ = unwrapped(self.ray.wait, list(waiting), num_returns=1)
+            (ready, *_), _ = _wait(self.ray, list(waiting), lacking)
+            lacking = ""
             yield waiting.pop(ready), lambda ready=ready: self._result(ready)  # type: ignore[misc]
 
     def _result(self, task: Any) -> Any:
@@ -85,9 +88,12 @@ class Actors(Pool):
         self.tasks: dict[Any, tuple[Any, int]] = {}  # what Ray answers to -> worker, number of the task; -1: has it started?
         self.last: Exception | None = None  # why a worker was lost
         self.lost_starts = 0
+        self.lacking = ""  # what the cluster lacks for a first worker
 
     def start(self) -> None:
         """Ask for an actor; it gets items when it has started."""
+        if not self.busy and not self.starting:
+            self.lacking = _lacking(self.ray, {"CPU": 1, **({"GPU": 1} if self.gpu else {})})
         worker = self.kind.remote(os.getcwd(), self.gpu)
         self.starting.add(worker)
         self.tasks[worker.answer.remote(bool, 1)] = (worker, -1)
@@ -98,7 +104,8 @@ class Actors(Pool):
 
     def receive(self) -> list[tuple[Any, int, Answer | None]]:
         """Wait, and return (actor, number of the task, answer); None: the actor was lost."""
-        (ready, *_), _ = unwrapped(self.ray.wait, list(self.tasks), num_returns=1)
+        (ready, *_), _ = _wait(self.ray, list(self.tasks), self.lacking)
+        self.lacking = ""
         worker, number = self.tasks.pop(ready)
         answer: Answer | None
         try:
@@ -146,6 +153,26 @@ def _lost(error: Exception) -> SetupError:
     return SetupError("a worker of the cluster", what, "perhaps its memory ran out: give it more")
 
 
+def _lacking(ray: Any, needs: Mapping[str, int]) -> str:
+    """Return what a cluster, which does nothing for this command yet, has too little of for one worker; "" if it has enough."""
+    whole, free = ray.cluster_resources(), ray.available_resources()
+    names = [name for name, count in needs.items() if free.get(name, 0) < count]
+    return " and ".join(
+        f"{needs[name]} {name}, of which {free.get(name, 0):g} of {whole.get(name, 0):g} are free" for name in names
+    )
+
+
+def _wait(ray: Any, tasks: list[Any], lacking: str) -> Any:
+    """Wait for one of the tasks, and say so if a cluster that lacks something makes this command wait long."""
+    if lacking:
+        found = unwrapped(ray.wait, tasks, num_returns=1, timeout=SECONDS_UNSAID)
+        if found[0]:
+            return found
+        what = "waiting for other work on the cluster to end: a worker needs"
+        logging.getLogger("tuplesmith").warning("--ray: %s %s", what, lacking)
+    return unwrapped(ray.wait, tasks, num_returns=1)
+
+
 def unwrapped(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     """Call a function of Ray; what a signal handler raises meanwhile, Ray hides in a SystemError."""
     try:
@@ -191,7 +218,11 @@ def cluster(address: str, folder: Path | None, reads: Sequence[Path] = ()) -> It
             where["runtime_env"] = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}}
             with _own_signals():
                 ray.init(**where, logging_level=logging.ERROR, log_to_driver=False, configure_logging=False)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.AuthenticationError) as error:
+            if isinstance(error, ray.exceptions.AuthenticationError) or "AuthenticationError" in str(error.__cause__):
+                what = "the cluster asks for its auth token, and this command has none or another one"
+                hint = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token as on the head node"
+                raise SetupError(f"--ray {address}", what, hint) from None
             hint = "start a cluster with `ray start --head`, or use --ray local"
             raise SetupError(f"--ray {address}", f"cannot connect ({first_line(error)})", hint) from None
         try:

@@ -261,6 +261,50 @@ def test_a_cluster_of_the_command_line_and_one_without_processors(place, process
         assert done.stderr.rstrip().splitlines()[-1].startswith("curate: --ray: no node of the cluster has a processor for tasks")
 
 
+HOG = """
+import pathlib, time, ray
+ray.init(address={address!r})
+@ray.remote(num_cpus=1)
+def work():
+    pathlib.Path({mark!r}).touch()
+    time.sleep(20)
+ray.get(work.remote())
+"""
+
+
+def test_another_token_is_one_line_and_waiting_for_a_full_cluster_is_said(place, tmp_path):
+    tokens = [{**ENV, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": letter * 40} for letter in "ab"]
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as short:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        options = ["--head", "--block", "--port", address[10:], "--num-cpus", "1", "--include-dashboard", "false"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options, "--temp-dir", short]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        head = subprocess.Popen(command, env=tokens[0], start_new_session=True, **quiet)
+        mark = tmp_path / "full"
+        hog = subprocess.Popen([sys.executable, "-c", HOG.format(address=address, mark=str(mark))], env=tokens[0], **quiet)
+        try:
+            build = [*CURATE, "-o", str(tmp_path / "b"), "--ray", address]
+            for _ in range(600):
+                if mark.exists():
+                    break
+                time.sleep(0.1)
+            assert mark.exists()
+            full, other = (
+                subprocess.run(build, cwd=place, env=env, capture_output=True, text=True, timeout=200) for env in tokens
+            )
+        finally:
+            hog.kill()
+            os.killpg(head.pid, signal.SIGKILL)
+            head.wait()
+    assert full.returncode == 0, full.stderr
+    waits = "--ray: waiting for other work on the cluster to end: a worker needs 1 CPU, of which 0 of 1 are free"
+    assert full.stderr.splitlines() == [waits]
+    assert other.returncode == 1
+    last = other.stderr.splitlines()[-1]
+    assert last.startswith(f"curate: --ray {address}: the cluster asks for its auth token, and this command has none or another")
+
+
 def test_what_the_flag_needs(place, monkeypatch):
     wrong = {"127.0.0.1:1": "nobody answers", "ray://x:1": "is not an address", "x": "is not an address"}
     for address, what in wrong.items():
