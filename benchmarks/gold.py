@@ -36,6 +36,7 @@ class Questions:
     queries: list[str]
     corpus: list[str]
     positive: np.ndarray  # (q,)
+    gold: list[list[int]]  # all that are right for a query; of squad_v2 the known one alone
     false: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
@@ -59,7 +60,7 @@ def with_gold(queries: list[str], corpus: list[str], gold: list[list[int]], near
     hidden = lists_of([row[1:] for row in gold])
     also = lists_of(near) if near else hidden
     positive = np.array([row[0] for row in gold])
-    return Questions(queries, corpus, positive, lambda ids: (contains(hidden, ids), contains(also, ids)))
+    return Questions(queries, corpus, positive, gold, lambda ids: (contains(hidden, ids), contains(also, ids)))
 
 
 def squad_v2(data: Path) -> Questions:
@@ -96,7 +97,8 @@ def squad_v2(data: Path) -> Questions:
                     loose[at, column] = article_of.get(int(pid), -1) == article
         return strict, loose
 
-    return Questions([row[0] for row in rows], corpus, np.array([pids[row[1]] for row in rows]), false)
+    positive = np.array([pids[row[1]] for row in rows])
+    return Questions([row[0] for row in rows], corpus, positive, [[int(pid)] for pid in positive], false)
 
 
 def _texts_with(everything: str, what: str) -> int:
