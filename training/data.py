@@ -127,6 +127,11 @@ class Plan:
         batch = assemble(source, rows, slots, self.in_batch[number], places, self.teacher)
         return batch._replace(shared_negative=shared_negatives(source, rows, slots)) if self.masks_negatives else batch
 
+    def steps_of(self, total: int) -> dict[str, int]:
+        """Return how many of the first `total` steps train on each source."""
+        numbers = [self._position(step)[0] for step in range(total)]
+        return {source.name: numbers.count(number) for number, source in enumerate(self.sources)}
+
     def _position(self, step: int) -> tuple[int, int, int]:
         """Return the number of a step's source, how many passes over it are complete, and the batch within this pass."""
         epoch, place = divmod(step, self.steps_per_epoch)
