@@ -222,15 +222,19 @@ def parquet_rows(file: IO[bytes]) -> int:
         return int(pq.ParquetFile(file).metadata.num_rows)
 
 
-def parquet_frames(file: IO[bytes], rows: int) -> Iterator[pl.DataFrame]:
-    """Yield the rows of a seekable parquet file, also a remote one, in batches; only what is consumed is read.
+def parquet_frames(source: Path | IO[bytes], rows: int, far: bool = False) -> Iterator[pl.DataFrame]:
+    """Yield the rows of a parquet file, or of a seekable open one, in batches; only what is consumed is read.
+
+    A file on the disk is read through a buffer, so that memory does not grow with its row groups; one that is `far` away, in
+    few large requests.
 
     Raises:
         ValueError: not parquet, or broken.
     """
     try:
-        with pq.ParquetFile(file) as whole:
-            for batch in whole.iter_batches(rows):
+        options = {} if far else {"pre_buffer": False, "buffer_size": 1 << 20}
+        with pq.ParquetFile(source, **options) as whole:
+            for batch in whole.iter_batches(rows, use_threads=far):
                 frame = pl.from_arrow(batch)
                 assert isinstance(frame, pl.DataFrame)
                 yield frame

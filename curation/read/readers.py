@@ -19,7 +19,7 @@ from __future__ import annotations
 import ast
 import fnmatch
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -104,12 +104,7 @@ def _read_parquet(file: File, table: Table, start: int) -> Reading:
         try:
             if not isinstance(place, Path):
                 place.seek(0)
-            frames: Iterator[pl.DataFrame]
-            if isinstance(place, Path) or not file.remote:
-                frames = pl.scan_parquet(place, glob=False).collect_batches(chunk_size=BATCH, maintain_order=True)
-            else:
-                frames = parquet_frames(place, BATCH)
-            for frame in frames:
+            for frame in parquet_frames(place, BATCH, file.remote):
                 yield Rows(frame.with_row_index(ROW, start).with_columns(pl.col(ROW).cast(pl.UInt64)), [])
                 start += len(frame)
         except (ValueError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:

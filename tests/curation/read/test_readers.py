@@ -384,7 +384,7 @@ BAD_FILES = [
     ("a.jsonl", '[{"a": 1}, {"a": 2}]', {}, "a.jsonl:1: this is one JSON document, not JSON Lines; say `reader: json`"),
     ("a.jsonl", '\n{\n "a": 1}', {}, "a.jsonl:2: this is one JSON document, not JSON Lines; say `reader: json`"),
     ("a.json", "[]", {"reader": "squad"}, "a.json: is not SQuAD JSON: no list 'data'; say `reader: json` for a list of objects"),
-    ("a.parquet", "no parquet at all", {}, "a.parquet: not readable as parquet (File out of specification: The file must end with PAR1 or PARE); fetch the file again, or say the right `reader:`"),
+    ("a.parquet", "no parquet at all", {}, "a.parquet: not readable as parquet (Parquet magic bytes not found in footer. Either the file is corrupted or this is not a parquet file.); fetch the file again, or say the right `reader:`"),
 ]  # fmt: skip
 
 
