@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,24 +63,36 @@ class Texts:
         if not len(numbers):
             return pl.Series("text", [], dtype=pl.String)
         wanted = np.unique(numbers)
+        # runs of texts that are close to each other, from `low` to `high`
         cuts = np.flatnonzero(self.starts[wanted[1:]] - self.starts[wanted[:-1] + 1] > GAP) + 1
-        bounds = np.concatenate([[0], cuts, [len(wanted)]]).tolist()
-        blocks = [self._block(wanted[first:end]) for first, end in pairwise(bounds)]
-        return pl.concat(blocks).gather(np.searchsorted(wanted, numbers)).alias("text")
+        firsts = np.append(0, cuts)
+        low, high = wanted[firsts].astype(np.int64), wanted[np.append(cuts, len(wanted)) - 1].astype(np.int64) + 1
+        begin, end = self.starts[low], self.starts[high]
+        data = self._bytes(begin, end)
 
-    def _block(self, run: np.ndarray) -> pl.Series:
-        """Return texts that are close to each other; `run` is ascending."""
-        low, high = int(run[0]), int(run[-1]) + 1
-        first, end = int(self.starts[low]), int(self.starts[high])
+        # all texts of the runs, one after the other
+        counts, sizes = high - low, end - begin
+        shift = low - (np.cumsum(counts) - counts)
+        every = np.arange(counts.sum()) + np.repeat(shift, counts)
+        starts = self.starts[every] - np.repeat(begin - (np.cumsum(sizes) - sizes), counts)
+        texts = texts_of(Buffers(data, np.append(starts, len(data))))
+        place = wanted - np.repeat(shift, np.diff(np.append(firsts, len(wanted))))
+        return texts.gather(place[np.searchsorted(wanted, numbers)]).alias("text")
+
+    def _bytes(self, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+        """Return the bytes of the texts from each `begin` to its `end`, one after the other, (bytes,) u8."""
         if isinstance(self.data, np.ndarray):
-            data = self.data[first:end]
-        else:
-            whole = os.pread(self.data, end - first, first)
-            while len(whole) < end - first:  # one read returns 2 GB at most
-                whole += os.pread(self.data, end - first - len(whole), first + len(whole))
-            data = np.frombuffer(whole, np.uint8)
-        texts = texts_of(Buffers(data, np.array(self.starts[low : high + 1]) - first))
-        return texts if len(run) == high - low else texts.gather(run - low)
+            runs = [self.data[first:last] for first, last in zip(begin.tolist(), end.tolist(), strict=True)]
+            return runs[0] if len(runs) == 1 else np.concatenate(runs)
+        data = np.empty(int((end - begin).sum()), np.uint8)
+        at = 0
+        for first, last in zip(begin.tolist(), end.tolist(), strict=True):
+            while first < last:  # one read returns 2 GB at most
+                count = os.preadv(self.data, [data[at : at + last - first].data], first)
+                if not count:
+                    raise EOFError("a file of texts is shorter than its starts say")
+                at, first = at + count, first + count
+        return data
 
     def batches(self, numbers: np.ndarray) -> Iterator[pl.Series]:
         """Yield the texts with these numbers, in the given order: READ_AT_A_TIME, or fewer of READ_BYTES."""

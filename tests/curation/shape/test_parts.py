@@ -8,6 +8,7 @@ import os
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -15,6 +16,7 @@ from curation.build import shape_stage
 from curation.build.build import build
 from curation.build.numbering import number, pairs_of, passages_of
 from curation.core import store, tables
+from curation.core import texts as texts_of_a_source
 from curation.core.errors import BuildError
 from curation.core.store import read_json
 from curation.core.tables import read_parquet, read_table
@@ -149,6 +151,22 @@ def test_numbers_do_not_depend_on_the_frames(task):
     assert of_forms["b"] == of_forms["B!"] is not None
     assert of_forms["y"] == passages["group"][texts.index("Y")] is not None
     assert pairs["group"][5] is None
+
+
+def test_texts_are_found_by_number_wherever_they_are(tmp_path, monkeypatch):
+    """Close to each other or far apart, in any order, several times, in files or in memory, long and empty ones."""
+    draw = np.random.default_rng(3)
+    words = ["", "a", "é", "日本語", "x" * 900, "ü" * 400]
+    texts = pl.Series("text", [f"{at} {words[draw.integers(len(words))]}" if draw.random() < 0.9 else "" for at in range(2_000)])
+    with ExitStack() as closing:
+        writer = TextWriter(tmp_path, closing)
+        writer.add(texts, facts_of(texts))
+    for gap in (0, 1, 1_000, 1 << 15):
+        monkeypatch.setattr(texts_of_a_source, "GAP", gap)
+        for held in (open_texts(tmp_path), texts_of_a_source.Texts.of(texts), texts_of_a_source.Texts.of(texts.slice(700))):
+            for count in (1, 2, 5, 300, 4_000):
+                some = draw.integers(0, len(held), count).astype(np.uint32)
+                assert held.at(some).to_list() == texts.slice(2_000 - len(held)).gather(some).to_list()
 
 
 def test_texts_with_a_file_cut_short_are_refused_in_one_line(tmp_path):
