@@ -43,6 +43,7 @@ from training.train import train
 
 MOST_STEPS = 200  # of a run, if nothing else is asked for
 TIMED_STEPS = 4  # steps by which the time of all runs is estimated
+SECONDS_BETWEEN_CHECKPOINTS = 120
 # A run trains on one device, and only its last weights are measured.
 PLAIN: dict[str, Any] = {
     "evaluate_every": None,
@@ -149,29 +150,7 @@ def ablate(
             left = (perf_counter() - begun) / done * (len(todo) - done)
             say(f"{done}/{len(todo)} {run.label}: nDCG@10 {mean:.4f}" + (f"; {duration(left)} left" if done < len(todo) else ""))
 
-        scores: dict[str, list[dict[str, np.ndarray]]] = {}
-        for run in plan:
-            scores.setdefault(run.without, []).append(read_scores(run))
-        own = {
-            what: [one.name for one in first.sets if one.folder in [build / "heldout" / name for name in names]]
-            for what, names in left_out.items()
-        }
-        found = {
-            "build": str(read_build(build)["name"]),
-            "steps": seen["steps"],
-            "seeds": list(dict.fromkeys(run.recipe.seed for run in plan)),
-            "recipe": first.recipe.model_dump(mode="json", exclude={"seed", "steps", "epochs", *PLAIN}),
-            "intervals": intervals_in_words(seeds),
-            **compare_runs(read_scores(first), scores, own),
-            "not_trained_on": [what for what in left_out if what not in scores],
-            "versions": store.versions(),
-        }
-        for what, one in found["sources"].items():
-            one |= {"sources": left_out[what], "steps": sum(seen["steps_of"].get(name, 0) for name in left_out[what])}
-        store.write_json(out / "ablation.json", found)
-        with store.atomic(out / "ablation.html") as file:
-            file.write(store.sealed_page(page_of(found)))
-    return found
+        return write_found(first, left_out, seen, plan)
 
 
 def first_run(build: Path, recipe: Train, out: Path, only: Sequence[str], data: Sequence[str | Path], start: Path | None) -> Run:
@@ -203,7 +182,7 @@ def first_run(build: Path, recipe: Train, out: Path, only: Sequence[str], data: 
 def planned(first: Run, left_out: Mapping[str, Sequence[str]], seen: Mapping[str, Any], seeds: int) -> list[Run]:
     """Return the runs of each seed: with all sources, and without each; all have equally many steps."""
     steps, seed = seen["steps"], first.recipe.seed or 0
-    every = max(10, steps // 5)
+    every = max(1, round(SECONDS_BETWEEN_CHECKPOINTS / seen["seconds_per_step"]))
     changes = {"steps": steps, "epochs": steps, "save_every": min(every, first.recipe.save_every)}
     trained = [what for what, names in left_out.items() if any(seen["steps_of"].get(name) for name in names)]
     runs = []
@@ -310,3 +289,31 @@ def read_scores(run: Run) -> dict[str, np.ndarray]:
     """Return the nDCG@10 of each query of a run, (n,) float64 by set, after checking the file."""
     store.check_files(run.folder, store.receipt_of(run.folder))
     return {name: np.array(each) for name, each in store.read_json(run.folder / "scores.json").items()}
+
+
+def write_found(first: Run, left_out: Mapping[str, list[str]], seen: Mapping[str, Any], plan: Sequence[Run]) -> dict[str, Any]:
+    """Compare finished runs, write ablation.json and ablation.html, and return what the first of them holds."""
+    scores: dict[str, list[dict[str, np.ndarray]]] = {}
+    for run in plan:
+        scores.setdefault(run.without, []).append(read_scores(run))
+    folders = {one.folder: one.name for one in first.sets}
+    own = {
+        what: [folders[folder] for name in names if (folder := first.build / "heldout" / name) in folders]
+        for what, names in left_out.items()
+    }
+    found = {
+        "build": str(read_build(first.build)["name"]),
+        "steps": seen["steps"],
+        "seeds": list(dict.fromkeys(run.recipe.seed for run in plan)),
+        "recipe": first.recipe.model_dump(mode="json", exclude={"seed", "steps", "epochs", *PLAIN}),
+        "intervals": intervals_in_words(len(scores[""])),
+        **compare_runs(read_scores(first), scores, own),
+        "not_trained_on": [what for what in left_out if what not in scores],
+        "versions": store.versions(),
+    }
+    for what, one in found["sources"].items():
+        one |= {"sources": left_out[what], "steps": sum(seen["steps_of"].get(name, 0) for name in left_out[what])}
+    store.write_json(first.out / "ablation.json", found)
+    with store.atomic(first.out / "ablation.html") as file:
+        file.write(store.sealed_page(page_of(found)))
+    return found

@@ -152,11 +152,11 @@ def write_suggestion(build: Path, found: Mapping[str, Any], path: Path) -> list[
         ManifestError: see `check_suggestion`.
     """
     base = check_suggestion(build, path)
-    names: dict[str, str] = {}
+    names, seeds = dict[str, str](), ", ".join(map(str, found["seeds"]))
     for what, one in found["sources"].items():
         if one["verdict"] == "harms":
             value, low, high = one["all_sets"]
-            why = f"nDCG@10 {value:+.4f} with it ({low:+.4f} to {high:+.4f}, {found['steps']} steps, {len(found['seeds'])} seeds)"
+            why = f"nDCG@10 {value:+.4f} with it ({low:+.4f} to {high:+.4f}, {found['steps']} steps, seeds {seeds})"
             names |= dict.fromkeys(
                 one["sources"], f"train ablate: {what}: {why}" if [what] != one["sources"] else f"train ablate: {why}"
             )

@@ -230,7 +230,7 @@ def test_a_suggested_manifest_leaves_out_what_harms(made, tmp_path, done):
     assert write_suggestion(build, found, tmp_path / "better.yaml") == ["b"]
     better = load_manifest(tmp_path / "better.yaml")
     assert (better.name, [one.name for one in better.sources]) == ("better", ["a", "b"])
-    assert better.without == {"b": "train ablate: nDCG@10 -0.0300 with it (-0.0500 to -0.0100, 24 steps, 1 seeds)"}
+    assert better.without == {"b": "train ablate: nDCG@10 -0.0300 with it (-0.0500 to -0.0100, 24 steps, seeds 42)"}
     assert yaml.safe_load((tmp_path / "better.yaml").read_text())["extends"] == "tiny.yaml"
     assert write_suggestion(build, {**found, "sources": {}}, tmp_path / "same.yaml") == []
     assert not (tmp_path / "same.yaml").exists()
