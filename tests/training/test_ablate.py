@@ -156,20 +156,19 @@ def test_intervals_are_over_queries_and_seeds():
 def test_the_table_fits_80_columns_and_the_page_needs_no_other_file(done, made):
     table = as_table(done[0]).splitlines()
     assert max(map(len, table)) <= 80
+    garbage = done[0]["sources"]["garbage"]
+    figures = "{:+.4f}  {:+.4f} to {:+.4f}".format(*(value := garbage["all_sets"]))
     (line,) = [line for line in table if line.startswith("garbage  ")]
-    value, low, high = done[0]["sources"]["garbage"]["all_sets"]
-    assert line.split() == [
-        "garbage",
-        f"{done[0]['sources']['garbage']['steps']:.0f}",
-        f"{value:+.4f}",
-        f"{low:+.4f}",
-        "to",
-        f"{high:+.4f}",
-        "-",
-        f"{value:+.4f}",
-    ]
+    assert line.split() == ["garbage", f"{garbage['steps']:.0f}", *figures.split(), "-", f"{value[0]:+.4f}"]
+    some = garbage | {"sets": {f"set-{number}" * 9: garbage["sets"]["good"] for number in range(9)}}
+    many = {f"long-{number}" * 9: some | {"verdict": ("helps", "unclear", "harms")[number % 3]} for number in range(30)}
+    scores = {**done[0]["all"], "sets": dict.fromkeys(some["sets"], 0.5)}
+    table = as_table({**done[0], "sources": many, "all": scores, "not_trained_on": ["small"]}).splitlines()
+    assert max(map(len, table)) <= 80
+    assert "small: no step trained on it." in table
+    assert [line.split()[0] for line in table if "  steps  all sets" in line] == ["helps", "unclear", "harms"]
     page = (made / "tiny/ablation/ablation.html").read_text()
-    assert f"{value:+.4f}" in page
+    assert f"{value[0]:+.4f}" in page
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
     assert "&lt;b&gt;" in page_of(done[0] | {"build": "<b>"})
@@ -183,7 +182,7 @@ def test_a_group_is_left_out_as_a_whole_and_unknown_ones_are_refused(made, tmp_p
     said = json.loads(result.stdout)
     assert said["sources"].keys() == {"pair"}
     assert said["sources"]["pair"]["sources"] == ["more", "garbage"]
-    assert said["intervals"] == "95 %, 2,000 resamples of the queries, of one seed"
+    assert said["intervals"] == "95 %, 2,000 resamples of the queries; too narrow, with one seed"
     for text, message in (
         ("pair: [mor]", "group 'pair': no source 'mor' (did you mean 'more'?); {build} has good, more, garbage"),
         ("pair: []", "group 'pair': names no source; {build} has good, more, garbage"),
