@@ -158,7 +158,8 @@ def nl2bash(data: Path) -> Questions:
 
 def scitldr(data: Path) -> Questions:
     """Titles of papers with several summaries; the corpus is all summaries."""
-    papers = [json.loads(line) for name in ("train", "dev", "test") for line in (data / "scitldr" / f"{name}.jsonl").open()]
+    files = [data / "scitldr" / f"{name}.jsonl" for name in ("train", "dev", "test")]
+    papers = [json.loads(line) for file in files for line in file.read_text().split("\n") if line]
     summaries = [(paper["title"], list(dict.fromkeys(text.strip() for text in paper["target"]))) for paper in papers]
     pids = numbered(text for _, some in summaries for text in some)
     rows = [(title, [pids[text] for text in some]) for title, some in summaries if len(some) > 1]
@@ -168,8 +169,8 @@ def scitldr(data: Path) -> Questions:
 def banking77(data: Path) -> Questions:
     """Six training questions of each of 77 intents are the corpus; the test questions ask."""
     train, test = (
-        [(row["text"].strip(), row["category"]) for row in csv.DictReader((data / "banking77" / name).open(newline=""))]
-        for name in ("train.csv", "test.csv")
+        [(row["text"].strip(), row["category"]) for row in csv.DictReader(io.StringIO(file.read_bytes().decode(), newline=""))]
+        for file in (data / "banking77" / "train.csv", data / "banking77" / "test.csv")
     )
     return of_intents("banking77", train, test, [])
 

