@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from curation.build.build import build
+from curation.build.build import build as build_manifest
 from curation.core import store, tables
 from curation.core.record import draws
 from curation.recipe.settings import Train
@@ -113,7 +113,7 @@ def built(data: Path, name: str, folder: Path, seed: int) -> Path:
     lines.append(f'     instruction: "{source.instruction}"}}')
     manifest.write_text("\n".join(lines) + "\n")
     out = folder / f"{name}-{seed}"
-    assert not build(manifest, out).failed
+    assert not build_manifest(manifest, out).failed
     return out
 
 
@@ -122,10 +122,11 @@ def trained(data: Path, build: Path, name: str, arm: str, seed: int) -> float:
     source, out = SOURCES[name], build / "train" / arm.replace(",", "").replace(" ", "-")
     if (out / "ndcg.json").exists():
         return measured("", data, build, name, out / "ndcg.json")
-    manifest = build / "manifest.yaml"
+    manifest = build.with_name(f"{build.name}.yaml")
     kept = [line for line in manifest.read_text().splitlines() if not line.startswith("mine:")]
     mine = f"mine: {{model: {MODEL}, dtype: auto, max_tokens: {source.tokens}, {arms(name)[arm]}}}"
     manifest.write_text("\n".join([*kept, mine]) + "\n")
+    assert not build_manifest(manifest, build).failed  # nothing but notes the changed section
     receipt = mine_build(build)[name]
     recipe = Train(
         model=MODEL,

@@ -21,12 +21,12 @@ import polars as pl
 
 from curation.core.errors import BuildError, ManifestError
 from curation.core.progress import Progress, silent
-from curation.recipe.settings import Mine
+from curation.recipe.settings import Mine, Promote
 from mining.candidates import blocks
 from mining.encoders import OpenEncoder, open_encoder
 from mining.jobs import SEARCHED, jobs, open_models
 from mining.lists import Ragged, contains, ragged
-from mining.negatives import Candidates, Chosen, Rules, similarity_above_level
+from mining.negatives import Candidates, Chosen, Rules, reference_scores, similarity_above_level
 from mining.source_search import Search
 
 COSINE_BINS = 2_000  # between -1 and 1, so a limit has three decimals
@@ -34,6 +34,10 @@ HISTOGRAM_BINS = 40  # of scores, between 0 and 1
 LIMITS = [round(0.02 * step, 2) for step in range(50)]  # tried for `target_false_negatives`
 RANKS = [1, 3, 5, 10, 20, 50, 100]  # limits of `positive_rank` that `mine calibrate` compares
 LOWEST = [0.01, 0.02, 0.05, 0.1, 0.2]  # shares of tuples that limits on a positive's score drop in `mine calibrate`
+HIGHEST = {
+    "promote": [0.005, 0.01, 0.02, 0.05, 0.1],
+    "uncertain": [0.05, 0.1, 0.2, 0.3, 0.5],
+}  # shares of candidates, for margins
 MARGINS = [0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3]  # relative margins that `mine calibrate` compares
 YIELDS = [1.0, 0.99, 0.95, 0.9, 0.8, 0.7, 0.5]  # whose similarity limits `mine calibrate` compares
 ENOUGH = 100  # rows with several positives that represent a source
@@ -177,6 +181,8 @@ def compare_limits(search: Search, settings: Mine) -> dict[str, Any]:
     counts = count_similarities(sample.candidates, sample.choose(replace(rules, max_similarity=None)), rules)
     limits = measure_limits("max_similarity", [limit_for_yield(counts, share) for share in yields])
     found: dict[str, Any] = {} if search.job.strategy != "search" else {"positives": _compare_positive_limits(sample, settings)}
+    if found and (settings.promote or settings.uncertain):
+        found["relabelling"] = _compare_margins(sample, settings)
     return found | {
         "rows": len(sample.wanted),
         "of": search.rows,
@@ -208,6 +214,38 @@ def _compare_positive_limits(sample: Sample, settings: Mine) -> list[dict[str, A
             bad = judged.ranks >= limit if name == "positive_rank" else scores[name] < limit
             share = round(float(bad.mean()), 4)
             found.append({"setting": name, "limit": limit, "dropped": share, "current": limit == current})
+    return found
+
+
+def _compare_margins(sample: Sample, settings: Mine) -> list[dict[str, Any]]:
+    """Return what margins of `promote` and `uncertain` take of the candidates nearest to each query, without positives.
+
+    `setting`, `margin`; `taken`, the share of these candidates that the margin promotes or drops (`uncertain` counts those that
+    `promote` takes too); `tuples`, the share of tuples that have such candidates; with gold `right`, the share of the taken
+    ones that are hidden positives; `current`. How many are nearest is the `depth` of `promote`.
+    """
+    depth = settings.promote.depth if settings.promote else Promote.model_fields["depth"].default
+    near, score = sample.candidates.narrowed(depth), sample.search.scorer(sample.frame)
+    free = (near.ids >= 0) & ~contains(near.positives, near.ids) & ~contains(near.given, near.ids)
+    for duplicate in (near.same_query, near.same_group):
+        free &= True if duplicate is None else ~duplicate
+    rows, columns = np.nonzero(free)
+    if not len(rows):
+        return []
+    highest = reference_scores(near.positives, score(near.positives.row_of_each(), near.positives.ids), "max")
+    above = score(rows, near.ids[rows, columns]) - highest[rows]
+    right = None if sample.gold is None else contains(sample.gold, near.ids)[rows, columns]
+    found = []
+    for name, sign in (("promote", 1), ("uncertain", -1)):
+        tried = {round(sign * float(margin), 4) for margin in np.quantile(above, [1 - share for share in HIGHEST[name]])}
+        current = getattr(settings, name).margin if getattr(settings, name) else None
+        for margin in sorted({one for one in tried if one >= 0} | ({current} if current is not None else set())):
+            taken = above > sign * margin
+            entry = {"setting": name, "margin": margin, "taken": round(float(taken.mean()), 4)}
+            entry["tuples"] = round(len(np.unique(rows[taken])) / len(sample.wanted), 4)
+            if right is not None:
+                entry["right"] = round(float(right[taken].mean()), 4) if taken.any() else None
+            found.append({**entry, "current": margin == current})
     return found
 
 

@@ -216,8 +216,10 @@ def calibrate(build: Path | None, only: tuple[str, ...], device: str, as_json: b
     after the filters before it. full: rows that get all their negatives.
     hardness: mean score of the negatives. FN: for queries with several positives,
     all except the first are hidden; FN is the share of the negatives that are such
-    hidden positives. The last table shows the share of tuples that each limit on
-    the positive would drop.
+    hidden positives. Then the share of tuples that each limit on the positive would
+    drop and, with `promote` or `uncertain`, what other margins would take of the
+    candidates near each query: their share, the share of tuples that have any, and
+    how many of those taken are hidden positives.
     """
     from mining.calibrate import compare_limits
 
@@ -238,6 +240,11 @@ def calibrate(build: Path | None, only: tuple[str, ...], device: str, as_json: b
         for row in found.get("positives", ()):
             limit = f"  {row['setting']} {row['limit']:.4g}"
             output(f"{limit:<30}{_percent(row['dropped'], 8, 1)}{'  current' * row['current']}")
+        if found.get("relabelling"):
+            output("  margin                     taken  tuples   right")
+        for row in found.get("relabelling", ()):
+            shares = "".join(_percent(row.get(key), 8, 1) for key in ("taken", "tuples", "right"))
+            output(f"  {row['setting'] + ' ' + format(row['margin'], '.4g'):<22}{shares}{'  current' * row['current']}")
 
 
 @mine.command()

@@ -208,7 +208,7 @@ class Search:
         limits = (rules.reranker_margin, rules.reranker_max_score, rules.promote, rules.uncertain)
         if self.reranker is None or all(limit is None for limit in limits):
             return near, choose(near, wanted, rules)
-        return choose_reranked(self._scorer(frame), near, wanted, rules)
+        return choose_reranked(self.scorer(frame), near, wanted, rules)
 
     def promote(self, rules: Rules, depth: int) -> dict[str, Any]:
         """Find the candidates that the reranker puts above the positives of their row, after `prepare`; count them.
@@ -223,7 +223,7 @@ class Search:
         for block in blocks(self.job.curated):
             near = self.candidates(block, evidence).narrowed(self.widest)
             lacking = self.wanted - np.diff(near.given.starts)
-            near = choose_reranked(self._scorer(block.frame), near, lacking, rules, depth)[0]
+            near = choose_reranked(self.scorer(block.frame), near, lacking, rules, depth)[0]
             assert near.reranked is not None
             assert near.reranked_positives is not None
             assert near.same_query is not None
@@ -254,8 +254,8 @@ class Search:
         # the known positives of each row, then its promoted ones, each with the reranker's score
         scored = np.full(len(known.ids), np.nan, np.float32) if reranked is None else reranked
         if self.reranker and reranked is None:
-            scored[first] = self._scorer(frame)(np.arange(len(frame)), known.ids[first])
-        of_more = self._scorer(frame)(more.row_of_each(), more.ids) if len(more.ids) else np.empty(0, np.float32)
+            scored[first] = self.scorer(frame)(np.arange(len(frame)), known.ids[first])
+        of_more = self.scorer(frame)(more.row_of_each(), more.ids) if len(more.ids) else np.empty(0, np.float32)
         order = np.argsort(np.concatenate([known.row_of_each(), more.row_of_each()]), kind="stable")
         positives = Ragged(known.starts + more.starts, np.concatenate([known.ids, more.ids])[order])
         return Judged(scores, ranks, beyond, positives, np.diff(more.starts), np.concatenate([scored, of_more])[order])
@@ -302,7 +302,7 @@ class Search:
         first, given = near.positives.head(1), near.given
         row, column = np.nonzero(np.arange(chosen.ids.shape[1]) < chosen.found[:, None])
         each = [(first.row_of_each(), first.ids), (given.row_of_each(), given.ids), (row, chosen.ids[row, column])]
-        scores = self._scorer(frame)(*(np.concatenate(part) for part in zip(*each, strict=True))).astype(np.float64)
+        scores = self.scorer(frame)(*(np.concatenate(part) for part in zip(*each, strict=True))).astype(np.float64)
         of_first, of_given, of_chosen = np.split(scores, np.cumsum([len(pids) for _, pids in each])[:-1])
         new_scores = np.full(chosen.scores.shape, np.nan)
         new_scores[row, column] = of_chosen
@@ -338,7 +338,7 @@ class Search:
         chosen.found[:] += np.diff(fresh.starts)
         return len(row)
 
-    def _scorer(self, frame: pl.DataFrame) -> Score:
+    def scorer(self, frame: pl.DataFrame) -> Score:
         """Return a function with which the reranker scores queries of the frame and passages."""
         reranker = self.reranker
         assert reranker is not None

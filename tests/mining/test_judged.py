@@ -122,6 +122,33 @@ def test_candidates_above_the_positive_become_positives(tmp_path, model):
     assert shown.count("  promoted ") == promoted
 
 
+def test_calibrate_shows_what_margins_take(tmp_path, model):
+    keys = f"{BASE}, reranker: {model}, promote: {{margin: 0.002, depth: 8}}, uncertain: {{margin: 0.001}}"
+    build = make_build(tmp_path / "b", {"s": weak_pairs()}, keys)
+    run(build)
+    said = evaluate_sources(compare_limits, build, load=lambda *_: FakeEncoder())["s"]["relabelling"]
+    rows, scorer = mined(build)[0], load_reranker(model, device="cpu")
+    texts = tables.read_table(build / "curated" / "s", "passages")["text"].to_list()
+    corpus = sorted({row[0] for row in rows["positives"].to_list()})
+    cosines = hashed(rows["query"]) @ hashed([texts[pid] for pid in corpus]).T
+    above = []
+    nearest = np.argsort(-cosines, axis=1)[:, :8]
+    for query, [own, *_], order in zip(rows["query"], rows["positives"].to_list(), nearest, strict=True):
+        near = [own, *(corpus[at] for at in order if corpus[at] != own)]
+        scores = scorer.scores([query] * len(near), [texts[pid] for pid in near])
+        above.append(scores[1:] - scores[0])
+    current = {one["setting"]: one for one in said if one["current"]}
+    for name, limit in (("promote", 0.002), ("uncertain", -0.001)):
+        assert current[name]["margin"] == abs(limit)
+        assert 0.05 < current[name]["taken"] < 1
+        assert current[name]["taken"] == pytest.approx((np.concatenate(above) > limit).mean(), abs=1e-4)
+        assert current[name]["tuples"] == pytest.approx(np.mean([(one > limit).any() for one in above]), abs=1e-4)
+    shares = [one["taken"] for one in said if one["setting"] == "promote"]
+    assert shares == sorted(shares, reverse=True)
+    assert len(shares) > 2
+    assert all("right" not in one for one in said)
+
+
 def test_a_reranker_that_scores_everything_alike_promotes_nothing(tmp_path, model):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
