@@ -16,6 +16,7 @@ import yaml
 from click.testing import CliRunner
 from tiny_build import retrieval, tiny_model, write_build
 
+import tuplesmith
 from curation.core import store
 from curation.core.errors import BuildError, ManifestError
 from curation.core.record import draws
@@ -216,21 +217,22 @@ def test_what_cannot_be_compared_is_refused(made, tmp_path):
         ablate(build, recipe)
 
 
-def test_a_suggested_manifest_leaves_out_what_harms(made, tmp_path, done):
+def test_a_suggested_manifest_builds_without_what_harms(made, tmp_path, done, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        rows = [json.dumps({"q": f"query {name} {row}", "p": f"passage {name} {row}"}) for row in range(8)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
     source = {"task": "retrieval", "fields": {"query": "q", "positive": "p"}}
-    text = yaml.safe_dump(
-        {"name": "tiny", "sources": [{"name": name, "files": f"{name}.jsonl", **source} for name in ("a", "b")]}
-    )
-    (tmp_path / "tiny.yaml").write_text(text)
-    build = write_build(tmp_path / "builds/tiny", {"a": retrieval(4), "b": retrieval(4)})
-    (build / "manifest.yaml").write_text(text)
+    sources = [{"name": name, "files": f"{name}.jsonl", **source} for name in ("a", "b")]
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"name": "tiny", "sources": sources}))
+    build = tuplesmith.build("tiny.yaml", quiet=True).path
     harm = {"verdict": "harms", "all_sets": [-0.03, -0.05, -0.01], "sources": ["b"]}
     found = {**done[0], "sources": {"a": {"verdict": "helps"}, "b": harm}}
     assert write_suggestion(build, found, tmp_path / "better.yaml") == ["b"]
     better = load_manifest(tmp_path / "better.yaml")
     assert (better.name, [one.name for one in better.sources]) == ("better", ["a", "b"])
     assert better.without == {"b": "train ablate: nDCG@10 -0.0300 with it (-0.0500 to -0.0100, 24 steps, seeds 42)"}
-    assert yaml.safe_load((tmp_path / "better.yaml").read_text())["extends"] == "tiny.yaml"
+    assert list(store.read_json(tuplesmith.build("better.yaml", quiet=True).path / "build.json")["sources"]) == ["a"]
     assert write_suggestion(build, {**found, "sources": {}}, tmp_path / "same.yaml") == []
     assert not (tmp_path / "same.yaml").exists()
     for path, message in (
