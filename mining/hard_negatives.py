@@ -327,7 +327,14 @@ def _reranked(block: Candidates, pairs: Pairs, first: int, reranker: Any) -> Can
     ]
     if not hasattr(reranker, "predict"):
         raise ModelError("cross_encoder", f"a {type(reranker).__name__} has no method 'predict'", "give a CrossEncoder")
-    graded = np.asarray(reranker.predict([*asked, *positives]), np.float64)
+    graded = np.asarray(reranker.predict([*asked, *positives]))
+    if graded.shape != (len(asked) + len(positives),) or graded.dtype.kind not in "fiub":
+        what = f"`predict` returned an array of shape {graded.shape} for {len(asked) + len(positives)} pairs of texts"
+        raise ModelError("cross_encoder", what, "give a CrossEncoder with one number for each pair")
+    graded = graded.astype(np.float64)
+    if len(bad := np.flatnonzero(~np.isfinite(graded))):
+        shown = " and ".join(repr(text[:60]) for text in [*asked, *positives][bad[0]])
+        raise ModelError("cross_encoder", f"`predict` returned NaN or infinity for {shown}", "are its weights whole? try float32")
     scores = np.full(block.ids.shape, -np.inf)
     scores[there] = graded[: len(asked)]
     order = np.argsort(-scores, axis=1, kind="stable")

@@ -97,6 +97,16 @@ class Overlap:
         return torch.tensor(found, dtype=torch.float64) if convert_to_tensor else found
 
 
+class Scores:
+    """A reranker whose scores are what a function makes of the number of pairs."""
+
+    def __init__(self, scores):
+        self.scores = scores
+
+    def predict(self, pairs):
+        return self.scores(len(pairs))
+
+
 def peer(dataset, model=None, **settings):
     from sentence_transformers.util import mine_hard_negatives
 
@@ -286,6 +296,10 @@ def test_cached_vectors_are_used_again(tmp_path):
         ({"query_prompt_name": "query"}, "Model: has no prompt 'query'; it has none: give query_prompt instead"),
         ({"cache_folder": "x"}, "Model: cannot be recognised when it is loaded again; give no cache_folder, or the path of a model"),
         ({"cross_encoder": 3, "max_score": 0.5}, "cross_encoder: a int has no method 'predict'; give a CrossEncoder"),
+        ({"cross_encoder": Scores(lambda n: [float("nan")] * n), "max_score": 0.5},
+         "cross_encoder: `predict` returned NaN or infinity for 'a b' and 'c'; are its weights whole? try float32"),
+        ({"cross_encoder": Scores(lambda n: [[0.1, 0.9]] * n), "max_score": 0.5},
+         "cross_encoder: `predict` returned an array of shape (6, 2) for 6 pairs of texts; give a CrossEncoder with one number for each pair"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_one_line(change, line):
