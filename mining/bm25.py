@@ -24,8 +24,10 @@ class Bm25:
 
     def __init__(self, texts: Iterable[str], pids: np.ndarray) -> None:
         """Index the texts of `pids` (n,)."""
-        self.pids, self.index = pids, bm25s.BM25()
-        self.index.index(_words(texts), show_progress=False)
+        self.pids, words = pids, _words(texts)
+        self.index = bm25s.BM25() if any(words) else None  # bm25s fails if no text has a word
+        if self.index:
+            self.index.index(words, show_progress=False)
 
     def nearest(self, queries: Iterable[str], k: int) -> np.ndarray:
         """Return pids (q, k) int64, best first, equal scores by smaller place; -1 after the last that shares a word."""
@@ -33,7 +35,7 @@ class Bm25:
         found = np.full((len(asked), k), -1, np.int64)
         most = min(k, len(self.pids))
         for row, words in enumerate(asked):
-            scores = self.index.get_scores(words) if words else np.zeros(len(self.pids))
+            scores = self.index.get_scores(words) if words and self.index else np.zeros(len(self.pids))
             least = np.partition(scores, len(scores) - most)[len(scores) - most]
             places = np.flatnonzero((scores >= least) & (scores > 0))
             places = places[np.argsort(-scores[places], kind="stable")][:most]

@@ -19,6 +19,10 @@ def test_by_words():
     assert index.nearest(["RED", "river 河", "zebra", "..."], 3).tolist() == [[7, 3, -1], [8, 5, -1], [-1] * 3, [-1] * 3]
 
 
+def test_a_corpus_without_words_has_no_nearest():
+    assert Bm25(["...", "?!"], np.arange(2)).nearest(["...", "word"], 2).tolist() == [[-1, -1]] * 2
+
+
 def test_equal_scores_by_smaller_id():
     index = Bm25(["same words"] * 6, np.arange(6))
     assert index.nearest(["same"], 4).tolist() == [[0, 1, 2, 3]]
