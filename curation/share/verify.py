@@ -73,7 +73,7 @@ def problems(
     whole = read_build(build)
     checks = [partial(_top, build, whole), *_shared_checks(build, whole, list(only))]
     checks += [partial(_source_problems, build, name, whole["sources"][name]) for name in names]
-    if (build / "train").is_dir():
+    if any(path.name[0] != "." for path in (build / "train").glob("*")):  # a run that was refused leaves an empty folder
         checks += _run_checks(build / "train", build)
     return _run(checks, [build], progress, processes, ray)
 

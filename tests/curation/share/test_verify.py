@@ -83,3 +83,10 @@ def test_the_problems_and_their_order_do_not_depend_on_the_number_of_processes(m
     assert len(alone) > 4
     assert problems(whole, processes=2) == alone
     assert unfinished.exists()
+
+
+def test_a_run_that_was_refused_at_once_is_no_problem_of_the_build(made, tmp_path):
+    shutil.copytree(made, tmp_path / "b")
+    (tmp_path / "b" / "train").mkdir()
+    (tmp_path / "b" / "train" / ".train.lock").touch()
+    assert problems(tmp_path / "b") == []
