@@ -21,7 +21,7 @@ from curation.recipe.settings import Train
 from training import ranks
 from training.backend import Backend, load_weights, trained_weights
 from training.lora import add_lora, whole_weights
-from training.model.export import export, replaced
+from training.model.export import export, refuse_other_files, replaced
 from training.model.files import check_model
 from training.model.model import Model
 from training.start import model_of, start_from
@@ -252,8 +252,9 @@ def export_checkpoint(run: Path, out: Path) -> Path:
     """Export a checkpoint, or the newest checkpoint of a run, to a folder; return the checkpoint.
 
     Raises:
-        BuildError: there is no checkpoint.
+        BuildError: there is no checkpoint, or `out` holds other files than a model.
     """
+    refuse_other_files(out)
     newest = checkpoints_of(run)[0]
     model = _model_of(newest)
     load_weights(model, newest)
@@ -267,8 +268,9 @@ def average_checkpoints(run: Path, out: Path, last: int | None = None) -> list[P
     The sums are in float64.
 
     Raises:
-        BuildError: there are fewer checkpoints.
+        BuildError: there are fewer checkpoints, or `out` holds other files than a model.
     """
+    refuse_other_files(out)
     found = checkpoints_of(run)
     if last is not None and len(found) < last:
         raise BuildError(run, f"has {len(found)} checkpoints, not {last}", "set `keep` in the recipe, or give a smaller --last")
@@ -289,8 +291,9 @@ def merge_runs(runs: Sequence[Path], out: Path, method: str = "linear", shares: 
         shares: a positive number for each run; equal ones by default.
 
     Raises:
-        BuildError: a run has no checkpoint, or started from other weights.
+        BuildError: a run has no checkpoint, or started from other weights; or `out` holds other files than a model.
     """
+    refuse_other_files(out)
     taken = [checkpoints_of(run)[0] for run in runs]
     states = [read_state(path) for path in taken]  # digests are compared where weights are read
     for path, state in zip(taken, states, strict=True):

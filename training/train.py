@@ -41,7 +41,7 @@ from training.lora import add_lora, import_peft, lora_targets
 from training.loss import Losses
 from training.model.compile import compile_layers
 from training.model.device import device_of
-from training.model.export import export
+from training.model.export import export, refuse_other_files
 from training.model.load import check_trains
 from training.model.model import Model, notes_of
 from training.start import model_folder, model_of, start_from
@@ -123,6 +123,7 @@ def train(
         if ranks.first():
             stack.enter_context(locks.locked(out, "train"))
             if restart:
+                refuse_other_files(out / "model")
                 checkpoint.forget(out)
         else:
             say, progress = (lambda line: None), silent
@@ -174,6 +175,7 @@ def _train(
     run |= {"clusters": {name: store.digest_of(some.tolist()) for name, some in clusters.items()}} if clusters else {}
     if (receipt := checkpoint.finished(out, run)) is not None:
         return receipt, False
+    refuse_other_files(out / "model")
 
     # Weights, optimizer and what an earlier run saved; on a GPU also how many tokens fit, and whether to compile.
     backend: Backend

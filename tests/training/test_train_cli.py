@@ -117,6 +117,37 @@ def test_export_of_a_run_and_of_a_checkpoint_give_the_model_that_was_trained(pla
     assert str(nothing.exception).startswith("builds: has no checkpoint; give the folder of a run")
 
 
+def test_no_folder_of_other_files_is_replaced(place):
+    assert call("builds/tiny", "--steps", 2).exit_code == 0
+    before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
+    run = "builds/tiny/train"
+    for command in (["export", run], ["average", run], ["merge", run, run]):
+        for out, what in {
+            run: "holds '.train.lock', which is not part of a model that `train` wrote",
+            f"{run}/checkpoints/step-000002": "holds 'checkpoint.json', which is not part of a model that `train` wrote",
+            "bert": "holds 'config.json', which is not part of a model that `train` wrote",
+            "recipe.yaml": "is a file, and a model is a folder",
+        }.items():
+            assert str(call(*command, "-o", out).exception) == f"{out}: {what}; name a folder that does not exist yet"
+    (place / "bert").rename(place / "model")  # in the way of a run in this folder, which would write its own model there
+    recipe = (place / "recipe.yaml").read_text().replace(str(place / "bert"), str(place / "model"))
+    (place / "recipe.yaml").write_text(recipe)
+    for more in ([], ["--restart"]):
+        error = call("builds/tiny", "--recipe", "recipe.yaml", "-o", ".", *more).exception
+        assert str(error).startswith("model: holds 'config.json', which is not part of a model that `train` wrote; name")
+    (place / "model").rename(place / "bert")
+    kept = [
+        path
+        for path in before
+        if not {"recipe.yaml", "tokens", "checkpoints", ".train.lock"} & set(path.parts) and path.is_file()
+    ]
+    assert {path: path.stat().st_mtime_ns for path in kept} == {path: before[path] for path in kept}
+    for _ in range(2):  # what it wrote itself is replaced
+        assert call("export", run, "-o", "out").exit_code == 0
+    (place / "out/README.md").write_text("a note")
+    assert str(call("export", run, "-o", "out").exception).startswith("out: holds 'README.md', which is not part")
+
+
 def test_average_is_the_mean_of_the_last_checkpoints(place):
     (place / "many.yaml").write_text((place / "recipe.yaml").read_text().replace("save_every: 3", "save_every: 1\nkeep: 4"))
     assert call("builds/tiny", "--recipe", "many.yaml", "--steps", 5, "-o", "run").exit_code == 0

@@ -14,14 +14,15 @@ from safetensors.torch import save_file
 from torch.nn import LayerNorm
 from transformers import AutoTokenizer
 
-from curation.core.errors import ModelError
-from curation.core.store import sync_folder, temporary, versions, write_json, write_receipt
+from curation.core.errors import BuildError, ModelError
+from curation.core.store import RECEIPT, read_receipt, sync_folder, temporary, versions, write_json, write_receipt
 from training.model.model import Model, quiet
 from training.model.pooling import LayerMix, Projection, Unit
 from training.model.sentence_folder import POOLING_FLAGS, POOLING_NAMES
 
 # How the tokenizer was loaded or last called, which is not part of it, and a switch that would append a second end token.
 NOT_SAVED = ("is_local", "local_files_only", "max_length", "stride", "truncation_strategy", "add_eos_token")
+ANOTHER_FOLDER = "name a folder that does not exist yet"
 FAST = "PreTrainedTokenizerFast"
 SAVED_CHECK = ("", "one", "A text that is cut: 1, 2, 3. " * 2000)  # texts that the saved tokenizer must cut as ours does
 
@@ -39,6 +40,24 @@ def replaced(folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         part.replace(folder)
     sync_folder(folder.parent)
+
+
+def refuse_other_files(folder: Path) -> None:
+    """Refuse to replace anything other than a model that `export` wrote.
+
+    Raises:
+        BuildError: there is a file, or a folder that holds other files.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise BuildError(folder, "is a file, and a model is a folder", ANOTHER_FOLDER)
+    try:
+        written = (read_receipt(folder) or {}).get("files", {})
+    except BuildError:  # damaged, and replaced by a whole one
+        written = {path.relative_to(folder).as_posix(): "" for path in folder.rglob("*")}
+    known = {RECEIPT, *written} if "modules.json" in written else set()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and (name := path.relative_to(folder).as_posix()) not in known:
+            raise BuildError(folder, f"holds '{name}', which is not part of a model that `train` wrote", ANOTHER_FOLDER)
 
 
 def export(model: Model, folder: Path) -> None:
