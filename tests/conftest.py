@@ -5,11 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.commands import Commands, commands
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -48,6 +50,13 @@ def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
         return folder
 
     return made
+
+
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory) -> Iterator[Commands]:
+    """Return what runs command lines without the seconds of their imports; not for what an import prints, or the environment."""
+    with commands(tmp_path_factory.mktemp("forked")) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

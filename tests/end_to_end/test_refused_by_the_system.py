@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 from curation.core.errors import REFUSALS, UserError, explain_refusal, refusal
-from tests.end_to_end.commands import commands
 from tests.training.tiny_models import tiny_folder
 
 READING = (
@@ -88,27 +87,21 @@ def prepared(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shell(tmp_path_factory):
-    with commands(tmp_path_factory.mktemp("scratch")) as shell:
-        yield shell
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory, shell):
+def built(tmp_path_factory, forked):
     here = prepared(tmp_path_factory.mktemp("built"))
     for line in ("curate lock m.yaml", "curate build m.yaml -o b -j 1", "mine negatives b", "train b"):
-        done = shell.run(*line.split(), cwd=here)
+        done = forked.run(*line.split(), cwd=here)
         assert done.code == 0, done.err
     return here
 
 
-def refused(shell, built: Path, here: Path, place: str, lines: tuple[str, ...]) -> list[str]:
+def refused(forked, built: Path, here: Path, place: str, lines: tuple[str, ...]) -> list[str]:
     """Return what is wrong with what commands say in a place: more or less than a line, a traceback, another code."""
     wrong = []
     for line in lines:
         shutil.copytree(built, here)
         PLACES[place](here)
-        done = shell.run(*line.split(), cwd=here)
+        done = forked.run(*line.split(), cwd=here)
         for path in [here, *here.rglob("*")]:
             if path.is_dir():
                 path.chmod(0o755)
@@ -124,14 +117,14 @@ def refused(shell, built: Path, here: Path, place: str, lines: tuple[str, ...]) 
 
 @pytest.mark.long
 @pytest.mark.parametrize("place", PLACES)
-def test_every_command_in_every_place(place, shell, built, tmp_path):
-    assert refused(shell, built, tmp_path / "here", place, READING + WRITING + MODELS) == []
+def test_every_command_in_every_place(place, forked, built, tmp_path):
+    assert refused(forked, built, tmp_path / "here", place, READING + WRITING + MODELS) == []
 
 
-def test_the_other_sources_are_built_where_one_may_not_be_read(shell, tmp_path):
+def test_the_other_sources_are_built_where_one_may_not_be_read(forked, tmp_path):
     here = prepared(tmp_path)
     (here / "in" / "s.jsonl").chmod(0)
-    done = shell.run(*["curate", "build", "m.yaml", "-o", "b", "-j", "2", "-q"], cwd=here)
+    done = forked.run(*["curate", "build", "m.yaml", "-o", "b", "-j", "2", "-q"], cwd=here)
     assert done.code == 1
     assert done.err.splitlines() == [
         "curate: m.yaml: in/s.jsonl: may not be read by this user; check its permissions and those of its folder"
@@ -139,11 +132,11 @@ def test_the_other_sources_are_built_where_one_may_not_be_read(shell, tmp_path):
     assert (here / "b/curated/t/done.json").exists()
 
 
-def test_a_full_disk_in_training_is_one_line(shell, built, tmp_path):
+def test_a_full_disk_in_training_is_one_line(forked, built, tmp_path):
     for line in ("train b --restart -q", "train export b/train -o OUT/x"):
         here = tmp_path / "here"
         shutil.copytree(built, here)
-        done = shell.run(*line.split(), cwd=here, size=2000)
+        done = forked.run(*line.split(), cwd=here, size=2000)
         assert done.code == 1, done
         assert done.err.splitlines()[-1].endswith(
             "the disk is full; free some space and run the same command again to continue"

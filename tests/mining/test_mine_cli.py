@@ -17,13 +17,9 @@ from tests.training.tiny_models import MINILM
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def mine(*words, cwd):
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    code = "from mining.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, words)], cwd=cwd, env=env, capture_output=True, text=True, timeout=120
-    )
-    return done.returncode, done.stdout, done.stderr
+@pytest.fixture
+def mine(forked):
+    return lambda *words, cwd: forked.run("mine", *words, cwd=cwd)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +32,7 @@ def place(tmp_path_factory):
     return place
 
 
-def test_newest_build(place):
+def test_newest_build(mine, place):
     code, out, err = mine("negatives", "--dry-run", cwd=place)
     assert (code, out.splitlines()) == (
         0,
@@ -70,7 +66,7 @@ def test_newest_build(place):
     assert json.loads(out)["topics"]["kept"] == 60
 
 
-def test_show(place):
+def test_show(mine, place):
     mine("negatives", "-q", cwd=place)
     code, out, _ = mine("show", "builds/small", "--only", "tone", "-n", "1", cwd=place)
     assert code == 0
@@ -88,7 +84,7 @@ def test_show(place):
     assert "..." not in out
 
 
-def test_user_errors_are_one_line(place, tmp_path):
+def test_user_errors_are_one_line(mine, place, tmp_path):
     assert mine("negatives", cwd=tmp_path) == (
         1, "", "mine: builds: holds no build; run `curate build MANIFEST` first, or name a build folder\n",
     )  # fmt: skip
@@ -123,7 +119,7 @@ def test_help_imports_nothing_heavy(words):
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
-def test_a_build_without_sources_is_one_error_line(tmp_path):
+def test_a_build_without_sources_is_one_error_line(mine, tmp_path):
     build = make_build(tmp_path, {"faq": clustering()})
     whole = json.loads((build / "build.json").read_text()) | {"sources": {}, "failed": {"faq": "source 'faq': no column 'q'"}}
     (build / "build.json").write_text(json.dumps(whole))

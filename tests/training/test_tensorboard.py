@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from tiny_build import retrieval, tiny_model, write_build
 
 from curation.recipe.settings import Train
+from training.cli import train_command
 from training.log import read_log
 from training.train import train
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Killed(BaseException):
@@ -53,14 +50,11 @@ def test_its_files_hold_the_values_of_the_log_once_a_step_also_after_a_kill(tmp_
     assert "loss_inbatch/kinds" not in wanted
 
 
-def test_a_missing_package_is_told_before_anything_is_loaded(tmp_path):
+def test_a_missing_package_is_told_before_anything_is_loaded(tmp_path, monkeypatch):
     build = write_build(tmp_path / "b", {"pairs": retrieval(16)})
     (tmp_path / "r.yaml").write_text("model: no-such-model\n")
-    code = "import sys; sys.modules['tensorboard'] = None\nfrom training.cli import main; main()"
-    command = [sys.executable, "-c", code, str(build), "--recipe", str(tmp_path / "r.yaml"), "--tensorboard"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.startswith("train: tensorboard: cannot be used (")
-    assert done.stderr.endswith("); pip install 'tuplesmith[tensorboard]'\n")
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    done = CliRunner().invoke(train_command, [str(build), "--recipe", str(tmp_path / "r.yaml"), "--tensorboard"])
+    assert str(done.exception).startswith("tensorboard: cannot be used (")
+    assert str(done.exception).endswith("); pip install 'tuplesmith[tensorboard]'")
     assert not (build / "train").exists()

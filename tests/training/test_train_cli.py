@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -313,32 +314,27 @@ def test_help_loads_nothing_heavy(args):
     assert result.stderr == "[]\n"
 
 
-def test_a_user_error_is_one_line_and_exit_1(place):
-    result = command("nowhere")
-    assert result.returncode == 1
-    assert result.stdout == ""
-    assert result.stderr == "train: nowhere: holds no build; run `curate build MANIFEST` first, or name a build folder\n"
+def test_a_user_error_is_one_line_and_exit_1(forked, place):
+    result = forked.run("train", "nowhere", cwd=place)
+    assert result.code == 1
+    assert result.out == ""
+    assert result.err == "train: nowhere: holds no build; run `curate build MANIFEST` first, or name a build folder\n"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_exits_with_its_code(place, number, code):
+def test_a_signal_saves_and_exits_with_its_code(forked, place, number, code):
     (place / "long.yaml").write_text((place / "recipe.yaml").read_text().replace("epochs: 1", "epochs: 500"))
-    arguments = ["builds/tiny", "--recipe", "long.yaml", "-v"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from training.cli import main; main()", *arguments],
-        env=ENVIRONMENT, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    said = []
-    for line in process.stderr:
-        if line.startswith("step") and not said:
-            process.send_signal(number)
-        if line.startswith("step") or said:
-            said.append(line)
-    assert process.wait(timeout=60) == code
-    process.stderr.close()
-    assert said[-1].startswith("train: stopped after step ")
-    assert "saved; the same command continues from there" in said[-1]
-    step = int(said[-1].split("step ")[1].split()[0])
+    process = forked.start("train", "builds/tiny", "--recipe", "long.yaml", "-v", cwd=place)
+    while "\nstep" not in forked.messages():
+        time.sleep(0.01)
+        os.kill(process, 0)  # it lives
+    os.kill(process, number)
+    done = forked.ended()
+    assert done.code == code
+    last = done.err.splitlines()[-1]
+    assert last.startswith("train: stopped after step ")
+    assert "saved; the same command continues from there" in last
+    step = int(last.split("step ")[1].split()[0])
     assert (place / f"builds/tiny/train/checkpoints/step-{step:06d}/checkpoint.json").exists()
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"curate": "curation", "mine": "mining", "train": "training"}
 SERVING = """
 import atexit, ctypes, importlib, json, os, resource, signal, sys, threading
@@ -93,10 +93,17 @@ class Commands:
         """Start a command and return its process number, which is its group's too."""
         texts = [str(word) for word in words]
         out, err = str(self.scratch / "out"), str(self.scratch / "err")
+        for stream in ("out", "err"):
+            (self.scratch / stream).unlink(missing_ok=True)  # what the command before wrote
         assert self.process.stdin
         asked = [texts, ROOMS[texts[0]], str(cwd), out, err, size]
         self.process.stdin.write((json.dumps(asked) + "\n").encode())
         return int(self._line())
+
+    def messages(self) -> str:
+        """Return what the running command has written to stderr so far."""
+        err = self.scratch / "err"
+        return err.read_text(encoding="utf-8") if err.exists() else ""
 
     def ended(self) -> Ended:
         """Wait for the command to end."""
