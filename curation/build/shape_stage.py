@@ -34,6 +34,7 @@ from curation.shape.columns import (
     place_of,
     row_ids,
 )
+from curation.shape.numbered import LISTS
 from curation.shape.parts import PORTION, Filtered, NeedsAllRows, Shaped, aligned, filtered, rows_are_independent, write_tuples
 from curation.shape.scores import ANSWERS, answers_of
 from curation.shape.shapes import refuse_equal_ids, texts_with_ids, to_tuples
@@ -179,6 +180,7 @@ def _shape_whole(job: Job, folder: Path, table_rows: dict[str, int], advance: Ca
             )
             table_rows["queries"] = len(asked)
             tables = {"corpus": concat_batches(judged, f"{place_of(source)} (corpus)"), "queries": asked}
+            del judged, asked
         elif named is not None and made:
             documents = concat_batches(judged, f"{place_of(source)} (corpus)")
             documents = chunked(texts_with_ids(source, "corpus", source.corpus, documents), chunk)
@@ -192,7 +194,15 @@ def _shape_whole(job: Job, folder: Path, table_rows: dict[str, int], advance: Ca
         write_parquet(folder / "scores.parquet", made.scores)
     count = len(rows) + len(lost)
     del rows, tables  # only the tuples are needed from here on
-    yield filtered(source, job.filters, made._replace(corpus=made.corpus.clear()), count, lost)
+    texts = (made.tuples["query"], *(made.tuples[name].explode(empty_as_null=False) for name in LISTS))
+    total_bytes = sum(int(some.str.len_bytes().sum()) for some in texts)
+    del texts
+    tuples, made = made.tuples, made._replace(corpus=made.corpus.clear())
+    for some in tuples.iter_slices(max(1, len(tuples) * PORTION // max(total_bytes, PORTION))):
+        yield filtered(source, job.filters, made._replace(tuples=some), count, lost)
+        made, count, lost = made._replace(dropped=made.dropped.clear(), texts_out=None), 0, []  # counted with the first
+    if not len(tuples):
+        yield filtered(source, job.filters, made, count, lost)
 
 
 def _count_rows(source: Source, part: str, table: Table, base: Path, table_rows: dict[str, int]) -> Iterator[pl.DataFrame]:

@@ -96,13 +96,8 @@ class Texts:
 
     def batches(self, numbers: np.ndarray) -> Iterator[pl.Series]:
         """Yield the texts with these numbers, in the given order: READ_AT_A_TIME, or fewer of READ_BYTES."""
-        ends = np.cumsum(self.starts[numbers + np.uint32(1)] - self.starts[numbers])
-        first = 0
-        while first < len(numbers):
-            most = READ_BYTES + (int(ends[first - 1]) if first else 0)
-            end = min(first + READ_AT_A_TIME, max(first + 1, int(np.searchsorted(ends, most, side="right"))))
+        for first, end in _portions(self.starts[numbers + np.uint32(1)] - self.starts[numbers]):
             yield self.at(numbers[first:end])
-            first = end
 
     def keys(self, numbers: np.ndarray) -> np.ndarray:
         """Return the identities of texts, (n, 2) u64: xxh3-128 of their NFC."""
@@ -199,16 +194,37 @@ class TextWriter:
 def facts_of(texts: pl.Series, raw: np.ndarray | None = None) -> Facts:
     """Return the facts of texts (no nulls); `raw` are their hashes, where these are known."""
     raw = digests(texts) if raw is None else raw
-    same, forms = composed(texts), normalised(texts)
-    marks = np.where(True if same is texts else (same == texts).to_numpy(), COMPOSED, 0)
-    marks = marks + HAS_WORDS * forms.is_not_null().to_numpy() + LENGTHY * (texts.str.len_chars() >= SHORTEST).to_numpy()
-    return Facts(raw, digests(forms.fill_null(texts)), np.broadcast_to(marks, len(texts)).astype(np.uint8))
+    all_forms, all_marks = [np.zeros((0, 2), np.uint64)], [np.zeros(0, np.uint8)]
+    for some in _slices(texts):
+        same, forms = composed(some), normalised(some)
+        marks = np.where(True if same is some else (same == some).to_numpy(), COMPOSED, 0)
+        marks = marks + HAS_WORDS * forms.is_not_null().to_numpy() + LENGTHY * (some.str.len_chars() >= SHORTEST).to_numpy()
+        all_marks.append(np.broadcast_to(marks, len(some)).astype(np.uint8))
+        all_forms.append(digests(forms.fill_null(some)))
+    return Facts(raw, np.concatenate(all_forms), np.concatenate(all_marks))
 
 
 def digests(texts: pl.Series) -> np.ndarray:
     """Return xxh3-128 of each text, (n, 2) u64."""
-    whole = b"".join(map(xxhash.xxh3_128_digest, texts.cast(pl.Binary).to_list()))
+    whole = b"".join(b"".join(map(xxhash.xxh3_128_digest, some.cast(pl.Binary).to_list())) for some in _slices(texts))
     return np.frombuffer(whole, np.uint64).reshape(-1, 2)
+
+
+def _slices(texts: pl.Series) -> Iterator[pl.Series]:
+    """Yield texts in portions."""
+    for first, end in _portions(texts.str.len_bytes().to_numpy()):
+        yield texts.slice(first, end - first)
+
+
+def _portions(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield (first, end) of texts with these bytes, (n,) int: READ_AT_A_TIME, or fewer of READ_BYTES."""
+    ends = np.cumsum(sizes, dtype=np.int64)
+    first = 0
+    while first < len(sizes):
+        most = READ_BYTES + (int(ends[first - 1]) if first else 0)
+        end = min(first + READ_AT_A_TIME, max(first + 1, int(np.searchsorted(ends, most, side="right"))))
+        yield first, end
+        first = end
 
 
 def binary_keys(hashes: np.ndarray) -> pl.Series:

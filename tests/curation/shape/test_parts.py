@@ -83,6 +83,48 @@ def test_parts_of_any_size_make_the_same_tables(tmp_path, monkeypatch):
     assert all(seen)
 
 
+TOGETHER = {  # shapes whose rows depend on each other: they are shaped at once, and their tuples go on in portions
+    "nli": "task: retrieval, max_bad: 0.5, fields: {query: q, positive: p, label: l}, labels: {'0': positive, '1': negative, '2': positive}",
+    "classes": "task: classification, max_bad: 0.5, fields: {query: q, label: two}, labels: {'0': dull, '1': fun}",
+    "clusters": "task: clustering, fields: {query: q, label: l}",
+    "answers": "task: retrieval, max_bad: 0.5, fields: {query: q, positive: p, answer: a}",
+    "limit": "task: retrieval, max_bad: 0.5, limit: 90, fields: {query: q, positive: p}, holdout: 60",
+    "graded": "task: retrieval, max_bad: 0.5, threshold: 1, limit: 140, fields: {query: q, positive: p, score: s}",
+    "qrels": "task: retrieval, max_bad: 0.5, fields: {query_id: i, positive_id: d, score: s}, threshold: 1, "
+    "corpus: {files: corpus.jsonl}, queries: {files: queries.jsonl}",
+}
+
+
+@pytest.mark.parametrize("shape", TOGETHER)
+def test_tuples_in_portions_of_any_size_make_the_same_tables(tmp_path, monkeypatch, shape):
+    judged = [
+        row | {"l": at % 3, "two": at % 2, "s": at % 4, "a": f"number {at}", "i": at % 40, "d": at % 60}
+        for at, row in enumerate(rows(150))
+    ]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in judged))
+    for name, texts in (
+        ("queries", [f"query {at}" for at in range(40)]),
+        ("corpus", [f"the passage {at % 55}" for at in range(60)]),
+    ):
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"_id": str(at), "text": text}) + "\n" for at, text in enumerate(texts))
+        )
+    counts, filtered = [], shape_stage.filtered
+    monkeypatch.setattr(shape_stage, "filtered", lambda *given: counts.append(1) or filtered(*given))
+    receipt, whole = built(tmp_path, "whole", TOGETHER[shape])
+    assert "rows_in" in receipt, receipt
+    portions, counts[:] = len(counts), []
+    receipts, apart = built(tmp_path, "apart", TOGETHER[shape], 700)
+    assert len(counts) > portions + 2
+    for table in ("pairs", "passages"):
+        assert read_table(apart / "curated/one", table).equals(read_table(whole / "curated/one", table))
+    for file in ("curated/one/dropped.parquet", "cleaned/one/forms.parquet", "shaped/one/heldout.parquet"):
+        assert read_parquet(apart / file).equals(read_parquet(whole / file))
+    assert {key: receipts[key] for key in receipts if key not in ("files", "digest")} == {
+        key: receipt[key] for key in receipt if key not in ("files", "digest")
+    }
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
