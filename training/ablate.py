@@ -125,8 +125,8 @@ def ablate(
     build, out = (path if ray is None else path.absolute() for path in (build, out or build / "ablation"))
     first = first_run(build, recipe, out, only, data, start)
     left_out = checked_groups(build, groups, first.sources)
-    (out / "scores").mkdir(parents=True, exist_ok=True)
     with locks.locked(out, "train ablate"), workers(out, processes, ray, device) as some:
+        (out / "scores").mkdir(exist_ok=True)
         # What all runs share: the tokens, the scores before training, and how long a step takes here.
         first = first._replace(label=f"start-{steps or 'auto'}-{seeds}")
         seen = next(some.run(partial(measure_start, steps=steps, seeds=seeds, device=some.device), [first]))[1]()
@@ -149,7 +149,6 @@ def ablate(
             mean = result()["ndcg@10"]
             left = (perf_counter() - begun) / done * (len(todo) - done)
             say(f"{done}/{len(todo)} {run.label}: nDCG@10 {mean:.4f}" + (f"; {duration(left)} left" if done < len(todo) else ""))
-
         return write_found(first, left_out, seen, plan)
 
 

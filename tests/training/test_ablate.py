@@ -93,13 +93,18 @@ def test_garbage_is_found_and_all_comparisons_share_the_run_with_all_sources(don
 def test_the_figures_are_those_of_training_and_evaluating_by_hand(done, made, tmp_path):
     found, _ = done
     recipe = load_recipe(made / "recipe.yaml").model_copy(update={"steps": 24, "epochs": 24})
+
+    def scores_of(model):
+        arguments = ["evaluate", str(model), "--data", str(made / "tiny/heldout"), "--json", "-q"]
+        said = json.loads(CliRunner().invoke(train_command, arguments).stdout)
+        return [said[name]["ndcg@10"] for name in ("good", "more")]
+
     scores = []
     for only in (("good", "more", "garbage"), ("good", "more")):
         train(made / "tiny", recipe, out=tmp_path / "run", only=only, restart=True)
-        arguments = ["evaluate", str(tmp_path / "run/model"), "--data", str(made / "tiny/heldout"), "--json", "-q"]
-        said = json.loads(CliRunner().invoke(train_command, arguments).stdout)
-        scores.append([said[name]["ndcg@10"] for name in ("good", "more")])
+        scores.append(scores_of(tmp_path / "run/model"))
     apart = np.subtract(*scores)
+    assert list(found["before"]["sets"].values()) == pytest.approx(scores_of(recipe.model), abs=1e-12)
     assert list(found["all"]["sets"].values()) == pytest.approx(scores[0], abs=1e-12)
     sets = found["sources"]["garbage"]["sets"].values()
     assert [one["without"] for one in sets] == pytest.approx(scores[1], abs=1e-12)
