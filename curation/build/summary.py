@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from curation.core.builds import CONSTANTS, COUNTS, FORMAT, Receipt, is_older, read_summary
-from curation.core.errors import UserError
+from curation.core.errors import BuildError, UserError
 from curation.core.store import BUILD, RECEIPT, atomic, file_digest, sealed, write_json
 from curation.recipe.addresses import without_credentials
 from curation.recipe.licenses import Excluded, class_of
@@ -68,6 +68,17 @@ def summary_of(
         "excluded": {one.source: one.reason for one in excluded},
         **({"decontaminate": contamination} if contamination is not None else {}),
     }
+
+
+def refuse_own_folder(folder: Path, path: Path) -> None:
+    """Refuse a build folder in which the copy of the manifest would replace the manifest itself.
+
+    Raises:
+        BuildError: the manifest is FOLDER/manifest.yaml, and its copy would differ: it has a base manifest, or credentials.
+    """
+    copy, document = folder / "manifest.yaml", read_manifest(path)
+    if copy.exists() and copy.samefile(path) and copy.read_bytes() != merged_yaml(document, without_credentials(document.value)):
+        raise BuildError(folder, "holds the manifest itself, which the build's copy of it would replace", "name another folder")
 
 
 def write_summary(folder: Path, path: Path, manifest: Manifest, summary: dict[str, Any]) -> None:

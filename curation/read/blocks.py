@@ -54,7 +54,7 @@ def open_blocks(file: File, table: Table) -> Iterator[Iterator[bytes]]:
 
     Raises:
         UnicodeError: the file does not decode.
-        SourceError: a line is longer than a record may be.
+        SourceError: a line is longer than a record may be, or lines end in CR alone.
     """
     size = min(BLOCK, record_limit(table))  # so that no line within a piece is too long
     if codec_name(file, table) != "utf-8":
@@ -70,7 +70,10 @@ def open_blocks(file: File, table: Table) -> Iterator[Iterator[bytes]]:
 
 def _whole_lines(file: File, table: Table, pieces: Iterable[bytes]) -> Iterator[bytes]:
     held, size, lines, most = [b""], 0, 1, record_limit(table)  # the current line: its pieces, bytes and number
+    old_mac = SourceError(file.name, "its lines end in CR alone", f"convert them: `tr '\\r' '\\n' < {file.name}`")
     for piece in pieces:
+        if size + len(piece) > most and lines == 1 and b"\n" not in piece and b"\r" in piece:
+            raise old_mac
         if size + len(piece) > most and size + len(piece.partition(b"\n")[0]) > most:
             raise too_large(f"{file.name}:{lines}", "this line", table)
         if end := piece.rfind(b"\n") + 1:
@@ -82,6 +85,8 @@ def _whole_lines(file: File, table: Table, pieces: Iterable[bytes]) -> Iterator[
             held.append(piece)
             size += len(piece)
     if rest := b"".join(held):
+        if lines == 1 and b"\r" in rest.rstrip(b"\r\n"):
+            raise old_mac
         yield rest
 
 

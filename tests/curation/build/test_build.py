@@ -289,6 +289,17 @@ def test_filters_that_leave_nothing_are_named(recipe, tmp_path):
     )
 
 
+def test_a_build_in_the_folder_of_its_manifest_never_rewrites_it(recipe, tmp_path):
+    own = recipe.rename(tmp_path / "manifest.yaml")
+    assert not build(own, tmp_path, only=["faq"]).failed
+    assert own.read_text() == MANIFEST
+    own.rename(tmp_path / "base.yaml")
+    own.write_text("# mine\nextends: base.yaml\nseed: 8\n")
+    with pytest.raises(BuildError, match="holds the manifest itself, which the build's copy of it would replace; name another"):
+        build(own, tmp_path)
+    assert own.read_text().startswith("# mine")
+
+
 def test_a_dry_run_of_sorted_labels_is_no_error(tmp_path):
     write_lines(tmp_path / "x.jsonl", [{"t": f"text {i}", "l": int(i >= 1500)} for i in range(3000)])
     (tmp_path / "m.yaml").write_text(

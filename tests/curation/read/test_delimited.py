@@ -132,3 +132,14 @@ def test_a_quoted_cell_of_many_lines_is_refused_wherever_a_batch_of_rows_ends(tm
         kept, lost = all_of(tmp_path, "b.tsv")
         assert len(kept) == 2 * rows + 1
         assert len(lost) == lines
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl"])
+def test_lines_that_end_in_cr_alone_are_refused(tmp_path, monkeypatch, ending):
+    rows = {"csv": "a,b\r1,2\r3,4\r", "tsv": "a\tb\r1\t2\r3\t4\r", "jsonl": '{"a": 1}\r{"a": 2}\r'}[ending]
+    (tmp_path / f"x.{ending}").write_text(rows, newline="")
+    line = f"x.{ending}: its lines end in CR alone; convert them: `tr '\\r' '\\n' < x.{ending}`"
+    assert all_of(tmp_path, f"x.{ending}") == line
+    monkeypatch.setattr(blocks, "BLOCK", 4)
+    assert all_of(tmp_path, f"x.{ending}") == line
+    assert all_of(tmp_path, f"x.{ending}", max_record=1e-5) == line
