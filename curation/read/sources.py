@@ -395,6 +395,8 @@ def _names_of(pattern: str, path: Path, base: Path, inside: str) -> tuple[list[s
         raise SourceError(pattern, "is a folder", f"name its files, such as `{pattern.rstrip('/')}/{inside}`")
     if (base / path).exists():
         raise SourceError(pattern, "is a pipe, socket or device, not a file", "save its output as a file, and name that")
+    if (base / path).is_symlink():
+        raise SourceError(pattern, "is a symbolic link that leads to no file", f"it points to {os.readlink(base / path)}")
     parent = (base / path).parent
     beside = [other.name for other in parent.iterdir()] if parent.is_dir() else []
     raise SourceError(pattern, "no such file" + did_you_mean(path.name, beside), relative)

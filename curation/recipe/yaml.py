@@ -124,7 +124,8 @@ class _Reader:
         return None if node.style is None and node.value in NULLS else self._encodable(node)
 
     def _encodable(self, node: yaml.ScalarNode) -> str:
-        text = str(node.value)
+        # JSON writes a character beyond U+FFFF as the escapes of two halves; they are joined here
+        text = str(node.value).encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
         if bad := UNWRITABLE.search(text):
             what = "half of a surrogate pair" if bad[0] != "\0" else "the character NUL"
             raise ManifestError(f"{self.path}:{node.start_mark.line + 1}", f"{what} is not text", "write the character itself")

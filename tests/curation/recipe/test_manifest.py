@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -272,3 +273,10 @@ def test_all_mistakes_are_reported_unknown_keys_first(complain):
 def test_mistakes_survive_the_way_back_from_a_worker():
     error = ManifestError("m:1", "a", "b", [ManifestError("m:2", "c")])
     assert str(pickle.loads(pickle.dumps(error))) == "m:1: a; b\nm:2: c"
+
+
+def test_a_manifest_that_json_wrote_has_its_characters(tmp_path):
+    source = {"name": "s", "task": "retrieval", "files": "\U0001f642.csv", "fields": {"query": "\U0001f600", "positive": "p"}}
+    (tmp_path / "m.yaml").write_text(json.dumps({"name": "m", "sources": [source]}))
+    (read,) = load_manifest(tmp_path / "m.yaml").sources
+    assert (read.files, read.fields.query) == (["\U0001f642.csv"], "\U0001f600")
