@@ -128,9 +128,9 @@ def stats(build: Path | None, only: tuple[str, ...], as_json: bool) -> None:
             output("\n" + shared)
         if overlaps_found := decontaminate.table_of(folder, list(receipts)):
             output("\n" + text_table(("overlap with", "in", "query", "positive", "negative", "corpus"), overlaps_found))
-        board_rows, said = board_lines(zero_shot(folder, list(receipts)))
-        if said:
-            output("\n" + "\n".join([*([text_table(BOARD_HEAD, board_rows)] if board_rows else []), *said]))
+        board_rows, notes = board_lines(zero_shot(folder, list(receipts)))
+        if notes:
+            output("\n" + "\n".join([*([text_table(BOARD_HEAD, board_rows)] if board_rows else []), *notes]))
 
 
 @curate.command()

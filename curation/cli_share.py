@@ -178,7 +178,7 @@ def verify(
         home = build or (model.parent if (model.parent / "build.json").is_file() else None)
         problems = checking.problems_of_model(model, home, progress, workers, ray)
         if home is None and not quiet:
-            say(f"{model}: no build is beside it; `curate verify BUILD --model {model}` also checks what it was trained on")
+            say(f"{model}: has no build next to it; `curate verify BUILD --model {model}` also checks what it was trained on")
     if build or not model:
         folder = build or folder
         problems = list(dict.fromkeys([*problems, *checking.problems(folder, only, progress, workers, ray)]))

@@ -195,8 +195,8 @@ def show(build: Path | None, only: tuple[str, ...], number: int, whole: bool) ->
     from mining.show import as_text, mined_sources, mined_tuples, promotion_line
 
     for name in mined_sources(build, only):
-        if said := promotion_line(build, name):
-            output(said + "\n")
+        if line := promotion_line(build, name):
+            output(line + "\n")
         for row in mined_tuples(build, name, number):
             output(as_text(row, whole) + "\n")
 

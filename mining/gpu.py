@@ -25,7 +25,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from curation.core.errors import SetupError, is_out_of_memory, listed
+from curation.core.errors import SetupError, first_line, is_out_of_memory, listed
 from mining.embeddings import Part, Vectors
 from mining.kernels import inner_products
 from mining.search import PASSAGES, Exact, rounding
@@ -385,9 +385,8 @@ def find_gpus(device: str) -> list[Gpu]:
                 gpu.check()
             return list(found)
     except (ArithmeticError, AttributeError, ImportError, RuntimeError) as error:
-        said = str(error).strip().partition("\n")[0]
-        what = "faiss cannot search on a GPU beside torch %s, which was built for CUDA %s (%s); torch searches instead"
-        logging.getLogger("tuplesmith").warning(what, torch.__version__, torch.version.cuda, said)
+        what = "faiss cannot search on a GPU next to torch %s, which was built for CUDA %s (%s); torch searches instead"
+        logging.getLogger("tuplesmith").warning(what, torch.__version__, torch.version.cuda, first_line(error))
     return [Gpu(name) for name in names]
 
 

@@ -251,15 +251,15 @@ def mined_tables(
     rows = frame.with_columns(**columns).select(pl.col(name).cast(kind) for name, kind in MINED_PAIRS.items())
     rows = rows.filter(~short) if short.any() else rows
 
-    said = [pl.Series([texts[row] for row in lost.tolist()], dtype=pl.String) for texts in (reasons, evidence)]
-    dropped = dropped_frame(source, "mine", frame["id"].gather(lost), *said)
+    why = [pl.Series([texts[row] for row in lost.tolist()], dtype=pl.String) for texts in (reasons, evidence)]
+    dropped = dropped_frame(source, "mine", frame["id"].gather(lost), *why)
 
     counts.rows_in += len(frame)
     counts.kept += len(rows)
     if found.judged is not None:
         counts.without_negatives += int((~short & (have == 0) & (found.judged.promoted > 0)).sum())
     counts.candidates += int(found.seen.sum())
-    for reason in said[0]:
+    for reason in why[0]:
         counts.dropped[reason] = counts.dropped.get(reason, 0) + 1
     for name, counted in found.more.removed.items():
         counts.filters[name] = counts.filters.get(name, 0) + int(counted.sum())

@@ -238,7 +238,7 @@ def measure_start(run: Run, steps: int | None, seeds: int, device: str) -> dict[
         many = steps or min(total_steps(run.recipe, plans[0].steps_per_epoch), MOST_STEPS)
         counts = [plan.steps_of(many) for plan in plans]
         begun = perf_counter()
-        said = write_scores(part, run, Encoder(model, torch.float32, run.recipe.prompt, training=True))
+        scores = write_scores(part, run, Encoder(model, torch.float32, run.recipe.prompt, training=True))
         del model
 
         # What a run takes besides its steps: to load and write the model, and to measure it.
@@ -248,7 +248,7 @@ def measure_start(run: Run, steps: int | None, seeds: int, device: str) -> dict[
         each = [line["seconds"] for line in read_log(timed / "log.jsonl")]
         shutil.rmtree(timed)
         return {
-            **said,
+            **scores,
             "steps": many,
             "steps_of": {name: sum(one[name] for one in counts) / seeds for name in counts[0]},
             "seconds_per_step": float(np.median(each[1:] or each)),

@@ -240,9 +240,9 @@ def zero_shot_line(model: Path, tasks: list[str]) -> str:
     if not known:
         return ""
     _, share, compared, reasons, _, unknown = known[0].line()
-    said = [f"{share} tasks are zero-shot for its sources", f"{compared} were compared"]
-    said += [f"not zero-shot: {reasons}"] if reasons else []
-    return "; ".join(said + ([f"unknown: {listed(known[0].unknown, 8)}"] if unknown else []))
+    parts = [f"{share} tasks are zero-shot for its sources", f"{compared} were compared"]
+    parts += [f"not zero-shot: {reasons}"] if reasons else []
+    return "; ".join(parts + ([f"unknown: {listed(known[0].unknown, 8)}"] if unknown else []))
 
 
 # A draft of the metadata that mteb needs to list a model, as a Python module like those in its own model_implementations.

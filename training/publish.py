@@ -170,9 +170,9 @@ def _card(model: Path, repo: str, run: Mapping[str, Any] | None, license: str, d
         ]
         body += ["## Evaluation", "", markdown_table(("data", "metric", "score"), measured), ""]
     if run and (model.parent.parent / store.BUILD).is_file():
-        rows, said = board_lines(zero_shot(model.parent.parent, run["trained_on"]))
+        rows, notes = board_lines(zero_shot(model.parent.parent, run["trained_on"]))
         table = [markdown_table(BOARD_HEAD, rows), ""] if rows else []
-        body += ["## MTEB", "", *table, *said, "What the base model was trained on is not part of this.", ""] if said else []
+        body += ["## MTEB", "", *table, *notes, "What the base model was trained on is not part of this.", ""] if notes else []
     return with_yaml(head, "\n".join(body + (_training(run) if run else [])).rstrip() + "\n")
 
 

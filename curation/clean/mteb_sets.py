@@ -99,8 +99,8 @@ def _columns(task: Any) -> Fields:
     """Return the text columns that a task's own class names."""
     for names in (("column_names",), ("input1_column_name", "input2_column_name"), ("input_column_name",)):
         if all(hasattr(task, name) for name in names):
-            said = [getattr(task, name) for name in names]
-            columns = list(said[0]) if isinstance(said[0], tuple | list) else said
+            named = [getattr(task, name) for name in names]
+            columns = list(named[0]) if isinstance(named[0], tuple | list) else named
             if all(isinstance(column, str) for column in columns) and len(columns) <= 2:
                 return Fields(query=columns[0], positive=columns[1] if len(columns) == 2 else None)
     plain = all(getattr(type(task), name).__module__ == BASE_OF_TASKS for name in ("load_data", "dataset_transform"))

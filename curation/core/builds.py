@@ -55,7 +55,7 @@ def is_older(build: Path) -> bool:
 
 
 def check_beside(build: Path, *names: str, hint: str = AGAIN) -> None:
-    """Compare files beside build.json with the digests in it; a file that it does not list must be absent.
+    """Compare the other files next to build.json with the digests in it; a file that it does not list must be absent.
 
     Raises:
         BuildError: a file was changed, added or removed since.

@@ -119,7 +119,7 @@ DENSE = 1 << 30  # of a script that writes no spaces
 APART = 1 << 29  # a sign beyond ASCII
 SIZE = 24  # bit at which the size (0 to 3 bytes) begins; the bytes are below it, the first one lowest
 OWN_BYTES = 1 << 26  # the form is the character itself, of four bytes
-NEUTRAL = 2  # a byte for characters that are neither word nor sign and do not influence signs beside them
+NEUTRAL = 2  # a byte for characters that are neither word nor sign and do not influence their neighbours
 LISTED = ((0x80, 0x3400), (0xA000, 0xAC00), (0xF900, 0x10000), (0x1D400, 0x1D800), (0x1F000, 0x1FC00))
 OWN_FORM = ((0x3400, 0x4DC0), (0x4E00, 0x9FF0), (0xAC00, 0xD7A4))  # Han and Hangul: words that do not change
 

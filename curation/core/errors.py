@@ -89,14 +89,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of another library's error message, or the error's class name if there is no message."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that the memory of a GPU is full: torch's, CUDA's, cuBLAS', Triton's or faiss'."""
     signs = ("out of memory", "alloc fail", "alloc_fail", "allocator fail")
-    said = f"{type(error).__name__} {error}".lower()  # torch's own class may come without a message
-    return isinstance(error, RuntimeError) and any(sign in said for sign in (*signs, "outofmemoryerror"))
+    message = f"{type(error).__name__} {error}".lower()  # torch's own class may come without a message
+    return isinstance(error, RuntimeError) and any(sign in message for sign in (*signs, "outofmemoryerror"))
 
 
 def listed(words: Iterable[object], most: int = 12) -> str:

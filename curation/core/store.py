@@ -5,7 +5,7 @@ a receipt is complete. The receipt holds the digest of everything that the stage
 stage runs again if the first differs; a file whose digest differs was changed by hand.
 
 A receipt also holds its own digest (SEAL), and build.json holds the digests of the receipts of its stages and of the files
-beside it. So build.json determines every byte of a build. (Tables: `curation/core/tables.py`.)
+next to it. So build.json determines every byte of a build. (Tables: `curation/core/tables.py`.)
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ PACKAGES = ("tuplesmith", "polars", "pyarrow", "torch", "transformers", "faiss-c
 def temporary(target: Path) -> Iterator[Path]:
     """Yield a path to write to, on the disk of `target`; the caller renames it to `target`, and anything left is removed.
 
-    The path is in a folder beside `target`, `.tuplesmith-<16 hex digits>.tmp`. The random name is not shared by two processes,
+    The path is in a folder next to `target`, `.tuplesmith-<16 hex digits>.tmp`. The random name is not shared by two processes,
     also not on different hosts, and is not a valid name of a source. The folder's file `lock` is locked while the process
     lives, so `sweep` can recognise folders of killed processes.
 
@@ -315,7 +315,7 @@ def receipt_of(folder: Path, hint: str = AGAIN) -> dict[str, Any]:
     return receipt
 
 
-def write_receipt(folder: Path, said: Mapping[str, Any]) -> dict[str, Any]:
+def write_receipt(folder: Path, entries: Mapping[str, Any]) -> dict[str, Any]:
     """Write the receipt of a complete folder, with the digest of each file, and return it. All files are on the disk first."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     for path in files:
@@ -323,7 +323,7 @@ def write_receipt(folder: Path, said: Mapping[str, Any]) -> dict[str, Any]:
             os.fsync(file.fileno())
     for path in folder.rglob("*/"):
         sync_folder(path)
-    receipt = {**said, "files": {path.relative_to(folder).as_posix(): file_digest(path) for path in files}}
+    receipt = {**entries, "files": {path.relative_to(folder).as_posix(): file_digest(path) for path in files}}
     write_json(folder / RECEIPT, receipt)
     return receipt
 
@@ -412,8 +412,8 @@ def run_stage(folder: Path, digest: str, work: Callable[[Path], Mapping[str, Any
         raise BuildError(folder, "is a file, not a folder", "delete it and run the command again")
     with temporary(folder) as part:
         part.mkdir()
-        said = work(part)
-        receipt = write_receipt(part, {**said, "digest": digest, "versions": versions()})
+        entries = work(part)
+        receipt = write_receipt(part, {**entries, "digest": digest, "versions": versions()})
         if is_current(folder, digest):  # a worker that was thought lost was faster
             return receipt_of(folder), True
         shutil.rmtree(folder, ignore_errors=True)

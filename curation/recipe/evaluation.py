@@ -40,9 +40,9 @@ class EvalSet(Table):
             raise ValueError("'fields' maps no text; map query, positive or both, or query_id and positive_id")
         qrels = all(ids)
         useless = {
-            name: said
+            name: column
             for name in ("documents", "title", "id", "answer", "positive_score", "negative_scores")
-            if (said := getattr(f, name))
+            if (column := getattr(f, name))
         }
         useless |= {"threshold": True} if not qrels and "threshold" in self.model_fields_set else {}
         useless |= {name: True for name in ("query", "positive", "negatives", "label") if qrels and getattr(f, name)}

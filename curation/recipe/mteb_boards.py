@@ -115,15 +115,15 @@ def boards_of(
 
 
 def board_lines(boards: list[Board]) -> tuple[list[tuple[str, str, int, str, str, int]], list[str]]:
-    """Return (lines below BOARD_HEAD, sentences about them); boards of which no task is trained on or compared get no line."""
+    """Return (lines below BOARD_HEAD, notes about them); boards of which no task is trained on or compared get no line."""
     lines = [board.line() for board in boards if board.trained_on or board.compared]
     rest = [board.name for board in boards if not (board.trained_on or board.compared)]
-    said = [
+    notes = [
         f"Zero-shot: by what they say and read, no source is the data of the task ({_table()['source']}); where the task was "
         "compared, none of its queries and answers is trained on."
     ]
     if any(board.unknown for board in boards):
-        said.append("Unknown: the task was not compared, and not all sources say which tasks they are data of (`mteb:`).")
+        notes.append("Unknown: the task was not compared, and not all sources say which tasks they are data of (`mteb:`).")
     if rest:
-        said.append(f"All tasks of {f'the {len(rest)} other' if lines else f'all {len(rest)}'} boards of texts are zero-shot.")
-    return lines, said if boards else []
+        notes.append(f"All tasks of {f'the {len(rest)} other' if lines else f'all {len(rest)}'} boards of texts are zero-shot.")
+    return lines, notes if boards else []

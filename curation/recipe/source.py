@@ -400,10 +400,10 @@ class Source(Table):
             "chunk": self.corpus and self.corpus.chunk and self.by_id,
             "all": self.corpus and self.corpus.all and not self.by_id,
         }
-        said = [name for name in f.model_dump().values() if isinstance(name, str)]
-        if unmapped := [name for name in self.join if name not in (*said, *f.negatives)]:
+        mapped = [name for name in f.model_dump().values() if isinstance(name, str)]
+        if unmapped := [name for name in self.join if name not in (*mapped, *f.negatives)]:
             raise ValueError(f"'join' names the column '{unmapped[0]}', which 'fields' does not use")
-        if wrong := [name for name, said in useless.items() if said]:
+        if wrong := [name for name, is_given in useless.items() if is_given]:
             raise ValueError(f"'{wrong[0]}' has no effect: the columns in 'fields' make this a source of shape '{shape}'")
         return self
 
@@ -437,7 +437,7 @@ def shape_of(source: Source) -> str:
 
 def expand_beir(data: dict[str, Any]) -> dict[str, Any]:
     """Write out `reader: beir`: qrels of a split, corpus and queries, in a folder or on the Hub."""
-    split, said = data.get("split", "train"), {key: value for key, value in data.items() if key != "reader"}
+    split, rest = data.get("split", "train"), {key: value for key, value in data.items() if key != "reader"}
     if data.get("path"):
         hub = {key: data[key] for key in ("path", "revision") if key in data}
         tables = [{}, *({**hub, "config": part, "split": part} for part in ("corpus", "queries"))]
@@ -445,9 +445,9 @@ def expand_beir(data: dict[str, Any]) -> dict[str, Any]:
         files = data.get("files")
         folder = str(files[0] if isinstance(files, list) and files else files).rstrip("/")
         tables = [{"files": f"{folder}/{name}"} for name in (f"qrels/{split}.tsv", "corpus.jsonl", "queries.jsonl")]
-        said = {key: value for key, value in said.items() if key not in ("files", "split")}
+        rest = {key: value for key, value in rest.items() if key not in ("files", "split")}
     qrels, corpus, queries = tables
     fields = {"query_id": "query-id", "positive_id": "corpus-id", "score": "score"}
     more = {"corpus": {"fields": {"title": "title?"}}, "queries": {}}
     whole = {part: table | more[part] | dict(data.get(part) or {}) for part, table in (("corpus", corpus), ("queries", queries))}
-    return {"fields": fields, **qrels, **said, **whole}
+    return {"fields": fields, **qrels, **rest, **whole}

@@ -79,9 +79,9 @@ def flow(counts: Mapping[str, int], label: str) -> Markup:
 
 def label_outline(counts: Sequence[int]) -> Markup:
     """Return the tuples per label, largest first, as an outline."""
-    said = f"{len(counts)} labels, from {counts[0]:,} down to {counts[-1]:,}"
+    label = f"{len(counts)} labels, from {counts[0]:,} down to {counts[-1]:,}"
     outline = _steps(np.array(counts), 0, 50, 240 / len(counts), -46)
-    return Markup(f'<svg viewBox="0 0 240 51" role="img" aria-label="{said}"><path class="fate0" d="{outline}"/></svg>')
+    return Markup(f'<svg viewBox="0 0 240 51" role="img" aria-label="{label}"><path class="fate0" d="{outline}"/></svg>')
 
 
 def shades(overlaps: pl.DataFrame) -> list[int]:

@@ -89,7 +89,7 @@ def render(folder: Path, left_out: Mapping[str, str] | None = None) -> str:
     tasks = Counter[str]()  # tuples kept
     for one in sources:
         tasks[one["facts"]["task"]] += one["counts"]["kept"]
-    boards, said = board_lines(zero_shot(folder, list(receipts)))
+    boards, notes = board_lines(zero_shot(folder, list(receipts)))
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_finalize
     )
@@ -110,7 +110,7 @@ def render(folder: Path, left_out: Mapping[str, str] | None = None) -> str:
         overlap=_overlap(folder, list(receipts)),
         threshold=f"{threshold:g}",
         contamination=_contamination(folder, summary, list(receipts)),
-        boards={"head": [name.capitalize() for name in BOARD_HEAD], "lines": boards, "said": " ".join(said)} if said else None,
+        boards={"head": [name.capitalize() for name in BOARD_HEAD], "lines": boards, "text": " ".join(notes)} if notes else None,
         compared=compared,
     )
     return hide_local_paths(page, manifest)
@@ -266,7 +266,7 @@ def _lengths(stage: Path) -> dict[str, Any]:
     ]
     both = pl.concat(queries), pl.concat(passages)
     medians = [int(np.median(texts.to_numpy())) for texts in both]
-    return {"bins": [figures.length_bins(texts) for texts in both], "said": f"medians {medians[0]:,} and {medians[1]:,}"}
+    return {"bins": [figures.length_bins(texts) for texts in both], "text": f"medians {medians[0]:,} and {medians[1]:,}"}
 
 
 def _draw_lengths(sources: Sequence[Mapping[str, Any]]) -> None:
@@ -277,7 +277,7 @@ def _draw_lengths(sources: Sequence[Mapping[str, Any]]) -> None:
     for one in sources:
         queries, positives = one["lengths"]["bins"]
         up, down, ticks = figures.length_axis(queries, positives, decades)
-        label = f"{one['name']}: {one['lengths']['said']} characters"
+        label = f"{one['name']}: {one['lengths']['text']} characters"
         one["lengths"]["picture"] = figures.histogram(up, down, ticks, ("query", "positive"), label)
 
 
@@ -298,8 +298,8 @@ def _negatives(folder: Path, name: str, mined: Receipt, has_tuples: bool) -> dic
         f"{(np.searchsorted(counts.cumsum(), counts.sum() / 2) + 0.5) / len(counts):.2f}" if counts.sum() else "none"
         for counts in (up, down)
     ]
-    said = f"median positive {medians[0]}, median negative {medians[1]}"
-    picture = figures.histogram(up, down, ("0", "0.5", "1"), ("positive", "negative"), f"{name}: {said}")
+    middle = f"median positive {medians[0]}, median negative {medians[1]}"
+    picture = figures.histogram(up, down, ("0", "0.5", "1"), ("positive", "negative"), f"{name}: {middle}")
     return {
         "strategy": mined.get("strategy") or mined.get("way") or "search",
         "preset": mined.get("settings", {}).get("preset") or "",
@@ -307,7 +307,7 @@ def _negatives(folder: Path, name: str, mined: Receipt, has_tuples: bool) -> dic
         "rows": mined["rows_in"],
         "kept": mined["kept"],
         "origins": [origins.get(at, 0) for at in range(len(ORIGINS))],
-        "said": f"{said}; {mined['kept']:,} of {mined['rows_in']:,} tuples",
+        "text": f"{middle}; {mined['kept']:,} of {mined['rows_in']:,} tuples",
         "picture": picture if down.sum() else "",  # negatives that were drawn or given have no scores
     }
 

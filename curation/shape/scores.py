@@ -1,4 +1,4 @@
-"""Scores and answers that a source comes with, kept beside its tuples.
+"""Scores and answers that a source comes with, kept next to its tuples.
 
 A score of a teacher or a miner belongs to a query and a text, whatever becomes of their lists: texts are filtered, queries
 merged. So it is stored by the keys of both, and joined again when passages get their numbers.

@@ -78,9 +78,9 @@ def dataset_card(
         body += ["## Rows left out", "", markdown_table(("config", "left out", "reason", "count"), drops), ""]
     if evaluation:
         body += ["## Evaluation sets", "", *_evaluation_sets(*evaluation, made), ""]
-    board_rows, said = board_lines(boards)
-    if said:
-        body += ["## MTEB", "", *([markdown_table(BOARD_HEAD, board_rows), ""] if board_rows else []), *said, ""]
+    board_rows, notes = board_lines(boards)
+    if notes:
+        body += ["## MTEB", "", *([markdown_table(BOARD_HEAD, board_rows), ""] if board_rows else []), *notes, ""]
     found = [(as_code(name), *_mining_in_words(one)) for name, one in made.items()]
     body += ["## Hard negatives", "", markdown_table(("config", "negatives", "model", "chosen from"), found), ""]
     limits = [
@@ -185,8 +185,8 @@ def _mining_in_words(one: Receipt) -> tuple[str, Markdown, str]:
         (settings["exclude_answer"] or None, "without the answer"),
         (settings["distinct"] or None, "distinct"),
     )
-    said = [f"preset {settings['preset']}", window, *(words.format(value) for value, words in filters if value is not None)]
-    return among, Markdown(", ".join(model)), "; ".join(said) + PICKS[settings["pick"]]
+    chosen = [f"preset {settings['preset']}", window, *(words.format(value) for value, words in filters if value is not None)]
+    return among, Markdown(", ".join(model)), "; ".join(chosen) + PICKS[settings["pick"]]
 
 
 def _card_head(

@@ -259,51 +259,51 @@ def _export_source(
 ) -> dict[str, Any]:
     """Write one source; return what the receipt says about it."""
     source, shape = receipt["source"], FORMATS[name]
-    said = {key: receipt[key] for key in ("task", "instruction", "language", "license", "revision")}
-    said |= {"tuples": 0, "used": 0, "rows": 0, "left_out": {}, "positives_left_out": 0}
+    entry = {key: receipt[key] for key in ("task", "instruction", "language", "license", "revision")}
+    entry |= {"tuples": 0, "used": 0, "rows": 0, "left_out": {}, "positives_left_out": 0}
     if name == "ids":
         with progress(f"export {source}", receipt["kept"], "tuples") as advance:
-            _write_ids(data / source, build / "curated" / source, folder, negatives, said, advance)
-        return said
-    constants = Constants(said["task"], said["instruction"])
+            _write_ids(data / source, build / "curated" / source, folder, negatives, entry, advance)
+        return entry
+    constants = Constants(entry["task"], entry["instruction"])
     passages = passages_with_keys(build, source)
     columns = MINED_COLUMNS if shape.mined else CURATED_COLUMNS
 
     def made(make: Callable[[pl.DataFrame, Constants, int], Any], advance: Advance) -> Iterator[Any]:
         """Yield blocks of rows or lines, and count them."""
         for pairs in blocks_of(folder, columns):
-            rows, most, left_out = fitting(with_texts(pairs, passages), shape, said["task"], negatives)
+            rows, most, left_out = fitting(with_texts(pairs, passages), shape, entry["task"], negatives)
             block = make(rows, constants, most)
-            said["tuples"] += len(pairs)
-            said["used"] += len(rows)
-            said["rows"] += len(block) if isinstance(block, pl.DataFrame) else len(rows)
+            entry["tuples"] += len(pairs)
+            entry["used"] += len(rows)
+            entry["rows"] += len(block) if isinstance(block, pl.DataFrame) else len(rows)
             for reason, count in left_out.items():
-                said["left_out"][reason] = said["left_out"].get(reason, 0) + count
+                entry["left_out"][reason] = entry["left_out"].get(reason, 0) + count
             if shape.first:
-                said["positives_left_out"] += int(rows["positives"].list.len().sum()) - len(rows)
+                entry["positives_left_out"] += int(rows["positives"].list.len().sum()) - len(rows)
             yield block
             advance(len(pairs))
 
     with progress(f"export {source}", receipt["kept"], "tuples") as advance:
         if name == "beir":
-            _write_beir(data / source, blocks_of(folder, columns), passages, said, advance)
-            return said
+            _write_beir(data / source, blocks_of(folder, columns), passages, entry, advance)
+            return entry
         assert shape.make
         data.mkdir(exist_ok=True)
         path = data / f"{source}.{shape.ending}"
         blocks = made(shape.make, advance)
         if shape.ending == "parquet":
-            metadata = {key: str(said[key]) for key in ("task", "language", "instruction", "license")}
+            metadata = {key: str(entry[key]) for key in ("task", "language", "instruction", "license")}
             tables.write_blocks(path, blocks, {"source": source, **metadata})
         else:
             store.write_lines(path, chain.from_iterable(blocks))
-    if not said["used"]:
+    if not entry["used"]:
         path.unlink()  # some trainers fail on a file without rows
-    return said
+    return entry
 
 
 def _write_beir(
-    folder: Path, blocks: Iterator[pl.DataFrame], passages: pl.DataFrame, said: dict[str, Any], advance: Advance
+    folder: Path, blocks: Iterator[pl.DataFrame], passages: pl.DataFrame, entry: dict[str, Any], advance: Advance
 ) -> None:
     """Write a source in BEIR's layout: all its passages, its queries without instructions, and which passages are right."""
     (folder / "qrels").mkdir(parents=True)
@@ -316,13 +316,13 @@ def _write_beir(
             queries.writelines(store.json_line(row) for row in asked.iter_rows(named=True))
             right = pairs.select("id", key=gathered(pairs["positives"], passages["key"])).explode("key")
             qrels.writelines(f"{id_}\t{key}\t1\n".encode() for id_, key in right.iter_rows())
-            said["tuples"] += len(pairs)
-            said["used"] += len(pairs)
-            said["rows"] += len(right)
+            entry["tuples"] += len(pairs)
+            entry["used"] += len(pairs)
+            entry["rows"] += len(right)
             advance(len(pairs))
 
 
-def _write_ids(folder: Path, curated: Path, mined: Path, negatives: int | None, said: dict[str, Any], advance: Advance) -> None:
+def _write_ids(folder: Path, curated: Path, mined: Path, negatives: int | None, entry: dict[str, Any], advance: Advance) -> None:
     """Write a source as three tables in LightOn's layout: tuples of ids, and the texts of queries and passages, each once.
 
     The first of `document_ids` is the positive that is trained on, the others are negatives; `positive_ids` lists all
@@ -332,7 +332,7 @@ def _write_ids(folder: Path, curated: Path, mined: Path, negatives: int | None, 
     folder.mkdir(parents=True)
     scores = tables.read_table(mined, "pairs", ["positive_score", "negative_scores"])
     scored = scores["positive_score"].count() + scores["negative_scores"].explode().count() > 0
-    about = {"source": folder.name, **{key: str(said[key]) for key in ("task", "language", "instruction", "license")}}
+    about = {"source": folder.name, **{key: str(entry[key]) for key in ("task", "language", "instruction", "license")}}
     ids = pl.List(pl.Int64)
 
     def tuples() -> Iterator[pl.DataFrame]:
@@ -343,7 +343,7 @@ def _write_ids(folder: Path, curated: Path, mined: Path, negatives: int | None, 
             columns += [pl.concat_list("positive_score", "negative_scores").alias("scores")] if scored else []
             yield cut.select(*columns, pl.col("positives").cast(ids).alias("positive_ids"))
             for key in ("tuples", "used", "rows"):
-                said[key] += len(pairs)
+                entry[key] += len(pairs)
             advance(len(pairs))
 
     queries = (pairs.select(query_id="id", text="query") for pairs in blocks_of(mined, ["id", "query"]))
@@ -353,7 +353,7 @@ def _write_ids(folder: Path, curated: Path, mined: Path, negatives: int | None, 
     )
     for name, blocks in (("train", tuples()), ("queries", queries), ("documents", passages)):
         tables.write_blocks(folder / f"{name}.parquet", blocks, about)
-    if not said["used"]:
+    if not entry["used"]:
         shutil.rmtree(folder)
 
 

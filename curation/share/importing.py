@@ -269,19 +269,19 @@ def _group(file: Path, top: Path) -> tuple[str, ...]:
 
 
 def _beir(folder: Path, base: Path) -> Iterator[Candidate]:
-    name, said = _named(folder.resolve().name), _said(folder)
+    name, constants = _named(folder.resolve().name), _constants(folder)
     files = os.path.relpath(folder.resolve(), base)
     splits = sorted(file.stem for file in (folder / "qrels").glob("*.tsv"))
     train = [split for split in splits if _split_kind(split) in ("", "train")]
     # if a receipt names a language, `curate export` wrote the folder: its texts have no titles, and stay as they are
-    bare = {"corpus": {"fields": {"text": "text"}}} if "language" in said else {}
+    bare = {"corpus": {"fields": {"text": "text"}}} if "language" in constants else {}
     for split in splits or ["train"]:
         held_out = bool(train) and split not in train
         at_split = {} if split == "train" else {"split": split}
         called = {"name": name if split in ("train", (train or splits)[0] if splits else "train") else _named(f"{name}-{split}")}
         yield Candidate(
             "beir",
-            {**called, **said, "files": files, "reader": "beir", **at_split, **bare},
+            {**called, **constants, "files": files, "reader": "beir", **at_split, **bare},
             held_out or not (train or not splits),
         )
 
@@ -295,10 +295,10 @@ def _ids(folder: Path, base: Path) -> Iterator[Candidate]:
         with closing(_rows(glob.escape(file), base)) as rows:
             columns[name] = [one for one in next(rows).frame.columns if not one.startswith("__")]
         tables[name] = {"files": file}
-    said, keys = _said(folder), _id_keys(tables, columns)
-    if _receipt(folder) and said["task"] == "retrieval":  # the documents of our own exports are all passages of a build
+    constants, keys = _constants(folder), _id_keys(tables, columns)
+    if _receipt(folder) and constants["task"] == "retrieval":  # the documents of our own exports are all passages of a build
         keys["corpus"]["all"] = True
-    yield Candidate("ids", {"name": _named(folder.resolve().name), **said, **keys})
+    yield Candidate("ids", {"name": _named(folder.resolve().name), **constants, **keys})
 
 
 def _ids_on_the_hub(at: Keys, splits: Mapping[str, list[str]]) -> Keys:
@@ -337,15 +337,15 @@ def _of_files(first: Path, paths: list[Path], name: str, held_out: bool, base: P
     """Return the data of files of one format, known by their columns; FlagEmbedding's are read whole, for their prompts."""
     files = [os.path.relpath(one.resolve(), base) for one in paths]
     listed_files = files[0] if len(files) == 1 else files
-    said = _said(first)
+    constants = _constants(first)
     columns: dict[str, None] = {}
     for one in files:
         with closing(_rows(glob.escape(one), base)) as rows:
             columns |= dict.fromkeys(next(rows).frame.columns)
     form, entry, note = _format_of(name, files[0], list(columns), first.suffix == ".jsonl")
-    if form == "flagembedding" and not said.get("instruction") and not held_out:
-        said |= _flagembedding(files, base)
-    return Candidate(form, {"name": name, **said, "files": listed_files, **entry}, held_out, note)
+    if form == "flagembedding" and not constants.get("instruction") and not held_out:
+        constants |= _flagembedding(files, base)
+    return Candidate(form, {"name": name, **constants, "files": listed_files, **entry}, held_out, note)
 
 
 def _rows(files: str, base: Path) -> Any:
@@ -359,9 +359,9 @@ def _receipt(path: Path) -> Keys:
     return dict(sources.get(path.stem if path.is_file() else path.name, {}))
 
 
-def _said(path: Path) -> Keys:
-    said = _receipt(path)
-    return {"task": "retrieval"} | {key: said[key] for key in TAKEN_OVER if said.get(key)}
+def _constants(path: Path) -> Keys:
+    receipt = _receipt(path)
+    return {"task": "retrieval"} | {key: receipt[key] for key in TAKEN_OVER if receipt.get(key)}
 
 
 def _flagembedding(files: list[str], base: Path) -> Keys:
@@ -370,7 +370,7 @@ def _flagembedding(files: list[str], base: Path) -> Keys:
     Raises:
         SourceError: lines name different ones.
     """
-    said: dict[tuple[str, str], str] = {}
+    places: dict[tuple[str, str], str] = {}
     for name in files:
         with closing(_rows(glob.escape(name), base)) as batches:
             for rows in batches:
@@ -383,13 +383,13 @@ def _flagembedding(files: list[str], base: Path) -> Keys:
                     .sort(ROW)
                 )
                 for prompt, type_, row in pairs.iter_rows():
-                    said.setdefault((prompt, type_), f"{name}, row {row}")
-    if len(said) > 1:
-        shown = "; ".join(f"prompt '{prompt[:60]}', type '{kind}' ({where})" for (prompt, kind), where in list(said.items())[:3])
+                    places.setdefault((prompt, type_), f"{name}, row {row}")
+    if len(places) > 1:
+        shown = "; ".join(f"prompt '{prompt[:60]}', type '{kind}' ({where})" for (prompt, kind), where in [*places.items()][:3])
         raise SourceError(
-            files[0], f"has lines of {len(said)} prompts or types: {shown}", "put the lines of each into a file of their own"
+            files[0], f"has lines of {len(places)} prompts or types: {shown}", "put the lines of each into a file of their own"
         )
-    ((prompt, kind),) = said
+    ((prompt, kind),) = places
     tasks = {word: task for task, word in TYPES.items()}
     return {"task": tasks.get(kind, "retrieval")} | ({"instruction": prompt} if prompt else {})
 
@@ -477,24 +477,24 @@ def _on_the_hub(id_: str) -> Iterator[Candidate]:
             name = id_.rpartition("/")[2] if len(configs) == 1 else config
             called = name if split == (train or splits[config])[0] else f"{name}-{split}"
             license = {"license": facts.license} if facts.license else {}
-            said = {"name": _named(called), "task": "retrieval", **license, **at, "revision": facts.revision}
+            common = {"name": _named(called), "task": "retrieval", **license, **at, "revision": facts.revision}
             held_out = split not in train
             if is_beir:
-                yield Candidate("beir", said | {"reader": "beir"}, held_out)
+                yield Candidate("beir", common | {"reader": "beir"}, held_out)
                 continue
             try:
                 if is_ids and held_out:
-                    raise SourceError(said["name"], "names texts by id, and an evaluation set cannot")
+                    raise SourceError(common["name"], "names texts by id, and an evaluation set cannot")
                 if is_ids:
-                    yield Candidate("ids", said | _ids_on_the_hub({**at, "revision": facts.revision}, splits))
+                    yield Candidate("ids", common | _ids_on_the_hub({**at, "revision": facts.revision}, splits))
                     continue
-                form, entry, note = _format_of(said["name"], f"{id_} ({config})", facts.columns or [], lines=False)
+                form, entry, note = _format_of(common["name"], f"{id_} ({config})", facts.columns or [], lines=False)
             except SourceError as error:
                 if not held_out or not train:
                     raise
-                yield Candidate("", said, True, f"left out, for development or tests by its name: {error}")
+                yield Candidate("", common, True, f"left out, for development or tests by its name: {error}")
                 continue
-            yield Candidate(form, said | entry, held_out, note)
+            yield Candidate(form, common | entry, held_out, note)
 
 
 def _named(text: str) -> str:

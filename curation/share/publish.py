@@ -250,11 +250,11 @@ def write_shards(
     """Write a source's rows into the folder `part` as shards of at most SHARD_BYTES bytes; return what their receipt says."""
     source = receipt["source"]
     n = 0 if mined is None else negatives or mined["settings"].get("negatives") or NEGATIVES[receipt["task"]]
-    said: dict[str, Any] = {
+    entry: dict[str, Any] = {
         "rows": 0, "bytes": 0, "negatives": n, "left_out": {}, "positives_left_out": 0, "features": [], "shards": {}
     }  # fmt: skip
     with progress(f"publish {source}", receipt["kept"] if mined is None else mined["kept"], "tuples") as advance:
-        waiting = _published_rows(build, receipt, n, columns, said, advance)
+        waiting = _published_rows(build, receipt, n, columns, entry, advance)
         block = next(waiting, None)
         while block is not None:
 
@@ -268,19 +268,19 @@ def write_shards(
                     block = next(waiting, None)
 
             path = part / f"{len(list(part.iterdir())):05d}"
-            said["bytes"] += tables.write_blocks(path, blocks_of_a_shard(), {"source": source})
+            entry["bytes"] += tables.write_blocks(path, blocks_of_a_shard(), {"source": source})
     paths = sorted(part.iterdir())
     for number, path in enumerate(paths):  # their names contain how many there are
         name = f"train-{number:05d}-of-{len(paths):05d}.parquet"
         piece = Piece.of(path.rename(part / name))
-        said["shards"][name] = {"bytes": piece.size, "sha256": piece.sha256}
-    return said
+        entry["shards"][name] = {"bytes": piece.size, "sha256": piece.sha256}
+    return entry
 
 
 def _published_rows(
-    build: Path, receipt: Receipt, n: int, columns: tuple[str, ...], said: dict[str, Any], advance: Advance
+    build: Path, receipt: Receipt, n: int, columns: tuple[str, ...], entry: dict[str, Any], advance: Advance
 ) -> Iterator[pl.DataFrame]:
-    """Yield blocks of the published rows, and count them in `said`."""
+    """Yield blocks of the published rows, and count them in `entry`."""
     source, shape = receipt["source"], FORMATS["f2llm" if n else "pair"]
     passages = passages_with_keys(build, source)
     constants = Constants(receipt["task"], receipt["instruction"])
@@ -311,12 +311,12 @@ def _published_rows(
     for pairs in blocks_of(folder, read):
         rows, _, left_out = fitting(with_texts(pairs, passages), shape, receipt["task"], n or None)
         made = pl.concat([f2llm(rows, constants, n), rows.select(further)], how="horizontal")
-        said["rows"] += len(made)
+        entry["rows"] += len(made)
         if "positives" not in columns:
-            said["positives_left_out"] += int(rows["positives"].list.len().sum()) - len(rows)
+            entry["positives_left_out"] += int(rows["positives"].list.len().sum()) - len(rows)
         for reason, count in left_out.items():
-            said["left_out"][reason] = said["left_out"].get(reason, 0) + count
-        said["features"] = [
+            entry["left_out"][reason] = entry["left_out"].get(reason, 0) + count
+        entry["features"] = [
             {"name": name, "list": COLUMN_KINDS[kind.inner.base_type()]}
             if isinstance(kind, pl.List)
             else {"name": name, "dtype": COLUMN_KINDS[kind.base_type()]}

@@ -81,14 +81,14 @@ def read_signatures(*paths: Path | str) -> Iterator[tuple[str, MinHash]]:
             metadata_of_file = pl.read_parquet_metadata(path)
         except (OSError, pl.exceptions.PolarsError) as error:
             raise BuildError(path, f"not readable as parquet ({error})", "run `curate signatures` again") from None
-        said = {key: metadata_of_file.get(key, "") for key in header()}
-        if not said["scheme"]:
+        written = {key: metadata_of_file.get(key, "") for key in header()}
+        if not written["scheme"]:
             raise BuildError(path, "holds no signatures", "name a file of `curate signatures`")
-        first = first or said
-        for key, value in said.items():
+        first = first or written
+        for key, value in written.items():
             if value != first[key]:
                 what = f"was made with {key} '{value}', and {paths[0]} with '{first[key]}'; their signatures do not compare"
                 raise BuildError(path, what, "write both again with the same version")
         for id_, values in pl.read_parquet(path).iter_rows():
             hashes = np.asarray(values, dtype=np.uint32)
-            yield id_, MinHash(num_perm=NUM_PERM, seed=int(said["seed"]), scheme=said["scheme"], hashvalues=hashes)
+            yield id_, MinHash(num_perm=NUM_PERM, seed=int(written["seed"]), scheme=written["scheme"], hashvalues=hashes)

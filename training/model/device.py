@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from curation.core.errors import SetupError
+from curation.core.errors import SetupError, first_line
 
 
 def device_of(device: str) -> torch.device:
@@ -55,12 +55,11 @@ def _why_no_cuda() -> tuple[str, str]:
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]  # raises what `is_available` hides
     except (AssertionError, RuntimeError) as error:
-        said = str(error).partition("\n")[0]
-        if "too old" in said:
+        if "too old" in first_line(error):
             what = f"the NVIDIA driver is too old for torch {torch.__version__} (CUDA {torch.version.cuda})"
             return what, "update the driver, install a torch for an older CUDA, or use --device cpu"
         if has_gpu_driver():
-            return f"torch {torch.__version__} cannot use the GPU ({said})", "see `nvidia-smi`, or use --device cpu"
+            return f"torch {torch.__version__} cannot use the GPU ({first_line(error)})", "see `nvidia-smi`, or use --device cpu"
     return "this machine has no GPU that torch can see", "use --device cpu"
 
 
