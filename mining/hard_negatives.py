@@ -184,7 +184,7 @@ def find_negatives(
         pairs: the texts.
         vectors: a unit vector for each.
         window: the filters.
-        progress: hears of queries as they are searched.
+        progress: reports the queries that have been searched.
         device: cpu, cuda, cuda:N or auto: where it searches.
         reranker: an object with `predict(pairs of texts)`; its scores take the place of cosines in all filters.
     """

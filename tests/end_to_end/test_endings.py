@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -37,14 +38,6 @@ def manifest(folder: Path, sources: int, rows: int = 5) -> Path:
     return folder / "m.yaml"
 
 
-def start(*words: object, cwd: Path, **environment: str) -> subprocess.Popen[str]:
-    """Start `curate` in a process group of its own, as a terminal does."""
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from curation.cli import main; main()"
-    command = [sys.executable, "-c", code, *map(str, words)]  # a job in the background ignores SIGINT, and so does what it starts
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
-    return subprocess.Popen(command, cwd=cwd, env=ENVIRONMENT | environment, start_new_session=True, **pipes)
-
-
 def living(group: int) -> bool:
     """Tell whether processes of a group still live after a while."""
     for _ in range(100):
@@ -58,34 +51,32 @@ def living(group: int) -> bool:
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("number", ENDINGS, ids=lambda number: number.name)
-def test_a_signal_ends_a_build_in_one_line_and_leaves_nothing(number, workers, tmp_path):
+def test_a_signal_ends_a_build_in_one_line_and_leaves_nothing(forked, number, workers, tmp_path):
     manifest(tmp_path, 2, rows=60_000)
-    with start("build", "m.yaml", "-o", "out", "-j", workers, cwd=tmp_path) as process:
-        while not list(tmp_path.glob("out/*/.tuplesmith-*.tmp/new")):
-            time.sleep(0.02)
-            assert process.poll() is None, process.communicate()
-        os.killpg(process.pid, number)
-        out, err = process.communicate(timeout=60)
+    group = forked.start("curate", "build", "m.yaml", "-o", "out", "-j", workers, cwd=tmp_path)
+    while not list(tmp_path.glob("out/*/.tuplesmith-*.tmp/new")):
+        time.sleep(0.02)
+        os.kill(group, 0)  # it has not ended
+    os.killpg(group, number)
     code, word = ENDINGS[number]
-    assert process.returncode == code, err
-    assert err == f"curate: {word}; run the same command again to continue\n"
-    assert out == ""
+    assert forked.ended() == (code, "", f"curate: {word}; run the same command again to continue\n")
     assert not list(tmp_path.rglob(".tuplesmith-*"))
-    assert not living(process.pid)
+    assert not living(group)
 
 
-def test_a_signal_while_workers_start_is_one_line(tmp_path):
+def test_a_signal_while_workers_start_is_one_line(forked, tmp_path):
     manifest(tmp_path, 2)
     for pause in (0.0, 0.3, 0.9):
-        with start("build", "m.yaml", "-o", f"out{pause}", "-j", "2", cwd=tmp_path) as process:
-            while not (tmp_path / f"out{pause}").is_dir():
-                time.sleep(0.01)
-            time.sleep(pause)
-            os.killpg(process.pid, signal.SIGINT)
-            _, err = process.communicate(timeout=60)
-        assert process.returncode in (0, 130), err
-        assert "Traceback" not in err
-        assert process.returncode == 0 or err == "curate: interrupted; run the same command again to continue\n"
+        group = forked.start("curate", "build", "m.yaml", "-o", f"out{pause}", "-j", 2, cwd=tmp_path)
+        while not (tmp_path / f"out{pause}").is_dir():
+            time.sleep(0.01)
+        time.sleep(pause)
+        with suppress(ProcessLookupError):  # it was faster
+            os.killpg(group, signal.SIGINT)
+        done = forked.ended()
+        assert done.code in (0, 130), done.err
+        assert "Traceback" not in done.err
+        assert done.code == 0 or done.err == "curate: interrupted; run the same command again to continue\n"
 
 
 def test_signals_stay_held_while_the_first_process_starts():

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 from small_build import files_of, make_build
@@ -16,41 +10,51 @@ from test_mine import EASY, clustering, retrieval, run
 
 from curation.core.errors import BuildError
 from mining import candidates, ivf
+from tests.killing import forking
 
 SLOW_RUN = """
 import resource, signal, sys, time
 from pathlib import Path
-sys.path[:0] = [{tests!r}, {root!r}]
 from small_build import FakeEncoder, hashed
 from curation.core import errors, vectors
 from mining import candidates, ivf, mine
 vectors.ROWS = candidates.ROWS_PER_BLOCK = 8
 ivf.LEAST = 50
+build, room = Path(sys.argv[1]), int(sys.argv[2])
 def slow(texts):
-    time.sleep({pause})
+    time.sleep(0.01)
     return hashed(texts)
-Path({build!r}).with_name("began").touch()
-if {room}:
+if room:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
 try:
-    mine.mine_build(Path({build!r}), load=lambda *_: FakeEncoder(vectors=slow))
+    mine.mine_build(build, load=lambda *_: FakeEncoder(vectors=slow))
 except OSError as error:
-    sys.exit(7 if errors.is_disk_full(error) else 1)
+    if not errors.is_disk_full(error):
+        raise
+    build.with_name("full").touch()
 """
 SOURCES = {"s": retrieval(40), "t": clustering(), "u": retrieval(80)}  # u is searched in lists
 LISTED = f"{EASY}, index: ivf"
 
 
-def start(build, room=0, pause=0.01):
-    """Begin to mine in another process, and return when its imports are over."""
-    here, began = Path(__file__).resolve(), build.with_name("began")
-    began.unlink(missing_ok=True)
-    code = SLOW_RUN.format(tests=str(here.parent), root=str(here.parents[2]), build=str(build), room=room, pause=pause)
-    process = subprocess.Popen([sys.executable, "-c", code], env=os.environ, stdout=subprocess.DEVNULL)
-    while not began.exists() and process.poll() is None:
-        time.sleep(0.005)
-    return process
+@pytest.fixture(scope="module")
+def process():
+    with forking("small_build", "mining.mine", "mining.ivf", "faiss") as process:
+        yield process
+
+
+def mined(process, build, seconds=None):
+    """Mine in another process; return whether it came to its end before it was killed."""
+    return process.run(SLOW_RUN, ["mine", str(build), "0"], build.parent, seconds)
+
+
+def fills_the_disk(process, build, room):
+    """Mine in another process whose files may have so many bytes; return whether that was too little."""
+    full = build.with_name("full")
+    full.unlink(missing_ok=True)
+    assert process.run(SLOW_RUN, ["mine", str(build), str(room)], build.parent)
+    return full.exists()
 
 
 def built(folder):
@@ -58,35 +62,30 @@ def built(folder):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def undisturbed(process, tmp_path_factory):
     build = built(tmp_path_factory.mktemp("undisturbed"))
-    assert start(build).wait() == 0
+    assert mined(process, build)
     assert (build / "candidates" / "u" / "index" / "index.npz").exists()
     return files_of(build)
 
 
-def test_killed_at_random_moments(tmp_path, undisturbed):
+def test_killed_at_random_moments(process, tmp_path, undisturbed):
     build, dice = built(tmp_path), random.Random(11)
-    killed = []
-    for _ in range(10):
-        process = start(build)
-        time.sleep(dice.uniform(0.02, 0.3))
-        process.send_signal(signal.SIGKILL)
-        killed.append(process.wait() == -signal.SIGKILL)
-    assert sum(killed) >= 3  # later ones find little left to do
-    assert start(build).wait() == 0
+    ended = [mined(process, build, dice.uniform(0.02, 0.3)) for _ in range(10)]
+    assert ended.count(False) >= 3  # later ones find little left to do
+    assert mined(process, build)
     assert files_of(build) == undisturbed
 
 
-def test_without_room_it_stops_and_goes_on_when_there_is_some(tmp_path, undisturbed):
+def test_without_room_it_stops_and_goes_on_when_there_is_some(process, tmp_path, undisturbed):
     build = built(tmp_path)
-    assert start(build, room=6_000).wait() == 7  # a shard of vectors has 8 kB
+    assert fills_the_disk(process, build, 6_000)  # a shard of vectors has 8 kB
     assert not list(build.rglob("shard-*.json"))
-    assert start(build, room=9_000).wait() == 7  # the index has 40 kB
+    assert fills_the_disk(process, build, 9_000)  # the index has 40 kB
     assert (build / "mined" / "s" / "done.json").exists()
     assert not list((build / "candidates" / "u").rglob("*.np?"))
     assert not [path for path in build.rglob("*") if path.name.startswith(".tuplesmith-")]
-    assert start(build).wait() == 0
+    assert mined(process, build)
     assert files_of(build) == undisturbed
 
 

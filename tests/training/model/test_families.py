@@ -82,13 +82,15 @@ CONFIGS = {
     "falcon": ("FalconConfig", SMALL | END),
     "lfm2": ("Lfm2Config", SMALL | END | {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]}),
 }
+# In the default suite: two or more of each way in which texts share a forward, encoders and decoders, relative positions, windows.
+FEW = ("bert", "modernbert", "mpnet", "deberta-v2", "t5", "convbert", "longformer", "qwen3", "gemma2", "gpt2", "bloom", "lfm2")
 
 
 def way(model) -> str:
     return "equal lengths" if model.equal else "padded" if model.padded else "packed"
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[] if kind in FEW else pytest.mark.long) for kind in CONFIGS])
 def test_a_family_encodes_trains_and_exports_as_sentence_transformers(kind, tmp_path):
     name, sizes = CONFIGS[kind]
     torch.manual_seed(1)
