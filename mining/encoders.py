@@ -141,7 +141,7 @@ class CustomEncoder(Prompted):
             found = np.asarray(self.model.encode(list(texts)), np.float32)
         except (TypeError, ValueError) as error:  # vectors of several lengths; a tensor that is not on the CPU
             raise ModelError(self.name, f"`encode` did not return an array of numbers ({error})") from None
-        if found.ndim != 2 or len(found) != len(texts) or self.dim not in (0, found.shape[1]):
+        if found.ndim != 2 or len(found) != len(texts) or self.dim not in (0, found.shape[1]) or not found.shape[1]:
             wanted = f"({len(texts)}, {self.dim or 'dim'})"
             raise ModelError(self.name, f"`encode` returned an array of shape {found.shape} for {len(texts)} texts, not {wanted}")
         bad = np.flatnonzero(~np.isfinite(found).all(axis=1))

@@ -139,6 +139,11 @@ def window_of(
         settings = Mine(model="given", preset=preset)
         wanted, rules = settings.negatives, rules_of(settings)
         target = settings.target_yield if settings.max_similarity == "auto" else None
+    for name, value in set_values.items():
+        whole = name in ("num_negatives", "range_min", "range_max")
+        is_number = isinstance(value, int | float | np.number) and not np.isnan(value)
+        if not is_number or (whole and not float(value).is_integer()):
+            raise UserError(name, f"must be a {'whole ' if whole else ''}number, and is {value!r}")
     wanted = int(set_values.pop("num_negatives", wanted))
     if wanted < 1:
         raise UserError("num_negatives", f"must be at least 1, and is {wanted}")

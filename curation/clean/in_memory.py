@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def near_duplicates(data: Any, threshold: float, column: str | None = None) -> p
         UserError: a threshold out of range, or a column that does not exist.
         SourceError: a value that is not a text.
     """
-    if not 0 < threshold <= 1:
+    if not isinstance(threshold, int | float) or not 0 < threshold <= 1:
         raise UserError("threshold", f"must be above 0 and at most 1, and is {threshold}")
     if is_dataset(data):
         name = column or next(iter(text_columns(data)), None)
@@ -143,6 +143,8 @@ def evaluation_sets(against: Any) -> list[tuple[str, Any]]:
         against = [against]
     elif against and all(isinstance(one, str) for one in against) and not all(Path(one).is_dir() for one in against):
         against = [against]  # one list of texts
+    if not isinstance(against, Iterable):
+        raise SourceError("against", f"is a {type(against).__name__}", "give a folder, a Dataset or a list of texts")
     sets: list[tuple[str, Any]] = []
     for number, one in enumerate(against):
         if isinstance(one, str | Path):
@@ -155,7 +157,7 @@ def evaluation_sets(against: Any) -> list[tuple[str, Any]]:
         else:
             sets.append((f"against[{number}]", texts_of_list(f"against[{number}]", one)))
     for name, one in sets:
-        if not isinstance(one, Path) and not len(one):
+        if not isinstance(one, Path) and not one.str.contains(r"\S").any():
             raise SourceError(name, "holds no text, so nothing would be kept clear of it")
     if not sets:
         raise SourceError("against", "names no evaluation set", "give a folder, a Dataset or a list of texts")

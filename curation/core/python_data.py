@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import polars as pl
@@ -10,6 +11,7 @@ import polars as pl
 from curation.core.errors import SourceError, UserError, did_you_mean, listed
 
 Dataset: TypeAlias = Any  # datasets.Dataset
+HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 
 
 def is_dataset(data: Any) -> bool:
@@ -46,10 +48,14 @@ def texts_of_list(where: str, texts: Sequence[str]) -> pl.Series:
     """Return a list of texts as a column; `where` names the argument in errors."""
     if isinstance(texts, str):
         raise SourceError(where, "is one text", "give a list of texts")
+    if isinstance(texts, Mapping) or not (hasattr(texts, "__len__") and hasattr(texts, "__getitem__")):
+        raise SourceError(where, f"is a {type(texts).__name__}", "give a list of texts, or a datasets.Dataset")
     found = list(texts)
     for row, text in enumerate(found):
         if not isinstance(text, str):
             raise SourceError(where, f"entry {row} is a {type(text).__name__}, not a text")
+        if not text.isascii() and HALF.search(text):
+            raise SourceError(where, f"entry {row} holds half of a surrogate pair, which is not text")
     return pl.Series("text", found, dtype=pl.String)
 
 

@@ -74,3 +74,8 @@ def test_wrong_vectors(change, complaint):
         encoder.encode(["where is a?", "where is b?"])
     assert str(error.value).startswith(complaint)
     assert "\n" not in str(error.value)
+
+
+def test_vectors_without_numbers():
+    with pytest.raises(ModelError, match=r"`encode` returned an array of shape \(1, 0\) for 1 texts, not \(1, dim\)"):
+        CustomEncoder(Lists(lambda them: [[] for _ in them]), Mine(model="fake"), "cpu")
