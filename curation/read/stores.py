@@ -261,6 +261,8 @@ def _explained(name: str, error: Exception) -> tuple[type[Exception], str, str, 
         return NoAnswer, f"the store answers {status}", LATER, True
     if status >= 400:
         return OSError, f"the store answers {status}", "check the address", False
+    if "Redirect" in kinds:
+        return OSError, "redirects in a loop, or to no web address", "name the address that it leads to in a browser", False
     for word, kind, what in FAILURES:
         if word in kinds:
             return kind, what.format(seconds=SECONDS, kind=type(causes[-1]).__name__), LATER, True

@@ -64,6 +64,8 @@ class Handler(BaseHTTPRequestHandler):
             data = "".join(f'<a href="{name}">x</a>' for name in web.files if name.startswith(path)).encode() or None
         if isinstance(fault, int) or data is None:
             self.send_response(fault or 404)
+            if fault == 302:  # to itself
+                self.send_header("Location", self.path)
             self.send_header("Content-Length", "0")
             self.end_headers()
             return

@@ -380,6 +380,7 @@ AGAIN = "check the network and the address, or run the same command again in a w
         (404, "no such object; check the address"),
         (416, "the store answers 416; check the address"),
         (503, f"the store answers 503; {AGAIN}"),
+        (302, "redirects in a loop, or to no web address; name the address that it leads to in a browser"),
         ("cut", f"the download was cut off; {AGAIN}"),
         ("hang", f"does not answer within 0.3 s; {AGAIN}"),
     ],
