@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import polars as pl
 
 from curation.core.errors import SourceError, first_line, listed
@@ -243,7 +244,7 @@ def _parquet_records(folder: Path, kind: str, split: str) -> list[dict[str, Any]
     """Return the rows of parquet files: `_id`, `text` and perhaps `title`; of qrels `query-id`, `corpus-id` and perhaps `score`.
 
     Raises:
-        SourceError: a column is missing, or a file cannot be read.
+        SourceError: a column is missing or holds something else, an id occurs twice, or a file cannot be read.
     """
     wanted = ("query-id", "corpus-id") if kind == "qrels" else ("_id", "text")
     files = _parquet_files(folder, kind, split)
@@ -257,4 +258,15 @@ def _parquet_records(folder: Path, kind: str, split: str) -> list[dict[str, Any]
         raise SourceError(files[0], f"has no column '{missing[0]}'", f"it has {listed(frame.columns)}")
     if empty := [name for name in wanted if frame[name].null_count()]:
         raise SourceError(files[0], f"has empty values in column '{empty[0]}'")
-    return frame.with_columns(pl.col(name).cast(pl.String) for name in wanted).to_dicts()
+    if nested := [name for name in wanted if frame[name].dtype.is_nested() or frame[name].dtype == pl.Binary]:
+        raise SourceError(files[0], f"holds {frame[nested[0]].dtype} in column '{nested[0]}', not texts")
+    frame = frame.with_columns(pl.col(name).cast(pl.String) for name in wanted)
+    if kind != "qrels" and frame["_id"].is_duplicated().any():
+        raise SourceError(files[0], f"repeats the _id '{frame['_id'].filter(frame['_id'].is_duplicated())[0]}' of an earlier row")
+    if kind == "qrels" and "score" in frame.columns:
+        scores = frame["score"]
+        grades = pl.Series("score", [np.nan]) if scores.dtype.is_nested() else scores.cast(pl.Float64, strict=False)
+        if not (grades.fill_null(np.nan).abs() <= LARGEST_GRADE).all():  # NaN is larger than any number
+            raise SourceError(files[0], "has a score that is not a number", "give query-id, corpus-id and score")
+        frame = frame.with_columns(grades)
+    return frame.to_dicts()

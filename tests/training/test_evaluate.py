@@ -189,6 +189,34 @@ def test_copies_of_nanobeir_are_read_as_beirs_layout_and_found_by_name(folder, t
         assert found.query == f"Instruct: {instruction}\nQuery: "
 
 
+@pytest.mark.parametrize(
+    ("kind", "change", "what"),
+    [
+        ("corpus", pl.col("_id").first(), "repeats the _id 'd0' of an earlier row"),
+        ("queries", pl.col("_id").first(), "repeats the _id 'q0' of an earlier row"),
+        ("corpus", pl.concat_list("text").alias("text"), "holds List(String) in column 'text', not texts"),
+        ("qrels", pl.lit(None, pl.Int64).alias("score"), "has a score that is not a number; give query-id, corpus-id and score"),
+        ("qrels", pl.lit(float("nan")).alias("score"), "has a score that is not a number; give query-id, corpus-id and score"),
+        ("qrels", pl.lit("good").alias("score"), "has a score that is not a number; give query-id, corpus-id and score"),
+    ],
+)
+def test_parquet_files_are_as_strict_as_lines(tmp_path, kind, change, what):
+    frames = {
+        "corpus": pl.DataFrame({"_id": ["d0", "d1"], "text": ["a text", "another"]}),
+        "queries": pl.DataFrame({"_id": ["q0", "q1"], "text": ["a question", "another"]}),
+        "qrels": pl.DataFrame({"query-id": ["q0", "q1"], "corpus-id": ["d0", "d1"], "score": [1, 2]}),
+    }
+    for name, frame in frames.items():
+        (tmp_path / name).mkdir()
+        frame.write_parquet(tmp_path / name / "test-00000-of-00001.parquet")
+    assert read_collection(tmp_path).relevant == [{1: 1.0}, {0: 2.0}]
+    path = tmp_path / kind / "test-00000-of-00001.parquet"
+    frames[kind].with_columns(change).write_parquet(path)
+    with pytest.raises(SourceError) as error:
+        read_collection(tmp_path)
+    assert str(error.value) == f"{path}: {what}"
+
+
 @given(st.integers(0, 2**32), st.integers(1, 60), st.integers(1, 12), st.integers(1, 4))
 def test_nearest_is_exact_over_blocks_and_ties_go_to_the_smaller_row(seed, passages, top, levels):
     draw = np.random.default_rng(seed)
