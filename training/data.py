@@ -90,15 +90,18 @@ class Plan:
             if self.negatives[number] and len(source.negatives):
                 continue
             why = "its tuples have no negatives" if self.negatives[number] else "`negatives` is 0"
+            or_else = ""
             if not self.in_batch[number]:
                 other = "and positives of other tuples do not count as negatives (`in_batch`)"
+                or_else = f"`sources: {{{source.name}: {{in_batch: yes}}}}`, "
             elif self.batch == 1 or len(source) == 1:
                 other = "and a batch has one tuple"
             elif np.ptp(source.identity[source.positives]) == 0:
                 other = "and all of them have the same positive"
             else:
                 continue
-            hint = f"give it negatives, `sources: {{{source.name}: {{in_batch: yes}}}}`, or leave it out with `--only`"
+            or_else = "a larger `batch`, " if self.batch == 1 and self.in_batch[number] else or_else
+            hint = f"give it negatives, {or_else}or leave it out with `--only`"
             raise BuildError(f"source '{source.name}'", f"has nothing to learn from: {why}, {other}", hint)
 
     def rows(self, step: int) -> tuple[Source, np.ndarray]:

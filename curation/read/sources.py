@@ -127,7 +127,7 @@ def _read(table: Table, base: Path, first: int | None) -> Iterator[Rows]:
             if first and good >= first:
                 return
     if not met:
-        raise SourceError(_called(table), "holds no rows")
+        raise SourceError(_called(table), "holds no rows" + (f" after the {skip:,} that `skip` leaves out" if skip else ""))
 
 
 def _mapped_rows(table: Table, base: Path, first: int | None) -> Generator[Rows]:

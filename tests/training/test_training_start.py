@@ -131,11 +131,12 @@ def test_tokens_beyond_the_length_of_a_vocabulary_with_gaps_are_whole(tmp_path):
     assert 70_001 in source.ids[source.starts[number] : source.starts[number + 1]].tolist()
 
 
-NOTHING = (
-    "has nothing to learn from: {}; give it negatives, `sources: {{pairs: {{in_batch: yes}}}}`, or leave it out with `--only`"
-)
+NOTHING = "has nothing to learn from: {}or leave it out with `--only`"
 OFF, EMPTY = "`negatives` is 0", "its tuples have no negatives"
-NONE_EITHER = "and positives of other tuples do not count as negatives (`in_batch`)"
+GIVE = "give it negatives, "
+NONE_EITHER = (
+    f"and positives of other tuples do not count as negatives (`in_batch`); {GIVE}`sources: {{pairs: {{in_batch: yes}}}}`, "
+)
 
 
 @pytest.mark.parametrize(
@@ -146,8 +147,8 @@ NONE_EITHER = "and positives of other tuples do not count as negatives (`in_batc
         ("retrieval", {"negatives": 2}, {"in_batch": False, "negatives": 0}, {}, f"{OFF}, {NONE_EITHER}"),
         ("retrieval", {"negatives": 0, "loss": "infonce", "distill": 1.0}, {"in_batch": False}, {}, f"{OFF}, {NONE_EITHER}"),
         ("retrieval", {"negatives": 2}, {"in_batch": False}, {"negatives": [[]] * 8}, f"{EMPTY}, {NONE_EITHER}"),
-        ("retrieval", {"negatives": 0, "batch": 1}, {}, {}, f"{OFF}, and a batch has one tuple"),
-        ("retrieval", {"negatives": 0}, {}, {"positives": [[0]] * 8}, f"{OFF}, and all of them have the same positive"),
+        ("retrieval", {"negatives": 0, "batch": 1}, {}, {}, f"{OFF}, and a batch has one tuple; {GIVE}a larger `batch`, "),
+        ("retrieval", {"negatives": 0}, {}, {"positives": [[0]] * 8}, f"{OFF}, and all of them have the same positive; {GIVE}"),
         ("retrieval", {"negatives": 0}, {}, {}, None),
         ("classification", {"negatives": 1}, {}, {}, None),
         ("classification", {"negatives": 0}, {"negatives": 1}, {}, None),
