@@ -138,24 +138,20 @@ def _tokens_per_tuple(build: Path, name: str, entry: dict[str, Any], model: Mode
     return float(np.average(each, weights=[len(row) if recipe.positives == "all" else 1 for row in trained]))
 
 
-def _fitting(found: Mapping[str, Any]) -> str:
-    """Return in words how much memory a GPU must have at least."""
-    if not found["fits"]:
-        return "fits into no GPU that is known here"
-    smallest = min(found["fits"], key=lambda name: GPUS[name][1])
-    smaller = found["token_budget_from"] != "the recipe" and smallest != GPU
-    return f"fits into {GPUS[smallest][1] / 1e9:.0f} GB ({smallest})" + (", with a smaller budget" if smaller else "")
-
-
 def as_table(found: Mapping[str, Any]) -> str:
     """Return an estimate as text of at most 80 columns."""
     memory, chunks, gpus = found["memory_gb_per_gpu"], found["chunks_per_step"], found["gpus"]
+    fitting = "fits into no GPU that is known here"
+    if found["fits"]:
+        smallest = min(found["fits"], key=lambda name: GPUS[name][1])
+        smaller = found["token_budget_from"] != "the recipe" and smallest != GPU
+        fitting = f"fits into {GPUS[smallest][1] / 1e9:.0f} GB ({smallest})" + (", with a smaller budget" if smaller else "")
     rows = [
         ("steps", f"{found['steps']:,}", f"{found['epochs']:g} epochs, warm-up of {found['warmup']:,} steps"),
         ("tokens per step", f"{found['tokens_per_step']:,}", f"{chunks} chunk{'s' if chunks > 1 else ''}"),
         ("token budget", f"{found['token_budget']:,}", f"from {found['token_budget_from']}"),
         ("weights", f"{found['weights'] / 1e6:,.1f} M", f"pooling {found['pooling']}, prompt {found['prompt']}"),
-        ("memory per GPU", f"{sum(memory.values()):,.1f} GB", _fitting(found)),
+        ("memory per GPU", f"{sum(memory.values()):,.1f} GB", fitting),
         ("", f"{memory['weights_and_optimizer']:,.1f} GB", "weights, gradients and optimizer"),
         ("", f"{memory['activations']:,.1f} GB", "activations"),
         ("GPU-hours", f"{found['gpu_hours']:,.1f}", f"on {gpus} GPU{'s' if gpus > 1 else ''}"),

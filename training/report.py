@@ -45,12 +45,16 @@ def write_report(run: Path) -> Path:
     if not steps:
         raise BuildError(run, "has no step in log.jsonl", "give the folder of a run, such as builds/NAME/train")
     measured = [line for line in lines if "ndcg@10" in line]
+    of_sources = [
+        _figure(name, {"": _curve([line for line in steps if line["source"] == name], "loss")})
+        for name in sorted({line["source"] for line in steps})
+    ]
     page = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=as_html(run.resolve().parent.name if run.name == "train" else run.resolve().name),
         headline=as_html(_headline(steps, measured)),
         facts="".join(f"<div><dt>{name}</dt><dd>{as_html(str(value))}</dd></div>" for name, value in _facts(steps, measured)),
         curves="".join(_curves(steps, measured)),
-        sources="".join(_sources(steps)),
+        sources="".join(of_sources),
     )
     with store.atomic(run / "report.html") as file:
         file.write(store.sealed_page(page))
@@ -112,12 +116,6 @@ def _curves(steps: Sequence[Mapping[str, Any]], measured: Sequence[Mapping[str, 
     memory = {where: curve for key, where in MEMORY.items() if (curve := _curve(steps, key))[0]}
     if memory:
         yield _figure("Highest memory so far, GB", memory, smooth=False)
-
-
-def _sources(steps: Sequence[Mapping[str, Any]]) -> Iterable[str]:
-    """Yield a small figure of the loss of each source."""
-    for name in sorted({line["source"] for line in steps}):
-        yield _figure(name, {"": _curve([line for line in steps if line["source"] == name], "loss")})
 
 
 def _curve(lines: Iterable[Mapping[str, Any]], key: str) -> Curve:

@@ -115,7 +115,11 @@ def add_gradients(backend: Backend, batch: Batch | Ready, recipe: Train) -> Loss
         return vectors if count == len(vectors) else vectors[:count]
 
     def loss_of(own: Tensor) -> Losses:
-        every = _all_embeddings(own, ready.order, backend.world)
+        """Return the losses of a batch, given the embeddings of this process's share of its texts."""
+        every = own
+        if ready.order is not None:
+            counts = [len(range(rank, len(ready.order), backend.world)) for rank in range(backend.world)]
+            every = torch.cat(ranks.gather_rows(own, counts))[ready.order.to(own.device, non_blocking=True)]
         return batch_loss(every, ready.batch, recipe, detached, ready.targets)
 
     if len(ready.forwards) == 1:
@@ -134,14 +138,6 @@ def add_gradients(backend: Backend, batch: Batch | Ready, recipe: Train) -> Loss
         backend.backward((vectors * gradient[first : first + len(vectors)]).sum())
         first += len(vectors)
     return losses
-
-
-def _all_embeddings(own: Tensor, order: Tensor | None, world: int) -> Tensor:
-    """Return the embeddings of all texts of a batch, (n, dim), given those of this process's share."""
-    if order is None:
-        return own
-    counts = [len(range(rank, len(order), world)) for rank in range(world)]
-    return torch.cat(ranks.gather_rows(own, counts))[order.to(own.device, non_blocking=True)]
 
 
 def chunks_of(lengths: np.ndarray, budget: int | None, world: int) -> list[list[tuple[int, int]]]:

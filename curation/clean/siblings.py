@@ -11,7 +11,7 @@ Typos, inflections, word order and repeats do not count. A text that only lacks 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import polars as pl
@@ -46,23 +46,17 @@ def siblings(left: np.ndarray, right: np.ndarray, read: Read) -> np.ndarray:
     `read` returns the normalised forms (no nulls) of texts by number, ascending, and their `capitalised_words`.
     """
     found = np.zeros(len(left), bool)
-    for some in _runs_of_lefts(left):
+    order = np.argsort(left, kind="stable")
+    ends = np.flatnonzero(np.append(np.diff(left[order]) != 0, True)[: len(order)]) + 1
+    end = 0
+    while end < len(order):  # pairs of one left text stay together as far as they fit
+        start, last = end, ends[np.searchsorted(ends, end + JUDGED_AT_A_TIME, side="right") - 1]
+        end = int(last) if last > start else min(start + JUDGED_AT_A_TIME, len(order))
+        some = order[start:end]
         numbers, at = np.unique(np.concatenate([left[some], right[some]]), return_inverse=True)
         pairs = {"pair": some, "left": at[: len(some)], "right": at[len(some) :]}
         found[_judged(pl.DataFrame(pairs).cast(pl.UInt32), *read(numbers))] = True
     return found
-
-
-def _runs_of_lefts(left: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the positions of pairs, at most JUDGED_AT_A_TIME; pairs of one left text stay together as far as they fit."""
-    order = np.argsort(left, kind="stable")
-    ends = np.flatnonzero(np.append(np.diff(left[order]) != 0, True)[: len(order)]) + 1
-    start = 0
-    while start < len(order):
-        end = ends[np.searchsorted(ends, start + JUDGED_AT_A_TIME, side="right") - 1]
-        end = int(end) if end > start else min(start + JUDGED_AT_A_TIME, len(order))
-        yield order[start:end]
-        start = end
 
 
 def _judged(pairs: pl.DataFrame, forms: pl.Series, names: pl.Series) -> np.ndarray:

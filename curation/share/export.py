@@ -182,7 +182,11 @@ def export(
             holds something that no export wrote.
     """
     sources = receipts(build, only)
-    folders = {source: _tuples_folder(build, source, FORMATS[name].mined) for source in sources}
+    folders = {source: build / ("mined" if FORMATS[name].mined else "curated") / source for source in sources}
+    for source in sources if FORMATS[name].mined else ():
+        if mined_tuples(build, source) is None:
+            what = f"'{source}' has no mined negatives, and this format needs them"
+            raise BuildError(build, what, f"run `mine negatives {build}` first")
     stages = [store.receipt_of(folder)["files"] for folder in folders.values()]
     digest = store.digest_of(
         [EXPORT_FORMAT, name, negatives, [[key, receipt["files"]] for key, receipt in sources.items()], stages]
@@ -227,16 +231,6 @@ def mined_tuples(build: Path, source: str) -> Receipt | None:
             what = f"was mined from other tuples than curated/{source} now holds ({strange} is one)"
             raise BuildError(folder, what, "run `mine negatives` again")
     return receipt
-
-
-def _tuples_folder(build: Path, source: str, mined: bool) -> Path:
-    """Return the folder of the tuples to export, checked."""
-    if not mined:
-        return build / "curated" / source
-    if mined_tuples(build, source) is None:
-        what = f"'{source}' has no mined negatives, and this format needs them"
-        raise BuildError(build, what, f"run `mine negatives {build}` first")
-    return build / "mined" / source
 
 
 def _checked_target(out: Path) -> Path:

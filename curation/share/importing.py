@@ -135,7 +135,13 @@ def write_manifest(what: str, out: Path) -> Imported:
     if len(found) == 1 and found[0].held_out:
         found = [found[0]._replace(held_out=False)]
         notes.append(f"{found[0].keys['name']}: for development or tests by its name; it is a source as there is no other data")
-    _name_apart(found)
+    taken: set[str] = set()
+    for one in found:  # names that occur twice get numbers
+        name, n = one.keys["name"], 1
+        while one.keys["name"] in taken:
+            n += 1
+            one.keys["name"] = f"{name[: 62 - len(str(n))]}-{n}"
+        taken.add(one.keys["name"])
     sources, sets = [one for one in found if not one.held_out], [one for one in found if one.held_out]
     notes += [
         f"{one.keys['name']}: for development or tests by its name, so not trained on; its texts are removed from the sources"
@@ -160,17 +166,6 @@ def write_manifest(what: str, out: Path) -> Imported:
     with store.atomic(out) as file:
         file.write(text)
     return Imported({one.keys["name"]: one.form for one in sources}, {one.keys["name"]: one.form for one in sets}, notes)
-
-
-def _name_apart(found: list[Candidate]) -> None:
-    """Add numbers to names that occur twice."""
-    taken: set[str] = set()
-    for one in found:
-        name, n = one.keys["name"], 1
-        while one.keys["name"] in taken:
-            n += 1
-            one.keys["name"] = f"{name[: 62 - len(str(n))]}-{n}"
-        taken.add(one.keys["name"])
 
 
 def _evaluation(one: Candidate) -> Keys:

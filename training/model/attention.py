@@ -286,19 +286,17 @@ _chosen: dict[tuple[torch.device, torch.dtype, int], str] = {}
 
 def kernel_of(device: torch.device, dtype: torch.dtype, head_size: int) -> str:
     """Return the name of the attention kernel for a device, dtype and head size: the first that runs there, tried once."""
-    if (device, dtype, head_size) not in _chosen:  # torch.compile can read a dictionary, but cannot try kernels
-        _chosen[device, dtype, head_size] = _first_that_runs(device, dtype, head_size)
-    return _chosen[device, dtype, head_size]
-
-
-def _first_that_runs(device: torch.device, dtype: torch.dtype, head_size: int) -> str:
-    for kernel in _candidates(device, dtype, head_size):
-        key = (kernel, device, dtype, head_size)
-        if key not in _verdicts:
-            _verdicts[key] = _failure(kernel, device, dtype, head_size)
-        if _verdicts[key] is None:
-            return kernel
-    return BY_TEXT
+    kind = (device, dtype, head_size)
+    if kind not in _chosen:  # torch.compile can read a dictionary, but cannot try kernels
+        chosen = BY_TEXT
+        for kernel in _candidates(*kind):
+            if (kernel, *kind) not in _verdicts:
+                _verdicts[kernel, *kind] = _failure(kernel, *kind)
+            if _verdicts[kernel, *kind] is None:
+                chosen = kernel
+                break
+        _chosen[kind] = chosen
+    return _chosen[kind]
 
 
 def _candidates(device: torch.device, dtype: torch.dtype, head_size: int) -> tuple[str, ...]:

@@ -72,20 +72,17 @@ def export(model: Model, folder: Path) -> None:
     with replaced(folder) as part:
         with quiet():
             if model.adapter is not None:
-                _merge_adapter(model, part / "adapter")
+                adapter = part / "adapter"
+                model.adapter.save_pretrained(adapter, save_embedding_layers=False)
+                (adapter / "README.md").unlink()  # an empty model card
+                config = json.loads((adapter / "adapter_config.json").read_bytes())
+                sorted_targets = {"target_modules": sorted(config["target_modules"])}  # it was a set
+                write_json(adapter / "adapter_config.json", config | sorted_targets)
+                model.backbone, model.adapter = model.adapter.merge_and_unload(), None
             model.backbone.save_pretrained(part)
             _save_tokenizer(model, part)
         _write_modules(model, part)
         write_receipt(part, {"versions": versions()})
-
-
-def _merge_adapter(model: Model, folder: Path) -> None:
-    """Write LoRA's matrices as peft does, and merge them into the model."""
-    model.adapter.save_pretrained(folder, save_embedding_layers=False)
-    (folder / "README.md").unlink()  # an empty model card
-    config = json.loads((folder / "adapter_config.json").read_bytes())
-    write_json(folder / "adapter_config.json", config | {"target_modules": sorted(config["target_modules"])})  # it was a set
-    model.backbone, model.adapter = model.adapter.merge_and_unload(), None
 
 
 def _write_modules(model: Model, folder: Path) -> None:

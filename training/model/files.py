@@ -111,12 +111,8 @@ def find_model(name: str, weights: bool = True) -> ModelFiles:
         check_file(name, path, LARGEST_TOKENIZER)
     if weights and not files.weights():
         raise ModelError(name, "has no weights", "put its model.safetensors next to config.json")
-    _check_weight_files(name, files)
-    return files
 
-
-def _check_weight_files(name: str, files: ModelFiles) -> None:
-    """Refuse weights outside the folder, which would not be part of its digests."""
+    # Weights outside the folder would not be part of its digests.
     for path in files.weights():
         check_file(name, path)
     for path in files.transformer.glob("*.index.json"):
@@ -125,9 +121,9 @@ def _check_weight_files(name: str, files: ModelFiles) -> None:
         if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
             raise ModelError(name, f"{path.name} does not map each weight to a file ('weight_map')", "is the folder complete?")
         if elsewhere := [part for part in parts.values() if Path(part).name != part]:
-            raise ModelError(
-                name, f"{path.name} names '{elsewhere[0]}', which is not next to it", "put all weights into one folder"
-            )
+            what = f"{path.name} names '{elsewhere[0]}', which is not next to it"
+            raise ModelError(name, what, "put all weights into one folder")
+    return files
 
 
 def check_model(folder: Path) -> None:
