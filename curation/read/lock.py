@@ -29,6 +29,11 @@ from curation.recipe.source import Source, Table
 
 Entry = dict[str, Any]
 LOCK_FORMAT = 1
+TEXT_OR_NULL = (str, type(None))
+KINDS: dict[str, type | tuple[type, ...]] = {  # of the values of each entry
+    "path": TEXT_OR_NULL, "config": TEXT_OR_NULL, "split": str, "files": list, "asked": TEXT_OR_NULL, "revision": TEXT_OR_NULL,
+    "columns": (list, type(None)), "rows": (int, type(None)), "bytes": int, "digest": str,
+}  # fmt: skip
 HINT = "undo that, or run `curate lock` again"
 
 
@@ -53,6 +58,14 @@ def read_lock(path: Path) -> dict[str, Entry] | None:
         raise ManifestError(path, "is not a lock file", "delete it and run `curate lock` again") from error
     if not isinstance(found, dict) or found.get("format") != LOCK_FORMAT or not isinstance(found.get("sources"), dict):
         raise ManifestError(path, "is not a lock file of this version", "run `curate lock` again")
+    for name, entry in found["sources"].items():
+        parts = [entry, *(entry[part] for part in ("corpus", "queries") if part in entry)] if isinstance(entry, dict) else [entry]
+        for part in parts:
+            wrong = [key for key, kinds in KINDS.items() if not isinstance(part, dict) or not isinstance(part.get(key), kinds)]
+            wrong += [key for key in ("inputs", "objects") if isinstance(part, dict) and not isinstance(part.get(key, {}), dict)]
+            if wrong:
+                what = f"the entry of source '{name}' has no valid '{wrong[0]}'; was it changed by hand?"
+                raise ManifestError(path, what, "delete it and run `curate lock` again")
     return dict(found["sources"])
 
 
@@ -146,10 +159,11 @@ def _with_revisions(source: Source, entry: Entry | None, path: Path) -> Source:
             else:
                 source = remote.with_lock(source, where, lock, locked)
         if near.files or near.path:
-            then = {file: digest for file, digest in locked["inputs"].items() if not is_url(file)}
+            then = {file: digest for file, digest in locked.get("inputs", {}).items() if not is_url(file)}
             remote.refuse_changes(where, lock, input_digests(near, path.parent), then)
-    if (source.license or None) != entry["license"]:
-        raise SourceError(name, f"'license' is {_quoted(source.license)}, and {lock} has {_quoted(entry['license'])}", HINT)
+    if (source.license or None) != entry.get("license"):
+        what = f"'license' is {_quoted(source.license)}, and {lock} has {_quoted(entry.get('license'))}"
+        raise SourceError(name, what, HINT)
     return source.model_copy(update=update)
 
 

@@ -136,6 +136,29 @@ def test_a_file_that_is_no_lock(recipe, text):
         build(recipe, recipe.parent / "b")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("inputs", None), ("objects", []), ("rows", "many"), ("bytes", None), ("columns", "q"), ("files", "a"), ("digest", 5)],
+)
+def test_an_entry_that_was_changed_by_hand(recipe, key, value):
+    locked(recipe)
+    lock = recipe.with_suffix(".lock")
+    whole = json.loads(lock.read_text())
+    for entry in (whole["sources"]["faq"], whole["sources"]["ranked"]["corpus"]):
+        before = entry.get(key, {})
+        entry[key] = value
+        lock.write_text(json.dumps(whole))
+        with pytest.raises(
+            ManifestError, match=rf"m\.lock: the entry of source '\w+' has no valid '{key}'; was it changed by hand\?"
+        ):
+            build(recipe, recipe.parent / "b")
+        entry[key] = before
+    whole["sources"]["faq"] = []
+    lock.write_text(json.dumps(whole))
+    with pytest.raises(ManifestError, match=r"m\.lock: the entry of source 'faq' has no valid 'path'"):
+        build(recipe, recipe.parent / "b")
+
+
 def test_check_without_the_hub(recipe, tmp_path):
     done = run("check", recipe)
     assert (done.return_value or 0) == 0
