@@ -13,10 +13,12 @@ Of texts made of common words only, and of short questions, only the whole count
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -38,7 +40,8 @@ RAREST = 4
 TWO_FROM = 8  # seeds: a text with so many must share two, as most texts that share only one share little else
 SAMPLE = 16  # of so many WORD_GRAMS of a corpus document one, whose key ends with zeros
 INDEXED_AT_A_TIME = 20_000  # texts at a time
-KEYS_AT_A_TIME = 1 << 22  # keys sorted at a time
+KEYS_AT_A_TIME = 1 << 20  # keys sorted at a time
+RANGES = 256  # of keys, by their first bits: the fewest that are sorted at a time
 INDEX_RULES = (
     f"chars {SHARED_TENTHS}/10 {FEW}|words {LONG} {COMMON} {RAREST} {TWO_FROM} {SAMPLE}"
     f"|least {LEAST_CHARS} {COMMON_WORD} {COMMON_FROM}|7"
@@ -71,30 +74,72 @@ class Index(NamedTuple):
 ARRAY_TYPES = {"few": np.bool_, "needs": np.uint8, "keys": np.uint64, "bits": np.uint64}  # of the arrays' numbers; else u32
 
 
+class _Entries(NamedTuple):
+    """The distinct forms, in order of first appearance, and the texts that have them."""
+
+    keys: np.ndarray  # (entries,) u64
+    roles: np.ndarray  # (entries,) u8: the lowest of their texts
+    firsts: np.ndarray  # (entries,) u32: the number of the first text
+    begins: np.ndarray  # (entries + 1,) i64
+    texts: np.ndarray  # u32: the texts of entry i are texts[begins[i]:begins[i + 1]], ascending
+
+
+class _Pairs:
+    """Pairs of an entry and a key, or gram, on the disk: in the order in which they came, apart by the first bits of the keys."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        """Take an empty file, open to write and read."""
+        self.file = file
+        self.blocks: list[np.ndarray] = []  # (RANGES + 1,) i64: where the pairs of each range begin, for those added at once
+        self.count = 0
+
+    def add(self, entries: np.ndarray, keys: np.ndarray) -> None:
+        """Add pairs, (n,) u32 and (n,) u64."""
+        ranges = (keys >> np.uint64(64 - RANGES.bit_length() + 1)).astype(np.uint8)
+        order = np.argsort(ranges, kind="stable")
+        pairs = np.empty(len(keys), [("gram", np.uint64), ("text", np.uint32)])
+        pairs["gram"], pairs["text"] = keys[order], entries[order]
+        self.file.seek(0, 2)
+        self.file.write(pairs.data)
+        self.blocks.append(self.count + np.append(0, np.cumsum(np.bincount(ranges, minlength=RANGES))))
+        self.count += len(keys)
+
+    def read(self, first: int, end: int) -> pl.DataFrame:
+        """Return the pairs of ranges `first` to `end`: text and gram; those with one gram are in the order in which they came."""
+        size, parts = np.dtype([("gram", np.uint64), ("text", np.uint32)]), []
+        for bounds in self.blocks:
+            self.file.seek(int(bounds[first]) * size.itemsize)
+            parts.append(self.file.read(int(bounds[end] - bounds[first]) * size.itemsize))
+        found = np.frombuffer(b"".join(parts), size)
+        return pl.DataFrame({name: np.ascontiguousarray(found[name]) for name in ("text", "gram")})
+
+
 def write_index(folder: Path, sets: Iterable[pl.DataFrame], allowed: pl.Series) -> dict[str, int]:
-    """Index batches of EVALUATION texts; `allowed` are normalised forms that never count as contaminated. Return counts."""
+    """Index batches of EVALUATION texts; `allowed` are normalised forms that never count as contaminated. Return counts.
+
+    In memory are some 70 bytes per text, the grams of short texts, and a range of the keys; other grams are in files.
+    """
     from curation.clean.overlap_kernels import grams_of  # loads the compiled loops
 
     # 1. texts-*.parquet, and the distinct forms: the entries
-    heads, starts = [], [0]
+    keys, roles, starts = [], [], [0]
     for shard, block in enumerate(block for batch in sets for block in batch.iter_slices(INDEXED_AT_A_TIME)):
         made = block.with_columns(normalised(block["text"]).alias("form")).drop_nulls("form")
         short = pl.lit((made["role"] != CORPUS) & ~pl.Series(measures_of(made["form"]).long))  # only these need names
         asked = made.select(pl.when(short).then("text").otherwise(pl.lit("")))["text"]
         made = made.with_columns(capitalised_words(asked)).select(TEXT_COLUMNS.names())
         write_parquet(folder / f"texts-{shard:05d}.parquet", made)
-        key = pl.Series("key", grams_of(made["form"], WHOLE, np.zeros(len(made), bool))[1], dtype=pl.UInt64)
-        heads.append(made.select("role", key, pl.lit(shard).alias("shard")).with_row_index("at"))
+        keys.append(grams_of(made["form"], WHOLE, np.zeros(len(made), bool))[1].astype(np.uint64))
+        roles.append(made["role"].to_numpy())
         starts.append(starts[-1] + len(made))
-    if not heads:
+    if not keys:
         return {"texts": 0, "entries": 0, "low_information": 0, "allowed": 0}
-    head = pl.concat(heads).with_row_index("number")
-    heads.clear()
-    entries = head.group_by("key", maintain_order=True).agg(pl.col("role").min(), pl.col("shard", "at").first(), pl.col("number"))
+    entries = _entries(np.concatenate(keys), np.concatenate(roles))
+    del keys, roles
 
     # 2. Words in more than 1 / COMMON_WORD of the short texts, other than corpus documents that no query needs
     short_texts, counts = 0, pl.DataFrame(schema={"word": pl.String, "len": pl.UInt32})
-    for frame in _entry_forms(folder, entries.filter(pl.col("role") != CORPUS)):
+    for _, frame in _entry_forms(folder, starts, entries, entries.roles != CORPUS):
         forms = frame["form"].filter(pl.Series(~measures_of(frame["form"]).long))
         short_texts += len(forms)
         words = pl.DataFrame({"word": forms.str.split(" ").list.unique()}).explode("word", empty_as_null=False)
@@ -103,38 +148,73 @@ def write_index(folder: Path, sets: Iterable[pl.DataFrame], allowed: pl.Series) 
     common = counts.filter(pl.col("len") > least)["word"]
 
     # 3. The grams of all entries that are neither allowed nor trivial
-    kept, grams, left_out, allowances = [], list[dict[int, pl.DataFrame]](), 0, 0
+    left_out, allowances, count = 0, 0, 0
+    kept = np.zeros(len(entries.keys), bool)
+    seeds, own = [], []
     with ExitStack() as closing:
         files = {
             name: closing.enter_context((folder / f"{name}.{np.dtype(ARRAY_TYPES.get(name, np.uint32)).str[1:]}").open("wb"))
             for name in Index._fields
         }
+        whole, words_of = (_Pairs(closing.enter_context(tempfile.TemporaryFile(dir=folder))) for _ in range(2))
 
         def append(**arrays: np.ndarray) -> None:
             for name, values in arrays.items():
                 files[name].write(np.ascontiguousarray(values, ARRAY_TYPES.get(name, np.uint32)).data)
 
-        count = 0
-        for frame in _entry_forms(folder, entries):
+        for numbers, frame in _entry_forms(folder, starts, entries, np.ones(len(kept), bool)):
             allow, out = frame["form"].is_in(allowed.implode()), trivial(frame["form"], frame["role"] == QUERY)
             allowances, left_out = allowances + int(allow.sum()), left_out + int((out & ~allow).sum())
-            frame = frame.filter(~allow & ~out)
-            kept.append(frame.select("key", "number"))
+            stay = ~allow & ~out
+            kept[numbers[stay.to_numpy()]] = True
+            frame = frame.filter(stay)
             few, found = _grams_of_entries(frame, common, count)
-            append(few=few)
-            grams.append(found)
+            chars = found[CHAR_GRAMS].sort("text", "gram")
+            own.append(np.bincount(chars["text"].to_numpy() - count, minlength=len(frame)).astype(np.uint32))
+            append(few=few, grams=chars["gram"].to_numpy())
+            seeds.append(found[SEED_GRAMS])
+            words_of.add(found[WORD_GRAMS]["text"].to_numpy(), found[WORD_GRAMS]["gram"].to_numpy())
+            whole.add(np.arange(count, count + len(frame), dtype=np.uint32), frame["key"].to_numpy())
             count += len(frame)
         if count:
             append(shard_starts=np.array(starts))
-            _append_index(append, pl.concat(kept), grams)
+            counts_of_texts = np.diff(entries.begins)
+            append(text_begins=np.append(0, np.cumsum(counts_of_texts[kept])))
+            append(text_numbers=entries.texts[np.repeat(kept, counts_of_texts)])
+            del entries
+            _append_index(append, np.concatenate(own), pl.concat(seeds), words_of, whole)
     return {"texts": starts[-1], "entries": count, "low_information": left_out, "allowed": allowances}
 
 
-def _entry_forms(folder: Path, entries: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    """Yield key, role, form and the numbers of the texts of the entries, shard by shard."""
-    for (shard,), part in entries.group_by("shard", maintain_order=True):
-        forms = read_parquet(folder / f"texts-{shard:05d}.parquet", ["form"])["form"]
-        yield part.select("key", "role", "number", forms.gather(part["at"]).alias("form"))
+def _entries(keys: np.ndarray, roles: np.ndarray) -> _Entries:
+    """Return the distinct keys of texts, (n,) u64, whose roles are (n,) u8."""
+    order = np.argsort(keys, kind="stable").astype(np.uint32)
+    runs = _run_starts(keys[order])
+    firsts = order[runs]
+    by_first = np.argsort(firsts)
+    lowest = np.minimum.reduceat(roles[order], runs) if len(runs) else roles
+    counts = np.diff(np.append(runs, len(order)))[by_first]
+    begins = np.append(0, np.cumsum(counts))
+    places = np.repeat(runs[by_first] - begins[:-1], counts)
+    places += np.arange(len(order))
+    return _Entries(keys[firsts[by_first]], lowest[by_first], firsts[by_first], begins, order[places])
+
+
+def _entry_forms(
+    folder: Path, starts: list[int], entries: _Entries, wanted: np.ndarray
+) -> Iterator[tuple[np.ndarray, pl.DataFrame]]:
+    """Yield the numbers of the `wanted` entries, (entries,) bool, and their key, role and form, shard by shard."""
+    bounds = np.searchsorted(entries.firsts, starts)
+    for shard, (first, end) in enumerate(pairwise(bounds.tolist())):
+        some = first + np.flatnonzero(wanted[first:end])
+        if len(some):
+            forms = read_parquet(folder / f"texts-{shard:05d}.parquet", ["form"])["form"]
+            columns = {
+                "key": entries.keys[some],
+                "role": entries.roles[some],
+                "form": forms[entries.firsts[some] - starts[shard]],
+            }
+            yield some, pl.DataFrame(columns)
 
 
 def trivial(forms: pl.Series, query: pl.Series) -> pl.Series:
@@ -163,35 +243,29 @@ def _grams_of_entries(frame: pl.DataFrame, common: pl.Series, first: int) -> tup
     return measures.units < np.asarray(FEW)[measures.spaceless], found
 
 
-def _append_index(append: Callable[..., None], entries: pl.DataFrame, grams: list[dict[int, pl.DataFrame]]) -> None:
-    """Append the arrays of entries, key and text numbers, and of their grams; boilerplate is left out."""
-    chars, seeds, words = (pl.concat([made.pop(kind) for made in grams]) for kind in (CHAR_GRAMS, SEED_GRAMS, WORD_GRAMS))
-    chars = chars.sort("text", "gram")
+def _append_index(append: Callable[..., None], own: np.ndarray, seeds: pl.DataFrame, words: _Pairs, whole: _Pairs) -> None:
+    """Append the arrays of grams and keys; boilerplate is left out. `own` counts the CHAR_GRAMS of entries, (entries,) u32."""
     seeds = seeds.with_columns(pl.len().over("gram").alias("often"))
     seeds = seeds.sort("text", "often", "gram").with_columns(pl.int_range(pl.len()).over("text").alias("rank"))
     seeds = seeds.filter((pl.col("often") <= COMMON) | (pl.col("rank") < RAREST)).select("text", "gram")
-    whole = entries.select(pl.int_range(pl.len(), dtype=pl.UInt32).alias("text"), pl.col("key").alias("gram"))
-    count = len(entries)
-    own, sizes = (np.bincount(chars["text"].to_numpy(), minlength=count) for _ in range(2))
-    append(grams=chars["gram"].to_numpy(), gram_begins=np.append(0, np.cumsum(own)))
-    seed_counts = np.bincount(seeds["text"].to_numpy(), minlength=count)
-    append(needs=np.where((own > 0) & (seed_counts >= TWO_FROM), 2, 1))
-    append(text_begins=np.append(0, np.cumsum(entries["number"].list.len().to_numpy())))
-    append(text_numbers=entries["number"].explode().to_numpy())
+    sizes = own.copy()
+    append(gram_begins=np.append(0, np.cumsum(own, dtype=np.int64)))
+    append(needs=np.where((own > 0) & (np.bincount(seeds["text"].to_numpy(), minlength=len(own)) >= TWO_FROM), 2, 1))
 
-    # the keys in order, a range at a time: they are hashes, so each range has about as many
-    log = max(6, (len(whole) + len(seeds) + len(words)).bit_length())
+    # the keys in order, some ranges at a time: they are hashes, so each range has about as many
+    log = max(6, (whole.count + len(seeds) + words.count).bit_length())
     bits, counts, leads = np.zeros(1 << (log - 2), np.uint64), np.zeros((1 << (log - 1)) + 1, np.uint32), 0
     one, low = np.uint64(1), np.uint64(63)
-    parts = 1 << max(0, log - KEYS_AT_A_TIME.bit_length())
-    for part in range(parts):
-        within = pl.col("gram") // (2**64 // parts) == part if parts > 1 else pl.lit(True)
-        some = words.filter(within).sort("gram", maintain_order=True)
+    step = RANGES >> min(max(0, log - KEYS_AT_A_TIME.bit_length()), RANGES.bit_length() - 1)
+    for first in range(0, RANGES, step):
+        some = words.read(first, first + step).sort("gram", maintain_order=True)
         runs = _run_starts(some["gram"].to_numpy())
         lengths = np.diff(np.append(runs, len(some)))
         some = some.filter(pl.Series(np.repeat(lengths <= COMMON, lengths), dtype=pl.Boolean))
-        sizes += np.bincount(some["text"].to_numpy(), minlength=count)
-        some = pl.concat([whole.filter(within), some, seeds.filter(within)]).sort("gram", maintain_order=True)
+        indexed, times = np.unique(some["text"].to_numpy(), return_counts=True)
+        sizes[indexed] += times.astype(np.uint32)
+        within = (pl.col("gram") // (2**64 // RANGES)).is_between(first, first + step - 1)
+        some = pl.concat([whole.read(first, first + step), some, seeds.filter(within)]).sort("gram", maintain_order=True)
         runs = _run_starts(some["gram"].to_numpy())
         keys = some["gram"].to_numpy()[runs]
         append(keys=keys, begins=leads + runs, entries=some["text"].to_numpy())
@@ -202,7 +276,7 @@ def _append_index(append: Callable[..., None], entries: pl.DataFrame, grams: lis
         bits[word[runs]] |= np.bitwise_or.reduceat(marks, runs) if len(runs) else marks
         runs = _run_starts(bucket)
         counts[bucket[runs] + one] += np.diff(np.append(runs, len(keys))).astype(np.uint32)
-    append(begins=np.array([leads]), sizes=sizes, bits=bits, firsts=np.cumsum(counts))
+    append(begins=np.array([leads]), sizes=sizes, bits=bits, firsts=np.cumsum(counts, dtype=np.uint32))
 
 
 def _run_starts(values: np.ndarray) -> np.ndarray:

@@ -221,6 +221,7 @@ def test_matches_are_those_of_the_oracle_and_a_clean_build_has_none(tmp_path_fac
     assert len(made.tuples) + len(made.dropped) == len(items)
     with pytest.MonkeyPatch.context() as patch:  # in small parts, and looked up in another order
         patch.setattr(overlap_index, "KEYS_AT_A_TIME", 4)
+        patch.setattr(overlap_index, "RANGES", 8)
         patch.setattr(overlap_index, "INDEXED_AT_A_TIME", 2)
         patch.setattr(decontaminate, "LOOKED_UP_AT_A_TIME", 1)
         patch.setattr(decontaminate, "ROWS_AT_A_TIME", 2)
