@@ -450,7 +450,8 @@ def check_finite(value: float | None, what: str, step: Step, plan: Plan, out: Pa
     raise BuildError(
         f"{out}, step {step.number}",
         f"the {what} is {value} on {source.name}, tuples {listed(source.row_ids(step.batch.rows), 8)}",
-        f"try a lower `lr` or `dtype: float32`; the last good checkpoint is {last[0].name if last else 'none yet'}",
+        "try a lower `lr` or `dtype: float32`; "
+        + (f"the last good checkpoint is {last[0].name}" if last else "there is no checkpoint yet"),
     )
 
 

@@ -470,6 +470,12 @@ class Train(Section):
             )
         if min(self.matryoshka, default=1) < 1:
             raise ValueError("'matryoshka' is a list of dimensions; each must be 1 or more")
+        if len(set(self.matryoshka)) < len(self.matryoshka):
+            raise ValueError("'matryoshka' names a dimension twice")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError("each of 'betas' must be at least 0 and below 1")
+        if self.min_lr > self.lr:
+            raise ValueError(f"'min_lr' {self.min_lr:g} is above 'lr' {self.lr:g}, the highest learning rate")
         if self.evaluate_every is None and (self.patience is not None or self.export == "best" or self.evaluate_on):
             raise ValueError("'patience', 'evaluate_on' and `export: best` require 'evaluate_every'")
         return self

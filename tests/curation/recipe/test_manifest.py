@@ -76,6 +76,9 @@ def test_traps_of_yaml_are_read_as_a_person_means_them(tmp_path):
         ("[0.9, 0.98]", "[0.9]", "m.yaml:11: train.betas: 1 of 2 values are given"),
         ("[0.9, 0.98]", "[0.9, 0.98, 1]", "m.yaml:11: train.betas: 3 values are given, but only 2 are allowed"),
         ("[0.9, 0.98]", "0.9", "m.yaml:11: train.betas: '0.9' is not a list"),
+        ("[0.9, 0.98]", "[0.9, 1]", "m.yaml:11: each of 'betas' must be at least 0 and below 1"),
+        ("lr: 1e-5", "matryoshka: [8, 8]", "m.yaml:11: 'matryoshka' names a dimension twice"),
+        ("lr: 1e-5", "min_lr: 1e-3", "m.yaml:11: 'min_lr' 0.001 is above 'lr' 1e-05, the highest learning rate"),
         ("files: x.csv", "files: x.csv\n    files: y", "m.yaml:5: 'files' is given twice (first on line 4); keep one"),
         (
             "name: a",
