@@ -60,6 +60,7 @@ def synthetic(rows: int, seed: int, vocabulary: int) -> Batch:
     return Batch(
         source="synthetic",
         task="retrieval",
+        in_batch=True,
         rows=np.arange(rows),
         ids=draw.integers(1000, vocabulary, starts[-1]),
         starts=starts,

@@ -196,8 +196,9 @@ def by_hand(name: str, path: Path, out: Path) -> int:
 
 def timed(which: str, name: str, path: Path) -> tuple[float, int, float]:
     """Seconds, rows kept, and peak memory in MB above what the imports took."""
-    import curation.build.build.build  # noqa: F401
     import datasets
+
+    import curation.build.build  # noqa: F401
 
     datasets.disable_caching()
     datasets.disable_progress_bars()
