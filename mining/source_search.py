@@ -210,9 +210,10 @@ class Search:
             return near, choose(near, wanted, rules)
         return choose_reranked(self.scorer(frame), near, wanted, rules)
 
-    def promote(self, rules: Rules, depth: int) -> dict[str, Any]:
+    def promote(self, rules: Rules, depth: int, min_score: float | None) -> dict[str, Any]:
         """Find the candidates that the reranker puts above the positives of their row, after `prepare`; count them.
 
+        With `min_score`, those that it scores lower than that are only kept from being negatives, by the filter `promote`.
         From then on they are known positives of that row, and of rows whose query is a duplicate of that row's query. The
         query's own text, duplicates of a positive and given negatives are never promoted. If all scores are equal, nothing is.
         """
@@ -230,6 +231,8 @@ class Search:
             assert near.same_group is not None
             known = near.same_query | near.same_group | contains(near.positives, near.ids) | contains(near.given, near.ids)
             above = above_positives(near, rules.promote) & (near.ids >= 0) & ~known
+            if min_score is not None:
+                above &= near.reranked >= min_score
             counts.append(above.sum(axis=1))
             found.append(near.ids[above])
             scores = np.concatenate([near.reranked_positives, near.reranked[~np.isnan(near.reranked)]])

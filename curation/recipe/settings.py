@@ -42,6 +42,10 @@ class Promote(Section):
         ge=0,
         description="a candidate becomes a positive of the tuple if the reranker scores it higher than each positive by more than this",
     )
+    min_score: float | None = Field(
+        None,
+        description="and only if the reranker scores it at least this, so that a positive it scores low does not promote whatever is above. Other candidates above the positives are only dropped from the negatives. Off if empty",
+    )
     depth: int = Field(
         20,
         ge=1,
@@ -157,7 +161,7 @@ class Mine(Section):
     )
     promote: Promote | None = Field(
         None,
-        description="turn a candidate into a further positive of the tuple if the reranker scores it more than `margin` above every positive: `{margin: 1.0}`. They get the origin `promoted`, come after the other positives, and are no negatives. Off if empty",
+        description="turn a candidate into a further positive of the tuple if the reranker scores it more than `margin` above every positive: `{margin: 1.0, min_score: 0.0}`. They get the origin `promoted`, come after the other positives, and are no negatives. Off if empty",
     )
     uncertain: Uncertain | None = Field(
         None,

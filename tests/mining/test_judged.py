@@ -149,6 +149,23 @@ def test_calibrate_shows_what_margins_take(tmp_path, model):
     assert all("right" not in one for one in said)
 
 
+def test_only_candidates_with_a_high_score_are_promoted(tmp_path, model):
+    keys = f"{BASE}, reranker: {model}, promote: {{margin: 0.0, depth: 8}}"
+    build = make_build(tmp_path / "b", {"s": weak_pairs()}, keys)
+    run(build)
+    before = mined(build)[0]
+    scores = before["positive_reranked"].list.slice(1).explode().drop_nulls()
+    limit = float(scores.median())
+    reset(build, keys.replace("depth: 8", f"depth: 8, min_score: {limit}"))
+    receipt = run(build)["s"]
+    rows = mined(build)[0]
+    for row, old in zip(rows.iter_rows(named=True), before.iter_rows(named=True), strict=True):
+        high = [pid for pid, one in zip(old["positives"], old["positive_reranked"], strict=True) if one >= limit]
+        assert row["positives"] == list(dict.fromkeys([*old["positives"][:1], *high]))
+        assert not set(row["negatives"]) & set(old["positives"])  # the others are no negatives either
+    assert 0 < receipt["promotion"]["promoted"] == (scores >= limit).sum() < len(scores)
+
+
 def test_a_reranker_that_scores_everything_alike_promotes_nothing(tmp_path, model):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
