@@ -19,9 +19,9 @@ clean + relabel, min_score  the same, if their own score is high too
 1. Negatives: the share that is false (strict and loose, see `gold.py`), and how near the others are (mean cosine to the query).
 2. Relabelling. Of the NEAR nearest candidates, the share that is strictly false; AUC: how well the cosine, the reranker's score
    counted from the positive's, and that score itself tell these from the others. Promoted: how many, the share of them that is
-   right, and how many of the right ones among the nearest were found. Dropped: the negatives of `clean` that are none any more;
-   the share of them that was false, and of `clean`'s false ones that went. Next to both: the share of the same number of
-   candidates that the cosine alone, counted from the positive's, puts first. Then what other margins would take of the nearest.
+   right, and how many of the right ones among the nearest were found. Dropped: the negatives of `clean` that `clean + drop` has
+   not; the share of them that is false, and how many of `clean`'s false ones these are. Next to both: the share among as many
+   candidates that the cosine alone, counted from the positive's, puts first. Then what other limits would take of the nearest.
 3. Judging positives: one tuple in PLANTED gets the positive of another one. How many tuples each limit takes, how many of these
    are such, and which share of such it finds. Limits are those at which `mine calibrate` shows about one tuple in PLANTED taken.
 4. Training: nDCG@10 on the held-out queries, all right passages counting, after short training of MiniLM on each, `positives:
@@ -57,7 +57,7 @@ HELD_OUT, NEGATIVES, NEAR, PLANTED = 200, 8, 20, 10
 BATCH, FEW, LR = 32, 2, 1e-4  # of the training; FEW negatives of each tuple are drawn for a step
 DROP, RELABEL, HIGH = "clean + drop", "clean + relabel", "clean + relabel, min_score"
 ARMS = ("f2llm", "clean", DROP, RELABEL, HIGH)
-MARGINS = (0.0, 0.5, 1.0, 2.0, 4.0)
+MARGINS, OWN = (0.0, 0.5, 1.0, 2.0, 4.0), (-4.0, -2.0, 0.0, 2.0, 4.0)
 INSTRUCTIONS = {  # shortest texts first
     "clinc150": "Given a request to an assistant, retrieve requests with the same intent",
     "banking77": "Given a question of a bank's customer, retrieve questions with the same intent",
@@ -195,6 +195,7 @@ def relabelled(source: Source) -> dict[str, Any]:
         {"margin": margin, **rates(by_reranker > margin, near_false), "uncertain": rates(by_reranker > -margin, near_false)}
         for margin in MARGINS
     ]
+    found["own"] = [{"score": score, **rates(own > score, near_false)} for score in OWN]
 
     # promoted: of the candidates near the query
     for arm in (RELABEL, HIGH):
@@ -212,21 +213,20 @@ def relabelled(source: Source) -> dict[str, Any]:
             "by_cosine": _mean(near_false[same_number]),
         }
 
-    # dropped: negatives of clean that the reranker promoted or found uncertain
-    clean = arms["clean"]
+    # dropped: negatives of clean that are uncertain
+    clean, rows = arms["clean"], arms[DROP]
     clean_false = np.concatenate(source.false(clean["q"], clean["negatives"].to_list())[0])
-    for arm in (DROP, RELABEL, HIGH):
-        kept = dict(zip(arms[arm]["q"].to_list(), map(set, arms[arm]["negatives"].to_list()), strict=True))
-        each = zip(clean["q"].to_list(), clean["negatives"].to_list(), strict=True)
-        gone = np.array([pid not in kept[query] for query, pids in each for pid in pids])
-        same_number = np.argsort(-_above(clean), kind="stable")[: gone.sum()]
-        found[arm]["dropped"] = {
-            "of": len(gone),
-            "count": int(gone.sum()),
-            "precision": _mean(clean_false[gone]),
-            "recall": float(clean_false[gone].sum() / max(1, clean_false.sum())),
-            "by_cosine": _mean(clean_false[same_number]),
-        }
+    kept = dict(zip(rows["q"].to_list(), map(set, rows["negatives"].to_list()), strict=True))
+    each = zip(clean["q"].to_list(), clean["negatives"].to_list(), strict=True)
+    gone = np.array([pid not in kept[query] for query, pids in each for pid in pids])
+    same_number = np.argsort(-_above(clean), kind="stable")[: gone.sum()]
+    found["dropped"] = {
+        "of": len(gone),
+        "count": int(gone.sum()),
+        "precision": _mean(clean_false[gone]),
+        "recall": _mean(gone[clean_false]),
+        "by_cosine": _mean(clean_false[same_number]),
+    }
     return found | {"seconds": time.perf_counter() - started}
 
 
@@ -347,19 +347,21 @@ def tables_of_relabelling(found: dict[str, Any]) -> Iterator[str]:
         for arm in (RELABEL, HIGH):
             row = one[arm]["promoted"]
             yield cells(name, arm, row["count"], *(f"{row[key]:.1%}" for key in ("precision", "loose", "recall", "by_cosine")))
-    yield head("source", "setting", "clean's negatives dropped", "false", "of the false, found", "false, by cosine")
+    yield head("source", "clean's negatives dropped", "false", "of the false, found", "false, by cosine")
     for name, one in found.items():
-        for arm in (DROP, RELABEL, HIGH):
-            row = one[arm]["dropped"]
-            shares = (f"{row[key]:.1%}" for key in ("precision", "recall", "by_cosine"))
-            yield cells(name, arm, f"{row['count']} of {row['of']}", *shares)
-    yield head("source", *(f"above the positive by {margin}: right (found)" for margin in MARGINS))
-    for name, one in found.items():
-        yield cells(name, *(f"{row['count']}: {row['precision']:.1%} ({row['recall']:.1%})" for row in one["margins"]))
-    yield head("source", *(f"above the positive less {margin}: false (found)" for margin in MARGINS))
-    for name, one in found.items():
-        rows = [row["uncertain"] for row in one["margins"]]
-        yield cells(name, *(f"{row['count']}: {row['precision']:.1%} ({row['recall']:.1%})" for row in rows))
+        row = one["dropped"]
+        yield cells(name, f"{row['count']} of {row['of']}", *(f"{row[key]:.1%}" for key in ("precision", "recall", "by_cosine")))
+    names = [
+        f"above the positive {sign} {margin}" for sign, margins in (("+", MARGINS), ("-", MARGINS[1:])) for margin in margins
+    ]
+    names += [f"above {score}" for score in OWN]
+    yield head("of the nearest, scored", *found)
+    for at, name in enumerate(names):
+        shares = []
+        for one in found.values():
+            row = [*one["margins"], *(row["uncertain"] for row in one["margins"][1:]), *one["own"]][at]
+            shares.append(f"{row['count']}: {row['precision']:.0%} false, {row['recall']:.0%} found")
+        yield cells(name, *shares)
 
 
 def table_of_positives(found: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
