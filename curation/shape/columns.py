@@ -312,7 +312,8 @@ def check_rows(source: Source, rows_in: int, lost: list[Lost], dropped: pl.DataF
         what = f"{bad} of {rows_in} rows are bad ({reasons}), and 'max_bad' allows {source.max_bad:.1%}"
         raise SourceError(place_of(source), what, f"first: {first}")
     if tuples == 0:
-        hint = "check 'fields', 'labels' and 'threshold'" + (f"; first: {_first_dropped(dropped)}" if len(dropped) else "")
+        hint = f"check 'fields', 'labels' and 'threshold'; first: {_first_dropped(dropped)}" if len(dropped) else ""
+        hint = hint or f"first: {lost[0].evidence}"  # all rows are unreadable
         raise SourceError(place_of(source), f"none of its {rows_in} rows makes a tuple ({reasons})", hint)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import socket
 import tarfile
@@ -171,3 +172,12 @@ def test_a_broken_source_ends_the_command_with_1_and_a_line(tmp_path):
 
 def test_a_guess_ignores_case():
     assert did_you_mean("FIELDS", ["files", "fields"]) == " (did you mean 'fields'?)"
+
+
+def test_a_source_whose_rows_are_all_unreadable_shows_the_first(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"q": "one", "p": "two"},\n' * 3)
+    source = {"name": "s", "task": "retrieval", "files": "a.jsonl", "max_bad": 1, "fields": {"query": "q", "positive": "p"}}
+    (tmp_path / "m.yaml").write_text(json.dumps({"name": "m", "sources": [source]}))
+    (error,) = build(tmp_path / "m.yaml", tmp_path / "b").failed.values()
+    what = "none of its 3 rows makes a tuple (bad_json 3)"
+    assert str(error) == f"source 's': {what}; first: a.jsonl:1: Extra data at column 25"
