@@ -411,6 +411,8 @@ def _format_of(where: str, called: str, columns: list[str], lines: bool) -> tupl
                 notes.append(
                     f"each row is used as a positive pair, whatever its {listed(graded)} says; map that column if it matters"
                 )
+            if layout.name == "scored-list":
+                notes.append("the document with the highest score of a list is its positive; `threshold` makes all that reach it")
             return layout.name, {**reader, "fields": fields}, "; ".join(notes)
     there = [name for name in columns if not name.startswith("__")]
     if Path(called).suffix in TABLES and (fields := _guess(there)):
