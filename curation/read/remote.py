@@ -280,7 +280,8 @@ def _fetch(address: str, name: str, one: StoredObject, advance: Advance = lambda
             advance(inc)
 
     def fetch(part: Path) -> StoredObject:
-        done = part.stat().st_size if part.exists() and is_web(address) else 0  # other libraries fetch pieces in any order
+        # other libraries fetch pieces in any order; without a version, the rest might be that of another object
+        done = part.stat().st_size if part.exists() and is_web(address) and one.version else 0
         if done and one.size is not None and done < one.size:
             with part.open("ab") as file:
                 store.get_file(path, file, callback=Watch(), headers={"Range": f"bytes={done}-"})

@@ -416,6 +416,25 @@ def test_a_download_that_was_cut_off_goes_on_where_it_ended(tmp_path, ranges):
     assert copy.read_bytes() == whole
 
 
+def test_without_a_version_no_object_is_put_together_from_two(tmp_path):
+    before, after = lines("a", 400), lines("b", 400)
+    with web({"/a.jsonl": before}) as server:
+        server.marks = ("Length", "Ranges")
+        gets = iter(range(9))
+
+        def change(method: str) -> str | None:
+            number = next(gets) if method == "GET" else -1
+            if number > 0:
+                server.files["/a.jsonl"] = after
+            return "cut" if number == 0 else None
+
+        server.faults["/a.jsonl"] = [change]
+        rows_of(tmp_path, f"{server.url}/a.jsonl")
+    assert len(before) == len(after)
+    (copy,) = (tmp_path / "cache").rglob("a.jsonl")
+    assert copy.read_bytes() == after
+
+
 def test_a_store_that_nobody_answers_for(tmp_path):
     with web({}) as server:
         pass
