@@ -128,7 +128,7 @@ def fitted(some: pl.DataFrame, most: int | None, folder: Path) -> int:
         disable_tqdm=True,
     )
     CrossEncoderTrainer(model, given, train_dataset=Dataset.from_dict(pairs.to_dict(as_series=False)), loss=loss).train()
-    model.max_length = 256
+    model.max_seq_length = 256
     model.save_pretrained(str(folder))
     return len(pairs)
 
