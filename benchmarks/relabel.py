@@ -57,6 +57,7 @@ HELD_OUT, NEGATIVES, NEAR, PLANTED = 200, 8, 20, 10
 BATCH, FEW, LR = 32, 2, 1e-4  # of the training; FEW negatives of each tuple are drawn for a step
 DROP, RELABEL, HIGH = "clean + drop", "clean + relabel", "clean + relabel, min_score"
 ARMS = ("f2llm", "clean", DROP, RELABEL, HIGH)
+TRAINED = ("f2llm", "clean", DROP, HIGH)  # RELABEL in a first run: below HIGH with each of nine models
 MARGINS, OWN = (0.0, 0.5, 1.0, 2.0, 4.0), (-4.0, -2.0, 0.0, 2.0, 4.0)
 INSTRUCTIONS = {  # shortest texts first
     "clinc150": "Given a request to an assistant, retrieve requests with the same intent",
@@ -378,24 +379,24 @@ def table_of_positives(found: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
 
 def table_of_training(work: Path, names: list[str], seeds: list[int]) -> Iterator[str]:
     """Yield the table of nDCG@10 of the sources that were trained on with every arm and seed."""
-    each: dict[str, dict[str, np.ndarray]] = {arm: {} for arm in ARMS}
+    each: dict[str, dict[str, np.ndarray]] = {arm: {} for arm in TRAINED}
     done = dict[str, str]()
     for name in names:
-        files = {arm: [path_of(work, name, arm, seed) for seed in seeds] for arm in ARMS}
+        files = {arm: [path_of(work, name, arm, seed) for seed in seeds] for arm in TRAINED}
         if all(path.exists() for of_arm in files.values() for path in of_arm):
             done[name] = ", ".join(map(str, seeds))
-            for arm in ARMS:
+            for arm in TRAINED:
                 each[arm][name] = np.mean([np.load(path) for path in files[arm]], axis=0)
     if not done:
         return
-    to_f2llm, to_clean = compared(each), compared({arm: each[arm] for arm in ARMS[1:]})
+    to_f2llm, to_clean = compared(each), compared({arm: each[arm] for arm in TRAINED[1:]})
     yield head("source", "seeds", "queries", "negatives", "nDCG@10", "seed by seed", "less f2llm's", "less clean's")
     for name in to_f2llm["f2llm"]:
         some = [name] if name in done else list(done)
         untrained = np.mean([float(np.load(work / one / "untrained.npy")[0].mean()) for one in some])
         queries = to_f2llm["f2llm"][name]["queries"]
         yield cells(name, done.get(name, ""), queries, "untrained", f"{untrained:.4f}", "", "", "")
-        for arm in ARMS:
+        for arm in TRAINED:
             apart = [
                 "{:+.4f} [{:+.4f}, {:+.4f}]".format(*against[arm][name]["difference"]["ndcg@10"])
                 if arm in against and "difference" in against[arm][name]
@@ -437,7 +438,7 @@ def main() -> None:
     print("\n".join([*tables_of_relabelling(found), *table_of_positives(positives)]), flush=True)
     for seed in given.seeds:
         for name in given.sources:
-            for arm in ("untrained", *ARMS):
+            for arm in ("untrained", *TRAINED):
                 path, started = path_of(given.work, name, arm, seed), time.perf_counter()
                 if not path.exists():
                     source = Source(name, given)

@@ -213,7 +213,9 @@ class Search:
     def promote(self, rules: Rules, depth: int, min_score: float | None) -> dict[str, Any]:
         """Find the candidates that the reranker puts above the positives of their row, after `prepare`; count them.
 
-        With `min_score`, those that it scores lower than that are only kept from being negatives, by the filter `promote`.
+        Only the nearest `depth` are promoted, and with `min_score` only those that it scores at least that: others above the
+        positives are kept from being negatives, by the filter `promote`. Of farther ones that a small reranker put above the
+        positive 1 in 100 was right (benchmarks/RESULTS.md).
         From then on they are known positives of that row, and of rows whose query is a duplicate of that row's query. The
         query's own text, duplicates of a positive and given negatives are never promoted. If all scores are equal, nothing is.
         """
@@ -231,6 +233,7 @@ class Search:
             assert near.same_group is not None
             known = near.same_query | near.same_group | contains(near.positives, near.ids) | contains(near.given, near.ids)
             above = above_positives(near, rules.promote) & (near.ids >= 0) & ~known
+            above[:, depth:] = False
             if min_score is not None:
                 above &= near.reranked >= min_score
             counts.append(above.sum(axis=1))

@@ -49,7 +49,7 @@ class Promote(Section):
     depth: int = Field(
         20,
         ge=1,
-        description="number of nearest candidates of each query that the reranker always scores; farther ones only if they could be negatives",
+        description="number of nearest candidates of each query that can be promoted. The reranker scores all of them, and of farther ones those that could be negatives",
     )
 
 

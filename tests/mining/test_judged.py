@@ -149,6 +149,24 @@ def test_calibrate_shows_what_margins_take(tmp_path, model):
     assert all("right" not in one for one in said)
 
 
+def test_only_the_nearest_are_promoted(tmp_path, model):
+    keys = f"{BASE}, reranker: {model}, promote: {{margin: 0.0, depth: 40}}"
+    build = make_build(tmp_path / "b", {"s": weak_pairs()}, keys)
+    run(build)
+    before = mined(build)[0]
+    texts = tables.read_table(build / "curated" / "s", "passages")["text"].to_list()
+    reset(build, keys.replace("depth: 40", "depth: 5"))
+    run(build)
+    rows = mined(build)[0]
+    corpus = sorted({row[0] for row in before["positives"].to_list()})
+    cosines = hashed(rows["query"]) @ hashed([texts[pid] for pid in corpus]).T
+    near = [{corpus[at] for at in order} for order in np.argsort(-cosines, axis=1)[:, :5]]
+    for row, old, some in zip(rows.iter_rows(named=True), before.iter_rows(named=True), near, strict=True):
+        assert row["positives"] == [old["positives"][0], *(pid for pid in old["positives"][1:] if pid in some)]
+        assert not set(row["negatives"]) & set(old["positives"])
+    assert len(rows) < rows["positives"].list.len().sum() < before["positives"].list.len().sum()
+
+
 def test_only_candidates_with_a_high_score_are_promoted(tmp_path, model):
     keys = f"{BASE}, reranker: {model}, promote: {{margin: 0.0, depth: 8}}"
     build = make_build(tmp_path / "b", {"s": weak_pairs()}, keys)
