@@ -28,9 +28,14 @@ def encoder():
     return load_encoder(MINILM)
 
 
-def test_equal_to_sentence_transformers(encoder):
+@pytest.fixture(scope="module")
+def vectors(encoder):
+    return encoder.encode(MANY)
+
+
+def test_equal_to_sentence_transformers(encoder, vectors):
     theirs = SentenceTransformer(str(find_model(MINILM).transformer), device="cpu").encode(MANY, normalize_embeddings=True)
-    ours = encoder.encode(MANY)
+    ours = vectors
     assert ours.dtype == np.float32
     assert ours.shape == (len(MANY), 384) == (len(MANY), encoder.dim)
     assert np.abs(ours - theirs).max() < 1e-5
@@ -38,17 +43,17 @@ def test_equal_to_sentence_transformers(encoder):
     assert np.abs(np.linalg.norm(ours, axis=1) - 1).max() < 1e-6
 
 
-def test_bfloat16_is_near(encoder):
+def test_bfloat16_is_near(vectors):
     quick = load_encoder(MINILM, dtype="bfloat16")
     assert quick.described["dtype"] == "bfloat16"
-    vectors = quick.encode(MANY)
-    assert vectors.dtype == np.float32
-    assert (vectors * encoder.encode(MANY)).sum(1).min() >= 0.9999
-    assert np.abs(np.linalg.norm(vectors, axis=1) - 1).max() < 1e-6
+    found = quick.encode(MANY)
+    assert found.dtype == np.float32
+    assert (found * vectors).sum(1).min() >= 0.9999
+    assert np.abs(np.linalg.norm(found, axis=1) - 1).max() < 1e-6
 
 
-def test_the_same_texts_give_the_same_bytes_and_others_beside_them_the_same_vectors(encoder):
-    first = encoder.encode(MANY)
+def test_the_same_texts_give_the_same_bytes_and_others_beside_them_the_same_vectors(encoder, vectors):
+    first = vectors
     assert first.tobytes() == load_encoder(MINILM).encode(tuple(MANY)).tobytes()
     alone = np.concatenate([encoder.encode([text]) for text in MANY])
     assert np.abs(first - alone).max() < 1e-6
@@ -65,10 +70,9 @@ def test_no_texts_give_no_vectors_and_progress_counts_all(encoder):
     assert len(done) > 1
 
 
-def test_many_texts_are_tokenised_in_several_calls_with_the_same_result(encoder, monkeypatch):
-    expected = encoder.encode(MANY)
+def test_many_texts_are_tokenised_in_several_calls_with_the_same_result(encoder, vectors, monkeypatch):
     monkeypatch.setattr(module, "TEXTS_PER_CALL", 3)
-    assert encoder.encode(MANY).tobytes() == expected.tobytes()
+    assert encoder.encode(MANY).tobytes() == vectors.tobytes()
 
 
 @given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 120))
@@ -166,6 +170,7 @@ def test_cuda_gives_the_cpus_vectors(encoder, dtype):
 
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 LONG = [f"{text} {number}" for number in range(30) for text in MANY]
+SOME = LONG[: len(LONG) // 3]
 
 
 def mild_folder(kind, folder):
@@ -227,7 +232,7 @@ def test_several_threads_share_a_gpu(tmp_path, monkeypatch):
 
 def test_out_of_memory_makes_batches_smaller_and_is_told_once(tmp_path, monkeypatch, caplog):
     encoder = load_encoder(mild_folder("bert", tmp_path / "m"))
-    expected, embed, held = encoder.encode(LONG), encoder.model.embed, []
+    expected, embed, held = encoder.encode(SOME), encoder.model.embed, []
 
     def with_little_memory(ids, bounds, unit):
         if len(ids) > 600:
@@ -237,28 +242,28 @@ def test_out_of_memory_makes_batches_smaller_and_is_told_once(tmp_path, monkeypa
 
     monkeypatch.setattr(encoder.model, "embed", with_little_memory)
     done = []
-    found = encoder.encode(LONG, done.append)
+    found = encoder.encode(SOME, done.append)
     assert (found * expected).sum(1).min() > 0.99999
-    assert sum(done) == len(LONG)
+    assert sum(done) == len(SOME)
     assert max(held) <= 600
     assert caplog.text.count("out of memory for a batch of") == 1
     encoder.model.embed = lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(SetupError, match=r"^cpu: out of memory: a text of \d+ tokens does not fit") as error:
-        encoder.encode(LONG)
+        encoder.encode(SOME)
     assert "\n" not in str(error.value)
 
 
 def test_chunks_are_tokenised_ahead(tmp_path, monkeypatch):
     encoder = load_encoder(mild_folder("bert", tmp_path / "m"))
-    expected = encoder.encode(LONG)
+    expected = encoder.encode(SOME)
     monkeypatch.setattr(module, "TEXTS_PER_CHUNK", 50)
     encoder.chunked = True
-    assert (encoder.encode(LONG) * expected).sum(1).min() > 0.99999
-    assert (encoder.encode([*LONG, "", "x"])[-2] == encoder.encode([""])[0]).all()
+    assert (encoder.encode(SOME) * expected).sum(1).min() > 0.99999
+    assert (encoder.encode([*SOME, "", "x"])[-2] == encoder.encode([""])[0]).all()
     broken = encoder.model.tokenize
-    monkeypatch.setattr(encoder.model, "tokenize", lambda texts: broken(texts) if LONG[70] not in texts else 1 / 0)
+    monkeypatch.setattr(encoder.model, "tokenize", lambda texts: broken(texts) if SOME[70] not in texts else 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        encoder.encode(LONG)
+        encoder.encode(SOME)
 
 
 class Cuda:
