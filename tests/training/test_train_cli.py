@@ -201,20 +201,14 @@ def test_merge_mixes_runs_of_one_start_and_refuses_others(place):
     assert not (place / "none").exists()
 
 
-def test_quiet_is_quiet_with_deepspeed_installed(place):
-    result = command("builds/tiny", "--steps", 1, "-q")
-    assert (result.stdout, result.stderr, result.returncode) == ("", "", 0)
-
-
-def test_a_single_process_with_deepspeed_needs_no_launcher_and_learns_what_torch_learns(place):
+def test_a_single_process_with_deepspeed_needs_no_launcher_is_quiet_and_learns_what_torch_learns(place):
     plain = (place / "recipe.yaml").read_text() + "dtype: float32\n"
     (place / "plain.yaml").write_text(plain)
     (place / "zero3.yaml").write_text(plain + "deepspeed: {zero: 3, offload: yes}\n")
-    told = ("--steps", 1, "--device", "cpu")
+    told = ("--steps", 1, "--device", "cpu", "-q")
     assert call("builds/tiny", "--recipe", "plain.yaml", "-o", "plain", *told).exit_code == 0
     done = command("builds/tiny", "--recipe", "zero3.yaml", "-o", "zero3", *told)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "Warning" not in done.stderr
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
     plain, shared = (load_file(f"{name}/model/model.safetensors") for name in ("plain", "zero3"))
     assert plain.keys() == shared.keys()
     assert max(float((plain[key] - value).abs().max()) for key, value in shared.items()) < 1e-6
