@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -25,6 +26,12 @@ from training.tokens import load_sources
 EVERYTHING = {"matryoshka": [8, 16], "distill": 0.5, "symmetric": True, "mask_margin": 0.1}
 LOSSES = {"f2llm": {}, "infonce": {"loss": "infonce"}, "everything": EVERYTHING}
 KINDS = [kind for kind in ARCHITECTURES if "both ways" not in kind and kind not in ("minilm", "narrow bert", "gemma3")]
+# In the default suite each two settings meet once.
+PAIRED = {("float32", None, False), ("float32", 800, True), ("bfloat16", None, True), ("bfloat16", 800, False)}
+SETTINGS = [
+    pytest.param(*one, marks=[] if one in PAIRED else pytest.mark.long)
+    for one in product(("float32", "bfloat16"), (None, 800), (False, True))
+]
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +60,7 @@ def to_fake_gpu(model, recipe):
     return backend
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
-@pytest.mark.parametrize("budget", [None, 800], ids=["whole", "parts"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("dtype", "budget", "checkpointing"), SETTINGS)
 def test_no_step_mixes_devices_or_waits_for_the_gpu(trained, dtype, budget, checkpointing, monkeypatch):
     for loss, keys in LOSSES.items():
         loaded, sources = replace(trained[0], backbone=deepcopy(trained[0].backbone)), trained[1]

@@ -22,8 +22,8 @@ sources:
 """
 TROUBLES = (
     (503, "the Hub answers 503"),
-    (429, "the Hub answers 429"),
-    (500, "the Hub answers 500"),
+    pytest.param(429, "the Hub answers 429", marks=pytest.mark.long),
+    pytest.param(500, "the Hub answers 500", marks=pytest.mark.long),
     (0, "the Hub cannot be reached"),
 )
 
