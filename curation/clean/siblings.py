@@ -79,7 +79,7 @@ def _judged(pairs: pl.DataFrame, forms: pl.Series, names: pl.Series) -> np.ndarr
     words = words.filter(~pl.col("word").str.contains(IDENTIFIER) | pl.col("word").str.contains(NUMBER_WORD))
     kind = pl.when(pl.col("word").str.contains(NUMBER_WORD)).then(HAS_NUMBER).when("named").then(HAS_NAME).otherwise(0)
     words = words.with_columns(kind.cast(pl.UInt8).alias("kind"), pl.col("word").rank("dense").alias("code"))
-    missing, extra = _lacking(pairs, words, "left", "right"), _lacking(pairs, words, "right", "left")
+    missing, extra = _words_lacking(pairs, words, "left", "right"), _words_lacking(pairs, words, "right", "left")
     marked = _replaced(missing.filter(pl.col("kind") > 0), extra, ["pair", "kind"])
     both = pairs.filter("short").join(marked, on="pair", how="semi")
 
@@ -92,7 +92,7 @@ def _judged(pairs: pl.DataFrame, forms: pl.Series, names: pl.Series) -> np.ndarr
     return np.union1d(both["pair"].to_numpy(), in_slots.to_numpy())
 
 
-def _lacking(pairs: pl.DataFrame, words: pl.DataFrame, one: str, other: str) -> pl.DataFrame:
+def _words_lacking(pairs: pl.DataFrame, words: pl.DataFrame, one: str, other: str) -> pl.DataFrame:
     """Return the words that one text of a pair has and the other lacks: pair, left, word, code and kind."""
     whole = pairs.join(words, left_on=one, right_on="text", coalesce=False)
     return whole.join(words, left_on=[other, "code"], right_on=["text", "code"], how="anti").select(

@@ -11,7 +11,7 @@ import polars as pl
 from curation.core.errors import SourceError, UserError, did_you_mean, listed
 
 Dataset: TypeAlias = Any  # datasets.Dataset
-HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
+UNPAIRED = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 
 
 def is_dataset(data: Any) -> bool:
@@ -54,7 +54,7 @@ def texts_of_list(where: str, texts: Sequence[str]) -> pl.Series:
     for row, text in enumerate(found):
         if not isinstance(text, str):
             raise SourceError(where, f"entry {row} is a {type(text).__name__}, not a text")
-        if not text.isascii() and HALF.search(text):
+        if not text.isascii() and UNPAIRED.search(text):
             raise SourceError(where, f"entry {row} holds half of a surrogate pair, which is not text")
     return pl.Series("text", found, dtype=pl.String)
 

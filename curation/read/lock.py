@@ -30,7 +30,7 @@ from curation.recipe.source import Source, Table
 Entry = dict[str, Any]
 LOCK_FORMAT = 1
 TEXT_OR_NULL = (str, type(None))
-KINDS: dict[str, type | tuple[type, ...]] = {  # of the values of each entry
+VALUE_TYPES: dict[str, type | tuple[type, ...]] = {  # of the values of each entry
     "path": TEXT_OR_NULL, "config": TEXT_OR_NULL, "split": str, "files": list, "asked": TEXT_OR_NULL, "revision": TEXT_OR_NULL,
     "columns": (list, type(None)), "rows": (int, type(None)), "bytes": int, "digest": str,
 }  # fmt: skip
@@ -61,7 +61,9 @@ def read_lock(path: Path) -> dict[str, Entry] | None:
     for name, entry in found["sources"].items():
         parts = [entry, *(entry[part] for part in ("corpus", "queries") if part in entry)] if isinstance(entry, dict) else [entry]
         for part in parts:
-            wrong = [key for key, kinds in KINDS.items() if not isinstance(part, dict) or not isinstance(part.get(key), kinds)]
+            wrong = [
+                key for key, kinds in VALUE_TYPES.items() if not isinstance(part, dict) or not isinstance(part.get(key), kinds)
+            ]
             wrong += [key for key in ("inputs", "objects") if isinstance(part, dict) and not isinstance(part.get(key, {}), dict)]
             if wrong:
                 what = f"the entry of source '{name}' has no valid '{wrong[0]}'; was it changed by hand?"

@@ -264,7 +264,7 @@ def _group(file: Path, top: Path) -> tuple[str, ...]:
 
 
 def _beir(folder: Path, base: Path) -> Iterator[Candidate]:
-    name, constants = _named(folder.resolve().name), _constants(folder)
+    name, constants = _named(folder.resolve().name), _from_receipt(folder)
     files = os.path.relpath(folder.resolve(), base)
     splits = sorted(file.stem for file in (folder / "qrels").glob("*.tsv"))
     train = [split for split in splits if _split_kind(split) in ("", "train")]
@@ -290,7 +290,7 @@ def _ids(folder: Path, base: Path) -> Iterator[Candidate]:
         with closing(_rows(glob.escape(file), base)) as rows:
             columns[name] = [one for one in next(rows).frame.columns if not one.startswith("__")]
         tables[name] = {"files": file}
-    constants, keys = _constants(folder), _id_keys(tables, columns)
+    constants, keys = _from_receipt(folder), _id_keys(tables, columns)
     if _receipt(folder) and constants["task"] == "retrieval":  # the documents of our own exports are all passages of a build
         keys["corpus"]["all"] = True
     yield Candidate("ids", {"name": _named(folder.resolve().name), **constants, **keys})
@@ -332,7 +332,7 @@ def _of_files(first: Path, paths: list[Path], name: str, held_out: bool, base: P
     """Return the data of files of one format, known by their columns; FlagEmbedding's are read whole, for their prompts."""
     files = [os.path.relpath(one.resolve(), base) for one in paths]
     listed_files = files[0] if len(files) == 1 else files
-    constants = _constants(first)
+    constants = _from_receipt(first)
     columns: dict[str, None] = {}
     for one in files:
         with closing(_rows(glob.escape(one), base)) as rows:
@@ -354,7 +354,7 @@ def _receipt(path: Path) -> Keys:
     return dict(sources.get(path.stem if path.is_file() else path.name, {}))
 
 
-def _constants(path: Path) -> Keys:
+def _from_receipt(path: Path) -> Keys:
     receipt = _receipt(path)
     return {"task": "retrieval"} | {key: receipt[key] for key in TAKEN_OVER if receipt.get(key)}
 
