@@ -26,7 +26,7 @@ import polars as pl
 from curation.build import attribution, stages
 from curation.build.shape_stage import tables_of, with_inputs
 from curation.build.stages import Stage
-from curation.build.summary import refuse_own_folder, summary_of, write_summary
+from curation.build.summary import refuse_other_files, summary_of, write_summary
 from curation.clean import decontaminate, mteb_sets
 from curation.core.builds import Receipt
 from curation.core.errors import (
@@ -108,7 +108,7 @@ def build(
     if not decontaminated:
         manifest = manifest.model_copy(update={"decontaminate": None})
     folder = out or Path("builds") / manifest.name
-    refuse_own_folder(folder, path)
+    refuse_other_files(folder, path)
     chosen = pick(manifest, only, excluded)
     refused = refuse_outside(manifest, path) if confined else {}
     manifest, changed = apply_lock(manifest, path, refused)

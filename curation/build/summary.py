@@ -70,12 +70,17 @@ def summary_of(
     }
 
 
-def refuse_own_folder(folder: Path, path: Path) -> None:
-    """Refuse a build folder in which the copy of the manifest would replace the manifest itself.
+def refuse_other_files(folder: Path, path: Path) -> None:
+    """Refuse a build folder in which files of others would be replaced: a folder named as a stage's, or the manifest itself.
 
     Raises:
-        BuildError: the manifest is FOLDER/manifest.yaml, and its copy would differ: it has a base manifest, or credentials.
+        BuildError: there is such a folder and never was a build; or the manifest is FOLDER/manifest.yaml, and its copy would
+            differ: it has a base manifest, or credentials.
     """
+    if not (folder / BUILD).exists() and not any(folder.glob(".curate-build.lock")):
+        for name in ("shaped", "near", "cleaned", "curated", "heldout", "across", "decontaminate"):
+            if (folder / name).exists():
+                raise BuildError(folder, f"holds '{name}', which no build wrote", "name a folder that does not exist yet")
     copy, document = folder / "manifest.yaml", read_manifest(path)
     if copy.exists() and copy.samefile(path) and copy.read_bytes() != merged_yaml(document, without_credentials(document.value)):
         raise BuildError(folder, "holds the manifest itself, which the build's copy of it would replace", "name another folder")

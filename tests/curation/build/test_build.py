@@ -289,6 +289,15 @@ def test_filters_that_leave_nothing_are_named(recipe, tmp_path):
     )
 
 
+def test_a_folder_named_as_a_stage_that_no_build_wrote_is_left_alone(recipe, tmp_path):
+    mine = tmp_path / "heldout/faq/corpus.jsonl"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("precious")
+    with pytest.raises(BuildError, match="holds 'heldout', which no build wrote; name a folder that does not exist yet"):
+        build(recipe, tmp_path)
+    assert mine.read_text() == "precious"
+
+
 def test_a_build_in_the_folder_of_its_manifest_never_rewrites_it(recipe, tmp_path):
     own = recipe.rename(tmp_path / "manifest.yaml")
     assert not build(own, tmp_path, only=["faq"]).failed
