@@ -128,7 +128,13 @@ def load_model(
         trained_prompt=sentence.trained_prompt if sentence else None,
     )
 
-    # Check what would give wrong vectors in silence.
+    _check_vectors(model, weights)
+    return model
+
+
+def _check_vectors(model: Model, weights: bool) -> None:
+    """Refuse a model whose vectors would be wrong in silence; note special tokens that have a segment of their own."""
+    name, tokenizer = model.name, model.tokenizer
     if "token_type_ids" in tokenizer.model_input_names:
         sample = tokenizer("a text")
         model.segment_of = {
@@ -140,10 +146,9 @@ def load_model(
             model.padded = "it reads special tokens in a segment of their own"
     _check_rotations(model)
     if weights:
-        check_numbers(name, backbone, model.head)
+        check_numbers(name, model.backbone, model.head)
         with quiet():
             check_attention(model)
-    return model
 
 
 def _attend_both_ways(name: str, backbone: Any, is_decoder: bool) -> None:
