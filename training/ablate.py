@@ -284,7 +284,7 @@ def write_scores(part: Path, run: Run, encoder: Encoder) -> dict[str, Any]:
     return {"ndcg@10": float(np.mean([np.mean(each) for each in found.values()]))}
 
 
-def read_scores(run: Run) -> dict[str, np.ndarray]:
+def query_scores(run: Run) -> dict[str, np.ndarray]:
     """Return the nDCG@10 of each query of a run, (n,) float64 by set, after checking the file."""
     store.check_files(run.folder, store.receipt_of(run.folder))
     return {name: np.array(each) for name, each in store.read_json(run.folder / "scores.json").items()}
@@ -294,7 +294,7 @@ def write_found(first: Run, left_out: Mapping[str, list[str]], seen: Mapping[str
     """Compare finished runs, write ablation.json and ablation.html, and return what the first of them holds."""
     scores: dict[str, list[dict[str, np.ndarray]]] = {}
     for run in plan:
-        scores.setdefault(run.without, []).append(read_scores(run))
+        scores.setdefault(run.without, []).append(query_scores(run))
     folders = {one.folder: one.name for one in first.sets}
     own = {
         what: [folders[folder] for name in names if (folder := first.build / "heldout" / name) in folders]
@@ -306,7 +306,7 @@ def write_found(first: Run, left_out: Mapping[str, list[str]], seen: Mapping[str
         "seeds": list(dict.fromkeys(run.recipe.seed for run in plan)),
         "recipe": first.recipe.model_dump(mode="json", exclude={"seed", "steps", "epochs", *PLAIN}),
         "intervals": intervals_in_words(len(scores[""])),
-        **compare_runs(read_scores(first), scores, own),
+        **compare_runs(query_scores(first), scores, own),
         "not_trained_on": [what for what in left_out if what not in scores],
         "versions": store.versions(),
     }

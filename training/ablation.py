@@ -28,7 +28,6 @@ from curation.recipe.yaml import read_yaml
 from training.evaluate import RESAMPLES, SEED, TAIL, resampled_means
 
 MOST_LINES = 60  # of a printed table of sets; with more, only differences that are more than chance are printed
-TEMPLATE = Path(__file__).with_name("ablation.template.html")
 
 
 def compare_runs(
@@ -92,12 +91,8 @@ def intervals_in_words(seeds: int) -> str:
     )
 
 
-def as_table(found: Mapping[str, Any]) -> str:
-    """Return an ablation as text of at most 80 columns."""
-    return "\n".join(_lines(found))
-
-
-def _lines(found: Mapping[str, Any]) -> Iterator[str]:
+def table_lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield an ablation as lines of at most 80 columns; some begin with an empty one."""
     sources, sets = found["sources"], found["all"]["sets"]
     before, after = found["before"]["mean"], found["all"]["mean"]
     yield f"nDCG@10, mean of {len(sets)} sets: {before:.4f} before, {after:.4f} after {found['steps']:,} steps with all"
@@ -143,7 +138,7 @@ def page_of(found: Mapping[str, Any]) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.finalize = lambda value: visible(value) if isinstance(value, str) else value
     ends = [abs(end) for one in found["sources"].values() for end in one["all_sets"]]
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    template = environment.from_string(Path(__file__).with_name("ablation.template.html").read_text(encoding="utf-8"))
     return template.render(found=found, reach=max([*ends, 1e-6]), excludes_zero=excludes_zero)
 
 

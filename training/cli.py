@@ -229,7 +229,7 @@ def ablate_command(
     build = newest(build, quiet)
     settings = _recipe(build, recipe)
     from training.ablate import ablate, read_groups
-    from training.ablation import as_table, check_suggestion, write_suggestion
+    from training.ablation import check_suggestion, table_lines, write_suggestion
     from training.train import Stopped
 
     named = read_groups(groups) if groups else None
@@ -256,7 +256,7 @@ def ablate_command(
     if as_json:
         show(found, True)
     else:
-        output(as_table(found))
+        output("\n".join(table_lines(found)))
     if suggest:
         names = write_suggestion(build, found, suggest)
         message(f"{suggest}: leaves out {', '.join(names)}" if names else f"no source harms, so {suggest} is not written")

@@ -22,7 +22,7 @@ from curation.core.errors import BuildError, ManifestError
 from curation.core.record import draws
 from curation.recipe.manifest import load_manifest, load_recipe
 from training.ablate import ablate, checked_groups
-from training.ablation import as_table, compare_runs, page_of, write_suggestion
+from training.ablation import compare_runs, page_of, table_lines, write_suggestion
 from training.cli import train_command
 from training.train import train
 
@@ -160,7 +160,7 @@ def test_intervals_are_over_queries_and_seeds():
 
 
 def test_the_table_fits_80_columns_and_the_page_needs_no_other_file(done, made):
-    table = as_table(done[0]).splitlines()
+    table = "\n".join(table_lines(done[0])).splitlines()
     assert max(map(len, table)) <= 80
     garbage = done[0]["sources"]["garbage"]
     figures = "{:+.4f}  {:+.4f} to {:+.4f}".format(*(value := garbage["all_sets"]))
@@ -169,7 +169,7 @@ def test_the_table_fits_80_columns_and_the_page_needs_no_other_file(done, made):
     some = garbage | {"sets": {f"set-{number}" * 9: garbage["sets"]["good"] for number in range(9)}}
     many = {f"long-{number}" * 9: some | {"verdict": ("helps", "unclear", "harms")[number % 3]} for number in range(30)}
     scores = {**done[0]["all"], "sets": dict.fromkeys(some["sets"], 0.5)}
-    table = as_table({**done[0], "sources": many, "all": scores, "not_trained_on": ["small"]}).splitlines()
+    table = "\n".join(table_lines({**done[0], "sources": many, "all": scores, "not_trained_on": ["small"]})).splitlines()
     assert max(map(len, table)) <= 80
     assert "small: no step trained on it." in table
     assert [line.split()[0] for line in table if "  steps  all sets" in line] == ["helps", "unclear", "harms"]
