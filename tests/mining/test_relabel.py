@@ -25,7 +25,7 @@ def test_a_reranker_is_trained_and_mining_reads_it(tmp_path, shared_data, monkey
     train_reranker.main()
     scorer = load_reranker(str(tmp_path / "model"), device="cpu")
     scores = scorer.scores(["how long does the virus live", "a man plays a flute"], ["for some hours", "a man plays a flute"])
-    assert scores.min() < 0  # logits: no sigmoid
+    assert np.abs(scores).max() < 0.4  # logits, near 0 after few steps: a sigmoid would make them .5
     assert scorer.max_tokens == 256
     assert set(store.read_json(tmp_path / "margins.json")) == {"promote", "uncertain", "min_score"}
 
