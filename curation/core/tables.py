@@ -235,11 +235,23 @@ def parquet_frames(source: Path | IO[bytes], rows: int, far: bool = False) -> It
         options = {} if far else {"pre_buffer": False, "buffer_size": 1 << 20}
         with pq.ParquetFile(source, **options) as whole:
             for batch in whole.iter_batches(rows, use_threads=far):
-                frame = pl.from_arrow(batch)
-                assert isinstance(frame, pl.DataFrame)
-                yield frame
+                yield _frame_of(batch)
     except pa.ArrowException as error:
         raise ValueError(error) from None
+
+
+def _frame_of(batch: pa.RecordBatch) -> pl.DataFrame:
+    """Return a batch as a frame. A column of wide decimals, which polars does not have, gets 38 digits.
+
+    Raises:
+        ArrowException: a number has more.
+    """
+    for at, field in enumerate(batch.schema):
+        if pa.types.is_decimal256(field.type):
+            batch = batch.set_column(at, field.name, batch.column(at).cast(pa.decimal128(38, field.type.scale)))
+    frame = pl.from_arrow(batch)
+    assert isinstance(frame, pl.DataFrame)
+    return frame
 
 
 def label_names(source: Path | IO[bytes], arrow: bool) -> dict[str, list[str]]:
@@ -276,8 +288,6 @@ def arrow_frames(source: Path | IO[bytes], rows: int) -> Iterator[pl.DataFrame]:
             with (pa.ipc.open_file if whole else pa.ipc.open_stream)(raw) as reader:
                 for batch in map(reader.get_batch, range(reader.num_record_batches)) if whole else reader:
                     batch.validate(full=True)  # offsets in a broken file could point anywhere in memory
-                    frame = pl.from_arrow(batch)
-                    assert isinstance(frame, pl.DataFrame)
-                    yield from frame.iter_slices(rows)
+                    yield from _frame_of(batch).iter_slices(rows)
     except (pa.ArrowException, OSError, MemoryError) as error:  # a broken length can ask for terabytes
         raise ValueError(error) from None

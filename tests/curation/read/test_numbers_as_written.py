@@ -5,11 +5,15 @@ from __future__ import annotations
 import gzip
 import io
 import json
+from decimal import Decimal
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pyarrow import feather
 
 from curation.read import blocks
 from tests.curation.read.one_source import NESTED, built, shaped
@@ -310,16 +314,24 @@ def test_a_block_at_once_gives_what_its_lines_give(tmp_path, rows, name):
     assert shaped(tmp_path, "a.jsonl", fields) == shaped(tmp_path, "a.json", fields)
 
 
-def test_decimals_are_labels_and_ids_as_whole_numbers_are(tmp_path):
-    frame = pl.DataFrame({"q": ["what is x", "what is y"], "i": ["1.00", "2.00"]}).with_columns(
-        pl.col("i").cast(pl.Decimal(9, 2))
-    )
-    frame.write_parquet(tmp_path / "a.parquet")
-    assert classes(shaped(tmp_path, "a.parquet", {"query": "q", "label": "i"}, **CLASSES)) == ["1", "2"]
+@pytest.mark.parametrize("kind", [pa.decimal128(9, 2), pa.decimal256(50, 2)])
+def test_decimals_are_labels_and_ids_as_whole_numbers_are(tmp_path, kind):
+    table = pa.table({"q": ["what is x", "what is y"], "i": pa.array([Decimal("1.00"), Decimal("2.00")], kind)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    feather.write_feather(table, tmp_path / "a.arrow", compression="uncompressed")
     (tmp_path / "c.jsonl").write_text('{"_id": 1, "text": "one"}\n{"_id": "2", "text": "two"}\n')
     tables = {part: {"files": "c.jsonl"} for part in ("corpus", "queries")}
-    got = shaped(tmp_path, "a.parquet", {"query_id": "i", "positive_id": "i"}, **tables)
-    assert got == {"s/1": ("one", ["one"], [], None), "s/2": ("two", ["two"], [], None)}
+    for name in ("a.parquet", "a.arrow"):
+        assert classes(shaped(tmp_path, name, {"query": "q", "label": "i"}, **CLASSES)) == ["1", "2"]
+        got = shaped(tmp_path, name, {"query_id": "i", "positive_id": "i"}, **tables)
+        assert got == {"s/1": ("one", ["one"], [], None), "s/2": ("two", ["two"], [], None)}
+
+
+def test_decimals_of_too_many_digits_are_one_line(tmp_path):
+    pq.write_table(pa.table({"q": ["a"], "p": pa.array([Decimal(10**45)], pa.decimal256(50, 2))}), tmp_path / "a.parquet")
+    assert "a.parquet: not readable as parquet (Decimal value does not fit" in shaped(
+        tmp_path, "a.parquet", {"query": "q", "positive": "p"}
+    )
 
 
 @pytest.mark.parametrize(("one", "other"), [("pos", "pos "), ("1", " 1"), ("true", "True "), ("a b", "a  b"), ("0.5", "0.50 ")])
