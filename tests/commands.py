@@ -39,6 +39,7 @@ for line in sys.stdin:
     if not child:
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
         os.chdir(folder)
         for number, name in ((0, os.devnull), (1, out), (2, err)):
             os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666), number)
