@@ -179,9 +179,9 @@ def relabelled(source: Source) -> dict[str, Any]:
         found[arm] = {
             "tuples": len(rows),
             "negatives": len(strict),
-            "strict": float(strict.mean()),
-            "loose": float(loose.mean()),
-            "hardness": float(scores[~(strict | loose)].mean()),
+            "strict": _mean(strict),
+            "loose": _mean(loose),
+            "hardness": _mean(scores[~(strict | loose)]),
         }
         found[arm]["promotion"] = receipt.get("promotion", {})
 

@@ -35,7 +35,7 @@ def test_a_reranker_is_trained_and_mining_reads_it(tmp_path, shared_data, monkey
 def test_what_the_tables_say_is_so(tmp_path, shared_data, monkeypatch, capsys):
     reranker, work = tmp_path / "reranker", tmp_path / "work"
     tiny_folder("bert", reranker / "model", labels=1)
-    (reranker / "margins.json").write_text('{"promote": 0.001, "uncertain": 0.002, "min_score": 0.0}')
+    (reranker / "margins.json").write_text('{"promote": 0.0001, "uncertain": 0.00001, "min_score": 0.0}')
     monkeypatch.setattr(relabel, "HELD_OUT", 20)
     monkeypatch.setattr(relabel, "TOKENS", 128)
     monkeypatch.setattr(relabel, "MODEL", str(tiny_folder("bert", tmp_path / "encoder")))
