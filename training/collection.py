@@ -8,7 +8,6 @@ NanoBEIR-en/  corpus/NanoSciFact-00000-of-00001.parquet  corpus/NanoNQ-... ...  
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,11 @@ import numpy as np
 import polars as pl
 
 from curation.core.errors import SourceError, first_line, listed
+from curation.core.python_data import UNPAIRED
 from curation.core.store import check_written, file_digest
 
 LARGEST_GRADE = 2**31  # the largest that trec_eval accepts
 LAYOUT = "the folder needs corpus.jsonl, queries.jsonl and qrels/test.tsv"
-SURROGATE = re.compile("[\ud800-\udfff]")
 NANOBEIR = "sentence-transformers/NanoBEIR-en"  # the Hub's repository whose local copy is read by name
 NANO = {  # NanoBEIR's sets, and their instructions: F2LLM's, as mteb has them; of the three that it lacks, mteb's own
     "NanoArguAna": "Given a claim, find documents that refute the claim.",
@@ -188,7 +187,7 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
             raise SourceError(f"{path}:{number}", f"cannot be read as JSON ({error})", "give one JSON object per line") from None
         if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in ("_id", "text")):
             raise SourceError(f"{path}:{number}", "lacks '_id' or 'text', or they are not strings")
-        if "\\ud" in line.lower() and SURROGATE.search(f"{record['_id']} {record.get('title')} {record['text']}"):
+        if "\\ud" in line.lower() and UNPAIRED.search(f"{record['_id']} {record.get('title')} {record['text']}"):
             raise SourceError(f"{path}:{number}", "has half of a surrogate pair, which is not a character", "remove the \\ud...")
         if record["_id"] in seen:
             raise SourceError(f"{path}:{number}", f"repeats the _id '{record['_id']}' of an earlier line")

@@ -194,15 +194,13 @@ def _shape_whole(job: Job, folder: Path, table_rows: dict[str, int], advance: Ca
         write_parquet(folder / "scores.parquet", made.scores)
     count = len(rows) + len(lost)
     del rows, tables  # only the tuples are needed from here on
-    texts = (made.tuples["query"], *(made.tuples[name].explode(empty_as_null=False) for name in LISTS))
-    total_bytes = sum(int(some.str.len_bytes().sum()) for some in texts)
-    del texts
     tuples, made = made.tuples, made._replace(corpus=made.corpus.clear())
-    for some in tuples.iter_slices(max(1, len(tuples) * PORTION // max(total_bytes, PORTION))):
-        yield filtered(source, job.filters, made._replace(tuples=some), count, lost)
+    lists = (tuples[name].explode(empty_as_null=False) for name in LISTS)
+    total_bytes = sum(int(some.str.len_bytes().sum()) for some in (tuples["query"], *lists))
+    portion = max(1, len(tuples) * PORTION // max(total_bytes, PORTION))
+    for start in range(0, max(1, len(tuples)), portion):
+        yield filtered(source, job.filters, made._replace(tuples=tuples.slice(start, portion)), count, lost)
         made, count, lost = made._replace(dropped=made.dropped.clear(), texts_out=None), 0, []  # counted with the first
-    if not len(tuples):
-        yield filtered(source, job.filters, made, count, lost)
 
 
 def _count_rows(source: Source, part: str, table: Table, base: Path, table_rows: dict[str, int]) -> Iterator[pl.DataFrame]:

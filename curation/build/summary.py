@@ -77,7 +77,7 @@ def refuse_other_files(folder: Path, path: Path) -> None:
         BuildError: there is such a folder and never was a build; or the manifest is FOLDER/manifest.yaml, and its copy would
             differ: it has a base manifest, or credentials.
     """
-    if not (folder / BUILD).exists() and not any(folder.glob(".curate-build.lock")):
+    if not (folder / BUILD).exists() and not (folder / ".curate-build.lock").exists():
         for name in ("shaped", "near", "cleaned", "curated", "heldout", "across", "decontaminate"):
             if (folder / name).exists():
                 raise BuildError(folder, f"holds '{name}', which no build wrote", "name a folder that does not exist yet")

@@ -74,6 +74,9 @@ class Index(NamedTuple):
 ARRAY_TYPES = {"few": np.bool_, "needs": np.uint8, "keys": np.uint64, "bits": np.uint64}  # of the arrays' numbers; else u32
 
 
+PAIR = np.dtype([("gram", np.uint64), ("text", np.uint32)])
+
+
 class _Entries(NamedTuple):
     """The distinct forms, in order of first appearance, and the texts that have them."""
 
@@ -97,7 +100,7 @@ class _Pairs:
         """Add pairs, (n,) u32 and (n,) u64."""
         ranges = (keys >> np.uint64(64 - RANGES.bit_length() + 1)).astype(np.uint8)
         order = np.argsort(ranges, kind="stable")
-        pairs = np.empty(len(keys), [("gram", np.uint64), ("text", np.uint32)])
+        pairs = np.empty(len(keys), PAIR)
         pairs["gram"], pairs["text"] = keys[order], entries[order]
         self.file.seek(0, 2)
         self.file.write(pairs.data)
@@ -106,11 +109,11 @@ class _Pairs:
 
     def read(self, first: int, end: int) -> pl.DataFrame:
         """Return the pairs of ranges `first` to `end`: text and gram; those with one gram are in the order in which they came."""
-        size, parts = np.dtype([("gram", np.uint64), ("text", np.uint32)]), []
+        parts = []
         for bounds in self.blocks:
-            self.file.seek(int(bounds[first]) * size.itemsize)
-            parts.append(self.file.read(int(bounds[end] - bounds[first]) * size.itemsize))
-        found = np.frombuffer(b"".join(parts), size)
+            self.file.seek(int(bounds[first]) * PAIR.itemsize)
+            parts.append(self.file.read(int(bounds[end] - bounds[first]) * PAIR.itemsize))
+        found = np.frombuffer(b"".join(parts), PAIR)
         return pl.DataFrame({name: np.ascontiguousarray(found[name]) for name in ("text", "gram")})
 
 

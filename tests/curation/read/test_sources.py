@@ -116,8 +116,8 @@ def test_missing_files_are_reported(tmp_path):
     )
     assert message(Table(files=["e/f.jsonl"]), tmp_path) == f"e/f.jsonl: no such file; {hint}"
     (tmp_path / "d/gone.csv").symlink_to("gone.csv")
-    told = "d/gone.csv: is a symbolic link that leads to no file; it points to gone.csv"
-    assert message(Table(files=["d/gone.csv"]), tmp_path) == told
+    expected = "d/gone.csv: is a symbolic link that leads to no file; it points to gone.csv"
+    assert message(Table(files=["d/gone.csv"]), tmp_path) == expected
     assert message(Table(files=["d/*.tsv"]), tmp_path) == f"d/*.tsv: matches no file; {hint}"
     (tmp_path / "d/gone.csv").unlink()
     assert message(Table(files=["d/*.csv"]), tmp_path) == f"d/*.csv: matches no file; {hint}"
