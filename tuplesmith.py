@@ -373,7 +373,7 @@ def train(
 
 def evaluate(
     model: str | Path,
-    data: str | Path,
+    data: Where | Sequence[Where],
     *,
     instruction: str = "",
     split: str = "test",
@@ -382,12 +382,16 @@ def evaluate(
     device: str = "auto",
     max_tokens: int | None = None,
     quiet: bool = False,
-) -> dict[str, float | int]:
+) -> dict[str, Any]:
     """Measure how well a model retrieves, as `train evaluate` does: {"ndcg@10", "recall@10", "mrr@10", "queries"}.
+
+    Of a Build, a list or several sets the result has such a dict for each set, by its name, and for several `mean`, the mean
+    over them; each has also {"intervals": {"ndcg@10": [low, high], ...}}: 95 %, of 2,000 bootstrap resamples of the queries.
 
     Args:
         model: a Hub id, a folder, or `package:NAME` of an installed package that carries a model.
-        data: a folder with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv (BEIR's layout), such as BUILD/heldout/SOURCE.
+        data: a folder with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv (BEIR's layout), such as BUILD/heldout/SOURCE; or
+            several sets: a Build (all its held-out queries), a folder of such folders, `NanoBEIR`, or a list of these.
         instruction: put before each query; by default what training puts there.
         split: the split of the qrels.
         prompt: auto: the model's own prompts; instruct: the instruction; none: nothing.
@@ -397,17 +401,37 @@ def evaluate(
         quiet: show no progress.
 
     Raises:
+        BuildError: the Build has no held-out queries.
         ModelError: the model cannot be loaded.
-        SourceError: the folder cannot be read.
+        SourceError: a folder cannot be read.
 
     >>> sorted(evaluate("sentence-transformers/all-MiniLM-L6-v2", "builds/tickets/heldout/tickets", quiet=True))
     ['mrr@10', 'ndcg@10', 'queries', 'recall@10']
     """
-    from training.evaluate import evaluate as measure
+    from training.collection import evaluation_sets
+    from training.evaluate import compared, evaluation_prompts, means, measure_each
     from training.model.encode import load_encoder
 
+    given = [data] if isinstance(data, str | Path | Build) else data
+    for one in given:
+        if isinstance(one, Build) and not (one.path / "heldout").is_dir():
+            raise BuildError(one.path, "has no held-out queries", "give a source `holdout: N` and build again")
+    sets = evaluation_sets([one.path / "heldout" if isinstance(one, Build) else one for one in given], split)
+    if not sets:
+        raise UserError("data", "names no evaluation set", "give a Build or folders in BEIR's layout")
+    collections = {one.name: one.read() for one in sets}
     encoder = load_encoder(str(model), device=device, dtype=dtype, max_tokens=max_tokens, prompt=prompt)
-    return measure(encoder, Path(data), instruction, for_python(quiet), split)
+    each = {
+        one.name: measure_each(
+            encoder,
+            collections[one.name],
+            evaluation_prompts(encoder, one.folder, instruction, one.name),
+            for_python(quiet),
+        )
+        for one in sets
+    }
+    several = len(sets) > 1 or not isinstance(data, str | Path)
+    return compared({"model": each})["model"] if several else means(each[sets[0].name])
 
 
 def export(

@@ -63,8 +63,8 @@ def evaluation_sets(given: Sequence[str | Path], split: str = "test") -> list[Ev
     """Return the evaluation sets that folders and names mean, each with a name of its own.
 
     Args:
-        given: a set's folder, a folder of such folders (BUILD/heldout), `NanoBEIR`, or one of its sets, such as `NanoSciFact`;
-            of NanoBEIR the copy in the Hub's cache on this machine is read.
+        given: a set's folder, a folder of such folders (BUILD/heldout), `NanoBEIR`, or one of its sets, such as `NanoSciFact`
+            or, as mteb has it, `NanoSciFactRetrieval`; of those the copy in the Hub's cache on this machine is read.
         split: the split of the qrels in BEIR's layout.
 
     Raises:
@@ -73,11 +73,14 @@ def evaluation_sets(given: Sequence[str | Path], split: str = "test") -> list[Ev
     found: list[EvaluationSet] = []
     for one in given:
         folder = Path(one)
-        if not folder.exists() and str(one) in ("NanoBEIR", *NANO):
-            copy = _local_nanobeir()
-            chosen = [each for each in _sets_below(copy, split) if str(one) in ("NanoBEIR", each.name)]
+        if not folder.exists() and (str(one) == "NanoBEIR" or nano_instruction(str(one))):
+            whole = str(one) in ("NanoBEIR", *NANO)  # else the copy of one set under its name in mteb
+            repository = NANOBEIR if whole else f"mteb/{one}"
+            copy = _local_copy(repository, str(one))
+            chosen = [each if whole else each._replace(name=str(one)) for each in _sets_below(copy, split)]
+            chosen = [each for each in chosen if str(one) in ("NanoBEIR", each.name)]
             if not chosen:
-                raise SourceError(copy, f"has no parquet files of {one}", f"run `hf download {NANOBEIR} --repo-type dataset`")
+                raise SourceError(copy, f"has no parquet files of {one}", f"run `hf download {repository} --repo-type dataset`")
             found += chosen
         else:
             found += _sets_below(folder, split) or [EvaluationSet(folder.resolve().name, folder, split)]
@@ -105,8 +108,8 @@ def _sets_below(folder: Path, split: str) -> list[EvaluationSet]:
     return [one for path in below for one in _sets_below(path, split) or [EvaluationSet(path.name, path, split)]]
 
 
-def _local_nanobeir() -> Path:
-    """Return the folder of NanoBEIR in the Hub's cache; nothing is downloaded.
+def _local_copy(repository: str, name: str) -> Path:
+    """Return the folder of a dataset in the Hub's cache; nothing is downloaded.
 
     Raises:
         SourceError: it is not there.
@@ -114,10 +117,10 @@ def _local_nanobeir() -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(NANOBEIR, repo_type="dataset", local_files_only=True))
+        return Path(snapshot_download(repository, repo_type="dataset", local_files_only=True))
     except OSError:
-        hint = f"run `hf download {NANOBEIR} --repo-type dataset` once, or give the folder of a copy"
-        raise SourceError("NanoBEIR", "is not on this machine", hint) from None
+        hint = f"run `hf download {repository} --repo-type dataset` once, or give the folder of a copy"
+        raise SourceError(name, "is not on this machine", hint) from None
 
 
 @dataclass(frozen=True)

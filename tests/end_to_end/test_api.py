@@ -439,6 +439,35 @@ def test_a_build_gives_its_tuples(tmp_path):
         tuplesmith.train(build, recipe={"model": "x", "stepps": 3})
 
 
+def test_several_held_out_sets_are_measured_at_once(tmp_path):
+    for name, words in (("tickets", "the router"), ("orders", "an invoice")):
+        write_tickets(tmp_path / f"{name}.csv")
+        (tmp_path / f"{name}.csv").write_text((tmp_path / f"{name}.csv").read_text().replace("router", words))
+    source = "license: mit, task: retrieval, fields: {query: question, positive: answer}, holdout: 20"
+    lines = [f"  - {{name: {name}, files: {name}.csv, {source}}}" for name in ("tickets", "orders")]
+    (tmp_path / "m.yaml").write_text("\n".join(["name: m", "sources:", *lines]) + "\n")
+    build = tuplesmith.build(tmp_path / "m.yaml", out=tmp_path / "b", quiet=True)
+    folders = [build.path / "heldout" / name for name in build.sources]
+    alone = [tuplesmith.evaluate(MINILM, folder, quiet=True) for folder in folders]
+    found = tuplesmith.evaluate(MINILM, build, quiet=True)
+    assert sorted(found) == ["mean", "orders", "tickets"]
+    for name, one in zip(build.sources, alone, strict=True):
+        assert {key: found[name][key] for key in one} == one
+        low, high = found[name]["intervals"]["ndcg@10"]
+        assert low <= one["ndcg@10"] <= high
+    assert found["mean"]["ndcg@10"] == pytest.approx((alone[0]["ndcg@10"] + alone[1]["ndcg@10"]) / 2, abs=1e-12)
+    assert found["mean"]["queries"] == alone[0]["queries"] + alone[1]["queries"]
+    assert tuplesmith.evaluate(MINILM, [folders[0].parent], quiet=True) == found
+    (tmp_path / "bare.yaml").write_text("\n".join(["name: m", "sources:", *lines]).replace(", holdout: 20", "") + "\n")
+    bare = tuplesmith.build(tmp_path / "bare.yaml", out=tmp_path / "c", quiet=True)
+    with pytest.raises(tuplesmith.UserError) as error:
+        tuplesmith.evaluate(MINILM, bare, quiet=True)
+    assert str(error.value) == f"{bare.path}: has no held-out queries; give a source `holdout: N` and build again"
+    with pytest.raises(tuplesmith.UserError) as error:
+        tuplesmith.evaluate(MINILM, [], quiet=True)
+    assert str(error.value) == "data: names no evaluation set; give a Build or folders in BEIR's layout"
+
+
 @pytest.mark.long  # encodes, trains and evaluates with all-MiniLM
 @pytest.mark.timeout(1800)
 def test_examples_of_docstrings_run(tmp_path):

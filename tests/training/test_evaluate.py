@@ -180,6 +180,16 @@ def test_copies_of_nanobeir_are_read_as_beirs_layout_and_found_by_name(folder, t
     copy(tmp_path / "sets/NanoFEVERRetrieval", "train")
     (own,) = evaluation_sets([tmp_path / "sets"])
     assert (own.name, own.read()) == ("NanoFEVERRetrieval", wanted)
+    mteb = hub / "datasets--mteb--NanoFEVERRetrieval"
+    (mteb / "refs").mkdir(parents=True)
+    (mteb / "refs/main").write_text("abc")
+    copy(mteb / "snapshots/abc", "train")
+    (by_name,) = evaluation_sets(["NanoFEVERRetrieval"])
+    assert (by_name.name, by_name.read()) == ("NanoFEVERRetrieval", wanted)
+    with pytest.raises(SourceError) as error:
+        evaluation_sets(["NanoNQRetrieval"])
+    hint = "run `hf download mteb/NanoNQRetrieval --repo-type dataset` once, or give the folder of a copy"
+    assert str(error.value) == f"NanoNQRetrieval: is not on this machine; {hint}"
     encoder = load_encoder(MINILM, prompt="instruct")
     for one, instruction in (
         (alone, "Given a scientific claim, retrieve passages that support or refute the claim."),

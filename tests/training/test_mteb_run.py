@@ -21,6 +21,7 @@ from curation.core.errors import SourceError
 from curation.recipe.settings import Train
 from curation.share.export import export
 from training.cli import train_command
+from training.collection import evaluation_sets, nano_instruction
 from training.model.encode import load_encoder
 from training.train import train as train_model
 
@@ -249,3 +250,46 @@ def test_of_a_runs_model_it_drafts_the_metadata_that_mteb_validates(place):
         assert "# perhaps also tasks of more: the manifest has no `mteb:` for them" in text
         assert str(place) not in text
     assert meta.loader_kwargs["instruction_template"] == "Instruct: {instruction}\nQuery: "
+
+
+def test_a_copy_of_each_nano_task_of_mteb_is_found_by_its_name_and_read_as_mteb_reads_it(tmp_path, monkeypatch):
+    """The layout is the one that mteb's tasks declare and that its own loader reads: three configs, the split `train`."""
+    import mteb
+    import polars as pl
+    from mteb.abstasks.retrieval_dataset_loaders import RetrievalDatasetLoader
+
+    tasks = list(mteb.get_benchmark("NanoBEIR").tasks)
+    assert len(tasks) == 13
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    frames = {
+        "corpus": pl.DataFrame({"id": ["d1", "d2"], "title": ["Paris", None], "text": ["is a city", "a cat sat"]}),
+        "queries": pl.DataFrame({"id": ["q2", "q1"], "text": ["what sat?", "which city?"]}),
+        "qrels": pl.DataFrame({"query-id": ["q1", "q2"], "corpus-id": ["d1", "d2"], "score": [2, 1]}),
+    }
+    configs = [{"config_name": kind, "data_files": [{"split": "train", "path": f"{kind}/train-*"}]} for kind in frames]
+    for task in tasks:
+        name, described = task.metadata.name, task.metadata.dataset
+        assert described["path"] == f"mteb/{name}"
+        assert (described.get("name"), task.metadata.eval_splits) == (None, ["train"])
+        assert nano_instruction(name)
+        place = tmp_path / f"datasets--mteb--{name}"
+        snapshot = place / "snapshots" / described["revision"]
+        for kind, frame in frames.items():
+            (snapshot / kind).mkdir(parents=True)
+            frame.write_parquet(snapshot / kind / "train-00000-of-00001.parquet")
+        (snapshot / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
+        (place / "refs").mkdir()
+        (place / "refs/main").write_text(described["revision"])
+        (found,) = evaluation_sets([name])
+        assert (found.name, found.split) == (name, "train")
+        ours = found.read()
+        theirs = RetrievalDatasetLoader(str(snapshot), None, split="train").load()
+        assert dict(zip(ours.query_ids, ours.queries, strict=True)) == dict(
+            zip(theirs["queries"]["id"], theirs["queries"]["text"], strict=True)
+        )
+        assert ours.passage_ids == sorted(theirs["corpus"]["id"], reverse=True)
+        judged = {
+            query: {ours.passage_ids[row]: grade for row, grade in grades.items()}
+            for query, grades in zip(ours.query_ids, ours.relevant, strict=True)
+        }
+        assert judged == theirs["relevant_docs"]
