@@ -72,15 +72,16 @@ def evaluation_sets(given: Sequence[str | Path], split: str = "test") -> list[Ev
     """
     found: list[EvaluationSet] = []
     for one in given:
-        folder = Path(one)
-        if not folder.exists() and (str(one) == "NanoBEIR" or nano_instruction(str(one))):
-            whole = str(one) in ("NanoBEIR", *NANO)  # else the copy of one set under its name in mteb
-            repository = NANOBEIR if whole else f"mteb/{one}"
-            copy = _local_copy(repository, str(one))
-            chosen = [each if whole else each._replace(name=str(one)) for each in _sets_below(copy, split)]
-            chosen = [each for each in chosen if str(one) in ("NanoBEIR", each.name)]
+        folder, name = Path(one), str(one)
+        is_nano = name in ("NanoBEIR", *NANO) or (name.endswith("Retrieval") and nano_instruction(name))
+        if is_nano and not folder.exists():
+            repository, copy = _local_copy(name)
+            below = _sets_below(copy, split)
+            # mteb's copies have one set each, whose files are named for their split
+            named = below if repository == NANOBEIR else [each._replace(name=name) for each in below]
+            chosen = [each for each in named if name in ("NanoBEIR", each.name)]
             if not chosen:
-                raise SourceError(copy, f"has no parquet files of {one}", f"run `hf download {repository} --repo-type dataset`")
+                raise SourceError(copy, f"has no parquet files of {name}", f"run `hf download {repository} --repo-type dataset`")
             found += chosen
         else:
             found += _sets_below(folder, split) or [EvaluationSet(folder.resolve().name, folder, split)]
@@ -108,19 +109,23 @@ def _sets_below(folder: Path, split: str) -> list[EvaluationSet]:
     return [one for path in below for one in _sets_below(path, split) or [EvaluationSet(path.name, path, split)]]
 
 
-def _local_copy(repository: str, name: str) -> Path:
-    """Return the folder of a dataset in the Hub's cache; nothing is downloaded.
+def _local_copy(name: str) -> tuple[str, Path]:
+    """Return which of the Hub's repositories with NanoBEIR, or with one of its sets, is in the cache, and its folder there.
 
     Raises:
-        SourceError: it is not there.
+        SourceError: none is; nothing is downloaded.
     """
     from huggingface_hub import snapshot_download
 
-    try:
-        return Path(snapshot_download(repository, repo_type="dataset", local_files_only=True))
-    except OSError:
-        hint = f"run `hf download {repository} --repo-type dataset` once, or give the folder of a copy"
-        raise SourceError(name, "is not on this machine", hint) from None
+    repositories = [NANOBEIR] if name in ("NanoBEIR", *NANO) else []
+    repositories += [f"mteb/{name}"] if name.endswith("Retrieval") else []
+    for repository in repositories:
+        try:
+            return repository, Path(snapshot_download(repository, repo_type="dataset", local_files_only=True))
+        except OSError:
+            continue
+    hint = f"run `hf download {repositories[0]} --repo-type dataset` once, or give the folder of a copy"
+    raise SourceError(name, "is not on this machine", hint)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from training.train import train
 HERE = Path(__file__).parent
 STAGES = (None, 0, 1, 2, 3)  # None: plain torch
 JOINT = {"loss": "infonce", "query_query": True, "passage_passage": True, "mask_margin": 0.1, "spread_out": 0.5}
-JOINT["distill_vectors"] = {"model": MINILM}
+JOINT |= {"matryoshka": [8, 16], "distill_vectors": {"model": MINILM}}
 LORA = {"steps": 2, "lora": {"rank": 4, "alpha": 8}}
 
 

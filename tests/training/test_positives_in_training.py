@@ -132,24 +132,6 @@ def test_log_receipt_card_and_plan_say_what_becomes_of_further_positives(place, 
     assert CARD[positives] in plan_upload(out, "a/b").card
 
 
-@pytest.mark.parametrize("positives", ["all", "sampled"])
-def test_a_resumed_run_ends_with_the_same_bytes(place, positives, tmp_path):
-    class Killed(BaseException):
-        pass
-
-    def say(line):
-        if line.split("/")[0].split() == ["step", "7" if positives == "all" else "4"]:
-            raise Killed
-
-    rule = recipe(place, positives=positives, log_every=1, epochs=2, save_every=3, keep=2)
-    train(place / "b", rule, out=tmp_path / "whole", device="cpu")
-    with pytest.raises(Killed):
-        train(place / "b", rule, out=tmp_path / "torn", device="cpu", say=say)
-    train(place / "b", rule, out=tmp_path / "torn", device="cpu")
-    for name in ("done.json", "model/model.safetensors"):
-        assert (tmp_path / "torn" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-
-
 def test_another_choice_is_another_run_and_all_needs_its_mask(place, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("model: m\npositives: all\nmask_false_negatives: no\n")

@@ -127,25 +127,6 @@ def test_layers_that_cannot_be_computed_twice_are_told(tmp_path):
         Torch(model, recipe(model.name, checkpointing=True))
 
 
-@pytest.mark.parametrize("keys", [{"token_budget": 120}, {"token_budget": 120, "checkpointing": True, **JOINT}])
-def test_a_run_by_chunks_goes_on_to_the_bit(model, build, tmp_path, keys):
-    rule = recipe(model, lr=1e-3, steps=4, epochs=2, save_every=2, log_every=1, **keys)
-    train(build, rule, out=tmp_path / "whole")
-
-    class Killed(BaseException):
-        pass
-
-    def say(line):
-        if line.startswith("step 3/"):
-            raise Killed
-
-    with pytest.raises(Killed):
-        train(build, rule, out=tmp_path / "torn", say=say)
-    train(build, rule, out=tmp_path / "torn")
-    files = ["model/model.safetensors", "checkpoints/step-000004/optimizer.safetensors", "done.json"]
-    assert all((tmp_path / "whole" / name).read_bytes() == (tmp_path / "torn" / name).read_bytes() for name in files)
-
-
 def test_chunks():
     lengths = np.array([3, 2, 4, 11, 2])
     assert chunks_of(lengths, None, 1) == [[(0, 5)]]

@@ -91,25 +91,12 @@ def test_the_term_is_that_of_a_double_loop_and_chunks_change_nothing(place, keys
     assert largest_difference(weights, by_chunks[1]) < 1e-6
 
 
-def test_a_run_goes_on_to_the_bit_and_its_students_cosines_come_nearer_to_the_teachers(place, tmp_path):
-    keys = {"lr": 3e-3, "steps": 12, "epochs": 3, "save_every": 4, "batch": 8, "log_every": 1}
+def test_the_students_cosines_come_nearer_to_the_teachers(place, tmp_path):
+    keys = {"lr": 3e-3, "steps": 12, "epochs": 3, "batch": 8}
     keys["distill_vectors"] = {"model": MINILM}
     train(place / "b", rule(place, **keys), out=tmp_path / "whole", device="cpu")
     terms = [line["loss_vectors"] for line in read_log(tmp_path / "whole/log.jsonl")]
     assert max(terms[-3:]) < terms[0] / 2
-
-    class Killed(BaseException):
-        pass
-
-    def say(line):
-        if line.startswith("step  6/"):
-            raise Killed
-
-    with pytest.raises(Killed):
-        train(place / "b", rule(place, **keys), out=tmp_path / "torn", device="cpu", say=say)
-    train(place / "b", rule(place, **keys), out=tmp_path / "torn", device="cpu")
-    for name in ("model/model.safetensors", "done.json"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "torn" / name).read_bytes()
 
 
 def test_a_teacher_without_vectors_or_with_other_texts_is_one_line(place, tmp_path):
