@@ -447,7 +447,8 @@ def export(
 
     Args:
         build: a Build, or its folder.
-        format: f2llm, pair, triplet, n-tuple, labeled-list, scored-list, ids, flagembedding, tevatron or beir.
+        format: f2llm, pair, triplet, n-tuple, labeled-list, scored-list, ids, flagembedding, tevatron,
+            tevatron-ids, nemo or beir.
         out: a new folder; the files are in its data/.
         only: export these sources only.
         negatives: negatives per tuple; see `curate export -h` for each format's rule.

@@ -9,7 +9,10 @@ import click
 from curation.core.console import PATH, RAY, WORKERS, check_places, newest, output, say
 from curation.core.progress import for_terminal
 
-EXPORTS = ("f2llm", "pair", "triplet", "n-tuple", "labeled-list", "scored-list", "flagembedding", "tevatron", "beir", "ids")
+EXPORTS = (
+    "f2llm", "pair", "triplet", "n-tuple", "labeled-list", "scored-list", "flagembedding", "tevatron", "tevatron-ids", "nemo",
+    "beir", "ids",
+)  # fmt: skip
 
 
 @click.command()
@@ -39,12 +42,14 @@ def export(
                    parquet of sentence-transformers
     flagembedding  JSON Lines of FlagEmbedding (bge)
     tevatron       JSON Lines of Tevatron and MIRACL
+    tevatron-ids   JSON Lines of Tevatron 2: a corpus, and tuples of its ids
+    nemo           JSON of NeMo Automodel: a corpus, and tuples of its ids
     beir           corpus, queries and qrels
     ids            parquet with each text once and tuples of ids, for resolve_ids
                    of sentence-transformers; a fraction of the space
 
-    f2llm and n-tuple have a fixed number of negative columns: --negatives, by
-    default 24, or 1 for classification. Tuples with fewer negatives are left out.
+    f2llm, n-tuple and nemo have a fixed number of negatives: --negatives, by
+    default 24, or 1 for classification. Tuples with fewer are left out.
     In the other formats --negatives is the largest number per tuple. All formats
     except pair and beir require mined negatives.
     """

@@ -8,6 +8,10 @@
     scored-list    query, documents, scores                               the same, with the miner's scores as labels
     flagembedding  query, pos, neg, pos_scores, neg_scores, ...           FlagEmbedding (bge)
     tevatron       query_id, query, positive_passages, ...                Tevatron, MIRACL
+    tevatron-ids   query_id, query_text, positive_document_ids, ...;      Tevatron 2
+                   corpus: each text once
+    nemo           question_id, question, pos_doc, neg_doc;               NeMo Automodel
+                   corpus: each text once
     beir           corpus.jsonl, queries.jsonl, qrels/train.tsv           retrieval toolkits
     ids            query_id, document_ids, scores, positive_ids;          sentence-transformers' `resolve_ids`, and us
                    queries, documents: each text once
@@ -51,6 +55,7 @@ class Constants(NamedTuple):
 
     task: str
     instruction: str
+    source: str = ""
 
 
 class Format(NamedTuple):
@@ -62,6 +67,7 @@ class Format(NamedTuple):
     fixed: bool = False  # negatives have columns of their own, so each tuple must have all n
     first: bool = False  # holds one positive per tuple, the first
     scored: bool = False  # needs a score for each text
+    corpus: str = ""  # the table of passages, if tuples name them by id: the file of tuples is `train`, in the source's folder
 
 
 def f2llm(rows: pl.DataFrame, source: Constants, n: int) -> pl.DataFrame:
@@ -106,15 +112,13 @@ def scored_list(rows: pl.DataFrame, source: Constants, n: int) -> pl.DataFrame:
 def flagembedding(rows: pl.DataFrame, source: Constants, n: int) -> Iterator[dict[str, Any]]:
     """Yield FlagEmbedding's records; `prompt` is the bare instruction, a score is null if a text has none."""
     for row in rows.iter_rows(named=True):
-        first, *others = [
-            score if score is None else round(score, SCORE_DIGITS) for score in (row["positive_score"], *row["negative_scores"])
-        ]
+        scores = _scores_of(row)
         yield {
             "query": row["query"],
             "pos": row["positives"],
             "neg": row["negatives"],
-            "pos_scores": [first, *[None] * (len(row["positives"]) - 1)],
-            "neg_scores": others,
+            "pos_scores": scores["positive"],
+            "neg_scores": scores["negative"],
             "prompt": source.instruction,
             "type": TYPES[source.task],
         }
@@ -132,6 +136,32 @@ def tevatron(rows: pl.DataFrame, source: Constants, n: int) -> Iterator[dict[str
         yield {"query_id": row["id"], "query": row["query"], **passages}
 
 
+def tevatron_ids(rows: pl.DataFrame, source: Constants, n: int) -> Iterator[dict[str, Any]]:
+    """Yield the records of Tevatron 2, which ignores the scores."""
+    for row in rows.iter_rows(named=True):
+        ids = {f"{role}_document_ids": row[f"{role}_ids"] for role in ("positive", "negative")}
+        scores = {f"{role}_scores": some for role, some in _scores_of(row).items()}
+        yield {"query_id": row["id"], "query_text": row["query"], **ids, **scores}
+
+
+def nemo(rows: pl.DataFrame, source: Constants, n: int) -> Iterator[dict[str, Any]]:
+    """Yield NeMo's records, which are one list in a JSON object."""
+    for row in rows.iter_rows(named=True):
+        documents = {
+            f"{role[:3]}_doc": [{"id": id_, "score": score} for id_, score in zip(row[f"{role}_ids"], scores, strict=True)]
+            for role, scores in _scores_of(row).items()
+        }
+        yield {"question_id": row["id"], "question": row["query"], "corpus_id": source.source, **documents}
+
+
+def _scores_of(row: dict[str, Any]) -> dict[str, list[float | None]]:
+    """Return the scores of a tuple's positives, of which the first has one, and of its negatives, as JSON holds them."""
+    first, *others = [
+        score if score is None else round(score, SCORE_DIGITS) for score in (row["positive_score"], *row["negative_scores"])
+    ]
+    return {"positive": [first, *[None] * (len(row["positives"]) - 1)], "negative": others}
+
+
 def _negative_columns(n: int) -> list[pl.Expr]:
     return [pl.col("negatives").list.get(at, null_on_oob=True).alias(f"negative_{at + 1}") for at in range(n)]
 
@@ -145,6 +175,8 @@ FORMATS = {
     "scored-list": Format(scored_list, "parquet", first=True, scored=True),
     "flagembedding": Format(flagembedding, "jsonl"),
     "tevatron": Format(tevatron, "jsonl"),
+    "tevatron-ids": Format(tevatron_ids, "jsonl", corpus="corpus.jsonl"),
+    "nemo": Format(nemo, "json", fixed=True, corpus="corpus/train.parquet"),
     "beir": Format(None, "", mined=False),
     "ids": Format(None, ""),
 }
@@ -259,7 +291,7 @@ def _export_source(
         with progress(f"export {source}", receipt["kept"], "tuples") as advance:
             _write_ids(data / source, build / "curated" / source, folder, negatives, entry, advance)
         return entry
-    constants = Constants(entry["task"], entry["instruction"])
+    constants = Constants(entry["task"], entry["instruction"], source)
     passages = passages_with_keys(build, source)
     columns = MINED_COLUMNS if shape.mined else CURATED_COLUMNS
 
@@ -283,17 +315,37 @@ def _export_source(
             _write_beir(data / source, blocks_of(folder, columns), passages, entry, advance)
             return entry
         assert shape.make
-        data.mkdir(exist_ok=True)
-        path = data / f"{source}.{shape.ending}"
+        path = data / source / f"train.{shape.ending}" if shape.corpus else data / f"{source}.{shape.ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
         blocks = made(shape.make, advance)
-        if shape.ending == "parquet":
+        if shape.corpus:
+            _write_corpus(data / source / shape.corpus, constants, passages)
+        if shape.ending == "json":
+            with store.atomic(path) as file:
+                file.write(b'{"corpus": [{"path": "corpus"}], "data": [\n')
+                for number, row in enumerate(chain.from_iterable(blocks)):
+                    file.write(b",\n" * (number > 0) + store.json_line(row).rstrip(b"\n"))
+                file.write(b"\n]}\n")
+        elif shape.ending == "parquet":
             metadata = {key: str(entry[key]) for key in ("task", "language", "instruction", "license")}
             tables.write_blocks(path, blocks, {"source": source, **metadata})
         else:
             store.write_lines(path, chain.from_iterable(blocks))
-    if not entry["used"]:
-        path.unlink()  # some trainers fail on a file without rows
+    if not entry["used"]:  # some trainers fail on a file without rows
+        shutil.rmtree(path.parent) if shape.corpus else path.unlink()
     return entry
+
+
+def _write_corpus(path: Path, source: Constants, passages: pl.DataFrame) -> None:
+    """Write the passages of a source with their ids: JSON Lines for Tevatron, or a folder with metadata for NeMo."""
+    if path.suffix == ".jsonl":
+        store.write_lines(path, ({"docid": id_, "text": text} for id_, text in passages.select("key", "text").iter_rows()))
+        return
+    path.parent.mkdir()
+    tables.write_parquet(path, passages.select(pl.col("key").alias("id"), "text"), {})
+    asked = render_query(source.instruction, "")
+    about = {"class": "TextQADataset", "corpus_id": source.source, "task_type": source.task, "query_instruction": asked}
+    store.write_json(path.with_name("merlin_metadata.json"), about)
 
 
 def _write_beir(

@@ -8,6 +8,7 @@ removed from them (`split_query` in `core/record.py`).
 from __future__ import annotations
 
 import glob
+import json
 import os
 import re
 import tempfile
@@ -36,6 +37,19 @@ IMPORTED = (".parquet", ".jsonl")
 ID_TABLES = {  # of `curate export --format ids`: the columns that each must have
     "train": ("query_id", "document_ids"), "queries": ("query_id",), "documents": ("document_id",)
 }  # fmt: skip
+METADATA = "merlin_metadata.json"  # in a folder `corpus` of NeMo
+BY_ID = {  # fields of tuples of ids, other than LightOn's, and of their corpus
+    "tevatron-ids": (
+        {"id": "query_id", "query": "query_text", "positive": "positive_document_ids", "negatives": "negative_document_ids"},
+        {"positive_score": "positive_scores", "negative_scores": "negative_scores"},
+        {"id": "docid", "text": "text"},
+    ),
+    "nemo": (
+        {"id": "question_id", "query": "question", "positive": "pos_doc.id", "negatives": "neg_doc.id"},
+        {"positive_score": "pos_doc.score", "negative_scores": "neg_doc.score"},
+        {"id": "id", "text": "text"},
+    ),
+}
 TAKEN_OVER = ("task", "instruction", "language", "license")
 EDGE = r"(^|[^a-z0-9])(?:%s)[0-9]*(?![a-z0-9])"
 SET = "(?:[-_ ]?(?:set|split|data))?"
@@ -209,7 +223,8 @@ def _here(path: Path, base: Path) -> Iterator[Candidate]:
     every = _listing(inner)
     beir = {one: _beir for one in (inner, *every) if (one / "qrels").is_dir()}
     of_ids = {one: _ids for one in (inner, *every) if all((one / f"{name}.parquet").is_file() for name in ID_TABLES)}
-    folders = of_ids | beir  # that are read as a whole
+    two = [one for one in (inner, *every) if (one / "corpus" / METADATA).is_file() or _tevatron_tables(one)]
+    folders = of_ids | dict.fromkeys(two, _with_a_corpus) | beir  # that are read as a whole
     loose = [one for one in every if one.is_file() and not folders.keys() & {one, *one.parents}]
     files = [one for one in loose if one.suffix in IMPORTED]
     others = [one for one in loose if one.suffix.lower() in (*OTHER_DATA, *IMPORTED) and one not in files]
@@ -296,6 +311,44 @@ def _ids(folder: Path, base: Path) -> Iterator[Candidate]:
     yield Candidate("ids", {"name": _named(folder.resolve().name), **constants, **keys})
 
 
+def _tevatron_tables(folder: Path) -> bool:
+    """Return whether a folder has tuples of ids and their corpus, as Tevatron 2 reads them."""
+    return all((folder / name).is_file() for name in ("corpus.jsonl", "train.jsonl")) and not (folder / "qrels").is_dir()
+
+
+def _with_a_corpus(folder: Path, base: Path) -> Iterator[Candidate]:
+    """Yield the data of a folder with tuples of ids and one corpus: NeMo's or Tevatron's."""
+    form = "nemo" if (folder / "corpus" / METADATA).is_file() else "tevatron-ids"
+    name, relative = _named(folder.resolve().name), Path(os.path.relpath(folder.resolve(), base))
+    files = [one for one in sorted((folder / "corpus").iterdir()) if one.suffix in IMPORTED] if form == "nemo" else []
+    corpus = [str(relative / "corpus" / one.name) for one in files] or [str(relative / "corpus.jsonl")]
+    fields, scores, of_corpus = BY_ID[form]
+    for file in sorted(folder.glob("*.json")) if form == "nemo" else [folder / "train.jsonl"]:
+        kind = _split_kind(file.stem)
+        called = name if kind in ("", "train") else _named(f"{name}-{kind}")
+        if called != name:
+            yield Candidate("", {"name": called}, True, "left out: it names texts by id, and an evaluation set cannot")
+            continue
+        keys: Keys = {"files": str(relative / file.name), **({"records": "data"} if form == "nemo" else {})}
+        with closing(_rows(glob.escape(keys["files"]), base, keys.get("records"))) as rows:
+            frame = next(rows).frame
+        columns = [one for one in frame.columns if not one.startswith("__")]
+        for column in [one for one in ("pos_doc", "neg_doc") if one in columns]:  # lists of ids, or of records as JSON
+            values = frame[column].cast(pl.List(pl.String)).explode().drop_nulls()
+            columns += [f"{column}.{key}" for text in values.head(1) if text.startswith("{") for key in json.loads(text)]
+        used = {key: one if one in columns else one.partition(".")[0] for key, one in fields.items()}
+        if missing := [one for one in used.values() if one not in columns]:
+            raise SourceError(file, f"no column '{missing[0]}'", f"columns there are: {listed(columns, 20)}")
+        used |= {key: one for key, one in scores.items() if one in columns}
+        with closing(_rows(glob.escape(corpus[0]), base)) as rows:
+            named = "document_text" if "document_text" in next(rows).frame.columns else "text"  # Tevatron's README, its loader
+        keys |= {"by_id": True, "fields": used, "corpus": {"files": corpus, "fields": {**of_corpus, "text": named}}}
+        constants = _from_receipt(folder)
+        if _receipt(folder) and constants["task"] == "retrieval":
+            keys["corpus"]["all"] = True
+        yield Candidate(form, {"name": name, **constants, **keys})
+
+
 def _ids_on_the_hub(at: Keys, splits: Mapping[str, list[str]]) -> Keys:
     """Return the keys of a source of a dataset whose configs `queries` and `documents` have the texts, as LightOn's do."""
     tables = {"train": at}
@@ -343,8 +396,8 @@ def _of_files(first: Path, paths: list[Path], name: str, held_out: bool, base: P
     return Candidate(form, {"name": name, **constants, "files": listed_files, **entry}, held_out, note)
 
 
-def _rows(files: str, base: Path) -> Any:
-    return table_rows(Table.model_validate({"files": [files]}), base)
+def _rows(files: str, base: Path, records: str | None = None) -> Any:
+    return table_rows(Table.model_validate({"files": [files], "records": records}), base)
 
 
 def _receipt(path: Path) -> Keys:

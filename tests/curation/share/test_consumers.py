@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from curation.core.record import render_query
 from curation.share.export import export
 from tests.curation.share import test_exchange
-from tests.curation.share.test_exchange import lines_of, tuples_of
+from tests.curation.share.test_exchange import INSTRUCTION, lines_of, tuples_of
 
 made = test_exchange.made  # the fixture
 pytestmark = pytest.mark.long  # the tools take their time to load
@@ -63,6 +66,49 @@ def test_tevatron_tokenises_it(made, tmp_path):
         {"query": tokens(query, 32), "positives": [tokens(t, 256) for t in right], "negatives": [tokens(t, 256) for t in wrong]}
         for query, (right, wrong) in tuples_of(made, "faq", "mined").items()
     ]
+
+
+def test_tevatron_2_finds_texts_by_id(made, tmp_path):
+    """Its training set, restated after its README and loader: that version is in no package index."""
+    import datasets
+
+    export(made, tmp_path / "out", "tevatron-ids", ["faq"])
+    folder, cache = tmp_path / "out/data/faq", str(tmp_path / "cache")
+    rows, corpus = (
+        datasets.load_dataset("json", data_files=str(folder / f"{name}.jsonl"), split="train", cache_dir=cache)
+        for name in ("train", "corpus")
+    )
+    places = {docid: place for place, docid in enumerate(corpus["docid"])}
+    texts = {
+        row["query_text"]: tuple(
+            [corpus[places[docid]]["text"] for docid in row[f"{role}_document_ids"]] for role in ("positive", "negative")
+        )
+        for row in rows
+    }
+    assert texts == tuples_of(made, "faq", "mined")
+
+
+def test_nemo_finds_texts_by_id(made, tmp_path):
+    """Automodel's corpus-id JSON, restated after its guide: that package wants much that we do not."""
+    import datasets
+
+    export(made, tmp_path / "out", "nemo", ["faq"], 3)
+    file = tmp_path / "out/data/faq/train.json"
+    document = json.loads(file.read_text())
+    corpora = {}
+    for one in document["corpus"]:
+        path = file.parent / one["path"]  # relative to the file
+        about = json.loads((path / "merlin_metadata.json").read_text())
+        assert about["class"] == "TextQADataset"
+        assert about["query_instruction"] == render_query(INSTRUCTION, "")
+        read = datasets.load_dataset(str(path), cache_dir=str(tmp_path / "cache"))["train"]
+        corpora[about["corpus_id"]] = dict(zip(read["id"], read["text"], strict=True))
+    texts = {
+        row["question"]: tuple([corpora[row["corpus_id"]][one["id"]] for one in row[key]] for key in ("pos_doc", "neg_doc"))
+        for row in document["data"]
+    }
+    assert all(row["question_id"] and row["neg_doc"][0]["score"] is not None for row in document["data"])
+    assert texts == tuples_of(made, "faq", "mined")
 
 
 @pytest.mark.parametrize("distil", [False, True])
