@@ -88,8 +88,7 @@ def card_problems(text: str, config_files: Iterable[str] = ()) -> Iterator[str]:
             yield "license 'other' needs a license_name of small letters, digits, dots and dashes"
         if not str(head.get("license_link", "")).startswith(("https://", "LICENSE")):
             yield "license 'other' needs a license_link"
-    yield from _word_problems(head)
-    yield from _config_problems(head, list(config_files))
+    yield from _value_problems(head, list(config_files))
     if "model-index" in head:  # all that huggingface_hub checks without the Hub; `hub.upload` asks the Hub itself
         from huggingface_hub import ModelCard
 
@@ -99,7 +98,8 @@ def card_problems(text: str, config_files: Iterable[str] = ()) -> Iterator[str]:
             yield f"its model-index cannot be read ({' '.join(str(error).split())})"
 
 
-def _word_problems(head: Mapping[str, Any]) -> Iterator[str]:
+def _value_problems(head: Mapping[str, Any], files: list[str]) -> Iterator[str]:
+    """Yield what is wrong with languages, tags, tasks, sizes and configs."""
     for word in head.get("language", []):
         if not isinstance(word, str) or not LANGUAGE.fullmatch(word):
             yield f"language '{word}' is not an ISO 639 code"
@@ -110,9 +110,6 @@ def _word_problems(head: Mapping[str, Any]) -> Iterator[str]:
         for word in head.get(key, []):
             if word not in words:
                 yield f"{key} '{word}' is not one of {', '.join(words)}"
-
-
-def _config_problems(head: Mapping[str, Any], files: list[str]) -> Iterator[str]:
     configs = head.get("configs", [])
     names = [config.get("config_name") for config in configs]
     if len(set(names)) < len(names):

@@ -9,8 +9,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,16 +91,25 @@ def output(text: str) -> None:
 def run_command(command: click.Command, name: str) -> None:
     """Run a command line and exit."""
     _in_utf8()
+
+    def end(number: int, frame: object) -> None:
+        for one in ENDING:
+            signal.signal(one, signal.SIG_DFL)
+        raise Ended(number)
+
+    # the first SIGINT, SIGTERM or SIGHUP raises `Ended`, so that temporary files are removed; a second one kills
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # ignored under nohup
+            signal.signal(number, end)
     try:
-        with _signals():
-            code = command.main(prog_name=name, standalone_mode=False)
+        code = command.main(prog_name=name, standalone_mode=False)
     except click.ClickException as error:
         error.show()
         code = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        code = _ended(name, signal.SIGINT)
-    except Ended as end:
-        code = _ended(name, end.number)
+    except (click.Abort, KeyboardInterrupt, Ended) as stop:
+        number = signal.Signals(stop.number if isinstance(stop, Ended) else signal.SIGINT)
+        say(f"{name}: {ENDING[number]}; {RUN_AGAIN}")
+        code = 128 + number
     except UserError as error:
         for line in str(error).splitlines():  # more than one for a manifest with several mistakes
             say(f"{name}: {line}")
@@ -129,26 +137,6 @@ def _in_utf8() -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-
-
-@contextmanager
-def _signals() -> Iterator[None]:
-    """Raise `Ended` at the first SIGINT, SIGTERM or SIGHUP, so that temporary files are removed; a second signal kills."""
-
-    def end(number: int, frame: object) -> None:
-        for one in ENDING:
-            signal.signal(one, signal.SIG_DFL)
-        raise Ended(number)
-
-    for number in ENDING:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # ignored under nohup
-            signal.signal(number, end)
-    yield
-
-
-def _ended(name: str, number: int) -> int:
-    say(f"{name}: {ENDING[signal.Signals(number)]}; {RUN_AGAIN}")
-    return 128 + number
 
 
 def newest(build: Path | None, quiet: bool = False) -> Path:

@@ -67,21 +67,16 @@ def text_table(head: tuple[str, ...], lines: list[tuple[Any, ...]]) -> str:
     cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in line] for line in lines]
     widths = [max(len(row[at]) for row in [list(head), *cells]) for at in range(len(head))]
     right = [all(isinstance(line[at], int) for line in lines) for at in range(len(head))]
-
-    def draw(row: Iterable[str]) -> str:
-        return "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)).rstrip()
-
-    return "\n".join([draw(head), "  ".join("-" * w for w in widths), *(draw(row) for row in cells)])
+    padded = [
+        "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)).rstrip()
+        for row in (head, ["-" * width for width in widths], *cells)
+    ]
+    return "\n".join(padded)
 
 
 def markdown_table(head: Iterable[object], lines: Iterable[Iterable[object]]) -> str:
     """Return a table in Markdown; cells are escaped."""
     rows = [list(head), *map(list, lines)]
     rows.insert(1, [Markdown("---") for _ in rows[0]])
-    return "\n".join("| " + " | ".join(_cell(value) for value in row) + " |" for row in rows)
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, Markdown):
-        return re.sub(r"(?<!\\)\|", r"\|", value)  # of code
-    return as_markdown(f"{value:,}" if isinstance(value, int) else value)
+    texts = [[as_markdown(f"{value:,}" if isinstance(value, int) else value) for value in row] for row in rows]
+    return "\n".join("| " + " | ".join(re.sub(r"(?<!\\)\|", r"\|", text) for text in row) + " |" for row in texts)  # | in code

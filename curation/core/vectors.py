@@ -47,13 +47,10 @@ def read_encoders(build: Path) -> list[Known]:
 
 
 def encoders_of(build: Path, model: str) -> list[Known]:
-    """Return what is noted of the encoders of a build's vectors whose model has this name."""
-    return [one for one in read_encoders(build) if _same_model(str(one.described["model"]), model)]
-
-
-def _same_model(one: str, other: str) -> bool:
-    """Return whether two names of a model are equal, or two paths of one folder."""
-    return one == other or (Path(one).exists() and Path(other).exists() and Path(one).samefile(other))
+    """Return what is noted of the encoders of a build's vectors whose model has this name, or is in this folder."""
+    known = [(str(one.described["model"]), one) for one in read_encoders(build)]
+    here = Path(model)  # two paths may name one folder
+    return [one for name, one in known if name == model or (here.exists() and Path(name).exists() and here.samefile(name))]
 
 
 class Stored:
