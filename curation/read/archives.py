@@ -50,17 +50,6 @@ class Budget:
     def __init__(self, gigabytes: float) -> None:
         self.most, self.left = gigabytes, int(gigabytes * 1e9)
 
-    def spend(self, size: int, name: str) -> None:
-        """Count bytes that came out of `name`.
-
-        Raises:
-            SourceError: the source unpacks to more than it may.
-        """
-        self.left -= size
-        if self.left < 0:
-            what = f"the source unpacks to more than the {self.most:g} GB of its `max_unpacked`"
-            raise SourceError(name, what, "a decompression bomb? raise the limit if you know the file")
-
 
 class Member(NamedTuple):
     """An entry of an archive; `target` is where a link leads, from the top of the archive."""
@@ -172,11 +161,8 @@ def _zip_members(file: File, budget: Budget) -> Generator[Member]:
             kind = "folder" if info.is_dir() else "link" if link else "file"
             target = b"".join(islice(_zip_chunks(archive, info, name), 1))[:4096].decode(errors="replace") if link else None
             target = target and posixpath.join(posixpath.dirname(info.filename), target)
-            yield Member(info.filename, kind, target, partial(_open_zip_member, archive, info, name, budget))
-
-
-def _open_zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, budget: Budget) -> IO[bytes]:
-    return _counted(_zip_chunks(archive, info, name), budget, name)
+            opened = partial(_zip_chunks, archive, info, name)
+            yield Member(info.filename, kind, target, partial(_counted, opened, budget, name))
 
 
 def _zip_chunks(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> Iterator[bytes]:
@@ -201,7 +187,10 @@ def _tar_members(file: File, budget: Budget) -> Generator[Member]:
             kind = "file" if plain else "folder" if info.isdir() else "link" if link else "device"
             target = posixpath.join(posixpath.dirname(info.name) if info.issym() else "", info.linkname) if link else None
             yield Member(info.name, kind, target, partial(archive.extractfile, info))  # type: ignore[arg-type]
-        tape.finish()
+        if tape.last != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError(f"cut off or broken at byte {tape.position}")
+        while tape.raw.read(CHUNK):  # on to the end of the file, so that its checksum is compared too
+            pass
 
 
 class _Tape:
@@ -232,17 +221,6 @@ class _Tape:
         while self.position < position and self.read(min(position - self.position, CHUNK)):
             pass
 
-    def finish(self) -> None:
-        """Read on to the end of the file, so that its checksum is compared too.
-
-        Raises:
-            tarfile.ReadError: `tarfile` stopped before the archive's end.
-        """
-        if self.last != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError(f"cut off or broken at byte {self.position}")
-        while self.raw.read(CHUNK):
-            pass
-
     def close(self) -> None:
         self.raw.close()
 
@@ -260,7 +238,7 @@ def unpacking(file: File, budget: Budget) -> File:
 
     plain = file._replace(beside=tuple(unpacking(one, budget) for one in file.beside))
     if file.path.name.lower().endswith(PACKED):
-        return plain._replace(unpack=lambda: without_pointer(_counted(_unpack(file), budget, file.name)), remote=False)
+        return plain._replace(unpack=lambda: without_pointer(_counted(partial(_unpack, file), budget, file.name)), remote=False)
     return plain if file.unpack is None or file.remote else plain._replace(unpack=lambda: without_pointer(file.open()))
 
 
@@ -275,7 +253,17 @@ def _unpack(file: File) -> Iterator[bytes]:
             _refuse_pointer(file.name, raw.peek(len(LFS_POINTER)))
         ending = file.path.suffix.lower()
         if ending == ".zst":
-            yield from _unpack_zstd(raw)
+            # frame after frame; unlike the reader of `zstandard`, notice that a file is cut off
+            packed = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW)
+            frame, fresh = packed.decompressobj(), True
+            while bite := raw.read(ZSTD_BITE):
+                while bite:
+                    if frame.eof:
+                        frame, fresh = packed.decompressobj(), True
+                    yield frame.decompress(bite)
+                    bite, fresh = frame.unused_data, False
+            if fresh or not frame.eof:
+                raise EOFError
         elif ending in (".bz2", ".tbz2"):
             yield from _unpack_streams(raw, bz2.BZ2Decompressor)
         elif ending in (".xz", ".txz"):
@@ -303,20 +291,6 @@ def _unpack_streams(raw: IO[bytes], fresh: Callable[[], bz2.BZ2Decompressor | lz
             raise lzma.LZMAError(str(error)) from None
 
 
-def _unpack_zstd(raw: IO[bytes]) -> Iterator[bytes]:
-    """Unpack frame after frame; unlike the reader of `zstandard`, notice that a file is cut off."""
-    packed = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW)
-    frame, fresh = packed.decompressobj(), True
-    while bite := raw.read(ZSTD_BITE):
-        while bite:
-            if frame.eof:
-                frame, fresh = packed.decompressobj(), True
-            yield frame.decompress(bite)
-            bite, fresh = frame.unused_data, False
-    if fresh or not frame.eof:
-        raise EOFError
-
-
 class _Stream(io.RawIOBase):
     """Chunks of bytes as a file that counts what comes out."""
 
@@ -331,7 +305,10 @@ class _Stream(io.RawIOBase):
             chunk = next(self.chunks, None)
             if chunk is None:
                 return 0
-            self.budget.spend(len(chunk), self.called)
+            self.budget.left -= len(chunk)
+            if self.budget.left < 0:
+                what = f"the source unpacks to more than the {self.budget.most:g} GB of its `max_unpacked`"
+                raise SourceError(self.called, what, "a decompression bomb? raise the limit if you know the file")
             self.rest = memoryview(chunk)
         size = min(len(buffer), len(self.rest))
         buffer[:size], self.rest = self.rest[:size], self.rest[size:]
@@ -343,5 +320,5 @@ class _Stream(io.RawIOBase):
         super().close()
 
 
-def _counted(chunks: Iterator[bytes], budget: Budget, name: str) -> IO[bytes]:
-    return io.BufferedReader(_Stream(chunks, budget, name), CHUNK)
+def _counted(unpack: Callable[[], Iterator[bytes]], budget: Budget, name: str) -> IO[bytes]:
+    return io.BufferedReader(_Stream(unpack(), budget, name), CHUNK)

@@ -211,24 +211,20 @@ def suggest_encoding(sample: bytes) -> str | None:
             return name
     if texts.keys() - {western}:
         return None
-    return western if western in texts and _reads_as_western(texts[western]) else None
-
-
-def _reads_as_western(text: str) -> bool:
-    """Return whether a text in a Western European encoding has few accents and no symbol within a word."""
+    # Western European: few accents, and no symbol within a word
+    if (text := texts.get(western)) is None or re.search(f"[{''.join(WESTERN)}]{{3}}", text):
+        return None
     found = [
         (text[at - 1 : at], character, text[at + 1 : at + 2]) for at, character in enumerate(text) if not character.isascii()
     ]
     if len(found) > 3 and len(found) * 3 > sum(not character.isspace() for character in text):
-        return False
-    if re.search(f"[{''.join(WESTERN)}]{{3}}", text):
-        return False
+        return None
     for before, character, after in found:
         inside = before.isalpha() and after.isalpha()
         odd = unicodedata.category(character)[0] in "LC" or inside  # another script's letter, a control character, a symbol
         if odd and character not in WESTERN and character not in IN_WORDS and character not in "ªºƒ\xa0":
-            return False
-    return True
+            return None
+    return western
 
 
 @contextmanager

@@ -66,7 +66,24 @@ def describe(table: Table, folder: Path | None) -> tuple[str, Description]:
     where = str(table.path)
     with hub.hub_errors(table):
         if (folder / SAVED_DICT).is_file() or (folder / SAVED).is_file():
-            return "", _describe_saved(where, folder)
+            # what Dataset.save_to_disk or DatasetDict.save_to_disk wrote: Arrow files, which contain their label names
+            try:
+                if (folder / SAVED_DICT).is_file():
+                    folders = {str(split): f"{split}/" for split in json.loads((folder / SAVED_DICT).read_bytes())["splits"]}
+                else:
+                    folders = {str(json.loads((folder / SAVED).read_bytes()).get("_split") or "train"): ""}
+                splits = {}
+                for split, inner in folders.items():
+                    state = json.loads((folder / inner / SAVED).read_bytes())
+                    splits[split] = [inner + str(one["filename"]) for one in state["_data_files"]]
+            except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
+                what = f"was not saved by `save_to_disk` as it should be ({type(error).__name__}: {error})"
+                raise SourceError(where, what, "save it again") from None
+            for name in [name for names in splits.values() for name in names]:
+                _refuse_link_outside(where, folder, folder / name)
+                if not (folder / name).is_file():
+                    raise SourceError(where, f"its file '{name}' is missing", "save it again")
+            return "", Description(splits, {"reader": "arrow"}, {}, {})
         for name in ABOUT_FILES:
             if (folder / name).exists():
                 _refuse_link_outside(where, folder, folder / name)
@@ -102,27 +119,6 @@ def describe_commit(table: Table, commit: str) -> Description:
         found = _description_of(path, builder, f"hf://datasets/{path}@{commit}")
     hub.write_answer(answer, found)
     return found
-
-
-def _describe_saved(where: str, folder: Path) -> Description:
-    """Return what `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote: Arrow files, which contain their label names."""
-    try:
-        if (folder / SAVED_DICT).is_file():
-            folders = {str(split): f"{split}/" for split in json.loads((folder / SAVED_DICT).read_bytes())["splits"]}
-        else:
-            folders = {str(json.loads((folder / SAVED).read_bytes()).get("_split") or "train"): ""}
-        splits = {}
-        for split, inner in folders.items():
-            state = json.loads((folder / inner / SAVED).read_bytes())
-            splits[split] = [inner + str(one["filename"]) for one in state["_data_files"]]
-    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
-        what = f"was not saved by `save_to_disk` as it should be ({type(error).__name__}: {error})"
-        raise SourceError(where, what, "save it again") from None
-    for name in [name for names in splits.values() for name in names]:
-        _refuse_link_outside(where, folder, folder / name)
-        if not (folder / name).is_file():
-            raise SourceError(where, f"its file '{name}' is missing", "save it again")
-    return Description(splits, {"reader": "arrow"}, {}, {})
 
 
 def _refuse_link_outside(where: str, folder: Path, path: Path) -> None:

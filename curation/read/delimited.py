@@ -72,7 +72,20 @@ def _read_cells(file: File, table: Table, start: int, is_csv: bool) -> Reading:
         first = next(rows, None)
         if first is None:
             raise SourceError(file.name, "is empty")
-        names = _column_names(file, table, first)
+        number, _, cells = first
+        if isinstance(table.header, list):
+            names = table.header
+        elif isinstance(cells, str):
+            raise SourceError(f"{file.name}:{number}", f"the first row cannot be read ({cells})", NO_QUOTES)
+        else:
+            names = [(table.header and cell) or f"column_{i}" for i, cell in enumerate(cells, 1)]
+        if names[0].lower().lstrip().startswith(("<!doctype html", "<html")):
+            raise SourceError(
+                f"{file.name}:{number}", "is a web page, not a table", "fetch the file itself, not the page about it"
+            )
+        twice = [name for i, name in enumerate(names) if name in names[:i]]
+        if twice:
+            raise SourceError(f"{file.name}:{number}", f"two columns are named '{twice[0]}'", "name them all: `header: [...]`")
         said = "`header`" if isinstance(table.header, list) else "the header" if table.header else "the first row"
         width = f"{said} has {len(names)}"
         tsv = _TsvQuotes(file, names) if not is_csv and table.quoting is None else None
@@ -161,8 +174,16 @@ def parse_regular(
     characters, used, within = np.frombuffer(block, np.uint8), len(block), None
     # quotes
     if quoting and b'"' in block:
-        within = _between_quotes(characters, delimiter)
-        if within is None:
+        quotes = characters == QUOTE
+        within = np.bitwise_xor.accumulate(quotes.view(np.uint8)).view(bool)  # which bytes are between quotes
+        at = np.flatnonzero(quotes)
+        opens = within[at]
+        begins, ends = at[opens], at[~opens]
+        before, after = characters[begins[begins > 0] - 1], characters[ends + 1]  # a block ends with a line, not with a quote
+        mark = ord(delimiter)
+        allowed = ((before == mark) | (before == LINE_FEED) | (before == QUOTE)).all()
+        allowed &= ((after == mark) | (after == LINE_FEED) | (after == QUOTE) | (after == RETURN)).all()
+        if not allowed:
             return None
         if within[-1]:  # the last row goes on in the next block
             used = int(np.flatnonzero((characters == LINE_FEED) & ~within).max(initial=-1)) + 1
@@ -193,20 +214,6 @@ def parse_regular(
     frame = pl.from_arrow(reader.read_all())
     assert isinstance(frame, pl.DataFrame)
     return None if irregular else (frame, used)
-
-
-def _between_quotes(characters: np.ndarray, delimiter: str) -> np.ndarray | None:
-    """Return which bytes of a block are between quotes; None if a quote is where none may be."""
-    quotes = characters == QUOTE
-    within = np.bitwise_xor.accumulate(quotes.view(np.uint8)).view(bool)
-    at = np.flatnonzero(quotes)
-    opens = within[at]
-    begins, ends = at[opens], at[~opens]
-    before, after = characters[begins[begins > 0] - 1], characters[ends + 1]  # a block ends with a line, not with a quote
-    mark = ord(delimiter)
-    allowed = ((before == mark) | (before == LINE_FEED) | (before == QUOTE)).all()
-    allowed &= ((after == mark) | (after == LINE_FEED) | (after == QUOTE) | (after == RETURN)).all()
-    return within if allowed else None
 
 
 # --- row by row ---
@@ -254,22 +261,6 @@ def _quoted_rows(file: File, table: Table, lines: Iterable[str], delimiter: str,
         if cells:
             yield start, len(held), cells
         start = before + reader.line_num
-
-
-def _column_names(file: File, table: Table, first: Row) -> list[str]:
-    number, _, cells = first
-    if isinstance(table.header, list):
-        names = table.header
-    elif isinstance(cells, str):
-        raise SourceError(f"{file.name}:{number}", f"the first row cannot be read ({cells})", NO_QUOTES)
-    else:
-        names = [(table.header and cell) or f"column_{i}" for i, cell in enumerate(cells, 1)]
-    if names[0].lower().lstrip().startswith(("<!doctype html", "<html")):
-        raise SourceError(f"{file.name}:{number}", "is a web page, not a table", "fetch the file itself, not the page about it")
-    twice = [name for i, name in enumerate(names) if name in names[:i]]
-    if twice:
-        raise SourceError(f"{file.name}:{number}", f"two columns are named '{twice[0]}'", "name them all: `header: [...]`")
-    return names
 
 
 def _rows_of_width(

@@ -249,7 +249,21 @@ def read_jsonl(file: File, table: Table, start: int, line_of: LineOf | None = No
                 raise SourceError(where, "this is one JSON document, not JSON Lines", "say `reader: json`")
             every = ((one.line, one.text) for one in chain([first], values_of(text)))
         elif line_of is None and not table.records and table.header is True:
-            yield from _read_objects(file, table, blocks, start)
+            # a block at once if its lines are alike, else one by one, to find the lines that are broken
+            number, wanted = 1, column_map(table)
+            for block in blocks:
+                frame = plain_objects(block, wanted)
+                if frame is not None and ROW not in frame.columns:
+                    yield from number_rows(frame, start)
+                    start += len(frame)
+                else:
+                    lines = enumerate(lines_of([block]), number)
+                    for rows in batches(
+                        (read_line(file, at, line) for at, line in lines if not line.isspace()), start, file, table
+                    ):
+                        yield rows
+                        start += len(rows.frame) + len(rows.lost)
+                number += block.count(b"\n")
             return
         else:
             every = ((number, line) for number, line in enumerate(lines_of(blocks), 1) if not line.isspace())
@@ -294,22 +308,6 @@ def _spans_lines(held: list[bytes]) -> bool:
         return "\n" in text[: json.JSONDecoder().raw_decode(text)[1]]
     except (ValueError, RecursionError):
         return False
-
-
-def _read_objects(file: File, table: Table, blocks: Iterator[bytes], start: int) -> Reading:
-    """Read lines as objects: a block at once if they are alike, else one by one, to find the lines that are broken."""
-    number, wanted = 1, column_map(table)
-    for block in blocks:
-        frame = plain_objects(block, wanted)
-        if frame is not None and ROW not in frame.columns:
-            yield from number_rows(frame, start)
-            start += len(frame)
-        else:
-            lines = enumerate(lines_of([block]), number)
-            for rows in batches((read_line(file, at, line) for at, line in lines if not line.isspace()), start, file, table):
-                yield rows
-                start += len(rows.frame) + len(rows.lost)
-        number += block.count(b"\n")
 
 
 def _rows_of(file: File, table: Table, number: int, line: str) -> Iterator[Record | Loss]:

@@ -190,8 +190,11 @@ def _entry_of(table: Table, base: Path) -> Entry:
         for batch in table_rows(table.model_copy(update={"sample": "random"} if isinstance(table, Source) else {}), base):
             count += len(batch.frame) + len(batch.lost)
             columns |= dict.fromkeys(name for name in batch.frame.columns if name != ROW)
-    facts = {"revision": None, "columns": list(columns), "rows": count, "bytes": total_bytes(table, base)}
-    return _question(table) | facts | {"digest": digest_of(digests), "inputs": digests} | remote.lock_objects(table)
+    facts: Entry = {"revision": None, "columns": list(columns), "rows": count, "bytes": total_bytes(table, base)}
+    facts |= {"digest": digest_of(digests), "inputs": digests}
+    if names := remote.urls(table):  # URL, version and bytes of each object
+        facts["objects"] = {name: [one[:3] for one in table._objects[name]] for name in names}
+    return _question(table) | facts
 
 
 class HubFacts(NamedTuple):

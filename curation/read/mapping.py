@@ -328,17 +328,25 @@ def _map_column(where: str, values: pl.Series, frame: pl.DataFrame, table: Table
         simple = set(parts) <= PASSAGE and "text" in parts and not any(field.dtype.is_nested() for field in kind.fields)
         if not (depth and simple):
             raise _unexpected_record(where, name, frame[ROW][int(values.is_not_null().arg_max() or 0)], _paths(name, kind))
-        values = _change_innermost(values, lambda record: _title_and_text(record, parts))
+        values = _change_inside(values, depth, lambda record: _title_and_text(record, parts))
     elif kind.is_float() and name in wanted.ids and not depth:
-        values = _floats_as_ids(where, values)
+        inexact = values.filter(values.is_finite() & (values.abs() >= EXACT_BELOW[type(values.dtype)]))
+        if len(inexact):
+            raise _inexact_ids(where, values.name, inexact)
+        finite = values.to_frame().select(pl.when(pl.first().is_finite()).then(pl.first()))[values.name]
+        values = finite.cast(pl.String).str.replace(r"\.0$", "").replace("-0", "0")
     elif kind.is_float():
-        values = _change_innermost(values, lambda number: pl.when(number.is_finite()).then(number))
+        values = _change_inside(values, depth, lambda number: pl.when(number.is_finite()).then(number))
     elif depth:
-        values = _change_innermost(values, lambda each: each)
+        values = _change_inside(values, depth, lambda each: each)
     elif name in wanted.ids and (kind == pl.String or kind.is_decimal()):
         values = _texts_as_ids(where, values.cast(pl.String))
     if depth and name in table.join:
-        values, depth = _join(values, depth, table.join[name]), depth - 1
+        depth -= 1  # the innermost lists become texts
+        separator = table.join[name]
+        values = _change_inside(
+            values, depth, lambda texts: texts.cast(pl.List(pl.String)).list.join(separator, ignore_nulls=True)
+        )
     if depth > 1 and not isinstance(table, EvalSet):
         hint = f"`join: {{{name}: ' '}}` makes one text of each inner list"
         raise SourceError(where, f"column '{name}' holds lists of lists, not texts", hint)
@@ -347,15 +355,16 @@ def _map_column(where: str, values: pl.Series, frame: pl.DataFrame, table: Table
     return values
 
 
-def _change_innermost(values: pl.Series, change: Callable[[pl.Expr], Any]) -> pl.Series:
-    """Return a column with `change` applied to its values, however deep in lists they are."""
+def _change_inside(values: pl.Series, depth: int, change: Callable[[pl.Expr], Any]) -> pl.Series:
+    """Return a column with `change` applied to what is inside of so many levels of lists; arrays on the way become lists."""
 
-    def at(each: pl.Expr, kind: Any) -> Any:
-        if isinstance(kind, pl.Array):
-            each, kind = each.arr.to_list(), pl.List(kind.inner)
-        return each.list.eval(at(pl.element(), kind.inner)) if isinstance(kind, pl.List) else change(each)
+    def at(each: pl.Expr, kind: Any, level: int) -> Any:
+        if not level:
+            return change(each)
+        lists = each.arr.to_list() if isinstance(kind, pl.Array) else each
+        return lists.list.eval(at(pl.element(), kind.inner, level - 1))
 
-    return values.to_frame().select(at(pl.col(values.name), values.dtype).alias(values.name))[values.name]
+    return values.to_frame().select(at(pl.col(values.name), values.dtype, depth).alias(values.name))[values.name]
 
 
 def _title_and_text(record: pl.Expr, parts: list[str]) -> pl.Expr:
@@ -364,17 +373,6 @@ def _title_and_text(record: pl.Expr, parts: list[str]) -> pl.Expr:
     given = [pl.when(text.str.contains(r"\S")).then(text) for text in texts]
     both = pl.concat_str(given, separator="\n", ignore_nulls=True)
     return pl.when(both.str.contains(r"\S")).then(both)
-
-
-def _join(values: pl.Series, depth: int, separator: str) -> pl.Series:
-    """Return lists joined to texts, the innermost lists if there are several levels."""
-
-    def at(each: pl.Expr, level: int) -> pl.Expr:
-        if level > 1:
-            return each.list.eval(at(pl.element(), level - 1))
-        return each.cast(pl.List(pl.String)).list.join(separator, ignore_nulls=True)
-
-    return values.to_frame().select(at(pl.col(values.name), depth).alias(values.name))[values.name]
 
 
 # --- labels and ids ---
@@ -386,15 +384,6 @@ def labels_by_form(labels: Mapping[str, str]) -> dict[str, str]:
     known = dict(zip(keys, labels.values(), strict=True))
     truths = [key for key in known if key.lower() in ("true", "false")]
     return {form: known[key] for key in truths for form in (key.lower(), key.title(), key.upper())} | known
-
-
-def _floats_as_ids(where: str, values: pl.Series) -> pl.Series:
-    """Return labels or ids that are floats as texts: whole ones without `.0`."""
-    inexact = values.filter(values.is_finite() & (values.abs() >= EXACT_BELOW[type(values.dtype)]))
-    if len(inexact):
-        raise _inexact_ids(where, values.name, inexact)
-    finite = values.to_frame().select(pl.when(pl.first().is_finite()).then(pl.first()))[values.name]
-    return finite.cast(pl.String).str.replace(r"\.0$", "").replace("-0", "0")
 
 
 def _texts_as_ids(where: str, values: pl.Series) -> pl.Series:

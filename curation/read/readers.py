@@ -97,31 +97,21 @@ def file_rows(file: File, table: Table, start: int) -> Reading:
         yield from READERS[reader](file, table, start)
 
 
-def _read_parquet(file: File, table: Table, start: int) -> Reading:
+def _read_columns(file: File, table: Table, start: int, form: str) -> Reading:
+    """Read parquet, or Arrow IPC, both the file and the stream format."""
     with file.on_disk() as place:
-        if not (place.stat().st_size if isinstance(place, Path) else place.seek(0, 2)):
-            raise SourceError(file.name, "is empty")
-        try:
+        if form == "parquet":
+            if not (place.stat().st_size if isinstance(place, Path) else place.seek(0, 2)):
+                raise SourceError(file.name, "is empty")
             if not isinstance(place, Path):
                 place.seek(0)
-            for frame in parquet_frames(place, BATCH, file.remote):
-                yield Rows(frame.with_row_index(ROW, start).with_columns(pl.col(ROW).cast(pl.UInt64)), [])
-                start += len(frame)
-        except (ValueError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-            what = str(error).splitlines()[0].removeprefix("parquet: ")
-            raise SourceError(file.name, f"not readable as parquet ({what})", FETCH_AGAIN) from None
-
-
-def _read_arrow(file: File, table: Table, start: int) -> Reading:
-    """Read Arrow IPC, both the file and the stream format."""
-    with file.on_disk() as place:
         try:
-            for frame in arrow_frames(place, BATCH):
+            for frame in parquet_frames(place, BATCH, file.remote) if form == "parquet" else arrow_frames(place, BATCH):
                 yield Rows(frame.with_row_index(ROW, start).with_columns(pl.col(ROW).cast(pl.UInt64)), [])
                 start += len(frame)
         except (ValueError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-            what = (str(error) or "no reason given").splitlines()[0]
-            raise SourceError(file.name, f"not readable as Arrow IPC ({what})", FETCH_AGAIN) from None
+            what = (str(error) or "no reason given").splitlines()[0].removeprefix("parquet: ")
+            raise SourceError(file.name, f"not readable as {form} ({what})", FETCH_AGAIN) from None
 
 
 READERS: dict[str, Callable[[File, Table, int], Reading]] = {
@@ -129,8 +119,8 @@ READERS: dict[str, Callable[[File, Table, int], Reading]] = {
     "jsonl": read_jsonl,
     "csv": partial(read_delimited, is_csv=True),
     "tsv": partial(read_delimited, is_csv=False),
-    "parquet": _read_parquet,
-    "arrow": _read_arrow,
+    "parquet": partial(_read_columns, form="parquet"),
+    "arrow": partial(_read_columns, form="Arrow IPC"),
     "flagembedding": partial(read_jsonl, line_of=flagembedding_line),
     "tevatron": partial(read_jsonl, line_of=tevatron_line),
     "embedding-training-data": partial(read_jsonl, line_of=partial(read_line, change=embedding_tuple)),

@@ -105,7 +105,16 @@ def current(table: Table, name: str) -> list[StoredObject]:
     """
     locked: list[StoredObject] | None = table._locked.objects.get(name) if table._locked else None
     if is_hub(name):
-        return locked or _hub_objects(name)
+        if locked:
+            return locked
+        dataset, path = _hub_parts(name)
+        commit = hub.dataset_commit(dataset)
+        names = hub.file_names(dataset, commit)
+        inner = [path] if path in names else [one for one in names if matches(one, path)]
+        if not inner:
+            what = "matches no file of the dataset" if glob.has_magic(path) else "no such file in the dataset"
+            raise SourceError(name, what + did_you_mean(path, names))
+        return [StoredObject(name.removesuffix(path) + one, commit) for one in inner]
     cached = locked is not None and all(map(_is_whole, locked))
     try:
         address = table._addresses.get(name, name)
@@ -177,11 +186,6 @@ def differences(table: Table) -> tuple[int, list[str]]:
     return size, notes
 
 
-def lock_objects(table: Table) -> dict[str, Any]:
-    """Return what a lock file holds of a pinned table's objects: by name in `files`, their URLs, versions and sizes in bytes."""
-    return {"objects": {name: [one[:3] for one in table._objects[name]] for name in urls(table)}} if urls(table) else {}
-
-
 def refuse_changes(where: str, lock: str, now: Mapping[str, str], then: Mapping[str, str]) -> None:
     """Refuse files whose digests, by name, are not those in the lock file.
 
@@ -213,17 +217,6 @@ def _hub_parts(name: str) -> tuple[Table, str]:
         raise SourceError(name, "does not name files of a dataset", "the form is hf://datasets/ORG/NAME/PATH, or NAME@REVISION")
     revision = unquote(found["revision"]) if found["revision"] else None
     return Table(path=found["id"], revision=revision), found["path"]
-
-
-def _hub_objects(name: str) -> list[StoredObject]:
-    dataset, path = _hub_parts(name)
-    commit = hub.dataset_commit(dataset)
-    names = hub.file_names(dataset, commit)
-    found = [path] if path in names else [one for one in names if matches(one, path)]
-    if not found:
-        what = "matches no file of the dataset" if glob.has_magic(path) else "no such file in the dataset"
-        raise SourceError(name, what + did_you_mean(path, names))
-    return [StoredObject(name.removesuffix(path) + one, commit) for one in found]
 
 
 # --- the cache ---

@@ -138,6 +138,9 @@ def _mapped_rows(table: Table, base: Path, first: int | None) -> Generator[Rows]
         return
     start, budget = 0, Budget(table.max_unpacked)
     for file in _aligned_files(table, base) if table.reader == "aligned" else _files(table, base):
+        name = PurePath(file.name).name
+        name = name.removesuffix(PurePath(name).suffix) if name.lower().endswith(PACKED) else name
+        called = name.rpartition(".")[0] or name  # for `file_column`
         with ExitStack() as stack:
             wholes = [stack.enter_context(closing(parts(one, table, budget, READER_OF_ENDING))) for one in (file, *file.beside)]
             before: list[str] = []
@@ -154,19 +157,14 @@ def _mapped_rows(table: Table, base: Path, first: int | None) -> Generator[Rows]
                 before = together
                 for rows in file_rows(part._replace(beside=tuple(beside)), table, start):
                     frame = map_columns(part.name, rows.frame, table)
-                    yield _with_file_name(table, file, without_lists(part.name, table, rows._replace(frame=frame)))
+                    mapped = without_lists(part.name, table, rows._replace(frame=frame))
+                    if table.file_column is not None:
+                        if table.file_column in mapped.frame.columns:
+                            what = f"has a column '{table.file_column}' itself"
+                            raise SourceError(file.name, what, "give 'file_column' another name")
+                        mapped = mapped._replace(frame=mapped.frame.with_columns(pl.lit(called).alias(table.file_column)))
+                    yield mapped
                     start += len(rows.frame) + len(rows.lost)
-
-
-def _with_file_name(table: Table, file: File, rows: Rows) -> Rows:
-    if table.file_column is None:
-        return rows
-    if table.file_column in rows.frame.columns:
-        raise SourceError(file.name, f"has a column '{table.file_column}' itself", "give 'file_column' another name")
-    name = PurePath(file.name).name
-    name = name.removesuffix(PurePath(name).suffix) if name.lower().endswith(PACKED) else name
-    called = name.rpartition(".")[0] or name
-    return rows._replace(frame=rows.frame.with_columns(pl.lit(called).alias(table.file_column)))
 
 
 def _merge_small(batches: Generator[Rows]) -> Generator[Rows]:
