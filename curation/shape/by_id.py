@@ -43,39 +43,35 @@ def texts_for_ids(
             lists = values.cast(pl.List(pl.String)) if isinstance(values.dtype, pl.List) else values.cast(pl.String)
             rows = rows.with_columns(lists.alias(f"{name} (text)"))
         if table:
-            rows = _with_texts_of(source, which, table, rows, [f"{name} (text)" for name in names], read(which, table))
+            # the texts of these ids; only texts that the rows name are held
+            columns = [f"{name} (text)" for name in names]
+            there = f"{place_of(source)} ({which})"
+            flat = [rows[name].explode() if isinstance(rows.schema[name], pl.List) else rows[name] for name in columns]
+            wanted = pl.concat([values.alias("id") for values in flat]).drop_nulls().unique(maintain_order=True)
+            parts = [pl.DataFrame(schema={"id": pl.String, "text": pl.String})]
+            for batch in read(which, table):
+                ids, texts = ids_and_texts(there, batch, table.fields)
+                if ids.null_count():
+                    raise SourceError(there, f"a row has no '{table.fields.id}': '{texts.filter(ids.is_null())[0]}'"[:200])
+                parts.append(pl.DataFrame({"id": ids, "text": texts}).filter(ids.is_in(wanted.implode())))
+            known = pl.concat(parts).unique(maintain_order=True)
+            if len(twice := known["id"].filter(known["id"].is_duplicated()).unique(maintain_order=True)):
+                what = f"{len(twice)} ids have two texts, such as '{twice[0]}'"
+                raise SourceError(there, what, "give each text an id of its own")
+            if len(missing := wanted.filter(~wanted.is_in(known["id"].implode()))):
+                what = f"{len(missing)} of {len(wanted)} ids in {listed(names)} are not in it"
+                hint = f"it is read from {listed(table.places)}, ids from its column '{table.fields.id}'"
+                raise SourceError(there, f"{what}, such as {listed(missing.head(2).to_list())}", hint)
+            for name in columns:
+                long = rows.select(at=pl.int_range(pl.len()), id=pl.col(name))
+                if not isinstance(long.schema["id"], pl.List):
+                    texts = long.join(known, on="id", how="left", maintain_order="left")["text"]
+                    rows = rows.with_columns(texts.alias(name))
+                    continue
+                each = long.explode("id", empty_as_null=False).join(known, on="id", how="left", maintain_order="left")
+                joined = long.join(each.group_by("at").agg("text"), on="at", how="left", maintain_order="left")
+                rows = rows.with_columns(joined["text"].alias(name))
     mapped = {name: f"{getattr(f, name)} (text)" for name in ("positive", "documents") if source.corpus and getattr(f, name)}
     mapped |= {"query": f"{f.query} (text)"} if source.queries else {}
     found = [f"{name} (text)" for name in negatives] if source.corpus else negatives
     return source.model_copy(update={"fields": f.model_copy(update={**mapped, "negatives": found})}), rows
-
-
-def _with_texts_of(
-    source: Source, which: str, table: TextTable, rows: pl.DataFrame, names: list[str], batches: Iterable[pl.DataFrame]
-) -> pl.DataFrame:
-    """Return rows with texts in place of the ids in these columns."""
-    where = f"{place_of(source)} ({which})"
-    flat = [rows[name].explode() if isinstance(rows.schema[name], pl.List) else rows[name] for name in names]
-    wanted = pl.concat([values.alias("id") for values in flat]).drop_nulls().unique(maintain_order=True)
-    parts = [pl.DataFrame(schema={"id": pl.String, "text": pl.String})]
-    for batch in batches:
-        ids, texts = ids_and_texts(where, batch, table.fields)
-        if ids.null_count():
-            raise SourceError(where, f"a row has no '{table.fields.id}': '{texts.filter(ids.is_null())[0]}'"[:200])
-        parts.append(pl.DataFrame({"id": ids, "text": texts}).filter(ids.is_in(wanted.implode())))
-    known = pl.concat(parts).unique(maintain_order=True)
-    if len(twice := known["id"].filter(known["id"].is_duplicated()).unique(maintain_order=True)):
-        raise SourceError(where, f"{len(twice)} ids have two texts, such as '{twice[0]}'", "give each text an id of its own")
-    if len(missing := wanted.filter(~wanted.is_in(known["id"].implode()))):
-        what = f"{len(missing)} of {len(wanted)} ids in {listed(name.removesuffix(' (text)') for name in names)} are not in it"
-        hint = f"it is read from {listed(table.places)}, ids from its column '{table.fields.id}'"
-        raise SourceError(where, f"{what}, such as {listed(missing.head(2).to_list())}", hint)
-    for name in names:
-        long = rows.select(at=pl.int_range(pl.len()), id=pl.col(name))
-        if not isinstance(long.schema["id"], pl.List):
-            rows = rows.with_columns(long.join(known, on="id", how="left", maintain_order="left")["text"].alias(name))
-            continue
-        each = long.explode("id", empty_as_null=False).join(known, on="id", how="left", maintain_order="left")
-        lists = long.join(each.group_by("at").agg("text"), on="at", how="left", maintain_order="left")
-        rows = rows.with_columns(lists["text"].alias(name))
-    return rows

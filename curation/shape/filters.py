@@ -48,17 +48,7 @@ def apply(
     faulty += [faults["at"].filter(faults["fault"].is_not_null()) for faults in (positives, negatives)]
     whole = ~frame["at"].is_in(pl.concat(faulty).implode())  # nearly all tuples: these stay as they are
     looked = frame.with_columns(query_fault.alias("fault")).filter(~whole)
-    left, gone = _sorted_out(looked, positives, negatives)
-    taken = pl.concat([positives, negatives]).filter(pl.col("fault").is_not_null()).join(left, on="at", how="semi")
-    counts = dict(taken.group_by("fault").len().sort("fault").iter_rows())
-    evidence = texts.at(gone["shown"]).str.slice(0, EVIDENCE_CHARS)
-    dropped = dropped_frame(source, "filter", gone["id"], gone["reason"], evidence)
-    stay = pl.concat([frame.filter(whole), left.select(frame.columns)]).sort("at") if len(left) else frame.filter(whole)
-    return stay.select(tuples.columns), dropped, counts
-
-
-def _sorted_out(looked: pl.DataFrame, positives: pl.DataFrame, negatives: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return (tuples with their good texts, tuples without a good query or positive) of tuples with a fault."""
+    # a tuple without a good query or positive is dropped with the reason of its query or first positive
     kept = looked.drop("positives", "negatives")
     if GRADES in kept.columns:
         mine = positives.join(kept, on="at", how="semi", maintain_order="left")
@@ -76,8 +66,14 @@ def _sorted_out(looked: pl.DataFrame, positives: pl.DataFrame, negatives: pl.Dat
     none_left = pl.col("positives").list.len() == 0  # `first` is null without any positive, as in a clustering
     kept = kept.with_columns(pl.when(pl.col("fault").is_null() & none_left).then("first").otherwise("fault").alias("reason"))
     shown = pl.when(pl.col("fault").is_null()).then("text").otherwise("query")
-    gone = pl.col("reason").is_not_null()
-    return kept.filter(~gone), kept.filter(gone).with_columns(shown.alias("shown"))
+    bad = pl.col("reason").is_not_null()
+    left, gone = kept.filter(~bad), kept.filter(bad).with_columns(shown.alias("shown"))
+    taken = pl.concat([positives, negatives]).filter(pl.col("fault").is_not_null()).join(left, on="at", how="semi")
+    counts = dict(taken.group_by("fault").len().sort("fault").iter_rows())
+    evidence = texts.at(gone["shown"]).str.slice(0, EVIDENCE_CHARS)
+    dropped = dropped_frame(source, "filter", gone["id"], gone["reason"], evidence)
+    stay = pl.concat([frame.filter(whole), left.select(frame.columns)]).sort("at") if len(left) else frame.filter(whole)
+    return stay.select(tuples.columns), dropped, counts
 
 
 def _length_faults(texts: pl.Series, filters: Filters) -> pl.Series:

@@ -129,16 +129,9 @@ def pair_up(tuples: pl.DataFrame, texts: Texts, seed: int, source: str) -> tuple
     kept, alone = frame.filter(paired), frame.filter(~paired)
     if kept["label"].n_unique() < 2:
         raise SourceError(f"source '{source}'", "fewer than two of its classes have two texts each", "check the label column")
-    positives = kept["query"].gather(partners(kept, seed, source))
-    dropped = dropped_frame(source, "pair", alone["id"], "lonely_class", alone["label"])
-    return kept.with_columns(pl.concat_list(positives).alias("positives")).select(tuples.columns), dropped
 
-
-def partners(kept: pl.DataFrame, seed: int, name: str) -> np.ndarray:
-    """Return for each text the position of another text of its class with another form, drawn by its row number.
-
-    First one of the class's other forms is drawn, then a text of that form, so that copies have no more weight.
-    """
+    # another text of each text's class, drawn by its row number: first one of the class's other forms, then a text of that form,
+    # so that copies have no more weight
     order = kept.with_row_index("at").sort("label", "form", "at")
     new_form = (
         (order["form"].ne_missing(order["form"].shift()) | order["label"].ne_missing(order["label"].shift()))
@@ -154,10 +147,12 @@ def partners(kept: pl.DataFrame, seed: int, name: str) -> np.ndarray:
     class_forms = np.diff(np.append(class_first, len(form_start)))
     rows = order["row"].to_numpy()
     first, count = class_first[class_number], class_forms[class_number].astype(np.uint64)
-    step = 1 + (draws(seed, f"{name}/positive form", rows) % (count - np.uint64(1))).astype(np.int64)
+    step = 1 + (draws(seed, f"{source}/positive form", rows) % (count - np.uint64(1))).astype(np.int64)
     chosen = first + (form - first + step) % count.astype(np.int64)
-    inside = (draws(seed, f"{name}/positive text", rows) % form_size[chosen].astype(np.uint64)).astype(np.int64)
+    inside = (draws(seed, f"{source}/positive text", rows) % form_size[chosen].astype(np.uint64)).astype(np.int64)
     at = order["at"].to_numpy()
     partner = np.empty(len(order), dtype=np.int64)
     partner[at] = at[form_start[chosen] + inside]
-    return partner
+    positives = kept["query"].gather(partner)
+    dropped = dropped_frame(source, "pair", alone["id"], "lonely_class", alone["label"])
+    return kept.with_columns(pl.concat_list(positives).alias("positives")).select(tuples.columns), dropped

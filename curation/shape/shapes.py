@@ -86,7 +86,19 @@ def _shape_pairs(source: Source, rows: pl.DataFrame, scored: bool) -> Tuples:
     if f.documents:
         sides, grades, scores, unlabelled = listed_sides(source, rows, queries)
     else:
-        sides = _sides(source, rows)
+        assert f.positive is not None
+        found = [(name, text_lists(source, rows, name)) for name in negative_columns(source, rows)]
+        positives = text_lists(source, rows, f.positive)
+        doubtful = [(name, lists) for name, lists in found if name not in f.negatives and _all_numbers(lists)]
+        if doubtful and not _all_numbers(positives):
+            name, lists = doubtful[0]
+            seen = listed(lists.explode().drop_nulls().unique(maintain_order=True).head(3).to_list())
+            what = f"column '{name}', which matches a pattern of 'negatives', holds only numbers ({seen})"
+            what += ", and the positives are texts"
+            raise SourceError(place_of(source), what, "name the columns of negatives one by one")
+        none = pl.Series([[]], dtype=pl.List(pl.String)).new_from_index(0, len(rows))
+        united = pl.select(pl.concat_list([lists for _, lists in found])).to_series() if found else none
+        sides = {"positives": positives, "negatives": united}
         grades, scores = grades_of(source, rows, sides["positives"]), scores_of(source, rows, queries, sides)
     frame = pl.DataFrame(
         {
@@ -123,29 +135,6 @@ def _shape_pairs(source: Source, rows: pl.DataFrame, scored: bool) -> Tuples:
         pl.lit([], dtype=pl.List(pl.String)).alias("negatives"),
     )  # fmt: skip
     return made._replace(tuples=pl.concat([made.tuples, back]).sort("row", maintain_order=True))
-
-
-def _sides(source: Source, rows: pl.DataFrame) -> dict[str, pl.Series]:
-    """Return positives and negatives as lists, null for blank texts.
-
-    Raises:
-        SourceError: also if a pattern matches a column of numbers while the positives are texts.
-    """
-    assert source.fields.positive is not None
-    names = negative_columns(source, rows)
-    found = [(name, text_lists(source, rows, name)) for name in names]
-    positives = text_lists(source, rows, source.fields.positive)
-    doubtful = [(name, lists) for name, lists in found if name not in source.fields.negatives and _all_numbers(lists)]
-    if doubtful and not _all_numbers(positives):
-        name, lists = doubtful[0]
-        seen = listed(lists.explode().drop_nulls().unique(maintain_order=True).head(3).to_list())
-        what = (
-            f"column '{name}', which matches a pattern of 'negatives', holds only numbers ({seen}), and the positives are texts"
-        )
-        raise SourceError(place_of(source), what, "name the columns of negatives one by one")
-    none = pl.Series([[]], dtype=pl.List(pl.String)).new_from_index(0, len(rows))
-    united = pl.select(pl.concat_list([lists for _, lists in found])).to_series() if found else none
-    return {"positives": positives, "negatives": united}
 
 
 def _all_numbers(lists: pl.Series) -> bool:
@@ -228,7 +217,35 @@ def _shape_qrels(source: Source, rows: pl.DataFrame, seed: int, corpus: pl.DataF
     asked = texts_with_ids(source, "queries", source.queries, queries)
     refuse_equal_ids(source, "queries", asked["id"])
     asked = asked.with_columns(split_query(asked["text"])[1])
-    frame = _joined_qrels(source, rows, asked, passages)
+    f = source.fields
+    assert f.query_id is not None
+    assert f.positive_id is not None
+    frame = pl.DataFrame(
+        {
+            "row": rows[ROW],
+            "query_id": text_column(source, rows, f.query_id),
+            "passage_id": text_column(source, rows, f.positive_id),
+        }
+    ).with_columns(
+        (number_column(source, rows, f.score) if f.score else pl.lit(1.0)).alias("score"),
+        pl.format("{}/row {}", pl.lit(source.name), "row").alias("id"),  # so that no row number equals the id of a query
+        pl.format("{} -> {}", pl.col("query_id").fill_null(""), pl.col("passage_id").fill_null("")).alias("evidence"),
+    )
+    if f.score:
+        scored = pl.format("{}: {}", "evidence", text_column(source, rows, f.score).fill_null(""))
+        frame = frame.with_columns(pl.when(pl.col("score").is_null()).then(scored).otherwise("evidence").alias("evidence"))
+    frame = frame.join(asked.rename({"id": "query_id", "text": "query"}), on="query_id", how="left", maintain_order="left")
+    frame = frame.join(
+        passages.rename({"id": "passage_id", "text": "positive"}), on="passage_id", how="left", maintain_order="left"
+    )
+    frame = frame.with_columns(
+        first_reason(
+            (pl.col("score").is_null(), "bad_score"),
+            (pl.col("score") < (1.0 if source.threshold is None else source.threshold), "below_threshold"),
+            (pl.col("query").is_null(), "unknown_query"),
+            (pl.col("positive").is_null(), "unknown_passage"),
+        )
+    )
     good = pl.col("reason").is_null()
     if source.limit is not None:
         asked_for = frame.filter(good)["query_id"].unique(maintain_order=True)  # drawn by their order of appearance
@@ -258,39 +275,6 @@ def _shape_qrels(source: Source, rows: pl.DataFrame, seed: int, corpus: pl.DataF
     made = split_dropped(source, tuples)
     bad = frame.filter(~good).unique("row", maintain_order=True)  # a row for each chunk of its document is one row
     return Tuples(made.tuples, dropped_rows(source, bad), passages["text"])
-
-
-def _joined_qrels(source: Source, rows: pl.DataFrame, asked: pl.DataFrame, passages: pl.DataFrame) -> pl.DataFrame:
-    """Return row, query_id, passage_id, score, id, evidence, query, positive and reason (null for a good row) of qrels."""
-    f = source.fields
-    assert f.query_id is not None
-    assert f.positive_id is not None
-    frame = pl.DataFrame(
-        {
-            "row": rows[ROW],
-            "query_id": text_column(source, rows, f.query_id),
-            "passage_id": text_column(source, rows, f.positive_id),
-        }
-    ).with_columns(
-        (number_column(source, rows, f.score) if f.score else pl.lit(1.0)).alias("score"),
-        pl.format("{}/row {}", pl.lit(source.name), "row").alias("id"),  # so that no row number equals the id of a query
-        pl.format("{} -> {}", pl.col("query_id").fill_null(""), pl.col("passage_id").fill_null("")).alias("evidence"),
-    )
-    if f.score:
-        scored = pl.format("{}: {}", "evidence", text_column(source, rows, f.score).fill_null(""))
-        frame = frame.with_columns(pl.when(pl.col("score").is_null()).then(scored).otherwise("evidence").alias("evidence"))
-    frame = frame.join(asked.rename({"id": "query_id", "text": "query"}), on="query_id", how="left", maintain_order="left")
-    frame = frame.join(
-        passages.rename({"id": "passage_id", "text": "positive"}), on="passage_id", how="left", maintain_order="left"
-    )
-    return frame.with_columns(
-        first_reason(
-            (pl.col("score").is_null(), "bad_score"),
-            (pl.col("score") < (1.0 if source.threshold is None else source.threshold), "below_threshold"),
-            (pl.col("query").is_null(), "unknown_query"),
-            (pl.col("positive").is_null(), "unknown_passage"),
-        )
-    )
 
 
 def texts_with_ids(source: Source, which: str, table: TextTable, rows: pl.DataFrame) -> pl.DataFrame:
