@@ -126,7 +126,7 @@ def choose_drops(jobs: list[Job], folder: Path) -> Receipt:
             queries, positives = _nodes(tuples, own)
             number = (pl.col("at") + len(kept.tuples)).cast(pl.UInt32).alias("better")
             source, invisible = pl.lit(job.source.name).alias("source"), has_invisible(tuples, texts).alias("invisible")
-            kept = Kept(  # nothing so far
+            kept = Kept(
                 pl.concat([kept.tuples, queries.select(number, "node", tuples["id"], source, invisible)]),
                 pl.concat([kept.positives, positives.select(number, "node")]),
             )

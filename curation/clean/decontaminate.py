@@ -21,7 +21,6 @@ from curation.clean.overlap_texts import (
     DOCUMENT,
     EVAL_TEXTS,
     QUERY,
-    evaluation_digests,
     evaluation_tables,
     evaluation_texts,
 )
@@ -36,7 +35,7 @@ from curation.core.text import normalised
 from curation.core.texts import Texts
 from curation.read.paths import expand_path, refuse_special
 from curation.read.remote import pinned
-from curation.read.sources import fail_if_changed, file_states
+from curation.read.sources import fail_if_changed, file_states, input_digests
 from curation.recipe.evaluation import Decontaminate
 from curation.shape.columns import EVIDENCE_CHARS
 
@@ -106,8 +105,28 @@ def make_index(settings: Decontaminate | None, base: Path, build: Path, holding:
     held = {name: receipt_of(stage)["files"]["heldout.parquet"] for name, stage in stages.items()}
     parts = [table for one in sets for _, table in evaluation_tables(one)]
     before = [file_states(table, base) for table in parts]
-    reads = [[one.model_dump(), evaluation_digests(one, base)] for one in sets]
-    allowed = _allowed_texts(settings, base)
+    reads = [
+        [
+            one.model_dump(),
+            {
+                f"{part}{name}": digest
+                for part, table in evaluation_tables(one)
+                for name, digest in input_digests(table, base).items()
+            },
+        ]
+        for one in sets
+    ]
+    lines = settings.allow  # texts that never count as contaminated, or the name of a file of them
+    if isinstance(lines, str):
+        try:
+            path = base / expand_path(lines, base)
+            refuse_special(path, "decontaminate: allow")
+            lines = path.read_text("utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            why = "is not utf-8 text" if isinstance(error, UnicodeDecodeError) else f"cannot be read ({error.strerror})"
+            what = f"'{settings.allow}' {why}"
+            raise ManifestError("decontaminate: allow", what, "name a file with one text per line") from None
+    allowed = pl.Series(lines, dtype=pl.String)
 
     def frames() -> Iterator[pl.DataFrame]:
         with progress("read evaluation sets", len(sets), "sets") as advance:
@@ -126,20 +145,6 @@ def make_index(settings: Decontaminate | None, base: Path, build: Path, holding:
             return {"sets": [one.title for one in sets], **write_index(part, frames(), normalised(allowed).drop_nulls())}
 
     run_stage(folder, digest_of([INDEX_RULES, SIBLING_RULES, reads, held, allowed.to_list()]), work)
-
-
-def _allowed_texts(settings: Decontaminate, base: Path) -> pl.Series:
-    """Return the texts that never count as contaminated, from the manifest or from the file it names."""
-    if isinstance(settings.allow, list):
-        return pl.Series(settings.allow, dtype=pl.String)
-    try:
-        path = base / expand_path(settings.allow, base)
-        refuse_special(path, "decontaminate: allow")
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        why = "is not utf-8 text" if isinstance(error, UnicodeDecodeError) else f"cannot be read ({error.strerror})"
-        raise ManifestError("decontaminate: allow", f"'{settings.allow}' {why}", "name a file with one text per line") from None
-    return pl.Series(lines, dtype=pl.String)
 
 
 def depends_on(settings: Decontaminate | None, build: Path) -> list[object]:
@@ -174,6 +179,13 @@ def take_out(
     """
     # 1. Every contaminated text in each of its roles, and what to do with it; `at` is null for the corpus
     frame, hits = tuples.with_row_index("at"), [pl.DataFrame()]
+    roles = [frame.select("at", "id", pl.lit("query").alias("field"), pl.col("query").alias("text"))]
+    for name, field in (("positives", "positive"), ("negatives", "negative")):
+        texts_of_role = frame.select("at", "id", pl.lit(field).alias("field"), pl.col(name).alias("text"))
+        roles.append(texts_of_role.explode("text", empty_as_null=False).drop_nulls("text"))
+    nothing = (pl.lit(None, pl.UInt32).alias("at"), pl.lit(None, pl.String).alias("id"), pl.lit("corpus").alias("field"))
+    once = pl.DataFrame({"text": pl.Series(corpus, dtype=pl.UInt32).unique(maintain_order=True)})
+    roles.append(once.select(*nothing, "text"))
     shared = pl.col("role") == CORPUS
     removed = pl.lit(settings.mode != "report") & (~shared | (settings.mode == "strict"))
     asked = pl.when(pl.col("field").is_in(["query", "positive"])).then(pl.lit("dropped")).otherwise(pl.lit("negative_out"))
@@ -183,7 +195,7 @@ def take_out(
 
     def rows() -> Iterator[pl.DataFrame]:
         yield pl.DataFrame(schema=CONTAMINATION)
-        for role in _texts_in_roles(frame, corpus):
+        for role in roles:
             for some in role.iter_slices(ROWS_AT_A_TIME):
                 begins, ends = (np.searchsorted(matches["text"], some["text"], side) for side in ("left", "right"))
                 each = np.repeat(np.arange(len(some)), ends - begins)
@@ -211,22 +223,18 @@ def take_out(
     # 3. Contaminated negatives and passages are removed alone
     out = removals.filter(pl.col("action") == "negative_out")
     mine = out.filter(pl.col("field") == "negative").join(left, on="at", how="semi").select("at", "text").unique()
-    left, negatives = _without_negatives(left, mine) if len(mine) else (left, 0)
+    negatives = 0
+    if len(mine):
+        long = left.select("at", pl.col("negatives").alias("text")).explode("text", empty_as_null=False).drop_nulls()
+        good = long.join(mine, on=["at", "text"], how="anti", maintain_order="left")
+        negatives = len(long) - len(good)
+        lists = good.group_by("at", maintain_order=True).agg(pl.col("text").alias("negatives"))
+        left = left.drop("negatives").join(lists, on="at", how="left", maintain_order="left")
+        left = left.with_columns(pl.col("negatives").fill_null([]))
     passages = out.filter(pl.col("field") == "corpus")["text"].unique().to_numpy()
     counts = {"contaminated_negative": negatives, "contaminated_passage": len(passages)}
     texts_out = {name: count for name, count in counts.items() if count}
     return Cleaned(left.select(tuples.columns), corpus[~np.isin(corpus, passages)], dropped, texts_out)
-
-
-def _texts_in_roles(frame: pl.DataFrame, corpus: np.ndarray) -> list[pl.DataFrame]:
-    """Return at, id, field and text (number) of all queries, positives and negatives of NUMBERED tuples, and of a corpus."""
-    roles = [frame.select("at", "id", pl.lit("query").alias("field"), pl.col("query").alias("text"))]
-    for name, field in (("positives", "positive"), ("negatives", "negative")):
-        lists = frame.select("at", "id", pl.lit(field).alias("field"), pl.col(name).alias("text"))
-        roles.append(lists.explode("text", empty_as_null=False).drop_nulls("text"))
-    nothing = (pl.lit(None, pl.UInt32).alias("at"), pl.lit(None, pl.String).alias("id"), pl.lit("corpus").alias("field"))
-    once = pl.DataFrame({"text": pl.Series(corpus, dtype=pl.UInt32).unique(maintain_order=True)})
-    return [*roles, once.select(*nothing, "text")]
 
 
 def _ranges(begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -234,15 +242,6 @@ def _ranges(begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
     counts = counts.astype(np.int64)
     offsets = np.repeat(begins.astype(np.int64) - np.cumsum(counts) + counts, counts)
     return np.asarray(np.arange(len(offsets)) + offsets)
-
-
-def _without_negatives(left: pl.DataFrame, out: pl.DataFrame) -> tuple[pl.DataFrame, int]:
-    """Return tuples without the negatives (at, text) in `out`, and how many were removed."""
-    long = left.select("at", pl.col("negatives").alias("text")).explode("text", empty_as_null=False).drop_nulls()
-    good = long.join(out, on=["at", "text"], how="anti", maintain_order="left")
-    lists = good.group_by("at", maintain_order=True).agg(pl.col("text").alias("negatives"))
-    left = left.drop("negatives").join(lists, on="at", how="left", maintain_order="left")
-    return left.with_columns(pl.col("negatives").fill_null([])), len(long) - len(good)
 
 
 def contaminated(index_folder: Path, texts: Texts, numbers: np.ndarray) -> pl.DataFrame:

@@ -61,18 +61,16 @@ def unreadable(names: Iterable[str], tasks: Mapping[str, Any]) -> list[str]:
 
 def tasks_of(names: Iterable[str]) -> dict[str, Any]:
     """Return tasks, and the tasks of benchmarks, by name; raise SetupError and ManifestError as `eval_sets`."""
-    return {task.metadata.name: task for name in names for task in _named_tasks(name)}
-
-
-def _named_tasks(name: str) -> list[Any]:
-    try:
-        return named_tasks(name)
-    except ImportError:
-        raise SetupError(
-            PLACE, "mteb is not installed", "`pip install 'tuplesmith[mteb]'`, or name the sets in `against`"
-        ) from None
-    except LookupError as unknown:
-        raise ManifestError(PLACE, f"no task or benchmark '{name}'{unknown}") from None
+    found: dict[str, Any] = {}
+    for name in names:
+        try:
+            found |= {task.metadata.name: task for task in named_tasks(name)}
+        except ImportError:
+            hint = "`pip install 'tuplesmith[mteb]'`, or name the sets in `against`"
+            raise SetupError(PLACE, "mteb is not installed", hint) from None
+        except LookupError as unknown:
+            raise ManifestError(PLACE, f"no task or benchmark '{name}'{unknown}") from None
+    return found
 
 
 def _retrieval(name: str, at: dict[str, str | None], subset: str, split: str, splits: dict[str, list[str]]) -> EvalSet:

@@ -8,7 +8,8 @@ are read through memory maps: processes that look texts up share what they touch
     longer                                                    its WORD_GRAMS, except those in more than COMMON entries
     a corpus document that no query needs                     one in SAMPLE of its WORD_GRAMS; below 25 words only the whole
 
-Of texts made of common words only, and of short questions, only the whole counts; trivial texts have no entry: see `trivial`.
+Of texts made of common words only, and of short questions, only the whole counts; texts below LEAST_CHARS have no
+entry, and of queries single words below it.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ def write_index(folder: Path, sets: Iterable[pl.DataFrame], allowed: pl.Series) 
     least = short_texts / COMMON_WORD if short_texts >= COMMON_FROM else float("inf")
     common = counts.filter(pl.col("len") > least)["word"]
 
-    # 3. The grams of all entries that are neither allowed nor trivial
+    # 3. The grams of all entries that are neither allowed nor too short
     left_out, allowances, count = 0, 0, 0
     kept = np.zeros(len(entries.keys), bool)
     seeds, own = [], []
@@ -166,7 +167,9 @@ def write_index(folder: Path, sets: Iterable[pl.DataFrame], allowed: pl.Series) 
                 files[name].write(np.ascontiguousarray(values, ARRAY_TYPES.get(name, np.uint32)).data)
 
         for numbers, frame in _entry_forms(folder, starts, entries, np.ones(len(kept), bool)):
-            allow, out = frame["form"].is_in(allowed.implode()), trivial(frame["form"], frame["role"] == QUERY)
+            allow, measures = frame["form"].is_in(allowed.implode()), measures_of(frame["form"])
+            single = pl.Series(measures.units < 2, dtype=pl.Boolean)
+            out = pl.Series(measures.tiny) & ((frame["role"] != QUERY) | single)  # never match, not even as a whole
             allowances, left_out = allowances + int(allow.sum()), left_out + int((out & ~allow).sum())
             stay = ~allow & ~out
             kept[numbers[stay.to_numpy()]] = True
@@ -218,12 +221,6 @@ def _entry_forms(
                 "form": forms[entries.firsts[some] - starts[shard]],
             }
             yield some, pl.DataFrame(columns)
-
-
-def trivial(forms: pl.Series, query: pl.Series) -> pl.Series:
-    """Return which forms never match, not even as a whole: below LEAST_CHARS; of queries, only single words below it."""
-    measures = measures_of(forms)
-    return pl.Series(measures.tiny) & (~query | pl.Series(measures.units < 2, dtype=pl.Boolean))
 
 
 def _grams_of_entries(frame: pl.DataFrame, common: pl.Series, first: int) -> tuple[np.ndarray, dict[int, pl.DataFrame]]:

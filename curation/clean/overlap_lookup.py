@@ -58,20 +58,16 @@ def look_up(index: Index, texts: pl.Series) -> pl.DataFrame:
 
 def spans_of(texts: pl.Series, entries: pl.Series, rules: pl.Series) -> pl.Series:
     """Return what each text shares with the form of an entry, from the first common gram to the last of that run."""
-    spelled = zip(normalised(texts), entries, rules, measures_of(entries).spaceless.tolist(), strict=True)
-    return pl.Series([_span(*one) for one in spelled], dtype=pl.String)
-
-
-def _span(form: str, entry: str, rule: str, dense: int) -> str:
-    by_words = rule == "words" and not dense
-    gap = " " if by_words else ""
-    width = (WORDS_WIDTH if rule == "words" else CHARS_WIDTH)[dense]
-    here, there = (one.split(" ") if by_words else list(f" {one} ") for one in (form, entry))
-    known = {gap.join(there[at : at + width]) for at in range(len(there) - width + 1)}
-    places = [at for at in range(len(here) - width + 1) if gap.join(here[at : at + width]) in known]
-    if not places:
-        return form
-    last = places[-1]
-    if rule == "words":
-        last = next(at for at in places if at + 1 not in places)
-    return gap.join(here[places[0] : last + width]).strip()
+    spans = []
+    for form, entry, rule, dense in zip(normalised(texts), entries, rules, measures_of(entries).spaceless.tolist(), strict=True):
+        by_words = rule == "words" and not dense
+        gap = " " if by_words else ""
+        width = (WORDS_WIDTH if rule == "words" else CHARS_WIDTH)[dense]
+        here, there = (one.split(" ") if by_words else list(f" {one} ") for one in (form, entry))
+        known = {gap.join(there[at : at + width]) for at in range(len(there) - width + 1)}
+        places = [at for at in range(len(here) - width + 1) if gap.join(here[at : at + width]) in known]
+        if places:
+            last = next(at for at in places if at + 1 not in places) if rule == "words" else places[-1]
+            form = gap.join(here[places[0] : last + width]).strip()
+        spans.append(form)
+    return pl.Series(spans, dtype=pl.String)

@@ -13,7 +13,7 @@ from curation.core.errors import SourceError
 from curation.core.record import split_query
 from curation.read.mapping import add_missing_columns, column_map, is_pattern, matching_columns
 from curation.read.rows import ROW
-from curation.read.sources import input_digests, table_rows
+from curation.read.sources import table_rows
 from curation.recipe.evaluation import EvalSet
 from curation.recipe.source import Table, TextFields, TextTable
 from curation.shape.columns import as_texts, column, ids_and_texts
@@ -47,13 +47,6 @@ def evaluation_tables(one: EvalSet) -> list[tuple[str, Table]]:
     """Return (prefix of its files, table) of all tables that an evaluation set is read from."""
     parts: list[tuple[str, Table | None]] = [("", one), ("corpus/", one.corpus), ("queries/", one.queries)]
     return [(part, table) for part, table in parts if table]
-
-
-def evaluation_digests(one: EvalSet, base: Path) -> dict[str, str]:
-    """Return the digests of all files that an evaluation set is read from."""
-    return {
-        f"{part}{name}": digest for part, table in evaluation_tables(one) for name, digest in input_digests(table, base).items()
-    }
 
 
 def _frames(where: str, table: Table, base: Path, names: Sequence[str]) -> Iterator[pl.DataFrame]:

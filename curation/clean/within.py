@@ -4,7 +4,7 @@ A query is dropped if a kept query matches it and has all its positives, up to n
 positive stays: most such pairs differ by a year or a number. Passages always stay.
 
 Of two tuples that match, the one without invisible characters survives, then the one with more positives, then the longer query;
-`_ranked` has all rules.
+`_superseded` has all rules.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def drop_queries(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return (tuples kept, tuples dropped as near-duplicates, a DROPPED table).
 
-    Tuples are visited in order of rank (`_ranked` says which of two survives). One is dropped only if it matches one
+    Tuples are visited in order of rank (`_superseded` says which of two survives). One is dropped only if it matches one
     already kept: matches do not chain.
     With `by_label` the label replaces the positives, which a clustering does not have yet.
     """
@@ -139,7 +139,21 @@ def _superseded(tuples: pl.DataFrame, links: Links, threshold: float, by_label: 
     linked[links.found.left[good]] = linked[links.found.right[good]] = True
     at = np.flatnonzero(linked[every])
     some, forms = tuples[at], every[at]
-    ranked = _ranked(some, at, forms, links)
+    # clean texts first, then those with more positives, the longer query, plain spaces, the smaller key, the earlier tuple
+    queries = links.texts.at(some["query"])
+    order = pl.DataFrame(
+        {
+            "invisible": has_invisible(some, links.texts),
+            "positives": some["positives"].list.len(),
+            "chars": queries.str.len_chars(),
+            "odd": queries.str.contains(ODD_SPACES),
+            "key": links.texts.key_series(some["query"].to_numpy()),
+            "form": forms,
+            "at": at.astype(np.uint32),
+        }
+    )
+    by = ["invisible", "positives", "chars", "odd", "key", "at"]
+    ranked = order.sort(by, descending=[False, True, True, False, False, False]).select("at", "form").with_row_index("rank")
 
     # 2. Pairs of tuples whose queries match, or have the same form
     own = np.unique(forms)
@@ -179,23 +193,3 @@ def _superseded(tuples: pl.DataFrame, links: Links, threshold: float, by_label: 
     same = shared.group_by("pair").agg((pl.len() == pl.col("families").first()).alias("all")).filter("all")
     kept = pairs.join(same, on="pair", how="semi")
     return kept.sort("worse_rank", "score", "better_rank", descending=[False, True, False]).select("better", "worse", "score")
-
-
-def _ranked(some: pl.DataFrame, at: np.ndarray, forms: np.ndarray, links: Links) -> pl.DataFrame:
-    """Return rank, at and form of tuples: clean texts come first, then those with more positives, the longer query, plain
-    spaces, the smaller key, and the earlier tuple.
-    """
-    queries = links.texts.at(some["query"])
-    order = pl.DataFrame(
-        {
-            "invisible": has_invisible(some, links.texts),
-            "positives": some["positives"].list.len(),
-            "chars": queries.str.len_chars(),
-            "odd": queries.str.contains(ODD_SPACES),
-            "key": links.texts.key_series(some["query"].to_numpy()),
-            "form": forms,
-            "at": at.astype(np.uint32),
-        }
-    )
-    by = ["invisible", "positives", "chars", "odd", "key", "at"]
-    return order.sort(by, descending=[False, True, True, False, False, False]).select("at", "form").with_row_index("rank")

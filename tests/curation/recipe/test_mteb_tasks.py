@@ -101,7 +101,7 @@ def test_a_build_against_a_task(local, tmp_path):
 
 
 def test_a_benchmark_stands_for_its_tasks():
-    names = [task.metadata.name for task in mteb_sets._named_tasks("MTEB(eng, v2)")]
+    names = [task.metadata.name for task in mteb_sets.tasks_of(["MTEB(eng, v2)"]).values()]
     assert len(names) == 41
     assert {"ArguAna", "STSBenchmark"} <= set(names)
 
