@@ -26,15 +26,6 @@ def length_bins(lengths: pl.Series) -> np.ndarray:
     return np.bincount(np.minimum(bins, DECADES * PER_DECADE - 1), minlength=DECADES * PER_DECADE)
 
 
-def length_axis(up: np.ndarray, down: np.ndarray, decades: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Return what `histogram` draws of two lists of bins between two powers of ten, and the labels of the powers."""
-    first, last = decades
-    span = slice(first * PER_DECADE, last * PER_DECADE)
-    powers = [10**power for power in range(first, last + 1)]
-    labels = [f"{n // 10**6}M" if n >= 10**6 else f"{n // 1000}k" if n >= 1000 else str(n) for n in powers]
-    return up[span], down[span], labels
-
-
 def histogram(up: np.ndarray, down: np.ndarray, ticks: Sequence[str], kinds: tuple[str, str], label: str) -> Markup:
     """Return two histograms on one axis, `up` above and `down` below it, each to its own height.
 
@@ -84,12 +75,8 @@ def label_outline(counts: Sequence[int]) -> Markup:
     return Markup(f'<svg viewBox="0 0 240 51" role="img" aria-label="{label}"><path class="fate0" d="{outline}"/></svg>')
 
 
-def shades(overlaps: pl.DataFrame) -> list[int]:
-    """Return the shades that a heat map uses; shade n means 10^(n-1) equal texts or more."""
-    return sorted({_shade(equal) for equal in overlaps["equal"]})
-
-
-def _shade(equal: int) -> int:
+def shade(equal: int) -> int:
+    """Return the shade of a number of equal texts in a heat map; shade n means 10^(n-1) or more."""
     return min(HEAT, len(str(equal)))
 
 
@@ -103,12 +90,12 @@ def heat(overlaps: pl.DataFrame, names: Sequence[str]) -> Markup:
     cells, beds, labels = [], [], []
     for a, b, equal in overlaps.select("source_a", "source_b", "equal").iter_rows():
         column, row = sorted((place[a], place[b]))
-        x, y, shade = margin + column * width, top + (row - 1) * height, _shade(equal)
-        cells.append(f'<rect class="heat{shade}" x="{x:.0f}" y="{y:.0f}" width="{width - 2}" height="{height - 2}">')
+        x, y, tone = margin + column * width, top + (row - 1) * height, shade(equal)
+        cells.append(f'<rect class="heat{tone}" x="{x:.0f}" y="{y:.0f}" width="{width - 2}" height="{height - 2}">')
         cells.append(f"<title>{as_html(a)} and {as_html(b)}: {equal:,}</title></rect>")
         if few:
             middle = x + width / 2 - 1
-            cells.append(f'<text class="on{shade}" x="{middle:.0f}" y="{y + 16:.0f}" text-anchor="middle">{equal:,}</text>')
+            cells.append(f'<text class="on{tone}" x="{middle:.0f}" y="{y + 16:.0f}" text-anchor="middle">{equal:,}</text>')
     for at, name in enumerate(names):
         y = top + (at - 1) * height
         if at:  # a row for each source but the first, with an empty cell for each source before it

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +84,28 @@ def render(folder: Path, left_out: Mapping[str, str] | None = None) -> str:
     absent += [(name, "left out", why) for name, why in (summary["excluded"] | dict(left_out or {})).items()]
 
     sources = [_collected(folder, name, receipts, mined.get(name), summary, threshold) for name in receipts]
-    _draw_lengths(sources)
+    # the pictures of lengths have the same axis for all sources, from the shortest to the longest text
+    used = [place for one in sources for bins in one["lengths"]["bins"] for place in bins.nonzero()[0]]
+    per = figures.PER_DECADE
+    first, last = (int(min(used)) // per, int(max(used)) // per + 1) if used else (0, 1)
+    powers = [10**power for power in range(first, last + 1)]
+    ticks = [f"{n // 10**6}M" if n >= 10**6 else f"{n // 1000}k" if n >= 1000 else str(n) for n in powers]
+    for one in sources:
+        queries, positives = (bins[first * per : last * per] for bins in one["lengths"]["bins"])
+        label = f"{one['name']}: {one['lengths']['text']} characters"
+        one["lengths"]["picture"] = figures.histogram(queries, positives, ticks, ("query", "positive"), label)
     whole = {key: sum(one["counts"][key] for one in sources) for key in COUNT_NAMES}
     tasks = Counter[str]()  # tuples kept
     for one in sources:
         tasks[one["facts"]["task"]] += one["counts"]["kept"]
     boards, notes = board_lines(zero_shot(folder, list(receipts)))
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_finalize
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        # texts with control characters as numbers; Jinja escapes them
+        finalize=lambda value: value if isinstance(value, Markup) else visible(str(value)),
     )
     environment.filters |= {"n": "{:,}".format, "shown": shown, "drop": _drop}
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
@@ -114,11 +128,6 @@ def render(folder: Path, left_out: Mapping[str, str] | None = None) -> str:
         compared=compared,
     )
     return hide_local_paths(page, manifest)
-
-
-def _finalize(value: object) -> object:
-    """Return what a page prints for a value: texts with control characters as numbers; Jinja escapes them."""
-    return value if isinstance(value, Markup) else visible(str(value))
 
 
 def _receipts(folder: Path) -> tuple[dict[str, Receipt], dict[str, Receipt]]:
@@ -156,13 +165,22 @@ def _collected(
     stage, receipt, seed = folder / "curated" / name, receipts[name], summary["seed"]
     facts = receipt | summary["sources"][name]
     dropped = read_parquet(stage / "dropped.parquet", ["id", "stage", "reason"])
-    counts = _counts(receipt, dropped)
+    # COUNT_NAMES: rows, unused, tuples, passages and the six fates of tuples; the fates add up to the tuples
+    stages = dict(dropped.select("reason", "stage").unique("reason").iter_rows())
+    fates = dict.fromkeys(figures.FATES, 0)
+    for reason, count in receipt["dropped"].items():
+        fates[STAGES.get(stages.get(reason, ""), "filtered")] += count
+    fates |= {"kept": receipt["kept"], "merged": receipt["merged"], "held out": receipt["heldout"]}
+    fates |= {"rows": receipt["rows_in"], "unused": sum(receipt["rows_dropped"].values())}
+    fates |= {"tuples": receipt["tuples_made"], "passages": receipt["passages"]}
+    counts = {key: fates[key] for key in COUNT_NAMES}
     samples = drops(stage / "dropped.parquet", dropped, seed, name)
     has_tuples = mined is not None and "files" in mined
     reasons = [(what, reason, count, samples.get(reason, [])) for key, what in LEFT_OUT for reason, count in facts[key].items()]
     if facts["merged"]:
         reasons.append(("tuples merged", "same_query", facts["merged"], samples.get("same_query", [])))
-    labels = _labels(stage)
+    of_label = read_table(stage, "pairs", ["label"])["label"].drop_nulls().value_counts()
+    labels = list(of_label.sort("count", "label", descending=[True, False]).iter_rows())  # (label, tuples), largest first
     return {
         "name": name,
         "facts": facts,
@@ -185,18 +203,6 @@ def _collected(
 def _flow(counts: Mapping[str, int]) -> Markup:
     fates = {fate: counts[fate] for fate in figures.FATES}
     return figures.flow(fates, ", ".join(f"{count:,} {fate}" for fate, count in fates.items() if count))
-
-
-def _counts(receipt: Receipt, dropped: pl.DataFrame) -> dict[str, int]:
-    """Return COUNT_NAMES: rows, unused, tuples, passages and the six fates of tuples; the fates add up to the tuples."""
-    stages = dict(dropped.select("reason", "stage").unique("reason").iter_rows())
-    fates = dict.fromkeys(figures.FATES, 0)
-    for reason, count in receipt["dropped"].items():
-        fates[STAGES.get(stages.get(reason, ""), "filtered")] += count
-    fates |= {"kept": receipt["kept"], "merged": receipt["merged"], "held out": receipt["heldout"]}
-    fates |= {"rows": receipt["rows_in"], "unused": sum(receipt["rows_dropped"].values())}
-    fates |= {"tuples": receipt["tuples_made"], "passages": receipt["passages"]}
-    return {key: fates[key] for key in COUNT_NAMES}
 
 
 def _warnings(name: str, facts: Receipt, counts: Mapping[str, int]) -> list[str]:
@@ -229,7 +235,7 @@ def _overlap(folder: Path, names: list[str]) -> dict[str, Any] | None:
         "compared": True,
         "alone": len(names) - len(among),
         "of": len(names),
-        "shades": figures.shades(shared) if len(among) > figures.FEW_SOURCES else [],
+        "shades": sorted({figures.shade(equal) for equal in shared["equal"]}) if len(among) > figures.FEW_SOURCES else [],
         "picture": figures.heat(shared, among) if among else "",
         "largest": top.select("source_a", "source_b", "equal", "near", "dropped").rows(),
     }
@@ -267,25 +273,6 @@ def _lengths(stage: Path) -> dict[str, Any]:
     both = pl.concat(queries), pl.concat(passages)
     medians = [int(np.median(texts.to_numpy())) for texts in both]
     return {"bins": [figures.length_bins(texts) for texts in both], "text": f"medians {medians[0]:,} and {medians[1]:,}"}
-
-
-def _draw_lengths(sources: Sequence[Mapping[str, Any]]) -> None:
-    """Add to each source the picture of its lengths; all have the same axis, from the shortest to the longest text."""
-    used = [place for one in sources for bins in one["lengths"]["bins"] for place in bins.nonzero()[0]]
-    per = figures.PER_DECADE
-    decades = (int(min(used)) // per, int(max(used)) // per + 1) if used else (0, 1)
-    for one in sources:
-        queries, positives = one["lengths"]["bins"]
-        up, down, ticks = figures.length_axis(queries, positives, decades)
-        label = f"{one['name']}: {one['lengths']['text']} characters"
-        one["lengths"]["picture"] = figures.histogram(up, down, ticks, ("query", "positive"), label)
-
-
-def _labels(stage: Path) -> list[tuple[str, int]]:
-    """Return (label, tuples) of a labelled source, largest first."""
-    labels = read_table(stage, "pairs", ["label"])["label"].drop_nulls()
-    counted = labels.value_counts().sort("count", "label", descending=[True, False])
-    return list(counted.iter_rows())
 
 
 def _negatives(folder: Path, name: str, mined: Receipt, has_tuples: bool) -> dict[str, Any]:
