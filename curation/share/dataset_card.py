@@ -65,24 +65,84 @@ def dataset_card(
         evaluation: names of the evaluation sets that all texts were compared with, and `decontaminate` of build.json.
         boards: what is known about MTEB's boards.
     """
-    body = [f"# {as_markdown(repo.partition('/')[2])}", "", _introduction(build, made), "", "## Load", ""]
-    body += [*_loading(repo, made), "## Example", "", *_example(next(iter(made)), row), ""]
-    body += ["## Sources", "", _sources_table(sources, entries, made), ""]
+    # what it is
+    rows, without = sum(one["rows"] for one in made.values()), [name for name, one in made.items() if not one["negatives"]]
+    what = "(query, passage)" if len(without) == len(made) else "(query, passage, hard negatives)"
+    body = [
+        f"# {as_markdown(repo.partition('/')[2])}",
+        "",
+        f"{rows:,} {what} tuples of {len(made)} open datasets, one config each, made by tuplesmith as build {as_code(build)}.",
+        "`manifest.yaml` is the recipe, `manifest.lock` pins what it read, `provenance.json` counts every row, and",
+        "`ATTRIBUTION.md` says whose data it is.",
+    ]
+    if len(without) == len(made):
+        body.append("No hard negatives were mined: these are pairs only.")
+    elif without:
+        body.append(f"Without hard negatives, pairs only: {', '.join(without)}.")
+
+    # how it is loaded, with the first config
+    first, one = next(iter(made.items()))
+    more = len(one["features"]) > 2 + one["negatives"]
+    select = f".select_columns(['query', 'passage', *(f'negative_{{i + 1}}' for i in range({one['negatives']}))])" if more else ""
+    train = TRAIN_EXAMPLE.format(repo=repo, config=first, select=select, only=", without the further columns" if more else "")
+    note = (
+        "`query` contains the instruction if a source has one (`Instruct: ...`, a new line, `Query: ...`): add no other prompt."
+    )
+    if any(feature["name"] == "positives" for feature in one["features"]):
+        note += " `passage` is the first of `positives`, which lists all positives of a query."
+    body += ["", "## Load", "", LOAD_EXAMPLE.format(repo=repo, config=first), train, note, ""]
+    body += ["## Example", "", *_example(first, row), ""]
+
+    # where it is from, what is in doubt, and what was left out
+    lines = []
+    for name, one in made.items():
+        curated, data, mined = one["curated"], ", ".join(sources[name].places), one["mined"]
+        license, url, day = claim(entries[name])
+        lines.append(
+            (
+                as_code(name),
+                as_link(data, f"https://huggingface.co/datasets/{data}") if _is_hub_id(data) else data,
+                curated["revision"] or Markdown("-"),
+                Markdown(as_link(license, url) + (f", seen {day}" if day else "")),
+                curated["task"],
+                curated["rows_in"],
+                curated["kept"],
+                mined["kept"] if mined else "-",
+                one["rows"],
+                one["negatives"],
+            )
+        )
+    head = (
+        "config", "dataset", "revision", "licence", "task", "rows in", "tuples kept", "with negatives", "rows here", "negatives",
+    )  # fmt: skip
+    body += ["## Sources", "", markdown_table(head, lines), ""]
     for name in allowed:
         entry = entries[name]
         doubts = [] if entry["verified"] else [f"not verified ({entry['notes']})"]
         doubts += [f"its licence is '{entry['license'] or 'not named'}'"] if entry["license_class"] == "unknown" else []
         if doubts:
             body.append(f"{as_code(name)} was published although it is in doubt: {as_markdown(', '.join(doubts))}.\n")
-    if drops := _drops(made):
+    drops: list[tuple[Any, ...]] = []
+    for name, one in made.items():
+        curated, mined = one["curated"], one["mined"] or {"dropped": {}}
+        reasons = (
+            ("row", curated["rows_dropped"]),
+            ("tuple", {"merged with one of the same query": curated["merged"], "held out for evaluation": curated["heldout"]}),
+            ("tuple", curated["dropped"]),
+            ("text", curated["texts_out"]),
+            ("tuple", mined["dropped"]),
+            ("tuple", one["left_out"]),
+        )
+        drops += [(as_code(name), what, reason, count) for what, found in reasons for reason, count in found.items() if count]
+    if drops:
         body += ["## Rows left out", "", markdown_table(("config", "left out", "reason", "count"), drops), ""]
     if evaluation:
         body += ["## Evaluation sets", "", *_evaluation_sets(*evaluation, made), ""]
     board_rows, notes = board_lines(boards)
     if notes:
         body += ["## MTEB", "", *([markdown_table(BOARD_HEAD, board_rows), ""] if board_rows else []), *notes, ""]
-    found = [(as_code(name), *_mining_in_words(one)) for name, one in made.items()]
-    body += ["## Hard negatives", "", markdown_table(("config", "negatives", "model", "chosen from"), found), ""]
+    words = [(as_code(name), *_mining_in_words(one)) for name, one in made.items()]
+    body += ["## Hard negatives", "", markdown_table(("config", "negatives", "model", "chosen from"), words), ""]
     limits = [
         "Licences are as the sources claim them; nobody has checked the claims.",
         "A negative is a text that the miner took for wrong; some will be right answers that no source marks as such.",
@@ -232,73 +292,3 @@ def _card_head(
 
 def _is_hub_id(path: str) -> bool:
     return path.count("/") == 1 and not path.startswith((".", "/", "~"))
-
-
-def _introduction(build: str, made: Mapping[str, Receipt]) -> str:
-    rows, without = sum(one["rows"] for one in made.values()), [name for name, one in made.items() if not one["negatives"]]
-    what = "(query, passage)" if len(without) == len(made) else "(query, passage, hard negatives)"
-    lines = [
-        f"{rows:,} {what} tuples of {len(made)} open datasets, one config each, made by tuplesmith as build {as_code(build)}.",
-        "`manifest.yaml` is the recipe, `manifest.lock` pins what it read, `provenance.json` counts every row, and",
-        "`ATTRIBUTION.md` says whose data it is.",
-    ]
-    if len(without) == len(made):
-        lines.append("No hard negatives were mined: these are pairs only.")
-    elif without:
-        lines.append(f"Without hard negatives, pairs only: {', '.join(without)}.")
-    return "\n".join(lines)
-
-
-def _loading(repo: str, made: Mapping[str, Receipt]) -> list[str]:
-    name, one = next(iter(made.items()))
-    more = len(one["features"]) > 2 + one["negatives"]
-    select = f".select_columns(['query', 'passage', *(f'negative_{{i + 1}}' for i in range({one['negatives']}))])" if more else ""
-    train = TRAIN_EXAMPLE.format(repo=repo, config=name, select=select, only=", without the further columns" if more else "")
-    note = (
-        "`query` contains the instruction if a source has one (`Instruct: ...`, a new line, `Query: ...`): add no other prompt."
-    )
-    if any(feature["name"] == "positives" for feature in one["features"]):
-        note += " `passage` is the first of `positives`, which lists all positives of a query."
-    return [LOAD_EXAMPLE.format(repo=repo, config=name), train, note, ""]
-
-
-def _sources_table(sources: Mapping[str, Source], entries: Mapping[str, Receipt], made: Mapping[str, Receipt]) -> str:
-    lines = []
-    for name, one in made.items():
-        curated, data, mined = one["curated"], ", ".join(sources[name].places), one["mined"]
-        license, url, day = claim(entries[name])
-        lines.append(
-            (
-                as_code(name),
-                as_link(data, f"https://huggingface.co/datasets/{data}") if _is_hub_id(data) else data,
-                curated["revision"] or Markdown("-"),
-                Markdown(as_link(license, url) + (f", seen {day}" if day else "")),
-                curated["task"],
-                curated["rows_in"],
-                curated["kept"],
-                mined["kept"] if mined else "-",
-                one["rows"],
-                one["negatives"],
-            )
-        )
-    head = (
-        "config", "dataset", "revision", "licence", "task", "rows in", "tuples kept", "with negatives", "rows here", "negatives",
-    )  # fmt: skip
-    return markdown_table(head, lines)
-
-
-def _drops(made: Mapping[str, Receipt]) -> list[tuple[Any, ...]]:
-    """Return (config, kind, reason, count) of all that was left out on the way."""
-    lines: list[tuple[Any, ...]] = []
-    for name, one in made.items():
-        curated, mined = one["curated"], one["mined"] or {"dropped": {}}
-        counts = (
-            ("row", curated["rows_dropped"]),
-            ("tuple", {"merged with one of the same query": curated["merged"], "held out for evaluation": curated["heldout"]}),
-            ("tuple", curated["dropped"]),
-            ("text", curated["texts_out"]),
-            ("tuple", mined["dropped"]),
-            ("tuple", one["left_out"]),
-        )
-        lines += [(as_code(name), what, reason, count) for what, found in counts for reason, count in found.items() if count]
-    return lines

@@ -28,7 +28,7 @@ from curation.core.progress import Advance, Progress, silent
 from curation.core.record import NEGATIVES, ORIGINS, POSITIVE_ORIGINS
 from curation.read.lock import read_lock
 from curation.read.outside import hide_local_paths
-from curation.recipe.manifest import Manifest, load_manifest
+from curation.recipe.manifest import load_manifest
 from curation.recipe.mteb_boards import zero_shot
 from curation.report.page import render as render_report
 from curation.share.dataset_card import dataset_card
@@ -132,29 +132,23 @@ def plan(
     if wrong := list(card_problems(card, pieces)):
         raise BuildError(build, f"the Hub would refuse its card: {wrong[0]}", "mend the manifest and build again")
 
-    # the files next to it and the shards
-    companions, notes = _companions(build, manifest, locked, left_out if any(name in left_out for name in found) else {})
+    # the files next to it and the shards, without the folders of this machine, and records of sources that are left out
+    hidden = left_out if any(name in left_out for name in found) else {}
+    notes = [] if locked else ["manifest.lock: it does not exist, and publishing needs it; run `curate lock`"]
+    report = build / "report.html"
+    if report.is_file() and not store.is_sealed_page(report):
+        raise BuildError(report, "was changed since it was written (its digest differs)", "run `curate report`")
+    paths = {name: locked if name == "manifest.lock" else build / name for name in COMPANIONS}
+    texts = {name: path.read_text(encoding="utf-8") for name, path in paths.items() if path and path.is_file()}
+    if report.is_file() and hidden:
+        texts["report.html"] = render_report(build, hidden)
+        notes.append("report.html of the build: it shows every source; one of the published sources is written instead")
+    companions = {name: Piece.of(hide_local_paths(text, manifest).encode()) for name, text in texts.items()}
     whole = {"README.md": Piece.of(card.encode())} | companions | pieces
     about = {"build": summary["name"], "seed": summary["seed"]}
     provenance = about | {"left_out": left_out, "files": listing(whole), "sources": made}
     mark = store.sealed(json.loads(hide_local_paths(json.dumps(provenance, ensure_ascii=False), manifest)))
     return Plan(repo, {"README.md": whole["README.md"], MARK: Piece.of(mark)} | whole, card, left_out, notes, made)
-
-
-def _companions(
-    build: Path, manifest: Manifest, lock: Path | None, hidden: Mapping[str, str]
-) -> tuple[dict[str, Piece], list[str]]:
-    """Return the COMPANIONS, without the folders of this machine and records of `hidden` sources, and notes on them."""
-    notes = [] if lock else ["manifest.lock: it does not exist, and publishing needs it; run `curate lock`"]
-    report = build / "report.html"
-    if report.is_file() and not store.is_sealed_page(report):
-        raise BuildError(report, "was changed since it was written (its digest differs)", "run `curate report`")
-    paths = {name: lock if name == "manifest.lock" else build / name for name in COMPANIONS}
-    texts = {name: path.read_text(encoding="utf-8") for name, path in paths.items() if path and path.is_file()}
-    if report.is_file() and hidden:
-        texts["report.html"] = render_report(build, hidden)
-        notes.append("report.html of the build: it shows every source; one of the published sources is written instead")
-    return {name: Piece.of(hide_local_paths(text, manifest).encode()) for name, text in texts.items()}, notes
 
 
 def publish(plan: Plan, private: bool = False, tag: str | None = None, say: Say = lambda line: None) -> Published:

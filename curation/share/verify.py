@@ -60,9 +60,10 @@ def problems(
     Raises:
         BuildError: the folder holds none of these, or build.json does not name a source of `only`.
     """
+    only = list(only)
     if not (build / store.BUILD).exists():
         if (build / MARK).is_file():
-            return _run(_published_checks(build, list(only)), [build], progress, processes, ray)
+            return _run(_published_checks(build, only), [build], progress, processes, ray)
         if (build / "checkpoints").is_dir() or (build / "modules.json").is_file() or (build / "model").is_dir():
             return problems_of_model(build, None, progress, processes, ray)
         if (build / store.RECEIPT).is_file():
@@ -71,7 +72,17 @@ def problems(
         return [wrong]
     names = names_of(build, only)
     whole = read_build(build)
-    checks = [partial(_top, build, whole), *_shared_checks(build, whole, list(only))]
+    checks: list[Check] = [partial(_top, build, whole)]
+    # stages of all sources, stages of sources that build.json does not name, and shards of vectors
+    folders = [*sorted(build.glob("across/*/")), *build.glob("decontaminate/")]
+    folders += [folder for folder in sorted(build.glob("candidates/*/*/")) if not only or folder.parent.name in only]
+    for stage in () if only else VERIFIED_STAGES:
+        others = [folder for folder in sorted(build.glob(f"{stage}/*/")) if folder.name not in whole["sources"]]
+        folders += [folder for folder in others if folder.name[0] != "."]
+    checks += [partial(_file_problems, folder) for folder in folders]
+    for folder in [*sorted(build.glob("embeddings/*/")), *sorted(build.glob("reranked/*/"))]:
+        checks += [partial(_shard_problems, path) for path in sorted(folder.glob("shard-*.json"))]
+        checks.append(partial(_unlisted_vectors, folder))
     checks += [partial(_source_problems, build, name, whole["sources"][name]) for name in names]
     if any(path.name[0] != "." for path in (build / "train").glob("*")):  # a run that was refused leaves an empty folder
         checks += _run_checks(build / "train", build)
@@ -200,19 +211,6 @@ def _listed_files(folder: Path, files: Mapping[str, str], there: Iterable[Path],
     for path in sorted(there):
         if path.is_file() and path.relative_to(folder).as_posix() not in files:
             yield Problem(str(path), f"is not in {receipt}")
-
-
-def _shared_checks(build: Path, whole: Receipt, only: list[str]) -> Iterator[Check]:
-    """Yield a check per stage of all sources, per stage of a source that build.json does not name, and per shard of vectors."""
-    folders = [*sorted(build.glob("across/*/")), *build.glob("decontaminate/")]
-    folders += [folder for folder in sorted(build.glob("candidates/*/*/")) if not only or folder.parent.name in only]
-    for stage in () if only else VERIFIED_STAGES:
-        others = [folder for folder in sorted(build.glob(f"{stage}/*/")) if folder.name not in whole["sources"]]
-        folders += [folder for folder in others if folder.name[0] != "."]
-    yield from (partial(_file_problems, folder) for folder in folders)
-    for folder in [*sorted(build.glob("embeddings/*/")), *sorted(build.glob("reranked/*/"))]:
-        yield from (partial(_shard_problems, path) for path in sorted(folder.glob("shard-*.json")))
-        yield partial(_unlisted_vectors, folder)
 
 
 def _shard_problems(path: Path) -> Problems:
@@ -368,12 +366,28 @@ def _mined_problems(build: Path, name: str, curated: Receipt, receipt: Receipt) 
 
 def _tuple_problems(folder: Path, source: str, kept: int, passages: int, mined: bool) -> Problems:
     """Check the tuples of a stage: ids, keys, and the numbers of passages."""
-    ids = []
+    positives, negatives = pl.col("positives"), pl.col("negatives")
+    highest, ids = pl.concat_list("positives", "negatives").list.max(), []
     for shard in sorted(folder.glob("pairs-[0-9]*.parquet")):
         frame = tables.read_parquet(shard)
-        broken = frame.select(
-            _rules(source, passages, MINED_LISTS if mined else [name for name in MINED_LISTS if name in frame.columns])
-        )
+        # one column per rule, true for the tuples that break it; curated tuples have scores if they came with scores
+        lists = MINED_LISTS if mined else [name for name in MINED_LISTS if name in frame.columns]
+        rules = {
+            "have the id of another source": ~pl.col("id").str.starts_with(f"{source}/"),
+            "have no positive": positives.list.len() == 0,
+            f"name a passage that does not exist ({passages:,} do)": highest >= passages,
+            "have a negative that is a positive": positives.list.set_intersection(negatives).list.len() > 0,
+            "name a positive twice": positives.list.n_unique() < positives.list.len(),
+            "name a negative twice": negatives.list.n_unique() < negatives.list.len(),
+        }
+        for name in lists:
+            rules[f"do not have one of '{name}' per negative"] = pl.col(name).list.len() != negatives.list.len()
+        if "negative_scores" in lists:
+            odd = pl.element().is_nan() | pl.element().is_infinite()
+            rules["have a score that is not a number"] = pl.col("negative_scores").list.eval(odd).list.any()
+        if "negative_origin" in lists:
+            rules["have a negative of unknown origin"] = pl.col("negative_origin").list.max().fill_null(0) >= len(ORIGINS)
+        broken = frame.select(rule.alias(what) for what, rule in rules.items())
         for what in broken.columns:
             yield from _rule(str(shard), "tuples", frame["id"], broken[what].fill_null(True), what)
         wrong = frame["key"].ne_missing(keys_of(frame["query"]))
@@ -382,30 +396,6 @@ def _tuple_problems(folder: Path, source: str, kept: int, passages: int, mined: 
     every = pl.concat(ids) if ids else pl.Series("id", [], dtype=pl.String)
     yield from _equal(str(folder), "tuples", len(every), "the receipt's kept", kept)
     yield from _rule(str(folder), "tuples", every, every.is_duplicated(), "have the id of another")
-
-
-def _rules(source: str, passages: int, lists: Iterable[str]) -> list[pl.Expr]:
-    """Return one column per rule, true for the tuples that break it; its name says what is wrong with them.
-
-    `lists` are the columns with one value per negative: curated tuples have scores if they came with scores.
-    """
-    positives, negatives = pl.col("positives"), pl.col("negatives")
-    rules = {
-        "have the id of another source": ~pl.col("id").str.starts_with(f"{source}/"),
-        "have no positive": positives.list.len() == 0,
-        f"name a passage that does not exist ({passages:,} do)": pl.concat_list("positives", "negatives").list.max() >= passages,
-        "have a negative that is a positive": positives.list.set_intersection(negatives).list.len() > 0,
-        "name a positive twice": positives.list.n_unique() < positives.list.len(),
-        "name a negative twice": negatives.list.n_unique() < negatives.list.len(),
-    }
-    for name in lists:
-        rules[f"do not have one of '{name}' per negative"] = pl.col(name).list.len() != negatives.list.len()
-    if "negative_scores" in lists:
-        odd = pl.element().is_nan() | pl.element().is_infinite()
-        rules["have a score that is not a number"] = pl.col("negative_scores").list.eval(odd).list.any()
-    if "negative_origin" in lists:
-        rules["have a negative of unknown origin"] = pl.col("negative_origin").list.max().fill_null(0) >= len(ORIGINS)
-    return [rule.alias(what) for what, rule in rules.items()]
 
 
 def _heldout(folder: Path, count: int) -> Problems:
