@@ -188,8 +188,8 @@ def check(manifest: Path, online: bool, confined: bool, as_json: bool) -> int:
 
     Checks keys, names, licences, limits, expected tuples, local files and the lock
     file. With --online it also asks the Hub about ids, revisions, configs, splits,
-    columns and files, and stores about URLs. The exit code is 1 if there is a problem; a source with
-    `verified: no` is reported but is not a problem.
+    columns and files, and stores about URLs. The exit code is 1 if there is a
+    problem; a source with `verified: no` is reported but is not a problem.
     """
     from curation.build import check as checking
     from curation.build import show

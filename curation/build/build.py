@@ -146,7 +146,13 @@ def _build(
     # 1. shape. Other sources than the chosen ones matter if they hold queries out, or if sources are compared
     across = manifest.dedup is not None and manifest.dedup.across
     needed = [job for job in jobs if across or job.source.name in chosen or job.source.holdout]
-    shaped = run(stages.SHAPE, _with_inputs(needed, failed, progress), "read and shape")
+    readable = []  # with the digests of their files; a source whose files are missing has failed
+    for job in needed:
+        try:
+            readable.append(_guarded(job, with_inputs, job, progress))
+        except UserError as error:
+            failed[job.source.name] = error
+    shaped = run(stages.SHAPE, readable, "read and shape")
     held = [job for job in shaped if job.source.holdout]
     few = min(workers or processors(), _workers_that_pay(held))  # a short stage: it may take longer to start processes
     run(stages.HOLD_OUT, held, processes=few)
@@ -174,7 +180,7 @@ def _build(
     failed |= changed
     receipts = {name: one.receipt for name, one in done["curate"].items()}
 
-    # 6. overlaps, and the files that describe the whole build
+    # 6. overlaps, and the files that describe the whole build: the sources built now, and those that are still current
     current = []
     for job in jobs:
         try:
@@ -182,7 +188,23 @@ def _build(
                 current.append(job)
         except BuildError as error:
             failed[job.source.name] = error
-    _describe(path, manifest, folder, jobs, receipts, failed, current, excluded)
+    names = [job.source.name for job in current]
+    present = [job for job in jobs if job.source.name in {*receipts, *names}]
+    overlaps = folder / "overlaps.parquet"
+    if len(present) < 2:
+        overlaps.unlink(missing_ok=True)
+    else:
+        stages.run(stages.OVERLAP, present)
+        found = (folder / stages.OVERLAP.folder / "overlaps.parquet").read_bytes()
+        if not overlaps.exists() or overlaps.read_bytes() != found:
+            with atomic(overlaps) as file:
+                file.write(found)
+    contaminated = decontaminate.gather(manifest.decontaminate, folder, [job.source.name for job in present])
+    copy_lock(path, folder)
+    mteb_sets.write_training_datasets(folder, manifest)
+    summary = summary_of(folder, manifest, receipts, failed, names, excluded, contaminated)
+    attribution.write_attribution(folder, manifest, summary)
+    write_summary(folder, path, manifest, summary)
     seconds = {
         f"{stage}/{name}".removesuffix("/"): round(one.seconds, 3)
         for stage, by_name in done.items()
@@ -197,52 +219,6 @@ def _build(
         for note in _unexpected_rows(job, done["shape"][job.source.name].receipt)
     ]
     return Outcome(folder, receipts, ran, failed, excluded, notes)
-
-
-def _describe(
-    path: Path,
-    manifest: Manifest,
-    folder: Path,
-    jobs: list[Job],
-    receipts: dict[str, Receipt],
-    failed: dict[str, UserError],
-    current: list[Job],
-    excluded: list[Excluded],
-) -> None:
-    """Write what describes the whole build: of the sources built now, and of those that are `current`; build.json is the last."""
-    names = [job.source.name for job in current]
-    present = [job for job in jobs if job.source.name in {*receipts, *names}]
-    _write_overlaps(folder, present)
-    contaminated = decontaminate.gather(manifest.decontaminate, folder, [job.source.name for job in present])
-    copy_lock(path, folder)
-    mteb_sets.write_training_datasets(folder, manifest)
-    summary = summary_of(folder, manifest, receipts, failed, names, excluded, contaminated)
-    attribution.write_attribution(folder, manifest, summary)
-    write_summary(folder, path, manifest, summary)
-
-
-def _with_inputs(jobs: list[Job], failed: dict[str, UserError], progress: Progress) -> list[Job]:
-    """Return jobs with the digests of their files; sources whose files are missing are added to `failed`."""
-    ready = []
-    for job in jobs:
-        try:
-            ready.append(_guarded(job, with_inputs, job, progress))
-        except UserError as error:
-            failed[job.source.name] = error
-    return ready
-
-
-def _write_overlaps(folder: Path, jobs: list[Job]) -> None:
-    """Count what two sources share, and put the table into the build folder; with one source there is no table."""
-    path = folder / "overlaps.parquet"
-    if len(jobs) < 2:
-        path.unlink(missing_ok=True)
-        return
-    stages.run(stages.OVERLAP, jobs)
-    found = (folder / stages.OVERLAP.folder / "overlaps.parquet").read_bytes()
-    if not path.exists() or path.read_bytes() != found:
-        with atomic(path) as file:
-            file.write(found)
 
 
 def _unexpected_rows(job: Job, receipt: Receipt) -> list[str]:

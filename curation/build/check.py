@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from curation.build.costs import (
     BUILT,
@@ -61,7 +61,22 @@ def check(path: Path, online: bool = False, confined: bool = False) -> Checked:
         problems.append(str(error))
     locked, differing = apply_lock(kept, path, refused)
     problems += [str(error) for error in differing.values()]
-    inputs = _inputs(kept, locked, path, online)
+
+    # the files, objects and datasets that the manifest names; the Hub and stores are asked only `online`
+    local, far = dict[str, int](), dict[str, int]()  # what is read from this machine, and from stores -> its bytes
+    notes: list[str] = []
+    for (where, table), (_, locked_table) in zip(all_tables(kept), all_tables(locked), strict=True):
+        try:
+            if remote.urls(table):
+                if online:
+                    far[where], more = remote.differences(locked_table)
+                    notes += more
+            elif is_local(table, path.parent):
+                local[where] = total_bytes(table, path.parent)
+            elif online:
+                notes += _ask(table, path)
+        except SourceError as error:
+            problems.append(f"{where}: {error}")
     mteb_notes, mteb_problems = _mteb(kept)
     sources = {
         source.name: {
@@ -80,47 +95,29 @@ def check(path: Path, online: bool = False, confined: bool = False) -> Checked:
     for kind in CLASSES:
         if of_kind := [one for one in sources.values() if one["license_class"] == kind]:
             licences[kind] = {"sources": len(of_kind), "expected": sum(one["expected_tuples"] or 0 for one in of_kind)}
+    tasks: Checked = {}
+    for task in dict.fromkeys([*kept.aim, *(source.task for source in kept.sources)]):
+        numbers = {source.name: expected(source) for source in kept.sources if source.task == task}
+        tasks[task] = {
+            "sources": len(numbers),
+            "expected": sum(number or 0 for number in numbers.values()),
+            "aim": kept.aim.get(task),
+            "unknown": [name for name, number in numbers.items() if number is None],
+        }
     return {
         "manifest": str(path),
         "policy": manifest.licenses,
         "sources": sources,
         "excluded": dict(out),
-        "tasks": _tasks(kept),
+        "tasks": tasks,
         "licenses": licences,
         "outside": away,
-        "estimate": _estimate(kept, [*inputs.local, *inputs.far], sum(inputs.local.values()), sum(inputs.far.values())),
+        "estimate": _estimate(kept, [*local, *far], sum(local.values()), sum(far.values())),
         "locked": read_lock(lock_path(path)) is not None,
         "online": online,
-        "notes": list(dict.fromkeys(inputs.notes + mteb_notes)),
-        "problems": list(dict.fromkeys(problems + inputs.problems + mteb_problems)),
+        "notes": list(dict.fromkeys(notes + mteb_notes)),
+        "problems": list(dict.fromkeys(problems + mteb_problems)),
     }
-
-
-class _Inputs(NamedTuple):
-    """What was found out about the inputs of a manifest."""
-
-    local: dict[str, int]  # what is read from this machine -> its bytes
-    far: dict[str, int]  # what is read from stores -> its bytes
-    notes: list[str]
-    problems: list[str]
-
-
-def _inputs(manifest: Manifest, locked: Manifest, path: Path, online: bool) -> _Inputs:
-    """Look for the files, objects and datasets that a manifest names; the Hub and stores are asked only `online`."""
-    found = _Inputs({}, {}, [], [])
-    for (where, table), (_, locked_table) in zip(all_tables(manifest), all_tables(locked), strict=True):
-        try:
-            if remote.urls(table):
-                if online:
-                    found.far[where], notes = remote.differences(locked_table)
-                    found.notes.extend(notes)
-            elif is_local(table, path.parent):
-                found.local[where] = total_bytes(table, path.parent)
-            elif online:
-                found.notes.extend(_ask(table, path))
-        except SourceError as error:
-            found.problems.append(f"{where}: {error}")
-    return found
 
 
 def _mteb(manifest: Manifest) -> tuple[list[str], list[str]]:
@@ -187,20 +184,6 @@ def rows_read(source: Source) -> int:
     return own + sum(table.expected_rows or 0 for table in (source.corpus, source.queries) if table)
 
 
-def _tasks(manifest: Manifest) -> Checked:
-    """Return for each task its sources, the tuples expected of them, and the aim."""
-    found: Checked = {}
-    for task in dict.fromkeys([*manifest.aim, *(source.task for source in manifest.sources)]):
-        numbers = {source.name: expected(source) for source in manifest.sources if source.task == task}
-        found[task] = {
-            "sources": len(numbers),
-            "expected": sum(number or 0 for number in numbers.values()),
-            "aim": manifest.aim.get(task),
-            "unknown": [name for name, number in numbers.items() if number is None],
-        }
-    return found
-
-
 def _estimate(manifest: Manifest, sized: list[str], local_bytes: int, far_bytes: int) -> Checked:
     """Return what reading and building takes. Rows that `sized` sources do not state are estimated from bytes."""
     unsized = sum(rows_read(source) for source in manifest.sources if f"source '{source.name}'" not in sized)
@@ -248,10 +231,25 @@ def check_text(found: Checked) -> str:
     for kind, one in found["licenses"].items():
         number = shown(one["expected"], [source for source in every if source["license_class"] == kind])
         classes.append((kind, one["sources"], number))
+    cost = found["estimate"]
+    steps = [
+        (each["step"], amount(each["amount"], each["unit"]), duration(each["seconds"]), each["on"]) for each in cost["steps"]
+    ]
     parts = [
         text_table(head, tasks),
         text_table(("licence class", "sources", "expected"), classes),
-        _estimate_text(found["estimate"]),
+        _wrapped(
+            f"Reads about {cost['rows']:,} rows: {_size(cost['local_bytes'])} of local files; "
+            f"{_size(cost['fetched_bytes'])} to fetch, {duration(cost['fetch_seconds'])}. The build takes "
+            f"{_size(cost['disk_bytes'])} of disk, the vectors of `mine negatives` {_size(cost['vector_bytes'])}."
+        ),
+        text_table(("step", "work", "time", "on"), steps),
+        _wrapped(
+            f"Rates were measured once (docs/clusters.md), on a GPU with the shape of Qwen3-0.6B. Assumed: {FETCHED} bytes of a "
+            f"row fetched, {BUILT:,} of a tuple built and {CORPUS_BUILT:,} of a corpus passage; {NETWORK // 10**6} MB fetched "
+            f"per second; {QUERY_TOKENS} tokens of a query with its instruction, {PASSAGE_TOKENS} of a passage; "
+            f"{NEGATIVES_TRAINED} negatives. Rows of unknown number are not included."
+        ),
     ]
     unknown = [name for one in found["tasks"].values() for name in one["unknown"]]
     if unknown:
@@ -277,23 +275,6 @@ def verdict(found: Checked) -> str:
     asked = "the Hub was asked" if found["online"] else "the Hub was not asked (`--online`)"
     lock = "locked" if found["locked"] else "not locked (`curate lock`)"
     return _wrapped(f"{found['manifest']}: {f'{count} problem' + 's' * (count > 1) if count else 'no problem'}; {asked}; {lock}")
-
-
-def _estimate_text(one: Checked) -> str:
-    text = (
-        f"Reads about {one['rows']:,} rows: {_size(one['local_bytes'])} of local files; {_size(one['fetched_bytes'])} to fetch, "
-        f"{duration(one['fetch_seconds'])}. The build takes {_size(one['disk_bytes'])} of disk, the vectors of `mine negatives` "
-        f"{_size(one['vector_bytes'])}."
-    )
-    steps = [(each["step"], amount(each["amount"], each["unit"]), duration(each["seconds"]), each["on"]) for each in one["steps"]]
-    assumed = (
-        f"Rates were measured once (docs/clusters.md), on a GPU with the shape of Qwen3-0.6B. Assumed: {FETCHED} bytes of a row "
-        f"fetched, {BUILT:,} of a tuple built and {CORPUS_BUILT:,} of a corpus passage; "
-        f"{NETWORK // 10**6} MB fetched per second; {QUERY_TOKENS} tokens of a query with its instruction, {PASSAGE_TOKENS} of a "
-        f"passage; {NEGATIVES_TRAINED} negatives. "
-        "Rows of unknown number are not included."
-    )
-    return "\n\n".join([_wrapped(text), text_table(("step", "work", "time", "on"), steps), _wrapped(assumed)])
 
 
 def _section(title: str, items: dict[str, str]) -> list[str]:
