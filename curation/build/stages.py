@@ -308,7 +308,6 @@ def curate(job: Job, folder: Path, progress: Progress) -> Receipt:
             from curation.clean.within import (  # loads the compiled loops
                 drop_queries,
                 edges_of,
-                family_of_texts,
                 links_of,
                 refuse_loss,
             )
@@ -322,7 +321,7 @@ def curate(job: Job, folder: Path, progress: Progress) -> Receipt:
             dropped = pl.concat([dropped, within])
             refuse_loss(dropped, count, job.dedup, source.name)
             write_parquet(folder / "near.parquet", edges_of(links, remaining))
-            families = family_of_texts(links)
+            families = np.where(links.node < 0, 0, links.family[links.node]).astype(np.uint32)  # 0: it was not compared
         if pairing:
             tuples, alone = pair_up(tuples, texts, job.seed, source.name)
             dropped = pl.concat([_same_reason(dropped, alone), alone])

@@ -59,11 +59,6 @@ def link(texts: Texts, compared: np.ndarray, found: Near, remaining: np.ndarray,
     return Links(texts, node, compared, found, families(found, threshold))
 
 
-def family_of_texts(links: Links) -> np.ndarray:
-    """Return the family of each text by its number, (texts,) u32; 0 for one that was not compared."""
-    return np.where(links.node < 0, 0, links.family[links.node]).astype(np.uint32)
-
-
 def edges_of(links: Links, remaining: np.ndarray) -> pl.DataFrame:
     """Return left, right (keys of the texts) and score of every verified pair, also of pairs below the threshold.
 

@@ -28,6 +28,13 @@ EYES, NOSES = ":;", "-'^"
 IS_WORD, IS_OPENING, IS_CLOSING, IS_DIGIT, IS_EQUAL, IS_MORE, IS_LESS, IS_NOT, IS_HYPHEN, IS_BRACKET, IS_EYES, IS_NOSE = (
     1 << at for at in range(12)
 )
+MARKS = np.zeros(256, np.uint16)  # properties of each ASCII character and of BETWEEN, as a sum of bits
+for _bit, _chars in (
+    (IS_WORD, "_" + string.ascii_letters + string.digits), (IS_OPENING, OPENING + BETWEEN), (IS_CLOSING, CLOSING + BETWEEN),
+    (IS_DIGIT, string.digits), (IS_EYES, EYES), (IS_NOSE, NOSES), (IS_EQUAL, "="), (IS_MORE, ">"), (IS_LESS, "<"), (IS_NOT, "!"),
+    (IS_HYPHEN, "-"), (IS_BRACKET, "("),
+):  # fmt: skip
+    MARKS[[ord(_char) for _char in _chars]] |= _bit
 STANDS_FOR = dict(zip(PLACED, "\N{MINUS SIGN}/¬☹☺", strict=True))
 SPACELESS_RANGES = (  # Lao and Thai, Myanmar, Khmer, kana, Han
     (0xE00, 0xEFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF)
@@ -68,7 +75,7 @@ def placed_signs(units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     def marks(places: np.ndarray) -> np.ndarray:
         """Return properties of the characters at some positions, as a sum of bits."""
         points = units.take(places, mode="clip")
-        found: np.ndarray = _marks()[np.minimum(points, 255)]
+        found: np.ndarray = MARKS[np.minimum(points, 255)]
         if units.dtype != np.uint8:
             found[(points > 127) & (kinds_of(points) == WORD)] = IS_WORD
         found[(places < 0) | (places >= len(units))] = IS_OPENING | IS_CLOSING
@@ -99,18 +106,6 @@ def placed_signs(units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         smiles = has(before, IS_EYES) | has(marks(some - 2), IS_EYES)
         signs.append(some[smiles & ~has(marks(some + 1), IS_WORD)])
     return np.concatenate(signs), np.repeat(np.arange(len(PLACED)), [len(some) for some in signs])
-
-
-@cache
-def _marks() -> np.ndarray:
-    """Return (256,) u16: properties of each ASCII character and of BETWEEN, as a sum of bits."""
-    words = "_" + string.ascii_letters + string.digits
-    marks = {IS_WORD: words, IS_OPENING: OPENING + BETWEEN, IS_CLOSING: CLOSING + BETWEEN, IS_DIGIT: string.digits, IS_EYES: EYES}
-    marks |= {IS_NOSE: NOSES, IS_EQUAL: "=", IS_MORE: ">", IS_LESS: "<", IS_NOT: "!", IS_HYPHEN: "-", IS_BRACKET: "("}
-    found = np.zeros(256, np.uint16)
-    for bit, chars in marks.items():
-        found[[ord(char) for char in chars]] |= bit
-    return found
 
 
 POINTS = 1 << 17  # the table has code points below this

@@ -94,8 +94,4 @@ def notebook_bar(what: str, total: int | None, unit: str) -> Iterator[Advance]:
     from tqdm.auto import tqdm
 
     with tqdm(desc=what, total=total, unit=f" {unit}", mininterval=0.5, leave=False) as shown:
-
-        def advance(done: int) -> None:
-            shown.update(done)
-
-        yield advance
+        yield shown.update

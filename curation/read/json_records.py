@@ -106,8 +106,8 @@ def _object_of_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def read_squad(file: File, table: Table, start: int) -> Reading:
-    """Read SQuAD's JSON: id, title, question, context, answers (distinct, in order), is_impossible.
+def squad_rows(file: File, table: Table) -> Found:
+    """Yield the questions of SQuAD's JSON: id, title, question, context, answers (distinct, in order), is_impossible.
 
     A question marked impossible is left out on purpose; a file without the mark keeps all. Ids become text.
 
@@ -117,15 +117,12 @@ def read_squad(file: File, table: Table, start: int) -> Reading:
     document, suspect = _document(file, table)
     if not isinstance(document, dict) or not isinstance(document.get("data"), list):
         raise SourceError(file.name, "is not SQuAD JSON: no list 'data'", "say `reader: json` for a list of objects")
-    return batches(_questions(file, document["data"], suspect), start, file, table)
 
-
-def _questions(file: File, articles: list[Any], suspect: bool) -> Found:
     def inner(whole: Any, name: str) -> list[Any]:
         part = whole.get(name) if isinstance(whole, dict) else None
         return part if isinstance(part, list) else [{}]  # an article without paragraphs counts as one bad question
 
-    for a, article in enumerate(articles):
+    for a, article in enumerate(document["data"]):
         for p, paragraph in enumerate(inner(article, "paragraphs")):
             for q, question in enumerate(inner(paragraph, "qas")):
                 where = f"{file.name}: data[{a}].paragraphs[{p}].qas[{q}]"

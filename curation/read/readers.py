@@ -37,12 +37,12 @@ from curation.read.json_records import (
     read_json_document,
     read_jsonl,
     read_line,
-    read_squad,
+    squad_rows,
     tevatron_line,
 )
-from curation.read.rows import BATCH, ROW, File, Lost, Reading, Rows
-from curation.read.text_files import read_aligned, read_folders, read_lines
-from curation.read.xml_records import read_xml
+from curation.read.rows import BATCH, ROW, File, Found, Lost, Reading, Rows, batches, number_rows
+from curation.read.text_files import file_as_row, read_aligned, read_lines
+from curation.read.xml_records import xml_rows
 from curation.recipe.source import Fields, Reader, Table
 
 READER_OF_ENDING = {
@@ -94,7 +94,10 @@ def file_rows(file: File, table: Table, start: int) -> Reading:
             if getattr(table, key) != Table.model_fields[key].default and reader not in readers:
                 what = f"is read by '{reader}', which does not use `{key}`"
                 raise SourceError(file.name, what, f"that is for {listed(readers, 5)}")
-        yield from READERS[reader](file, table, start)
+        if reader in RECORDS:
+            yield from batches(RECORDS[reader](file, table), start, file, table)
+        else:
+            yield from READERS[reader](file, table, start)
 
 
 def _read_columns(file: File, table: Table, start: int, form: str) -> Reading:
@@ -107,13 +110,18 @@ def _read_columns(file: File, table: Table, start: int, form: str) -> Reading:
                 place.seek(0)
         try:
             for frame in parquet_frames(place, BATCH, file.remote) if form == "parquet" else arrow_frames(place, BATCH):
-                yield Rows(frame.with_row_index(ROW, start).with_columns(pl.col(ROW).cast(pl.UInt64)), [])
+                yield from number_rows(frame, start)
                 start += len(frame)
         except (ValueError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
             what = (str(error) or "no reason given").splitlines()[0].removeprefix("parquet: ")
             raise SourceError(file.name, f"not readable as {form} ({what})", FETCH_AGAIN) from None
 
 
+RECORDS: dict[str, Callable[[File, Table], Found]] = {  # readers that yield rows one by one
+    "folders": file_as_row,
+    "xml": xml_rows,
+    "squad": squad_rows,
+}
 READERS: dict[str, Callable[[File, Table, int], Reading]] = {
     "json": read_json_document,
     "jsonl": read_jsonl,
@@ -126,9 +134,6 @@ READERS: dict[str, Callable[[File, Table, int], Reading]] = {
     "embedding-training-data": partial(read_jsonl, line_of=partial(read_line, change=embedding_tuple)),
     "aligned": read_aligned,
     "lines": read_lines,
-    "folders": read_folders,
-    "xml": read_xml,
-    "squad": read_squad,
 }
 
 

@@ -251,7 +251,14 @@ def _explained(name: str, error: Exception) -> tuple[type[Exception], str, str, 
     if any(isinstance(one, OSError) and (one.errno in LOCAL or str(one.filename).startswith(cache)) for one in causes):
         return OSError, "", "", False
     kinds, scheme = " ".join(type(one).__name__ for one in causes), name.partition("://")[0].lower()
-    status = next((number for one in causes if (number := _status(one))), 0)
+    status = 0  # of HTTP, in the first error that has one
+    for one in causes:
+        answer = getattr(one, "response", None)
+        said = answer.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(answer, dict) else None
+        if type(one).__module__.startswith("gcsfs"):
+            said = getattr(one, "code", None)  # elsewhere it may be another number
+        found = said or getattr(answer, "status_code", None) or getattr(one, "status", None)
+        status = status or (found if isinstance(found, int) else 0)
     if status in (401, 403) or "PermissionError" in kinds or "Credentials" in kinds:
         what = f"may not be read ({status})" if status else "may not be read with these credentials"
         return NoAnswer, what, CREDENTIALS.get(scheme, "check your credentials"), False
@@ -270,13 +277,3 @@ def _explained(name: str, error: Exception) -> tuple[type[Exception], str, str, 
         shown = type(error).__name__ if is_web(name) else f"{type(error).__name__}: {first_line(error)}"
         return OSError, f"cannot be read ({shown})", "check the address", False
     return type(error), "", "", False
-
-
-def _status(error: BaseException) -> int:
-    """Return the HTTP status in the error of a library, or 0."""
-    answer = getattr(error, "response", None)
-    said = answer.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(answer, dict) else None
-    if type(error).__module__.startswith("gcsfs"):
-        said = getattr(error, "code", None)  # elsewhere it may be another number
-    found = said or getattr(answer, "status_code", None) or getattr(error, "status", None)
-    return found if isinstance(found, int) else 0

@@ -10,7 +10,7 @@ import polars as pl
 
 from curation.core.errors import SourceError, decoded, listed
 from curation.read.blocks import lines_of, open_blocks, open_text, reading_errors
-from curation.read.rows import BATCH, ROW, File, Lost, Reading, Rows, batches, record_limit, too_large
+from curation.read.rows import BATCH, ROW, File, Found, Lost, Reading, Rows, record_limit, too_large
 from curation.recipe.source import Table
 
 LABEL_TEXT = r"(?P<label>\S+)\s+(?P<text>.*)"
@@ -83,17 +83,15 @@ def read_lines(file: File, table: Table, start: int) -> Reading:
             start, held = start + len(held), []
 
 
-def read_folders(file: File, table: Table, start: int) -> Reading:
-    """Read a file as one row: `text`, `body` (the text without the head of a mail or post), `label` (its folder), `file`."""
+def file_as_row(file: File, table: Table) -> Found:
+    """Return a file as one row: `text`, `body` (the text without the head of a mail or post), `label` (its folder), `file`."""
     try:
         with open_text(file, table) as lines:
             text = lines.read(record_limit(table) + 1)
     except UnicodeDecodeError as error:
-        evidence = f"{file.name}: byte {error.start} is not {table.encoding} text"
-        return batches([("undecodable", evidence, True)], start, file, table)
+        return [("undecodable", f"{file.name}: byte {error.start} is not {table.encoding} text", True)]
     if len(text) > record_limit(table):
-        return batches([("too_large", str(too_large(file.name, "this file", table)), True)], start, file, table)
+        return [("too_large", str(too_large(file.name, "this file", table)), True)]
     head = MAIL_HEAD.match(text)
     body = text[head.end() :] if head and SENDER.search(head[0]) else text
-    row = {"text": text, "body": body, "label": decoded(file.path.parent.name), "file": decoded(file.path.name)}
-    return batches([row], start, file, table)
+    return [{"text": text, "body": body, "label": decoded(file.path.parent.name), "file": decoded(file.path.name)}]

@@ -10,14 +10,14 @@ from typing import Any
 from xml.parsers import expat
 
 from curation.core.errors import SourceError, listed
-from curation.read.rows import File, Found, Reading, Record, batches, record_limit, too_large
+from curation.read.rows import File, Found, Record, record_limit, too_large
 from curation.recipe.source import Table
 
 DEEPEST = 100  # elements within a record; each holds the text of those inside it
 
 
-def read_xml(file: File, table: Table, start: int) -> Reading:
-    """Read the elements at `records`, such as `QAPairs/QAPair`, as rows.
+def xml_rows(file: File, table: Table) -> Found:
+    """Yield the elements at `records`, such as `QAPairs/QAPair`, as rows.
 
     Columns are named by XPath, starting at the record: `Question`, `Answer/p`, `@id`, `Question/@qtype`, and `.` for the
     text of a record without elements. A column holds all text inside an element; several elements of one name make a list.
@@ -25,10 +25,6 @@ def read_xml(file: File, table: Table, start: int) -> Reading:
     Raises:
         SourceError: the file is not well-formed XML, or declares entities.
     """
-    return batches(_records(file, table), start, file, table)
-
-
-def _records(file: File, table: Table) -> Found:
     reading = _Records(file, table)
     parser = expat.ParserCreate(None if table.encoding == "utf-8" else table.encoding)
     parser.buffer_text = True

@@ -34,27 +34,26 @@ def chunked(documents: pl.DataFrame, chunk: Chunk | None) -> pl.DataFrame:
     if chunk is None:
         return documents
     long = documents["text"].str.len_chars() > chunk.tokens  # others cannot have more tokens
-    pieces = [[text] if not cut else _pieces(text, chunk) for text, cut in zip(documents["text"], long, strict=True)]
-    return documents.with_columns(pl.Series("text", pieces, dtype=pl.List(pl.String))).explode("text")
-
-
-def _pieces(text: str, chunk: Chunk) -> list[str]:
-    """Return the chunks of a text, at least one."""
-    tokens = [(found.start(), found.end(), found[1] is not None) for found in TOKEN.finditer(text)]
-    if len(tokens) <= chunk.tokens:
-        return [text]
-    starts, ends, alone = np.array(tokens).T
-    between = np.flatnonzero(np.append((starts[1:] > ends[:-1]) | (alone[1:] > 0), True)) + 1  # tokens before which one may cut
-    pieces, first = [], 0
-    while True:
-        after = min(first + chunk.tokens, len(tokens))
-        earlier = between[np.searchsorted(between, after, side="right") - 1] if after >= between[0] else first
-        after = int(earlier) if earlier > first else after
-        pieces.append(text[starts[first] : ends[after - 1]])
-        if after == len(tokens):
-            return pieces
-        later = int(between[np.searchsorted(between, after - chunk.overlap)])
-        first = later if first < later <= after else after
+    chunks = []  # of each document
+    for text, cut in zip(documents["text"], long, strict=True):
+        tokens = [(found.start(), found.end(), found[1] is not None) for found in TOKEN.finditer(text)] if cut else []
+        if len(tokens) <= chunk.tokens:
+            chunks.append([text])
+            continue
+        starts, ends, alone = np.array(tokens).T
+        # tokens before which one may cut
+        between = np.flatnonzero(np.append((starts[1:] > ends[:-1]) | (alone[1:] > 0), True)) + 1
+        pieces, first, after = list[str](), 0, 0
+        while after < len(tokens):
+            after = min(first + chunk.tokens, len(tokens))
+            earlier = between[np.searchsorted(between, after, side="right") - 1] if after >= between[0] else first
+            after = int(earlier) if earlier > first else after
+            pieces.append(text[starts[first] : ends[after - 1]])
+            if after < len(tokens):
+                later = int(between[np.searchsorted(between, after - chunk.overlap)])
+                first = later if first < later <= after else after
+        chunks.append(pieces)
+    return documents.with_columns(pl.Series("text", chunks, dtype=pl.List(pl.String))).explode("text")
 
 
 def own_documents(
