@@ -17,6 +17,7 @@ from curation.core.tables import read_parquet, read_table
 
 SCREEN = 80  # columns
 MARGIN = 14  # columns left of a text
+OVERLAPS_SHOWN = 10  # pairs of sources
 TEXT_LINES = 6  # of a text; longer ones are cut
 
 
@@ -53,13 +54,13 @@ def overlaps_of(build: Path, name: str) -> dict[str, dict[str, int | None]]:
     return found
 
 
-def overlaps_table(build: Path, names: list[str], count: int = 10) -> str:
+def overlaps_table(build: Path, names: list[str]) -> str:
     """Return the pairs of sources with the most equal texts as a table; empty if no two sources share anything."""
     path = build / "overlaps.parquet"
     if not path.exists():
         return ""
     shared = read_parquet(path).filter(pl.any_horizontal(pl.col("source_a", "source_b").is_in(names)))
-    shared = shared.sort("equal", "near", descending=True, nulls_last=True, maintain_order=True).head(count)
+    shared = shared.sort("equal", "near", descending=True, nulls_last=True, maintain_order=True).head(OVERLAPS_SHOWN)
     lines = [tuple("" if cell is None else cell for cell in line) for line in shared.rows()]
     return text_table(("source", "and", "equal texts", "near", "dropped"), lines) if lines else ""
 

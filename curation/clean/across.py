@@ -122,7 +122,17 @@ def choose_drops(jobs: list[Job], folder: Path) -> Receipt:
         if job.source.task != "clustering":  # a clustering has no positives yet, and its classes are its own
             queries, positives = _nodes(tuples, own)
             drops = _superseded_by_earlier(job.source.name, tuples, texts, queries, positives, kept, links)
-            tuples = _without_own_duplicates(job, tuples, texts, corpus_texts(stage), drops)
+
+            # what the source keeps itself: no tuple at all if it loses too many, as the stage `curate` fails with this error
+            assert job.dedup
+            stay = tuples.filter(~pl.col("id").is_in(drops["id"].implode()))
+            own_links = links_of(job, texts, first_occurrences(np.concatenate([*role_texts([stay]), corpus_texts(stage)])))
+            stay, near_drops = drop_queries(stay, own_links, job.dedup, job.source.name, by_label=False)
+            try:
+                refuse_loss(pl.concat([drops, near_drops]), len(tuples), job.dedup, job.source.name)
+                tuples = stay
+            except SourceError:
+                tuples = tuples.head(0)
             queries, positives = _nodes(tuples, own)
             number = (pl.col("at") + len(kept.tuples)).cast(pl.UInt32).alias("better")
             source, invisible = pl.lit(job.source.name).alias("source"), has_invisible(tuples, texts).alias("invisible")
@@ -192,18 +202,3 @@ def _superseded_by_earlier(
     shown = texts.at(lost["query"]).str.slice(0, EVIDENCE_CHARS)
     dropped = dropped_frame(source, "dedup", lost["id"], "near_duplicate_query", shown, found["id"], found["source"])
     return dropped.with_columns(found["score"])
-
-
-def _without_own_duplicates(
-    job: Job, tuples: pl.DataFrame, texts: Texts, corpus: np.ndarray, drops: pl.DataFrame
-) -> pl.DataFrame:
-    """Return a source's tuples without `drops` and its own near-duplicates; no tuple at all if it loses too many."""
-    assert job.dedup
-    left = tuples.filter(~pl.col("id").is_in(drops["id"].implode()))
-    links = links_of(job, texts, first_occurrences(np.concatenate([*role_texts([left]), corpus])))
-    left, near = drop_queries(left, links, job.dedup, job.source.name, by_label=False)
-    try:
-        refuse_loss(pl.concat([drops, near]), len(tuples), job.dedup, job.source.name)
-    except SourceError:
-        return tuples.head(0)  # the stage `curate` fails with this error for this source
-    return left

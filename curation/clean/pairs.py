@@ -83,15 +83,15 @@ def near(batches: Iterable[pl.Series], lowest: float, folder: Path) -> Near:
     return Near(form, *matching_pairs(corpus, able, lowest))
 
 
-def bands_for(lowest: float, recall: float = RECALL) -> tuple[int, int]:
-    """Return (bands, rows per band) that find a pair of Jaccard `lowest` with probability `recall`, and the fewest below it.
+def bands_for(lowest: float) -> tuple[int, int]:
+    """Return (bands, rows per band) that find a pair of Jaccard `lowest` with probability RECALL, and the fewest below it.
 
     A pair of Jaccard j is found with probability 1 - (1 - j^rows)^bands; more rows let fewer pairs through from below.
     """
     fits = [(1, 1)]
     for rows in range(1, PERMUTATIONS + 1):
         found = lowest**rows
-        bands = max(1, math.ceil(math.log(1 - recall) / math.log1p(-found))) if found < 1 else 1
+        bands = max(1, math.ceil(math.log(1 - RECALL) / math.log1p(-found))) if found < 1 else 1
         if bands * rows <= PERMUTATIONS:
             fits.append((bands, rows))
     return fits[-1]

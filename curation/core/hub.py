@@ -203,8 +203,8 @@ def upload(
 
 
 @retrying
-def repo_commit(repo: str, kind: Kind, revision: str | None) -> str:
-    """Return the commit that a branch or tag names now; main by default.
+def repo_commit(repo: str, revision: str | None) -> str:
+    """Return the commit that a branch or tag of a dataset names now; main by default.
 
     Raises:
         HubError: it does not exist, or the Hub does not answer.
@@ -212,12 +212,12 @@ def repo_commit(repo: str, kind: Kind, revision: str | None) -> str:
     with _hub_errors(repo):
         from huggingface_hub import HfApi
 
-        return str(HfApi().repo_info(repo, repo_type=kind, revision=revision).sha)
+        return str(HfApi().dataset_info(repo, revision=revision).sha)
 
 
 @retrying
-def read_file(repo: str, kind: Kind, revision: str, name: str) -> Path:
-    """Return a file of a commit, from the cache or the Hub.
+def read_file(repo: str, revision: str, name: str) -> Path:
+    """Return a file of a commit of a dataset, from the cache or the Hub.
 
     Raises:
         HubError: it does not exist, or the Hub does not answer.
@@ -227,7 +227,7 @@ def read_file(repo: str, kind: Kind, revision: str, name: str) -> Path:
         from huggingface_hub.errors import RemoteEntryNotFoundError
 
         try:
-            return Path(hf_hub_download(repo, name, repo_type=kind, revision=revision))
+            return Path(hf_hub_download(repo, name, repo_type="dataset", revision=revision))
         except RemoteEntryNotFoundError:
             raise HubError(repo, f"has no {name}", "was it published by `curate publish`?") from None
 

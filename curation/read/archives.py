@@ -85,52 +85,52 @@ def parts(file: File, table: Table, budget: Budget, known: Collection[str]) -> G
             with file.open() as raw:
                 _refuse_pointer(file.name, raw.read(len(LFS_POINTER)))
     name = file.path.name.lower()
-    if name.endswith((".zip", *TARS)):
-        with reading_errors(file, table):
-            yield from _wanted_members(file, table, budget, known, _zip_members if name.endswith(".zip") else _tar_members)
-    elif table.member:
-        what = "is not an archive, so `member:` does not apply"
-        raise SourceError(file.name, what, "archives are zip, " + ", ".join(TARS))
-    else:
+    if not name.endswith((".zip", *TARS)):
+        if table.member:
+            what = "is not an archive, so `member:` does not apply"
+            raise SourceError(file.name, what, "archives are zip, " + ", ".join(TARS))
         yield unpacking(file, budget)
-
-
-def _wanted_members(file: File, table: Table, budget: Budget, known: Collection[str], members: Members) -> Generator[File]:
-    """Return the members that match `member:`, or else the archive's only data file."""
-    wanted = table.member
-    if not wanted or any("[" in pattern for pattern in wanted):
-        with closing(_safe_members(file, members(file, Budget(table.max_unpacked)))) as entries:
-            contents = [(member.name, member.kind) for member in entries]
-        if not wanted:  # the only data file: of a known ending, or of any ending if a reader is declared
-            names = [name for name, kind in contents if kind == "file"]
-            names = [name for name in names if not any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))]
-            wanted = [name for name in names if ending_of(Path(name)) in known] or (names if table.reader else [])
-            if len(wanted) != 1:
-                what = f"holds {len(wanted) or 'no'} data file{'s' * (len(wanted) != 1)}"
-                what += f": {listed(wanted or names) or 'nothing at all'}"
-                raise SourceError(file.name, what, "name one or more with `member:`")
-        # a pattern that is, character by character, a member's name means only that member, as with files
-        plain = {pattern for pattern in wanted if "[" in pattern} & {name for name, _ in contents}
-    else:
-        plain = set()
-    seen: dict[str, None] = {}
-    found: set[str] = set()
-    with closing(_safe_members(file, members(file, budget))) as entries:
-        for member in entries:
-            hits = {one for one in wanted if member.name == one or (one not in plain and matches(member.name, one))}
-            if hits and (member.kind != "folder" or member.name in wanted):
-                found |= hits
-                shown = f"{file.name}:{member.name}"
-                if member.kind != "file":
-                    raise SourceError(shown, f"is a {member.kind}, which is not followed", "name the file itself with `member:`")
-                if member.name in seen:
-                    raise SourceError(shown, "is in the archive twice", "pack it again")
-                yield unpacking(File(file.path / member.name, shown, file.path, unpack=member.open), budget)
-            seen[member.name] = None
-    if missing := [pattern for pattern in wanted if pattern not in found]:
-        what = "no member matches" if glob.has_magic(missing[0]) else "no member"
-        near = did_you_mean(missing[0], seen) or f"; it holds {listed(seen, 6)}"
-        raise SourceError(file.name, f"{what} '{missing[0]}'{near}")
+        return
+    with reading_errors(file, table):
+        members = _zip_members if name.endswith(".zip") else _tar_members
+        wanted = table.member
+        if not wanted or any("[" in pattern for pattern in wanted):
+            with closing(_safe_members(file, members(file, Budget(table.max_unpacked)))) as entries:
+                contents = [(member.name, member.kind) for member in entries]
+            if not wanted:  # the only data file: of a known ending, or of any ending if a reader is declared
+                names = [name for name, kind in contents if kind == "file"]
+                names = [
+                    name for name in names if not any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+                ]
+                wanted = [name for name in names if ending_of(Path(name)) in known] or (names if table.reader else [])
+                if len(wanted) != 1:
+                    what = f"holds {len(wanted) or 'no'} data file{'s' * (len(wanted) != 1)}"
+                    what += f": {listed(wanted or names) or 'nothing at all'}"
+                    raise SourceError(file.name, what, "name one or more with `member:`")
+            # a pattern that is, character by character, a member's name means only that member, as with files
+            plain = {pattern for pattern in wanted if "[" in pattern} & {name for name, _ in contents}
+        else:
+            plain = set()
+        seen: dict[str, None] = {}
+        found: set[str] = set()
+        with closing(_safe_members(file, members(file, budget))) as entries:
+            for member in entries:
+                hits = {one for one in wanted if member.name == one or (one not in plain and matches(member.name, one))}
+                if hits and (member.kind != "folder" or member.name in wanted):
+                    found |= hits
+                    shown = f"{file.name}:{member.name}"
+                    if member.kind != "file":
+                        raise SourceError(
+                            shown, f"is a {member.kind}, which is not followed", "name the file itself with `member:`"
+                        )
+                    if member.name in seen:
+                        raise SourceError(shown, "is in the archive twice", "pack it again")
+                    yield unpacking(File(file.path / member.name, shown, file.path, unpack=member.open), budget)
+                seen[member.name] = None
+        if missing := [pattern for pattern in wanted if pattern not in found]:
+            what = "no member matches" if glob.has_magic(missing[0]) else "no member"
+            near = did_you_mean(missing[0], seen) or f"; it holds {listed(seen, 6)}"
+            raise SourceError(file.name, f"{what} '{missing[0]}'{near}")
 
 
 def _safe_members(file: File, members: Generator[Member]) -> Generator[Member]:

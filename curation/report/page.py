@@ -94,6 +94,18 @@ def render(folder: Path, left_out: Mapping[str, str] | None = None) -> str:
         queries, positives = (bins[first * per : last * per] for bins in one["lengths"]["bins"])
         label = f"{one['name']}: {one['lengths']['text']} characters"
         one["lengths"]["picture"] = figures.histogram(queries, positives, ticks, ("query", "positive"), label)
+    warnings = []  # where much of a source was left out: how much, and why
+    for one in sources:
+        name, facts, counts = one["name"], one["facts"], one["counts"]
+        tuples = counts["filtered"] + counts["duplicates"] + counts["contaminated"]
+        for gone, of, key, what in (
+            (counts["unused"], counts["rows"], "rows_dropped", "rows"),
+            (tuples, counts["tuples"], "dropped", "tuples"),
+        ):
+            if gone > MUCH * of:
+                reasons = sorted(facts[key].items(), key=lambda item: -item[1])
+                why = listed([f"{reason} {count:,}" for reason, count in reasons], 3)
+                warnings.append(f"{name}: {gone:,} of {of:,} {what} ({gone / of:.0%}) are left out: {why}")
     whole = {key: sum(one["counts"][key] for one in sources) for key in COUNT_NAMES}
     tasks = Counter[str]()  # tuples kept
     for one in sources:
@@ -119,7 +131,7 @@ def render(folder: Path, left_out: Mapping[str, str] | None = None) -> str:
         whole_flow=_flow(whole),
         tasks=tasks,
         classes=Counter(one["facts"].get("license_class", "unknown") for one in sources),
-        warnings=[line for one in sources for line in _warnings(one["name"], one["facts"], one["counts"])],
+        warnings=warnings,
         absent=absent,
         overlap=_overlap(folder, list(receipts)),
         threshold=f"{threshold:g}",
@@ -179,6 +191,18 @@ def _collected(
     reasons = [(what, reason, count, samples.get(reason, [])) for key, what in LEFT_OUT for reason, count in facts[key].items()]
     if facts["merged"]:
         reasons.append(("tuples merged", "same_query", facts["merged"], samples.get("same_query", [])))
+    # characters of queries, and of distinct positives
+    queries, used = [], []
+    for shard in read_frames(stage, "pairs", ["query", "positives"]):
+        queries.append(shard["query"].str.len_chars())
+        used.append(shard["positives"].explode(empty_as_null=False).unique())
+    pids = pl.concat(used).unique().implode()
+    passages = [
+        shard.filter(pl.col("pid").is_in(pids))["text"].str.len_chars()
+        for shard in read_frames(stage, "passages", ["pid", "text"])
+    ]
+    lengths = pl.concat(queries), pl.concat(passages)
+    middle = [int(np.median(texts.to_numpy())) for texts in lengths]
     of_label = read_table(stage, "pairs", ["label"])["label"].drop_nulls().value_counts()
     labels = list(of_label.sort("count", "label", descending=[True, False]).iter_rows())  # (label, tuples), largest first
     return {
@@ -193,7 +217,10 @@ def _collected(
         "near": near_pairs(folder, name, dropped, threshold, seed),
         "reasons": reasons,
         "matched": matched_queries({other: folder / "curated" / other for other in receipts}, samples),
-        "lengths": _lengths(stage),
+        "lengths": {
+            "bins": [figures.length_bins(texts) for texts in lengths],
+            "text": f"medians {middle[0]:,} and {middle[1]:,}",
+        },
         "labels": labels,
         "outline": figures.label_outline([count for _, count in labels]) if labels else "",
         "negatives": _negatives(folder, name, mined, has_tuples) if mined is not None else None,
@@ -203,21 +230,6 @@ def _collected(
 def _flow(counts: Mapping[str, int]) -> Markup:
     fates = {fate: counts[fate] for fate in figures.FATES}
     return figures.flow(fates, ", ".join(f"{count:,} {fate}" for fate, count in fates.items() if count))
-
-
-def _warnings(name: str, facts: Receipt, counts: Mapping[str, int]) -> list[str]:
-    """Return a line if much of a source was left out: how much, and why."""
-    lines = []
-    tuples = counts["filtered"] + counts["duplicates"] + counts["contaminated"]
-    for left_out, whole, key, what in (
-        (counts["unused"], counts["rows"], "rows_dropped", "rows"),
-        (tuples, counts["tuples"], "dropped", "tuples"),
-    ):
-        if left_out > MUCH * whole:
-            reasons = sorted(facts[key].items(), key=lambda item: -item[1])
-            why = listed([f"{reason} {count:,}" for reason, count in reasons], 3)
-            lines.append(f"{name}: {left_out:,} of {whole:,} {what} ({left_out / whole:.0%}) are left out: {why}")
-    return lines
 
 
 def _overlap(folder: Path, names: list[str]) -> dict[str, Any] | None:
@@ -257,22 +269,6 @@ def _contamination(folder: Path, summary: Receipt, names: list[str]) -> dict[str
     for (task,), rows in found.group_by("task", maintain_order=True):
         samples += rows[sampled(summary["seed"], f"contamination/{task}", len(rows), CONTAMINATION_SAMPLES)].to_dicts()
     return {"mode": about["mode"], "lines": lines, "samples": samples}
-
-
-def _lengths(stage: Path) -> dict[str, Any]:
-    """Return the histograms of the characters of queries and of distinct positives, and their medians."""
-    queries, used = [], []
-    for shard in read_frames(stage, "pairs", ["query", "positives"]):
-        queries.append(shard["query"].str.len_chars())
-        used.append(shard["positives"].explode(empty_as_null=False).unique())
-    pids = pl.concat(used).unique().implode()
-    passages = [
-        shard.filter(pl.col("pid").is_in(pids))["text"].str.len_chars()
-        for shard in read_frames(stage, "passages", ["pid", "text"])
-    ]
-    both = pl.concat(queries), pl.concat(passages)
-    medians = [int(np.median(texts.to_numpy())) for texts in both]
-    return {"bins": [figures.length_bins(texts) for texts in both], "text": f"medians {medians[0]:,} and {medians[1]:,}"}
 
 
 def _negatives(folder: Path, name: str, mined: Receipt, has_tuples: bool) -> dict[str, Any]:

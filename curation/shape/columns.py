@@ -232,13 +232,13 @@ def number_lists(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
     return numbers
 
 
-def split_dropped(source: Source, frame: pl.DataFrame, evidence: str = "evidence") -> Tuples:
+def split_dropped(source: Source, frame: pl.DataFrame) -> Tuples:
     """Return the rows without a `reason` as tuples, and the others as dropped."""
     kept = frame.filter(pl.col("reason").is_null())
     gone = frame.filter(pl.col("reason").is_not_null())
     grades = [pl.col(GRADES).cast(pl.List(pl.Float64))] if GRADES in kept.columns else []
     tuples = kept.select(*(pl.col(name).cast(dtype) for name, dtype in TUPLES.items()), *grades)
-    return Tuples(tuples, dropped_rows(source, gone, evidence), pl.Series("text", [], dtype=pl.String))
+    return Tuples(tuples, dropped_rows(source, gone), pl.Series("text", [], dtype=pl.String))
 
 
 def sort_by_grade(frame: pl.DataFrame) -> pl.DataFrame:
@@ -262,9 +262,9 @@ def sort_by_grade(frame: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([frame.filter(~several), some]).sort("at_graded").drop("at_graded")
 
 
-def dropped_rows(source: Source, gone: pl.DataFrame, evidence: str = "evidence") -> pl.DataFrame:
+def dropped_rows(source: Source, gone: pl.DataFrame) -> pl.DataFrame:
     """Return a `DROPPED` line per row that made no tuple."""
-    shown = gone[evidence].cast(pl.String).str.slice(0, EVIDENCE_CHARS)
+    shown = gone["evidence"].cast(pl.String).str.slice(0, EVIDENCE_CHARS)
     return dropped_frame(source.name, "shape", gone["id"], gone["reason"], shown)
 
 

@@ -63,9 +63,9 @@ def open_side(name: str) -> Side:
         left_out = summary["failed"] | summary.get("excluded", {})
         return Side(name, folder, "", "", folder / "manifest.yaml", sources, left_out)
     repo = found["repo"]
-    revision = repo_commit(repo, "dataset", found["revision"])
-    provenance = store.read_json(read_file(repo, "dataset", revision, MARK))
-    manifest = read_file(repo, "dataset", revision, "manifest.yaml")
+    revision = repo_commit(repo, found["revision"])
+    provenance = store.read_json(read_file(repo, revision, MARK))
+    manifest = read_file(repo, revision, "manifest.yaml")
     if isinstance(provenance["files"], dict):  # earlier versions named no digests
         _check_digest(manifest, provenance["files"]["manifest.yaml"]["sha256"])
     return Side(name, None, repo, revision, manifest, provenance["sources"], provenance["left_out"])
@@ -197,7 +197,7 @@ def _rows_of_version(side: Side, name: str) -> pl.DataFrame:
     none = pl.lit(pl.Series([[]], dtype=pl.List(pl.UInt64))).first()
     frames = []
     for shard, about in entry["shards"].items():
-        path = read_file(side.repo, "dataset", side.revision, f"{name}/{shard}")
+        path = read_file(side.repo, side.revision, f"{name}/{shard}")
         _check_digest(path, about["sha256"])
         frame = tables.read_parquet(path)
         frames.append(
