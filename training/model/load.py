@@ -237,6 +237,10 @@ def _kind_of(name: str, kind: Any, config: Any) -> Any:
 def _config(name: str, files: ModelFiles) -> Any:
     """Return transformers' config of the model."""
     arguments = dict(files.sentence.config_arguments) if files.sentence else {}
+    kind = files.config().get("model_type")
+    if isinstance(kind, str) and kind not in transformers.CONFIG_MAPPING and not files.own_code():
+        what = f"is of a family that transformers {transformers.__version__} does not know (model_type '{kind}' in config.json)"
+        raise ModelError(name, what, "update transformers, or name another model")
     with _one_line_errors(name, files):
         return transformers.AutoConfig.from_pretrained(str(files.transformer), **arguments, **SAFE)
 

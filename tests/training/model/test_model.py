@@ -270,6 +270,13 @@ def test_an_encoder_decoder(tmp_path):
     assert complaint(tmp_path) == f"{tmp_path}: is an encoder-decoder model; only encoders and decoders are supported"
 
 
+def test_a_family_that_transformers_does_not_know(bert):
+    config = json.loads((bert / "config.json").read_text())
+    (bert / "config.json").write_text(json.dumps(config | {"model_type": "bert9"}))
+    what = f"is of a family that transformers {transformers.__version__} does not know (model_type 'bert9' in config.json)"
+    assert complaint(bert) == f"{bert}: {what}; update transformers, or name another model"
+
+
 def test_code_in_a_folder_is_never_run(bert):
     config = json.loads((bert / "config.json").read_text())
     config |= {"model_type": "mine", "auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}}
