@@ -41,16 +41,18 @@ HELD_OUT = ("squad", "nl2bash", UNSEEN)
 ROWS, TOKENS = 2_000, 32  # rows read of each source, tokens of a text
 BOTH_WAYS = {"bidirectional": True, "pooling": "mean"}
 RELATED = {"loss": "infonce", "query_query": True, "passage_passage": True, "mask_margin": 0.1}  # Qwen3-Embedding's loss
-TEACHER = {"distill_vectors": {"model": MINILM}}
+TEACHER = {"distill_vectors": {"model": MINILM}}  # of the default weight, 200
+LIGHTER = {"distill_vectors": {"model": MINILM, "weight": 5}}
 PLAIN = "F2LLM's recipe"
 ARMS: dict[str, dict[str, Any]] = {
     PLAIN: {},  # the defaults: its loss, temperature, optimizer, last-token pooling, instructions before queries
     "+ bidirectional, mean pooling": BOTH_WAYS,
     "+ q-q and d-d terms": RELATED,
     "+ distillation": TEACHER,
+    "+ distillation, weight 5": LIGHTER,
     "InfoNCE alone": {"loss": "infonce"},  # how much of the q-q and d-d terms' difference is that of the loss they need
-    "+ all three": BOTH_WAYS | RELATED | TEACHER,
     "mean pooling alone": {"pooling": "mean"},  # the same of attention both ways
+    "+ all three, weight 5": BOTH_WAYS | RELATED | LIGHTER,
 }
 
 
