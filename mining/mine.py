@@ -350,9 +350,9 @@ def warnings_of(name: str, receipt: Mapping[str, Any]) -> Iterator[str]:
             f"{name}: 'index: ivf' searches {index['probes']:,} of {index['lists']:,} lists per query, "
             "which takes longer than an exact search; use `index: exact`"
         )
-    promotion = receipt.get("promotion", {})
-    if promotion.get("alike"):
-        yield f"{name}: the reranker scores all texts alike, so nothing was promoted; use another `reranker`"
+    if receipt.get("alike"):
+        so = "nothing was promoted" if "promotion" in receipt else "its limits keep or drop all candidates"
+        yield f"{name}: the reranker scores all texts alike, so {so}; use another `reranker`"
     if receipt.get("without_negatives"):
         count = receipt["without_negatives"]
         yield f"{name}: promotion left {count:,} rows without negatives, which are kept; raise `promote: {{margin: ...}}`"

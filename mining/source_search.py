@@ -101,6 +101,7 @@ class Search:
         self.asks_for_ivf = job.strategy == "search" and settings.index == "ivf"
         self.uses_ivf = self.asks_for_ivf and len(self.corpus_pids) >= ivf.LEAST
         self.promoted: Ragged | None = None  # by row of the source, from `promote`
+        self.lowest, self.highest = np.inf, -np.inf  # of the reranker's scores
 
     @property
     def models(self) -> Models:
@@ -222,7 +223,6 @@ class Search:
         assert rules.promote is not None
         evidence = replace(rules, exclude_query=True, exclude_group=True)
         counts, found = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-        low, high = np.inf, -np.inf
         for block in blocks(self.job.curated):
             near = self.candidates(block, evidence).narrowed(self.widest)
             lacking = self.wanted - np.diff(near.given.starts)
@@ -238,15 +238,12 @@ class Search:
                 above &= near.reranked >= min_score
             counts.append(above.sum(axis=1))
             found.append(near.ids[above])
-            scores = np.concatenate([near.reranked_positives, near.reranked[~np.isnan(near.reranked)]])
-            low, high = min(low, float(scores.min(initial=np.inf))), max(high, float(scores.max(initial=-np.inf)))
         per_row, ids = np.concatenate(counts), np.concatenate(found)
-        alike = high - low <= ALIKE * max(1.0, abs(high))
-        if alike:
+        if self.alike:
             per_row, ids = np.zeros(self.rows, np.int64), ids[:0]
         self.promoted = Ragged(np.concatenate([[0], per_row.cumsum()]), ids)
         self.duplicates = read_duplicates(self.job.curated, self.hide, self.promoted)
-        return {"promoted": len(ids), "rows": int((per_row > 0).sum()), "alike": bool(alike)}
+        return {"promoted": len(ids), "rows": int((per_row > 0).sum()), "alike": self.alike}
 
     def judge(self, frame: pl.DataFrame, near: Candidates, reranked: np.ndarray | None) -> Judged:
         """Return what was found about the positives of some rows; `reranked` are the reranker's scores of the known ones."""
@@ -354,13 +351,21 @@ class Search:
             needed, places = np.unique(pids, return_inverse=True)
             texts = list(self._texts(needed))
             with self.progress(f"{self.job.name}: rerank", len(rows), "pairs") as advance:
-                return reranker.scores(queries, rows, texts, places, advance, self.models.workers)
+                scores = reranker.scores(queries, rows, texts, places, advance, self.models.workers)
+            self.lowest = min(self.lowest, float(scores.min(initial=np.inf)))
+            self.highest = max(self.highest, float(scores.max(initial=-np.inf)))
+            return scores
 
         return score
 
+    @property
+    def alike(self) -> bool:
+        """Whether all scores that the reranker gave are equal; so are no scores."""
+        return self.highest - self.lowest <= ALIKE * max(1.0, abs(self.highest))
+
     def receipt_entries(self) -> dict[str, Any]:
-        """Return what the receipt says about the index and about answers."""
-        found: dict[str, Any] = {}
+        """Return what the receipt says about the reranker, the index and answers."""
+        found: dict[str, Any] = {"alike": True} if self.alike and np.isfinite(self.highest) else {}
         if self.asks_for_ivf:
             receipt = (store.read_receipt(self.folder / "index") if self.uses_ivf else None) or {}
             found["index"] = {key: receipt[key] for key in ivf.IN_RECEIPT if key in receipt} or {"kind": "exact"}

@@ -5,14 +5,14 @@ from __future__ import annotations
 import shutil
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
 from curation.core.errors import ManifestError, SetupError, did_you_mean
 from curation.recipe.evaluation import Decontaminate
 from curation.recipe.settings import Mine, Train
-from curation.recipe.source import Filters, Source, Task
+from curation.recipe.source import Filters, Source, Task, expand_beir
 from curation.recipe.yaml import Document, Name, Section, checked, read_yaml
 
 
@@ -85,6 +85,23 @@ class Manifest(Section):
     )
     mine: Mine | None = Field(None, description="how hard negatives are mined")
     train: Train | None = Field(None, description="how the model is trained")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shared_corpora(cls, data: Any) -> Any:
+        """Put the corpus of a source in place of its name in others."""
+        sources = data.get("sources") if isinstance(data, dict) else None
+        if not isinstance(sources, list) or not all(isinstance(one, dict) for one in sources):
+            return data  # later checks say what is wrong
+        named = [one for one in sources if not isinstance(one.get("corpus"), str)]
+        whole = {str(one.get("name")): expand_beir(one) if one.get("reader") == "beir" else one for one in named}
+        own = {name: one["corpus"] for name, one in whole.items() if isinstance(one.get("corpus"), dict)}
+        for one in sources:
+            if isinstance(name := one.get("corpus"), str) and name not in own:
+                what = f"source '{one.get('name')}': no source '{name}' has a 'corpus' of its own{did_you_mean(name, own)}"
+                raise ValueError(what)
+        shared = [one | {"corpus": own[one["corpus"]]} if isinstance(one.get("corpus"), str) else one for one in sources]
+        return {**data, "sources": shared}
 
     @model_validator(mode="after")
     def _names_differ(self) -> Manifest:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -328,7 +328,8 @@ class Source(Table):
     fields: Fields = Field(description="which column holds what")
     corpus: Corpus | None = Field(
         None,
-        description="qrels: the table of passages. Pairs of query and positive: documents that are nobody's positive, each with an id; `mine: {corpus: all}` searches them too",
+        description="qrels: the table of passages. Pairs of query and positive: documents that are nobody's positive, each with an id; `mine: {corpus: all}` searches them too. The name of another source means that one's `corpus`",
+        json_schema_extra=lambda schema: cast(list[Any], schema["anyOf"]).append({"type": "string"}),
     )
     queries: TextTable | None = Field(None, description="qrels: the table of queries")
     by_id: bool = Field(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from click.testing import CliRunner
 from peer import Vectors, peer_rows
 from small_build import FakeEncoder, hashed, make_build, pairs_source
@@ -154,6 +155,25 @@ def test_pairs_with_a_corpus_of_their_own(tmp_path):
     rows = mined(build)[0]
     assert len(rows) == 20
     assert {texts[pid] for row in rows["negatives"].to_list() for pid in row} & {page["text"] for page in pages}
+
+
+def test_sources_share_a_corpus_by_name(tmp_path):
+    pages = [{"id": f"page{number}", "text": f"a question about rivers, page {number}"} for number in range(20)]
+    path = with_own_corpus(tmp_path, pages)
+    own = yaml.safe_load(path.read_text())
+    (source,) = own["sources"]
+    own["sources"] += [source | {"name": "other", "corpus": "s"}]
+    path.write_text(yaml.safe_dump(own))
+    first, second = load_manifest(path).sources
+    assert second.corpus == first.corpus
+    build = tmp_path / "builds" / "b"
+    assert not curate(path, build).failed
+    texts = [tables.read_table(build / "curated" / name, "passages")["text"].to_list() for name in ("s", "other")]
+    assert texts[0] == texts[1]
+    own["sources"][1]["corpus"] = "x"
+    path.write_text(yaml.safe_dump(own))
+    with pytest.raises(ManifestError, match="source 'other': no source 'x' has a 'corpus' of its own"):
+        load_manifest(path)
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,12 @@ def test_a_reranker_that_scores_everything_alike_promotes_nothing(tmp_path, mode
     assert receipt["promotion"] == {"promoted": 0, "rows": 0, "alike": True}
     what = "s: the reranker scores all texts alike, so nothing was promoted; use another `reranker`"
     assert what in list(warnings_of("s", receipt))
+    reset(build, keys.replace("promote: {margin: 0.0}", "uncertain: {margin: 0.5}"))
+    receipt = run(build)["s"]
+    assert receipt["kept"] == 20
+    assert not mined(build)[0]["negatives"].list.len().any()
+    what = "s: the reranker scores all texts alike, so its limits keep or drop all candidates; use another `reranker`"
+    assert what in list(warnings_of("s", receipt))
 
 
 def test_promotion_that_leaves_no_negatives(tmp_path, model):
