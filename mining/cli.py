@@ -20,11 +20,20 @@ DEVICE = click.option(
     "--device", default="auto", show_default=True, help="Device to encode and search on: auto, cpu, cuda or cuda:N."
 )
 WORKERS = click.option(
-    "-j", "--workers", type=click.IntRange(1), help="Number of processes that hold the model [default: one per GPU, or one]."
+    *("-j", "--workers", "processes"),
+    type=click.IntRange(1),
+    help="Number of processes that hold the model [default: one per GPU, or one].",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 QUIET = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 ONLY = click.option("--only", multiple=True, metavar="SOURCE", help="Only this source; may be repeated.")
+
+
+def places(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options on what is mined, and where: `only`, `device`, `processes` and `ray`, arguments of `mine_build`."""
+    for option in (RAY, WORKERS, DEVICE, ONLY):
+        command = option(command)
+    return command
 
 
 @click.group(context_settings=SETTINGS)
@@ -35,25 +44,12 @@ def mine() -> None:
 
 @mine.command()
 @BUILD
-@ONLY
-@DEVICE
-@WORKERS
-@RAY
+@places
 @click.option("--dry-run", is_flag=True, help="Show what would be mined, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the receipts as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress and no warnings.")
 @click.option("-v", "--verbose", is_flag=True, help="Also print what each filter dropped, and the signature.")
-def negatives(
-    build: Path | None,
-    only: tuple[str, ...],
-    device: str,
-    workers: int | None,
-    ray: str | None,
-    dry_run: bool,
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
-) -> None:
+def negatives(build: Path | None, dry_run: bool, as_json: bool, quiet: bool, verbose: bool, **chosen: Any) -> None:
     """Mine the negatives of a build.
 
     BUILD is a folder, by default the newest one in ./builds. The settings are the
@@ -67,7 +63,7 @@ def negatives(
     folder and the model under the same paths. A lost worker's part is done again
     by another. The result does not depend on where the work is done.
     """
-    check_places(workers, ray, "--dry-run" if dry_run else "", "which mines nothing")
+    check_places(chosen["processes"], chosen["ray"], "--dry-run" if dry_run else "", "which mines nothing")
     build = newest(build)
     import json
 
@@ -77,13 +73,13 @@ def negatives(
     from mining.mine import mine_build, plan, unsearched_documents, warnings_of
 
     if dry_run:
-        receipts = plan(build, only, device)
+        receipts = plan(build, chosen["only"], chosen["device"])
     else:
-        receipts = mine_build(build, only, device, for_terminal(quiet), processes=workers, ray=ray)
+        receipts = mine_build(build, progress=for_terminal(quiet), **chosen)
     if not quiet:
         lines = [line for name, receipt in receipts.items() if "kept" in receipt for line in warnings_of(name, receipt)]
         lines += dict.fromkeys(note for one in receipts.values() for note in one.get("encoder", {}).get("notes", []))
-        failed = {} if only else failed_sources(build)
+        failed = {} if chosen["only"] else failed_sources(build)
         lines += [f"{name}: failed in the build, so there is nothing to mine: {why}" for name, why in failed.items()]
         lines += unsearched_documents(load_manifest(build / "manifest.yaml"), receipts)
         for line in lines:
@@ -139,23 +135,10 @@ def _table(receipts: dict[str, dict[str, Any]], verbose: bool) -> str:
     type=click.Choice(["float32", "bfloat16", "auto"]),
     help="Number format, like `dtype` in `mine:`; by default the value given there.",
 )
-@ONLY
-@DEVICE
-@WORKERS
-@RAY
+@places
 @JSON
 @QUIET
-def embed(
-    build: Path | None,
-    model: str,
-    dtype: str | None,
-    only: tuple[str, ...],
-    device: str,
-    workers: int | None,
-    ray: str | None,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+def embed(build: Path | None, model: str, dtype: str | None, as_json: bool, quiet: bool, **chosen: Any) -> None:
     """Store the vectors of all texts of the mined tuples.
 
     Training uses them in two ways. `distill_vectors` needs the vectors of a
@@ -163,13 +146,13 @@ def embed(
     queries. Texts whose vectors are stored are not encoded again. -j and --ray are
     those of `mine negatives`.
     """
-    check_places(workers, ray)
+    check_places(chosen["processes"], chosen["ray"])
     build = newest(build)
     import json
 
     from mining.mine import embed_build
 
-    found = embed_build(build, model, dtype or "", only, device, for_terminal(quiet), processes=workers, ray=ray)
+    found = embed_build(build, model, dtype or "", progress=for_terminal(quiet), **chosen)
     if as_json:
         return output(json.dumps(found, indent=1, ensure_ascii=False))
     for name, one in found.items():
@@ -207,7 +190,7 @@ def show(build: Path | None, only: tuple[str, ...], number: int, whole: bool) ->
 @DEVICE
 @JSON
 @QUIET
-def calibrate(build: Path | None, only: tuple[str, ...], device: str, as_json: bool, quiet: bool) -> None:
+def calibrate(build: Path | None, as_json: bool, quiet: bool, **chosen: Any) -> None:
     """Show what other limits would give.
 
     For each source that is searched: other relative margins, and other limits for
@@ -228,7 +211,7 @@ def calibrate(build: Path | None, only: tuple[str, ...], device: str, as_json: b
         shares = _percent(row["dropped"], 8, 1) + _percent(row["full"], 8, 1)
         return f"  {limit:<24}{shares}{hardness:>10}{_percent(row.get('false_negatives'), 10, 3)}{'  current' * row['current']}"
 
-    for found in _print_sources(compare_limits, build, only, device, as_json, quiet):
+    for found in _print_sources(compare_limits, build, as_json, quiet, **chosen):
         output("  relative_margin          dropped    full  hardness        FN")
         for row in found["relative_margin"]:
             output(line(f"{row['relative_margin']:.2f}", row))
@@ -249,21 +232,10 @@ def calibrate(build: Path | None, only: tuple[str, ...], device: str, as_json: b
 
 @mine.command()
 @BUILD
-@ONLY
-@DEVICE
-@WORKERS
-@RAY
+@places
 @JSON
 @QUIET
-def audit(
-    build: Path | None,
-    only: tuple[str, ...],
-    device: str,
-    workers: int | None,
-    ray: str | None,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+def audit(build: Path | None, as_json: bool, quiet: bool, **chosen: Any) -> None:
     """Measure the negatives of your settings and of the presets.
 
     Where queries have several positives, all except the first are hidden. FN is
@@ -275,11 +247,11 @@ def audit(
     copies: share of negatives that copy a known positive. -j and --ray are those of
     `mine negatives`.
     """
-    check_places(workers, ray)
+    check_places(chosen["processes"], chosen["ray"])
     from mining.audit import measure_presets
 
     columns = [("full", 6, 1), ("strict_7", 7, 2), ("strict", 7, 2), ("loose", 7, 2), ("plain", 7, 2)]
-    for found in _print_sources(measure_presets, build, only, device, as_json, quiet, workers, ray):
+    for found in _print_sources(measure_presets, build, as_json, quiet, **chosen):
         output("  setting        full   FN@7     FN  loose  plain   hard  lost  copies")
         for setting, row in found["settings"].items():
             line = f"  {setting:<13}" + "".join(_percent(row.get(key), width, digits) for key, width, digits in columns)
@@ -287,14 +259,7 @@ def audit(
 
 
 def _print_sources(
-    measure: Callable[[Search, Mine], dict[str, Any]],
-    build: Path | None,
-    only: tuple[str, ...],
-    device: str,
-    as_json: bool,
-    quiet: bool,
-    workers: int | None = 1,
-    ray: str | None = None,
+    measure: Callable[[Search, Mine], dict[str, Any]], build: Path | None, as_json: bool, quiet: bool, **chosen: Any
 ) -> Iterator[dict[str, Any]]:
     """Print a line per searched source and yield its measurements, to be printed below; or print all of them as JSON."""
     build = newest(build)
@@ -302,7 +267,7 @@ def _print_sources(
 
     from mining.calibrate import evaluate_sources
 
-    results = evaluate_sources(measure, build, only, device, for_terminal(quiet), processes=workers, ray=ray)
+    results = evaluate_sources(measure, build, progress=for_terminal(quiet), **chosen)
     if as_json:
         return output(json.dumps(results, indent=1, ensure_ascii=False))
     for name, found in results.items():

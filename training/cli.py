@@ -190,7 +190,9 @@ def _print_plan(build: Path, settings: Train, only: tuple[str, ...], gpus: int, 
 @click.option("--from", "start", type=PATH, metavar="RUN", help="Start from the weights of another run's model.")
 @click.option("--suggest", type=PATH, metavar="FILE", help="Write a manifest without the sources that harm.")
 @DEVICE
-@click.option("-j", "--workers", type=click.IntRange(1), help="Number of runs at once [default: one per GPU, or one].")
+@click.option(
+    *("-j", "--workers", "processes"), type=click.IntRange(1), help="Number of runs at once [default: one per GPU, or one]."
+)
 @RAY
 @click.option("--dry-run", is_flag=True, help="Print the number of runs and how long they take; time a few steps for that.")
 @JSON
@@ -198,22 +200,16 @@ def _print_plan(build: Path, settings: Train, only: tuple[str, ...], gpus: int, 
 @click.pass_context
 def ablate_command(
     ctx: click.Context,
+    /,
     build: Path | None,
     recipe: Path | None,
     out: Path | None,
     groups: Path | None,
-    only: tuple[str, ...],
-    data: tuple[str, ...],
-    steps: int | None,
-    seeds: int,
-    start: Path | None,
     suggest: Path | None,
-    device: str,
-    workers: int | None,
-    ray: str | None,
     dry_run: bool,
     as_json: bool,
     quiet: bool,
+    **chosen: Any,  # the other arguments of `ablate`
 ) -> None:
     """Find out which sources help: train with and without each.
 
@@ -225,7 +221,7 @@ def ablate_command(
 
     What a killed ablation has finished is kept: the same command continues.
     """
-    check_places(workers, ray)
+    check_places(chosen["processes"], chosen["ray"])
     build = newest(build, quiet)
     settings = _recipe(build, recipe)
     from training.ablate import ablate, read_groups
@@ -236,18 +232,8 @@ def ablate_command(
     if suggest:
         check_suggestion(build, suggest)
     message = (lambda line: None) if quiet else say
-    places: dict[str, Any] = {"device": device, "processes": workers, "ray": ray}
-    what: dict[str, Any] = {
-        "out": out,
-        "groups": named,
-        "only": only,
-        "data": data,
-        "steps": steps,
-        "seeds": seeds,
-        "start": start,
-    }
     try:
-        found = ablate(build, settings, **what, **places, dry_run=dry_run, say=message)
+        found = ablate(build, settings, out=out, groups=named, dry_run=dry_run, say=message, **chosen)
     except Stopped as stop:
         say(f"train ablate: {stop}")
         ctx.exit(128 + stop.number)
