@@ -65,7 +65,7 @@ def start(build: Path) -> dict[str, float]:
     model = load_model(TOKENIZER, max_tokens=256, device="cpu")
     before, begun = _memory(), time.perf_counter()
     plan = Plan(load_sources(build, model, "auto"), 42, Train(model=TOKENIZER, batch=512, negatives=7))
-    plan.rows(0)
+    plan.chosen(0)
     ordered = _memory()
     plan.batch_at(0)
     first = time.perf_counter() - begun

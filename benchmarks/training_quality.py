@@ -75,7 +75,7 @@ def shuffled(plan: Plan, steps: int, seed: int) -> Iterator[Batch]:
     """Yield as many rows of the same sources as the plan does, but drawn without a look at what else is in the batch."""
     taken: Counter[str] = Counter()
     for step in range(steps):
-        source, rows = plan.rows(step)
+        source, rows, _ = plan.chosen(step)
         order = _order(source, seed)
         chosen = order[(taken[source.name] + np.arange(len(rows))) % len(order)]
         taken[source.name] += len(rows)

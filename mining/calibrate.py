@@ -23,7 +23,7 @@ from curation.core.errors import BuildError, ManifestError
 from curation.core.progress import Progress, silent
 from curation.recipe.settings import Mine, Promote
 from mining.candidates import blocks
-from mining.encoders import OpenEncoder, open_encoder
+from mining.encoders import ModelEncoder, OpenEncoder
 from mining.jobs import SEARCHED, jobs, open_models
 from mining.lists import Ragged, contains, ragged
 from mining.negatives import Candidates, Chosen, Rules, reference_scores, similarity_above_level
@@ -259,7 +259,7 @@ def evaluate_sources(
     only: Sequence[str] = (),
     device: str = "auto",
     progress: Progress = silent,
-    load: OpenEncoder = open_encoder,
+    load: OpenEncoder = ModelEncoder,
     processes: int | None = 1,
     ray: str | None = None,
 ) -> dict[str, dict[str, Any]]:

@@ -69,7 +69,7 @@ def negatives(build: Path | None, dry_run: bool, as_json: bool, quiet: bool, ver
 
     from curation.core.errors import BuildError
     from curation.recipe.manifest import load_manifest
-    from mining.jobs import failed_sources
+    from mining.jobs import read_description
     from mining.mine import mine_build, plan, unsearched_documents, warnings_of
 
     if dry_run:
@@ -79,7 +79,7 @@ def negatives(build: Path | None, dry_run: bool, as_json: bool, quiet: bool, ver
     if not quiet:
         lines = [line for name, receipt in receipts.items() if "kept" in receipt for line in warnings_of(name, receipt)]
         lines += dict.fromkeys(note for one in receipts.values() for note in one.get("encoder", {}).get("notes", []))
-        failed = {} if chosen["only"] else failed_sources(build)
+        failed = {} if chosen["only"] else read_description(build).get("failed", {})
         lines += [f"{name}: failed in the build, so there is nothing to mine: {why}" for name, why in failed.items()]
         lines += unsearched_documents(load_manifest(build / "manifest.yaml"), receipts)
         for line in lines:

@@ -17,8 +17,8 @@ from curation.engine.local import visible_gpus
 from curation.engine.pool import held
 from curation.recipe.settings import Mine, Prompts
 from mining.embeddings import GPU_THREADS, Vectoriser
+from training.model.prompts import Prompted, choose_prompts
 from training.model.prompts import Prompts as ModelPrompts
-from training.model.prompts import choose_prompts
 
 SHOWN = 60  # characters of a text in an error
 
@@ -38,32 +38,13 @@ class Encoder(Vectoriser, Protocol):
 OpenEncoder = Callable[[Mine, str], Encoder]  # from the `mine:` section and a device
 
 
-def open_encoder(settings: Mine, device: str) -> Encoder:
-    """Return the model of a `mine:` section, which is loaded when a text must be encoded."""
-    return ModelEncoder(settings, device)
-
-
-class Prompted:
-    """Puts prompts before texts."""
-
-    prompts: ModelPrompts
-
-    def query(self, instruction: str, text: str) -> str:
-        """Return the query with its prompt."""
-        return self.prompts.of_query(instruction, text)
-
-    def passage(self, text: str) -> str:
-        """Return the passage with its prompt."""
-        return self.prompts.of_passage(text)
-
-
 class ModelEncoder(Prompted):
     """The model of a `mine:` section, loaded where it first encodes: in this process, or in the workers that it is sent to."""
 
-    def __init__(self, settings: Mine, device: str, texts: int = 0) -> None:
-        """Name a model; `texts` is about how many it is going to encode."""
-        self.settings, self.device, self.texts = settings, device, texts
-        self.fingerprint, self.dim = "", 0
+    def __init__(self, settings: Mine, device: str) -> None:
+        """Name a model."""
+        self.settings, self.device = settings, device
+        self.fingerprint, self.dim, self.texts = "", 0, 0  # texts: about how many it is going to encode
         self.described: dict[str, object] = {}
 
     def describe(self, known: Sequence[Any] | None = None) -> list[Any]:

@@ -257,8 +257,3 @@ def read_sources(build: Path, only: Sequence[str]) -> list[str]:
         first = next((f": {why}" for why in {**failed, **excluded}.values()), "")
         raise BuildError(build, f"has no source with tuples{first}", again)
     return [name for name in names if name in only] or names
-
-
-def failed_sources(build: Path) -> dict[str, str]:
-    """Return the sources that the build could not make, with the reasons."""
-    return {name: str(why) for name, why in read_description(build).get("failed", {}).items()}

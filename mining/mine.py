@@ -29,7 +29,7 @@ from curation.recipe.settings import Mine
 from curation.recipe.source import shape_of
 from mining.calibrate import HISTOGRAM_BINS, calibrate_rules, histogram
 from mining.candidates import Block, blocks, read_classes
-from mining.encoders import OpenEncoder, open_encoder
+from mining.encoders import ModelEncoder, OpenEncoder
 from mining.jobs import SEARCHED, Job, Models, jobs, open_models, read_settings, read_sources, relevant_settings
 from mining.lists import Ragged, ragged
 from mining.negatives import Chosen, Judged, Negatives, draw_from_other_classes
@@ -61,7 +61,7 @@ def mine_build(
     only: Sequence[str] = (),
     device: str = "auto",
     progress: Progress = silent,
-    load: OpenEncoder = open_encoder,
+    load: OpenEncoder = ModelEncoder,
     processes: int | None = 1,
     ray: str | None = None,
 ) -> dict[str, dict[str, Any]]:
@@ -92,7 +92,7 @@ def mine_build(
 
 
 def plan(
-    build: Path, only: Sequence[str] = (), device: str = "auto", load: OpenEncoder = open_encoder
+    build: Path, only: Sequence[str] = (), device: str = "auto", load: OpenEncoder = ModelEncoder
 ) -> dict[str, dict[str, Any]]:
     """Return what `mine_build` would do: for each source the strategy, the rows, and whether it would run."""
     found = {}
@@ -109,7 +109,7 @@ def embed_build(
     only: Sequence[str] = (),
     device: str = "auto",
     progress: Progress = silent,
-    load: OpenEncoder = open_encoder,
+    load: OpenEncoder = ModelEncoder,
     processes: int | None = 1,
     ray: str | None = None,
 ) -> dict[str, dict[str, int]]:

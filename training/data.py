@@ -104,10 +104,6 @@ class Plan:
             hint = f"give it negatives, {or_else}or leave it out with `--only`"
             raise BuildError(f"source '{source.name}'", f"has nothing to learn from: {why}, {other}", hint)
 
-    def rows(self, step: int) -> tuple[Source, np.ndarray]:
-        """Return the source of a step, and which of its rows it trains on, (b,) i64."""
-        return self.chosen(step)[:2]
-
     def chosen(self, step: int) -> tuple[Source, np.ndarray, np.ndarray]:
         """Return the source of a step, its rows (b,) i64, and for each row the place of its positive in `source.positives`."""
         number, passes, batch = self._position(step)

@@ -131,14 +131,6 @@ class MtebEncoder(AbsEncoder):  # type: ignore[misc]
             return str(prompts.get(sentence.default_prompt or "", "")) if sentence else ""
         return self.model.passage("") if document else self.model.query("", "")
 
-    def prompts_of(self, task: Any) -> dict[str, str]:
-        """Return the prompts of a task by kind of text: query and passage, or text if the task has only one kind."""
-        if task.metadata.simplified_task_type == "retrieval":
-            kinds = {"query": PromptType.query, "passage": PromptType.document}
-        else:
-            kinds = {"text": None}
-        return {name: self.prompt(task.metadata, kind) for name, kind in kinds.items()}
-
 
 def evaluate_tasks(name: str, encoder: Encoder, tasks: Sequence[Any], out: Path, instruction: str = "") -> dict[str, Any]:
     """Return {"tasks": {name: main score}, "means": {type: mean}, "mean": ..., "prompts": {name: {kind of text: prompt}}}.
@@ -163,7 +155,9 @@ def evaluate_tasks(name: str, encoder: Encoder, tasks: Sequence[Any], out: Path,
             hint = "is the network available, and HF_HUB_OFFLINE unset?"
             raise SourceError(f"mteb task {task.metadata.name}", what, hint) from error
         scores[task.metadata.name], types[task.metadata.name] = float(result.get_score()), task.metadata.type
-        prompts[task.metadata.name] = wrapped.prompts_of(task)
+        retrieves = task.metadata.simplified_task_type == "retrieval"
+        texts = {"query": PromptType.query, "passage": PromptType.document} if retrieves else {"text": None}
+        prompts[task.metadata.name] = {name: wrapped.prompt(task.metadata, kind) for name, kind in texts.items()}
     kinds = dict.fromkeys(types.values())
     means = {kind: fmean(score for task, score in scores.items() if types[task] == kind) for kind in kinds}
     return {"tasks": scores, "means": means, "mean": fmean(scores.values()), "prompts": prompts}

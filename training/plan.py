@@ -67,7 +67,7 @@ def estimate(build: Path, recipe: Train, *, only: Sequence[str] = (), gpus: int 
         "tuples": tuples,
         "tokens_per_step": per_step,
         "chunks_per_step": math.ceil(per_step / gpus / costs["token_budget"]),
-        "prompt": model.prompt_used(recipe.prompt),
+        "prompt": model.choose(recipe.prompt).used,
         "pooling": model.pooling,
         **costs,
     }
@@ -120,7 +120,7 @@ def _tokens_per_tuple(build: Path, name: str, entry: dict[str, Any], model: Mode
     passages = tables.read_table(build / "curated" / name, "passages", ["text"])["text"]
     chosen = np.argsort(record.draws(0, f"{name}/estimate", np.arange(len(pairs))))[:SAMPLED_TUPLES]
     sample = pairs[np.sort(chosen)]
-    own = recipe.of(name).negatives
+    own, prompts = recipe.of(name).negatives, model.choose(recipe.prompt)
 
     def lengths(lists: list[list[str]]) -> list[np.ndarray]:
         """Return the tokens of each text of each list."""
@@ -128,9 +128,9 @@ def _tokens_per_tuple(build: Path, name: str, entry: dict[str, Any], model: Mode
         return np.split(np.diff(starts), np.cumsum([len(some) for some in lists])[:-1])
 
     def rendered(lists: list[list[int]]) -> list[list[str]]:
-        return [[model.render_passage(passages[pid], recipe.prompt) for pid in row] for row in lists]
+        return [[prompts.of_passage(passages[pid]) for pid in row] for row in lists]
 
-    queries = lengths([[model.render_query(entry["instruction"], query, recipe.prompt)] for query in sample["query"]])
+    queries = lengths([[prompts.of_query(entry["instruction"], query)] for query in sample["query"]])
     trained = [row[:1] if recipe.positives == "first" else row for row in sample["positives"].to_list()]
     positives = lengths(rendered(trained))
     negatives = lengths(rendered([row[: recipe.negatives if own is None else own] for row in sample["negatives"].to_list()]))

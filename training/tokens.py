@@ -159,7 +159,10 @@ def load_sources(build: Path, model: Model, prompt: str, only: Sequence[str] = (
         else:
             store.check_files(folder, receipt)
         if receipt["rows"]:
-            sources.append(_open(build, name, entry["task"], folder, receipt, made_of))
+            arrays = {label: np.load(folder / f"{label}.npy", mmap_mode="r") for label in ARRAYS}
+            ids = np.memmap(folder / "ids.bin", dtype=np.uint16 if receipt["wide"] == 2 else np.uint32, mode="r")
+            task, place = entry["task"], build / "mined" / name
+            sources.append(Source(name, task, place, receipt["digest"], ids, **arrays, tables=made_of))
     if not sources:
         raise nothing_to_train_on(build, only)
     return sources
@@ -217,7 +220,8 @@ def version_of(package: str) -> str:
 
 def _source_digest(tables: Sequence[str], entry: Mapping[str, Any], model: Model, prompt: str, reader: str) -> str:
     """Return the digest of everything that a source's tokens depend on; the prompts are represented by a rendered word."""
-    rendered = [model.render_query(entry["instruction"], "word", prompt), model.render_passage("word", prompt)]
+    prompts = model.choose(prompt)
+    rendered = [prompts.of_query(entry["instruction"], "word"), prompts.of_passage("word")]
     return store.digest_of([TOKENS_FORMAT, reader, rendered, list(tables), entry["task"]])
 
 
@@ -251,8 +255,9 @@ def _write_source(
     def work(part: Path) -> dict[str, Any]:
         arrays = _arrays(pairs, passages, kinds, mined)
         used = arrays["text"] != ABSENT
-        texts = [model.render_query(entry["instruction"], query, prompt) for query in pairs["query"]]
-        texts += [model.render_passage(text, prompt) for text in passages["text"].gather(np.flatnonzero(used).astype(np.uint32))]
+        prompts = model.choose(prompt)
+        texts = [prompts.of_query(entry["instruction"], query) for query in pairs["query"]]
+        texts += map(prompts.of_passage, passages["text"].gather(np.flatnonzero(used).astype(np.uint32)))
 
         # Number the distinct texts in order of first appearance.
         column = pl.DataFrame({"text": pl.Series(texts, dtype=pl.String)})
@@ -312,9 +317,3 @@ def _flat(lists: pl.Series) -> tuple[np.ndarray, np.ndarray]:
     starts = np.zeros(len(lists) + 1, dtype=np.int64)
     np.cumsum(lists.list.len().fill_null(0).to_numpy(), out=starts[1:])
     return lists.explode().drop_nulls().cast(pl.UInt32).to_numpy(), starts
-
-
-def _open(build: Path, name: str, task: str, folder: Path, receipt: Mapping[str, Any], made_of: str) -> Source:
-    arrays = {label: np.load(folder / f"{label}.npy", mmap_mode="r") for label in ARRAYS}
-    ids = np.memmap(folder / "ids.bin", dtype=np.uint16 if receipt["wide"] == 2 else np.uint32, mode="r")
-    return Source(name, task, build / "mined" / name, receipt["digest"], ids, **arrays, tables=made_of)

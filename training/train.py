@@ -155,10 +155,10 @@ def _train(
         sources = load_sources(build, model, recipe.prompt, only, progress)
 
     # The trained model keeps the prompts that it is trained with.
-    notes = [model.choose(recipe.prompt).summary(), *notes_of(model, recipe.prompt)]
+    prompts = model.choose(recipe.prompt)
+    notes = [prompts.summary(), *notes_of(model, recipe.prompt)]
     instructions = {source.name: entries[source.name]["instruction"] for source in sources}
-    used = model.prompt_used(recipe.prompt)
-    model.prompts, model.trained_prompt = model.prompts_for(recipe.prompt, instructions), used
+    model.prompts, model.trained_prompt = model.prompts_for(recipe.prompt, instructions), prompts.used
 
     # Everything that the result depends on. If such a run is finished already, there is nothing to do.
     seed = int(read_build(build)["seed"]) if recipe.seed is None else recipe.seed
@@ -382,6 +382,7 @@ def write_lines(write: Write, steps: list[Step], backend: Backend, recipe: Train
         loss, *terms = (None if term is None else next(values) for term in one.losses)
         check_finite(loss, "loss", one, plan, out)
         check_finite(norm, "gradient", one, plan, out)
+        seconds = one.ended - one.begun if isinstance(one.begun, float) else one.begun.elapsed_time(one.ended) / 1000
         line = {
             "step": one.number,
             "epoch": one.number // plan.steps_per_epoch,
@@ -392,7 +393,7 @@ def write_lines(write: Write, steps: list[Step], backend: Backend, recipe: Train
             "lr": one.lr,
             "grad_norm": norm,
             **({"positives": {"trained": recipe.positives, "further": further}} if one.number == 0 and further else {}),
-            **costs(backend, one.batch, recipe, seconds_between(one.begun, one.ended)),
+            **costs(backend, one.batch, recipe, seconds),
             "seconds_left": round(one.seconds_left, 2),
         }
         write(line)
@@ -408,11 +409,6 @@ def mark(device: torch.device) -> Any:
     event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     event.record(torch.cuda.current_stream(device))
     return event
-
-
-def seconds_between(begun: Any, ended: Any) -> float:
-    """Return the seconds between two marks that the device has passed."""
-    return float(ended - begun if isinstance(begun, float) else begun.elapsed_time(ended) / 1000)
 
 
 @contextmanager

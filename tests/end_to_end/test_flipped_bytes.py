@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -92,6 +93,11 @@ def artefacts(folder: Path) -> list[str]:
     return [name for name, data in files_of(folder).items() if data and not name.startswith(skipped)]
 
 
+def of_each_kind(names: list[str]) -> list[str]:
+    """Return one file of those whose names differ in the source, in numbers and digests alone."""
+    return list({re.sub(r"faq|tips|[0-9a-f]{12,}|\d+", "*", name): name for name in names}.values())
+
+
 def flipped(data: bytes, where: str) -> bytes:
     at = {"first": 0, "middle": len(data) // 2, "last": len(data) - 1}[where]
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
@@ -110,9 +116,12 @@ POSITIONS = ("first", "middle", "last")
 
 
 def missed(folder: Path, whole: str, every: bool) -> tuple[list[tuple[str, str]], int]:
-    """Flip a byte of each file in turn, at each position or at one; return the flips that verify did not find, and how many there were."""
-    check, found, count = WHOLES[whole], [], 0
-    for number, name in enumerate(artefacts(folder / whole)):
+    """Flip a byte of each file in turn, at each position; or at one, of a build in a file of each kind.
+
+    Return the flips that verify did not find, and how many there were.
+    """
+    check, found, count, names = WHOLES[whole], [], 0, artefacts(folder / whole)
+    for number, name in enumerate(of_each_kind(names) if whole == "build" and not every else names):
         path = folder / whole / name
         data = path.read_bytes()
         for where in POSITIONS if every else POSITIONS[number % 3 : number % 3 + 1]:
@@ -124,11 +133,11 @@ def missed(folder: Path, whole: str, every: bool) -> tuple[list[tuple[str, str]]
 
 
 @pytest.mark.parametrize("whole", WHOLES)
-def test_verify_finds_a_flipped_byte_in_every_file(made, whole):
+def test_verify_finds_a_flipped_byte_in_a_file_of_each_kind(made, whole):
     assert WHOLES[whole](made) == []
     found, count = missed(made, whole, every=False)
     assert found == []
-    assert count >= {"build": 60, "copy": 8}.get(whole, 3)
+    assert count >= {"build": 100, "copy": 8}.get(whole, 3)
 
 
 @pytest.mark.long
@@ -159,7 +168,7 @@ EXEMPT = {
 def test_verify_finds_files_that_are_gone_cut_off_or_longer(made, whole, damage):
     found = []
     names = artefacts(made / whole)
-    for name in names[:: 4 if whole == "build" else 1]:
+    for name in of_each_kind(names)[::4] if whole == "build" else names:
         if damage is removed and name in {*EXEMPT.get(whole, ()), "build.json", "done.json", "provenance.json"}:
             continue  # without its receipt a folder is no build, export or download
         path = made / whole / name
@@ -339,8 +348,9 @@ def noticed(made: Path, pattern: str, most: int) -> list[tuple[str, int]]:
 @pytest.mark.parametrize("pattern", USED)
 def test_the_command_that_uses_a_file_notices_a_flipped_byte(made, pattern):
     assert noticed(made, pattern, most=2) == []
-    building(made)  # a source that failed is left out of what the others were cleaned of
-    mining(made)
+    if {building, mining} & set(USED[pattern]):
+        building(made)  # a source that failed is left out of what the others were cleaned of
+        mining(made)
     assert problems(made / "build") == []
 
 

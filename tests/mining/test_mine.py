@@ -11,7 +11,7 @@ from small_build import FakeEncoder, files_of, make_build, pairs_source
 from curation.core import store, tables
 from curation.core.errors import BuildError, ManifestError
 from curation.core.record import DROPPED, MINED_PAIRS
-from mining.jobs import failed_sources
+from mining.jobs import read_description
 from mining.mine import mine_build, plan, warnings_of
 from mining.show import mark_shared, mined_tuples
 
@@ -297,7 +297,7 @@ def test_wrong_builds(tmp_path):
         "`mine: {model: sentence-transformers/all-MiniLM-L6-v2}`, and run `curate build` again"
     )
     build = make_build(tmp_path / "c", {"squad": retrieval(5)}, EASY, {"news": "news.csv:3: unbalanced quotes"})
-    assert failed_sources(build) == {"news": "news.csv:3: unbalanced quotes"}
+    assert read_description(build)["failed"] == {"news": "news.csv:3: unbalanced quotes"}
     assert complaint(only=["news"]) == (
         f"{build}: source 'news' failed in the build: news.csv:3: unbalanced quotes; mend it and run `curate build` again"
     )

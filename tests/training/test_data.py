@@ -57,7 +57,7 @@ def test_every_row_once_an_epoch_and_one_source_a_batch(sizes, batch, seed):
     for epoch in range(2):
         seen = {source.name: [] for source in plan.sources}
         for step in range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch):
-            source, rows = plan.rows(step)
+            source, rows, _ = plan.chosen(step)
             assert 1 <= len(rows) <= batch
             seen[source.name].extend(rows.tolist())
         assert all(sorted(seen[f"s{i}"]) == list(range(size)) for i, size in enumerate(sizes))
@@ -76,12 +76,12 @@ def test_any_step_alone_equals_the_step_of_a_walk():
 
 def test_sources_are_interleaved_and_epochs_differ():
     plan = plan_of([plain("a", 200), plain("b", 200)], 1, 10, 1)
-    names = [plan.rows(step)[0].name for step in range(40)]
+    names = [plan.chosen(step)[0].name for step in range(40)]
     assert max(len(run) for run in "".join(names).replace("ab", "a b").replace("ba", "b a").split()) < 12
-    assert names != [plan.rows(step)[0].name for step in range(40, 80)]
-    first = {step: plan.rows(step)[1].tolist() for step in range(40)}
-    assert first != {step: plan.rows(40 + step)[1].tolist() for step in range(40)}
-    assert first != {step: plan_of(plan.sources, 2, 10, 1).rows(step)[1].tolist() for step in range(40)}
+    assert names != [plan.chosen(step)[0].name for step in range(40, 80)]
+    first = {step: plan.chosen(step)[1].tolist() for step in range(40)}
+    assert first != {step: plan.chosen(40 + step)[1].tolist() for step in range(40)}
+    assert first != {step: plan_of(plan.sources, 2, 10, 1).chosen(step)[1].tolist() for step in range(40)}
 
 
 def test_another_source_or_another_row_leaves_the_order_of_the_others():
@@ -95,10 +95,10 @@ def test_another_source_or_another_row_leaves_the_order_of_the_others():
 
 def in_source_order(plan, name):
     """Return the batches of a source with their number in it."""
-    plan.rows(0)
+    plan.chosen(0)
     number = [source.name for source in plan.sources].index(name)
     places = np.flatnonzero(plan._order[:, 0] == number)
-    return [(int(plan._order[place, 1]), plan.rows(int(place))[1].tolist()) for place in places]
+    return [(int(plan._order[place, 1]), plan.chosen(int(place))[1].tolist()) for place in places]
 
 
 def test_negatives_are_the_rows_own_and_redrawn_each_epoch():
@@ -268,11 +268,11 @@ def test_a_source_that_is_passed_through_twice_has_new_orders_and_negatives():
     plan = plan_of([plain("large", 400), plain("small", 21)], 5, 10, 2, evenness=3)
     assert plan.steps_per_epoch == 43
     assert plan.shares[1] > 2 * plan.batches[1]
-    seen = [plan.rows(step)[1].tolist() for step in range(3 * plan.steps_per_epoch) if plan.rows(step)[0].name == "small"]
+    seen = [plan.chosen(step)[1].tolist() for step in range(3 * plan.steps_per_epoch) if plan.chosen(step)[0].name == "small"]
     assert len(seen) == 3 * plan.shares[1]
     counts = np.bincount(np.concatenate(seen), minlength=21)
     assert counts.max() - counts.min() <= 1  # over epochs every tuple comes equally often
-    large = [plan.rows(step)[1] for step in range(2 * plan.steps_per_epoch) if plan.rows(step)[0].name == "large"]
+    large = [plan.chosen(step)[1] for step in range(2 * plan.steps_per_epoch) if plan.chosen(step)[0].name == "large"]
     assert np.bincount(np.concatenate(large), minlength=400).max() <= 2  # it goes on where the epoch before ended
     assert plan.batch_at(100).rows.tolist() == plan_of(plan.sources, 5, 10, 2, evenness=3).batch_at(100).rows.tolist()
 

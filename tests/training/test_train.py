@@ -220,7 +220,7 @@ def test_a_loss_that_is_no_number_stops_with_the_tuples_and_spares_the_checkpoin
 def test_the_first_loss_equals_one_text_at_a_time(undisturbed, model, build):
     rule, loaded = recipe(model), load_model(model, max_tokens=32, device="cpu")
     plan = Plan(load_sources(build, loaded, "auto"), 42, rule)
-    source, rows = plan.rows(0)
+    source, rows, _ = plan.chosen(0)
     line = next(read_log(undisturbed / "log.jsonl"))
     assert line["source"] == source.name
     batch = plan.batch_at(0)

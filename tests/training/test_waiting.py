@@ -107,7 +107,7 @@ def test_steps_read_together_have_their_own_lines_and_the_first_bad_one_is_named
         ((math.nan, math.nan), "loss is nan"),
     ):
         written.clear()
-        ids = plan.rows(1)[0].row_ids(plan.rows(1)[1])
+        ids = plan.chosen(1)[0].row_ids(plan.chosen(1)[1])
         expected = rf"^{tmp_path}, step 1: the {what} on pairs, tuples {', '.join(ids)}; try a lower `lr`"
         with pytest.raises(BuildError, match=expected):
             write_lines(written.append, steps((0.25, 1.5), bad, (math.nan, math.nan)), backend, recipe, plan, tmp_path)

@@ -23,6 +23,7 @@ from training.model.device import autocast, device_of, dtype_of, float32_product
 from training.model.files import VECTORS
 from training.model.load import load_model
 from training.model.model import Model, Tokens, notes_of
+from training.model.prompts import Prompted
 
 TOKENS_PER_BATCH = {"cpu": 2_048, "cuda": 65_536}  # for CPUs the fastest of those measured, with 2 cores
 TEXTS_PER_CALL = 8192  # texts given to the tokenizer at once
@@ -32,7 +33,7 @@ TOKENS_OF_A_TEXT = 100  # assumed, to know whether compiling the layers is worth
 SHOWN = 60  # characters of a text in an error message
 
 
-class Encoder:
+class Encoder(Prompted):
     """A loaded model that turns texts into unit vectors; `fingerprint` is the digest of everything that they depend on."""
 
     def __init__(self, model: Model, dtype: torch.dtype, prompt: str, training: bool = False) -> None:
@@ -78,14 +79,6 @@ class Encoder:
         # With matrices in bfloat16, autocast has nothing to cast again in each batch. Embeddings, norms and the sums between
         # layers stay in float32: three times nearer to float32 than a model entirely in bfloat16, and as fast.
         prepack(model.backbone.eval().requires_grad_(False), dtype, self._budget)
-
-    def query(self, instruction: str, text: str) -> str:
-        """Return a query as this model reads it."""
-        return self.prompts.of_query(instruction, text)
-
-    def passage(self, text: str) -> str:
-        """Return a passage as this model reads it."""
-        return self.prompts.of_passage(text)
 
     def prepare_for(self, texts: int) -> None:
         """On a GPU, compile the layers if that is worth it for so many texts. Call it before the first text is encoded.

@@ -138,13 +138,23 @@ def _check_vectors(model: Model, weights: bool) -> None:
     if "token_type_ids" in tokenizer.model_input_names:
         sample = tokenizer("a text")
         model.segment_of = {
-            token: kind for token, kind in zip(sample["input_ids"], sample["token_type_ids"], strict=True) if kind
+            token: segment for token, segment in zip(sample["input_ids"], sample["token_type_ids"], strict=True) if segment
         }
         if not set(model.segment_of) <= set(tokenizer.all_special_ids):
             raise ModelError(name, "its tokenizer puts a single text into the second segment", "that is not supported")
         if model.segment_of:
             model.padded = "it reads special tokens in a segment of their own"
-    _check_rotations(model)
+
+    # Rotary positions that change for all texts of a batch if one of them is long.
+    config = model.backbone.config
+    parameters = getattr(config, "rope_parameters", None) or {}
+    for rotation in (parameters, *(one for one in parameters.values() if isinstance(one, dict))):
+        kind = str(rotation.get("rope_type"))
+        room = rotation.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", None)
+        if (kind == "longrope" or "dynamic" in kind) and room and model.max_tokens > room:
+            what = f"its vectors of texts of up to {room} tokens depend on longer ones in their batch (rope_type: {kind})"
+            raise ModelError(name, what, f"give `max_tokens: {room}` or less")
+
     if weights:
         check_numbers(name, model.backbone, model.head)
         with quiet():
@@ -379,18 +389,6 @@ def _check_counts(name: str, config: Any, most: int) -> None:
     for key, value in config.to_dict().items():
         if isinstance(value, int) and value > most and any(word in key for word in COUNTED):
             raise ModelError(name, f"config.json sets {key} to {value:,}", SAME_MODEL)
-
-
-def _check_rotations(model: Model) -> None:
-    """Refuse rotary positions that change for all texts of a batch if one of them is long."""
-    config = model.backbone.config
-    parameters = getattr(config, "rope_parameters", None) or {}
-    for rotation in (parameters, *(one for one in parameters.values() if isinstance(one, dict))):
-        kind = str(rotation.get("rope_type"))
-        room = rotation.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", None)
-        if (kind == "longrope" or "dynamic" in kind) and room and model.max_tokens > room:
-            what = f"its vectors of texts of up to {room} tokens depend on longer ones in their batch (rope_type: {kind})"
-            raise ModelError(model.name, what, f"give `max_tokens: {room}` or less")
 
 
 def check_attention(model: Model) -> None:

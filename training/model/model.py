@@ -172,18 +172,6 @@ class Model:
             raise ModelError(self.name, what, "that is supported without prompts only: give `prompt: none`")
         return chosen
 
-    def prompt_used(self, prompt: str) -> str:
-        """Return what `prompt` means for this model: given, own, instruct or none."""
-        return self.choose(prompt).used
-
-    def render_query(self, instruction: str, text: str, prompt: str) -> str:
-        """Return a query as the model is to read it."""
-        return self.choose(prompt).of_query(instruction, text)
-
-    def render_passage(self, text: str, prompt: str) -> str:
-        """Return a passage as the model is to read it."""
-        return self.choose(prompt).of_passage(text)
-
     def prompts_for(self, prompt: str, instructions: Mapping[str, str]) -> dict[str, str]:
         """Return the prompts, by name, that a user of the trained model needs if queries are rendered by `prompt`."""
         chosen = self.choose(prompt)

@@ -112,8 +112,19 @@ def head_of(name: str, modules: Sequence[Module], dim: int, output: str = SENTEN
         if module.kind == "Normalize":
             steps.append(Unit())
         elif module.kind == "Dense":
-            steps.append(_dense(name, module, dim))
-            dim = int(module.config["out_features"])
+            weights, config = _weights(name, module.folder), module.config
+            taken = _fits(name, module, "in_features", weights.get("linear.weight"), 1, dim)
+            dim = _fits(name, module, "out_features", weights.get("linear.weight"), 0, None)
+            bias, adds = config.get("bias", True), config.get("use_residual", False)
+            if not isinstance(bias, bool) or not isinstance(adds, bool):
+                raise ModelError(name, f"{module.folder.name}/config.json: 'bias' and 'use_residual' must be true or false")
+            linear = _filled(name, module, nn.Linear(taken, dim, bias=bias), weights, "linear.")
+            residual: nn.Module | None = None
+            if adds:
+                same = taken == dim
+                plain = nn.Linear(taken, dim, bias=False)
+                residual = nn.Identity() if same else _filled(name, module, plain, weights, "residual.")
+            steps.append(Projection(linear, activation_of(name, config.get("activation_function", "torch.nn.Tanh")), residual))
         elif module.kind == "LayerNorm":
             weights = _weights(name, module.folder)
             norm = nn.LayerNorm(_fits(name, module, "dimension", weights.get("norm.weight"), 0, dim))
@@ -121,22 +132,6 @@ def head_of(name: str, modules: Sequence[Module], dim: int, output: str = SENTEN
         else:
             raise ModelError(name, f"modules.json names {module.kind} after Pooling", "it is not supported there")
     return nn.Sequential(*steps).requires_grad_(False).eval(), dim
-
-
-def _dense(name: str, module: Module, dim: int) -> Projection:
-    weights, config = _weights(name, module.folder), module.config
-    taken = _fits(name, module, "in_features", weights.get("linear.weight"), 1, dim)
-    given = _fits(name, module, "out_features", weights.get("linear.weight"), 0, None)
-    bias, adds = config.get("bias", True), config.get("use_residual", False)
-    if not isinstance(bias, bool) or not isinstance(adds, bool):
-        raise ModelError(name, f"{module.folder.name}/config.json: 'bias' and 'use_residual' must be true or false")
-    linear = _filled(name, module, nn.Linear(taken, given, bias=bias), weights, "linear.")
-    residual: nn.Module | None = None
-    if adds and taken == given:
-        residual = nn.Identity()
-    elif adds:
-        residual = _filled(name, module, nn.Linear(taken, given, bias=False), weights, "residual.")
-    return Projection(linear, activation_of(name, config.get("activation_function", "torch.nn.Tanh")), residual)
 
 
 def activation_of(name: str, word: object) -> nn.Module:

@@ -82,3 +82,17 @@ def choose_prompts(
             "to use one, give `prompts: {query: ..., passage: ...}`"
         )
     return Prompts(used, query, passage, note)
+
+
+class Prompted:
+    """Puts prompts before texts."""
+
+    prompts: Prompts
+
+    def query(self, instruction: str, text: str) -> str:
+        """Return the query with its prompt."""
+        return self.prompts.of_query(instruction, text)
+
+    def passage(self, text: str) -> str:
+        """Return the passage with its prompt."""
+        return self.prompts.of_passage(text)

@@ -11,7 +11,7 @@ Three kinds of model give one score per pair:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -302,19 +302,16 @@ def load_causal_reranker(model: str, *, device: str = "auto", dtype: str = "floa
     # A sentence-transformers folder: its chat template, and the answer tokens that LogitScore's config.json names.
     activation = activation_of(model, sentence.activation or "torch.nn.Sigmoid")
     chat = ChatReranker(model, loaded.to(place), tokenizer, limit, kind, activation, _default_prompt(sentence))
-    chat.sentence, chat.answers = sentence, _answer_tokens(model, sentence.modules[0].config, loaded.config.vocab_size)
-    chat.check()
-    return chat
-
-
-def _answer_tokens(name: str, config: Mapping[str, Any], vocabulary: int) -> list[int]:
-    """Return the tokens that LogitScore's config.json names."""
-    yes, no = config.get("true_token_id"), config.get("false_token_id")
+    # The tokens whose logits LogitScore's config.json names.
+    settings, vocabulary = sentence.modules[0].config, loaded.config.vocab_size
+    yes, no = settings.get("true_token_id"), settings.get("false_token_id")
     answers = [token for token in (yes, no) if token is not None]
     right = all(isinstance(token, int) and not isinstance(token, bool) and 0 <= token < vocabulary for token in answers)
-    if yes is None or not right or config.get("module_input_name", "causal_logits") != "causal_logits":
-        raise ModelError(name, f"LogitScore counts the tokens {yes!r} and {no!r}", f"they must be numbers below {vocabulary}")
-    return answers
+    if yes is None or not right or settings.get("module_input_name", "causal_logits") != "causal_logits":
+        raise ModelError(model, f"LogitScore counts the tokens {yes!r} and {no!r}", f"they must be numbers below {vocabulary}")
+    chat.sentence, chat.answers = sentence, answers
+    chat.check()
+    return chat
 
 
 def _further_modules(name: str, files: ModelFiles) -> list[str]:

@@ -93,35 +93,33 @@ def as_near(found, rough, exact):
         assert ours <= 1.5 * plain + 1e-3
 
 
-@pytest.mark.parametrize(("kind", "graphs"), [("qwen3", 1), ("bert", 1), ("mistral", 1), ("modernbert", 2)])
-def test_compiled_layers_give_the_same_numbers_from_one_graph_whatever_the_batch(kind, graphs, gpu_path):
-    backbone = backbone_of(kind)
+@pytest.mark.parametrize(
+    "kind", ["qwen3", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("bert", "mistral", "modernbert"))]
+)
+def test_compiled_layers_give_the_same_numbers_from_one_graph_whatever_the_batch(kind, gpu_path):
+    backbone, graphs = backbone_of(kind), 2 if kind == "modernbert" else 1  # ModernBERT's first layer has no norm
     plain = [computed(backbone, seed) for seed in range(5)]
     compile_layers(backbone, "aot_eager")
     for seed in range(5):
         same(computed(backbone, seed), plain[seed], 1e-5)
-        assert counters["stats"]["unique_graphs"] == graphs  # ModernBERT's first layer has no norm
-    assert not counters["graph_break"]
-
-
-def test_passes_without_gradients_have_a_graph_of_their_own(gpu_path):
-    backbone = backbone_of("qwen3")
-    compile_layers(backbone, "aot_eager")
-    for seed in range(3):
+        assert counters["stats"]["unique_graphs"] == graphs
+    for seed in range(3):  # passes without gradients have a graph of their own
         with torch.no_grad():
             first = backbone(**batch(seed)).last_hidden_state
+        assert (first - plain[seed][0]).abs().max() < 1e-5
         assert (computed(backbone, seed)[0] - first).abs().max() < 1e-6  # the two passes of GradCache
-    assert counters["stats"]["unique_graphs"] == 2
+    assert counters["stats"]["unique_graphs"] == 2 * graphs
+    assert not counters["graph_break"]
 
 
 def test_compiled_layers_honour_activation_checkpointing(gpu_path):
     backbone = backbone_of("qwen3")
-    plain = [computed(backbone, seed) for seed in range(5)]
+    plain = [computed(backbone, seed) for seed in range(3)]
     checkpoint_layers(backbone)
     backbone.train()
     compile_layers(backbone, "aot_eager")
     saved = []
-    for seed in range(5):
+    for seed in range(3):
         with torch.autograd.graph.saved_tensors_hooks(lambda one: saved.append(one) or one, lambda one: one):
             same(computed(backbone, seed), plain[seed], 1e-5)
     assert counters["stats"]["unique_graphs"] <= 2

@@ -97,13 +97,13 @@ def test_prompts_of_the_model_itself_come_first(qwen3):
     own = {"prompts": {"query": "query: ", "document": "passage: "}}
     (qwen3 / "config_sentence_transformers.json").write_text(json.dumps(own))
     model = load_model(str(qwen3))
-    assert model.prompt_used("auto") == "own"
-    assert model.render_query("Find it", "where?", "auto") == "query: where?"
-    assert model.render_passage("there", "auto") == "passage: there"
-    assert model.render_query("Find it", "where?", "instruct") == "Instruct: Find it\nQuery: where?"
-    assert model.render_passage("there", "instruct") == "there"
+    assert model.choose("auto").used == "own"
+    assert model.choose("auto").of_query("Find it", "where?") == "query: where?"
+    assert model.choose("auto").of_passage("there") == "passage: there"
+    assert model.choose("instruct").of_query("Find it", "where?") == "Instruct: Find it\nQuery: where?"
+    assert model.choose("instruct").of_passage("there") == "there"
     (qwen3 / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"query": "", "document": ""}}))
-    assert load_model(str(qwen3)).prompt_used("auto") == "instruct"  # empty ones are none
+    assert load_model(str(qwen3)).choose("auto").used == "instruct"  # empty ones are none
 
 
 def test_a_transformer_in_a_folder_of_its_own_is_found(bert, tmp_path):

@@ -55,6 +55,17 @@ CONFIGS = {
     "falcon": ("FalconConfig", SMALL),
 }
 FEW = ("qwen3", "gpt2")  # in the default suite
+LONG_VARIANTS = {  # what each of these has is in another variant too, or read by a test of its own
+    *(
+        "of 2019, `sentence_xlm-roberta_config.json`",
+        "`max_seq_length`",
+        "pooling cls",
+        "pooling max",
+        "pooling lasttoken of an encoder",
+    ),
+    *("old flags of two poolings", "Normalize", "Dense, then Normalize", "prompts query and passage", "`default_prompt_name`"),
+    *("`include_prompt: false` without prompts", "arguments of model and config that change nothing"),
+}
 WORDS = ("<|im_start|>", "<|im_end|>", "no", "yes")
 QUERIES = [text for text in TEXTS if text]
 PASSAGES = QUERIES[::-1]
@@ -136,7 +147,9 @@ def saved(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", [pytest.param(one, marks=pytest.mark.long if one in LONG_VARIANTS else []) for one in VARIANTS]
+)
 def test_vectors_of_folder_variants_are_those_of_sentence_transformers(variant, saved, tmp_path):
     change, refused = VARIANTS[variant]
     folder = Path(shutil.copytree(saved, tmp_path / "model"))
