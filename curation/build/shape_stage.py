@@ -13,9 +13,7 @@ from curation.core.builds import Receipt
 from curation.core.errors import SourceError
 from curation.core.progress import Progress, silent
 from curation.core.record import no_drops
-from curation.core.tables import (
-    write_parquet,
-)
+from curation.core.tables import write_parquet
 from curation.engine.local import Here
 from curation.read import remote
 from curation.read.rows import Lost, compact, concat_batches
@@ -86,7 +84,7 @@ def shape(job: Job, folder: Path, progress: Progress) -> Receipt:
         made = _shape_in_parts(job, folder, advance) if rows_are_independent(source) else None
         if made is None:
             parts = _shape_whole(job, folder, table_rows, advance)
-            made = write_tuples(source, job.seed, job.filters.no_echo, parts, folder)
+            made = write_tuples(job, parts, folder)
     return {
         "source": source.name,
         "shape": shape_of(source),
@@ -126,7 +124,7 @@ def _shape_in_parts(job: Job, folder: Path, advance: Callable[[int], None]) -> S
 
     parts = Here().run(part, aligned(source, read_parts(source, job.base, PORTION, advance)), job.threads)
     try:
-        return write_tuples(source, job.seed, job.filters.no_echo, (result() for _, result in parts), folder)
+        return write_tuples(job, (result() for _, result in parts), folder)
     except NeedsAllRows:
         for path in folder.iterdir():
             path.unlink()

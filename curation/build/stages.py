@@ -44,10 +44,7 @@ from curation.recipe.job import Done, Job
 from curation.recipe.source import Source
 from curation.shape import holdout
 from curation.shape.chunks import DOCUMENTS, OWN_DOCUMENTS
-from curation.shape.columns import (
-    place_of,
-    reason_counts,
-)
+from curation.shape.columns import place_of, reason_counts
 from curation.shape.labelled import pair_up
 from curation.shape.numbered import (
     LISTS,
@@ -328,14 +325,21 @@ def curate(job: Job, folder: Path, progress: Progress) -> Receipt:
         frames = tuples.iter_slices
     numbers = number(frames, texts, corpus, source.task, families)
     constants = _constants(job, cleaned)
-    pairs = (result() for _, result in Here().run(partial(pairs_of, texts, numbers), frames(), job.threads))
-    if scores.exists():
-        keys, known = texts.key_series(numbers.passages), read_parquet(scores)
-        pairs = (with_scores(some, keys, known) for some in pairs)
-    kept = write_frames(folder, "pairs", pairs, constants)
-    starts = range(0, max(1, len(numbers.passages)), ROWS_PER_GROUP)
-    passages = Here().run(partial(passages_of, texts, numbers), starts, job.threads)
-    write_frames(folder, "passages", (result() for _, result in passages), constants)
+
+    def write_pairs() -> int:
+        pairs = (result() for _, result in Here().run(partial(pairs_of, texts, numbers), frames(), job.threads))
+        if scores.exists():
+            keys, known = texts.key_series(numbers.passages), read_parquet(scores)
+            pairs = (with_scores(some, keys, known) for some in pairs)
+        return write_frames(folder, "pairs", pairs, constants)
+
+    def write_passages() -> int:
+        starts = range(0, max(1, len(numbers.passages)), ROWS_PER_GROUP)
+        passages = Here().run(partial(passages_of, texts, numbers), starts, job.threads)
+        return write_frames(folder, "passages", (result() for _, result in passages), constants)
+
+    # with several threads both at once, because each file is compressed by one thread
+    kept, _ = (result() for _, result in Here().run(lambda write: write(), [write_pairs, write_passages], job.threads))
     if source.fields.answer is not None:
         _of_queries(job, folder, ANSWERS, constants)
     if (job.build / "shaped" / source.name / OWN_DOCUMENTS).exists():

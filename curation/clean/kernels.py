@@ -262,7 +262,9 @@ def number_entries(left, right, counts, room, used, i, j):
 @compiled
 def jaccard_of_sets(hashes, bounds, sizes, left, right, least, scores):
     """Fill scores with the Jaccard of the sets left[i] and right[i], 0 if below `least`. Equal lefts must be adjacent."""
-    most = sizes.max() if len(sizes) else 0
+    most = np.int64(0)
+    for size in sizes:
+        most = max(most, size)
     room, filters = np.empty(8 + 4 * most, np.uint64), np.empty(2 + most // 2, np.uint64)
     bits, low, table, shift, held, made = filters, np.uint64(0), room, np.uint64(0), -1, False
     for pair in range(len(left)):

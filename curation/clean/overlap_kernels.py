@@ -21,7 +21,7 @@ from curation.clean.overlap_grams import (
     WORD_GRAMS,
     WORDS_WIDTH,
 )
-from curation.core.fold_kernels import fold, room_for
+from curation.core.fold_kernels import copy, fold, room_for
 from curation.core.jit import buffers_of, compiled
 
 _MIX_U = np.uint64(MIX)
@@ -302,7 +302,7 @@ def _grams(data, starts, dense, kind, text, key):
     each, count = np.arange(room, dtype=np.int32), 0
     for form in range(len(starts) - 1):
         size = starts[form + 1] - starts[form] + 2
-        padded[1 : size - 1] = data[starts[form] : starts[form + 1]]
+        copy(data, starts[form], starts[form + 1], padded, 1)
         padded[size - 1] = 32
         chars, spaced = _cut(padded, size, powers, sums, own, spaces)
         cuts, row = each if chars == size else own, np.int64(dense[form])

@@ -170,20 +170,20 @@ def table_files(folder: Path, name: str) -> list[Path]:
     return paths
 
 
-def read_frames(folder: Path, name: str, columns: list[str] | None = None) -> Iterator[pl.DataFrame]:
-    """Yield a table row group by row group, in order.
+def read_frames(folder: Path, name: str, columns: list[str] | None = None, every: int = 1) -> Iterator[pl.DataFrame]:
+    """Yield a table row group by row group, in order; with `every`, only each so many-th of each file.
 
     Raises:
         BuildError: the table does not exist.
     """
     for path in table_files(folder, name):
-        yield from read_groups(path, columns)
+        yield from read_groups(path, columns, every)
 
 
-def read_groups(path: Path, columns: list[str] | None = None) -> Iterator[pl.DataFrame]:
-    """Yield a parquet file row group by row group, in order."""
+def read_groups(path: Path, columns: list[str] | None = None, every: int = 1) -> Iterator[pl.DataFrame]:
+    """Yield a parquet file row group by row group, in order; with `every`, only each so many-th."""
     with pq.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):
+        for group in range(0, file.num_row_groups, every):
             frame = pl.from_arrow(file.read_row_group(group, columns=columns, use_threads=False))
             assert isinstance(frame, pl.DataFrame)
             yield frame.select(columns) if columns else frame

@@ -36,6 +36,7 @@ STATE = '<meta name="tuplesmith-state" content="{}">'
 LARGEST = 20  # overlaps listed below the heat map
 CONTAMINATION_SAMPLES = 3  # per evaluation set
 LINE_CHARS = 24  # characters of evidence that fit on the line of an id
+MEASURED = 200_000  # positives; of a source with more, the lengths of a sample are shown
 MUCH = 0.25  # share of a source's rows or tuples; if more is left out, the head of the page says so
 STAGES = {"dedup": "duplicates", "decontaminate": "contaminated"}  # stage -> fate; tuples that other stages drop are filtered
 COUNT_NAMES = ("rows", "unused", "tuples", "merged", "filtered", "duplicates", "contaminated", "held out", "kept", "passages")
@@ -191,18 +192,6 @@ def _collected(
     reasons = [(what, reason, count, samples.get(reason, [])) for key, what in LEFT_OUT for reason, count in facts[key].items()]
     if facts["merged"]:
         reasons.append(("tuples merged", "same_query", facts["merged"], samples.get("same_query", [])))
-    # characters of queries, and of distinct positives
-    queries, used = [], []
-    for shard in read_frames(stage, "pairs", ["query", "positives"]):
-        queries.append(shard["query"].str.len_chars())
-        used.append(shard["positives"].explode(empty_as_null=False).unique())
-    pids = pl.concat(used).unique().implode()
-    passages = [
-        shard.filter(pl.col("pid").is_in(pids))["text"].str.len_chars()
-        for shard in read_frames(stage, "passages", ["pid", "text"])
-    ]
-    lengths = pl.concat(queries), pl.concat(passages)
-    middle = [int(np.median(texts.to_numpy())) for texts in lengths]
     of_label = read_table(stage, "pairs", ["label"])["label"].drop_nulls().value_counts()
     labels = list(of_label.sort("count", "label", descending=[True, False]).iter_rows())  # (label, tuples), largest first
     return {
@@ -217,14 +206,30 @@ def _collected(
         "near": near_pairs(folder, name, dropped, threshold, seed),
         "reasons": reasons,
         "matched": matched_queries({other: folder / "curated" / other for other in receipts}, samples),
-        "lengths": {
-            "bins": [figures.length_bins(texts) for texts in lengths],
-            "text": f"medians {middle[0]:,} and {middle[1]:,}",
-        },
+        "lengths": _lengths(stage),
         "labels": labels,
         "outline": figures.label_outline([count for _, count in labels]) if labels else "",
         "negatives": _negatives(folder, name, mined, has_tuples) if mined is not None else None,
     }
+
+
+def _lengths(stage: Path) -> dict[str, Any]:
+    """Return the histograms of the characters of queries and of distinct positives, and their medians.
+
+    Of a large source these are of a sample: as many row groups as have MEASURED rows, evenly spread.
+    """
+    used = [shard["positives"].explode(empty_as_null=False).unique() for shard in read_frames(stage, "pairs", ["positives"])]
+    positives = pl.concat(used).unique()
+    every = 1 + len(positives) // MEASURED
+    queries = [shard["query"].str.len_chars() for shard in read_frames(stage, "pairs", ["query"], every)]
+    passages = [
+        shard.filter(pl.col("pid").is_in(positives.implode()))["text"].str.len_chars()
+        for shard in read_frames(stage, "passages", ["pid", "text"], every)
+    ]
+    both = pl.concat(queries), pl.concat(passages)
+    medians = [int(np.median(texts.to_numpy())) for texts in both]
+    text = f"medians {medians[0]:,} and {medians[1]:,}" + (" (sampled)" if every > 1 else "")
+    return {"bins": [figures.length_bins(texts) for texts in both], "text": text}
 
 
 def _flow(counts: Mapping[str, int]) -> Markup:

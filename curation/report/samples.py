@@ -13,7 +13,7 @@ import polars as pl
 from curation.core.builds import checked_stage
 from curation.core.escape import as_html
 from curation.core.record import ORIGINS, draws
-from curation.core.tables import read_frames, read_groups, read_parquet
+from curation.core.tables import ROWS_PER_GROUP, read_frames, read_groups, read_parquet, read_rows
 from curation.core.texts import open_texts
 
 RECORDS = 3
@@ -72,8 +72,9 @@ def sample_records(folder: Path, seed: int, name: str, count: int, mined: Path |
         start += len(shard)
     pids = sorted({pid for row in rows for pid in row["positives"][:1] + row["negatives"][:NEGATIVES_SHOWN]})
     texts: dict[int, str] = {}
-    for shard in read_frames(folder, "passages", ["pid", "text"]):
-        texts |= dict(shard.filter(pl.col("pid").is_in(pids)).iter_rows())
+    for first in sorted({pid - pid % ROWS_PER_GROUP for pid in pids}):  # row number and pid are the same
+        group = read_rows(folder, "passages", first, ROWS_PER_GROUP).select("pid", "text")
+        texts |= dict(group.filter(pl.col("pid").is_in(pids)).iter_rows())
     for row in rows:
         row["others"] = len(row["positives"]) - 1
         row["more"] = max(0, len(row["negatives"]) - NEGATIVES_SHOWN)

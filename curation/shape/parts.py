@@ -9,7 +9,7 @@ A source whose rows depend on each other (classes, premises, qrels) is one part,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
@@ -22,8 +22,10 @@ from curation.core.errors import SourceError
 from curation.core.record import no_drops
 from curation.core.tables import read_frames, table_files, write_frames, write_parquet
 from curation.core.texts import Facts, TextWriter, open_texts
+from curation.engine.local import Here
 from curation.read.mapping import add_missing_columns, column_map
 from curation.read.rows import Lost, compact
+from curation.recipe.job import Job
 from curation.recipe.source import Filters, Source, shape_of
 from curation.shape import filters
 from curation.shape.columns import Tuples, check_rows, place_of, reason_counts, unread_rows
@@ -95,14 +97,14 @@ def aligned(source: Source, parts: Iterator[Part]) -> Iterator[Part]:
         raise NeedsAllRows
 
 
-def write_tuples(source: Source, seed: int, no_echo: bool, parts: Iterator[Filtered], folder: Path) -> Shaped:
+def write_tuples(job: Job, parts: Iterator[Filtered], folder: Path) -> Shaped:
     """Put parts together, merge equal queries, hold queries out, and write tuples, held-out tuples and texts.
 
     Raises:
         SourceError: too few rows make tuples, no tuple is left, or the queries to hold out cannot be.
         NeedsAllRows: parts contradict each other; with all rows at once the error says more.
     """
-    total = _Totals()
+    source, total = job.source, _Totals()
     with ExitStack() as closing:
         writer = TextWriter(folder, closing)
         left = write_frames(folder, ROWS_TABLE, (_written(one, total, writer) for one in parts), compression="lz4")
@@ -115,11 +117,15 @@ def write_tuples(source: Source, seed: int, no_echo: bool, parts: Iterator[Filte
         raise SourceError(place_of(source), f"filters drop all of its {total.tuples} tuples ({why})", "loosen 'filters'")
     texts = open_texts(folder)
     number = texts.raw_number  # parts may have texts in common
-    merged = Merged(lambda: (renumbered(frame, number) for frame in read_frames(folder, ROWS_TABLE)), texts, source.name, no_echo)
+
+    def frames() -> Iterator[pl.DataFrame]:
+        return (renumbered(frame, number) for frame in read_frames(folder, ROWS_TABLE))
+
+    merged = Merged(frames, texts, source.name, job.filters.no_echo)
     held = np.zeros(0, bool)  # which tuples to hold out; empty for none
     if source.holdout:
         tuples = pl.concat([frame.select("row", "query", "positives") for frame in merged.tuples()])
-        held = held_out(tuples, texts, source.holdout, seed, source.name)
+        held = held_out(tuples, texts, source.holdout, job.seed, source.name)
     some: list[pl.DataFrame] = [pl.DataFrame(schema=NUMBERED)]
 
     def to_train() -> Iterator[pl.DataFrame]:
@@ -132,9 +138,13 @@ def write_tuples(source: Source, seed: int, no_echo: bool, parts: Iterator[Filte
                 frame = frame.filter(~out)
             yield frame
 
-    write_frames(folder, "tuples", to_train(), compression="lz4")
     unread = unread_rows(source, total.lost)
-    write_parquet(folder / "dropped.parquet", chain([unread, dropped, poor], merged.dropped()))
+    writes: list[Callable[[], object]] = [
+        lambda: write_frames(folder, "tuples", to_train(), compression="lz4"),
+        lambda: write_parquet(folder / "dropped.parquet", chain([unread, dropped, poor], merged.dropped())),
+    ]
+    for _, written in Here().run(lambda write: write(), writes, job.threads):
+        written()
     for path in table_files(folder, ROWS_TABLE):
         path.unlink()
     numbers = pl.concat(some)

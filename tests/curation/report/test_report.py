@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from curation.build.build import build
 from curation.cli import curate
+from curation.core import tables
 from curation.core.record import ORIGINS, no_drops
 from curation.core.store import read_json, write_json
 from curation.core.tables import read_table, write_parquet
-from curation.report import figures
+from curation.report import figures, samples
 from curation.report import page as report
 from curation.report.samples import EQUAL_CHARS, compared, near_pairs, sample_records, shown
 from tests.curation.report.report_build import HOSTILE, LONG, MANIFEST, write_inputs, write_shared_tables
@@ -337,6 +338,28 @@ def test_records_are_tuples_of_the_build(folder):
             assert row["positives"][0] == texts[pair["positives"][0]]
             assert row["negatives"] == [texts[pid] for pid in pair["negatives"][:3]]
             assert (row["others"], row["more"]) == (len(pair["positives"]) - 1, max(0, len(pair["negatives"]) - 3))
+
+
+def test_records_and_lengths_of_many_row_groups(folder, tmp_path, monkeypatch):
+    whole = folder / "curated" / "faq"
+    pairs, passages = read_table(whole, "pairs"), read_table(whole, "passages")
+    monkeypatch.setattr(tables, "ROWS_PER_GROUP", 4)
+    monkeypatch.setattr(samples, "ROWS_PER_GROUP", 4)
+    tables.write_table(tmp_path, "pairs", pairs)
+    tables.write_table(tmp_path, "passages", passages)
+    assert len(list(tables.read_frames(tmp_path, "passages"))) > 4
+    assert sample_records(tmp_path, 3, "faq", len(pairs)) == sample_records(whole, 3, "faq", len(pairs))
+
+    lengths = report._lengths(whole)
+    assert lengths["text"] == report._lengths(tmp_path)["text"]
+    positives = pairs["positives"].explode().unique()
+    monkeypatch.setattr(report, "MEASURED", len(positives) - 1)  # every second row group
+    some = report._lengths(tmp_path)
+    assert some["text"].endswith(" (sampled)")
+    some_passages = passages.filter((pl.col("pid") % 8 < 4) & pl.col("pid").is_in(positives.implode()))
+    wanted = [pairs["query"].gather([at for at in range(len(pairs)) if at % 8 < 4]), some_passages["text"]]
+    for bins, texts in zip(some["bins"], wanted, strict=True):
+        assert bins.tolist() == figures.length_bins(texts.str.len_chars()).tolist()
 
 
 def test_near_pairs_come_from_both_sides_of_the_threshold(folder, tmp_path):
