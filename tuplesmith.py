@@ -16,6 +16,7 @@ Errors that you can fix are one line each: `tuplesmith.UserError`, whose kinds a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -153,6 +154,7 @@ class Build:
 
         from curation.core.python_data import to_dataset
 
+        _check_whole(0, negatives=negatives)
         tuples = self.tuples(source)
         if negatives is None:
             return to_dataset(tuples)
@@ -245,6 +247,7 @@ def build(
     """
     from curation.build.build import build as build_sources
 
+    _check_whole(1, limit=limit, workers=workers)
     folder = None if out is None else Path(out)
     outcome = build_sources(Path(manifest), folder, _names(only), limit, workers, for_python(quiet), ray=ray)
     if outcome.failed and not outcome.receipts:
@@ -296,6 +299,7 @@ def mine(
     """
     from mining.mine import mine_build
 
+    _check_whole(1, workers=workers)
     path = _path(build)
     receipts = mine_build(path, _names(only), device, for_python(quiet), processes=workers, ray=ray)
     if not any(receipt["kept"] for receipt in receipts.values()):
@@ -344,6 +348,7 @@ def train(
     from curation.recipe.yaml import Document, checked
     from training.train import train as run_training
 
+    _check_whole(1, steps=steps)
     path = Build(_path(build)).path
     if isinstance(recipe, Mapping):
         settings = checked(Train, Document(Path("recipe"), dict(recipe)))
@@ -412,6 +417,7 @@ def evaluate(
     from training.evaluate import compared, evaluation_prompts, means, measure_each
     from training.model.encode import load_encoder
 
+    _check_whole(4, max_tokens=max_tokens)
     given = [data] if isinstance(data, str | Path | Build) else data
     for one in given:
         if isinstance(one, Build) and not (one.path / "heldout").is_dir():
@@ -467,6 +473,7 @@ def export(
 
     if format not in FORMATS:
         raise UserError("format", f"'{format}' is unknown{did_you_mean(format, FORMATS)}", f"choose one of {listed(FORMATS)}")
+    _check_whole(1, negatives=negatives)
     write_export(_path(build), Path(out), format, _names(only), negatives, for_python(quiet))
     return Path(out) / "data"
 
@@ -508,6 +515,7 @@ def publish(
     """
     from curation.share import publish as publishing
 
+    _check_whole(1, negatives=negatives)
     made = publishing.plan(
         _path(build), repo, None if lock is None else Path(lock), _names(allow), negatives, _names(columns), for_python(quiet)
     )
@@ -719,6 +727,9 @@ def mine_hard_negatives(
         "corpus_prompt": corpus_prompt,
         "corpus_prompt_name": corpus_prompt_name,
     }
+    for name, text in prompts.items():
+        if text is not None and not isinstance(text, str):
+            raise UserError(name, f"must be a text, and is {text!r}")
     cache = None if cache_folder is None else Path(cache_folder)
     encoders = encoders_of(model, prompts, device, dtype, batch_size, verbose, cache is not None)
     vectors = hard_negatives.encode(pairs, encoders, progress, cache)
@@ -733,7 +744,19 @@ def _path(build: Where) -> Path:
 
 
 def _names(names: Sequence[str]) -> list[str]:
-    return [names] if isinstance(names, str) else list(names)
+    found = [names] if isinstance(names, str) else list(names or ())
+    for name in found:
+        if not isinstance(name, str):
+            raise UserError(repr(name), f"is a {type(name).__name__}, not a name", "give a name, or a list of names")
+    return found
+
+
+def _check_whole(lowest: int, **numbers: object) -> None:
+    """Refuse arguments that are no whole numbers, or below the lowest that makes sense; None is not given."""
+    for name, value in numbers.items():
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if value is not None and not (whole and value >= lowest):  # type: ignore[operator]
+            raise UserError(name, f"must be a whole number of at least {lowest}, and is {value!r}")
 
 
 def _say(quiet: bool) -> Callable[[str], None]:

@@ -144,6 +144,7 @@ def window_of(
         is_number = isinstance(value, int | float | np.number) and not np.isnan(value)
         if not is_number or (whole and not float(value).is_integer()):
             raise UserError(name, f"must be a {'whole ' if whole else ''}number, and is {value!r}")
+        set_values[name] = int(value) if whole else value
     wanted = int(set_values.pop("num_negatives", wanted))
     if wanted < 1:
         raise UserError("num_negatives", f"must be at least 1, and is {wanted}")

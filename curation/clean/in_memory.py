@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from os.path import isdir
 from pathlib import Path
 from typing import Any
 
@@ -139,17 +141,20 @@ def evaluation_sets(against: Any) -> list[tuple[str, Any]]:
     Raises:
         SourceError: a folder does not exist, a set holds no text, or there is no set.
     """
-    if isinstance(against, str | Path) or is_dataset(against):
-        against = [against]
-    elif against and all(isinstance(one, str) for one in against) and not all(Path(one).is_dir() for one in against):
-        against = [against]  # one list of texts
-    if not isinstance(against, Iterable):
+    if not isinstance(against, Iterable | Path):
         raise SourceError("against", f"is a {type(against).__name__}", "give a folder, a Dataset or a list of texts")
+    alone = isinstance(against, str | Path) or is_dataset(against)
+    against = [against] if alone else list(against)
+    # texts alone are one set, unless one of them is a folder, or all look like one: a misspelt folder protects from nothing
+    texts = against and not alone and all(isinstance(one, str) for one in against)
+    if texts and not (any(map(isdir, against)) or all(re.fullmatch(r"\S*/\S*", one) for one in against)):
+        against = [against]
     sets: list[tuple[str, Any]] = []
     for number, one in enumerate(against):
         if isinstance(one, str | Path):
-            if not Path(one).is_dir():
-                raise SourceError(one, "no such folder", "name a folder with corpus.jsonl, queries.jsonl and qrels/test.tsv")
+            if not isdir(one):
+                hint = "name a folder with corpus.jsonl, queries.jsonl and qrels/test.tsv; texts are a list in the list"
+                raise SourceError(str(one)[:200], "no such folder", hint)
             sets.append((str(one), Path(one)))
         elif is_dataset(one):
             columns = [rows_of_texts("", one, [name])["text"] for name in text_columns(one)]

@@ -56,6 +56,7 @@ for name in names:
 print(json.dumps(names))
 sys.exit(runner.failures)
 """
+FOLDERS = "name a folder with corpus.jsonl, queries.jsonl and qrels/test.tsv; texts are a list in the list"
 FORMATS = ("triplet", "n-tuple", "labeled-pair", "labeled-list")
 
 
@@ -389,6 +390,9 @@ def test_evaluation_texts_are_found(tmp_path):
     by_dataset = tuplesmith.decontaminate(dataset["query"][:], against=Dataset.from_dict({"text": [question], "id": [1]}))
     assert by_dataset.kept == dataset["query"][1:]
     assert by_dataset.dropped["found_in"].to_list() == ["against[0]"]
+    paragraph = question + ", and which others keep the strands apart while it works" * 9  # longer than any name of a file
+    for texts in ([paragraph], (one for one in [paragraph]), [["and/or"], [paragraph]], [question, "and/or", paragraph]):
+        assert tuplesmith.decontaminate([paragraph, "who wrote Emma"], against=texts).kept == ["who wrote Emma"]
 
 
 @pytest.mark.parametrize(
@@ -402,7 +406,14 @@ def test_evaluation_texts_are_found(tmp_path):
         (lambda: tuplesmith.decontaminate(["a"], None), "against: is a NoneType; give a folder, a Dataset or a list of texts"),
         (lambda: tuplesmith.decontaminate(["a"], [["", " "]]), "against[0]: holds no text, so nothing would be kept clear of it"),
         (lambda: tuplesmith.deduplicate(Dataset.from_dict({"n": [1]})), "dataset: has no column of texts; its columns are n"),
-        (lambda: tuplesmith.decontaminate(["a"], against="nowhere"), "nowhere: no such folder; name a folder with corpus.jsonl, queries.jsonl and qrels/test.tsv"),
+        (lambda: tuplesmith.decontaminate(["a"], against="nowhere"), "nowhere: no such folder; " + FOLDERS),
+        (lambda: tuplesmith.decontaminate(["a"], against=["beir/scifact", "beir/fiqa"]), "beir/scifact: no such folder; " + FOLDERS),
+        (lambda: tuplesmith.decontaminate(["a"], against=[".", "fiqa"]), "fiqa: no such folder; " + FOLDERS),
+        (lambda: tuplesmith.build("m.yaml", limit=0), "limit: must be a whole number of at least 1, and is 0"),
+        (lambda: tuplesmith.build("m.yaml", limit=2.5), "limit: must be a whole number of at least 1, and is 2.5"),
+        (lambda: tuplesmith.mine("b", workers=True), "workers: must be a whole number of at least 1, and is True"),
+        (lambda: tuplesmith.export("b", "pair", "x", negatives=-1), "negatives: must be a whole number of at least 1, and is -1"),
+        (lambda: tuplesmith.mine_hard_negatives(random_pairs(), Model(), query_prompt=3), "query_prompt: must be a text, and is 3"),
         (lambda: tuplesmith.decontaminate(["a"], against=[[]]), "against[0]: holds no text, so nothing would be kept clear of it"),
         (lambda: tuplesmith.decontaminate(["a"], against=[]), "against: names no evaluation set; give a folder, a Dataset or a list of texts"),
         (lambda: tuplesmith.load_build("nowhere"), "nowhere: holds no build; run `curate build MANIFEST` first, or name a build folder"),
