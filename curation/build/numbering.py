@@ -60,14 +60,18 @@ def number(frames: Frames, texts: Texts, corpus: np.ndarray, task: str, families
     return Numbers(pid[texts.key_number], passages, groups)
 
 
-def pairs_of(texts: Texts, numbers: Numbers, frame: pl.DataFrame) -> pl.DataFrame:
-    """Return a frame of NUMBERED as PAIRS. No negative of a tuple is among its positives, and no passage occurs twice."""
+def pairs_of(texts: Texts, numbers: Numbers, frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+    """Return a frame of NUMBERED as PAIRS, and the number of negatives that were removed as they are among the positives.
+
+    No passage occurs twice in a list.
+    """
     at = np.arange(len(frame), dtype=np.uint32)
     pids = {
         name: pl.DataFrame({"at": np.repeat(at, frame[name].list.len().to_numpy()), "pid": numbers.pid[flat(frame, name)]})
         for name in LISTS
     }
     pids = {name: long.unique(maintain_order=True) for name, long in pids.items()}
+    given = len(pids["negatives"])
     pids["negatives"] = pids["negatives"].join(pids["positives"], on=["at", "pid"], how="anti", maintain_order="left")
     asked = frame["query"].to_numpy()
     pairs = frame.drop(LISTS).with_columns(
@@ -76,7 +80,7 @@ def pairs_of(texts: Texts, numbers: Numbers, frame: pl.DataFrame) -> pl.DataFram
     for side, long in pids.items():
         lists = long.group_by("at", maintain_order=True).agg(pl.col("pid").alias(side))
         pairs = pairs.join(lists, on="at", how="left", maintain_order="left").with_columns(pl.col(side).fill_null([]))
-    return pairs.select(list(PAIRS)).cast(PAIRS)
+    return pairs.select(list(PAIRS)).cast(PAIRS), given - len(pids["negatives"])
 
 
 def passages_of(texts: Texts, numbers: Numbers, start: int) -> pl.DataFrame:

@@ -325,9 +325,16 @@ def curate(job: Job, folder: Path, progress: Progress) -> Receipt:
         frames = tuples.iter_slices
     numbers = number(frames, texts, corpus, source.task, families)
     constants = _constants(job, cleaned)
+    texts_out = Counter[str](cleaned["texts_out"])
+
+    def numbered_pairs() -> Iterator[pl.DataFrame]:
+        for _, result in Here().run(partial(pairs_of, texts, numbers), frames(), job.threads):
+            some, removed = result()
+            texts_out["negative_is_positive"] += removed
+            yield some
 
     def write_pairs() -> int:
-        pairs = (result() for _, result in Here().run(partial(pairs_of, texts, numbers), frames(), job.threads))
+        pairs = numbered_pairs()
         if scores.exists():
             keys, known = texts.key_series(numbers.passages), read_parquet(scores)
             pairs = (with_scores(some, keys, known) for some in pairs)
@@ -347,7 +354,8 @@ def curate(job: Job, folder: Path, progress: Progress) -> Receipt:
         write_parquet(folder / DOCUMENTS, read_parquet(job.build / "shaped" / source.name / DOCUMENTS), constants)
     write_parquet(folder / "dropped.parquet", _more_dropped(stage, dropped))
     counts = {"kept": kept, "passages": len(numbers.passages), "dropped": cleaned["dropped"] | reason_counts(dropped)}
-    return {**constants, **{name: cleaned[name] for name in (*CARRIED, "texts_out")}, **counts}
+    counts["texts_out"] = {reason: count for reason, count in sorted(texts_out.items()) if count}
+    return {**constants, **{name: cleaned[name] for name in CARRIED}, **counts}
 
 
 def _of_queries(job: Job, folder: Path, name: str, constants: dict[str, str]) -> None:

@@ -13,6 +13,7 @@ from typing import IO, Any, Literal
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
@@ -241,14 +242,19 @@ def parquet_frames(source: Path | IO[bytes], rows: int, far: bool = False) -> It
 
 
 def _frame_of(batch: pa.RecordBatch) -> pl.DataFrame:
-    """Return a batch as a frame. A column of wide decimals, which polars does not have, gets 38 digits.
+    """Return a batch as a frame. Columns of kinds that polars does not have are cast: wide decimals get 38 digits.
 
     Raises:
         ArrowException: a number has more.
     """
     for at, field in enumerate(batch.schema):
-        if pa.types.is_decimal256(field.type):
-            batch = batch.set_column(at, field.name, batch.column(at).cast(pa.decimal128(38, field.type.scale)))
+        kind = field.type
+        if pa.types.is_decimal256(kind):
+            batch = batch.set_column(at, field.name, batch.column(at).cast(pa.decimal128(38, kind.scale)))
+        elif pa.types.is_fixed_size_list(kind):  # polars refuses one whose rows are all null
+            batch = batch.set_column(at, field.name, batch.column(at).cast(pa.large_list(kind.value_field)))
+        elif pa.types.is_run_end_encoded(kind):
+            batch = batch.set_column(at, field.name, pc.run_end_decode(batch.column(at)))
     frame = pl.from_arrow(batch)
     assert isinstance(frame, pl.DataFrame)
     return frame

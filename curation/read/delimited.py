@@ -23,7 +23,7 @@ import pyarrow.csv
 from curation.core.errors import SourceError
 from curation.read.blocks import lines_of, open_blocks
 from curation.read.rows import BATCH, ROW, File, Lost, Reading, Rows, number_rows, record_limit, too_large
-from curation.recipe.source import Table
+from curation.recipe.source import Source, Table
 
 QUOTE, LINE_FEED, RETURN = b'"\n\r'
 MOST_LINES = 1_000  # lines that a quoted cell of a tsv is looked for in
@@ -89,6 +89,7 @@ def _read_cells(file: File, table: Table, start: int, is_csv: bool) -> Reading:
         said = "`header`" if isinstance(table.header, list) else "the header" if table.header else "the first row"
         width = f"{said} has {len(names)}"
         tsv = _TsvQuotes(file, names) if not is_csv and table.quoting is None else None
+        first_rows_only = isinstance(table, Source) and table.sample == "first" and table.limit is not None
         if tsv and table.header is True and all(len(name) > 1 and name[0] == name[-1] == '"' for name in names):
             raise SourceError(f"{file.name}:{first[0]}", "its header is in quotes", SAY_QUOTING)
         line = first[0] + first[1] if table.header is True else first[0]
@@ -100,7 +101,7 @@ def _read_cells(file: File, table: Table, start: int, is_csv: bool) -> Reading:
             rest = [before_and_rest[-1]]
             for frame, lines_used in _regular_blocks(rest, blocks, delimiter, quoting, names, record_limit(table)):
                 if tsv:
-                    tsv.count(frame)
+                    tsv.count(frame, first_rows_only)
                 if tsv and len(frame):  # a quoted cell of its last row may go on in the next block
                     blank = len(rest[0]) - len(rest[0].rstrip(b"\r\n"))
                     blank = max(0, rest[0].count(b"\n", len(rest[0]) - blank) - 1)
@@ -117,7 +118,7 @@ def _read_cells(file: File, table: Table, start: int, is_csv: bool) -> Reading:
             start, before = start + len(batch), batch[-1]
             batch = following if tsv else list(islice(rows, BATCH))
             if tsv:
-                tsv.count(found.frame)
+                tsv.count(found.frame, first_rows_only)
             yield found
         if tsv:
             tsv.refuse()
@@ -306,8 +307,8 @@ class _TsvQuotes:
         self.within: Counter[str] = Counter()  # column: cells in quotes
         self.other = self.doubled = 0  # cells with other quotes; with doubled ones within
 
-    def count(self, frame: pl.DataFrame) -> None:
-        """Count the quotes of more rows."""
+    def count(self, frame: pl.DataFrame, decide: bool) -> None:
+        """Count the quotes of more rows; `decide` now whether to refuse the file if it may not be read to its end."""
         for name in self.names if not self.other else ():
             cells = frame[name]
             self.full[name] += int((cells != "").sum())
@@ -316,6 +317,8 @@ class _TsvQuotes:
             self.other += len(quoted) - len(inside)
             self.within[name] += len(inside)
             self.doubled += int(inside.str.slice(1).str.head(-1).str.contains('""', literal=True).sum())
+        if decide:
+            self.refuse()
 
     def refuse(self) -> None:
         """Refuse the file, once all its rows were counted, if it is quoted like a csv."""

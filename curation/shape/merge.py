@@ -29,6 +29,7 @@ class Merged:
         self._survivor = first[keys]  # (tuples,) u32: the place of the first tuple with this query
         self._later = self._survivor != places
         self.count = int(self._later.sum())  # of tuples that are merged into earlier ones
+        self.removed = 0  # negatives that equal a positive of another tuple with the same query
         several = np.zeros(len(keys), bool)
         several[self._survivor[self._later]] = True
         self._again = several[self._survivor]  # which tuples have a query that others have too
@@ -93,6 +94,7 @@ class Merged:
         long = united.select("first", pl.col("negatives").alias("text")).explode("text", empty_as_null=False).drop_nulls()
         if no_echo and len(long):
             others = long.filter(~equals_a_positive(united, long, self._texts, "first"))
+            self.removed = len(long) - len(others)
             lists = others.group_by("first", maintain_order=True).agg(pl.col("text").alias("negatives"))
             united = united.drop("negatives").join(lists, on="first", how="left", maintain_order="left")
             united = united.with_columns(pl.col("negatives").fill_null([]))

@@ -122,6 +122,7 @@ def write_tuples(job: Job, parts: Iterator[Filtered], folder: Path) -> Shaped:
         return (renumbered(frame, number) for frame in read_frames(folder, ROWS_TABLE))
 
     merged = Merged(frames, texts, source.name, job.filters.no_echo)
+    total.texts_out["negative_is_positive"] += merged.removed
     held = np.zeros(0, bool)  # which tuples to hold out; empty for none
     if source.holdout:
         tuples = pl.concat([frame.select("row", "query", "positives") for frame in merged.tuples()])
@@ -153,7 +154,7 @@ def write_tuples(job: Job, parts: Iterator[Filtered], folder: Path) -> Shaped:
     corpus = np.concatenate([np.zeros(0, np.uint32), *total.corpus])
     write_parquet(folder / "corpus.parquet", pl.DataFrame({"text": number[corpus]}))
     instruction = next(iter(total.instructions), "")
-    out = dict(sorted(total.texts_out.items()))
+    out = {reason: count for reason, count in sorted(total.texts_out.items()) if count}
     unused, reasons = reason_counts(pl.concat([unread, dropped])), reason_counts(poor)
     return Shaped(total.rows, total.tuples, unused, reasons, merged.count, len(numbers), instruction, out)
 

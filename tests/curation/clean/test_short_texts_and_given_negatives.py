@@ -58,7 +58,8 @@ def test_a_negative_equal_to_the_positive_of_an_equal_query_goes_too(tmp_path):
         {"q": "capital of France?", "p": "Paris", "n": ["Lyon"]},
         {"q": "capital of France?", "p": "Paris, France", "n": ["PARIS"]},
     ]
-    made(tmp_path, rows, "task: retrieval, fields: {query: q, positive: p, negatives: n}")
+    receipt = made(tmp_path, rows, "task: retrieval, fields: {query: q, positive: p, negatives: n}")
+    assert receipt["texts_out"] == {"negative_is_positive": 1}
     pairs, texts = (read_table(tmp_path / "b/curated/s", name) for name in ("pairs", "passages"))
     assert [[texts["text"][pid] for pid in pids] for pids in pairs["negatives"]] == [["Lyon"]]
 
@@ -67,3 +68,16 @@ def test_no_echo_off_keeps_them():
     rows = tuples(("capital of France?", ["Paris"], ["paris", "Lyon"]))
     left, _, out = filtered(rows, Filters(no_echo=False))
     assert (left["negatives"].to_list(), out) == ([["paris", "Lyon"]], {})
+
+
+def test_a_negative_spelled_as_a_positive_is_counted_without_no_echo_too(tmp_path):
+    rows = [
+        {"q": "capital of France?", "p": "Paris", "n": ["Lyon", "paris"]},
+        {"q": "capital of France?", "p": "Paris, France", "n": ["Paris"]},
+        {"q": "capital of Italy?", "p": "Rome", "n": ["Rome", "Milan"]},
+    ]
+    said = "task: retrieval, fields: {query: q, positive: p, negatives: n}, filters: {no_echo: no}"
+    receipt = made(tmp_path, rows, said)
+    pairs, texts = (read_table(tmp_path / "b/curated/s", name) for name in ("pairs", "passages"))
+    assert [[texts["text"][pid] for pid in pids] for pids in pairs["negatives"]] == [["Lyon", "paris"], ["Milan"]]
+    assert receipt["texts_out"] == {"negative_is_positive": 2}

@@ -51,6 +51,12 @@ def test_a_tsv_in_quotes_asks_what_they_mean(tmp_path, header):
         assert one.error.endswith(ASK)
 
 
+def test_a_tsv_in_quotes_asks_too_if_only_its_first_rows_are_read(tmp_path):
+    files = {"a.tsv": "q\ta\n" + IN_QUOTES["all cells"] * 40, "b.tsv": "q\ta\n" + TEXT["within"] * 40}
+    quoted, plain = build_all(tmp_path, files, [f"files: {name}, sample: first, limit: 3, max_bad: 0.5" for name in files])
+    assert (quoted.error, plain.error) == (f"a.tsv: its cells are in quotes; {ASK}", "")
+
+
 def test_a_cell_over_two_lines_among_many_rows(tmp_path):
     files = {f"{n}.tsv": "q\ta\n" + ROWS + rows for n, rows in enumerate(OVER_LINES.values())}
     for one in build_all(tmp_path, files, [f"files: {name}" for name in files]):

@@ -327,6 +327,16 @@ def test_decimals_are_labels_and_ids_as_whole_numbers_are(tmp_path, kind):
         assert got == {"s/1": ("one", ["one"], [], None), "s/2": ("two", ["two"], [], None)}
 
 
+def test_kinds_of_columns_that_polars_does_not_have(tmp_path):
+    """Lists of one length that are all null, as of vectors that are missing, and runs of equal values."""
+    runs = pa.RunEndEncodedArray.from_arrays(pa.array([1, 2], pa.int32()), pa.array(["a text", "another"]))
+    table = pa.table({"q": ["what is x", "what is y"], "v": pa.array([None, None], pa.list_(pa.float32(), 4)), "p": runs})
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    found = shaped(tmp_path, "a.arrow", {"query": "q", "positive": "p"})
+    assert [one[:2] for one in found.values()] == [("what is x", ["a text"]), ("what is y", ["another"])]
+
+
 def test_decimals_of_too_many_digits_are_one_line(tmp_path):
     pq.write_table(pa.table({"q": ["a"], "p": pa.array([Decimal(10**45)], pa.decimal256(50, 2))}), tmp_path / "a.parquet")
     assert "a.parquet: not readable as parquet (Decimal value does not fit" in shaped(
