@@ -141,10 +141,11 @@ def evaluation_sets(against: Any) -> list[tuple[str, Any]]:
     Raises:
         SourceError: a folder does not exist, a set holds no text, or there is no set.
     """
-    if not isinstance(against, Iterable | Path):
-        raise SourceError("against", f"is a {type(against).__name__}", "give a folder, a Dataset or a list of texts")
     alone = isinstance(against, str | Path) or is_dataset(against)
-    against = [against] if alone else list(against)
+    against = [against] if alone else against
+    if not isinstance(against, Iterable):
+        raise SourceError("against", f"is a {type(against).__name__}", "give a folder, a Dataset or a list of texts")
+    against = list(against)
     # texts alone are one set, unless one of them is a folder, or all look like one: a misspelt folder protects from nothing
     texts = against and not alone and all(isinstance(one, str) for one in against)
     if texts and not (any(map(isdir, against)) or all(re.fullmatch(r"\S*/\S*", one) for one in against)):
