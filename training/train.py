@@ -323,7 +323,7 @@ def loop(
             if done % recipe.save_every == 0 or last or ended or validation.best == done:
                 recent.extend(read())  # never save what a step without a finite loss left
                 save_step(done, backend, validation, recipe, run, out)
-            if ended and not last:
+            if ended:  # in the last step too: the caller may have more to do, such as an ablation
                 raise Stopped(ended, done)
     return total
 

@@ -155,12 +155,13 @@ def test_killed_and_run_again_it_ends_with_the_same_bytes(undisturbed, model, bu
     assert timeless[0] == timeless[1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_same_command_goes_on(undisturbed, model, build, tmp_path, number):
-    with pytest.raises(Stopped, match="stopped after step 4 and saved") as stopped:
-        train(build, recipe(model), out=tmp_path, say=end_at(4, lambda: os.kill(os.getpid(), number)))
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 4), (signal.SIGINT, 4), (signal.SIGTERM, 10)])
+def test_a_signal_saves_and_the_same_command_goes_on(undisturbed, model, build, tmp_path, number, step):
+    with pytest.raises(Stopped, match=f"stopped after step {step} and saved") as stopped:
+        train(build, recipe(model), out=tmp_path, say=end_at(step, lambda: os.kill(os.getpid(), number)))
     assert stopped.value.number == number
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000004"]
+    assert f"step-{step:06d}" in [path.name for path in (tmp_path / "checkpoints").iterdir()]
+    assert not (tmp_path / "done.json").exists()
     train(build, recipe(model), out=tmp_path)
     assert weights(tmp_path) == weights(undisturbed)
 
