@@ -1,5 +1,7 @@
 """Which sources help: short runs with and without each source, from the same start, with the same seeds and as many steps.
 
+With `weight`, the runs without a source are runs with that many times its weight instead.
+
 <out>/scores/all-42-1f0c2b3a/  a finished run: scores.json, the nDCG@10 of each query by set, and its log
 <out>/runs/all-42-1f0c2b3a/    a run under way, see `train.py`; deleted when its scores are written
 <out>/ablation.json            what was found, see `ablation.py`
@@ -59,7 +61,7 @@ class Run(NamedTuple):
     """A run to train and to measure."""
 
     label: str  # such as without-squad-42
-    without: str  # the source or group that it leaves out; empty: none
+    without: str  # the source or group that it leaves out, or weighs otherwise; empty: none
     sources: tuple[str, ...]  # that it trains on
     recipe: Train
     build: Path
@@ -90,6 +92,7 @@ def ablate(
     data: Sequence[str | Path] = (),
     steps: int | None = None,
     seeds: int = 3,
+    weight: float | None = None,
     start: Path | None = None,
     device: str = "auto",
     processes: int | None = 1,
@@ -110,6 +113,7 @@ def ablate(
         data: evaluation sets besides the held-out queries and the recipe's `evaluate_on`, as for `evaluation_sets`.
         steps: of each run; by default those of the recipe with all sources, at most MOST_STEPS.
         seeds: how many; the first is the recipe's, else the build's.
+        weight: instead of leaving out a source, multiply its weight by this; the steps stay as many.
         start: the folder of another run, whose weights the runs start from.
         device, processes, ray: who trains, as for `workers`; a worker trains one run at a time.
         dry_run: only measure the start and time a few steps.
@@ -134,11 +138,12 @@ def ablate(
             say(f"{name}: none of the {seen['steps']:,} steps trains on it; a higher --steps would")
 
         # The runs, seed by seed, so that an ablation that is stopped has each comparison.
-        plan = planned(first, left_out, seen, seeds)
+        plan = planned(first, left_out, seen, seeds, weight)
         todo = [run for run in plan if not store.is_current(run.folder, run.digest)]
         at_once = min(getattr(some, "most", 1), max(1, len(todo)))
         seconds = (seen["seconds_per_step"] * seen["steps"] + seen["seconds_besides"]) * len(todo) / at_once
-        kinds = f"{seeds} with all sources, {len(plan) - seeds} without {'a group' if groups else 'one'}"
+        other = f"with {weight:g} times the weight of" if weight else "without"
+        kinds = f"{seeds} with all sources, {len(plan) - seeds} {other} {'a group' if groups else 'one'}"
         many = f"{len(plan)} runs of {seen['steps']:,} steps ({kinds}), {len(todo)} of them to do"
         say(f"{many}: about {duration(seconds)}" + (f", {at_once} at once" if at_once > 1 else ""))
         if dry_run:
@@ -149,7 +154,7 @@ def ablate(
             mean = result()["ndcg@10"]
             left = (perf_counter() - begun) / done * (len(todo) - done)
             say(f"{done}/{len(todo)} {run.label}: nDCG@10 {mean:.4f}" + (f"; {duration(left)} left" if done < len(todo) else ""))
-        return write_found(first, left_out, seen, plan)
+        return write_found(first, left_out, seen, plan, weight)
 
 
 def first_run(build: Path, recipe: Train, out: Path, only: Sequence[str], data: Sequence[str | Path], start: Path | None) -> Run:
@@ -178,8 +183,10 @@ def first_run(build: Path, recipe: Train, out: Path, only: Sequence[str], data: 
     return Run("", "", tuple(entries), recipe, build, out, start, tuple(sets), store.digest_of(depends))
 
 
-def planned(first: Run, left_out: Mapping[str, Sequence[str]], seen: Mapping[str, Any], seeds: int) -> list[Run]:
-    """Return the runs of each seed: with all sources, and without each; all have equally many steps."""
+def planned(
+    first: Run, left_out: Mapping[str, Sequence[str]], seen: Mapping[str, Any], seeds: int, weight: float | None = None
+) -> list[Run]:
+    """Return the runs of each seed: with all sources, and without each or with `weight` times its weight; steps are equal."""
     steps, seed = seen["steps"], first.recipe.seed or 0
     every = max(1, round(SECONDS_BETWEEN_CHECKPOINTS / seen["seconds_per_step"]))
     changes = {"steps": steps, "epochs": steps, "save_every": min(every, first.recipe.save_every)}
@@ -189,6 +196,12 @@ def planned(first: Run, left_out: Mapping[str, Sequence[str]], seen: Mapping[str
         own = first._replace(label=f"all-{one}", recipe=first.recipe.model_copy(update={**changes, "seed": one}))
         runs.append(own)
         for what in trained:
+            if weight:
+                given = {name: first.recipe.of(name) for name in left_out[what]}
+                more = {name: of.model_copy(update={"weight": of.weight * weight}) for name, of in given.items()}
+                recipe = own.recipe.model_copy(update={"sources": {**first.recipe.sources, **more}})
+                runs.append(own._replace(label=f"{weight:g}-times-{what}-{one}", without=what, recipe=recipe))
+                continue
             kept = tuple(name for name in first.sources if name not in left_out[what])
             runs.append(own._replace(label=f"without-{what}-{one}", without=what, sources=kept))
     return runs
@@ -290,7 +303,9 @@ def query_scores(run: Run) -> dict[str, np.ndarray]:
     return {name: np.array(each) for name, each in store.read_json(run.folder / "scores.json").items()}
 
 
-def write_found(first: Run, left_out: Mapping[str, list[str]], seen: Mapping[str, Any], plan: Sequence[Run]) -> dict[str, Any]:
+def write_found(
+    first: Run, left_out: Mapping[str, list[str]], seen: Mapping[str, Any], plan: Sequence[Run], weight: float | None = None
+) -> dict[str, Any]:
     """Compare finished runs, write ablation.json and ablation.html, and return what the first of them holds."""
     scores: dict[str, list[dict[str, np.ndarray]]] = {}
     for run in plan:
@@ -303,10 +318,11 @@ def write_found(first: Run, left_out: Mapping[str, list[str]], seen: Mapping[str
     found = {
         "build": str(read_build(first.build)["name"]),
         "steps": seen["steps"],
+        "weight": weight,
         "seeds": list(dict.fromkeys(run.recipe.seed for run in plan)),
         "recipe": first.recipe.model_dump(mode="json", exclude={"seed", "steps", "epochs", *PLAIN}),
         "intervals": intervals_in_words(len(scores[""])),
-        **compare_runs(query_scores(first), scores, own),
+        **compare_runs(query_scores(first), scores, own, -1 if weight else 1),
         "not_trained_on": [what for what in left_out if what not in scores],
         "versions": store.versions(),
     }

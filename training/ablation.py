@@ -34,8 +34,11 @@ def compare_runs(
     before: Mapping[str, np.ndarray],
     runs: Mapping[str, Sequence[Mapping[str, np.ndarray]]],
     own: Mapping[str, Sequence[str]],
+    sign: int = 1,
 ) -> dict[str, Any]:
     """Return means and differences of nDCG@10; a difference is [value, low, high] and above 0 where the source helps.
+
+    With `sign` -1 it is above 0 where what a run does in place of leaving out the source helps.
 
     Args:
         before: nDCG@10 of each query by set, (n,) float64, before training.
@@ -48,7 +51,7 @@ def compare_runs(
     values: dict[str, dict[str, float]] = {what: {} for what in whats}
     resampled: dict[str, dict[str, np.ndarray]] = {what: {} for what in whats}  # (RESAMPLES,)
     for name in sets:
-        apart = np.array([[a[name] - b[name] for a, b in zip(runs[""], runs[what], strict=True)] for what in whats])
+        apart = np.array([[sign * (a[name] - b[name]) for a, b in zip(runs[""], runs[what], strict=True)] for what in whats])
         means = resampled_means(apart.reshape(-1, apart.shape[-1]), name).reshape(len(whats), seeds, RESAMPLES)
         for number, what in enumerate(whats):
             values[what][name] = float(apart[number].mean())
@@ -96,9 +99,9 @@ def table_lines(found: Mapping[str, Any]) -> Iterator[str]:
     sources, sets = found["sources"], found["all"]["sets"]
     before, after = found["before"]["mean"], found["all"]["mean"]
     yield f"nDCG@10, mean of {len(sets)} sets: {before:.4f} before, {after:.4f} after {found['steps']:,} steps with all"
-    yield "sources. Below: nDCG@10 with a source less nDCG@10 without it, " + (
-        f"mean of {many} seeds." if (many := len(found["seeds"])) > 1 else "one seed."
-    )
+    weight = found["weight"]
+    what = f"at {weight:g} times the weight less nDCG@10" if weight else "with a source less nDCG@10 without it"
+    yield f"sources. Below: nDCG@10 {what}, " + (f"mean of {many} seeds." if (many := len(found["seeds"])) > 1 else "one seed.")
     width = max(6, *(min(len(name), 24) for name in [*sources, *sets]))
     for verdict in ("helps", "unclear", "harms"):
         some = {what: one for what, one in sources.items() if one["verdict"] == verdict}
@@ -119,7 +122,8 @@ def table_lines(found: Mapping[str, Any]) -> Iterator[str]:
         rows = {name: cell for name, cell in one["sets"].items() if whole or excludes_zero(cell["difference"])}
         lines += len(rows)
         if rows:
-            yield f"\n{f'{what[:width]}, by set':<{width + 8}}  without    with      95 % interval"
+            other = f"x{weight:g}" if weight else "without"
+            yield f"\n{f'{what[:width]}, by set':<{width + 8}}  {other:>7}    with      95 % interval"
         for name, cell in rows.items():
             value, low, high = cell["difference"]
             figures = f"{cell['without']:.4f}  {sets[name]:.4f}  {value:+.4f}  {low:+.4f} to {high:+.4f}"
@@ -145,34 +149,45 @@ def page_of(found: Mapping[str, Any]) -> str:
 def write_suggestion(build: Path, found: Mapping[str, Any], path: Path) -> list[str]:
     """Write a manifest that leaves out the sources that harm, next to the build's own manifest; return their names.
 
-    Nothing is written if no source harms.
+    Of runs with another weight: one that gives that weight to the sources of which it helps. Nothing is written for none.
 
     Raises:
         ManifestError: see `check_suggestion`.
     """
-    base = check_suggestion(build, path)
+    weight = found["weight"]
+    base = check_suggestion(build, path, weight)
     names, seeds = dict[str, str](), ", ".join(map(str, found["seeds"]))
     for what, one in found["sources"].items():
-        if one["verdict"] == "harms":
+        if one["verdict"] == ("helps" if weight else "harms"):
             value, low, high = one["all_sets"]
-            why = f"nDCG@10 {value:+.4f} with it ({low:+.4f} to {high:+.4f}, {found['steps']} steps, seeds {seeds})"
+            did = f"{weight:g} times its weight" if weight else "it"
+            why = f"nDCG@10 {value:+.4f} with {did} ({low:+.4f} to {high:+.4f}, {found['steps']} steps, seeds {seeds})"
             names |= dict.fromkeys(
                 one["sources"], f"train ablate: {what}: {why}" if [what] != one["sources"] else f"train ablate: {why}"
             )
     if names:
         keys = read_yaml(base).value
         keys = keys if "extends" in keys else {"extends": base.name}
-        keys = keys | {"name": path.stem, "without": read_manifest(base).value.get("without", {}) | names}
+        whole, head = read_manifest(base).value, ""
+        if weight:
+            train = whole["train"]
+            given = {name: {"weight": 1, **train.get("sources", {}).get(name, {})} for name in names}
+            more = {name: one | {"weight": float(one["weight"]) * weight} for name, one in given.items()}
+            keys = keys | {"name": path.stem, "train": train | {"sources": train.get("sources", {}) | more}}
+            head = "".join(f"# {name}: {why}\n" for name, why in names.items())
+        else:
+            keys = keys | {"name": path.stem, "without": whole.get("without", {}) | names}
         with store.atomic(path) as file:
+            file.write(head.encode())
             file.write(yaml.safe_dump(keys, sort_keys=False, allow_unicode=True, width=120).encode())
     return list(names)
 
 
-def check_suggestion(build: Path, path: Path) -> Path:
+def check_suggestion(build: Path, path: Path, weight: float | None = None) -> Path:
     """Return the manifest that the build was made from, which must be in the folder that a suggestion is written to.
 
     Raises:
-        ManifestError: it is not, or the file exists already.
+        ManifestError: it is not, or the file exists already, or there is no `train:` section for a weight.
     """
     if path.exists():
         raise ManifestError(path, "exists already", "give --suggest another name")
@@ -180,9 +195,14 @@ def check_suggestion(build: Path, path: Path) -> Path:
     made_from = read_yaml(build / "manifest.yaml").value
     for other in sorted(path.parent.glob("*.yaml")):
         try:
-            if without_credentials(read_manifest(other).value) == made_from:
-                return other
+            keys = read_manifest(other).value
+            if without_credentials(keys) == made_from:
+                break
         except ManifestError:
             continue  # another YAML file
-    hint = f"put it into the folder of the manifest that {build} was made from; `extends` and relative paths need that"
-    raise ManifestError(path, f"no manifest in {path.parent} is that of {build}", hint)
+    else:
+        hint = f"put it into the folder of the manifest that {build} was made from; `extends` and relative paths need that"
+        raise ManifestError(path, f"no manifest in {path.parent} is that of {build}", hint)
+    if weight and "train" not in keys:
+        raise ManifestError(other, "has no `train:` section to write weights into", "move the recipe there, and build again")
+    return other

@@ -188,7 +188,18 @@ def _print_plan(build: Path, settings: Train, only: tuple[str, ...], gpus: int, 
 @click.option("--steps", type=click.IntRange(1), help="Steps of each run; by default the recipe's, at most 200.")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Number of runs of each kind.")
 @click.option("--from", "start", type=PATH, metavar="RUN", help="Start from the weights of another run's model.")
-@click.option("--suggest", type=PATH, metavar="FILE", help="Write a manifest without the sources that harm.")
+@click.option(
+    "--weight",
+    type=click.FloatRange(0, 1000, min_open=True),
+    metavar="W",
+    help="Train with W times a source's weight, in place of without it.",
+)
+@click.option(
+    "--suggest",
+    type=PATH,
+    metavar="FILE",
+    help="Write a manifest without the sources that harm; with --weight, one with this weight where it helps.",
+)
 @DEVICE
 @click.option(
     *("-j", "--workers", "processes"), type=click.IntRange(1), help="Number of runs at once [default: one per GPU, or one]."
@@ -205,6 +216,7 @@ def ablate_command(
     recipe: Path | None,
     out: Path | None,
     groups: Path | None,
+    weight: float | None,
     suggest: Path | None,
     dry_run: bool,
     as_json: bool,
@@ -230,10 +242,10 @@ def ablate_command(
 
     named = read_groups(groups) if groups else None
     if suggest:
-        check_suggestion(build, suggest)
+        check_suggestion(build, suggest, weight)
     message = (lambda line: None) if quiet else say
     try:
-        found = ablate(build, settings, out=out, groups=named, dry_run=dry_run, say=message, **chosen)
+        found = ablate(build, settings, out=out, groups=named, weight=weight, dry_run=dry_run, say=message, **chosen)
     except Stopped as stop:
         say(f"train ablate: {stop}")
         ctx.exit(128 + stop.number)
@@ -245,7 +257,10 @@ def ablate_command(
         output("\n".join(table_lines(found)))
     if suggest:
         names = write_suggestion(build, found, suggest)
-        message(f"{suggest}: leaves out {', '.join(names)}" if names else f"no source harms, so {suggest} is not written")
+        did, none = "leaves out", "no source harms"
+        if weight:
+            did, none = f"gives {weight:g} times the weight to", "this weight helps no source"
+        message(f"{suggest}: {did} {', '.join(names)}" if names else f"{none}, so {suggest} is not written")
     message(f"see {(out or build / 'ablation') / 'ablation.html'}")
 
 

@@ -21,8 +21,9 @@ from curation.core import store
 from curation.core.errors import BuildError, ManifestError
 from curation.core.record import draws
 from curation.recipe.manifest import load_manifest, load_recipe
+from curation.recipe.settings import OfSource
 from training.ablate import ablate, checked_groups
-from training.ablation import compare_runs, page_of, table_lines, write_suggestion
+from training.ablation import check_suggestion, compare_runs, page_of, table_lines, write_suggestion
 from training.cli import train_command
 from training.train import train
 
@@ -201,6 +202,21 @@ def test_a_group_is_left_out_as_a_whole_and_unknown_ones_are_refused(made, tmp_p
         assert str(call(*common, "--groups", tmp_path / "groups.yaml").exception) == message
 
 
+def test_less_weight_of_garbage_helps_and_is_suggested(made, done, tmp_path):
+    (tmp_path / "groups.yaml").write_text("bad: [garbage]\n")
+    common = (made / "tiny", "--recipe", made / "recipe.yaml", "--seeds", 1, "--steps", 24, "--groups", tmp_path / "groups.yaml")
+    result = call(*common, "--weight", 0.1)
+    assert result.exit_code == 0, result.output
+    assert "2 runs of 24 steps (1 with all sources, 1 with 0.1 times the weight of a group), 1 of them to do" in result.output
+    assert "sources. Below: nDCG@10 at 0.1 times the weight less nDCG@10, one seed.\n\nhelps " in result.output
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    found = store.read_json(made / "tiny/ablation/ablation.json")
+    whole, less = done[0], found["sources"]["bad"]
+    assert found["all"] == whole["all"]
+    names = list(less["sets"])
+    assert less["all_sets"][0] == pytest.approx(np.mean([less["sets"][name]["without"] for name in names]) - whole["all"]["mean"])
+
+
 def test_what_cannot_be_compared_is_refused(made, tmp_path):
     recipe = load_recipe(made / "recipe.yaml")
     build = write_build(tmp_path / "bare", {"good": retrieval(16), "more": retrieval(16, salt=1)})
@@ -238,6 +254,18 @@ def test_a_suggested_manifest_builds_without_what_harms(made, tmp_path, done, mo
     assert (better.name, [one.name for one in better.sources]) == ("better", ["a", "b"])
     assert better.without == {"b": "train ablate: nDCG@10 -0.0300 with it (-0.0500 to -0.0100, 24 steps, seeds 42)"}
     assert list(store.read_json(tuplesmith.build("better.yaml", quiet=True).path / "build.json")["sources"]) == ["a"]
+    helps = {"verdict": "helps", "all_sets": [0.03, 0.01, 0.05], "sources": ["b"]}
+    more = {**found, "weight": 3.0, "sources": {"a": harm, "b": helps}}
+    with pytest.raises(ManifestError) as refused:
+        check_suggestion(build, tmp_path / "more.yaml", 3.0)
+    what = "has no `train:` section to write weights into; move the recipe there, and build again"
+    assert str(refused.value) == f"{tmp_path / 'tiny.yaml'}: {what}"
+    recipe = {"model": "m", "sources": {"b": {"weight": 2, "negatives": 1}}}
+    (tmp_path / "with.yaml").write_text(yaml.safe_dump({"name": "with", "sources": sources, "train": recipe}))
+    assert write_suggestion(tuplesmith.build("with.yaml", quiet=True).path, more, tmp_path / "more.yaml") == ["b"]
+    assert load_manifest(tmp_path / "more.yaml").train.sources == {"b": OfSource(weight=6.0, negatives=1)}
+    why = "# b: train ablate: nDCG@10 +0.0300 with 3 times its weight (+0.0100 to +0.0500, 24 steps, seeds 42)\n"
+    assert (tmp_path / "more.yaml").read_text().startswith(why)
     assert write_suggestion(build, {**found, "sources": {}}, tmp_path / "same.yaml") == []
     assert not (tmp_path / "same.yaml").exists()
     for path, message in (
