@@ -417,7 +417,7 @@ def test_evaluation_texts_are_found(tmp_path):
         (lambda: tuplesmith.decontaminate(["a"], against=[[]]), "against[0]: holds no text, so nothing would be kept clear of it"),
         (lambda: tuplesmith.decontaminate(["a"], against=[]), "against: names no evaluation set; give a folder, a Dataset or a list of texts"),
         (lambda: tuplesmith.load_build("nowhere"), "nowhere: holds no build; run `curate build MANIFEST` first, or name a build folder"),
-        (lambda: tuplesmith.export("nowhere", "parquet", "x"), "format: 'parquet' is unknown; choose one of f2llm, pair, triplet, n-tuple, labeled-list, scored-list, flagembedding, tevatron, beir, ids"),
+        (lambda: tuplesmith.export("nowhere", "parquet", "x"), "format: 'parquet' is unknown; choose one of f2llm, pair, triplet, n-tuple, labeled-list, scored-list, flagembedding, tevatron, tevatron-ids, nemo, beir, ids"),
     ],
 )  # fmt: skip
 def test_other_mistakes_are_one_line(call, line):
