@@ -23,6 +23,7 @@ from training.log import read_log
 from training.train import train
 
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.timeout(900)  # seconds: one fixture starts many processes
 STAGES = (None, 0, 1, 2, 3)  # None: plain torch
 JOINT = {"loss": "infonce", "query_query": True, "passage_passage": True, "mask_margin": 0.1, "spread_out": 0.5}
 JOINT |= {"matryoshka": [8, 16], "distill_vectors": {"model": MINILM}}
@@ -42,7 +43,7 @@ def torchrun(jobs, folder, processes=2):
     environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [*command, str(HERE / "peer_ranks.py"), str(folder / "jobs.json")],
-        env=environment, capture_output=True, text=True, check=False, timeout=280,
+        env=environment, capture_output=True, text=True, check=False, timeout=800,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
 
