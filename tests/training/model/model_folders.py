@@ -315,7 +315,7 @@ def table() -> str:
         "# Model folders",
         "",
         "What has a `modules.json` gives the vectors of sentence-transformers' `encode_query` and `encode_document`, and a reranker",
-        "the scores of its `predict`, within 1e-5 (float32, CPU); or it is refused in a line that names what is not supported.",
+        "the scores of its `predict`, within 1e-5 (float32, CPU; where numbers exceed 1, of the largest); or it is refused in a line that names what is not supported.",
         "`tests/training/model/test_vectors.py` compares each case below, on tiny random models.",
         "",
         "Code of a folder never runs. A decoder without a `modules.json` gets an end token appended where its tokenizer adds none; the",

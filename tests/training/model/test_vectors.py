@@ -107,7 +107,10 @@ def family(kind: str, folder: Path, end: bool) -> Path:
 
 
 def furthest(folder: Path, texts: list[str]) -> float:
-    """Return how far our vectors of queries and passages are from those of sentence-transformers, whose largest number is 1 or counts as 1."""
+    """Return how far our vectors of queries and passages are from those of sentence-transformers, in parts of 1 or of their largest number.
+
+    Float32 has seven digits, so of raw vectors with larger numbers the last ones differ by more. Unit vectors are compared as they are.
+    """
     peer, ours = sentence_transformers.SentenceTransformer(str(folder), device="cpu"), load_encoder(str(folder), device="cpu")
     found = [ours.encode([ours.query("", text) for text in texts], unit=False)]
     found += [ours.encode([ours.passage(text) for text in texts], unit=False)]
