@@ -8,6 +8,7 @@ import pytest
 from small_build import FakeEncoder, hashed, make_build, pairs_source
 from test_mine import mined, run
 from test_mine_settings import reset
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from curation.core import store, tables
 from curation.core.builds import outdated_tuple
@@ -33,7 +34,12 @@ def weak_pairs(count=40):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return str(tiny_folder("bert", tmp_path_factory.mktemp("reranker") / "bert", labels=1))
+    """A random reranker whose tokenizer knows the numbers, so that no two texts have equal scores."""
+    folder = tiny_folder("bert", tmp_path_factory.mktemp("reranker") / "bert", labels=1)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([str(number) for number in range(40)])
+    tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 def test_ranks_and_scores_are_those_of_all_passages(tmp_path):
@@ -185,8 +191,6 @@ def test_only_candidates_with_a_high_score_are_promoted(tmp_path, model):
 
 
 def test_a_reranker_that_scores_everything_alike_promotes_nothing(tmp_path, model):
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
     flat = AutoModelForSequenceClassification.from_pretrained(model)
     flat.classifier.weight.data.zero_()
     flat.save_pretrained(tmp_path / "flat")
