@@ -41,7 +41,7 @@ class Duplicates:
     groups: np.ndarray  # (passages,) int64 by pid: the number of the group; -1 where a text has no duplicate
     query_groups: np.ndarray  # (rows,) int64, in the same numbers
     query_pids: np.ndarray  # (rows,) int64: the passage with the query's own text; -1 where there is none
-    forbidden: Ragged  # per row: `_group_or_pid` of its positives and of the positives of queries in its group
+    forbidden: Ragged  # per row: `group_or_pid` of its positives and of the positives of queries in its group
 
     def same_query(self, ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return (q, k) bool: whether a candidate is the query of its row, or a duplicate of it."""
@@ -50,7 +50,7 @@ class Duplicates:
 
     def same_group(self, ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return (q, k) bool: whether a candidate duplicates a positive of its row, or of a row whose query is a duplicate."""
-        return contains(self.forbidden.rows(rows), _group_or_pid(self.groups, ids))
+        return contains(self.forbidden.rows(rows), group_or_pid(self.groups, ids))
 
 
 def read_duplicates(curated: Path, hide: bool = False, promoted: Ragged | None = None) -> Duplicates:
@@ -75,10 +75,10 @@ def read_duplicates(curated: Path, hide: bool = False, promoted: Ragged | None =
     groups, query_groups, own = (
         column.cast(pl.Int64).fill_null(-1).to_numpy() for column in (passages["group"], pairs["group"], query_pids)
     )
-    return Duplicates(groups, query_groups, own, Ragged(positives.starts, _group_or_pid(groups, positives.ids)))
+    return Duplicates(groups, query_groups, own, Ragged(positives.starts, group_or_pid(groups, positives.ids)))
 
 
-def _group_or_pid(groups: np.ndarray, pids: np.ndarray) -> np.ndarray:
+def group_or_pid(groups: np.ndarray, pids: np.ndarray) -> np.ndarray:
     """Return a number that is equal for duplicates: that of the group, or for a passage without a group one of its own."""
     return np.where(groups[pids] >= 0, groups[pids], int(groups.max(initial=-1)) + 1 + pids)
 

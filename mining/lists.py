@@ -59,14 +59,18 @@ def contains(lists: Ragged, candidates: np.ndarray) -> np.ndarray:
     return np.isin(rows * width + candidates + 1, lists.row_of_each() * width + lists.ids + 1)
 
 
-def distinct(lists: Ragged, excluded: Ragged, most: int) -> Ragged:
-    """Return the first `most` distinct ids of each row's list that are not in its `excluded` list, in their order."""
+def distinct(lists: Ragged, excluded: Ragged, most: int, same: np.ndarray | None = None) -> Ragged:
+    """Return the first `most` distinct ids of each row's list that are not in its `excluded` list, in their order.
+
+    Ids with one number in `same`, by id, count as one.
+    """
     rows = lists.row_of_each()
-    width = int(max(lists.ids.max(initial=0), excluded.ids.max(initial=0))) + 1
-    codes = rows * width + lists.ids
+    numbers, taken = (lists.ids, excluded.ids) if same is None else (same[lists.ids], same[excluded.ids])
+    width = int(max(numbers.max(initial=0), taken.max(initial=0))) + 1
+    codes = rows * width + numbers
     first = np.zeros(len(codes), bool)
     first[np.unique(codes, return_index=True)[1]] = True
-    first &= ~np.isin(codes, excluded.row_of_each() * width + excluded.ids)
+    first &= ~np.isin(codes, excluded.row_of_each() * width + taken)
     before = np.concatenate([[0], first.cumsum()])
     first &= before[:-1] - before[lists.starts[rows]] < most
     counts = np.bincount(rows[first], minlength=len(lists))

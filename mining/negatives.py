@@ -269,6 +269,11 @@ def relax(candidates: Candidates, chosen: Chosen, wanted: np.ndarray, rules: Rul
     for step in RELAXED:
         rules = replace(rules, **step)
         more = eligible_candidates(candidates, rules)[0] & ~taken
+        if rules.distinct:  # it kept the nearest duplicate, and a farther one may be taken
+            assert candidates.groups is not None
+            rows, columns = np.nonzero(taken & (candidates.groups >= 0))
+            starts = np.concatenate([[0], np.bincount(rows, minlength=len(taken)).cumsum()])
+            more &= ~contains(Ragged(starts, candidates.groups[rows, columns]), candidates.groups)
         from_end = more[:, ::-1].cumsum(axis=1)[:, ::-1]  # 1 = the farthest
         taken |= more & (from_end <= (wanted - taken.sum(axis=1))[:, None])
     filled = move_to_front(candidates, taken, wanted, chosen.removed)

@@ -20,11 +20,13 @@ from curation.core.vectors import Stored
 from curation.engine.local import Here
 from curation.engine.pool import Results, held
 from mining import ivf
-from mining.candidates import Block, Corpus, Searched, blocks, read_candidates, read_classes, search, write_candidates
+from mining.candidates import PAIRS, Block, Corpus, Searched, blocks, read_candidates, read_classes, search, write_candidates
 from mining.duplicates import (
     Duplicates,
     OwnDocuments,
     contains_answer,
+    group_or_pid,
+    overlaps,
     read_answers,
     read_duplicates,
     read_own_documents,
@@ -327,6 +329,12 @@ class Search:
             bad |= self.duplicates.same_query(drawn, rows)
         if rules.exclude_group:
             bad |= self.duplicates.same_group(drawn, rows)
+        if rules.containment is not None:
+            each, step = part.positives.row_of_each(), max(1, PAIRS // tries)
+            for first in range(0, len(each), step):
+                some = slice(first, first + step)
+                shared = overlaps(self.shingles, np.repeat(part.positives.ids[some], tries), drawn[each[some]].reshape(-1))
+                np.logical_or.at(bad, each[some], shared.reshape(-1, tries) >= np.float32(rules.containment))
         if rules.exclude_answer:
             bad |= contains_answer(self.answers, keys, drawn, self._texts)
         if rules.exclude_document and self.own_documents:
@@ -335,7 +343,8 @@ class Search:
             bad |= self.classes[0][drawn] == self.classes[1][rows, None]
         free = Ragged(np.concatenate([[0], (~bad).sum(axis=1).cumsum()]), drawn[~bad])
         taken = Ragged(np.concatenate([[0], chosen.found.cumsum()]), chosen.ids[chosen.ids >= 0])
-        fresh = distinct(free, taken, tries if len(drawn) else 0).head(lacking)
+        same = group_or_pid(self.duplicates.groups, np.arange(len(self.duplicates.groups))) if rules.distinct else None
+        fresh = distinct(free, taken, tries if len(drawn) else 0, same).head(lacking)
         row = fresh.row_of_each()
         chosen.ids[row, chosen.found[row] + np.arange(len(row)) - fresh.starts[row]] = fresh.ids
         chosen.found[:] += np.diff(fresh.starts)

@@ -95,6 +95,24 @@ def test_presets_and_copies(tmp_path, preset):
     assert ("calibrated" in receipt) == (preset == "clean")
 
 
+@pytest.mark.parametrize("shortage", ["relax", "random"])
+def test_a_row_is_filled_with_no_copies(tmp_path, shortage):
+    """What looks for copies of the query, of a positive and of another negative also looks at what fills a row."""
+    mine = f"model: fake, preset: nv-retriever, negatives: 28, max_score: -0.9, range_max: 40, shortage: {shortage}"
+    build = make_build(tmp_path / "b", {"s": copies()}, mine)
+    grouped(build)
+    assert run(build)["s"]["filled"][shortage] > 20 * 33
+    texts = tables.read_table(build / "curated" / "s", "passages")["text"].to_list()
+    rows = {row["query"]: [texts[pid] for pid in row["negatives"]] for row in mined(build)[0].iter_rows(named=True)}
+    some = [f"which garden grows tree number {n}" for n in range(3)]
+    assert some[0] not in rows[some[0]]
+    assert not any(text.isupper() for text in rows[some[1]])
+    assert not any(text.startswith("It is said") for text in rows[some[2]])
+    assert not any(text.startswith("tree number 2 ") for text in rows["q 2"])  # whose positive contains it
+    for row in rows.values():
+        assert sum(text.upper().startswith("TREE NUMBER 1 ") for text in row) <= 1
+
+
 def test_what_a_preset_sets_can_be_set_otherwise():
     assert Mine(model="m").range_min == 5
     clean = Mine(model="m", preset="clean", range_min=2, containment=None)
