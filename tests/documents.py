@@ -111,7 +111,10 @@ def _section(title: str, about: str, model: type[Section]) -> str:
     for name, field in model.model_fields.items():
         default = "required" if field.is_required() else _default(field.get_default(call_default_factory=True))
         lines.append(f"| `{name}` | {default} | {field.description} |")
-        inner = next((a for a in (field.annotation, *getattr(field.annotation, "__args__", ())) if _is_fields(a)), None)
+        options = [field.annotation]  # with what is inside of unions and annotations
+        for option in options:
+            options += getattr(option, "__args__", ())
+        inner = next((option for option in options if _is_fields(option)), None)
         if inner:
             name += ".NAME" if inner is OfSource else ""
             for sub, f in inner.model_fields.items():
@@ -123,7 +126,7 @@ def _is_fields(annotation: object) -> bool:
     return (
         isinstance(annotation, type)
         and issubclass(annotation, Section)
-        and annotation.__name__ in ("DistillVectors", "Fields", "DeepSpeed", "Lora", "OfSource", "Prompts")
+        and annotation.__name__ in ("DistillVectors", "Fields", "DeepSpeed", "Lora", "OfSource", "Prompts", "Questions")
     )
 
 
@@ -134,7 +137,7 @@ def _default(value: object) -> str:
         return "see below"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"`{value}`"
+    return f"`{value}`".replace("\n", "\\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """`curate check`: what a manifest should give, what that costs, and what is in doubt, before anything is fetched.
 
 A source's expected tuples are its `expected_tuples`; without that key the smaller one of its rows, if they are known, and
-its limit: a third of that for NLI (three rows per premise), twice that with `both_ways`.
+its limit: a third of that for NLI (three rows per premise), twice that with `both_ways`, and of documents without queries as
+many times as questions are asked for about each.
 """
 
 from __future__ import annotations
 
+import os
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ from curation.read.sources import is_local, total_bytes
 from curation.recipe.evaluation import EvalSet
 from curation.recipe.licenses import CLASSES, allowed, class_of
 from curation.recipe.manifest import Manifest, load_manifest
-from curation.recipe.source import Source, Table, TextTable, shape_of
+from curation.recipe.source import Questions, Source, Table, TextTable, shape_of
 
 Checked = dict[str, Any]
 NLI_ROWS = 3  # per premise
@@ -77,6 +79,10 @@ def check(path: Path, online: bool = False, confined: bool = False) -> Checked:
                 notes += _ask(table, path)
         except SourceError as error:
             problems.append(f"{where}: {error}")
+    for source in kept.sources:
+        if isinstance(source.queries, Questions):
+            key = ", with the key in OPENAI_API_KEY," if source.queries.url and os.environ.get("OPENAI_API_KEY") else ""
+            notes.append(f"source '{source.name}': a build asks {source.queries.place}{key} about each document")
     mteb_notes, mteb_problems = _mteb(kept)
     sources = {
         source.name: {
@@ -173,7 +179,8 @@ def expected(source: Source) -> int | None:
     bounds = [number for number in (rows, source.limit) if number is not None]
     if not bounds:
         return None
-    return min(bounds) // (NLI_ROWS if shape_of(source) == "nli" else 1) * (2 if source.both_ways else 1)
+    each = source.queries.per_document if isinstance(source.queries, Questions) else 2 if source.both_ways else 1
+    return min(bounds) // (NLI_ROWS if shape_of(source) == "nli" else 1) * each
 
 
 def rows_read(source: Source) -> int:
@@ -181,7 +188,7 @@ def rows_read(source: Source) -> int:
     if source.sample == "first" and source.limit is not None:
         return source.skip + source.limit
     own = source.expected_rows or source.limit or expected(source) or 0
-    return own + sum(table.expected_rows or 0 for table in (source.corpus, source.queries) if table)
+    return own + sum(table.expected_rows or 0 for table in (source.corpus, source.queries) if isinstance(table, Table))
 
 
 def _estimate(manifest: Manifest, sized: list[str], local_bytes: int, far_bytes: int) -> Checked:

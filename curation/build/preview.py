@@ -20,8 +20,9 @@ from curation.read.rows import ROW, Lost
 from curation.read.sources import table_rows
 from curation.recipe.licenses import Policy, allowed
 from curation.recipe.manifest import load_manifest
-from curation.recipe.source import shape_of
+from curation.recipe.source import Questions, shape_of
 from curation.shape.columns import check_readable, column, place_of
+from curation.shape.questions import documents_of, prompt_of
 from curation.shape.shapes import to_tuples
 
 PREVIEW_ROWS = 1000
@@ -73,6 +74,11 @@ def preview(
         mapped = (fields.query, fields.title, fields.positive, fields.documents, fields.label, fields.score)
         for name in [name for name in mapped if name is not None]:
             column(place_of(source), rows, name)
+        if isinstance(source.queries, Questions):
+            texts = documents_of(source, rows.head(PREVIEW_ROWS)).drop_nulls()
+            write(f"  a build asks {source.queries.place} about each document; of the first one:")
+            write(record_text({"prompt": prompt_of(source.queries, texts[0])}) if len(texts) else "  no text")
+            continue
         try:
             made = to_tuples(source, rows.head(PREVIEW_ROWS), job.seed)
         except SourceError as error:

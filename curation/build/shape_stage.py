@@ -13,13 +13,14 @@ from curation.core.builds import Receipt
 from curation.core.errors import SourceError
 from curation.core.progress import Progress, silent
 from curation.core.record import no_drops
+from curation.core.store import digest_of
 from curation.core.tables import write_parquet
 from curation.engine.local import Here
 from curation.read import remote
 from curation.read.rows import Lost, compact, concat_batches
 from curation.read.sources import fail_if_changed, file_states, files_outside, input_digests, read_parts, table_rows, take
 from curation.recipe.job import Inputs, Job
-from curation.recipe.source import ABOUT, Source, Table, TextTable, shape_of
+from curation.recipe.source import ABOUT, Questions, Source, Table, TextTable, shape_of
 from curation.shape.by_id import texts_for_ids
 from curation.shape.chunks import DOCUMENTS, OWN_DOCUMENTS, chunked, own_documents
 from curation.shape.columns import (
@@ -34,8 +35,11 @@ from curation.shape.columns import (
 )
 from curation.shape.numbered import LISTS
 from curation.shape.parts import PORTION, Filtered, NeedsAllRows, Shaped, aligned, filtered, rows_are_independent, write_tuples
+from curation.shape.questions import ask
 from curation.shape.scores import ANSWERS, answers_of
 from curation.shape.shapes import refuse_equal_ids, texts_with_ids, to_tuples
+
+SYNTHETIC = ("model", "prompt", "per_document", "max_chars", "max_tokens")  # what the receipt says about questions of a model
 
 
 def with_inputs(job: Job, progress: Progress = silent) -> Job:
@@ -52,13 +56,17 @@ def with_inputs(job: Job, progress: Progress = silent) -> Job:
         for part, table in tables.items()
         for name, digest in input_digests(table, job.base).items()
     }
+    if isinstance(source.queries, Questions) and not source.queries.url:
+        from training.model.files import find_model  # loads huggingface_hub
+
+        digests["queries/model"] = digest_of(find_model(source.queries.model).digests())
     return job._replace(source=source, inputs=Inputs(before, digests))
 
 
 def tables_of(source: Source) -> dict[str, Source | TextTable]:
     """Return what a source reads: its rows under '', and its corpus and queries if it has them."""
     parts = {"": source, "corpus": source.corpus, "queries": source.queries}
-    return {part: table for part, table in parts.items() if table}
+    return {part: table for part, table in parts.items() if isinstance(table, Table)}
 
 
 def shape_depends(job: Job) -> list[Any]:
@@ -75,7 +83,7 @@ def shape(job: Job, folder: Path, progress: Progress) -> Receipt:
     """Read a source and make its tuples: filter them, merge equal queries, and take out the queries to hold out."""
     assert job.inputs
     source = job.source
-    tables = tables_of(source)
+    tables, asked = tables_of(source), source.queries
     table_rows: dict[str, int] = {}
     with (
         fail_if_changed(job.inputs.marks, list(tables.values()), job.base),
@@ -83,7 +91,7 @@ def shape(job: Job, folder: Path, progress: Progress) -> Receipt:
     ):
         made = _shape_in_parts(job, folder, advance) if rows_are_independent(source) else None
         if made is None:
-            parts = _shape_whole(job, folder, table_rows, advance)
+            parts = _shape_whole(job, folder, table_rows, advance, progress)
             made = write_tuples(job, parts, folder)
     return {
         "source": source.name,
@@ -100,6 +108,7 @@ def shape(job: Job, folder: Path, progress: Progress) -> Receipt:
         "dropped": made.poor,
         "texts_out": made.texts_out,
         "table_rows": table_rows,
+        **({"synthetic": {name: getattr(asked, name) for name in SYNTHETIC}} if isinstance(asked, Questions) else {}),
     }
 
 
@@ -131,14 +140,19 @@ def _shape_in_parts(job: Job, folder: Path, advance: Callable[[int], None]) -> S
         return None
 
 
-def _shape_whole(job: Job, folder: Path, table_rows: dict[str, int], advance: Callable[[int], None]) -> Iterator[Filtered]:
+def _shape_whole(
+    job: Job, folder: Path, table_rows: dict[str, int], advance: Callable[[int], None], progress: Progress
+) -> Iterator[Filtered]:
     """Yield the tuples of all rows at once, and write scores and answers beside them; a corpus comes first, in parts."""
     source, tables = job.source, {}
     by_rows = shape_of(source) != "qrels"  # a limit of qrels counts queries, and is applied when they are known
     rows, lost = take(source, job.seed, source.limit if by_rows else None, job.base, advance)
     check_readable(source, rows, lost)
     source, rows = texts_for_ids(source, rows, lambda part, table: _count_rows(source, part, table, job.base, table_rows))
-    made = to_tuples(source, rows, job.seed) if by_rows else None
+    if shape_of(source) == "documents":
+        made: Tuples | None = ask(source, rows, progress)
+    else:
+        made = to_tuples(source, rows, job.seed) if by_rows else None
     if source.corpus and (source.corpus.all or not source.by_id):
         judged: list[pl.DataFrame] = []  # of qrels: the passages that a row names
         named = None
@@ -172,7 +186,7 @@ def _shape_whole(job: Job, folder: Path, table_rows: dict[str, int], advance: Ca
             refuse_equal_ids(
                 source, "corpus", pl.concat(one.filter(one.hash().is_in(pl.Series(twice).implode())) for one in again)
             )
-        if source.queries and not source.by_id:
+        if isinstance(source.queries, TextTable) and not source.by_id:
             asked = concat_batches(
                 list(_readable_rows(source, "queries", source.queries, job.base)), f"{place_of(source)} (queries)"
             )
@@ -198,7 +212,11 @@ def _shape_whole(job: Job, folder: Path, table_rows: dict[str, int], advance: Ca
     portion = max(1, len(tuples) * PORTION // max(total_bytes, PORTION))
     for start in range(0, max(1, len(tuples)), portion):
         yield filtered(source, job.filters, made._replace(tuples=tuples.slice(start, portion)), count, lost)
-        made, count, lost = made._replace(dropped=made.dropped.clear(), texts_out=None), 0, []  # counted with the first
+        made, count, lost = (
+            made._replace(dropped=made.dropped.clear(), texts_out=None, poor=None),
+            0,
+            [],
+        )  # counted with the first
 
 
 def _count_rows(source: Source, part: str, table: Table, base: Path, table_rows: dict[str, int]) -> Iterator[pl.DataFrame]:

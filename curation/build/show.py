@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from curation.core.builds import Receipt, receipts
+from curation.core.builds import Receipt, query_origin, receipts
 from curation.core.escape import text_table, visible
 from curation.core.record import DROPPED, render_query
 from curation.core.tables import read_parquet, read_table
@@ -35,12 +35,17 @@ def counts_table(found: dict[str, Receipt]) -> str:
 
 
 def reasons_table(found: dict[str, Receipt]) -> str:
-    """Return one line per reason: rows that made no tuple, tuples dropped, texts removed from tuples that stayed."""
+    """Return one line per reason: rows that made no tuple, tuples dropped, texts removed from tuples that stayed.
+
+    Below are the sources whose queries a model wrote.
+    """
     kinds = (("rows_dropped", "row"), ("dropped", "tuple"), ("texts_out", "text"))
     lines: list[tuple[Any, ...]] = []
     for name, receipt in found.items():
         lines += [(name, what, reason, count) for key, what in kinds for reason, count in receipt[key].items()]
-    return text_table(("source", "left out", "reason", "count"), lines) if lines else "nothing was left out"
+    origins = [f"\n{name}: {origin}" for name, receipt in found.items() if (origin := query_origin(receipt))]
+    table = text_table(("source", "left out", "reason", "count"), lines) if lines else "nothing was left out"
+    return table + "\n" * bool(origins) + "".join(origins)
 
 
 def overlaps_of(build: Path, name: str) -> dict[str, dict[str, int | None]]:
@@ -82,6 +87,7 @@ def records(build: Path, only: Iterable[str], count: int) -> Iterator[dict[str, 
                 "positives": [texts[pid] for pid in row["positives"]],
                 "negatives": [texts[pid] for pid in row["negatives"]],
                 **({"label": row["label"]} if row["label"] is not None else {}),
+                **({"query_origin": "synthetic"} if "synthetic" in receipt else {}),
             }
 
 

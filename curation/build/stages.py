@@ -60,7 +60,18 @@ from curation.shape.numbered import (
 from curation.shape.scores import ANSWERS, with_scores
 
 # what the receipts of later stages repeat of the first one's
-CARRIED = ("rows_in", "rows_used", "rows_dropped", "tuples_made", "merged", "heldout", "inputs", "outside", "shape")
+CARRIED = (
+    "rows_in",
+    "rows_used",
+    "rows_dropped",
+    "tuples_made",
+    "merged",
+    "heldout",
+    "inputs",
+    "outside",
+    "shape",
+    "synthetic",
+)  # the last one where a model wrote the queries
 OVERLAP_COLUMNS = pl.Schema(
     {"source_a": pl.String(), "source_b": pl.String(), "equal": pl.UInt32(), "near": pl.UInt32(), "dropped": pl.UInt32()}
 )
@@ -218,7 +229,7 @@ def clean(job: Job, folder: Path, progress: Progress) -> Receipt:
         "dropped": shaped["dropped"] | reason_counts(pl.concat(drops)),
         "texts_out": shaped["texts_out"] | {name: count for name, count in out.items() if count},
     }
-    return {"source": source.name, **{name: shaped[name] for name in ("instruction", *CARRIED)}, **counts}
+    return {"source": source.name, **{name: shaped[name] for name in ("instruction", *CARRIED) if name in shaped}, **counts}
 
 
 def _more_dropped(stage: Path, *dropped: pl.DataFrame) -> Iterator[pl.DataFrame]:
@@ -355,7 +366,7 @@ def curate(job: Job, folder: Path, progress: Progress) -> Receipt:
     write_parquet(folder / "dropped.parquet", _more_dropped(stage, dropped))
     counts = {"kept": kept, "passages": len(numbers.passages), "dropped": cleaned["dropped"] | reason_counts(dropped)}
     counts["texts_out"] = {reason: count for reason, count in sorted(texts_out.items()) if count}
-    return {**constants, **{name: cleaned[name] for name in CARRIED}, **counts}
+    return {**constants, **{name: cleaned[name] for name in CARRIED if name in cleaned}, **counts}
 
 
 def _of_queries(job: Job, folder: Path, name: str, constants: dict[str, str]) -> None:
@@ -388,6 +399,7 @@ def _constants(job: Job, cleaned: Receipt) -> dict[str, str]:
     signature = f"tuplesmith:{FORMAT}|seed:{job.seed}|shape:{cleaned['shape']}|limit:{source.limit or 'none'}|filters:{used}"
     if job.dedup:
         signature += f"|dedup:{job.dedup.threshold}" + (",across" if job.dedup.across else "")
+    made = {"query_origin": "synthetic"} if "synthetic" in cleaned else {}
     return {
         "source": source.name,
         "task": source.task,
@@ -396,6 +408,7 @@ def _constants(job: Job, cleaned: Receipt) -> dict[str, str]:
         "revision": source.revision or "",
         "license": source.license or "",
         "signature": signature,
+        **made,
     }
 
 

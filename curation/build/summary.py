@@ -51,7 +51,8 @@ def summary_of(
     if (folder / BUILD).exists() and not is_older(folder):
         earlier = read_summary(folder)
     fresh = {
-        name: {key: receipt[key] for key in CONSTANTS + COUNTS} | {"tuples": receipt["kept"]} for name, receipt in curated.items()
+        name: {key: receipt[key] for key in (*CONSTANTS, *COUNTS, "synthetic") if key in receipt} | {"tuples": receipt["kept"]}
+        for name, receipt in curated.items()
     }
     errors = {name: str(error) for name, error in failed.items()}
     names = [source.name for source in manifest.sources]

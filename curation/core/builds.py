@@ -30,6 +30,12 @@ CONSTANTS = ("task", "instruction", "language", "license", "revision")
 COUNTS = ("digest", "rows_in", "tuples_made", "merged", "heldout", "passages")
 
 
+def query_origin(receipt: Receipt) -> str:
+    """Return who wrote the queries of a source, if a language model did; else an empty text."""
+    made = receipt.get("synthetic")
+    return f"synthetic queries: {made['model']} wrote at most {made['per_document']} for each document" if made else ""
+
+
 def read_build(build: Path) -> Any:
     """Return build.json. If it lists no files, it was made by hand and is not checked.
 

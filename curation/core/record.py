@@ -64,7 +64,7 @@ DROPPED = pl.Schema(
     {
         "id": pl.String(),
         "source": pl.String(),
-        "stage": pl.String(),  # read, shape, filter, merge, decontaminate, dedup, pair, mine
+        "stage": pl.String(),  # read, shape, ask, filter, merge, decontaminate, dedup, pair, mine
         "reason": pl.String(),
         "evidence": pl.String(),
         "matched_id": pl.String(),

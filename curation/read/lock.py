@@ -90,7 +90,7 @@ def write_lock(
                         raise refused[source.name]
                     entry = _entry_of(source, path.parent) | {"license": source.license}
                     for part, table in (("corpus", source.corpus), ("queries", source.queries)):
-                        if table:
+                        if isinstance(table, Table):
                             entry[part] = _entry_of(table, path.parent)
                     entries[source.name] = entry
                 except UserError as error:
@@ -144,7 +144,10 @@ def _with_revisions(source: Source, entry: Entry | None, path: Path) -> Source:
         raise SourceError(name, f"is not in {lock}", f"run `curate lock {path} --only {source.name}`")
     update: dict[str, Any] = {}
     parts = [("corpus", source.corpus), ("queries", source.queries)]
-    for part, table, locked in [("", source, entry), *((part, table, entry.get(part) or {}) for part, table in parts if table)]:
+    for part, table, locked in [
+        ("", source, entry),
+        *((part, table, entry.get(part) or {}) for part, table in parts if isinstance(table, Table)),
+    ]:
         where = f"{name} ({part})" if part else name
         for key, value in _question(table).items():
             if value != locked.get(key):

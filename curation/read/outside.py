@@ -11,10 +11,10 @@ from pathlib import Path
 from curation.core.errors import ManifestError, SourceError, UserError
 from curation.read.paths import expand_path, is_outside
 from curation.read.sources import files_outside
-from curation.recipe.addresses import is_of_this_machine, portable
+from curation.recipe.addresses import is_of_this_machine, is_url, portable
 from curation.recipe.evaluation import EvalSet
 from curation.recipe.manifest import Manifest
-from curation.recipe.source import Source, Table
+from curation.recipe.source import Questions, Source, Table
 
 CONFINED = "`--confined` reads nothing there"
 
@@ -26,7 +26,7 @@ def all_tables(manifest: Manifest) -> Iterator[tuple[str, Table]]:
     for where, one in named + [(f"evaluation set '{one.title}'", one) for one in against]:
         yield where, one
         for part, table in (("corpus", one.corpus), ("queries", one.queries)):
-            if table:
+            if isinstance(table, Table):
                 yield f"{where} ({part})", table
 
 
@@ -47,13 +47,16 @@ def read_outside(manifest: Manifest, base: Path) -> dict[str, list[str]]:
     if isinstance(allow, str) and is_outside(base / expand_path(allow, base), base):
         found["decontaminate: allow"] = [allow]
     for where, name in _models(manifest):
-        if is_of_this_machine(name) or (Path(name).exists() and is_outside(Path(name), base)):
+        if is_url(name) or is_of_this_machine(name) or (Path(name).exists() and is_outside(Path(name), base)):
             found[where] = [name]
     return found
 
 
 def _models(manifest: Manifest) -> list[tuple[str, str]]:
+    """Return the models that a manifest names, after the place of each; in place of a server's model the server's address."""
+    asked = [(f"source '{source.name}' (queries)", source.queries) for source in manifest.sources]
     models = (
+        *((where, one.url or one.model) for where, one in asked if isinstance(one, Questions)),
         ("mine: model", manifest.mine and manifest.mine.model),
         ("mine: reranker", manifest.mine and manifest.mine.reranker),
         ("train: model", manifest.train and manifest.train.model),

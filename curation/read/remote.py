@@ -142,7 +142,9 @@ def pinned(table: AnyTable, progress: Progress = silent) -> AnyTable:
             found = at_once(lambda name: files(table, name, advance), urls(table))
         objects = ([StoredObject(one.name, one.version, one.path.stat().st_size) for one in inner] for inner in found)
         made._objects = dict(zip(urls(table), objects, strict=True))
-    parts = {part: pinned(inner, progress) for part in ("corpus", "queries") if (inner := getattr(table, part, None))}
+    parts = {
+        part: pinned(inner, progress) for part in ("corpus", "queries") if isinstance(inner := getattr(table, part, None), Table)
+    }
     return made.model_copy(update=parts) if any(parts[part] is not getattr(table, part) for part in parts) else made
 
 

@@ -85,8 +85,8 @@ class StoredObject(NamedTuple):
     digest: str | None = None  # of its bytes, where a lock file has it
 
 
-def at_once(function: Callable[[Given], Got], items: Sequence[Given]) -> list[Got]:
-    """Return what a function returns for each of some items, AT_ONCE of them at the same time.
+def at_once(function: Callable[[Given], Got], items: Sequence[Given], most: int = AT_ONCE) -> list[Got]:
+    """Return what a function returns for each of some items, `most` of them at the same time.
 
     Raises:
         SourceError: that of the first item with one; what the function does for later items may go on for a while.
@@ -94,7 +94,7 @@ def at_once(function: Callable[[Given], Got], items: Sequence[Given]) -> list[Go
     results: list[Got] = []
     if not items:
         return results
-    with ThreadPool(min(AT_ONCE, len(items))) as pool:  # of daemon threads: nothing waits for them after an error or a signal
+    with ThreadPool(min(most, len(items))) as pool:  # of daemon threads: nothing waits for them after an error or a signal
         answers = pool.imap(function, items)
         while len(results) < len(items):
             with suppress(multiprocessing.TimeoutError):  # polars' handler of SIGINT does not interrupt a longer wait

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Discriminator, Field, PrivateAttr, Tag, model_validator
 
-from curation.recipe.addresses import is_url, portable, public_names
-from curation.recipe.yaml import Name, Section
+from curation.recipe.addresses import is_url, portable, public_names, public_url
+from curation.recipe.yaml import TAG, Name, Section
 
 Reader = Literal[
     "json", "jsonl", "csv", "tsv", "parquet", "arrow", "squad", "xml", "aligned", "lines", "folders",
@@ -20,7 +20,7 @@ ABOUT: Any = {
     **dict.fromkeys(
         ("license_url", "license_checked", "verified", "notes", "substitute_for", "citation", "mteb", "expected_tuples"), True
     ),
-    **{"expected_rows": True, "corpus": {"expected_rows"}, "queries": {"expected_rows"}},
+    **{"expected_rows": True, "corpus": {"expected_rows"}, "queries": {"expected_rows", "url", "timeout", "concurrency"}},
 }
 
 OF_FILES = (
@@ -243,6 +243,50 @@ class Corpus(TextTable):
     )
 
 
+class Questions(Section):
+    """How a language model writes queries for documents that have none."""
+
+    model: str = Field(
+        min_length=1,
+        description="documents without queries: the language model that writes questions about each; a folder, a Hub id or `package:NAME`, or with `url` its name at the server. Only `positive`, `title` and `id` are mapped",
+    )
+    url: str | None = Field(
+        None,
+        description="address of a server with OpenAI's routes, such as `http://localhost:8000/v1`; its key is read from OPENAI_API_KEY. If empty, the model runs on this machine",
+    )
+    prompt: str = Field(
+        "Write {per_document} questions that the document below answers, each of which can be understood without it. "
+        "Answer with the questions alone, one per line.\n\n{document}",
+        description="what the model is asked; `{document}` and `{per_document}` are filled in. Each line of an answer is a question",
+    )
+    per_document: int = Field(2, ge=1, le=100, description="number of questions that are asked for, and the most that are taken")
+    max_chars: int = Field(6000, ge=1, description="characters of a document that the model is shown")
+    max_tokens: int = Field(
+        256, ge=1, description="largest number of tokens of an answer; the last line of a longer one is dropped"
+    )
+    timeout: float = Field(60, gt=0, description="seconds that the server may take for an answer")
+    concurrency: int = Field(8, ge=1, le=1000, description="number of documents that the server is asked about at the same time")
+
+    @property
+    def place(self) -> str:
+        """The model, and where it runs, for messages."""
+        return f"{self.model} at {self.url}" if self.url else f"{self.model} on this machine"
+
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> Questions:
+        if "{document}" not in self.prompt:
+            raise ValueError("'prompt' needs {document}, the place of the document")
+        if self.url and (public_url(self.url) != self.url or not self.url.startswith(("http://", "https://"))):
+            raise ValueError("'url' must begin with http:// or https:// and hold no password; a key belongs into OPENAI_API_KEY")
+        return self
+
+
+def _kind_of_queries(value: Any) -> str:
+    """Return which section a value of `queries` is meant to be: a table, or how questions are made."""
+    asks = isinstance(value, dict) and value.keys() & Questions.model_fields.keys() and not value.keys() & {"path", "files"}
+    return TAG + ("Questions" if asks or isinstance(value, Questions) else "TextTable")
+
+
 class Fields(Section):
     """Which column holds what. The mapped columns decide the shape of the source, see `shape_of`."""
 
@@ -250,7 +294,9 @@ class Fields(Section):
         None,
         description="column of the query, the first sentence, or the text to classify. If queries begin with `Instruct: ...`, new line, `Query: ...`, the instruction is separated from them",
     )
-    title: str | None = Field(None, description="column of a title to put before the query")
+    title: str | None = Field(
+        None, description="column of a title to put before the query; before the document, if a model makes the queries"
+    )
     id: str | None = Field(
         None, description="column of a row's id; ids of tuples become `SOURCE/ID`. If empty, the row's number is used"
     )
@@ -331,7 +377,16 @@ class Source(Table):
         description="qrels: the table of passages. Pairs of query and positive: documents that are nobody's positive, each with an id; `mine: {corpus: all}` searches them too. The name of another source means that one's `corpus`",
         json_schema_extra=lambda schema: cast(list[Any], schema["anyOf"]).append({"type": "string"}),
     )
-    queries: TextTable | None = Field(None, description="qrels: the table of queries")
+    queries: (
+        Annotated[
+            Annotated[TextTable, Tag(TAG + "TextTable")] | Annotated[Questions, Tag(TAG + "Questions")],
+            Discriminator(_kind_of_queries),
+        ]
+        | None
+    ) = Field(
+        None,
+        description="qrels: the table of queries. Documents without queries: which model makes some, `{model: NAME, url: ADDRESS}`",
+    )
     by_id: bool = Field(
         False,
         description="whether rows name texts by id: the columns of positives, negatives or documents hold ids of `corpus`, and that of the query holds ids of `queries`, where the source has these",
@@ -374,6 +429,8 @@ class Source(Table):
         if self.holdout and self.task != "retrieval":
             raise ValueError(f"'holdout' is only for retrieval, and this source's task is {self.task}")
         shape, f = shape_of(self), self.fields
+        if shape == "documents" and self.task != "retrieval":
+            raise ValueError(f"'queries' makes questions for retrieval only, and this source's task is {self.task}")
         pairs = shape in ("pairs", "scored")
         useless = {
             "id": f.id and shape == "qrels",
@@ -386,16 +443,17 @@ class Source(Table):
             "threshold": self.threshold is not None
             and (shape not in ("scored", "qrels", "listed") or (shape == "listed" and f.positive)),
             "corpus": self.corpus and shape not in (("listed", "pairs", "scored") if self.by_id else ("qrels", "pairs")),
-            "queries": self.queries and shape not in (("listed", "pairs", "scored") if self.by_id else ("qrels",)),
-            "by_id": self.by_id and not (self.corpus or self.queries),
+            "queries": self.queries
+            and shape not in (("listed", "pairs", "scored", "documents") if self.by_id else ("qrels", "documents")),
+            "by_id": self.by_id and (shape == "documents" or not (self.corpus or self.queries)),
             "title": f.title and shape == "qrels",
             "skip": self.skip and shape == "qrels",
             "negatives": f.negatives and not pairs,
             "answer": f.answer and not pairs,
             "query": f.query and shape == "qrels",
             "positive": f.positive and shape == "qrels",
-            "label": f.label and shape == "qrels",
-            "score": f.score and shape == "labelled",
+            "label": f.label and shape in ("qrels", "documents"),
+            "score": f.score and shape in ("labelled", "documents"),
             "query_id": f.query_id and shape != "qrels",
             "positive_id": f.positive_id and not (shape == "qrels" or (shape == "pairs" and self.corpus and not self.by_id)),
             "chunk": self.corpus and self.corpus.chunk and self.by_id,
@@ -410,12 +468,16 @@ class Source(Table):
 
 
 def shape_of(source: Source) -> str:
-    """Return the shape that the mapped columns make: pairs, listed, nli, scored, labelled or qrels.
+    """Return the shape that the mapped columns make: pairs, listed, nli, scored, labelled, qrels or documents.
 
     Raises:
         ValueError: the columns fit no shape.
     """
-    f = source.fields
+    f, made = source.fields, isinstance(source.queries, Questions)
+    if made and (f.query or not f.positive):
+        raise ValueError("'queries' with a 'model' is for documents without queries: map 'positive', the text, and no 'query'")
+    if made:
+        return "documents"
     if f.query_id and f.positive_id and source.corpus and source.queries:
         return "qrels"
     if f.query and f.documents and (f.label or f.score or f.positive) and not (f.positive and f.label):
@@ -432,7 +494,8 @@ def shape_of(source: Source) -> str:
         return "labelled"
     raise ValueError(
         "these 'fields' fit no known shape; map query+positive, query+positive+label (NLI), query+positive+score, "
-        "query+label (classification, clustering), query+documents with their label, score or positive, or query_id+positive_id with 'corpus' and 'queries'"
+        "query+label (classification, clustering), query+documents with their label, score or positive, query_id+positive_id with 'corpus' and 'queries', "
+        "or positive alone with a model under 'queries' that makes questions"
     )
 
 

@@ -22,6 +22,7 @@ PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in PLAIN_TYPES}
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 MOST_NODES = 100_000  # a recipe is small; an alias bomb is not
 Place = tuple[str | int, ...]
+TAG = "="  # begins the names of sections between which a key's value chooses, in places of pydantic's errors
 
 
 @dataclass
@@ -177,7 +178,8 @@ def checked(model: type[S], document: Document) -> S:
     unknown = [one for one in mistakes if one["type"] == "extra_forbidden"]
     found: dict[tuple[str, object], ManifestError] = {}
     for mistake in unknown + [one for one in mistakes if one not in unknown]:
-        place: Place = tuple(mistake["loc"])
+        tagged: Place = tuple(mistake["loc"])
+        place = tuple(part for part in tagged if not str(part).startswith(TAG))
         missing = mistake["type"] == "missing"
         if missing and any(
             did_you_mean(str(one["loc"][-1]), [str(place[-1])]) for one in unknown if one["loc"][:-1] == place[:-1]
@@ -185,20 +187,20 @@ def checked(model: type[S], document: Document) -> S:
             continue  # its misspelling is reported
         where = document.where(place)
         # a value that fits none of several types has one mistake per type, of which the first is reported
-        found.setdefault((where, place if missing else None), ManifestError(where, _sentence(model, mistake, place)))
+        found.setdefault((where, place if missing else None), ManifestError(where, _sentence(model, mistake, place, tagged)))
     first, *others = found.values()
     raise ManifestError(first.where, first.what, first.hint, others)
 
 
-def _sentence(model: type[BaseModel], error: Any, place: Place) -> str:
-    """Return one of pydantic's errors as a sentence."""
+def _sentence(model: type[BaseModel], error: Any, place: Place, tagged: Place) -> str:
+    """Return one of pydantic's errors as a sentence; `tagged` is its place with the names of sections that were chosen."""
     key = str(place[-1]) if place else ""
     kind, got = error["type"], error.get("input")
     if kind == "extra_forbidden":
-        known = _section_at(model, place[:-1]).model_fields
+        known = _section_at(model, tagged[:-1]).model_fields
         return f"unknown key '{key}'" + (did_you_mean(key, known) or f"; known keys: {listed(known, 30)}")
     if kind == "missing" and isinstance(place[-1], int):  # of a list whose length is given
-        wanted = len(get_args(_section_at(model, place[:-2]).model_fields[str(place[-2])].annotation))
+        wanted = len(get_args(_section_at(model, tagged[:-2]).model_fields[str(place[-2])].annotation))
         return f"{_readable(place[:-1])}: {len(got)} of {wanted} values are given"
     if kind == "too_long":
         return f"{_readable(place)}: {len(got)} values are given, but only {error['ctx']['max_length']} are allowed"
@@ -230,12 +232,20 @@ def _readable(place: Place) -> str:
 def _section_at(model: type[BaseModel], place: Place) -> type[BaseModel]:
     """Return the class of the section at a place of the manifest."""
     named = False  # whether the next part is a name that the user chose
+    sections: list[type[BaseModel]] = []  # between which the next part chooses, if it is tagged
     for part in place:
         if isinstance(part, int) or named:
             named = False
             continue
+        if part.startswith(TAG):
+            model = next(option for option in sections if option.__name__ == part.removeprefix(TAG))
+            continue
         annotation = model.model_fields[part].annotation
         named = get_origin(annotation) is dict
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+        sections, options = [], [annotation]
+        while options:  # inside of unions, lists and annotations
+            option = options.pop(0)
+            options = [*getattr(option, "__args__", ()), *options]
+            sections += [option] if isinstance(option, type) and issubclass(option, BaseModel) else []
+        model = sections[0]
     return model

@@ -16,7 +16,7 @@ import polars as pl
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from curation.core.builds import Receipt, check_beside, checked_stage, read_summary
+from curation.core.builds import Receipt, check_beside, checked_stage, query_origin, read_summary
 from curation.core.errors import listed
 from curation.core.escape import as_html, visible
 from curation.core.record import ORIGINS
@@ -177,6 +177,7 @@ def _collected(
     """Return all that the page shows of one source."""
     stage, receipt, seed = folder / "curated" / name, receipts[name], summary["seed"]
     facts = receipt | summary["sources"][name]
+    facts["notes"] = ". ".join(note for note in (query_origin(receipt), facts.get("notes")) if note)
     dropped = read_parquet(stage / "dropped.parquet", ["id", "stage", "reason"])
     # COUNT_NAMES: rows, unused, tuples, passages and the six fates of tuples; the fates add up to the tuples
     stages = dict(dropped.select("reason", "stage").unique("reason").iter_rows())

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 import polars as pl
 
 from curation.core.errors import SourceError, listed
-from curation.recipe.source import Source, TextTable
+from curation.recipe.source import Questions, Source, TextTable
 from curation.shape.columns import column, ids_and_texts, place_of, unpacked
 from curation.shape.shapes import negative_columns
 
@@ -34,6 +34,7 @@ def texts_for_ids(
     """
     if not source.by_id:
         return source, rows
+    assert not isinstance(source.queries, Questions)
     f = source.fields
     negatives = negative_columns(source, rows) if source.corpus else list(f.negatives)
     of_corpus = [name for name in (f.positive, f.documents, *negatives) if name]

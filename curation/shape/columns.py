@@ -46,6 +46,7 @@ class Tuples(NamedTuple):
     instruction: str = ""  # the source's, or else the one its queries begin with
     scores: pl.DataFrame | None = None  # `scores.SCORES`, if the source has them
     texts_out: dict[str, int] | None = None  # texts left out of tuples, by reason, other than those removed by filters
+    poor: pl.DataFrame | None = None  # DROPPED, further tuples, which the shape itself drops
 
 
 def place_of(source: Source) -> str:

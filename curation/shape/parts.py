@@ -189,6 +189,8 @@ def filtered(
     texts_out = Counter(out) + Counter(made.texts_out or {})
     left, dropped = renumbered(left, place), compact(made.dropped)
     tuples, instruction = len(made.tuples), made.instruction
+    if made.poor is not None:
+        tuples, poor = tuples + len(made.poor), pl.concat([made.poor, poor])
     return Filtered(
         rows, tuples, lost, dropped, compact(poor), ids, instruction, texts_out, left, place[extra], texts.at(some), facts
     )

@@ -64,7 +64,7 @@ def to_tuples(
     if shape == "qrels":
         assert corpus is not None
         assert queries is not None
-        assert source.queries is not None
+        assert isinstance(source.queries, TextTable)
         made = _shape_qrels(source, rows, seed, corpus, queries)
         return made._replace(instruction=instruction_of(source, queries[source.queries.fields.text]))
     assert source.fields.query is not None
@@ -212,7 +212,7 @@ def _shape_nli(source: Source, rows: pl.DataFrame) -> Tuples:
 def _shape_qrels(source: Source, rows: pl.DataFrame, seed: int, corpus: pl.DataFrame, queries: pl.DataFrame) -> Tuples:
     f = source.fields
     assert source.corpus is not None
-    assert source.queries is not None
+    assert isinstance(source.queries, TextTable)
     passages = chunked(texts_with_ids(source, "corpus", source.corpus, corpus), source.corpus.chunk)
     asked = texts_with_ids(source, "queries", source.queries, queries)
     refuse_equal_ids(source, "queries", asked["id"])

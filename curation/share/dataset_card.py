@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from curation.core.builds import Receipt
+from curation.core.builds import Receipt, query_origin
 from curation.core.card import LICENSE_NAME, LICENSES, size_of, with_yaml
 from curation.core.escape import Markdown, as_code, as_link, as_markdown, markdown_table
 from curation.recipe.licenses import claim
@@ -116,6 +116,10 @@ def dataset_card(
         "config", "dataset", "revision", "licence", "task", "rows in", "tuples kept", "with negatives", "rows here", "negatives",
     )  # fmt: skip
     body += ["## Sources", "", markdown_table(head, lines), ""]
+    synthetic = [(name, origin) for name, one in made.items() if (origin := query_origin(one["curated"]))]
+    for name, origin in synthetic:
+        prompt = made[name]["curated"]["synthetic"]["prompt"]
+        body += [f"{as_code(name)} has {as_markdown(origin)}. No person asked them. It was asked: {as_code(prompt)}", ""]
     for name in allowed:
         entry = entries[name]
         doubts = [] if entry["verified"] else [f"not verified ({entry['notes']})"]
@@ -274,7 +278,12 @@ def _card_head(
         "pretty_name": repo.partition("/")[2],
         "task_categories": ["text-retrieval", "feature-extraction", "sentence-similarity"],
         "size_categories": [size_of(sum(one["rows"] for one in made.values()))],
-        "tags": ["sentence-transformers", "embeddings", "tuplesmith"],
+        "tags": [
+            "sentence-transformers",
+            "embeddings",
+            "tuplesmith",
+            *["synthetic"] * any("synthetic" in one["curated"] for one in made.values()),
+        ],
         **({"source_datasets": hub} if hub else {}),
         "configs": configs,
         "dataset_info": [

@@ -287,13 +287,15 @@ def _published_rows(
     folder = build / ("mined" if n else "curated") / source
     columns_there = pl.read_parquet_schema(tables.table_files(folder, "pairs")[0])  # mined format 3 had no `positive_origin`
     of_positives = [origins("positive_origin", POSITIVE_ORIGINS)] if "positive_origin" in columns_there else []
+    of_queries = [pl.lit("synthetic").alias("query_origin")] if "synthetic" in receipt else []
     # the further columns; those of mined tables only if there are negatives
     ids = [pl.col("id"), pl.col("positive_ids").list.first().alias("passage_id")]
     groups = {
         "positives": [pl.col("positives")],
         "ids": ids + ([pl.col("negative_ids")] if n else []),
         "scores": [pl.col("positive_score"), pl.col("negative_scores"), pl.col("negative_ranks").list.head(n)] if n else [],
-        "provenance": [pl.col("label"), *of_positives] + ([origins("negative_origin", ORIGINS).list.head(n)] if n else []),
+        "provenance": [pl.col("label"), *of_queries, *of_positives]
+        + ([origins("negative_origin", ORIGINS).list.head(n)] if n else []),
     }
     further = [expression for name in groups if name in columns for expression in groups[name]]
     read = [
