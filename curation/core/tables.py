@@ -223,6 +223,12 @@ def parquet_rows(file: IO[bytes]) -> int:
         return int(pq.ParquetFile(file).metadata.num_rows)
 
 
+def parquet_columns(file: IO[bytes]) -> list[str]:
+    """Return the columns of a parquet file; only its footer is read."""
+    with file:
+        return list(pq.ParquetFile(file).schema_arrow.names)
+
+
 def parquet_frames(source: Path | IO[bytes], rows: int, far: bool = False) -> Iterator[pl.DataFrame]:
     """Yield the rows of a parquet file, or of a seekable open one, in batches; only what is consumed is read.
 

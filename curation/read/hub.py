@@ -16,6 +16,7 @@ from typing import IO, Any
 from curation.core.errors import SourceError, did_you_mean, explain_refusal, listed
 from curation.core.hub import http_library, retrying, temporary_failure
 from curation.core.store import atomic, digest_of
+from curation.core.tables import parquet_columns
 from curation.read.rows import File
 from curation.recipe.source import Table
 
@@ -91,6 +92,33 @@ def file_names(table: Table, commit: str) -> list[str]:
         names = sorted(huggingface_hub.HfApi().list_repo_files(str(table.path), repo_type="dataset", revision=commit))
     write_answer(answer, names)
     return names
+
+
+@retrying
+def names_its_data(table: Table) -> bool:
+    """Return whether the card of a dataset says which files are its data.
+
+    Raises:
+        SourceError: the dataset does not exist, or the Hub cannot be asked.
+    """
+    with hub_errors(table):
+        import huggingface_hub
+
+        card = huggingface_hub.HfApi().dataset_info(str(table.path), revision=table.revision).card_data
+        return bool(card and card.get("configs"))
+
+
+@retrying
+def columns_of(table: Table, commit: str, name: str) -> list[str]:
+    """Return the columns of a parquet file of a dataset at a commit; only the file's footer is fetched.
+
+    Raises:
+        SourceError: the file cannot be read.
+    """
+    with hub_errors(table):
+        import huggingface_hub
+
+        return parquet_columns(huggingface_hub.HfFileSystem().open(f"datasets/{table.path}@{commit}/{name}", "rb"))
 
 
 @retrying

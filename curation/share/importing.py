@@ -22,6 +22,7 @@ import yaml
 
 from curation.core import store
 from curation.core.errors import ManifestError, SourceError, listed
+from curation.read import hub
 from curation.read.dataset import config_splits
 from curation.read.lock import hub_facts
 from curation.read.mapping import add_missing_columns, matching_columns
@@ -239,7 +240,8 @@ def _here(path: Path, base: Path) -> Iterator[Candidate]:
         yield from of_folder(folder, base)
     groups: dict[tuple[str, ...], list[Path]] = {}
     for one in files:
-        groups.setdefault(_group(one, inner), []).append(one)
+        key = (one.stem, "", one.suffix, str(one)) if _receipt(one) else _group(one.relative_to(inner))
+        groups.setdefault(key, []).append(one)
     for (name, kind, *_), paths in groups.items():
         held_out = kind not in ("", "train")
         called = f"{name or _named(path.resolve().name)}{f'-{kind}' if held_out else ''}"
@@ -268,14 +270,12 @@ def _hint(files: list[Path]) -> str:
     return "name a file, such as data/train.parquet"
 
 
-def _group(file: Path, top: Path) -> tuple[str, ...]:
+def _group(file: Path) -> tuple[str, ...]:
     """Return a file's dataset, purpose, ending and name without shard numbers: files with equal ones are one source."""
-    parts = [*file.relative_to(top).parent.parts, file.stem]
-    if _receipt(file):
-        return (file.stem, "", file.suffix, str(file))
+    parts = [*file.parent.parts, file.stem]
     kind = next((found for part in reversed(parts) if (found := _split_kind(part))), "")
     name = "-".join(bare for part in parts if part != "data" and (bare := _bare(part)))
-    return (name, kind, file.suffix, re.sub(r"-\d{5}-of-\d{5}.*", "", str(file.relative_to(top))))
+    return (name, kind, file.suffix, re.sub(r"-\d{5}-of-\d{5}.*", "", str(file)))
 
 
 def _beir(folder: Path, base: Path) -> Iterator[Candidate]:
@@ -513,6 +513,13 @@ def _on_the_hub(id_: str) -> Iterator[Candidate]:
     is_beir = {"corpus", "queries"} <= set(splits)
     is_ids = {"documents", "queries"} <= set(splits)
     configs = [name for name in splits if name not in ("corpus", "queries", "documents" if is_ids else "corpus")]
+    if configs == ["default"]:
+        table = Table.model_validate({"path": id_})
+        table = table.model_copy(update={"revision": hub.dataset_commit(table)})
+        names = [] if hub.names_its_data(table) else hub.file_names(table, str(table.revision))
+        if len({_group(Path(name))[0] for name in names if name.endswith(".parquet")}) > 1:
+            yield from _by_file(table, names)
+            return
     for config in configs:
         of_config = _split_kind(config).replace("train", "")  # a config `train` may have a test split
         kinds = {split: of_config or _split_kind(split) for split in splits[config]}
@@ -545,6 +552,33 @@ def _on_the_hub(id_: str) -> Iterator[Candidate]:
                 yield Candidate("", common, True, f"left out, for development or tests by its name: {error}")
                 continue
             yield Candidate(form, common | entry, held_out, note)
+
+
+def _by_file(table: Table, names: list[str]) -> Iterator[Candidate]:
+    """Yield each dataset of a repository that holds several, each in files of its own, as F2LLM-v2's trainer reads them.
+
+    Such a repository has no configs, and the library `datasets` would put all files together, or take those alone that are
+    named for a split.
+    """
+    id_, commit, groups = str(table.path), str(table.revision), dict[tuple[str, ...], list[str]]()
+    for name in names:
+        if name.endswith(".parquet"):
+            groups.setdefault(_group(Path(name)), []).append(name)
+    license = hub_facts(table.model_copy(update={"files": next(iter(groups.values()))})).license
+    for (name, kind, *_), files in groups.items():
+        held_out = kind not in ("", "train")
+        called = _named((name or id_.rpartition("/")[2]) + (f"-{kind}" if held_out else ""))
+        keys: Keys = {"name": called, "task": "retrieval", **({"license": license} if license else {}), "path": id_}
+        keys |= {"revision": commit, "files": files}
+        try:
+            form, entry, note = _format_of(called, f"{id_}/{files[0]}", hub.columns_of(table, commit, files[0]), lines=False)
+            yield Candidate(form, keys | entry, held_out, note)
+        except SourceError as error:  # such as tokens in place of texts
+            yield Candidate("", keys, True, f"left out: {error}")
+    if others := [name for name in names if name.endswith((*OTHER_DATA, ".jsonl"))]:
+        yield Candidate(
+            "", {"name": _named(id_.rpartition("/")[2])}, True, f"left out, as the data is parquet: {listed(others, 4)}"
+        )
 
 
 def _named(text: str) -> str:

@@ -98,7 +98,7 @@ def nemo(folder: Path) -> dict[str, Any]:
     return {"files": "train.json", "records": "data", "fields": fields, "corpus": CORPUS}
 
 
-def f2llm_v2(folder: Path) -> dict[str, Any]:
+def flat(folder: Path) -> dict[str, Any]:
     columns = {"query": list(QUERIES.values()), "passage": [RIGHT[name][0] for name in QUERIES]}
     columns |= {f"negative_{n + 1}": [WRONG[name][n] for name in QUERIES] for n in range(2)}
     pl.DataFrame(columns).write_parquet(folder / "rows.parquet")
@@ -106,7 +106,7 @@ def f2llm_v2(folder: Path) -> dict[str, Any]:
     return {"files": "rows.parquet", "fields": fields, "corpus": CORPUS}
 
 
-LAYOUTS = {"lighton": lighton, "tevatron": tevatron, "nemo": nemo, "f2llm-v2": f2llm_v2}
+LAYOUTS = {"lighton": lighton, "tevatron": tevatron, "nemo": nemo, "flat": flat}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 
+import polars as pl
 import yaml
 
 from tests.curation.share.small_published import start
@@ -105,3 +107,60 @@ def test_tuples_of_ids_as_lighton_publishes_them(tmp_path):
     (source,) = yaml.safe_load((tmp_path / "m.yaml").read_text())["sources"]
     assert source["revision"] == source["corpus"]["revision"] == commit
     assert tuples_of(tmp_path / "b", "marco") == {"acorn tree": ([texts["d1"]], [texts["d3"], texts["d2"]])}
+
+
+def parquet(rows):
+    file = io.BytesIO()
+    pl.DataFrame(rows).write_parquet(file)
+    return file.getvalue()
+
+
+def test_a_file_per_dataset_as_f2llm_v2_is_downloaded(tmp_path):
+    """The layout that F2LLM-v2's tokenize_data_qwen.py reads: a parquet per dataset, of texts, with 24 negatives or one."""
+    asked = "Instruct: Given a question, find the answer\nQuery: "
+    pair = [{"query": f"{asked}tree {n}?", "passage": f"an oak {n}"} for n in range(4)]
+    hard = [row | {f"negative_{k}": f"fern {n}-{k}" for k in range(1, 25)} for n, row in enumerate(pair)]
+    label = [{"query": f"dull {n}", "passage": "bad film", "negative_1": "good film"} for n in range(4)]
+    tokens = [{"query_input_ids": [1, 2], "passage_input_ids": "msmarco_0", "negative_1_input_ids": "msmarco_1"}]
+    files = {
+        "README.md": "---\nlicense: apache-2.0\n---\n",
+        "msmarco.parquet": parquet(hard),
+        "imdb.parquet": parquet(label),
+        "nq-00000-of-00002.parquet": parquet(hard[:2]),
+        "nq-00001-of-00002.parquet": parquet(hard[2:]),
+        "wiki_test.parquet": parquet(hard[:1]),
+        "msmarco_query.parquet": parquet(tokens),
+        "notes.csv": "a,b\n",
+    }
+    with hub(tmp_path / "hub") as server:
+        commit = server.put("datasets", "codefuse-ai/F2LLM-v2", files)
+        for words in (
+            ("import", "codefuse-ai/F2LLM-v2", "-o", tmp_path / "m.yaml"),
+            ("build", tmp_path / "m.yaml", "-o", tmp_path / "b", "-q"),
+        ):
+            process = start(server, *words)
+            out, errors = process.communicate(timeout=240)
+            assert process.returncode == 0, errors
+            if words[0] == "import":
+                said, notes = out, errors
+    assert said.splitlines() == ["imdb: f2llm", "msmarco: f2llm", "nq: f2llm"]
+    assert "wiki-test: for development or tests by its name, so not trained on; its texts are removed from the sources\n" in notes
+    assert (
+        "msmarco_query: left out: codefuse-ai/F2LLM-v2/msmarco_query.parquet: has columns of no known format: query_input_ids"
+        in notes
+    )
+    assert "f2llm-v2: left out, as the data is parquet: notes.csv\n" in notes
+    found = yaml.safe_load((tmp_path / "m.yaml").read_text())
+    assert {one["name"]: one["files"] for one in found["sources"]} == {
+        "imdb": ["imdb.parquet"],
+        "msmarco": ["msmarco.parquet"],
+        "nq": ["nq-00000-of-00002.parquet", "nq-00001-of-00002.parquet"],
+    }
+    assert {(one["revision"], one["license"], one["path"]) for one in found["sources"]} == {
+        (commit, "apache-2.0", "codefuse-ai/F2LLM-v2")
+    }
+    for name in ("msmarco", "nq"):
+        assert tuples_of(tmp_path / "b", name) == {
+            f"tree {n}?": ([f"an oak {n}"], [f"fern {n}-{k}" for k in range(1, 25)]) for n in range(1, 4)
+        }  # tree 0 is in the evaluation set
+    assert tuples_of(tmp_path / "b", "imdb") == {f"dull {n}": (["bad film"], ["good film"]) for n in range(4)}
