@@ -46,7 +46,7 @@ from training.model.load import check_trains
 from training.model.model import Model, notes_of
 from training.start import model_folder, model_of, start_from
 from training.step import Ready, add_gradients, batch_for, costs, learning_rate, total_steps, warmup_steps
-from training.tokens import Source, load_sources, mined_sources
+from training.tokens import load_sources, mined_sources
 from training.validation import Validation
 from training.vectors import places_of
 from training.zero import DeepSpeed
@@ -190,7 +190,7 @@ def _train(
         say("the layers are compiled (torch.compile), so the first steps take longer")
 
     # The steps, after the lines on what may surprise.
-    for line in [*_notes(recipe, sources, total, backend.world), *notes, *validation.prompts(model, recipe)]:
+    for line in [*_notes(recipe, plan, total, backend.world), *notes, *validation.prompts(model, recipe)]:
         say(line)
     described = {**run, **circumstances, **({"from_folder": str(start.resolve())} if start else {})}
     done = loop(plan, recipe, backend, validation, first, total, out, described, tensorboard, say)
@@ -249,11 +249,15 @@ def compiles(backend: Backend, steps: int) -> bool:
     return steps * weights >= WORTH_COMPILING
 
 
-def _notes(recipe: Train, sources: Sequence[Source], total: int, world: int) -> Iterator[str]:
+def _notes(recipe: Train, plan: Plan, total: int, world: int) -> Iterator[str]:
     """Yield lines about settings whose effect may surprise."""
     if recipe.warmup != warmup_steps(recipe, total):
         yield f"a warm-up of {recipe.warmup} steps does not fit into {total} steps; using {warmup_steps(recipe, total)}"
-    for source in sources:
+    for source, wanted in zip(plan.sources, plan.negatives, strict=True):
+        short = int((np.diff(source.negative_starts) < wanted).sum())
+        if short and source.task != "classification":  # which has one, the other label
+            many = f"{short:,} of {len(source):,} tuples have fewer than {wanted} negatives"
+            yield f"{source.name}: {many}, and are trained with those that they have"
         if source.further_positives:
             many = f"{source.further_positives:,} positives besides the first of each of {len(source):,} queries"
             yield f"{source.name} has {many}: {OTHER_POSITIVES[recipe.positives]}"

@@ -218,6 +218,20 @@ def test_a_loss_that_is_no_number_stops_with_the_tuples_and_spares_the_checkpoin
     assert not (tmp_path / "model").exists()
 
 
+def test_tuples_with_fewer_negatives_than_the_recipe_wants_are_reported(model, build, tmp_path):
+    """A classification, such as `mood`, always has one."""
+    few = "tuples have fewer than 6 negatives, and are trained with those that they have"
+    lines = list[str]()
+    train(build, recipe(model, negatives=6, steps=1), out=tmp_path / "a", say=lines.append)
+    assert [line for line in lines if "negatives" in line] == [f"pairs: 40 of 40 {few}"]
+    lines.clear()
+    train(build, recipe(model, negatives=5, steps=1), out=tmp_path / "b", say=lines.append)
+    assert not [line for line in lines if "negatives" in line]
+    own = {"pairs": {"negatives": 0}}
+    train(build, recipe(model, negatives=6, steps=1, sources=own), out=tmp_path / "c", say=lines.append)
+    assert not [line for line in lines if "negatives" in line]
+
+
 def test_the_first_loss_equals_one_text_at_a_time(undisturbed, model, build):
     rule, loaded = recipe(model), load_model(model, max_tokens=32, device="cpu")
     plan = Plan(load_sources(build, loaded, "auto"), 42, rule)
