@@ -38,6 +38,8 @@ def write_report(run: Path) -> Path:
     """
     if (run / store.TIMINGS).exists():  # the run is finished
         known = store.read_sealed(run / store.TIMINGS, RESTART).get("files", {}).get("log.jsonl")
+        if known and not (run / "log.jsonl").is_file():
+            raise BuildError(run / "log.jsonl", "was removed since the run ended", RESTART)
         if known and store.file_digest(run / "log.jsonl") != known:
             raise BuildError(run / "log.jsonl", "was changed since the run ended (its digest is not timings.json's)", RESTART)
     lines = list(read_log(run / "log.jsonl"))

@@ -431,6 +431,13 @@ def test_a_run_is_no_model_and_a_build_no_run(made):
         report.write_report(made / "build")
 
 
+def test_the_log_of_a_finished_run_that_was_removed_is_named(made, tmp_path):
+    shutil.copytree(made / "build/train", tmp_path / "train")
+    (tmp_path / "train/log.jsonl").unlink()
+    with pytest.raises(BuildError, match=r"log\.jsonl: was removed since the run ended; `train --restart` repeats the run"):
+        report.write_report(tmp_path / "train")
+
+
 def test_a_receipt_nested_too_deep_is_one_line(made, tmp_path):
     (tmp_path / "build.json").write_text("[" * 100_000)
     with pytest.raises(BuildError, match="build.json: not readable as JSON"):
