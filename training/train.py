@@ -236,16 +236,12 @@ def check_fits(model: Model, recipe: Train) -> None:
 def compiles(backend: Backend, steps: int) -> bool:
     """Return whether so many steps are worth compiling the layers: on a GPU, unless DeepSpeed may share the weights out.
 
-    Padded models and LoRA's layers were not tried, so they are not compiled.
+    Padded models were not tried, so they are not compiled.
     """
-    if (
-        not isinstance(backend, Torch)
-        or backend.device.type != "cuda"
-        or backend.model.padded
-        or backend.model.adapter is not None
-    ):
+    if not isinstance(backend, Torch) or backend.device.type != "cuda" or backend.model.padded:
         return False
-    weights = sum(one.numel() for name, one in backend.weights.items() if "embed" not in name)
+    # LoRA trains few weights, and computes with all
+    weights = sum(one.numel() for name, one in backend.model.backbone.named_parameters() if "embed" not in name)
     return steps * weights >= WORTH_COMPILING
 
 

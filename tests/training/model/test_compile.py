@@ -11,12 +11,15 @@ import transformers
 from tiny_models import CONFIGS, tiny_folder
 from torch._dynamo.utils import counters
 
+from curation.recipe.settings import Lora
 from training.backend import Torch, checkpoint_layers
+from training.lora import add_lora
 from training.model import attention, encode
 from training.model.attention import PACKED, VARLEN, packed_inputs
 from training.model.compile import compile_layers, tokens_worth_compiling
 from training.model.device import capability_of
 from training.model.encode import load_encoder
+from training.model.load import load_model
 from training.train import compiles
 from training.zero import DeepSpeed
 
@@ -112,6 +115,23 @@ def test_compiled_layers_give_the_same_numbers_from_one_graph_whatever_the_batch
     assert not counters["graph_break"]
 
 
+@pytest.mark.long
+def test_compiled_layers_with_lora_give_the_same_numbers(gpu_path, tmp_path):
+    model = load_model(str(tiny_folder("qwen3", tmp_path / "model")), device="cpu")
+    add_lora(model, Lora(rank=4, alpha=8, targets="auto"))
+    for name, weight in model.backbone.named_parameters():
+        if "lora_B" in name:  # else the pairs of matrices add nothing
+            torch.nn.init.normal_(weight, std=0.1)
+    plain = [computed(model.backbone, seed) for seed in range(5)]
+    assert plain[0][1]
+    assert all("lora_" in name for name in plain[0][1])
+    compile_layers(model.backbone, "aot_eager")
+    for seed in range(5):
+        same(computed(model.backbone, seed), plain[seed], 1e-5)
+    assert counters["stats"]["unique_graphs"] == 2  # what the first layer gets has no gradients
+    assert not counters["graph_break"]
+
+
 def test_compiled_layers_honour_activation_checkpointing(gpu_path):
     backbone = backbone_of("qwen3")
     plain = [computed(backbone, seed) for seed in range(3)]
@@ -197,8 +217,8 @@ def test_the_tokens_that_are_worth_compiling_grow_as_layers_shrink():
 
 def test_long_runs_on_a_gpu_compile_their_layers():
     backend = object.__new__(Torch)
-    backend.model = SimpleNamespace(padded="", adapter=None)
-    backend.weights = {"embed_tokens": torch.empty(10**9, device="meta"), "layers.0": torch.empty(440_000_000, device="meta")}
+    weights = {"embed_tokens": torch.empty(10**9, device="meta"), "layers.0": torch.empty(440_000_000, device="meta")}
+    backend.model = SimpleNamespace(padded="", backbone=SimpleNamespace(named_parameters=weights.items))
     for device, steps, expected in (("cuda", 114, True), ("cuda", 113, False), ("cpu", 1_000, False)):
         backend.device = torch.device(device)
         assert compiles(backend, steps) == expected
