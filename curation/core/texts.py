@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import xxhash
 
 from curation.core.errors import BuildError
@@ -229,8 +230,9 @@ def _portions(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
 
 def binary_keys(hashes: np.ndarray) -> pl.Series:
     """Return (n, 2) u64 hashes as 16 bytes each."""
-    whole = np.ascontiguousarray(hashes).tobytes()
-    return pl.Series("key", [whole[at : at + 16] for at in range(0, len(whole), 16)], dtype=pl.Binary)
+    ends = np.arange(0, 16 * len(hashes) + 1, 16, dtype=np.int64)
+    data = pa.py_buffer(np.ascontiguousarray(hashes))
+    return pl.Series("key", pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(hashes), [None, pa.py_buffer(ends), data]))
 
 
 def first_equal(hashes: np.ndarray) -> np.ndarray:
