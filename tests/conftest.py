@@ -1,4 +1,4 @@
-"""What every test shares: offline, single-threaded polars, and the place of the shared datasets."""
+"""What every test shares: offline, one thread of torch, and the place of the shared datasets."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tests.commands import Commands, commands
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes share two processors; torch's idle threads wait by spinning
 
 settings.register_profile("facts", deadline=None)  # tests assert facts, not times
 settings.load_profile("facts")
