@@ -241,7 +241,7 @@ def compiles(backend: Backend, steps: int) -> bool:
     if not isinstance(backend, Torch) or backend.device.type != "cuda" or backend.model.padded:
         return False
     # LoRA trains few weights, and computes with all
-    weights = sum(one.numel() for name, one in backend.model.backbone.named_parameters() if "embed" not in name)
+    weights: int = sum(one.numel() for name, one in backend.model.backbone.named_parameters() if "embed" not in name)
     return steps * weights >= WORTH_COMPILING
 
 
