@@ -50,3 +50,11 @@ def texts_of(buffers: Buffers) -> pl.Series:
     """Return the texts of buffers, without a copy."""
     data, starts = buffers
     return pl.Series(pa.LargeStringArray.from_buffers(len(starts) - 1, pa.py_buffer(starts), pa.py_buffer(data)))
+
+
+def bytes_of(buffers: Buffers) -> pl.Series:
+    """Return the values of buffers as Binary, without a copy."""
+    data, starts = buffers
+    return pl.Series(
+        pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(starts) - 1, [None, pa.py_buffer(starts), pa.py_buffer(data)])
+    )

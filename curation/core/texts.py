@@ -16,11 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import xxhash
 
 from curation.core.errors import BuildError
-from curation.core.jit import Buffers, buffers_of, texts_of
+from curation.core.jit import Buffers, buffers_of, bytes_of, texts_of
 from curation.core.record import composed
 from curation.core.text import normalised
 
@@ -231,8 +230,7 @@ def _portions(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
 def binary_keys(hashes: np.ndarray) -> pl.Series:
     """Return (n, 2) u64 hashes as 16 bytes each."""
     ends = np.arange(0, 16 * len(hashes) + 1, 16, dtype=np.int64)
-    data = pa.py_buffer(np.ascontiguousarray(hashes))
-    return pl.Series("key", pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(hashes), [None, pa.py_buffer(ends), data]))
+    return bytes_of(Buffers(np.ascontiguousarray(hashes).reshape(-1).view(np.uint8), ends)).alias("key")
 
 
 def first_equal(hashes: np.ndarray) -> np.ndarray:
