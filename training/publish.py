@@ -16,7 +16,7 @@ from curation.core.builds import read_build
 from curation.core.card import card_problems, with_yaml, yaml_text
 from curation.core.errors import ModelError
 from curation.core.escape import as_block, as_code, as_markdown, markdown_table, visible
-from curation.core.hub import MARK, Piece, listing
+from curation.core.hub import MARK, Piece, check_name, listing
 from curation.recipe.mteb_boards import BOARD_HEAD, board_lines, zero_shot
 from training.model.files import check_model
 from training.model.sentence_folder import POOLING_FLAGS
@@ -57,7 +57,9 @@ def plan_upload(folder: Path, repo: str, license: str = "unknown", datasets: tup
 
     Raises:
         ModelError: the folder has no complete model, or the Hub would refuse the card.
+        HubError: no repository can have such a name.
     """
+    check_name(repo)
     model = folder / "model" if (folder / "model" / "modules.json").is_file() else folder
     missing = [name for name in ("modules.json", "config.json") if not (model / name).is_file()]
     if not missing and not list(model.glob("*.safetensors")):

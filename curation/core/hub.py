@@ -128,6 +128,18 @@ def _hub_errors(repo: str) -> Iterator[None]:
         raise HubError(repo, what, "run the same command again") from None
 
 
+def check_name(repo: str) -> None:
+    """Refuse a name that no repository can have, without asking the Hub.
+
+    Raises:
+        HubError: it is not of the form ORG/NAME, or has characters that the Hub does not allow.
+    """
+    with _hub_errors(repo):
+        import_module("huggingface_hub.utils").validate_repo_id(repo)
+    if "/" not in repo:
+        raise HubError(repo, "is not a valid name on the Hub (it names no user or organisation)", "use the form ORG/NAME")
+
+
 class Piece(NamedTuple):
     """A file to publish: its path or its bytes, its size and its digest."""
 

@@ -163,7 +163,7 @@ def _state(folder: Path) -> str:
     look = [
         LAYOUT,
         versions()["tuplesmith"],
-        file_digest(folder / "manifest.yaml"),
+        file_digest(folder / "manifest.yaml") if (folder / "manifest.yaml").is_file() else "",  # `render` names its absence
         file_digest(TEMPLATE),
         file_digest(BOARDS_FILE),
     ]

@@ -217,6 +217,8 @@ def _here(path: Path, base: Path) -> Iterator[Candidate]:
     if path.is_file():
         yield _of_files(path, [path], _named(path.stem), _split_kind(path.stem) not in ("", "train"), base)
         return
+    if (path / store.BUILD).is_file() and (path / "curated").is_dir():
+        raise SourceError(path, "is a build", f"import what `curate export {path} --format ids -o DIR` writes")
     receipt = store.read_receipt(path)
     if receipt and "export" in receipt:
         store.check_files(path, receipt, f"delete {path} and run `curate export` again")

@@ -23,7 +23,7 @@ from curation.core import locks, store, tables
 from curation.core.builds import Receipt, check_beside, read_summary, receipts
 from curation.core.card import card_problems
 from curation.core.errors import BuildError, did_you_mean, listed
-from curation.core.hub import MARK, Piece, Published, Say, listing, upload
+from curation.core.hub import MARK, Piece, Published, Say, check_name, listing, upload
 from curation.core.progress import Advance, Progress, silent
 from curation.core.record import NEGATIVES, ORIGINS, POSITIVE_ORIGINS
 from curation.read.lock import read_lock
@@ -93,7 +93,9 @@ def plan(
     Raises:
         BuildError: no whole build, no lock file, a source that differs from its lock, no source left, or a card that the
             Hub would refuse.
+        HubError: no repository can have such a name.
     """
+    check_name(repo)
     found = receipts(build)
     summary = read_summary(build)
     left_out = _left_out(build, summary, list(allow))

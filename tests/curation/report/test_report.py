@@ -187,6 +187,13 @@ def test_command_writes_it_and_names_it(folder):
     assert page.read_bytes() == right
 
 
+def test_a_manifest_that_was_removed_is_named(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "b")
+    (tmp_path / "b/manifest.yaml").unlink()
+    done = CliRunner().invoke(curate, ["report", str(tmp_path / "b")])
+    assert str(done.exception) == f"{tmp_path}/b/manifest.yaml: was removed since it was written; run `curate build` again"
+
+
 def test_failed_sources_are_named_and_one_source_has_no_overlap(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"q": "who?", "a": "she"}\n')
     (tmp_path / "m.yaml").write_text(

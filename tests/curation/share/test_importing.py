@@ -128,6 +128,10 @@ def test_a_build_in_the_folder_is_not_imported(tmp_path):
     write_manifest(str(tmp_path), tmp_path / "m.yaml")
     assert not build(tmp_path / "m.yaml", tmp_path / "builds/faq").failed
     assert write_manifest(str(tmp_path), tmp_path / "again.yaml").sources == {"faq": "sentence-transformers"}
+    with pytest.raises(
+        SourceError, match=r"builds/faq: is a build; import what `curate export .*faq --format ids -o DIR` writes"
+    ):
+        write_manifest(str(tmp_path / "builds/faq"), tmp_path / "third.yaml")
 
 
 CARD = """\

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -14,7 +15,7 @@ import pytest
 from curation.build.build import build
 from curation.core import store, tables
 from curation.core.card import head_of
-from curation.core.errors import BuildError
+from curation.core.errors import BuildError, HubError
 from curation.core.escape import as_markdown
 from curation.core.progress import silent
 from curation.share import publish as publishing
@@ -34,6 +35,7 @@ from tests.curation.share.small_published import (
 )
 from tests.mining.small_build import FakeEncoder
 from tests.servers.hub_server import hub
+from training.publish import plan_upload
 
 
 @pytest.mark.parametrize("xet", [False, pytest.param(True, marks=pytest.mark.long)])
@@ -219,6 +221,13 @@ def test_large_sources_are_cut_into_shards(made, monkeypatch, tmp_path):
     assert names == [f"train-{number:05d}-of-{len(names):05d}.parquet" for number in range(len(names))]
     frame = pl.concat([pl.read_parquet(tmp_path / name) for name in names])
     assert frame.rows(named=True) == expected(made, "faq", 3)
+
+
+@pytest.mark.parametrize("repo", ["", "name", "org/", "a/b/c", "org/näme", "a/b c", "org/..", "o/" + "a" * 99])
+def test_a_dry_run_refuses_a_name_that_the_hub_would(made, repo):
+    for planned in (partial(plan, made, need_lock=False), partial(plan_upload, made)):
+        with pytest.raises(HubError, match="is not a valid name on the Hub .*; use the form ORG/NAME$"):
+            planned(repo=repo)
 
 
 def test_what_cannot_be_published(made, tmp_path):
