@@ -8,8 +8,10 @@ import transformers
 from curation.core.errors import ModelError, first_line, listed
 from training.model.device import device_of
 from training.model.files import find_model
-from training.model.load import SAME_MODEL, max_tokens_of, positions_of, read_model
+from training.model.load import max_tokens_of, positions_of, read_model
 from training.model.model import quiet
+
+LANGUAGE_MODEL = "name a language model, such as HuggingFaceTB/SmolLM2-360M-Instruct"
 
 
 class PromptTooLong(ModelError):
@@ -26,14 +28,10 @@ class Writer:
             ModelError: there is no such model, a part of it is missing, or it is no language model.
         """
         files, place = find_model(name), device_of(device)
-        if not files.causal():
-            raise ModelError(
-                name, "is not a language model, so it writes no text", "name one such as HuggingFaceTB/SmolLM2-360M-Instruct"
-            )
         with quiet():
             model, self.tokenizer, missing = read_model(name, files, transformers.AutoModelForCausalLM)
         if missing:
-            raise ModelError(name, f"its weights lack {listed(missing, 3)}", SAME_MODEL)
+            raise ModelError(name, f"writes no text: its weights lack {listed(missing, 3)}", LANGUAGE_MODEL)
         _, room, fixed = positions_of(model)
         self.room = max_tokens_of(name, files, self.tokenizer, room, fixed, None)
         self.name, self.model = name, model.to(place, torch.bfloat16 if place.type == "cuda" else torch.float32).eval()

@@ -404,7 +404,7 @@ def test_answers_are_those_of_transformers(writer):
     assert True in ends
     with pytest.raises(PromptTooLong, match="reads 256 tokens; the prompt has "):
         ours.answer("one " * 300, 20, 2)
-    with pytest.raises(ModelError, match="is not a language model, so it writes no text"):
+    with pytest.raises(ModelError, match="writes no text: its weights lack cls.predictions"):
         Writer(MINILM)
 
 

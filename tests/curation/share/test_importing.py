@@ -106,7 +106,7 @@ def test_files_of_others(tmp_path):
             "x.txt",
             "a",
             'in: holds no parquet, no JSON Lines and no BEIR folder; write a line {"title": ..., "text": ...} per document into a .jsonl, '
-            "and read it with `fields: {query: title, positive: text}`",
+            "and read it with `fields: {query: title, positive: text}`, or without titles let a model write the queries (docs/your-data.md)",
         ),
         ("x.CSV", "q,a", "in: holds no parquet, no JSON Lines and no BEIR folder; name one file, such as in/x.CSV"),
         ("x.png", "a", "in: holds no parquet, no JSON Lines and no BEIR folder; name a file, such as data/train.parquet"),
