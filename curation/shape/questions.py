@@ -208,6 +208,8 @@ def _served(where: str, asked: Questions, client: Any, seen: Counter[str], promp
                 f"raise 'timeout' or lower 'concurrency', and {KEPT}",
             )
             pause = 0 if wait else None  # it has had its time
+        except http.InvalidURL as error:
+            raise SourceError(where, f"{url} is no address ({error})", "check 'url'") from None
         except http.TransportError as error:
             what, hint = f"{url} cannot be reached ({type(error).__name__})", f"is the server running? {KEPT}"
             if isinstance(error, http.ConnectError) and not seen["answered"]:
@@ -221,7 +223,7 @@ def _served(where: str, asked: Questions, client: Any, seen: Counter[str], promp
                 said = fault["message"] if isinstance(fault, dict) else fault
             except (ValueError, KeyError, TypeError):
                 said = response.text
-            said = visible(" ".join(str(said).split()))[:EVIDENCE_CHARS]
+            said = visible(" ".join(_whole(str(said)).split()))[:EVIDENCE_CHARS]
             what = f"{url} answers {status}" + (f" ({said})" if said else "")
             if status in REFUSED:
                 return {"refused": said or f"the server answers {status}"}
@@ -239,8 +241,13 @@ def _served(where: str, asked: Questions, client: Any, seen: Counter[str], promp
         choice = response.json()["choices"][0]
         text, whole = choice["message"].get("content") or "", choice.get("finish_reason") != "length"
         if isinstance(text, str):
-            return {"answer": text, "whole": whole}
+            return {"answer": _whole(text), "whole": whole}
         wrong = f"'content' is {first_line(ValueError(text))}"
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        wrong = visible(" ".join(response.text.split()))
+        wrong = visible(" ".join(_whole(response.text).split()))
     raise SourceError(where, f"{url} answers no chat completion ('{wrong[:SHOWN]}')", "check 'url', which mostly ends in /v1")
+
+
+def _whole(text: str) -> str:
+    """Return a text with halves of surrogate pairs, which JSON can hold and files cannot, as replacement characters."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

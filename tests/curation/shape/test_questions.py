@@ -272,6 +272,22 @@ def test_no_server(tmp_path):
     assert re.search(r"cannot be reached \(ConnectError\); start the server, or check 'url'$", fault_of(path, tmp_path / "b"))
 
 
+def test_no_address(tmp_path):
+    path = write(tmp_path, "model: m, url: 'http://x:y/v1'", ["owl"])
+    assert re.match(r"source 'docs' \(queries\): http://x:y/v1/chat/completions is no address ", fault_of(path, tmp_path / "b"))
+
+
+def test_half_of_a_surrogate_pair(tmp_path):
+    half = b'{"choices": [{"message": {"content": "Where does the owl live \\ud83d?"}, "finish_reason": "stop"}]}'
+    refused = (400, b'{"error": "no \\ud83d"}', {})
+    with chat(lambda prompt: half if animal(prompt) == "owl" else refused) as server:
+        path = write(tmp_path, f"model: m, url: {server.url}", ["owl", "fox"])
+        made(path, tmp_path / "b")
+        made(path, tmp_path / "c", limit=1)
+    assert [row["query"] for row in records(tmp_path / "b", [], 9)] == ["Where does the owl live \ufffd?"]
+    assert [row["evidence"] for row in dropped_records(tmp_path / "b", [], 9, None)] == ["no \ufffd"]
+
+
 def test_all_are_refused_after_a_few(tmp_path):
     ANIMALS.update({f"gnu{n}": "plain" for n in range(60)})
     try:
