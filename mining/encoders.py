@@ -118,9 +118,10 @@ class CustomEncoder(Prompted):
         Raises:
             ModelError: the model does not return one vector per text, all of one dimension and finite.
         """
+        given = self.model.encode(list(texts))
         try:
-            found = np.asarray(self.model.encode(list(texts)), np.float32)
-        except (TypeError, ValueError) as error:  # vectors of several lengths; a tensor that is not on the CPU
+            found = np.asarray(given, np.float32)
+        except (TypeError, ValueError, RuntimeError) as error:  # of several lengths; a tensor on a GPU, or with a gradient
             raise ModelError(self.name, f"`encode` did not return an array of numbers ({error})") from None
         if found.ndim != 2 or len(found) != len(texts) or self.dim not in (0, found.shape[1]) or not found.shape[1]:
             wanted = f"({len(texts)}, {self.dim or 'dim'})"
@@ -129,7 +130,14 @@ class CustomEncoder(Prompted):
         if len(bad):
             raise ModelError(self.name, f"`encode` returned NaN or infinity for the text {texts[bad[0]][:SHOWN]!r}")
         advance(len(texts))
-        return np.asarray(found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), np.float32(1e-12)))
+        with np.errstate(over="ignore"):
+            norms = np.linalg.norm(found, axis=1, keepdims=True)
+        odd = ~((norms > 1e-12) & np.isfinite(norms))[:, 0] & found.any(axis=1)  # its squares are out of float32's range
+        if odd.any():
+            found = found.copy()  # it may be the model's own
+            found[odd] /= np.abs(found[odd]).max(axis=1, keepdims=True)
+            norms[odd] = np.linalg.norm(found[odd], axis=1, keepdims=True)
+        return np.asarray(found / np.maximum(norms, np.float32(1e-12)))
 
 
 class ForRole(NamedTuple):

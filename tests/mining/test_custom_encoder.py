@@ -76,6 +76,24 @@ def test_wrong_vectors(change, complaint):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("scale", [1e-42, 1e-30, 1e-13, 1e-6, 1, 1e18, 1e20, 1e36])
+def test_vectors_of_any_length_have_unit_length(scale):
+    """Also where their squares are beyond what float32 holds; the model's own array stays as it is."""
+    given = np.array([[3, 0, -4], [0, 0, 0], [1, 2, 2]], np.float64) * scale
+    given = given.astype(np.float32)
+    before = given.copy()
+    encoder = CustomEncoder(Lists(lambda them: given[: len(them)]), Mine(model="fake"), "cpu")
+    expected = [[0.6, 0, -0.8], [0, 0, 0], [1 / 3, 2 / 3, 2 / 3]]
+    assert np.allclose(encoder.encode(["a", "b", "c"]), expected, atol=1e-2 if scale == 1e-42 else 1e-6)
+    assert np.array_equal(given, before)
+
+
+def test_a_tensor_with_a_gradient_is_named():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(ModelError, match="fake: `encode` did not return an array of numbers .*requires grad"):
+        CustomEncoder(Lists(lambda them: torch.tensor(them, requires_grad=True)), Mine(model="fake"), "cpu")
+
+
 def test_vectors_without_numbers():
     with pytest.raises(ModelError, match=r"`encode` returned an array of shape \(1, 0\) for 1 texts, not \(1, dim\)"):
         CustomEncoder(Lists(lambda them: [[] for _ in them]), Mine(model="fake"), "cpu")
