@@ -212,11 +212,8 @@ def _shape_whole(
     portion = max(1, len(tuples) * PORTION // max(total_bytes, PORTION))
     for start in range(0, max(1, len(tuples)), portion):
         yield filtered(source, job.filters, made._replace(tuples=tuples.slice(start, portion)), count, lost)
-        made, count, lost = (
-            made._replace(dropped=made.dropped.clear(), texts_out=None, poor=None),
-            0,
-            [],
-        )  # counted with the first
+        count, lost = 0, []  # counted with the first, as these are:
+        made = made._replace(dropped=made.dropped.clear(), texts_out=None, poor=None)
 
 
 def _count_rows(source: Source, part: str, table: Table, base: Path, table_rows: dict[str, int]) -> Iterator[pl.DataFrame]:

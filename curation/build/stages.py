@@ -60,18 +60,9 @@ from curation.shape.numbered import (
 from curation.shape.scores import ANSWERS, with_scores
 
 # what the receipts of later stages repeat of the first one's
-CARRIED = (
-    "rows_in",
-    "rows_used",
-    "rows_dropped",
-    "tuples_made",
-    "merged",
-    "heldout",
-    "inputs",
-    "outside",
-    "shape",
-    "synthetic",
-)  # the last one where a model wrote the queries
+CARRIED = (  # `synthetic` where a model wrote the queries
+    "rows_in", "rows_used", "rows_dropped", "tuples_made", "merged", "heldout", "inputs", "outside", "shape", "synthetic",
+)  # fmt: skip
 OVERLAP_COLUMNS = pl.Schema(
     {"source_a": pl.String(), "source_b": pl.String(), "equal": pl.UInt32(), "near": pl.UInt32(), "dropped": pl.UInt32()}
 )

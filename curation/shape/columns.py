@@ -120,12 +120,16 @@ def _as_number(text: pl.Expr) -> pl.Expr:
 def query_column(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
     """Return a mapped column as queries: title and text without a rendered instruction, null if blank."""
     bare = split_query(text_column(source, rows, wanted))[1]
-    if source.fields.title is not None:
-        titles = text_column(source, rows, source.fields.title)
-        bare = pl.select(
-            pl.when(bare.is_not_null()).then(pl.concat_str([titles, bare], separator="\n", ignore_nulls=True))
-        ).to_series()
+    bare = titled(source, rows, bare)
     return unless(~bare.str.contains(r"\S"), bare)
+
+
+def titled(source: Source, rows: pl.DataFrame, texts: pl.Series) -> pl.Series:
+    """Return each text after its title, if titles are mapped; null stays null."""
+    if source.fields.title is None:
+        return texts
+    both = [text_column(source, rows, source.fields.title), texts]
+    return pl.select(pl.when(texts.is_not_null()).then(pl.concat_str(both, separator="\n", ignore_nulls=True))).to_series()
 
 
 def instruction_of(source: Source, queries: pl.Series) -> str:

@@ -34,7 +34,7 @@ from curation.core.text import normalised
 from curation.read.rows import ROW
 from curation.read.stores import at_once
 from curation.recipe.source import Questions, Source
-from curation.shape.columns import EVIDENCE_CHARS, SHOWN, TUPLES, Tuples, place_of, reason_counts, row_ids, text_column
+from curation.shape.columns import EVIDENCE_CHARS, SHOWN, TUPLES, Tuples, place_of, reason_counts, row_ids, text_column, titled
 
 KEY = "OPENAI_API_KEY"
 WAITS = (1, 2, 4)  # seconds between tries of a busy server
@@ -120,11 +120,7 @@ def ask(source: Source, rows: pl.DataFrame, progress: Progress) -> Tuples:
 def documents_of(source: Source, rows: pl.DataFrame) -> pl.Series:
     """Return the texts of the documents, each after its title if there are titles; null if blank."""
     assert source.fields.positive is not None
-    texts = text_column(source, rows, source.fields.positive)
-    if source.fields.title is None:
-        return texts
-    both = [text_column(source, rows, source.fields.title), texts]
-    return pl.select(pl.when(texts.is_not_null()).then(pl.concat_str(both, separator="\n", ignore_nulls=True))).to_series()
+    return titled(source, rows, text_column(source, rows, source.fields.positive))
 
 
 def prompt_of(asked: Questions, text: str) -> str:
