@@ -25,7 +25,7 @@ from tuplesmith_command import hidden_package
 if _line := hidden_package():
     raise ImportError(_line)
 
-from curation.core.errors import BuildError, ManifestError, UserError, did_you_mean, listed
+from curation.core.errors import BuildError, ManifestError, UserError, a_kind, did_you_mean, listed
 from curation.core.progress import for_python
 
 if TYPE_CHECKING:
@@ -747,7 +747,7 @@ def _names(names: Sequence[str]) -> list[str]:
     found = [names] if isinstance(names, str) else list(names or ())
     for name in found:
         if not isinstance(name, str):
-            raise UserError(repr(name), f"is a {type(name).__name__}, not a name", "give a name, or a list of names")
+            raise UserError(repr(name), f"is {a_kind(name)}, not a name", "give a name, or a list of names")
     return found
 
 

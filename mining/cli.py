@@ -193,16 +193,25 @@ def show(build: Path | None, only: tuple[str, ...], number: int, whole: bool) ->
 def calibrate(build: Path | None, as_json: bool, quiet: bool, **chosen: Any) -> None:
     """Show what other limits would give.
 
-    For each source that is searched: other relative margins, and other limits for
-    the similarity to a positive, with all other settings as in the manifest; its
-    own values are marked. dropped: share of all candidates that the limit drops,
-    after the filters before it. full: rows that get all their negatives.
-    hardness: mean score of the negatives. FN: for queries with several positives,
-    all except the first are hidden; FN is the share of the negatives that are such
-    hidden positives. Then the share of tuples that each limit on the positive would
-    drop and, with `promote` or `uncertain`, what other margins would take of the
-    candidates near each query: their share, the share of tuples that have any, and
-    how many of those taken are hidden positives.
+    For each source that is searched, the tables try other relative margins and
+    other limits for the similarity to a positive; all other settings are those of
+    the manifest, whose own values are marked `current`.
+
+    \b
+    dropped   share of the candidates that the limit drops, after the filters
+              before it
+    full      share of tuples that get all their negatives
+    hardness  mean score of the negatives
+    FN        share of the negatives that are hidden positives: of queries with
+              several positives, all except the first are hidden
+
+    Then come the limits on the positive, with the share of tuples that each would
+    drop. With `promote` or `uncertain`, the last table tries other margins:
+
+    \b
+    taken     share of the candidates near each query that the margin takes
+    tuples    share of tuples that have any of these
+    right     share of those taken that are hidden positives
     """
     from mining.calibrate import compare_limits
 
@@ -238,14 +247,21 @@ def calibrate(build: Path | None, as_json: bool, quiet: bool, **chosen: Any) -> 
 def audit(build: Path | None, as_json: bool, quiet: bool, **chosen: Any) -> None:
     """Measure the negatives of your settings and of the presets.
 
-    Where queries have several positives, all except the first are hidden. FN is
-    the share of hidden positives among all negatives, FN@7 among the first 7;
-    loose is FN with copies of hidden positives counted too; plain, for comparison,
-    is the FN of a simple miner that only skips the nearest ranks, when its
-    negatives are equally hard. hard: mean score of the other negatives. lost: share
-    of the candidates at .90 to .95 of the positive's score that were not chosen.
-    copies: share of negatives that copy a known positive. -j and --ray are those of
-    `mine negatives`.
+    Where queries have several positives, all except the first are hidden, to
+    count how many of them are chosen as negatives (false negatives, FN).
+
+    \b
+    full      share of tuples that get all their negatives
+    FN@7, FN  share of hidden positives among the first 7, and among all negatives
+    loose     FN with copies of hidden positives counted too
+    plain     for comparison: the FN of a simple miner that only skips the nearest
+              ranks, so many that its negatives are equally hard
+    hard      mean score of the negatives that are no hidden positives
+    lost      share of the candidates at .90 to .95 of the positive's score that
+              were not chosen
+    copies    share of negatives that copy a known positive
+
+    -j and --ray are those of `mine negatives`.
     """
     check_places(chosen["processes"], chosen["ray"])
     from mining.audit import measure_presets

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from curation.core import store
-from curation.core.errors import ModelError, did_you_mean, listed
+from curation.core.errors import ModelError, a_kind, did_you_mean, listed
 from curation.core.progress import Advance
 from curation.engine.local import visible_gpus
 from curation.engine.pool import held
@@ -120,6 +120,9 @@ class CustomEncoder(Prompted):
         """
         given = self.model.encode(list(texts))
         try:
+            if (kind := np.asarray(given).dtype).kind == "c":
+                hint = "return the real and the imaginary part side by side"
+                raise ModelError(self.name, f"`encode` returned complex numbers ({kind})", hint)
             found = np.asarray(given, np.float32)
         except (TypeError, ValueError, RuntimeError) as error:  # of several lengths; a tensor on a GPU, or with a gradient
             raise ModelError(self.name, f"`encode` did not return an array of numbers ({error})") from None
@@ -218,7 +221,9 @@ def encoders_of(
         return {role: ForRole(encoder, prompt_of(role, {}, "")) for role, encoder in encoders.items()}
 
     raise ModelError(
-        "model", f"a {name} has no method 'encode'", "give a path, a SentenceTransformer, or an object with `encode(texts)`"
+        "model",
+        f"{a_kind(model)} has no method 'encode'",
+        "give a path, a SentenceTransformer, or an object with `encode(texts)`",
     )
 
 

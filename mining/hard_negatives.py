@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from curation.core.errors import ModelError, SourceError, UserError, did_you_mean, listed
+from curation.core.errors import ModelError, SourceError, UserError, a_kind, did_you_mean, listed
 from curation.core.locks import locked
 from curation.core.progress import Progress
 from curation.core.python_data import Dataset, is_dataset, texts_of_column, texts_of_list
@@ -34,6 +34,7 @@ from mining.search import QUERIES, Exact, nearest
 
 OUTPUT_FORMATS = ("triplet", "n-tuple", "labeled-pair", "labeled-list")
 STRATEGIES = ("top", "random")
+SAMPLED = 1_000  # texts whose vectors are compared with each other
 
 
 class Pairs(NamedTuple):
@@ -85,7 +86,7 @@ def columns_of(dataset: Dataset, anchor: str | None, positive: str | None, say: 
         hint = f"make it with Dataset.from_{origin if origin in ('polars', 'pandas') else 'dict'}"
         if hasattr(dataset, "keys") and hasattr(dataset, "column_names"):
             hint = "give one split, such as dataset['train']"
-        raise SourceError("dataset", f"is a {type(dataset).__name__}, not a datasets.Dataset", hint)
+        raise SourceError("dataset", f"is {a_kind(dataset)}, not a datasets.Dataset", hint)
     if not len(dataset):
         raise SourceError("dataset", "is empty", "give at least one pair")
     names, both_named = dataset.column_names, bool(anchor and positive)
@@ -165,7 +166,7 @@ def encode(pairs: Pairs, encoders: Mapping[str, ForRole], progress: Progress, ca
     """Encode the distinct texts; with a folder, their vectors are kept there and only new texts are encoded.
 
     Raises:
-        ModelError: the model does not return one vector per text.
+        ModelError: the model does not return one vector per text, or the same vector for all texts.
     """
     found = []
     for role, texts in (("query", pairs.queries), ("corpus", pairs.corpus)):
@@ -178,6 +179,10 @@ def encode(pairs: Pairs, encoders: Mapping[str, ForRole], progress: Progress, ca
                 with locked(cache_folder, "mine_hard_negatives"):
                     store = Embeddings(cache_folder, encoder)
                     found.append(store[store.ensure(rendered, advance)])
+        some = found[-1][:: max(1, len(texts) // SAMPLED)]
+        if len(some) > 2 and np.abs(some - some[0]).max() <= 1e-6:
+            what = f"gives {len(some):,} different texts the same vector, such as {texts[0][:60]!r}"
+            raise ModelError("model", what, "does it know their language? are its weights whole?")
     return PairVectors(*found)
 
 
@@ -332,7 +337,7 @@ def _reranked(block: Candidates, pairs: Pairs, first: int, reranker: Any) -> Can
         for row, id in zip(block.positives.row_of_each(), block.positives.ids, strict=True)
     ]
     if not hasattr(reranker, "predict"):
-        raise ModelError("cross_encoder", f"a {type(reranker).__name__} has no method 'predict'", "give a CrossEncoder")
+        raise ModelError("cross_encoder", f"{a_kind(reranker)} has no method 'predict'", "give a CrossEncoder")
     graded = np.asarray(reranker.predict([*asked, *positives]))
     if graded.shape != (len(asked) + len(positives),) or graded.dtype.kind not in "fiub":
         what = f"`predict` returned an array of shape {graded.shape} for {len(asked) + len(positives)} pairs of texts"

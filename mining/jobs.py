@@ -26,7 +26,7 @@ from mining.rerank import Reranker
 from training.model.files import VECTORS, find_model
 
 NEGATIVES_FORMAT = 4  # raised when the same settings give other negatives
-FILL_FORMAT = 2  # the same of `shortage: relax` and `random`, where duplicates and copies are excluded
+FILL_FORMATS = {"relax": 2, "random": 3}  # the same of rows that are filled
 CANDIDATES_FORMAT = 3  # raised when the same settings give other candidates
 NOT_RULES = {"model", "dtype", "max_tokens", "prompt", "prompts", "store"}  # these are in the fingerprint or the texts
 KEYS_OF_BUILD = ("name", "seed", "sources")
@@ -185,8 +185,8 @@ def jobs(build: Path, only: Sequence[str], models: Models) -> Iterator[Job]:
         if fingerprint and models.reranker:
             depends["reranker"] = models.reranker.fingerprint
         depends |= relevant_settings(strategy, settings) | {"format": NEGATIVES_FORMAT, "seed": seed}
-        if strategy in SEARCHED and settings.shortage in ("relax", "random") and (settings.distinct or settings.containment):
-            depends["fill"] = FILL_FORMAT
+        if strategy in SEARCHED and (settings.shortage == "random" or settings.distinct or settings.containment):
+            depends |= {"fill": FILL_FORMATS[settings.shortage]} if settings.shortage in FILL_FORMATS else {}
         yield Job(
             build=build,
             name=name,

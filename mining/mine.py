@@ -350,6 +350,9 @@ def warnings_of(name: str, receipt: Mapping[str, Any]) -> Iterator[str]:
             f"{name}: 'index: ivf' searches {index['probes']:,} of {index['lists']:,} lists per query, "
             "which takes longer than an exact search; use `index: exact`"
         )
+    if receipt.get("vectors_alike"):
+        so = "negatives are no harder than random ones"
+        yield f"{name}: the model gives all texts the same vector, so {so}; use another `model`"
     if receipt.get("alike"):
         so = "nothing was promoted" if "promotion" in receipt else "its limits keep or drop all candidates"
         yield f"{name}: the reranker scores all texts alike, so {so}; use another `reranker`"

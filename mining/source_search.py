@@ -47,9 +47,11 @@ PASSAGE_PLACES, QUERY_PLACES = "passages.npy", "queries.npy"  # the places of ve
 SEARCH_THREADS = 4  # blocks that a worker with a GPU works on at once
 LEAST_SEEN = 100  # candidates per row that are always fetched, so that a smaller range_max searches nothing again
 MOST_WIDENED = 20  # known positives that the search of every row makes room for; rows with more are searched again
-ALIKE = 1e-6  # scores of a reranker that differ by less than this share are equal
+ALIKE = 1e-6  # scores of a reranker that differ by less than this share are equal, and cosines that differ by less
+FEW_COSINES = 10  # fewer may be equal by chance
 SPARE_DRAWS = 16  # random passages drawn beyond four for each missing negative
 FILL_DRAWS_PER_ROW = 8_192  # random numbers that each row has of its own
+WHOLE_CORPUS = 1_024  # passages of a corpus in which a row that draws did not fill goes through all of them
 
 
 class Rows(NamedTuple):
@@ -104,6 +106,7 @@ class Search:
         self.uses_ivf = self.asks_for_ivf and len(self.corpus_pids) >= ivf.LEAST
         self.promoted: Ragged | None = None  # by row of the source, from `promote`
         self.lowest, self.highest = np.inf, -np.inf  # of the reranker's scores
+        self.cosines, self.farthest, self.nearest = 0, np.inf, -np.inf  # how many candidates had one, and which
 
     @property
     def models(self) -> Models:
@@ -274,6 +277,10 @@ class Search:
         """
         frame, rows = block.frame, block.rows
         every = self.candidates(block, rules)
+        cosines = every.scores[every.ids >= 0]
+        self.cosines += len(cosines)
+        self.farthest = min(self.farthest, cosines.min(initial=np.inf))
+        self.nearest = max(self.nearest, cosines.max(initial=-np.inf))
         near = every.narrowed(self.widest)
         lacking = self.wanted - np.diff(near.given.starts)
         scored, chosen = self.choose(frame, near, lacking, rules)
@@ -315,13 +322,24 @@ class Search:
         return replace(found, positive_scores=of_first, given_scores=of_given, more=more)
 
     def _fill_at_random(
-        self, part: Candidates, chosen: Chosen, need: np.ndarray, rows: np.ndarray, keys: pl.Series, rules: Rules
+        self,
+        part: Candidates,
+        chosen: Chosen,
+        need: np.ndarray,
+        rows: np.ndarray,
+        keys: pl.Series,
+        rules: Rules,
+        every: bool = False,
     ) -> int:
-        """Fill rows, in place, with passages drawn from the corpus that no filter on texts forbids; return how many."""
-        lacking = need - chosen.found
-        tries = SPARE_DRAWS + 4 * int(lacking.max(initial=0))
-        numbers = draws(self.job.seed, f"{self.job.name}/fill", rows[:, None] * FILL_DRAWS_PER_ROW + np.arange(tries))
-        drawn = self.corpus_pids[(numbers % np.uint64(len(self.corpus_pids))).astype(np.int64)]
+        """Fill rows, in place, with passages drawn from the corpus that no filter on texts forbids; return how many.
+
+        With `every` all passages are considered, in a random order.
+        """
+        lacking, passages = need - chosen.found, len(self.corpus_pids)
+        tries = passages if every else SPARE_DRAWS + 4 * int(lacking.max(initial=0))
+        purpose = f"{self.job.name}/{'fill from all' if every else 'fill'}"
+        numbers = draws(self.job.seed, purpose, rows[:, None] * FILL_DRAWS_PER_ROW + np.arange(tries))
+        drawn = self.corpus_pids[numbers.argsort(axis=1) if every else (numbers % np.uint64(passages)).astype(np.int64)]
         bad = contains(part.positives, drawn) | contains(part.given, drawn)
         if part.promoted:
             bad |= contains(part.promoted, drawn)
@@ -348,7 +366,14 @@ class Search:
         row = fresh.row_of_each()
         chosen.ids[row, chosen.found[row] + np.arange(len(row)) - fresh.starts[row]] = fresh.ids
         chosen.found[:] += np.diff(fresh.starts)
-        return len(row)
+        short = np.flatnonzero(chosen.found < need)
+        if every or not len(short) or passages > WHOLE_CORPUS:
+            return len(row)
+        # draws repeat passages, so in a small corpus some that fit may not have been drawn
+        rest = Chosen(chosen.ids[short], chosen.scores[short], chosen.ranks[short], chosen.found[short], {})
+        more = self._fill_at_random(part.rows(short), rest, need[short], rows[short], keys[short], rules, every=True)
+        chosen.ids[short], chosen.found[short] = rest.ids, rest.found
+        return len(row) + more
 
     def scorer(self, frame: pl.DataFrame) -> Score:
         """Return a function with which the reranker scores queries of the frame and passages."""
@@ -373,8 +398,10 @@ class Search:
         return self.highest - self.lowest <= ALIKE * max(1.0, abs(self.highest))
 
     def receipt_entries(self) -> dict[str, Any]:
-        """Return what the receipt says about the reranker, the index and answers."""
+        """Return what the receipt says about the model's vectors, the reranker, the index and answers."""
         found: dict[str, Any] = {"alike": True} if self.alike and np.isfinite(self.highest) else {}
+        if self.cosines >= FEW_COSINES and self.nearest - self.farthest <= ALIKE:
+            found["vectors_alike"] = True
         if self.asks_for_ivf:
             receipt = (store.read_receipt(self.folder / "index") if self.uses_ivf else None) or {}
             found["index"] = {key: receipt[key] for key in ivf.IN_RECEIPT if key in receipt} or {"kind": "exact"}

@@ -248,13 +248,19 @@ def forget(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def export_checkpoint(run: Path, out: Path) -> Path:
+def export_checkpoint(run: Path, out: Path, own: Path | None = None) -> Path:
     """Export a checkpoint, or the newest checkpoint of a run, to a folder; return the checkpoint.
 
+    Args:
+        run: a run, or a checkpoint.
+        out: folder of the model.
+        own: the run that is being trained, whose model may be replaced. Otherwise only a run's model that was deleted is
+            written again.
+
     Raises:
-        BuildError: there is no checkpoint, or `out` holds other files than a model.
+        BuildError: there is no checkpoint, or `out` holds other files than a model, or the model of a run.
     """
-    refuse_other_files(out)
+    refuse_other_files(out, own or (None if out.exists() else run))
     newest = checkpoints_of(run)[0]
     model = _model_of(newest)
     load_weights(model, newest)
@@ -268,7 +274,7 @@ def average_checkpoints(run: Path, out: Path, last: int | None = None) -> list[P
     The sums are in float64.
 
     Raises:
-        BuildError: there are fewer checkpoints, or `out` holds other files than a model.
+        BuildError: there are fewer checkpoints, or `out` holds other files than a model, or the model of a run.
     """
     refuse_other_files(out)
     found = checkpoints_of(run)
@@ -291,7 +297,8 @@ def merge_runs(runs: Sequence[Path], out: Path, method: str = "linear", shares: 
         shares: a positive number for each run; equal ones by default.
 
     Raises:
-        BuildError: a run has no checkpoint, or started from other weights; or `out` holds other files than a model.
+        BuildError: a run has no checkpoint, or started from other weights; or `out` holds other files than a model, or the
+            model of a run.
     """
     refuse_other_files(out)
     taken = [checkpoints_of(run)[0] for run in runs]

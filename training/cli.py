@@ -489,9 +489,9 @@ def average_command(run: Path, out: Path, last: int | None) -> None:
     type=click.Choice(["linear", "slerp"]),
     default="linear",
     show_default=True,
-    help="The weighted mean, or the way along the arc between two models, tensor by tensor.",
+    help="The weighted mean, or spherical interpolation of each tensor.",
 )
-@click.option("--weights", metavar="W,W...", help="A positive number for each run, such as 2,1; by default all count the same.")
+@click.option("--weights", metavar="W,W...", help="A positive number for each run, such as 2,1; by default equal weights.")
 def merge_command(runs: tuple[Path, ...], out: Path, method: str, weights: str | None) -> None:
     """Write one model made of several runs' newest checkpoints.
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from curation.core import store
-from curation.core.errors import BuildError
+from curation.core.errors import BuildError, a_kind
 from curation.recipe.settings import Prompts, Train
 from training.model.load import TOLERANCE, load_model
 from training.model.model import Model
@@ -61,7 +61,7 @@ def start_from(model: Model, folder: Path, recipe: Train) -> dict[str, str]:
         shapes, found = ({name: value.shape for name, value in one.state_dict().items()} for one in (mine, its))
         if type(mine) is not type(its) or shapes != found:
             different = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
-            kinds = f"a {type(its).__name__}, not a {type(mine).__name__}"
+            kinds = f"{a_kind(its)}, not {a_kind(mine)}"
             why = kinds if type(mine) is not type(its) else f"its {different[0]} is another"
             what = f"is another architecture than {recipe.model} ({why})"
             raise BuildError(folder, what, hint)

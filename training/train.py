@@ -123,7 +123,7 @@ def train(
         if ranks.first():
             stack.enter_context(locks.locked(out, "train"))
             if restart:
-                refuse_other_files(out / "model")
+                refuse_other_files(out / "model", out)
                 checkpoint.forget(out)
         else:
             say, progress = (lambda line: None), silent
@@ -175,7 +175,7 @@ def _train(
     run |= {"clusters": {name: store.digest_of(some.tolist()) for name, some in clusters.items()}} if clusters else {}
     if (receipt := checkpoint.finished(out, run)) is not None:
         return receipt, False
-    refuse_other_files(out / "model")
+    refuse_other_files(out / "model", out)
 
     # Weights, optimizer and what an earlier run saved; on a GPU also how many tokens fit, and whether to compile.
     backend: Backend
@@ -199,9 +199,10 @@ def _train(
     receipt = checkpoint.receipt_of_run(run, plan, done, model, recipe, validation) | circumstances
     if ranks.first():
         if recipe.export == "best" and validation.best:
-            checkpoint.export_checkpoint(checkpoint.checkpoint_path(out / "checkpoints", validation.best), out / "model")
+            best = checkpoint.checkpoint_path(out / "checkpoints", validation.best)
+            checkpoint.export_checkpoint(best, out / "model", out)
         elif recipe.deepspeed:  # the weights in memory may be shared out
-            checkpoint.export_checkpoint(out, out / "model")
+            checkpoint.export_checkpoint(out, out / "model", out)
         else:
             export(model, out / "model")
         report.write_report(out)

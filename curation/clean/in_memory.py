@@ -16,7 +16,7 @@ from curation.clean.decontaminate import contaminated, take_out
 from curation.clean.overlap_index import write_index
 from curation.clean.overlap_texts import EVAL_TEXTS, QUERY, evaluation_texts
 from curation.clean.pairs import near, slices, without_siblings
-from curation.core.errors import SourceError, UserError, listed
+from curation.core.errors import SourceError, UserError, a_kind, listed
 from curation.core.python_data import is_dataset, rows_of_texts, text_columns, texts_of_column, texts_of_list
 from curation.core.tables import read_parquet
 from curation.recipe.evaluation import Decontaminate, EvalSet
@@ -144,7 +144,7 @@ def evaluation_sets(against: Any) -> list[tuple[str, Any]]:
     alone = isinstance(against, str | Path) or is_dataset(against)
     against = [against] if alone else against
     if not isinstance(against, Iterable):
-        raise SourceError("against", f"is a {type(against).__name__}", "give a folder, a Dataset or a list of texts")
+        raise SourceError("against", f"is {a_kind(against)}", "give a folder, a Dataset or a list of texts")
     against = list(against)
     # texts alone are one set, unless one of them is a folder, or all look like one: a misspelt folder protects from nothing
     texts = against and not alone and all(isinstance(one, str) for one in against)

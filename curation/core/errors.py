@@ -92,6 +92,12 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def a_kind(value: object) -> str:
+    """Return the type of a value with its article: `a list`, `an int`."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that the memory of a GPU is full: torch's, CUDA's, cuBLAS', Triton's or faiss'."""
     signs = ("out of memory", "alloc fail", "alloc_fail", "allocator fail")

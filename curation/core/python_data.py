@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import polars as pl
 
-from curation.core.errors import SourceError, UserError, did_you_mean, listed
+from curation.core.errors import SourceError, UserError, a_kind, did_you_mean, listed
 
 Dataset: TypeAlias = Any  # datasets.Dataset
 UNPAIRED = re.compile("[\ud800-\udfff]")  # of a surrogate pair
@@ -49,11 +49,11 @@ def texts_of_list(where: str, texts: Sequence[str]) -> pl.Series:
     if isinstance(texts, str):
         raise SourceError(where, "is one text", "give a list of texts")
     if isinstance(texts, Mapping) or not (hasattr(texts, "__len__") and hasattr(texts, "__getitem__")):
-        raise SourceError(where, f"is a {type(texts).__name__}", "give a list of texts, or a datasets.Dataset")
+        raise SourceError(where, f"is {a_kind(texts)}", "give a list of texts, or a datasets.Dataset")
     found = list(texts)
     for row, text in enumerate(found):
         if not isinstance(text, str):
-            raise SourceError(where, f"entry {row} is a {type(text).__name__}, not a text")
+            raise SourceError(where, f"entry {row} is {a_kind(text)}, not a text")
         if not text.isascii() and UNPAIRED.search(text):
             raise SourceError(where, f"entry {row} holds half of a surrogate pair, which is not text")
     return pl.Series("text", found, dtype=pl.String)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from curation.core.errors import ManifestError, did_you_mean, listed
+from curation.core.errors import ManifestError, a_kind, did_you_mean, listed
 
 NULLS = ("", "~", "null", "Null", "NULL")
 PLAIN_TYPES = ("str", "int", "float", "bool", "null", "timestamp", "merge", "value", "map", "seq")
@@ -146,7 +146,7 @@ class Section(BaseModel):
     @classmethod
     def _countable(cls, value: object) -> object:
         if isinstance(value, int) and abs(value) > MOST:
-            raise ValueError(f"{value} is larger than any number of rows")
+            raise ValueError(f"{value} is out of range: the largest whole number is 2^63 - 1")
         return value
 
 
@@ -216,7 +216,7 @@ def _sentence(model: type[BaseModel], error: Any, place: Place, tagged: Place) -
         return f"{_readable(place)}: '{got}' is not a day or month, such as 2026-11-22"
     if kind == "string_pattern_mismatch":
         return f"{_readable(place)}: '{got}' is not a valid name; use small letters, digits, '-', '_' and '.'"
-    shown = "nothing" if got is None else f"'{got}'" if isinstance(got, str) else f"a {type(got).__name__}"
+    shown = "nothing" if got is None else f"'{got}'" if isinstance(got, str) else a_kind(got)
     if kind in WANTED:
         return f"{_readable(place)}: {shown} is not {WANTED[kind]}"
     return f"{_readable(place)}: {error['msg'][0].lower()}{error['msg'][1:]}" + (f", not {shown}" if got is not None else "")

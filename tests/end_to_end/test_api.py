@@ -73,6 +73,13 @@ class Model:
         return texts_to_vectors(texts)
 
 
+class Constant:
+    """Gives all texts one vector."""
+
+    def encode(self, texts):
+        return np.ones((len(texts), 4))
+
+
 class PeerModel:
     """What sentence-transformers' function calls of a model, with products in float64."""
 
@@ -291,16 +298,17 @@ def test_cached_vectors_are_used_again(tmp_path):
         ({"dataset": pl.DataFrame({"q": ["a"], "p": ["b"]})}, "dataset: is a DataFrame, not a datasets.Dataset; make it with Dataset.from_polars"),
         ({"dataset": [("a", "b")]}, "dataset: is a list, not a datasets.Dataset; make it with Dataset.from_dict"),
         ({"dataset": DatasetDict()}, "dataset: is a DatasetDict, not a datasets.Dataset; give one split, such as dataset['train']"),
-        ({"corpus": ["a", 3]}, "corpus: entry 1 is a int, not a text"),
+        ({"corpus": ["a", 3]}, "corpus: entry 1 is an int, not a text"),
         ({"corpus": "abc"}, "corpus: is one text; give a list of texts"),
         ({"corpus": {"a": "b"}}, "corpus: is a dict; give a list of texts, or a datasets.Dataset"),
         ({"corpus": ["a", "b \ud800"]}, "corpus: entry 1 holds half of a surrogate pair, which is not text"),
         ({"num_negatives": 1.5}, "num_negatives: must be a whole number, and is 1.5"),
         ({"max_score": float("nan")}, "max_score: must be a number, and is nan"),
-        ({"model": 3}, "model: a int has no method 'encode'; give a path, a SentenceTransformer, or an object with `encode(texts)`"),
+        ({"model": 3}, "model: an int has no method 'encode'; give a path, a SentenceTransformer, or an object with `encode(texts)`"),
         ({"query_prompt_name": "query"}, "Model: has no prompt 'query'; it has none: give query_prompt instead"),
         ({"cache_folder": "x"}, "Model: cannot be recognised when it is loaded again; give no cache_folder, or the path of a model"),
-        ({"cross_encoder": 3, "max_score": 0.5}, "cross_encoder: a int has no method 'predict'; give a CrossEncoder"),
+        ({"model": Constant(), "dataset": Dataset.from_dict({"q": ["a b", "c", "d"], "p": ["a", "b", "e"]})}, "model: gives 3 different texts the same vector, such as 'a b'; does it know their language? are its weights whole?"),
+        ({"cross_encoder": 3, "max_score": 0.5}, "cross_encoder: an int has no method 'predict'; give a CrossEncoder"),
         ({"cross_encoder": Scores(lambda n: [float("nan")] * n), "max_score": 0.5},
          "cross_encoder: `predict` returned NaN or infinity for 'a b' and 'c'; are its weights whole? try float32"),
         ({"cross_encoder": Scores(lambda n: [[0.1, 0.9]] * n), "max_score": 0.5},

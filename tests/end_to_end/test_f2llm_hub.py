@@ -1,4 +1,4 @@
-"""manifests/f2llm.yaml as it stands, from the Hub to a published dataset: all 62 sources, by the commands and the real clients."""
+"""manifests/f2llm.yaml unchanged, from the Hub to a published dataset: all 62 sources, by the commands and the real clients."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ PLAIN = {"text", "code_inline", "softbreak", "hardbreak"}
 
 
 def inline(markdown: str) -> tuple[set[str], list[str], str]:
-    """Return the kinds of what stands in a page, its addresses, and its text."""
+    """Return the kinds of what is in a page, its addresses, and its text."""
     kinds, addresses, text = set[str](), list[str](), []
     for block in MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(markdown):
         kinds.add(block.type)
@@ -344,7 +344,7 @@ def test_the_card_and_the_report_of_a_hostile_run_do_nothing(tmp_path):
     model, run = tmp_path / "run" / "model", tmp_path / "run"
     (model / "1_Pooling").mkdir(parents=True)
     files = {
-        "config_sentence_transformers.json": {"prompts": {ATTACK: ATTACK, 'x"]); print("': "told"}},
+        "config_sentence_transformers.json": {"prompts": {ATTACK: ATTACK, 'x"]); print("': "x"}},
         "1_Pooling/config.json": {"embedding_dimension": 4, "pooling_mode": ATTACK},
         "sentence_bert_config.json": {"max_seq_length": 16},
     }

@@ -14,7 +14,7 @@ from curation.recipe.settings import Mine
 from mining.audit import measure_presets
 from mining.calibrate import evaluate_sources
 from mining.encoders import CustomEncoder
-from mining.mine import mine_build
+from mining.mine import mine_build, warnings_of
 
 
 class Lists:
@@ -64,6 +64,11 @@ def test_names_keep_vectors_apart():
             lambda them: [[1.0], [2.0, 3.0]],
             "fake: `encode` did not return an array of numbers (setting an array element with a sequence.",
         ),
+        (
+            lambda them: np.asarray(them) + 1j,
+            "fake: `encode` returned complex numbers (complex128); return the real and the imaginary part side by side",
+        ),
+        (lambda them: [[1j, 0.5], [1, 2]], "fake: `encode` returned complex numbers (complex128)"),
     ],
 )
 def test_wrong_vectors(change, complaint):
@@ -92,6 +97,17 @@ def test_a_tensor_with_a_gradient_is_named():
     torch = pytest.importorskip("torch")
     with pytest.raises(ModelError, match="fake: `encode` did not return an array of numbers .*requires grad"):
         CustomEncoder(Lists(lambda them: torch.tensor(them, requires_grad=True)), Mine(model="fake"), "cpu")
+
+
+def test_one_vector_for_all_texts_is_named(tmp_path):
+    """Its negatives would be those of any order; a source of few passages is left alone, which may be alike by chance."""
+    for made in (1.0, 0.0):
+        load = partial(CustomEncoder, Lists(lambda them, made=made: [[made, made]] * len(them)))
+        build = make_build(tmp_path / f"b{made}", {"s": retrieval(12)}, f"{EASY}, relative_margin: null, max_score: null")
+        what = "s: the model gives all texts the same vector, so negatives are no harder than random ones; use another `model`"
+        assert what in list(warnings_of("s", mine_build(build, load=load)["s"]))
+    build = make_build(tmp_path / "b", {"s": retrieval(12)}, EASY)
+    assert "vectors_alike" not in mine_build(build, load=partial(CustomEncoder, Lists()))["s"]
 
 
 def test_vectors_without_numbers():

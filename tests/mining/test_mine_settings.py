@@ -165,6 +165,17 @@ def test_a_corpus_too_small_to_fill_from(tmp_path):
     assert sorted(map(sorted, mined(build)[0]["negatives"])) == [[0, 1], [0, 2], [1, 2]]
 
 
+def test_a_corpus_hardly_larger_than_its_rows_is_used_up(tmp_path):
+    """Passages are drawn with replacement, which left a row in thirty one short although a passage was left."""
+    strict = "model: fake, negatives: 24, max_score: -0.9, relative_margin: null, shortage: random"
+    build = make_build(tmp_path / "b", {"s": retrieval(26)}, strict)
+    receipt = run(build)["s"]
+    rows = mined(build)[0]
+    assert rows["negatives"].list.n_unique().to_list() == [24] * 26
+    assert not any(set(row["negatives"]) & set(row["positives"]) for row in rows.iter_rows(named=True))
+    assert receipt["filled"] == {"random": 24 * 26}
+
+
 @pytest.mark.parametrize("pick", ["random", "stratified"])
 def test_picks_do_not_depend_on_blocks(tmp_path, monkeypatch, pick):
     rows = []

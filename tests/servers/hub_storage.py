@@ -146,7 +146,7 @@ class Storage:
     def commit(self, kind, id_, ref, added, deleted, title, parent=None, oid=None):
         """Add a commit to a branch, under a given name with `oid`; `deleted` are paths, and folders that end with /.
 
-        Refuses one whose `parent`, if named, is not where the branch stands.
+        Refuses one whose `parent`, if named, is not the branch's newest commit.
         """
         with self.lock:
             repo = self.repo(kind, id_)

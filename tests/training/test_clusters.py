@@ -39,8 +39,8 @@ def rule(place, **keys):
 def test_clusters_are_the_topics_and_a_batch_has_one(place):
     keys, build = rule(place), place / "b"
     sources = load_sources(build, load_model(keys.model, max_tokens=32, device="cpu"), "auto")
-    told = dict.fromkeys(("mixed", "more"), "")
-    found = clusters_of(build, keys, sources, told, 42)
+    instructions = dict.fromkeys(("mixed", "more"), "")
+    found = clusters_of(build, keys, sources, instructions, 42)
     assert list(found) == ["mixed"]
     topics = np.arange(ROWS) % 4
     assert len(set(found["mixed"].tolist())) == len(set(zip(topics.tolist(), found["mixed"].tolist(), strict=True))) == 8
@@ -54,10 +54,10 @@ def test_clusters_are_the_topics_and_a_batch_has_one(place):
     assert sum(alike) <= 8 + 7 < sum(plain)  # eight clusters meet seven times
     (folder,) = (build / "train/clusters").iterdir()
     folder.rename(place / "before")  # made again they are the same
-    again = clusters_of(build, keys, sources, told, 42)
+    again = clusters_of(build, keys, sources, instructions, 42)
     assert (again["mixed"] == found["mixed"]).all()
     unlike = clusters_of(
-        build, rule(place, sources={"mixed": {"in_batch": False}, "more": {"cluster_batches": 0}}), sources, told, 42
+        build, rule(place, sources={"mixed": {"in_batch": False}, "more": {"cluster_batches": 0}}), sources, instructions, 42
     )
     assert unlike == {}  # other rows are no negatives there
 

@@ -182,9 +182,16 @@ def test_a_process_that_dies_or_stands_still_is_told_and_nothing_hangs(place, nu
     (place / "long.yaml").write_text(f"model: {place / 'bert'}\nbatch: 16\nnegatives: 0\nmax_tokens: 32\nepochs: 9999\n")
     command = [sys.executable, "-c", code, str(place / "b"), "--recipe", str(place / "long.yaml"), "--device", "cpu", "-v"]
     command += ["-o", str(place / f"lost-{number}")]
-    told = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29420 + number), "PYTHONPATH": str(HERE.parents[1])}
+    launched = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(29420 + number),
+        "PYTHONPATH": str(HERE.parents[1]),
+    }
     processes = [
-        subprocess.Popen(command, env={**os.environ, **told, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            command, env={**os.environ, **launched, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True
+        )
         for rank in "01"
     ]
     assert any(" 2/" in line for line in processes[0].stderr)
@@ -205,9 +212,9 @@ def test_a_process_that_never_comes_is_told(place):
         "from training.cli import main; sys.argv = ['train', *sys.argv[1:]]; main()"
     )
     (place / "recipe.yaml").write_text(f"model: {place / 'bert'}\nbatch: 16\nnegatives: 0\nmax_tokens: 32\n")
-    told = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29417"}
+    launched = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29417"}
     command = [sys.executable, "-c", code, str(place / "b"), "--recipe", str(place / "recipe.yaml"), "--device", "cpu"]
-    environment = {**os.environ, **told, "PYTHONPATH": str(HERE.parents[1])}
+    environment = {**os.environ, **launched, "PYTHONPATH": str(HERE.parents[1])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 1
     assert "train: rank 0: the 2 processes do not find each other (" in done.stderr

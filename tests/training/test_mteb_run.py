@@ -1,4 +1,4 @@
-"""MTEB through mteb: a local folder scores as `train evaluate` scores it, and what goes wrong is told in one line."""
+"""MTEB through mteb: a local folder scores as `train evaluate` scores it, and what goes wrong is one line."""
 
 from __future__ import annotations
 
@@ -236,8 +236,8 @@ def test_of_a_runs_model_it_drafts_the_metadata_that_mteb_validates(place):
         }
         train_model(build, Train(**recipe), out=build / kind, device="cpu", only=["pairs", "more"])
         result = call("evaluate", build / kind / "model", "--mteb", "held", "-o", "results", "--prompt", "auto")
-        (told,) = [line for line in result.stderr.splitlines() if line.startswith("draft of mteb's metadata: ")]
-        namespace = runpy.run_path(told.removeprefix("draft of mteb's metadata: "))
+        (draft,) = [line for line in result.stderr.splitlines() if line.startswith("draft of mteb's metadata: ")]
+        namespace = runpy.run_path(draft.removeprefix("draft of mteb's metadata: "))
         meta = ModelMeta.model_validate(namespace["model"].model_dump())
         assert meta.training_datasets == {"NQ", "HotpotQA"}  # of the sources it was trained on
         assert meta.loader.__name__ == loader
@@ -246,7 +246,7 @@ def test_of_a_runs_model_it_drafts_the_metadata_that_mteb_validates(place):
         assert meta.n_parameters == sum(value.numel() for value in load_file(build / kind / "model/model.safetensors").values())
         assert meta.n_embedding_parameters > 900_000
         assert meta.use_instructions == (kind == "qwen3")
-        text = (place / told.removeprefix("draft of mteb's metadata: ")).read_text()
+        text = (place / draft.removeprefix("draft of mteb's metadata: ")).read_text()
         assert "# perhaps also tasks of more: the manifest has no `mteb:` for them" in text
         assert str(place) not in text
     assert meta.loader_kwargs["instruction_template"] == "Instruct: {instruction}\nQuery: "

@@ -48,7 +48,7 @@ def heldout(build, name):
     return folder_of(build / "heldout" / name, [(f"q{at}", f"d{at}", 1) for at in range(12)])
 
 
-MODELS = {  # kind of model, recipe's prompt -> what queries of source `told`, with an instruction, and `bare` begin with
+MODELS = {  # kind of model, recipe's prompt -> what queries of source `instructed`, with an instruction, and `bare` begin with
     ("bert", "auto"): ("", ""),
     ("bert", "instruct"): (QUERY.format("Find it"), ""),
     ("bert", "none"): ("", ""),
@@ -60,8 +60,8 @@ MODELS = {  # kind of model, recipe's prompt -> what queries of source `told`, w
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("protocol")
-    build = write_build(place / "b", {"told": retrieval(8) | {"instruction": "Find it"}, "bare": retrieval(8, salt=1)})
-    for name in ("told", "bare"):
+    build = write_build(place / "b", {"instructed": retrieval(8) | {"instruction": "Find it"}, "bare": retrieval(8, salt=1)})
+    for name in ("instructed", "bare"):
         heldout(build, name)
     for kind in ("bert", "qwen3"):
         tiny_model(place / kind, kind)
@@ -77,10 +77,10 @@ def test_the_log_evaluate_and_exports_say_one_number(place, kind, prompt, tmp_pa
     said = []
     train(place / "b", recipe, out=tmp_path / "run", device="cpu", say=said.append)
     _, line = [line for line in read_log(tmp_path / "run/log.jsonl") if "ndcg@10" in line]  # before and after
-    wanted = dict(zip(("told", "bare"), MODELS[kind, prompt], strict=True))
+    wanted = dict(zip(("instructed", "bare"), MODELS[kind, prompt], strict=True))
     for name, before in wanted.items():
-        told = json.dumps(before) if before else "nothing"
-        assert f"nDCG@10 on heldout/{name}: queries begin with {told}, passages with nothing (as in training)" in said
+        prompt_shown = json.dumps(before) if before else "nothing"
+        assert f"nDCG@10 on heldout/{name}: queries begin with {prompt_shown}, passages with nothing (as in training)" in said
     export_checkpoint(tmp_path / "run", tmp_path / "exported")  # without the run's receipt beside it
     elsewhere = shutil.copytree(place / "b/heldout", tmp_path / "elsewhere")  # without a build beside them
     for model in (tmp_path / "run/model", tmp_path / "exported"):
@@ -93,7 +93,7 @@ def test_the_log_evaluate_and_exports_say_one_number(place, kind, prompt, tmp_pa
 
 
 def test_an_instruction_takes_effect_whatever_the_prompt(place):
-    folder = place / "b/heldout/told"
+    folder = place / "b/heldout/instructed"
     for kind in ("bert", "qwen3"):
         for prompt in ("auto", "instruct"):
             asked = evaluation_prompts(load_encoder(str(place / kind), device="cpu", prompt=prompt), folder, "Look")
@@ -108,13 +108,13 @@ def test_an_instruction_takes_effect_whatever_the_prompt(place):
 
 
 def test_the_output_says_what_was_put_before(place):
-    line = ["evaluate", str(place / "qwen3"), "--data", str(place / "b/heldout/told"), "--device", "cpu"]
+    line = ["evaluate", str(place / "qwen3"), "--data", str(place / "b/heldout/instructed"), "--device", "cpu"]
     done = CliRunner().invoke(command, line)
-    told = json.dumps(QUERY.format("Find it"))
-    wanted = f"{place / 'qwen3'}: queries begin with {told}, passages with nothing (the instruction of source 'told')\n"
+    shown = json.dumps(QUERY.format("Find it"))
+    wanted = f"{place / 'qwen3'}: queries begin with {shown}, passages with nothing (the instruction of source 'instructed')\n"
     assert wanted in done.stderr
     said = json.loads(CliRunner().invoke(command, [*line, "--json", "-q"]).stdout)
-    assert said["prompt"] == {"query": QUERY.format("Find it"), "passage": "", "origin": "the instruction of source 'told'"}
+    assert said["prompt"] == {"query": QUERY.format("Find it"), "passage": "", "origin": "the instruction of source 'instructed'"}
 
 
 FOLDERS = {  # judgements, documents, queries: where None, the texts of the build
@@ -238,8 +238,8 @@ def test_weights_that_are_no_numbers_are_named(value, tmp_path):
     with pytest.raises(ModelError) as error:
         load_encoder(str(folder), device="cpu")
     what = "NaN" if math.isnan(value) else "infinity"
-    told = f"its weights contain {what}: embeddings.word_embeddings.weight; was the file damaged, or did the training diverge?"
-    assert str(error.value) == f"{folder}: {told}"
+    line = f"its weights contain {what}: embeddings.word_embeddings.weight; was the file damaged, or did the training diverge?"
+    assert str(error.value) == f"{folder}: {line}"
 
 
 def test_a_model_that_does_not_say_how_long_texts_may_be_is_one_line(tmp_path):

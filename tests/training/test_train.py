@@ -144,7 +144,7 @@ def test_killed_and_run_again_it_ends_with_the_same_bytes(undisturbed, model, bu
     assert not (tmp_path / "done.json").exists()
     said = []
     train(build, recipe(model), out=tmp_path, say=said.append)
-    # What stands is the checkpoint before: the line of a step comes before its checkpoint.
+    # The newest checkpoint is the one before: the line of a step comes before its checkpoint.
     assert any("continuing from" in line for line in said) == (last > 5)
     assert weights(tmp_path) == weights(undisturbed)
     for name in ("model.safetensors", "optimizer.safetensors", "checkpoint.json"):

@@ -130,6 +130,15 @@ def test_no_folder_of_other_files_is_replaced(place):
             "recipe.yaml": "is a file, and a model is a folder",
         }.items():
             assert str(call(*command, "-o", out).exception) == f"{out}: {what}; name a folder that does not exist yet"
+    for command in (["export", run], ["average", run], ["merge", run, run]):  # its model is the run's own
+        assert str(call(*command, "-o", f"{run}/model").exception) == (
+            f"{run}/model: is where the run {run} keeps its model; name a folder that does not exist yet"
+        )
+    (place / run / "model").rename(place / "kept")  # one that was deleted is written again
+    assert call("export", run, "-o", f"{run}/model").exit_code == 0
+    assert (place / "kept/done.json").read_bytes() == (place / run / "model/done.json").read_bytes()
+    shutil.rmtree(place / run / "model")
+    (place / "kept").rename(place / run / "model")
     (place / "bert").rename(place / "model")  # in the way of a run in this folder, which would write its own model there
     recipe = (place / "recipe.yaml").read_text().replace(str(place / "bert"), str(place / "model"))
     (place / "recipe.yaml").write_text(recipe)
@@ -205,9 +214,9 @@ def test_a_single_process_with_deepspeed_needs_no_launcher_is_quiet_and_learns_w
     plain = (place / "recipe.yaml").read_text() + "dtype: float32\n"
     (place / "plain.yaml").write_text(plain)
     (place / "zero3.yaml").write_text(plain + "deepspeed: {zero: 3, offload: yes}\n")
-    told = ("--steps", 1, "--device", "cpu", "-q")
-    assert call("builds/tiny", "--recipe", "plain.yaml", "-o", "plain", *told).exit_code == 0
-    done = command("builds/tiny", "--recipe", "zero3.yaml", "-o", "zero3", *told)
+    flags = ("--steps", 1, "--device", "cpu", "-q")
+    assert call("builds/tiny", "--recipe", "plain.yaml", "-o", "plain", *flags).exit_code == 0
+    done = command("builds/tiny", "--recipe", "zero3.yaml", "-o", "zero3", *flags)
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
     plain, shared = (load_file(f"{name}/model/model.safetensors") for name in ("plain", "zero3"))
     assert plain.keys() == shared.keys()

@@ -99,7 +99,7 @@ def test_tokens_have_another_key_where_what_makes_them_is_another(name, tmp_path
     before = reader_digest(load_model(str(folder), device="cpu"))
     assert reader_digest(load_model(str(folder), device="cpu")) == before
     moved = shutil.copytree(folder, tmp_path / "moved")
-    assert reader_digest(load_model(str(moved), device="cpu")) == before  # wherever it stands
+    assert reader_digest(load_model(str(moved), device="cpu")) == before  # wherever it is stored
     if change:
         change(folder)
     assert reader_digest(load_model(str(folder), device="cpu", **options)) != before
@@ -198,6 +198,8 @@ def test_the_receipt_holds_the_threads_and_a_resume_with_others_says_so(tmp_path
     assert (receipt["threads"], receipt["threads_before"]) == (1, [2])
     assert alone["threads"] == 1
     assert "threads_before" not in alone
-    told = "continuing with 1 threads, earlier steps used 2: the weights will not equal those of an uninterrupted run bit by bit"
-    assert [line for line in said if "threads" in line] == [told]
+    warning = (
+        "continuing with 1 threads, earlier steps used 2: the weights will not equal those of an uninterrupted run bit by bit"
+    )
+    assert [line for line in said if "threads" in line] == [warning]
     assert store.read_json(tmp_path / "alone/checkpoints/step-000003/checkpoint.json")["threads"] == 1

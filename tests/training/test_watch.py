@@ -65,8 +65,8 @@ def weights(folder):
 def measured(model, build):
     """Return the mean nDCG@10 that `train evaluate` finds for a written model."""
     encoder = load_encoder(str(model), max_tokens=32, device="cpu", prompt="instruct")
-    told = (("pairs", "Find it"), ("more", ""))
-    return sum(evaluate(encoder, build / "heldout" / name, instruction)["ndcg@10"] for name, instruction in told) / 2
+    sets = (("pairs", "Find it"), ("more", ""))
+    return sum(evaluate(encoder, build / "heldout" / name, instruction)["ndcg@10"] for name, instruction in sets) / 2
 
 
 def measurements(out):

@@ -42,14 +42,18 @@ def replaced(folder: Path) -> Iterator[Path]:
     sync_folder(folder.parent)
 
 
-def refuse_other_files(folder: Path) -> None:
-    """Refuse to replace anything other than a model that `export` wrote.
+def refuse_other_files(folder: Path, run: Path | None = None) -> None:
+    """Refuse to replace anything other than a model that `export` wrote, and the model of any run but `run`.
 
     Raises:
-        BuildError: there is a file, or a folder that holds other files.
+        BuildError: there is a file, or a folder that holds other files, or the model of a run.
     """
     if folder.exists() and not folder.is_dir():
         raise BuildError(folder, "is a file, and a model is a folder", ANOTHER_FOLDER)
+    owner = folder.absolute().parent
+    is_run = (owner / "checkpoints").is_dir() or (owner / "log.jsonl").is_file()
+    if folder.name == "model" and is_run and owner != (run and run.absolute()):
+        raise BuildError(folder, f"is where the run {folder.parent} keeps its model", ANOTHER_FOLDER)
     try:
         written = (read_receipt(folder) or {}).get("files", {})
     except BuildError:  # damaged, and replaced by a whole one

@@ -212,7 +212,7 @@ def source(name: str) -> dict[str, object]:
 
 
 def expected(name: str, data: Path) -> tuple[int, int, dict[str, tuple[str, set[str], str | None]]]:
-    """Return (rows, tuples that they make before anything is filtered or merged, what a tuple's id stands for).
+    """Return (rows, tuples that they make before anything is filtered or merged, what each tuple id holds).
 
     That is (query, positives, label): of NLI all positives of the premise, of a clustering none, as they are drawn.
     """

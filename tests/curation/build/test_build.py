@@ -137,8 +137,8 @@ def test_a_source_without_tuples_fails(recipe, tmp_path):
         MANIFEST.replace("fields: {query: q, positive: a}", "fields: {query: q, positive: a, score: a}, threshold: 1, max_bad: 1")
     )
     (error,) = build(recipe, tmp_path / "b", only=["faq"]).failed.values()
-    told = "source 'faq': none of its 20 rows makes a tuple (bad_score 20); check 'fields', 'labels' and 'threshold'"
-    assert str(error) == f"{told}; first: faq/0 bad_score 'the answer 0'"
+    line = "source 'faq': none of its 20 rows makes a tuple (bad_score 20); check 'fields', 'labels' and 'threshold'"
+    assert str(error) == f"{line}; first: faq/0 bad_score 'the answer 0'"
 
 
 def test_only_and_limit(recipe, tmp_path):

@@ -103,7 +103,7 @@ ORIGINALS: dict[str, tuple[bytes, dict, tuple[str, str]]] = {
     "a.tar": (in_tar("a.csv", in_csv(ROWS), "w"), {}, ("q", "a")),
     "parquet.zip": (in_zip("a.parquet", packed(FRAME.write_parquet)), {}, ("q", "a")),
 }  # fmt: skip
-CHECKED = ("a.jsonl.gz", "a.jsonl.zst", "a.zip", "nli.zip", "parquet.zip")  # a checksum stands in the file: all rows, or an error
+CHECKED = ("a.jsonl.gz", "a.jsonl.zst", "a.zip", "nli.zip", "parquet.zip")  # the file has a checksum: all rows, or an error
 
 
 def flipped(data: bytes, draw: random.Random) -> bytes:

@@ -101,8 +101,8 @@ def test_names_that_are_no_files(tmp_path):
         ("max_unpacked: nan", "sources[1].max_unpacked: input should be a finite number, not 'nan'"),
         ("threshold: -inf", "sources[1].threshold: input should be a finite number, not '-inf'"),
         ("max_bad: nan", "sources[1].max_bad: input should be a finite number, not 'nan'"),
-        ("limit: 1" + "0" * 30, "1" + "0" * 30 + " is larger than any number of rows"),
-        ("skip: 1" + "0" * 30, "1" + "0" * 30 + " is larger than any number of rows"),
+        ("limit: 1" + "0" * 30, "1" + "0" * 30 + " is out of range: the largest whole number is 2^63 - 1"),
+        ("skip: 1" + "0" * 30, "1" + "0" * 30 + " is out of range: the largest whole number is 2^63 - 1"),
         ("holdout: " + "9" * 5000, "sources[1].holdout: "),
     ],
 )

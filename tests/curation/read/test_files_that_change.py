@@ -147,7 +147,7 @@ def test_the_other_sources_are_built_and_the_next_run_takes_the_new_rows(content
 
 
 def writing(path: Path, contents: Path) -> tuple[threading.Thread, threading.Event]:
-    """Overwrite a file again and again until told to stop."""
+    """Overwrite a file again and again until asked to stop."""
     stop = threading.Event()
     both = [(contents / f"{word}.jsonl").read_bytes() for word in ("aaa", "bbb")]
 

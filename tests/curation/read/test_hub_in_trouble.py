@@ -1,4 +1,4 @@
-"""A Hub that is busy or cuts connections while it is read from: asked again as when publishing, and told when it stays so."""
+"""A Hub that is busy or cuts connections while it is read from: asked again as when publishing, and reported when it stays so."""
 
 from __future__ import annotations
 

@@ -110,10 +110,10 @@ def test_a_source_that_is_not_as_it_was_locked_fails_alone(recipe, tmp_path, cha
     assert failures(recipe, tmp_path / "b") == {}
     assert (tmp_path / "b/manifest.lock").read_bytes() == (tmp_path / "m.lock").read_bytes()
     change(tmp_path)
-    told = f"source 'faq': {said}; undo that, or run `curate lock` again"
-    assert failures(recipe, tmp_path / "b") == {"faq": told}
+    expected = f"source 'faq': {said}; undo that, or run `curate lock` again"
+    assert failures(recipe, tmp_path / "b") == {"faq": expected}
     assert list(json.loads((tmp_path / "b/build.json").read_text())["sources"]) == ["ranked"]
-    assert check(recipe)["problems"] == [told]
+    assert check(recipe)["problems"] == [expected]
     (tmp_path / "m.lock").unlink()
     assert failures(recipe, tmp_path / "b") == {}
     assert not (tmp_path / "b/manifest.lock").exists()
@@ -312,8 +312,11 @@ def test_what_is_not_there_is_reported_for_each_source(server, tmp_path):
     assert asked[0] == 1
     of_set = f"evaluation set 'org/questions': {SAID['split']}"
     assert json.loads(asked[1])["problems"] == [*(f"source '{name}': {said}" for name, said in SAID.items()), of_set]
-    told = {name: said for name, said in SAID.items() if name != "column"}  # a lock maps no columns
-    assert (done[0], done[2].splitlines()) == (1, [f"curate: {recipe}: source '{name}': {said}" for name, said in told.items()])
+    expected = {name: said for name, said in SAID.items() if name != "column"}  # a lock maps no columns
+    assert (done[0], done[2].splitlines()) == (
+        1,
+        [f"curate: {recipe}: source '{name}': {said}" for name, said in expected.items()],
+    )
     assert list(read_lock(tmp_path / "broken.lock")) == ["column"]
 
 

@@ -1,4 +1,4 @@
-"""Quotes in a tsv, the header among the rows, lists written as text: read rightly or told, never taken for texts in silence."""
+"""Quotes in a tsv, the header among the rows, lists written as text: read rightly or reported, never silently taken for texts."""
 
 from __future__ import annotations
 

@@ -171,9 +171,9 @@ def test_maps_of_parquet_are_told(tmp_path):
 
     maps = pa.array([[("k", "v")]], type=pa.map_(pa.string(), pa.string()))
     pyarrow.parquet.write_table(pa.table({"q": ["what is x"], "p": maps, "u": maps}), tmp_path / "a.parquet")
-    told = "a.parquet: column 'p' holds maps, not texts or records; write records, or a column of texts"
+    line = "a.parquet: column 'p' holds maps, not texts or records; write records, or a column of texts"
     for name in ("p", "p.k"):
-        assert shaped(tmp_path, "a.parquet", {"query": "q", "positive": name}) == told
+        assert shaped(tmp_path, "a.parquet", {"query": "q", "positive": name}) == line
     assert shaped(tmp_path, "a.parquet", {"query": "q", "positive": "q"}) == {"s/0": ("what is x", ["what is x"], [], None)}
 
 
@@ -190,5 +190,5 @@ def test_questions_that_squad_marks_as_impossible(mark, left_out, tmp_path):
 def test_a_title_of_a_passage_that_is_no_text(tmp_path):
     line = {"query": "what is x", "positive_passages": [{"title": {"en": "X"}, "text": "a letter"}]}
     (tmp_path / "a.jsonl").write_text(json.dumps(line) + "\n")
-    told = shaped(tmp_path, "a.jsonl", {"query": "query", "positive": "positives"}, reader="tevatron")
-    assert told.startswith("a.jsonl:1: 'positive_passages' is not a list of passages with a text")
+    line = shaped(tmp_path, "a.jsonl", {"query": "query", "positive": "positives"}, reader="tevatron")
+    assert line.startswith("a.jsonl:1: 'positive_passages' is not a list of passages with a text")

@@ -127,10 +127,10 @@ def test_the_check_at_the_start_finds_each_trap(kind, trap, folders, monkeypatch
     monkeypatch.setattr(model_module, "packed_inputs", lambda ids, starts, first: wrong_call(trap, ids, starts))
     with pytest.raises(ModelError) as error:
         check_packing(model)
-    told = str(error.value).removeprefix(f"{folders[kind]}: ")
-    if "cannot encode texts packed together" not in told:  # without positions a BERT has no room for so many tokens
-        assert told.startswith("texts packed together get other vectors than alone (they differ by ")
-        assert told.endswith(f"; {ADVICE}")
+    message = str(error.value).removeprefix(f"{folders[kind]}: ")
+    if "cannot encode texts packed together" not in message:  # without positions a BERT has no room for so many tokens
+        assert message.startswith("texts packed together get other vectors than alone (they differ by ")
+        assert message.endswith(f"; {ADVICE}")
     assert model.backbone.config._attn_implementation == "sdpa"  # left as it was
 
 
