@@ -709,7 +709,7 @@ def mine_hard_negatives(
         raise UserError("use_multi_process", "is not supported", "leave it out: one process uses all cores")
     say, progress = _say(not verbose), for_python(not verbose)
     columns = hard_negatives.columns_of(dataset, anchor_column_name, positive_column_name, say)
-    pairs = hard_negatives.pairs_of(dataset, columns, corpus)
+    pairs = hard_negatives.pairs_of(dataset, columns, corpus, say)
     rules = {
         "range_min": range_min,
         "range_max": range_max,

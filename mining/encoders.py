@@ -205,10 +205,14 @@ def encoders_of(
         own = {"query": encoder.query("", ""), "corpus": encoder.passage("")}
         return {role: ForRole(encoder, prompt_of(role, encoder.model.prompts, text)) for role, text in own.items()}
 
+    if isinstance(model, type):
+        raise ModelError("model", f"is the class {model.__name__} itself", "give an object of it, or a path")
+
     if hasattr(model, "encode_query") and hasattr(model, "encode_document"):
         digest, found = _digest_of_weights(model) if cached else "", {}
         for role, method in (("query", model.encode_query), ("corpus", model.encode_document)):
             asked = {"prompt": prompts[f"{role}_prompt"], "prompt_name": prompts[f"{role}_prompt_name"]}
+            prompt_of(role, getattr(model, "prompts", None) or {}, "")  # an unknown name is an error
             one = _Method(method, {**asked, "batch_size": batch_size}, show_bars)
             own_name = f"{name} {store.digest_of([digest, role, *asked.values()])}" if digest else name
             found[role] = ForRole(CustomEncoder(one, Mine(model=own_name, prompt="none"), "cpu"), "")

@@ -86,6 +86,8 @@ def columns_of(dataset: Dataset, anchor: str | None, positive: str | None, say: 
         hint = f"make it with Dataset.from_{origin if origin in ('polars', 'pandas') else 'dict'}"
         if hasattr(dataset, "keys") and hasattr(dataset, "column_names"):
             hint = "give one split, such as dataset['train']"
+        elif hasattr(dataset, "column_names"):  # an IterableDataset
+            hint = "make it with Dataset.from_list(list(dataset))"
         raise SourceError("dataset", f"is {a_kind(dataset)}, not a datasets.Dataset", hint)
     if not len(dataset):
         raise SourceError("dataset", "is empty", "give at least one pair")
@@ -101,7 +103,7 @@ def columns_of(dataset: Dataset, anchor: str | None, positive: str | None, say: 
     return anchor, positive
 
 
-def pairs_of(dataset: Dataset, columns: tuple[str, str], corpus: Sequence[str] | None) -> Pairs:
+def pairs_of(dataset: Dataset, columns: tuple[str, str], corpus: Sequence[str] | None, say: Callable[[str], None]) -> Pairs:
     """Number the distinct texts of a dataset and a corpus; equal queries are one query with several positives.
 
     Raises:
@@ -110,6 +112,9 @@ def pairs_of(dataset: Dataset, columns: tuple[str, str], corpus: Sequence[str] |
     """
     more = [] if corpus is None else texts_of_list("corpus", corpus).to_list()
     queries, positives = (texts_of_column(dataset, name).to_list() for name in columns)
+    for name, texts in zip(columns, (queries, positives), strict=True):
+        if blank := sum(not text.strip() for text in texts):
+            say(f"{blank:,} of {len(texts):,} texts in column '{name}' are empty, and are used like others")
     rows = dict[str, dict[int, None]]()  # query -> the distinct positives, in order
     number = {text: at for at, text in enumerate(dict.fromkeys([*more, *positives]))}
     counts = dict[str, int]()

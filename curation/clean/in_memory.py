@@ -98,6 +98,7 @@ def overlaps(data: Any, against: Any, columns: Sequence[str] | None = None) -> p
         SourceError: an evaluation set cannot be read or holds no text, or a value is not a text.
         UserError: a column that does not exist.
     """
+    columns = [columns] if isinstance(columns, str) else columns
     if is_dataset(data) and not (list(text_columns(data)) if columns is None else columns):
         raise SourceError("dataset", "has no column of texts", f"its columns are {listed(data.column_names)}")
     ours, sets = rows_of_texts("texts", data, columns), evaluation_sets(against)

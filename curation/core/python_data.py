@@ -29,6 +29,8 @@ def text_columns(dataset: Dataset) -> Iterator[str]:
 
 def texts_of_column(dataset: Dataset, name: str, nulls: bool = False, lists: bool = False) -> pl.Series:
     """Return a column of a Dataset as texts, or with `lists` as lists of texts."""
+    if not isinstance(name, str):
+        raise UserError(repr(name), f"is {a_kind(name)}, not the name of a column", f"columns are {listed(dataset.column_names)}")
     if name not in dataset.column_names:
         hint = f"its columns are {listed(dataset.column_names)}"
         raise UserError("dataset", f"has no column '{name}'{did_you_mean(name, dataset.column_names)}", hint)
@@ -48,6 +50,9 @@ def texts_of_list(where: str, texts: Sequence[str]) -> pl.Series:
     """Return a list of texts as a column; `where` names the argument in errors."""
     if isinstance(texts, str):
         raise SourceError(where, "is one text", "give a list of texts")
+    if len(columns := list(getattr(texts, "columns", ()) or getattr(texts, "column_names", ()))):
+        what = f"is {a_kind(texts)} with columns {listed(columns)}"
+        raise SourceError(where, what, f"give one column of it as a list, such as list({where}[{str(columns[0])!r}])")
     if isinstance(texts, Mapping) or not (hasattr(texts, "__len__") and hasattr(texts, "__getitem__")):
         raise SourceError(where, f"is {a_kind(texts)}", "give a list of texts, or a datasets.Dataset")
     found = list(texts)

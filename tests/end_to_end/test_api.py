@@ -73,6 +73,15 @@ class Model:
         return texts_to_vectors(texts)
 
 
+class Prompted(Model):
+    """Has the methods and the prompts of a SentenceTransformer."""
+
+    def __init__(self):
+        self.prompts = {"query": "query: "}
+
+    encode_query = encode_document = Model.encode
+
+
 class Constant:
     """Gives all texts one vector."""
 
@@ -302,6 +311,12 @@ def test_cached_vectors_are_used_again(tmp_path):
         ({"corpus": "abc"}, "corpus: is one text; give a list of texts"),
         ({"corpus": {"a": "b"}}, "corpus: is a dict; give a list of texts, or a datasets.Dataset"),
         ({"corpus": ["a", "b \ud800"]}, "corpus: entry 1 holds half of a surrogate pair, which is not text"),
+        ({"corpus": Dataset.from_dict({"text": ["a"], "id": [1]})},
+         "corpus: is a Dataset with columns text, id; give one column of it as a list, such as list(corpus['text'])"),
+        ({"dataset": Dataset.from_dict({"q": ["a"], "p": ["b"]}).to_iterable_dataset()},
+         "dataset: is an IterableDataset, not a datasets.Dataset; make it with Dataset.from_list(list(dataset))"),
+        ({"model": Model}, "model: is the class Model itself; give an object of it, or a path"),
+        ({"model": Prompted(), "query_prompt_name": "qury"}, "Prompted: has no prompt 'qury' (did you mean 'query'?); it has query"),
         ({"num_negatives": 1.5}, "num_negatives: must be a whole number, and is 1.5"),
         ({"max_score": float("nan")}, "max_score: must be a number, and is nan"),
         ({"model": 3}, "model: an int has no method 'encode'; give a path, a SentenceTransformer, or an object with `encode(texts)`"),
@@ -328,6 +343,14 @@ def test_columns_that_nobody_named_are_printed(capsys):
     assert "anchors are column 'query', positives are column 'positive'; not used: number\n" in capsys.readouterr().err
     tuplesmith.mine_hard_negatives(dataset, Model(), num_negatives=1, anchor_column_name="query", positive_column_name="positive")
     assert "anchors" not in capsys.readouterr().err
+
+
+def test_empty_texts_are_counted(capsys):
+    dataset = Dataset.from_dict({"query": ["a b", "", "c"], "positive": ["a", "c", " "]})
+    tuplesmith.mine_hard_negatives(dataset, Model(), num_negatives=1)
+    said = capsys.readouterr().err
+    for name in ("query", "positive"):
+        assert f"1 of 3 texts in column '{name}' are empty, and are used like others\n" in said
 
 
 def test_duplicates_name_the_kept_row():
@@ -409,6 +432,10 @@ def test_evaluation_texts_are_found(tmp_path):
         (lambda: tuplesmith.deduplicate(["a"], threshold=0), "threshold: must be above 0 and at most 1, and is 0"),
         (lambda: tuplesmith.deduplicate("text"), "texts: is one text; give a list of texts"),
         (lambda: tuplesmith.deduplicate(DatasetDict()), "texts: is a DatasetDict; give a list of texts, or a datasets.Dataset"),
+        (lambda: tuplesmith.deduplicate(pl.DataFrame({"q": ["a"]})),
+         "texts: is a DataFrame with columns q; give one column of it as a list, such as list(texts['q'])"),
+        (lambda: tuplesmith.deduplicate(random_pairs(), column=["q"]), "['q']: is a list, not the name of a column; columns are q, p"),
+        (lambda: tuplesmith.decontaminate(random_pairs(), [["x"]], columns="texts"), "dataset: has no column 'texts'; its columns are q, p"),
         (lambda: tuplesmith.deduplicate(text for text in "ab"), "texts: is a generator; give a list of texts, or a datasets.Dataset"),
         (lambda: tuplesmith.deduplicate(["a"], "high"), "threshold: must be above 0 and at most 1, and is high"),
         (lambda: tuplesmith.decontaminate(["a"], None), "against: is a NoneType; give a folder, a Dataset or a list of texts"),

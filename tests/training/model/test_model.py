@@ -191,6 +191,10 @@ def test_unknown_names(tmp_path):
         "nobody/nothing: no such folder, and the Hub cannot be reached for a model of this id; "
         "download it first, or name a folder or package:NAME"
     )
+    assert complaint("all-MiniLM-L99") == (
+        "all-MiniLM-L99: no such folder, and the Hub cannot be reached for a model of this id; ids of the Hub are ORG/NAME, such as "
+        "sentence-transformers/all-MiniLM-L99; download it first, or name a folder or package:NAME"
+    )
 
 
 def test_parts_that_are_missing(bert):
