@@ -79,6 +79,11 @@ def _read_cells(file: File, table: Table, start: int, is_csv: bool) -> Reading:
             raise SourceError(f"{file.name}:{number}", f"the first row cannot be read ({cells})", NO_QUOTES)
         else:
             names = [(table.header and cell) or f"column_{i}" for i, cell in enumerate(cells, 1)]
+        if sign := re.fullmatch(r"sep=(.?)", names[0]):
+            said = json.dumps(sign[1] or delimiter)
+            raise SourceError(
+                f"{file.name}:{number}", "names the delimiter for Excel", f"delete this line, and say `delimiter: {said}`"
+            )
         if names[0].lower().lstrip().startswith(("<!doctype html", "<html")):
             raise SourceError(
                 f"{file.name}:{number}", "is a web page, not a table", "fetch the file itself, not the page about it"
@@ -256,8 +261,13 @@ def _quoted_rows(file: File, table: Table, lines: Iterable[str], delimiter: str,
                 while match := whole.match(row, at):
                     at = match.end()
                 line = start + row.count("\n", 0, at)
-                raise SourceError(f"{file.name}:{line}", "the quote that opens here is not closed properly", NO_QUOTES) from None
+                other = next(iter(set(re.findall('[;\t|](?=")|(?<=")[;\t|]', row)) - {delimiter}), None)
+                hint = f"perhaps `delimiter: {json.dumps(other)}`; {NO_QUOTES}" if other else NO_QUOTES
+                raise SourceError(f"{file.name}:{line}", "the quote that opens here is not closed properly", hint) from None
             other = re.search('"([;\t|])', held[0])
+            if "new-line character" in str(error):
+                what = "its rows end with CR alone, as in Excel's 'CSV (Macintosh)'"
+                raise SourceError(file.name, what, "save it as 'CSV UTF-8'") from None
             cells = f"{error}, perhaps `delimiter: {json.dumps(other[1])}`" if other else str(error)
         if cells:
             yield start, len(held), cells

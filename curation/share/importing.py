@@ -7,6 +7,7 @@ removed from them (`split_query` in `core/record.py`).
 
 from __future__ import annotations
 
+import codecs
 import glob
 import json
 import os
@@ -23,6 +24,7 @@ import yaml
 from curation.core import store
 from curation.core.errors import ManifestError, SourceError, listed
 from curation.read import hub
+from curation.read.blocks import suggest_encoding
 from curation.read.dataset import config_splits
 from curation.read.lock import hub_facts
 from curation.read.mapping import add_missing_columns, matching_columns
@@ -62,20 +64,26 @@ OTHER_DATA = (  # endings of data that is not imported, and which a manifest can
     ".csv", ".tsv", ".json", ".ndjson", ".txt", ".xml", ".arrow", ".feather", ".gz", ".zst", ".bz2", ".xz", ".zip", ".tar",
     ".tgz",
 )  # fmt: skip
-TABLES = (".csv", ".tsv")  # their columns are guessed by name
+TABLES = (".csv", ".tsv")  # their columns are guessed by name, their encoding and delimiter by their beginning
+SAMPLE = 1 << 20  # bytes of that
 DOCUMENT_ENDINGS = (".txt", ".md", ".rst", ".html", ".htm", ".pdf", ".docx")
 NEXT_SECTIONS = """\
 # For `mine negatives` and `train`: remove the # and choose a model. `holdout: 200` in a source holds out queries to evaluate on.
 # mine: {model: sentence-transformers/all-MiniLM-L6-v2}
 # train: {model: sentence-transformers/all-MiniLM-L6-v2, batch: 64, epochs: 1, lr: 2.0e-5, warmup: 20, max_tokens: 256}
 """
-GUESSES = {  # columns of a csv or tsv file by their names, likeliest first
+GUESSES = {  # columns of a csv or tsv file by their names, likeliest first; then question and answer in other languages
     "query": ("query", "question", "anchor", "subject", "title", "sentence1", "premise", "prompt", "utterance", "input", "text",
-              "message", "description"),
+              "message", "description", "frage", "pregunta", "pergunta", "domanda", "pertanyaan", "soru", "câu hỏi", "вопрос",
+              "คำถาม", "سؤال", "السؤال", "प्रश्न", "सवाल", "問題", "问题", "質問", "질문"),
     "positive": ("positive", "answer", "response", "reply", "resolution", "solution", "passage", "document", "context",
-                 "sentence2", "hypothesis", "output", "body", "content"),
+                 "sentence2", "hypothesis", "output", "body", "content", "antwort", "réponse", "respuesta", "resposta",
+                 "risposta", "jawaban", "cevap", "trả lời", "ответ", "คำตอบ", "جواب", "الجواب", "إجابة", "الإجابة", "उत्तर",
+                 "जवाब", "答案", "回答", "答え", "답변"),
     "label": ("label", "category", "class", "intent", "topic", "queue", "department"),
 }  # fmt: skip
+NO_TEXTS = {"id", "type", "date", "time", "score", "label", "class", "category"}  # words of names of columns
+LONGEST_NAME = 40  # characters of a column's name; what is longer is a text in a file without a header
 GRADED = ("label", "labels", "score", "scores")  # what losses of sentence-transformers learn from, in addition to texts
 FLAGEMBEDDING_SCORES = {"positive_score": "pos_scores", "negative_scores": "neg_scores"}
 
@@ -332,7 +340,7 @@ def _with_a_corpus(folder: Path, base: Path) -> Iterator[Candidate]:
             yield Candidate("", {"name": called}, True, "left out: it names texts by id, and an evaluation set cannot")
             continue
         keys: Keys = {"files": str(relative / file.name), **({"records": "data"} if form == "nemo" else {})}
-        with closing(_rows(glob.escape(keys["files"]), base, keys.get("records"))) as rows:
+        with closing(_rows(glob.escape(keys["files"]), base, records=keys.get("records"))) as rows:
             frame = next(rows).frame
         columns = [one for one in frame.columns if not one.startswith("__")]
         for column in [one for one in ("pos_doc", "neg_doc") if one in columns]:  # lists of ids, or of records as JSON
@@ -388,18 +396,40 @@ def _of_files(first: Path, paths: list[Path], name: str, held_out: bool, base: P
     files = [os.path.relpath(one.resolve(), base) for one in paths]
     listed_files = files[0] if len(files) == 1 else files
     constants = _from_receipt(first)
+    reading = _reading(first) if first.suffix.lower() in TABLES else {}
     columns: dict[str, None] = {}
     for one in files:
-        with closing(_rows(glob.escape(one), base)) as rows:
+        with closing(_rows(glob.escape(one), base, **reading)) as rows:
             columns |= dict.fromkeys(next(rows).frame.columns)
     form, entry, note = _format_of(name, files[0], list(columns), first.suffix == ".jsonl")
     if form == "flagembedding" and not constants.get("instruction") and not held_out:
         constants |= _flagembedding(files, base)
-    return Candidate(form, {"name": name, **constants, "files": listed_files, **entry}, held_out, note)
+    return Candidate(form, {"name": name, **constants, "files": listed_files, **reading, **entry}, held_out, note)
 
 
-def _rows(files: str, base: Path, records: str | None = None) -> Any:
-    return table_rows(Table.model_validate({"files": [files], "records": records}), base)
+def _reading(path: Path) -> Keys:
+    """Return the keys that say how a csv or tsv file is written, as its beginning shows: `encoding` and `delimiter`.
+
+    The delimiter is the sign that gives the header most columns; Python's csv.Sniffer may take a letter for one.
+    """
+    with path.open("rb") as file:
+        sample = file.read(SAMPLE)
+    try:
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(sample)
+        encoding = suggest_encoding(sample) if "\0" in text else ""
+    except UnicodeDecodeError:
+        encoding = suggest_encoding(sample)
+    if encoding is None:  # reading it will say so
+        return {}
+    text = sample.decode(encoding, "ignore") if encoding else text
+    usual = "," if path.suffix.lower() == ".csv" else "\t"
+    header = re.sub('"[^"]*"', "", next(iter(text.splitlines()), ""))
+    sign = max((usual, *",;\t|"), key=header.count)  # the first of equal ones
+    return ({"encoding": encoding} if encoding else {}) | ({} if sign == usual else {"delimiter": sign})
+
+
+def _rows(files: str, base: Path, **reading: Any) -> Any:
+    return table_rows(Table.model_validate({"files": [files], **reading}), base)
 
 
 def _receipt(path: Path) -> Keys:
@@ -470,32 +500,40 @@ def _format_of(where: str, called: str, columns: list[str], lines: bool) -> tupl
                 notes.append("the document with the highest score of a list is its positive; `threshold` makes all that reach it")
             return layout.name, {**reader, "fields": fields}, "; ".join(notes)
     there = [name for name in columns if not name.startswith("__")]
-    if Path(called).suffix in TABLES and (fields := _guess(there)):
+    table, ending = Path(called).suffix.lower() in TABLES, Path(called).suffix[1:].lower()
+    if table and (fields := _guess(there)):
         rest = [name for name in there if name not in fields.values()]
         shown = ", ".join(f"{key} '{name}'" for key, name in fields.items())
-        guessed = f"columns guessed by their names: {shown}" + (f"; not used: {listed(rest)}" if rest else "")
-        return Path(called).suffix[1:], {"fields": fields} | ({"task": "classification"} if "label" in fields else {}), guessed
-    raise SourceError(
-        called, f"has columns of no known format: {listed(there, 20)}", f"write a source '{where}' by hand, with `fields:`"
-    )
+        by = "names" if _guess(there, by_order=False) else "order"
+        guessed = f"columns guessed by their {by}: {shown}" + (f"; not used: {listed(rest)}" if rest else "")
+        return ending, {"fields": fields} | ({"task": "classification"} if "label" in fields else {}), guessed
+    hint = f"write a source '{where}' by hand, with `fields:`"
+    hint += ", and with `header: [...]` if the first line holds no names" if table else ""
+    raise SourceError(called, f"has columns of no known format: {listed(there, 20)}", hint)
 
 
-def _guess(columns: list[str]) -> dict[str, str]:
-    """Return the columns of query and positive, or of query and label, as their names suggest; empty if they suggest nothing."""
+def _guess(columns: list[str], by_order: bool = True) -> dict[str, str]:
+    """Return the columns of query and positive, or of query and label, as their names suggest; empty if they suggest nothing.
+
+    With `by_order`, two columns whose names suggest nothing are query and positive.
+    """
     fields: dict[str, str] = {}
     for key, words in GUESSES.items():
         left = [name for name in columns if name not in fields.values()]
-        parts = {name: re.findall(r"[a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()) for name in left}
-        parts = {
-            name: words_of for name, words_of in parts.items() if not {"id", "type", "date", "time", "score"} & set(words_of)
-        }
+        parts = {name: re.findall(r"[^\W_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()) for name in left}
+        parts = {name: [*words_of, name.strip().lower()] for name, words_of in parts.items()}  # marks part Thai and Hindi words
+        parts = {name: words_of for name, words_of in parts.items() if not NO_TEXTS & set(words_of)}
         # a name that is the word goes before a name that contains it
         fits = [(words.index(word), len(parts[name]), name) for word in words for name in parts if word in parts[name]]
         if fits:
             fields[key] = min(fits)[2]
     if "positive" in fields:
         fields.pop("label", "")
-    return fields if "query" in fields and len(fields) > 1 else {}
+    if "query" in fields and len(fields) > 1:
+        return fields
+    texts = [name for name in columns if len(name) <= LONGEST_NAME and not NO_TEXTS & set(re.findall(r"[a-z]+", name.lower()))]
+    texts = [name for name in texts if not re.fullmatch(r"column_\d+", name)]  # a column without a name
+    return dict(zip(("query", "positive"), columns, strict=True)) if by_order and len(texts) == len(columns) == 2 else {}
 
 
 def _scores(columns: list[str], negatives: int) -> dict[str, str]:

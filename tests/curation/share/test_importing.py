@@ -195,10 +195,36 @@ def test_mtebs_and_others_from_the_hub(tmp_path):
             {"task": "classification", "fields": {"query": "message", "label": "intent"}},
             "intents: columns guessed by their names: query 'message', label 'intent'; not used: intentId",
         ),
+        (
+            "anfragen.csv",
+            'Nr;Frage;Antwort\r\n1;Warum hört man das Gerät über Nacht, „zu laut“?;"Es ist für Büros; schließen Sie die Tür"\r\n'.encode(
+                "cp1252"
+            ),
+            {"task": "retrieval", "encoding": "cp1252", "delimiter": ";", "fields": {"query": "Frage", "positive": "Antwort"}},
+            "anfragen: columns guessed by their names: query 'Frage', positive 'Antwort'; not used: Nr",
+        ),
+        (
+            "excel.tsv",
+            'Question\tAnswer\r\n"Where, and how?"\t"Here, and so"\r\n'.encode("utf-16"),
+            {"task": "retrieval", "encoding": "utf-16", "fields": {"query": "Question", "positive": "Answer"}},
+            "excel: columns guessed by their names: query 'Question', positive 'Answer'",
+        ),
+        (
+            "thai.csv",
+            "รหัส,คำถาม,คำตอบ\n1,เปิดเครื่องอย่างไร,กดปุ่มสีแดง\n".encode("utf-8-sig"),
+            {"task": "retrieval", "fields": {"query": "คำถาม", "positive": "คำตอบ"}},
+            "thai: columns guessed by their names: query 'คำถาม', positive 'คำตอบ'; not used: รหัส",
+        ),
+        (
+            "two.csv",
+            "wanted|given\nWhere is my card?|In the drawer, on the left\n",
+            {"task": "retrieval", "delimiter": "|", "fields": {"query": "wanted", "positive": "given"}},
+            "two: columns guessed by their order: query 'wanted', positive 'given'",
+        ),
     ],
 )
 def test_a_table_gives_a_first_manifest_whose_columns_are_guessed(tmp_path, name, text, keys, note):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     found = write_manifest(str(tmp_path / name), tmp_path / "m.yaml")
     document = yaml.safe_load((tmp_path / "m.yaml").read_text())
     stem, ending = name.split(".")
@@ -212,6 +238,9 @@ def test_a_table_gives_a_first_manifest_whose_columns_are_guessed(tmp_path, name
 
 
 def test_a_table_whose_columns_say_nothing_is_refused(tmp_path):
-    (tmp_path / "odd.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(SourceError, match="has columns of no known format: a, b; write a source 'odd' by hand, with `fields:`"):
-        write_manifest(str(tmp_path / "odd.csv"), tmp_path / "m.yaml")
+    for header in ("a,b,c", "text,score", "Where is the card that you sent me last week?,In the mail"):
+        (tmp_path / "odd.csv").write_text(f"{header}\n1,2\n")
+        with pytest.raises(SourceError) as error:
+            write_manifest(str(tmp_path / "odd.csv"), tmp_path / "m.yaml")
+        hint = "write a source 'odd' by hand, with `fields:`, and with `header: [...]` if the first line holds no names"
+        assert str(error.value).endswith(f"has columns of no known format: {header.replace(',', ', ')}; {hint}")
