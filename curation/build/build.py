@@ -136,10 +136,11 @@ def _build(
     started = time.time()
     done: dict[str, dict[str, Done]] = {}  # stage -> source -> what it did
     failed: dict[str, UserError] = {}
+    threads = min(MOST_THREADS, workers or processors())  # of this process, where it works on one source at a time
 
     def run(stage: Stage[Job], some: list[Job], label: str = "", processes: int | None = workers) -> list[Job]:
         """Run a stage for some sources; return those that did not fail."""
-        done[stage.name], more = _run_each(stage, some, processes, nodes, progress, label or stage.name)
+        done[stage.name], more = _run_each(stage, some, processes, threads, nodes, progress, label or stage.name)
         failed.update(more)
         return [job for job in some if job.source.name in done[stage.name]]
 
@@ -154,8 +155,8 @@ def _build(
             failed[job.source.name] = error
     shaped = run(stages.SHAPE, readable, "read and shape")
     held = [job for job in shaped if job.source.holdout]
-    few = min(workers or processors(), _workers_that_pay(held))  # a short stage: it may take longer to start processes
-    run(stages.HOLD_OUT, held, processes=few)
+    # a short stage: it may take longer to start processes
+    run(stages.HOLD_OUT, held, processes=min(workers or processors(), _workers_that_pay(held)))
     shaped = [job for job in shaped if job.source.name not in failed]
     for job in shaped:
         if not job.source.holdout:
@@ -173,7 +174,7 @@ def _build(
     # 4. across
     if across and ready:
         for stage in (stages.ACROSS, stages.DROPS):
-            done[stage.name] = {"": stages.run(stage, ready, progress)}
+            done[stage.name] = {"": stages.run(stage, [job._replace(threads=threads) for job in ready], progress)}
 
     # 5. curate
     run(stages.CURATE, [job for job in ready if job.source.name in chosen])
@@ -280,7 +281,7 @@ def job_of(manifest: Manifest, source: Source, base: Path, folder: Path, limit: 
 
 
 def _run_each(
-    stage: Stage[Job], jobs: list[Job], workers: int | None, nodes: Workers, progress: Progress, label: str
+    stage: Stage[Job], jobs: list[Job], workers: int | None, threads: int, nodes: Workers, progress: Progress, label: str
 ) -> tuple[dict[str, Done], dict[str, UserError]]:
     """Run a stage for each source: in this process, in several, or on a cluster. The result does not depend on where.
 
@@ -311,21 +312,26 @@ def _run_each(
             note(job, partial(_guarded, job, stages.run, stage, job, progress, digests[name]))
         else:
             waiting.append((job, digests[name]))
-    for job, result in _results(stage, waiting, workers, nodes, progress, label):
+    for job, result in _results(stage, waiting, workers, threads, nodes, progress, label):
         note(job, result)
     order = [job.source.name for job in jobs]
     return {name: done[name] for name in order if name in done}, {name: failed[name] for name in order if name in failed}
 
 
 def _results(
-    stage: Stage[Job], items: list[tuple[Job, str]], workers: int | None, nodes: Workers, progress: Progress, label: str
+    stage: Stage[Job],
+    items: list[tuple[Job, str]],
+    workers: int | None,
+    threads: int,
+    nodes: Workers,
+    progress: Progress,
+    label: str,
 ) -> Iterator[tuple[Job, Callable[[], Done]]]:
     """Yield each source with a function that returns what the stage did for it, or raises its error."""
     count = min(len(items), workers or _workers_that_pay([job for job, _ in items]))
     if not items or (count == 1 and isinstance(nodes, Here)):
         for job, digest in items:
-            alone = job._replace(threads=min(MOST_THREADS, workers or processors()))
-            yield job, partial(_guarded, job, stages.run, stage, alone, progress, digest)
+            yield job, partial(_guarded, job, stages.run, stage, job._replace(threads=threads), progress, digest)
         return
     several = open_workers(items[0][0].build, count) if isinstance(nodes, Here) else nullcontext(nodes)
     with several as some, progress(label, len(items), "sources") as advance:

@@ -140,7 +140,7 @@ def find_near(job: Job, folder: Path, progress: Progress) -> Receipt:
     assert job.dedup
     stage = job.build / "shaped" / job.source.name
     texts, numbers = open_texts(stage), source_texts(stage, corpus_texts(stage))
-    found = near(texts.batches(numbers), job.dedup.stored, folder)
+    found = near(texts.batches(numbers), job.dedup.stored, folder, job.threads)
     found = without_siblings(found, lambda some: texts.at(numbers[some]))
     write_parquet(folder / "pairs.parquet", pl.DataFrame({"left": found.left, "right": found.right, "score": found.score}))
     write_parquet(folder / "form.parquet", pl.DataFrame({"form": found.form}))
@@ -192,7 +192,7 @@ def clean(job: Job, folder: Path, progress: Progress) -> Receipt:
         link_table(stage, folder, "tuples")
     if job.decontaminate:
         numbers = source_texts(folder, corpus)
-        matches = decontaminate.contaminated(job.build / "decontaminate", texts, numbers)
+        matches = decontaminate.contaminated(job.build / "decontaminate", texts, numbers, job.threads)
         named = np.zeros(len(texts), bool)
         named[matches["text"].to_numpy()] = True
         some, marks, start = [pl.DataFrame(schema=NUMBERED).with_columns(place=pl.lit(0, pl.UInt64))], [], 0

@@ -78,7 +78,7 @@ def find_pairs(jobs: list[Job], folder: Path) -> Receipt:
         return pl.Series([data[first:end].tobytes().decode() for first, end in bounds], dtype=pl.String)
 
     # 2. Its pairs of two sources
-    left, right, score = matching_pairs(corpus, np.concatenate(able), jobs[0].dedup.stored, np.array(owners))
+    left, right, score = matching_pairs(corpus, np.concatenate(able), jobs[0].dedup.stored, np.array(owners), jobs[0].threads)
     found = without_siblings(Near(corpus.forms, left, right, score), texts_at)
     table = pl.DataFrame({"left": found.left, "right": found.right, "score": found.score})
     for path in folder.iterdir():

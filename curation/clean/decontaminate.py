@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ from curation.core.store import digest_of, receipt_of, run_stage
 from curation.core.tables import read_groups, read_parquet, write_blocks, write_parquet
 from curation.core.text import normalised
 from curation.core.texts import Texts
+from curation.engine.local import Here
 from curation.read.paths import expand_path, refuse_special
 from curation.read.remote import pinned
 from curation.read.sources import fail_if_changed, file_states, input_digests
@@ -244,7 +246,7 @@ def _ranges(begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.asarray(np.arange(len(offsets)) + offsets)
 
 
-def contaminated(index_folder: Path, texts: Texts, numbers: np.ndarray) -> pl.DataFrame:
+def contaminated(index_folder: Path, texts: Texts, numbers: np.ndarray, threads: int = 1) -> pl.DataFrame:
     """Return MATCHES: the contaminated ones of some texts, for each task the best match, in order of the texts.
 
     Of one text, matches with a task's queries and answers come before others.
@@ -253,6 +255,7 @@ def contaminated(index_folder: Path, texts: Texts, numbers: np.ndarray) -> pl.Da
         index_folder: the index of the evaluation sets.
         texts: the texts of a source.
         numbers: of the texts to look up, (n,) u32, in any order.
+        threads: how many look texts up.
     """
     from curation.clean.overlap_lookup import look_up  # loads the compiled loops
 
@@ -260,8 +263,8 @@ def contaminated(index_folder: Path, texts: Texts, numbers: np.ndarray) -> pl.Da
     if index is None:
         return nothing
     parts, first, numbers = [], 0, np.unique(numbers)
-    for some in texts.batches(numbers):
-        found = look_up(index, some)
+    for some, result in Here().run(partial(look_up, index), texts.batches(numbers), threads):
+        found = result()
         of_source = pl.Series("text", numbers[first + found["text"].to_numpy()], dtype=pl.UInt32)
         parts.append(found.with_columns(of_source).cast({"entry": pl.UInt32, "kind": pl.UInt8}))
         first += len(some)

@@ -8,7 +8,6 @@ words  a long text: 13 consecutive words are in the other text
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -17,7 +16,7 @@ import polars as pl
 from curation.clean import overlap_kernels
 from curation.clean.overlap_grams import CHARS_WIDTH, WHOLE, WORDS_WIDTH, measures_of
 from curation.clean.overlap_index import SHARED_TENTHS, Index
-from curation.clean.signatures import prepare, threads
+from curation.clean.signatures import prepare
 from curation.core import characters
 from curation.core.text import normalised
 
@@ -34,9 +33,8 @@ def look_up(index: Index, texts: pl.Series) -> pl.DataFrame:
     ends = np.cumsum(texts.str.len_bytes().to_numpy().astype(np.int64))
     bounds = [0, *(np.flatnonzero(np.diff(ends // BLOCK_BYTES)) + 1).tolist(), len(texts)]
 
-    def scan(block: tuple[int, int]) -> np.ndarray:
+    def scan(first: int, end: int) -> np.ndarray:
         """Return (matches, 4) i64 of the texts from `first` to `end`: text, entry, kind, number of shared grams."""
-        first, end = block
         data, at = prepare(texts.slice(first, end - first)), 0
         hits, found = np.zeros(len(index.sizes), np.int64), []
         table = (index.bits, index.firsts, index.keys, index.begins, index.entries)
@@ -47,8 +45,7 @@ def look_up(index: Index, texts: pl.Series) -> pl.DataFrame:
             found.append(part[:count])
         return np.asarray(np.concatenate(found) + np.array([first, 0, 0, 0]))
 
-    with ThreadPoolExecutor(threads()) as pool:
-        parts = list(pool.map(scan, [block for block in pairwise(bounds) if block[0] < block[1]]))
+    parts = [scan(first, end) for first, end in pairwise(bounds) if first < end]
     found = np.concatenate([np.zeros((0, 4), np.int64), *parts])
     table = pl.DataFrame(found, schema=["text", "entry", "kind", "shared"], orient="row")
     size = np.where(found[:, 2] == WHOLE, 1, index.sizes[found[:, 1]])

@@ -21,9 +21,10 @@ import polars as pl
 
 from curation.clean.shingles import WORDS_FROM
 from curation.clean.siblings import capitalised_words, siblings
-from curation.clean.signatures import COMPARED_AT_A_TIME, jaccard, prepare, repeated, sketch
+from curation.clean.signatures import COMPARED_AT_A_TIME, Sketches, jaccard, prepare, repeated, sketch
 from curation.core.jit import Buffers
 from curation.core.text import connected, normalised
+from curation.engine.local import Here
 
 RECALL = 0.99  # share of pairs exactly at the lowest score that become candidates
 PERMUTATIONS = 130  # at most; 128 are too few for 5 rows per band at 0.7
@@ -60,15 +61,19 @@ class Near(NamedTuple):
     score: np.ndarray  # (edges,) f64: exact Jaccard
 
 
-def near(batches: Iterable[pl.Series], lowest: float, folder: Path) -> Near:
+def near(batches: Iterable[pl.Series], lowest: float, folder: Path, threads: int = 1) -> Near:
     """Return which texts (no nulls) match with a Jaccard of at least `lowest`, in (0, 1]; large arrays are files of `folder`."""
     bands, rows = bands_for(lowest)
+
+    def sketched(batch: pl.Series) -> tuple[Buffers, Sketches]:
+        buffers = prepare(batch)
+        return buffers, sketch(buffers, bands, rows)
+
     total = texts = 0
     with ExitStack() as closing:
         file = open_files(folder, bands, closing)
-        for batch in batches:
-            buffers = prepare(batch)
-            found = sketch(buffers, bands, rows)
+        for batch, result in Here().run(sketched, batches, threads):
+            buffers, found = result()
             total = append_texts(file, buffers, total)
             file["entries"].write(np.where(found.entries < 0, found.entries - texts, found.entries + texts).tobytes())
             file["counts"].write(found.counts.tobytes())
@@ -80,7 +85,7 @@ def near(batches: Iterable[pl.Series], lowest: float, folder: Path) -> Near:
     form = first_of_form(corpus.forms)
     able = comparable(form, corpus.entries, corpus.counts)
     forget(corpus)
-    return Near(form, *matching_pairs(corpus, able, lowest))
+    return Near(form, *matching_pairs(corpus, able, lowest, threads=threads))
 
 
 def bands_for(lowest: float) -> tuple[int, int]:
@@ -209,7 +214,7 @@ def comparable(form: np.ndarray, entries: np.ndarray, counts: np.ndarray) -> np.
 
 
 def matching_pairs(
-    corpus: SketchedTexts, able: np.ndarray, lowest: float, owners: np.ndarray | None = None
+    corpus: SketchedTexts, able: np.ndarray, lowest: float, owners: np.ndarray | None = None, threads: int = 1
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (left u32, right u32, score f64), memory-mapped, of the matching pairs of texts that the bands find, in order.
 
@@ -236,7 +241,7 @@ def matching_pairs(
     with ExitStack() as closing:
         file = {name: closing.enter_context((corpus.folder / name).open("wb")) for name in kinds}
         for share_file in shares:
-            for name, values in zip(kinds, _verified(corpus, share_file, lowest), strict=True):
+            for name, values in zip(kinds, _verified(corpus, share_file, lowest, threads), strict=True):
                 file[name].write(values.astype(kinds[name]).data)
     left, right, score = (np.asarray(_array_file(corpus.folder / name, kind)) for name, kind in kinds.items())
     return left, right, score
@@ -295,7 +300,7 @@ def _distinct(pairs: np.ndarray) -> np.ndarray:
     return np.asarray(pairs[np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)]])
 
 
-def _verified(corpus: SketchedTexts, path: Path, lowest: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _verified(corpus: SketchedTexts, path: Path, lowest: float, threads: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (left, right, score) of the candidates in a file that match, in order; delete the file."""
     pairs = _distinct(np.fromfile(path, np.uint64)) if path.exists() else np.zeros(0, np.uint64)
     path.unlink(missing_ok=True)
@@ -305,7 +310,7 @@ def _verified(corpus: SketchedTexts, path: Path, lowest: float) -> tuple[np.ndar
     )  # fewer of long texts
     for first in range(0, len(pairs), step):
         some = pairs[first : first + step]
-        score = _jaccard_of_pairs(corpus, (some >> HALF).astype(np.int64), (some & LOW).astype(np.int64), lowest)
+        score = _jaccard_of_pairs(corpus, (some >> HALF).astype(np.int64), (some & LOW).astype(np.int64), lowest, threads)
         good.append(some[score >= lowest])
         scores.append(score[score >= lowest])
     found, score = np.concatenate(good), np.concatenate(scores)
@@ -316,10 +321,10 @@ def _verified(corpus: SketchedTexts, path: Path, lowest: float) -> tuple[np.ndar
     return left[order], right[order], score[order]
 
 
-def _jaccard_of_pairs(corpus: SketchedTexts, left: np.ndarray, right: np.ndarray, lowest: float) -> np.ndarray:
+def _jaccard_of_pairs(corpus: SketchedTexts, left: np.ndarray, right: np.ndarray, lowest: float, threads: int) -> np.ndarray:
     """Return the Jaccard of pairs of entries, 0 below `lowest`; of a large corpus, only the texts needed are read."""
     if corpus.texts.data.nbytes <= MAPPED:
-        return jaccard(corpus.texts, corpus.entries, corpus.counts, left, right, lowest)
+        return jaccard(corpus.texts, corpus.entries, corpus.counts, left, right, lowest, threads)
     used, pair = np.unique(np.concatenate([left, right]), return_inverse=True)
     entries, counts = corpus.entries[used], corpus.counts[used]
     numbers, at = np.unique(text_numbers(entries), return_inverse=True)
@@ -331,4 +336,4 @@ def _jaccard_of_pairs(corpus: SketchedTexts, left: np.ndarray, right: np.ndarray
     texts = Buffers(np.frombuffer(data, np.uint8), np.append(0, (end - first).cumsum()))
     for array in (texts.starts, counts):
         array.flags.writeable = False  # as memory-mapped arrays are: the loops are compiled for these
-    return jaccard(texts, np.where(entries < 0, ~at, at), counts, pair[: len(left)], pair[len(left) :], lowest)
+    return jaccard(texts, np.where(entries < 0, ~at, at), counts, pair[: len(left)], pair[len(left) :], lowest, threads)

@@ -1,12 +1,10 @@
 """MinHash digests of texts, bit for bit those of datasketch 2.0's `affine32`, and the exact Jaccard of their shingle sets.
 
-datasketch supplies the permutations, compiled loops (`kernels`) do the work. Texts are processed in runs on several threads; the
-result depends on neither.
+datasketch supplies the permutations, compiled loops (`kernels`) do the work.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -20,7 +18,6 @@ from curation.clean.shingles import WIDTH, WORDS, WORDS_ONLY
 from curation.core import characters, fold_kernels
 from curation.core.jit import Buffers, buffers_of
 from curation.core.text import normalised
-from curation.engine.local import processors
 
 SEED = 1  # of the permutations; datasketch's default
 RUN = 1 << 14  # texts sketched at a time: bounds the digests in memory
@@ -51,11 +48,6 @@ def prepare(texts: pl.Series) -> Buffers:
     return whole
 
 
-def threads() -> int:
-    """Return how many threads to use: one in a worker process, else one per processor."""
-    return 1 if multiprocessing.parent_process() else processors()
-
-
 def permutations(count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return datasketch's affine32 permutations, (count,) u32 each."""
     a, b = MinHash(num_perm=count, seed=SEED, scheme="affine32").permutations
@@ -83,8 +75,7 @@ def sketch(texts: Buffers, bands: int, rows: int) -> Sketches:
         more, more_counts, more_kinds, _ = _sketch_rows(texts, both_kinds, a, b)
         return run, keys_of_bands(found, kinds), counts, forms, both_kinds, keys_of_bands(more, more_kinds), more_counts
 
-    with ThreadPoolExecutor(threads()) as pool:
-        parts = list(zip(*pool.map(one, _runs(texts)), strict=True))
+    parts = list(zip(*map(one, _runs(texts)), strict=True))
     if not parts:
         return Sketches(np.zeros(0, np.int64), np.zeros((0, bands), np.uint32), np.zeros(0, np.uint32), np.zeros(0, np.uint64))
     run, keys, counts, forms, both_kinds, more_keys, more_counts = parts
@@ -118,7 +109,13 @@ def repeated(keys: np.ndarray, able: np.ndarray, count: int, bits: int, part: in
 
 
 def jaccard(
-    texts: Buffers, entries: np.ndarray, counts: np.ndarray, left: np.ndarray, right: np.ndarray, least: float
+    texts: Buffers,
+    entries: np.ndarray,
+    counts: np.ndarray,
+    left: np.ndarray,
+    right: np.ndarray,
+    least: float,
+    threads: int = 1,
 ) -> np.ndarray:
     """Return the Jaccard of the shingle sets of entries left[i] and right[i], 0 if below `least`.
 
@@ -144,5 +141,5 @@ def jaccard(
         kernels.jaccard_of_sets(hashes, bounds, sizes, i, j, least, scores)
         return scores
 
-    with ThreadPoolExecutor(threads()) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         return np.concatenate([np.zeros(0), *pool.map(one, parts())])

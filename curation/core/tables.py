@@ -190,6 +190,19 @@ def read_groups(path: Path, columns: list[str] | None = None, every: int = 1) ->
             yield frame.select(columns) if columns else frame
 
 
+def find_rows(folder: Path, name: str, column: str, values: pl.Series, columns: list[str]) -> Iterator[pl.DataFrame]:
+    """Yield the rows of a table whose `column` has one of the values; only row groups that hold such a row are read whole."""
+    wanted = values.implode()
+    for path in table_files(folder, name):
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                there = pl.Series(file.read_row_group(group, columns=[column], use_threads=False)[column]).is_in(wanted)
+                if there.any():
+                    frame = pl.from_arrow(file.read_row_group(group, columns=columns, use_threads=False))
+                    assert isinstance(frame, pl.DataFrame)
+                    yield frame.select(columns).filter(there)
+
+
 def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
     """Read one parquet file of a build."""
     return pl.read_parquet(path, columns=columns, glob=False, hive_partitioning=False)

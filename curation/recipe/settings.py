@@ -28,8 +28,8 @@ class Prompts(Section):
 
 OFF: dict[str, object] = {"range_min": 0, "max_score": None, "relative_margin": None}
 SAME: dict[str, object] = {"exclude_query": True, "exclude_group": True, "containment": 0.8, "distinct": True}
-PRESETS: dict[str, dict[str, object]] = {  # what each preset changes relative to F2LLM's settings, the defaults of `Mine`
-    "f2llm": {},
+PRESETS: dict[str, dict[str, object]] = {  # what each preset changes in the defaults of `Mine`
+    "f2llm": {"dtype": "float32"},  # the rows of sentence-transformers in float32
     "nv-retriever": {**OFF, "relative_margin": 0.05, **SAME},  # arXiv 2407.15831: below 95 % of the positive, top k
     "clean": {**OFF, "relative_margin": 0.05, **SAME, "max_similarity": "auto", "similarity_median": 0.5},
 }
@@ -205,8 +205,8 @@ class Mine(Section):
         description='texts to put before each query and passage, such as `{query: "query: ", passage: "passage: "}` for E5; requires `prompt: auto`',
     )
     dtype: Dtype = Field(
-        "float32",
-        description="number format of the encoder: float32, bfloat16, or `auto` for bfloat16 where the processor supports it",
+        "auto",
+        description="number format of the encoder. `auto`: bfloat16 where the GPU or processor computes it, several times as fast on a GPU, and some rows differ; else float32. `preset: f2llm` sets float32, which gives the rows of sentence-transformers",
     )
     max_tokens: int | None = Field(None, ge=4, description="cut longer texts to this many tokens. The model's own limit if empty")
     store: Literal["float32", "float16"] = Field(

@@ -13,7 +13,7 @@ import polars as pl
 from curation.core.builds import checked_stage
 from curation.core.escape import as_html
 from curation.core.record import ORIGINS, draws
-from curation.core.tables import ROWS_PER_GROUP, read_frames, read_groups, read_parquet, read_rows
+from curation.core.tables import ROWS_PER_GROUP, find_rows, read_frames, read_groups, read_parquet, read_rows
 from curation.core.texts import open_texts
 
 RECORDS = 3
@@ -111,8 +111,8 @@ def matched_queries(stages: dict[str, Path], samples: dict[str, list[dict[str, A
             wanted.setdefault(row["matched_source"], set()).add(row["matched_id"])
     texts: dict[str, str] = {}
     for source, ids in wanted.items():
-        for shard in read_frames(stages[source], "pairs", ["id", "query"]):
-            texts |= dict(shard.filter(pl.col("id").is_in(sorted(ids))).iter_rows())
+        for rows in find_rows(stages[source], "pairs", "id", pl.Series(sorted(ids)), ["id", "query"]):
+            texts |= dict(rows.iter_rows())
     return texts
 
 
@@ -133,8 +133,8 @@ def near_pairs(build: Path, name: str, dropped: pl.DataFrame, threshold: float, 
     # the texts: queries that are still there, passages, and queries that were dropped as near-duplicates
     texts: dict[bytes, str] = {}
     for table, column in (("pairs", "query"), ("passages", "text")):
-        for shard in read_frames(build / "curated" / name, table, ["key", column]):
-            texts |= dict(shard.filter(pl.col("key").is_in(keys.implode())).iter_rows())
+        for found in find_rows(build / "curated" / name, table, "key", keys, ["key", column]):
+            texts |= dict(found.iter_rows())
     gone: dict[bytes, str] = {}
     ids, shaped = dropped.filter(pl.col("stage") == "dedup")["id"], build / "shaped" / name
     if len(ids) and shaped.is_dir():

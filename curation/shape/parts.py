@@ -33,7 +33,7 @@ from curation.shape.holdout import held_out
 from curation.shape.merge import Merged
 from curation.shape.numbered import LISTS, NUMBERED, flat, numbered, renumbered, spelled
 
-PORTION = 1 << 25  # bytes of rows shaped at a time
+PORTION = 1 << 24  # bytes of rows shaped at a time
 ROWS_TABLE = "rows"  # the table of tuples before equal queries are merged
 Part = tuple[pl.DataFrame, list[Lost]]
 

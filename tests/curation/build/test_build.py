@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import polars as pl
@@ -12,12 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation.build.build import build
+from curation.clean import overlap_lookup
 from curation.cli import curate
+from curation.core import texts as texts_module
 from curation.core.builds import receipts
 from curation.core.errors import BuildError, ManifestError
 from curation.core.store import read_json, write_json
 from curation.core.tables import read_parquet, read_table
 from curation.report import page
+from curation.shape import holdout
 from curation.share.verify import problems
 
 MANIFEST = """\
@@ -96,6 +100,29 @@ def test_same_bytes_whatever_the_number_of_workers(recipe, tmp_path):
     build(recipe, tmp_path / "one", workers=1)
     build(recipe, tmp_path / "two", workers=2)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_same_bytes_whatever_the_number_of_threads(tmp_path, monkeypatch):
+    """One source is worked on by threads; each looks up, compares and writes its own portions."""
+    draw = random.Random(7)
+    texts = [" ".join(f"w{draw.randrange(999)}" for _ in range(14)) for _ in range(240)]
+    rows = [{"q": text, "a": f"answer {at} {text[:9]} end"} for at, text in enumerate(texts)]
+    again = [{"q": f"{texts[at]} w3", "a": rows[at]["a"]} for at in range(0, 60, 7)]
+    write_lines(tmp_path / "faq.jsonl", [*rows, *again])
+    write_lines(tmp_path / "known.jsonl", [{"query": texts[at]} for at in (5, 50, 190)])
+    recipe = tmp_path / "m.yaml"
+    recipe.write_text(
+        "name: small\nseed: 7\ndedup: {}\n"
+        "decontaminate: {against: [{reader: jsonl, files: known.jsonl, name: known, fields: {query: query}}]}\n"
+        "sources: [{name: faq, files: faq.jsonl, task: retrieval, license: mit, holdout: 9, fields: {query: q, positive: a}}]\n"
+    )
+    build(recipe, tmp_path / "whole", workers=1)
+    for module, name, size in ((texts_module, "READ_AT_A_TIME", 7), (overlap_lookup, "BLOCK_BYTES", 300), (holdout, "LINES", 11)):
+        monkeypatch.setattr(module, name, size)
+    for workers in (1, 3):
+        outcome = build(recipe, tmp_path / f"{workers}", workers=workers)
+        assert outcome.receipts["faq"]["dropped"].keys() >= {"contaminated_query", "near_duplicate_query"}
+        assert contents(tmp_path / f"{workers}") == contents(tmp_path / "whole")
 
 
 def test_a_second_run_does_nothing_and_a_change_only_what_depends_on_it(recipe, tmp_path):

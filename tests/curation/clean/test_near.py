@@ -76,9 +76,9 @@ def chars_of(form: str) -> set[bytes]:
     return {form[at : at + 5].encode() for at in range(len(form) - 4)}
 
 
-def nearly(texts, lowest: float, batch: int = 10**6):
+def nearly(texts, lowest: float, batch: int = 10**6, threads: int = 1):
     with tempfile.TemporaryDirectory() as folder:
-        return near((texts.slice(first, batch) for first in range(0, len(texts), batch)), lowest, Path(folder))
+        return near((texts.slice(first, batch) for first in range(0, len(texts), batch)), lowest, Path(folder), threads)
 
 
 @functools.cache
@@ -237,8 +237,7 @@ def test_nothing_depends_on_runs_or_threads(monkeypatch):
     before = nearly(texts, 0.7)
     monkeypatch.setattr(signatures, "RUN", 37)
     monkeypatch.setattr(signatures, "COMPARED_AT_A_TIME", 11)
-    monkeypatch.setattr(signatures, "threads", lambda: 3)
-    assert all(np.array_equal(a, b) for a, b in zip(before, nearly(texts, 0.7, 29), strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(before, nearly(texts, 0.7, 29, threads=3), strict=True))
 
 
 def test_nothing_depends_on_how_much_is_in_memory(monkeypatch):
@@ -260,7 +259,6 @@ def test_a_text_costs_sixteen_bytes_of_memory(monkeypatch):
     for name in ("FORMS_AT_A_TIME", "PART", "SHARE", "WAITING"):
         monkeypatch.setattr(pairs_module, name, 1 << 11)
     monkeypatch.setattr(pairs_module, "COMPARED", 1 << 10)
-    monkeypatch.setattr(signatures, "threads", lambda: 1)
 
     def batches(count: int):
         for first in range(0, count, 1 << 10):
