@@ -9,7 +9,7 @@ from test_mine import EASY, clustering, mined, retrieval, run
 
 from curation.core import store, tables
 from curation.core.errors import ManifestError
-from curation.recipe.settings import Mine
+from curation.recipe.settings import PRESETS, Mine
 from mining.mine import mine_build
 
 
@@ -115,6 +115,8 @@ def test_a_row_is_filled_with_no_copies(tmp_path, shortage):
 
 def test_what_a_preset_sets_can_be_set_otherwise():
     assert Mine(model="m").range_min == 5
+    assert [Mine(model="m", preset=name).dtype for name in PRESETS] == ["float32", "auto", "auto"]
+    assert Mine(model="m", dtype="auto").dtype == "auto"
     clean = Mine(model="m", preset="clean", range_min=2, containment=None)
     assert (clean.range_min, clean.containment, clean.max_similarity, clean.exclude_group) == (2, None, "auto", True)
     with pytest.raises(ValueError, match="`preset: f2llm` requires `store: float32`, because float16 changes ranks"):
