@@ -3,6 +3,8 @@
     pairs   rows of 1.2 kB: near-duplicates, held-out queries and contaminated ones are looked for; a fifth of the queries repeats
     plain   the same rows, without these
     qrels   passages of 500 B, one judgement for each ten
+    nli, classification, clustering, answers, scores, limit
+            plain rows with a label or an answer; three rows of NLI have one premise, of 50 B; `limit` takes a third
 
 The rows are made of 60,000 made-up words, drawn by their frequency, and written as parquet before the clock starts. Each build is
 a process of its own; memory is its largest resident size.
@@ -28,12 +30,19 @@ ROWS = 50_000  # made at a time
 PAIRS = """\
 name: growth
 {more}sources:
-  - {{name: rows, files: rows.parquet, task: retrieval, license: mit, fields: {{query: query, positive: positive}}{holdout}}}
+  - {{name: rows, files: rows.parquet, license: mit, {fields}}}
 """
 CHECKED = """\
 dedup: {}
 decontaminate: {against: [{reader: jsonl, files: evaluation.jsonl, name: evaluation, fields: {query: query}}]}
 """
+FIELDS = {
+    "nli": "task: retrieval, fields: {query: premise, positive: positive, label: side}, labels: {'0': positive, '1': negative}",
+    "classification": "task: classification, fields: {query: positive, label: side}",
+    "clustering": "task: clustering, fields: {query: positive, label: label}",
+    "answers": "task: retrieval, fields: {query: query, positive: positive, answer: answer}",
+    "scores": "task: retrieval, fields: {query: query, positive: positive, positive_score: score}",
+}
 QRELS = """\
 name: growth
 sources:
@@ -77,8 +86,11 @@ def write(path: Path, frames: Iterable[pl.DataFrame]) -> None:
     writer.close()
 
 
-def make_pairs(folder: Path, rows: int) -> None:
-    """Write rows of query and positive, a fifth of the queries twice, a fiftieth near-duplicates; and an evaluation set."""
+def make_pairs(folder: Path, rows: int, more: bool) -> None:
+    """Write rows of query and positive, a fifth of the queries twice, a fiftieth near-duplicates; and an evaluation set.
+
+    `more` adds premises, labels, scores and answers.
+    """
     words, asked = Words(), []
 
     def frames() -> Iterator[pl.DataFrame]:
@@ -91,7 +103,13 @@ def make_pairs(folder: Path, rows: int) -> None:
                 other = words.draw.integers(at)
                 queries[at], positives[at] = queries[other] + " again", positives[other][:-8] + " changed"
             asked[:] = (asked + queries[:500])[-20_000:]
-            yield pl.DataFrame({"query": queries, "positive": positives})
+            made = pl.DataFrame({"query": queries, "positive": positives})
+            if more:
+                numbers = np.arange(first, first + count)
+                labels = {"label": numbers % 20, "side": numbers % 2, "score": numbers / rows}
+                premises, answers = [queries[at // 3 * 3] for at in range(count)], [text[:20] for text in positives]
+                made = made.with_columns(pl.DataFrame({"premise": premises, "answer": answers, **labels}))
+            yield made
 
     write(folder / "rows.parquet", frames())
     with (folder / "evaluation.jsonl").open("w") as file:
@@ -145,7 +163,7 @@ def main() -> None:
     """Print a line per size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", type=int, nargs="+")
-    parser.add_argument("--kind", choices=("pairs", "plain", "qrels"), default="pairs")
+    parser.add_argument("--kind", choices=("pairs", "plain", "qrels", "limit", *FIELDS), default="pairs")
     parser.add_argument("-j", "--workers", type=int, default=1)
     given = parser.parse_args()
     print(f"{given.kind}, -j {given.workers}")
@@ -153,9 +171,14 @@ def main() -> None:
     for rows in given.rows:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
-            (make_qrels if given.kind == "qrels" else make_pairs)(folder, rows)
+            if given.kind == "qrels":
+                make_qrels(folder, rows)
+            else:
+                make_pairs(folder, rows, given.kind in FIELDS)
             checked = given.kind == "pairs"
-            pairs = PAIRS.format(more=CHECKED if checked else "", holdout=", holdout: 1000" if checked else "")
+            fields = FIELDS.get(given.kind, "task: retrieval, fields: {query: query, positive: positive}")
+            more = ", holdout: 1000" if checked else f", limit: {rows // 3}" if given.kind == "limit" else ""
+            pairs = PAIRS.format(more=CHECKED if checked else "", fields=fields + more)
             (folder / "m.yaml").write_text(QRELS if given.kind == "qrels" else pairs)
             size = sum(path.stat().st_size for path in folder.glob("*.parquet"))
             seconds, cpu, memory, disk = build(folder, given.workers)

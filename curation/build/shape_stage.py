@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from curation.core.progress import Progress, silent
 from curation.core.record import no_drops
 from curation.core.store import digest_of
 from curation.core.tables import write_parquet
+from curation.core.texts import Facts, TextWriter, open_texts
 from curation.engine.local import Here
 from curation.read import remote
 from curation.read.rows import Lost, compact, concat_batches
@@ -30,14 +33,14 @@ from curation.shape.columns import (
     as_texts,
     check_readable,
     column,
+    instruction_of,
     place_of,
     row_ids,
 )
 from curation.shape.numbered import LISTS
-from curation.shape.parts import PORTION, Filtered, NeedsAllRows, Shaped, aligned, filtered, rows_are_independent, write_tuples
+from curation.shape.parts import PORTION, Filtered, NeedsAllRows, Part, aligned, filtered, goes_in_parts, write_tuples
 from curation.shape.questions import ask
-from curation.shape.scores import ANSWERS, answers_of
-from curation.shape.shapes import refuse_equal_ids, texts_with_ids, to_tuples
+from curation.shape.shapes import TOGETHER, by_numbers, joined, refuse_equal_ids, texts_with_ids, to_tuples
 
 SYNTHETIC = ("model", "prompt", "per_document", "max_chars", "max_tokens")  # what the receipt says about questions of a model
 
@@ -89,10 +92,13 @@ def shape(job: Job, folder: Path, progress: Progress) -> Receipt:
         fail_if_changed(job.inputs.marks, list(tables.values()), job.base),
         progress(f"read {source.name}", None, "rows") as advance,
     ):
-        made = _shape_in_parts(job, folder, advance) if rows_are_independent(source) else None
-        if made is None:
-            parts = _shape_whole(job, folder, table_rows, advance, progress)
-            made = write_tuples(job, parts, folder)
+        size = PORTION if goes_in_parts(source) else None
+        try:
+            made = write_tuples(job, _filtered(job, folder, size, table_rows, advance, progress), folder)
+        except NeedsAllRows:
+            for path in folder.iterdir():
+                path.unlink()
+            made = write_tuples(job, _filtered(job, folder, None, table_rows, advance, progress), folder)
     return {
         "source": source.name,
         "shape": shape_of(source),
@@ -112,32 +118,91 @@ def shape(job: Job, folder: Path, progress: Progress) -> Receipt:
     }
 
 
-def _shape_in_parts(job: Job, folder: Path, advance: Callable[[int], None]) -> Shaped | None:
-    """Shape a source part by part; None, with nothing written, if it takes all rows at once.
+def _filtered(
+    job: Job, folder: Path, size: int | None, table_rows: dict[str, int], advance: Callable[[int], None], progress: Progress
+) -> Iterator[Filtered]:
+    """Yield the filtered tuples of a source, whose rows are read in parts of `size` bytes; None: all at once.
 
     Raises:
-        SourceError: the source as a whole has a fault. One of a part is reported better with all rows at once.
+        SourceError: the source has a fault.
+        NeedsAllRows: a part has one, or parts contradict each other; with all rows at once the error says more.
     """
     source = job.source
+    if not goes_in_parts(source) and (source.corpus or source.by_id or shape_of(source) in ("qrels", "documents")):
+        yield from _shape_whole(job, folder, table_rows, advance, progress)
+        return
+    if size is None:
+        rows, lost = take(source, job.seed, source.limit, job.base, advance)
+        check_readable(source, rows, lost)
+        parts = iter([(rows, lost)])
+        del rows, lost
+    else:
+        parts = aligned(source, read_parts(source, job.base, size, advance))
 
-    def part(read: tuple[pl.DataFrame, list[Lost]]) -> Filtered:
+    def part(read: Part) -> Iterable[Filtered]:
         rows, lost = read
-        try:
+        with _faults_of(size):
             made = to_tuples(source, rows, job.seed)
             ids = row_ids(source, rows).hash() if source.fields.id is not None else None
-        except SourceError:
-            raise NeedsAllRows from None
-        if made.scores is not None:
-            raise NeedsAllRows
-        return filtered(source, job.filters, made, len(rows) + len(lost), lost, ids)
+        count = len(rows) + len(lost)
+        return _portions(job, made, count, lost) if size is None else [filtered(source, job.filters, made, count, lost, ids)]
 
-    parts = Here().run(part, aligned(source, read_parts(source, job.base, PORTION, advance)), job.threads)
+    def numbers(read: Part) -> tuple[pl.DataFrame, pl.Series, Facts, str, list[Lost]]:
+        rows, lost = read
+        with _faults_of(size):
+            return *by_numbers(source, rows), instruction_of(source, rows[str(source.fields.query)]), lost
+
+    if shape_of(source) not in TOGETHER:
+        for _, result in Here().run(part, parts, job.threads):
+            yield from result()
+        return
+    with TemporaryDirectory(dir=folder) as place:
+        frames, every_lost, instructions = list[pl.DataFrame](), list[Lost](), set[str]()
+        with ExitStack() as closing:
+            writer = TextWriter(Path(place), closing)
+            for _, read in Here().run(numbers, parts, job.threads):
+                frame, once, facts, instruction, lost = read()
+                names = [name for name in ("query", "other") if name in frame.columns]
+                frames.append(frame.with_columns(pl.col(names) + writer.add(once, facts)))
+                instructions.add(instruction)
+                every_lost += lost
+        texts = open_texts(Path(place))
+        first = pl.Series(texts.raw_number)  # parts may have texts in common
+        frame = pl.concat(frames)
+        frame = frame.with_columns(first.gather(frame[name]).alias(name) for name in names)
+        if len(instructions) > 1 or (source.fields.id is not None and frame["id"].is_duplicated().any()):
+            raise NeedsAllRows
+        made = joined(source, frame, texts)._replace(instruction=instructions.pop())
+        count = len(frame) + len(every_lost)
+        del frames, frame, first, read  # only the tuples are needed from here on
+        yield from _portions(job, made, count, every_lost)
+
+
+@contextmanager
+def _faults_of(size: int | None) -> Iterator[None]:
+    """Read all rows at once if one of several parts has a fault."""
     try:
-        return write_tuples(job, (result() for _, result in parts), folder)
-    except NeedsAllRows:
-        for path in folder.iterdir():
-            path.unlink()
-        return None
+        yield
+    except SourceError:
+        if size is None:
+            raise
+        raise NeedsAllRows from None
+
+
+def _portions(job: Job, made: Tuples, rows: int, lost: list[Lost]) -> Iterator[Filtered]:
+    """Yield the tuples that all rows of a source make, some at a time; what became of the rows comes with the first."""
+    tuples, total = made.tuples, 0  # bytes of texts
+    for texts in (tuples["query"], *(tuples[name].explode(empty_as_null=False).drop_nulls() for name in LISTS)):
+        if made.texts is None:
+            total += int(texts.str.len_bytes().sum())
+        else:
+            numbers = texts.to_numpy()
+            total += int((made.texts.starts[numbers + np.uint32(1)] - made.texts.starts[numbers]).sum())
+    portion = max(1, len(tuples) * PORTION // max(total, PORTION))
+    for start in range(0, max(1, len(tuples)), portion):
+        yield filtered(job.source, job.filters, made._replace(tuples=tuples.slice(start, portion)), rows, lost)
+        rows, lost = 0, []
+        made = made._replace(dropped=made.dropped.clear(), texts_out=None, poor=None, scores=None, answers=None)
 
 
 def _shape_whole(
@@ -199,21 +264,9 @@ def _shape_whole(
             for name, table in zip((OWN_DOCUMENTS, DOCUMENTS), own_documents(source, rows, made.tuples, documents), strict=True):
                 write_parquet(folder / name, table)
     made = made or to_tuples(source, rows, job.seed, **tables)
-    answers = answers_of(source, rows, made.tuples)
-    if answers is not None:
-        write_parquet(folder / ANSWERS, answers)
-    if made.scores is not None:
-        write_parquet(folder / "scores.parquet", made.scores)
     count = len(rows) + len(lost)
     del rows, tables  # only the tuples are needed from here on
-    tuples, made = made.tuples, made._replace(corpus=made.corpus.clear())
-    lists = (tuples[name].explode(empty_as_null=False) for name in LISTS)
-    total_bytes = sum(int(some.str.len_bytes().sum()) for some in (tuples["query"], *lists))
-    portion = max(1, len(tuples) * PORTION // max(total_bytes, PORTION))
-    for start in range(0, max(1, len(tuples)), portion):
-        yield filtered(source, job.filters, made._replace(tuples=tuples.slice(start, portion)), count, lost)
-        count, lost = 0, []  # counted with the first, as these are:
-        made = made._replace(dropped=made.dropped.clear(), texts_out=None, poor=None)
+    yield from _portions(job, made._replace(corpus=made.corpus.clear()), count, lost)
 
 
 def _count_rows(source: Source, part: str, table: Table, base: Path, table_rows: dict[str, int]) -> Iterator[pl.DataFrame]:

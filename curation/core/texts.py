@@ -99,6 +99,10 @@ class Texts:
         for first, end in _portions(self.starts[numbers + np.uint32(1)] - self.starts[numbers]):
             yield self.at(numbers[first:end])
 
+    def facts(self, numbers: np.ndarray) -> Facts:
+        """Return the facts of texts."""
+        return Facts(self.raw[numbers], self.forms[numbers], self.marks[numbers])
+
     def keys(self, numbers: np.ndarray) -> np.ndarray:
         """Return the identities of texts, (n, 2) u64: xxh3-128 of their NFC."""
         keys = np.array(self.raw[numbers])

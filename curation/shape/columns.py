@@ -13,6 +13,7 @@ import xxhash
 from curation.core.errors import SourceError, did_you_mean, listed
 from curation.core.record import dropped_frame, split_query
 from curation.core.text import unless
+from curation.core.texts import Texts
 from curation.read.rows import ROW, Lost
 from curation.recipe.source import Source, TextFields
 
@@ -40,13 +41,15 @@ BAD = ("empty_query", "empty_positive", "bad_score", "unknown_query", "unknown_p
 class Tuples(NamedTuple):
     """What a shape makes from a source."""
 
-    tuples: pl.DataFrame  # TUPLES, in order of their first rows; with GRADES where positives have grades
+    tuples: pl.DataFrame  # TUPLES or NUMBERED, in order of their first rows; with GRADES where positives have grades
     dropped: pl.DataFrame  # DROPPED, one line per row that is in no tuple
     corpus: pl.Series  # further passages, which no tuple names
     instruction: str = ""  # the source's, or else the one its queries begin with
-    scores: pl.DataFrame | None = None  # `scores.SCORES`, if the source has them
+    scores: list[pl.DataFrame] | None = None  # `scores.SCORES` of each side, if the source has them
+    answers: pl.DataFrame | None = None  # of `scores.answers_of`, if the source has them
     texts_out: dict[str, int] | None = None  # texts left out of tuples, by reason, other than those removed by filters
     poor: pl.DataFrame | None = None  # DROPPED, further tuples, which the shape itself drops
+    texts: Texts | None = None  # those that NUMBERED tuples name
 
 
 def place_of(source: Source) -> str:
@@ -237,12 +240,12 @@ def number_lists(source: Source, rows: pl.DataFrame, wanted: str) -> pl.Series:
     return numbers
 
 
-def split_dropped(source: Source, frame: pl.DataFrame) -> Tuples:
-    """Return the rows without a `reason` as tuples, and the others as dropped."""
+def split_dropped(source: Source, frame: pl.DataFrame, schema: pl.Schema = TUPLES) -> Tuples:
+    """Return the rows without a `reason` as tuples of this schema, and the others as dropped."""
     kept = frame.filter(pl.col("reason").is_null())
     gone = frame.filter(pl.col("reason").is_not_null())
     grades = [pl.col(GRADES).cast(pl.List(pl.Float64))] if GRADES in kept.columns else []
-    tuples = kept.select(*(pl.col(name).cast(dtype) for name, dtype in TUPLES.items()), *grades)
+    tuples = kept.select(*(pl.col(name).cast(dtype) for name, dtype in schema.items()), *grades)
     return Tuples(tuples, dropped_rows(source, gone), pl.Series("text", [], dtype=pl.String))
 
 

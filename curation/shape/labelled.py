@@ -14,33 +14,16 @@ from curation.core.record import draws, dropped_frame
 from curation.core.text import forms
 from curation.core.texts import Texts
 from curation.read.mapping import labels_by_form
-from curation.read.rows import ROW
 from curation.recipe.source import Source
-from curation.shape.columns import Tuples, first_reason, place_of, query_column, row_ids, split_dropped, text_column
+from curation.shape.columns import Tuples, first_reason, place_of, split_dropped
+from curation.shape.numbered import NUMBERED
 
 NUMBER = re.compile(r"-?(0|[1-9]\d{0,40})(\.\d{1,40})?([eE][+-]?\d{1,3})?")  # without leading zeros: codes have these
 
 
-def _labelled(source: Source, rows: pl.DataFrame) -> pl.DataFrame:
-    """Return row, id, query, label, form (equal for texts that count as the same), reason and evidence."""
-    assert source.fields.query is not None
-    assert source.fields.label is not None
-    texts, labels = query_column(source, rows, source.fields.query), text_column(source, rows, source.fields.label)
-    frame = pl.DataFrame(
-        {
-            "row": rows[ROW],
-            "id": row_ids(source, rows),
-            "query": texts,
-            "evidence": labels,
-            "label": labels,
-            "form": forms(texts),
-        }
-    )
+def _labelled(source: Source, frame: pl.DataFrame, texts: Texts) -> pl.DataFrame:
+    """Return a labelled frame with a reason for each row that is in no class."""
     skipped = labels_by_form(dict.fromkeys(source.skip_labels, ""))
-    if source.labels:
-        frame = frame.with_columns(
-            pl.col("label").replace_strict(labels_by_form(source.labels), default=None, return_dtype=pl.String)
-        )
     there = frame["evidence"].drop_nulls().unique().sort().to_list()
     absent = [label for label in source.skip_labels if not {*labels_by_form({label: ""})} & {*there}]
     for label in absent if source.limit is None else ():  # a sample may lack it
@@ -55,7 +38,8 @@ def _labelled(source: Source, rows: pl.DataFrame) -> pl.DataFrame:
         if other != label:
             what = f"column '{source.fields.label}' has the labels '{other}' and '{label}', which may be the same"
             raise SourceError(place_of(source), what, "map each to its text under 'labels'")
-    return frame.with_columns(
+    form = pl.Series("form", texts.form_number).gather(frame["query"])  # equal for texts that count as the same
+    return frame.with_columns(form).with_columns(
         first_reason(
             (pl.col("query").is_null(), "empty_text"),
             (pl.col("evidence").is_null(), "empty_label"),
@@ -87,9 +71,9 @@ def refuse_typos(source: Source, labels: Mapping[str, str], there: list[str]) ->
             raise SourceError(place_of(source), what, f"labels there are: {listed(sorted(there), 20)}")
 
 
-def classification(source: Source, rows: pl.DataFrame) -> Tuples:
+def classification(source: Source, frame: pl.DataFrame, texts: Texts) -> Tuples:
     """Make a tuple from each text: its label's text is the positive, the other label's text the only negative."""
-    frame = _labelled(source, rows)
+    frame = _labelled(source, frame, texts)
     there = sorted(frame.filter(pl.col("reason").is_null())["label"].unique().to_list())
     if len(frame) and source.labels and frame["label"].null_count() == len(frame):
         seen = listed(sorted(frame["evidence"].drop_nulls().unique().to_list()))
@@ -101,21 +85,18 @@ def classification(source: Source, rows: pl.DataFrame) -> Tuples:
         )
         hint = "use `task: clustering` for more than two" if len(there) > 2 else "one class alone teaches nothing"
         raise SourceError(place_of(source), what, hint)
-    other = dict(zip(there, reversed(there), strict=True))
-    return split_dropped(
-        source,
-        frame.with_columns(
-            pl.concat_list("label").alias("positives"),
-            pl.concat_list(pl.col("label").replace_strict(other, default=None, return_dtype=pl.String)).alias("negatives"),
-        ),
-    )
+    used = frame.filter(pl.col("label").is_in(there)).unique("label").sort("label")["other"].to_list()
+    other = dict(zip(used, reversed(used), strict=True))
+    negative = pl.col("other").replace_strict(other, default=None, return_dtype=pl.UInt32)
+    both = [pl.concat_list("other").alias("positives"), pl.concat_list(negative).alias("negatives")]
+    return split_dropped(source, frame.with_columns(both), NUMBERED)
 
 
-def clustering(source: Source, rows: pl.DataFrame) -> Tuples:
+def clustering(source: Source, frame: pl.DataFrame, texts: Texts) -> Tuples:
     """Make a tuple from each text, without a positive: `pair_up` draws it later, from the texts that are kept."""
-    frame = _labelled(source, rows)
-    empty = pl.lit([], dtype=pl.List(pl.String))
-    return split_dropped(source, frame.with_columns(empty.alias("positives"), empty.alias("negatives")))
+    empty = pl.lit([], dtype=pl.List(pl.UInt32))
+    both = [empty.alias("positives"), empty.alias("negatives")]
+    return split_dropped(source, _labelled(source, frame, texts).with_columns(both), NUMBERED)
 
 
 def pair_up(tuples: pl.DataFrame, texts: Texts, seed: int, source: str) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from curation.core.tables import lists, read_frames, read_parquet
-from curation.core.texts import Texts, digests, distinct, facts_of
+from curation.core.texts import Facts, Texts, digests, distinct, facts_of
 from curation.shape.columns import TUPLES
 
 NUMBERED = pl.Schema({**TUPLES, "query": pl.UInt32(), "positives": pl.List(pl.UInt32), "negatives": pl.List(pl.UInt32)})
@@ -19,13 +19,27 @@ LISTS = ("positives", "negatives")
 def numbered(tuples: pl.DataFrame, corpus: pl.Series) -> tuple[pl.DataFrame, np.ndarray, Texts]:
     """Return (TUPLES as NUMBERED, the texts of a corpus as numbers, the distinct texts of both)."""
     parts = [tuples["query"], *(tuples[name].explode(empty_as_null=False).drop_nulls() for name in LISTS), corpus]
-    every = pl.concat([texts.alias("text") for texts in parts])
+    (query, *values, extra), once, facts = numbers_of(parts)
+    columns = dict(zip(LISTS, map(_lists, (tuples[name] for name in LISTS), values), strict=True))
+    return tuples.with_columns(query=pl.Series(query), **columns), extra, Texts.of(once, facts)
+
+
+def numbers_of(columns: list[pl.Series]) -> tuple[list[np.ndarray], pl.Series, Facts]:
+    """Return (the numbers of the texts of each column (n,) u32, the distinct texts of all, their facts); nulls are left out."""
+    every = pl.concat([texts.drop_nulls().alias("text") for texts in columns])
     raw = digests(every)
     places, number = distinct(raw)
     once = every.gather(places)
-    query, *values, extra = np.split(number, np.cumsum([len(some) for some in parts])[:-1])
-    columns = dict(zip(LISTS, map(_lists, (tuples[name] for name in LISTS), values), strict=True))
-    return tuples.with_columns(query=pl.Series(query), **columns), extra, Texts.of(once, facts_of(once, raw[places]))
+    ends = np.cumsum([len(texts) - texts.null_count() for texts in columns])
+    return np.split(number, ends[:-1]), once, facts_of(once, raw[places])
+
+
+def alone(tuples: pl.DataFrame, texts: Texts) -> tuple[pl.DataFrame, Texts]:
+    """Return NUMBERED tuples with the numbers of their own texts, and these texts, in memory."""
+    used = first_occurrences(np.concatenate(role_texts([tuples])))
+    place = np.empty(len(texts), np.uint32)
+    place[used] = np.arange(len(used), dtype=np.uint32)
+    return renumbered(tuples, place), Texts.of(texts.at(used), texts.facts(used))
 
 
 def renumbered(tuples: pl.DataFrame, number: np.ndarray) -> pl.DataFrame:

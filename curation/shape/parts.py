@@ -3,7 +3,10 @@
     part by part   rows -> tuples of texts -> filtered -> each text written once per part, tuples with numbers
     all parts      equal texts get one number -> equal queries are merged -> queries are held out
 
-A source whose rows depend on each other (classes, premises, qrels) is one part, and so is a small one.
+Where rows depend on each other (NLI, labelled texts), the texts of a part's rows are written to a file first:
+
+    part by part   rows -> rows that hold numbers, and texts
+    all rows       tuples with numbers, which go on in portions: filtered as above
 """
 
 from __future__ import annotations
@@ -28,10 +31,12 @@ from curation.read.rows import Lost, compact
 from curation.recipe.job import Job
 from curation.recipe.source import Filters, Source, shape_of
 from curation.shape import filters
-from curation.shape.columns import Tuples, check_rows, place_of, reason_counts, unread_rows
+from curation.shape.columns import Tuples, check_rows, place_of, reason_counts, unpacked, unread_rows
 from curation.shape.holdout import held_out
 from curation.shape.merge import Merged
-from curation.shape.numbered import LISTS, NUMBERED, flat, numbered, renumbered, spelled
+from curation.shape.numbered import LISTS, NUMBERED, alone, flat, numbered, renumbered, spelled
+from curation.shape.scores import ANSWERS, united_answers, united_scores
+from curation.shape.shapes import TOGETHER
 
 PORTION = 1 << 24  # bytes of rows shaped at a time
 ROWS_TABLE = "rows"  # the table of tuples before equal queries are merged
@@ -53,6 +58,8 @@ class Filtered(NamedTuple):
     corpus: np.ndarray  # (n,) places in `texts`
     texts: pl.Series  # those that are still used, each once
     facts: Facts
+    scores: list[pl.DataFrame] | None  # as in Tuples
+    answers: pl.DataFrame | None
 
 
 class Shaped(NamedTuple):
@@ -72,11 +79,9 @@ class NeedsAllRows(Exception):
     """The source cannot be shaped part by part."""
 
 
-def rows_are_independent(source: Source) -> bool:
-    """Return whether each row makes its tuple by itself, whatever the other rows hold."""
-    f = source.fields
-    together = source.corpus or source.by_id or source.limit or f.answer or f.positive_score or f.negative_scores
-    return shape_of(source) in ("pairs", "scored", "listed") and not together
+def goes_in_parts(source: Source) -> bool:
+    """Return whether a source can be read part by part."""
+    return shape_of(source) in ("pairs", "scored", "listed", *TOGETHER) and not (source.corpus or source.by_id or source.limit)
 
 
 def aligned(source: Source, parts: Iterator[Part]) -> Iterator[Part]:
@@ -86,10 +91,14 @@ def aligned(source: Source, parts: Iterator[Part]) -> Iterator[Part]:
         NeedsAllRows: parts match patterns by different columns, or all parts lack a column, which is best reported with all rows.
     """
     wanted, found, there = column_map(source), None, set[str]()
+    kinds: dict[str, bool] = {}  # whether a column of numbers holds lists, or lists written as texts
     for rows, lost in parts:
         matching = [name for name in rows.columns if wanted.patterns and wanted.has(name)]
         found = matching if found is None else found
-        if matching != found:
+        some = {*wanted.scores, *([source.fields.label] if source.fields.documents and source.fields.label else [])}
+        some = {name for name in some if name in rows.columns and rows[name].null_count() < len(rows)}
+        now = {name: isinstance(unpacked(rows[name]).dtype, pl.List) for name in some}
+        if matching != found or any(kinds.setdefault(name, kind) != kind for name, kind in now.items()):
             raise NeedsAllRows
         there.update(rows.columns)
         yield add_missing_columns(rows, wanted.names), lost
@@ -151,6 +160,10 @@ def write_tuples(job: Job, parts: Iterator[Filtered], folder: Path) -> Shaped:
     numbers = pl.concat(some)
     write_parquet(folder / "heldout_numbers.parquet", numbers)
     write_parquet(folder / "heldout.parquet", spelled(numbers, texts))
+    if total.answers:
+        write_parquet(folder / ANSWERS, united_answers(total.answers))
+    if total.scores:
+        write_parquet(folder / "scores.parquet", united_scores(total.scores))
     corpus = np.concatenate([np.zeros(0, np.uint32), *total.corpus])
     write_parquet(folder / "corpus.parquet", pl.DataFrame({"text": number[corpus]}))
     instruction = next(iter(total.instructions), "")
@@ -170,13 +183,18 @@ class _Totals:
         self.corpus: list[np.ndarray] = []
         self.instructions: set[str] = set()
         self.texts_out: Counter[str] = Counter()
+        self.scores: list[list[pl.DataFrame]] = []
+        self.answers: list[pl.DataFrame] = []
 
 
 def filtered(
     source: Source, wanted: Filters, made: Tuples, rows: int, lost: list[Lost], ids: pl.Series | None = None
 ) -> Filtered:
     """Return a part with its tuples filtered, and with the texts that these still have."""
-    numbers, extra, texts = numbered(made.tuples, made.corpus)
+    if made.texts is None:
+        numbers, extra, texts = numbered(made.tuples, made.corpus)
+    else:
+        (numbers, texts), extra = alone(made.tuples, made.texts), np.zeros(0, np.uint32)
     left, poor, out = filters.apply(numbers, texts, wanted, source.name, source.task)
     used = np.zeros(len(texts), bool)
     used[extra] = True
@@ -185,15 +203,15 @@ def filtered(
         used[flat(left, name)] = True
     some = np.flatnonzero(used)
     place = (np.cumsum(used) - 1).astype(np.uint32)
-    facts = Facts(texts.raw[some], texts.forms[some], texts.marks[some])
     texts_out = Counter(out) + Counter(made.texts_out or {})
     left, dropped = renumbered(left, place), compact(made.dropped)
     tuples, instruction = len(made.tuples), made.instruction
     if made.poor is not None:
         tuples, poor = tuples + len(made.poor), pl.concat([made.poor, poor])
     return Filtered(
-        rows, tuples, lost, dropped, compact(poor), ids, instruction, texts_out, left, place[extra], texts.at(some), facts
-    )
+        rows, tuples, lost, dropped, compact(poor), ids, instruction, texts_out, left, place[extra], texts.at(some),
+        texts.facts(some), made.scores, made.answers,
+    )  # fmt: skip
 
 
 def _written(part: Filtered, total: _Totals, writer: TextWriter) -> pl.DataFrame:
@@ -207,6 +225,10 @@ def _written(part: Filtered, total: _Totals, writer: TextWriter) -> pl.DataFrame
     total.texts_out.update(part.texts_out)
     if part.ids is not None:
         total.ids.append(part.ids)
+    if part.scores is not None:
+        total.scores.append(part.scores)
+    if part.answers is not None:
+        total.answers.append(part.answers)
     first = np.uint32(writer.add(part.texts, part.facts))
     total.corpus.append(part.corpus + first)
     return renumbered(part.left, np.arange(first, writer.count, dtype=np.uint32))

@@ -114,7 +114,8 @@ def ask(source: Source, rows: pl.DataFrame, progress: Progress) -> Tuples:
         raise SourceError(where, what, hint)
     counts = {reason: count for reason, count in out.items() if count}
     nothing = pl.Series("text", [], dtype=pl.String)
-    return Tuples(good.select(TUPLES.names()).cast(TUPLES), dropped, nothing, source.instruction, None, counts, poor)
+    tuples = good.select(TUPLES.names()).cast(TUPLES)
+    return Tuples(tuples, dropped, nothing, source.instruction, texts_out=counts, poor=poor)
 
 
 def documents_of(source: Source, rows: pl.DataFrame) -> pl.Series:

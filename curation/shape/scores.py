@@ -20,8 +20,8 @@ ANSWERS = "answers.parquet"
 SCORES = pl.Schema({"query": pl.Binary(), "text": pl.Binary(), "score": pl.Float32()})  # keys of both
 
 
-def scores_of(source: Source, rows: pl.DataFrame, queries: pl.Series, sides: dict[str, pl.Series]) -> pl.DataFrame | None:
-    """Return the SCORES of positives and negatives, or None if no column is mapped.
+def scores_of(source: Source, rows: pl.DataFrame, queries: pl.Series, sides: dict[str, pl.Series]) -> list[pl.DataFrame] | None:
+    """Return SCORES of positives and negatives, or None if no column is mapped.
 
     Raises:
         SourceError: a row has more or fewer scores than texts; a row without any score is allowed.
@@ -35,7 +35,7 @@ def scores_of(source: Source, rows: pl.DataFrame, queries: pl.Series, sides: dic
             numbers = number_lists(source, rows, name)
             _same_length(source, rows, texts, numbers, name, or_none=True)
             parts.append((texts, numbers))
-    return _score_table(queries, parts) if parts else None
+    return [_score_table(queries, *part) for part in parts] or None
 
 
 def grades_of(source: Source, rows: pl.DataFrame, positives: pl.Series) -> pl.Series | None:
@@ -48,7 +48,7 @@ def grades_of(source: Source, rows: pl.DataFrame, positives: pl.Series) -> pl.Se
 
 def listed_sides(
     source: Source, rows: pl.DataFrame, queries: pl.Series
-) -> tuple[dict[str, pl.Series], pl.Series | None, pl.DataFrame | None, int]:
+) -> tuple[dict[str, pl.Series], pl.Series | None, list[pl.DataFrame] | None, int]:
     """Return ({positives, negatives}, grades of the positives, SCORES or None, unlabelled) of lists of documents.
 
     `unlabelled` is the number of documents on neither side, as they have no label or score. Where a column names the positives,
@@ -64,7 +64,7 @@ def listed_sides(
     known = {name: number_lists(source, rows, name) for name in (f.label, f.score) if name}
     for name, each in known.items():
         _same_length(source, rows, documents, each, name)
-    scores = _score_table(queries, [(documents, known[f.score])]) if f.score else None
+    scores = [_score_table(queries, documents, known[f.score])] if f.score else None
     if f.positive:
         positives = text_lists(source, rows, f.positive)
         frame = pl.DataFrame({"text": documents, "right": positives}).with_row_index("at")
@@ -121,17 +121,19 @@ def with_scores(pairs: pl.DataFrame, keys: pl.Series, scores: pl.DataFrame) -> p
     return pairs.with_columns(first["score"].alias("positive_score"), lists["negative_scores"].fill_null([]))
 
 
-def _score_table(queries: pl.Series, parts: list[tuple[pl.Series, pl.Series]]) -> pl.DataFrame:
+def _score_table(queries: pl.Series, texts: pl.Series, scores: pl.Series) -> pl.DataFrame:
     """Return SCORES of lists of texts and their scores."""
     asked = queries.is_not_null()
     keys = keys_of(queries.filter(asked)).alias("query")
-    tables = []
-    for texts, scores in parts:
-        frame = pl.DataFrame([keys, texts.filter(asked).alias("text"), scores.filter(asked).alias("score")])
-        tables.append(frame.filter(pl.col("score").list.drop_nulls().list.len() > 0).explode("text", "score").drop_nulls())
-    long = pl.concat(tables)
-    long = long.with_columns(keys_of(long["text"]).alias("text"))
-    return long.unique(["query", "text"], keep="first", maintain_order=True).cast(SCORES)
+    long = pl.DataFrame([keys, texts.filter(asked).alias("text"), scores.filter(asked).alias("score")])
+    long = long.filter(pl.col("score").list.drop_nulls().list.len() > 0).explode("text", "score").drop_nulls()
+    return long.with_columns(keys_of(long["text"]).alias("text")).cast(SCORES)
+
+
+def united_scores(parts: list[list[pl.DataFrame]]) -> pl.DataFrame:
+    """Return the scores of all parts of a source: of each query and text the first one, those of positives before others."""
+    long: pl.DataFrame = pl.concat([table for side in zip(*parts, strict=True) for table in side])
+    return long.unique(["query", "text"], keep="first", maintain_order=True)
 
 
 def _same_length(
@@ -149,7 +151,7 @@ def _same_length(
 
 
 def answers_of(source: Source, rows: pl.DataFrame, tuples: pl.DataFrame) -> pl.DataFrame | None:
-    """Return `key` (of a query) and its distinct `answers`, for tuples whose rows have any; None if no column is mapped.
+    """Return `key` (of a query) and `answers`, for tuples whose rows have any; None if no column is mapped.
 
     Answers are not part of a tuple, but evidence that a negative is false. The second tuple of `both_ways` has none, as it
     asks for something else.
@@ -160,5 +162,10 @@ def answers_of(source: Source, rows: pl.DataFrame, tuples: pl.DataFrame) -> pl.D
     named = pl.DataFrame({"row": rows[ROW].cast(pl.UInt64), "answers": answers})
     asked = tuples.select("row", keys_of(tuples["query"])).unique("row", keep="first", maintain_order=True)
     both = asked.join(named.filter(pl.col("answers").list.len() > 0), on="row", maintain_order="left")
-    lists = both.group_by("key", maintain_order=True).agg(pl.col("answers").explode(empty_as_null=False))
+    return both.select("key", "answers")
+
+
+def united_answers(parts: list[pl.DataFrame]) -> pl.DataFrame:
+    """Return the distinct answers to each query, of all parts of a source."""
+    lists = pl.concat(parts).group_by("key", maintain_order=True).agg(pl.col("answers").explode(empty_as_null=False))
     return lists.with_columns(pl.col("answers").list.unique(maintain_order=True))

@@ -19,6 +19,7 @@ import polars as pl
 
 from curation.core.errors import SourceError, listed
 from curation.core.record import draws, split_query
+from curation.core.texts import Facts, Texts
 from curation.read.mapping import column_map, labels_by_form, matching_columns
 from curation.read.rows import ROW
 from curation.recipe.source import Source, TextTable, shape_of
@@ -40,8 +41,10 @@ from curation.shape.columns import (
     text_lists,
 )
 from curation.shape.labelled import classification, clustering, refuse_typos
-from curation.shape.scores import grades_of, listed_sides, scores_of
+from curation.shape.numbered import NUMBERED, numbers_of, spelled
+from curation.shape.scores import answers_of, grades_of, listed_sides, scores_of
 
+TOGETHER = ("nli", "labelled")  # shapes whose rows make tuples together: `by_numbers`, then `joined`
 NLI_LABELS = {"entailment": "positive", "neutral": "negative", "contradiction": "negative"}
 
 
@@ -68,13 +71,61 @@ def to_tuples(
         made = _shape_qrels(source, rows, seed, corpus, queries)
         return made._replace(instruction=instruction_of(source, queries[source.queries.fields.text]))
     assert source.fields.query is not None
-    if shape == "nli":
-        made = _shape_nli(source, rows)
-    elif shape == "labelled":
-        made = classification(source, rows) if source.task == "classification" else clustering(source, rows)
+    if shape in TOGETHER:
+        frame, once, facts = by_numbers(source, rows)
+        texts = Texts.of(once, facts)
+        made = joined(source, frame, texts)
+        made = made._replace(tuples=spelled(made.tuples, texts), texts=None)
     else:
         made = _shape_pairs(source, rows, scored=shape == "scored")
+        made = made._replace(answers=answers_of(source, rows, made.tuples))
     return made._replace(instruction=instruction_of(source, rows[source.fields.query]))
+
+
+def by_numbers(source: Source, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series, Facts]:
+    """Return rows of one of the shapes TOGETHER with numbers in place of texts, the distinct texts, and their facts.
+
+    The columns are row, id, query and other (numbers, null for a blank text), evidence (the label as it is written), and label.
+    `other` is the second text of NLI, and the text of the label of a classification.
+
+    Raises:
+        SourceError: a mapped column is missing or of the wrong kind.
+    """
+    f = source.fields
+    assert f.query is not None
+    assert f.label is not None
+    evidence = text_column(source, rows, f.label)
+    known = labels_by_form(source.labels or (NLI_LABELS if shape_of(source) == "nli" else {}))
+    labels = evidence.replace_strict(known, default=None, return_dtype=pl.String) if known else evidence
+    columns = {"query": query_column(source, rows, f.query)}
+    if f.positive is not None:
+        columns["other"] = text_column(source, rows, f.positive)
+    elif source.task == "classification":
+        columns["other"] = labels
+    numbers, once, facts = numbers_of(list(columns.values()))
+    frame = pl.DataFrame({"row": rows[ROW], "id": row_ids(source, rows), "evidence": evidence, "label": labels})
+    for (name, texts), values in zip(columns.items(), numbers, strict=True):
+        at = pl.when(texts.is_not_null()).then(texts.is_not_null().cum_sum() - 1)
+        frame = frame.with_columns(pl.Series(values, dtype=pl.UInt32).gather(pl.select(at).to_series()).alias(name))
+    return frame, once, facts
+
+
+def joined(source: Source, frame: pl.DataFrame, texts: Texts) -> Tuples:
+    """Return the NUMBERED tuples that all rows make together.
+
+    Args:
+        source: of one of the shapes TOGETHER.
+        frame: its rows, of `by_numbers`; equal texts have one number.
+        texts: the texts that the rows name.
+
+    Raises:
+        SourceError: there are too few or too many labels, or some that may be mistyped.
+    """
+    if shape_of(source) == "nli":
+        made = _shape_nli(source, frame)
+    else:
+        made = (classification if source.task == "classification" else clustering)(source, frame, texts)
+    return made._replace(texts=texts)
 
 
 def _shape_pairs(source: Source, rows: pl.DataFrame, scored: bool) -> Tuples:
@@ -160,23 +211,10 @@ def negative_columns(source: Source, rows: pl.DataFrame) -> list[str]:
     return list(found)
 
 
-def _shape_nli(source: Source, rows: pl.DataFrame) -> Tuples:
-    f = source.fields
-    assert f.query is not None
-    assert f.positive is not None
-    assert f.label is not None
-    sides = source.labels or NLI_LABELS
+def _shape_nli(source: Source, frame: pl.DataFrame) -> Tuples:
+    sides, frame = source.labels or NLI_LABELS, frame.rename({"label": "side"})
     if not set(sides.values()) <= {"positive", "negative"}:
         raise SourceError(place_of(source), "an NLI source's 'labels' map each label to 'positive' or 'negative'")
-    frame = pl.DataFrame(
-        {
-            "row": rows[ROW],
-            "id": row_ids(source, rows),
-            "query": query_column(source, rows, f.query),
-            "other": text_column(source, rows, f.positive),
-            "evidence": text_column(source, rows, f.label),
-        }
-    ).with_columns(pl.col("evidence").replace_strict(labels_by_form(sides), default=None, return_dtype=pl.String).alias("side"))
     refuse_typos(source, sides, frame["evidence"].unique().drop_nulls().to_list())
     if len(frame) and frame["side"].null_count() == len(frame):
         seen = listed(sorted(frame["evidence"].drop_nulls().unique().to_list()))
@@ -205,7 +243,7 @@ def _shape_nli(source: Source, rows: pl.DataFrame) -> Tuples:
         )
         .with_columns(pl.lit(None).alias("reason"), pl.lit(None).alias("label"), pl.lit(None).alias("evidence"))
     )
-    made = split_dropped(source, tuples)
+    made = split_dropped(source, tuples, NUMBERED)
     return made._replace(dropped=dropped_rows(source, frame.filter(pl.col("reason").is_not_null())))
 
 

@@ -5,22 +5,27 @@ from __future__ import annotations
 import errno
 import json
 import os
+import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 from curation.build import shape_stage
-from curation.build.build import build
+from curation.build.build import build, job_of
 from curation.build.numbering import number, pairs_of, passages_of
 from curation.core import store, tables
 from curation.core import texts as texts_of_a_source
-from curation.core.errors import BuildError
+from curation.core.errors import BuildError, SourceError
+from curation.core.progress import silent
 from curation.core.store import read_json
 from curation.core.tables import read_parquet, read_table
 from curation.core.texts import FILES, TextWriter, facts_of, open_texts
+from curation.recipe.manifest import load_manifest
 from curation.shape.numbered import numbered, spelled
 
 PAIR = "task: retrieval, max_bad: 0.5, fields: {query: q, positive: p, negatives: [n]}"
@@ -45,7 +50,7 @@ def built(base: Path, name: str, said: str, size: int | None = None) -> tuple[ob
         if size:
             patch.setattr("curation.build.shape_stage.PORTION", size)
             patch.setattr("curation.read.blocks.BLOCK", size)
-            patch.setattr("curation.read.sources.BATCH", 10)
+            patch.setattr("curation.read.sources.BATCH", 10 if size > 500 else 3)
             patch.setattr(tables, "ROWS_PER_GROUP", 25)
             patch.setattr(tables, "ROWS_PER_SHARD", 50)
         outcome = build(base / "m.yaml", base / name)
@@ -56,9 +61,7 @@ def test_parts_of_any_size_make_the_same_tables(tmp_path, monkeypatch):
     (tmp_path / "data.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in rows(150)) + "no row\n" + '{"q": 1, "p": "x"}\n'
     )
-    seen = []
-    shape_in_parts = shape_stage._shape_in_parts
-    monkeypatch.setattr(shape_stage, "_shape_in_parts", lambda *given: seen.append(shape_in_parts(*given)) or seen[-1])
+    monkeypatch.setattr(shape_stage, "take", lambda *given: pytest.fail("all rows were held at once"))
     for more in ("", ", both_ways: yes", ", filters: {min_chars: 15, no_echo: no}"):
         receipt, whole = built(tmp_path, f"whole{len(more)}", PAIR + more)
         assert receipt["merged"] > 5
@@ -79,11 +82,9 @@ def test_parts_of_any_size_make_the_same_tables(tmp_path, monkeypatch):
                 key: receipt[key] for key in receipt if key not in ("files", "digest")
             }
             assert (apart / "report.html").read_text().count("<article") == (whole / "report.html").read_text().count("<article")
-    assert len(seen) == 7
-    assert all(seen)
 
 
-TOGETHER = {  # shapes whose rows depend on each other: they are shaped at once, and their tuples go on in portions
+TOGETHER = {  # sources whose rows depend on each other, or that have more than tuples: their tuples go on in portions
     "nli": "task: retrieval, max_bad: 0.5, fields: {query: q, positive: p, label: l}, labels: {'0': positive, '1': negative, '2': positive}",
     "classes": "task: classification, max_bad: 0.5, fields: {query: q, label: two}, labels: {'0': dull, '1': fun}",
     "clusters": "task: clustering, fields: {query: q, label: l}",
@@ -125,6 +126,72 @@ def test_tuples_in_portions_of_any_size_make_the_same_tables(tmp_path, monkeypat
     }
 
 
+EVERY = {
+    **TOGETHER,
+    "pairs": PAIR,
+    "scored": "task: retrieval, max_bad: 0.5, threshold: 1, both_ways: yes, fields: {query: q, positive: p, score: s, answer: a}",
+    "teacher": "task: retrieval, max_bad: 0.5, fields: {query: q, positive: p, negatives: n, positive_score: s, negative_scores: t}",
+    "listed": "task: retrieval, max_bad: 0.5, fields: {query: q, documents: docs, score: v}",
+    "ids": "task: clustering, max_bad: 0.5, fields: {query: q, label: l, id: i}",
+    "skipped": "task: clustering, max_bad: 0.5, skip_labels: ['2'], fields: {query: q, label: l}",
+}
+WORDS = st.sampled_from(
+    ["", " ", "ab", "a red fox", "A red fox!", "noir caf\u00e9", "noir cafe\u0301", "seven wells", "an old oak", "oak and fox"]
+)
+ROWS = st.fixed_dictionaries(
+    {
+        "q": WORDS,
+        "p": WORDS,
+        "n": st.none() | WORDS,
+        "l": st.sampled_from(["0", "1", "1", "2", None]),
+        "two": st.sampled_from("01"),
+    }
+    | {"s": st.sampled_from([0.0, 1.0, 1.5, 2.0, None]), "t": st.sampled_from([0.25, 0.5, None]), "a": st.none() | WORDS}
+    | {"i": st.integers(0, 19), "d": st.integers(0, 19), "x": st.sampled_from(["", "", "", "no row"])}
+)
+
+
+@pytest.mark.parametrize("shape", EVERY)
+@settings(max_examples=6, deadline=None, phases=[Phase.generate])
+@given(some=st.lists(ROWS, min_size=3, max_size=30), size=st.sampled_from([1, 300]))
+def test_any_rows_give_the_same_tables_in_parts(shape, some, size):
+    with tempfile.TemporaryDirectory() as place:
+        base = Path(place)
+        lists = [row | {"docs": [row["p"], row["n"]], "v": [row["s"], row["t"]]} for row in some]
+        (base / "data.jsonl").write_text("".join((row["x"] or json.dumps(row)) + "\n" for row in lists))
+        for name, count in (("queries", 20), ("corpus", 18)):
+            lines = [json.dumps({"_id": str(at), "text": f"{name} {at % 13}"}) + "\n" for at in range(count)]
+            (base / f"{name}.jsonl").write_text("".join(lines))
+        whole, apart = shaped(base, "whole", EVERY[shape], 1 << 30), shaped(base, "apart", EVERY[shape], size)
+        assert whole.keys() == apart.keys()
+        for name, found in whole.items():
+            assert found.equals(apart[name]) if isinstance(found, pl.DataFrame) else found == apart[name], name
+
+
+def shaped(base: Path, name: str, said: str, size: int) -> dict[str, object]:
+    """Return what the first stage of a build writes, with texts in place of their numbers, or its error."""
+    folder = base / name
+    folder.mkdir()
+    (base / "m.yaml").write_text(f"name: one\nsources:\n  - {{name: one, files: data.jsonl, {said}}}\n")
+    manifest = load_manifest(base / "m.yaml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("curation.build.shape_stage.PORTION", size)
+        patch.setattr("curation.read.blocks.BLOCK", size)
+        patch.setattr("curation.read.sources.BATCH", 3 if size < 1000 else 20_000)
+        try:
+            job = shape_stage.with_inputs(job_of(manifest, manifest.sources[0], base, base, None))
+            receipt = shape_stage.shape(job, folder, silent)
+        except SourceError as error:
+            return {"error": str(error)}
+    texts = open_texts(folder)
+    found = {path.name: read_parquet(path) for path in folder.glob("*.parquet") if path.name[:4] not in ("tupl", "corp")}
+    found["tuples"] = spelled(read_table(folder, "tuples"), texts)
+    found["corpus"] = texts.at(read_parquet(folder / "corpus.parquet")["text"]).to_frame()
+    found["heldout_numbers.parquet"] = spelled(found["heldout_numbers.parquet"], texts)
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == set()
+    return found | {"receipt": receipt}
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -147,6 +214,15 @@ def test_what_only_all_rows_tell_is_told_of_all_rows(tmp_path, changed, said):
     if "one" not in whole[0]:
         for table in ("pairs", "passages"):
             assert read_table(apart[1] / "curated/one", table).equals(read_table(whole[1] / "curated/one", table))
+
+
+def test_scores_that_are_lists_in_some_parts_alone_are_read_at_once(tmp_path):
+    some = [row | {"p": "a passage", "s": "0.5" if at < 30 else "[0.5]"} for at, row in enumerate(rows(60))]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    said = "task: retrieval, fields: {query: q, positive: p, positive_score: s}"
+    whole, apart = built(tmp_path, "whole", said)[0], built(tmp_path, "apart", said, 1)[0]
+    assert "column 's' holds '[0.5]' (row 30), which is not a number" in whole["one"]
+    assert apart == whole
 
 
 def test_a_stage_that_takes_nothing_out_holds_the_same_file(tmp_path):
@@ -265,7 +341,7 @@ def test_a_disk_without_memory_maps_makes_the_same_tables(tmp_path, monkeypatch)
 )
 def test_a_fault_of_the_whole_source_is_found_without_reading_it_again(tmp_path, monkeypatch, more, complaint):
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row | {"p": row["p"].strip() or None}) + "\n" for row in rows(150)))
-    monkeypatch.setattr(shape_stage, "_shape_whole", lambda *given: pytest.fail("all rows were held at once"))
+    monkeypatch.setattr(shape_stage, "take", lambda *given: pytest.fail("all rows were held at once"))
     pair = "task: retrieval, fields: {query: q, positive: p}"
     failed, _ = built(tmp_path, "b", f"{pair}, {'' if 'max_bad' in more else 'max_bad: 0.5, '}{more}", 900)
     assert complaint in failed["one"]

@@ -15,6 +15,7 @@ from curation.read.rows import ROW
 from curation.recipe.source import Source
 from curation.shape.labelled import pair_up
 from curation.shape.numbered import numbered, spelled
+from curation.shape.scores import united_scores
 from curation.shape.shapes import to_tuples
 
 
@@ -64,7 +65,7 @@ def test_documents_with_scores_are_split_by_a_threshold_or_the_best_is_the_posit
     of = source(fields={**LISTED, "score": "v"})
     assert made(of, table) == ([("s/0", "a", ["y"], ["x"])], [])
     assert made(source(fields={**LISTED, "score": "v"}, threshold=0.6), table) == ([("s/0", "a", ["y"], ["x"])], [])
-    scores = to_tuples(of, table, 1).scores
+    scores = united_scores([to_tuples(of, table, 1).scores])
     assert dict(zip(scores["text"], scores["score"], strict=True)) == {key_of("x"): 0.5, key_of("y"): 0.75}
     assert set(scores["query"]) == {key_of("a")}
 
@@ -77,7 +78,7 @@ def test_scores_belong_to_a_query_and_a_text():
         q=["a", "a", "b", " "], p=["x", "x", "y", "z"], n1=["m", " ", "m", "m"], n2=["k", "l", "k", "k"], s=[0.5, 0.25, None, 1.0],
         t=[["0.125", None], [0.5, 1], [], None],
     )  # fmt: skip
-    scores = to_tuples(source(fields=SCORED), table, 1).scores
+    scores = united_scores([to_tuples(source(fields=SCORED), table, 1).scores])
     expected = [("a", "x", 0.5), ("a", "m", 0.125), ("a", "l", 1.0)]
     assert sorted(scores.rows()) == sorted((key_of(query), key_of(text), score) for query, text, score in expected)
 
