@@ -52,9 +52,9 @@ from training.vectors import places_of
 from training.zero import DeepSpeed
 
 OTHER_POSITIVES = {  # how a query's positives besides the first are used, by the recipe's `positives`
-    "first": "they are not trained on (`positives: all` or `sampled` does)",
-    "all": "each is trained on in a tuple of its own",
-    "sampled": "one positive of each query is drawn for each epoch",
+    "first": "which are not trained on; `positives: all` or `sampled` uses them",
+    "all": "each of which is trained on in a tuple of its own",
+    "sampled": "so one positive of each query is drawn for each epoch",
 }
 SIGNS_OF_A_LOST_GPU = (  # of CUDA's messages
     *("uncorrectable ECC error", "uncorrectable NVLink error", "GPU is lost", "Hardware stack error"),
@@ -256,8 +256,9 @@ def _notes(recipe: Train, plan: Plan, total: int, world: int) -> Iterator[str]:
             many = f"{short:,} of {len(source):,} tuples have fewer than {wanted} negatives"
             yield f"{source.name}: {many}, and are trained with those that they have"
         if source.further_positives:
-            many = f"{source.further_positives:,} positives besides the first of each of {len(source):,} queries"
-            yield f"{source.name} has {many}: {OTHER_POSITIVES[recipe.positives]}"
+            some = source.further_positives
+            many = f"its {len(source):,} queries have {some:,} further positive{'s' * (some != 1)}"
+            yield f"{source.name}: {many}, {OTHER_POSITIVES[recipe.positives]}"
     if recipe.reproduce_f2llm:
         alone = "changes nothing: with one process F2LLM's passages get their gradients too"
         several = "passages get no gradient from the in-batch term, as in F2LLM's trainer on several processes"

@@ -104,16 +104,16 @@ def dropped_records(build: Path, only: Iterable[str], count: int, reason: str | 
 
 def record_text(record: dict[str, Any]) -> str:
     """Return a record as text of 80 columns; line breaks in texts are kept."""
-    out = []
+    out, width = [], max(MARGIN - 2, *map(len, record))
     for key, value in record.items():
         many = isinstance(value, list)
         for text in value if many else [value]:
             lines = []
             for part in visible(str(text).strip()).split("\n"):
-                wrapped = textwrap.wrap(part, SCREEN - MARGIN, drop_whitespace=False) or [""]
+                wrapped = textwrap.wrap(part, SCREEN - width - 2, drop_whitespace=False) or [""]
                 lines += [line.rstrip() for line in wrapped]
             if len(lines) > TEXT_LINES:
                 lines = [*lines[: TEXT_LINES - 1], "..."]
-            out.append(f"{key.removesuffix('s') if many else key:>12}  {lines[0]}")
-            out += [" " * MARGIN + more for more in lines[1:]]
+            out.append(f"{key.removesuffix('s') if many else key:>{width}}  {lines[0]}")
+            out += [" " * (width + 2) + more for more in lines[1:]]
     return "\n".join(out) + "\n"

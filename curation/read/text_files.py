@@ -84,7 +84,11 @@ def read_lines(file: File, table: Table, start: int) -> Reading:
 
 
 def file_as_row(file: File, table: Table) -> Found:
-    """Return a file as one row: `text`, `body` (the text without the head of a mail or post), `label` (its folder), `file`."""
+    """Return a file as one row.
+
+    Columns: `text`, `body` (the text without the head of a mail or post), `label` (the name of its folder), `file` (its own
+    name), and `path` (folder and name, from the folder that its source begins in).
+    """
     try:
         with open_text(file, table) as lines:
             text = lines.read(record_limit(table) + 1)
@@ -94,4 +98,6 @@ def file_as_row(file: File, table: Table) -> Found:
         return [("too_large", str(too_large(file.name, "this file", table)), True)]
     head = MAIL_HEAD.match(text)
     body = text[head.end() :] if head and SENDER.search(head[0]) else text
-    return [{"text": text, "body": body, "label": decoded(file.path.parent.name), "file": decoded(file.path.name)}]
+    inside = file.path.relative_to(file.root) if file.path.is_relative_to(file.root) else file.path
+    names = {"label": file.path.parent.name, "file": file.path.name, "path": inside.as_posix()}
+    return [{"text": text, "body": body} | {key: decoded(name) for key, name in names.items()}]

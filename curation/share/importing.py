@@ -275,8 +275,8 @@ def _hint(files: list[Path]) -> str:
     if tables := [one for one in files if one.suffix.lower() in TABLES]:
         return f"name one file, such as {tables[0]}"
     if any(one.suffix.lower() in DOCUMENT_ENDINGS for one in files):
-        keys = "`fields: {query: title, positive: text}`, or without titles let a model write the queries (docs/your-data.md)"
-        return f'write a line {{"title": ..., "text": ...}} per document into a .jsonl, and read it with {keys}'
+        keys = "`reader: folders` reads text files, as the corpus of your questions, or for a model that writes questions"
+        return f"name the file of questions and answers; {keys} (docs/your-data.md, 'A folder of documents')"
     return "name a file, such as data/train.parquet"
 
 

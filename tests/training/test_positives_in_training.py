@@ -105,10 +105,9 @@ def recipe(place, **keys):
 
 
 SAID = {
-    "first": "several has 6 positives besides the first of each of 12 queries: they are not trained on "
-    "(`positives: all` or `sampled` does)",
-    "all": "several has 6 positives besides the first of each of 12 queries: each is trained on in a tuple of its own",
-    "sampled": "several has 6 positives besides the first of each of 12 queries: one positive of each query is drawn for each epoch",
+    "first": "several: its 12 queries have 6 further positives, which are not trained on; `positives: all` or `sampled` uses them",
+    "all": "several: its 12 queries have 6 further positives, each of which is trained on in a tuple of its own",
+    "sampled": "several: its 12 queries have 6 further positives, so one positive of each query is drawn for each epoch",
 }
 CARD = {
     "first": "Of a query's several positives the first was trained on; 6 others were left out.",
@@ -123,7 +122,7 @@ def test_log_receipt_card_and_plan_say_what_becomes_of_further_positives(place, 
     assert estimate(place / "b", rule)["steps"] == steps
     receipt, _ = train(place / "b", rule, out=out, device="cpu", say=said.append)
     assert receipt["steps"] == steps
-    assert [line for line in said if "besides" in line] == [SAID[positives]]
+    assert [line for line in said if "further positives" in line] == [SAID[positives]]
     assert receipt["trained_on"]["several"] == {"task": "retrieval", "tuples": 12, "further_positives": 6}
     assert receipt["trained_on"]["single"] == {"task": "retrieval", "tuples": 8}
     assert receipt["recipe"]["positives"] == positives

@@ -228,7 +228,10 @@ def test_the_command_line(recipe, tmp_path):
     shown = json.loads(run("show", out, "--only", "faq", "-n", 1, "--json"))
     assert shown["query"].startswith("Instruct: Answer\nQuery: question")
     assert json.loads(run("stats", out, "--json"))["topics"]["rows_in"] == 31
-    assert "same_query" in run("show", out, "--dropped", "--reason", "same_query")
+    dropped = run("show", out, "--dropped", "--reason", "same_query")
+    assert "matched_source  " in dropped
+    ends = {len(line) - len(line.lstrip()) + len(line.split()[0]) for line in dropped.splitlines() if line}
+    assert ends == {len("matched_source")}  # the names of all fields end in one column
     assert max(len(line) for line in run("show", out).splitlines()) <= 80
     assert max(len(line) for line in run("stats", out).splitlines()) <= 80
 

@@ -149,6 +149,7 @@ def test_folders(tmp_path):
         ("cats", "1.txt", "Miau: it said.\n\nBye"),
         ("dogs", "1.txt", "No: head here\n wau\n\nwau"),
     ]
+    assert [row["path"] for row in rows] == ["cats/1.txt", "dogs/1.txt"]
     assert rows[0]["text"] == cats
     assert [(one.reason, one.evidence) for one in lost] == [("undecodable", "posts/dogs/2.txt: byte 0 is not utf-8 text")]
 

@@ -105,8 +105,8 @@ def test_files_of_others(tmp_path):
         (
             "x.txt",
             "a",
-            'in: holds no parquet, no JSON Lines and no BEIR folder; write a line {"title": ..., "text": ...} per document into a .jsonl, '
-            "and read it with `fields: {query: title, positive: text}`, or without titles let a model write the queries (docs/your-data.md)",
+            "in: holds no parquet, no JSON Lines and no BEIR folder; name the file of questions and answers; `reader: folders` reads text "
+            "files, as the corpus of your questions, or for a model that writes questions (docs/your-data.md, 'A folder of documents')",
         ),
         ("x.CSV", "q,a", "in: holds no parquet, no JSON Lines and no BEIR folder; name one file, such as in/x.CSV"),
         ("x.png", "a", "in: holds no parquet, no JSON Lines and no BEIR folder; name a file, such as data/train.parquet"),
