@@ -353,6 +353,9 @@ def warnings_of(name: str, receipt: Mapping[str, Any]) -> Iterator[str]:
     if receipt.get("vectors_alike"):
         so = "negatives are no harder than random ones"
         yield f"{name}: the model gives all texts the same vector, so {so}; use another `model`"
+    if far := receipt.get("far_positives"):
+        rows, nearest = f"{far['rows']:,} of {receipt['rows_in']:,} queries", f"the {far['nearest']} nearest passages"
+        yield f"{name}: the positive of {rows} is not among {nearest}; does `model` know the language of these texts?"
     if receipt.get("alike"):
         so = "nothing was promoted" if "promotion" in receipt else "its limits keep or drop all candidates"
         yield f"{name}: the reranker scores all texts alike, so {so}; use another `reranker`"

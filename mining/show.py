@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,11 @@ import polars as pl
 
 from curation.core import store, tables
 from curation.core.builds import checked_stage
+from curation.core.console import shortened, wrapped
 from curation.core.errors import BuildError, listed
 from curation.core.escape import visible
 from curation.core.record import GIVEN, ORIGINS, POSITIVE_ORIGINS
+from curation.core.text import word_pattern
 from mining.jobs import read_sources
 
 WIDTH = 78  # columns of a line
@@ -72,11 +73,13 @@ def mined_tuples(build: Path, name: str, number: int) -> list[dict[str, Any]]:
 def mark_shared(text: str, others: Sequence[str]) -> str:
     """Return a text with [[ ]] around each run of three or more words that one of the other texts contains too."""
 
+    word_of = re.compile(word_pattern())
+
     def runs(words: list[str]) -> list[tuple[str, ...]]:
         return list(zip(*(words[start:] for start in range(RUN)), strict=False))
 
-    seen = {run for other in others for run in runs([word.lower() for word in re.findall(r"\w+", other)])}
-    words = list(re.finditer(r"\w+", text))
+    seen = {run for other in others for run in runs([word.lower() for word in word_of.findall(other)])}
+    words = list(word_of.finditer(text))
     shared = [False] * len(words)
     for at, run in enumerate(runs([word.group().lower() for word in words])):
         if run in seen:
@@ -102,9 +105,7 @@ def as_text(row: dict[str, Any], whole: bool) -> str:
     lines = [visible(" ".join(row["id"].split()))]
     for what, score, rank, text in texts:
         numbers = f"{'' if score is None else format(score, '.3f')} {'' if rank is None else rank}"
-        line = f"  {what:<9}{numbers:<10}{visible(' '.join(text.split()))}"
-        if whole:
-            lines.append(textwrap.fill(line, WIDTH, subsequent_indent=" " * 21))
-        else:
-            lines.append(line if len(line) <= WIDTH else line[: WIDTH - 3] + "...")
+        shown, head = visible(" ".join(text.split())), f"  {what:<9}{numbers:<10}"
+        parts = wrapped(shown, WIDTH - len(head)) if whole else [shortened(shown, WIDTH - len(head))]
+        lines += [head + parts[0], *(" " * len(head) + part.rstrip() for part in parts[1:])]
     return "\n".join(lines)

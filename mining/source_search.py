@@ -49,6 +49,8 @@ LEAST_SEEN = 100  # candidates per row that are always fetched, so that a smalle
 MOST_WIDENED = 20  # known positives that the search of every row makes room for; rows with more are searched again
 ALIKE = 1e-6  # scores of a reranker that differ by less than this share are equal, and cosines that differ by less
 FEW_COSINES = 10  # fewer may be equal by chance
+MOST_NEAR = 100  # passages
+FEWEST_PASSAGES = 50  # in fewer the ranks of positives say little about a model
 SPARE_DRAWS = 16  # random passages drawn beyond four for each missing negative
 FILL_DRAWS_PER_ROW = 8_192  # random numbers that each row has of its own
 WHOLE_CORPUS = 1_024  # passages of a corpus in which a row that draws did not fill goes through all of them
@@ -107,6 +109,7 @@ class Search:
         self.promoted: Ragged | None = None  # by row of the source, from `promote`
         self.lowest, self.highest = np.inf, -np.inf  # of the reranker's scores
         self.cosines, self.farthest, self.nearest = 0, np.inf, -np.inf  # how many candidates had one, and which
+        self.far = 0  # rows whose positive is not among the nearest passages
 
     @property
     def models(self) -> Models:
@@ -285,6 +288,7 @@ class Search:
         lacking = self.wanted - np.diff(near.given.starts)
         scored, chosen = self.choose(frame, near, lacking, rules)
         judged = self.judge(frame, every, scored.reranked_positives) if self.job.strategy == "search" else None
+        self.far += int((judged.beyond | (judged.ranks >= self.near_limit)).sum()) if judged else 0
         seen = np.full(len(frame), min(near.ids.shape[1], len(self.corpus_pids)))
 
         # rows that found too few: search wider where that finds more, then fill them as `shortage` says
@@ -397,11 +401,18 @@ class Search:
         """Whether all scores that the reranker gave are equal; so are no scores."""
         return self.highest - self.lowest <= ALIKE * max(1.0, abs(self.highest))
 
+    @property
+    def near_limit(self) -> int:
+        """Return how many nearest passages should hold the positives of most rows: a tenth of all, at most a hundred."""
+        return min(MOST_NEAR, len(self.corpus_pids) // 10)
+
     def receipt_entries(self) -> dict[str, Any]:
         """Return what the receipt says about the model's vectors, the reranker, the index and answers."""
         found: dict[str, Any] = {"alike": True} if self.alike and np.isfinite(self.highest) else {}
         if self.cosines >= FEW_COSINES and self.nearest - self.farthest <= ALIKE:
             found["vectors_alike"] = True
+        elif self.far * 2 > self.rows and len(self.corpus_pids) >= FEWEST_PASSAGES:
+            found["far_positives"] = {"rows": self.far, "nearest": self.near_limit}
         if self.asks_for_ivf:
             receipt = (store.read_receipt(self.folder / "index") if self.uses_ivf else None) or {}
             found["index"] = {key: receipt[key] for key in ivf.IN_RECEIPT if key in receipt} or {"kind": "exact"}

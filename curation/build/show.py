@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from curation.core.builds import Receipt, query_origin, receipts
+from curation.core.console import wrapped
 from curation.core.escape import text_table, visible
 from curation.core.record import DROPPED, render_query
 from curation.core.tables import read_parquet, read_table
@@ -107,11 +107,10 @@ def record_text(record: dict[str, Any]) -> str:
     out, width = [], max(MARGIN - 2, *map(len, record))
     for key, value in record.items():
         many = isinstance(value, list)
-        for text in value if many else [value]:
+        for text in value if many else [f"{value:.3f}" if isinstance(value, float) else value]:
             lines = []
             for part in visible(str(text).strip()).split("\n"):
-                wrapped = textwrap.wrap(part, SCREEN - width - 2, drop_whitespace=False) or [""]
-                lines += [line.rstrip() for line in wrapped]
+                lines += [line.rstrip() for line in wrapped(part, SCREEN - width - 2)]
             if len(lines) > TEXT_LINES:
                 lines = [*lines[: TEXT_LINES - 1], "..."]
             out.append(f"{key.removesuffix('s') if many else key:>{width}}  {lines[0]}")

@@ -19,7 +19,9 @@ places. The form then has a character that is a sign everywhere, so that normali
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -183,3 +185,10 @@ def connected(left: np.ndarray, right: np.ndarray, count: int) -> np.ndarray:
         label = label[label]
         if np.array_equal(label, before):
             return label
+
+
+@cache
+def word_pattern() -> str:
+    """Return a regular expression of a word; in Python's `\\w+` the vowel signs of Hindi, Thai and others end a word."""
+    marks = "".join(character for character in map(chr, range(0x300, 0x12000)) if unicodedata.category(character)[0] == "M")
+    return rf"[\w{marks}]+"

@@ -44,6 +44,10 @@ BYTE_ORDER_MARKS = {
 PACKED_BY = {b"\x1f\x8b": "gz", b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zst", b"BZh": "bz2", b"\xfd7zX": "xz"}
 BROKEN = (zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, tarfile.TarError, zstandard.ZstdError, lzma.LZMAError)
 MULTIBYTE = ("shift_jis", "cp932", "euc_jp", "gb18030", "big5", "euc_kr")
+FREQUENT = {  # the commonest characters of Chinese, simplified and traditional
+    "gb18030": frozenset("的一是不了在有人这中大为上个国我以要他时来用们到说和地也子出就年"),
+    "big5": frozenset("的一是不了在有人這中大為上個國我以要他時來用們到說和地也子出就年"),
+}
 WESTERN = frozenset("àáâãäåæçèéêëìíîïðñòóôõöøùúûüýþÿœšžßÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÐÑÒÓÔÕÖØÙÚÛÜÝÞŸŒŠŽ")
 IN_WORDS = frozenset("\u2019\u2018\xb4\xb7\xad")  # characters that may occur between two letters
 
@@ -208,6 +212,11 @@ def suggest_encoding(sample: bytes) -> str | None:
         kana = sum("\u3041" <= character <= "\u30fe" for character in characters)
         odd = sum("\uff61" <= character <= "\uff9f" or "\ue000" <= character <= "\uf8ff" for character in characters)
         if kana * 5 >= len(characters) > 0 and odd * 10 <= len(characters):
+            return name
+    # Chinese: a tenth or more are among the commonest characters
+    for name, common in FREQUENT.items():
+        characters = [character for character in texts.get(name, "") if not character.isascii()]
+        if len(characters) >= 20 and sum(character in common for character in characters) * 10 >= len(characters):
             return name
     if texts.keys() - {western}:
         return None

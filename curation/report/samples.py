@@ -14,6 +14,7 @@ from curation.core.builds import checked_stage
 from curation.core.escape import as_html
 from curation.core.record import ORIGINS, draws
 from curation.core.tables import ROWS_PER_GROUP, find_rows, read_frames, read_groups, read_parquet, read_rows
+from curation.core.text import word_pattern
 from curation.core.texts import open_texts
 
 RECORDS = 3
@@ -25,7 +26,7 @@ FOLDED_LINES = 5  # texts of as many lines fold
 PAGE_CHARS = 1000  # characters of a text in the page
 COMPARED_CHARS = 2500  # characters of two texts that are compared
 EQUAL_CHARS = 120  # characters; longer equal runs are shortened
-TOKENS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+|\s+|[^\w\s]")
+BY_CHARACTER = r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"  # letters of scripts that are compared one by one
 
 
 class Pair(NamedTuple):
@@ -168,7 +169,8 @@ def shown(text: str) -> str:
 
 def compared(left: str, right: str) -> str:
     """Return two texts as one: words of `left` alone struck out, words of `right` alone underlined, long equal runs shortened."""
-    one, two = (TOKENS.findall(text.strip()[:COMPARED_CHARS]) for text in (left, right))
+    tokens = re.compile(rf"{BY_CHARACTER}|{word_pattern()}|\s+|[^\w\s]")
+    one, two = (tokens.findall(text.strip()[:COMPARED_CHARS]) for text in (left, right))
     parts, old, new = [], "", ""
 
     def marked() -> list[str]:

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import tempfile
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -66,6 +67,11 @@ OTHER_DATA = (  # endings of data that is not imported, and which a manifest can
 )  # fmt: skip
 TABLES = (".csv", ".tsv")  # their columns are guessed by name, their encoding and delimiter by their beginning
 SAMPLE = 1 << 20  # bytes of that
+ROWS_SHOWN = 200  # whose letters show the language
+SCRIPTS = {  # names of letters in Unicode -> the language that most texts in them have
+    "ARABIC": "ar", "CJK": "zh", "CYRILLIC": "ru", "DEVANAGARI": "hi", "GREEK": "el", "HANGUL": "ko", "HEBREW": "he",
+    "HIRAGANA": "ja", "KATAKANA": "ja", "THAI": "th",
+}  # fmt: skip
 DOCUMENT_ENDINGS = (".txt", ".md", ".rst", ".html", ".htm", ".pdf", ".docx")
 NEXT_SECTIONS = """\
 # For `mine negatives` and `train`: remove the # and choose a model. `holdout: 200` in a source holds out queries to evaluate on.
@@ -397,14 +403,31 @@ def _of_files(first: Path, paths: list[Path], name: str, held_out: bool, base: P
     listed_files = files[0] if len(files) == 1 else files
     constants = _from_receipt(first)
     reading = _reading(first) if first.suffix.lower() in TABLES else {}
-    columns: dict[str, None] = {}
+    columns, seen = dict[str, None](), pl.DataFrame()
     for one in files:
         with closing(_rows(glob.escape(one), base, **reading)) as rows:
-            columns |= dict.fromkeys(next(rows).frame.columns)
+            seen = next(rows).frame
+            columns |= dict.fromkeys(seen.columns)
     form, entry, note = _format_of(name, files[0], list(columns), first.suffix == ".jsonl")
+    shown = [one for one in entry["fields"].values() if isinstance(one, str) and one in seen.columns]
+    values = [value for row in seen.select(shown).head(ROWS_SHOWN).iter_rows() for value in row]
+    if "language" not in constants and (language := _language(" ".join(map(str, values)))):
+        constants["language"] = language
+        note += ("; " if note else "") + f"language '{language}' guessed by the script"
     if form == "flagembedding" and not constants.get("instruction") and not held_out:
         constants |= _flagembedding(files, base)
     return Candidate(form, {"name": name, **constants, "files": listed_files, **reading, **entry}, held_out, note)
+
+
+def _language(text: str) -> str:
+    """Return the likeliest language of a text by its script; empty for Latin letters and for scripts of many languages."""
+    letters = [unicodedata.name(character, "").split(" ")[0] for character in text if character.isalpha()]
+    counts = {script: letters.count(script) for script in SCRIPTS}
+    if sum(counts.values()) * 2 < len(letters) or not letters:
+        return ""
+    if counts["HIRAGANA"] + counts["KATAKANA"] > len(letters) / 20:  # beside Chinese characters
+        return "ja"
+    return SCRIPTS[max(counts, key=lambda script: counts[script])]
 
 
 def _reading(path: Path) -> Keys:

@@ -110,6 +110,20 @@ def test_one_vector_for_all_texts_is_named(tmp_path):
     assert "vectors_alike" not in mine_build(build, load=partial(CustomEncoder, Lists()))["s"]
 
 
+def test_a_model_that_does_not_find_the_positives_is_named(tmp_path):
+    """As an English model does not find those of other scripts."""
+    draw = np.random.default_rng(0)
+    build = make_build(tmp_path / "b", {"s": retrieval(80)}, f"{EASY}, relative_margin: null")
+    receipt = mine_build(build, load=partial(CustomEncoder, Lists(lambda them: draw.normal(size=(len(them), 8)))))["s"]
+    far = receipt["far_positives"]
+    assert far["nearest"] == 8
+    assert 40 < far["rows"] == int((mined(build)[0]["positive_rank"].fill_null(99) >= 8).sum())
+    which = f"the positive of {far['rows']} of 80 queries is not among the 8 nearest passages"
+    assert f"s: {which}; does `model` know the language of these texts?" in list(warnings_of("s", receipt))
+    build = make_build(tmp_path / "c", {"s": retrieval(80)}, EASY)
+    assert "far_positives" not in mine_build(build, load=partial(CustomEncoder, Lists()))["s"]
+
+
 def test_vectors_without_numbers():
     with pytest.raises(ModelError, match=r"`encode` returned an array of shape \(1, 0\) for 1 texts, not \(1, dim\)"):
         CustomEncoder(Lists(lambda them: [[] for _ in them]), Mine(model="fake"), "cpu")

@@ -265,6 +265,7 @@ def test_shown(tmp_path):
         ("a b c d e f g", ["a b c", "e f g h"], "[[a b c]] d [[e f g]]"),
         ("a b c d", ["a b c", "b c d"], "[[a b c d]]"),
         ("", ["a b c"], ""),
+        ("दस मिनट रुकें: जो", ["का तार दस मिनट रुकें: जब"], "[[दस मिनट रुकें]]: जो"),  # vowel signs are within words
     ],
 )
 def test_shared_words_are_mark_shared(text, others, found):

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001  (texts of several languages)
 """`curate import`: what each format was exported from comes back, by the manifest that it writes."""
 
 from __future__ import annotations
@@ -212,8 +213,20 @@ def test_mtebs_and_others_from_the_hub(tmp_path):
         (
             "thai.csv",
             "รหัส,คำถาม,คำตอบ\n1,เปิดเครื่องอย่างไร,กดปุ่มสีแดง\n".encode("utf-8-sig"),
-            {"task": "retrieval", "fields": {"query": "คำถาม", "positive": "คำตอบ"}},
-            "thai: columns guessed by their names: query 'คำถาม', positive 'คำตอบ'; not used: รหัส",
+            {"task": "retrieval", "language": "th", "fields": {"query": "คำถาม", "positive": "คำตอบ"}},
+            "thai: columns guessed by their names: query 'คำถาม', positive 'คำตอบ'; not used: รหัส; language 'th' guessed by the script",
+        ),
+        (
+            "zh.csv",
+            "问题,答案\n这台打印机为什么不工作？,因为它没有电，请你把它和电源连上，这是最常见的问题。\n".encode("gbk"),
+            {"task": "retrieval", "language": "zh", "encoding": "gb18030", "fields": {"query": "问题", "positive": "答案"}},
+            "zh: columns guessed by their names: query '问题', positive '答案'; language 'zh' guessed by the script",
+        ),
+        (
+            "ja.csv",
+            "質問,回答\nプリンターが動かないのはなぜですか,電源が入っていないからです\n".encode("cp932"),
+            {"task": "retrieval", "language": "ja", "encoding": "shift_jis", "fields": {"query": "質問", "positive": "回答"}},
+            "ja: columns guessed by their names: query '質問', positive '回答'; language 'ja' guessed by the script",
         ),
         (
             "two.csv",
