@@ -16,7 +16,7 @@ import polars as pl
 
 from curation.core import store, tables
 from curation.core.builds import check_beside, read_summary, receipts
-from curation.core.errors import BuildError, did_you_mean, listed
+from curation.core.errors import BuildError, HubError, did_you_mean, listed
 from curation.core.escape import text_table
 from curation.core.hub import MARK, Piece, read_file, repo_commit
 from curation.core.progress import Progress, silent
@@ -63,7 +63,12 @@ def open_side(name: str) -> Side:
         left_out = summary["failed"] | summary.get("excluded", {})
         return Side(name, folder, "", "", folder / "manifest.yaml", sources, left_out)
     repo = found["repo"]
-    revision = repo_commit(repo, found["revision"])
+    try:
+        revision = repo_commit(repo, found["revision"])
+    except HubError as error:
+        if found["revision"] or not error.what.startswith("no such"):
+            raise
+        raise HubError(repo, f"is no folder here, and on the Hub: {error.what}", error.hint) from None
     provenance = store.read_json(read_file(repo, revision, MARK))
     manifest = read_file(repo, revision, "manifest.yaml")
     if isinstance(provenance["files"], dict):  # earlier versions named no digests

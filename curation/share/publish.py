@@ -136,7 +136,8 @@ def plan(
 
     # the files next to it and the shards, without the folders of this machine, and records of sources that are left out
     hidden = left_out if any(name in left_out for name in found) else {}
-    notes = [] if locked else ["manifest.lock: it does not exist, and publishing needs it; run `curate lock`"]
+    write_it = "`curate lock MANIFEST` writes it, and the next `curate build` copies it"
+    notes = [] if locked else [f"manifest.lock: it does not exist, and publishing needs it; {write_it}"]
     report = build / "report.html"
     if report.is_file() and not store.is_sealed_page(report):
         raise BuildError(report, "was changed since it was written (its digest differs)", "run `curate report`")

@@ -139,7 +139,7 @@ def test_pairs_alone_are_said_to_be_pairs(tmp_path):
     made = make(tmp_path / "b", rows=20, mined=False)
     dry = plan(made, "org/pairs", need_lock=False)  # as `--dry-run` does
     assert dry.notes == [
-        "manifest.lock: it does not exist, and publishing needs it; run `curate lock`",
+        "manifest.lock: it does not exist, and publishing needs it; `curate lock MANIFEST` writes it, and the next `curate build` copies it",
         "report.html of the build: it shows every source; one of the published sources is written instead",
     ]
     assert "manifest.lock" not in dry.pieces
