@@ -242,25 +242,32 @@ def check_text(found: Checked) -> str:
     steps = [
         (each["step"], amount(each["amount"], each["unit"]), duration(each["seconds"]), each["on"]) for each in cost["steps"]
     ]
-    parts = [
-        text_table(head, tasks),
-        text_table(("licence class", "sources", "expected"), classes),
-        _wrapped(
-            f"Reads about {cost['rows']:,} rows: {_size(cost['local_bytes'])} of local files; "
-            f"{_size(cost['fetched_bytes'])} to fetch, {duration(cost['fetch_seconds'])}. The build takes "
-            f"{_size(cost['disk_bytes'])} of disk, the vectors of `mine negatives` {_size(cost['vector_bytes'])}."
-        ),
-        text_table(("step", "work", "time", "on"), steps),
-        _wrapped(
-            f"Rates were measured once (docs/clusters.md), on a GPU with the shape of Qwen3-0.6B. Assumed: {FETCHED} bytes of a "
-            f"row fetched, {BUILT:,} of a tuple built and {CORPUS_BUILT:,} of a corpus passage; {NETWORK // 10**6} MB fetched "
-            f"per second; {QUERY_TOKENS} tokens of a query with its instruction, {PASSAGE_TOKENS} of a passage; "
-            f"{NEGATIVES_TRAINED} negatives. Rows of unknown number are not included."
-        ),
-    ]
     unknown = [name for one in found["tasks"].values() for name in one["unknown"]]
-    if unknown:
-        parts.append(_wrapped(f"The number of tuples of {listed(unknown)} is unknown; it counts as 0."))
+    parts = [text_table(head, tasks), text_table(("licence class", "sources", "expected"), classes)]
+    read = f"{_size(cost['local_bytes'])} of local files; {_size(cost['fetched_bytes'])} to fetch"
+    if every and len(unknown) == len(every):
+        parts.append(
+            _wrapped(
+                f"Reads {read}. How many tuples {listed(unknown)} will give is unknown, so time and disk are not estimated: set "
+                "`expected_tuples`, or look at a first build with `curate build --limit 1000`."
+            )
+        )
+    else:
+        parts += [
+            _wrapped(
+                f"Reads about {cost['rows']:,} rows: {read}, {duration(cost['fetch_seconds'])}. The build takes "
+                f"{_size(cost['disk_bytes'])} of disk, the vectors of `mine negatives` {_size(cost['vector_bytes'])}."
+            ),
+            text_table(("step", "work", "time", "on"), steps),
+            _wrapped(
+                "Rates were measured once (docs/clusters.md), on a GPU with the shape of Qwen3-0.6B. Assumed: "
+                f"{FETCHED} bytes of a row fetched, {BUILT:,} of a tuple built and {CORPUS_BUILT:,} of a corpus passage; "
+                f"{NETWORK // 10**6} MB fetched per second; {QUERY_TOKENS} tokens of a query with its instruction, "
+                f"{PASSAGE_TOKENS} of a passage; {NEGATIVES_TRAINED} negatives. Rows of unknown number are not included."
+            ),
+        ]
+        if unknown:
+            parts.append(_wrapped(f"The number of tuples of {listed(unknown)} is unknown; it counts as 0."))
     doubtful = {name: one["notes"] for name, one in found["sources"].items() if not one["verified"]}
     parts += _section(f"{len(doubtful)} sources are not verified; publishing refuses them", doubtful)
     stand_ins = {name: one["substitute_for"] for name, one in found["sources"].items() if one["substitute_for"]}

@@ -179,6 +179,15 @@ def test_check_without_the_hub(recipe, tmp_path):
     text = run("check", recipe)
     assert "The number of tuples of ranked, far is unknown; it counts as 0." in text.stdout
     assert " ".join(text.stderr.split()).startswith(f"{recipe}: 1 problem;")
+    recipe.write_text(
+        LOCAL.partition("sources:")[0]
+        + "sources:\n  - {name: far, path: o/n, task: retrieval, fields: {query: q, positive: a}}\n"
+    )
+    text = " ".join(run("check", recipe).stdout.split())
+    assert (
+        "How many tuples far will give is unknown, so time and disk are not estimated: set `expected_tuples`, or look at" in text
+    )
+    assert "0 tokens" not in text
 
 
 # --- the Hub ---
