@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -128,20 +129,15 @@ def _filtered(
         NeedsAllRows: a part has one, or parts contradict each other; with all rows at once the error says more.
     """
     source = job.source
-    if not goes_in_parts(source) and (source.corpus or source.by_id or shape_of(source) in ("qrels", "documents")):
+    if not goes_in_parts(source):
         yield from _shape_whole(job, folder, table_rows, advance, progress)
         return
-    if size is None:
-        rows, lost = take(source, job.seed, source.limit, job.base, advance)
-        check_readable(source, rows, lost)
-        parts = iter([(rows, lost)])
-        del rows, lost
-    else:
-        parts = aligned(source, read_parts(source, job.base, size, advance))
 
     def part(read: Part) -> Iterable[Filtered]:
         rows, lost = read
         with _faults_of(size):
+            if size is None:
+                check_readable(source, rows, lost)
             made = to_tuples(source, rows, job.seed)
             ids = row_ids(source, rows).hash() if source.fields.id is not None else None
         count = len(rows) + len(lost)
@@ -150,23 +146,28 @@ def _filtered(
     def numbers(read: Part) -> tuple[pl.DataFrame, pl.Series, Facts, str, list[Lost]]:
         rows, lost = read
         with _faults_of(size):
+            if size is None:
+                check_readable(source, rows, lost)
             return *by_numbers(source, rows), instruction_of(source, rows[str(source.fields.query)]), lost
 
-    if shape_of(source) not in TOGETHER:
-        for _, result in Here().run(part, parts, job.threads):
-            yield from result()
-        return
-    with TemporaryDirectory(dir=folder) as place:
+    with TemporaryDirectory(dir=folder) as name, ExitStack() as closing:
+        place = Path(name)
+        parts = read_parts(source, job.seed, source.limit, job.base, size or inf, advance, place)
+        parts = parts if size is None else aligned(source, parts)
+        if shape_of(source) not in TOGETHER:
+            for _, result in Here().run(part, parts, job.threads):
+                yield from result()
+            return
         frames, every_lost, instructions = list[pl.DataFrame](), list[Lost](), set[str]()
-        with ExitStack() as closing:
-            writer = TextWriter(Path(place), closing)
-            for _, read in Here().run(numbers, parts, job.threads):
-                frame, once, facts, instruction, lost = read()
-                names = [name for name in ("query", "other") if name in frame.columns]
-                frames.append(frame.with_columns(pl.col(names) + writer.add(once, facts)))
-                instructions.add(instruction)
-                every_lost += lost
-        texts = open_texts(Path(place))
+        writer = TextWriter(place, closing)
+        for _, read in Here().run(numbers, parts, job.threads):
+            frame, once, facts, instruction, lost = read()
+            names = [name for name in ("query", "other") if name in frame.columns]
+            frames.append(frame.with_columns(pl.col(names) + writer.add(once, facts)))
+            instructions.add(instruction)
+            every_lost += lost
+        closing.close()
+        texts = open_texts(place)
         first = pl.Series(texts.raw_number)  # parts may have texts in common
         frame = pl.concat(frames)
         frame = frame.with_columns(first.gather(frame[name]).alias(name) for name in names)

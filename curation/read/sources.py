@@ -9,7 +9,8 @@ import re
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from itertools import count, zip_longest
+from itertools import chain, count, zip_longest
+from math import inf
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -57,56 +58,109 @@ def table_rows(table: Table, base: Path) -> Iterator[Rows]:
 def take(
     source: Source, seed: int, limit: int | None, base: Path, advance: Callable[[int], None]
 ) -> tuple[pl.DataFrame, list[Lost]]:
-    """Return a source's rows in row order (columns as in the files, and `ROW`) and the lost rows.
-
-    With a limit, rows are visited until there are enough: in file order for `sample: first`, else in the order of
-    `record.draws`, for which all rows are read but only about two limits of them are held. Lost rows count as far as they
-    were visited, so their share is that of the whole source.
+    """Return all that `read_parts` returns, as one part.
 
     Raises:
-        SourceError: see `read_rows`; or types that cannot be combined.
+        SourceError: see `table_rows`; or types that cannot be combined.
     """
-    in_order = source.sample == "first"
-
-    def visited(frame: pl.DataFrame, lost: list[Lost]) -> tuple[pl.DataFrame, list[Lost]]:
-        """Return the first `limit` rows, in file order or as drawn, and the lost rows before the last of them."""
-        if limit is None or len(frame) <= limit:
-            return frame, lost
-        rows, lost_rows = frame[ROW].to_numpy(), np.array([one.row for one in lost], dtype=np.uint64)
-        if not in_order:
-            rows, lost_rows = (draws(seed, f"{source.name}/limit", numbers) for numbers in (rows, lost_rows))
-        last = np.partition(rows, limit - 1)[limit - 1]
-        return compact(frame.filter(rows <= last)), [one for one, early in zip(lost, lost_rows <= last, strict=True) if early]
-
-    frames: list[pl.DataFrame] = []
-    lost: list[Lost] = []
-    for rows in _read(source, base, limit if in_order else None):
-        advance(len(rows.frame) + len(rows.lost))
-        frames.append(rows.frame)
-        lost += rows.lost
-        if limit and sum(map(len, frames)) > 2 * limit:
-            frame, lost = visited(concat_batches(frames, _called(source)), lost)
-            frames = [frame]
-    return visited(concat_batches(frames, _called(source)), lost)
+    (part,) = read_parts(source, seed, limit, base, inf, advance)
+    return part
 
 
 def read_parts(
-    source: Source, base: Path, size: int, advance: Callable[[int], None]
+    source: Source,
+    seed: int,
+    limit: int | None,
+    base: Path,
+    size: float,
+    advance: Callable[[int], None],
+    spare: Path | None = None,
 ) -> Iterator[tuple[pl.DataFrame, list[Lost]]]:
-    """Return what `take` returns without a limit, in parts of `size` bytes or a batch more.
+    """Return a source's rows in row order (columns as in the files, and `ROW`) and the lost rows, in parts.
+
+    With a limit, rows are visited until there are enough: in file order for `sample: first`, else in the order of
+    `record.draws`, for which all rows are read. Lost rows count as far as they were visited, so their share is that of the
+    whole source.
+
+    Args:
+        source: what to read.
+        seed: of the manifest.
+        limit: the largest number of rows.
+        base: the manifest's folder.
+        size: bytes of a part, which may have a batch more.
+        advance: is called with the number of rows read.
+        spare: a folder for drawn rows of more than `size` bytes; without it about two limits of rows are held.
 
     Raises:
         SourceError: see `take`.
     """
-    held: list[Rows] = []
+    if limit is not None and source.sample == "random":
+        batches: Iterator[Rows] = _drawn(source, seed, limit, base, size, advance, spare)
+    else:
+        batches = _first(source, limit, base, advance)
+    held: list[pl.DataFrame] = []
+    lost: list[Lost] = []
+    for rows in batches:
+        held.append(rows.frame)
+        lost += rows.lost
+        if sum(frame.estimated_size() for frame in held) >= size:
+            yield concat_batches(held, _called(source)), lost
+            held, lost = [], []
+    if held:
+        yield concat_batches(held, _called(source)), lost
+
+
+def _first(source: Source, limit: int | None, base: Path, advance: Callable[[int], None]) -> Iterator[Rows]:
+    """Return the rows of a source up to the last of its first `limit` good ones."""
+    good = 0
+    for rows in _read(source, base, limit):
+        advance(len(rows.frame) + len(rows.lost))
+        if limit is not None and good + len(rows.frame) > limit:
+            frame = rows.frame.head(limit - good)
+            rows = Rows(frame, [one for one in rows.lost if one.row < frame[ROW][-1]])
+        yield rows
+        good += len(rows.frame)
+
+
+def _drawn(
+    source: Source, seed: int, limit: int, base: Path, size: float, advance: Callable[[int], None], spare: Path | None
+) -> Iterator[Rows]:
+    """Return the `limit` rows with the smallest draws; those lost before the last of them come with the first.
+
+    In memory are the draws of about two limits of rows, and rows of `size` bytes. Others that may be among the smallest are in
+    files in `spare` until all rows are read.
+    """
+
+    def places(rows: pl.Series | list[int]) -> np.ndarray:
+        return draws(seed, f"{source.name}/limit", np.asarray(rows, dtype=np.uint64))
+
+    last = np.uint64(2**64 - 1)  # no row with a larger draw is taken
+    found, lost, held, files = [np.zeros(0, np.uint64)], list[Lost](), list[pl.DataFrame](), list[Path]()
+
+    def visited(frame: pl.DataFrame) -> pl.DataFrame:
+        early = places(frame[ROW]) <= last
+        return frame if early.all() else compact(frame.filter(early))
+
     for rows in _read(source, base, None):
         advance(len(rows.frame) + len(rows.lost))
-        held.append(rows)
-        if sum(one.frame.estimated_size() for one in held) >= size:
-            yield concat_batches([one.frame for one in held], _called(source)), [lost for one in held for lost in one.lost]
+        held.append(visited(rows.frame))
+        lost += rows.lost
+        found.append(places(held[-1][ROW]))
+        if (many := sum(map(len, found))) > 2 * limit:
+            found = [np.partition(np.concatenate(found), limit - 1)[:limit]]
+            last, many = found[0].max(), limit
+            held = [visited(frame) for frame in held]
+        if spare and sum(frame.estimated_size() for frame in held) >= size:
+            files.append(spare / f"drawn-{len(files)}.arrow")
+            whole = concat_batches(held, _called(source))
+            whole.write_ipc(files[-1])
             held = []
-    if held:
-        yield concat_batches([one.frame for one in held], _called(source)), [lost for one in held for lost in one.lost]
+    if many > limit:
+        last = np.partition(np.concatenate(found), limit - 1)[limit - 1]
+    before = [one for one, early in zip(lost, places([one.row for one in lost]) <= last, strict=True) if early]
+    for frame in chain((pl.read_ipc(file) for file in files), held):
+        yield Rows(visited(frame), before)
+        before = []
 
 
 def _called(table: Table) -> str:

@@ -81,7 +81,7 @@ class NeedsAllRows(Exception):
 
 def goes_in_parts(source: Source) -> bool:
     """Return whether a source can be read part by part."""
-    return shape_of(source) in ("pairs", "scored", "listed", *TOGETHER) and not (source.corpus or source.by_id or source.limit)
+    return shape_of(source) in ("pairs", "scored", "listed", *TOGETHER) and not (source.corpus or source.by_id)
 
 
 def aligned(source: Source, parts: Iterator[Part]) -> Iterator[Part]:

@@ -15,7 +15,7 @@ from curation.core import record
 from curation.core.errors import SourceError
 from curation.read.hub import hub_errors
 from curation.read.readers import ROW, Lost
-from curation.read.sources import input_digests, table_rows, take
+from curation.read.sources import input_digests, read_parts, table_rows, take
 from curation.recipe.source import Source, Table
 
 CARD = """---
@@ -296,6 +296,13 @@ def test_a_sample_is_the_smallest_draws_in_row_order(tmp_path, limit):
     last = max(order[n] for n in good)
     assert [one.row for one in lost] == [n for n in range(0, 60_000, 3) if visited or order[n] <= last]
     assert sum(met) == 60_000
+    for folder in (tmp_path, None):  # rows in files, or held
+        parts = list(read_parts(wanted, 5, limit, tmp_path, 60_000, met.append, folder))
+        assert pl.concat([frame for frame, _ in parts]).equals(got)
+        assert [one for _, some in parts for one in some] == lost
+    large = limit is None or limit > 5_000
+    assert (len(parts) > 1) == large
+    assert bool(list(tmp_path.glob("drawn-*.arrow"))) == (large and limit is not None)
 
 
 def test_a_sample_depends_on_seed_and_name_alone(tmp_path):

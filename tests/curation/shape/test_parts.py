@@ -61,7 +61,7 @@ def test_parts_of_any_size_make_the_same_tables(tmp_path, monkeypatch):
     (tmp_path / "data.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in rows(150)) + "no row\n" + '{"q": 1, "p": "x"}\n'
     )
-    monkeypatch.setattr(shape_stage, "take", lambda *given: pytest.fail("all rows were held at once"))
+    monkeypatch.setattr(shape_stage, "check_readable", lambda *given: pytest.fail("all rows were held at once"))
     for more in ("", ", both_ways: yes", ", filters: {min_chars: 15, no_echo: no}"):
         receipt, whole = built(tmp_path, f"whole{len(more)}", PAIR + more)
         assert receipt["merged"] > 5
@@ -133,6 +133,8 @@ EVERY = {
     "teacher": "task: retrieval, max_bad: 0.5, fields: {query: q, positive: p, negatives: n, positive_score: s, negative_scores: t}",
     "listed": "task: retrieval, max_bad: 0.5, fields: {query: q, documents: docs, score: v}",
     "ids": "task: clustering, max_bad: 0.5, fields: {query: q, label: l, id: i}",
+    "sample": "task: retrieval, max_bad: 0.5, limit: 7, fields: {query: q, positive: p, answer: a}",
+    "first": "task: clustering, max_bad: 0.5, limit: 12, sample: first, fields: {query: q, label: l}",
     "skipped": "task: clustering, max_bad: 0.5, skip_labels: ['2'], fields: {query: q, label: l}",
 }
 WORDS = st.sampled_from(
@@ -341,7 +343,7 @@ def test_a_disk_without_memory_maps_makes_the_same_tables(tmp_path, monkeypatch)
 )
 def test_a_fault_of_the_whole_source_is_found_without_reading_it_again(tmp_path, monkeypatch, more, complaint):
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row | {"p": row["p"].strip() or None}) + "\n" for row in rows(150)))
-    monkeypatch.setattr(shape_stage, "take", lambda *given: pytest.fail("all rows were held at once"))
+    monkeypatch.setattr(shape_stage, "check_readable", lambda *given: pytest.fail("all rows were held at once"))
     pair = "task: retrieval, fields: {query: q, positive: p}"
     failed, _ = built(tmp_path, "b", f"{pair}, {'' if 'max_bad' in more else 'max_bad: 0.5, '}{more}", 900)
     assert complaint in failed["one"]
