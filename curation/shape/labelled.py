@@ -14,10 +14,12 @@ from curation.core.record import draws, dropped_frame
 from curation.core.text import forms
 from curation.core.texts import Texts
 from curation.read.mapping import labels_by_form
+from curation.read.rows import compact
 from curation.recipe.source import Source
 from curation.shape.columns import Tuples, first_reason, place_of, split_dropped
 from curation.shape.numbered import NUMBERED
 
+HEAD = 32  # characters by which most forms are sorted
 NUMBER = re.compile(r"-?(0|[1-9]\d{0,40})(\.\d{1,40})?([eE][+-]?\d{1,3})?")  # without leading zeros: codes have these
 
 
@@ -105,7 +107,15 @@ def pair_up(tuples: pl.DataFrame, texts: Texts, seed: int, source: str) -> tuple
     Raises:
         SourceError: fewer than two classes have two texts.
     """
-    frame = tuples.with_columns(forms(texts.at(tuples["query"])).alias("form"))
+    # forms by their place in alphabetical order, of which memory holds the beginnings, and whole those that begin alike
+    form = texts.form_number[tuples["query"].to_numpy()]
+    each = np.unique(form)
+    heads = [compact(forms(some).str.slice(0, HEAD).to_frame("head")) for some in texts.batches(each)]
+    begun = pl.concat([pl.DataFrame(schema={"head": pl.String}), *heads]).with_columns(whole=pl.lit(None, pl.String))
+    alike = begun["head"].is_duplicated().arg_true()
+    begun = begun.with_columns(begun["whole"].scatter(alike, forms(texts.at(each[alike.to_numpy()]))))
+    place = begun.select(pl.struct("head", "whole").rank("ordinal"))["head"]
+    frame = tuples.with_columns(place.gather(np.searchsorted(each, form)).alias("form"))
     paired = pl.col("form").n_unique().over("label") > 1
     kept, alone = frame.filter(paired), frame.filter(~paired)
     if kept["label"].n_unique() < 2:

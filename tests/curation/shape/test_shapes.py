@@ -332,6 +332,21 @@ def test_every_row_is_in_a_tuple_or_dropped(table):
             assert sorted(set(used)) == sorted(inside)
 
 
+@given(st.lists(st.tuples(st.text("ab\u00e9z \U0001f600", max_size=5), st.sampled_from("xy")), min_size=4, max_size=30))
+def test_the_positives_of_a_clustering_do_not_depend_on_how_its_forms_are_sorted(table):
+    tuples = to_tuples(source("clustering", fields=LABELLED), rows(q=[r[0] for r in table], l=[r[1] for r in table]), 1).tuples
+    found = []
+    for head in (1, 2, 32):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("curation.shape.labelled.HEAD", head)
+            try:
+                found.append(paired_up(tuples, 1)[0])
+            except SourceError:
+                return
+    assert found[0].equals(found[1])
+    assert found[0].equals(found[2])
+
+
 @given(st.lists(st.tuples(st.text("ab!", max_size=3), st.sampled_from("xyz")), min_size=4, max_size=40), st.integers(0, 5))
 def test_clustering_positives_share_the_class_and_never_the_form(table, seed):
     frame = rows(q=[r[0] for r in table], l=[r[1] for r in table])
