@@ -279,7 +279,8 @@ def average_checkpoints(run: Path, out: Path, last: int | None = None) -> list[P
     refuse_other_files(out)
     found = checkpoints_of(run)
     if last is not None and len(found) < last:
-        raise BuildError(run, f"has {len(found)} checkpoints, not {last}", "set `keep` in the recipe, or give a smaller --last")
+        many = f"{len(found)} checkpoint{'s' * (len(found) > 1)}"
+        raise BuildError(run, f"has {many}, not {last}", "set `keep` in the recipe, or give a smaller --last")
     _export_mixed(_model_of(found[0]), found[:last], [1.0] * len(found[:last]), "linear", out)
     return found[:last]
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from curation.core.console import PATH, RAY, SETTINGS, VERSION, check_places, newest, output, run_command, say
-from curation.core.errors import BuildError, ManifestError
+from curation.core.errors import BuildError, ManifestError, did_you_mean
+from curation.core.escape import text_table
 from curation.core.progress import for_terminal
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ class TrainGroup(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Insert `run` before arguments that name no subcommand."""
         if not args or args[0] not in (*self.commands, *ctx.help_option_names, "--version"):
+            others = [name for name in self.commands if name != "run"]
+            if args and not args[0].startswith("-") and not Path(args[0]).exists() and (near := did_you_mean(args[0], others)):
+                raise click.UsageError(f"'{args[0]}' is no command and no build{near}.", ctx)
             args = ["run", *args]
         return super().parse_args(ctx, args)
 
@@ -249,10 +253,11 @@ def ablate_command(
     except Stopped as stop:
         say(f"train ablate: {stop}")
         ctx.exit(128 + stop.number)
-    if dry_run:
-        return show(found, as_json)
     if as_json:
         show(found, True)
+    elif dry_run:
+        mean_steps = [(name, f"{steps:.1f}") for name, steps in found["steps_of"].items()]
+        return output(text_table(("source", "steps of each run with all sources"), mean_steps))
     else:
         output("\n".join(table_lines(found)))
     if suggest:

@@ -84,6 +84,12 @@ def evaluation_sets(given: Sequence[str | Path], split: str = "test") -> list[Ev
                 raise SourceError(copy, f"has no parquet files of {name}", f"run `hf download {repository} --repo-type dataset`")
             found += chosen
         else:
+            if not folder.is_dir():
+                raise SourceError(one, "no such folder", LAYOUT)
+            if (folder / "build.json").is_file():
+                raise SourceError(
+                    one, "is a build", f"its held-out queries are in {folder / 'heldout'}, if `holdout:` asked for any"
+                )
             found += _sets_below(folder, split) or [EvaluationSet(folder.resolve().name, folder, split)]
     names = [one.name for one in found]
     for number, one_set in enumerate(found):

@@ -144,7 +144,7 @@ def as_table(found: Mapping[str, Any]) -> str:
     fitting = "fits into no GPU that is known here"
     if found["fits"]:
         smallest = min(found["fits"], key=lambda name: GPUS[name][1])
-        smaller = found["token_budget_from"] != "the recipe" and smallest != GPU
+        smaller = sum(memory.values()) * 1e9 / USABLE > GPUS[smallest][1]
         fitting = f"fits into {GPUS[smallest][1] / 1e9:.0f} GB ({smallest})" + (", with a smaller budget" if smaller else "")
     rows = [
         ("steps", f"{found['steps']:,}", f"{found['epochs']:g} epochs, warm-up of {found['warmup']:,} steps"),

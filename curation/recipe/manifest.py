@@ -166,7 +166,11 @@ def load_recipe(path: Path) -> Train:
     Raises:
         ManifestError: `file:line: what`.
     """
-    return checked(Train, read_yaml(path))
+    document = read_yaml(path)
+    if isinstance(document.value, dict) and "sources" in document.value and "train" in document.value:
+        hint = "give a file of the keys below `train:`; without --recipe, a build's own manifest has them"
+        raise ManifestError(path, "is a manifest, not a recipe", hint)
+    return checked(Train, document)
 
 
 def copy_examples(folder: Path) -> list[Path]:

@@ -100,6 +100,7 @@ def test_dry_run_writes_nothing(place):
     small = json.loads(call("builds/tiny", "--dry-run", "--json", "--recipe", "small.yaml").stdout)
     assert small["chunks_per_step"] == -(-said["tokens_per_step"] // 100)
     (place / "small.yaml").unlink()
+    assert "smaller budget" not in call("builds/tiny", "--dry-run").stdout  # it fits into any GPU as it is
     table = call("builds/tiny", "--dry-run").stdout.splitlines()
     assert [line.split() for line in table[:4]] == [["source", "tuples"], ["------", "------"], ["pairs", "32"], ["more", "16"]]
     assert max(map(len, table)) <= 80
@@ -116,6 +117,21 @@ def test_export_of_a_run_and_of_a_checkpoint_give_the_model_that_was_trained(pla
         assert (place / f"out{number}/model.safetensors").read_bytes() == trained.read_bytes()
     nothing = call("export", "builds", "-o", "out3")
     assert str(nothing.exception).startswith("builds: has no checkpoint; give the folder of a run")
+
+
+def test_what_was_mistyped_is_named(place):
+    assert "'plann' is no command and no build (did you mean 'plan'?)." in call("plann").stderr
+    assert str(call("nothing").exception).startswith("nothing: holds no build; ")
+    whole = call("builds/tiny", "--recipe", "builds/tiny/manifest.yaml").exception
+    assert str(whole) == (
+        "builds/tiny/manifest.yaml: is a manifest, not a recipe; give a file of the keys below `train:`; without --recipe, "
+        "a build's own manifest has them"
+    )
+    for data, what in {
+        "builds/tiny": f"is a build; its held-out queries are in {Path('builds/tiny/heldout')}, if `holdout:` asked for any",
+        "builds/helout": "no such folder; the folder needs corpus.jsonl, queries.jsonl and qrels/test.tsv",
+    }.items():
+        assert str(call("evaluate", "bert", "--data", data).exception) == f"{data}: {what}"
 
 
 def test_no_folder_of_other_files_is_replaced(place):
@@ -174,6 +190,8 @@ def test_average_is_the_mean_of_the_last_checkpoints(place):
     error = call("average", "run", "-o", "more", "--last", 5).exception
     assert str(error) == "run: has 4 checkpoints, not 5; set `keep` in the recipe, or give a smaller --last"
     assert not (place / "more").exists()
+    assert call("builds/tiny", "--steps", 1, "-o", "short").exit_code == 0
+    assert str(call("average", "short", "-o", "more", "--last", 5).exception).startswith("short: has 1 checkpoint, not 5; ")
 
 
 def test_merge_mixes_runs_of_one_start_and_refuses_others(place):
