@@ -12,6 +12,8 @@ from curation.core.console import PATH, RAY, SETTINGS, VERSION, WORKERS, check_p
 from curation.core.errors import BuildError
 from curation.core.progress import for_terminal
 
+SHOWN = 12  # files outside of a manifest's folder that a build prints
+
 
 @click.group(context_settings=SETTINGS)
 @VERSION
@@ -78,7 +80,8 @@ def build(
     check_places(workers, ray, "--dry-run" if dry_run else "", "which reads a few rows here")
     if not quiet:
         for where, names in outside.read_outside(load_manifest(manifest), manifest.parent).items():
-            say(f"{manifest}: {where} reads outside of the manifest's folder: {', '.join(names)}")
+            more = f" and {len(names) - SHOWN:,} more, see `curate check`" if len(names) > SHOWN else ""
+            say(f"{manifest}: {where} reads outside of the manifest's folder: {', '.join(names[:SHOWN])}{more}")
     if dry_run:
         preview(manifest, only, limit, output, licenses, confined)
         return 0

@@ -136,6 +136,19 @@ def away(tmp_path, monkeypatch) -> Path:
     return tmp_path / "away"
 
 
+def test_of_many_files_outside_the_first_are_printed(away, tmp_path):
+    (tmp_path / "here" / "links").mkdir()
+    for number in range(20):
+        rows(away / f"{number}.jsonl")
+        (tmp_path / "here" / "links" / f"{number}.jsonl").symlink_to(away / f"{number}.jsonl")
+    path = manifest(tmp_path / "here", "files: links/*.jsonl")
+    done = CliRunner().invoke(curate, ["build", str(path), "-o", str(tmp_path / "b"), "-j", "1"])
+    (line,) = [line for line in done.stderr.splitlines() if "reads outside" in line]
+    assert line.endswith(" and 8 more, see `curate check`")
+    assert line.count(" -> ") == 12
+    assert len(check(path)["outside"]["source 'other'"]) == 20
+
+
 @pytest.mark.parametrize("case", OUTSIDE)
 def test_what_lies_outside_is_listed_named_and_refused_where_confined(away, tmp_path, case):
     keys, shown, published = (one.format(away=away) for one in OUTSIDE[case])
