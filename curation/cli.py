@@ -12,7 +12,7 @@ from curation.core.console import PATH, RAY, SETTINGS, VERSION, WORKERS, check_p
 from curation.core.errors import BuildError
 from curation.core.progress import for_terminal
 
-SHOWN = 12  # files outside of a manifest's folder that a build prints
+OUTSIDE_SHOWN = 12  # files outside of a manifest's folder that a build prints
 
 
 @click.group(context_settings=SETTINGS)
@@ -80,8 +80,8 @@ def build(
     check_places(workers, ray, "--dry-run" if dry_run else "", "which reads a few rows here")
     if not quiet:
         for where, names in outside.read_outside(load_manifest(manifest), manifest.parent).items():
-            more = f" and {len(names) - SHOWN:,} more, see `curate check`" if len(names) > SHOWN else ""
-            say(f"{manifest}: {where} reads outside of the manifest's folder: {', '.join(names[:SHOWN])}{more}")
+            more = f" and {len(names) - OUTSIDE_SHOWN:,} more, see `curate check`" if len(names) > OUTSIDE_SHOWN else ""
+            say(f"{manifest}: {where} reads outside of the manifest's folder: {', '.join(names[:OUTSIDE_SHOWN])}{more}")
     if dry_run:
         preview(manifest, only, limit, output, licenses, confined)
         return 0

@@ -36,7 +36,7 @@ class TrainGroup(click.Group):
         if not args or args[0] not in (*self.commands, *ctx.help_option_names, "--version"):
             others = [name for name in self.commands if name != "run"]
             if args and not args[0].startswith("-") and not Path(args[0]).exists() and (near := did_you_mean(args[0], others)):
-                raise click.UsageError(f"'{args[0]}' is no command and no build{near}.", ctx)
+                raise click.UsageError(f"'{args[0]}' is neither a command nor a build{near}.", ctx)
             args = ["run", *args]
         return super().parse_args(ctx, args)
 

@@ -164,7 +164,7 @@ def open_store(address: str, name: str) -> tuple[Any, str]:
             name, "chains file systems, which is not read", "name the object itself; `member:` names files in an archive"
         )
     if scheme in NO_STORES:
-        raise SourceError(name, f"'{scheme}://' is no store", "name a file of this machine by its path alone")
+        raise SourceError(name, f"'{scheme}://' is not a store that can be read", "name a file of this machine by its path alone")
     known = [one for one in fsspec.available_protocols() if one not in NO_STORES]
     if scheme not in known:
         raise SourceError(name, f"unknown scheme '{scheme}'" + did_you_mean(scheme, known), "s3, gs, https and hf are read")

@@ -206,7 +206,7 @@ def _served(where: str, asked: Questions, client: Any, seen: Counter[str], promp
             )
             pause = 0 if wait else None  # it has had its time
         except http.InvalidURL as error:
-            raise SourceError(where, f"{url} is no address ({error})", "check 'url'") from None
+            raise SourceError(where, f"{url} is not an address ({error})", "check 'url'") from None
         except http.TransportError as error:
             what, hint = f"{url} cannot be reached ({type(error).__name__})", f"is the server running? {KEPT}"
             if isinstance(error, http.ConnectError) and not seen["answered"]:

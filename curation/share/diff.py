@@ -68,7 +68,7 @@ def open_side(name: str) -> Side:
     except HubError as error:
         if found["revision"] or not error.what.startswith("no such"):
             raise
-        raise HubError(repo, f"is no folder here, and on the Hub: {error.what}", error.hint) from None
+        raise HubError(repo, f"is not a folder here, and on the Hub: {error.what}", error.hint) from None
     provenance = store.read_json(read_file(repo, revision, MARK))
     manifest = read_file(repo, revision, "manifest.yaml")
     if isinstance(provenance["files"], dict):  # earlier versions named no digests

@@ -66,7 +66,7 @@ OTHER_DATA = (  # endings of data that is not imported, and which a manifest can
     ".tgz",
 )  # fmt: skip
 TABLES = (".csv", ".tsv")  # their columns are guessed by name, their encoding and delimiter by their beginning
-SAMPLE = 1 << 20  # bytes of that
+TABLE_HEAD = 1 << 20  # bytes of that
 ROWS_SHOWN = 200  # whose letters show the language
 SCRIPTS = {  # names of letters in Unicode -> the language that most texts in them have
     "ARABIC": "ar", "CJK": "zh", "CYRILLIC": "ru", "DEVANAGARI": "hi", "GREEK": "el", "HANGUL": "ko", "HEBREW": "he",
@@ -88,8 +88,8 @@ GUESSES = {  # columns of a csv or tsv file by their names, likeliest first; the
                  "जवाब", "答案", "回答", "答え", "답변"),
     "label": ("label", "category", "class", "intent", "topic", "queue", "department"),
 }  # fmt: skip
-NO_TEXTS = {"id", "type", "date", "time", "score", "label", "class", "category"}  # words of names of columns
-LONGEST_NAME = 40  # characters of a column's name; what is longer is a text in a file without a header
+NOT_TEXT = {"id", "type", "date", "time", "score", "label", "class", "category"}  # words of names of columns
+LONGEST_COLUMN = 40  # characters of a column's name; what is longer is a text in a file without a header
 GRADED = ("label", "labels", "score", "scores")  # what losses of sentence-transformers learn from, in addition to texts
 FLAGEMBEDDING_SCORES = {"positive_score": "pos_scores", "negative_scores": "neg_scores"}
 
@@ -436,7 +436,7 @@ def _reading(path: Path) -> Keys:
     The delimiter is the sign that gives the header most columns; Python's csv.Sniffer may take a letter for one.
     """
     with path.open("rb") as file:
-        sample = file.read(SAMPLE)
+        sample = file.read(TABLE_HEAD)
     try:
         text = codecs.getincrementaldecoder("utf-8-sig")().decode(sample)
         encoding = suggest_encoding(sample) if "\0" in text else ""
@@ -545,7 +545,7 @@ def _guess(columns: list[str], by_order: bool = True) -> dict[str, str]:
         left = [name for name in columns if name not in fields.values()]
         parts = {name: re.findall(r"[^\W_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()) for name in left}
         parts = {name: [*words_of, name.strip().lower()] for name, words_of in parts.items()}  # marks part Thai and Hindi words
-        parts = {name: words_of for name, words_of in parts.items() if not NO_TEXTS & set(words_of)}
+        parts = {name: words_of for name, words_of in parts.items() if not NOT_TEXT & set(words_of)}
         # a name that is the word goes before a name that contains it
         fits = [(words.index(word), len(parts[name]), name) for word in words for name in parts if word in parts[name]]
         if fits:
@@ -554,7 +554,7 @@ def _guess(columns: list[str], by_order: bool = True) -> dict[str, str]:
         fields.pop("label", "")
     if "query" in fields and len(fields) > 1:
         return fields
-    texts = [name for name in columns if len(name) <= LONGEST_NAME and not NO_TEXTS & set(re.findall(r"[a-z]+", name.lower()))]
+    texts = [name for name in columns if len(name) <= LONGEST_COLUMN and not NOT_TEXT & set(re.findall(r"[a-z]+", name.lower()))]
     texts = [name for name in texts if not re.fullmatch(r"column_\d+", name)]  # a column without a name
     return dict(zip(("query", "positive"), columns, strict=True)) if by_order and len(texts) == len(columns) == 2 else {}
 

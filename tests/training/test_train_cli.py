@@ -120,7 +120,7 @@ def test_export_of_a_run_and_of_a_checkpoint_give_the_model_that_was_trained(pla
 
 
 def test_what_was_mistyped_is_named(place):
-    assert "'plann' is no command and no build (did you mean 'plan'?)." in call("plann").stderr
+    assert "'plann' is neither a command nor a build (did you mean 'plan'?)." in call("plann").stderr
     assert str(call("nothing").exception).startswith("nothing: holds no build; ")
     whole = call("builds/tiny", "--recipe", "builds/tiny/manifest.yaml").exception
     assert str(whole) == (

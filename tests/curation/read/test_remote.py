@@ -334,7 +334,7 @@ def test_what_is_wrong_with_an_address(memory, tmp_path):
     memory.pipe("/data/a.jsonl", lines("a"))
     said = {
         "htps://host/a.csv": "unknown scheme 'htps' (did you mean 'https'?); s3, gs, https and hf are read",
-        "file:///etc/passwd": "'file://' is no store; name a file of this machine by its path alone",
+        "file:///etc/passwd": "'file://' is not a store that can be read; name a file of this machine by its path alone",
         "memory://data": "is a folder; name its files, such as `memory://data/*.jsonl`",
         "memory://data/b.jsonl": "no such object (did you mean 'a.jsonl'?); check the address",
         "memory://data/*.csv": "matches no object; check the pattern",

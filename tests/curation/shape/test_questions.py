@@ -274,7 +274,9 @@ def test_no_server(tmp_path):
 
 def test_no_address(tmp_path):
     path = write(tmp_path, "model: m, url: 'http://x:y/v1'", ["owl"])
-    assert re.match(r"source 'docs' \(queries\): http://x:y/v1/chat/completions is no address ", fault_of(path, tmp_path / "b"))
+    assert re.match(
+        r"source 'docs' \(queries\): http://x:y/v1/chat/completions is not an address ", fault_of(path, tmp_path / "b")
+    )
 
 
 def test_half_of_a_surrogate_pair(tmp_path):

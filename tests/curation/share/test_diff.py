@@ -121,7 +121,7 @@ def test_a_published_version(tmp_path):
             assert faq["changed"]["count"] == sum(before[query] != after[query] for query in before.keys() & after.keys())
         line = "curate: org/small: no such repository or revision; check the name; a private one needs a token\n"
         assert curate(server, "diff", first, "org/small@v9") == (1, "", line)
-        line = "curate: builds/more: is no folder here, and on the Hub: no such repository or revision; check the name; a private one needs a token\n"
+        line = "curate: builds/more: is not a folder here, and on the Hub: no such repository or revision; check the name; a private one needs a token\n"
         assert curate(server, "diff", first, "builds/more") == (1, "", line)
         server.put("datasets", "org/plain", {"a.csv": "a"})
         line = "curate: org/plain: has no provenance.json; was it published by `curate publish`?\n"
