@@ -3,6 +3,7 @@
     pairs   rows of 1.2 kB: near-duplicates, held-out queries and contaminated ones are looked for; a fifth of the queries repeats
     plain   the same rows, without these
     qrels   passages of 500 B, one judgement for each ten
+    ids     the same, and each judgement names nine other passages as negatives (`by_id: yes`)
     nli, classification, clustering, answers, scores, limit
             plain rows with a label or an answer; three rows of NLI have one premise, of 50 B; `limit` takes a third
 
@@ -43,6 +44,10 @@ FIELDS = {
     "answers": "task: retrieval, fields: {query: query, positive: positive, answer: answer}",
     "scores": "task: retrieval, fields: {query: query, positive: positive, positive_score: score}",
 }
+QRELS_FIELDS = {
+    "qrels": "fields: {query_id: query, positive_id: passage}",
+    "ids": "fields: {query: query, positive: passage, negatives: others}\n    by_id: yes",
+}
 QRELS = """\
 name: growth
 sources:
@@ -50,9 +55,9 @@ sources:
     task: retrieval
     license: mit
     files: rows.parquet
-    fields: {query_id: query, positive_id: passage}
-    corpus: {files: corpus.parquet, fields: {id: id, text: text}}
-    queries: {files: queries.parquet, fields: {id: id, text: text}}
+    {fields}
+    corpus: {{files: corpus.parquet, fields: {{id: id, text: text}}}}
+    queries: {{files: queries.parquet, fields: {{id: id, text: text}}}}
 """
 
 
@@ -118,7 +123,7 @@ def make_pairs(folder: Path, rows: int, more: bool) -> None:
 
 
 def make_qrels(folder: Path, passages: int) -> None:
-    """Write passages, a query for each twenty, and two judgements for each query."""
+    """Write passages, a query for each twenty, and two judgements for each query, with other passages."""
     words, queries = Words(), passages // 20
 
     def corpus() -> Iterator[pl.DataFrame]:
@@ -130,7 +135,9 @@ def make_qrels(folder: Path, passages: int) -> None:
     ids = [f"q{at}" for at in range(queries)]
     pl.DataFrame({"id": ids, "text": words.texts(queries, 7, 13)}).write_parquet(folder / "queries.parquet")
     judged = words.draw.choice(passages, 2 * queries, replace=False)
-    pl.DataFrame({"query": ids * 2, "passage": [f"p{at}" for at in judged]}).write_parquet(folder / "rows.parquet")
+    judgements = pl.DataFrame({"query": ids * 2, "passage": [f"p{at}" for at in judged]})
+    others = [[f"p{at}" for at in some] for some in words.draw.integers(0, passages, (2 * queries, 9))]
+    judgements.with_columns(pl.Series("others", others)).write_parquet(folder / "rows.parquet")
 
 
 def build(folder: Path, workers: int) -> tuple[float, float, int, int]:
@@ -163,7 +170,7 @@ def main() -> None:
     """Print a line per size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", type=int, nargs="+")
-    parser.add_argument("--kind", choices=("pairs", "plain", "qrels", "limit", *FIELDS), default="pairs")
+    parser.add_argument("--kind", choices=("pairs", "plain", "qrels", "ids", "limit", *FIELDS), default="pairs")
     parser.add_argument("-j", "--workers", type=int, default=1)
     given = parser.parse_args()
     print(f"{given.kind}, -j {given.workers}")
@@ -171,7 +178,7 @@ def main() -> None:
     for rows in given.rows:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
-            if given.kind == "qrels":
+            if given.kind in QRELS_FIELDS:
                 make_qrels(folder, rows)
             else:
                 make_pairs(folder, rows, given.kind in FIELDS)
@@ -179,7 +186,8 @@ def main() -> None:
             fields = FIELDS.get(given.kind, "task: retrieval, fields: {query: query, positive: positive}")
             more = ", holdout: 1000" if checked else f", limit: {rows // 3}" if given.kind == "limit" else ""
             pairs = PAIRS.format(more=CHECKED if checked else "", fields=fields + more)
-            (folder / "m.yaml").write_text(QRELS if given.kind == "qrels" else pairs)
+            named = QRELS_FIELDS.get(given.kind)
+            (folder / "m.yaml").write_text(QRELS.format(fields=named) if named else pairs)
             size = sum(path.stat().st_size for path in folder.glob("*.parquet"))
             seconds, cpu, memory, disk = build(folder, given.workers)
         print(f"{rows:>12,} {size / 1e6:>9.0f} {seconds:>8.1f} {cpu:>7.1f} {memory / 1e6:>10.0f} {disk / 1e6:>8.0f}", flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +23,7 @@ from curation.core.texts import Facts, TextWriter, open_texts
 from curation.engine.local import Here
 from curation.read import remote
 from curation.read.rows import Lost, compact, concat_batches
-from curation.read.sources import fail_if_changed, file_states, files_outside, input_digests, read_parts, table_rows, take
+from curation.read.sources import fail_if_changed, file_states, files_outside, input_digests, read_parts, table_rows
 from curation.recipe.job import Inputs, Job
 from curation.recipe.source import ABOUT, Questions, Source, Table, TextTable, shape_of
 from curation.shape.by_id import texts_for_ids
@@ -129,54 +130,75 @@ def _filtered(
         NeedsAllRows: a part has one, or parts contradict each other; with all rows at once the error says more.
     """
     source = job.source
-    if not goes_in_parts(source):
-        yield from _shape_whole(job, folder, table_rows, advance, progress)
-        return
+    with TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as name:
+        place = Path(name)
+        limit = None if shape_of(source) == "qrels" else source.limit  # of queries, when they are known
+        parts = read_parts(source, job.seed, limit, job.base, size or inf, advance, place)
+        parts = _readable(source, parts) if size is None else aligned(source, parts)
+        if not goes_in_parts(source):
+            yield from _with_corpus(job, folder, list(parts), table_rows, progress)
+            return
+        if source.by_id:
+            with _faults_of(size):
+                read = partial(_count_rows, source, job.base, table_rows)
+                source, parts = texts_for_ids(source, parts, read, place, size or inf)
+            if source.corpus and source.corpus.all:
+                yield from _passages(job, {}, None, [])
+        work = _tuples_of_all if shape_of(source) in TOGETHER else _tuples_of_each
+        yield from work(job._replace(source=source), parts, size, place)
 
-    def part(read: Part) -> Iterable[Filtered]:
+
+def _tuples_of_each(job: Job, parts: Iterator[Part], size: int | None, place: Path) -> Iterator[Filtered]:
+    """Yield the filtered tuples of rows that make tuples by themselves."""
+    source = job.source
+
+    def work(read: Part) -> Iterable[Filtered]:
         rows, lost = read
         with _faults_of(size):
-            if size is None:
-                check_readable(source, rows, lost)
             made = to_tuples(source, rows, job.seed)
             ids = row_ids(source, rows).hash() if source.fields.id is not None else None
         count = len(rows) + len(lost)
         return _portions(job, made, count, lost) if size is None else [filtered(source, job.filters, made, count, lost, ids)]
 
-    def numbers(read: Part) -> tuple[pl.DataFrame, pl.Series, Facts, str, list[Lost]]:
+    for _, result in Here().run(work, parts, job.threads):
+        yield from result()
+
+
+def _tuples_of_all(job: Job, parts: Iterator[Part], size: int | None, place: Path) -> Iterator[Filtered]:
+    """Yield the filtered tuples of rows that make tuples together; their texts go to a file in `place`."""
+    source = job.source
+
+    def work(read: Part) -> tuple[pl.DataFrame, pl.Series, Facts, str, list[Lost]]:
         rows, lost = read
         with _faults_of(size):
-            if size is None:
-                check_readable(source, rows, lost)
             return *by_numbers(source, rows), instruction_of(source, rows[str(source.fields.query)]), lost
 
-    with TemporaryDirectory(dir=folder) as name, ExitStack() as closing:
-        place = Path(name)
-        parts = read_parts(source, job.seed, source.limit, job.base, size or inf, advance, place)
-        parts = parts if size is None else aligned(source, parts)
-        if shape_of(source) not in TOGETHER:
-            for _, result in Here().run(part, parts, job.threads):
-                yield from result()
-            return
-        frames, every_lost, instructions = list[pl.DataFrame](), list[Lost](), set[str]()
+    frames, every_lost, instructions = list[pl.DataFrame](), list[Lost](), set[str]()
+    with ExitStack() as closing:
         writer = TextWriter(place, closing)
-        for _, read in Here().run(numbers, parts, job.threads):
-            frame, once, facts, instruction, lost = read()
+        for _, result in Here().run(work, parts, job.threads):
+            frame, once, facts, instruction, lost = result()
             names = [name for name in ("query", "other") if name in frame.columns]
             frames.append(frame.with_columns(pl.col(names) + writer.add(once, facts)))
             instructions.add(instruction)
             every_lost += lost
-        closing.close()
-        texts = open_texts(place)
-        first = pl.Series(texts.raw_number)  # parts may have texts in common
-        frame = pl.concat(frames)
-        frame = frame.with_columns(first.gather(frame[name]).alias(name) for name in names)
-        if len(instructions) > 1 or (source.fields.id is not None and frame["id"].is_duplicated().any()):
-            raise NeedsAllRows
-        made = joined(source, frame, texts)._replace(instruction=instructions.pop())
-        count = len(frame) + len(every_lost)
-        del frames, frame, first, read  # only the tuples are needed from here on
-        yield from _portions(job, made, count, every_lost)
+    texts = open_texts(place)
+    first = pl.Series(texts.raw_number)  # parts may have texts in common
+    frame = pl.concat(frames)
+    frame = frame.with_columns(first.gather(frame[name]).alias(name) for name in names)
+    if len(instructions) > 1 or (source.fields.id is not None and frame["id"].is_duplicated().any()):
+        raise NeedsAllRows
+    made = joined(source, frame, texts)._replace(instruction=instructions.pop())
+    count = len(frame) + len(every_lost)
+    del frames, frame, first, result  # only the tuples are needed from here on
+    yield from _portions(job, made, count, every_lost)
+
+
+def _readable(source: Source, parts: Iterator[Part]) -> Iterator[Part]:
+    """Yield parts of which each must have a row that could be read."""
+    for rows, lost in parts:
+        check_readable(source, rows, lost)
+        yield rows, lost
 
 
 @contextmanager
@@ -206,53 +228,22 @@ def _portions(job: Job, made: Tuples, rows: int, lost: list[Lost]) -> Iterator[F
         made = made._replace(dropped=made.dropped.clear(), texts_out=None, poor=None, scores=None, answers=None)
 
 
-def _shape_whole(
-    job: Job, folder: Path, table_rows: dict[str, int], advance: Callable[[int], None], progress: Progress
-) -> Iterator[Filtered]:
-    """Yield the tuples of all rows at once, and write scores and answers beside them; a corpus comes first, in parts."""
-    source, tables = job.source, {}
-    by_rows = shape_of(source) != "qrels"  # a limit of qrels counts queries, and is applied when they are known
-    rows, lost = take(source, job.seed, source.limit if by_rows else None, job.base, advance)
-    check_readable(source, rows, lost)
-    source, rows = texts_for_ids(source, rows, lambda part, table: _count_rows(source, part, table, job.base, table_rows))
+def _with_corpus(job: Job, folder: Path, parts: list[Part], table_rows: dict[str, int], progress: Progress) -> Iterator[Filtered]:
+    """Yield the filtered passages and tuples of qrels, pairs with a corpus, and documents; all rows are held."""
+    source, (rows, lost) = job.source, parts.pop()  # there is one
+    by_rows, tables = shape_of(source) != "qrels", {}
     if shape_of(source) == "documents":
         made: Tuples | None = ask(source, rows, progress)
     else:
         made = to_tuples(source, rows, job.seed) if by_rows else None
-    if source.corpus and (source.corpus.all or not source.by_id):
-        judged: list[pl.DataFrame] = []  # of qrels: the passages that a row names
+    if source.corpus:
+        judged: list[pl.DataFrame] = []
         named = None
         if source.fields.positive_id is not None:
             ids = column(place_of(source), rows, source.fields.positive_id)
             named = as_texts(place_of(source), source.fields.positive_id, ids)
-        nothing = pl.DataFrame(schema={**TUPLES, **({GRADES: pl.List(pl.Float64)} if source.fields.score else {})})
-        nothing = made.tuples.clear() if made else nothing
-        hashes: list[np.ndarray] = []  # of ids
-        chunk, chunks = source.corpus.chunk, 0
-        for some in _readable_rows(source, "corpus", source.corpus, job.base):
-            passages = texts_with_ids(source, "corpus", source.corpus, some)
-            if not source.by_id:  # else they are counted already
-                table_rows["corpus"] = table_rows.get("corpus", 0) + len(some)
-            hashes.append(passages["id"].hash().to_numpy())
-            if named is not None:
-                ids = as_texts(place_of(source), source.corpus.fields.id, some[source.corpus.fields.id])
-                judged.append(compact(some.filter(ids.is_in(named.implode()))))
-            passages = chunked(passages, chunk)
-            chunks += len(passages)
-            if chunk and chunks > chunk.most:
-                what = f"its documents give more than {chunk.most:,} chunks of {chunk.tokens} tokens"
-                raise SourceError(f"{place_of(source)} (corpus)", what, "raise `chunk: {most: ...}`, or `tokens`")
-            yield filtered(source, job.filters, Tuples(nothing, no_drops(), passages["text"]), 0, [])
-        in_order = np.sort(np.concatenate(hashes))
-        if len(twice := in_order[1:][in_order[1:] == in_order[:-1]]):
-            again = (
-                texts_with_ids(source, "corpus", source.corpus, some)["id"]
-                for some in _readable_rows(source, "corpus", source.corpus, job.base)
-            )
-            refuse_equal_ids(
-                source, "corpus", pl.concat(one.filter(one.hash().is_in(pl.Series(twice).implode())) for one in again)
-            )
-        if isinstance(source.queries, TextTable) and not source.by_id:
+        yield from _passages(job, table_rows, named, judged)
+        if isinstance(source.queries, TextTable):
             asked = concat_batches(
                 list(_readable_rows(source, "queries", source.queries, job.base)), f"{place_of(source)} (queries)"
             )
@@ -261,7 +252,7 @@ def _shape_whole(
             del judged, asked
         elif named is not None and made:
             documents = concat_batches(judged, f"{place_of(source)} (corpus)")
-            documents = chunked(texts_with_ids(source, "corpus", source.corpus, documents), chunk)
+            documents = chunked(texts_with_ids(source, "corpus", source.corpus, documents), source.corpus.chunk)
             for name, table in zip((OWN_DOCUMENTS, DOCUMENTS), own_documents(source, rows, made.tuples, documents), strict=True):
                 write_parquet(folder / name, table)
     made = made or to_tuples(source, rows, job.seed, **tables)
@@ -270,8 +261,44 @@ def _shape_whole(
     yield from _portions(job, made._replace(corpus=made.corpus.clear()), count, lost)
 
 
-def _count_rows(source: Source, part: str, table: Table, base: Path, table_rows: dict[str, int]) -> Iterator[pl.DataFrame]:
+def _passages(job: Job, table_rows: dict[str, int], named: pl.Series | None, judged: list[pl.DataFrame]) -> Iterator[Filtered]:
+    """Yield the passages of a corpus, count its rows, and add those with the ids `named` to `judged`.
+
+    Raises:
+        SourceError: two documents have one id, or there are too many chunks.
+    """
+    source = job.source
+    assert source.corpus is not None
+    f = source.fields
+    graded = f.score or f.positive_score if not f.documents else not f.positive
+    nothing = pl.DataFrame(schema={**TUPLES, **({GRADES: pl.List(pl.Float64)} if graded else {})})
+    hashes: list[np.ndarray] = []  # of ids
+    chunk, chunks = source.corpus.chunk, 0
+    for some in _readable_rows(source, "corpus", source.corpus, job.base):
+        passages = texts_with_ids(source, "corpus", source.corpus, some)
+        table_rows["corpus"] = table_rows.get("corpus", 0) + len(some)
+        hashes.append(passages["id"].hash().to_numpy())
+        if named is not None:
+            ids = as_texts(place_of(source), source.corpus.fields.id, some[source.corpus.fields.id])
+            judged.append(compact(some.filter(ids.is_in(named.implode()))))
+        passages = chunked(passages, chunk)
+        chunks += len(passages)
+        if chunk and chunks > chunk.most:
+            what = f"its documents give more than {chunk.most:,} chunks of {chunk.tokens} tokens"
+            raise SourceError(f"{place_of(source)} (corpus)", what, "raise `chunk: {most: ...}`, or `tokens`")
+        yield filtered(source, job.filters, Tuples(nothing, no_drops(), passages["text"]), 0, [])
+    in_order = np.sort(np.concatenate(hashes))
+    if len(twice := in_order[1:][in_order[1:] == in_order[:-1]]):
+        again = (
+            texts_with_ids(source, "corpus", source.corpus, some)["id"]
+            for some in _readable_rows(source, "corpus", source.corpus, job.base)
+        )
+        refuse_equal_ids(source, "corpus", pl.concat(one.filter(one.hash().is_in(pl.Series(twice).implode())) for one in again))
+
+
+def _count_rows(source: Source, base: Path, table_rows: dict[str, int], part: str, table: TextTable) -> Iterator[pl.DataFrame]:
     """Yield the rows of a corpus or of queries as `_readable_rows`, and count them in `table_rows`."""
+    table_rows[part] = 0
     for some in _readable_rows(source, part, table, base):
         table_rows[part] = table_rows.get(part, 0) + len(some)
         yield some

@@ -34,6 +34,12 @@ def numbers_of(columns: list[pl.Series]) -> tuple[list[np.ndarray], pl.Series, F
     return np.split(number, ends[:-1]), once, facts_of(once, raw[places])
 
 
+def placed(values: np.ndarray | pl.Series, like: pl.Series) -> pl.Series:
+    """Return the values one after the other in the places where `like` is not null; the others are null."""
+    at = pl.when(like.is_not_null()).then(like.is_not_null().cum_sum() - 1)
+    return pl.Series(like.name, values).gather(pl.select(at).to_series())
+
+
 def alone(tuples: pl.DataFrame, texts: Texts) -> tuple[pl.DataFrame, Texts]:
     """Return NUMBERED tuples with the numbers of their own texts, and these texts, in memory."""
     used = first_occurrences(np.concatenate(role_texts([tuples])))

@@ -81,7 +81,7 @@ class NeedsAllRows(Exception):
 
 def goes_in_parts(source: Source) -> bool:
     """Return whether a source can be read part by part."""
-    return shape_of(source) in ("pairs", "scored", "listed", *TOGETHER) and not (source.corpus or source.by_id)
+    return shape_of(source) in ("pairs", "scored", "listed", *TOGETHER) and (source.by_id or not source.corpus)
 
 
 def aligned(source: Source, parts: Iterator[Part]) -> Iterator[Part]:
@@ -91,11 +91,11 @@ def aligned(source: Source, parts: Iterator[Part]) -> Iterator[Part]:
         NeedsAllRows: parts match patterns by different columns, or all parts lack a column, which is best reported with all rows.
     """
     wanted, found, there = column_map(source), None, set[str]()
-    kinds: dict[str, bool] = {}  # whether a column of numbers holds lists, or lists written as texts
+    kinds: dict[str, bool] = {}  # whether a column of numbers or ids holds lists, or lists written as texts
     for rows, lost in parts:
         matching = [name for name in rows.columns if wanted.patterns and wanted.has(name)]
         found = matching if found is None else found
-        some = {*wanted.scores, *([source.fields.label] if source.fields.documents and source.fields.label else [])}
+        some = {*wanted.scores, *wanted.ids, *(matching if source.by_id else [])}
         some = {name for name in some if name in rows.columns and rows[name].null_count() < len(rows)}
         now = {name: isinstance(unpacked(rows[name]).dtype, pl.List) for name in some}
         if matching != found or any(kinds.setdefault(name, kind) != kind for name, kind in now.items()):

@@ -41,7 +41,7 @@ from curation.shape.columns import (
     text_lists,
 )
 from curation.shape.labelled import classification, clustering, refuse_typos
-from curation.shape.numbered import NUMBERED, numbers_of, spelled
+from curation.shape.numbered import NUMBERED, numbers_of, placed, spelled
 from curation.shape.scores import answers_of, grades_of, listed_sides, scores_of
 
 TOGETHER = ("nli", "labelled")  # shapes whose rows make tuples together: `by_numbers`, then `joined`
@@ -105,8 +105,7 @@ def by_numbers(source: Source, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.Ser
     numbers, once, facts = numbers_of(list(columns.values()))
     frame = pl.DataFrame({"row": rows[ROW], "id": row_ids(source, rows), "evidence": evidence, "label": labels})
     for (name, texts), values in zip(columns.items(), numbers, strict=True):
-        at = pl.when(texts.is_not_null()).then(texts.is_not_null().cum_sum() - 1)
-        frame = frame.with_columns(pl.Series(values, dtype=pl.UInt32).gather(pl.select(at).to_series()).alias(name))
+        frame = frame.with_columns(placed(values, texts).alias(name))
     return frame, once, facts
 
 
