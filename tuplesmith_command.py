@@ -73,7 +73,7 @@ def all_commands() -> click.Group:
     from mining.cli import mine
     from training.cli import train_command
 
-    about = "From open datasets to (query, positive, hard negatives) tuples to a text-embedding model."
+    about = "Turn open datasets into (query, positive, hard negatives) tuples, and these into a text-embedding model."
     return VERSION(click.Group("tuplesmith", [curate, mine, train_command], help=about, context_settings=SETTINGS))
 
 

@@ -68,7 +68,12 @@ def export(
 @click.argument("build", type=PATH)
 @click.argument("repo", metavar="ORG/NAME")
 @click.option("--lock", type=PATH, help="Lock file [default: BUILD/manifest.lock].")
-@click.option("--allow", multiple=True, metavar="SOURCE", help="Publish this source although it is in doubt; repeatable.")
+@click.option(
+    "--allow",
+    multiple=True,
+    metavar="SOURCE",
+    help="Publish this source although it is not verified, or its licence is unknown; repeatable.",
+)
 @click.option("--negatives", type=click.IntRange(1), help="Number of negative columns [default: all mined].")
 @click.option("--columns", default="", metavar="LIST", help="Extra columns: positives,ids,scores,provenance.")
 @click.option("--private", is_flag=True, help="Create the repository as private.")
@@ -205,9 +210,10 @@ def importing(what: str, out: Path) -> None:
 
     PATH_OR_ID is a csv or tsv file; a parquet or JSON Lines file, or a folder of
     them, in a format of `curate export`; a BEIR folder; or a dataset on the Hub in
-    one of these formats, such as those of MTEB. The columns decide the format; for
-    csv and tsv they are guessed by their names. Data named dev, valid or test
-    becomes an evaluation set of `decontaminate:`, not a source.
+    one of these formats, such as those of MTEB. The columns decide the format. Of
+    csv and tsv files, columns are guessed by their names, encoding and delimiter
+    by the first bytes. Data named dev, valid or test becomes an evaluation set of
+    `decontaminate:`, not a source.
     """
     from curation.share.importing import write_manifest
 

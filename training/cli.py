@@ -190,13 +190,15 @@ def _print_plan(build: Path, settings: Train, only: tuple[str, ...], gpus: int, 
 @click.option("--only", multiple=True, metavar="SOURCE", help="Use this source alone; may be repeated.")
 @click.option("--data", multiple=True, metavar="FOLDER", help="Measure on this too, as in `train evaluate`; may be repeated.")
 @click.option("--steps", type=click.IntRange(1), help="Steps of each run; by default the recipe's, at most 200.")
-@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Number of runs of each kind.")
+@click.option(
+    "--seeds", type=click.IntRange(1), default=3, show_default=True, help="Number of runs with all sources, and without each."
+)
 @click.option("--from", "start", type=PATH, metavar="RUN", help="Start from the weights of another run's model.")
 @click.option(
     "--weight",
     type=click.FloatRange(0, 1000, min_open=True),
     metavar="W",
-    help="Train with W times a source's weight, in place of without it.",
+    help="Instead of leaving a source out, train with W times its weight.",
 )
 @click.option(
     "--suggest",
@@ -229,13 +231,13 @@ def ablate_command(
 ) -> None:
     """Find out which sources help: train with and without each.
 
-    Short runs from one start, with equal seeds and equally many steps: some with
-    all sources, and for each source as many without it. The table shows how much
-    nDCG@10 on the held-out queries of all sources is higher with the source, with
-    95 % intervals over queries and seeds. It is also written to OUT, as
+    Trains short runs from the same start, with the same seeds and number of steps:
+    some with all sources, and as many without each source. The table shows nDCG@10
+    with the source less nDCG@10 without it, on the held-out queries of all sources,
+    with 95 % intervals over queries and seeds. It is also written to OUT, as
     ablation.json and ablation.html.
 
-    What a killed ablation has finished is kept: the same command continues.
+    Finished runs are kept if the command is interrupted; run it again to continue.
     """
     check_places(chosen["processes"], chosen["ray"])
     build = newest(build, quiet)
