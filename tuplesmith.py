@@ -68,7 +68,7 @@ class Build:
         """
         from curation.core.builds import read_summary
 
-        self.path = Path(path)
+        self.path = _path(path)
         if not (self.path / "build.json").exists():
             raise BuildError(self.path, "holds no build", "run `curate build MANIFEST` first, or name a build folder")
         summary = read_summary(self.path)
@@ -158,6 +158,10 @@ class Build:
         tuples = self.tuples(source)
         if negatives is None:
             return to_dataset(tuples)
+        most = max(tuples["negatives"].list.len(), default=0)
+        if len(tuples) and most < negatives:
+            hint = f"ask for at most {most}, or mine more" if most else "call `mine` first"
+            raise UserError("negatives", f"no tuple has {negatives}", hint)
         tuples = tuples.filter(pl.col("negatives").list.len() >= negatives)
         columns = [pl.col("negatives").list.get(at).alias(f"negative_{at + 1}") for at in range(negatives)]
         return to_dataset(tuples.select("query", pl.col("positives").list.first().alias("positive"), *columns))
@@ -352,8 +356,10 @@ def train(
     path = Build(_path(build)).path
     if isinstance(recipe, Mapping):
         settings = checked(Train, Document(Path("recipe"), dict(recipe)))
-    elif recipe is not None:
+    elif isinstance(recipe, str | Path):
         settings = load_recipe(Path(recipe))
+    elif recipe is not None:
+        raise UserError("recipe", f"is {a_kind(recipe)}", "give a YAML file, or a mapping of the keys of `train:`")
     else:
         check_beside(path, "manifest.yaml")
         found = load_manifest(path / "manifest.yaml").train
@@ -418,6 +424,9 @@ def evaluate(
     from training.model.encode import load_encoder
 
     _check_whole(4, max_tokens=max_tokens)
+    if not isinstance(model, str | Path):
+        what = f"is {a_kind(model)}, not a folder or a Hub id"
+        raise UserError("model", what, "save it, for instance with `model.save(DIR)`, and give the folder")
     given = [data] if isinstance(data, str | Path | Build) else data
     for one in given:
         if isinstance(one, Build) and not (one.path / "heldout").is_dir():
@@ -740,6 +749,8 @@ def mine_hard_negatives(
 
 
 def _path(build: Where) -> Path:
+    if not isinstance(build, Build | str | Path):
+        raise UserError("build", f"is {a_kind(build)}", "give a Build, or its folder")
     return build.path if isinstance(build, Build) else Path(build)
 
 

@@ -56,6 +56,10 @@ def read_yaml(path: Path) -> Document:
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise ManifestError(path, "is a pipe, socket or device, not a file", "save the manifest as a file")
+        if path.is_file() and path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".parquet"):
+            raise ManifestError(
+                path, "holds data, and is not a manifest", f"`curate import {path} -o m.yaml` writes one that reads it"
+            )
         text = path.read_bytes().decode("utf-8-sig")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except FileNotFoundError:
@@ -187,7 +191,8 @@ def checked(model: type[S], document: Document) -> S:
             continue  # its misspelling is reported
         where = document.where(place)
         # a value that fits none of several types has one mistake per type, of which the first is reported
-        found.setdefault((where, place if missing else None), ManifestError(where, _sentence(model, mistake, place, tagged)))
+        same = place if missing else place[:1] if not document.lines else None  # a mapping given from Python has no lines
+        found.setdefault((where, same), ManifestError(where, _sentence(model, mistake, place, tagged)))
     first, *others = found.values()
     raise ManifestError(first.where, first.what, first.hint, others)
 

@@ -451,6 +451,8 @@ def test_evaluation_texts_are_found(tmp_path):
         (lambda: tuplesmith.mine_hard_negatives(random_pairs(), Model(), query_prompt=3), "query_prompt: must be a text, and is 3"),
         (lambda: tuplesmith.decontaminate(["a"], against=[[]]), "against[0]: holds no text, so nothing would be kept clear of it"),
         (lambda: tuplesmith.decontaminate(["a"], against=[]), "against: names no evaluation set; give a folder, a Dataset or a list of texts"),
+        (lambda: tuplesmith.load_build(3), "build: is an int; give a Build, or its folder"),
+        (lambda: tuplesmith.evaluate(Model(), "x"), "model: is a Model, not a folder or a Hub id; save it, for instance with `model.save(DIR)`, and give the folder"),
         (lambda: tuplesmith.load_build("nowhere"), "nowhere: holds no build; run `curate build MANIFEST` first, or name a build folder"),
         (lambda: tuplesmith.export("nowhere", "parquet", "x"), "format: 'parquet' is unknown; choose one of f2llm, pair, triplet, n-tuple, labeled-list, scored-list, flagembedding, tevatron, tevatron-ids, nemo, beir, ids"),
     ],
@@ -481,8 +483,22 @@ def test_a_build_gives_its_tuples(tmp_path):
     assert dataset["positives"][:] == tuples["positives"].to_list()
     with pytest.raises(tuplesmith.UserError, match="no source 'ticket' .did you mean 'tickets'"):
         build.tuples("ticket")
+    with pytest.raises(tuplesmith.UserError, match="negatives: no tuple has 2; call `mine` first"):
+        build.dataset(negatives=2)
     with pytest.raises(tuplesmith.UserError, match="unknown key 'stepps' .did you mean 'steps'"):
         tuplesmith.train(build, recipe={"model": "x", "stepps": 3})
+    with pytest.raises(tuplesmith.UserError) as error:
+        tuplesmith.train(build, recipe={"model": "x", "batch": "big", "lr": "fast"})
+    assert str(error.value) == "recipe: batch: 'big' is not a whole number\nrecipe: lr: 'fast' is not a number"
+    with pytest.raises(tuplesmith.UserError, match="recipe: is a list; give a YAML file, or a mapping of the keys of `train:`"):
+        tuplesmith.train(build, recipe=["batch"])
+    table = tmp_path / "tickets" / "2026.csv"
+    with pytest.raises(tuplesmith.UserError) as error:
+        tuplesmith.build(table)
+    assert (
+        str(error.value)
+        == f"{table}: holds data, and is not a manifest; `curate import {table} -o m.yaml` writes one that reads it"
+    )
 
 
 def test_several_held_out_sets_are_measured_at_once(tmp_path):
