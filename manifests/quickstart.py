@@ -129,6 +129,9 @@ def command(line: str) -> str:
 
 def main() -> None:
     """Run the path from a manifest to a better model, and end with one table."""
+    if sys.argv[1:] not in ([], ["--data"]):
+        print(__doc__)
+        sys.exit(0 if {"-h", "--help"} & {*sys.argv[1:]} else 2)
     started = time.time()
     write_functions(DATA)
     if sys.argv[1:] == ["--data"]:

@@ -38,6 +38,7 @@ from curation.core.errors import (
     explain_refusal,
     first_line,
     is_disk_full,
+    listed,
     refusal,
 )
 from curation.core.locks import locked
@@ -264,7 +265,7 @@ def pick(manifest: Manifest, only: Iterable[str], excluded: Iterable[Excluded] =
         if name in out:
             raise ManifestError("--only", f"source '{name}' is left out: {out[name]}")
         if name not in names:
-            raise ManifestError("--only", f"no source '{name}'" + did_you_mean(name, names))
+            raise ManifestError("--only", f"no source '{name}'" + did_you_mean(name, names), f"sources: {listed(names)}")
     return [name for name in names if name in set(only)] or names
 
 

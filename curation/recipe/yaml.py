@@ -63,7 +63,8 @@ def read_yaml(path: Path) -> Document:
         text = path.read_bytes().decode("utf-8-sig")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except FileNotFoundError:
-        raise ManifestError(path, "no such file") from None
+        near = did_you_mean(path.name, [one.name for one in path.parent.glob("*.y*ml")])
+        raise ManifestError(path, f"no such file{near}") from None
     except IsADirectoryError:
         raise ManifestError(path, "is a folder, not a manifest") from None
     except UnicodeDecodeError as error:
@@ -191,8 +192,12 @@ def checked(model: type[S], document: Document) -> S:
             continue  # its misspelling is reported
         where = document.where(place)
         # a value that fits none of several types has one mistake per type, of which the first is reported
-        same = place if missing else place[:1] if not document.lines else None  # a mapping given from Python has no lines
-        found.setdefault((where, same), ManifestError(where, _sentence(model, mistake, place, tagged)))
+        known = place
+        while known and known not in document.lines:  # parts that name the types
+            known = known[:-1]
+        found.setdefault(
+            (where, place if missing else known or place[:1]), ManifestError(where, _sentence(model, mistake, place, tagged))
+        )
     first, *others = found.values()
     raise ManifestError(first.where, first.what, first.hint, others)
 

@@ -65,6 +65,7 @@ OTHER_DATA = (  # endings of data that is not imported, and which a manifest can
     ".csv", ".tsv", ".json", ".ndjson", ".txt", ".xml", ".arrow", ".feather", ".gz", ".zst", ".bz2", ".xz", ".zip", ".tar",
     ".tgz",
 )  # fmt: skip
+NO_HUB_ID = (*OTHER_DATA, *IMPORTED, ".xls", ".xlsx", ".ods", ".docx", ".pdf", ".md", ".html")
 TABLES = (".csv", ".tsv")  # their columns are guessed by name, their encoding and delimiter by their beginning
 TABLE_HEAD = 1 << 20  # bytes of that
 ROWS_SHOWN = 200  # whose letters show the language
@@ -149,7 +150,7 @@ def write_manifest(what: str, out: Path) -> Imported:
     if out.exists():
         raise ManifestError(out, "exists already", "name another file")
     base, path = out.resolve().parent, Path(what).expanduser()
-    if not path.exists() and (path.is_absolute() or what.startswith((".", "~")) or path.suffix in (*OTHER_DATA, *IMPORTED)):
+    if not path.exists() and (path.is_absolute() or what.startswith((".", "~")) or path.suffix.lower() in NO_HUB_ID):
         raise SourceError(what, "no such file or folder", "name a file, a folder, or a dataset of the Hub")
     base.mkdir(parents=True, exist_ok=True)  # paths in the manifest start there, so it must exist
     found = list(_here(path, base) if path.exists() else _on_the_hub(what))

@@ -60,6 +60,11 @@ def test_examples_are_copied_and_files_that_exist_stay(tmp_path):
     copied = {path.relative_to(tmp_path / "own").as_posix() for path in map(Path, done.stdout.splitlines())}
     assert {"quickstart.yaml", "quickstart.py", "README.md", "train/qwen3-0.6b.yaml"} <= copied
     assert "f2llm.yaml" not in copied
+    done = subprocess.run(
+        [sys.executable, "quickstart.py", "--help"], cwd=tmp_path / "own", capture_output=True, text=True, check=True
+    )
+    assert "python manifests/quickstart.py --data" in done.stdout
+    assert not (tmp_path / "own/stdlib.jsonl").exists()
     assert (tmp_path / "own/f2llm.yaml").read_text() == "mine"
 
 

@@ -172,7 +172,7 @@ def test_only_and_limit(recipe, tmp_path):
     outcome = build(recipe, tmp_path / "b", only=["topics"], limit=12)
     assert list(outcome.receipts) == ["topics"]
     assert outcome.receipts["topics"]["rows_in"] == 12
-    with pytest.raises(ManifestError, match=r"--only: no source 'topic' \(did you mean 'topics'\?\)"):
+    with pytest.raises(ManifestError, match=r"--only: no source 'topic' \(did you mean 'topics'\?\); sources: faq, topics"):
         build(recipe, tmp_path / "b", only=["topic"])
 
 

@@ -110,9 +110,21 @@ def test_each_complaint(complain, old, new, said):
     assert complain(GOOD.replace(old, new)) == said
 
 
+def test_each_mistake_of_a_line_is_reported(complain):
+    lines = complain(GOOD.replace("mine: {model: x,", "mine: {modell: x, negatives: ten, range_max: far,")).splitlines()
+    assert [line.partition(": ")[2] for line in lines] == [
+        "unknown key 'modell' (did you mean 'model'?)",
+        "mine.negatives: 'ten' is not a whole number",
+        "mine.range_max: 'far' is not a whole number",
+    ]
+
+
 def test_complaints_about_the_whole_file(complain, tmp_path):
     assert complain("") == "m.yaml: holds no keys; a manifest begins with `name:` and `sources:`"
     assert complain(b"name: \xff") == "m.yaml: not UTF-8 (byte 6); save it as UTF-8"
+    (tmp_path / "tickets.yaml").write_text("name: tickets")
+    with pytest.raises(ManifestError, match=r"tikets.yaml: no such file \(did you mean 'tickets.yaml'\?\)"):
+        load_manifest(tmp_path / "tikets.yaml")
     with pytest.raises(ManifestError, match="none.yaml: no such file"):
         load_manifest(tmp_path / "none.yaml")
     with pytest.raises(ManifestError, match="is a folder, not a manifest"):
@@ -248,7 +260,7 @@ def test_keys_of_the_extended_manifest_count_but_for_those_that_stand_here(exten
         ("min_chars: 9", "extends: base.yaml\nsources:\n  - {name: a}\n", "m.yaml:3: 'task' is missing in sources[0]\nm.yaml:3: 'fields' is missing in sources[0]"),
         ("min_chars: 9", "name: m\nextends: ../base.yaml\n", "m.yaml:2: 'extends' must be the name of a manifest in the same folder"),
         ("min_chars: 9", "name: m\nextends: [base.yaml]\n", "m.yaml:2: 'extends' must be the name of a manifest in the same folder"),
-        ("min_chars: 9", "name: m\nextends: bose.yaml\n", "bose.yaml: no such file"),
+        ("min_chars: 9", "name: m\nextends: bose.yaml\n", "bose.yaml: no such file (did you mean 'base.yaml'?)"),
         ("min_chars: 9}\nextends: m.yaml\nmine: {model: x", "name: m\nextends: base.yaml\n",
          "m.yaml:2: 'base.yaml' itself extends another; extend that one"),
     ],
