@@ -93,7 +93,9 @@ def negatives(build: Path | None, dry_run: bool, as_json: bool, quiet: bool, ver
     if not quiet:
         count = sum(receipt["ran"] for receipt in receipts.values())
         done = f"{count} of {len(receipts)} sources mined" if count else "nothing to do"
-        following = f"train {build}" if load_manifest(build / "manifest.yaml").train else f"curate export {build} FORMAT"
+        following = (
+            f"train {build}" if load_manifest(build / "manifest.yaml").train else f"curate export {build} --format FORMAT -o DIR"
+        )
         say(f"{build}: {done}; look at them with `mine show {build}`; next: `{following}`")
 
 

@@ -336,9 +336,9 @@ def evaluate_command(
     Which one was used is printed on stderr and is in the JSON.
 
     With --data the table has 95 % intervals. With one MODEL they are of its scores;
-    with two, of the differences between them, query by query. They are percentiles
-    of 2,000 bootstrap resamples (seed 0) of each set's queries. NanoBEIR is read
-    from the Hub's cache.
+    with two, of the second's score less the first's, query by query, so name the
+    older model first. They are percentiles of 2,000 bootstrap resamples (seed 0) of
+    each set's queries. NanoBEIR is read from the Hub's cache.
 
     With --mteb, the result is mteb's main score of each task and the mean per kind
     of task. The model's own prompts are used as mteb does; the instruction of a
@@ -446,13 +446,15 @@ def compare(models: list[str], rows: Mapping[str, list[float]], notes: Mapping[s
     Models whose names do not fit into 80 columns get numbers.
     """
     width, beyond = max(map(len, rows)), max(map(len, (notes or {}).values()), default=0)
+    difference = "second - first"
     if beyond and len(models) == 1:
         models = [""]
     elif width + sum(2 + max(len(model), 6) for model in models) + beyond > 80:
         output("".join(f"{f'[{number}]':>6}  {model}\n" for number, model in enumerate(models, start=1)))
         models = [f"[{number}]" for number in range(1, len(models) + 1)]
+        difference = "[2] - [1], 95 % interval"
     if any(models):
-        output(" " * width + "".join(f"  {model:>6}" for model in models) + ("  difference" if beyond else ""))
+        output(" " * width + "".join(f"  {model:>6}" for model in models) + (f"  {difference}" if beyond else ""))
     for name, scores in rows.items():
         shown = [f"{score:,}" if isinstance(score, int) else f"{score:.4f}" for score in scores]
         cells = "".join(f"  {one:>{max(len(model), 6)}}" for model, one in zip(models, shown, strict=True))

