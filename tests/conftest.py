@@ -15,6 +15,7 @@ from tests.commands import Commands, commands
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.fsync = lambda handle: None  # waiting for the disk took a third of the time; a test may kill a process, but not the machine
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes share two processors; torch's idle threads wait by spinning
 
 settings.register_profile("facts", deadline=None)  # tests assert facts, not times
