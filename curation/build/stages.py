@@ -33,7 +33,6 @@ from curation.core.tables import (
     read_frames,
     read_groups,
     read_parquet,
-    read_table,
     replace_table,
     write_frames,
     write_parquet,
@@ -301,29 +300,34 @@ def curate(job: Job, folder: Path, progress: Progress) -> Receipt:
     pairing = source.task == "clustering" and cleaned["shape"] == "labelled"
     scores = job.build / "shaped" / source.name / "scores.parquet"
     frames: Frames = partial(read_frames, stage, "tuples")
-    if job.dedup or pairing:  # these need all tuples at once
-        tuples = read_table(stage, "tuples")
-        if job.dedup:
-            from curation.clean.within import (  # loads the compiled loops
-                drop_queries,
-                edges_of,
-                links_of,
-                refuse_loss,
-            )
+    if job.dedup:
+        from curation.clean.within import drop_queries, edges_of, links_of, refuse_loss  # loads the compiled loops
 
-            count, across = len(tuples), _across(job)
-            dropped = read_parquet(across) if across else no_drops()
-            tuples = tuples.filter(~pl.col("id").is_in(dropped["id"].implode()))
-            remaining = first_occurrences(np.concatenate([*role_texts([tuples]), corpus]))
-            links = links_of(job, texts, remaining)
-            tuples, within = drop_queries(tuples, links, job.dedup, source.name, by_label=source.task == "clustering")
-            dropped = pl.concat([dropped, within])
-            refuse_loss(dropped, count, job.dedup, source.name)
-            write_parquet(folder / "near.parquet", edges_of(links, remaining))
-            families = np.where(links.node < 0, 0, links.family[links.node]).astype(np.uint32)  # 0: it was not compared
-        if pairing:
-            tuples, alone = pair_up(tuples, texts, job.seed, source.name)
-            dropped = pl.concat([_same_reason(dropped, alone), alone])
+        across, by_label = _across(job), source.task == "clustering"
+        dropped = read_parquet(across) if across else no_drops()
+        gone = dropped["id"].implode()
+        stays = np.concatenate([(~frame["id"].is_in(gone)).to_numpy() for frame in read_frames(stage, "tuples", ["id"])])
+        frames = partial(_some, stage, stays)  # `stays` changes below
+        remaining = first_occurrences(np.concatenate([*role_texts(frames(["query", *LISTS])), corpus]))
+        links = links_of(job, texts, remaining)
+        tuples = pl.concat(frames(["query", "positives", *(["label"] if by_label else [])]))
+
+        def ids_at(places: np.ndarray) -> pl.Series:
+            wanted, distinct = np.zeros(len(stays), bool), np.unique(places)
+            wanted[np.flatnonzero(stays)[distinct]] = True
+            return pl.concat(_some(stage, wanted, ["id"]))["id"].gather(np.searchsorted(distinct, places))
+
+        left, within = drop_queries(tuples, ids_at, links, job.dedup, source.name, by_label)
+        del tuples
+        stays[stays] = left
+        dropped = pl.concat([dropped, within])
+        refuse_loss(dropped, len(stays), job.dedup, source.name)
+        write_parquet(folder / "near.parquet", edges_of(links, remaining))
+        families = np.where(links.node < 0, 0, links.family[links.node]).astype(np.uint32)  # 0: it was not compared
+        del links, remaining
+    if pairing:
+        tuples, alone = pair_up(pl.concat(frames()), texts, job.seed, source.name)
+        dropped = pl.concat([_same_reason(dropped, alone), alone])
         frames = tuples.iter_slices
     numbers = number(frames, texts, corpus, source.task, families)
     constants = _constants(job, cleaned)
@@ -358,6 +362,14 @@ def curate(job: Job, folder: Path, progress: Progress) -> Receipt:
     counts = {"kept": kept, "passages": len(numbers.passages), "dropped": cleaned["dropped"] | reason_counts(dropped)}
     counts["texts_out"] = {reason: count for reason, count in sorted(texts_out.items()) if count}
     return {**constants, **{name: cleaned[name] for name in CARRIED if name in cleaned}, **counts}
+
+
+def _some(stage: Path, chosen: np.ndarray, columns: list[str] | None = None) -> Iterator[pl.DataFrame]:
+    """Yield the `chosen` (n,) bool tuples of a stage, row group by row group."""
+    start = 0
+    for frame in read_frames(stage, "tuples", columns):
+        yield frame.filter(chosen[start : start + len(frame)])
+        start += len(frame)
 
 
 def _of_queries(job: Job, folder: Path, name: str, constants: dict[str, str]) -> None:

@@ -9,6 +9,7 @@ Of two tuples that match, the one without invisible characters survives, then th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -74,23 +75,30 @@ def edges_of(links: Links, remaining: np.ndarray) -> pl.DataFrame:
 
 
 def drop_queries(
-    tuples: pl.DataFrame, links: Links, settings: Dedup, source: str, by_label: bool
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return (tuples kept, tuples dropped as near-duplicates, a DROPPED table).
+    tuples: pl.DataFrame, ids_at: Callable[[np.ndarray], pl.Series], links: Links, settings: Dedup, source: str, by_label: bool
+) -> tuple[np.ndarray, pl.DataFrame]:
+    """Return which tuples stay (n,) bool, and those dropped as near-duplicates, a DROPPED table.
 
     Tuples are visited in order of rank (`_superseded` says which of two survives). One is dropped only if it matches one
     already kept: matches do not chain.
-    With `by_label` the label replaces the positives, which a clustering does not have yet.
+
+    Args:
+        tuples: query, positives and label of NUMBERED.
+        ids_at: returns the ids of the tuples at some places.
+        links: which texts match.
+        settings: the manifest's.
+        source: its name.
+        by_label: whether the label replaces the positives, which a clustering does not have yet.
     """
     match, score = np.full(len(tuples), -1, dtype=np.int64), np.zeros(len(tuples))
     for better, worse, value in _superseded(tuples, links, settings.threshold, by_label).iter_rows():
         if match[worse] < 0 and match[better] < 0:
             match[worse], score[worse] = better, value
     gone = np.flatnonzero(match >= 0)
-    lost, kept = tuples[gone], tuples[match[gone]]
-    shown = links.texts.at(lost["query"]).str.slice(0, EVIDENCE_CHARS)
-    dropped = dropped_frame(source, "dedup", lost["id"], "near_duplicate_query", shown, kept["id"], source)
-    return tuples.filter(pl.Series(match < 0)), dropped.with_columns(pl.Series("score", score[gone], dtype=pl.Float64))
+    shown = links.texts.at(tuples["query"].gather(gone)).str.slice(0, EVIDENCE_CHARS)
+    lost, kept = ids_at(gone), ids_at(match[gone])
+    dropped = dropped_frame(source, "dedup", lost, "near_duplicate_query", shown, kept, source)
+    return match < 0, dropped.with_columns(pl.Series("score", score[gone], dtype=pl.Float64))
 
 
 def refuse_loss(dropped: pl.DataFrame, tuples: int, settings: Dedup, source: str) -> None:

@@ -95,9 +95,10 @@ def first_occurrences(numbers: np.ndarray, same: np.ndarray | None = None) -> np
     if not len(numbers):
         return numbers
     as_one = numbers if same is None else same[numbers]
-    place = np.zeros(int(as_one.max()) + 1, np.int64)
-    place[as_one[::-1]] = np.arange(len(numbers))[::-1]  # written from the end, so the first occurrence is written last
-    return np.asarray(numbers[place[as_one] == np.arange(len(numbers))])
+    places = np.arange(len(numbers), dtype=np.uint32)
+    place = np.zeros(int(as_one.max()) + 1, np.uint32)
+    place[as_one[::-1]] = places[::-1]  # written from the end, so the first occurrence is written last
+    return np.asarray(numbers[place[as_one] == places])
 
 
 def names_any(tuples: pl.DataFrame, marked: np.ndarray, lists_of_texts: tuple[str, ...] = LISTS) -> np.ndarray:

@@ -33,7 +33,8 @@ def dropped(rows, **wanted):
     compared = first_occurrences(np.concatenate(role_texts([tuples])))
     threshold = wanted.get("threshold", 0.8)
     links = link(texts, compared, nearly(texts.at(compared), threshold), compared, threshold)
-    left, gone = drop_queries(tuples, links, Dedup(max_loss_per_source=1, **wanted), "s", by_label=False)
+    stays, gone = drop_queries(tuples, tuples["id"].gather, links, Dedup(max_loss_per_source=1, **wanted), "s", by_label=False)
+    left = tuples.filter(stays)
     assert sorted([*left["id"], *gone["id"]]) == sorted(tuples["id"])
     return spelled(left, texts), gone, links
 

@@ -203,11 +203,11 @@ def test_credentials_get_nowhere(tmp_path):
         (tmp_path / "in/m.lock").unlink()
         errors += failures(path, tmp_path / "b").values()
         first = (tmp_path / "b/curated/signed/done.json").read_bytes()
-        path.write_text(path.read_text().replace("deadbeef", "another"))  # signed anew: nothing is built again
+        path.write_text(path.read_text().replace("deadbeef", "feedface"))  # signed anew: nothing is built again
         assert build(path, tmp_path / "b").ran == set()
     assert (tmp_path / "b/curated/signed/done.json").read_bytes() == first
     found = [one for top in ("b", "cache") for one in (tmp_path / top).rglob("*") if one.is_file()]
-    assert not [one for one in found if any(secret.encode() in one.read_bytes() for secret in (*SECRETS, "another"))]
+    assert not [one for one in found if any(secret.encode() in one.read_bytes() for secret in (*SECRETS, "feedface"))]
     assert not any(secret in error for error in errors for secret in SECRETS)
     assert list(read_json(tmp_path / "b/curated/basic/done.json")["inputs"]) == [f"{server.url}/b/c.jsonl"]
     assert f"{server.url}/a.jsonl" in (tmp_path / "b/ATTRIBUTION.md").read_text().replace("\\", "")
