@@ -222,7 +222,7 @@ def importing(what: str, out: Path) -> None:
         output(f"{name}: {form}")
     for line in found.notes:
         say(line)
-    say(f"{out}: check it, above all columns, task and licence; next: `curate build {out}`")
+    say(f"{out}: check it, above all columns, task, language and licence; next: `curate build {out}`")
 
 
 @click.command()

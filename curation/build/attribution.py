@@ -24,7 +24,7 @@ def write_attribution(folder: Path, manifest: Manifest, summary: dict[str, Any])
         f"# Attribution: {as_markdown(summary['name'])}",
         "",
         f"Made of {len(sources)} sources ({counts or 'none'}), each under its own licence as its publisher claims it.",
-        "The classes are tuplesmith's reading of the names, and no legal advice.",
+        "The classes are tuplesmith's reading of the names; they are not legal advice.",
         "",
         sources_table(sources, entries),
     ]

@@ -189,7 +189,7 @@ def _from_hub(name: str, weights: bool) -> Path:
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         hint = "download it first, or name a folder or package:NAME"
         if "/" not in name:
-            hint = f"ids of the Hub are ORG/NAME, such as sentence-transformers/{name}; " + hint
+            hint = "ids of the Hub are ORG/NAME, such as sentence-transformers/all-MiniLM-L6-v2; " + hint
         raise ModelError(name, "no such folder, and the Hub cannot be reached for a model of this id", hint) from None
     except (HfHubHTTPError, HFValidationError) as error:
         raise ModelError(name, f"no such folder, and the Hub says: {first_line(error)}") from None

@@ -156,7 +156,7 @@ ATTRIBUTION = """\
 # Attribution: mixed
 
 Made of 3 sources (1 permissive, 1 share-alike, 1 unknown), each under its own licence as its publisher claims it.
-The classes are tuplesmith's reading of the names, and no legal advice.
+The classes are tuplesmith's reading of the names; they are not legal advice.
 
 | source | dataset | revision | licence as claimed | class | seen on | tuples |
 | --- | --- | --- | --- | --- | --- | --- |

@@ -193,7 +193,7 @@ def test_unknown_names(tmp_path):
     )
     assert complaint("all-MiniLM-L99") == (
         "all-MiniLM-L99: no such folder, and the Hub cannot be reached for a model of this id; ids of the Hub are ORG/NAME, such as "
-        "sentence-transformers/all-MiniLM-L99; download it first, or name a folder or package:NAME"
+        "sentence-transformers/all-MiniLM-L6-v2; download it first, or name a folder or package:NAME"
     )
 
 
