@@ -39,10 +39,19 @@ from curation.shape.columns import (
     place_of,
     row_ids,
 )
-from curation.shape.numbered import LISTS
+from curation.shape.numbered import LISTS, NUMBERED, numbers_of
 from curation.shape.parts import PORTION, Filtered, NeedsAllRows, Part, aligned, filtered, goes_in_parts, write_tuples
 from curation.shape.questions import ask
-from curation.shape.shapes import TOGETHER, by_numbers, joined, refuse_equal_ids, texts_with_ids, to_tuples
+from curation.shape.shapes import (
+    TOGETHER,
+    by_numbers,
+    joined,
+    queries_of,
+    refuse_equal_ids,
+    shape_qrels,
+    texts_with_ids,
+    to_tuples,
+)
 
 SYNTHETIC = ("model", "prompt", "per_document", "max_chars", "max_tokens")  # what the receipt says about questions of a model
 
@@ -135,6 +144,9 @@ def _filtered(
         limit = None if shape_of(source) == "qrels" else source.limit  # of queries, when they are known
         parts = read_parts(source, job.seed, limit, job.base, size or inf, advance, place)
         parts = _readable(source, parts) if size is None else aligned(source, parts)
+        if shape_of(source) == "qrels":
+            yield from _of_qrels(job, list(parts), table_rows, place)
+            return
         if not goes_in_parts(source):
             yield from _with_corpus(job, folder, list(parts), table_rows, progress)
             return
@@ -143,7 +155,7 @@ def _filtered(
                 read = partial(_count_rows, source, job.base, table_rows)
                 source, parts = texts_for_ids(source, parts, read, place, size or inf)
             if source.corpus and source.corpus.all:
-                yield from _passages(job, {}, None, [])
+                yield from _passages(job, {}, None)
         work = _tuples_of_all if shape_of(source) in TOGETHER else _tuples_of_each
         yield from work(job._replace(source=source), parts, size, place)
 
@@ -229,40 +241,57 @@ def _portions(job: Job, made: Tuples, rows: int, lost: list[Lost]) -> Iterator[F
 
 
 def _with_corpus(job: Job, folder: Path, parts: list[Part], table_rows: dict[str, int], progress: Progress) -> Iterator[Filtered]:
-    """Yield the filtered passages and tuples of qrels, pairs with a corpus, and documents; all rows are held."""
+    """Yield the filtered passages and tuples of pairs with a corpus, and of documents; all rows are held."""
     source, (rows, lost) = job.source, parts.pop()  # there is one
-    by_rows, tables = shape_of(source) != "qrels", {}
-    if shape_of(source) == "documents":
-        made: Tuples | None = ask(source, rows, progress)
-    else:
-        made = to_tuples(source, rows, job.seed) if by_rows else None
+    made = ask(source, rows, progress) if shape_of(source) == "documents" else to_tuples(source, rows, job.seed)
     if source.corpus:
-        judged: list[pl.DataFrame] = []
+        own: list[pl.DataFrame] = []  # documents that rows name, in chunks
         named = None
         if source.fields.positive_id is not None:
             ids = column(place_of(source), rows, source.fields.positive_id)
             named = as_texts(place_of(source), source.fields.positive_id, ids)
-        yield from _passages(job, table_rows, named, judged)
-        if isinstance(source.queries, TextTable):
-            asked = concat_batches(
-                list(_readable_rows(source, "queries", source.queries, job.base)), f"{place_of(source)} (queries)"
-            )
-            table_rows["queries"] = len(asked)
-            tables = {"corpus": concat_batches(judged, f"{place_of(source)} (corpus)"), "queries": asked}
-            del judged, asked
-        elif named is not None and made:
-            documents = concat_batches(judged, f"{place_of(source)} (corpus)")
-            documents = chunked(texts_with_ids(source, "corpus", source.corpus, documents), source.corpus.chunk)
-            for name, table in zip((OWN_DOCUMENTS, DOCUMENTS), own_documents(source, rows, made.tuples, documents), strict=True):
+        yield from _passages(job, table_rows, named, lambda some: own.append(compact(some)))
+        if named is not None:
+            documents = own_documents(source, rows, made.tuples, pl.concat(own))
+            for name, table in zip((OWN_DOCUMENTS, DOCUMENTS), documents, strict=True):
                 write_parquet(folder / name, table)
-    made = made or to_tuples(source, rows, job.seed, **tables)
     count = len(rows) + len(lost)
-    del rows, tables  # only the tuples are needed from here on
+    del rows  # only the tuples are needed from here on
     yield from _portions(job, made._replace(corpus=made.corpus.clear()), count, lost)
 
 
-def _passages(job: Job, table_rows: dict[str, int], named: pl.Series | None, judged: list[pl.DataFrame]) -> Iterator[Filtered]:
-    """Yield the passages of a corpus, count its rows, and add those with the ids `named` to `judged`.
+def _of_qrels(job: Job, parts: list[Part], table_rows: dict[str, int], place: Path) -> Iterator[Filtered]:
+    """Yield the filtered passages and tuples of qrels; the texts of queries and judged passages go to a file in `place`."""
+    source, (rows, lost) = job.source, parts.pop()  # there is one
+    assert isinstance(source.queries, TextTable)
+    ids = column(place_of(source), rows, str(source.fields.positive_id))
+    named = as_texts(place_of(source), str(source.fields.positive_id), ids)
+    judged: list[pl.DataFrame] = []
+    with ExitStack() as closing:
+        writer = TextWriter(place, closing)
+
+        def numbered_texts(some: pl.DataFrame) -> pl.DataFrame:
+            (numbers,), once, facts = numbers_of([some["text"]])
+            return some.select(compact(some.select("id"))["id"], text=pl.Series(numbers + np.uint32(writer.add(once, facts))))
+
+        yield from _passages(job, table_rows, named, lambda some: judged.append(numbered_texts(some)))
+        asked = concat_batches(list(_readable_rows(source, "queries", source.queries, job.base)), f"{place_of(source)} (queries)")
+        table_rows["queries"] = len(asked)
+        queries = numbered_texts(queries_of(source, asked))
+    texts = open_texts(place)
+    first = pl.Series(texts.raw_number)
+    passages, queries = (some.with_columns(first.gather(some["text"]).alias("text")) for some in (pl.concat(judged), queries))
+    made = shape_qrels(source, rows, job.seed, passages, queries, NUMBERED)
+    made = made._replace(texts=texts, instruction=instruction_of(source, asked[source.queries.fields.text]))
+    count = len(rows) + len(lost)
+    del rows, asked, passages, queries, first  # only the tuples are needed from here on
+    yield from _portions(job, made, count, lost)
+
+
+def _passages(
+    job: Job, table_rows: dict[str, int], named: pl.Series | None, keep: Callable[[pl.DataFrame], None] | None = None
+) -> Iterator[Filtered]:
+    """Yield the passages of a corpus, count its rows, and `keep` id and text of passages with the ids `named`.
 
     Raises:
         SourceError: two documents have one id, or there are too many chunks.
@@ -278,10 +307,9 @@ def _passages(job: Job, table_rows: dict[str, int], named: pl.Series | None, jud
         passages = texts_with_ids(source, "corpus", source.corpus, some)
         table_rows["corpus"] = table_rows.get("corpus", 0) + len(some)
         hashes.append(passages["id"].hash().to_numpy())
-        if named is not None:
-            ids = as_texts(place_of(source), source.corpus.fields.id, some[source.corpus.fields.id])
-            judged.append(compact(some.filter(ids.is_in(named.implode()))))
         passages = chunked(passages, chunk)
+        if named is not None and keep:
+            keep(passages.filter(passages["id"].is_in(named.implode())))
         chunks += len(passages)
         if chunk and chunks > chunk.most:
             what = f"its documents give more than {chunk.most:,} chunks of {chunk.tokens} tokens"

@@ -25,6 +25,7 @@ from curation.read.rows import ROW
 from curation.recipe.source import Source, TextTable, shape_of
 from curation.shape.chunks import chunked
 from curation.shape.columns import (
+    TUPLES,
     Tuples,
     dropped_rows,
     first_reason,
@@ -68,8 +69,10 @@ def to_tuples(
         assert corpus is not None
         assert queries is not None
         assert isinstance(source.queries, TextTable)
-        made = _shape_qrels(source, rows, seed, corpus, queries)
-        return made._replace(instruction=instruction_of(source, queries[source.queries.fields.text]))
+        assert source.corpus is not None
+        passages = chunked(texts_with_ids(source, "corpus", source.corpus, corpus), source.corpus.chunk)
+        made = shape_qrels(source, rows, seed, passages, queries_of(source, queries))
+        return made._replace(corpus=passages["text"], instruction=instruction_of(source, queries[source.queries.fields.text]))
     assert source.fields.query is not None
     if shape in TOGETHER:
         frame, once, facts = by_numbers(source, rows)
@@ -246,14 +249,34 @@ def _shape_nli(source: Source, frame: pl.DataFrame) -> Tuples:
     return made._replace(dropped=dropped_rows(source, frame.filter(pl.col("reason").is_not_null())))
 
 
-def _shape_qrels(source: Source, rows: pl.DataFrame, seed: int, corpus: pl.DataFrame, queries: pl.DataFrame) -> Tuples:
-    f = source.fields
-    assert source.corpus is not None
+def queries_of(source: Source, queries: pl.DataFrame) -> pl.DataFrame:
+    """Return id and text of the queries of qrels, without rendered instructions.
+
+    Raises:
+        SourceError: see `texts_with_ids`; or two have one id.
+    """
     assert isinstance(source.queries, TextTable)
-    passages = chunked(texts_with_ids(source, "corpus", source.corpus, corpus), source.corpus.chunk)
     asked = texts_with_ids(source, "queries", source.queries, queries)
     refuse_equal_ids(source, "queries", asked["id"])
-    asked = asked.with_columns(split_query(asked["text"])[1])
+    return asked.with_columns(split_query(asked["text"])[1])
+
+
+def shape_qrels(
+    source: Source, rows: pl.DataFrame, seed: int, passages: pl.DataFrame, asked: pl.DataFrame, schema: pl.Schema = TUPLES
+) -> Tuples:
+    """Return the tuples of judgements.
+
+    Args:
+        source: with qrels.
+        rows: its judgements.
+        seed: of the manifest.
+        passages: id and text of the judged passages, several of one id if they are chunks; or numbers in place of texts.
+        asked: id and text, or number, of the queries.
+        schema: TUPLES, or NUMBERED with numbers.
+
+    Raises:
+        SourceError: a mapped column is missing or of the wrong kind, or two queries get the same id.
+    """
     f = source.fields
     assert f.query_id is not None
     assert f.positive_id is not None
@@ -301,7 +324,7 @@ def _shape_qrels(source: Source, rows: pl.DataFrame, seed: int, corpus: pl.DataF
         )
         .with_columns(
             pl.lit(None).alias("reason"), pl.lit(None).alias("label"), pl.lit(None).alias("evidence"),
-            pl.lit([], dtype=pl.List(pl.String)).alias("negatives"),
+            pl.lit([], dtype=schema["negatives"]).alias("negatives"),
         )
     )  # fmt: skip
     tuples = tuples.with_columns(named(source, tuples["query_id"]).alias("id"))
@@ -309,9 +332,8 @@ def _shape_qrels(source: Source, rows: pl.DataFrame, seed: int, corpus: pl.DataF
         given = tuples.filter(twice).sort("id", maintain_order=True)["query_id"].head(2).to_list()
         raise SourceError(place_of(source), f"the queries {given[0]!r} and {given[1]!r} get the same id", "rename one of them")
     tuples = sort_by_grade(tuples) if f.score else tuples.with_columns(pl.col("positives").list.unique(maintain_order=True))
-    made = split_dropped(source, tuples)
     bad = frame.filter(~good).unique("row", maintain_order=True)  # a row for each chunk of its document is one row
-    return Tuples(made.tuples, dropped_rows(source, bad), passages["text"])
+    return split_dropped(source, tuples, schema)._replace(dropped=dropped_rows(source, bad))
 
 
 def texts_with_ids(source: Source, which: str, table: TextTable, rows: pl.DataFrame) -> pl.DataFrame:

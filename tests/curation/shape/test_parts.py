@@ -135,6 +135,10 @@ EVERY = {
     "ids": "task: clustering, max_bad: 0.5, fields: {query: q, label: l, id: i}",
     "sample": "task: retrieval, max_bad: 0.5, limit: 7, fields: {query: q, positive: p, answer: a}",
     "first": "task: clustering, max_bad: 0.5, limit: 12, sample: first, fields: {query: q, label: l}",
+    "chunks": "task: retrieval, max_bad: 1, limit: 5, fields: {query_id: i, positive_id: d}, "
+    "corpus: {files: corpus.jsonl, chunk: {tokens: 8, overlap: 2}}, queries: {files: queries.jsonl}",
+    "own documents": "task: retrieval, max_bad: 0.5, fields: {query: q, positive: p, positive_id: d, answer: a}, "
+    "corpus: {files: corpus.jsonl, chunk: {tokens: 8, overlap: 2}}",
     "named": "task: retrieval, max_bad: 1, by_id: yes, fields: {query: i, positive: d, negatives: ds}, "
     "corpus: {files: corpus.jsonl}, queries: {files: queries.jsonl}",
     "named lists": "task: retrieval, max_bad: 1, by_id: yes, fields: {query: q, documents: ds, score: v}, "
@@ -166,7 +170,10 @@ def test_any_rows_give_the_same_tables_in_parts(shape, some, size):
         lists = [row | {"docs": [row["p"], row["n"]], "v": [row["s"], row["t"]], "ds": [row["d"], row["i"]]} for row in some]
         (base / "data.jsonl").write_text("".join((row["x"] or json.dumps(row)) + "\n" for row in lists))
         for name, texts in (("queries", 19), ("corpus", 18)):  # the others are blank
-            lines = [json.dumps({"_id": str(at), "text": f"{name} {at % 13}" * (at < texts)}) + "\n" for at in range(20)]
+            lines = [
+                json.dumps({"_id": str(at), "text": f"{name} {at % 13} " * (1 + 4 * (at % 3)) * (at < texts)}) + "\n"
+                for at in range(20)
+            ]
             (base / f"{name}.jsonl").write_text("".join(lines))
         whole, apart = shaped(base, "whole", EVERY[shape], 1 << 30), shaped(base, "apart", EVERY[shape], size)
         assert whole.keys() == apart.keys()
