@@ -19,6 +19,7 @@ SCREEN = 80  # columns
 MARGIN = 14  # columns left of a text
 OVERLAPS_SHOWN = 10  # pairs of sources
 TEXT_LINES = 6  # of a text; longer ones are cut
+MOST_CHARS = 4 * SCREEN * TEXT_LINES  # of a line of a text; more cannot fit
 
 
 def counts_table(found: dict[str, Receipt]) -> str:
@@ -110,7 +111,7 @@ def record_text(record: dict[str, Any]) -> str:
         for text in value if many else [f"{value:.3f}" if isinstance(value, float) else value]:
             lines = []
             for part in visible(str(text).strip()).split("\n"):
-                lines += [line.rstrip() for line in wrapped(part, SCREEN - width - 2)]
+                lines += [line.rstrip() for line in wrapped(part[:MOST_CHARS], SCREEN - width - 2)]
             if len(lines) > TEXT_LINES:
                 lines = [*lines[: TEXT_LINES - 1], "..."]
             out.append(f"{key.removesuffix('s') if many else key:>{width}}  {lines[0]}")

@@ -127,7 +127,8 @@ def shortened(line: str, width: int) -> str:
     """Return a line cut to `width` columns of a terminal; dots mark that it was cut."""
     from rich.cells import cell_len, set_cell_size
 
-    return line if cell_len(line) <= width else set_cell_size(line, width - 3) + "..."
+    start = line[: 4 * width]  # a long text is not measured as a whole
+    return line if len(start) == len(line) and cell_len(line) <= width else set_cell_size(start, width - 3) + "..."
 
 
 def run_command(command: click.Command, name: str) -> None:
