@@ -174,7 +174,7 @@ def test_any_number_of_processes_goes_on_from_a_checkpoint_and_another_stage_doe
 
 @pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_process_that_dies_or_stands_still_is_told_and_nothing_hangs(place, number):
+def test_a_process_that_dies_or_stands_still_is_reported_and_nothing_hangs(place, number):
     code = (
         "import sys; from datetime import timedelta; from training import ranks; ranks.MEET = timedelta(seconds=30)\n"
         "from training.cli import main; sys.argv = ['train', *sys.argv[1:]]; main()"
@@ -206,7 +206,7 @@ def test_a_process_that_dies_or_stands_still_is_told_and_nothing_hangs(place, nu
 
 
 @pytest.mark.long
-def test_a_process_that_never_comes_is_told(place):
+def test_a_process_that_never_comes_is_reported(place):
     code = (
         "import sys; from datetime import timedelta; from training import ranks; ranks.MEET = timedelta(seconds=3)\n"
         "from training.cli import main; sys.argv = ['train', *sys.argv[1:]]; main()"

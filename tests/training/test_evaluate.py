@@ -315,7 +315,7 @@ def test_a_folder_where_no_query_has_a_relevant_document(tmp_path):
     assert_refused(tmp_path, f"{tmp_path / 'qrels' / 'test.tsv'}: no query has a relevant document; {LAYOUT}")
 
 
-def test_bytes_that_are_no_utf8_are_told(folder):
+def test_bytes_that_are_no_utf8_are_reported(folder):
     path = folder / "queries.jsonl"
     path.write_bytes(path.read_bytes() + b"\xff")
     assert_refused(folder, f"{path}: is not UTF-8 (invalid start byte at byte {len(path.read_bytes()) - 1})")
@@ -328,7 +328,7 @@ def test_a_qrels_file_without_header_and_with_windows_ends_is_read(folder):
     assert read_collection(folder) == expected
 
 
-def test_progress_is_told_of_every_text(folder, encoder):
+def test_progress_is_reported_of_every_text(folder, encoder):
     progressed = []
 
     @contextmanager

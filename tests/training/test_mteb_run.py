@@ -88,7 +88,7 @@ def test_an_export_is_a_task(place):
     assert list(found["tasks"].values()) == [pytest.approx(plain["ndcg@10"], abs=1e-6)]
 
 
-def test_a_query_is_told_its_task_and_a_document_nothing():
+def test_a_query_gets_its_task_and_a_document_nothing():
     import mteb
     from mteb.types import PromptType
 
@@ -181,7 +181,7 @@ def test_prompts_of_a_model_go_where_mteb_puts_them_for_sentence_transformers(na
                 assert np.abs(np.asarray(wanted) - found).max() < 1e-5, (task, kind)
 
 
-def test_a_benchmark_is_its_tasks_and_an_unknown_name_is_told():
+def test_a_benchmark_is_its_tasks_and_an_unknown_name_is_reported():
     from training.mteb import tasks_of
 
     tasks = tasks_of(["MTEB(eng, v2)", "STS12"])
@@ -192,7 +192,7 @@ def test_a_benchmark_is_its_tasks_and_an_unknown_name_is_told():
         assert str(error.value) == f"--mteb: '{name}' is not a task, a benchmark or a folder (did you mean '{near}'?)"
 
 
-def test_data_that_cannot_be_had_is_told(place):
+def test_data_that_cannot_be_had_is_reported(place):
     code = "from training.cli import main; main()"
     line = [sys.executable, "-c", code, "evaluate", MINILM, "--mteb", "SciFact", "-q"]
     offline = {**ENVIRONMENT, "HF_HUB_OFFLINE": "1", "HF_HOME": str(place / "hf")}

@@ -83,7 +83,7 @@ def test_a_long_curve_is_thinned_to_means_of_stretches():
     assert thinned(short) == short
 
 
-def test_a_folder_without_a_run_is_told(tmp_path):
+def test_a_folder_without_a_run_is_reported(tmp_path):
     with pytest.raises(BuildError) as error:
         write_report(tmp_path)
     assert str(error.value) == f"{tmp_path}: has no step in log.jsonl; give the folder of a run, such as builds/NAME/train"

@@ -117,7 +117,7 @@ def test_dropout_stays_off_where_layers_are_computed_twice(build, tmp_path):
     assert not any(module.training for module in dropouts)
 
 
-def test_layers_that_cannot_be_computed_twice_are_told(tmp_path):
+def test_layers_that_cannot_be_computed_twice_are_reported(tmp_path):
     model = load_model(str(tiny_folder("llama", tmp_path / "m")), device="cpu")
     model.backbone.layers = torch.nn.ModuleList()
     with pytest.raises(
@@ -161,7 +161,7 @@ def test_the_log_and_the_receipt_name_the_further_terms(build, tmp_path):
     assert (receipt["recipe"]["spread_out"], receipt["recipe"]["hardness"]) == (0.5, 5.0)
 
 
-def test_matryoshka_with_too_many_dimensions_is_told(build, tmp_path):
+def test_matryoshka_with_too_many_dimensions_is_reported(build, tmp_path):
     model = tiny_model(tmp_path / "m")
     with pytest.raises(ModelError, match=r"has 32 dimensions; `matryoshka` must name fewer$"):
         train(build, recipe(model, matryoshka=[32]), out=tmp_path / "out", device="cpu")

@@ -41,7 +41,7 @@ def test_other_errors_keep_their_traceback():
 
 
 @pytest.mark.parametrize("what", ["uncorrectable ECC error encountered", "unspecified launch failure"])
-def test_a_gpu_that_is_lost_is_told(what):
+def test_a_gpu_that_is_lost_is_reported(what):
     expected = rf"^cuda:0: the GPU does not work any more \(CUDA error: {what}\); look at `nvidia-smi`, and run it again: it continues from"
     with pytest.raises(SetupError, match=expected), explain_lost_gpu(torch.device("cuda:0")):
         raise torch.AcceleratorError(f"CUDA error: {what}\nCUDA kernel errors might be asynchronously reported")

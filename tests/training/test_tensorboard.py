@@ -50,7 +50,7 @@ def test_its_files_hold_the_values_of_the_log_once_a_step_also_after_a_kill(tmp_
     assert "loss_inbatch/kinds" not in wanted
 
 
-def test_a_missing_package_is_told_before_anything_is_loaded(tmp_path, monkeypatch):
+def test_a_missing_package_is_reported_before_anything_is_loaded(tmp_path, monkeypatch):
     build = write_build(tmp_path / "b", {"pairs": retrieval(16)})
     (tmp_path / "r.yaml").write_text("model: no-such-model\n")
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as where tensorboard, which it imports, is missing

@@ -271,7 +271,7 @@ def test_texts_are_tokenised_once_and_as_the_model_reads_them(model, build):
     assert load_sources(build, loaded, "none")[1].digest != mood.digest
 
 
-def test_bad_builds_are_told_in_one_line(model, tmp_path):
+def test_bad_builds_are_reported_in_one_line(model, tmp_path):
     build = write_build(tmp_path / "b", {"pairs": retrieval(8), "quiz": retrieval(6, salt=1)})
     loaded = load_model(model, max_tokens=32, device="cpu")
     with pytest.raises(BuildError, match=r"has no source 'pears'; it has pairs, quiz"):
@@ -318,7 +318,7 @@ def test_a_decoder_goes_on_to_the_bit_too_and_loads_in_sentence_transformers(bui
     assert np.abs(theirs.encode(texts) - packed.numpy()).max() < 1e-5
 
 
-def test_a_model_that_was_told_its_task_says_so_in_its_folder(tmp_path):
+def test_a_model_trained_with_its_task_says_so_in_its_folder(tmp_path):
     from sentence_transformers import SentenceTransformer
 
     sources = {"pairs": retrieval(16) | {"instruction": "Find it"}, "query": retrieval(16, salt=1)}

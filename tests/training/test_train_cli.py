@@ -282,7 +282,7 @@ def test_evaluate_prints_a_table_and_json(place):
     assert str(again) == f"{data}: 'heldout' is named twice; name each evaluation set once"
 
 
-def test_what_is_missing_is_told(place):
+def test_what_is_missing_is_reported(place):
     assert str(call("nowhere").exception) == (
         "nowhere: holds no build; run `curate build MANIFEST` first, or name a build folder"
     )

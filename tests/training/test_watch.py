@@ -153,7 +153,7 @@ def test_held_out_queries_that_changed_make_it_another_run(place, whole):
     path.write_text(kept)
 
 
-def test_what_cannot_be_watched_is_told(place, tmp_path):
+def test_what_cannot_be_watched_is_reported(place, tmp_path):
     with pytest.raises(BuildError) as error:
         train(place / "b", recipe(place), out=tmp_path / "x", only=["rest"])
     what = "has no held-out queries for `evaluate_every`; give a source `holdout: N` and build again, or remove the key"

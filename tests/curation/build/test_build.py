@@ -349,7 +349,7 @@ def test_a_dry_run_of_sorted_labels_is_no_error(tmp_path):
     assert not build(tmp_path / "m.yaml", tmp_path / "b").failed
 
 
-def test_a_broken_summary_and_a_file_for_a_folder_are_told(recipe, tmp_path):
+def test_a_broken_summary_and_a_file_for_a_folder_are_reported(recipe, tmp_path):
     build(recipe, tmp_path / "b")
     (tmp_path / "b/build.json").write_text("[]")
     with pytest.raises(

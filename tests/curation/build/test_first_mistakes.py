@@ -58,7 +58,7 @@ def folder(tmp_path: Path) -> Path:
         ("a.jsonl, reader: arrow", "q", "fetch the file again, or say the right `reader:`"),
     ],
 )
-def test_a_wrong_path_or_column_is_told_alike_by_a_build_and_a_dry_run(folder, files, query, message):
+def test_a_wrong_path_or_column_is_reported_alike_by_a_build_and_a_dry_run(folder, files, query, message):
     manifest = folder / "m.yaml"
     manifest.write_text(MANIFEST.format(files, query))
     error = build(manifest, folder / "b").failed["s"]

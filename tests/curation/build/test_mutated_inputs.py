@@ -186,7 +186,7 @@ def expected(name: str, data: bytes, keys: dict) -> int | None:
     return sum(not f"{line}\n".isspace() for line in lines)
 
 
-def assert_told_or_whole(folder: Path, name: str, original: tuple[bytes, dict, tuple[str, str]], seeds: range) -> None:
+def assert_reported_or_whole(folder: Path, name: str, original: tuple[bytes, dict, tuple[str, str]], seeds: range) -> None:
     data, keys, fields = original
     whole = outcome(folder, name, data, keys, fields)
     assert isinstance(whole, int), whole
@@ -207,7 +207,7 @@ def beside(folder: Path) -> None:
 @pytest.mark.parametrize("name", ORIGINALS)
 def test_damaged_files(tmp_path, name):
     beside(tmp_path)
-    assert_told_or_whole(tmp_path, name, ORIGINALS[name], range(2))  # 26 files, 6 kinds of damage: 312 inputs
+    assert_reported_or_whole(tmp_path, name, ORIGINALS[name], range(2))  # 26 files, 6 kinds of damage: 312 inputs
 
 
 REAL: dict[str, tuple[str, dict, tuple[str, str]]] = {
@@ -230,11 +230,11 @@ def test_damaged_real_files(shared_data, tmp_path, name):
     data = (shared_data / file).read_bytes()
     if not name.endswith((".zip", ".parquet", ".json")):
         data = b"".join(data.splitlines(keepends=True)[:100])
-    assert_told_or_whole(tmp_path, name, (data, keys, fields), range(2))
+    assert_reported_or_whole(tmp_path, name, (data, keys, fields), range(2))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ORIGINALS)
 def test_many_more_damaged_files(tmp_path, name):
     beside(tmp_path)
-    assert_told_or_whole(tmp_path, name, ORIGINALS[name], range(2, 40))
+    assert_reported_or_whole(tmp_path, name, ORIGINALS[name], range(2, 40))

@@ -133,7 +133,7 @@ def test_a_planted_overlap(indexed, field, text, rule, source, span):
         assert made.texts_out == {"contaminated_negative" if field == "negative" else "contaminated_passage": 1}
 
 
-def test_every_task_is_told(indexed):
+def test_every_task_is_reported(indexed):
     _, found = taken(indexed, (QUESTION, ["a"], []))
     assert found.select("task", "eval_id", "eval_field").rows() == [("rivers", "q1", "query"), ("towns", "t1", "query")]
 

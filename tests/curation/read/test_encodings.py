@@ -81,7 +81,7 @@ def test_two_and_four_bytes_a_character_with_and_without_a_mark(tmp_path, header
 
 
 @pytest.mark.parametrize("said", ["utf-8", "latin-1", "cp1252", "utf-16", *UNITS])
-def test_a_wrong_number_or_order_of_bytes_is_told(tmp_path, said):
+def test_a_wrong_number_or_order_of_bytes_is_reported(tmp_path, said):
     files = {}
     for unit in UNITS:
         files[f"{unit}.csv"] = "q,a\nwhat is this,it is an answer\n".encode(unit)

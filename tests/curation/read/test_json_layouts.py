@@ -63,7 +63,7 @@ def test_values_come_out_whole_however_the_text_is_cut(monkeypatch, tmp_path, la
         assert [one.line for one in found] == [1] * len(rows)
 
 
-def test_lines_are_told_where_a_record_of_many_lines_is_broken(tmp_path):
+def test_lines_are_reported_where_a_record_of_many_lines_is_broken(tmp_path):
     good = json.dumps(ROWS[0], indent=2)  # 11 lines
     files = {"a.json": f'{good}\n{good}\n{{\n"q": 1,\n oops}}\n', "b.json": f"[{good},\n{good}\n{good}]", "c.json": f"[{good},"}
     said = [one.error for one in build_all(tmp_path, files, [f"files: {name}" for name in files])]
@@ -83,7 +83,7 @@ SAME = '{"q": "what is this", "a": "an answer", "a": "an answer"}'
 GOOD = '{"q": "what is that", "a": "another answer"}'
 
 
-def test_a_key_that_stands_twice_is_told(tmp_path):
+def test_a_key_that_stands_twice_is_reported(tmp_path):
     broken, key = TWICE, "q"
     files = {
         "a.jsonl": f"{GOOD}\n{broken}\n",

@@ -92,7 +92,7 @@ CELLS = st.text("ab \"'", min_size=1, max_size=5).filter(str.strip)
 
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.tuples(CELLS, CELLS), min_size=2, max_size=6))
-def test_a_tsv_that_csv_wrote_is_told_or_says_the_same(tmp_path, rows):
+def test_a_tsv_that_csv_wrote_is_reported_or_says_the_same(tmp_path, rows):
     text = io.StringIO()
     csv.writer(text, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_ALL).writerows([("q", "a"), *rows])
     (tmp_path / "x.tsv").write_text(text.getvalue())
@@ -184,7 +184,7 @@ def test_every_key_of_a_source_may_stay_as_it_was():
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json", "parquet", "arrow", "xml", "tsv"])
-def test_a_list_written_as_text_is_told_in_every_format(tmp_path, ending):
+def test_a_list_written_as_text_is_reported_in_every_format(tmp_path, ending):
     files, wanted = {}, []
     for number, cell in enumerate(["['a', 'b']", '[{"text": "a"}]', "[1] and [2]", "plain"]):
         row = {"q": "what is x", "a": cell}

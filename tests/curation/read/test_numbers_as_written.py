@@ -151,7 +151,7 @@ def test_clusters_of_equal_numbers_are_mined_as_one(tmp_path):
 
 
 @pytest.mark.parametrize(("one", "other"), [("0.5", "0.50"), ("1e3", "1000"), ("true", "True"), ("2.5", "2.5e0")])
-def test_labels_that_may_be_one_are_told(one, other, tmp_path):
+def test_labels_that_may_be_one_are_reported(one, other, tmp_path):
     (tmp_path / "a.csv").write_bytes(raw("csv", [one, other, "x", "x", one]))
     message = shaped(tmp_path, "a.csv", {"query": "q", "label": "p"}, task="clustering")
     assert message in [
@@ -193,7 +193,7 @@ def test_ids_keep_all_their_digits(form, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [pl.Float64, pl.Float32])
-def test_ids_that_floats_cannot_tell_apart_are_told(kind, tmp_path):
+def test_ids_that_floats_cannot_tell_apart_are_reported(kind, tmp_path):
     first = (1 << (53 if kind == pl.Float64 else 24)) + 2
     frame = pl.DataFrame({"q": ["x", "y"], "i": [first, 3]}, schema_overrides={"i": kind}, strict=False)
     frame.write_parquet(tmp_path / "a.parquet")
@@ -345,7 +345,7 @@ def test_decimals_of_too_many_digits_are_one_line(tmp_path):
 
 
 @pytest.mark.parametrize(("one", "other"), [("pos", "pos "), ("1", " 1"), ("true", "True "), ("a b", "a  b"), ("0.5", "0.50 ")])
-def test_labels_that_differ_in_white_space_are_told(one, other, tmp_path):
+def test_labels_that_differ_in_white_space_are_reported(one, other, tmp_path):
     (tmp_path / "a.csv").write_bytes(raw("csv", [one, other, "x", "x", one]))
     message = shaped(tmp_path, "a.csv", {"query": "q", "label": "p"}, task="clustering")
     assert message.endswith("which may be the same; map each to its text under 'labels'")
@@ -354,7 +354,7 @@ def test_labels_that_differ_in_white_space_are_told(one, other, tmp_path):
 
 
 @pytest.mark.parametrize(("one", "other"), [("1", "1.0"), ("true", "True"), ("-0", "0")])
-def test_keys_of_labels_that_are_one_label_are_told(one, other, tmp_path):
+def test_keys_of_labels_that_are_one_label_are_reported(one, other, tmp_path):
     (tmp_path / "a.csv").write_bytes(raw("csv", [one, one, "x", "x"]))
     fields = {"query": "q", "label": "p"}
     message = shaped(tmp_path, "a.csv", fields, task="clustering", labels={one: "good", other: "bad", "x": "so so"})
@@ -364,7 +364,7 @@ def test_keys_of_labels_that_are_one_label_are_told(one, other, tmp_path):
 
 
 @pytest.mark.parametrize("value", ['"high"', '["high"]', "true", "null", "NaN", '" "', '"1e-1"'])
-def test_a_teachers_score_that_is_no_number_is_told(value, tmp_path):
+def test_a_teachers_score_that_is_no_number_is_reported(value, tmp_path):
     (tmp_path / "a.jsonl").write_text(f'{{"q": "query", "p": "passage", "s": {value}}}\n')
     got = shaped(tmp_path, "a.jsonl", {"query": "q", "positive": "p", "positive_score": "s"})
     if "high" in value:

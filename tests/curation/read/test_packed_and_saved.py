@@ -75,7 +75,7 @@ def test_what_is_packed_is_read(tmp_path, name):
     assert rows == [{**row, "from": called} for row in ROWS]
 
 
-def test_what_is_packed_and_broken_is_told(tmp_path):
+def test_what_is_packed_and_broken_is_reported(tmp_path):
     files = {}
     for name in ("a.jsonl.bz2", "a.jsonl.xz", "long27.jsonl.zst", "a.tar.xz", "xz.zip"):
         data = PACKED[name]
@@ -97,7 +97,7 @@ def test_a_bomb_of_xz_and_bz2_stops_at_max_unpacked(tmp_path):
         assert "the source unpacks to more than the 0.01 GB of its `max_unpacked`" in one.error
 
 
-def test_a_git_lfs_pointer_is_told_wherever_it_is(tmp_path):
+def test_a_git_lfs_pointer_is_reported_wherever_it_is(tmp_path):
     outer = [
         "a.jsonl",
         "a.json",
@@ -203,7 +203,7 @@ def test_a_member_that_is_named_itself_is_the_only_one(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["lz4", "7z", "rar", "br", "Z", "xlsx", "pkl"])
-def test_what_is_not_read_is_told_by_its_ending(tmp_path, ending):
+def test_what_is_not_read_is_reported_by_its_ending(tmp_path, ending):
     name = f"a.jsonl.{ending}" if ending not in ("xlsx", "pkl") else f"a.{ending}"
     hint = "unpack it, or pack it as gz, zst, bz2 or xz" if name != f"a.{ending}" else "save it as csv, jsonl or parquet"
     error = build_one(tmp_path, {name: b"\x04\x22\x4d\x18" + bytes(40)}, f"files: {name}").error

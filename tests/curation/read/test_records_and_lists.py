@@ -165,7 +165,7 @@ def test_evaluation_sets_protect_every_text_in_lists_and_records(tmp_path):
             built(tmp_path, "a.jsonl", {"query": "q", "positive": "p"}, decontaminate={"against": [against]})
 
 
-def test_maps_of_parquet_are_told(tmp_path):
+def test_maps_of_parquet_are_reported(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet
 

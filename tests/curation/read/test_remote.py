@@ -564,7 +564,7 @@ def test_signed_addresses_that_allow_no_head_request(tmp_path):
         assert len(rows_of(tmp_path, f"{server.url}/a.jsonl?X-Amz-Signature=deadbeef")) == 6
 
 
-def test_many_objects_are_fetched_at_the_same_time_and_the_first_error_is_told(tmp_path):
+def test_many_objects_are_fetched_at_the_same_time_and_the_first_error_is_reported(tmp_path):
     names = [f"/{n}.jsonl" for n in range(20)]
     with web(dict.fromkeys(names, lines("a"))) as server:
         server.faults = {name: [lambda method: time.sleep(0.1)] for name in names}

@@ -115,7 +115,7 @@ def test_every_source_stays_clear_of_its_own_scored_split():
             assert source.path.replace("raw_", "") + "-clustering-p2p" in against
 
 
-def test_doubts_and_substitutes_are_told():
+def test_doubts_and_substitutes_are_reported():
     of = {source.name: source for source in F2LLM.sources}
     for name in ("eli5", "amazon_reviews", "bioasq", "coliee"):
         assert of[name].substitute_for

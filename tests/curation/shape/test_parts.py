@@ -215,7 +215,7 @@ def shaped(base: Path, name: str, said: str, size: int) -> dict[str, object]:
         ({"p": {"a": "object"}}, PAIR),
     ],
 )
-def test_what_only_all_rows_tell_is_told_of_all_rows(tmp_path, changed, said):
+def test_what_only_all_rows_tell_is_reported_of_all_rows(tmp_path, changed, said):
     some = [row | {"id": str(at)} for at, row in enumerate(rows(60))]
     some[0]["q"] = "Instruct: a\nQuery: y" if "Instruct" in str(changed) else some[0]["q"]
     some[57] |= changed

@@ -53,7 +53,7 @@ def test_a_name_itself_is_taken_and_words_of_the_pattern_say_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("form", TEXTS)
-def test_numbers_under_another_name_are_told_where_positives_are_texts(form, tmp_path):
+def test_numbers_under_another_name_are_reported_where_positives_are_texts(form, tmp_path):
     rows = [ROW | {"negative_ce": 0.25}, ROW | {"negative_ce": 3}]
     (tmp_path / f"a.{form}").write_bytes(TEXTS[form](rows))
     message = shaped(tmp_path, f"a.{form}", {"query": "q", "positive": "p", "negatives": "negative_*"})

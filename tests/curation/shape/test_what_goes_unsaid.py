@@ -31,7 +31,7 @@ NLI = lines(
 THREE = "task: clustering, fields: {query: q, label: label}"
 
 
-def test_a_typo_among_the_keys_of_labels_is_told(tmp_path):
+def test_a_typo_among_the_keys_of_labels_is_reported(tmp_path):
     nli = "fields: {query: q, positive: a, label: label}"
     sources = [
         f"files: x.jsonl, {THREE}, labels: {{pos: good, neg: bad, netural: so so}}",
@@ -86,7 +86,7 @@ def test_aligned_files_are_paired_by_name(tmp_path):
         assert done.pairs == wanted if isinstance(wanted, list) else done.error.startswith(wanted), patterns
 
 
-def test_rows_that_are_more_or_fewer_than_expected_are_told(tmp_path):
+def test_rows_that_are_more_or_fewer_than_expected_are_reported(tmp_path):
     (tmp_path / "c.jsonl").write_text(lines({"_id": "d", "text": "a passage"}, {"_id": "e", "text": "another"}))
     (tmp_path / "t.jsonl").write_text(lines({"_id": "q", "text": "a query"}))
     (tmp_path / "r.tsv").write_text("q\ta\nq\td\n")
@@ -163,7 +163,7 @@ SECTIONS = {  # a key of each section that is needed, misspelt, and what was mea
 
 
 @pytest.mark.parametrize("text", SECTIONS)
-def test_a_misspelt_key_that_is_needed_is_told_as_such(tmp_path, text):
+def test_a_misspelt_key_that_is_needed_is_reported_as_such(tmp_path, text):
     path = tmp_path / "m.yaml"
     path.write_text(f"name: m\n{text}\n")
     with pytest.raises(ManifestError) as caught:
@@ -224,7 +224,7 @@ PROTECTS_NOTHING = [
 
 
 @pytest.mark.parametrize(("rows", "keys", "message"), PROTECTS_NOTHING)
-def test_an_evaluation_set_that_would_protect_nothing_is_told(tmp_path, rows, keys, message):
+def test_an_evaluation_set_that_would_protect_nothing_is_reported(tmp_path, rows, keys, message):
     with pytest.raises(SourceError) as caught:
         build_all(tmp_path, {"e.jsonl": rows, **TABLES}, [], f"decontaminate: {{against: [{{{keys}}}]}}")
     assert str(caught.value).startswith(message)

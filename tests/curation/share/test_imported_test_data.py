@@ -170,7 +170,7 @@ def test_queries_with_several_rendered_instructions_are_refused(tmp_path, second
     assert str(failure).endswith("set `instruction:`, which replaces them all")
 
 
-def test_what_is_left_out_by_its_ending_is_told(tmp_path):
+def test_what_is_left_out_by_its_ending_is_reported(tmp_path):
     put(tmp_path / "in", "train.jsonl")
     for name in ("test.csv", "more.jsonl.gz", "notes.md", ".hidden.csv"):
         (tmp_path / "in" / name).write_text("x")
@@ -187,7 +187,7 @@ def test_a_shard_with_more_columns_counts_too(tmp_path):
     assert read_table(tmp_path / "b/curated/in", "passages")["text"].to_list() == ["a thing", "another", "no thing"]
 
 
-def test_a_score_or_label_of_pairs_is_told(tmp_path):
+def test_a_score_or_label_of_pairs_is_reported(tmp_path):
     put(tmp_path / "in", "x.jsonl", anchor="what is this", positive="a thing", score=0.1)
     assert (
         "x: each row is used as a positive pair, whatever its score says; map that column if it matters\n"

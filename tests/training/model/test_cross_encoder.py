@@ -78,7 +78,7 @@ def test_a_score_that_is_no_number(tmp_path):
     assert str(error.value) == f"{loaded.name}: gives no number for 'who?' and 'me'; are its weights whole? try float32"
 
 
-def test_out_of_memory_makes_batches_smaller_and_is_told_once(tmp_path, monkeypatch, caplog):
+def test_out_of_memory_makes_batches_smaller_and_is_reported_once(tmp_path, monkeypatch, caplog):
     loaded = load_cross_encoder(str(tiny_folder("bert", tmp_path / "bert", labels=1)), device="cpu")
     wanted, logits = loaded.scores(QUERIES, PASSAGES), loaded._logits
     longest = max(len(ids) for ids in loaded._tokens(QUERIES, PASSAGES)["input_ids"])

@@ -122,7 +122,7 @@ def test_the_fingerprint_tells_all_that_vectors_depend_on(tmp_path):
     assert all(len(one) == 32 for one in others)
 
 
-def test_what_a_receipt_is_told(encoder):
+def test_what_a_receipt_says_of_an_encoder(encoder):
     described = {"model": MINILM, "dtype": "float32", "prompt": "none", "pooling": "mean", "max_tokens": 256}
     assert encoder.described == described
 
@@ -230,7 +230,7 @@ def test_several_threads_share_a_gpu(tmp_path, monkeypatch):
         assert (found * encoder.encode(part)).sum(1).min() > 0.999999
 
 
-def test_out_of_memory_makes_batches_smaller_and_is_told_once(tmp_path, monkeypatch, caplog):
+def test_out_of_memory_makes_batches_smaller_and_is_reported_once(tmp_path, monkeypatch, caplog):
     encoder = load_encoder(mild_folder("bert", tmp_path / "m"))
     expected, embed, held = encoder.encode(SOME), encoder.model.embed, []
 
@@ -345,7 +345,7 @@ def test_the_device_that_is_meant(monkeypatch):
     assert str(device.device_of("auto")) == "cpu"
 
 
-def test_a_gpu_that_auto_does_not_use_is_told_once(monkeypatch, caplog):
+def test_a_gpu_that_auto_does_not_use_is_reported_once(monkeypatch, caplog):
     device._warn_once.cache_clear()
     Cuda(monkeypatch, built=None, driver=True, visible="")
     assert str(device.device_of("auto")) == "cpu"

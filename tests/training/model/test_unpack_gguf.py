@@ -38,7 +38,7 @@ def test_a_slice_of_it_replaces_what_was_there(tmp_path):
     assert not (tmp_path / "more").exists()
 
 
-def test_what_is_no_gguf_is_told(tmp_path):
+def test_what_is_no_gguf_is_reported(tmp_path):
     with pytest.raises(ModelError, match=r": has no GGUF file; give the \.gguf file itself$"):
         gguf_file(str(tmp_path))
     for name in ("a.gguf", "b.gguf"):

@@ -211,7 +211,7 @@ def test_models_that_mix_the_texts_of_a_batch_are_refused(name, tmp_path):
         assert load_encoder(str(tmp_path / "model"), device="cpu", max_tokens=16).described["max_tokens"] == 16
 
 
-def test_prompts_that_are_not_used_are_told(saved, tmp_path):
+def test_prompts_that_are_not_used_are_reported(saved, tmp_path):
     folder = Path(shutil.copytree(saved, tmp_path / "model"))
     about = folder / "config_sentence_transformers.json"
     edit(about, prompts={"search_query": "find: ", "search_document": "text: "}, default_prompt_name="search_document")
