@@ -208,12 +208,12 @@ def verify(
 def importing(what: str, out: Path) -> None:
     """Write a first manifest for existing data.
 
-    PATH_OR_ID is a csv or tsv file; a parquet or JSON Lines file, or a folder of
-    them, in a format of `curate export`; a BEIR folder; or a dataset on the Hub in
-    one of these formats, such as those of MTEB. The columns decide the format. Of
-    csv and tsv files, columns are guessed by their names, encoding and delimiter
-    by the first bytes. Data named dev, valid or test becomes an evaluation set of
-    `decontaminate:`, not a source.
+    PATH_OR_ID is a csv or tsv file, or a folder of them; a parquet or JSON Lines
+    file, or a folder of them, in a format of `curate export`; a BEIR folder; or a
+    dataset on the Hub in one of these formats, such as those of MTEB. The columns
+    decide the format. Of csv and tsv files, columns are guessed by their names,
+    encoding and delimiter by the first bytes. Data named dev, valid or test becomes
+    an evaluation set of `decontaminate:`, not a source.
     """
     from curation.share.importing import write_manifest
 

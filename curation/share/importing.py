@@ -207,7 +207,19 @@ def _evaluation(one: Candidate) -> Keys:
     wanted = ("query", "positive", "query_id", "positive_id", "score" if "query_id" in fields else "query")
     kept = {
         key: keys[key]
-        for key in ("name", "path", "config", "revision", "split", "files", "reader", "corpus", "queries")
+        for key in (
+            "name",
+            "path",
+            "config",
+            "revision",
+            "split",
+            "files",
+            "reader",
+            "encoding",
+            "delimiter",
+            "corpus",
+            "queries",
+        )
         if key in keys
     }
     return kept | {"fields": {key: fields[key] for key in wanted if key in fields}}
@@ -244,15 +256,15 @@ def _here(path: Path, base: Path) -> Iterator[Candidate]:
     two = [one for one in (inner, *every) if (one / "corpus" / METADATA).is_file() or _tevatron_tables(one)]
     folders = of_ids | dict.fromkeys(two, _with_a_corpus) | beir  # that are read as a whole
     loose = [one for one in every if one.is_file() and not folders.keys() & {one, *one.parents}]
-    files = [one for one in loose if one.suffix in IMPORTED]
+    files, kinds = [one for one in loose if one.suffix in IMPORTED], ".parquet and .jsonl"
+    if not files and not folders:  # tables of a person's own
+        files, kinds = [one for one in loose if one.suffix.lower() in TABLES], ".csv and .tsv"
     others = [one for one in loose if one.suffix.lower() in (*OTHER_DATA, *IMPORTED) and one not in files]
     if (files or folders) and others:
         names = listed((os.path.relpath(one, inner) for one in others), 4)
-        yield Candidate(
-            "", {"name": _named(path.resolve().name)}, True, f"left out, because only .parquet and .jsonl are imported: {names}"
-        )
+        yield Candidate("", {"name": _named(path.resolve().name)}, True, f"left out, because only {kinds} are imported: {names}")
     if not files and not folders:
-        raise SourceError(path, "holds no parquet, no JSON Lines and no BEIR folder", _hint(every))
+        raise SourceError(path, "holds no parquet, no JSON Lines, no csv and no BEIR folder", _hint(every))
     for folder, of_folder in folders.items():
         yield from of_folder(folder, base)
     groups: dict[tuple[str, ...], list[Path]] = {}
@@ -279,8 +291,6 @@ def _listing(folder: Path) -> list[Path]:
 
 def _hint(files: list[Path]) -> str:
     """Return what to do with a folder in which nothing can be imported as it is."""
-    if tables := [one for one in files if one.suffix.lower() in TABLES]:
-        return f"name one file, such as {tables[0]}"
     if any(one.suffix.lower() in DOCUMENT_ENDINGS for one in files):
         keys = "`reader: folders` reads text files, as the corpus of your questions, or for a model that writes questions"
         return f"name the file of questions and answers; {keys} (docs/your-data.md, 'A folder of documents')"

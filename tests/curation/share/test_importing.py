@@ -106,11 +106,11 @@ def test_files_of_others(tmp_path):
         (
             "x.txt",
             "a",
-            "in: holds no parquet, no JSON Lines and no BEIR folder; name the file of questions and answers; `reader: folders` reads text "
+            "in: holds no parquet, no JSON Lines, no csv and no BEIR folder; name the file of questions and answers; `reader: folders` reads text "
             "files, as the corpus of your questions, or for a model that writes questions (docs/your-data.md, 'A folder of documents')",
         ),
-        ("x.CSV", "q,a", "in: holds no parquet, no JSON Lines and no BEIR folder; name one file, such as in/x.CSV"),
-        ("x.png", "a", "in: holds no parquet, no JSON Lines and no BEIR folder; name a file, such as data/train.parquet"),
+        ("x.CSV", "q,a", "x.CSV: holds no rows"),
+        ("x.png", "a", "in: holds no parquet, no JSON Lines, no csv and no BEIR folder; name a file, such as data/train.parquet"),
         ("m.yaml", "name: m", "m.yaml: exists already; name another file"),
     ],
 )
@@ -247,6 +247,24 @@ def test_a_table_gives_a_first_manifest_whose_columns_are_guessed(tmp_path, name
     (tmp_path / "whole.yaml").write_text("\n".join(line.removeprefix("# ") for line in lines if not line.startswith("# For ")))
     whole = load_manifest(tmp_path / "whole.yaml")
     assert (whole.mine.model, whole.train.model) == ("sentence-transformers/all-MiniLM-L6-v2",) * 2
+    assert not build(tmp_path / "m.yaml", tmp_path / "b").failed
+
+
+def test_a_folder_of_tables_gives_a_source_of_each_and_test_data_an_evaluation_set(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name, delimiter in (("2025", ","), ("2026", ";"), ("test", ";")):
+        (tmp_path / f"in/{name}.csv").write_text(f"question{delimiter}answer\nWhere is card {name}?{delimiter}In drawer {name}\n")
+    (tmp_path / "in/notes.json").write_text("[]")
+    found = write_manifest(str(tmp_path / "in"), tmp_path / "m.yaml")
+    document = yaml.safe_load((tmp_path / "m.yaml").read_text())
+    fields = {"query": "question", "positive": "answer"}
+    source = {"task": "retrieval", "files": "in/2025.csv", "fields": fields}
+    assert document["sources"] == [
+        {"name": "2025"} | source,
+        {"name": "2026"} | source | {"files": "in/2026.csv", "delimiter": ";"},
+    ]
+    assert [one.get("delimiter") for one in document["decontaminate"]["against"]] == [";"]
+    assert "in: left out, because only .csv and .tsv are imported: notes.json" in found.notes
     assert not build(tmp_path / "m.yaml", tmp_path / "b").failed
 
 
