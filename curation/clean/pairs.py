@@ -9,7 +9,6 @@ one range at a time. Candidates wait in one file per SHARE of the texts until al
 from __future__ import annotations
 
 import math
-import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -24,6 +23,7 @@ from curation.clean.siblings import capitalised_words, siblings
 from curation.clean.signatures import COMPARED_AT_A_TIME, Sketches, jaccard, prepare, repeated, sketch
 from curation.core.jit import Buffers
 from curation.core.text import connected, normalised
+from curation.core.texts import forget_pages
 from curation.engine.local import Here
 
 RECALL = 0.99  # share of pairs exactly at the lowest score that become candidates
@@ -168,11 +168,8 @@ def _array_file(path: Path, kind: type) -> np.ndarray:
 
 
 def forget(corpus: SketchedTexts) -> None:
-    """Let the system reclaim the pages of the mapped files."""
-    for array in (*corpus.texts, corpus.entries, corpus.counts, corpus.forms):
-        base = getattr(array, "_mmap", None)
-        if base is not None:
-            base.madvise(mmap.MADV_DONTNEED)
+    """Let the system take back the pages of the mapped files."""
+    forget_pages(*corpus.texts, corpus.entries, corpus.counts, corpus.forms)
 
 
 def text_numbers(entries: np.ndarray) -> np.ndarray:

@@ -7,12 +7,13 @@ that a stage asks for.
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -118,7 +119,9 @@ class Texts:
     @cached_property
     def raw_number(self) -> np.ndarray:
         """For each text the first text that is spelled the same, (n,) u32."""
-        return first_equal(self.raw)
+        first = first_equal(self.raw)
+        forget_pages(self.raw)
+        return first
 
     @cached_property
     def key_number(self) -> np.ndarray:
@@ -135,7 +138,9 @@ class Texts:
     @cached_property
     def form_number(self) -> np.ndarray:
         """For each text the first text with its normalised form, (n,) u32."""
-        return first_equal(self.forms)
+        first = first_equal(self.forms)
+        forget_pages(self.forms)
+        return first
 
 
 def open_texts(folder: Path) -> Texts:
@@ -172,6 +177,16 @@ def mapped(path: Path, kind: np.dtype | type) -> np.ndarray:
         return np.memmap(path, kind, "r").view(np.ndarray)
     except OSError:
         return np.fromfile(path, kind)
+
+
+def forget_pages(*arrays: np.ndarray) -> None:
+    """Let the system take back the pages of arrays that are mapped from files."""
+    for array in arrays:
+        whole: Any = array
+        while whole is not None and not hasattr(whole, "_mmap"):
+            whole = getattr(whole, "base", None)
+        if whole is not None and whole._mmap is not None:
+            whole._mmap.madvise(mmap.MADV_DONTNEED)
 
 
 class TextWriter:
@@ -241,8 +256,11 @@ def first_equal(hashes: np.ndarray) -> np.ndarray:
     """Return for each of (n, 2) u64 hashes the place of the first equal one, (n,) u32; HASHES_AT_A_TIME are sorted at once."""
     first = np.arange(len(hashes), dtype=np.uint32)
     bits = (len(hashes) // HASHES_AT_A_TIME).bit_length()
+    top = np.empty(len(hashes) if bits else 0, np.uint16)  # the first `bits` bits of each
+    for start in range(0, len(top), HASHES_AT_A_TIME):
+        top[start : start + HASHES_AT_A_TIME] = hashes[start : start + HASHES_AT_A_TIME, 0] >> np.uint64(64 - bits)
     for part in range(1 << bits):
-        at = np.flatnonzero(hashes[:, 0] >> np.uint64(64 - bits) == part) if bits else first
+        at = np.flatnonzero(top == part).astype(np.uint32) if bits else first
         some = np.array(hashes[at]) if bits else hashes
         order = np.argsort(some[:, 0], kind="stable")
         high, low = some[order, 0], some[order, 1]
