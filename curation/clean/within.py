@@ -34,7 +34,7 @@ class Links(NamedTuple):
     """Which texts of a source match. Nodes number the texts that the stage `near` compared."""
 
     texts: Texts
-    node: np.ndarray  # (texts,) i64: of the number of a text; -1 for one that was not compared
+    node: np.ndarray  # (texts,) i32: of the number of a text; -1 for one that was not compared
     compared: np.ndarray  # (nodes,) u32: the numbers of the texts
     found: Near  # pairs of nodes that remain
     family: np.ndarray  # (nodes,) u32: nodes linked at the threshold, directly or not, have one family
@@ -51,8 +51,8 @@ def links_of(job: Job, texts: Texts, remaining: np.ndarray) -> Links:
 
 def link(texts: Texts, compared: np.ndarray, found: Near, remaining: np.ndarray, threshold: float) -> Links:
     """Return which of the `remaining` texts match; `found` numbers all texts that were `compared`."""
-    node = np.full(len(texts), -1, np.int64)
-    node[compared] = np.arange(len(compared))
+    node = np.full(len(texts), -1, np.int32)
+    node[compared] = np.arange(len(compared), dtype=np.int32)
     alive = np.zeros(len(compared), bool)
     alive[found.form[node[remaining]]] = True
     kept = alive[found.left] & alive[found.right]

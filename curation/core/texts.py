@@ -27,6 +27,7 @@ from curation.core.text import normalised
 COMPOSED, HAS_WORDS, LENGTHY = 1, 2, 4  # marks: in NFC; with a word or sign; of at least SHORTEST characters
 SHORTEST = 12  # characters; shorter texts do not count as shared by two sources
 READ_AT_A_TIME, READ_BYTES = 1 << 14, 1 << 26  # texts read at a time, and their bytes unless a single one has more
+MANY = 1 << 17  # texts from all over a file of hashes, each of which brings a page
 GAP = 1 << 12  # bytes between two texts that are still read at once
 HASHES_AT_A_TIME = 1 << 22  # hashes sorted at a time
 DATA, STARTS, RAW, FORMS, MARKS = FILES = ("texts.utf8", "texts.starts", "texts.raw", "texts.forms", "texts.marks")
@@ -107,6 +108,8 @@ class Texts:
     def keys(self, numbers: np.ndarray) -> np.ndarray:
         """Return the identities of texts, (n, 2) u64: xxh3-128 of their NFC."""
         keys = np.array(self.raw[numbers])
+        if len(numbers) > MANY:
+            forget_pages(self.raw)
         odd = np.flatnonzero(self.marks[numbers] & COMPOSED == 0)
         if len(odd):
             keys[odd] = digests(composed(self.at(numbers[odd])))
