@@ -37,7 +37,7 @@ from curation.core.tables import (
     write_frames,
     write_parquet,
 )
-from curation.core.texts import LENGTHY, open_texts
+from curation.core.texts import LENGTHY, forget_pages, open_texts
 from curation.engine.local import Here, release_memory
 from curation.recipe.job import Done, Job
 from curation.recipe.source import Source
@@ -214,7 +214,11 @@ def clean(job: Job, folder: Path, progress: Progress) -> Receipt:
     # each text once, sorted: the stage `overlaps` counts what two sources share
     numbers = source_texts(folder, corpus)
     shared = texts.forms[numbers[texts.marks[numbers] & LENGTHY > 0], 1]
-    write_parquet(folder / "forms.parquet", pl.DataFrame({"form": np.unique(shared)}))
+    forget_pages(texts.forms)
+    del numbers
+    shared.sort()  # np.unique would copy it twice
+    first = np.append(True, shared[1:] != shared[:-1])[: len(shared)]
+    write_parquet(folder / "forms.parquet", pl.DataFrame({"form": shared[first]}))
     counts: dict[str, Any] = {
         "dropped": shaped["dropped"] | reason_counts(pl.concat(drops)),
         "texts_out": shaped["texts_out"] | {name: count for name, count in out.items() if count},
