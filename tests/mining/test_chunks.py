@@ -49,7 +49,10 @@ def tokens(text: str) -> int:
 )
 @settings(max_examples=150, deadline=None)
 def test_chunks_cover_a_text_in_order_and_are_short(words: list[str], most: int, overlap: int) -> None:
-    each = ["/".join(f"{n}p{k}" for k in range(30)) if word == "a long run" else f"{n}{word}{n}" for n, word in enumerate(words)]
+    each = [
+        "/".join(f"{30 * n + k:04}" for k in range(30)) if word == "a long run" else f"{n}{word}{n}"
+        for n, word in enumerate(words)
+    ]
     text = "\n".join(each)  # no piece of it occurs twice
     (found,) = (
         chunked(pl.DataFrame({"id": ["d"], "text": [text]}), Chunk(tokens=most, overlap=overlap))
