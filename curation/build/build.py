@@ -114,7 +114,9 @@ def build(
     refused = refuse_outside(manifest, path) if confined else {}
     manifest, changed = apply_lock(manifest, path, refused)
     base, folder = (path.parent, folder) if ray is None else (path.parent.absolute(), folder.absolute())  # nodes work elsewhere
+    threads = min(MOST_THREADS, workers or processors())  # where this process works on one source at a time
     jobs = [job_of(manifest, source, base, folder, limit) for source in manifest.sources if source.name not in changed]
+    jobs = [job._replace(threads=threads) for job in jobs]
     changed = {name: error for name, error in changed.items() if name in chosen}
     with locked(folder, "curate build"), open_workers(folder, ray=ray) as nodes:
         outcome = _build(path, manifest, folder, chosen, jobs, workers, nodes, progress, excluded, changed)
@@ -137,11 +139,10 @@ def _build(
     started = time.time()
     done: dict[str, dict[str, Done]] = {}  # stage -> source -> what it did
     failed: dict[str, UserError] = {}
-    threads = min(MOST_THREADS, workers or processors())  # of this process, where it works on one source at a time
 
     def run(stage: Stage[Job], some: list[Job], label: str = "", processes: int | None = workers) -> list[Job]:
         """Run a stage for some sources; return those that did not fail."""
-        done[stage.name], more = _run_each(stage, some, processes, threads, nodes, progress, label or stage.name)
+        done[stage.name], more = _run_each(stage, some, processes, nodes, progress, label or stage.name)
         failed.update(more)
         return [job for job in some if job.source.name in done[stage.name]]
 
@@ -175,7 +176,7 @@ def _build(
     # 4. across
     if across and ready:
         for stage in (stages.ACROSS, stages.DROPS):
-            done[stage.name] = {"": stages.run(stage, [job._replace(threads=threads) for job in ready], progress)}
+            done[stage.name] = {"": stages.run(stage, ready, progress)}
 
     # 5. curate
     run(stages.CURATE, [job for job in ready if job.source.name in chosen])
@@ -282,7 +283,7 @@ def job_of(manifest: Manifest, source: Source, base: Path, folder: Path, limit: 
 
 
 def _run_each(
-    stage: Stage[Job], jobs: list[Job], workers: int | None, threads: int, nodes: Workers, progress: Progress, label: str
+    stage: Stage[Job], jobs: list[Job], workers: int | None, nodes: Workers, progress: Progress, label: str
 ) -> tuple[dict[str, Done], dict[str, UserError]]:
     """Run a stage for each source: in this process, in several, or on a cluster. The result does not depend on where.
 
@@ -313,26 +314,20 @@ def _run_each(
             note(job, partial(_guarded, job, stages.run, stage, job, progress, digests[name]))
         else:
             waiting.append((job, digests[name]))
-    for job, result in _results(stage, waiting, workers, threads, nodes, progress, label):
+    for job, result in _results(stage, waiting, workers, nodes, progress, label):
         note(job, result)
     order = [job.source.name for job in jobs]
     return {name: done[name] for name in order if name in done}, {name: failed[name] for name in order if name in failed}
 
 
 def _results(
-    stage: Stage[Job],
-    items: list[tuple[Job, str]],
-    workers: int | None,
-    threads: int,
-    nodes: Workers,
-    progress: Progress,
-    label: str,
+    stage: Stage[Job], items: list[tuple[Job, str]], workers: int | None, nodes: Workers, progress: Progress, label: str
 ) -> Iterator[tuple[Job, Callable[[], Done]]]:
     """Yield each source with a function that returns what the stage did for it, or raises its error."""
     count = min(len(items), workers or _workers_that_pay([job for job, _ in items]))
     if not items or (count == 1 and isinstance(nodes, Here)):
         for job, digest in items:
-            yield job, partial(_guarded, job, stages.run, stage, job._replace(threads=threads), progress, digest)
+            yield job, partial(_guarded, job, stages.run, stage, job, progress, digest)
         return
     several = open_workers(items[0][0].build, count) if isinstance(nodes, Here) else nullcontext(nodes)
     with several as some, progress(label, len(items), "sources") as advance:
@@ -344,7 +339,7 @@ def _results(
 def _run_there(stage: Stage[Job], item: tuple[Job, str]) -> Done:
     """Run a stage in a worker process, where nothing reports progress."""
     job, digest = item
-    return _guarded(job, stages.run, stage, job, silent, digest)
+    return _guarded(job, stages.run, stage, job._replace(threads=1), silent, digest)
 
 
 def _workers_that_pay(jobs: list[Job]) -> int:

@@ -22,7 +22,7 @@ from curation.core.tables import write_parquet
 from curation.core.texts import Facts, TextWriter, open_texts
 from curation.engine.local import Here
 from curation.read import remote
-from curation.read.rows import Lost, compact, concat_batches
+from curation.read.rows import Lost, Rows, compact, concat_batches
 from curation.read.sources import fail_if_changed, file_states, files_outside, input_digests, read_parts, table_rows
 from curation.recipe.job import Inputs, Job
 from curation.recipe.source import ABOUT, Questions, Source, Table, TextTable, shape_of
@@ -40,7 +40,7 @@ from curation.shape.columns import (
     row_ids,
 )
 from curation.shape.numbered import LISTS, NUMBERED, numbers_of
-from curation.shape.parts import PORTION, Filtered, NeedsAllRows, Part, aligned, filtered, goes_in_parts, write_tuples
+from curation.shape.parts import PORTION, Filtered, NeedsAllRows, aligned, filtered, goes_in_parts, write_tuples
 from curation.shape.questions import ask
 from curation.shape.shapes import (
     TOGETHER,
@@ -143,9 +143,9 @@ def _filtered(
         place = Path(name)
         limit = None if shape_of(source) == "qrels" else source.limit  # of queries, when they are known
         parts = read_parts(source, job.seed, limit, job.base, size or inf, advance, place)
-        parts = _readable(source, parts) if size is None else aligned(source, parts)
+        parts = _not_empty(source, parts) if size is None else aligned(source, parts)
         if shape_of(source) == "qrels":
-            yield from _of_qrels(job, list(parts), table_rows, place)
+            yield from _tuples_of_qrels(job, list(parts), table_rows, place)
             return
         if not goes_in_parts(source):
             yield from _with_corpus(job, folder, list(parts), table_rows, progress)
@@ -160,27 +160,27 @@ def _filtered(
         yield from work(job._replace(source=source), parts, size, place)
 
 
-def _tuples_of_each(job: Job, parts: Iterator[Part], size: int | None, place: Path) -> Iterator[Filtered]:
+def _tuples_of_each(job: Job, parts: Iterator[Rows], size: int | None, place: Path) -> Iterator[Filtered]:
     """Yield the filtered tuples of rows that make tuples by themselves."""
     source = job.source
 
-    def work(read: Part) -> Iterable[Filtered]:
+    def work(read: Rows) -> Iterable[Filtered]:
         rows, lost = read
         with _faults_of(size):
             made = to_tuples(source, rows, job.seed)
             ids = row_ids(source, rows).hash() if source.fields.id is not None else None
         count = len(rows) + len(lost)
-        return _portions(job, made, count, lost) if size is None else [filtered(source, job.filters, made, count, lost, ids)]
+        return _in_portions(job, made, count, lost) if size is None else [filtered(source, job.filters, made, count, lost, ids)]
 
     for _, result in Here().run(work, parts, job.threads):
         yield from result()
 
 
-def _tuples_of_all(job: Job, parts: Iterator[Part], size: int | None, place: Path) -> Iterator[Filtered]:
+def _tuples_of_all(job: Job, parts: Iterator[Rows], size: int | None, place: Path) -> Iterator[Filtered]:
     """Yield the filtered tuples of rows that make tuples together; their texts go to a file in `place`."""
     source = job.source
 
-    def work(read: Part) -> tuple[pl.DataFrame, pl.Series, Facts, str, list[Lost]]:
+    def work(read: Rows) -> tuple[pl.DataFrame, pl.Series, Facts, str, list[Lost]]:
         rows, lost = read
         with _faults_of(size):
             return *by_numbers(source, rows), instruction_of(source, rows[str(source.fields.query)]), lost
@@ -203,14 +203,14 @@ def _tuples_of_all(job: Job, parts: Iterator[Part], size: int | None, place: Pat
     made = joined(source, frame, texts)._replace(instruction=instructions.pop())
     count = len(frame) + len(every_lost)
     del frames, frame, first, result  # only the tuples are needed from here on
-    yield from _portions(job, made, count, every_lost)
+    yield from _in_portions(job, made, count, every_lost)
 
 
-def _readable(source: Source, parts: Iterator[Part]) -> Iterator[Part]:
+def _not_empty(source: Source, parts: Iterator[Rows]) -> Iterator[Rows]:
     """Yield parts of which each must have a row that could be read."""
     for rows, lost in parts:
         check_readable(source, rows, lost)
-        yield rows, lost
+        yield Rows(rows, lost)
 
 
 @contextmanager
@@ -224,7 +224,7 @@ def _faults_of(size: int | None) -> Iterator[None]:
         raise NeedsAllRows from None
 
 
-def _portions(job: Job, made: Tuples, rows: int, lost: list[Lost]) -> Iterator[Filtered]:
+def _in_portions(job: Job, made: Tuples, rows: int, lost: list[Lost]) -> Iterator[Filtered]:
     """Yield the tuples that all rows of a source make, some at a time; what became of the rows comes with the first."""
     tuples, total = made.tuples, 0  # bytes of texts
     for texts in (tuples["query"], *(tuples[name].explode(empty_as_null=False).drop_nulls() for name in LISTS)):
@@ -240,7 +240,7 @@ def _portions(job: Job, made: Tuples, rows: int, lost: list[Lost]) -> Iterator[F
         made = made._replace(dropped=made.dropped.clear(), texts_out=None, poor=None, scores=None, answers=None)
 
 
-def _with_corpus(job: Job, folder: Path, parts: list[Part], table_rows: dict[str, int], progress: Progress) -> Iterator[Filtered]:
+def _with_corpus(job: Job, folder: Path, parts: list[Rows], table_rows: dict[str, int], progress: Progress) -> Iterator[Filtered]:
     """Yield the filtered passages and tuples of pairs with a corpus, and of documents; all rows are held."""
     source, (rows, lost) = job.source, parts.pop()  # there is one
     made = ask(source, rows, progress) if shape_of(source) == "documents" else to_tuples(source, rows, job.seed)
@@ -257,10 +257,10 @@ def _with_corpus(job: Job, folder: Path, parts: list[Part], table_rows: dict[str
                 write_parquet(folder / name, table)
     count = len(rows) + len(lost)
     del rows  # only the tuples are needed from here on
-    yield from _portions(job, made._replace(corpus=made.corpus.clear()), count, lost)
+    yield from _in_portions(job, made._replace(corpus=made.corpus.clear()), count, lost)
 
 
-def _of_qrels(job: Job, parts: list[Part], table_rows: dict[str, int], place: Path) -> Iterator[Filtered]:
+def _tuples_of_qrels(job: Job, parts: list[Rows], table_rows: dict[str, int], place: Path) -> Iterator[Filtered]:
     """Yield the filtered passages and tuples of qrels; the texts of queries and judged passages go to a file in `place`."""
     source, (rows, lost) = job.source, parts.pop()  # there is one
     assert isinstance(source.queries, TextTable)
@@ -285,7 +285,7 @@ def _of_qrels(job: Job, parts: list[Part], table_rows: dict[str, int], place: Pa
     made = made._replace(texts=texts, instruction=instruction_of(source, asked[source.queries.fields.text]))
     count = len(rows) + len(lost)
     del rows, asked, passages, queries, first  # only the tuples are needed from here on
-    yield from _portions(job, made, count, lost)
+    yield from _in_portions(job, made, count, lost)
 
 
 def _passages(

@@ -37,7 +37,7 @@ from curation.core.tables import (
     write_frames,
     write_parquet,
 )
-from curation.core.texts import LENGTHY, forget_pages, open_texts
+from curation.core.texts import LENGTHY, forget_pages, open_texts, sorted_distinct
 from curation.engine.local import Here, release_memory
 from curation.recipe.job import Done, Job
 from curation.recipe.source import Source
@@ -216,9 +216,7 @@ def clean(job: Job, folder: Path, progress: Progress) -> Receipt:
     shared = texts.forms[numbers[texts.marks[numbers] & LENGTHY > 0], 1]
     forget_pages(texts.forms)
     del numbers
-    shared.sort()  # np.unique would copy it twice
-    first = np.append(True, shared[1:] != shared[:-1])[: len(shared)]
-    write_parquet(folder / "forms.parquet", pl.DataFrame({"form": shared[first]}))
+    write_parquet(folder / "forms.parquet", pl.DataFrame({"form": sorted_distinct(shared)}))
     counts: dict[str, Any] = {
         "dropped": shaped["dropped"] | reason_counts(pl.concat(drops)),
         "texts_out": shaped["texts_out"] | {name: count for name, count in out.items() if count},
@@ -311,7 +309,7 @@ def curate(job: Job, folder: Path, progress: Progress) -> Receipt:
         dropped = read_parquet(across) if across else no_drops()
         gone = dropped["id"].implode()
         stays = np.concatenate([(~frame["id"].is_in(gone)).to_numpy() for frame in read_frames(stage, "tuples", ["id"])])
-        frames = partial(_some, stage, stays)  # `stays` changes below
+        frames = partial(_chosen, stage, stays)  # `stays` changes below
         remaining = first_occurrences(np.concatenate([*role_texts(frames(["query", *LISTS])), corpus]))
         links = links_of(job, texts, remaining)
         tuples = pl.concat(frames(["query", "positives", *(["label"] if by_label else [])]))
@@ -319,7 +317,7 @@ def curate(job: Job, folder: Path, progress: Progress) -> Receipt:
         def ids_at(places: np.ndarray) -> pl.Series:
             wanted, distinct = np.zeros(len(stays), bool), np.unique(places)
             wanted[np.flatnonzero(stays)[distinct]] = True
-            return pl.concat(_some(stage, wanted, ["id"]))["id"].gather(np.searchsorted(distinct, places))
+            return pl.concat(_chosen(stage, wanted, ["id"]))["id"].gather(np.searchsorted(distinct, places))
 
         left, within = drop_queries(tuples, ids_at, links, job.dedup, source.name, by_label)
         del tuples
@@ -368,7 +366,7 @@ def curate(job: Job, folder: Path, progress: Progress) -> Receipt:
     return {**constants, **{name: cleaned[name] for name in CARRIED if name in cleaned}, **counts}
 
 
-def _some(stage: Path, chosen: np.ndarray, columns: list[str] | None = None) -> Iterator[pl.DataFrame]:
+def _chosen(stage: Path, chosen: np.ndarray, columns: list[str] | None = None) -> Iterator[pl.DataFrame]:
     """Yield the `chosen` (n,) bool tuples of a stage, row group by row group."""
     start = 0
     for frame in read_frames(stage, "tuples", columns):

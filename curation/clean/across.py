@@ -127,10 +127,10 @@ def choose_drops(jobs: list[Job], folder: Path) -> Receipt:
             assert job.dedup
             stay = tuples.filter(~pl.col("id").is_in(drops["id"].implode()))
             own_links = links_of(job, texts, first_occurrences(np.concatenate([*role_texts([stay]), corpus_texts(stage)])))
-            kept_there, near_drops = drop_queries(stay, stay["id"].gather, own_links, job.dedup, job.source.name, by_label=False)
+            stays, near_drops = drop_queries(stay, stay["id"].gather, own_links, job.dedup, job.source.name, by_label=False)
             try:
                 refuse_loss(pl.concat([drops, near_drops]), len(tuples), job.dedup, job.source.name)
-                tuples = stay.filter(kept_there)
+                tuples = stay.filter(stays)
             except SourceError:
                 tuples = tuples.head(0)
             queries, positives = _nodes(tuples, own)

@@ -23,7 +23,7 @@ from curation.clean.siblings import capitalised_words, siblings
 from curation.clean.signatures import COMPARED_AT_A_TIME, Sketches, jaccard, prepare, repeated, sketch
 from curation.core.jit import Buffers
 from curation.core.text import connected, normalised
-from curation.core.texts import forget_pages
+from curation.core.texts import forget_pages, sorted_distinct
 from curation.engine.local import Here
 
 RECALL = 0.99  # share of pairs exactly at the lowest score that become candidates
@@ -221,7 +221,7 @@ def matching_pairs(
     shares = [corpus.folder / f"waiting-{share}" for share in range(len(corpus.forms) // SHARE + 1)]
     most = dict.fromkeys(shares, CROWDED)
     for pairs in _all_candidates(corpus, able, owners):
-        pairs = _distinct(pairs)
+        pairs = sorted_distinct(pairs)
         left, right = (corpus.entries[half.astype(np.int64)] for half in (pairs >> HALF, pairs & LOW))
         allowed = (left >= 0) | (right >= 0)  # two long texts are compared by words alone
         pairs, left, right = pairs[allowed], left[allowed], right[allowed]
@@ -230,7 +230,7 @@ def matching_pairs(
             with path.open("ab") as waiting:
                 waiting.write((pairs if share is None else pairs[share == at]).data)
             if path.stat().st_size > most[path] * 8:
-                whole = _distinct(np.fromfile(path, np.uint64))
+                whole = sorted_distinct(np.fromfile(path, np.uint64))
                 whole.tofile(path)
                 most[path] = max(CROWDED, 2 * len(whole))
         forget(corpus)
@@ -292,14 +292,9 @@ def _candidates(placed: np.ndarray, owners: np.ndarray | None) -> Iterator[np.nd
             yield np.concatenate(found)
 
 
-def _distinct(pairs: np.ndarray) -> np.ndarray:
-    pairs.sort()  # np.unique takes fifteen times as long
-    return np.asarray(pairs[np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)]])
-
-
 def _verified(corpus: SketchedTexts, path: Path, lowest: float, threads: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (left, right, score) of the candidates in a file that match, in order; delete the file."""
-    pairs = _distinct(np.fromfile(path, np.uint64)) if path.exists() else np.zeros(0, np.uint64)
+    pairs = sorted_distinct(np.fromfile(path, np.uint64)) if path.exists() else np.zeros(0, np.uint64)
     path.unlink(missing_ok=True)
     good, scores = [np.zeros(0, np.uint64)], [np.zeros(0)]
     step = min(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import signal
 import sys
 from contextlib import suppress
@@ -90,37 +89,11 @@ def output(text: str) -> None:
 
 
 def wrapped(line: str, width: int) -> list[str]:
-    """Return a line as lines of at most `width` columns of a terminal, on which Chinese characters take two and accents none.
+    """Return a line as lines of at most `width` columns of a terminal, on which Chinese characters take two and accents none."""
+    from rich.console import Console
+    from rich.text import Text
 
-    Lines end between words and beside wide characters, or within a word that is longer than a line, as those of Thai text are.
-    """
-    from rich.cells import cell_len
-
-    units: list[str] = []  # what stays together: spaces, narrow letters, or one wide character, with the marks on each
-    for word in re.findall(r"\s+|\S+", line.expandtabs()):
-        begun = False
-        for character in [word] if word.isascii() else word:
-            size = cell_len(character)
-            if begun and (size == 0 or (size == 1 and cell_len(units[-1][:1]) == 1)):
-                units[-1] += character
-            else:
-                units.append(character)
-            begun = True
-    lines, at = [""], 0  # at: columns of the last line
-    for unit in units:
-        size = cell_len(unit)
-        if at + size > width and at:
-            lines, at = [*lines, ""], 0
-            if unit.isspace():
-                continue
-        if size > width:
-            for character in unit:
-                if at + cell_len(character) > width:
-                    lines, at = [*lines, ""], 0
-                lines[-1], at = lines[-1] + character, at + cell_len(character)
-        elif not (unit.isspace() and len(lines) > 1 and not at):
-            lines[-1], at = lines[-1] + unit, at + size
-    return lines
+    return [one.plain for one in Text(line.expandtabs()).wrap(Console(width=width), width)]
 
 
 def shortened(line: str, width: int) -> str:

@@ -347,11 +347,12 @@ def _map_column(where: str, values: pl.Series, frame: pl.DataFrame, table: Table
         values = _change_inside(
             values, depth, lambda texts: texts.cast(pl.List(pl.String)).list.join(separator, ignore_nulls=True)
         )
-    if depth > 1 and not isinstance(table, EvalSet):
-        hint = f"`join: {{{name}: ' '}}` makes one text of each inner list"
-        raise SourceError(where, f"column '{name}' holds lists of lists, not texts", hint)
+    nested = depth > 1 and not isinstance(table, EvalSet)
     for _ in range(1, depth):
         values = values.list.eval(pl.element().explode(empty_as_null=False))
+    if nested and len(values.explode(empty_as_null=False).drop_nulls()):  # empty lists have a type, but no text
+        hint = f"`join: {{{name}: ' '}}` makes one text of each inner list"
+        raise SourceError(where, f"column '{name}' holds lists of lists, not texts", hint)
     return values
 
 

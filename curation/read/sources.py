@@ -55,9 +55,7 @@ def table_rows(table: Table, base: Path) -> Iterator[Rows]:
     return _read(table, base, first)
 
 
-def take(
-    source: Source, seed: int, limit: int | None, base: Path, advance: Callable[[int], None]
-) -> tuple[pl.DataFrame, list[Lost]]:
+def take(source: Source, seed: int, limit: int | None, base: Path, advance: Callable[[int], None]) -> Rows:
     """Return all that `read_parts` returns, as one part.
 
     Raises:
@@ -75,7 +73,7 @@ def read_parts(
     size: float,
     advance: Callable[[int], None],
     spare: Path | None = None,
-) -> Iterator[tuple[pl.DataFrame, list[Lost]]]:
+) -> Iterator[Rows]:
     """Return a source's rows in row order (columns as in the files, and `ROW`) and the lost rows, in parts.
 
     With a limit, rows are visited until there are enough: in file order for `sample: first`, else in the order of
@@ -104,10 +102,10 @@ def read_parts(
         held.append(rows.frame)
         lost += rows.lost
         if sum(frame.estimated_size() for frame in held) >= size:
-            yield concat_batches(held, _called(source)), lost
+            yield Rows(concat_batches(held, _called(source)), lost)
             held, lost = [], []
     if held:
-        yield concat_batches(held, _called(source)), lost
+        yield Rows(concat_batches(held, _called(source)), lost)
 
 
 def _first(source: Source, limit: int | None, base: Path, advance: Callable[[int], None]) -> Iterator[Rows]:

@@ -20,18 +20,16 @@ import polars as pl
 from curation.core.errors import SourceError, listed
 from curation.core.tables import lists
 from curation.core.texts import Facts, Texts, TextWriter, digests, open_texts
-from curation.read.rows import Lost
+from curation.read.rows import Lost, Rows
 from curation.recipe.source import Questions, Source, TextTable
 from curation.shape.columns import column, ids_and_texts, place_of, unpacked
 from curation.shape.numbered import placed
 from curation.shape.shapes import negative_columns
 
-Part = tuple[pl.DataFrame, list[Lost]]
-
 
 def texts_for_ids(
-    source: Source, parts: Iterable[Part], read: Callable[[str, TextTable], Iterable[pl.DataFrame]], place: Path, size: float
-) -> tuple[Source, Iterator[Part]]:
+    source: Source, parts: Iterable[Rows], read: Callable[[str, TextTable], Iterable[pl.DataFrame]], place: Path, size: float
+) -> tuple[Source, Iterator[Rows]]:
     """Return a source and its rows with columns of texts in place of those that hold ids.
 
     In memory are the ids that rows name, each once; rows and texts are in files.
@@ -119,7 +117,7 @@ def _texts_of(
 
 def _with_texts(
     files: list[tuple[Path, list[Lost]]], known: dict[str, tuple[pl.DataFrame, Texts]], size: float
-) -> Iterator[Part]:
+) -> Iterator[Rows]:
     """Yield rows with texts in place of ids, in parts of at most `size` bytes of texts, or a row more."""
     for path, lost in files:
         rows = pl.read_ipc(path)
@@ -147,5 +145,5 @@ def _with_texts(
                 if several:
                     spelled = lists(spelled, numbers_here.list.len().to_numpy().astype(np.int64), None)
                 part = part.with_columns(spelled.alias(name))
-            yield part, lost
+            yield Rows(part, lost)
             lost = []

@@ -19,7 +19,7 @@ from curation.recipe.source import Source
 from curation.shape.columns import Tuples, first_reason, place_of, split_dropped
 from curation.shape.numbered import NUMBERED
 
-HEAD = 32  # characters by which most forms are sorted
+BEGINNING = 32  # characters by which most forms are sorted
 NUMBER = re.compile(r"-?(0|[1-9]\d{0,40})(\.\d{1,40})?([eE][+-]?\d{1,3})?")  # without leading zeros: codes have these
 
 
@@ -110,7 +110,7 @@ def pair_up(tuples: pl.DataFrame, texts: Texts, seed: int, source: str) -> tuple
     # forms by their place in alphabetical order, of which memory holds the beginnings, and whole those that begin alike
     form = texts.form_number[tuples["query"].to_numpy()]
     each = np.unique(form)
-    heads = [compact(forms(some).str.slice(0, HEAD).to_frame("head")) for some in texts.batches(each)]
+    heads = [compact(forms(some).str.slice(0, BEGINNING).to_frame("head")) for some in texts.batches(each)]
     begun = pl.concat([pl.DataFrame(schema={"head": pl.String}), *heads]).with_columns(whole=pl.lit(None, pl.String))
     alike = begun["head"].is_duplicated().arg_true()
     begun = begun.with_columns(begun["whole"].scatter(alike, forms(texts.at(each[alike.to_numpy()]))))

@@ -40,7 +40,7 @@ def placed(values: np.ndarray | pl.Series, like: pl.Series) -> pl.Series:
     return pl.Series(like.name, values).gather(pl.select(at).to_series())
 
 
-def alone(tuples: pl.DataFrame, texts: Texts) -> tuple[pl.DataFrame, Texts]:
+def with_own_texts(tuples: pl.DataFrame, texts: Texts) -> tuple[pl.DataFrame, Texts]:
     """Return NUMBERED tuples with the numbers of their own texts, and these texts, in memory."""
     used = first_occurrences(np.concatenate(role_texts([tuples])))
     place = np.empty(len(texts), np.uint32)

@@ -27,20 +27,19 @@ from curation.core.tables import read_frames, table_files, write_frames, write_p
 from curation.core.texts import Facts, TextWriter, open_texts
 from curation.engine.local import Here
 from curation.read.mapping import add_missing_columns, column_map
-from curation.read.rows import Lost, compact
+from curation.read.rows import Lost, Rows, compact
 from curation.recipe.job import Job
 from curation.recipe.source import Filters, Source, shape_of
 from curation.shape import filters
 from curation.shape.columns import Tuples, check_rows, place_of, reason_counts, unpacked, unread_rows
 from curation.shape.holdout import held_out
 from curation.shape.merge import Merged
-from curation.shape.numbered import LISTS, NUMBERED, alone, flat, numbered, renumbered, spelled
+from curation.shape.numbered import LISTS, NUMBERED, flat, numbered, renumbered, spelled, with_own_texts
 from curation.shape.scores import ANSWERS, united_answers, united_scores
 from curation.shape.shapes import TOGETHER
 
 PORTION = 1 << 24  # bytes of rows shaped at a time
 ROWS_TABLE = "rows"  # the table of tuples before equal queries are merged
-Part = tuple[pl.DataFrame, list[Lost]]
 
 
 class Filtered(NamedTuple):
@@ -84,7 +83,7 @@ def goes_in_parts(source: Source) -> bool:
     return shape_of(source) in ("pairs", "scored", "listed", *TOGETHER) and (source.by_id or not source.corpus)
 
 
-def aligned(source: Source, parts: Iterator[Part]) -> Iterator[Part]:
+def aligned(source: Source, parts: Iterator[Rows]) -> Iterator[Rows]:
     """Yield parts with all mapped columns, null if a part lacks one.
 
     Raises:
@@ -101,7 +100,7 @@ def aligned(source: Source, parts: Iterator[Part]) -> Iterator[Part]:
         if matching != found or any(kinds.setdefault(name, kind) != kind for name, kind in now.items()):
             raise NeedsAllRows
         there.update(rows.columns)
-        yield add_missing_columns(rows, wanted.names), lost
+        yield Rows(add_missing_columns(rows, wanted.names), lost)
     if not there.issuperset(wanted.names):
         raise NeedsAllRows
 
@@ -194,7 +193,7 @@ def filtered(
     if made.texts is None:
         numbers, extra, texts = numbered(made.tuples, made.corpus)
     else:
-        (numbers, texts), extra = alone(made.tuples, made.texts), np.zeros(0, np.uint32)
+        (numbers, texts), extra = with_own_texts(made.tuples, made.texts), np.zeros(0, np.uint32)
     left, poor, out = filters.apply(numbers, texts, wanted, source.name, source.task)
     used = np.zeros(len(texts), bool)
     used[extra] = True

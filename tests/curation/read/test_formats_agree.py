@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from curation.read import blocks
@@ -77,6 +77,13 @@ BUSY = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.d
 
 @settings(suppress_health_check=BUSY, max_examples=25, deadline=None)
 @given(sources())
+@example(
+    (
+        [{"q": "1", "p": None, "n": None, "t": None, "u": None}, {"q": "2", "p": [{"in": []}], "n": None, "t": None, "u": None}],
+        {"query": "q", "positive": "p.in", "negatives": ["n"]},
+        {},
+    )
+)
 def test_lists_and_records(tmp_path, source):
     check(tmp_path, *source, NESTED)
 

@@ -203,7 +203,7 @@ def test_credentials_get_nowhere(tmp_path):
         (tmp_path / "in/m.lock").unlink()
         errors += failures(path, tmp_path / "b").values()
         first = (tmp_path / "b/curated/signed/done.json").read_bytes()
-        path.write_text(path.read_text().replace("deadbeef", "feedface"))  # signed anew: nothing is built again
+        path.write_text(path.read_text().replace("deadbeef", "feedface"))  # signed again: nothing is built again
         assert build(path, tmp_path / "b").ran == set()
     assert (tmp_path / "b/curated/signed/done.json").read_bytes() == first
     found = [one for top in ("b", "cache") for one in (tmp_path / top).rglob("*") if one.is_file()]

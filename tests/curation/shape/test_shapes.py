@@ -338,7 +338,7 @@ def test_the_positives_of_a_clustering_do_not_depend_on_how_its_forms_are_sorted
     found = []
     for head in (1, 2, 32):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("curation.shape.labelled.HEAD", head)
+            patch.setattr("curation.shape.labelled.BEGINNING", head)
             try:
                 found.append(paired_up(tuples, 1)[0])
             except SourceError:
