@@ -12,8 +12,9 @@ from urllib.parse import quote
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]")
 # Characters that begin emphasis, code, links, HTML, entities, strike-out, formulas, mentions, table cells, bare links and emoji.
 MARKDOWN_SIGNS = re.compile(r"[\\`*\[\]<>&|~$@]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=\w):(?=\S)|(?<=[wW]{3})\.")
-# The beginning of a heading, a rule or a list item; the backslash goes behind the digits, or before the sign.
-BEGINNING = re.compile(r"^(\d{1,9})(?=[.)](?:\s|$))|^(?=#{1,6}(?:\s|$)|[+-](?:\s|$)|[-=]+$)")
+# The beginning of a heading, a rule or a list item; the backslash goes behind the digits, or before the sign. At the end
+# of a heading a word of # is dropped, if it is not escaped.
+BEGINNING_OR_END = re.compile(r"^(\d{1,9})(?=[.)](?:\s|$))|^(?=#{1,6}(?:\s|$)|[+-](?:\s|$)|[-=]+$)|(?<!\S)(?=#+\s*$)")
 
 
 class Markdown(str):
@@ -34,7 +35,7 @@ def as_markdown(text: object) -> Markdown:
     """Return a text escaped for Markdown, on one line, also for a table's cell; Markdown does not change."""
     if isinstance(text, Markdown):
         return text
-    return Markdown(BEGINNING.sub(r"\1\\", MARKDOWN_SIGNS.sub(r"\\\g<0>", _line(text))))
+    return Markdown(BEGINNING_OR_END.sub(r"\1\\", MARKDOWN_SIGNS.sub(r"\\\g<0>", _line(text))))
 
 
 def as_code(text: object) -> Markdown:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -79,6 +79,9 @@ def test_what_is_printed_holds_no_control_character_and_says_all(text):
 
 
 @given(HOSTILE)
+@example("1 #")
+@example("a b ###")
+@example("#######")
 def test_a_text_in_markdown_is_a_text(text):
     for markdown in (f"- name: {as_markdown(text)}", f"# {as_markdown(text)}", as_markdown(text), f"- {as_markdown(text)}"):
         kinds, addresses, said = inline(markdown)
