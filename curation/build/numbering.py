@@ -5,16 +5,20 @@ What is held in memory are numbers; texts are read as they are written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
 from curation.core.record import PAIRS, PASSAGES
-from curation.core.tables import ROWS_PER_GROUP
+from curation.core.tables import ROWS_PER_GROUP, shard_path, shard_ranges, write_parquet
 from curation.core.texts import HAS_WORDS, Texts
+from curation.engine.local import Here
 from curation.shape.numbered import LISTS, first_occurrences, flat, role_texts
+from curation.shape.scores import with_scores
 
 Frames = Callable[[], Iterator[pl.DataFrame]]  # NUMBERED, the same each time
 
@@ -60,6 +64,58 @@ def number(frames: Frames, texts: Texts, corpus: np.ndarray, task: str, families
     return Numbers(pid[texts.key_number], passages, groups)
 
 
+def write_tables(
+    folder: Path,
+    tuples: Callable[[int, int], Iterator[pl.DataFrame]],
+    stays: np.ndarray,
+    texts: Texts,
+    numbers: Numbers,
+    scores: pl.DataFrame | None,
+    constants: Mapping[str, str],
+    threads: int,
+) -> int:
+    """Write the tables `pairs` and `passages`; several threads write a shard each.
+
+    Args:
+        folder: where they are written.
+        tuples: returns NUMBERED, at least one frame: those tuples from one row to before another that stay.
+        stays: which tuples stay, (tuples,) bool.
+        texts: of the source.
+        numbers: what each text is in the tables.
+        scores: of a teacher, as `with_scores` takes them.
+        constants: for the metadata of the files.
+        threads: how many.
+
+    Returns:
+        how many negatives were removed as they are among their tuple's positives.
+    """
+    keys = None if scores is None else texts.key_series(numbers.passages)
+
+    def write_pairs(shard: int, first: int, end: int) -> int:
+        removed = 0
+
+        def pairs() -> Iterator[pl.DataFrame]:
+            nonlocal removed
+            for frame in tuples(first, end):
+                table, gone = pairs_of(texts, numbers, frame)
+                removed += gone
+                yield table if scores is None or keys is None else with_scores(table, keys, scores)
+
+        write_parquet(shard_path(folder, "pairs", shard), pairs(), constants)
+        return removed
+
+    def write_passages(shard: int, first: int, end: int) -> int:
+        starts = range(first, max(end, first + 1), ROWS_PER_GROUP)
+        passages = (passages_of(texts, numbers, start, min(end, start + ROWS_PER_GROUP)) for start in starts)
+        write_parquet(shard_path(folder, "passages", shard), passages, constants)
+        return 0
+
+    every = np.ones(len(numbers.passages), bool)
+    writes = [partial(write_passages, shard, *rows) for shard, rows in enumerate(shard_ranges(every))]
+    writes += [partial(write_pairs, shard, *rows) for shard, rows in enumerate(shard_ranges(stays))]
+    return sum(removed() for _, removed in Here().run(lambda write: write(), writes, threads))
+
+
 def pairs_of(texts: Texts, numbers: Numbers, frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
     """Return a frame of NUMBERED as PAIRS, and the number of negatives that were removed as they are among the positives.
 
@@ -83,8 +139,8 @@ def pairs_of(texts: Texts, numbers: Numbers, frame: pl.DataFrame) -> tuple[pl.Da
     return pairs.select(list(PAIRS)).cast(PAIRS), given - len(pids["negatives"])
 
 
-def passages_of(texts: Texts, numbers: Numbers, start: int) -> pl.DataFrame:
-    """Return at most ROWS_PER_GROUP PASSAGES from number `start` on, each text as it is first spelled."""
-    some = numbers.passages[start : start + ROWS_PER_GROUP]
+def passages_of(texts: Texts, numbers: Numbers, first: int, end: int) -> pl.DataFrame:
+    """Return the PASSAGES with numbers from `first` to before `end`, each text as it is first spelled."""
+    some = numbers.passages[first:end]
     table = pl.DataFrame([texts.at(some), texts.key_series(some), numbers.groups.gather(some)])
-    return table.with_row_index("pid", start).select(list(PASSAGES)).cast(PASSAGES)
+    return table.with_row_index("pid", first).select(list(PASSAGES)).cast(PASSAGES)

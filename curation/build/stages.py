@@ -17,7 +17,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 import polars as pl
 
-from curation.build.numbering import Frames, number, pairs_of, passages_of
+from curation.build.numbering import Frames, number, write_tables
 from curation.build.shape_stage import shape, shape_depends
 from curation.clean import decontaminate
 from curation.clean.shingles import SHINGLING
@@ -29,16 +29,18 @@ from curation.core.record import DROPPED, no_drops
 from curation.core.store import digest_of, file_digest, receipt_of, run_stage
 from curation.core.tables import (
     ROWS_PER_GROUP,
+    chosen_rows,
     link_table,
     read_frames,
     read_groups,
     read_parquet,
     replace_table,
+    table_size,
     write_frames,
     write_parquet,
 )
 from curation.core.texts import LENGTHY, forget_pages, open_texts, sorted_distinct
-from curation.engine.local import Here, release_memory
+from curation.engine.local import release_memory
 from curation.recipe.job import Done, Job
 from curation.recipe.source import Source
 from curation.shape import holdout
@@ -56,7 +58,7 @@ from curation.shape.numbered import (
     role_texts,
     source_texts,
 )
-from curation.shape.scores import ANSWERS, with_scores
+from curation.shape.scores import ANSWERS
 
 # what the receipts of later stages repeat of the first one's
 CARRIED = (  # `synthetic` where a model wrote the queries
@@ -301,23 +303,24 @@ def curate(job: Job, folder: Path, progress: Progress) -> Receipt:
     dropped, families = no_drops(), None
     pairing = source.task == "clustering" and cleaned["shape"] == "labelled"
     scores = job.build / "shaped" / source.name / "scores.parquet"
-    frames: Frames = partial(read_frames, stage, "tuples")
+    stays = np.ones(table_size(stage, "tuples"), bool)
+    staying = partial(chosen_rows, stage, "tuples", stays)  # `stays` changes below
+    frames: Frames = staying
     if job.dedup:
         from curation.clean.within import drop_queries, edges_of, links_of, refuse_loss  # loads the compiled loops
 
         across, by_label = _across(job), source.task == "clustering"
         dropped = read_parquet(across) if across else no_drops()
         gone = dropped["id"].implode()
-        stays = np.concatenate([(~frame["id"].is_in(gone)).to_numpy() for frame in read_frames(stage, "tuples", ["id"])])
-        frames = partial(_chosen, stage, stays)  # `stays` changes below
-        remaining = first_occurrences(np.concatenate([*role_texts(frames(["query", *LISTS])), corpus]))
+        stays[:] = np.concatenate([(~frame["id"].is_in(gone)).to_numpy() for frame in staying(["id"])])
+        remaining = first_occurrences(np.concatenate([*role_texts(staying(["query", *LISTS])), corpus]))
         links = links_of(job, texts, remaining)
-        tuples = pl.concat(frames(["query", "positives", *(["label"] if by_label else [])]))
+        tuples = pl.concat(staying(["query", "positives", *(["label"] if by_label else [])]))
 
         def ids_at(places: np.ndarray) -> pl.Series:
             wanted, distinct = np.zeros(len(stays), bool), np.unique(places)
             wanted[np.flatnonzero(stays)[distinct]] = True
-            return pl.concat(_chosen(stage, wanted, ["id"]))["id"].gather(np.searchsorted(distinct, places))
+            return pl.concat(chosen_rows(stage, "tuples", wanted, ["id"]))["id"].gather(np.searchsorted(distinct, places))
 
         left, within = drop_queries(tuples, ids_at, links, job.dedup, source.name, by_label)
         del tuples
@@ -330,48 +333,29 @@ def curate(job: Job, folder: Path, progress: Progress) -> Receipt:
     if pairing:
         tuples, alone = pair_up(pl.concat(frames()), texts, job.seed, source.name)
         dropped = pl.concat([_same_reason(dropped, alone), alone])
-        frames = tuples.iter_slices
+        frames, stays = tuples.iter_slices, np.ones(len(tuples), bool)
     numbers = number(frames, texts, corpus, source.task, families)
     constants = _constants(job, cleaned)
-    texts_out = Counter[str](cleaned["texts_out"])
 
-    def numbered_pairs() -> Iterator[pl.DataFrame]:
-        for _, result in Here().run(partial(pairs_of, texts, numbers), frames(), job.threads):
-            some, removed = result()
-            texts_out["negative_is_positive"] += removed
-            yield some
+    def tuples_between(first: int, end: int) -> Iterator[pl.DataFrame]:
+        if pairing:
+            return tuples.slice(first, end - first).iter_slices(ROWS_PER_GROUP)
+        some = np.zeros(len(stays), bool)
+        some[first:end] = stays[first:end]
+        return chosen_rows(stage, "tuples", some)
 
-    def write_pairs() -> int:
-        pairs = numbered_pairs()
-        if scores.exists():
-            keys, known = texts.key_series(numbers.passages), read_parquet(scores)
-            pairs = (with_scores(some, keys, known) for some in pairs)
-        return write_frames(folder, "pairs", pairs, constants)
-
-    def write_passages() -> int:
-        starts = range(0, max(1, len(numbers.passages)), ROWS_PER_GROUP)
-        passages = Here().run(partial(passages_of, texts, numbers), starts, job.threads)
-        return write_frames(folder, "passages", (result() for _, result in passages), constants)
-
-    # with several threads both at once, because each file is compressed by one thread
-    kept, _ = (result() for _, result in Here().run(lambda write: write(), [write_pairs, write_passages], job.threads))
+    known = read_parquet(scores) if scores.exists() else None
+    removed = write_tables(folder, tuples_between, stays, texts, numbers, known, constants, job.threads)
+    texts_out = Counter[str](cleaned["texts_out"]) + Counter(negative_is_positive=removed)
     if source.fields.answer is not None:
         _of_queries(job, folder, ANSWERS, constants)
     if (job.build / "shaped" / source.name / OWN_DOCUMENTS).exists():
         _of_queries(job, folder, OWN_DOCUMENTS, constants)
         write_parquet(folder / DOCUMENTS, read_parquet(job.build / "shaped" / source.name / DOCUMENTS), constants)
     write_parquet(folder / "dropped.parquet", _more_dropped(stage, dropped))
-    counts = {"kept": kept, "passages": len(numbers.passages), "dropped": cleaned["dropped"] | reason_counts(dropped)}
+    counts = {"kept": int(stays.sum()), "passages": len(numbers.passages), "dropped": cleaned["dropped"] | reason_counts(dropped)}
     counts["texts_out"] = {reason: count for reason, count in sorted(texts_out.items()) if count}
     return {**constants, **{name: cleaned[name] for name in CARRIED if name in cleaned}, **counts}
-
-
-def _chosen(stage: Path, chosen: np.ndarray, columns: list[str] | None = None) -> Iterator[pl.DataFrame]:
-    """Yield the `chosen` (n,) bool tuples of a stage, row group by row group."""
-    start = 0
-    for frame in read_frames(stage, "tuples", columns):
-        yield frame.filter(chosen[start : start + len(frame)])
-        start += len(frame)
 
 
 def _of_queries(job: Job, folder: Path, name: str, constants: dict[str, str]) -> None:

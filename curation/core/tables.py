@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -21,7 +22,7 @@ from curation.core.errors import BuildError
 from curation.core.store import atomic
 
 Compression = Literal["zstd", "lz4"]  # lz4 for tables that only the next stage reads
-ROWS_PER_SHARD = 1_000_000
+ROWS_PER_SHARD = 200_000
 ROWS_PER_GROUP = 20_000
 CHUNKS = {"min_chunk_size": 262_144, "max_chunk_size": 1_048_576, "norm_level": 0}  # as `datasets` writes them
 
@@ -48,7 +49,7 @@ def write_frames(
     group: pl.DataFrame | None = next(groups)
     for shard in itertools.count():
         assert group is not None
-        with atomic(folder / f"{name}-{shard:05d}.parquet") as file, _writer(file, group, constants, compression) as writer:
+        with atomic(shard_path(folder, name, shard)) as file, _writer(file, group, constants, compression) as writer:
             in_shard = 0
             while group is not None and in_shard < ROWS_PER_SHARD:
                 writer.write_table(_arrow(group, constants))
@@ -58,6 +59,17 @@ def write_frames(
         if group is None:
             break
     return rows
+
+
+def shard_path(folder: Path, name: str, shard: int) -> Path:
+    """Return the file of a shard of a table; shard i begins with row i * ROWS_PER_SHARD."""
+    return folder / f"{name}-{shard:05d}.parquet"
+
+
+def shard_ranges(stays: np.ndarray) -> list[tuple[int, int]]:
+    """Return (first, end) rows of a table for each shard of those rows that stay, (rows,) bool; at least one shard."""
+    firsts = [*np.flatnonzero(stays)[::ROWS_PER_SHARD].tolist(), len(stays)]
+    return list(pairwise(firsts)) or [(len(stays), len(stays))]
 
 
 def _groups(frames: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
@@ -188,6 +200,35 @@ def read_groups(path: Path, columns: list[str] | None = None, every: int = 1) ->
             frame = pl.from_arrow(file.read_row_group(group, columns=columns, use_threads=False))
             assert isinstance(frame, pl.DataFrame)
             yield frame.select(columns) if columns else frame
+
+
+def chosen_rows(folder: Path, name: str, chosen: np.ndarray, columns: list[str] | None = None) -> Iterator[pl.DataFrame]:
+    """Yield those rows of a table that are `chosen` (rows,) bool, row group by row group, at least one frame.
+
+    Row groups without such a row are not read.
+
+    Raises:
+        BuildError: the table does not exist.
+    """
+    start = 0
+    for path in table_files(folder, name):
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                some = chosen[start : start + file.metadata.row_group(group).num_rows]
+                start += len(some)
+                if some.any() or start == len(chosen):
+                    frame = pl.from_arrow(file.read_row_group(group, columns=columns, use_threads=False))
+                    assert isinstance(frame, pl.DataFrame)
+                    yield (frame.select(columns) if columns else frame).filter(some)
+
+
+def table_size(folder: Path, name: str) -> int:
+    """Return the number of rows of a table; only footers are read.
+
+    Raises:
+        BuildError: the table does not exist.
+    """
+    return sum(parquet_rows(path.open("rb")) for path in table_files(folder, name))
 
 
 def find_rows(folder: Path, name: str, column: str, values: pl.Series, columns: list[str]) -> Iterator[pl.DataFrame]:

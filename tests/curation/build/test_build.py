@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from curation.build.build import build
 from curation.clean import overlap_lookup
 from curation.cli import curate
+from curation.core import tables
 from curation.core import texts as texts_module
 from curation.core.builds import receipts
 from curation.core.errors import BuildError, ManifestError
@@ -116,7 +117,10 @@ def test_same_bytes_whatever_the_number_of_threads(tmp_path, monkeypatch):
         "decontaminate: {against: [{reader: jsonl, files: known.jsonl, name: known, fields: {query: query}}]}\n"
         "sources: [{name: faq, files: faq.jsonl, task: retrieval, license: mit, holdout: 9, fields: {query: q, positive: a}}]\n"
     )
+    monkeypatch.setattr(tables, "ROWS_PER_GROUP", 25)
+    monkeypatch.setattr(tables, "ROWS_PER_SHARD", 50)
     build(recipe, tmp_path / "whole", workers=1)
+    assert len(tables.table_files(tmp_path / "whole/curated/faq", "pairs")) > 3
     for module, name, size in ((texts_module, "READ_AT_A_TIME", 7), (overlap_lookup, "BLOCK_BYTES", 300), (holdout, "LINES", 11)):
         monkeypatch.setattr(module, name, size)
     for workers in (1, 3):

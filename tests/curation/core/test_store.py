@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from curation.core import store, tables
 from curation.core.builds import newest_build
@@ -69,6 +73,25 @@ def test_tables_come_back_and_bytes_repeat(tmp_path, monkeypatch):
     assert tables.read_table(tmp_path, "t").equals(table)
     tables.write_table(tmp_path, "t", table, {"source": "x"})
     assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == first
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40))
+def test_shards_written_apart_are_those_of_the_whole_table(stays):
+    table = pl.DataFrame({"a": range(len(stays)), "b": [[str(i)] for i in range(len(stays))]}, schema_overrides={"a": pl.UInt32})
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "ROWS_PER_GROUP", 3)
+        patch.setattr(tables, "ROWS_PER_SHARD", 6)
+        folder, mask = Path(name), np.array(stays)
+        tables.write_table(folder, "all", table)
+        assert tables.table_size(folder, "all") == len(table)
+        assert pl.concat(tables.chosen_rows(folder, "all", mask, ["a"])).equals(table.filter(mask).select("a"))
+        tables.write_table(folder, "whole", table.filter(mask))
+        for shard, (first, end) in enumerate(tables.shard_ranges(mask)):
+            within = np.zeros(len(mask), bool)
+            within[first:end] = mask[first:end]
+            tables.write_parquet(tables.shard_path(folder, "apart", shard), tables.chosen_rows(folder, "all", within))
+        whole, apart = ([path.read_bytes() for path in tables.table_files(folder, name)] for name in ("whole", "apart"))
+        assert apart == whole
 
 
 def test_a_missing_build_says_what_to_run(tmp_path):

@@ -268,7 +268,7 @@ def test_numbers_do_not_depend_on_the_frames(task):
             return by_number.iter_slices(size)
 
         numbers = number(frames, texts, extra, task)
-        made.append((pl.concat(pairs_of(texts, numbers, frame)[0] for frame in frames()), passages_of(texts, numbers, 0)))
+        made.append((pl.concat(pairs_of(texts, numbers, frame)[0] for frame in frames()), passages_of(texts, numbers, 0, 99)))
     pairs, passages = made[0]
     assert all(pairs.equals(other[0]) and passages.equals(other[1]) for other in made[1:])
     texts = passages["text"].to_list()
