@@ -58,6 +58,7 @@ from curation.report import page as report
 
 Returned = TypeVar("Returned")
 MOST_THREADS = 4  # that work on the parts of one source: each holds some 250 MB, and one thread reads for all
+TOO_LARGE = 1.5  # times the share that one process of several has of all input
 PROCESS_BYTES = 64 << 20  # of input that one more process is started for; to start takes it seconds of a core at each stage
 
 
@@ -323,13 +324,23 @@ def _run_each(
 def _results(
     stage: Stage[Job], items: list[tuple[Job, str]], workers: int | None, nodes: Workers, progress: Progress, label: str
 ) -> Iterator[tuple[Job, Callable[[], Done]]]:
-    """Yield each source with a function that returns what the stage did for it, or raises its error."""
+    """Yield each source with a function that returns what the stage did for it, or raises its error.
+
+    One that is much larger than a process's share is worked on here first, by several threads, as the others would wait for it.
+    """
     count = min(len(items), workers or _workers_that_pay([job for job, _ in items]))
-    if not items or (count == 1 and isinstance(nodes, Here)):
-        for job, digest in items:
-            yield job, partial(_guarded, job, stages.run, stage, job, progress, digest)
+    if isinstance(nodes, Here):
+        sizes = [_size_of(job) for job, _ in items]
+        large = [size * count > TOO_LARGE * sum(sizes) for size in sizes]
+        if count == 1 or len(items) - sum(large) == 1:
+            large = [True] * len(items)
+        for (job, digest), alone in zip(items, large, strict=True):
+            if alone:
+                yield job, partial(_guarded, job, stages.run, stage, job, progress, digest)
+        items = [item for item, alone in zip(items, large, strict=True) if not alone]
+    if not items:
         return
-    several = open_workers(items[0][0].build, count) if isinstance(nodes, Here) else nullcontext(nodes)
+    several = open_workers(items[0][0].build, min(count, len(items))) if isinstance(nodes, Here) else nullcontext(nodes)
     with several as some, progress(label, len(items), "sources") as advance:
         for (job, _), result in some.run(partial(_run_there, stage), items):
             yield job, result

@@ -9,13 +9,16 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 
 from curation.build import build as building
+from curation.core.progress import silent
+from curation.engine.local import Here
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "POLARS_MAX_THREADS": "1"}
@@ -195,3 +198,31 @@ def test_large_builds_have_a_process_more_for_what_lies_beside_the_largest_sourc
     ):  # fmt: skip
         asked[:] = sizes
         assert building._workers_that_pay(jobs) == workers, sizes
+
+
+@pytest.mark.parametrize(
+    ("sizes", "workers", "here"),
+    [
+        ([90, 2, 2, 2, 2, 2], 2, "a"), ([90, 2, 2, 2, 2, 2], 4, "a"), ([40, 40, 5, 5, 5, 5], 4, "ab"), ([99, 1, 0, 0, 0, 0], 3, "a"),
+        ([40, 40, 5, 5, 5, 5], 2, ""), ([1, 1, 1, 1, 1, 1], 6, ""), ([0, 0, 0, 0, 0, 0], 2, ""), ([9, 1, 1, 1, 1, 1], 1, "abcdef"),
+    ],
+)  # fmt: skip
+def test_a_source_of_more_than_its_share_is_worked_on_by_all_threads(tmp_path, monkeypatch, sizes, workers, here):
+    recipe = building.load_manifest(manifest(tmp_path, 6))
+    jobs = [
+        building.job_of(recipe, source, tmp_path, tmp_path / "out", None)._replace(threads=workers) for source in recipe.sources
+    ]
+    names = [job.source.name for job in jobs]
+    monkeypatch.setattr(building, "_size_of", lambda job: sizes[names.index(job.source.name)])
+    monkeypatch.setattr(building.stages, "run", lambda stage, job, *given: job)
+
+    class Several:
+        def run(self, function, items):
+            return [(item, partial(function, item)) for item in items]
+
+    started = []
+    monkeypatch.setattr(building, "open_workers", lambda folder, count: started.append(count) or nullcontext(Several()))
+    found = building._results(building.stages.SHAPE, [(job, "") for job in jobs], workers, Here(), silent, "shape")
+    threads = {job.source.name: result().threads for job, result in found}
+    assert threads == {name: workers if letter in here else 1 for name, letter in zip(names, "abcdef", strict=True)}
+    assert started == ([] if len(here) == 6 else [min(workers, 6 - len(here))])
