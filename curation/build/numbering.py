@@ -54,13 +54,13 @@ def number(frames: Frames, texts: Texts, corpus: np.ndarray, task: str, families
     is_passage[texts.key_number[passages]] = True
     others = queries[~is_passage[texts.key_number[queries]]]
     once = np.concatenate([passages, first_occurrences(others, texts.key_number)])
-    members = np.bincount(same[once], minlength=len(texts))
+    several = np.bincount(same[once], minlength=len(texts)) > 1
     named = (texts.marks & HAS_WORDS > 0) if families is None else np.ones(len(texts), bool)
-    grouped = order[(members[same[order]] > 1) & named[order]]
+    grouped = order[several[same[order]] & named[order]]
     firsts = first_occurrences(same[grouped])
-    group = np.full(len(texts), -1, np.int64)
-    group[firsts] = np.arange(len(firsts))
-    groups = pl.Series("group", group[same]).set(pl.Series((members[same] < 2) | ~named), None).cast(pl.UInt32)
+    group = np.zeros(len(texts), np.uint32)
+    group[firsts] = np.arange(len(firsts), dtype=np.uint32)
+    groups = pl.Series("group", group[same]).set(pl.Series(~(several[same] & named)), None)
     return Numbers(pid[texts.key_number], passages, groups)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -25,6 +26,11 @@ Compression = Literal["zstd", "lz4"]  # lz4 for tables that only the next stage 
 ROWS_PER_SHARD = 200_000
 ROWS_PER_GROUP = 20_000
 CHUNKS = {"min_chunk_size": 262_144, "max_chunk_size": 1_048_576, "norm_level": 0}  # as `datasets` writes them
+
+
+if "ARROW_DEFAULT_MEMORY_POOL" not in os.environ:
+    with suppress(NotImplementedError):  # some builds of pyarrow lack it
+        pa.set_memory_pool(pa.jemalloc_memory_pool())  # a build takes some 100 MB less than with Arrow's default
 
 
 def write_table(

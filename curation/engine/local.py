@@ -202,6 +202,9 @@ def _signals_held() -> Iterator[None]:
 
 
 def release_memory() -> None:
-    """Return freed memory to the system; glibc keeps memory between blocks in use, some hundred MB after a stage."""
+    """Return freed memory to the system; glibc and Arrow keep memory between blocks in use, some hundred MB after a stage."""
+    import pyarrow as pa
+
+    pa.default_memory_pool().release_unused()
     with suppress(AttributeError, OSError):  # other C libraries have no such function
         ctypes.CDLL(None).malloc_trim(0)
