@@ -34,13 +34,13 @@ from curation.core.tables import (
     read_frames,
     read_groups,
     read_parquet,
+    release_memory,
     replace_table,
     table_size,
     write_frames,
     write_parquet,
 )
 from curation.core.texts import LENGTHY, forget_pages, open_texts, sorted_distinct
-from curation.engine.local import release_memory
 from curation.recipe.job import Done, Job
 from curation.recipe.source import Source
 from curation.shape import holdout

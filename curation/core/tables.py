@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
 import os
@@ -363,3 +364,10 @@ def arrow_frames(source: Path | IO[bytes], rows: int) -> Iterator[pl.DataFrame]:
                     yield from _frame_of(batch).iter_slices(rows)
     except (pa.ArrowException, OSError, MemoryError) as error:  # a broken length can ask for terabytes
         raise ValueError(error) from None
+
+
+def release_memory() -> None:
+    """Return freed memory to the system; glibc and Arrow keep memory between blocks in use, some hundred MB after a stage."""
+    pa.default_memory_pool().release_unused()
+    with suppress(AttributeError, OSError):  # other C libraries have no such function
+        ctypes.CDLL(None).malloc_trim(0)
