@@ -9,7 +9,6 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext, suppress
-from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -76,7 +75,7 @@ def shard_path(folder: Path, name: str, shard: int) -> Path:
 def shard_ranges(stays: np.ndarray) -> list[tuple[int, int]]:
     """Return (first, end) rows of a table for each shard of those rows that stay, (rows,) bool; at least one shard."""
     firsts = [*np.flatnonzero(stays)[::ROWS_PER_SHARD].tolist(), len(stays)]
-    return list(pairwise(firsts)) or [(len(stays), len(stays))]
+    return list(itertools.pairwise(firsts)) or [(len(stays), len(stays))]
 
 
 def _groups(frames: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
@@ -204,9 +203,13 @@ def read_groups(path: Path, columns: list[str] | None = None, every: int = 1) ->
     """Yield a parquet file row group by row group, in order; with `every`, only each so many-th."""
     with pq.ParquetFile(path) as file:
         for group in range(0, file.num_row_groups, every):
-            frame = pl.from_arrow(file.read_row_group(group, columns=columns, use_threads=False))
-            assert isinstance(frame, pl.DataFrame)
-            yield frame.select(columns) if columns else frame
+            yield _read_group(file, group, columns)
+
+
+def _read_group(file: pq.ParquetFile, group: int, columns: list[str] | None) -> pl.DataFrame:
+    frame = pl.from_arrow(file.read_row_group(group, columns=columns, use_threads=False))
+    assert isinstance(frame, pl.DataFrame)
+    return frame.select(columns) if columns else frame
 
 
 def chosen_rows(folder: Path, name: str, chosen: np.ndarray, columns: list[str] | None = None) -> Iterator[pl.DataFrame]:
@@ -224,9 +227,7 @@ def chosen_rows(folder: Path, name: str, chosen: np.ndarray, columns: list[str] 
                 some = chosen[start : start + file.metadata.row_group(group).num_rows]
                 start += len(some)
                 if some.any() or start == len(chosen):
-                    frame = pl.from_arrow(file.read_row_group(group, columns=columns, use_threads=False))
-                    assert isinstance(frame, pl.DataFrame)
-                    yield (frame.select(columns) if columns else frame).filter(some)
+                    yield _read_group(file, group, columns).filter(some)
 
 
 def table_size(folder: Path, name: str) -> int:
@@ -246,9 +247,7 @@ def find_rows(folder: Path, name: str, column: str, values: pl.Series, columns: 
             for group in range(file.num_row_groups):
                 there = pl.Series(file.read_row_group(group, columns=[column], use_threads=False)[column]).is_in(wanted)
                 if there.any():
-                    frame = pl.from_arrow(file.read_row_group(group, columns=columns, use_threads=False))
-                    assert isinstance(frame, pl.DataFrame)
-                    yield frame.select(columns).filter(there)
+                    yield _read_group(file, group, columns).filter(there)
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
