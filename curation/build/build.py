@@ -16,7 +16,6 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -44,8 +43,9 @@ from curation.core.errors import (
 from curation.core.locks import locked
 from curation.core.progress import Progress, silent
 from curation.core.store import RECEIPT, atomic, check_files, is_current, receipt_of, write_json
-from curation.engine.local import Here, processors
+from curation.engine.local import Here, Processes, processors
 from curation.engine.pool import Workers
+from curation.engine.ray import Cluster
 from curation.engine.workers import workers as open_workers
 from curation.read.lock import apply_lock, copy_lock
 from curation.read.outside import refuse_outside
@@ -57,7 +57,8 @@ from curation.recipe.source import Source
 from curation.report import page as report
 
 Returned = TypeVar("Returned")
-MOST_THREADS = 4  # that work on the parts of one source: each holds some 250 MB, and one thread reads for all
+MOST_THREADS = 4  # that work on the parts of one source: each holds some 250 MB
+MOST_BYTES = 2 << 30  # of input that threads work on; processes take a second to start, and need less memory each
 TOO_LARGE = 1.5  # times the share that one process of several has of all input
 PROCESS_BYTES = 64 << 20  # of input that one more process is started for; to start takes it seconds of a core at each stage
 
@@ -115,11 +116,9 @@ def build(
     refused = refuse_outside(manifest, path) if confined else {}
     manifest, changed = apply_lock(manifest, path, refused)
     base, folder = (path.parent, folder) if ray is None else (path.parent.absolute(), folder.absolute())  # nodes work elsewhere
-    threads = min(MOST_THREADS, workers or processors())  # where this process works on one source at a time
     jobs = [job_of(manifest, source, base, folder, limit) for source in manifest.sources if source.name not in changed]
-    jobs = [job._replace(threads=threads) for job in jobs]
     changed = {name: error for name, error in changed.items() if name in chosen}
-    with locked(folder, "curate build"), open_workers(folder, ray=ray) as nodes:
+    with locked(folder, "curate build"), open_workers(folder, workers or processors(), ray) as nodes:
         outcome = _build(path, manifest, folder, chosen, jobs, workers, nodes, progress, excluded, changed)
         report.write(folder)  # last, as it shows everything else
         return outcome
@@ -141,9 +140,9 @@ def _build(
     done: dict[str, dict[str, Done]] = {}  # stage -> source -> what it did
     failed: dict[str, UserError] = {}
 
-    def run(stage: Stage[Job], some: list[Job], label: str = "", processes: int | None = workers) -> list[Job]:
+    def run(stage: Stage[Job], some: list[Job], label: str = "") -> list[Job]:
         """Run a stage for some sources; return those that did not fail."""
-        done[stage.name], more = _run_each(stage, some, processes, nodes, progress, label or stage.name)
+        done[stage.name], more = _run_each(stage, some, workers, nodes, progress, label or stage.name)
         failed.update(more)
         return [job for job in some if job.source.name in done[stage.name]]
 
@@ -158,8 +157,7 @@ def _build(
             failed[job.source.name] = error
     shaped = run(stages.SHAPE, readable, "read and shape")
     held = [job for job in shaped if job.source.holdout]
-    # a short stage: it may take longer to start processes
-    run(stages.HOLD_OUT, held, processes=min(workers or processors(), _workers_that_pay(held)))
+    run(stages.HOLD_OUT, held)
     shaped = [job for job in shaped if job.source.name not in failed]
     for job in shaped:
         if not job.source.holdout:
@@ -177,7 +175,7 @@ def _build(
     # 4. across
     if across and ready:
         for stage in (stages.ACROSS, stages.DROPS):
-            done[stage.name] = {"": stages.run(stage, ready, progress)}
+            done[stage.name] = {"": stages.run(stage, ready, progress, workers=_workers_for(ready, workers, nodes))}
 
     # 5. curate
     run(stages.CURATE, [job for job in ready if job.source.name in chosen])
@@ -326,31 +324,41 @@ def _results(
 ) -> Iterator[tuple[Job, Callable[[], Done]]]:
     """Yield each source with a function that returns what the stage did for it, or raises its error.
 
-    One that is much larger than a process's share is worked on here first, by several threads, as the others would wait for it.
+    One that is much larger than a worker's share comes first: as the others would wait for it, all workers work on its parts.
     """
-    count = min(len(items), workers or _workers_that_pay([job for job, _ in items]))
-    if isinstance(nodes, Here):
-        sizes = [_size_of(job) for job, _ in items]
-        large = [size * count > TOO_LARGE * sum(sizes) for size in sizes]
-        if count == 1 or len(items) - sum(large) == 1:
-            large = [True] * len(items)
-        for (job, digest), alone in zip(items, large, strict=True):
-            if alone:
-                yield job, partial(_guarded, job, stages.run, stage, job, progress, digest)
-        items = [item for item, alone in zip(items, large, strict=True) if not alone]
+    count = nodes.processors() if isinstance(nodes, Cluster) else workers or _workers_that_pay([job for job, _ in items])
+    count = min(count, len(items))
+    sizes = [_size_of(job) for job, _ in items]
+    large = [size * count > TOO_LARGE * sum(sizes) for size in sizes]
+    if count == 1 or len(items) - sum(large) == 1:
+        large = [True] * len(items)
+    for (job, digest), alone in zip(items, large, strict=True):
+        if alone:
+            yield job, partial(_guarded, job, stages.run, stage, job, progress, digest, _workers_for([job], workers, nodes))
+    items = [item for item, alone in zip(items, large, strict=True) if not alone]
     if not items:
         return
-    several = open_workers(items[0][0].build, min(count, len(items))) if isinstance(nodes, Here) else nullcontext(nodes)
-    with several as some, progress(label, len(items), "sources") as advance:
-        for (job, _), result in some.run(partial(_run_there, stage), items):
+    if isinstance(nodes, Processes):
+        nodes.most = min(count, len(items))
+    with progress(label, len(items), "sources") as advance:
+        for (job, _), result in nodes.run(partial(_run_there, stage), items):
             yield job, result
             advance(1)
+
+
+def _workers_for(jobs: list[Job], workers: int | None, nodes: Workers) -> Workers:
+    """Return who works on the parts of some sources: few threads of this process, or processes, or a cluster."""
+    if not isinstance(nodes, Processes):
+        return nodes
+    size = sum(map(_size_of, jobs))
+    nodes.most = min(workers or processors(), max(MOST_THREADS, size // PROCESS_BYTES))
+    return nodes if nodes.most > MOST_THREADS or size > MOST_BYTES else Here(threads=nodes.most)
 
 
 def _run_there(stage: Stage[Job], item: tuple[Job, str]) -> Done:
     """Run a stage in a worker process, where nothing reports progress."""
     job, digest = item
-    return _guarded(job, stages.run, stage, job._replace(threads=1), silent, digest)
+    return _guarded(job, stages.run, stage, job, silent, digest)
 
 
 def _workers_that_pay(jobs: list[Job]) -> int:

@@ -16,7 +16,8 @@ import polars as pl
 from curation.core.record import PAIRS, PASSAGES
 from curation.core.tables import ROWS_PER_GROUP, shard_path, shard_ranges, write_parquet
 from curation.core.texts import HAS_WORDS, Texts
-from curation.engine.local import Here
+from curation.engine.parts import in_order
+from curation.engine.pool import Workers
 from curation.shape.numbered import LISTS, first_occurrences, flat, role_texts
 from curation.shape.scores import with_scores
 
@@ -64,56 +65,50 @@ def number(frames: Frames, texts: Texts, corpus: np.ndarray, task: str, families
     return Numbers(pid[texts.key_number], passages, groups)
 
 
-def write_tables(
-    folder: Path,
-    tuples: Callable[[int, int], Iterator[pl.DataFrame]],
-    stays: np.ndarray,
-    texts: Texts,
-    numbers: Numbers,
-    scores: pl.DataFrame | None,
-    constants: Mapping[str, str],
-    threads: int,
-) -> int:
-    """Write the tables `pairs` and `passages`; several threads write a shard each.
+class Tables(NamedTuple):
+    """What the tables `pairs` and `passages` of a source are made of."""
+
+    folder: Path  # they are written to
+    tuples: Callable[[int, int], Iterator[pl.DataFrame]]  # NUMBERED from a row to before another, without those that do not stay
+    texts: Texts
+    numbers: Numbers
+    scores: pl.DataFrame | None  # of a teacher, as `with_scores` takes them
+    constants: Mapping[str, str]  # for the metadata of the files
+
+
+def write_tables(tables: Tables, stays: np.ndarray, workers: Workers) -> int:
+    """Write the tables of a source, one shard each at a time; return how many negatives equal a positive of their tuple.
 
     Args:
-        folder: where they are written.
-        tuples: returns NUMBERED, at least one frame: those tuples from one row to before another that stay.
+        tables: what they are made of.
         stays: which tuples stay, (tuples,) bool.
-        texts: of the source.
-        numbers: what each text is in the tables.
-        scores: of a teacher, as `with_scores` takes them.
-        constants: for the metadata of the files.
-        threads: how many.
-
-    Returns:
-        how many negatives were removed as they are among their tuple's positives.
+        workers: write the shards.
     """
-    keys = None if scores is None else texts.key_series(numbers.passages)
+    every = np.ones(len(tables.numbers.passages), bool)
+    shards = [(name, *shard) for name, rows in (("passages", every), ("pairs", stays)) for shard in enumerate(shard_ranges(rows))]
+    return sum(in_order(workers, partial(_write_shard, tables), shards, tables.folder))
 
-    def write_pairs(shard: int, first: int, end: int) -> int:
-        removed = 0
 
-        def pairs() -> Iterator[pl.DataFrame]:
-            nonlocal removed
-            for frame in tuples(first, end):
-                table, gone = pairs_of(texts, numbers, frame)
-                removed += gone
-                yield table if scores is None or keys is None else with_scores(table, keys, scores)
+def _write_shard(tables: Tables, shard: tuple[str, int, tuple[int, int]]) -> int:
+    """Write (table, number, (first, end)); return how many negatives were removed."""
+    name, number, (first, end) = shard
+    _, tuples, texts, numbers, scores, constants = tables
+    removed = 0
 
-        write_parquet(shard_path(folder, "pairs", shard), pairs(), constants)
-        return removed
+    def frames() -> Iterator[pl.DataFrame]:
+        nonlocal removed
+        if name == "passages":
+            for start in range(first, max(end, first + 1), ROWS_PER_GROUP):
+                yield passages_of(texts, numbers, start, min(end, start + ROWS_PER_GROUP))
+            return
+        keys = None if scores is None else texts.key_series(numbers.passages)
+        for frame in tuples(first, end):
+            table, gone = pairs_of(texts, numbers, frame)
+            removed += gone
+            yield table if scores is None or keys is None else with_scores(table, keys, scores)
 
-    def write_passages(shard: int, first: int, end: int) -> int:
-        starts = range(first, max(end, first + 1), ROWS_PER_GROUP)
-        passages = (passages_of(texts, numbers, start, min(end, start + ROWS_PER_GROUP)) for start in starts)
-        write_parquet(shard_path(folder, "passages", shard), passages, constants)
-        return 0
-
-    every = np.ones(len(numbers.passages), bool)
-    writes = [partial(write_passages, shard, *rows) for shard, rows in enumerate(shard_ranges(every))]
-    writes += [partial(write_pairs, shard, *rows) for shard, rows in enumerate(shard_ranges(stays))]
-    return sum(removed() for _, removed in Here().run(lambda write: write(), writes, threads))
+    write_parquet(shard_path(tables.folder, name, number), frames(), constants)
+    return removed
 
 
 def pairs_of(texts: Texts, numbers: Numbers, frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:

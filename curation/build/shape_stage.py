@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from math import inf
@@ -21,6 +21,8 @@ from curation.core.store import digest_of
 from curation.core.tables import write_parquet
 from curation.core.texts import Facts, TextWriter, open_texts
 from curation.engine.local import Here
+from curation.engine.parts import in_order
+from curation.engine.pool import Workers
 from curation.read import remote
 from curation.read.rows import Lost, Rows, compact, concat_batches
 from curation.read.sources import fail_if_changed, file_states, files_outside, input_digests, read_parts, table_rows
@@ -93,7 +95,7 @@ def shape_depends(job: Job) -> list[Any]:
     return [job.seed, entry, job.filters.model_dump(), job.inputs.digests]
 
 
-def shape(job: Job, folder: Path, progress: Progress) -> Receipt:
+def shape(job: Job, folder: Path, progress: Progress, workers: Workers) -> Receipt:
     """Read a source and make its tuples: filter them, merge equal queries, and take out the queries to hold out."""
     assert job.inputs
     source = job.source
@@ -105,11 +107,13 @@ def shape(job: Job, folder: Path, progress: Progress) -> Receipt:
     ):
         size = PORTION if goes_in_parts(source) else None
         try:
-            made = write_tuples(job, _filtered(job, folder, size, table_rows, advance, progress), folder)
+            parts = _filtered(job, folder, size, table_rows, advance, progress, workers)
+            made = write_tuples(job, parts, folder, workers.threads)
         except NeedsAllRows:
             for path in folder.iterdir():
                 path.unlink()
-            made = write_tuples(job, _filtered(job, folder, None, table_rows, advance, progress), folder)
+            parts = _filtered(job, folder, None, table_rows, advance, progress, Here())
+            made = write_tuples(job, parts, folder, workers.threads)
     return {
         "source": source.name,
         "shape": shape_of(source),
@@ -130,7 +134,13 @@ def shape(job: Job, folder: Path, progress: Progress) -> Receipt:
 
 
 def _filtered(
-    job: Job, folder: Path, size: int | None, table_rows: dict[str, int], advance: Callable[[int], None], progress: Progress
+    job: Job,
+    folder: Path,
+    size: int | None,
+    table_rows: dict[str, int],
+    advance: Callable[[int], None],
+    progress: Progress,
+    workers: Workers,
 ) -> Iterator[Filtered]:
     """Yield the filtered tuples of a source, whose rows are read in parts of `size` bytes; None: all at once.
 
@@ -157,39 +167,41 @@ def _filtered(
             if source.corpus and source.corpus.all:
                 yield from _passages(job, {}, None)
         work = _tuples_of_all if shape_of(source) in TOGETHER else _tuples_of_each
-        yield from work(job._replace(source=source), parts, size, place)
+        yield from work(job._replace(source=source), parts, size, place, workers)
 
 
-def _tuples_of_each(job: Job, parts: Iterator[Rows], size: int | None, place: Path) -> Iterator[Filtered]:
+def _tuples_of_each(job: Job, parts: Iterator[Rows], size: int | None, place: Path, workers: Workers) -> Iterator[Filtered]:
     """Yield the filtered tuples of rows that make tuples by themselves."""
-    source = job.source
-
-    def work(read: Rows) -> Iterable[Filtered]:
-        rows, lost = read
-        with _faults_of(size):
-            made = to_tuples(source, rows, job.seed)
-            ids = row_ids(source, rows).hash() if source.fields.id is not None else None
-        count = len(rows) + len(lost)
-        return _in_portions(job, made, count, lost) if size is None else [filtered(source, job.filters, made, count, lost, ids)]
-
-    for _, result in Here().run(work, parts, job.threads):
-        yield from result()
+    if size is not None:
+        yield from in_order(workers, partial(_tuples_of_part, job), parts, place)
+        return
+    for rows, lost in parts:
+        yield from _in_portions(job, to_tuples(job.source, rows, job.seed), len(rows) + len(lost), lost)
 
 
-def _tuples_of_all(job: Job, parts: Iterator[Rows], size: int | None, place: Path) -> Iterator[Filtered]:
+def _tuples_of_part(job: Job, read: Rows) -> Filtered:
+    """Return the filtered tuples of some rows."""
+    source, (rows, lost) = job.source, read
+    with _faults_of(PORTION):
+        made = to_tuples(source, rows, job.seed)
+        ids = row_ids(source, rows).hash() if source.fields.id is not None else None
+    return filtered(source, job.filters, made, len(rows) + len(lost), lost, ids)
+
+
+def _numbers_of_part(source: Source, size: int | None, read: Rows) -> tuple[pl.DataFrame, pl.Series, Facts, str, list[Lost]]:
+    """Return some rows by the numbers of their texts, these texts, and the instruction."""
+    rows, lost = read
+    with _faults_of(size):
+        return *by_numbers(source, rows), instruction_of(source, rows[str(source.fields.query)]), lost
+
+
+def _tuples_of_all(job: Job, parts: Iterator[Rows], size: int | None, place: Path, workers: Workers) -> Iterator[Filtered]:
     """Yield the filtered tuples of rows that make tuples together; their texts go to a file in `place`."""
     source = job.source
-
-    def work(read: Rows) -> tuple[pl.DataFrame, pl.Series, Facts, str, list[Lost]]:
-        rows, lost = read
-        with _faults_of(size):
-            return *by_numbers(source, rows), instruction_of(source, rows[str(source.fields.query)]), lost
-
     frames, every_lost, instructions = list[pl.DataFrame](), list[Lost](), set[str]()
     with ExitStack() as closing:
         writer = TextWriter(place, closing)
-        for _, result in Here().run(work, parts, job.threads):
-            frame, once, facts, instruction, lost = result()
+        for frame, once, facts, instruction, lost in in_order(workers, partial(_numbers_of_part, source, size), parts, place):
             names = [name for name in ("query", "other") if name in frame.columns]
             frames.append(frame.with_columns(pl.col(names) + writer.add(once, facts)))
             instructions.add(instruction)
@@ -202,7 +214,7 @@ def _tuples_of_all(job: Job, parts: Iterator[Rows], size: int | None, place: Pat
         raise NeedsAllRows
     made = joined(source, frame, texts)._replace(instruction=instructions.pop())
     count = len(frame) + len(every_lost)
-    del frames, frame, first, result  # only the tuples are needed from here on
+    del frames, frame, first  # only the tuples are needed from here on
     yield from _in_portions(job, made, count, every_lost)
 
 

@@ -17,7 +17,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 import polars as pl
 
-from curation.build.numbering import Frames, number, write_tables
+from curation.build.numbering import Frames, Tables, number, write_tables
 from curation.build.shape_stage import shape, shape_depends
 from curation.clean import decontaminate
 from curation.clean.shingles import SHINGLING
@@ -41,6 +41,8 @@ from curation.core.tables import (
     write_parquet,
 )
 from curation.core.texts import LENGTHY, forget_pages, open_texts, sorted_distinct
+from curation.engine.local import Here
+from curation.engine.pool import Workers
 from curation.recipe.job import Done, Job
 from curation.recipe.source import Source
 from curation.shape import holdout
@@ -76,7 +78,7 @@ class Stage(NamedTuple, Generic[T]):
     name: str  # in progress, timings and digests
     folder: str  # below the build; a source's stage writes to folder/SOURCE
     depends_on: Callable[[T], list[Any]]  # JSON values; the stage runs again when one changes
-    work: Callable[[T, Path, Progress], Receipt]  # writes files into the folder it gets, returns what the receipt says
+    work: Callable[[T, Path, Progress, Workers], Receipt]  # writes files into the folder it gets, returns what the receipt says
 
 
 def digest(stage: Stage[T], of: T) -> str:
@@ -92,10 +94,20 @@ def folder_of(stage: Stage[T], of: T) -> Path:
     return Path(of[0].build / stage.folder)
 
 
-def run(stage: Stage[T], of: T, progress: Progress = silent, known: str | None = None) -> Done:
-    """Run a stage unless it is current; `known` is its digest, where that is computed already."""
-    started = time.time()
-    receipt, ran = run_stage(folder_of(stage, of), known or digest(stage, of), lambda folder: stage.work(of, folder, progress))
+def run(stage: Stage[T], of: T, progress: Progress = silent, known: str | None = None, workers: Workers | None = None) -> Done:
+    """Run a stage unless it is current.
+
+    Args:
+        stage: the stage.
+        of: what it is of.
+        progress: reports how far the work is.
+        known: its digest, where that is computed already.
+        workers: work on the parts of a source; by default this process.
+    """
+    started, some = time.time(), workers or Here()
+    receipt, ran = run_stage(
+        folder_of(stage, of), known or digest(stage, of), lambda place: stage.work(of, place, progress, some)
+    )
     release_memory()
     return Done(receipt, ran, time.time() - started)
 
@@ -108,7 +120,7 @@ def hold_out_depends(job: Job) -> list[Any]:
     return [receipt_of(job.build / "shaped" / job.source.name)["digest"]]
 
 
-def hold_out(job: Job, folder: Path, progress: Progress) -> Receipt:
+def hold_out(job: Job, folder: Path, progress: Progress, workers: Workers) -> Receipt:
     """Write the held-out queries; their corpus is all passages of the source."""
     stage = job.build / "shaped" / job.source.name
     texts, held = open_texts(stage), read_parquet(stage / "heldout_numbers.parquet")
@@ -119,7 +131,7 @@ def hold_out(job: Job, folder: Path, progress: Progress) -> Receipt:
         flat(held, "positives"),
     ]
     passages = first_occurrences(np.concatenate(numbers), texts.key_number)
-    holdout.write_beir(folder, held, texts, passages, job.threads)
+    holdout.write_beir(folder, held, texts, passages, workers)
     return {"source": job.source.name, "queries": len(held)}
 
 
@@ -134,14 +146,14 @@ def near_depends(job: Job) -> list[Any]:
     return [texts, job.dedup.stored, job.dedup.across, SHINGLING, SIBLING_RULES]
 
 
-def find_near(job: Job, folder: Path, progress: Progress) -> Receipt:
+def find_near(job: Job, folder: Path, progress: Progress, workers: Workers) -> Receipt:
     """Find the pairs of texts of a source that nearly match."""
     from curation.clean.pairs import near, without_siblings  # loads the compiled loops
 
     assert job.dedup
     stage = job.build / "shaped" / job.source.name
     texts, numbers = open_texts(stage), source_texts(stage, corpus_texts(stage))
-    found = near(texts.batches(numbers), job.dedup.stored, folder, job.threads)
+    found = near(texts.portions(numbers), job.dedup.stored, folder, workers, texts.at)
     found = without_siblings(found, lambda some: texts.at(numbers[some]))
     write_parquet(folder / "pairs.parquet", pl.DataFrame({"left": found.left, "right": found.right, "score": found.score}))
     write_parquet(folder / "form.parquet", pl.DataFrame({"form": found.form}))
@@ -168,7 +180,7 @@ def _holding(job: Job) -> dict[str, Path]:
     return {name: stage for name, stage in stages.items() if (stage / "done.json").exists()}
 
 
-def clean(job: Job, folder: Path, progress: Progress) -> Receipt:
+def clean(job: Job, folder: Path, progress: Progress, workers: Workers) -> Receipt:
     """Remove from a source what is held out anywhere, and what occurs in an evaluation set."""
     source, stage = job.source, job.build / "shaped" / job.source.name
     shaped, texts = receipt_of(stage), open_texts(stage)
@@ -193,7 +205,7 @@ def clean(job: Job, folder: Path, progress: Progress) -> Receipt:
         link_table(stage, folder, "tuples")
     if job.decontaminate:
         numbers = source_texts(folder, corpus)
-        matches = decontaminate.contaminated(job.build / "decontaminate", texts, numbers, job.threads)
+        matches = decontaminate.contaminated(job.build / "decontaminate", texts, numbers, workers, folder)
         named = np.zeros(len(texts), bool)
         named[matches["text"].to_numpy()] = True
         some, marks, start = [pl.DataFrame(schema=NUMBERED).with_columns(place=pl.lit(0, pl.UInt64))], [], 0
@@ -252,11 +264,11 @@ def across_depends(jobs: list[Job]) -> list[Any]:
     return [[[job.source.name, one["digest"], one["files"]] for job, one in zip(jobs, near, strict=True)]]
 
 
-def find_across(jobs: list[Job], folder: Path, progress: Progress) -> Receipt:
+def find_across(jobs: list[Job], folder: Path, progress: Progress, workers: Workers) -> Receipt:
     """Find the pairs of texts of two sources that nearly match."""
     from curation.clean.across import find_pairs  # loads the compiled loops
 
-    return find_pairs(jobs, folder)
+    return find_pairs(jobs, folder, workers)
 
 
 def drops_depends(jobs: list[Job]) -> list[Any]:
@@ -268,7 +280,7 @@ def drops_depends(jobs: list[Job]) -> list[Any]:
     return [jobs[0].dedup.model_dump(), *across_depends(jobs), pairs, sources]
 
 
-def decide_drops(jobs: list[Job], folder: Path, progress: Progress) -> Receipt:
+def decide_drops(jobs: list[Job], folder: Path, progress: Progress, workers: Workers) -> Receipt:
     """Decide which tuples are dropped because an earlier source has them; the order of jobs is the order of priority."""
     from curation.clean.across import choose_drops  # loads the compiled loops
 
@@ -295,7 +307,7 @@ def _across(job: Job) -> Path | None:
     return path if job.dedup and job.dedup.across and path.exists() else None
 
 
-def curate(job: Job, folder: Path, progress: Progress) -> Receipt:
+def curate(job: Job, folder: Path, progress: Progress, workers: Workers) -> Receipt:
     """Drop near-duplicates, number the passages, and write the tables."""
     source, stage = job.source, job.build / "cleaned" / job.source.name
     cleaned = receipt_of(stage)
@@ -335,17 +347,9 @@ def curate(job: Job, folder: Path, progress: Progress) -> Receipt:
         dropped = pl.concat([_same_reason(dropped, alone), alone])
         frames, stays = tuples.iter_slices, np.ones(len(tuples), bool)
     numbers = number(frames, texts, corpus, source.task, families)
-    constants = _constants(job, cleaned)
-
-    def tuples_between(first: int, end: int) -> Iterator[pl.DataFrame]:
-        if pairing:
-            return tuples.slice(first, end - first).iter_slices(ROWS_PER_GROUP)
-        some = np.zeros(len(stays), bool)
-        some[first:end] = stays[first:end]
-        return chosen_rows(stage, "tuples", some)
-
-    known = read_parquet(scores) if scores.exists() else None
-    removed = write_tables(folder, tuples_between, stays, texts, numbers, known, constants, job.threads)
+    constants, known = _constants(job, cleaned), read_parquet(scores) if scores.exists() else None
+    between = partial(_slices, tuples) if pairing else partial(_staying_between, stage, stays)
+    removed = write_tables(Tables(folder, between, texts, numbers, known, constants), stays, workers)
     texts_out = Counter[str](cleaned["texts_out"]) + Counter(negative_is_positive=removed)
     if source.fields.answer is not None:
         _of_queries(job, folder, ANSWERS, constants)
@@ -356,6 +360,18 @@ def curate(job: Job, folder: Path, progress: Progress) -> Receipt:
     counts = {"kept": int(stays.sum()), "passages": len(numbers.passages), "dropped": cleaned["dropped"] | reason_counts(dropped)}
     counts["texts_out"] = {reason: count for reason, count in sorted(texts_out.items()) if count}
     return {**constants, **{name: cleaned[name] for name in CARRIED if name in cleaned}, **counts}
+
+
+def _staying_between(stage: Path, stays: np.ndarray, first: int, end: int) -> Iterator[pl.DataFrame]:
+    """Yield the tuples of a table from a row to before another that stay, at least one frame."""
+    some = np.zeros(len(stays), bool)
+    some[first:end] = stays[first:end]
+    return chosen_rows(stage, "tuples", some)
+
+
+def _slices(tuples: pl.DataFrame, first: int, end: int) -> Iterator[pl.DataFrame]:
+    """Yield tuples from a row to before another."""
+    return tuples.slice(first, end - first).iter_slices(ROWS_PER_GROUP)
 
 
 def _of_queries(job: Job, folder: Path, name: str, constants: dict[str, str]) -> None:
@@ -411,7 +427,7 @@ def overlaps_depends(jobs: list[Job]) -> list[Any]:
     return [texts, receipt_of(jobs[0].build / "across" / "drops")["files"] if across else None]
 
 
-def count_overlaps(jobs: list[Job], folder: Path, progress: Progress) -> Receipt:
+def count_overlaps(jobs: list[Job], folder: Path, progress: Progress, workers: Workers) -> Receipt:
     """Write OVERLAP_COLUMNS: each two sources that share equal texts or near-duplicates, in the order of the manifest."""
     build, names, pair = jobs[0].build, [job.source.name for job in jobs], ["source_a", "source_b"]
     tables = [

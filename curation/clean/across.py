@@ -32,6 +32,7 @@ from curation.core.record import DROPPED, dropped_frame, no_drops
 from curation.core.store import receipt_of
 from curation.core.tables import read_parquet, read_table, write_parquet
 from curation.core.texts import Texts, open_texts
+from curation.engine.pool import Workers
 from curation.recipe.job import Job
 from curation.shape.columns import EVIDENCE_CHARS
 from curation.shape.numbered import corpus_texts, first_occurrences, flat, role_texts, source_texts
@@ -47,7 +48,7 @@ class Kept(NamedTuple):
     positives: pl.DataFrame  # better, node of a positive
 
 
-def find_pairs(jobs: list[Job], folder: Path) -> Receipt:
+def find_pairs(jobs: list[Job], folder: Path, workers: Workers) -> Receipt:
     """Write `pairs.parquet`: left, right, score of the texts of two sources that nearly match."""
     assert jobs[0].dedup
 
@@ -78,7 +79,7 @@ def find_pairs(jobs: list[Job], folder: Path) -> Receipt:
         return pl.Series([data[first:end].tobytes().decode() for first, end in bounds], dtype=pl.String)
 
     # 2. Its pairs of two sources
-    left, right, score = matching_pairs(corpus, np.concatenate(able), jobs[0].dedup.stored, np.array(owners), jobs[0].threads)
+    left, right, score = matching_pairs(corpus, np.concatenate(able), jobs[0].dedup.stored, workers, np.array(owners))
     found = without_siblings(Near(corpus.forms, left, right, score), texts_at)
     table = pl.DataFrame({"left": found.left, "right": found.right, "score": found.score})
     for path in folder.iterdir():

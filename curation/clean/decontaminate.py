@@ -35,6 +35,8 @@ from curation.core.tables import read_groups, read_parquet, write_blocks, write_
 from curation.core.text import normalised
 from curation.core.texts import Texts
 from curation.engine.local import Here
+from curation.engine.parts import in_order
+from curation.engine.pool import Workers
 from curation.read.paths import expand_path, refuse_special
 from curation.read.remote import pinned
 from curation.read.sources import fail_if_changed, file_states, input_digests
@@ -246,7 +248,9 @@ def _ranges(begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.asarray(np.arange(len(offsets)) + offsets)
 
 
-def contaminated(index_folder: Path, texts: Texts, numbers: np.ndarray, threads: int = 1) -> pl.DataFrame:
+def contaminated(
+    index_folder: Path, texts: Texts, numbers: np.ndarray, workers: Workers | None = None, folder: Path | None = None
+) -> pl.DataFrame:
     """Return MATCHES: the contaminated ones of some texts, for each task the best match, in order of the texts.
 
     Of one text, matches with a task's queries and answers come before others.
@@ -255,19 +259,14 @@ def contaminated(index_folder: Path, texts: Texts, numbers: np.ndarray, threads:
         index_folder: the index of the evaluation sets.
         texts: the texts of a source.
         numbers: of the texts to look up, (n,) u32, in any order.
-        threads: how many look texts up.
+        workers: look the texts up; by default this process.
+        folder: for their files, where they are not this process.
     """
-    from curation.clean.overlap_lookup import look_up  # loads the compiled loops
-
     index, nothing = read_index(index_folder), pl.DataFrame(schema=MATCHES)
     if index is None:
         return nothing
-    parts, first, numbers = [], 0, np.unique(numbers)
-    for some, result in Here().run(partial(look_up, index), texts.batches(numbers), threads):
-        found = result()
-        of_source = pl.Series("text", numbers[first + found["text"].to_numpy()], dtype=pl.UInt32)
-        parts.append(found.with_columns(of_source).cast({"entry": pl.UInt32, "kind": pl.UInt8}))
-        first += len(some)
+    function = partial(_looked_up, index, texts)
+    parts = list(in_order(workers or Here(), function, texts.portions(np.unique(numbers)), folder or index_folder))
     if not any(map(len, parts)):
         return nothing
     found = pl.concat(parts)
@@ -292,6 +291,15 @@ def contaminated(index_folder: Path, texts: Texts, numbers: np.ndarray, threads:
         rows = rows.sort("text", "shared", "kind", "task", maintain_order=True)
         best.append(rows.select(MATCHES.names()).cast(MATCHES))
     return pl.concat(best)
+
+
+def _looked_up(index: Index, texts: Texts, numbers: np.ndarray) -> pl.DataFrame:
+    """Return which of the texts with these numbers, (n,) u32, match an entry: FOUND by the numbers of the texts."""
+    from curation.clean.overlap_lookup import look_up  # loads the compiled loops
+
+    found = look_up(index, texts.at(numbers))
+    of_source = pl.Series("text", numbers[found["text"].to_numpy()], dtype=pl.UInt32)
+    return found.with_columns(of_source).cast({"entry": pl.UInt32, "kind": pl.UInt8})
 
 
 def _with_evidence(index_folder: Path, matches: pl.DataFrame, texts: Texts) -> pl.DataFrame:

@@ -19,7 +19,7 @@ from curation.clean.pairs import near, slices, without_siblings
 from curation.core.errors import SourceError, UserError, a_kind, listed
 from curation.core.python_data import is_dataset, rows_of_texts, text_columns, texts_of_column, texts_of_list
 from curation.core.tables import read_parquet
-from curation.engine.local import processors
+from curation.engine.local import Here, processors
 from curation.recipe.evaluation import Decontaminate, EvalSet
 from curation.shape.columns import TUPLES
 from curation.shape.numbered import numbered
@@ -68,7 +68,7 @@ def near_duplicates(data: Any, threshold: float, column: str | None = None) -> p
     first_row = texts.to_frame("text").with_row_index("row").unique("text", keep="first", maintain_order=True)
     distinct = first_row["text"]
     with tempfile.TemporaryDirectory(prefix="tuplesmith-") as folder:
-        found = without_siblings(near(slices(distinct), threshold, Path(folder), processors()), distinct.gather)
+        found = without_siblings(near(slices(distinct), threshold, Path(folder), Here(threads=processors())), distinct.gather)
     # visit the forms in order; the best kept match is the one with the highest score, then the earliest
     kept_form = found.form.astype(np.int64)
     score = np.ones(len(kept_form))
@@ -129,7 +129,7 @@ def overlaps(data: Any, against: Any, columns: Sequence[str] | None = None) -> p
         folder = Path(place)
         (folder / "decontaminate").mkdir()
         write_index(folder / "decontaminate", frames(), pl.Series([], dtype=pl.String))
-        matches = contaminated(folder / "decontaminate", once, np.arange(len(once)), processors())
+        matches = contaminated(folder / "decontaminate", once, np.arange(len(once)), Here(threads=processors()))
         take_out(Decontaminate(), folder / "decontaminate", folder, numbers, none, once, matches, "given")
         found = read_parquet(folder / "contamination.parquet").filter(pl.col("action") == "dropped")
     of_ours = ours.select("row", "column", "text")[found["id"].cast(pl.Int64)]

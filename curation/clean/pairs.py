@@ -12,8 +12,9 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -22,9 +23,12 @@ from curation.clean.shingles import WORDS_FROM
 from curation.clean.siblings import capitalised_words, siblings
 from curation.clean.signatures import COMPARED_AT_A_TIME, Sketches, jaccard, prepare, repeated, sketch
 from curation.core.jit import Buffers
+from curation.core.store import atomic
 from curation.core.text import connected, normalised
-from curation.core.texts import forget_pages, sorted_distinct
+from curation.core.texts import forget_pages, mapped, sorted_distinct
 from curation.engine.local import Here
+from curation.engine.parts import in_order
+from curation.engine.pool import Workers
 
 RECALL = 0.99  # share of pairs exactly at the lowest score that become candidates
 PERMUTATIONS = 130  # at most; 128 are too few for 5 rows per band at 0.7
@@ -51,6 +55,9 @@ class SketchedTexts(NamedTuple):
     counts: np.ndarray  # (entries,) u32
     forms: np.ndarray  # (texts,) u64
 
+    def __reduce__(self) -> tuple[Any, ...]:  # a worker opens the same files
+        return open_corpus, (self.folder,)
+
 
 class Near(NamedTuple):
     """Texts that match, because their normalised forms are equal or by the Jaccard of their shingles."""
@@ -61,31 +68,45 @@ class Near(NamedTuple):
     score: np.ndarray  # (edges,) f64: exact Jaccard
 
 
-def near(batches: Iterable[pl.Series], lowest: float, folder: Path, threads: int = 1) -> Near:
-    """Return which texts (no nulls) match with a Jaccard of at least `lowest`, in (0, 1]; large arrays are files of `folder`."""
-    bands, rows = bands_for(lowest)
+def near(
+    parts: Iterable[Any],
+    lowest: float,
+    folder: Path,
+    workers: Workers | None = None,
+    texts_of: Callable[[Any], pl.Series] = pl.Series,
+) -> Near:
+    """Return which texts match with a Jaccard of at least `lowest`.
 
-    def sketched(batch: pl.Series) -> tuple[Buffers, Sketches]:
-        buffers = prepare(batch)
-        return buffers, sketch(buffers, bands, rows)
-
+    Args:
+        parts: of all texts (no nulls), in order: texts, or what `texts_of` takes.
+        lowest: in (0, 1].
+        folder: for large arrays.
+        workers: do the work; by default this process.
+        texts_of: returns the texts of a part.
+    """
+    workers, (bands, rows) = workers or Here(), bands_for(lowest)
     total = texts = 0
     with ExitStack() as closing:
         file = open_files(folder, bands, closing)
-        for batch, result in Here().run(sketched, batches, threads):
-            buffers, found = result()
+        for buffers, found in in_order(workers, partial(_sketched, texts_of, bands, rows), parts, folder):
             total = append_texts(file, buffers, total)
             file["entries"].write(np.where(found.entries < 0, found.entries - texts, found.entries + texts).tobytes())
             file["counts"].write(found.counts.tobytes())
             file["forms"].write(found.forms.tobytes())
             for band, keys in enumerate(np.ascontiguousarray(found.keys.T)):
                 file[f"keys-{band}"].write(keys.tobytes())
-            texts += len(batch)
+            texts += len(found.forms)
     corpus = open_corpus(folder)
     form = first_of_form(corpus.forms)
     able = comparable(form, corpus.entries, corpus.counts)
     forget(corpus)
-    return Near(form, *matching_pairs(corpus, able, lowest, threads=threads))
+    return Near(form, *matching_pairs(corpus, able, lowest, workers))
+
+
+def _sketched(texts_of: Callable[[Any], pl.Series], bands: int, rows: int, part: Any) -> tuple[Buffers, Sketches]:
+    """Return the normalised texts of a part, and their sketches."""
+    buffers = prepare(texts_of(part))
+    return buffers, sketch(buffers, bands, rows)
 
 
 def bands_for(lowest: float) -> tuple[int, int]:
@@ -211,7 +232,7 @@ def comparable(form: np.ndarray, entries: np.ndarray, counts: np.ndarray) -> np.
 
 
 def matching_pairs(
-    corpus: SketchedTexts, able: np.ndarray, lowest: float, owners: np.ndarray | None = None, threads: int = 1
+    corpus: SketchedTexts, able: np.ndarray, lowest: float, workers: Workers, owners: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (left u32, right u32, score f64), memory-mapped, of the matching pairs of texts that the bands find, in order.
 
@@ -220,37 +241,36 @@ def matching_pairs(
     """
     shares = [corpus.folder / f"waiting-{share}" for share in range(len(corpus.forms) // SHARE + 1)]
     most = dict.fromkeys(shares, CROWDED)
-    for pairs in _all_candidates(corpus, able, owners):
-        pairs = sorted_distinct(pairs)
-        left, right = (corpus.entries[half.astype(np.int64)] for half in (pairs >> HALF, pairs & LOW))
-        allowed = (left >= 0) | (right >= 0)  # two long texts are compared by words alone
-        pairs, left, right = pairs[allowed], left[allowed], right[allowed]
-        share = np.minimum(text_numbers(left), text_numbers(right)) // SHARE if len(shares) > 1 else None
-        for at, path in enumerate(shares):
-            with path.open("ab") as waiting:
-                waiting.write((pairs if share is None else pairs[share == at]).data)
-            if path.stat().st_size > most[path] * 8:
-                whole = sorted_distinct(np.fromfile(path, np.uint64))
-                whole.tofile(path)
-                most[path] = max(CROWDED, 2 * len(whole))
+    bands = range(len(list(corpus.folder.glob("keys-*"))))
+    for found in in_order(workers, partial(_candidates_of_band, corpus, able, owners), bands, corpus.folder):
+        for pairs in _portions_of(found, WAITING):
+            firsts, seconds = (text_numbers(corpus.entries[half.astype(np.int64)]) for half in (pairs >> HALF, pairs & LOW))
+            share = np.minimum(firsts, seconds) // SHARE if len(shares) > 1 else None
+            for at, path in enumerate(shares):
+                with path.open("ab") as waiting:
+                    waiting.write((pairs if share is None else pairs[share == at]).data)
+                if path.stat().st_size > most[path] * 8:
+                    whole = sorted_distinct(np.fromfile(path, np.uint64))
+                    whole.tofile(path)
+                    most[path] = max(CROWDED, 2 * len(whole))
+        found.unlink()
         forget(corpus)
     kinds = {"left": np.uint32, "right": np.uint32, "score": np.float64}
     with ExitStack() as closing:
         file = {name: closing.enter_context((corpus.folder / name).open("wb")) for name in kinds}
         for share_file in shares:
-            for name, values in zip(kinds, _verified(corpus, share_file, lowest, threads), strict=True):
+            for name, values in zip(kinds, _verified(corpus, share_file, lowest, workers), strict=True):
                 file[name].write(values.astype(kinds[name]).data)
     left, right, score = (np.asarray(_array_file(corpus.folder / name, kind)) for name, kind in kinds.items())
     return left, right, score
 
 
-def _all_candidates(corpus: SketchedTexts, able: np.ndarray, owners: np.ndarray | None) -> Iterator[np.ndarray]:
-    """Yield the candidates of all bands, left << 32 | right, some millions at a time."""
+def _candidates_of_band(corpus: SketchedTexts, able: np.ndarray, owners: np.ndarray | None, band: int) -> Path:
+    """Write the candidates of a band, left << 32 | right, to a file of the corpus's folder."""
     count = int(np.count_nonzero(able))
     bits = (count // PART).bit_length()
-    waiting: list[np.ndarray] = []
-    for band in range(len(list(corpus.folder.glob("keys-*")))):
-        keys = np.fromfile(corpus.folder / f"keys-{band}", np.uint32)
+    keys = np.fromfile(corpus.folder / f"keys-{band}", np.uint32)
+    with atomic(corpus.folder / f"band-{band}") as file:
         for part in range(1 << bits):
             placed = repeated(keys, able, count, bits, part)
             placed.sort()  # equal keys are adjacent
@@ -259,12 +279,18 @@ def _all_candidates(corpus: SketchedTexts, able: np.ndarray, owners: np.ndarray 
                 some = placed[first : first + COMPARED + 1] >> HALF
                 same[first + 1 : first + len(some)] = some[1:] == some[:-1]
             for pairs in _candidates(placed[same[:-1] | same[1:]], owners):
-                waiting.append(pairs)
-                if sum(map(len, waiting)) > WAITING:
-                    yield np.concatenate(waiting)
-                    waiting = []
-    if waiting:
-        yield np.concatenate(waiting)
+                left, right = (corpus.entries[half.astype(np.int64)] for half in (pairs >> HALF, pairs & LOW))
+                file.write(pairs[(left >= 0) | (right >= 0)].data)  # two long texts are compared by words alone
+    forget_pages(corpus.entries)
+    return corpus.folder / f"band-{band}"
+
+
+def _portions_of(file: Path, size: int) -> Iterator[np.ndarray]:
+    """Yield the distinct ones of each `size` numbers of a file, in order."""
+    numbers = mapped(file, np.uint64)
+    for first in range(0, len(numbers), size):
+        yield sorted_distinct(np.array(numbers[first : first + size]))
+    forget_pages(numbers)
 
 
 def _candidates(placed: np.ndarray, owners: np.ndarray | None) -> Iterator[np.ndarray]:
@@ -292,20 +318,15 @@ def _candidates(placed: np.ndarray, owners: np.ndarray | None) -> Iterator[np.nd
             yield np.concatenate(found)
 
 
-def _verified(corpus: SketchedTexts, path: Path, lowest: float, threads: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _verified(corpus: SketchedTexts, path: Path, lowest: float, workers: Workers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (left, right, score) of the candidates in a file that match, in order; delete the file."""
     pairs = sorted_distinct(np.fromfile(path, np.uint64)) if path.exists() else np.zeros(0, np.uint64)
     path.unlink(missing_ok=True)
-    good, scores = [np.zeros(0, np.uint64)], [np.zeros(0)]
-    step = min(
-        4 * COMPARED_AT_A_TIME, max(1, MAPPED * len(corpus.forms) // (8 * max(1, corpus.texts.data.nbytes)))
-    )  # fewer of long texts
-    for first in range(0, len(pairs), step):
-        some = pairs[first : first + step]
-        score = _jaccard_of_pairs(corpus, (some >> HALF).astype(np.int64), (some & LOW).astype(np.int64), lowest, threads)
-        good.append(some[score >= lowest])
-        scores.append(score[score >= lowest])
-    found, score = np.concatenate(good), np.concatenate(scores)
+    step = min(COMPARED_AT_A_TIME, max(1, MAPPED * len(corpus.forms) // (8 * max(1, corpus.texts.data.nbytes))))
+    some = (pairs[first : first + step] for first in range(0, len(pairs), step))  # fewer of long texts
+    scores = in_order(workers, partial(_jaccard_of_pairs, corpus, lowest), some, corpus.folder)
+    score = np.concatenate([np.zeros(0), *scores])
+    found, score = pairs[score >= lowest], score[score >= lowest]
     left, right = (text_numbers(corpus.entries[half.astype(np.int64)]) for half in (found >> HALF, found & LOW))
     left, right = np.minimum(left, right), np.maximum(left, right)
     order = np.lexsort((right, left))
@@ -313,10 +334,11 @@ def _verified(corpus: SketchedTexts, path: Path, lowest: float, threads: int) ->
     return left[order], right[order], score[order]
 
 
-def _jaccard_of_pairs(corpus: SketchedTexts, left: np.ndarray, right: np.ndarray, lowest: float, threads: int) -> np.ndarray:
+def _jaccard_of_pairs(corpus: SketchedTexts, lowest: float, pairs: np.ndarray) -> np.ndarray:
     """Return the Jaccard of pairs of entries, 0 below `lowest`; of a large corpus, only the texts needed are read."""
+    left, right = (pairs >> HALF).astype(np.int64), (pairs & LOW).astype(np.int64)
     if corpus.texts.data.nbytes <= MAPPED:
-        return jaccard(corpus.texts, corpus.entries, corpus.counts, left, right, lowest, threads)
+        return jaccard(corpus.texts, corpus.entries, corpus.counts, left, right, lowest)
     used, pair = np.unique(np.concatenate([left, right]), return_inverse=True)
     entries, counts = corpus.entries[used], corpus.counts[used]
     numbers, at = np.unique(text_numbers(entries), return_inverse=True)
@@ -328,4 +350,4 @@ def _jaccard_of_pairs(corpus: SketchedTexts, left: np.ndarray, right: np.ndarray
     texts = Buffers(np.frombuffer(data, np.uint8), np.append(0, (end - first).cumsum()))
     for array in (texts.starts, counts):
         array.flags.writeable = False  # as memory-mapped arrays are: the loops are compiled for these
-    return jaccard(texts, np.where(entries < 0, ~at, at), counts, pair[: len(left)], pair[len(left) :], lowest, threads)
+    return jaccard(texts, np.where(entries < 0, ~at, at), counts, pair[: len(left)], pair[len(left) :], lowest)

@@ -5,8 +5,6 @@ datasketch supplies the permutations, compiled loops (`kernels`) do the work.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +19,7 @@ from curation.core.text import normalised
 
 SEED = 1  # of the permutations; datasketch's default
 RUN = 1 << 14  # texts sketched at a time: bounds the digests in memory
-COMPARED_AT_A_TIME = 1 << 15  # pairs compared at a time, by one thread
+COMPARED_AT_A_TIME = 1 << 15  # pairs
 ROOM = 1 << 20  # shingles of the texts compared at a time, unless a single pair has more
 FILTERED = 1 << 21  # keys from which on sorting all of them is faster than a filter that fits no cache
 
@@ -115,31 +113,21 @@ def jaccard(
     left: np.ndarray,
     right: np.ndarray,
     least: float,
-    threads: int = 1,
 ) -> np.ndarray:
     """Return the Jaccard of the shingle sets of entries left[i] and right[i], 0 if below `least`.
 
-    Exact up to equal 64-bit hashes. Sorted pairs are fastest: an entry's set is made once per PAIRS of them.
+    Exact up to equal 64-bit hashes. Sorted pairs are fastest: an entry's set is made once for all its pairs.
     """
-
-    def parts() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Cut pairs into runs; yield the distinct entries of each, and where among these its lefts and rights are."""
-        first = 0
-        while first < len(left):
-            used, i, j = (np.empty(size, np.int64) for size in (2 * COMPARED_AT_A_TIME, COMPARED_AT_A_TIME, COMPARED_AT_A_TIME))
-            some = slice(first, first + COMPARED_AT_A_TIME)
-            pairs, size = kernels.number_entries(left[some], right[some], counts, ROOM, used, i, j)
-            yield used[:size], i[:pairs], j[:pairs]
-            first += pairs
-
-    def one(part: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
-        used, i, j = part
+    scores, first = [np.zeros(0)], 0
+    while first < len(left):
+        used, i, j = (np.empty(size, np.int64) for size in (2 * COMPARED_AT_A_TIME, COMPARED_AT_A_TIME, COMPARED_AT_A_TIME))
+        some = slice(first, first + COMPARED_AT_A_TIME)
+        pairs, size = kernels.number_entries(left[some], right[some], counts, ROOM, used, i, j)
+        used, i, j = used[:size], i[:pairs], j[:pairs]  # the distinct entries, and where among them lefts and rights are
         ends = np.cumsum(counts[used].astype(np.int64))
         bounds, sizes, hashes = ends - counts[used], np.empty(len(used), np.int64), np.empty(ends[-1], np.uint64)
         kernels.shingle_sets(*texts, characters.folding_table(), entries[used], bounds, hashes, sizes)
-        scores = np.empty(len(i))
-        kernels.jaccard_of_sets(hashes, bounds, sizes, i, j, least, scores)
-        return scores
-
-    with ThreadPoolExecutor(threads) as pool:
-        return np.concatenate([np.zeros(0), *pool.map(one, parts())])
+        scores.append(np.empty(pairs))
+        kernels.jaccard_of_sets(hashes, bounds, sizes, i, j, least, scores[-1])
+        first += pairs
+    return np.concatenate(scores)

@@ -25,6 +25,7 @@ from curation.core.store import atomic
 Compression = Literal["zstd", "lz4"]  # lz4 for tables that only the next stage reads
 ROWS_PER_SHARD = 200_000
 ROWS_PER_GROUP = 20_000
+PLAIN = {pl.String, pl.Binary, pl.Boolean, pl.Float64, pl.Float32, pl.Int64, pl.Int32, pl.UInt64, pl.UInt32, pl.UInt8}
 CHUNKS = {"min_chunk_size": 262_144, "max_chunk_size": 1_048_576, "norm_level": 0}  # as `datasets` writes them
 
 
@@ -322,6 +323,23 @@ def _frame_of(batch: pa.RecordBatch) -> pl.DataFrame:
         elif pa.types.is_run_end_encoded(kind):
             batch = batch.set_column(at, field.name, pc.run_end_decode(batch.column(at)))
     frame = pl.from_arrow(batch)
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def buffer_of_frame(frame: pl.DataFrame) -> pa.Buffer | None:
+    """Return a frame as an Arrow stream; None if it has a column of a type that Arrow does not give back exactly."""
+    if not all((kind.inner if isinstance(kind, pl.List) else kind) in PLAIN for kind in frame.dtypes):
+        return None
+    table, sink = frame.to_arrow(compat_level=pl.CompatLevel.oldest()), pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def frame_of_buffer(buffer: Any) -> pl.DataFrame:
+    """Return the frame of `buffer_of_frame`, whose columns stay in the buffer."""
+    frame = pl.from_arrow(pa.ipc.open_stream(buffer).read_all())
     assert isinstance(frame, pl.DataFrame)
     return frame
 

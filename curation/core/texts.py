@@ -96,10 +96,14 @@ class Texts:
                 at, first = at + count, first + count
         return data
 
-    def batches(self, numbers: np.ndarray) -> Iterator[pl.Series]:
-        """Yield the texts with these numbers, in the given order: READ_AT_A_TIME, or fewer of READ_BYTES."""
+    def portions(self, numbers: np.ndarray) -> Iterator[np.ndarray]:
+        """Cut numbers, (n,) u32, into those of READ_AT_A_TIME texts, or fewer of READ_BYTES."""
         for first, end in _portions(self.starts[numbers + np.uint32(1)] - self.starts[numbers]):
-            yield self.at(numbers[first:end])
+            yield numbers[first:end]
+
+    def batches(self, numbers: np.ndarray) -> Iterator[pl.Series]:
+        """Yield the texts with these numbers, in the given order, in `portions`."""
+        yield from map(self.at, self.portions(numbers))
 
     def facts(self, numbers: np.ndarray) -> Facts:
         """Return the facts of texts."""
@@ -158,12 +162,19 @@ def open_texts(folder: Path) -> Texts:
         raw, forms = (mapped(paths[name], np.uint64).reshape(count, 2) for name in (RAW, FORMS))
         marks, starts = np.fromfile(paths[MARKS], np.uint8), mapped(paths[STARTS], np.int64)
         if sizes[DATA] == starts[-1]:
-            return _OpenTexts(Facts(raw, forms, marks), starts, os.open(paths[DATA], os.O_RDONLY))
+            return _OpenTexts(folder, Facts(raw, forms, marks), starts, os.open(paths[DATA], os.O_RDONLY))
     path = paths[wrong[0] if wrong else DATA]
     raise BuildError(path, "was changed since it was written", f"delete {folder} and run the command again to rebuild it")
 
 
 class _OpenTexts(Texts):
+    def __init__(self, folder: Path, facts: Facts, starts: np.ndarray, data: int) -> None:
+        super().__init__(facts, starts, data)
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a worker opens the same files
+        return open_texts, (self.folder,)
+
     def __del__(self) -> None:
         if isinstance(self.data, int):
             os.close(self.data)

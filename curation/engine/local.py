@@ -47,8 +47,9 @@ def visible_gpus(device: str) -> list[str]:
 class Here:
     """This process. An item is worked on when its result is asked for; with several threads, the next ones meanwhile."""
 
-    def __init__(self, device: str = "auto") -> None:
-        self.device = device
+    def __init__(self, device: str = "auto", threads: int = 1) -> None:
+        """Take the device for functions that hold a model, and the number of threads that work on the parts of one source."""
+        self.device, self.threads = device, threads
 
     def run(self, function: Callable[[Item], Result], items: Iterable[Item], threads: int = 1) -> Results[Item, Result]:
         """Run a function over items, in their order."""

@@ -26,6 +26,7 @@ class Workers(Protocol):
     """This process, processes of this machine, or a Ray cluster."""
 
     device: str  # what the functions name their device: auto, cpu, cuda or cuda:N
+    threads: int  # of this process, for what it does of a source's work itself
 
     def run(self, function: Callable[[Item], Result], items: Iterable[Item], threads: int = 1) -> Results[Item, Result]:
         """Yield (item, function that returns its result or raises its error), in the order in which items finish.
@@ -71,6 +72,7 @@ class Pool:
     """Workers that are alike, started when there are items for them. A back end starts them, sends, and receives."""
 
     device: str
+    threads = THREADS
 
     def __init__(self, most: int) -> None:
         """Start at most so many workers."""

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,23 +37,31 @@ ENVIRONMENT = (
 AUTH_TOKEN = Path("~/.ray/auth_token")
 ANSWER_SECONDS = 5  # to wait for an answer from an address
 SECONDS_TO_START = 120  # that a node may take to start its first task
+TASKS_PER_PROCESSOR = 2  # that are sent to a cluster; the items of others are taken later
 SECONDS_UNSAID = 10  # that a command waits for a full cluster before it says so
 
 
 class Cluster:
     """A connection to a Ray cluster, which runs items as tasks."""
 
-    device = "cpu"
+    device, threads = "cpu", THREADS
 
     def __init__(self, ray: Any) -> None:
         self.ray = ray
 
+    def processors(self) -> int:
+        """Return how many processors the nodes have now."""
+        return int(self.ray.cluster_resources().get("CPU", 0))
+
     def run(self, function: Callable[[Item], Result], items: Iterable[Item], threads: int = 1) -> Results[Item, Result]:
         """Run a function over items, as `pool.Workers` says; a task has one processor."""
         task = self.ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=False)(_answer)
-        lacking = _lacking(self.ray, {"CPU": 1})
-        waiting = {task.remote(os.getcwd(), function, item): item for item in items}
-        while waiting:
+        lacking, source, waiting = _lacking(self.ray, {"CPU": 1}), iter(items), dict[Any, Item]()
+        while True:
+            room = max(1, TASKS_PER_PROCESSOR * self.processors()) - len(waiting)
+            waiting |= {task.remote(os.getcwd(), function, item): item for item in islice(source, max(0, room))}
+            if not waiting:
+                return
             (ready, *_), _ = _wait(self.ray, list(waiting), lacking)
             lacking = ""
             yield waiting.pop(ready), lambda ready=ready: self._result(ready)  # type: ignore[misc]

@@ -30,7 +30,6 @@ class Job(NamedTuple):
     dedup: Dedup | None = None
     decontaminate: Decontaminate | None = None
     inputs: Inputs | None = None  # set before the first stage
-    threads: int = 1  # that work on its parts
 
 
 class Done(NamedTuple):

@@ -7,6 +7,7 @@ positive.
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from curation.core.record import draws, dropped_frame
 from curation.core.store import atomic, write_lines
 from curation.core.text import connected, forms
 from curation.core.texts import Texts, binary_keys, digests
-from curation.engine.local import Here
+from curation.engine.parts import in_order
+from curation.engine.pool import Workers
 from curation.shape.columns import EVIDENCE_CHARS
 from curation.shape.numbered import LISTS
 
@@ -128,7 +130,7 @@ def remove_heldout(tuples: pl.DataFrame, texts: Texts, held: pl.DataFrame, sourc
     return left.select(tuples.columns), dropped, len(found[1].join(left, on="at", how="semi"))
 
 
-def write_beir(folder: Path, held: pl.DataFrame, texts: Texts, passages: np.ndarray, threads: int = 1) -> None:
+def write_beir(folder: Path, held: pl.DataFrame, texts: Texts, passages: np.ndarray, workers: Workers) -> None:
     """Write held-out queries as a BEIR folder: corpus.jsonl, queries.jsonl, qrels/test.tsv.
 
     The corpus is all passages of the source, including those of training tuples: they are the distractors.
@@ -138,13 +140,12 @@ def write_beir(folder: Path, held: pl.DataFrame, texts: Texts, passages: np.ndar
         held: the held-out tuples, NUMBERED.
         texts: the texts that they name.
         passages: (n,) u32, distinct by key.
-        threads: how many prepare lines.
+        workers: prepare the lines.
     """
     (folder / "qrels").mkdir(parents=True)
     with atomic(folder / "corpus.jsonl") as file:
-        starts = range(0, len(passages), LINES)
-        for _, lines in Here().run(lambda start: _corpus_lines(texts, passages[start : start + LINES]), starts, threads):
-            file.write(lines())
+        some = (passages[start : start + LINES] for start in range(0, len(passages), LINES))
+        file.writelines(in_order(workers, partial(_corpus_lines, texts), some, folder))
     asked = zip(held["id"], texts.at(held["query"]), strict=True)
     write_lines(folder / "queries.jsonl", ({"_id": id_, "text": text} for id_, text in asked))
     with atomic(folder / "qrels" / "test.tsv") as file:

@@ -105,7 +105,7 @@ def aligned(source: Source, parts: Iterator[Rows]) -> Iterator[Rows]:
         raise NeedsAllRows
 
 
-def write_tuples(job: Job, parts: Iterator[Filtered], folder: Path) -> Shaped:
+def write_tuples(job: Job, parts: Iterator[Filtered], folder: Path, threads: int) -> Shaped:
     """Put parts together, merge equal queries, hold queries out, and write tuples, held-out tuples and texts.
 
     Raises:
@@ -152,7 +152,7 @@ def write_tuples(job: Job, parts: Iterator[Filtered], folder: Path) -> Shaped:
         lambda: write_frames(folder, "tuples", to_train(), compression="lz4"),
         lambda: write_parquet(folder / "dropped.parquet", chain([unread, dropped, poor], merged.dropped())),
     ]
-    for _, written in Here().run(lambda write: write(), writes, job.threads):
+    for _, written in Here().run(lambda write: write(), writes, threads):
         written()
     for path in table_files(folder, ROWS_TABLE):
         path.unlink()

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import yaml
 
 from curation.build import build as building
 from curation.core.progress import silent
-from curation.engine.local import Here
+from curation.engine.local import Here, Processes
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "POLARS_MAX_THREADS": "1"}
@@ -207,22 +207,36 @@ def test_large_builds_have_a_process_more_for_what_lies_beside_the_largest_sourc
         ([40, 40, 5, 5, 5, 5], 2, ""), ([1, 1, 1, 1, 1, 1], 6, ""), ([0, 0, 0, 0, 0, 0], 2, ""), ([9, 1, 1, 1, 1, 1], 1, "abcdef"),
     ],
 )  # fmt: skip
-def test_a_source_of_more_than_its_share_is_worked_on_by_all_threads(tmp_path, monkeypatch, sizes, workers, here):
+def test_all_threads_work_on_a_source_of_more_than_its_share(tmp_path, monkeypatch, sizes, workers, here):
     recipe = building.load_manifest(manifest(tmp_path, 6))
-    jobs = [
-        building.job_of(recipe, source, tmp_path, tmp_path / "out", None)._replace(threads=workers) for source in recipe.sources
-    ]
+    jobs = [building.job_of(recipe, source, tmp_path, tmp_path / "out", None) for source in recipe.sources]
     names = [job.source.name for job in jobs]
     monkeypatch.setattr(building, "_size_of", lambda job: sizes[names.index(job.source.name)])
-    monkeypatch.setattr(building.stages, "run", lambda stage, job, *given: job)
+    monkeypatch.setattr(building.stages, "run", lambda *given: given)
 
-    class Several:
+    class Several(Processes):
         def run(self, function, items):
+            sent.extend(job.source.name for job, _ in items)
             return [(item, partial(function, item)) for item in items]
 
-    started = []
-    monkeypatch.setattr(building, "open_workers", lambda folder, count: started.append(count) or nullcontext(Several()))
-    found = building._results(building.stages.SHAPE, [(job, "") for job in jobs], workers, Here(), silent, "shape")
-    threads = {job.source.name: result().threads for job, result in found}
-    assert threads == {name: workers if letter in here else 1 for name, letter in zip(names, "abcdef", strict=True)}
-    assert started == ([] if len(here) == 6 else [min(workers, 6 - len(here))])
+    sent = []
+    pool = Several(workers)
+    found = list(building._results(building.stages.SHAPE, [(job, "") for job in jobs], workers, pool, silent, "shape"))
+    by_threads = {job.source.name: result()[-1].threads for job, result in found if job.source.name not in sent}
+    assert by_threads == {name: workers for name, letter in zip(names, "abcdef", strict=True) if letter in here}
+    assert sorted([*sent, *by_threads]) == sorted(names)
+    assert pool.most == (min(workers, len(sent)) if sent else workers)
+
+
+@pytest.mark.parametrize(
+    ("size", "workers", "threads"),
+    [(1, 2, 2), (1, 16, 4), (5 << 26, 16, 5), (5 << 26, 3, 3), (90 << 26, 16, 16), (5 << 26, 1, 1)],
+)
+def test_processes_work_on_a_source_that_is_worth_more_than_four(tmp_path, monkeypatch, size, workers, threads):
+    recipe = building.load_manifest(manifest(tmp_path, 1))
+    jobs = [building.job_of(recipe, source, tmp_path, tmp_path / "out", None) for source in recipe.sources]
+    monkeypatch.setattr(building, "_size_of", lambda job: size)
+    pool = Processes(workers) if workers > 1 else Here()
+    found = building._workers_for(jobs, workers, pool)
+    assert (found.most if found is pool and workers > 1 else found.threads) == threads
+    assert isinstance(found, Here) == (threads <= 4)

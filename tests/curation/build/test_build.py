@@ -12,6 +12,8 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from curation.build import build as building
+from curation.build import shape_stage
 from curation.build.build import build
 from curation.clean import overlap_lookup
 from curation.cli import curate
@@ -21,6 +23,9 @@ from curation.core.builds import receipts
 from curation.core.errors import BuildError, ManifestError
 from curation.core.store import read_json, write_json
 from curation.core.tables import read_parquet, read_table
+from curation.engine.local import Processes
+from curation.engine.parts import _work_on
+from curation.engine.pool import Pool
 from curation.report import page
 from curation.shape import holdout
 from curation.share.verify import problems
@@ -104,7 +109,7 @@ def test_same_bytes_whatever_the_number_of_workers(recipe, tmp_path):
 
 
 def test_same_bytes_whatever_the_number_of_threads(tmp_path, monkeypatch):
-    """One source is worked on by threads; each looks up, compares and writes its own portions."""
+    """One source is worked on by threads, or by processes; each looks up, compares and writes its own portions."""
     draw = random.Random(7)
     texts = [" ".join(f"w{draw.randrange(999)}" for _ in range(14)) for _ in range(240)]
     rows = [{"q": text, "a": f"answer {at} {text[:9]} end"} for at, text in enumerate(texts)]
@@ -127,6 +132,16 @@ def test_same_bytes_whatever_the_number_of_threads(tmp_path, monkeypatch):
         outcome = build(recipe, tmp_path / f"{workers}", workers=workers)
         assert outcome.receipts["faq"]["dropped"].keys() >= {"contaminated_query", "near_duplicate_query"}
         assert contents(tmp_path / f"{workers}") == contents(tmp_path / "whole")
+    monkeypatch.setattr(tables, "ROWS_PER_GROUP", 50)  # in the processes it is more, but a shard has no more rows
+    build(recipe, tmp_path / "groups", workers=1)
+    monkeypatch.setattr(shape_stage, "PORTION", 700)
+    monkeypatch.setattr(building, "MOST_BYTES", 1)
+    sent = []
+    monkeypatch.setattr(Processes, "run", lambda self, *given: sent.append(given[0].func) or Pool.run(self, *given))
+    build(recipe, tmp_path / "processes", workers=2)
+    assert contents(tmp_path / "processes") == contents(tmp_path / "groups")
+    assert sent == [_work_on] * 7  # shape, hold out, sketch, bands, pairs, look up, write
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_a_second_run_does_nothing_and_a_change_only_what_depends_on_it(recipe, tmp_path):

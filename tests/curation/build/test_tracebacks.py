@@ -151,10 +151,10 @@ def test_a_source_of_which_all_is_a_near_duplicate(tmp_path):
 
 
 def test_what_nobody_foresaw_fails_one_source_in_one_line(tmp_path, monkeypatch):
-    def broken(job, folder, progress):
+    def broken(job, folder, progress, workers):
         if job.source.name != "good":
             raise KeyError("oh\nno")
-        return stages.shape(job, folder, progress)
+        return stages.shape(job, folder, progress, workers)
 
     monkeypatch.setattr(stages, "SHAPE", stages.SHAPE._replace(work=broken))
     outcome = build(manifest(tmp_path, ["files: good.jsonl"]), tmp_path / "b")

@@ -25,6 +25,7 @@ from curation.clean.signatures import jaccard, minhash_digests, prepare, sketch
 from curation.core import characters, fold_kernels
 from curation.core.jit import buffers_of
 from curation.core.text import connected, normalised
+from curation.engine.local import Here
 
 VOCABULARY = [
     "alpha",
@@ -78,7 +79,9 @@ def chars_of(form: str) -> set[bytes]:
 
 def nearly(texts, lowest: float, batch: int = 10**6, threads: int = 1):
     with tempfile.TemporaryDirectory() as folder:
-        return near((texts.slice(first, batch) for first in range(0, len(texts), batch)), lowest, Path(folder), threads)
+        return near(
+            (texts.slice(first, batch) for first in range(0, len(texts), batch)), lowest, Path(folder), Here(threads=threads)
+        )
 
 
 @functools.cache

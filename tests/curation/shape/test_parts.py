@@ -25,6 +25,7 @@ from curation.core.progress import silent
 from curation.core.store import read_json
 from curation.core.tables import read_parquet, read_table
 from curation.core.texts import FILES, TextWriter, facts_of, open_texts
+from curation.engine.local import Here
 from curation.recipe.manifest import load_manifest
 from curation.shape.numbered import numbered, spelled
 
@@ -193,7 +194,7 @@ def shaped(base: Path, name: str, said: str, size: int) -> dict[str, object]:
         patch.setattr("curation.read.sources.BATCH", 3 if size < 1000 else 20_000)
         try:
             job = shape_stage.with_inputs(job_of(manifest, manifest.sources[0], base, base, None))
-            receipt = shape_stage.shape(job, folder, silent)
+            receipt = shape_stage.shape(job, folder, silent, Here())
         except SourceError as error:
             return {"error": str(error)}
     texts = open_texts(folder)
