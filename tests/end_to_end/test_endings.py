@@ -230,13 +230,13 @@ def test_all_threads_work_on_a_source_of_more_than_its_share(tmp_path, monkeypat
 
 @pytest.mark.parametrize(
     ("size", "workers", "threads"),
-    [(1, 2, 2), (1, 16, 4), (5 << 26, 16, 5), (5 << 26, 3, 3), (90 << 26, 16, 16), (5 << 26, 1, 1)],
+    [(1, 2, 2), (1, 16, 4), (5 << 26, 16, 5), (5 << 26, 3, 3), (90 << 26, 16, 16), (90 << 26, 2, 2), (5 << 26, 1, 1)],
 )
-def test_processes_work_on_a_source_that_is_worth_more_than_four(tmp_path, monkeypatch, size, workers, threads):
+def test_processes_work_on_a_source_that_is_worth_it(tmp_path, monkeypatch, size, workers, threads):
     recipe = building.load_manifest(manifest(tmp_path, 1))
     jobs = [building.job_of(recipe, source, tmp_path, tmp_path / "out", None) for source in recipe.sources]
     monkeypatch.setattr(building, "_size_of", lambda job: size)
     pool = Processes(workers) if workers > 1 else Here()
     found = building._workers_for(jobs, workers, pool)
     assert (found.most if found is pool and workers > 1 else found.threads) == threads
-    assert isinstance(found, Here) == (threads <= 4)
+    assert isinstance(found, Here) == (workers == 1 or (threads <= 4 and size < 90 << 26))

@@ -22,7 +22,7 @@ import pytest
 from curation.core.errors import SetupError
 from curation.engine import ray as engine
 
-CURATE = [sys.executable, "-c", "from curation.cli import main; main()", "build", "m.yaml", "-q"]
+CURATE = [sys.executable, "-c", "from curation.cli import main; main()", "build", "-q"]
 ENV = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
 TIMES = {"timings.json"}  # the only file that differs from build to build
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
@@ -41,7 +41,7 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Return a folder with a manifest of six sources that are compared, and its build by one process in `expected`."""
+    """Return a folder with two manifests, and their builds by one process: six sources that are compared, and a large one."""
     folder = tmp_path_factory.mktemp("ray")
     draw = random.Random(3)
     words = ["".join(draw.choices("abcdefghijklmnop", k=draw.randint(3, 8))) for _ in range(900)]
@@ -58,9 +58,20 @@ def place(tmp_path_factory):
     against = [{"name": "e", "files": "few.jsonl", "fields": {"query": "q", "positive": "p"}}]
     whole = {"name": "m", "dedup": {"across": True}, "decontaminate": {"against": against}, "sources": sources}
     (folder / "m.yaml").write_text(json.dumps(whole))
-    built = subprocess.run([*CURATE, "-o", "expected", "-j", "1"], cwd=folder, env=ENV, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
+    with (folder / "large.jsonl").open("w") as file:
+        for row in range(40_000):
+            text = passages[draw.randrange(len(passages))] if row % 50 == 0 else " ".join(draw.choices(words, k=90))
+            file.write(json.dumps({"q": " ".join(draw.choices(words, k=9)), "p": text}) + "\n")
+    large = {**sources[2], "name": "large", "files": "large.jsonl"}
+    (folder / "large.yaml").write_text(json.dumps({**whole, "dedup": {}, "sources": [large]}))
+    for name in ("m", "large"):
+        command = [*CURATE, f"{name}.yaml", "-o", f"expected-{name}", "-j", "1"]
+        built = subprocess.run(command, cwd=folder, env=ENV, capture_output=True, text=True)
+        assert built.returncode == 0, built.stderr
     return folder
+
+
+BOTH = pytest.mark.parametrize("name", ["m", "large"])
 
 
 def files_of(build: Path) -> dict[str, bytes]:
@@ -71,8 +82,8 @@ def files_of(build: Path) -> dict[str, bytes]:
     }
 
 
-def start(place: Path, cluster, out: str) -> subprocess.Popen:
-    command = [*CURATE, "-o", out, "--ray", cluster.address]
+def start(place: Path, cluster, out: str, name: str = "m") -> subprocess.Popen:
+    command = [*CURATE, f"{name}.yaml", "-o", out, "--ray", cluster.address]
     listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests in the background of a shell ignore it
     return subprocess.Popen(
         command, cwd=place, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listens
@@ -96,14 +107,15 @@ def tasks(cluster) -> list[int]:
     return found
 
 
-def check(place: Path, out: str) -> None:
-    assert files_of(place / out) == files_of(place / "expected")
+def check(place: Path, out: str, name: str = "m") -> None:
+    assert files_of(place / out) == files_of(place / f"expected-{name}")
     assert not list((place / out).rglob("*.tmp"))
     shutil.rmtree(place / out)
 
 
-def test_three_nodes_build_the_bytes_of_one_process(place, cluster):
-    driver = start(place, cluster, "whole")
+@BOTH
+def test_three_nodes_build_the_bytes_of_one_process(place, cluster, name):
+    driver = start(place, cluster, "whole", name)
     seen = set()
     while driver.poll() is None:
         seen.update(tasks(cluster))
@@ -111,12 +123,12 @@ def test_three_nodes_build_the_bytes_of_one_process(place, cluster):
     code, said = end(driver)
     assert code == 0, said
     assert len(seen) > 1  # more than one worker took part
-    check(place, "whole")
+    check(place, "whole", name)
 
 
 def test_three_nodes_verify_what_one_process_does(place, cluster):
     """The same problems in the same order; nothing is written to the build, and another command's temporary files stay."""
-    build = Path(shutil.copytree(place / "expected", place / "damaged"))
+    build = Path(shutil.copytree(place / "expected-m", place / "damaged"))
     for name in ("curated/s4/pairs-00000.parquet", "report.html", "curated/s1/passages-00000.parquet", "near/s0/done.json"):
         (build / name).write_bytes((build / name).read_bytes()[:-9])
     (build / "shaped/s5/note.txt").touch()
@@ -144,8 +156,9 @@ def test_three_nodes_verify_what_one_process_does(place, cluster):
     shutil.rmtree(build)
 
 
-def test_killed_workers_cost_nothing(place, cluster):
-    driver = start(place, cluster, "worker")
+@BOTH
+def test_killed_workers_cost_nothing(place, cluster, name):
+    driver = start(place, cluster, "worker", name)
     draw, killed = random.Random(0), 0
     while driver.poll() is None and killed < 2:
         time.sleep(draw.uniform(0.05, 0.5))
@@ -155,24 +168,26 @@ def test_killed_workers_cost_nothing(place, cluster):
     code, said = end(driver)
     assert killed, "no task was running"
     assert code == 0, said
-    check(place, "worker")
+    check(place, "worker", name)
 
 
-def test_a_lost_node_costs_nothing(place, cluster):
+@BOTH
+def test_a_lost_node_costs_nothing(place, cluster, name):
     node = cluster.add_node(num_cpus=2)
-    driver = start(place, cluster, "node")
+    driver = start(place, cluster, "node", name)
     while driver.poll() is None and not tasks(cluster):
         time.sleep(0.05)
     cluster.remove_node(node, allow_graceful=False)
     code, said = end(driver)
     assert code == 0, said
-    check(place, "node")
+    check(place, "node", name)
 
 
-def test_a_killed_driver_is_continued(place, cluster):
+@BOTH
+def test_a_killed_driver_is_continued(place, cluster, name):
     draw, killed = random.Random(0), 0
     for _ in range(3):
-        driver = start(place, cluster, "driver")
+        driver = start(place, cluster, "driver", name)
         limit = time.monotonic() + 60
         while driver.poll() is None and not tasks(cluster) and time.monotonic() < limit:
             time.sleep(0.05)
@@ -181,9 +196,9 @@ def test_a_killed_driver_is_continued(place, cluster):
         driver.communicate()
         killed += driver.returncode == -signal.SIGKILL
     assert killed, "each run had ended before it was killed"
-    code, said = end(start(place, cluster, "driver"))
+    code, said = end(start(place, cluster, "driver", name))
     assert code == 0, said
-    check(place, "driver")
+    check(place, "driver", name)
 
 
 def test_an_error_of_the_user_is_the_same_line_and_not_retried(place, cluster):
@@ -196,7 +211,7 @@ def test_an_error_of_the_user_is_the_same_line_and_not_retried(place, cluster):
         (folder / path.name).symlink_to(path)
     lines = []
     for how in (["-j", "1", "-o", "here"], ["--ray", cluster.address, "-o", "there"]):
-        done = subprocess.run([*CURATE, *how], cwd=folder, env=ENV, capture_output=True, text=True, timeout=240)
+        done = subprocess.run([*CURATE, "m.yaml", *how], cwd=folder, env=ENV, capture_output=True, text=True, timeout=240)
         assert done.returncode == 1
         lines.append([line for line in done.stderr.splitlines() if line.startswith("curate")])
     assert len(lines[0]) == 1
@@ -248,7 +263,7 @@ def test_a_cluster_of_the_command_line_and_one_without_processors(place, process
                 with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                     break
                 time.sleep(0.1)
-            build = [*CURATE, "-o", f"cli{processors}", "--ray", f"127.0.0.1:{port}"]
+            build = [*CURATE, "m.yaml", "-o", f"cli{processors}", "--ray", f"127.0.0.1:{port}"]
             done = subprocess.run(build, cwd=place, env=ENV, capture_output=True, text=True, timeout=200)
         finally:
             os.killpg(head.pid, signal.SIGKILL)
@@ -284,7 +299,7 @@ def test_another_token_is_one_line_and_waiting_for_a_full_cluster_is_said(place,
         mark = tmp_path / "full"
         hog = subprocess.Popen([sys.executable, "-c", HOG.format(address=address, mark=str(mark))], env=tokens[0], **quiet)
         try:
-            build = [*CURATE, "-o", str(tmp_path / "b"), "--ray", address]
+            build = [*CURATE, "m.yaml", "-o", str(tmp_path / "b"), "--ray", address]
             for _ in range(600):
                 if mark.exists():
                     break
@@ -308,7 +323,7 @@ def test_another_token_is_one_line_and_waiting_for_a_full_cluster_is_said(place,
 def test_what_the_flag_needs(place, monkeypatch):
     wrong = {"127.0.0.1:1": "nobody answers", "ray://x:1": "is not an address", "x": "is not an address"}
     for address, what in wrong.items():
-        done = subprocess.run([*CURATE, "--ray", address], cwd=place, env=ENV, capture_output=True, text=True)
+        done = subprocess.run([*CURATE, "m.yaml", "--ray", address], cwd=place, env=ENV, capture_output=True, text=True)
         assert done.returncode == 1
         assert done.stderr.startswith(f"curate: --ray {address}: {what}")
         assert len(done.stderr.splitlines()) == 1
