@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from curation.cli_share import diff, examples, export, importing, publish, verify
-from curation.core.console import PATH, RAY, SETTINGS, VERSION, WORKERS, check_places, newest, output, run_command, say
+from curation.core.console import MEMORY, PATH, RAY, SETTINGS, VERSION, WORKERS, check_places, newest, output, run_command, say
 from curation.core.errors import BuildError
 from curation.core.progress import for_terminal
 
@@ -31,6 +31,7 @@ def curate() -> None:
 @click.option("--limit", type=click.IntRange(1), help="Read at most this many rows per source, for a first look.")
 @click.option("--no-decontaminate", is_flag=True, help="Skip `decontaminate:`, so that no evaluation set is read.")
 @WORKERS
+@MEMORY
 @RAY
 @click.option(
     "--licenses", type=click.Choice(["all", "no-nc", "permissive"]), help="Licence policy, instead of the one in MANIFEST."
@@ -46,6 +47,7 @@ def build(
     limit: int | None,
     no_decontaminate: bool,
     workers: int | None,
+    memory: float | None,
     ray: str | None,
     licenses: Any,
     confined: bool,
@@ -64,9 +66,11 @@ def build(
     unknown licence. build.json lists what was left out.
 
     By default -j is 1, plus 1 for each 64 MB of input outside the largest source,
-    but at most the number of processors. With --ray each source is a task of the
-    cluster; its nodes must see the inputs and the build folder under the same
-    paths. The result does not depend on where the work is done.
+    but at most the number of processors, and what fits into memory. A source that
+    is much larger than the others is worked on by all workers, part by part. With
+    --ray these are tasks of the cluster; its nodes must see the inputs and the
+    build folder under the same paths. The result does not depend on where the
+    work is done.
     """
 
     from curation.build import build as building
@@ -86,7 +90,7 @@ def build(
         preview(manifest, only, limit, output, licenses, confined)
         return 0
     progress, decontaminated = for_terminal(quiet), not no_decontaminate
-    outcome = building.build(manifest, out, only, limit, workers, progress, licenses, confined, decontaminated, ray)
+    outcome = building.build(manifest, out, only, limit, workers, progress, licenses, confined, decontaminated, ray, memory)
     if as_json:
         output(show.as_json(outcome.receipts))
     elif outcome.receipts:

@@ -44,6 +44,7 @@ from curation.core.locks import locked
 from curation.core.progress import Progress, silent
 from curation.core.store import RECEIPT, atomic, check_files, is_current, receipt_of, write_json
 from curation.engine.local import Here, Processes, processors
+from curation.engine.local import memory as memory_here
 from curation.engine.pool import Workers
 from curation.engine.ray import Cluster
 from curation.engine.workers import workers as open_workers
@@ -57,7 +58,9 @@ from curation.recipe.source import Source
 from curation.report import page as report
 
 Returned = TypeVar("Returned")
-MOST_THREADS = 4  # that work on the parts of one source: each holds some 250 MB
+MEMORY = 4.0  # GB of a worker, by default
+MOST_THREADS = 4  # that work on the parts of one source
+THREAD_BYTES, FIRST_BYTES = 250e6, 500e6  # of memory that a thread takes, and a process before
 MOST_BYTES = 2 << 30  # of input that threads work on; processes take a second to start, and need less memory each
 TOO_LARGE = 1.5  # times the share that one process of several has of all input
 PROCESS_BYTES = 64 << 20  # of input that one more process is started for; to start takes it seconds of a core at each stage
@@ -74,6 +77,15 @@ class Outcome(NamedTuple):
     notes: list[str]  # sources whose number of rows is not the expected one
 
 
+class Places(NamedTuple):
+    """Where the work is done."""
+
+    nodes: Workers
+    most: int  # processes
+    asked: bool  # for so many; if not, fewer are started for little input
+    threads: int  # at most, of this process, for the parts of one source
+
+
 def build(
     path: Path,
     out: Path | None = None,
@@ -85,6 +97,7 @@ def build(
     confined: bool = False,
     decontaminated: bool = True,
     ray: str | None = None,
+    memory: float | None = None,
 ) -> Outcome:
     """Build the manifest at `path`.
 
@@ -96,12 +109,13 @@ def build(
         out: the build folder; by default `builds/<name>`.
         only: names of sources; by default all of them.
         limit: at most this many rows of each source.
-        workers: the number of processes; None starts several if the input is large enough.
+        workers: the number of processes; None starts several if the input is large enough, and they fit into memory.
         progress: reports how far the work is.
         licenses: a policy to use instead of the manifest's.
         confined: refuse what the manifest reads outside its own folder, because somebody else wrote it.
         decontaminated: whether to apply `decontaminate:`; without it no evaluation set is read.
         ray: the address of a Ray cluster whose nodes do the work, instead of processes of this machine.
+        memory: GB of a worker, 4 by default; tasks of a cluster take it of their nodes only if it is given.
 
     Raises:
         ManifestError: the manifest is wrong; `only` names a source that it does not have or that the policy leaves out;
@@ -118,8 +132,11 @@ def build(
     base, folder = (path.parent, folder) if ray is None else (path.parent.absolute(), folder.absolute())  # nodes work elsewhere
     jobs = [job_of(manifest, source, base, folder, limit) for source in manifest.sources if source.name not in changed]
     changed = {name: error for name, error in changed.items() if name in chosen}
-    with locked(folder, "curate build"), open_workers(folder, workers or processors(), ray) as nodes:
-        outcome = _build(path, manifest, folder, chosen, jobs, workers, nodes, progress, excluded, changed)
+    taken = round((memory or MEMORY) * 1e9)
+    most = workers or max(1, min(processors(), memory_here() // taken))
+    with locked(folder, "curate build"), open_workers(folder, most, ray, memory=taken if memory else None) as nodes:
+        places = Places(nodes, most, workers is not None, max(1, min(MOST_THREADS, int((taken - FIRST_BYTES) // THREAD_BYTES))))
+        outcome = _build(path, manifest, folder, chosen, jobs, places, progress, excluded, changed)
         report.write(folder)  # last, as it shows everything else
         return outcome
 
@@ -130,8 +147,7 @@ def _build(
     folder: Path,
     chosen: list[str],
     jobs: list[Job],
-    workers: int | None,
-    nodes: Workers,
+    places: Places,
     progress: Progress,
     excluded: list[Excluded],
     changed: dict[str, UserError],
@@ -142,7 +158,7 @@ def _build(
 
     def run(stage: Stage[Job], some: list[Job], label: str = "") -> list[Job]:
         """Run a stage for some sources; return those that did not fail."""
-        done[stage.name], more = _run_each(stage, some, workers, nodes, progress, label or stage.name)
+        done[stage.name], more = _run_each(stage, some, places, progress, label or stage.name)
         failed.update(more)
         return [job for job in some if job.source.name in done[stage.name]]
 
@@ -175,7 +191,7 @@ def _build(
     # 4. across
     if across and ready:
         for stage in (stages.ACROSS, stages.DROPS):
-            done[stage.name] = {"": stages.run(stage, ready, progress, workers=_workers_for(ready, workers, nodes))}
+            done[stage.name] = {"": stages.run(stage, ready, progress, workers=_workers_for(ready, places))}
 
     # 5. curate
     run(stages.CURATE, [job for job in ready if job.source.name in chosen])
@@ -282,7 +298,7 @@ def job_of(manifest: Manifest, source: Source, base: Path, folder: Path, limit: 
 
 
 def _run_each(
-    stage: Stage[Job], jobs: list[Job], workers: int | None, nodes: Workers, progress: Progress, label: str
+    stage: Stage[Job], jobs: list[Job], places: Places, progress: Progress, label: str
 ) -> tuple[dict[str, Done], dict[str, UserError]]:
     """Run a stage for each source: in this process, in several, or on a cluster. The result does not depend on where.
 
@@ -313,28 +329,28 @@ def _run_each(
             note(job, partial(_guarded, job, stages.run, stage, job, progress, digests[name]))
         else:
             waiting.append((job, digests[name]))
-    for job, result in _results(stage, waiting, workers, nodes, progress, label):
+    for job, result in _results(stage, waiting, places, progress, label):
         note(job, result)
     order = [job.source.name for job in jobs]
     return {name: done[name] for name in order if name in done}, {name: failed[name] for name in order if name in failed}
 
 
 def _results(
-    stage: Stage[Job], items: list[tuple[Job, str]], workers: int | None, nodes: Workers, progress: Progress, label: str
+    stage: Stage[Job], items: list[tuple[Job, str]], places: Places, progress: Progress, label: str
 ) -> Iterator[tuple[Job, Callable[[], Done]]]:
     """Yield each source with a function that returns what the stage did for it, or raises its error.
 
     One that is much larger than a worker's share comes first: as the others would wait for it, all workers work on its parts.
     """
-    count = nodes.processors() if isinstance(nodes, Cluster) else workers or _workers_that_pay([job for job, _ in items])
-    count = min(count, len(items))
+    nodes, count = places.nodes, places.most if places.asked else _workers_that_pay([job for job, _ in items], places.most)
+    count = min(nodes.processors() if isinstance(nodes, Cluster) else count, len(items))
     sizes = [_size_of(job) for job, _ in items]
     large = [size * count > TOO_LARGE * sum(sizes) for size in sizes]
     if count == 1 or len(items) - sum(large) == 1:
         large = [True] * len(items)
     for (job, digest), alone in zip(items, large, strict=True):
         if alone:
-            yield job, partial(_guarded, job, stages.run, stage, job, progress, digest, _workers_for([job], workers, nodes))
+            yield job, partial(_guarded, job, stages.run, stage, job, progress, digest, _workers_for([job], places))
     items = [item for item, alone in zip(items, large, strict=True) if not alone]
     if not items:
         return
@@ -346,13 +362,13 @@ def _results(
             advance(1)
 
 
-def _workers_for(jobs: list[Job], workers: int | None, nodes: Workers) -> Workers:
+def _workers_for(jobs: list[Job], places: Places) -> Workers:
     """Return who works on the parts of some sources: few threads of this process, or processes, or a cluster."""
-    if not isinstance(nodes, Processes):
-        return nodes
+    if not isinstance(places.nodes, Processes):
+        return places.nodes
     size = sum(map(_size_of, jobs))
-    nodes.most = min(workers or processors(), max(MOST_THREADS, size // PROCESS_BYTES))
-    return nodes if nodes.most > MOST_THREADS or size > MOST_BYTES else Here(threads=nodes.most)
+    places.nodes.most = count = min(places.most, max(MOST_THREADS, size // PROCESS_BYTES))
+    return places.nodes if count > MOST_THREADS or size > MOST_BYTES else Here(threads=min(count, places.threads))
 
 
 def _run_there(stage: Stage[Job], item: tuple[Job, str]) -> Done:
@@ -361,10 +377,10 @@ def _run_there(stage: Stage[Job], item: tuple[Job, str]) -> Done:
     return _guarded(job, stages.run, stage, job, silent, digest)
 
 
-def _workers_that_pay(jobs: list[Job]) -> int:
+def _workers_that_pay(jobs: list[Job], most: int) -> int:
     """Return how many processes to use: one, and one more for each PROCESS_BYTES of input beyond the largest source."""
     total_bytes = sorted(map(_size_of, jobs))
-    return min(processors(), 1 + sum(total_bytes[:-1]) // PROCESS_BYTES)
+    return min(most, 1 + sum(total_bytes[:-1]) // PROCESS_BYTES)
 
 
 def _size_of(job: Job) -> int:

@@ -51,6 +51,14 @@ RAY = click.option(
 )
 
 
+MEMORY = click.option(
+    "--memory",
+    type=click.FloatRange(0.5),
+    metavar="GB",
+    help="Memory of a worker: no more are started than fit [default: 4]; with --ray, what a task takes of its node.",
+)
+
+
 def check_places(workers: int | None, ray: str | None, other: str = "", why: str = "") -> None:
     """Refuse options that say where the work is done and have no effect; `other` is an option that leaves no work to give out."""
     useless = {

@@ -32,6 +32,15 @@ def processors() -> int:
     return os.cpu_count() or 1  # macOS
 
 
+def memory() -> int:
+    """Return the bytes of memory that this machine has, or that a container may use."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # no such file, or "max"
+            found.append(int(Path(limit).read_text()))
+    return min(found)
+
+
 def visible_gpus(device: str) -> list[str]:
     """Return how CUDA_VISIBLE_DEVICES names each GPU that `device` (auto, cpu, cuda, cuda:N) means."""
     if device == "cpu" or (device == "auto" and not any(any(Path("/dev").glob(name)) for name in DRIVERS)):

@@ -46,8 +46,13 @@ class Cluster:
 
     device, threads = "cpu", THREADS
 
-    def __init__(self, ray: Any) -> None:
+    def __init__(self, ray: Any, memory: int | None = None) -> None:
+        """Take a connection, and the bytes of memory that a task takes; None: they are not counted."""
         self.ray = ray
+        self.options: dict[str, Any] = {"num_cpus": 1, "max_retries": RETRIES, "retry_exceptions": False}
+        self.needs = {"CPU": 1}
+        if memory is not None:
+            self.options["memory"] = self.needs["memory"] = memory
 
     def processors(self) -> int:
         """Return how many processors the nodes have now."""
@@ -55,8 +60,8 @@ class Cluster:
 
     def run(self, function: Callable[[Item], Result], items: Iterable[Item], threads: int = 1) -> Results[Item, Result]:
         """Run a function over items, as `pool.Workers` says; a task has one processor."""
-        task = self.ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=False)(_answer)
-        lacking, source, waiting = _lacking(self.ray, {"CPU": 1}), iter(items), dict[Any, Item]()
+        task = self.ray.remote(**self.options)(_answer)
+        lacking, source, waiting = _lacking(self.ray, self.needs), iter(items), dict[Any, Item]()
         while True:
             room = max(1, TASKS_PER_PROCESSOR * self.processors()) - len(waiting)
             waiting |= {task.remote(os.getcwd(), function, item): item for item in islice(source, max(0, room))}
@@ -166,9 +171,14 @@ def _lacking(ray: Any, needs: Mapping[str, int]) -> str:
     """Return what a cluster, which does nothing for this command yet, has too little of for one worker; "" if it has enough."""
     whole, free = ray.cluster_resources(), ray.available_resources()
     names = [name for name, count in needs.items() if free.get(name, 0) < count]
-    return " and ".join(
-        f"{needs[name]} {name}, of which {free.get(name, 0):g} of {whole.get(name, 0):g} are free" for name in names
-    )
+
+    def said(name: str) -> str:
+        need, some, every = (
+            one / (1e9 if name == "memory" else 1) for one in (needs[name], free.get(name, 0), whole.get(name, 0))
+        )
+        return f"{need:g} {'GB of memory' if name == 'memory' else name}, of which {some:.3g} of {every:.3g} are free"
+
+    return " and ".join(map(said, names))
 
 
 def _wait(ray: Any, tasks: list[Any], lacking: str) -> Any:
@@ -204,13 +214,15 @@ def _answer(folder: str, function: Callable[[Item], Result], item: Item) -> Answ
 
 
 @contextmanager
-def cluster(address: str, folder: Path | None, reads: Sequence[Path] = ()) -> Iterator[Cluster]:
+def cluster(address: str, folder: Path | None, reads: Sequence[Path] = (), memory: int | None = None) -> Iterator[Cluster]:
     """Connect to a Ray cluster: `local` starts one on this machine, `auto` finds the running one, or HOST:PORT.
 
-    The tasks write to `folder`; temporary files that lost workers left below it are removed at the end. They only read `reads`.
+    The tasks write to `folder`; temporary files that lost workers left below it are removed at the end. They only read `reads`,
+    and each takes `memory` bytes of its node.
 
     Raises:
-        SetupError: Ray is not installed, no cluster answers, or a node has another version or does not see one of the folders.
+        SetupError: Ray is not installed, no cluster answers, no node has so much memory, or a node has another version or does
+            not see one of the folders.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -235,8 +247,8 @@ def cluster(address: str, folder: Path | None, reads: Sequence[Path] = ()) -> It
             hint = "start a cluster with `ray start --head`, or use --ray local"
             raise SetupError(f"--ray {address}", f"cannot connect ({first_line(error)})", hint) from None
         try:
-            _check_nodes(ray, folder, reads)
-            yield Cluster(ray)
+            _check_nodes(ray, folder, reads, memory or 0)
+            yield Cluster(ray, memory)
         finally:
             ray.shutdown()
             if folder is not None:
@@ -269,8 +281,8 @@ def _check_answer(address: str) -> None:
         raise SetupError(f"--ray {address}", f"nobody answers ({error})", hint) from None
 
 
-def _check_nodes(ray: Any, folder: Path | None, reads: Sequence[Path]) -> None:
-    """Check that each node has this version of tuplesmith and Python, and sees the folder to write to and those to read.
+def _check_nodes(ray: Any, folder: Path | None, reads: Sequence[Path], memory: int) -> None:
+    """Check that a node has room for a task, and that each has this version and Python, and sees the folders.
 
     A node sees the first if it sees a new file with a random name in it, and the others if they hold the same files there.
     """
@@ -297,6 +309,10 @@ def _check_nodes(ray: Any, folder: Path | None, reads: Sequence[Path]) -> None:
         nodes = [node for node in ray.nodes() if node["Alive"]]
         if not any(node["Resources"].get("CPU", 0) >= 1 for node in nodes):
             raise SetupError("--ray", "no node of the cluster has a processor for tasks", "start one with --num-cpus 1 or more")
+        most = max(node["Resources"].get("memory", 0) for node in nodes)
+        if memory > most:
+            what = f"no node has so much memory for a task: the largest has {most / 1e9:.3g} GB"
+            raise SetupError(f"--memory {memory / 1e9:g}", what, "lower it, or start a node with more")
         place = ray.remote(num_cpus=0, max_retries=RETRIES)(look)
         asked = [place.options(scheduling_strategy=NodeAffinitySchedulingStrategy(one["NodeID"], soft=False)) for one in nodes]
         for node, task in zip(nodes, [one.remote() for one in asked], strict=True):

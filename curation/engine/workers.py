@@ -19,6 +19,7 @@ def workers(
     ray: str | None = None,
     device: str | None = None,
     reads: Sequence[Path] = (),
+    memory: int | None = None,
 ) -> Iterator[Workers]:
     """Yield this process, processes of this machine, or the workers of a Ray cluster.
 
@@ -31,12 +32,13 @@ def workers(
         device: for functions that hold a model: auto, cpu, cuda or cuda:N. Each worker gets a GPU of its own, or its share of
             the processors. None: the functions hold nothing.
         reads: folders that the workers only read, in which nothing is written or removed; the nodes must see them too.
+        memory: bytes that a task takes on a node of a cluster, which has room for as many; None: they are not counted.
 
     Raises:
         SetupError: from `ray.cluster` and `ray.Actors`.
     """
     if ray is not None:
-        with cluster(ray, folder, reads) as nodes:
+        with cluster(ray, folder, reads, memory) as nodes:
             yield nodes if device is None else Actors(nodes.ray, device)
         return
     gpus = [] if device is None else local.visible_gpus(device)

@@ -197,7 +197,7 @@ def test_large_builds_have_a_process_more_for_what_lies_beside_the_largest_sourc
         ([900 * mega, 64 * mega, 0, 0, 0, 0], 2), ([40 * mega] * 6, 4), ([500 * mega] * 6, 4), ([30 * mega] * 6, 3),
     ):  # fmt: skip
         asked[:] = sizes
-        assert building._workers_that_pay(jobs) == workers, sizes
+        assert building._workers_that_pay(jobs, 4) == workers, sizes
 
 
 @pytest.mark.parametrize(
@@ -221,11 +221,34 @@ def test_all_threads_work_on_a_source_of_more_than_its_share(tmp_path, monkeypat
 
     sent = []
     pool = Several(workers)
-    found = list(building._results(building.stages.SHAPE, [(job, "") for job in jobs], workers, pool, silent, "shape"))
+    places = building.Places(pool, workers, True, 9)
+    found = list(building._results(building.stages.SHAPE, [(job, "") for job in jobs], places, silent, "shape"))
     by_threads = {job.source.name: result()[-1].threads for job, result in found if job.source.name not in sent}
     assert by_threads == {name: workers for name, letter in zip(names, "abcdef", strict=True) if letter in here}
     assert sorted([*sent, *by_threads]) == sorted(names)
     assert pool.most == (min(workers, len(sent)) if sent else workers)
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "workers", "memory", "most", "threads"),
+    [
+        (24, None, None, 4, 4),
+        (9, None, None, 2, 4),
+        (9, None, 1, 4, 2),
+        (9, 3, 8, 3, 4),
+        (1, None, None, 1, 4),
+        (64, None, 0.5, 4, 1),
+    ],
+)
+def test_no_more_processes_are_started_than_fit(tmp_path, monkeypatch, gigabytes, workers, memory, most, threads):
+    manifest(tmp_path, 1)
+    monkeypatch.setattr(building, "processors", lambda: 4)
+    monkeypatch.setattr(building, "memory_here", lambda: gigabytes * 10**9)
+    seen = []
+    run = building._results
+    monkeypatch.setattr(building, "_results", lambda *given: seen.append(given[2]) or run(*given))
+    building.build(tmp_path / "m.yaml", tmp_path / "out", workers=workers, memory=memory)
+    assert {(one.most, one.threads) for one in seen} == {(most, threads)}
 
 
 @pytest.mark.parametrize(
@@ -237,6 +260,6 @@ def test_processes_work_on_a_source_that_is_worth_it(tmp_path, monkeypatch, size
     jobs = [building.job_of(recipe, source, tmp_path, tmp_path / "out", None) for source in recipe.sources]
     monkeypatch.setattr(building, "_size_of", lambda job: size)
     pool = Processes(workers) if workers > 1 else Here()
-    found = building._workers_for(jobs, workers, pool)
+    found = building._workers_for(jobs, building.Places(pool, workers, True, 4))
     assert (found.most if found is pool and workers > 1 else found.threads) == threads
     assert isinstance(found, Here) == (workers == 1 or (threads <= 4 and size < 90 << 26))

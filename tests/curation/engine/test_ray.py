@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -274,6 +275,18 @@ def test_a_cluster_of_the_command_line_and_one_without_processors(place, process
     else:
         assert done.returncode == 1
         assert done.stderr.rstrip().splitlines()[-1].startswith("curate: --ray: no node of the cluster has a processor for tasks")
+
+
+def test_memory_that_tasks_take_of_their_nodes(place, cluster):
+    command = [*CURATE, "m.yaml", "-o", "memory", "--ray", cluster.address, "--memory"]
+    done = subprocess.run([*command, "99999"], cwd=place, env=ENV, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 1
+    what = r"curate: --memory 99999: no node has so much memory for a task: the largest has [\d.]+ GB; lower it, or start a node with more"
+    assert re.fullmatch(what, done.stderr.strip())
+    largest = int(float(done.stderr.partition("the largest has ")[2].split()[0]))
+    done = subprocess.run([*command, str(largest)], cwd=place, env=ENV, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    check(place, "memory")
 
 
 HOG = """
