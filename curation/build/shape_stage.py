@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -25,7 +25,17 @@ from curation.engine.parts import in_order
 from curation.engine.pool import Workers
 from curation.read import remote
 from curation.read.rows import Lost, Rows, compact, concat_batches
-from curation.read.sources import fail_if_changed, file_states, files_outside, input_digests, read_parts, table_rows
+from curation.read.sources import (
+    Span,
+    fail_if_changed,
+    file_states,
+    files_outside,
+    input_digests,
+    read_parts,
+    read_span,
+    spans,
+    table_rows,
+)
 from curation.recipe.job import Inputs, Job
 from curation.recipe.source import ABOUT, Questions, Source, Table, TextTable, shape_of
 from curation.shape.by_id import texts_for_ids
@@ -152,7 +162,16 @@ def _filtered(
     with TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as name:
         place = Path(name)
         limit = None if shape_of(source) == "qrels" else source.limit  # of queries, when they are known
+        work = _tuples_of_all if shape_of(source) in TOGETHER else _tuples_of_each
+        cut = spans(source, job.base) if size and not source.by_id else []
+        if cut and not isinstance(workers, Here):
+            for made in work(job, cut, size, place, workers):
+                advance(made.rows)
+                yield made
+            return
         parts = read_parts(source, job.seed, limit, job.base, size or inf, advance, place)
+        if cut:
+            parts = _parts_of(source, cut, advance)
         parts = _not_empty(source, parts) if size is None else aligned(source, parts)
         if shape_of(source) == "qrels":
             yield from _tuples_of_qrels(job, list(parts), table_rows, place)
@@ -166,46 +185,73 @@ def _filtered(
                 source, parts = texts_for_ids(source, parts, read, place, size or inf)
             if source.corpus and source.corpus.all:
                 yield from _passages(job, {}, None)
-        work = _tuples_of_all if shape_of(source) in TOGETHER else _tuples_of_each
         yield from work(job._replace(source=source), parts, size, place, workers)
 
 
-def _tuples_of_each(job: Job, parts: Iterator[Rows], size: int | None, place: Path, workers: Workers) -> Iterator[Filtered]:
+def _parts_of(source: Source, cut: Iterable[Span], advance: Callable[[int], None]) -> Iterator[Rows]:
+    """Yield the rows of spans in parts, and report how many."""
+    for span in cut:
+        for read in read_span(source, span, PORTION):
+            advance(len(read.frame) + len(read.lost))
+            yield read
+
+
+def _tuples_of_each(
+    job: Job, parts: Iterable[Rows | Span], size: int | None, place: Path, workers: Workers
+) -> Iterator[Filtered]:
     """Yield the filtered tuples of rows that make tuples by themselves."""
     if size is not None:
-        yield from in_order(workers, partial(_tuples_of_part, job), parts, place)
+        for made in in_order(workers, partial(_tuples_of_part, job), parts, place):
+            yield from made
         return
-    for rows, lost in parts:
+    for part in parts:
+        assert isinstance(part, Rows)
+        rows, lost = part
         yield from _in_portions(job, to_tuples(job.source, rows, job.seed), len(rows) + len(lost), lost)
 
 
-def _tuples_of_part(job: Job, read: Rows) -> Filtered:
-    """Return the filtered tuples of some rows."""
-    source, (rows, lost) = job.source, read
-    with _faults_of(PORTION):
-        made = to_tuples(source, rows, job.seed)
-        ids = row_ids(source, rows).hash() if source.fields.id is not None else None
-    return filtered(source, job.filters, made, len(rows) + len(lost), lost, ids)
+def _tuples_of_part(job: Job, part: Rows | Span) -> list[Filtered]:
+    """Return the filtered tuples of some rows, a portion each."""
+    source, made = job.source, list[Filtered]()
+    for rows, lost in aligned(source, read_span(source, part, PORTION)) if isinstance(part, Span) else [part]:
+        with _faults_of(PORTION):
+            tuples = to_tuples(source, rows, job.seed)
+            ids = row_ids(source, rows).hash() if source.fields.id is not None else None
+        made.append(filtered(source, job.filters, tuples, len(rows) + len(lost), lost, ids))
+    return made
 
 
-def _numbers_of_part(source: Source, size: int | None, read: Rows) -> tuple[pl.DataFrame, pl.Series, Facts, str, list[Lost]]:
-    """Return some rows by the numbers of their texts, these texts, and the instruction."""
-    rows, lost = read
-    with _faults_of(size):
-        return *by_numbers(source, rows), instruction_of(source, rows[str(source.fields.query)]), lost
+class _Numbered(NamedTuple):
+    """Rows that make tuples together, by the numbers of their texts."""
+
+    frame: pl.DataFrame
+    texts: pl.Series
+    facts: Facts
+    instruction: str
+    lost: list[Lost]
 
 
-def _tuples_of_all(job: Job, parts: Iterator[Rows], size: int | None, place: Path, workers: Workers) -> Iterator[Filtered]:
+def _numbers_of_part(source: Source, size: int | None, part: Rows | Span) -> list[_Numbered]:
+    """Return some rows by the numbers of their texts, a portion each."""
+    made = []
+    for rows, lost in aligned(source, read_span(source, part, PORTION)) if isinstance(part, Span) else [part]:
+        with _faults_of(size):
+            made.append(_Numbered(*by_numbers(source, rows), instruction_of(source, rows[str(source.fields.query)]), lost))
+    return made
+
+
+def _tuples_of_all(job: Job, parts: Iterable[Rows | Span], size: int | None, place: Path, workers: Workers) -> Iterator[Filtered]:
     """Yield the filtered tuples of rows that make tuples together; their texts go to a file in `place`."""
     source = job.source
     frames, every_lost, instructions = list[pl.DataFrame](), list[Lost](), set[str]()
     with ExitStack() as closing:
         writer = TextWriter(place, closing)
-        for frame, once, facts, instruction, lost in in_order(workers, partial(_numbers_of_part, source, size), parts, place):
-            names = [name for name in ("query", "other") if name in frame.columns]
-            frames.append(frame.with_columns(pl.col(names) + writer.add(once, facts)))
-            instructions.add(instruction)
-            every_lost += lost
+        for portions in in_order(workers, partial(_numbers_of_part, source, size), parts, place):
+            for frame, once, facts, instruction, lost in portions:
+                names = [name for name in ("query", "other") if name in frame.columns]
+                frames.append(frame.with_columns(pl.col(names) + writer.add(once, facts)))
+                instructions.add(instruction)
+                every_lost += lost
     texts = open_texts(place)
     first = pl.Series(texts.raw_number)  # parts may have texts in common
     frame = pl.concat(frames)

@@ -290,11 +290,25 @@ def parquet_columns(file: IO[bytes]) -> list[str]:
         return list(pq.ParquetFile(file).schema_arrow.names)
 
 
-def parquet_frames(source: Path | IO[bytes], rows: int, far: bool = False) -> Iterator[pl.DataFrame]:
+def parquet_groups(path: Path) -> tuple[str, list[tuple[int, int]]]:
+    """Return the schema of a parquet file as text, and (rows, bytes when unpacked) of each row group; only its footer is read.
+
+    Raises:
+        ValueError: not parquet, or broken.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+            return str(file.schema_arrow), [(group.num_rows, group.total_byte_size) for group in groups]
+    except pa.ArrowException as error:
+        raise ValueError(error) from None
+
+
+def parquet_frames(source: Path | IO[bytes], rows: int, far: bool = False, groups: range | None = None) -> Iterator[pl.DataFrame]:
     """Yield the rows of a parquet file, or of a seekable open one, in batches; only what is consumed is read.
 
     A file on the disk is read through a buffer, so that memory does not grow with its row groups; one that is `far` away, in
-    few large requests.
+    few large requests. Of several row `groups`, all by default.
 
     Raises:
         ValueError: not parquet, or broken.
@@ -302,7 +316,7 @@ def parquet_frames(source: Path | IO[bytes], rows: int, far: bool = False) -> It
     try:
         options = {} if far else {"pre_buffer": False, "buffer_size": 1 << 20}
         with pq.ParquetFile(source, **options) as whole:
-            for batch in whole.iter_batches(rows, use_threads=far):
+            for batch in whole.iter_batches(rows, groups, use_threads=far):
                 yield _frame_of(batch)
     except pa.ArrowException as error:
         raise ValueError(error) from None

@@ -109,7 +109,8 @@ def _read_columns(file: File, table: Table, start: int, form: str) -> Reading:
             if not isinstance(place, Path):
                 place.seek(0)
         try:
-            for frame in parquet_frames(place, BATCH, file.remote) if form == "parquet" else arrow_frames(place, BATCH):
+            packed = parquet_frames(place, BATCH, file.remote, file.groups) if form == "parquet" else arrow_frames(place, BATCH)
+            for frame in packed:
                 yield from number_rows(frame, start)
                 start += len(frame)
         except (ValueError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:

@@ -51,6 +51,7 @@ class File(NamedTuple):
     unpack: Callable[[], IO[bytes]] | None = None
     version: str = ""  # of an object that was fetched from a store: its etag, commit, or size and date
     remote: bool = False  # whether `unpack` opens a file on the network that can be read from any position
+    groups: range | None = None  # the row groups of a parquet file that are read; None: all
 
     def open(self) -> IO[bytes]:
         """Open the file's own bytes, unpacked, to be read once from the start."""

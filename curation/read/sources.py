@@ -7,11 +7,12 @@ import glob
 import os
 import re
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from itertools import chain, count, zip_longest
 from math import inf
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -19,10 +20,11 @@ import polars as pl
 from curation.core.errors import SourceError, UserError, decoded, did_you_mean, listed
 from curation.core.record import draws
 from curation.core.store import file_digest
+from curation.core.tables import parquet_groups
 from curation.read import hub, remote
 from curation.read.archives import PACKED, Budget, parts
 from curation.read.dataset import ABOUT_FILES, SAVED, SAVED_DICT, describe, split_rows, splits_of
-from curation.read.mapping import map_columns
+from curation.read.mapping import column_map, map_columns
 from curation.read.paths import (
     expand_path,
     is_named_inside,
@@ -37,6 +39,7 @@ from curation.read.rows import BATCH, ROW, File, Lost, Rows, compact, concat_bat
 from curation.recipe.addresses import is_url, portable
 from curation.recipe.source import Source, Table
 
+SPAN, MOST_OF_A_SPAN = 1 << 26, 1 << 28  # bytes of row groups that are read together, and of a single one
 FRESH = 2  # seconds within which two changes may get the same time from the clock of a file system
 
 
@@ -96,6 +99,11 @@ def read_parts(
         batches: Iterator[Rows] = _drawn(source, seed, limit, base, size, advance, spare)
     else:
         batches = _first(source, limit, base, advance)
+    yield from _in_parts(source, batches, size)
+
+
+def _in_parts(source: Source, batches: Iterable[Rows], size: float) -> Iterator[Rows]:
+    """Put batches of rows together until they have `size` bytes."""
     held: list[pl.DataFrame] = []
     lost: list[Lost] = []
     for rows in batches:
@@ -106,6 +114,56 @@ def read_parts(
             held, lost = [], []
     if held:
         yield Rows(concat_batches(held, _called(source)), lost)
+
+
+class Span(NamedTuple):
+    """Row groups of a parquet file, which are read by whoever works on their rows."""
+
+    file: File
+    row: int  # the number of the first one
+
+
+def spans(source: Source, base: Path) -> list[Span]:
+    """Cut the parquet files of a source into spans; return none if its rows have to be read in order.
+
+    That is so for other formats, archives, URLs, a `limit` or `skip`, ids and scores (which may be lists written as texts, so all
+    rows are compared), files whose columns differ, and row groups that are too large for a worker.
+
+    Raises:
+        SourceError: a file is missing.
+    """
+    wanted = column_map(source)
+    if source.limit or source.skip or wanted.ids or wanted.scores or (source.path and not source.files):
+        return []
+    found, row, schemas = list[Span](), 0, set[str]()
+    for file in _files(source, base):
+        if file.unpack or (source.reader or READER_OF_ENDING.get(file.path.suffix.lower())) != "parquet":
+            return []
+        try:
+            schema, groups = parquet_groups(file.path)
+        except (ValueError, OSError):
+            return []  # the error is reported when it is read
+        schemas.add(schema)
+        first = size = 0
+        start = row
+        for number, (rows, unpacked) in enumerate(groups, 1):
+            row, size = row + rows, size + unpacked
+            if size >= SPAN or number == len(groups):
+                found.append(Span(file._replace(groups=range(first, number)), start))
+                first, size, start = number, 0, row
+            if unpacked > MOST_OF_A_SPAN:
+                return []
+    return found if row and len(schemas) == 1 else []
+
+
+def read_span(source: Source, span: Span, size: float) -> Iterator[Rows]:
+    """Yield the rows of a span in parts of `size` bytes, as `read_parts` does.
+
+    Raises:
+        SourceError: see `table_rows`.
+    """
+    rows = file_rows(span.file, source, span.row)
+    yield from _in_parts(source, (_mapped(some, span.file.name, _stem(span.file), source) for some in rows), size)
 
 
 def _first(source: Source, limit: int | None, base: Path, advance: Callable[[int], None]) -> Iterator[Rows]:
@@ -190,9 +248,6 @@ def _mapped_rows(table: Table, base: Path, first: int | None) -> Generator[Rows]
         return
     start, budget = 0, Budget(table.max_unpacked)
     for file in _aligned_files(table, base) if table.reader == "aligned" else _files(table, base):
-        name = PurePath(file.name).name
-        name = name.removesuffix(PurePath(name).suffix) if name.lower().endswith(PACKED) else name
-        called = name.rpartition(".")[0] or name  # for `file_column`
         with ExitStack() as stack:
             wholes = [stack.enter_context(closing(parts(one, table, budget, READER_OF_ENDING))) for one in (file, *file.beside)]
             before: list[str] = []
@@ -208,15 +263,25 @@ def _mapped_rows(table: Table, base: Path, first: int | None) -> Generator[Rows]
                         raise SourceError(members[0], what, hint)
                 before = together
                 for rows in file_rows(part._replace(beside=tuple(beside)), table, start):
-                    frame = map_columns(part.name, rows.frame, table)
-                    mapped = without_lists(part.name, table, rows._replace(frame=frame))
-                    if table.file_column is not None:
-                        if table.file_column in mapped.frame.columns:
-                            what = f"has a column '{table.file_column}' itself"
-                            raise SourceError(file.name, what, "give 'file_column' another name")
-                        mapped = mapped._replace(frame=mapped.frame.with_columns(pl.lit(called).alias(table.file_column)))
-                    yield mapped
+                    yield _mapped(rows, part.name, _stem(file), table)
                     start += len(rows.frame) + len(rows.lost)
+
+
+def _stem(file: File) -> str:
+    """Return the name of a file without folders and endings, for `file_column`."""
+    name = PurePath(file.name).name
+    name = name.removesuffix(PurePath(name).suffix) if name.lower().endswith(PACKED) else name
+    return name.rpartition(".")[0] or name
+
+
+def _mapped(rows: Rows, name: str, stem: str, table: Table) -> Rows:
+    """Return rows of the file `name` with their mapped columns, and the stem of its name if that is asked for."""
+    mapped = without_lists(name, table, rows._replace(frame=map_columns(name, rows.frame, table)))
+    if table.file_column is None:
+        return mapped
+    if table.file_column in mapped.frame.columns:
+        raise SourceError(name, f"has a column '{table.file_column}' itself", "give 'file_column' another name")
+    return mapped._replace(frame=mapped.frame.with_columns(pl.lit(stem).alias(table.file_column)))
 
 
 def _merge_small(batches: Generator[Rows]) -> Generator[Rows]:

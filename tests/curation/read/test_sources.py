@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from curation.core import record
 from curation.core.errors import SourceError
+from curation.read import sources
 from curation.read.hub import hub_errors
 from curation.read.readers import ROW, Lost
 from curation.read.sources import input_digests, read_parts, table_rows, take
@@ -361,3 +363,41 @@ def test_a_cache_of_the_hub_that_cannot_be_written(number, what):
         raise OSError(number, "no", "/far/cache/blob")
     assert str(found.value).startswith(f"o/n: /far/cache/blob {what}; ")
     assert str(found.value).endswith(" (HF_HOME says where the Hub's cache is)")
+
+
+def test_row_groups_are_read_apart_where_no_row_depends_on_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "SPAN", 150)
+    rows = pl.DataFrame({"q": [f"query {at}" for at in range(70)], "p": ["a passage"] * 70, "i": range(70)})
+    rows[:40].write_parquet(tmp_path / "a.parquet", row_group_size=4)
+    rows[40:].write_parquet(tmp_path / "b.parquet", row_group_size=30)
+    rows.drop("i").write_parquet(tmp_path / "other.parquet")
+    rows.write_ndjson(tmp_path / "c.jsonl")
+    (tmp_path / "packed.parquet.gz").write_bytes(gzip.compress((tmp_path / "a.parquet").read_bytes()))
+    (tmp_path / "broken.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-9])
+
+    def spans(files="[ab].parquet", **more):
+        said = {"name": "s", "files": files, "task": "retrieval", "fields": {"query": "q", "positive": "p"}, **more}
+        return sources.spans(Source(**said), tmp_path)
+
+    found = spans()
+    assert len(found) > 3
+    assert [(span.file.name, span.file.groups[0]) for span in found][-2:] == [
+        ("a.parquet", found[-2].file.groups[0]),
+        ("b.parquet", 0),
+    ]
+    assert [group for span in found for group in span.file.groups] == [*range(10), 0]
+    source = Source(name="s", files="[ab].parquet", task="retrieval", fields={"query": "q", "positive": "p"})
+    apart = pl.concat(part.frame for span in found for part in sources.read_span(source, span, 1))
+    assert apart.equals(sources.take(source, 0, None, tmp_path, abs).frame)
+    for files in ("*.jsonl", "packed.parquet.gz", "broken.parquet", "[ao]*.parquet"):
+        assert spans(files) == [], files
+    named = {"query": "q", "positive": "p", "id": "i"}
+    for more in (
+        {"limit": 9},
+        {"skip": 3},
+        {"fields": named},
+        {"fields": {"query": "q", "positive": "p", "score": "i"}, "threshold": 1},
+    ):
+        assert spans(**more) == [], more
+    monkeypatch.setattr(sources, "MOST_OF_A_SPAN", 1)
+    assert spans() == []

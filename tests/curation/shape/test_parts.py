@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
 import tempfile
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from curation.core.store import read_json
 from curation.core.tables import read_parquet, read_table
 from curation.core.texts import FILES, TextWriter, facts_of, open_texts
 from curation.engine.local import Here
+from curation.engine.pool import Workers
 from curation.recipe.manifest import load_manifest
 from curation.shape.numbered import numbered, spelled
 
@@ -182,19 +185,57 @@ def test_any_rows_give_the_same_tables_in_parts(shape, some, size):
             assert found.equals(apart[name]) if isinstance(found, pl.DataFrame) else found == apart[name], name
 
 
-def shaped(base: Path, name: str, said: str, size: int) -> dict[str, object]:
+class Elsewhere:
+    """Workers that get everything by pickle and files, as other processes do, in this one."""
+
+    device, threads = "cpu", 1
+
+    def run(self, function, items, threads=1):
+        for item in items:
+            sent, there = pickle.loads(pickle.dumps((function, item)))
+            yield item, partial(sent, there)
+
+
+@pytest.mark.parametrize("shape", EVERY)
+@settings(max_examples=6, deadline=None, phases=[Phase.generate])
+@given(some=st.lists(ROWS, min_size=3, max_size=30), size=st.sampled_from([1, 300]), group=st.sampled_from([1, 5]))
+def test_any_row_groups_give_the_same_tables_and_files_wherever_they_are_read(shape, some, size, group):
+    with tempfile.TemporaryDirectory() as place:
+        base = Path(place)
+        for name in ("queries", "corpus"):
+            lines = [json.dumps({"_id": str(at), "text": f"{name} {at % 13}"}) + "\n" for at in range(20)]
+            (base / f"{name}.jsonl").write_text("".join(lines))
+        lists = [row | {"docs": [row["p"], row["n"]], "v": [row["s"], row["t"]], "ds": [row["d"], row["i"]]} for row in some]
+        table = pl.DataFrame(lists, infer_schema_length=None, strict=False)
+        for at, rows_of_file in enumerate((table[:3], table[3:])):
+            rows_of_file.write_parquet(base / f"data-{at}.parquet", row_group_size=group)
+        whole = shaped(base, "whole", EVERY[shape], 1 << 30, "data-*.parquet")
+        here = shaped(base, "here", EVERY[shape], size, "data-*.parquet")
+        there = shaped(base, "there", EVERY[shape], size, "data-*.parquet", Elsewhere())
+        assert whole.keys() == here.keys() == there.keys()
+        for name, found in whole.items():
+            for other in (here[name], there[name]):
+                assert found.equals(other) if isinstance(found, pl.DataFrame) else found == other, name
+        for path in (base / "here").rglob("*"):
+            assert path.read_bytes() == (base / "there" / path.name).read_bytes(), path.name
+
+
+def shaped(
+    base: Path, name: str, said: str, size: int, files: str = "data.jsonl", workers: Workers | None = None
+) -> dict[str, object]:
     """Return what the first stage of a build writes, with texts in place of their numbers, or its error."""
     folder = base / name
     folder.mkdir()
-    (base / "m.yaml").write_text(f"name: one\nsources:\n  - {{name: one, files: data.jsonl, {said}}}\n")
+    (base / "m.yaml").write_text(f"name: one\nsources:\n  - {{name: one, files: '{files}', {said}}}\n")
     manifest = load_manifest(base / "m.yaml")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("curation.build.shape_stage.PORTION", size)
         patch.setattr("curation.read.blocks.BLOCK", size)
+        patch.setattr("curation.read.sources.SPAN", size)
         patch.setattr("curation.read.sources.BATCH", 3 if size < 1000 else 20_000)
         try:
             job = shape_stage.with_inputs(job_of(manifest, manifest.sources[0], base, base, None))
-            receipt = shape_stage.shape(job, folder, silent, Here())
+            receipt = shape_stage.shape(job, folder, silent, workers or Here())
         except SourceError as error:
             return {"error": str(error)}
     texts = open_texts(folder)
