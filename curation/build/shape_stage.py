@@ -120,6 +120,7 @@ def shape(job: Job, folder: Path, progress: Progress, workers: Workers) -> Recei
             parts = _filtered(job, folder, size, table_rows, advance, progress, workers)
             made = write_tuples(job, parts, folder, workers.threads)
         except NeedsAllRows:
+            table_rows.clear()
             for path in folder.iterdir():
                 path.unlink()
             parts = _filtered(job, folder, None, table_rows, advance, progress, Here())
@@ -164,6 +165,8 @@ def _filtered(
         limit = None if shape_of(source) == "qrels" else source.limit  # of queries, when they are known
         work = _tuples_of_all if shape_of(source) in TOGETHER else _tuples_of_each
         cut = spans(source, job.base) if size and not source.by_id else []
+        if source.corpus and not source.by_id and goes_in_parts(source):
+            yield from _passages(job, table_rows, None)
         if cut and not isinstance(workers, Here):
             for made in work(job, cut, size, place, workers):
                 advance(made.rows)
@@ -299,7 +302,7 @@ def _in_portions(job: Job, made: Tuples, rows: int, lost: list[Lost]) -> Iterato
 
 
 def _with_corpus(job: Job, folder: Path, parts: list[Rows], table_rows: dict[str, int], progress: Progress) -> Iterator[Filtered]:
-    """Yield the filtered passages and tuples of pairs with a corpus, and of documents; all rows are held."""
+    """Yield the filtered passages and tuples of pairs that name documents, and of documents; all rows are held."""
     source, (rows, lost) = job.source, parts.pop()  # there is one
     made = ask(source, rows, progress) if shape_of(source) == "documents" else to_tuples(source, rows, job.seed)
     if source.corpus:

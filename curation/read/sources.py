@@ -171,7 +171,7 @@ def _first(source: Source, limit: int | None, base: Path, advance: Callable[[int
     good = 0
     for rows in _read(source, base, limit):
         advance(len(rows.frame) + len(rows.lost))
-        if limit is not None and good + len(rows.frame) > limit:
+        if limit is not None and good + len(rows.frame) >= limit:
             frame = rows.frame.head(limit - good)
             rows = Rows(frame, [one for one in rows.lost if one.row < frame[ROW][-1]])
         yield rows

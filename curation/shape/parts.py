@@ -80,7 +80,7 @@ class NeedsAllRows(Exception):
 
 def goes_in_parts(source: Source) -> bool:
     """Return whether a source can be read part by part."""
-    return shape_of(source) in ("pairs", "scored", "listed", *TOGETHER) and (source.by_id or not source.corpus)
+    return shape_of(source) in ("pairs", "scored", "listed", *TOGETHER) and (source.by_id or source.fields.positive_id is None)
 
 
 def aligned(source: Source, parts: Iterator[Rows]) -> Iterator[Rows]:

@@ -315,6 +315,18 @@ def test_a_sample_depends_on_seed_and_name_alone(tmp_path):
     assert not take(source(files=["a.jsonl"], name="t"), 1, 50, tmp_path, lambda n: None)[0].equals(first)
 
 
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 50])
+def test_what_is_lost_after_the_last_wanted_row_counts_in_no_batch(tmp_path, monkeypatch, batch):
+    monkeypatch.setattr(sources, "BATCH", batch)
+    monkeypatch.setattr("curation.read.blocks.BLOCK", 8 * batch)
+    lines = [b'{"q": "a"}', b"no row", b'{"q": "b"}', b"no row", b"no row", b'{"q": "c"}', b"no row"]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    for limit, lost in ((1, []), (2, [1]), (3, [1, 3, 4])):
+        rows = take(source(files=["a.jsonl"], sample="first"), 1, limit, tmp_path, lambda n: None)
+        assert len(rows.frame) == limit
+        assert [one.row for one in rows.lost] == lost
+
+
 def test_the_first_rows_and_what_was_lost_before_them(tmp_path):
     mixed_file(tmp_path, 100_000)
     met = []

@@ -141,6 +141,8 @@ EVERY = {
     "first": "task: clustering, max_bad: 0.5, limit: 12, sample: first, fields: {query: q, label: l}",
     "chunks": "task: retrieval, max_bad: 1, limit: 5, fields: {query_id: i, positive_id: d}, "
     "corpus: {files: corpus.jsonl, chunk: {tokens: 8, overlap: 2}}, queries: {files: queries.jsonl}",
+    "beside": "task: retrieval, max_bad: 0.5, fields: {query: q, positive: p, negatives: n}, "
+    "corpus: {files: corpus.jsonl, chunk: {tokens: 8, overlap: 2}}",
     "own documents": "task: retrieval, max_bad: 0.5, fields: {query: q, positive: p, positive_id: d, answer: a}, "
     "corpus: {files: corpus.jsonl, chunk: {tokens: 8, overlap: 2}}",
     "named": "task: retrieval, max_bad: 1, by_id: yes, fields: {query: i, positive: d, negatives: ds}, "
