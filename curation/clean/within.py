@@ -65,11 +65,11 @@ def edges_of(links: Links, remaining: np.ndarray) -> pl.DataFrame:
 
     Of texts with one normalised form the first that remains represents all.
     """
-    form = links.found.form
-    first = np.zeros(len(form), np.int64)
-    nodes = np.sort(links.node[remaining])
+    form, nodes = links.found.form, links.node[remaining]
+    nodes.sort()
+    first = np.zeros(len(form), np.int32)
     first[form[nodes[::-1]]] = nodes[::-1]
-    ends = {name: links.compared[first[nodes]] for name, nodes in (("left", links.found.left), ("right", links.found.right))}
+    ends = {name: links.compared[first[at]] for name, at in (("left", links.found.left), ("right", links.found.right))}
     keys = {name: links.texts.key_series(numbers).alias(name) for name, numbers in ends.items()}
     return pl.DataFrame({**keys, "score": links.found.score})
 
@@ -90,15 +90,17 @@ def drop_queries(
         source: its name.
         by_label: whether the label replaces the positives, which a clustering does not have yet.
     """
-    match, score = np.full(len(tuples), -1, dtype=np.int64), np.zeros(len(tuples))
-    for better, worse, value in _superseded(tuples, links, settings.threshold, by_label).iter_rows():
-        if match[worse] < 0 and match[better] < 0:
-            match[worse], score[worse] = better, value
-    gone = np.flatnonzero(match >= 0)
-    shown = links.texts.at(tuples["query"].gather(gone)).str.slice(0, EVIDENCE_CHARS)
-    lost, kept = ids_at(gone), ids_at(match[gone])
+    pairs = _superseded(tuples, links, settings.threshold, by_label)
+    gone, taken = np.zeros(len(tuples), bool), list[int]()
+    for number, (better, worse) in enumerate(pairs.select("better", "worse").iter_rows()):
+        if not gone[worse] and not gone[better]:
+            gone[worse] = True
+            taken.append(number)
+    pairs = pairs[taken].sort("worse")
+    shown = links.texts.at(tuples["query"].gather(pairs["worse"])).str.slice(0, EVIDENCE_CHARS)
+    lost, kept = (ids_at(pairs[name].to_numpy()) for name in ("worse", "better"))
     dropped = dropped_frame(source, "dedup", lost, "near_duplicate_query", shown, kept, source)
-    return match < 0, dropped.with_columns(pl.Series("score", score[gone], dtype=pl.Float64))
+    return ~gone, dropped.with_columns(pairs["score"])
 
 
 def refuse_loss(dropped: pl.DataFrame, tuples: int, settings: Dedup, source: str) -> None:
@@ -138,7 +140,10 @@ def _superseded(tuples: pl.DataFrame, links: Links, threshold: float, by_label: 
     # 1. The tuples whose query matches another's, and the rank of each
     good = links.found.score >= threshold
     every = links.found.form[links.node[tuples["query"].to_numpy()]]
-    linked = np.bincount(every, minlength=len(links.compared)) > 1
+    forms = np.sort(every)
+    linked = np.zeros(len(links.compared), bool)
+    linked[forms[1:][forms[1:] == forms[:-1]]] = True
+    del forms
     linked[links.found.left[good]] = linked[links.found.right[good]] = True
     at = np.flatnonzero(linked[every])
     some, forms = tuples[at], every[at]
