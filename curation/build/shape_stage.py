@@ -52,7 +52,7 @@ from curation.shape.columns import (
     row_ids,
 )
 from curation.shape.numbered import LISTS, NUMBERED, numbers_of
-from curation.shape.parts import PORTION, Filtered, NeedsAllRows, aligned, filtered, goes_in_parts, write_tuples
+from curation.shape.parts import PORTION, Columns, Filtered, NeedsAllRows, aligned, filtered, goes_in_parts, write_tuples
 from curation.shape.questions import ask
 from curation.shape.shapes import (
     TOGETHER,
@@ -175,7 +175,8 @@ def _filtered(
         parts = read_parts(source, job.seed, limit, job.base, size or inf, advance, place)
         if cut:
             parts = _parts_of(source, cut, advance)
-        parts = _not_empty(source, parts) if size is None else aligned(source, parts)
+        if size is None:
+            parts = _not_empty(source, parts)
         if shape_of(source) == "qrels":
             yield from _tuples_of_qrels(job, list(parts), table_rows, place)
             return
@@ -183,9 +184,12 @@ def _filtered(
             yield from _with_corpus(job, folder, list(parts), table_rows, progress)
             return
         if source.by_id:
+            columns, read = Columns(), partial(_count_rows, source, job.base, table_rows)
             with _faults_of(size):
-                read = partial(_count_rows, source, job.base, table_rows)
+                parts = parts if size is None else aligned(source, parts, columns)
                 source, parts = texts_for_ids(source, parts, read, place, size or inf)
+            if size is not None:
+                columns.refuse_missing(source)
             if source.corpus and source.corpus.all:
                 yield from _passages(job, {}, None)
         yield from work(job._replace(source=source), parts, size, place, workers)
@@ -204,8 +208,12 @@ def _tuples_of_each(
 ) -> Iterator[Filtered]:
     """Yield the filtered tuples of rows that make tuples by themselves."""
     if size is not None:
-        for made in in_order(workers, partial(_tuples_of_part, job), parts, place):
+        columns = Columns()
+        for made, has in in_order(workers, partial(_tuples_of_part, job), parts, place):
+            columns.unite(has)
             yield from made
+        if not job.source.by_id:
+            columns.refuse_missing(job.source)
         return
     for part in parts:
         assert isinstance(part, Rows)
@@ -213,15 +221,21 @@ def _tuples_of_each(
         yield from _in_portions(job, to_tuples(job.source, rows, job.seed), len(rows) + len(lost), lost)
 
 
-def _tuples_of_part(job: Job, part: Rows | Span) -> list[Filtered]:
-    """Return the filtered tuples of some rows, a portion each."""
-    source, made = job.source, list[Filtered]()
-    for rows, lost in aligned(source, read_span(source, part, PORTION)) if isinstance(part, Span) else [part]:
+def _portions_of(source: Source, part: Rows | Span, columns: Columns) -> Iterable[Rows]:
+    """Return the rows of a part, a portion each, with all mapped columns; texts for ids came with all of them."""
+    portions = read_span(source, part, PORTION) if isinstance(part, Span) else [part]
+    return portions if source.by_id else aligned(source, portions, columns)
+
+
+def _tuples_of_part(job: Job, part: Rows | Span) -> tuple[list[Filtered], Columns]:
+    """Return the filtered tuples of some rows, a portion each, and the columns of the rows."""
+    source, made, columns = job.source, list[Filtered](), Columns()
+    for rows, lost in _portions_of(source, part, columns):
         with _faults_of(PORTION):
             tuples = to_tuples(source, rows, job.seed)
             ids = row_ids(source, rows).hash() if source.fields.id is not None else None
         made.append(filtered(source, job.filters, tuples, len(rows) + len(lost), lost, ids))
-    return made
+    return made, columns
 
 
 class _Numbered(NamedTuple):
@@ -234,27 +248,31 @@ class _Numbered(NamedTuple):
     lost: list[Lost]
 
 
-def _numbers_of_part(source: Source, size: int | None, part: Rows | Span) -> list[_Numbered]:
-    """Return some rows by the numbers of their texts, a portion each."""
-    made = []
-    for rows, lost in aligned(source, read_span(source, part, PORTION)) if isinstance(part, Span) else [part]:
+def _numbers_of_part(source: Source, size: int | None, part: Rows | Span) -> tuple[list[_Numbered], Columns]:
+    """Return some rows by the numbers of their texts, a portion each, and the columns of the rows."""
+    made, columns = list[_Numbered](), Columns()
+    for rows, lost in [part] if size is None and isinstance(part, Rows) else _portions_of(source, part, columns):
         with _faults_of(size):
             made.append(_Numbered(*by_numbers(source, rows), instruction_of(source, rows[str(source.fields.query)]), lost))
-    return made
+    return made, columns
 
 
 def _tuples_of_all(job: Job, parts: Iterable[Rows | Span], size: int | None, place: Path, workers: Workers) -> Iterator[Filtered]:
     """Yield the filtered tuples of rows that make tuples together; their texts go to a file in `place`."""
     source = job.source
     frames, every_lost, instructions = list[pl.DataFrame](), list[Lost](), set[str]()
+    columns = Columns()
     with ExitStack() as closing:
         writer = TextWriter(place, closing)
-        for portions in in_order(workers, partial(_numbers_of_part, source, size), parts, place):
+        for portions, has in in_order(workers, partial(_numbers_of_part, source, size), parts, place):
+            columns.unite(has)
             for frame, once, facts, instruction, lost in portions:
                 names = [name for name in ("query", "other") if name in frame.columns]
                 frames.append(frame.with_columns(pl.col(names) + writer.add(once, facts)))
                 instructions.add(instruction)
                 every_lost += lost
+    if size is not None and not source.by_id:
+        columns.refuse_missing(source)
     texts = open_texts(place)
     first = pl.Series(texts.raw_number)  # parts may have texts in common
     frame = pl.concat(frames)

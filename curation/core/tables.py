@@ -290,8 +290,8 @@ def parquet_columns(file: IO[bytes]) -> list[str]:
         return list(pq.ParquetFile(file).schema_arrow.names)
 
 
-def parquet_groups(path: Path) -> tuple[str, list[tuple[int, int]]]:
-    """Return the schema of a parquet file as text, and (rows, bytes when unpacked) of each row group; only its footer is read.
+def parquet_groups(path: Path) -> list[tuple[int, int]]:
+    """Return (rows, bytes when unpacked) of each row group of a parquet file, of which only the footer is read.
 
     Raises:
         ValueError: not parquet, or broken.
@@ -299,7 +299,7 @@ def parquet_groups(path: Path) -> tuple[str, list[tuple[int, int]]]:
     try:
         with pq.ParquetFile(path) as file:
             groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
-            return str(file.schema_arrow), [(group.num_rows, group.total_byte_size) for group in groups]
+            return [(group.num_rows, group.total_byte_size) for group in groups]
     except pa.ArrowException as error:
         raise ValueError(error) from None
 

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -27,10 +28,11 @@ import pyarrow as pa
 import zstandard
 
 from curation.core.errors import SourceError
-from curation.read.rows import File, record_limit, too_large
+from curation.read.rows import File, Lines, record_limit, too_large
 from curation.recipe.source import Table
 
 BLOCK = 1 << 22  # bytes
+LONGEST_FIRST = 1 << 22  # bytes of the first line of a file that is cut
 HEAD = 4096  # bytes at the beginning of a file that show its encoding
 INLINE = 12  # bytes of a text that its view holds; the view of a longer text holds the first 4
 FIRST_4, NEXT_8 = (np.array([(1 << 8 * size) - 1 for size in range(most + 1)], np.uint64) for most in (4, 8))
@@ -67,13 +69,14 @@ def open_blocks(file: File, table: Table) -> Iterator[Iterator[bytes]]:
         return
     with file.open() as raw:
         first = raw.read(size)
-        _refuse_other_encoding(file.name, "utf-8", first[:HEAD])
+        if file.first_line == 1:
+            _refuse_other_encoding(file.name, "utf-8", first[:HEAD])
         pieces = chain([first.removeprefix(codecs.BOM_UTF8)], iter(partial(raw.read, size), b""))
         yield map(_check_utf8, _whole_lines(file, table, pieces))
 
 
 def _whole_lines(file: File, table: Table, pieces: Iterable[bytes]) -> Iterator[bytes]:
-    held, size, lines, most = [b""], 0, 1, record_limit(table)  # the current line: its pieces, bytes and number
+    held, size, lines, most = [b""], 0, file.first_line, record_limit(table)  # the current line: its pieces, bytes and number
     old_mac = SourceError(file.name, "its lines end in CR alone", f"convert them: `tr '\\r' '\\n' < {file.name}`")
     for piece in pieces:
         if size + len(piece) > most and lines == 1 and b"\n" not in piece and b"\r" in piece:
@@ -102,6 +105,30 @@ def _check_utf8(block: bytes) -> bytes:
         block.decode()  # raises with the position; Arrow's check takes a tenth of the time
         raise
     return block
+
+
+def cut_lines(path: Path, size: int) -> list[tuple[Lines, int]]:
+    """Cut a file of JSON objects, one per line, where about `size` bytes end; return the pieces and their numbers of lines.
+
+    Return none if a line does not begin with an object, or the first one does not end with it: some may be blank, or parts of
+    an object.
+    """
+    found = list[tuple[Lines, int]]()
+    start, first, end, line, last = 0, 1, 0, 1, b"\n"  # of the piece, of what was read of the file, and its last byte
+    with path.open("rb") as raw:
+        if not raw.readline(LONGEST_FIRST).rstrip().endswith(b"}"):
+            return []
+        raw.seek(0)
+        while block := raw.read(BLOCK):
+            joined = last + (block if end else block.removeprefix(codecs.BOM_UTF8))
+            if joined.count(b"\n", 0, -1) != joined.count(b"\n{"):
+                return []
+            lines, cut = block.count(b"\n"), end + block.rfind(b"\n") + 1
+            end, line, last = end + len(block), line + lines, block[-1:]
+            if lines and cut - start >= size:
+                found.append((Lines(start, cut, first), line - first))
+                start, first = cut, line
+    return [*found, (Lines(start, end, first), line - first + (last != b"\n"))] if start < end else found
 
 
 def lines_of(blocks: Iterable[bytes]) -> Iterator[str]:
@@ -262,7 +289,7 @@ def reading_errors(file: File, table: Table) -> Iterator[None]:
 
 def _first_undecodable(file: File, encoding: str) -> tuple[int, str]:
     """Return the line of the first byte that does not decode, and what to try."""
-    decoder, line, sample = codecs.getincrementaldecoder(encoding)(), 1, b""
+    decoder, line, sample = codecs.getincrementaldecoder(encoding)(), file.first_line, b""
     with file.open() as raw:
         try:
             while block := raw.read(1 << 16):

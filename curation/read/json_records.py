@@ -233,11 +233,11 @@ def read_jsonl(file: File, table: Table, start: int, line_of: LineOf | None = No
         SourceError: the file is empty, or one JSON document.
     """
     with open_blocks(file, table) as blocks:
-        held = _to_first_line(file, blocks)
-        if not held:
+        held = _to_first_line(file, blocks) if file.first_line == 1 else []
+        if not held and file.first_line == 1:
             raise SourceError(file.name, "is empty")
         blocks = chain(held, blocks)
-        if _spans_lines(held):
+        if held and _spans_lines(held):
             text = Text(file, table, lambda _: next(blocks, b"").decode())
             text.next_character()
             first = text.value()
@@ -247,7 +247,7 @@ def read_jsonl(file: File, table: Table, start: int, line_of: LineOf | None = No
             every = ((one.line, one.text) for one in chain([first], values_of(text)))
         elif line_of is None and not table.records and table.header is True:
             # a block at once if its lines are alike, else one by one, to find the lines that are broken
-            number, wanted = 1, column_map(table)
+            number, wanted = file.first_line, column_map(table)
             for block in blocks:
                 frame = plain_objects(block, wanted)
                 if frame is not None and ROW not in frame.columns:
@@ -263,7 +263,8 @@ def read_jsonl(file: File, table: Table, start: int, line_of: LineOf | None = No
                 number += block.count(b"\n")
             return
         else:
-            every = ((number, line) for number, line in enumerate(lines_of(blocks), 1) if not line.isspace())
+            lines = enumerate(lines_of(blocks), file.first_line)
+            every = ((number, line) for number, line in lines if not line.isspace())
         if line_of:
             yield from batches((line_of(file, *line) for line in every), start, file, table)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -37,6 +38,14 @@ class Rows(NamedTuple):
     lost: list[Lost]
 
 
+class Lines(NamedTuple):
+    """Some lines of a text file."""
+
+    start: int  # bytes
+    end: int
+    first: int  # the number of the first line, from 1
+
+
 class File(NamedTuple):
     """A file, or a member of an archive: where it is, what it is called in messages, and the folder its source begins in.
 
@@ -52,9 +61,17 @@ class File(NamedTuple):
     version: str = ""  # of an object that was fetched from a store: its etag, commit, or size and date
     remote: bool = False  # whether `unpack` opens a file on the network that can be read from any position
     groups: range | None = None  # the row groups of a parquet file that are read; None: all
+    lines: Lines | None = None  # the lines of a text file that are read; None: all
+
+    @property
+    def first_line(self) -> int:
+        """Return the number of the first line that is read."""
+        return self.lines.first if self.lines else 1
 
     def open(self) -> IO[bytes]:
         """Open the file's own bytes, unpacked, to be read once from the start."""
+        if self.lines:
+            return io.BufferedReader(_Slice(self.path, self.lines))
         return self.unpack() if self.unpack else self.path.open("rb")
 
     @contextmanager
@@ -71,6 +88,26 @@ class File(NamedTuple):
             shutil.copyfileobj(raw, whole, 1 << 20)
             whole.seek(0)
             yield whole
+
+
+class _Slice(io.RawIOBase):
+    """The bytes of some lines of a file."""
+
+    def __init__(self, path: Path, lines: Lines) -> None:
+        self.file, self.left = path.open("rb", buffering=0), lines.end - lines.start
+        self.file.seek(lines.start)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self.file.readinto(memoryview(buffer)[: self.left])
+        self.left -= count
+        return count
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
 
 
 Reading = Iterator[Rows]

@@ -23,8 +23,9 @@ from curation.core.store import file_digest
 from curation.core.tables import parquet_groups
 from curation.read import hub, remote
 from curation.read.archives import PACKED, Budget, parts
+from curation.read.blocks import codec_name, cut_lines
 from curation.read.dataset import ABOUT_FILES, SAVED, SAVED_DICT, describe, split_rows, splits_of
-from curation.read.mapping import column_map, map_columns
+from curation.read.mapping import map_columns
 from curation.read.paths import (
     expand_path,
     is_named_inside,
@@ -117,43 +118,67 @@ def _in_parts(source: Source, batches: Iterable[Rows], size: float) -> Iterator[
 
 
 class Span(NamedTuple):
-    """Row groups of a parquet file, which are read by whoever works on their rows."""
+    """Row groups of a parquet file, or lines of a JSON Lines file, which are read by whoever works on their rows."""
 
     file: File
     row: int  # the number of the first one
 
 
 def spans(source: Source, base: Path) -> list[Span]:
-    """Cut the parquet files of a source into spans; return none if its rows have to be read in order.
+    """Cut the files of a source into spans; return none if its rows have to be read in order.
 
-    That is so for other formats, archives, URLs, a `limit` or `skip`, ids and scores (which may be lists written as texts, so all
-    rows are compared), files whose columns differ, and row groups that are too large for a worker.
+    That is so for other formats than parquet and JSON Lines, archives, URLs, a `limit` or `skip`, lines that are not one row
+    each, and row groups that are too large for a worker.
 
     Raises:
         SourceError: a file is missing.
     """
-    wanted = column_map(source)
-    if source.limit or source.skip or wanted.ids or wanted.scores or (source.path and not source.files):
+    if source.limit or source.skip or (source.path and not source.files):
         return []
-    found, row, schemas = list[Span](), 0, set[str]()
+    found, row = list[Span](), 0
     for file in _files(source, base):
-        if file.unpack or (source.reader or READER_OF_ENDING.get(file.path.suffix.lower())) != "parquet":
+        pieces = _pieces(file, source)
+        if not pieces:
             return []
-        try:
-            schema, groups = parquet_groups(file.path)
-        except (ValueError, OSError):
-            return []  # the error is reported when it is read
-        schemas.add(schema)
-        first = size = 0
-        start = row
-        for number, (rows, unpacked) in enumerate(groups, 1):
-            row, size = row + rows, size + unpacked
-            if size >= SPAN or number == len(groups):
-                found.append(Span(file._replace(groups=range(first, number)), start))
-                first, size, start = number, 0, row
-            if unpacked > MOST_OF_A_SPAN:
-                return []
-    return found if row and len(schemas) == 1 else []
+        for piece, rows in pieces:
+            found.append(Span(piece, row))
+            row += rows
+    return found
+
+
+def _pieces(file: File, source: Source) -> list[tuple[File, int]]:
+    """Return the pieces of a file and the number of rows of each; none if it cannot be cut, or has no rows."""
+    reader = source.reader or READER_OF_ENDING.get(file.path.suffix.lower())
+    packed = file.unpack or file.path.name.lower().endswith((".zip", ".tar", *PACKED))
+    if packed or source.member or source.records or source.header is not True:
+        return []
+    try:
+        if reader == "parquet":
+            return [(file._replace(groups=groups), rows) for groups, rows in _row_groups(file.path)]
+        if reader in ("jsonl", "flagembedding", "tevatron") and codec_name(file, source) == "utf-8":
+            return [(file._replace(lines=lines), rows) for lines, rows in cut_lines(file.path, SPAN)]
+    except (ValueError, OSError):
+        pass  # the error is reported when it is read
+    return []
+
+
+def _row_groups(path: Path) -> list[tuple[range, int]]:
+    """Return row groups of a parquet file of about SPAN bytes together, and their number of rows; none if one is too large.
+
+    Raises:
+        ValueError: not parquet, or broken.
+    """
+    found = list[tuple[range, int]]()
+    first = together = size = 0
+    groups = parquet_groups(path)
+    for number, (rows, unpacked) in enumerate(groups, 1):
+        if unpacked > MOST_OF_A_SPAN:
+            return []
+        together, size = together + rows, size + unpacked
+        if size >= SPAN or number == len(groups):
+            found.append((range(first, number), together))
+            first, together, size = number, 0, 0
+    return found
 
 
 def read_span(source: Source, span: Span, size: float) -> Iterator[Rows]:

@@ -12,7 +12,7 @@ Where rows depend on each other (NLI, labelled texts), the texts of a part's row
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
@@ -83,26 +83,54 @@ def goes_in_parts(source: Source) -> bool:
     return shape_of(source) in ("pairs", "scored", "listed", *TOGETHER) and (source.by_id or source.fields.positive_id is None)
 
 
-def aligned(source: Source, parts: Iterator[Rows]) -> Iterator[Rows]:
-    """Yield parts with all mapped columns, null if a part lacks one.
+class Columns:
+    """The columns that parts of a source have, as far as all parts must agree in them."""
+
+    def __init__(self) -> None:
+        """Begin with no part."""
+        self.there = set[str]()
+        self.matching: list[str] | None = None  # by patterns
+        self.kinds: dict[str, bool] = {}  # whether a column of numbers or ids holds lists, or lists written as texts
+
+    def unite(self, other: Columns) -> None:
+        """Add the columns of other parts.
+
+        Raises:
+            NeedsAllRows: parts match patterns by different columns, or only some have lists.
+        """
+        self.matching = other.matching if self.matching is None else self.matching
+        if other.matching not in (None, self.matching):
+            raise NeedsAllRows
+        if any(self.kinds.setdefault(name, kind) != kind for name, kind in other.kinds.items()):
+            raise NeedsAllRows
+        self.there |= other.there
+
+    def refuse_missing(self, source: Source) -> None:
+        """Check that no mapped column is missing in all parts, which is best reported with all rows.
+
+        Raises:
+            NeedsAllRows: one is.
+        """
+        if not self.there.issuperset(column_map(source).names):
+            raise NeedsAllRows
+
+
+def aligned(source: Source, parts: Iterable[Rows], columns: Columns) -> Iterator[Rows]:
+    """Yield parts with all mapped columns, null if a part lacks one; what the parts have is added to `columns`.
 
     Raises:
-        NeedsAllRows: parts match patterns by different columns, or all parts lack a column, which is best reported with all rows.
+        NeedsAllRows: see `Columns.unite`.
     """
-    wanted, found, there = column_map(source), None, set[str]()
-    kinds: dict[str, bool] = {}  # whether a column of numbers or ids holds lists, or lists written as texts
+    wanted = column_map(source)
     for rows, lost in parts:
-        matching = [name for name in rows.columns if wanted.patterns and wanted.has(name)]
-        found = matching if found is None else found
-        some = {*wanted.scores, *wanted.ids, *(matching if source.by_id else [])}
+        has = Columns()
+        has.there.update(rows.columns)
+        has.matching = [name for name in rows.columns if wanted.patterns and wanted.has(name)]
+        some = {*wanted.scores, *wanted.ids, *(has.matching if source.by_id else [])}
         some = {name for name in some if name in rows.columns and rows[name].null_count() < len(rows)}
-        now = {name: isinstance(unpacked(rows[name]).dtype, pl.List) for name in some}
-        if matching != found or any(kinds.setdefault(name, kind) != kind for name, kind in now.items()):
-            raise NeedsAllRows
-        there.update(rows.columns)
+        has.kinds = {name: isinstance(unpacked(rows[name]).dtype, pl.List) for name in some}
+        columns.unite(has)
         yield Rows(add_missing_columns(rows, wanted.names), lost)
-    if not there.issuperset(wanted.names):
-        raise NeedsAllRows
 
 
 def write_tuples(job: Job, parts: Iterator[Filtered], folder: Path, threads: int) -> Shaped:

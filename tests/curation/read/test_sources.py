@@ -6,11 +6,14 @@ import gzip
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from curation.core import record
 from curation.core.errors import SourceError
@@ -401,15 +404,58 @@ def test_row_groups_are_read_apart_where_no_row_depends_on_another(tmp_path, mon
     source = Source(name="s", files="[ab].parquet", task="retrieval", fields={"query": "q", "positive": "p"})
     apart = pl.concat(part.frame for span in found for part in sources.read_span(source, span, 1))
     assert apart.equals(sources.take(source, 0, None, tmp_path, abs).frame)
-    for files in ("*.jsonl", "packed.parquet.gz", "broken.parquet", "[ao]*.parquet"):
+    for files in ("packed.parquet.gz", "broken.parquet", ["c.jsonl", "broken.parquet"]):
         assert spans(files) == [], files
-    named = {"query": "q", "positive": "p", "id": "i"}
-    for more in (
-        {"limit": 9},
-        {"skip": 3},
-        {"fields": named},
-        {"fields": {"query": "q", "positive": "p", "score": "i"}, "threshold": 1},
-    ):
+    for more in ({"limit": 9}, {"skip": 3}, {"member": "x"}):
         assert spans(**more) == [], more
+    mixed = spans(["c.jsonl", "other.parquet"])
+    assert mixed[-1] == sources.Span(mixed[-1].file, 70)
     monkeypatch.setattr(sources, "MOST_OF_A_SPAN", 1)
     assert spans() == []
+
+
+LINES = [
+    b'{"q": "a", "p": "b"}',
+    '{"q": "é", "p": "\u2028"}'.encode(),
+    b'{"q": "a"',
+    b'{"p": 1}',
+    b'{"q": "\xff"}',
+    b'{"q": ["x"]}',
+]
+OTHERS = [b"", b" ", b"[1]", b'"x"', b'{"q":\n"a"}', b"\xef\xbb\xbf{}"]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    some=st.lists(st.sampled_from(LINES), min_size=1, max_size=12),
+    odd=st.none() | st.tuples(st.integers(0, 12), st.sampled_from(OTHERS)),
+    end=st.sampled_from([b"\n", b"\r\n"]),
+    head=st.sampled_from([b"", b"", b"\xef\xbb\xbf"]),
+    last=st.booleans(),
+    size=st.sampled_from([1, 40]),
+    block=st.sampled_from([1, 7, 30, 1 << 22]),
+)
+def test_any_lines_are_read_apart_as_they_are_read_together(some, odd, end, head, last, size, block):
+    if odd:
+        some = [*some[: odd[0]], odd[1], *some[odd[0] :]]
+    with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "SPAN", size)
+        patch.setattr("curation.read.blocks.BLOCK", block)
+        (Path(place) / "a.jsonl").write_bytes(head + end.join(some) + (end if last else b""))
+        one = source(files=["a.jsonl"], fields={"query": "q", "positive": "p"})
+
+        def read(parts) -> tuple[list, list] | str:
+            try:
+                parts = list(parts)
+            except SourceError as error:
+                return str(error)
+            rows = [row for part in parts for row in part.frame.rows(named=True)]
+            texts = [[row[ROW], *(pl.Series([row.get(name)]).explode()[0] for name in "qp")] for row in rows]
+            return texts, [one for part in parts for one in part.lost]
+
+        cut = sources.spans(one, Path(place))
+        if cut:
+            apart = read(part for span in cut for part in sources.read_span(one, span, 1))
+            assert apart == read(read_parts(one, 1, None, Path(place), 1, abs))
+        if not odd and some[0].endswith(b"}") and (block > 1 or not head):
+            assert cut

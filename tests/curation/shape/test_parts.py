@@ -200,8 +200,14 @@ class Elsewhere:
 
 @pytest.mark.parametrize("shape", EVERY)
 @settings(max_examples=6, deadline=None, phases=[Phase.generate])
-@given(some=st.lists(ROWS, min_size=3, max_size=30), size=st.sampled_from([1, 300]), group=st.sampled_from([1, 5]))
-def test_any_row_groups_give_the_same_tables_and_files_wherever_they_are_read(shape, some, size, group):
+@given(
+    some=st.lists(ROWS, min_size=3, max_size=30),
+    size=st.sampled_from([1, 300]),
+    group=st.sampled_from([1, 5]),
+    ending=st.sampled_from(["parquet", "jsonl"]),
+    lacks=st.sampled_from([None, "p", "n", "s"]),
+)
+def test_any_pieces_of_files_give_the_same_tables_and_files_wherever_they_are_read(shape, some, size, group, ending, lacks):
     with tempfile.TemporaryDirectory() as place:
         base = Path(place)
         for name in ("queries", "corpus"):
@@ -209,11 +215,14 @@ def test_any_row_groups_give_the_same_tables_and_files_wherever_they_are_read(sh
             (base / f"{name}.jsonl").write_text("".join(lines))
         lists = [row | {"docs": [row["p"], row["n"]], "v": [row["s"], row["t"]], "ds": [row["d"], row["i"]]} for row in some]
         table = pl.DataFrame(lists, infer_schema_length=None, strict=False)
-        for at, rows_of_file in enumerate((table[:3], table[3:])):
-            rows_of_file.write_parquet(base / f"data-{at}.parquet", row_group_size=group)
-        whole = shaped(base, "whole", EVERY[shape], 1 << 30, "data-*.parquet")
-        here = shaped(base, "here", EVERY[shape], size, "data-*.parquet")
-        there = shaped(base, "there", EVERY[shape], size, "data-*.parquet", Elsewhere())
+        table[:3].drop(lacks or []).write_parquet(base / "data-0.parquet", row_group_size=group)
+        if ending == "parquet":
+            table[3:].write_parquet(base / "data-1.parquet", row_group_size=group)
+        else:
+            (base / "data-1.jsonl").write_text("".join(((row["x"] and "{") or json.dumps(row)) + "\n" for row in lists[3:]))
+        whole = shaped(base, "whole", EVERY[shape], 1 << 30, "data-*")
+        here = shaped(base, "here", EVERY[shape], size, "data-*")
+        there = shaped(base, "there", EVERY[shape], size, "data-*", Elsewhere())
         assert whole.keys() == here.keys() == there.keys()
         for name, found in whole.items():
             for other in (here[name], there[name]):
