@@ -166,7 +166,7 @@ def _filtered(
         work = _tuples_of_all if shape_of(source) in TOGETHER else _tuples_of_each
         cut = spans(source, job.base) if size and not source.by_id else []
         if source.corpus and not source.by_id and goes_in_parts(source):
-            yield from _passages(job, table_rows, None)
+            yield from _passages(job, table_rows, None, place, workers)
         if cut and not isinstance(workers, Here):
             for made in work(job, cut, size, place, workers):
                 advance(made.rows)
@@ -178,10 +178,10 @@ def _filtered(
         if size is None:
             parts = _not_empty(source, parts)
         if shape_of(source) == "qrels":
-            yield from _tuples_of_qrels(job, list(parts), table_rows, place)
+            yield from _tuples_of_qrels(job, list(parts), table_rows, place, workers)
             return
         if not goes_in_parts(source):
-            yield from _with_corpus(job, folder, list(parts), table_rows, progress)
+            yield from _with_corpus(job, folder, list(parts), table_rows, progress, place, workers)
             return
         if source.by_id:
             columns, read = Columns(), partial(_count_rows, source, job.base, table_rows)
@@ -191,7 +191,7 @@ def _filtered(
             if size is not None:
                 columns.refuse_missing(source)
             if source.corpus and source.corpus.all:
-                yield from _passages(job, {}, None)
+                yield from _passages(job, {}, None, place, workers)
         yield from work(job._replace(source=source), parts, size, place, workers)
 
 
@@ -319,7 +319,15 @@ def _in_portions(job: Job, made: Tuples, rows: int, lost: list[Lost]) -> Iterato
         made = made._replace(dropped=made.dropped.clear(), texts_out=None, poor=None, scores=None, answers=None)
 
 
-def _with_corpus(job: Job, folder: Path, parts: list[Rows], table_rows: dict[str, int], progress: Progress) -> Iterator[Filtered]:
+def _with_corpus(
+    job: Job,
+    folder: Path,
+    parts: list[Rows],
+    table_rows: dict[str, int],
+    progress: Progress,
+    place: Path,
+    workers: Workers,
+) -> Iterator[Filtered]:
     """Yield the filtered passages and tuples of pairs that name documents, and of documents; all rows are held."""
     source, (rows, lost) = job.source, parts.pop()  # there is one
     made = ask(source, rows, progress) if shape_of(source) == "documents" else to_tuples(source, rows, job.seed)
@@ -329,7 +337,7 @@ def _with_corpus(job: Job, folder: Path, parts: list[Rows], table_rows: dict[str
         if source.fields.positive_id is not None:
             ids = column(place_of(source), rows, source.fields.positive_id)
             named = as_texts(place_of(source), source.fields.positive_id, ids)
-        yield from _passages(job, table_rows, named, lambda some: own.append(compact(some)))
+        yield from _passages(job, table_rows, named, place, workers, own.append)
         if named is not None:
             documents = own_documents(source, rows, made.tuples, pl.concat(own))
             for name, table in zip((OWN_DOCUMENTS, DOCUMENTS), documents, strict=True):
@@ -339,7 +347,9 @@ def _with_corpus(job: Job, folder: Path, parts: list[Rows], table_rows: dict[str
     yield from _in_portions(job, made._replace(corpus=made.corpus.clear()), count, lost)
 
 
-def _tuples_of_qrels(job: Job, parts: list[Rows], table_rows: dict[str, int], place: Path) -> Iterator[Filtered]:
+def _tuples_of_qrels(
+    job: Job, parts: list[Rows], table_rows: dict[str, int], place: Path, workers: Workers
+) -> Iterator[Filtered]:
     """Yield the filtered passages and tuples of qrels; the texts of queries and judged passages go to a file in `place`."""
     source, (rows, lost) = job.source, parts.pop()  # there is one
     assert isinstance(source.queries, TextTable)
@@ -353,7 +363,7 @@ def _tuples_of_qrels(job: Job, parts: list[Rows], table_rows: dict[str, int], pl
             (numbers,), once, facts = numbers_of([some["text"]])
             return some.select(compact(some.select("id"))["id"], text=pl.Series(numbers + np.uint32(writer.add(once, facts))))
 
-        yield from _passages(job, table_rows, named, lambda some: judged.append(numbered_texts(some)))
+        yield from _passages(job, table_rows, named, place, workers, lambda some: judged.append(numbered_texts(some)))
         asked = concat_batches(list(_readable_rows(source, "queries", source.queries, job.base)), f"{place_of(source)} (queries)")
         table_rows["queries"] = len(asked)
         queries = numbered_texts(queries_of(source, asked))
@@ -367,8 +377,23 @@ def _tuples_of_qrels(job: Job, parts: list[Rows], table_rows: dict[str, int], pl
     yield from _in_portions(job, made, count, lost)
 
 
+class _Passages(NamedTuple):
+    """What some rows of a corpus make."""
+
+    made: Filtered
+    rows: int
+    chunks: int
+    ids: np.ndarray  # (rows,) u64 hashes
+    named: pl.DataFrame  # id and text of those that rows of the source name
+
+
 def _passages(
-    job: Job, table_rows: dict[str, int], named: pl.Series | None, keep: Callable[[pl.DataFrame], None] | None = None
+    job: Job,
+    table_rows: dict[str, int],
+    named: pl.Series | None,
+    place: Path,
+    workers: Workers,
+    keep: Callable[[pl.DataFrame], None] = lambda some: None,
 ) -> Iterator[Filtered]:
     """Yield the passages of a corpus, count its rows, and `keep` id and text of passages with the ids `named`.
 
@@ -377,30 +402,38 @@ def _passages(
     """
     source = job.source
     assert source.corpus is not None
-    f = source.fields
-    graded = f.score or f.positive_score if not f.documents else not f.positive
-    nothing = pl.DataFrame(schema={**TUPLES, **({GRADES: pl.List(pl.Float64)} if graded else {})})
     hashes: list[np.ndarray] = []  # of ids
-    chunk, chunks = source.corpus.chunk, 0
-    for some in _readable_rows(source, "corpus", source.corpus, job.base):
-        passages = texts_with_ids(source, "corpus", source.corpus, some)
-        table_rows["corpus"] = table_rows.get("corpus", 0) + len(some)
-        hashes.append(passages["id"].hash().to_numpy())
-        passages = chunked(passages, chunk)
-        if named is not None and keep:
-            keep(passages.filter(passages["id"].is_in(named.implode())))
-        chunks += len(passages)
+    chunk, chunks, rows = source.corpus.chunk, 0, _readable_rows(source, "corpus", source.corpus, job.base)
+    for some in in_order(workers, partial(_passages_of_rows, job, named), rows, place):
+        table_rows["corpus"] = table_rows.get("corpus", 0) + some.rows
+        hashes.append(some.ids)
+        chunks += some.chunks
         if chunk and chunks > chunk.most:
             what = f"its documents give more than {chunk.most:,} chunks of {chunk.tokens} tokens"
             raise SourceError(f"{place_of(source)} (corpus)", what, "raise `chunk: {most: ...}`, or `tokens`")
-        yield filtered(source, job.filters, Tuples(nothing, no_drops(), passages["text"]), 0, [])
-    in_order = np.sort(np.concatenate(hashes))
-    if len(twice := in_order[1:][in_order[1:] == in_order[:-1]]):
+        keep(some.named)
+        yield some.made
+    every = np.sort(np.concatenate(hashes))
+    if len(twice := every[1:][every[1:] == every[:-1]]):
         again = (
             texts_with_ids(source, "corpus", source.corpus, some)["id"]
             for some in _readable_rows(source, "corpus", source.corpus, job.base)
         )
         refuse_equal_ids(source, "corpus", pl.concat(one.filter(one.hash().is_in(pl.Series(twice).implode())) for one in again))
+
+
+def _passages_of_rows(job: Job, named: pl.Series | None, rows: pl.DataFrame) -> _Passages:
+    """Return the filtered passages of some rows of a corpus."""
+    source, f = job.source, job.source.fields
+    assert source.corpus is not None
+    graded = f.score or f.positive_score if not f.documents else not f.positive
+    nothing = pl.DataFrame(schema={**TUPLES, **({GRADES: pl.List(pl.Float64)} if graded else {})})
+    passages = texts_with_ids(source, "corpus", source.corpus, rows)
+    ids = passages["id"].hash().to_numpy()
+    passages = chunked(passages, source.corpus.chunk)
+    kept = passages.clear() if named is None else compact(passages.filter(passages["id"].is_in(named.implode())))
+    made = filtered(source, job.filters, Tuples(nothing, no_drops(), passages["text"]), 0, [])
+    return _Passages(made, len(rows), len(passages), ids, kept)
 
 
 def _count_rows(source: Source, base: Path, table_rows: dict[str, int], part: str, table: TextTable) -> Iterator[pl.DataFrame]:
