@@ -11,6 +11,7 @@ What is not as in reality:
 - Sources that are read from their beginning (`sample: first`) have only the rows that are read. Those whose size nobody has
   stated have four times their `limit`. Mr. TyDi's corpus has 5,000,000 passages: its true number is larger.
 - Below full size each `limit`, `skip` and expected number of the manifest is scaled too.
+- With `--once` the Hub deletes each large file when it was fetched, so that the disk holds it once.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,7 @@ ROWS = 100_000  # made at a time
 SHARD = 1_000_000  # rows of a parquet file
 PHRASE = 3  # words, about
 DIM = 64
+LARGE = 1_000_000  # bytes of a file that `--once` deletes
 CONTAMINATED = 40  # texts of a training split that an evaluation set repeats
 
 # Words of a text, least and most: by repository and column, else by column, else SHORT.
@@ -468,6 +471,7 @@ def main() -> None:
     parser.add_argument("--stages", default="lock,build,mine,train", help="some of lock, build, verify, mine, train")
     parser.add_argument("-j", "--workers", default="2")
     parser.add_argument("--steps", default="3", help="of train")
+    parser.add_argument("--once", action="store_true", help="delete large files of the Hub when they were fetched")
     parser.add_argument("--mine", type=Path, help=argparse.SUPPRESS)  # the mining stage, in a process of its own
     given = parser.parse_args()
     if given.mine:
@@ -476,6 +480,7 @@ def main() -> None:
     folder: Path = given.folder
     recipe, build, began = folder / "f2llm.yaml", folder / "build", time.perf_counter()
     with hub(folder / "hub") as server:
+        server.once = LARGE if given.once else inf
         if not recipe.exists():
             shutil.rmtree(folder / "making", ignore_errors=True)
             fill(server, load_manifest(MANIFEST), folder / "making", given.scale)

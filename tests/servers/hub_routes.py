@@ -108,7 +108,8 @@ def resolve(ask, kind, id_, rev, path):
     if entry is None:
         what = "Entry not found"
         return ask.send(404, {"error": what}, headers | {"X-Error-Code": "EntryNotFound", "X-Error-Message": what})
-    file, size, tag = ask.storage.content(entry["oid"], entry["size"]), entry["size"], f'"{entry["oid"]}"'
+    size, tag = entry["size"], f'"{entry["oid"]}"'
+    file = ask.storage.content(entry["oid"], size) if ask.command != "HEAD" else None
     headers |= {"ETag": tag, "Accept-Ranges": "bytes", "X-Linked-Size": str(size), "X-Linked-ETag": tag}
     asked = ask.headers.get("Range", "")
     if not asked.startswith("bytes="):

@@ -17,6 +17,7 @@ import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from math import inf
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests.servers import hub_routes, hub_writes
@@ -41,6 +42,7 @@ class Hub:
         self.faults = []  # [pattern, times left, status]
         self.before = None  # called with (method, path) before each answer
         self.xet = False
+        self.once = inf  # bytes of a file that is deleted when all of it was sent
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.hub = self
         self.server.daemon_threads = True
@@ -155,6 +157,8 @@ class Handler(BaseHTTPRequestHandler):
                 file.seek(start)
                 while block := file.read(min(BLOCK, stop - file.tell())):
                     self.wfile.write(block)
+            if status == 200 and stop - start >= self.server.hub.once:
+                path.unlink()
 
     def _send_head(self, status, size, headers):
         if self.lost:
