@@ -39,7 +39,7 @@ from curation.read.sources import (
 from curation.recipe.job import Inputs, Job
 from curation.recipe.source import ABOUT, Questions, Source, Table, TextTable, shape_of
 from curation.shape.by_id import texts_for_ids
-from curation.shape.chunks import DOCUMENTS, OWN_DOCUMENTS, chunked, own_documents
+from curation.shape.chunks import DOCUMENTS, chunked, chunks_of_documents
 from curation.shape.columns import (
     GRADES,
     TUPLES,
@@ -166,7 +166,7 @@ def _filtered(
         work = _tuples_of_all if shape_of(source) in TOGETHER else _tuples_of_each
         cut = spans(source, job.base) if size and not source.by_id else []
         if source.corpus and not source.by_id and goes_in_parts(source):
-            yield from _passages(job, table_rows, None, place, workers)
+            yield from _passages_beside(job, folder, size, table_rows, place, workers)
         if cut and not isinstance(workers, Here):
             for made in work(job, cut, size, place, workers):
                 advance(made.rows)
@@ -181,7 +181,7 @@ def _filtered(
             yield from _tuples_of_qrels(job, list(parts), table_rows, place, workers)
             return
         if not goes_in_parts(source):
-            yield from _with_corpus(job, folder, list(parts), table_rows, progress, place, workers)
+            yield from _tuples_of_documents(job, list(parts), progress)
             return
         if source.by_id:
             columns, read = Columns(), partial(_count_rows, source, job.base, table_rows)
@@ -316,35 +316,33 @@ def _in_portions(job: Job, made: Tuples, rows: int, lost: list[Lost]) -> Iterato
     for start in range(0, max(1, len(tuples)), portion):
         yield filtered(job.source, job.filters, made._replace(tuples=tuples.slice(start, portion)), rows, lost)
         rows, lost = 0, []
-        made = made._replace(dropped=made.dropped.clear(), texts_out=None, poor=None, scores=None, answers=None)
+        made = made._replace(dropped=made.dropped.clear(), texts_out=None, poor=None, scores=None, answers=None, documents=None)
 
 
-def _with_corpus(
-    job: Job,
-    folder: Path,
-    parts: list[Rows],
-    table_rows: dict[str, int],
-    progress: Progress,
-    place: Path,
-    workers: Workers,
+def _tuples_of_documents(job: Job, parts: list[Rows], progress: Progress) -> Iterator[Filtered]:
+    """Yield the filtered tuples of documents for which a model writes queries; all rows are held."""
+    rows, lost = parts.pop()  # there is one
+    yield from _in_portions(job, ask(job.source, rows, progress), len(rows) + len(lost), lost)
+
+
+def _passages_beside(
+    job: Job, folder: Path, size: int | None, table_rows: dict[str, int], place: Path, workers: Workers
 ) -> Iterator[Filtered]:
-    """Yield the filtered passages and tuples of pairs that name documents, and of documents; all rows are held."""
-    source, (rows, lost) = job.source, parts.pop()  # there is one
-    made = ask(source, rows, progress) if shape_of(source) == "documents" else to_tuples(source, rows, job.seed)
-    if source.corpus:
-        own: list[pl.DataFrame] = []  # documents that rows name, in chunks
-        named = None
-        if source.fields.positive_id is not None:
-            ids = column(place_of(source), rows, source.fields.positive_id)
-            named = as_texts(place_of(source), source.fields.positive_id, ids)
-        yield from _passages(job, table_rows, named, place, workers, own.append)
-        if named is not None:
-            documents = own_documents(source, rows, made.tuples, pl.concat(own))
-            for name, table in zip((OWN_DOCUMENTS, DOCUMENTS), documents, strict=True):
-                write_parquet(folder / name, table)
-    count = len(rows) + len(lost)
-    del rows  # only the tuples are needed from here on
-    yield from _in_portions(job, made._replace(corpus=made.corpus.clear()), count, lost)
+    """Yield the filtered passages of a corpus beside pairs; if these name documents, they are read for their ids before."""
+    source, name = job.source, job.source.fields.positive_id
+    if name is None:
+        yield from _passages(job, table_rows, None, place, workers)
+        return
+    ids, own, spare = list[pl.Series](), list[pl.DataFrame](), place / "ids"
+    spare.mkdir()
+    parts = read_parts(source, job.seed, source.limit, job.base, size or inf, lambda count: None, spare)
+    for rows, _ in _not_empty(source, parts) if size is None else aligned(source, parts, Columns()):
+        with _faults_of(size):
+            texts = as_texts(place_of(source), name, column(place_of(source), rows, name))
+        ids.append(texts.drop_nulls().unique(maintain_order=True))
+    named = pl.concat(ids).unique(maintain_order=True)
+    yield from _passages(job, table_rows, named, place, workers, own.append)
+    write_parquet(folder / DOCUMENTS, chunks_of_documents(source, named, pl.concat(own)))
 
 
 def _tuples_of_qrels(

@@ -56,31 +56,43 @@ def chunked(documents: pl.DataFrame, chunk: Chunk | None) -> pl.DataFrame:
     return documents.with_columns(pl.Series("text", chunks, dtype=pl.List(pl.String))).explode("text")
 
 
-def own_documents(
-    source: Source, rows: pl.DataFrame, tuples: pl.DataFrame, documents: pl.DataFrame
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return OWN_DOCUMENTS and DOCUMENTS of pairs whose `positive_id` names the document that the positive is from.
+def own_documents(source: Source, rows: pl.DataFrame, tuples: pl.DataFrame) -> pl.DataFrame | None:
+    """Return `key` (of a query) and `documents`: those that `positive_id` names for its tuples; None if no column is mapped.
+
+    Args:
+        source: pairs.
+        rows: its rows, or some of them.
+        tuples: TUPLES, made from the rows.
+    """
+    if source.fields.positive_id is None:
+        return None
+    ids = column(place_of(source), rows, source.fields.positive_id)
+    named = pl.DataFrame({"row": rows[ROW].cast(pl.UInt64), "documents": ids.cast(pl.String)}).drop_nulls("documents")
+    asked = tuples.select("row", keys_of(tuples["query"])).join(named, on="row", maintain_order="left")
+    return asked.group_by("key", maintain_order=True).agg(pl.col("documents").unique(maintain_order=True))
+
+
+def united_documents(parts: list[pl.DataFrame]) -> pl.DataFrame:
+    """Return OWN_DOCUMENTS from `own_documents` of all parts of a source."""
+    lists = pl.concat(parts).group_by("key", maintain_order=True).agg(pl.col("documents").explode(empty_as_null=False))
+    return lists.with_columns(pl.col("documents").list.unique(maintain_order=True))
+
+
+def chunks_of_documents(source: Source, named: pl.Series, documents: pl.DataFrame) -> pl.DataFrame:
+    """Return DOCUMENTS.
 
     Args:
         source: pairs with a `corpus` and `positive_id`.
-        rows: its rows.
-        tuples: TUPLES, made from the rows.
-        documents: id and text of the chunks of the documents that the rows name.
+        named: the ids of documents that its rows name, each once.
+        documents: id and text of their chunks.
 
     Raises:
         SourceError: a row names a document that is not in the corpus.
     """
-    assert source.fields.positive_id is not None
     assert source.corpus is not None
-    ids = column(place_of(source), rows, source.fields.positive_id).cast(pl.String)
-    named = pl.DataFrame({"row": rows[ROW].cast(pl.UInt64), "documents": ids}).drop_nulls("documents")
-    if len(
-        missing := named["documents"].filter(~named["documents"].is_in(documents["id"].implode())).unique(maintain_order=True)
-    ):
+    if len(missing := named.filter(~named.is_in(documents["id"].implode()))):
         what = f"{len(missing)} ids in {source.fields.positive_id} are not in it, such as {listed(missing.head(2))}"
         hint = f"it is read from {listed(source.corpus.places)}, ids from its column '{source.corpus.fields.id}'"
         raise SourceError(f"{place_of(source)} (corpus)", what, hint)
-    asked = tuples.select("row", keys_of(tuples["query"])).join(named, on="row", maintain_order="left")
-    own = asked.group_by("key", maintain_order=True).agg(pl.col("documents").unique(maintain_order=True))
     passages = documents.select(pl.col("id").alias("document"), keys_of(documents["text"]).alias("passages"))
-    return own, passages.group_by("document", maintain_order=True).agg("passages")
+    return passages.group_by("document", maintain_order=True).agg("passages")

@@ -47,6 +47,7 @@ class Tuples(NamedTuple):
     instruction: str = ""  # the source's, or else the one its queries begin with
     scores: list[pl.DataFrame] | None = None  # `scores.SCORES` of each side, if the source has them
     answers: pl.DataFrame | None = None  # of `scores.answers_of`, if the source has them
+    documents: pl.DataFrame | None = None  # of `chunks.own_documents`, if rows name documents
     texts_out: dict[str, int] | None = None  # texts left out of tuples, by reason, other than those removed by filters
     poor: pl.DataFrame | None = None  # DROPPED, further tuples, which the shape itself drops
     texts: Texts | None = None  # those that NUMBERED tuples name

@@ -31,6 +31,7 @@ from curation.read.rows import Lost, Rows, compact
 from curation.recipe.job import Job
 from curation.recipe.source import Filters, Source, shape_of
 from curation.shape import filters
+from curation.shape.chunks import OWN_DOCUMENTS, united_documents
 from curation.shape.columns import Tuples, check_rows, place_of, reason_counts, unpacked, unread_rows
 from curation.shape.holdout import held_out
 from curation.shape.merge import Merged
@@ -59,6 +60,7 @@ class Filtered(NamedTuple):
     facts: Facts
     scores: list[pl.DataFrame] | None  # as in Tuples
     answers: pl.DataFrame | None
+    documents: pl.DataFrame | None
 
 
 class Shaped(NamedTuple):
@@ -80,7 +82,7 @@ class NeedsAllRows(Exception):
 
 def goes_in_parts(source: Source) -> bool:
     """Return whether a source can be read part by part."""
-    return shape_of(source) in ("pairs", "scored", "listed", *TOGETHER) and (source.by_id or source.fields.positive_id is None)
+    return shape_of(source) in ("pairs", "scored", "listed", *TOGETHER)
 
 
 class Columns:
@@ -189,6 +191,8 @@ def write_tuples(job: Job, parts: Iterator[Filtered], folder: Path, threads: int
     write_parquet(folder / "heldout.parquet", spelled(numbers, texts))
     if total.answers:
         write_parquet(folder / ANSWERS, united_answers(total.answers))
+    if total.documents:
+        write_parquet(folder / OWN_DOCUMENTS, united_documents(total.documents))
     if total.scores:
         write_parquet(folder / "scores.parquet", united_scores(total.scores))
     corpus = np.concatenate([np.zeros(0, np.uint32), *total.corpus])
@@ -212,6 +216,7 @@ class _Totals:
         self.texts_out: Counter[str] = Counter()
         self.scores: list[list[pl.DataFrame]] = []
         self.answers: list[pl.DataFrame] = []
+        self.documents: list[pl.DataFrame] = []
 
 
 def filtered(
@@ -237,7 +242,7 @@ def filtered(
         tuples, poor = tuples + len(made.poor), pl.concat([made.poor, poor])
     return Filtered(
         rows, tuples, lost, dropped, compact(poor), ids, instruction, texts_out, left, place[extra], texts.at(some),
-        texts.facts(some), made.scores, made.answers,
+        texts.facts(some), made.scores, made.answers, made.documents,
     )  # fmt: skip
 
 
@@ -256,6 +261,8 @@ def _written(part: Filtered, total: _Totals, writer: TextWriter) -> pl.DataFrame
         total.scores.append(part.scores)
     if part.answers is not None:
         total.answers.append(part.answers)
+    if part.documents is not None:
+        total.documents.append(part.documents)
     first = np.uint32(writer.add(part.texts, part.facts))
     total.corpus.append(part.corpus + first)
     return renumbered(part.left, np.arange(first, writer.count, dtype=np.uint32))

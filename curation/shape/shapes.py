@@ -23,7 +23,7 @@ from curation.core.texts import Facts, Texts
 from curation.read.mapping import column_map, labels_by_form, matching_columns
 from curation.read.rows import ROW
 from curation.recipe.source import Source, TextTable, shape_of
-from curation.shape.chunks import chunked
+from curation.shape.chunks import chunked, own_documents
 from curation.shape.columns import (
     TUPLES,
     Tuples,
@@ -81,7 +81,8 @@ def to_tuples(
         made = made._replace(tuples=spelled(made.tuples, texts), texts=None)
     else:
         made = _shape_pairs(source, rows, scored=shape == "scored")
-        made = made._replace(answers=answers_of(source, rows, made.tuples))
+        answers, documents = answers_of(source, rows, made.tuples), own_documents(source, rows, made.tuples)
+        made = made._replace(answers=answers, documents=documents)
     return made._replace(instruction=instruction_of(source, rows[source.fields.query]))
 
 
