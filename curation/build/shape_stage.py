@@ -159,40 +159,46 @@ def _filtered(
         SourceError: the source has a fault.
         NeedsAllRows: a part has one, or parts contradict each other; with all rows at once the error says more.
     """
-    source = job.source
+    source, shape = job.source, shape_of(job.source)
     with TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as name:
         place = Path(name)
-        limit = None if shape_of(source) == "qrels" else source.limit  # of queries, when they are known
-        work = _tuples_of_all if shape_of(source) in TOGETHER else _tuples_of_each
-        cut = spans(source, job.base) if size and not source.by_id else []
-        if source.corpus and not source.by_id and goes_in_parts(source):
-            yield from _passages_beside(job, folder, size, table_rows, place, workers)
-        if cut and not isinstance(workers, Here):
-            for made in work(job, cut, size, place, workers):
-                advance(made.rows)
-                yield made
-            return
+        limit = None if shape == "qrels" else source.limit  # of queries, when they are known
         parts = read_parts(source, job.seed, limit, job.base, size or inf, advance, place)
-        if cut:
-            parts = _parts_of(source, cut, advance)
         if size is None:
             parts = _not_empty(source, parts)
-        if shape_of(source) == "qrels":
+        if shape == "qrels":
             yield from _tuples_of_qrels(job, list(parts), table_rows, place, workers)
             return
-        if not goes_in_parts(source):
+        if shape == "documents":
             yield from _tuples_of_documents(job, list(parts), progress)
             return
         if source.by_id:
-            columns, read = Columns(), partial(_count_rows, source, job.base, table_rows)
-            with _faults_of(size):
-                parts = parts if size is None else aligned(source, parts, columns)
-                source, parts = texts_for_ids(source, parts, read, place, size or inf)
-            if size is not None:
-                columns.refuse_missing(source)
+            source, parts = _with_texts(job, parts, size, table_rows, place)
             if source.corpus and source.corpus.all:
                 yield from _passages(job, {}, None, place, workers)
-        yield from work(job._replace(source=source), parts, size, place, workers)
+        elif source.corpus:
+            yield from _passages_beside(job, folder, size, table_rows, place, workers)
+        work = partial(_tuples_of_all if shape in TOGETHER else _tuples_of_each, size=size, place=place, workers=workers)
+        cut = spans(source, job.base) if size and not source.by_id else []
+        if cut and not isinstance(workers, Here):
+            for made in work(job, cut):
+                advance(made.rows)
+                yield made
+            return
+        yield from work(job._replace(source=source), _parts_of(source, cut, advance) if cut else parts)
+
+
+def _with_texts(
+    job: Job, parts: Iterator[Rows], size: int | None, table_rows: dict[str, int], place: Path
+) -> tuple[Source, Iterator[Rows]]:
+    """Return a source that names texts by id, and its rows, with texts in place of ids."""
+    columns, read = Columns(), partial(_count_rows, job.source, job.base, table_rows)
+    with _faults_of(size):
+        parts = parts if size is None else aligned(job.source, parts, columns)
+        source, parts = texts_for_ids(job.source, parts, read, place, size or inf)
+    if size is not None:
+        columns.refuse_missing(job.source)
+    return source, parts
 
 
 def _parts_of(source: Source, cut: Iterable[Span], advance: Callable[[int], None]) -> Iterator[Rows]:

@@ -187,6 +187,24 @@ def test_any_rows_give_the_same_tables_in_parts(shape, some, size):
             assert found.equals(apart[name]) if isinstance(found, pl.DataFrame) else found == apart[name], name
 
 
+@pytest.mark.parametrize("shape", sorted(EVERY.keys() - {"qrels", "chunks"}))
+def test_no_source_without_a_fault_is_held_whole(tmp_path, monkeypatch, shape):
+    judged = [
+        {**row, "n": f"the passage number {at % 6}", "l": at % 3, "two": at % 2, "s": at % 4, "t": 0.5, "a": f"number {at}"}
+        | {"i": at % 20, "d": at % 20, "docs": [row["p"], "other"], "v": [2, 0], "ds": [at % 20, (at + 3) % 20]}
+        for at, row in enumerate(rows(150))
+    ]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in judged))
+    if shape == "ids":
+        (tmp_path / "data.jsonl").write_text("".join(json.dumps(row | {"i": at}) + "\n" for at, row in enumerate(judged)))
+    for name in ("queries", "corpus"):
+        lines = [json.dumps({"_id": str(at), "text": f"{name} {at}"}) + "\n" for at in range(20)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    monkeypatch.setattr(shape_stage, "check_readable", lambda *given: pytest.fail("all rows were held at once"))
+    found = shaped(tmp_path, "apart", EVERY[shape], 700)
+    assert "error" not in found, found
+
+
 class Elsewhere:
     """Workers that get everything by pickle and files, as other processes do, in this one."""
 
