@@ -43,6 +43,7 @@ from curation.core.errors import (
 from curation.core.locks import locked
 from curation.core.progress import Progress, silent
 from curation.core.store import RECEIPT, atomic, check_files, is_current, receipt_of, write_json
+from curation.core.texts import DATA as TEXTS
 from curation.engine.local import Here, Processes, processors
 from curation.engine.local import memory as memory_here
 from curation.engine.pool import Workers
@@ -384,12 +385,18 @@ def _workers_that_pay(jobs: list[Job], most: int) -> int:
 
 
 def _size_of(job: Job) -> int:
-    """Return the bytes of a source's files; for a dataset of the Hub PROCESS_BYTES, as its process waits for the network."""
+    """Return the bytes of a source's files.
+
+    For a dataset of the Hub those of its texts; before these are there PROCESS_BYTES, as its process waits for the network.
+    """
     tables = tables_of(job.source).values()
     try:
-        return sum(total_bytes(table, job.base) if is_local(table, job.base) else PROCESS_BYTES for table in tables)
+        if all(is_local(table, job.base) for table in tables):
+            return sum(total_bytes(table, job.base) for table in tables)
     except (UserError, OSError):
         return 0  # the source will fail with this error
+    texts = job.build / stages.SHAPE.folder / job.source.name / TEXTS
+    return texts.stat().st_size if texts.exists() else PROCESS_BYTES
 
 
 def _guarded(job: Job, function: Callable[..., Returned], *arguments: object) -> Returned:

@@ -200,6 +200,18 @@ def test_large_builds_have_a_process_more_for_what_lies_beside_the_largest_sourc
         assert building._workers_that_pay(jobs, 4) == workers, sizes
 
 
+def test_a_dataset_of_the_hub_is_as_large_as_its_texts(tmp_path):
+    (tmp_path / "m.yaml").write_text(
+        "name: m\nsources:\n  - {name: s, path: org/name, task: retrieval, fields: {query: q, positive: p}}\n"
+    )
+    recipe = building.load_manifest(tmp_path / "m.yaml")
+    job = building.job_of(recipe, recipe.sources[0], tmp_path, tmp_path / "out", None)
+    assert building._size_of(job) == building.PROCESS_BYTES
+    (tmp_path / "out" / "shaped" / "s").mkdir(parents=True)
+    (tmp_path / "out" / "shaped" / "s" / building.TEXTS).write_bytes(b"x" * 77)
+    assert building._size_of(job) == 77
+
+
 @pytest.mark.parametrize(
     ("sizes", "workers", "here"),
     [
