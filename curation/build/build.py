@@ -55,7 +55,7 @@ from curation.read.sources import is_local, total_bytes
 from curation.recipe.job import Done, Job
 from curation.recipe.licenses import Excluded, Policy, allowed
 from curation.recipe.manifest import Manifest, load_manifest
-from curation.recipe.source import Source
+from curation.recipe.source import Source, Table
 from curation.report import page as report
 
 Returned = TypeVar("Returned")
@@ -183,7 +183,8 @@ def _build(
     jobs = [job._replace(holding=holding) for job in jobs]
 
     # 2. and 3. near, clean
-    decontaminate.make_index(manifest.decontaminate, path.parent, folder, holding, progress)
+    workers_for_sets = partial(_workers_for_tables, places, path.parent)
+    decontaminate.make_index(manifest.decontaminate, path.parent, folder, holding, progress, workers_for_sets)
     ready = [job._replace(holding=holding) for job in shaped if across or job.source.name in chosen]
     if manifest.dedup:
         ready = run(stages.NEAR, ready)
@@ -192,7 +193,7 @@ def _build(
     # 4. across
     if across and ready:
         for stage in (stages.ACROSS, stages.DROPS):
-            done[stage.name] = {"": stages.run(stage, ready, progress, workers=_workers_for(ready, places))}
+            done[stage.name] = {"": stages.run(stage, ready, progress, workers=_workers_for(sum(map(_size_of, ready)), places))}
 
     # 5. curate
     run(stages.CURATE, [job for job in ready if job.source.name in chosen])
@@ -351,7 +352,7 @@ def _results(
         large = [True] * len(items)
     for (job, digest), alone in zip(items, large, strict=True):
         if alone:
-            yield job, partial(_guarded, job, stages.run, stage, job, progress, digest, _workers_for([job], places))
+            yield job, partial(_guarded, job, stages.run, stage, job, progress, digest, _workers_for(_size_of(job), places))
     items = [item for item, alone in zip(items, large, strict=True) if not alone]
     if not items:
         return
@@ -363,11 +364,10 @@ def _results(
             advance(1)
 
 
-def _workers_for(jobs: list[Job], places: Places) -> Workers:
-    """Return who works on the parts of some sources: few threads of this process, or processes, or a cluster."""
+def _workers_for(size: int, places: Places) -> Workers:
+    """Return who works on parts of so many bytes of input: few threads of this process, or processes, or a cluster."""
     if not isinstance(places.nodes, Processes):
         return places.nodes
-    size = sum(map(_size_of, jobs))
     places.nodes.most = count = min(places.most, max(MOST_THREADS, size // PROCESS_BYTES))
     return places.nodes if count > MOST_THREADS or size > MOST_BYTES else Here(threads=min(count, places.threads))
 
@@ -392,11 +392,21 @@ def _size_of(job: Job) -> int:
     tables = tables_of(job.source).values()
     try:
         if all(is_local(table, job.base) for table in tables):
-            return sum(total_bytes(table, job.base) for table in tables)
+            return _bytes_of(tables, job.base)
     except (UserError, OSError):
         return 0  # the source will fail with this error
     texts = job.build / stages.SHAPE.folder / job.source.name / TEXTS
     return texts.stat().st_size if texts.exists() else PROCESS_BYTES
+
+
+def _bytes_of(tables: Iterable[Table], base: Path) -> int:
+    """Return the bytes of tables; PROCESS_BYTES for each that the Hub has."""
+    return sum(total_bytes(table, base) if is_local(table, base) else PROCESS_BYTES for table in tables)
+
+
+def _workers_for_tables(places: Places, base: Path, tables: list[Table]) -> Workers:
+    """Return who works on the rows of some tables."""
+    return _workers_for(_bytes_of(tables, base), places)
 
 
 def _guarded(job: Job, function: Callable[..., Returned], *arguments: object) -> Returned:

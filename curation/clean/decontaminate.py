@@ -7,7 +7,7 @@ A text shared with an evaluation corpus that no evaluation query needs is only r
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -41,6 +41,7 @@ from curation.read.paths import expand_path, refuse_special
 from curation.read.remote import pinned
 from curation.read.sources import fail_if_changed, file_states, input_digests
 from curation.recipe.evaluation import Decontaminate
+from curation.recipe.source import Table
 from curation.shape.columns import EVIDENCE_CHARS
 
 HELDOUT_SETS = "heldout/"  # the held-out queries of a source are an evaluation set with the name `heldout/SOURCE`
@@ -82,7 +83,14 @@ class Cleaned(NamedTuple):
     texts_out: dict[str, int]
 
 
-def make_index(settings: Decontaminate | None, base: Path, build: Path, holding: tuple[str, ...], progress: Progress) -> None:
+def make_index(
+    settings: Decontaminate | None,
+    base: Path,
+    build: Path,
+    holding: tuple[str, ...],
+    progress: Progress,
+    workers_for: Callable[[list[Table]], Workers],
+) -> None:
     """Index the evaluation sets and the held-out queries, unless the index is current; without `decontaminate:`, remove it.
 
     Args:
@@ -91,6 +99,7 @@ def make_index(settings: Decontaminate | None, base: Path, build: Path, holding:
         build: the build folder.
         holding: sources with held-out queries.
         progress: where to report progress.
+        workers_for: returns who works on the texts of some tables.
 
     Raises:
         SourceError: an evaluation set cannot be read.
@@ -146,7 +155,8 @@ def make_index(settings: Decontaminate | None, base: Path, build: Path, holding:
 
     def work(part: Path) -> dict[str, Any]:
         with fail_if_changed(before, parts, base):
-            return {"sets": [one.title for one in sets], **write_index(part, frames(), normalised(allowed).drop_nulls())}
+            counts = write_index(part, frames(), normalised(allowed).drop_nulls(), workers_for(parts))
+            return {"sets": [one.title for one in sets], **counts}
 
     run_stage(folder, digest_of([INDEX_RULES, SIBLING_RULES, reads, held, allowed.to_list()]), work)
 

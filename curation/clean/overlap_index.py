@@ -17,6 +17,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -31,6 +32,9 @@ from curation.core.errors import BuildError
 from curation.core.tables import read_parquet, write_parquet
 from curation.core.text import normalised
 from curation.core.texts import mapped
+from curation.engine.local import Here
+from curation.engine.parts import in_order
+from curation.engine.pool import Workers
 
 SHARED_TENTHS = 7  # tenths of a short text's CHAR_GRAMS that make a match
 FEW = (8, 12)  # words, characters: a shorter text must also make up SHARED_TENTHS of the text it is found in
@@ -118,24 +122,49 @@ class _Pairs:
         return pl.DataFrame({name: np.ascontiguousarray(found[name]) for name in ("text", "gram")})
 
 
-def write_index(folder: Path, sets: Iterable[pl.DataFrame], allowed: pl.Series) -> dict[str, int]:
+class _Shard(NamedTuple):
+    """The wanted entries whose first texts are in one `texts-*.parquet`."""
+
+    path: Path
+    keys: np.ndarray  # (n,) u64
+    roles: np.ndarray  # (n,) u8
+    places: np.ndarray  # (n,) of the texts in the file
+
+    def frame(self) -> pl.DataFrame:
+        """Return key, role and form of the entries."""
+        forms = read_parquet(self.path, ["form"])["form"]
+        return pl.DataFrame({"key": self.keys, "role": self.roles, "form": forms[self.places]})
+
+
+class _Grams(NamedTuple):
+    """The grams of the entries of a shard that are neither allowed nor too short, which are numbered from 0."""
+
+    kept: np.ndarray  # (n,) bool: which entries of the shard
+    allowed: int
+    left_out: int  # too short
+    keys: np.ndarray  # (kept,) u64
+    few: np.ndarray  # (kept,) bool
+    own: np.ndarray  # (kept,) u32: the number of CHAR_GRAMS
+    chars: np.ndarray  # u64: the CHAR_GRAMS of each entry, in order
+    seeds: pl.DataFrame  # text, gram
+    words: pl.DataFrame  # text, gram
+
+
+def write_index(folder: Path, sets: Iterable[pl.DataFrame], allowed: pl.Series, workers: Workers | None = None) -> dict[str, int]:
     """Index batches of EVALUATION texts; `allowed` are normalised forms that never count as contaminated. Return counts.
 
     In memory are some 70 bytes per text, the grams of short texts, and a range of the keys; other grams are in files.
+    The `workers`, by default this process, normalise texts and make grams.
     """
-    from curation.clean.overlap_kernels import grams_of  # loads the compiled loops
+    workers = workers or Here()
 
     # 1. texts-*.parquet, and the distinct forms: the entries
     keys, roles, starts = [], [], [0]
-    for shard, block in enumerate(block for batch in sets for block in batch.iter_slices(INDEXED_AT_A_TIME)):
-        made = block.with_columns(normalised(block["text"]).alias("form")).drop_nulls("form")
-        short = pl.lit((made["role"] != CORPUS) & ~pl.Series(measures_of(made["form"]).long))  # only these need names
-        asked = made.select(pl.when(short).then("text").otherwise(pl.lit("")))["text"]
-        made = made.with_columns(capitalised_words(asked)).select(TEXT_COLUMNS.names())
-        write_parquet(folder / f"texts-{shard:05d}.parquet", made)
-        keys.append(grams_of(made["form"], WHOLE, np.zeros(len(made), bool))[1].astype(np.uint64))
-        roles.append(made["role"].to_numpy())
-        starts.append(starts[-1] + len(made))
+    blocks = (block for batch in sets for block in batch.iter_slices(INDEXED_AT_A_TIME))
+    for some_keys, some_roles in in_order(workers, partial(_write_texts, folder), enumerate(blocks), folder):
+        keys.append(some_keys)
+        roles.append(some_roles)
+        starts.append(starts[-1] + len(some_keys))
     if not keys:
         return {"texts": 0, "entries": 0, "low_information": 0, "allowed": 0}
     entries = _entries(np.concatenate(keys), np.concatenate(roles))
@@ -143,11 +172,10 @@ def write_index(folder: Path, sets: Iterable[pl.DataFrame], allowed: pl.Series) 
 
     # 2. Words in more than 1 / COMMON_WORD of the short texts, other than corpus documents that no query needs
     short_texts, counts = 0, pl.DataFrame(schema={"word": pl.String, "len": pl.UInt32})
-    for _, frame in _entry_forms(folder, starts, entries, entries.roles != CORPUS):
-        forms = frame["form"].filter(pl.Series(~measures_of(frame["form"]).long))
-        short_texts += len(forms)
-        words = pl.DataFrame({"word": forms.str.split(" ").list.unique()}).explode("word", empty_as_null=False)
-        counts = pl.concat([counts, words.group_by("word").len()]).group_by("word").agg(pl.col("len").sum())
+    shards = _shards(folder, starts, entries, entries.roles != CORPUS)
+    for short, words in in_order(workers, _words_of, shards, folder):
+        short_texts += short
+        counts = pl.concat([counts, words]).group_by("word").agg(pl.col("len").sum())
     least = short_texts / COMMON_WORD if short_texts >= COMMON_FROM else float("inf")
     common = counts.filter(pl.col("len") > least)["word"]
 
@@ -166,22 +194,17 @@ def write_index(folder: Path, sets: Iterable[pl.DataFrame], allowed: pl.Series) 
             for name, values in arrays.items():
                 files[name].write(np.ascontiguousarray(values, ARRAY_TYPES.get(name, np.uint32)).data)
 
-        for numbers, frame in _entry_forms(folder, starts, entries, np.ones(len(kept), bool)):
-            allow, measures = frame["form"].is_in(allowed.implode()), measures_of(frame["form"])
-            single = pl.Series(measures.units < 2, dtype=pl.Boolean)
-            out = pl.Series(measures.tiny) & ((frame["role"] != QUERY) | single)  # never match, not even as a whole
-            allowances, left_out = allowances + int(allow.sum()), left_out + int((out & ~allow).sum())
-            stay = ~allow & ~out
-            kept[numbers[stay.to_numpy()]] = True
-            frame = frame.filter(stay)
-            few, found = _grams_of_entries(frame, common, count)
-            chars = found[CHAR_GRAMS].sort("text", "gram")
-            own.append(np.bincount(chars["text"].to_numpy() - count, minlength=len(frame)).astype(np.uint32))
-            append(few=few, grams=chars["gram"].to_numpy())
-            seeds.append(found[SEED_GRAMS])
-            words_of.add(found[WORD_GRAMS]["text"].to_numpy(), found[WORD_GRAMS]["gram"].to_numpy())
-            whole.add(np.arange(count, count + len(frame), dtype=np.uint32), frame["key"].to_numpy())
-            count += len(frame)
+        shards = _shards(folder, starts, entries, np.ones(len(kept), bool))
+        done = 0  # entries of the shards before
+        for found in in_order(workers, partial(_grams_of, common, allowed), shards, folder):
+            kept[done : done + len(found.kept)] = found.kept
+            done, first = done + len(found.kept), np.uint32(count)
+            allowances, left_out, count = allowances + found.allowed, left_out + found.left_out, count + len(found.keys)
+            own.append(found.own)
+            append(few=found.few, grams=found.chars)
+            seeds.append(found.seeds.with_columns(pl.col("text") + pl.lit(first)))
+            words_of.add(found.words["text"].to_numpy() + first, found.words["gram"].to_numpy())
+            whole.add(np.arange(first, count, dtype=np.uint32), found.keys)
         if count:
             append(shard_starts=np.array(starts))
             counts_of_texts = np.diff(entries.begins)
@@ -190,6 +213,47 @@ def write_index(folder: Path, sets: Iterable[pl.DataFrame], allowed: pl.Series) 
             del entries
             _append_index(append, np.concatenate(own), pl.concat(seeds), words_of, whole)
     return {"texts": starts[-1], "entries": count, "low_information": left_out, "allowed": allowances}
+
+
+def _write_texts(folder: Path, numbered: tuple[int, pl.DataFrame]) -> tuple[np.ndarray, np.ndarray]:
+    """Write a block of texts to its file; return the keys of their forms, (n,) u64, and their roles, (n,) u8."""
+    from curation.clean.overlap_kernels import grams_of  # loads the compiled loops
+
+    shard, block = numbered
+    made = block.with_columns(normalised(block["text"]).alias("form")).drop_nulls("form")
+    short = pl.lit((made["role"] != CORPUS) & ~pl.Series(measures_of(made["form"]).long))  # only these need names
+    asked = made.select(pl.when(short).then("text").otherwise(pl.lit("")))["text"]
+    made = made.with_columns(capitalised_words(asked)).select(TEXT_COLUMNS.names())
+    write_parquet(_texts_file(folder, shard), made)
+    keys = grams_of(made["form"], WHOLE, np.zeros(len(made), bool))[1].astype(np.uint64)
+    return keys, made["role"].to_numpy()
+
+
+def _texts_file(folder: Path, shard: int) -> Path:
+    return folder / f"texts-{shard:05d}.parquet"
+
+
+def _words_of(shard: _Shard) -> tuple[int, pl.DataFrame]:
+    """Return the number of short texts of a shard, and in how many of them each word is."""
+    forms = shard.frame()["form"]
+    forms = forms.filter(pl.Series(~measures_of(forms).long))
+    words = pl.DataFrame({"word": forms.str.split(" ").list.unique()}).explode("word", empty_as_null=False)
+    return len(forms), words.group_by("word").len()
+
+
+def _grams_of(common: pl.Series, allowed: pl.Series, shard: _Shard) -> _Grams:
+    """Return the grams of the entries of a shard; `common` are words, `allowed` are forms that never count as contaminated."""
+    frame = shard.frame()
+    allow, measures = frame["form"].is_in(allowed.implode()), measures_of(frame["form"])
+    single = pl.Series(measures.units < 2, dtype=pl.Boolean)
+    out = ~allow & pl.Series(measures.tiny) & ((frame["role"] != QUERY) | single)  # never match, not even as a whole
+    kept = ~allow & ~out
+    frame = frame.filter(kept)
+    few, found = _grams_of_entries(frame, common)
+    chars = found[CHAR_GRAMS].sort("text", "gram")
+    own = np.bincount(chars["text"].to_numpy(), minlength=len(frame)).astype(np.uint32)
+    keys, grams = frame["key"].to_numpy(), chars["gram"].to_numpy()
+    return _Grams(kept.to_numpy(), int(allow.sum()), int(out.sum()), keys, few, own, grams, found[SEED_GRAMS], found[WORD_GRAMS])
 
 
 def _entries(keys: np.ndarray, roles: np.ndarray) -> _Entries:
@@ -206,25 +270,18 @@ def _entries(keys: np.ndarray, roles: np.ndarray) -> _Entries:
     return _Entries(keys[firsts[by_first]], lowest[by_first], firsts[by_first], begins, order[places])
 
 
-def _entry_forms(
-    folder: Path, starts: list[int], entries: _Entries, wanted: np.ndarray
-) -> Iterator[tuple[np.ndarray, pl.DataFrame]]:
-    """Yield the numbers of the `wanted` entries, (entries,) bool, and their key, role and form, shard by shard."""
+def _shards(folder: Path, starts: list[int], entries: _Entries, wanted: np.ndarray) -> Iterator[_Shard]:
+    """Yield the `wanted` entries, (entries,) bool, file by file."""
     bounds = np.searchsorted(entries.firsts, starts)
     for shard, (first, end) in enumerate(pairwise(bounds.tolist())):
         some = first + np.flatnonzero(wanted[first:end])
         if len(some):
-            forms = read_parquet(folder / f"texts-{shard:05d}.parquet", ["form"])["form"]
-            columns = {
-                "key": entries.keys[some],
-                "role": entries.roles[some],
-                "form": forms[entries.firsts[some] - starts[shard]],
-            }
-            yield some, pl.DataFrame(columns)
+            places = entries.firsts[some] - starts[shard]
+            yield _Shard(_texts_file(folder, shard), entries.keys[some], entries.roles[some], places)
 
 
-def _grams_of_entries(frame: pl.DataFrame, common: pl.Series, first: int) -> tuple[np.ndarray, dict[int, pl.DataFrame]]:
-    """Return which entries are shorter than FEW, and their grams by kind: text (u32, from `first` on) and gram, all distinct."""
+def _grams_of_entries(frame: pl.DataFrame, common: pl.Series) -> tuple[np.ndarray, dict[int, pl.DataFrame]]:
+    """Return which entries are shorter than FEW, and their grams by kind: text (u32, place of the entry) and gram, distinct."""
     from curation.clean.overlap_kernels import grams_of  # loads the compiled loops
 
     measures, corpus = measures_of(frame["form"]), (frame["role"] == CORPUS).to_numpy()
@@ -238,7 +295,7 @@ def _grams_of_entries(frame: pl.DataFrame, common: pl.Series, first: int) -> tup
         at = np.flatnonzero(of)
         text, gram = grams_of(frame["form"].gather(at), kind, measures.spaceless[at] == 1)
         some = (gram % SAMPLE == 0) | ~corpus[at][text]
-        pairs = pl.DataFrame({"text": (at[text[some]] + first).astype(np.uint32), "gram": gram[some]})
+        pairs = pl.DataFrame({"text": at[text[some]].astype(np.uint32), "gram": gram[some]})
         found[kind] = pairs.unique(maintain_order=True)
     return measures.units < np.asarray(FEW)[measures.spaceless], found
 

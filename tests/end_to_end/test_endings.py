@@ -267,11 +267,8 @@ def test_no_more_processes_are_started_than_fit(tmp_path, monkeypatch, gigabytes
     ("size", "workers", "threads"),
     [(1, 2, 2), (1, 16, 4), (5 << 26, 16, 5), (5 << 26, 3, 3), (90 << 26, 16, 16), (90 << 26, 2, 2), (5 << 26, 1, 1)],
 )
-def test_processes_work_on_a_source_that_is_worth_it(tmp_path, monkeypatch, size, workers, threads):
-    recipe = building.load_manifest(manifest(tmp_path, 1))
-    jobs = [building.job_of(recipe, source, tmp_path, tmp_path / "out", None) for source in recipe.sources]
-    monkeypatch.setattr(building, "_size_of", lambda job: size)
+def test_processes_work_on_a_source_that_is_worth_it(size, workers, threads):
     pool = Processes(workers) if workers > 1 else Here()
-    found = building._workers_for(jobs, building.Places(pool, workers, True, 4))
+    found = building._workers_for(size, building.Places(pool, workers, True, 4))
     assert (found.most if found is pool and workers > 1 else found.threads) == threads
     assert isinstance(found, Here) == (workers == 1 or (threads <= 4 and size < 90 << 26))

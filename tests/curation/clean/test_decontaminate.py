@@ -22,6 +22,7 @@ from curation.core.errors import BuildError, ManifestError, SourceError
 from curation.core.record import key_of
 from curation.core.tables import read_parquet, read_table
 from curation.core.text import normalised
+from curation.engine.local import Here, processes
 from curation.recipe.evaluation import Decontaminate
 from curation.shape.numbered import numbered, spelled
 from curation.share import verify
@@ -234,6 +235,23 @@ def test_matches_are_those_of_the_oracle_and_a_clean_build_has_none(tmp_path_fac
     rows = list(zip(*(made.tuples[name].to_list() for name in ("query", "positives", "negatives")), strict=True))
     assert len(taken(folder, *rows, mode="strict", corpus=made.corpus.to_list())[1]) == 0
     assert found.schema == CONTAMINATION
+
+
+def test_the_index_is_the_same_whoever_makes_it(tmp_path, monkeypatch):
+    words = [nonsense(seed) for seed in range(9)]
+    rows = [("t", str(at), at % 3, " ".join(words[(at * step) % 9] for step in range(1, 2 + at % 40))) for at in range(60)]
+    frame = pl.DataFrame(rows, EVAL_TEXTS, orient="row")
+    monkeypatch.setattr(overlap_index, "INDEXED_AT_A_TIME", 7)
+    allowed = pl.Series([words[1]], dtype=pl.String)
+    with processes(2, tmp_path) as several:
+        for name, workers in (("one", None), ("threads", Here(threads=3)), ("processes", several)):
+            (tmp_path / name).mkdir()
+            overlap_index.write_index(tmp_path / name, [frame, frame[:5]], allowed, workers)
+    for name in ("threads", "processes"):
+        made = {path.name for path in (tmp_path / name).iterdir()}
+        assert made == {path.name for path in (tmp_path / "one").iterdir()}
+        assert len(made) > 15
+        assert all((tmp_path / name / file).read_bytes() == (tmp_path / "one" / file).read_bytes() for file in made)
 
 
 def nonsense(seed: int) -> str:
