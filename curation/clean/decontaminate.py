@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from curation.clean.overlap_index import INDEX_RULES, INDEXED_AT_A_TIME, Index, read_index, read_texts, write_index
+from curation.clean.overlap_index import INDEX_RULES, INDEXED_AT_A_TIME, Index, leading_to, read_index, read_texts, write_index
 from curation.clean.overlap_texts import (
     CORPUS,
     DOCUMENT,
@@ -36,7 +36,7 @@ from curation.core.text import normalised
 from curation.core.texts import Texts
 from curation.engine.local import Here
 from curation.engine.parts import in_order
-from curation.engine.pool import Workers
+from curation.engine.pool import Workers, held
 from curation.read.paths import expand_path, refuse_special
 from curation.read.remote import pinned
 from curation.read.sources import fail_if_changed, file_states, input_digests
@@ -275,14 +275,13 @@ def contaminated(
     index, nothing = read_index(index_folder), pl.DataFrame(schema=MATCHES)
     if index is None:
         return nothing
-    function = partial(_looked_up, index, texts)
-    parts = list(in_order(workers or Here(), function, texts.portions(np.unique(numbers)), folder or index_folder))
+    workers, folder = workers or Here(), folder or index_folder
+    parts = list(in_order(workers, partial(_looked_up, index_folder, texts), texts.portions(np.unique(numbers)), folder))
     if not any(map(len, parts)):
         return nothing
     found = pl.concat(parts)
-    found = found.join(
-        _template_matches(index_folder, index, found, texts), on=["text", "entry"], how="anti", maintain_order="left"
-    )
+    templates = _template_matches(index_folder, index, found, texts, workers, folder)
+    found = found.join(templates, on=["text", "entry"], how="anti", maintain_order="left")
 
     # the texts of each entry, and of these for each task the best
     best, starts = [nothing], np.flatnonzero(np.append(True, np.diff(found["text"].to_numpy()) != 0)[: len(found)])
@@ -303,10 +302,12 @@ def contaminated(
     return pl.concat(best)
 
 
-def _looked_up(index: Index, texts: Texts, numbers: np.ndarray) -> pl.DataFrame:
+def _looked_up(index_folder: Path, texts: Texts, numbers: np.ndarray) -> pl.DataFrame:
     """Return which of the texts with these numbers, (n,) u32, match an entry: FOUND by the numbers of the texts."""
     from curation.clean.overlap_lookup import look_up  # loads the compiled loops
 
+    index = read_index(index_folder)
+    assert index
     found = look_up(index, texts.at(numbers))
     of_source = pl.Series("text", numbers[found["text"].to_numpy()], dtype=pl.UInt32)
     return found.with_columns(of_source).cast({"entry": pl.UInt32, "kind": pl.UInt8})
@@ -326,35 +327,44 @@ def _with_evidence(index_folder: Path, matches: pl.DataFrame, texts: Texts) -> p
     return matches.with_columns(*ids, rule, shown.str.slice(0, EVIDENCE_CHARS).alias("evidence"))
 
 
-def _template_matches(index_folder: Path, index: Index, found: pl.DataFrame, texts: Texts) -> pl.DataFrame:
-    """Return text, entry of the matches that are siblings, not copies; matches between the entries are evidence too."""
+def _texts_of(index_folder: Path, index: Index, entries: np.ndarray, columns: list[str]) -> pl.DataFrame:
+    """Return columns of the first text of each of some entries."""
+    return read_texts(index_folder, index, index.text_numbers[index.text_begins[entries]], columns)
+
+
+def _matching_entries(index_folder: Path, unsure: np.ndarray, some: np.ndarray) -> pl.DataFrame:
+    """Return left, right: entries, of `unsure` and of `some`, of which the second has enough grams of the first."""
     from curation.clean.overlap_lookup import look_up  # loads the compiled loops
 
+    index = read_index(index_folder)
+    assert index
+    made = (index_folder / "keys.u8").stat()
+    known = (str(index_folder), made.st_ino, made.st_mtime_ns, unsure.tobytes())
+    few = held("unsure entries", known, partial(leading_to, index, unsure))
+    near = look_up(few, _texts_of(index_folder, index, some, ["form"])["form"]).filter(pl.col("kind") > 0)
+    return near.select(pl.col("entry").cast(pl.UInt32).alias("left"), pl.Series("right", some[near["text"].to_numpy()]))
+
+
+def _template_matches(
+    index_folder: Path, index: Index, found: pl.DataFrame, texts: Texts, workers: Workers, folder: Path
+) -> pl.DataFrame:
+    """Return text, entry of the matches that are siblings, not copies; matches between the entries are evidence too."""
     unsure = found.filter(pl.col("kind") > 0).select("text", "entry")
     if not len(unsure):
         return unsure
-
-    def texts_of(entries: np.ndarray, columns: list[str]) -> pl.DataFrame:
-        return read_texts(index_folder, index, index.text_numbers[index.text_begins[entries]], columns)
-
-    entries, kin = found["entry"].unique().to_numpy(), []
-    for start in range(0, len(entries), INDEXED_AT_A_TIME):
-        some = entries[start : start + INDEXED_AT_A_TIME]
-        forms = texts_of(some, ["form"])["form"]
-        near = look_up(index, forms).filter(pl.col("kind") > 0).cast({"entry": pl.UInt32})
-        near = near.join(unsure, on="entry", how="semi", maintain_order="left")
-        kin.append(near.select(pl.Series("right", some[near["text"].to_numpy()]), pl.col("entry").alias("left")))
-
+    entries = np.unique(found["entry"].to_numpy())
+    portions = (entries[start : start + INDEXED_AT_A_TIME] for start in range(0, len(entries), INDEXED_AT_A_TIME))
+    matching = partial(_matching_entries, index_folder, np.unique(unsure["entry"].to_numpy()))
+    near = pl.concat(in_order(workers, matching, portions, folder))
     count = len(index.sizes)  # texts of the source are numbered after the entries
 
     def read(numbers: np.ndarray) -> tuple[pl.Series, pl.Series]:
         entry, own = numbers[numbers < count], numbers[numbers >= count] - count
-        there = texts_of(entry, ["form", "names"])
+        there = _texts_of(index_folder, index, entry, ["form", "names"])
         spelled = texts.at(own)
         forms = pl.concat([there["form"], normalised(spelled).fill_null("").alias("form")])
         return forms, pl.concat([there["names"], capitalised_words(spelled)])
 
-    near = pl.concat(kin)
     left = np.concatenate([unsure["entry"].to_numpy(), near["left"].to_numpy()])
     right = np.concatenate([unsure["text"].to_numpy().astype(np.int64) + count, near["right"].to_numpy()])
     return unsure.filter(pl.Series(siblings(left.astype(np.int64), right, read)[: len(unsure)]))

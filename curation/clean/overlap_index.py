@@ -310,10 +310,9 @@ def _append_index(append: Callable[..., None], own: np.ndarray, seeds: pl.DataFr
     append(needs=np.where((own > 0) & (np.bincount(seeds["text"].to_numpy(), minlength=len(own)) >= TWO_FROM), 2, 1))
 
     # the keys in order, some ranges at a time: they are hashes, so each range has about as many
-    log = max(6, (whole.count + len(seeds) + words.count).bit_length())
-    bits, counts, leads = np.zeros(1 << (log - 2), np.uint64), np.zeros((1 << (log - 1)) + 1, np.uint32), 0
-    one, low = np.uint64(1), np.uint64(63)
-    step = RANGES >> min(max(0, log - KEYS_AT_A_TIME.bit_length()), RANGES.bit_length() - 1)
+    most, leads = whole.count + len(seeds) + words.count, 0
+    known = _Filter(most)
+    step = RANGES >> min(max(0, most.bit_length() - KEYS_AT_A_TIME.bit_length()), RANGES.bit_length() - 1)
     for first in range(0, RANGES, step):
         some = words.read(first, first + step).sort("gram", maintain_order=True)
         runs = _run_starts(some["gram"].to_numpy())
@@ -327,13 +326,45 @@ def _append_index(append: Callable[..., None], own: np.ndarray, seeds: pl.DataFr
         keys = some["gram"].to_numpy()[runs]
         append(keys=keys, begins=leads + runs, entries=some["text"].to_numpy())
         leads += len(some)
-        word, bucket = keys >> np.uint64(66 - log), keys >> np.uint64(65 - log)
+        known.add(keys)
+    append(begins=np.array([leads]), sizes=sizes, bits=known.bits, firsts=known.firsts())
+
+
+class _Filter:
+    """`bits` and `firsts` of an index."""
+
+    def __init__(self, most: int) -> None:
+        """Take the largest number of keys."""
+        self.log = max(6, most.bit_length())
+        self.bits = np.zeros(1 << (self.log - 2), np.uint64)
+        self.counts = np.zeros((1 << (self.log - 1)) + 1, np.uint32)
+
+    def add(self, keys: np.ndarray) -> None:
+        """Add keys, (n,) u64, in order."""
+        one, low = np.uint64(1), np.uint64(63)
+        word, bucket = keys >> np.uint64(66 - self.log), keys >> np.uint64(65 - self.log)
         marks = (one << ((keys >> np.uint64(6)) & low)) | (one << ((keys >> np.uint64(12)) & low))
         runs = _run_starts(word)
-        bits[word[runs]] |= np.bitwise_or.reduceat(marks, runs) if len(runs) else marks
+        self.bits[word[runs]] |= np.bitwise_or.reduceat(marks, runs) if len(runs) else marks
         runs = _run_starts(bucket)
-        counts[bucket[runs] + one] += np.diff(np.append(runs, len(keys))).astype(np.uint32)
-    append(begins=np.array([leads]), sizes=sizes, bits=bits, firsts=np.cumsum(counts, dtype=np.uint32))
+        self.counts[bucket[runs] + one] += np.diff(np.append(runs, len(keys))).astype(np.uint32)
+
+    def firsts(self) -> np.ndarray:
+        """Return (2^n + 1,) u32, as of `Index`."""
+        return np.cumsum(self.counts, dtype=np.uint32)
+
+
+def leading_to(index: Index, entries: np.ndarray) -> Index:
+    """Return an index that leads to some entries alone, (n,) u32, which keep their numbers; the fewer, the faster it is."""
+    wanted = np.zeros(len(index.sizes), bool)
+    wanted[entries] = True
+    at = np.flatnonzero(wanted[index.entries]).astype(np.uint32)
+    key = np.searchsorted(index.begins, at, side="right") - 1
+    runs = _run_starts(key)
+    keys, begins = index.keys[key[runs]], np.append(runs, len(at)).astype(np.uint32)
+    known = _Filter(len(keys))
+    known.add(keys)
+    return index._replace(keys=keys, begins=begins, entries=index.entries[at], bits=known.bits, firsts=known.firsts())
 
 
 def _run_starts(values: np.ndarray) -> np.ndarray:

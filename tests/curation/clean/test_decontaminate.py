@@ -208,6 +208,10 @@ def test_matches_are_those_of_the_oracle_and_a_clean_build_has_none(tmp_path_fac
     index, series = overlap_index.read_index(folder / "decontaminate"), pl.Series(texts)
     fast = overlap_lookup.look_up(index, series) if index else None
     assert index is None or looked_up(index, series).equals(fast)
+    if index:
+        some = np.flatnonzero(data.draw(st.lists(st.booleans(), min_size=len(index.sizes), max_size=len(index.sizes))))
+        few = overlap_index.leading_to(index, some.astype(np.uint32))
+        assert overlap_lookup.look_up(few, series).equals(fast.filter(pl.col("entry").is_in(some)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(overlap_lookup, "BLOCK_BYTES", 50)
         assert index is None or overlap_lookup.look_up(index, series).equals(fast)
