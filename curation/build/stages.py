@@ -69,6 +69,7 @@ CARRIED = (  # `synthetic` where a model wrote the queries
 OVERLAP_COLUMNS = pl.Schema(
     {"source_a": pl.String(), "source_b": pl.String(), "equal": pl.UInt32(), "near": pl.UInt32(), "dropped": pl.UInt32()}
 )
+FORMS_AT_A_TIME = 1 << 22  # of all sources
 T = TypeVar("T")
 
 
@@ -430,14 +431,7 @@ def overlaps_depends(jobs: list[Job]) -> list[Any]:
 def count_overlaps(jobs: list[Job], folder: Path, progress: Progress, workers: Workers) -> Receipt:
     """Write OVERLAP_COLUMNS: each two sources that share equal texts or near-duplicates, in the order of the manifest."""
     build, names, pair = jobs[0].build, [job.source.name for job in jobs], ["source_a", "source_b"]
-    tables = [
-        read_parquet(build / "cleaned" / name / "forms.parquet").with_columns(pl.lit(at, pl.UInt16).alias("at"))
-        for at, name in enumerate(names)
-    ]
-    both = pl.concat(tables)
-    both = both.filter(pl.len().over("form") > 1)
-    met = both.join(both, on="form", suffix="_b").filter(pl.col("at") < pl.col("at_b"))
-    counts = met.group_by("at", "at_b").agg(pl.len().alias("equal"))
+    counts = _equal_forms([read_parquet(build / "cleaned" / name / "forms.parquet")["form"].to_numpy() for name in names])
     named = (pl.Series(name, names, dtype=pl.String).gather(counts[at]) for name, at in zip(pair, ("at", "at_b"), strict=True))
     found = pl.DataFrame([*named, counts["equal"]])
     if jobs[0].dedup is not None and jobs[0].dedup.across:
@@ -454,6 +448,21 @@ def count_overlaps(jobs: list[Job], folder: Path, progress: Progress, workers: W
     found = found.sort([pl.col(name).replace_strict(order, return_dtype=pl.Int64) for name in pair])
     write_parquet(folder / "overlaps.parquet", found.select(list(OVERLAP_COLUMNS)).cast(OVERLAP_COLUMNS))
     return {"sources": names}
+
+
+def _equal_forms(forms: list[np.ndarray]) -> pl.DataFrame:
+    """Return at, at_b, equal: how many forms each two sources share. Those of a source are distinct and in order, (n,) u64."""
+    parts = 1 + sum(map(len, forms)) // FORMS_AT_A_TIME
+    limits = np.array([2**64 // parts * part for part in range(1, parts)], np.uint64)
+    cut = [np.split(one, np.searchsorted(one, limits)) for one in forms]
+    counts = [pl.DataFrame(schema={"at": pl.UInt16, "at_b": pl.UInt16, "equal": pl.UInt32})]
+    for part in range(parts):
+        tables = [pl.DataFrame({"form": one[part]}).with_columns(at=pl.lit(at, pl.UInt16)) for at, one in enumerate(cut)]
+        both = pl.concat(tables)
+        both = both.filter(both["form"].is_duplicated())
+        met = both.join(both, on="form", suffix="_b").filter(pl.col("at") < pl.col("at_b"))
+        counts.append(met.group_by("at", "at_b").agg(pl.len().alias("equal")))
+    return pl.concat(counts).group_by("at", "at_b").agg(pl.col("equal").sum())
 
 
 # ---- the table; stages run in this order ----

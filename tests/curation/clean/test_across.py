@@ -6,11 +6,15 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_near import form_of, true_jaccard
 
+from curation.build import stages
 from curation.build.build import build
 from curation.clean import pairs as pairs_module
 from curation.clean import signatures
@@ -189,3 +193,14 @@ def test_a_source_that_others_hold_already_is_refused_with_an_example(tmp_path):
     assert said.startswith("source 'b': 100.0% of its ")
     assert "tuples are near-duplicates, and 'max_loss_per_source' allows 90.0%; for example b/0 'w" in said
     assert said.endswith("of source 'a'")
+
+
+@settings(max_examples=30, deadline=None)
+@given(sources=st.lists(st.sets(st.integers(0, 40)), min_size=2, max_size=4), size=st.sampled_from([1, 7, 1 << 22]))
+def test_sources_share_what_both_have_however_many_forms_are_compared_at_a_time(sources, size):
+    spread = 2**64 // 41
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "FORMS_AT_A_TIME", size)
+        found = stages._equal_forms([np.array(sorted(one), np.uint64) * np.uint64(spread) for one in sources])
+    both = {(a, b): len(sources[a] & sources[b]) for a in range(len(sources)) for b in range(a + 1, len(sources))}
+    assert {(a, b): equal for a, b, equal in found.rows()} == {pair: count for pair, count in both.items() if count}
