@@ -395,10 +395,11 @@ def gather(settings: Decontaminate | None, build: Path, sources: list[str]) -> d
     )
     tasks: dict[str, dict[str, dict[str, int]]] = {}
     asked = ["task", "source", "field"]
-    counts = pl.concat([pl.DataFrame(schema=CONTAMINATION).select(asked), *(read_parquet(stage, asked) for stage in there)])
-    for task, source, field, count in (
-        counts.group_by("task", "source", "field", maintain_order=True).len().sort("task", maintain_order=True).iter_rows()
-    ):
+    counts = [pl.DataFrame(schema=CONTAMINATION).select(asked).with_columns(len=pl.lit(0, pl.UInt32))]
+    for stage in there:
+        counts += [block.group_by(asked, maintain_order=True).len() for block in read_groups(stage, asked)]
+    total = pl.concat(counts).group_by(asked, maintain_order=True).agg(pl.col("len").sum())
+    for task, source, field, count in total.sort("task", maintain_order=True).iter_rows():
         row = tasks.setdefault(task, {}).setdefault(source, dict.fromkeys(("query", "positive", "negative", "corpus"), 0))
         row[field] = count
     return {"mode": settings.mode, "tasks": tasks}

@@ -221,8 +221,13 @@ def chosen_rows(folder: Path, name: str, chosen: np.ndarray, columns: list[str] 
     Raises:
         BuildError: the table does not exist.
     """
+    return chosen_of(table_files(folder, name), chosen, columns)
+
+
+def chosen_of(paths: list[Path], chosen: np.ndarray, columns: list[str] | None = None) -> Iterator[pl.DataFrame]:
+    """Yield those rows of parquet files that are `chosen`; see `chosen_rows`."""
     start = 0
-    for path in table_files(folder, name):
+    for path in paths:
         with pq.ParquetFile(path) as file:
             for group in range(file.num_row_groups):
                 some = chosen[start : start + file.metadata.row_group(group).num_rows]

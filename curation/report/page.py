@@ -21,7 +21,7 @@ from curation.core.errors import listed
 from curation.core.escape import as_html, visible
 from curation.core.record import ORIGINS
 from curation.core.store import atomic, check_files, digest_of, file_digest, is_sealed_page, read_receipt, sealed_page, versions
-from curation.core.tables import read_frames, read_parquet, read_table
+from curation.core.tables import chosen_of, read_frames, read_groups, read_parquet, read_table
 from curation.read.outside import hide_local_paths
 from curation.recipe.licenses import claim
 from curation.recipe.manifest import load_manifest
@@ -270,10 +270,19 @@ def _contamination(folder: Path, summary: Receipt, names: list[str]) -> dict[str
         for source, counted in by_source.items()
         if source in names
     ]
-    path, samples = folder / "contamination.parquet", []
-    found = read_parquet(path).filter(pl.col("source").is_in(names)) if path.exists() else pl.DataFrame({"task": []})
-    for (task,), rows in found.group_by("task", maintain_order=True):
-        samples += rows[sampled(summary["seed"], f"contamination/{task}", len(rows), CONTAMINATION_SAMPLES)].to_dicts()
+    path, places, start = folder / "contamination.parquet", dict[str, list[np.ndarray]](), 0
+    for some in read_groups(path, ["task", "source"]) if path.exists() else ():
+        ours = some.with_row_index("place", start).filter(pl.col("source").is_in(names))
+        for (task,), rows in ours.group_by("task", maintain_order=True):
+            places.setdefault(str(task), []).append(rows["place"].to_numpy())
+        start += len(some)
+    chosen, samples = np.zeros(start, bool), []
+    for task, parts in places.items():
+        every = np.concatenate(parts)
+        chosen[every[sampled(summary["seed"], f"contamination/{task}", len(every), CONTAMINATION_SAMPLES)]] = True
+    if places:
+        found = pl.concat(chosen_of([path], chosen))
+        samples = [row for task in places for row in found.filter(pl.col("task") == task).to_dicts()]
     return {"mode": about["mode"], "lines": lines, "samples": samples}
 
 
