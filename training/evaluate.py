@@ -209,7 +209,8 @@ def compared(each: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, dict[str
 def resampled_means(each: np.ndarray, name: str) -> np.ndarray:
     """Return the means (m, RESAMPLES) of m rows of values (m, n) over n queries drawn with replacement.
 
-    The draws depend on SEED, the set's name and n alone.
+    The draws depend on SEED, the set's name and n alone. Each row is multiplied by itself, so that the last bits of its means
+    do not depend on the others.
     """
     n, found = each.shape[1], []
     step = max(1, DRAWS_AT_ONCE // n)
@@ -217,7 +218,8 @@ def resampled_means(each: np.ndarray, name: str) -> np.ndarray:
         many = min(step, RESAMPLES - first)
         drawn = draws(SEED, f"{name}/bootstrap", np.arange(first * n, (first + many) * n)) % np.uint64(n)
         cells = drawn.astype(np.int64) + np.repeat(np.arange(many) * n, n)
-        found.append(each @ np.bincount(cells, minlength=many * n).reshape(many, n).T / n)
+        times = np.bincount(cells, minlength=many * n).reshape(many, n).T.astype(np.float64)
+        found.append(np.stack([row @ times for row in each]) / n)
     return np.concatenate(found, axis=1)
 
 

@@ -140,7 +140,7 @@ def test_same_bytes_whatever_the_number_of_threads(tmp_path, monkeypatch):
     monkeypatch.setattr(Processes, "run", lambda self, *given: sent.append(given[0].func) or Pool.run(self, *given))
     build(recipe, tmp_path / "processes", workers=2)
     assert contents(tmp_path / "processes") == contents(tmp_path / "groups")
-    assert sent == [_work_on] * 7  # shape, hold out, sketch, bands, pairs, look up, write
+    assert sent == [_work_on] * 10  # shape, hold out, sketch, bands, pairs, index (3), look up, write
     assert not list(tmp_path.rglob("*.tmp"))
 
 

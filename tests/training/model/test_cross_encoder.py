@@ -35,7 +35,7 @@ def test_bfloat16_is_near(tmp_path):
     exact, near = (
         load_cross_encoder(folder, device="cpu", dtype=dtype).scores(QUERIES, PASSAGES) for dtype in ("float32", "bfloat16")
     )
-    assert 0 < np.abs(exact - near).max() < 0.03
+    assert 0 < np.abs(exact - near).max() < 0.05
     assert near.dtype == np.float32
 
 
