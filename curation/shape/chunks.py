@@ -72,12 +72,6 @@ def own_documents(source: Source, rows: pl.DataFrame, tuples: pl.DataFrame) -> p
     return asked.group_by("key", maintain_order=True).agg(pl.col("documents").unique(maintain_order=True))
 
 
-def united_documents(parts: list[pl.DataFrame]) -> pl.DataFrame:
-    """Return OWN_DOCUMENTS from `own_documents` of all parts of a source."""
-    lists = pl.concat(parts).group_by("key", maintain_order=True).agg(pl.col("documents").explode(empty_as_null=False))
-    return lists.with_columns(pl.col("documents").list.unique(maintain_order=True))
-
-
 def chunks_of_documents(source: Source, named: pl.Series, documents: pl.DataFrame) -> pl.DataFrame:
     """Return DOCUMENTS.
 

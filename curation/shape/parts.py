@@ -31,12 +31,12 @@ from curation.read.rows import Lost, Rows, compact
 from curation.recipe.job import Job
 from curation.recipe.source import Filters, Source, shape_of
 from curation.shape import filters
-from curation.shape.chunks import OWN_DOCUMENTS, united_documents
+from curation.shape.chunks import OWN_DOCUMENTS
 from curation.shape.columns import Tuples, check_rows, place_of, reason_counts, unpacked, unread_rows
 from curation.shape.holdout import held_out
 from curation.shape.merge import Merged
 from curation.shape.numbered import LISTS, NUMBERED, flat, numbered, renumbered, spelled, with_own_texts
-from curation.shape.scores import ANSWERS, united_answers, united_scores
+from curation.shape.scores import ANSWERS, united_lists, united_scores
 from curation.shape.shapes import TOGETHER
 
 PORTION = 1 << 24  # bytes of rows shaped at a time
@@ -190,9 +190,9 @@ def write_tuples(job: Job, parts: Iterator[Filtered], folder: Path, threads: int
     write_parquet(folder / "heldout_numbers.parquet", numbers)
     write_parquet(folder / "heldout.parquet", spelled(numbers, texts))
     if total.answers:
-        write_parquet(folder / ANSWERS, united_answers(total.answers))
+        write_parquet(folder / ANSWERS, united_lists(total.answers, "answers"))
     if total.documents:
-        write_parquet(folder / OWN_DOCUMENTS, united_documents(total.documents))
+        write_parquet(folder / OWN_DOCUMENTS, united_lists(total.documents, "documents"))
     if total.scores:
         write_parquet(folder / "scores.parquet", united_scores(total.scores))
     corpus = np.concatenate([np.zeros(0, np.uint32), *total.corpus])

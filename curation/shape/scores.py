@@ -165,7 +165,7 @@ def answers_of(source: Source, rows: pl.DataFrame, tuples: pl.DataFrame) -> pl.D
     return both.select("key", "answers")
 
 
-def united_answers(parts: list[pl.DataFrame]) -> pl.DataFrame:
-    """Return the distinct answers to each query, of all parts of a source."""
-    lists = pl.concat(parts).group_by("key", maintain_order=True).agg(pl.col("answers").explode(empty_as_null=False))
-    return lists.with_columns(pl.col("answers").list.unique(maintain_order=True))
+def united_lists(parts: list[pl.DataFrame], name: str) -> pl.DataFrame:
+    """Return `key` (of a query) and the distinct values of its lists in the column `name`, of all parts of a source."""
+    lists = pl.concat(parts).group_by("key", maintain_order=True).agg(pl.col(name).explode(empty_as_null=False))
+    return lists.with_columns(pl.col(name).list.unique(maintain_order=True))
